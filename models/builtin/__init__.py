@@ -1,0 +1,1 @@
+"""The bundles that ship, each trained by `resnet-serve train`."""

@@ -1,0 +1,248 @@
+"""The bundle: weights and all that is needed to serve them, in one `.safetensors` file.
+
+The file's header carries one metadata entry, `resnet-serve`: a JSON object with the fields of
+`Bundle` and a SHA-256 over them and the tensors. Reading one never executes code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from models import labels, variants
+from models.preprocess import InputSpec
+from models.resnet import Architecture, ResNet, on_meta
+
+FORMAT = 1
+METADATA_KEY = "resnet-serve"
+
+
+class BundleError(ValueError):
+    """A file is no bundle, or not a whole one; the message is one line that says why."""
+
+
+class WeightsMismatch(BundleError):
+    """Weights do not fit their architecture; `difference` has a -/+ line for each tensor."""
+
+    def __init__(self, message: str, difference: list[str]) -> None:
+        super().__init__(message)
+        self.difference = difference
+
+
+@dataclass(kw_only=True)
+class Bundle:
+    """Weights and what they mean.
+
+    `name`: what a service calls the model.
+    `variant`: the named network that `architecture` modifies, or None.
+    `labels`: class names; as many as the architecture has classes.
+    `tensors`: the network's state dict.
+    `provenance`: where the weights come from: at least `source`.
+    `metrics`: measured figures, for instance `{"cifar10-test": {"top1": 0.91, "images": 10000}}`.
+    """
+
+    name: str
+    architecture: Architecture
+    input: InputSpec
+    labels: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    variant: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.labels = tuple(self.labels)
+        if len(self.labels) != self.architecture.num_classes:
+            raise BundleError(
+                f"{len(self.labels)} labels do not fit {self.architecture.num_classes} classes"
+            )
+        if self.architecture.in_channels != 3:
+            raise BundleError(
+                f"in_channels must be 3 (RGB images), not {self.architecture.in_channels}"
+            )
+
+    def network(self) -> ResNet:
+        """The network with these weights, in evaluation mode; it shares their memory.
+
+        Raises:
+            WeightsMismatch: a tensor is missing, unexpected or of another shape.
+        """
+        network = on_meta(self.architecture)
+        check_fit(network, self.tensors, self.variant or "its architecture")
+        network.load_state_dict(self.tensors, assign=True)
+        return network.eval()
+
+    def description(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON can hold it."""
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
+        described["architecture"] = asdict(self.architecture)
+        described["input"] = asdict(self.input)
+        return described
+
+
+def from_network(network: ResNet, **described: Any) -> Bundle:
+    """A bundle of a network's present weights; `described` are the other fields of `Bundle`.
+
+    Raises:
+        BundleError: the network has blocks or a head of its own, which data cannot describe.
+    """
+    architecture = network.architecture
+    if network.custom:
+        raise BundleError("a network with blocks of its own cannot be described by a bundle")
+    tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+    check_fit(on_meta(architecture), tensors, "its architecture")
+    variant = variants.find(architecture)
+    return Bundle(
+        architecture=architecture,
+        tensors=tensors,
+        variant=variant.name if variant else None,
+        **described,
+    )
+
+
+def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
+    """Random weights, the same on every machine, for benchmarks and smoke tests."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ResNet(architecture)
+    return from_network(
+        network,
+        name=name,
+        input=spec,
+        labels=labels.default(architecture.num_classes),
+        provenance={"source": "random initialisation, untrained"},
+    )
+
+
+def load(path: str | os.PathLike[str]) -> ResNet:
+    """The network in a bundle, in evaluation mode.
+
+    Raises:
+        BundleError: see `read`.
+    """
+    return read(path).network()
+
+
+def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raises `WeightsMismatch` unless names and shapes are exactly the network's."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    sides = (("-", expected), ("+", found))
+    lines: list[str] = []
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            lines += [f"{sign} {name} {list(side[name])}" for sign, side in sides if name in side]
+    if lines:
+        count = len({line.split()[1] for line in lines})
+        raise WeightsMismatch(
+            f"weights do not fit {what}: {count} tensors differ, first {'; '.join(lines[:2])} "
+            "(- expected, + found)",
+            lines,
+        )
+
+
+def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
+    """Writes the file whole or not at all."""
+    # A bundle that could not be read back must not be written.
+    check_fit(on_meta(bundle.architecture), bundle.tensors, "its architecture")
+    description = {"format": FORMAT, **bundle.description()}
+    description["checksum"] = _checksum(description, bundle.tensors)
+    metadata = {METADATA_KEY: json.dumps(description, ensure_ascii=False)}
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        tensors = {name: value.cpu().contiguous() for name, value in bundle.tensors.items()}
+        safetensors.torch.save_file(tensors, part, metadata)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str]) -> Bundle:
+    """The bundle in a file, checked: whole, untampered, and its weights fit its architecture.
+
+    Raises:
+        BundleError: with one line that names the file and what is wrong.
+    """
+    path = Path(path)
+    try:
+        return _read(path)
+    except WeightsMismatch as error:
+        raise WeightsMismatch(f"{path}: {error}", error.difference) from None
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> Bundle:
+    _refuse_other_formats(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"not a whole safetensors file ({error})") from None
+    if METADATA_KEY not in metadata:
+        raise BundleError(
+            "safetensors, but no resnet-serve bundle; "
+            "`resnet-serve convert --from FORMAT SRC DST` makes one"
+        )
+    try:
+        description = json.loads(metadata[METADATA_KEY])
+        checksum = description.pop("checksum")
+        version = description["format"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BundleError("its resnet-serve metadata is damaged") from None
+    if version != FORMAT:
+        raise BundleError(f"bundle format {version}; this version reads format {FORMAT}")
+    if checksum != _checksum(description, tensors):
+        raise BundleError("its checksum does not match: the file was changed or damaged")
+    del description["format"]
+    try:
+        description["architecture"] = Architecture(**description["architecture"])
+        description["input"] = InputSpec(**description["input"])
+        bundle = Bundle(tensors=tensors, **description)
+        if bundle.variant is not None:
+            variants.variant(bundle.variant)
+    except (TypeError, KeyError) as error:
+        raise BundleError(f"its resnet-serve metadata is incomplete ({error})") from None
+    check_fit(on_meta(bundle.architecture), tensors, bundle.variant or "its architecture")
+    return bundle
+
+
+def _refuse_other_formats(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(9)
+    # Zip archives and pickles are PyTorch checkpoints: reading those could run code.
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise BundleError(
+            "a PyTorch checkpoint (pickle), not a bundle; "
+            "`resnet-serve convert --from FORMAT SRC DST` makes one from it"
+        )
+    if len(start) < 9 or start[8:] != b"{":
+        raise BundleError("not a safetensors file")
+    (header,) = struct.unpack("<Q", start[:8])
+    if 8 + header > path.stat().st_size:
+        raise BundleError("truncated: the file ends inside its header")
+
+
+def _checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the description and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

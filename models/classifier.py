@@ -1,0 +1,46 @@
+"""From pixels to probabilities on the device: normalisation, network, softmax."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.preprocess import InputSpec
+from models.resnet import ResNet
+
+
+class Normalise(nn.Module):
+    """Float32 [N, 3, H, W] in channels-last memory, from uint8 [N, H, W, 3]."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        super().__init__()
+        mean, std = np.array(spec.mean, dtype=np.float64), np.array(spec.std, dtype=np.float64)
+        # (x / 255 - mean) / std, as one multiplication and one addition.
+        self.scale = nn.Buffer(torch.tensor(1 / (255 * std), dtype=torch.float32))
+        self.shift = nn.Buffer(torch.tensor(-mean / std, dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalised = torch.addcmul(self.shift, images.to(torch.float32), self.scale)
+        return normalised.permute(0, 3, 1, 2)
+
+
+class Classifier(nn.Module):
+    """Float32 probabilities [N, K] from uint8 [N, H, W, 3] on the network's device.
+
+    The one forward that evaluation and serving share. Normalisation, head and softmax run in
+    float32 whatever precision the caller's autocast gives the rest: 8 bits of mantissa would
+    tie the classes of a close decision.
+    """
+
+    def __init__(self, network: ResNet, spec: InputSpec) -> None:
+        super().__init__()
+        self.normalise = Normalise(spec)
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.network.features(self.normalise(images))
+        with torch.autocast(images.device.type, enabled=False):
+            return cast("Tensor", self.network.head(features.float())).softmax(1)

@@ -1,0 +1,74 @@
+"""Weights of other ecosystems, in and out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from models import labels as label_files
+from models import variants
+from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
+from models.interchange import cifar
+from models.interchange.source import Source
+from models.preprocess import RGB
+from models.resnet import on_meta
+
+FORMATS: dict[str, Callable[[Path], Source]] = {
+    "cifar": cifar.read,
+}
+
+
+def convert(
+    format: str,
+    path: Path,
+    *,
+    name: str | None = None,
+    variant: str | None = None,
+    mean: RGB | None = None,
+    std: RGB | None = None,
+    labels: str | None = None,
+) -> Bundle:
+    """A bundle of the weights in a file of another ecosystem.
+
+    `format` is a key of `FORMATS`. `mean` and `std` override what the file's layout fixes, and
+    are needed where it fixes nothing; `labels` is as for `models.labels.read`; `variant` is only
+    checked: names and shapes determine it.
+
+    Raises:
+        BundleError: the file is something else, or leaves something open; one line says what.
+        WeightsMismatch: tensors are missing or superfluous.
+    """
+    if format not in FORMATS:
+        raise BundleError(f"no format is called {format!r}; one of {', '.join(FORMATS)}")
+    source = FORMATS[format](path)
+    found = variants.find(source.architecture)
+    if variant is not None and (found is None or variants.variant(variant).name != found.name):
+        actual = found.name if found else "a network that has no name"
+        raise BundleError(f"{path}: holds {actual}, not {variant}")
+    try:
+        check_fit(on_meta(source.architecture), source.tensors, found.name if found else "a ResNet")
+    except WeightsMismatch as error:
+        raise WeightsMismatch(f"{path}: {error}", error.difference) from None
+    mean, std = mean or source.mean, std or source.std
+    if mean is None or std is None:
+        raise BundleError(
+            f"{path}: its layout ({source.layout}) does not say how images were normalised; "
+            "give --mean r,g,b and --std r,g,b"
+        )
+    classes = source.architecture.num_classes
+    return Bundle(
+        name=name or path.name.partition(".")[0],
+        variant=found.name if found else None,
+        architecture=source.architecture,
+        input=replace(source.spec, mean=mean, std=std),
+        labels=label_files.read(labels) if labels else label_files.default(classes),
+        tensors=source.tensors,
+        provenance={
+            "source": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "format": format,
+            "layout": source.layout,
+        },
+    )

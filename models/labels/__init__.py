@@ -1,0 +1,38 @@
+"""Class names, one per line and in the order of the network's outputs."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+NAMES = ("cifar10", "cifar100", "imagenet1k")
+
+
+def read(source: str) -> tuple[str, ...]:
+    """Labels by name ("cifar10", "cifar100", "imagenet1k") or from a text file, one per line.
+
+    Raises:
+        ValueError: neither such a name nor a readable file, or a label is empty.
+    """
+    if source in NAMES:
+        text = resources.files(__name__).joinpath(f"{source}.txt").read_text("utf-8")
+    else:
+        try:
+            text = Path(source).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            choices = ", ".join(NAMES)
+            raise ValueError(
+                f"labels {source!r} are neither {choices} nor a file: {error}"
+            ) from None
+    labels = tuple(line.strip() for line in text.splitlines())
+    if not labels or not all(labels):
+        raise ValueError(f"labels {source!r} have an empty line or none at all")
+    return labels
+
+
+def default(num_classes: int) -> tuple[str, ...]:
+    """The labels that a data set of that many classes usually means, else "class 0" and so on."""
+    known = {10: "cifar10", 100: "cifar100", 1000: "imagenet1k"}
+    if num_classes in known:
+        return read(known[num_classes])
+    return tuple(f"class {index}" for index in range(num_classes))

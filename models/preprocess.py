@@ -1,0 +1,85 @@
+"""What weights expect of an image, and how it is resized and cropped on the CPU.
+
+No torch here: processes that only decode import this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Crop = Literal["center"]
+RGB = tuple[float, float, float]
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """How weights want their images; it belongs to the weights, not to the architecture.
+
+    `size`: height and width in pixels of what the network sees.
+    `resize`: pixels that the image's shorter side is resized to before cropping `size`.
+    `mean`, `std`: per channel in RGB order, of values scaled to [0, 1].
+
+    Raises:
+        ValueError: a value is impossible; the message names the field.
+    """
+
+    size: int
+    resize: int
+    crop: Crop = "center"
+    interpolation: Interpolation = "bilinear"
+    mean: RGB
+    std: RGB
+
+    def __post_init__(self) -> None:
+        for name in ("size", "resize"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if self.resize < self.size:
+            raise ValueError(f"resize must be at least size ({self.size}), not {self.resize}")
+        for name, choices in (("crop", get_args(Crop)), ("interpolation", RESAMPLING)):
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(choices)
+                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            numbers = tuple(values) if isinstance(values, list | tuple) else ()
+            if len(numbers) != 3 or not all(type(v) in (int, float) for v in numbers):
+                raise ValueError(f"{name} must be three numbers (red, green, blue), not {values!r}")
+            object.__setattr__(self, name, tuple(map(float, numbers)))
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, not {self.std}")
+
+
+IMAGENET = InputSpec(size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CIFAR = InputSpec(size=32, resize=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+
+
+def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    """A new uint8 array [H, W, 3] of `spec.size`: shorter side resized, then the centre cropped.
+
+    The longer side is truncated and the crop's corner rounded as torchvision's
+    `Resize` and `CenterCrop` do. `image` must be RGB.
+    """
+    width, height = image.size
+    short = min(width, height)
+    if short != spec.resize:
+        width, height = (int(spec.resize * side / short) for side in (width, height))
+        image = image.resize((width, height), RESAMPLING[spec.interpolation])
+    if (width, height) != (spec.size, spec.size):
+        left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)
+        image = image.crop((left, top, left + spec.size, top + spec.size))
+    return np.array(image)

@@ -1,0 +1,1 @@
+"""Training and evaluation: data sets, augmentation, recipes and the loop."""

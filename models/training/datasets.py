@@ -1,0 +1,86 @@
+"""Labelled images as uint8 arrays, from folders or tar archives laid out `CLASS/FILE`."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from models.preprocess import InputSpec, resize_and_crop
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`images` uint8 [N, H, W, 3], `targets` int64 [N] into `classes`, and where they came from."""
+
+    images: NDArray[np.uint8]
+    targets: NDArray[np.int64]
+    classes: tuple[str, ...]
+    source: str
+
+    def relabelled(self, labels: Sequence[str]) -> Dataset:
+        """The same images with targets that index `labels`.
+
+        Raises:
+            ValueError: a class is none of `labels`.
+        """
+        index = {label: position for position, label in enumerate(labels)}
+        unknown = [label for label in self.classes if label not in index]
+        if unknown:
+            raise ValueError(f"{self.source}: class {unknown[0]!r} is no label of the model")
+        positions = np.array([index[label] for label in self.classes], dtype=np.int64)
+        return replace(self, targets=positions[self.targets], classes=tuple(labels))
+
+
+def read(
+    path: Path, spec: InputSpec, progress: Callable[[int], object] = lambda count: None
+) -> Dataset:
+    """Every image under `path`, resized and cropped by `spec`; classes in alphabetical order.
+
+    `path` is a folder or a tar archive (plain or compressed); an image's class is the name of
+    the folder it lies in. `progress` is called with the number of images read so far.
+
+    Raises:
+        ValueError: there are no images, or one cannot be read; the message names it.
+    """
+    found: list[tuple[str, NDArray[np.uint8]]] = []
+    for name, data in _files(path):
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                pixels = resize_and_crop(image.convert("RGB"), spec)
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{path}: {name} is no readable image ({error})") from None
+        found.append((PurePosixPath(name).parent.name, pixels))
+        progress(len(found))
+    if not found:
+        raise ValueError(f"{path}: no images in folders named by class")
+    classes = tuple(sorted({label for label, _ in found}))
+    index = {label: i for i, label in enumerate(classes)}
+    images = np.stack([pixels for _, pixels in found])
+    targets = np.array([index[label] for label, _ in found], dtype=np.int64)
+    return Dataset(images, targets, classes, path.name)
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.suffix.lower() in SUFFIXES:
+                yield file.relative_to(path).as_posix(), file.read_bytes()
+        return
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                suffix = PurePosixPath(member.name).suffix.lower()
+                content = archive.extractfile(member) if suffix in SUFFIXES else None
+                if content is not None:
+                    yield member.name, content.read()
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"{path}: neither a folder nor a tar archive ({error})") from None
