@@ -1,0 +1,47 @@
+"""The composition root: settings in, a whole application out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from service import problems
+from service.metrics import Metrics
+from service.middleware import Observe
+from service.pipeline import Pipeline
+from service.routes import router
+from service.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; its engines start with its lifespan, and load in the background.
+
+    Raises:
+        ConfigError: a model cannot be served.
+    """
+    metrics = Metrics()
+    pipeline = Pipeline(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        pipeline.start()
+        yield
+        pipeline.draining = pipeline.refusing = True
+        await anyio.to_thread.run_sync(pipeline.close, settings.shutdown_timeout_s)
+
+    app = FastAPI(
+        title="resnet-serve",
+        version=version("resnet-serve"),
+        summary="Classifies images with residual networks",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
+    problems.install(app)
+    app.include_router(router)
+    app.add_middleware(Observe, metrics=metrics, pipeline=pipeline)
+    return app

@@ -1,0 +1,175 @@
+"""The queue in front of a model's engines: bounded, with deadlines, emptied in batches by pull.
+
+The event loop admits and submits jobs; engine threads take batches and finish them. A job whose
+caller left, or whose deadline passed, gives its place back at once and is never computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from service.errors import QueueFull, ServiceError
+
+Payload = TypeVar("Payload")
+Result = TypeVar("Result")
+
+
+class Job(Generic[Payload, Result]):
+    """One image's way through: its future, and its clock in seconds of `time.perf_counter`.
+
+    `admitted` when it got its place, `started` when its batch was formed, `finished` when the
+    batch was computed. `cost` is what it occupies, in bytes.
+    """
+
+    __slots__ = ("admitted", "batch_size", "cost", "finished", "future", "payload", "started")
+
+    def __init__(self, future: asyncio.Future[Result], cost: int) -> None:
+        self.future = future
+        self.cost = cost
+        self.payload: Payload | None = None
+        self.admitted = time.perf_counter()
+        self.started = self.finished = 0.0
+        self.batch_size = 0
+
+
+class Batcher(Generic[Payload, Result]):
+    """At most `max_jobs` jobs of together `max_bytes` between admission and computation."""
+
+    def __init__(self, *, max_jobs: int, max_bytes: int, max_delay: float = 0.0) -> None:
+        self.max_jobs = max_jobs
+        self.max_bytes = max_bytes
+        self.max_delay = max_delay
+        self._changed = threading.Condition()
+        self._admitted: set[Job[Payload, Result]] = set()
+        self._waiting: dict[Job[Payload, Result], None] = {}  # in the order of their arrival
+        self._bytes = 0
+        self._closed = False
+        self._seconds_per_job = 0.0
+        self._last_finish = 0.0
+
+    @property
+    def depth(self) -> int:
+        """Jobs admitted and not yet computing."""
+        return len(self._admitted)
+
+    def retry_after(self) -> float:
+        """Seconds until the present queue is expected to have drained, from the measured rate."""
+        return max(1.0, math.ceil(self.depth * self._seconds_per_job))
+
+    def check(self, cost: int = 0) -> None:
+        """Raises `QueueFull` if a job of `cost` bytes would not be admitted now."""
+        if self.depth >= self.max_jobs or self._bytes + cost > self.max_bytes:
+            raise QueueFull(
+                f"the queue is full ({self.depth} images wait); retry after the given time",
+                self.retry_after(),
+            )
+
+    def admit(self, cost: int) -> Job[Payload, Result]:
+        """A place in the queue, which the job holds until it is computed or its future is done.
+
+        Raises:
+            QueueFull: there is none.
+        """
+        self.check(cost)
+        job: Job[Payload, Result] = Job(asyncio.get_running_loop().create_future(), cost)
+        with self._changed:
+            self._admitted.add(job)
+            self._bytes += cost
+        job.future.add_done_callback(lambda _: self._release(job))
+        return job
+
+    def submit(self, job: Job[Payload, Result], payload: Payload, cost: int) -> None:
+        """Hands over an admitted job's input, which now occupies `cost` bytes."""
+        with self._changed:
+            if job in self._admitted:
+                self._bytes += cost - job.cost
+                job.payload, job.cost = payload, cost
+                self._waiting[job] = None
+                self._changed.notify()
+
+    def _release(self, job: Job[Payload, Result]) -> None:
+        with self._changed:
+            self._remove(job)
+
+    def _remove(self, job: Job[Payload, Result]) -> None:
+        if job in self._admitted:
+            self._admitted.remove(job)
+            self._waiting.pop(job, None)
+            self._bytes -= job.cost
+
+    def next_batch(self, max_batch: int) -> list[Job[Payload, Result]]:
+        """Waits for work and takes up to `max_batch` jobs; empty once closed and drained.
+
+        Called by engine threads.
+        """
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return []
+                self._changed.wait()
+            self._fill(max_batch)
+            batch = [job for job, _ in zip(self._waiting, range(max_batch), strict=False)]
+            now = time.perf_counter()
+            for job in batch:
+                self._remove(job)
+                job.started, job.batch_size = now, len(batch)
+            if self._waiting:
+                self._changed.notify()
+            # With a delay, another thread may have taken everything meanwhile.
+            return batch or self.next_batch(max_batch)
+
+    def _fill(self, max_batch: int) -> None:
+        """Waits up to `max_delay` after the oldest job's arrival for a full batch."""
+        while self.max_delay and self._waiting and len(self._waiting) < max_batch:
+            if self._closed:
+                return
+            oldest = next(iter(self._waiting))
+            remaining = oldest.admitted + self.max_delay - time.perf_counter()
+            if remaining <= 0:
+                return
+            self._changed.wait(remaining)
+
+    def finish(self, batch: Sequence[Job[Payload, Result]], results: Sequence[Result]) -> None:
+        """Delivers a batch's results; called by engine threads."""
+        now = time.perf_counter()
+        # While the engine is busy, batches follow each other; else the idle time does not count.
+        since = max(self._last_finish, batch[0].started)
+        measured = (now - since) / len(batch)
+        previous = self._seconds_per_job or measured
+        self._seconds_per_job = 0.8 * previous + 0.2 * measured
+        self._last_finish = now
+
+        def deliver() -> None:
+            for job, result in zip(batch, results, strict=True):
+                job.finished = now
+                if not job.future.done():
+                    job.future.set_result(result)
+
+        self._on_loop(batch, deliver)
+
+    def fail(self, batch: Sequence[Job[Payload, Result]], error: ServiceError) -> None:
+        """Fails every job of a batch with `error`; called by engine threads."""
+
+        def deliver() -> None:
+            for job in batch:
+                if not job.future.done():
+                    job.future.set_exception(error)
+
+        self._on_loop(batch, deliver)
+
+    @staticmethod
+    def _on_loop(batch: Sequence[Job[Payload, Result]], deliver: object) -> None:
+        loop = batch[0].future.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(deliver)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Lets the engine threads finish what waits, and then end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

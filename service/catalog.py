@@ -1,0 +1,81 @@
+"""From a SPEC to a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from models import bundle, variants
+from models.bundle import Bundle
+from models.preprocess import CIFAR, IMAGENET
+from models.resnet import Architecture
+from service.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """`source` names where the weights lie; `sha256` is the file's, None where there is none."""
+
+    bundle: Bundle
+    source: str
+    sha256: str | None
+
+
+def builtins() -> list[str]:
+    """The names after `builtin:`."""
+    files = resources.files("models.builtin").iterdir()
+    return sorted(f.name.removesuffix(".safetensors") for f in files if "safetensors" in f.name)
+
+
+def load(spec: str, architecture: dict[str, Any] | None = None) -> Loaded:
+    """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, or a file's path.
+
+    `architecture` overrides fields of a random network's, or gives all of one that has no name
+    (`random:`).
+
+    Raises:
+        ConfigError: one line that names the spec and what is wrong with it.
+    """
+    kind, colon, rest = spec.partition(":")
+    try:
+        if kind == "random" and colon:
+            return Loaded(_untrained(rest, architecture or {}), spec, None)
+        if architecture:
+            raise ConfigError("architecture: only random networks take one; a bundle has its own")
+        if kind == "builtin" and colon:
+            if rest not in builtins():
+                raise ConfigError(f"builtin: has {', '.join(builtins())}")
+            with resources.as_file(
+                resources.files("models.builtin").joinpath(f"{rest}.safetensors")
+            ) as path:
+                return _from_file(path, spec)
+        # Callers of the service need not know its folders.
+        return _from_file(Path(spec), Path(spec).name)
+    except (ValueError, TypeError) as error:
+        message = str(error) if str(error).startswith(spec) else f"{spec}: {error}"
+        raise ConfigError(message) from None
+
+
+def _from_file(path: Path, source: str) -> Loaded:
+    if not path.is_file():
+        raise ConfigError("no such file; a SPEC is builtin:NAME, random:VARIANT or a bundle's path")
+    found = bundle.read(path)
+    return Loaded(found, source, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _untrained(variant: str, architecture: dict[str, Any]) -> Bundle:
+    if variant:
+        row = variants.variant(variant)
+        return bundle.untrained(
+            variants.override(row.architecture, **architecture), variant, row.input
+        )
+    try:
+        described = Architecture(**architecture)
+    except TypeError as error:
+        raise ConfigError(f"architecture: {str(error).partition(' ')[2]}") from None
+    return bundle.untrained(
+        described, "custom", IMAGENET if described.stem == "imagenet" else CIFAR
+    )

@@ -1,0 +1,26 @@
+"""The command `resnet-serve`."""
+
+from __future__ import annotations
+
+import click
+
+from service.commands.bench import bench
+from service.commands.classify import classify
+from service.commands.convert import convert
+from service.commands.evaluate import evaluate
+from service.commands.models import models
+from service.commands.serve import serve
+from service.commands.train import train
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="resnet-serve")
+def main() -> None:
+    """Serves ResNets over HTTP, and makes the bundles it serves."""
+
+
+for command in (serve, classify, models, convert, train, evaluate, bench):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""`resnet-serve models`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from service.commands.options import fail_in_one_line
+
+COLUMNS = ("name", "parameters", "layers", "depth", "macs", "input", "classes")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@fail_in_one_line
+def models(name: str | None, as_json: bool) -> None:
+    """Every named network, or one: what it costs and what it sees.
+
+    Parameters and multiply-accumulates (MACs) are those of option B shortcuts and of the usual
+    number of classes; wide networks exist for any width, as in wide_resnet28_7.
+    """
+    from models import variants
+
+    names = [name] if name else list(variants.names())
+    quiet = name is not None or not sys.stderr.isatty()
+    rows = [_row(each) for each in tqdm(names, unit=" networks", leave=False, disable=quiet)]
+    if as_json:
+        click.echo(json.dumps(rows[0] if name else rows, indent=2))
+        return
+    width = max(len(row["name"]) for row in rows)
+    click.echo(f"{'name':<{width}}  parameters  layers  depth     MACs  input  classes")
+    for row in rows:
+        click.echo(
+            f"{row['name']:<{width}}  {row['parameters']:>10,}  {row['layers']:>6}  "
+            f"{row['depth']:>5}  {_scaled(row['macs']):>7}  {row['input']:>5}  {row['classes']:>7}"
+        )
+
+
+def _row(name: str) -> dict[str, Any]:
+    from models import resnet, summary, variants
+
+    variant = variants.variant(name)
+    network = resnet.on_meta(variant.architecture)
+    size = variant.input.size
+    values = (
+        variant.name,
+        summary.count_parameters(network),
+        summary.count_layers(network),
+        variant.depth,
+        summary.count_macs(network, size),
+        size,
+        variant.architecture.num_classes,
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _scaled(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"

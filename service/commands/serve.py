@@ -1,0 +1,40 @@
+"""`resnet-serve serve`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from service.commands.options import fail_in_one_line
+
+
+@click.command()
+@click.option("--config", metavar="FILE", help="A YAML file of settings.")
+@click.option("--model", "models", metavar="SPEC", multiple=True, help="Repeat for several.")
+@click.option("--host", help="Default 127.0.0.1.")
+@click.option("--port", type=int, help="Default 8000.")
+@click.option("--workers", type=int, help="Front-end processes.")
+@click.option("--device", help="auto, cpu, cuda:N, or a comma-separated list.")
+@click.option("--engine", help="auto or eager.")
+@click.option("--precision", help="auto, fp32, bf16 or fp16.")
+@fail_in_one_line
+def serve(config: str | None, models: tuple[str, ...], device: str | None, **flags: Any) -> None:
+    """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
+    from service import settings as configuration
+    from service.app import create_app
+    from service.server import listen
+    from service.server import serve as run
+
+    flags["models"] = list(models) or None
+    flags["device"] = device.split(",") if device and "," in device else device
+    settings = configuration.load(flags, config=config)
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    # uvicorn tells its own life; ours is told by service.server.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    listener = listen(settings.host, settings.port)
+    run(create_app(settings), settings, listener)

@@ -1,0 +1,112 @@
+"""Prometheus metrics, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Fixed, so that the histograms of many processes add up.
+SECONDS = (
+    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+PHASES = ("decode", "queue", "inference", "total")
+
+
+class Metrics:
+    """One attribute for each metric; labels in the order in which they are given."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.phase = Histogram(
+            "resnet_serve_phase_seconds",
+            "Time of a classified image by phase: decoding, all waiting, its batch, in total",
+            ("model", "phase"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "resnet_serve_batch_size",
+            "Images in a computed batch",
+            ("model",),
+            buckets=SIZES,
+            registry=registry,
+        )
+        self.requests = Counter(
+            "resnet_serve_requests",
+            "HTTP answers",
+            ("route", "status"),
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "resnet_serve_refusals",
+            "Images not classified, by reason",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.images = Counter(
+            "resnet_serve_images", "Images classified", ("model",), registry=registry
+        )
+        self.engine_errors = Counter(
+            "resnet_serve_engine_errors",
+            "Failures of engines",
+            ("model", "device"),
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "resnet_serve_requests_in_flight",
+            "HTTP requests being answered",
+            registry=registry,
+        )
+        self.queue_depth = Gauge(
+            "resnet_serve_queue_depth",
+            "Images accepted and not yet computing",
+            ("model",),
+            registry=registry,
+        )
+        self.queue_limit = Gauge(
+            "resnet_serve_queue_limit",
+            "Images accepted and not yet computing, at most",
+            ("model",),
+            registry=registry,
+        )
+        self.model_ready = Gauge(
+            "resnet_serve_model_ready",
+            "1 if the model serves, else 0",
+            ("model",),
+            registry=registry,
+        )
+        self.model_info = Gauge(
+            "resnet_serve_model_info",
+            "Always 1; what serves, in its labels",
+            ("model", "architecture", "device", "precision", "engine", "sha256"),
+            registry=registry,
+        )
+
+    def watch_model(
+        self, name: str, limit: int, depth: Callable[[], int], ready: Callable[[], bool]
+    ) -> None:
+        """Reads a model's gauges when they are scraped, and makes its series exist from now on."""
+        self.queue_limit.labels(name).set(limit)
+        self.queue_depth.labels(name).set_function(depth)
+        self.model_ready.labels(name).set_function(lambda: float(ready()))
+        self.images.labels(name)
+        self.batch_size.labels(name)
+        for phase in PHASES:
+            self.phase.labels(name, phase)
+
+    def render(self) -> bytes:
+        """The text exposition of everything, `CONTENT_TYPE`."""
+        return generate_latest(self._registry)

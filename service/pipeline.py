@@ -1,0 +1,264 @@
+"""One request from bytes to predictions: here the stages meet."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from models.resnet import on_meta
+from models.summary import count_layers, count_macs, count_parameters
+from models.variants import variant
+from service import catalog, engines
+from service.batcher import Batcher
+from service.decode import Decoder
+from service.errors import (
+    BadParameter,
+    ConfigError,
+    DeadlineExceeded,
+    NotReady,
+    UnknownModel,
+)
+from service.metrics import Metrics
+from service.postprocess import Prediction, top_k
+from service.settings import ModelSettings, Settings
+from service.worker import Pixels, Row, Worker
+
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one image became; times in seconds.
+
+    `queue` is all waiting: for a thread to decode in, and for the engine.
+    """
+
+    model: str
+    predictions: list[Prediction]
+    decode: float
+    queue: float
+    inference: float
+    total: float
+    batch_size: int
+
+
+class Model:
+    """A served model: its queue, its engines, and what is true of its network.
+
+    Raises:
+        ConfigError: its SPEC, device or precision cannot be served.
+    """
+
+    def __init__(self, settings: ModelSettings, metrics: Metrics) -> None:
+        loaded = catalog.load(settings.spec, settings.architecture)
+        bundle = loaded.bundle
+        self.name = settings.name or bundle.name
+        self.spec = bundle.input
+        self.labels = bundle.labels
+        self.batcher: Batcher[Pixels, Row] = Batcher(
+            max_jobs=settings.max_queue,
+            max_bytes=settings.max_queue_bytes,
+            max_delay=settings.max_delay_ms / 1000,
+        )
+        self.workers = [
+            Worker(
+                f"{self.name}/{device}",
+                self.batcher,
+                partial(engines.choose, bundle, settings, device),
+                settings.max_batch,
+                on_ready=partial(self._announce, metrics, loaded.sha256 or ""),
+                on_batch=metrics.batch_size.labels(self.name).observe,
+                on_error=metrics.engine_errors.labels(self.name, device).inc,
+            )
+            for device in engines.devices(settings)
+        ]
+        network = on_meta(bundle.architecture)
+        # What /v1/models tells, in its order; the engine's part is known once it runs.
+        self._facts = {
+            "architecture": bundle.variant or "custom",
+            "depth": variant(bundle.variant).depth if bundle.variant else bundle.architecture.depth,
+            "parameters": count_parameters(network),
+            "layers": count_layers(network),
+            "macs": count_macs(network, bundle.input.size),
+            "num_classes": bundle.architecture.num_classes,
+            "configuration": asdict(bundle.architecture),
+            "input": asdict(bundle.input),
+        }
+        self._origin = {
+            # The file's own digest; a provenance may carry that of the file it was converted from.
+            "weights": {
+                "source": loaded.source,
+                "sha256": loaded.sha256,
+                "provenance": bundle.provenance,
+            },
+            "metrics": bundle.metrics,
+        }
+        metrics.watch_model(
+            self.name, settings.max_queue, lambda: self.batcher.depth, lambda: self.ready
+        )
+
+    def _announce(self, metrics: Metrics, sha256: str, engine: engines.Engine) -> None:
+        what = (self.name, self._facts["architecture"], engine.device, engine.precision)
+        metrics.model_info.labels(*what, engine.name, sha256).set(1)
+
+    @property
+    def ready(self) -> bool:
+        return any(worker.state == "ready" for worker in self.workers)
+
+    @property
+    def state(self) -> str:
+        """ "ready" if any engine is, else "loading" if any still may be, else "failed"."""
+        states = {worker.state for worker in self.workers}
+        return next(state for state in ("ready", "loading", "failed") if state in states)
+
+    @property
+    def reason(self) -> str:
+        """Why the model is not ready; empty if it is."""
+        return "" if self.ready else "; ".join(sorted({w.reason for w in self.workers}))
+
+    def describe(self) -> dict[str, Any]:
+        """The model's entry in `GET /v1/models`."""
+        running = [worker.engine for worker in self.workers if worker.engine is not None]
+
+        def joined(values: Sequence[str]) -> str | None:
+            return ", ".join(dict.fromkeys(values)) or None
+
+        return {
+            "name": self.name,
+            **self._facts,
+            "device": joined([engine.device for engine in running]),
+            "precision": joined([engine.precision for engine in running]),
+            "engine": joined([engine.name for engine in running]),
+            "state": self.state,
+            "reason": self.reason,
+            **self._origin,
+        }
+
+
+class Pipeline:
+    """All models behind one decoder.
+
+    `draining`: a shutdown has begun, readiness says so, requests are still served.
+    `refusing`: the grace is over, only what was accepted is still served.
+
+    Raises:
+        ConfigError: a model cannot be served, or two have the same name.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        engines.set_cpu_threads(settings.engine_threads)
+        self.metrics = metrics
+        self.draining = self.refusing = False
+        self.models: dict[str, Model] = {}
+        for index, row in enumerate(settings.models):
+            try:
+                model = Model(row, metrics)
+            except ConfigError as error:
+                raise ConfigError(f"models[{index}]: {error}") from None
+            if model.name in self.models:
+                raise ConfigError(f"models[{index}].name: {model.name!r} is taken; give it another")
+            self.models[model.name] = model
+        self._decoder = Decoder(settings.decode_threads, settings.max_pixels)
+
+    def start(self) -> None:
+        """Starts the engines; they load and warm up in their own threads."""
+        for model in self.models.values():
+            for worker in model.workers:
+                worker.start()
+
+    def close(self, timeout: float) -> None:
+        """Lets the engines finish what waits, for at most `timeout` seconds."""
+        until = time.monotonic() + timeout
+        workers = [worker for model in self.models.values() for worker in model.workers]
+        for model in self.models.values():
+            model.batcher.close()
+        for worker in workers:
+            worker.stop()
+            worker.join(max(0.0, until - time.monotonic()))
+        self._decoder.close()
+
+    def unready(self) -> dict[str, str]:
+        """Why the service is not ready: a reason for each model that is not; empty if it is."""
+        if self.draining:
+            return dict.fromkeys(self.models, "draining: the service is shutting down")
+        return {name: model.reason for name, model in self.models.items() if not model.ready}
+
+    def find(self, name: str | None) -> Model:
+        """The model called `name`, or the first one.
+
+        Raises:
+            UnknownModel: there is none; the message offers names.
+        """
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            near = difflib.get_close_matches(name, self.models, n=1) or list(self.models)
+            raise UnknownModel(f"no model is called {name!r}; there is {', '.join(near)}")
+        return self.models[name]
+
+    def check(self, model: Model, k: int | None) -> int:
+        """How many predictions to give; refuses what needs no body to be refused.
+
+        Raises:
+            BadParameter: `k` is not between 1 and the number of classes.
+            NotReady: the model is loading, its engine down.
+            QueueFull: its queue has no place.
+        """
+        if self.refusing:
+            raise NotReady("the service is shutting down; ask another replica", RETRY_SECONDS)
+        classes = len(model.labels)
+        if k is not None and not 1 <= k <= classes:
+            raise BadParameter(f"top_k must be from 1 to {classes}, not {k}")
+        if not model.ready:
+            raise NotReady(f"{model.name} is not ready: {model.reason}", RETRY_SECONDS)
+        model.batcher.check()
+        return min(5, classes) if k is None else k
+
+    async def classify(self, model: Model, data: bytes, k: int, deadline: float) -> Answer:
+        """The `k` likeliest classes of one encoded image.
+
+        `deadline` is a time of the event loop's clock. Cancelling the call, as when the caller
+        leaves, gives the image's place in the queue back.
+
+        Raises:
+            UndecodableImage, TooLarge: see `service.decode.decode`.
+            QueueFull: the queue has no place.
+            EngineFailed: the engine failed while computing it.
+            DeadlineExceeded: the deadline passed first.
+        """
+        started = time.perf_counter()
+        job = model.batcher.admit(len(data))
+        try:
+            async with asyncio.timeout_at(deadline):
+                decoded = await self._decoder.decode(data, model.spec)
+                model.batcher.submit(job, decoded.pixels, decoded.pixels.nbytes)
+                row = await job.future
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the deadline passed before the answer was computed; "
+                "allow more time with X-Request-Timeout-Ms, or retry when the service is less busy"
+            ) from None
+        finally:
+            job.future.cancel()  # A no-op when it is done; else it frees the place.
+        predictions = top_k(row, model.labels, k)
+        answer = Answer(
+            model=model.name,
+            predictions=predictions,
+            decode=decoded.seconds,
+            queue=max(0.0, job.started - job.admitted - decoded.seconds),
+            inference=job.finished - job.started,
+            total=time.perf_counter() - started,
+            batch_size=job.batch_size,
+        )
+        self._observe(answer)
+        return answer
+
+    def _observe(self, answer: Answer) -> None:
+        self.metrics.images.labels(answer.model).inc()
+        for phase in ("decode", "queue", "inference", "total"):
+            self.metrics.phase.labels(answer.model, phase).observe(getattr(answer, phase))

@@ -1,0 +1,79 @@
+"""Refusals as RFC 9457 problem documents: one table from exceptions to statuses."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from service import errors
+from service.schemas import Problem
+
+CONTENT_TYPE = "application/problem+json"
+CALLER_LEFT = 499  # nginx's; nobody receives it, logs and metrics show it
+
+STATUSES: dict[type[errors.ServiceError], int] = {
+    errors.UndecodableImage: HTTPStatus.BAD_REQUEST,
+    errors.UnknownModel: HTTPStatus.NOT_FOUND,
+    errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.BadParameter: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.EngineFailed: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.CallerLeft: CALLER_LEFT,
+}
+
+
+def problem(
+    status: int, detail: str, reason: str, headers: dict[str, str] | None = None
+) -> Response:
+    """A problem document; `reason` is its type, and is what the metrics count it as."""
+    title = "Client Closed Request" if status == CALLER_LEFT else HTTPStatus(status).phrase
+    document = Problem(
+        type=f"urn:resnet-serve:problem:{reason}", title=title, status=status, detail=detail
+    )
+    return Response(document.model_dump_json(), status, headers=headers, media_type=CONTENT_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every refusal of `app` a problem document, counted and logged by the middleware."""
+
+    def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.ServiceError)
+        headers = {}
+        if isinstance(error, errors.Busy):
+            headers["Retry-After"] = str(math.ceil(error.retry_after))
+        return _answer(request, STATUSES[type(error)], str(error), error.reason, headers)
+
+    def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        place = " ".join(map(str, first["loc"]))
+        detail = f"{place}: {first['msg']}"
+        return _answer(
+            request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors.BadParameter.reason, {}
+        )
+
+    def unrouted(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is"
+        reason = HTTPStatus(error.status_code).name.lower()
+        return _answer(request, error.status_code, detail, reason, dict(error.headers or {}))
+
+    app.add_exception_handler(errors.ServiceError, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, unrouted)
+
+
+def _answer(
+    request: Request, status: int, detail: str, reason: str, headers: dict[str, str]
+) -> Response:
+    # The middleware logs these beside the request's id.
+    request.state.refusal = (reason, detail)
+    return problem(status, detail, reason, headers)

@@ -1,0 +1,212 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from service import schemas
+from service.errors import BadParameter, CallerError
+from service.metrics import CONTENT_TYPE, Metrics
+from service.pipeline import Model, Pipeline
+from service.settings import Settings
+from service.uploads import Upload, read_image, read_images, until_disconnect
+
+MAX_TIMEOUT_MS = 3_600_000
+WEB = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+# The page needs nothing from elsewhere, and must not be made to.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+Name = Annotated[str | None, Query(description="a name of GET /v1/models; default: the first")]
+TopK = Annotated[
+    int | None,
+    Query(description="predictions to give, 1 to the number of classes; default 5", ge=1),
+]
+
+PROBLEM = {"model": schemas.Problem, "content": {"application/problem+json": {}}}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: PROBLEM | {"description": "bytes that no decoder reads, a truncated image"},
+    404: PROBLEM | {"description": "unknown model"},
+    413: PROBLEM | {"description": "body or pixel count over the limit"},
+    415: PROBLEM | {"description": "a content type that is no image"},
+    422: PROBLEM | {"description": "a parameter out of range"},
+    429: PROBLEM | {"description": "the queue is full; Retry-After says when it has drained"},
+    503: PROBLEM | {"description": "loading, draining, or the engine is down; with Retry-After"},
+    504: PROBLEM | {"description": "the deadline passed (X-Request-Timeout-Ms)"},
+}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+def form_of(field: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": {"type": "object", "required": ["image"], "properties": {"image": field}}}
+
+
+FILE = {"type": "string", "format": "binary"}
+ONE_IMAGE = {
+    "image/*": BINARY,
+    "application/octet-stream": BINARY,
+    "multipart/form-data": form_of(FILE),
+}
+IMAGES = {"multipart/form-data": form_of({"type": "array", "items": FILE})}
+TIMEOUT_HEADER = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "description": "milliseconds after which the caller no longer wants the answer",
+    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_MS},
+}
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/classify",
+    response_model=schemas.Classification,
+    responses=REFUSALS,
+    openapi_extra={
+        "requestBody": {"required": True, "content": ONE_IMAGE},
+        "parameters": [TIMEOUT_HEADER],
+    },
+)
+async def classify(request: Request, model: Name = None, top_k: TopK = None) -> Response:
+    """The likeliest classes of one image: raw bytes, or a form with the field `image`."""
+    pipeline, served, k, deadline = admit(request, model, top_k)
+    data = await read_image(request, settings_of(request).max_body_bytes)
+    answer = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
+    body = schemas.classification_of(answer)
+    phases = body.timing_ms.model_dump().items()
+    timing = ", ".join(f"{phase};dur={milliseconds}" for phase, milliseconds in phases)
+    return reply(body, {"Server-Timing": timing})
+
+
+@router.post(
+    "/v1/classify/batch",
+    response_model=schemas.BatchClassification,
+    responses=REFUSALS,
+    openapi_extra={
+        "requestBody": {"required": True, "content": IMAGES},
+        "parameters": [TIMEOUT_HEADER],
+    },
+)
+async def classify_batch(request: Request, model: Name = None, top_k: TopK = None) -> Response:
+    """The likeliest classes of several images in one form; a bad image fails alone."""
+    pipeline, served, k, deadline = admit(request, model, top_k)
+    limits = settings_of(request)
+    uploads = await read_images(request, limits.max_batch_body_bytes, limits.max_batch_images)
+
+    async def one(upload: Upload) -> schemas.BatchItem:
+        try:
+            answer = await pipeline.classify(served, upload.data, k, deadline)
+        except CallerError as error:
+            pipeline.metrics.refusals.labels(served.name, error.reason).inc()
+            return schemas.BatchItem(filename=upload.filename, error=str(error))
+        predictions = schemas.predictions_of(answer)
+        return schemas.BatchItem(filename=upload.filename, predictions=predictions)
+
+    async def every() -> list[schemas.BatchItem]:
+        # What is wrong with the service, not with an image, fails the whole request.
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(upload)) for upload in uploads]
+        return [task.result() for task in tasks]
+
+    results = await until_disconnect(request, every())
+    return reply(schemas.BatchClassification(model=served.name, results=results))
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> schemas.Models:
+    """What is served, the default model first."""
+    described = [model.describe() for model in pipeline_of(request).models.values()]
+    return schemas.Models.model_validate({"models": described})
+
+
+@router.get("/v1/models/{name}", responses={404: REFUSALS[404]})
+async def show_model(request: Request, name: str) -> schemas.ModelCard:
+    """One model."""
+    return schemas.ModelCard.model_validate(pipeline_of(request).find(name).describe())
+
+
+@router.get("/health/live")
+async def live() -> schemas.Health:
+    """200 as long as the process answers."""
+    return schemas.Health(status="live")
+
+
+@router.get(
+    "/health/ready", response_model=schemas.Health, responses={503: {"model": schemas.Health}}
+)
+async def ready(request: Request) -> JSONResponse:
+    """200 if every model can answer now, else 503 and why."""
+    reasons = pipeline_of(request).unready()
+    health = schemas.Health(status="not ready" if reasons else "ready", reasons=reasons)
+    return JSONResponse(health.model_dump(), 503 if reasons else 200)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus's text format."""
+    found: Metrics = request.app.state.metrics
+    return Response(found.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    return web_file("index.html")
+
+
+@router.get("/web/{file}", include_in_schema=False)
+async def page_part(file: str) -> Response:
+    if file not in WEB:
+        return Response(status_code=404)
+    return web_file(file)
+
+
+def web_file(name: str) -> Response:
+    content = resources.files("service.web").joinpath(name).read_bytes()
+    return Response(content, media_type=WEB[name], headers=PAGE_HEADERS)
+
+
+def pipeline_of(request: Request) -> Pipeline:
+    pipeline: Pipeline = request.app.state.pipeline
+    return pipeline
+
+
+def settings_of(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def admit(
+    request: Request, name: str | None, top_k: int | None
+) -> tuple[Pipeline, Model, int, float]:
+    """Refuses what can be refused before the body is read; else the model, k and the deadline."""
+    pipeline = pipeline_of(request)
+    model = pipeline.find(name)
+    request.state.model = model.name
+    k = pipeline.check(model, top_k)
+    text = request.headers.get("x-request-timeout-ms")
+    try:
+        timeout_ms = settings_of(request).request_timeout_ms if text is None else float(text)
+    except ValueError:
+        timeout_ms = -1
+    if not 0 < timeout_ms <= MAX_TIMEOUT_MS:
+        raise BadParameter(
+            f"X-Request-Timeout-Ms must be above 0 and up to {MAX_TIMEOUT_MS}, not {text!r}"
+        )
+    return pipeline, model, k, asyncio.get_running_loop().time() + timeout_ms / 1000
+
+
+def reply(body: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    """`body` as JSON, without what is None; FastAPI would validate it a second time."""
+    content = body.model_dump_json(exclude_none=True)
+    return Response(content, headers=headers, media_type="application/json")

@@ -1,0 +1,114 @@
+"""The JSON that goes out, as the OpenAPI description shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.pipeline import Answer
+
+
+class Prediction(BaseModel):
+    class_id: int
+    label: str
+    probability: float = Field(description="0 to 1")
+
+
+class Timing(BaseModel):
+    """Milliseconds."""
+
+    decode: float
+    queue: float = Field(description="waiting for a decoding thread and for the engine")
+    inference: float = Field(description="the batch that the image was in")
+    total: float
+
+
+class Classification(BaseModel):
+    model: str
+    predictions: list[Prediction] = Field(description="by falling probability")
+    timing_ms: Timing
+    batch_size: int = Field(description="images computed together with this one")
+
+
+class BatchItem(BaseModel):
+    """Either predictions or an error."""
+
+    filename: str
+    predictions: list[Prediction] | None = None
+    error: str | None = None
+
+
+class BatchClassification(BaseModel):
+    model: str
+    results: list[BatchItem] = Field(description="in the order of the images")
+
+
+class Input(BaseModel):
+    size: int
+    resize: int
+    crop: str
+    interpolation: str
+    mean: list[float]
+    std: list[float]
+
+
+class Weights(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    source: str
+    sha256: str | None = Field(description="of the bundle's file; null for random weights")
+
+
+class ModelCard(BaseModel):
+    name: str
+    architecture: str = Field(description="the variant's name, or custom")
+    depth: int
+    parameters: int = Field(description="learnable scalars")
+    layers: int = Field(description="Conv2d and Linear modules")
+    macs: int = Field(description="multiply-accumulates for one image")
+    num_classes: int
+    configuration: dict[str, Any] = Field(description="every field of the architecture")
+    input: Input
+    device: str | None
+    precision: str | None
+    engine: str | None
+    state: str = Field(description="loading, ready or failed")
+    reason: str = Field(description="why it is not ready")
+    weights: Weights
+    metrics: dict[str, Any] = Field(description="measured accuracy by data set")
+
+
+class Models(BaseModel):
+    models: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: str
+    reasons: dict[str, str] = Field(default_factory=dict, description="by model")
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def predictions_of(answer: Answer) -> list[Prediction]:
+    return [
+        Prediction(class_id=p.class_id, label=p.label, probability=round(p.probability, 6))
+        for p in answer.predictions
+    ]
+
+
+def classification_of(answer: Answer) -> Classification:
+    milliseconds = {phase: round(getattr(answer, phase) * 1000, 3) for phase in Timing.model_fields}
+    return Classification(
+        model=answer.model,
+        predictions=predictions_of(answer),
+        timing_ms=Timing(**milliseconds),
+        batch_size=answer.batch_size,
+    )

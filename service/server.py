@@ -1,0 +1,89 @@
+"""uvicorn, with a shutdown that loses nothing."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.errors import ConfigError
+from service.pipeline import Pipeline
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM readiness turns false at once, requests are served for the grace period, then
+    new ones are refused, accepted ones answered, and the process exits with status 0.
+
+    SIGINT skips the grace; a second signal gives up on what is still being computed.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                loop="uvloop",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=75,  # longer than the usual load balancer's idle time
+                timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
+            )
+        )
+        self._pipeline: Pipeline = app.state.pipeline
+        self._grace = settings.shutdown_grace_s
+        self._exit_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # The base class raises the signal again after the shutdown, which would make an orderly
+        # end look like a death by signal.
+        if self._pipeline.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._pipeline.draining = True
+        self._exit_at = time.monotonic() + (self._grace if sig == signal.SIGTERM else 0.0)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+            self._pipeline.refusing = True
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a taken port is found before models are loaded.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return listener
+
+
+def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """Serves until a signal ends it."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    names = ", ".join(app.state.pipeline.models)
+    log.info("serving %s on http://%s:%d (page at /, description at /docs)", names, shown, port)
+    Server(app, settings).run(sockets=[listener])
+    log.info("ended; everything accepted was answered")

@@ -1,0 +1,209 @@
+"""All settings: from a YAML file, then the environment, then flags; the later wins.
+
+This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+from service.errors import ConfigError
+
+PREFIX = "RESNET_SERVE_"
+# Read by others under the same prefix: the file's path, and the tests' data.
+NOT_SETTINGS = {"CONFIG", "SHARED"}
+
+S = TypeVar("S", bound="Strict")
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Strict):
+    """One served model."""
+
+    spec: str = Field(description="builtin:NAME, random:VARIANT, or the path of a bundle")
+    name: ModelName | None = Field(None, description="what requests call it; the bundle's own name")
+    architecture: dict[str, Any] | None = Field(
+        None, description="fields of an architecture: overrides for random:VARIANT, all for random:"
+    )
+    device: Device | Annotated[list[Device], Field(min_length=1)] = Field(
+        "auto", description="auto, cpu, cuda:N, or a list: one engine each, sharing the queue"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the hardware has it, else fp16 on CUDA, fp32 on CPU"
+    )
+    engine: Literal["auto", "eager"] = Field("auto", description="what runs the network")
+    max_batch: int = Field(32, ge=1, le=1024, description="images computed at once")
+    max_delay_ms: float = Field(
+        0, ge=0, le=1000, description="wait this long for a fuller batch; 0: compute what waits"
+    )
+    max_queue: int = Field(256, ge=1, description="images accepted and not yet computing")
+    max_queue_bytes: int = Field(
+        256 * 2**20, ge=1, description="bytes of bodies and pixels accepted and not yet computing"
+    )
+
+
+class Settings(Strict):
+    """The service. `models`: the first is the default one."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: Literal[1] = Field(1, description="front-end processes; this version has one")
+    models: list[ModelSettings] = Field(
+        default_factory=lambda: [ModelSettings(spec="builtin:resnet20-cifar10")],
+        min_length=1,
+        description="the models; in the environment and as flags a list of SPECs",
+    )
+    request_timeout_ms: float = Field(
+        10_000, gt=0, description="a request's deadline unless X-Request-Timeout-Ms says otherwise"
+    )
+    max_body_bytes: int = Field(20 * 2**20, ge=1, description="one image's request body")
+    max_batch_body_bytes: int = Field(100 * 2**20, ge=1, description="a batch request's body")
+    max_batch_images: int = Field(64, ge=1, description="images in a batch request")
+    max_pixels: int = Field(50_000_000, ge=1, description="an image's width times height")
+    decode_threads: int = Field(
+        default_factory=lambda: min(4, len(os.sched_getaffinity(0))),
+        ge=1,
+        description="threads that decode images; default: the CPUs, at most 4",
+    )
+    engine_threads: int | None = Field(
+        None, ge=1, description="threads of a CPU engine's operators; default: torch's choice"
+    )
+    shutdown_grace_s: float = Field(
+        1.0, ge=0, description="after SIGTERM, go on serving this long while /health/ready is 503"
+    )
+    shutdown_timeout_s: float = Field(
+        30, gt=0, description="after the grace, wait this long for accepted requests"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least")
+
+
+# What RESNET_SERVE_DEVICE and --device mean: the same for every model.
+MODEL_WIDE = tuple(name for name in ModelSettings.model_fields if name not in ("spec", "name"))
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    config: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings in force.
+
+    `flags` maps settings to values (None: not given); `config` is the path of the YAML file,
+    else RESNET_SERVE_CONFIG names it.
+
+    Raises:
+        ConfigError: a file is missing or unreadable, a key unknown, a value impossible.
+    """
+    environ = os.environ if environ is None else environ
+    path = config or environ.get(f"{PREFIX}CONFIG")
+    merged = _read_file(Path(path)) if path else {}
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    for layer, origin in ((_from_environment(environ), PREFIX), (given, "--")):
+        merged = _overlay(merged, layer, origin)
+    try:
+        settings = validated(Settings, **merged)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}" if path else str(error)) from None
+    names = [model.name for model in settings.models if model.name]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"models: the name {name!r} is given twice")
+    return settings
+
+
+def validated(kind: type[S], **values: Any) -> S:
+    """Settings of a kind from values of any types.
+
+    Raises:
+        ConfigError: one line that names the key and what it allows.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error.errors()[0], kind)) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings, not a {type(content).__name__}")
+    return content
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    known = [*Settings.model_fields, *MODEL_WIDE]
+    for variable, value in environ.items():
+        key = variable.removeprefix(PREFIX)
+        if key == variable or key in NOT_SETTINGS:
+            continue
+        # Kubernetes describes a Service called resnet-serve to its pods in variables such as
+        # RESNET_SERVE_PORT=tcp://10.0.0.1:8000, which are no settings of ours.
+        if value.startswith("tcp://") or key.startswith(("SERVICE_", "PORT_")):
+            continue
+        if key.lower() not in known:
+            near = difflib.get_close_matches(key.lower(), known, n=1)
+            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
+            raise ConfigError(f"environment variable {variable} is no setting{hint}")
+        found[key.lower()] = value
+    for key in ("models", "device"):
+        if "," in found.get(key, "") or (key == "models" and key in found):
+            found[key] = [part.strip() for part in found[key].split(",") if part.strip()]
+    return found
+
+
+def _overlay(below: dict[str, Any], layer: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """`below` with the settings of `layer` over it; those of models go to every model."""
+    merged = {**below, **{k: v for k, v in layer.items() if k not in MODEL_WIDE}}
+    if "models" in layer:
+        merged["models"] = [{"spec": spec} for spec in layer["models"]]
+    wide = {key: layer[key] for key in MODEL_WIDE if key in layer}
+    if wide:
+        if "architecture" in wide:
+            raise ConfigError(f"{origin}architecture: only a file can describe an architecture")
+        default = [model.model_dump(exclude_unset=True) for model in Settings().models]
+        rows = merged.get("models", default)
+        if isinstance(rows, list):  # Anything else is an error that validation will name.
+            merged["models"] = [row | wide if isinstance(row, dict) else row for row in rows]
+    return merged
+
+
+def _one_line(error: ErrorDetails, kind: type[Strict]) -> str:
+    """What is wrong with which key, and what it allows."""
+    parts = [part for part in error["loc"] if part != "constrained-str"]
+    place = ""
+    for part in parts:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
+    fields = ModelSettings.model_fields if len(parts) > 1 else kind.model_fields
+    if error["type"] == "extra_forbidden":
+        key = str(parts[-1])
+        if len(parts) == 1 and key in MODEL_WIDE:
+            return f"{key}: belongs to a model, as models[0].{key}"
+        near = difflib.get_close_matches(key, fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
+        return f"{place}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{place}: is missing"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{place}: {message.replace('input should', 'should')}, not {error['input']!r}"

@@ -1,0 +1,117 @@
+"""Images out of HTTP bodies, never reading more than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from service.errors import (
+    BadParameter,
+    CallerLeft,
+    TooLarge,
+    UndecodableImage,
+    UnsupportedMediaType,
+)
+
+T = TypeVar("T")
+FIELD = "image"
+MULTIPART = "multipart/form-data"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    filename: str
+    data: bytes
+
+
+async def read_image(request: Request, max_bytes: int) -> bytes:
+    """The one image of a raw or multipart request.
+
+    Raises:
+        UnsupportedMediaType: the content type is no image.
+        TooLarge: the body is larger than `max_bytes`; found before it is read whole.
+        BadParameter: a multipart body has not exactly one field `image`.
+        UndecodableImage: a multipart body is malformed.
+        CallerLeft: the connection closed while the body was sent.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == MULTIPART:
+        uploads = await read_images(request, max_bytes, max_images=1)
+        return uploads[0].data
+    # No type at all is taken as octets: the decoder looks at the bytes anyway.
+    if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
+        raise UnsupportedMediaType(
+            f"the content type {kind} is no image; send the bytes as image/* or "
+            f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
+        )
+    return b"".join([chunk async for chunk in _chunks(request, max_bytes)])
+
+
+async def read_images(request: Request, max_bytes: int, max_images: int) -> list[Upload]:
+    """The fields `image` of a multipart request; raises as `read_image`."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != MULTIPART:
+        raise UnsupportedMediaType(f"send several images as {MULTIPART}, each in a field {FIELD!r}")
+    parser = MultiPartParser(
+        request.headers, _chunks(request, max_bytes), max_files=max_images, max_fields=16
+    )
+    parser.spool_max_size = max_bytes  # The whole body fits; no detour over a disk.
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        message = error.message
+        if "Too many files" in message:
+            raise TooLarge(f"more than {max_images} images in one request") from None
+        raise UndecodableImage(f"the multipart body is malformed: {message}") from None
+    try:
+        files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
+        if not files:
+            names = ", ".join(dict.fromkeys(form.keys())) or "none"
+            raise BadParameter(f"the form has no file in a field {FIELD!r}; fields: {names}")
+        return [Upload(file.filename or "", await file.read()) for file in files]
+    finally:
+        await form.close()
+
+
+async def _chunks(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > max_bytes:
+        raise TooLarge(f"the body has {length} bytes; the limit is {max_bytes}")
+    received = 0
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > max_bytes:
+                raise TooLarge(f"the body has more than {max_bytes} bytes, the limit")
+            yield chunk
+    except ClientDisconnect:
+        raise CallerLeft("the connection closed while the body was sent") from None
+
+
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work`, and cancels it as soon as the caller closes the connection.
+
+    The body must have been read: then the next message can only be the disconnect.
+
+    Raises:
+        CallerLeft: the caller closed the connection first.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise CallerLeft("the connection closed before the answer")
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
