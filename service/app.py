@@ -31,7 +31,9 @@ def create_app(settings: Settings) -> FastAPI:
         pipeline.start()
         yield
         pipeline.draining = pipeline.refusing = True
-        await anyio.to_thread.run_sync(pipeline.close, settings.shutdown_timeout_s)
+        app.state.ended = await anyio.to_thread.run_sync(
+            pipeline.close, settings.shutdown_timeout_s
+        )
 
     app = FastAPI(
         title="resnet-serve",

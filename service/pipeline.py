@@ -50,6 +50,8 @@ class Answer:
 class Model:
     """A served model: its queue, its engines, and what is true of its network.
 
+    `batch_share` is how many places in the queue one request with many images takes at a time.
+
     Raises:
         ConfigError: its SPEC, device or precision cannot be served.
     """
@@ -60,11 +62,13 @@ class Model:
         self.name = settings.name or bundle.name
         self.spec = bundle.input
         self.labels = bundle.labels
+        self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
         self.batcher: Batcher[Pixels, Row] = Batcher(
             max_jobs=settings.max_queue,
             max_bytes=settings.max_queue_bytes,
             max_delay=settings.max_delay_ms / 1000,
         )
+        devices = engines.devices(settings)
         self.workers = [
             Worker(
                 f"{self.name}/{device}",
@@ -75,7 +79,7 @@ class Model:
                 on_batch=metrics.batch_size.labels(self.name).observe,
                 on_error=metrics.engine_errors.labels(self.name, device).inc,
             )
-            for device in engines.devices(settings)
+            for device in devices
         ]
         network = on_meta(bundle.architecture)
         # What /v1/models tells, in its order; the engine's part is known once it runs.
@@ -88,6 +92,8 @@ class Model:
             "num_classes": bundle.architecture.num_classes,
             "configuration": asdict(bundle.architecture),
             "input": asdict(bundle.input),
+            "device": _joined(devices),
+            "precision": _joined([engines.precision(settings, device) for device in devices]),
         }
         self._origin = {
             # The file's own digest; a provenance may carry that of the file it was converted from.
@@ -123,21 +129,19 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """The model's entry in `GET /v1/models`."""
-        running = [worker.engine for worker in self.workers if worker.engine is not None]
-
-        def joined(values: Sequence[str]) -> str | None:
-            return ", ".join(dict.fromkeys(values)) or None
-
+        running = [worker.engine.name for worker in self.workers if worker.engine is not None]
         return {
             "name": self.name,
             **self._facts,
-            "device": joined([engine.device for engine in running]),
-            "precision": joined([engine.precision for engine in running]),
-            "engine": joined([engine.name for engine in running]),
+            "engine": _joined(running) or None,
             "state": self.state,
             "reason": self.reason,
             **self._origin,
         }
+
+
+def _joined(values: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
 
 
 class Pipeline:
@@ -171,16 +175,21 @@ class Pipeline:
             for worker in model.workers:
                 worker.start()
 
-    def close(self, timeout: float) -> None:
-        """Lets the engines finish what waits, for at most `timeout` seconds."""
+    def close(self, timeout: float) -> bool:
+        """Lets the engines finish what waits, for at most `timeout` seconds; whether they did.
+
+        An engine that is still loading has nothing to finish and is not waited for.
+        """
         until = time.monotonic() + timeout
         workers = [worker for model in self.models.values() for worker in model.workers]
         for model in self.models.values():
             model.batcher.close()
         for worker in workers:
             worker.stop()
-            worker.join(max(0.0, until - time.monotonic()))
+            if worker.state != "loading":
+                worker.join(max(0.0, until - time.monotonic()))
         self._decoder.close()
+        return not any(worker.is_alive() for worker in workers)
 
     def unready(self) -> dict[str, str]:
         """Why the service is not ready: a reason for each model that is not; empty if it is."""

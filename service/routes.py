@@ -104,9 +104,13 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
     limits = settings_of(request)
     uploads = await read_images(request, limits.max_batch_body_bytes, limits.max_batch_images)
 
+    # A large batch takes its turn with the others instead of the whole queue.
+    places = asyncio.Semaphore(served.batch_share)
+
     async def one(upload: Upload) -> schemas.BatchItem:
         try:
-            answer = await pipeline.classify(served, upload.data, k, deadline)
+            async with places:
+                answer = await pipeline.classify(served, upload.data, k, deadline)
         except CallerError as error:
             pipeline.metrics.refusals.labels(served.name, error.reason).inc()
             return schemas.BatchItem(filename=upload.filename, error=str(error))
@@ -114,9 +118,12 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
         return schemas.BatchItem(filename=upload.filename, predictions=predictions)
 
     async def every() -> list[schemas.BatchItem]:
-        # What is wrong with the service, not with an image, fails the whole request.
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(upload)) for upload in uploads]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(upload)) for upload in uploads]
+        except BaseExceptionGroup as failures:
+            # What is wrong with the service, not with an image, fails the whole request.
+            raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
     results = await until_disconnect(request, every())

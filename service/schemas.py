@@ -70,9 +70,9 @@ class ModelCard(BaseModel):
     num_classes: int
     configuration: dict[str, Any] = Field(description="every field of the architecture")
     input: Input
-    device: str | None
-    precision: str | None
-    engine: str | None
+    device: str
+    precision: str
+    engine: str | None = Field(description="null while it loads")
     state: str = Field(description="loading, ready or failed")
     reason: str = Field(description="why it is not ready")
     weights: Weights

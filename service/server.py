@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
-from fastapi import FastAPI
 
 from service.errors import ConfigError
-from service.pipeline import Pipeline
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from service.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
@@ -54,6 +59,13 @@ class Server(uvicorn.Server):
         self._pipeline.draining = True
         self._exit_at = time.monotonic() + (self._grace if sig == signal.SIGTERM else 0.0)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for host, port, *_ in (listener.getsockname() for listener in sockets or ()):
+            shown = f"[{host}]" if ":" in host else host
+            names = ", ".join(self._pipeline.models)
+            log.info("serving %s on http://%s:%d (page at /, API at /docs)", names, shown, port)
+
     async def on_tick(self, counter: int) -> bool:
         if self._exit_at is not None and time.monotonic() >= self._exit_at:
             self._pipeline.refusing = True
@@ -81,9 +93,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     """Serves until a signal ends it."""
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    names = ", ".join(app.state.pipeline.models)
-    log.info("serving %s on http://%s:%d (page at /, description at /docs)", names, shown, port)
     Server(app, settings).run(sockets=[listener])
     log.info("ended; everything accepted was answered")
+    if not app.state.ended:
+        # An engine is still inside native code; unloading the interpreter under it would abort.
+        logging.shutdown()
+        os._exit(0)

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from service.errors import ConfigError
 
@@ -23,7 +31,6 @@ NOT_SETTINGS = {"CONFIG", "SHARED"}
 
 S = TypeVar("S", bound="Strict")
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
 class Strict(BaseModel):
@@ -38,7 +45,7 @@ class ModelSettings(Strict):
     architecture: dict[str, Any] | None = Field(
         None, description="fields of an architecture: overrides for random:VARIANT, all for random:"
     )
-    device: Device | Annotated[list[Device], Field(min_length=1)] = Field(
+    device: str | list[str] = Field(
         "auto", description="auto, cpu, cuda:N, or a list: one engine each, sharing the queue"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -53,6 +60,16 @@ class ModelSettings(Strict):
     max_queue_bytes: int = Field(
         256 * 2**20, ge=1, description="bytes of bodies and pixels accepted and not yet computing"
     )
+
+    @field_validator("device")
+    @classmethod
+    def _devices_are_devices(cls, device: str | list[str]) -> str | list[str]:
+        wanted = device if isinstance(device, list) else [device]
+        if not wanted or not all(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) for name in wanted):
+            raise PydanticCustomError(
+                "device", "should be auto, cpu, cuda, cuda:N, or a list of these"
+            )
+        return device
 
 
 class Settings(Strict):
@@ -78,8 +95,11 @@ class Settings(Strict):
         ge=1,
         description="threads that decode images; default: the CPUs, at most 4",
     )
-    engine_threads: int | None = Field(
-        None, ge=1, description="threads of a CPU engine's operators; default: torch's choice"
+    engine_threads: int = Field(
+        # A thread that decodes or answers would otherwise hold up all of an operator's threads.
+        default_factory=lambda: max(1, len(os.sched_getaffinity(0)) - 1),
+        ge=1,
+        description="threads of a CPU engine's operators; default: all CPUs but one",
     )
     shutdown_grace_s: float = Field(
         1.0, ge=0, description="after SIGTERM, go on serving this long while /health/ready is 503"
@@ -88,6 +108,15 @@ class Settings(Strict):
         30, gt=0, description="after the grace, wait this long for accepted requests"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least")
+
+    @field_validator("models")
+    @classmethod
+    def _names_differ(cls, models: list[ModelSettings]) -> list[ModelSettings]:
+        names = [model.name for model in models if model.name]
+        for name in names:
+            if names.count(name) > 1:
+                raise PydanticCustomError("twice", f"the name {name!r} is given twice")
+        return models
 
 
 # What RESNET_SERVE_DEVICE and --device mean: the same for every model.
@@ -115,14 +144,9 @@ def load(
     for layer, origin in ((_from_environment(environ), PREFIX), (given, "--")):
         merged = _overlay(merged, layer, origin)
     try:
-        settings = validated(Settings, **merged)
+        return validated(Settings, **merged)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path else str(error)) from None
-    names = [model.name for model in settings.models if model.name]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"models: the name {name!r} is given twice")
-    return settings
 
 
 def validated(kind: type[S], **values: Any) -> S:
@@ -203,7 +227,7 @@ def _one_line(error: ErrorDetails, kind: type[Strict]) -> str:
         near = difflib.get_close_matches(key, fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
         return f"{place}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{place}: is missing"
+    if error["type"] in ("missing", "twice"):
+        return f"{place}: {'is missing' if error['type'] == 'missing' else error['msg']}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{place}: {message.replace('input should', 'should')}, not {error['input']!r}"

@@ -28,13 +28,14 @@ def train_bundle(
     name: str,
     seed: int,
     device: str = "cpu",
+    compiled: bool = True,
     report: Callable[[Progress], None] = lambda progress: None,
     **overrides: Any,
 ) -> Bundle:
     """A bundle trained on `data`, and measured on `test` in float32 where there is one.
 
-    `overrides` are fields of `Architecture`. The bundle's provenance records the recipe, the
-    seed, the data, the versions and the time it took.
+    `overrides` are fields of `Architecture`; `compiled` is as in `train`. The bundle's provenance
+    records the recipe, the seed, the data, the versions and the time it took.
 
     Raises:
         ValueError: the variant or an override is unknown, or `test` has other classes.
@@ -46,7 +47,9 @@ def train_bundle(
     torch.manual_seed(seed)
     network = variants.build(variant, num_classes=len(data.classes), **overrides)
     started = time.perf_counter()
-    train(network, data, row.input, recipe, seed=seed, device=device, report=report)
+    train(
+        network, data, row.input, recipe, seed=seed, device=device, compiled=compiled, report=report
+    )
     seconds = time.perf_counter() - started
     metrics = {}
     if test is not None:

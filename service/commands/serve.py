@@ -23,7 +23,6 @@ from service.commands.options import fail_in_one_line
 def serve(config: str | None, models: tuple[str, ...], device: str | None, **flags: Any) -> None:
     """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
     from service import settings as configuration
-    from service.app import create_app
     from service.server import listen
     from service.server import serve as run
 
@@ -37,4 +36,7 @@ def serve(config: str | None, models: tuple[str, ...], device: str | None, **fla
     # uvicorn tells its own life; ours is told by service.server.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     listener = listen(settings.host, settings.port)
+    # Only now: what is wrong so far is said without waiting for torch.
+    from service.app import create_app
+
     run(create_app(settings), settings, listener)

@@ -25,6 +25,7 @@ from service.commands.options import fail_in_one_line, read_dataset
 @click.option("--shortcut", type=click.Choice(["A", "B", "C", "conv"]), default="B")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda:N.")
+@click.option("--eager", is_flag=True, help="Do not compile the network.")
 @click.option("--name", help="The model's name; default: the variant and the data.")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @fail_in_one_line
@@ -36,6 +37,7 @@ def train(
     shortcut: str,
     seed: int,
     device: str,
+    eager: bool,
     name: str | None,
     out: Path,
     **fields: Any,
@@ -71,6 +73,7 @@ def train(
             name=name or f"{variant}-{images.source.split('.')[0]}",
             seed=seed,
             device=device,
+            compiled=not eager,
             report=report,
             shortcut=shortcut,
         )

@@ -87,7 +87,6 @@ def cpu_has_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
 
 
-def set_cpu_threads(count: int | None) -> None:
-    """Bounds the threads of operators on the CPU, for the whole process; None: torch's choice."""
-    if count is not None:
-        torch.set_num_threads(count)
+def set_cpu_threads(count: int) -> None:
+    """Sets how many threads an operator on the CPU uses, for the whole process."""
+    torch.set_num_threads(count)

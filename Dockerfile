@@ -1,0 +1,81 @@
+# The service, for GPUs or for CPUs alone, chosen by one argument:
+#
+#   docker build --tag resnet-serve:cuda .
+#   docker build --tag resnet-serve:cpu --build-arg DEVICE=cpu .
+#
+# torch from the default package index brings the CUDA libraries along, so the GPU image needs no
+# CUDA base: the host adds its driver through the NVIDIA container toolkit. The same torch runs on
+# CPUs. The argument TORCH_INDEX_URL names one more index, which PyTorch's installation page gives
+# for each build: the one for CPUs spares that image gigabytes, one of an older CUDA suits an older
+# driver.
+FROM python:3.11-slim-bookworm AS base
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+
+
+# A stage of its own, because the next one is then rebuilt when this list changes and not with
+# every other line of pyproject.toml.
+FROM base AS requirements
+WORKDIR /build
+COPY pyproject.toml .
+RUN python -c "import tomllib; \
+    print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    > requirements.txt
+
+
+FROM base AS dependencies
+ARG TORCH_INDEX_URL=
+WORKDIR /build
+COPY constraints.txt .
+COPY --from=requirements /build/requirements.txt .
+# The cache outlives a failed or repeated build; it does not end up in the image.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/venv \
+ && pip --python /opt/venv/bin/python install \
+        --constraint constraints.txt \
+        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
+        --requirement requirements.txt
+# Without this, a GPU image that was given a torch without CUDA would serve from the CPU and look
+# healthy. DEVICE comes this late so that both images share the layers above where they can.
+ARG DEVICE=cuda
+RUN /opt/venv/bin/python -c "import sys, torch; \
+    sys.exit(None if '$DEVICE' == 'cpu' or ('$DEVICE' == 'cuda' and torch.version.cuda) else \
+    'DEVICE must be cpu, or cuda with a torch for CUDA; it is $DEVICE with ' + torch.__version__)"
+
+
+FROM base AS wheel
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE ./
+COPY models models
+COPY service service
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+
+FROM base
+# A number, so that Kubernetes' runAsNonRoot can tell; a name, because libraries ask for one.
+RUN groupadd --gid 10001 resnet-serve \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp \
+        --shell /usr/sbin/nologin resnet-serve
+COPY --from=dependencies /opt/venv /opt/venv
+# Installed here and not in the venv's stage: a change of the source adds a small layer over the
+# gigabytes of dependencies, and only that layer travels.
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl
+# The root filesystem may be read-only: nothing is written but below /tmp.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    RESNET_SERVE_HOST=0.0.0.0
+USER 10001:10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# Ready, not live: those who read a container's health (`up --wait`, `depends_on`, a load
+# balancer) ask whether to send requests. Docker restarts nothing for being unhealthy; what does,
+# like Kubernetes, has probes of its own. `http.client` because `urllib` would ask a proxy.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; \
+         http = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('RESNET_SERVE_PORT', 8000)), timeout=4); \
+         http.request('GET', '/health/ready'); \
+         sys.exit(http.getresponse().status != 200)"]
+CMD ["resnet-serve", "serve"]

@@ -1,0 +1,109 @@
+"""A running service for tests: the installed command on a real socket."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+COMMAND = str(Path(sys.executable).with_name("resnet-serve"))
+
+
+class Service:
+    """A started `resnet-serve serve`; `log` grows as it writes."""
+
+    def __init__(
+        self, *arguments: str, command: Sequence[str] = (COMMAND,), **environment: str
+    ) -> None:
+        self.log: list[str] = []
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RESNET_SERVE_")}
+        self.process = subprocess.Popen(
+            [*command, "serve", "--port", "0", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean | environment,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = self._wait_for(re.compile(r"(http://\S+:\d+)"))
+        self.port = int(self.url.rpartition(":")[2])
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+
+    def _wait_for(self, pattern: re.Pattern[str]) -> str:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and self.process.poll() is None:
+            for line in list(self.log):
+                if match := pattern.search(line):
+                    return match[1]
+            time.sleep(0.01)
+        raise AssertionError(f"no {pattern.pattern} in:\n{''.join(self.log)}")
+
+    def wait_until_ready(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            if httpx.get(f"{self.url}/health/ready").status_code == 200:
+                return
+            time.sleep(0.02)
+        raise AssertionError("never ready")
+
+    def end(self, sig: signal.Signals = signal.SIGTERM) -> int:
+        """The exit status after a signal."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        status = self.process.wait(60)
+        self._reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+
+@contextmanager
+def started(
+    *arguments: str,
+    ready: bool = True,
+    command: Sequence[str] = (COMMAND,),
+    **environment: str,
+) -> Iterator[Service]:
+    """A service that is stopped afterwards, however the test ends."""
+    service = Service(*arguments, command=command, **environment)
+    try:
+        if ready:
+            service.wait_until_ready()
+        yield service
+    finally:
+        service.end(signal.SIGINT)
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """The embedded model and a random one, for all tests that only ask."""
+    with started(
+        "--model", "builtin:resnet20-cifar10", "--model", "random:resnet18_small"
+    ) as running:
+        yield running
+
+
+def encoded(format: str = "PNG", size: tuple[int, int] = (32, 32), mode: str = "RGB") -> bytes:
+    """A colourful image in a file format."""
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(buffer, format)
+    return buffer.getvalue()

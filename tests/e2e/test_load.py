@@ -1,0 +1,142 @@
+"""Many callers, callers who leave, full queues and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from tests.conftest import Service, encoded, started
+from tests.e2e.test_endpoints import samples
+
+# Slow enough on any machine that work piles up behind it.
+SLOW = ("--model", "random:resnet50_small", "--precision", "fp32")
+
+
+def post(service: Service, timeout_ms: int = 60_000) -> httpx.Request:
+    headers = {"X-Request-Timeout-Ms": str(timeout_ms)}
+    return httpx.Request("POST", f"{service.url}/v1/classify", content=encoded(), headers=headers)
+
+
+async def send_all(requests: list[httpx.Request]) -> list[httpx.Response]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+        return await asyncio.gather(*(client.send(request) for request in requests))
+
+
+def test_64_concurrent_requests_are_answered_and_batched(service: Service) -> None:
+    requests = [post(service) for _ in range(64)] * 4
+    responses = asyncio.run(send_all(requests))
+    assert {response.status_code for response in responses} == {200}
+    answers = [response.json() for response in responses]
+    assert max(answer["batch_size"] for answer in answers) > 1
+    likeliest = {answer["predictions"][0]["label"] for answer in answers}
+    assert len(likeliest) == 1
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[Service]:
+    with started(*SLOW, RESNET_SERVE_MAX_QUEUE="4", RESNET_SERVE_MAX_BATCH="1") as running:
+        yield running
+
+
+def test_a_full_queue_is_429_with_the_time_to_retry(slow: Service) -> None:
+    responses = asyncio.run(send_all([post(slow) for _ in range(24)]))
+    refused = [response for response in responses if response.status_code == 429]
+    answered = [response for response in responses if response.status_code == 200]
+    assert len(refused) + len(answered) == 24
+    assert len(answered) >= 4
+    assert refused
+    for response in refused:
+        assert 1 <= int(response.headers["retry-after"]) <= 60
+        assert response.headers["content-type"] == "application/problem+json"
+        assert "queue is full" in response.json()["detail"]
+    counted = samples(slow)[
+        'resnet_serve_refusals_total{model="resnet50_small",reason="queue_full"}'
+    ]
+    assert counted == len(refused)
+
+
+def test_a_batch_that_finds_no_place_is_refused_as_a_whole(slow: Service) -> None:
+    files = [("image", (f"{index}.png", encoded())) for index in range(3)]
+    url = f"{slow.url}/v1/classify/batch"
+    batch = httpx.Request("POST", url, files=files)
+    responses = asyncio.run(send_all([*(post(slow) for _ in range(12)), batch]))
+    assert responses[-1].status_code in (200, 429)
+    alone = httpx.post(url, files=files * 4, timeout=60)
+    assert [set(r) for r in alone.json()["results"]] == [{"filename", "predictions"}] * 12
+
+
+def test_a_passed_deadline_is_504_and_frees_its_place(slow: Service) -> None:
+    before = samples(slow)["resnet_serve_batch_size_sum" + '{model="resnet50_small"}']
+    patient = post(slow)
+    hurried = [post(slow, timeout_ms=30) for _ in range(3)]
+    first, *rest = asyncio.run(send_all([patient, *hurried]))
+    assert first.status_code == 200
+    late = [response for response in rest if response.status_code == 504]
+    assert late
+    assert "deadline" in late[0].json()["detail"]
+    assert samples(slow)['resnet_serve_queue_depth{model="resnet50_small"}'] == 0
+    computed = samples(slow)['resnet_serve_batch_size_sum{model="resnet50_small"}'] - before
+    # The ones whose deadline passed in the queue were never computed.
+    assert computed < 4
+
+
+def test_a_caller_who_left_while_waiting_is_never_computed(slow: Service) -> None:
+    before = samples(slow)
+    body = encoded()
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    connections = []
+    for _ in range(4):
+        connection = socket.create_connection(("127.0.0.1", slow.port))
+        connection.sendall(head.encode() + body)
+        connections.append(connection)
+    wait_for(slow, "resnet_serve_queue_depth", lambda depth: depth >= 2)
+    for connection in connections:
+        connection.close()
+    wait_for(slow, "resnet_serve_queue_depth", lambda depth: depth == 0)
+    wait_for(slow, "resnet_serve_requests_in_flight", lambda count: count <= 1)
+    after = samples(slow)
+    left = 'resnet_serve_refusals_total{model="resnet50_small",reason="caller_left"}'
+    assert after[left] - before.get(left, 0) == 4
+    size = 'resnet_serve_batch_size_sum{model="resnet50_small"}'
+    assert after[size] - before[size] <= 2
+    assert asyncio.run(send_all([post(slow)]))[0].status_code == 200
+
+
+def test_a_caller_who_left_while_sending_is_counted_and_forgotten(slow: Service) -> None:
+    left = 'resnet_serve_refusals_total{model="resnet50_small",reason="caller_left"}'
+    before = samples(slow).get(left, 0)
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", slow.port)) as connection:
+        connection.sendall(head + b"x" * 1000)
+    wait_for(slow, left, lambda count: count == before + 1)
+
+
+def test_a_large_body_is_refused_before_it_is_sent(slow: Service) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", slow.port), timeout=10) as connection:
+        connection.sendall(head)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_large_body_of_unknown_length_is_refused_before_its_end(slow: Service) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    megabyte = b"100000\r\n" + b"x" * 2**20 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", slow.port), timeout=10) as connection:
+        connection.sendall(head + megabyte * 22)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def wait_for(service: Service, series: str, is_met: Callable[[float], bool]) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        found = [v for name, v in samples(service).items() if name.startswith(series)]
+        if found and is_met(found[0]):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{series} stayed at {found}")

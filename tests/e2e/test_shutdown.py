@@ -1,0 +1,73 @@
+"""SIGTERM drains: nothing accepted is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import httpx
+import pytest
+
+from tests.conftest import Service, encoded, started
+
+
+async def load_until_gone(service: Service) -> tuple[list[int], list[str]]:
+    """Statuses of all answers, and what happened to requests that got none."""
+    statuses: list[int] = []
+    unanswered: list[str] = []
+
+    async def caller() -> None:
+        # A connection for each request: what is accepted is then exactly what connects.
+        while service.process.poll() is None:
+            async with httpx.AsyncClient(timeout=30) as client:
+                try:
+                    response = await client.post(f"{service.url}/v1/classify", content=encoded())
+                    statuses.append(response.status_code)
+                except httpx.ConnectError:
+                    return
+                except httpx.HTTPError as error:
+                    unanswered.append(repr(error))
+
+    async def terminate() -> None:
+        await asyncio.sleep(1.5)
+        service.process.send_signal(signal.SIGTERM)
+
+    await asyncio.gather(terminate(), *(caller() for _ in range(16)))
+    return statuses, unanswered
+
+
+def test_under_load_every_accepted_request_is_answered() -> None:
+    with started("--model", "random:resnet20", RESNET_SERVE_SHUTDOWN_GRACE_S="0.5") as service:
+        statuses, unanswered = asyncio.run(load_until_gone(service))
+        assert service.process.wait(30) == 0
+    assert len(statuses) > 16
+    assert set(statuses) <= {200, 503}
+    assert unanswered == []
+    assert "everything accepted was answered" in service.log[-1]
+
+
+def test_readiness_turns_false_at_once_while_requests_are_still_served() -> None:
+    with started("--model", "random:resnet20", RESNET_SERVE_SHUTDOWN_GRACE_S="2") as service:
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        ready = httpx.get(f"{service.url}/health/ready")
+        assert ready.status_code == 503
+        assert "draining" in ready.json()["reasons"]["resnet20"]
+        assert httpx.get(f"{service.url}/health/live").status_code == 200
+        answer = httpx.post(f"{service.url}/v1/classify", content=encoded())
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+        assert service.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_service_exits_with_0(sig: signal.Signals) -> None:
+    with started("--model", "random:resnet20", RESNET_SERVE_SHUTDOWN_GRACE_S="0") as service:
+        assert service.end(sig) == 0
+        assert not any("Traceback" in line for line in service.log)
+
+
+def test_a_signal_while_loading_ends_it() -> None:
+    with started("--model", "random:resnet152", ready=False) as service:
+        assert service.end(signal.SIGTERM) == 0

@@ -1,0 +1,109 @@
+"""From the command line to the first answer, or to one clear line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import COMMAND, encoded, started
+
+
+def fail(*arguments: str, **environment: str) -> str:
+    """What a start that fails prints: one line, status 2."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RESNET_SERVE_")}
+    done = subprocess.run(
+        [COMMAND, "serve", "--port", "0", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=clean | environment,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("resnet-serve: ")
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "/nowhere.yaml"], ["/nowhere.yaml", "No such file"]),
+        (["--engine", "triton"], ["models[0].engine", "'auto' or 'eager'", "'triton'"]),
+        (["--device", "cuda:7"], ["models[0]", "cuda:7", "use auto or cpu"]),
+        (["--precision", "fp16", "--device", "cpu"], ["precision", "fp16", "CUDA"]),
+        (["--model", "random:resnet51"], ["models[0]", "resnet51", "nearest", "resnet50"]),
+        (["--model", "builtin:nope"], ["models[0]", "builtin:nope", "resnet20-cifar10"]),
+        (["--model", "/nowhere.safetensors"], ["/nowhere.safetensors", "no such file"]),
+        (["--model", "random:resnet20", "--model", "random:resnet20"], ["models[1]", "taken"]),
+        (["--host", "999.1.1.1"], ["cannot listen on 999.1.1.1"]),
+        (["--workers", "3"], ["workers", "should be 1"]),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(arguments: list[str], words: list[str]) -> None:
+    line = fail(*arguments)
+    for word in words:
+        assert word in line
+
+
+def test_a_taken_port_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert "Address already in use" in fail("--port", port)
+
+
+def test_a_checkpoint_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"PK\x03\x04 and so on")
+    assert "resnet-serve convert --from FORMAT SRC DST" in fail("--model", str(path))
+
+
+def test_while_loading_it_is_live_but_not_ready() -> None:
+    with started("--model", "random:resnet152", ready=False, RESNET_SERVE_MAX_BATCH="2") as service:
+        ready = httpx.get(f"{service.url}/health/ready")
+        assert httpx.get(f"{service.url}/health/live").status_code == 200
+        assert ready.status_code == 503
+        assert "warming up" in ready.json()["reasons"]["resnet152"]
+        early = httpx.post(f"{service.url}/v1/classify", content=encoded())
+        assert early.status_code == 503
+        assert early.headers["retry-after"] == "1"
+        service.wait_until_ready()
+        assert httpx.post(f"{service.url}/v1/classify", content=encoded()).status_code == 200
+
+
+def test_a_file_configures_several_models_devices_and_a_nameless_network(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(
+        """
+        max_body_bytes: 5000
+        models:
+          - {name: twins, spec: "random:resnet20", device: [cpu, cpu], max_batch: 2}
+          - name: own
+            spec: "random:"
+            precision: bf16
+            architecture:
+              {block: basic, blocks: [1, 2], planes: [8, 16], stem: small, num_classes: 7}
+          - {name: c, spec: "random:preact_resnet20", architecture: {shortcut: C, num_classes: 3}}
+        """
+    )
+    with started("--config", str(config)) as service:
+        twins, own, c = httpx.get(f"{service.url}/v1/models").json()["models"]
+        assert (twins["name"], twins["device"], twins["precision"]) == ("twins", "cpu", "fp32")
+        assert (own["architecture"], own["depth"], own["num_classes"]) == ("custom", 8, 7)
+        assert own["precision"] == "bf16"
+        assert (c["architecture"], c["configuration"]["shortcut"]) == ("preact_resnet20", "C")
+        for name, classes in (("twins", 10), ("own", 7), ("c", 3)):
+            answer = httpx.post(
+                f"{service.url}/v1/classify",
+                params={"model": name, "top_k": classes},
+                content=encoded(),
+            ).json()
+            assert len(answer["predictions"]) == classes
+        large = httpx.post(f"{service.url}/v1/classify", content=b"x" * 5001)
+        assert (large.status_code, "5000" in large.json()["detail"]) == (413, True)

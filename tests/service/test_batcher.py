@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from service.batcher import Batcher, Job
+from service.errors import EngineFailed, QueueFull
+
+Numbers = Batcher[int, int]
+
+
+def make(max_jobs: int = 8, max_bytes: int = 1000, max_delay: float = 0.0) -> Numbers:
+    return Batcher(max_jobs=max_jobs, max_bytes=max_bytes, max_delay=max_delay)
+
+
+def submit(batcher: Numbers, payload: int, cost: int = 1) -> Job[int, int]:
+    job = batcher.admit(cost)
+    batcher.submit(job, payload, cost)
+    return job
+
+
+def payloads(batch: list[Job[int, int]]) -> list[int | None]:
+    return [job.payload for job in batch]
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def test_a_batch_is_what_waits_in_the_order_of_arrival_up_to_the_limit() -> None:
+    async def test() -> None:
+        batcher = make()
+        for number in range(5):
+            submit(batcher, number)
+        assert payloads(batcher.next_batch(3)) == [0, 1, 2]
+        assert payloads(batcher.next_batch(3)) == [3, 4]
+
+    run(test)
+
+
+def test_results_reach_their_own_callers_with_clock_and_batch_size() -> None:
+    async def test() -> None:
+        batcher = make()
+        jobs = [submit(batcher, number) for number in range(3)]
+
+        def compute() -> None:
+            batch = batcher.next_batch(8)
+            batcher.finish(batch, [-(job.payload or 0) for job in batch])
+
+        engine = threading.Thread(target=compute)
+        engine.start()
+        assert await asyncio.gather(*(job.future for job in jobs)) == [0, -1, -2]
+        engine.join()
+        for job in jobs:
+            assert job.batch_size == 3
+            assert job.admitted <= job.started <= job.finished
+
+    run(test)
+
+
+def test_the_count_is_bounded_from_admission_to_computation() -> None:
+    async def test() -> None:
+        batcher = make(max_jobs=2)
+        first = batcher.admit(1)
+        submit(batcher, 1)
+        with pytest.raises(QueueFull, match="2 images wait"):
+            batcher.admit(1)
+        batcher.next_batch(1)
+        assert batcher.depth == 1
+        submit(batcher, 2)
+        first.future.cancel()
+        await asyncio.sleep(0)
+        submit(batcher, 3)
+        assert batcher.depth == 2
+
+    run(test)
+
+
+def test_bytes_are_bounded_and_change_from_body_to_pixels() -> None:
+    async def test() -> None:
+        batcher = make(max_bytes=100)
+        job = batcher.admit(80)
+        with pytest.raises(QueueFull):
+            batcher.check(30)
+        batcher.submit(job, 1, 20)
+        batcher.check(80)
+        with pytest.raises(QueueFull):
+            batcher.check(81)
+        batcher.next_batch(1)
+        batcher.check(100)
+
+    run(test)
+
+
+def test_a_caller_who_left_is_dropped_and_frees_the_place() -> None:
+    async def test() -> None:
+        batcher = make(max_jobs=2)
+        gone, stays = submit(batcher, 1), submit(batcher, 2)
+        gone.future.cancel()
+        await asyncio.sleep(0)
+        assert batcher.depth == 1
+        assert batcher.next_batch(8) == [stays]
+
+    run(test)
+
+
+def test_a_caller_who_left_while_decoding_is_never_queued() -> None:
+    async def test() -> None:
+        batcher = make()
+        job = batcher.admit(1)
+        job.future.cancel()
+        await asyncio.sleep(0)
+        batcher.submit(job, 1, 1)
+        submit(batcher, 2)
+        assert payloads(batcher.next_batch(8)) == [2]
+
+    run(test)
+
+
+def test_a_caller_who_left_while_computing_harms_nobody() -> None:
+    async def test() -> None:
+        batcher = make()
+        gone, stays = submit(batcher, 1), submit(batcher, 2)
+        batch = batcher.next_batch(8)
+        gone.future.cancel()
+        batcher.finish(batch, [10, 20])
+        assert await stays.future == 20
+
+    run(test)
+
+
+def test_a_failure_reaches_every_caller_of_the_batch() -> None:
+    async def test() -> None:
+        batcher = make()
+        jobs = [submit(batcher, 1), submit(batcher, 2)]
+        batcher.fail(batcher.next_batch(8), EngineFailed("it failed", 1))
+        for job in jobs:
+            with pytest.raises(EngineFailed, match="it failed"):
+                await job.future
+
+    run(test)
+
+
+def test_a_delay_waits_for_company_but_no_longer() -> None:
+    async def test() -> None:
+        batcher = make(max_delay=0.15)
+        submit(batcher, 1)
+        taken: list[list[int | None]] = []
+        engine = threading.Thread(target=lambda: taken.append(payloads(batcher.next_batch(3))))
+        engine.start()
+        await asyncio.sleep(0.03)
+        submit(batcher, 2)
+        assert taken == []
+        await asyncio.to_thread(engine.join)
+        assert taken == [[1, 2]]
+
+    run(test)
+
+
+def test_a_full_batch_does_not_wait_for_the_delay() -> None:
+    async def test() -> None:
+        batcher = make(max_delay=600)
+        submit(batcher, 1)
+        submit(batcher, 2)
+        assert payloads(batcher.next_batch(2)) == [1, 2]
+
+    run(test)
+
+
+def test_without_a_delay_an_idle_engine_takes_one_image_at_once() -> None:
+    async def test() -> None:
+        batcher = make()
+        taken: list[list[int | None]] = []
+        engine = threading.Thread(target=lambda: taken.append(payloads(batcher.next_batch(8))))
+        engine.start()
+        submit(batcher, 1)
+        await asyncio.to_thread(engine.join)
+        assert taken == [[1]]
+
+    run(test)
+
+
+def test_closing_lets_what_waits_be_computed_and_then_ends_every_engine() -> None:
+    async def test() -> None:
+        batcher = make()
+        for number in range(3):
+            submit(batcher, number)
+        batcher.close()
+        assert payloads(batcher.next_batch(2)) == [0, 1]
+        assert payloads(batcher.next_batch(2)) == [2]
+        assert batcher.next_batch(2) == []
+        idle = threading.Thread(target=batcher.next_batch, args=(2,))
+        idle.start()
+        await asyncio.to_thread(idle.join)
+
+    run(test)
+
+
+def test_several_engines_share_one_queue_and_compute_each_job_once() -> None:
+    async def test() -> None:
+        batcher = make(max_jobs=500)
+
+        def engine() -> None:
+            while batch := batcher.next_batch(4):
+                time.sleep(0.0005)
+                batcher.finish(batch, [job.payload or 0 for job in batch])
+
+        engines = [threading.Thread(target=engine) for _ in range(3)]
+        for thread in engines:
+            thread.start()
+        jobs = [submit(batcher, number) for number in range(300)]
+        assert await asyncio.gather(*(job.future for job in jobs)) == list(range(300))
+        batcher.close()
+        for thread in engines:
+            await asyncio.to_thread(thread.join)
+        assert batcher.depth == 0
+
+    run(test)
+
+
+def test_the_time_to_retry_follows_the_measured_rate() -> None:
+    async def test() -> None:
+        batcher = make()
+        assert batcher.retry_after() == 1
+        submit(batcher, 0)
+        batch = batcher.next_batch(1)
+        batch[0].started -= 10  # The batch took ten seconds.
+        batcher.finish(batch, [0])
+        for number in range(3):
+            submit(batcher, number)
+        assert batcher.retry_after() == pytest.approx(31, abs=1)
+
+    run(test)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from models import bundle
+from models.preprocess import IMAGENET
+from service import catalog
+from service.errors import ConfigError
+
+
+def test_a_random_network_is_the_same_every_time_and_says_it_is_untrained() -> None:
+    first, second = catalog.load("random:resnet20"), catalog.load("random:resnet20")
+    for name, tensor in first.bundle.tensors.items():
+        assert tensor.equal(second.bundle.tensors[name])
+    assert "untrained" in first.bundle.provenance["source"]
+    assert (first.source, first.sha256) == ("random:resnet20", None)
+
+
+def test_a_bundles_file_is_named_without_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    bundle.write(catalog.load("random:resnet20").bundle, path)
+    loaded = catalog.load(str(path))
+    assert loaded.source == "x.safetensors"
+    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_random_network_can_be_changed_or_described() -> None:
+    changed = catalog.load("random:resnet20", {"shortcut": "C", "num_classes": 7}).bundle
+    assert (changed.architecture.shortcut, changed.labels[-1]) == ("C", "class 6")
+    described = {"block": "basic", "blocks": [1], "planes": [4], "stem": "imagenet"}
+    own = catalog.load("random:", described | {"num_classes": 2}).bundle
+    assert (own.variant, own.input) == (None, IMAGENET)
+
+
+@pytest.mark.parametrize(
+    ("spec", "architecture", "words"),
+    [
+        ("random:resnet19", None, ["random:resnet19", "nearest", "resnet18"]),
+        ("random:resnet20", {"shortcut": "D"}, ["shortcut must be one of A, B, C, conv"]),
+        ("random:resnet20", {"shortcuts": "A"}, ["did you mean shortcut?"]),
+        ("random:", {"block": "basic"}, ["architecture", "missing"]),
+        ("random:", {"blok": "basic"}, ["architecture", "blok"]),
+        ("builtin:x", None, ["builtin:x", "builtin: has"]),
+        ("nowhere", None, ["nowhere", "no such file", "random:VARIANT"]),
+        ("hub:x", None, ["hub:x", "no such file"]),
+        ("builtin:resnet20-cifar10", {"block": "basic"}, ["only random networks"]),
+    ],
+)
+def test_what_is_wrong_with_a_spec_is_one_line(
+    spec: str, architecture: dict[str, object] | None, words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        catalog.load(spec, architecture)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)

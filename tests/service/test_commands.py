@@ -1,0 +1,147 @@
+"""The commands that need no server, as a person runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from models import bundle, variants
+from service import catalog
+from tests.conftest import COMMAND, encoded
+
+
+def run(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for label in ("cat", "dog"):
+        (folder / label).mkdir()
+        for index, kind in enumerate(("PNG", "JPEG", "WEBP")):
+            (folder / label / f"{index}.{kind.lower()}").write_bytes(encoded(kind))
+    return folder
+
+
+def test_models_as_a_table_and_as_json() -> None:
+    table = run("models", "preact_wide_resnet28_10").stdout
+    assert "36,479,194" in table
+    assert "5.24 G" in table
+    row = json.loads(run("models", "wrn_28_10", "--json").stdout)
+    assert row["parameters"] == 36_479_194
+    assert row["layers"] == 29
+
+
+def test_models_lists_every_named_network() -> None:
+    rows = json.loads(run("models", "--json").stdout)
+    assert [row["name"] for row in rows] == list(variants.names())
+
+
+def test_an_unknown_network_is_one_line_with_the_nearest() -> None:
+    line = run("models", "resnt50", status=2).stderr
+    assert line.count("\n") == 1
+    assert "resnet50" in line
+
+
+def test_classify_prints_a_line_for_each_image(photos: Path) -> None:
+    lines = run("classify", photos, "--model", "random:resnet20").stdout.splitlines()
+    assert len(lines) == 6
+    assert all("%" in line for line in lines)
+
+
+def test_classify_writes_every_format_alike(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    outputs = [tmp_path / f"out.{suffix}" for suffix in ("jsonl", "csv", "parquet")]
+    for output in outputs:
+        inputs = (photos / "cat", tmp_path / "broken.png")
+        run("classify", *inputs, "--model", "random:resnet20", "--top-k", "2", "--output", output)
+    lines = [json.loads(line) for line in outputs[0].read_text().splitlines()]
+    assert [len(line["predictions"]) for line in lines] == [2, 2, 2, 0]
+    assert "send a whole" in lines[3]["error"]
+    with outputs[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == ["1", "2", "1", "2", "1", "2", ""]
+    table = pyarrow.parquet.read_table(outputs[2]).to_pylist()
+    assert [row["label"] or "" for row in table] == [row["label"] for row in rows]
+    flat = [p["probability"] for line in lines for p in line["predictions"]]
+    assert [float(row["probability"]) for row in rows[:6]] == pytest.approx(flat)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["/nowhere.png"], "no such file or folder"),
+        (["--output", "x.xlsx", "/"], ".jsonl, .csv, .parquet"),
+        (["--model", "builtin:x", "/tmp"], "builtin: has"),
+        (["--precision", "int4", "/tmp"], "precision: should be"),
+    ],
+)
+def test_classify_says_what_is_wrong_in_one_line(arguments: list[str], words: str) -> None:
+    line = run("classify", *arguments, status=2).stderr
+    assert line.count("\n") == 1
+    assert words in line
+
+
+def test_convert_makes_a_bundle_that_loads(tmp_path: Path) -> None:
+    network = variants.build("resnet20", shortcut="A")
+    names = {"stem.conv": "conv1", "stem.norm": "bn1", "head": "linear"}
+    state = {}
+    for name, value in network.state_dict().items():
+        theirs = name
+        for ours, other in names.items():
+            theirs = theirs.replace(ours, other)
+        for stage in range(3):
+            theirs = theirs.replace(f"stages.{stage}.", f"layer{stage + 1}.")
+        state[f"module.{theirs}"] = value
+    torch.save({"state_dict": state, "best_prec1": 91.2}, tmp_path / "r.th")
+    said = run("convert", "--from", "cifar", tmp_path / "r.th", tmp_path / "r.safetensors").stdout
+    assert "resnet20, shortcut option A" in said
+    converted = bundle.read(tmp_path / "r.safetensors")
+    assert converted.name == "r"
+    for name, value in network.state_dict().items():
+        assert converted.tensors[name].equal(value)
+
+
+def test_convert_shows_what_differs(tmp_path: Path) -> None:
+    torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "r.th")
+    done = run("convert", "--from", "cifar", tmp_path / "r.th", tmp_path / "out", status=2)
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_measures_what_the_labels_say(photos: Path) -> None:
+    figures = json.loads(run("evaluate", photos, "--model", "random:resnet20", "--json").stdout)
+    assert figures["images"] == 6
+    assert figures["top1"] in (0, 0.5, 1)
+
+
+def test_evaluate_refuses_classes_that_the_model_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "unicorn").mkdir()
+    (tmp_path / "unicorn" / "a.png").write_bytes(encoded())
+    done = run("evaluate", tmp_path, "--model", "random:resnet20", status=2)
+    assert "'unicorn' is no label of the model" in done.stderr
+
+
+def test_train_writes_a_bundle_that_tells_how(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "trained.safetensors"
+    data = ("--data", photos, "--test-data", photos)
+    short = ("--epochs", "1", "--batch-size", "2", "--shortcut", "A", "--eager")
+    said = run("train", *data, *short, output).stdout
+    assert f"wrote {output}" in said
+    trained = catalog.load(str(output)).bundle
+    assert trained.labels == ("cat", "dog")
+    assert trained.architecture.shortcut == "A"
+    assert trained.provenance["recipe"]["epochs"] == 1
+    assert trained.metrics[photos.name]["images"] == 6

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from models.preprocess import CIFAR, IMAGENET
+from service.decode import Decoder, decode, to_rgb
+from service.errors import TooLarge, UndecodableImage
+from tests.conftest import encoded
+
+LIMIT = 1_000_000
+
+
+def saved(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def gradient(side: int = 32) -> Image.Image:
+    x = np.linspace(0, 255, side, dtype=np.uint8)
+    red, green = np.meshgrid(x, x)
+    return Image.fromarray(np.stack([red, green, np.full_like(red, 40)], axis=2))
+
+
+def pixels_of(data: bytes) -> NDArray[np.uint8]:
+    return decode(data, CIFAR, LIMIT)
+
+
+def test_pixels_are_those_of_the_image() -> None:
+    assert np.array_equal(pixels_of(saved(gradient(), "PNG")), np.asarray(gradient()))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("size", [(32, 32), (500, 375), (31, 200)])
+def test_every_format_gives_the_specs_size(format: str, size: tuple[int, int]) -> None:
+    pixels = decode(encoded(format, size), IMAGENET, LIMIT)
+    assert pixels.shape == (224, 224, 3)
+    assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation: int) -> None:
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpositions
+    upright = gradient()
+    stored = upright
+    if orientation > 1:
+        stored = upright.transpose(Image.Transpose(inverse[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(pixels_of(saved(stored, "PNG", exif=exif)), np.asarray(upright))
+
+
+def test_broken_exif_does_not_hide_the_image() -> None:
+    data = saved(gradient(), "JPEG", exif=b"Exif\x00\x00" + b"\xff" * 40)
+    assert pixels_of(data).shape == (32, 32, 3)
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    pixels = pixels_of(saved(gradient().convert("L"), "PNG"))
+    assert np.array_equal(pixels[..., 0], np.asarray(gradient().convert("L")))
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_bilevel_is_black_and_white() -> None:
+    assert set(np.unique(pixels_of(saved(gradient().convert("1"), "PNG")))) == {0, 255}
+
+
+def half_transparent() -> Image.Image:
+    image = gradient().convert("RGBA")
+    alpha = Image.new("L", image.size, 0)
+    alpha.paste(255, (0, 0, 16, 32))
+    image.putalpha(alpha)
+    return image
+
+
+def palette_with_transparency() -> Image.Image:
+    return half_transparent().quantize(256)
+
+
+def grey_with_alpha() -> Image.Image:
+    return half_transparent().convert("LA")
+
+
+@pytest.mark.parametrize(
+    "make", [half_transparent, palette_with_transparency, grey_with_alpha], ids=lambda f: f.__name__
+)
+def test_transparency_is_laid_on_white(make: Callable[[], Image.Image]) -> None:
+    pixels = pixels_of(saved(make(), "PNG"))
+    assert (pixels[:, 16:] == 255).all()
+    assert not (pixels[:, :16] == 255).all()
+
+
+def test_a_transparent_colour_of_an_rgb_png_is_laid_on_white() -> None:
+    image = Image.new("RGB", (32, 32), (1, 2, 3))
+    image.paste((9, 9, 9), (0, 0, 32, 8))
+    pixels = pixels_of(saved(image, "PNG", transparency=(1, 2, 3)))
+    assert (pixels[:8] == 9).all()
+    assert (pixels[8:] == 255).all()
+
+
+def test_a_palette_gives_its_colours() -> None:
+    image = Image.new("P", (32, 32), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    assert (pixels_of(saved(image, "PNG")) == (200, 100, 50)).all()
+
+
+def test_cmyk_jpegs_have_natural_colours() -> None:
+    red = Image.new("RGB", (32, 32), (220, 30, 30)).convert("CMYK")
+    mean = pixels_of(saved(red, "JPEG", quality=95)).mean((0, 1))
+    assert mean == pytest.approx((220, 30, 30), abs=12)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bits_keep_their_upper_8(format: str) -> None:
+    values = np.linspace(0, 65535, 32 * 32, dtype=np.uint16).reshape(32, 32)
+    pixels = pixels_of(saved(Image.fromarray(values), format))
+    assert np.array_equal(pixels[..., 0], (values >> 8).astype(np.uint8))
+
+
+def test_a_gif_shows_its_first_frame() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (pixels_of(data) == (255, 0, 0)).all()
+
+
+def test_rgb_is_passed_on_as_it_is() -> None:
+    image = gradient()
+    assert to_rgb(image) is image
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_no_truncated_file_gives_anything_but_a_clear_refusal(format: str) -> None:
+    whole = encoded(format, (64, 48))
+    refusals = []
+    for end in range(0, len(whole), max(1, len(whole) // 40)):
+        try:
+            decode(whole[:end], CIFAR, LIMIT)
+        except UndecodableImage as error:
+            refusals.append(str(error))
+    assert len(refusals) >= 20
+    for refusal in refusals:
+        assert "send a whole" in refusal
+        assert "\n" not in refusal
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00" * 100,
+        b"GIF89a",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"\xff\xd8\xff",
+        b"BM" + b"\xff" * 60,
+        b"II*\x00\x08\x00\x00\x00\xff\xff",
+    ],
+)
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(UndecodableImage):
+        pixels_of(data)
+
+
+def test_formats_that_are_not_offered_are_refused() -> None:
+    with pytest.raises(UndecodableImage):
+        pixels_of(saved(gradient(), "PPM"))
+
+
+def test_the_pixel_limit_is_checked_without_decoding() -> None:
+    data = saved(Image.new("1", (2000, 2000)), "PNG")
+    with pytest.raises(TooLarge, match="2000 x 2000 pixels; the limit is 1000000"):
+        pixels_of(data)
+
+
+def test_slivers_that_would_grow_are_refused() -> None:
+    with pytest.raises(TooLarge, match="too unequal"):
+        decode(saved(Image.new("1", (1, 60_000)), "PNG"), IMAGENET, 50_000_000)
+
+
+def test_the_decoder_gives_the_same_and_says_how_long_it_took() -> None:
+    decoder = Decoder(2, LIMIT)
+    data = saved(gradient(), "PNG")
+    decoded = asyncio.run(decoder.decode(data, CIFAR))
+    decoder.close()
+    assert np.array_equal(decoded.pixels, pixels_of(data))
+    assert decoded.seconds > 0
+
+
+def test_decoding_never_uses_more_threads_than_it_may() -> None:
+    decoder = Decoder(2, LIMIT)
+    data = encoded("PNG", (300, 300))
+
+    async def many() -> None:
+        await asyncio.gather(*(decoder.decode(data, IMAGENET) for _ in range(20)))
+
+    asyncio.run(many())
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+    decoder.close()
+    assert 1 <= len(names) <= 2
+
+
+def test_resizing_after_orientation_equals_resizing_the_upright_image() -> None:
+    upright = Image.open(io.BytesIO(encoded("PNG", (300, 200))))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size == (300, 200)
+    assert np.array_equal(
+        decode(data, IMAGENET, LIMIT), decode(saved(upright, "PNG"), IMAGENET, LIMIT)
+    )

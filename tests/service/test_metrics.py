@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import SECONDS, Metrics
+
+
+def test_two_services_in_one_process_do_not_share_metrics() -> None:
+    first, second = Metrics(), Metrics()
+    first.images.labels("a").inc()
+    assert b'resnet_serve_images_total{model="a"} 1.0' in first.render()
+    assert b'model="a"' not in second.render()
+
+
+def test_a_model_has_its_series_before_its_first_request() -> None:
+    metrics = Metrics()
+    metrics.watch_model("a", limit=7, depth=lambda: 3, ready=lambda: False)
+    text = metrics.render().decode()
+    found = {f.name: f.samples for f in text_string_to_metric_families(text)}
+    assert found["resnet_serve_queue_depth"][0].value == 3
+    assert found["resnet_serve_queue_limit"][0].value == 7
+    assert found["resnet_serve_model_ready"][0].value == 0
+    phases = {s.labels["phase"] for s in found["resnet_serve_phase_seconds"]}
+    assert phases == {"decode", "queue", "inference", "total"}
+
+
+def test_the_buckets_rise_from_a_quarter_millisecond_to_ten_seconds() -> None:
+    assert (SECONDS[0], SECONDS[-1]) == (0.00025, 10.0)
+    assert list(SECONDS) == sorted(SECONDS)
