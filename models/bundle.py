@@ -164,6 +164,7 @@ def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     try:
         tensors = {name: value.cpu().contiguous() for name, value in bundle.tensors.items()}
         safetensors.torch.save_file(tensors, part, metadata)
+        part.chmod(0o644)  # safetensors makes it unreadable to others, and so to a container.
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
