@@ -78,5 +78,19 @@ class CallerLeft(ServiceError):
     reason = "caller_left"
 
 
+REFUSALS: tuple[type[ServiceError], ...] = (
+    UndecodableImage,
+    UnknownModel,
+    TooLarge,
+    UnsupportedMediaType,
+    BadParameter,
+    QueueFull,
+    NotReady,
+    EngineFailed,
+    DeadlineExceeded,
+    CallerLeft,
+)
+
+
 class ConfigError(ValueError):
     pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,12 +14,15 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service import errors
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Fixed, so that the histograms of many processes add up.
 SECONDS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+REASONS = tuple(error.reason for error in errors.REFUSALS)
 PHASES = ("decode", "queue", "inference", "total")
 
 
@@ -96,9 +99,17 @@ class Metrics:
         )
 
     def watch_model(
-        self, name: str, limit: int, depth: Callable[[], int], ready: Callable[[], bool]
+        self,
+        name: str,
+        devices: Iterable[str],
+        limit: int,
+        depth: Callable[[], int],
+        ready: Callable[[], bool],
     ) -> None:
-        """Reads a model's gauges when they are scraped, and makes its series exist from now on."""
+        """Reads a model's gauges when they are scraped, and makes its series exist from now on.
+
+        A counter that appeared with its first event would hide it: rates need a value before.
+        """
         self.queue_limit.labels(name).set(limit)
         self.queue_depth.labels(name).set_function(depth)
         self.model_ready.labels(name).set_function(lambda: float(ready()))
@@ -106,6 +117,10 @@ class Metrics:
         self.batch_size.labels(name)
         for phase in PHASES:
             self.phase.labels(name, phase)
+        for device in devices:
+            self.engine_errors.labels(name, device)
+        for reason in REASONS:
+            self.refusals.labels(name, reason)
 
     def render(self) -> bytes:
         """The text exposition of everything, `CONTENT_TYPE`."""

@@ -105,7 +105,11 @@ class Model:
             "metrics": bundle.metrics,
         }
         metrics.watch_model(
-            self.name, settings.max_queue, lambda: self.batcher.depth, lambda: self.ready
+            self.name,
+            devices,
+            settings.max_queue,
+            depth=lambda: self.batcher.depth,
+            ready=lambda: self.ready,
         )
 
     def _announce(self, metrics: Metrics, sha256: str, engine: engines.Engine) -> None:

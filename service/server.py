@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import signal
 import socket
+import struct
 import time
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
+NEW_CONNECTION_SECONDS = 1.0
+SO_ATTACH_FILTER, BPF_RETURN = 26, 0x06  # linux/socket.h, linux/bpf_common.h
 
 
 class Server(uvicorn.Server):
@@ -42,6 +47,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                backlog=BACKLOG,
                 timeout_keep_alive=75,  # longer than the usual load balancer's idle time
                 timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
             )
@@ -49,6 +55,8 @@ class Server(uvicorn.Server):
         self._pipeline: Pipeline = app.state.pipeline
         self._grace = settings.shutdown_grace_s
         self._exit_at: float | None = None
+        self._refusing_since = 0.0
+        self._listeners: list[socket.socket] = []
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The base class raises the signal again after the shutdown, which would make an orderly
@@ -61,16 +69,37 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for host, port, *_ in (listener.getsockname() for listener in sockets or ()):
+        self._listeners = sockets or []
+        for host, port, *_ in (listener.getsockname() for listener in self._listeners):
             shown = f"[{host}]" if ":" in host else host
             names = ", ".join(self._pipeline.models)
             log.info("serving %s on http://%s:%d (page at /, API at /docs)", names, shown, port)
 
     async def on_tick(self, counter: int) -> bool:
-        if self._exit_at is not None and time.monotonic() >= self._exit_at:
-            self._pipeline.refusing = True
-            self.should_exit = True
+        now = time.monotonic()
+        if self._pipeline.refusing:
+            # Who has connected may be about to send; the base class would close such connections.
+            new = [c for c in self.server_state.connections if getattr(c, "cycle", 0) is None]
+            self.should_exit |= not new or now >= self._refusing_since + NEW_CONNECTION_SECONDS
+        elif self._exit_at is not None and now >= self._exit_at:
+            # The backlog is accepted and read before the next tick, a tenth of a second from now.
+            for listener in self._listeners:
+                ignore_new_connections(listener)
+            self._pipeline.refusing, self._refusing_since = True, now
         return await super().on_tick(counter)
+
+
+def ignore_new_connections(listener: socket.socket) -> None:
+    """Makes the kernel drop packets for `listener`; connections it has accepted are not affected.
+
+    Closing a listener resets the connections in its backlog, and with them requests that their
+    callers have already sent. Where the kernel has no socket filters, that is what will happen.
+    """
+    program = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
+        )
 
 
 def listen(host: str, port: int) -> socket.socket:

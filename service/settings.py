@@ -26,6 +26,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from service.errors import ConfigError
 
 PREFIX = "RESNET_SERVE_"
+DEFAULT_MODEL = "builtin:resnet20-cifar10"
 # Read by others under the same prefix: the file's path, and the tests' data.
 NOT_SETTINGS = {"CONFIG", "SHARED"}
 
@@ -54,7 +55,7 @@ class ModelSettings(Strict):
     engine: Literal["auto", "eager"] = Field("auto", description="what runs the network")
     max_batch: int = Field(32, ge=1, le=1024, description="images computed at once")
     max_delay_ms: float = Field(
-        0, ge=0, le=1000, description="wait this long for a fuller batch; 0: compute what waits"
+        0, ge=0, le=60_000, description="wait this long for a fuller batch; 0: compute what waits"
     )
     max_queue: int = Field(256, ge=1, description="images accepted and not yet computing")
     max_queue_bytes: int = Field(
@@ -79,7 +80,7 @@ class Settings(Strict):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     workers: Literal[1] = Field(1, description="front-end processes; this version has one")
     models: list[ModelSettings] = Field(
-        default_factory=lambda: [ModelSettings(spec="builtin:resnet20-cifar10")],
+        default_factory=lambda: [ModelSettings(spec=DEFAULT_MODEL)],
         min_length=1,
         description="the models; in the environment and as flags a list of SPECs",
     )
@@ -120,7 +121,7 @@ class Settings(Strict):
 
 
 # What RESNET_SERVE_DEVICE and --device mean: the same for every model.
-MODEL_WIDE = tuple(name for name in ModelSettings.model_fields if name not in ("spec", "name"))
+MODEL_WIDE = tuple(set(ModelSettings.model_fields) - {"spec", "name", "architecture"})
 
 
 def load(
@@ -139,12 +140,10 @@ def load(
     """
     environ = os.environ if environ is None else environ
     path = config or environ.get(f"{PREFIX}CONFIG")
-    merged = _read_file(Path(path)) if path else {}
+    file = _read_file(Path(path)) if path else {}
     given = {key: value for key, value in (flags or {}).items() if value is not None}
-    for layer, origin in ((_from_environment(environ), PREFIX), (given, "--")):
-        merged = _overlay(merged, layer, origin)
     try:
-        return validated(Settings, **merged)
+        return validated(Settings, **_merge(file, _from_environment(environ), given))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path else str(error)) from None
 
@@ -186,6 +185,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         # RESNET_SERVE_PORT=tcp://10.0.0.1:8000, which are no settings of ours.
         if value.startswith("tcp://") or key.startswith(("SERVICE_", "PORT_")):
             continue
+        if key == "ARCHITECTURE":
+            raise ConfigError(f"{variable}: only a file can describe an architecture")
         if key.lower() not in known:
             near = difflib.get_close_matches(key.lower(), known, n=1)
             hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
@@ -197,18 +198,17 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _overlay(below: dict[str, Any], layer: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """`below` with the settings of `layer` over it; those of models go to every model."""
-    merged = {**below, **{k: v for k, v in layer.items() if k not in MODEL_WIDE}}
-    if "models" in layer:
-        merged["models"] = [{"spec": spec} for spec in layer["models"]]
-    wide = {key: layer[key] for key in MODEL_WIDE if key in layer}
-    if wide:
-        if "architecture" in wide:
-            raise ConfigError(f"{origin}architecture: only a file can describe an architecture")
-        default = [model.model_dump(exclude_unset=True) for model in Settings().models]
-        rows = merged.get("models", default)
-        if isinstance(rows, list):  # Anything else is an error that validation will name.
+def _merge(file: dict[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """`file` with each layer over it; a layer's settings of models go to every model in force."""
+    merged = dict(file)
+    for layer in layers:
+        merged |= {key: value for key, value in layer.items() if key not in MODEL_WIDE}
+        if "models" in layer:
+            merged["models"] = [{"spec": spec} for spec in layer["models"]]
+    for layer in layers:
+        wide = {key: layer[key] for key in MODEL_WIDE if key in layer}
+        rows = merged.get("models", [{"spec": DEFAULT_MODEL}])
+        if wide and isinstance(rows, list):  # Anything else is an error that validation will name.
             merged["models"] = [row | wide if isinstance(row, dict) else row for row in rows]
     return merged
 

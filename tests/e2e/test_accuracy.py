@@ -7,10 +7,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.conftest import COMMAND, Service, started
+from tests.conftest import COMMAND, Service, client, started
 from tests.shared import SHARED, needs_shared
 
 pytestmark = needs_shared
@@ -51,16 +50,15 @@ def lossless() -> Iterator[tuple[str, bytes]]:
 @pytest.mark.parametrize("weights", PUBLISHED)
 def test_as_many_are_right_as_published(published: Service, weights: str) -> None:
     name = weights.partition(".")[0]
-    card = httpx.get(f"{published.url}/v1/models/{name}").json()
+    card = client.get(f"{published.url}/v1/models/{name}").json()
     right = 0
-    with httpx.Client() as client:
-        for label, image in lossless():
-            response = client.post(
-                f"{published.url}/v1/classify",
-                params={"model": name, "top_k": 1},
-                content=image,
-                headers={"Content-Type": "image/png"},
-            )
-            right += response.json()["predictions"][0]["label"] == label
+    for label, image in lossless():
+        response = client.post(
+            f"{published.url}/v1/classify",
+            params={"model": name, "top_k": 1},
+            content=image,
+            headers={"Content-Type": "image/png"},
+        )
+        right += response.json()["predictions"][0]["label"] == label
     slack = 0 if card["precision"] == "fp32" else 2
     assert abs(right - PUBLISHED[weights]) <= slack

@@ -9,14 +9,14 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.conftest import Service, encoded
+from tests.conftest import Service, client, encoded
 
 PNG = {"Content-Type": "image/png"}
 
 
 def classify(service: Service, content: bytes, **options: Any) -> httpx.Response:
     options.setdefault("headers", PNG)
-    return httpx.post(f"{service.url}/v1/classify", content=content, **options)
+    return client.post(f"{service.url}/v1/classify", content=content, **options)
 
 
 def is_problem(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_any_image_type_and_octets_are_taken_raw(service: Service, kind: str) ->
 
 def test_a_form_gives_the_same_as_raw_bytes(service: Service) -> None:
     files = {"image": ("a.png", encoded(), "image/png")}
-    form = httpx.post(f"{service.url}/v1/classify", files=files)
+    form = client.post(f"{service.url}/v1/classify", files=files)
     assert form.json()["predictions"] == classify(service, encoded()).json()["predictions"]
 
 
@@ -97,7 +97,7 @@ def test_one_bad_image_of_a_batch_fails_alone(service: Service) -> None:
         ("image", ("bad.png", encoded()[:80], "image/png")),
         ("image", ("also-good.jpg", encoded("JPEG"), "image/jpeg")),
     ]
-    response = httpx.post(f"{service.url}/v1/classify/batch", files=files, params={"top_k": 2})
+    response = client.post(f"{service.url}/v1/classify/batch", files=files, params={"top_k": 2})
     assert response.status_code == 200
     answer = response.json()
     assert answer["model"] == "resnet20-cifar10"
@@ -123,12 +123,12 @@ def test_400_for_a_broken_form(service: Service) -> None:
 def test_404_for_an_unknown_model_names_what_there_is(service: Service) -> None:
     response = classify(service, encoded(), params={"model": "resnet20-cifar"})
     assert "resnet20-cifar10" in is_problem(response, 404)["detail"]
-    assert is_problem(httpx.get(f"{service.url}/v1/models/nope"), 404)
-    assert is_problem(httpx.get(f"{service.url}/v2/nowhere"), 404)
+    assert is_problem(client.get(f"{service.url}/v1/models/nope"), 404)
+    assert is_problem(client.get(f"{service.url}/v2/nowhere"), 404)
 
 
 def test_405_names_the_method(service: Service) -> None:
-    assert "GET" in is_problem(httpx.get(f"{service.url}/v1/classify"), 405)["detail"]
+    assert "GET" in is_problem(client.get(f"{service.url}/v1/classify"), 405)["detail"]
 
 
 def test_413_for_too_many_pixels_is_found_before_decoding(service: Service) -> None:
@@ -164,7 +164,7 @@ def test_422_for_an_impossible_timeout(service: Service, timeout: str) -> None:
 
 
 def test_422_for_a_form_without_the_field(service: Service) -> None:
-    response = httpx.post(f"{service.url}/v1/classify", files={"file": ("a.png", encoded())})
+    response = client.post(f"{service.url}/v1/classify", files={"file": ("a.png", encoded())})
     assert "'image'; fields: file" in is_problem(response, 422)["detail"]
 
 
@@ -187,7 +187,7 @@ def test_an_answer_does_not_depend_on_the_images_beside_it(service: Service) -> 
     noise = io.BytesIO()
     Image.effect_noise((32, 32), 100).save(noise, "PNG")
     files = [("image", ("a.png", encoded()))] + [("image", ("n.png", noise.getvalue()))] * 6
-    response = httpx.post(f"{service.url}/v1/classify/batch", files=files)
+    response = client.post(f"{service.url}/v1/classify/batch", files=files)
     together = response.json()["results"][0]["predictions"]
     for a, b in zip(alone, together, strict=True):
         assert (a["class_id"], a["probability"]) == pytest.approx(

@@ -6,10 +6,8 @@ import hashlib
 from importlib import resources
 from typing import Any
 
-import httpx
-
 from service.metrics import PHASES
-from tests.conftest import Service, encoded
+from tests.conftest import Service, client, encoded
 
 FIELDS = {
     "name",
@@ -29,13 +27,13 @@ FIELDS = {
 
 
 def get(service: Service, path: str) -> Any:
-    response = httpx.get(f"{service.url}{path}")
+    response = client.get(f"{service.url}{path}")
     assert response.status_code == 200, response.text
     return response.json()
 
 
 def samples(service: Service) -> dict[str, float]:
-    text = httpx.get(f"{service.url}/metrics").text
+    text = client.get(f"{service.url}/metrics").text
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in lines}
 
@@ -77,7 +75,7 @@ def test_health_tells_live_and_ready(service: Service) -> None:
 def test_metrics_count_images_phases_batches_and_refusals(service: Service) -> None:
     before = samples(service)
     for content in (encoded(), encoded(), b"broken"):
-        httpx.post(f"{service.url}/v1/classify", content=content)
+        client.post(f"{service.url}/v1/classify", content=content)
     after = samples(service)
 
     def rise(name: str) -> float:
@@ -98,9 +96,9 @@ def test_metrics_count_images_phases_batches_and_refusals(service: Service) -> N
 
 
 def test_paths_and_model_names_of_callers_never_become_series(service: Service) -> None:
-    httpx.get(f"{service.url}/secret-path")
-    httpx.post(f"{service.url}/v1/classify", params={"model": "made-up"}, content=b"")
-    text = httpx.get(f"{service.url}/metrics").text
+    client.get(f"{service.url}/secret-path")
+    client.post(f"{service.url}/v1/classify", params={"model": "made-up"}, content=b"")
+    text = client.get(f"{service.url}/metrics").text
     assert "secret-path" not in text
     assert "made-up" not in text
 
@@ -132,7 +130,7 @@ def test_the_description_shows_every_endpoint_and_its_refusals(service: Service)
         "application/octet-stream",
         "multipart/form-data",
     }
-    assert httpx.get(f"{service.url}/docs").status_code == 200
+    assert client.get(f"{service.url}/docs").status_code == 200
 
 
 def test_the_page_and_its_parts_are_served_with_a_strict_policy(service: Service) -> None:
@@ -141,11 +139,11 @@ def test_the_page_and_its_parts_are_served_with_a_strict_policy(service: Service
         ("/web/app.js", "text/javascript"),
         ("/web/style.css", "text/css"),
     ):
-        response = httpx.get(f"{service.url}{path}")
+        response = client.get(f"{service.url}{path}")
         assert response.status_code == 200
         assert response.headers["content-type"].startswith(kind)
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert "http://" not in response.text.replace("http://www.w3.org", "")
-    assert httpx.get(f"{service.url}/web/__init__.py").status_code == 404
+    assert client.get(f"{service.url}/web/__init__.py").status_code == 404

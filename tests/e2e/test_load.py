@@ -10,11 +10,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from tests.conftest import Service, encoded, started
+from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
-
-# Slow enough on any machine that work piles up behind it.
-SLOW = ("--model", "random:resnet50_small", "--precision", "fp32")
 
 
 def post(service: Service, timeout_ms: int = 60_000) -> httpx.Request:
@@ -40,7 +37,14 @@ def test_64_concurrent_requests_are_answered_and_batched(service: Service) -> No
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[Service]:
-    with started(*SLOW, RESNET_SERVE_MAX_QUEUE="4", RESNET_SERVE_MAX_BATCH="1") as running:
+    # It waits three seconds for company that its small queue never lets in: work piles up on any
+    # machine, and what happens does not depend on how fast it is.
+    with started(
+        "--model",
+        "random:resnet20",
+        RESNET_SERVE_MAX_QUEUE="4",
+        RESNET_SERVE_MAX_DELAY_MS="3000",
+    ) as running:
         yield running
 
 
@@ -49,15 +53,12 @@ def test_a_full_queue_is_429_with_the_time_to_retry(slow: Service) -> None:
     refused = [response for response in responses if response.status_code == 429]
     answered = [response for response in responses if response.status_code == 200]
     assert len(refused) + len(answered) == 24
-    assert len(answered) >= 4
-    assert refused
+    assert len(answered) == 4
     for response in refused:
         assert 1 <= int(response.headers["retry-after"]) <= 60
         assert response.headers["content-type"] == "application/problem+json"
         assert "queue is full" in response.json()["detail"]
-    counted = samples(slow)[
-        'resnet_serve_refusals_total{model="resnet50_small",reason="queue_full"}'
-    ]
+    counted = samples(slow)['resnet_serve_refusals_total{model="resnet20",reason="queue_full"}']
     assert counted == len(refused)
 
 
@@ -65,25 +66,24 @@ def test_a_batch_that_finds_no_place_is_refused_as_a_whole(slow: Service) -> Non
     files = [("image", (f"{index}.png", encoded())) for index in range(3)]
     url = f"{slow.url}/v1/classify/batch"
     batch = httpx.Request("POST", url, files=files)
-    responses = asyncio.run(send_all([*(post(slow) for _ in range(12)), batch]))
-    assert responses[-1].status_code in (200, 429)
-    alone = httpx.post(url, files=files * 4, timeout=60)
-    assert [set(r) for r in alone.json()["results"]] == [{"filename", "predictions"}] * 12
+    *_, late = asyncio.run(send_all([*(post(slow) for _ in range(6)), batch]))
+    assert late.status_code == 429
+    alone = client.post(url, files=files)
+    assert [set(r) for r in alone.json()["results"]] == [{"filename", "predictions"}] * 3
 
 
 def test_a_passed_deadline_is_504_and_frees_its_place(slow: Service) -> None:
-    before = samples(slow)["resnet_serve_batch_size_sum" + '{model="resnet50_small"}']
+    before = samples(slow)['resnet_serve_batch_size_sum{model="resnet20"}']
     patient = post(slow)
     hurried = [post(slow, timeout_ms=30) for _ in range(3)]
-    first, *rest = asyncio.run(send_all([patient, *hurried]))
+    first, *late = asyncio.run(send_all([patient, *hurried]))
     assert first.status_code == 200
-    late = [response for response in rest if response.status_code == 504]
-    assert late
-    assert "deadline" in late[0].json()["detail"]
-    assert samples(slow)['resnet_serve_queue_depth{model="resnet50_small"}'] == 0
-    computed = samples(slow)['resnet_serve_batch_size_sum{model="resnet50_small"}'] - before
-    # The ones whose deadline passed in the queue were never computed.
-    assert computed < 4
+    for response in late:
+        assert response.status_code == 504
+        assert "deadline" in response.json()["detail"]
+    assert samples(slow)['resnet_serve_queue_depth{model="resnet20"}'] == 0
+    computed = samples(slow)['resnet_serve_batch_size_sum{model="resnet20"}'] - before
+    assert computed == 1
 
 
 def test_a_caller_who_left_while_waiting_is_never_computed(slow: Service) -> None:
@@ -95,21 +95,21 @@ def test_a_caller_who_left_while_waiting_is_never_computed(slow: Service) -> Non
         connection = socket.create_connection(("127.0.0.1", slow.port))
         connection.sendall(head.encode() + body)
         connections.append(connection)
-    wait_for(slow, "resnet_serve_queue_depth", lambda depth: depth >= 2)
+    wait_for(slow, "resnet_serve_queue_depth", lambda depth: depth == 4)
     for connection in connections:
         connection.close()
     wait_for(slow, "resnet_serve_queue_depth", lambda depth: depth == 0)
     wait_for(slow, "resnet_serve_requests_in_flight", lambda count: count <= 1)
     after = samples(slow)
-    left = 'resnet_serve_refusals_total{model="resnet50_small",reason="caller_left"}'
+    left = 'resnet_serve_refusals_total{model="resnet20",reason="caller_left"}'
     assert after[left] - before.get(left, 0) == 4
-    size = 'resnet_serve_batch_size_sum{model="resnet50_small"}'
-    assert after[size] - before[size] <= 2
+    size = 'resnet_serve_batch_size_sum{model="resnet20"}'
+    assert after[size] == before[size]
     assert asyncio.run(send_all([post(slow)]))[0].status_code == 200
 
 
 def test_a_caller_who_left_while_sending_is_counted_and_forgotten(slow: Service) -> None:
-    left = 'resnet_serve_refusals_total{model="resnet50_small",reason="caller_left"}'
+    left = 'resnet_serve_refusals_total{model="resnet20",reason="caller_left"}'
     before = samples(slow).get(left, 0)
     head = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", slow.port)) as connection:

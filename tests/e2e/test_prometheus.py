@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import Service, encoded
+from tests.conftest import Service, client, encoded
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs the prometheus command"
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def query(base: str, expression: str) -> list[dict[str, Any]]:
-    answer = httpx.get(f"{base}/api/v1/query", params={"query": expression}).json()
+    answer = client.get(f"{base}/api/v1/query", params={"query": expression}).json()
     assert answer["status"] == "success", answer
     found: list[dict[str, Any]] = answer["data"]["result"]
     return found
@@ -55,7 +55,7 @@ def test_prometheus_reads_every_series_and_computes_quantiles(
             "(rate(resnet_serve_phase_seconds_bucket[5s])))"
         )
         while True:
-            httpx.post(f"{service.url}/v1/classify", content=encoded())
+            client.post(f"{service.url}/v1/classify", content=encoded())
             try:
                 found = query(base, quantile)
             except httpx.TransportError:
@@ -75,7 +75,7 @@ def test_prometheus_reads_every_series_and_computes_quantiles(
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 def test_promtool_finds_nothing_wrong_with_the_exposition(service: Service) -> None:
-    text = httpx.get(f"{service.url}/metrics").text
+    text = client.get(f"{service.url}/metrics").text
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )

@@ -6,34 +6,39 @@ import asyncio
 import signal
 import time
 
-import httpx
 import pytest
 
-from tests.conftest import Service, encoded, started
+from tests.conftest import Service, client, encoded, started
 
 
 async def load_until_gone(service: Service) -> tuple[list[int], list[str]]:
     """Statuses of all answers, and what happened to requests that got none."""
     statuses: list[int] = []
     unanswered: list[str] = []
+    body = encoded()
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
 
     async def caller() -> None:
         # A connection for each request: what is accepted is then exactly what connects.
-        while service.process.poll() is None:
-            async with httpx.AsyncClient(timeout=30) as client:
-                try:
-                    response = await client.post(f"{service.url}/v1/classify", content=encoded())
-                    statuses.append(response.status_code)
-                except httpx.ConnectError:
-                    return
-                except httpx.HTTPError as error:
-                    unanswered.append(repr(error))
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+            except ConnectionRefusedError:
+                return
+            try:
+                writer.write(head.encode() + body)
+                statuses.append(int((await reader.readuntil(b"\r\n")).split()[1]))
+            except (OSError, asyncio.IncompleteReadError) as error:
+                unanswered.append(repr(error))
+            finally:
+                writer.close()
 
     async def terminate() -> None:
         await asyncio.sleep(1.5)
         service.process.send_signal(signal.SIGTERM)
 
-    await asyncio.gather(terminate(), *(caller() for _ in range(16)))
+    async with asyncio.timeout(60):
+        await asyncio.gather(terminate(), *(caller() for _ in range(16)))
     return statuses, unanswered
 
 
@@ -51,11 +56,11 @@ def test_readiness_turns_false_at_once_while_requests_are_still_served() -> None
     with started("--model", "random:resnet20", RESNET_SERVE_SHUTDOWN_GRACE_S="2") as service:
         service.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
-        ready = httpx.get(f"{service.url}/health/ready")
+        ready = client.get(f"{service.url}/health/ready")
         assert ready.status_code == 503
         assert "draining" in ready.json()["reasons"]["resnet20"]
-        assert httpx.get(f"{service.url}/health/live").status_code == 200
-        answer = httpx.post(f"{service.url}/v1/classify", content=encoded())
+        assert client.get(f"{service.url}/health/live").status_code == 200
+        answer = client.post(f"{service.url}/v1/classify", content=encoded())
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
         assert service.process.wait(30) == 0

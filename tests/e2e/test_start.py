@@ -7,10 +7,9 @@ import socket
 import subprocess
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.conftest import COMMAND, encoded, started
+from tests.conftest import COMMAND, client, encoded, started
 
 
 def fail(*arguments: str, **environment: str) -> str:
@@ -66,15 +65,15 @@ def test_a_checkpoint_is_refused_with_the_command_that_converts_it(tmp_path: Pat
 
 def test_while_loading_it_is_live_but_not_ready() -> None:
     with started("--model", "random:resnet152", ready=False, RESNET_SERVE_MAX_BATCH="2") as service:
-        ready = httpx.get(f"{service.url}/health/ready")
-        assert httpx.get(f"{service.url}/health/live").status_code == 200
+        ready = client.get(f"{service.url}/health/ready")
+        assert client.get(f"{service.url}/health/live").status_code == 200
         assert ready.status_code == 503
         assert "warming up" in ready.json()["reasons"]["resnet152"]
-        early = httpx.post(f"{service.url}/v1/classify", content=encoded())
+        early = client.post(f"{service.url}/v1/classify", content=encoded())
         assert early.status_code == 503
         assert early.headers["retry-after"] == "1"
         service.wait_until_ready()
-        assert httpx.post(f"{service.url}/v1/classify", content=encoded()).status_code == 200
+        assert client.post(f"{service.url}/v1/classify", content=encoded()).status_code == 200
 
 
 def test_a_file_configures_several_models_devices_and_a_nameless_network(tmp_path: Path) -> None:
@@ -93,17 +92,17 @@ def test_a_file_configures_several_models_devices_and_a_nameless_network(tmp_pat
         """
     )
     with started("--config", str(config)) as service:
-        twins, own, c = httpx.get(f"{service.url}/v1/models").json()["models"]
+        twins, own, c = client.get(f"{service.url}/v1/models").json()["models"]
         assert (twins["name"], twins["device"], twins["precision"]) == ("twins", "cpu", "fp32")
         assert (own["architecture"], own["depth"], own["num_classes"]) == ("custom", 8, 7)
         assert own["precision"] == "bf16"
         assert (c["architecture"], c["configuration"]["shortcut"]) == ("preact_resnet20", "C")
         for name, classes in (("twins", 10), ("own", 7), ("c", 3)):
-            answer = httpx.post(
+            answer = client.post(
                 f"{service.url}/v1/classify",
                 params={"model": name, "top_k": classes},
                 content=encoded(),
             ).json()
             assert len(answer["predictions"]) == classes
-        large = httpx.post(f"{service.url}/v1/classify", content=b"x" * 5001)
+        large = client.post(f"{service.url}/v1/classify", content=b"x" * 5001)
         assert (large.status_code, "5000" in large.json()["detail"]) == (413, True)

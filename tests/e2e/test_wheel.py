@@ -7,10 +7,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.conftest import encoded, started
+from tests.conftest import client, encoded, started
 
 ROOT = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -52,6 +51,6 @@ def test_it_serves_from_outside_the_checkout(wheel: Path, tmp_path: Path) -> Non
     assert [Path(path).is_relative_to(site) for path in printed.split()] == [True, True]
     module = [sys.executable, "-m", "service.cli"]
     with started(command=module, PYTHONPATH=str(site)) as service:
-        answer = httpx.post(f"{service.url}/v1/classify", content=encoded()).json()
+        answer = client.post(f"{service.url}/v1/classify", content=encoded()).json()
         assert answer["model"] == "resnet20-cifar10"
-        assert httpx.get(service.url).text.startswith("<!doctype html>")
+        assert client.get(service.url).text.startswith("<!doctype html>")

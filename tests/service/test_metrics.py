@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import SECONDS, Metrics
+from service.metrics import REASONS, SECONDS, Metrics
 
 
 def test_two_services_in_one_process_do_not_share_metrics() -> None:
@@ -14,12 +14,14 @@ def test_two_services_in_one_process_do_not_share_metrics() -> None:
 
 def test_a_model_has_its_series_before_its_first_request() -> None:
     metrics = Metrics()
-    metrics.watch_model("a", limit=7, depth=lambda: 3, ready=lambda: False)
+    metrics.watch_model("a", ["cpu"], limit=7, depth=lambda: 3, ready=lambda: False)
     text = metrics.render().decode()
     found = {f.name: f.samples for f in text_string_to_metric_families(text)}
     assert found["resnet_serve_queue_depth"][0].value == 3
     assert found["resnet_serve_queue_limit"][0].value == 7
     assert found["resnet_serve_model_ready"][0].value == 0
+    assert {s.labels["reason"] for s in found["resnet_serve_refusals"]} == set(REASONS)
+    assert found["resnet_serve_engine_errors"][0].labels == {"model": "a", "device": "cpu"}
     phases = {s.labels["phase"] for s in found["resnet_serve_phase_seconds"]}
     assert phases == {"decode", "queue", "inference", "total"}
 

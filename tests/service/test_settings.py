@@ -49,6 +49,11 @@ def test_a_model_setting_in_the_environment_or_as_a_flag_goes_to_every_model(
     assert rows == [("a", 4, "fp32", 7), ("b", 8, "fp32", 7)]
 
 
+def test_a_model_setting_in_the_environment_goes_to_models_given_as_flags() -> None:
+    settings = load({"models": ["a", "b"]}, environ={f"{PREFIX}MAX_DELAY_MS": "5"})
+    assert [(m.spec, m.max_delay_ms) for m in settings.models] == [("a", 5), ("b", 5)]
+
+
 def test_a_model_setting_applies_to_the_embedded_model_too() -> None:
     settings = load(environ={f"{PREFIX}DEVICE": "cpu,cpu"})
     assert settings.models[0].spec == "builtin:resnet20-cifar10"
@@ -104,7 +109,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, words: lis
         ({f"{PREFIX}PROT": "1"}, ["RESNET_SERVE_PROT", "did you mean RESNET_SERVE_PORT?"]),
         ({f"{PREFIX}PORT": "x"}, ["port", "integer", "'x'"]),
         ({f"{PREFIX}CONFIG": "/nowhere.yaml"}, ["/nowhere.yaml", "No such file"]),
-        ({f"{PREFIX}ARCHITECTURE": "{}"}, ["architecture", "only a file"]),
+        ({f"{PREFIX}ARCHITECTURE": "{}"}, ["RESNET_SERVE_ARCHITECTURE", "only a file"]),
         ({f"{PREFIX}MAX_BATCH": "0"}, ["models[0].max_batch", "greater than or equal to 1"]),
     ],
 )

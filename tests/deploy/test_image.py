@@ -1,0 +1,172 @@
+"""The Dockerfile, as far as it can be judged without building it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile in order: keyword and the rest, continuations joined."""
+    lines = [line for line in text.splitlines() if not re.match(r"\s*(#|$)", line)]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [
+        (keyword.upper(), re.sub(r"\s+", " ", rest))
+        for keyword, _, rest in (line.partition(" ") for line in joined.split("\n"))
+    ]
+
+
+def stages(text: str) -> list[list[tuple[str, str]]]:
+    """The instructions by stage; each begins with its FROM."""
+    found: list[list[tuple[str, str]]] = []
+    for instruction in instructions(text):
+        if instruction[0] == "FROM":
+            found.append([])
+        found[-1].append(instruction)
+    return found
+
+
+@pytest.fixture
+def dockerfile() -> str:
+    return (ROOT / "Dockerfile").read_text("utf-8")
+
+
+@pytest.fixture
+def final(dockerfile: str) -> list[tuple[str, str]]:
+    return stages(dockerfile)[-1]
+
+
+def one(stage: list[tuple[str, str]], keyword: str) -> str:
+    """The argument of the only instruction `keyword` of a stage."""
+    (found,) = (rest for key, rest in stage if key == keyword)
+    return found
+
+
+def test_instructions_are_read_as_docker_reads_them() -> None:
+    text = "# why\nFROM a AS b\n\nRUN one \\\n  # inside\n && two\ncopy x y\n"
+    assert instructions(text) == [("FROM", "a AS b"), ("RUN", "one && two"), ("COPY", "x y")]
+
+
+def test_the_last_stage_takes_everything_from_the_others(
+    dockerfile: str, final: list[tuple[str, str]]
+) -> None:
+    assert len(stages(dockerfile)) > 2
+    copies = [rest for keyword, rest in final if keyword == "COPY"]
+    assert copies
+    assert all(rest.startswith("--from=") for rest in copies)
+
+
+def test_python_is_one_that_the_package_allows(dockerfile: str) -> None:
+    image = re.search(r"FROM python:3\.(\d+)-slim", dockerfile)
+    required = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert image is not None
+    assert required is not None
+    assert int(image[1]) >= int(required[1])
+
+
+def test_it_runs_as_a_numbered_user_who_is_not_root(final: list[tuple[str, str]]) -> None:
+    user = one(final, "USER")
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    after = [keyword for keyword, _ in final[final.index(("USER", user)) :]]
+    assert "RUN" not in after
+
+
+def test_signals_reach_the_service(final: list[tuple[str, str]]) -> None:
+    # A shell in between, which the string form of CMD would start, would swallow them.
+    assert json.loads(one(final, "CMD")) == ["resnet-serve", "serve"]
+    assert one(final, "STOPSIGNAL") == "SIGTERM"
+
+
+def test_nothing_secret_or_unseen_enters_it(dockerfile: str) -> None:
+    for keyword, rest in instructions(dockerfile):
+        assert keyword != "ADD"
+        if keyword == "COPY":
+            assert rest.split()[0] not in (".", "./")
+        if keyword in ("ARG", "ENV"):
+            assert not re.search(r"(?i)secret|token|passw|credential|api_?key", rest)
+
+
+def test_where_packages_come_from_is_left_to_the_builder(dockerfile: str) -> None:
+    assert ("ARG", "TORCH_INDEX_URL=") in instructions(dockerfile)
+    assert "://" not in dockerfile
+
+
+def test_the_constraints_fit_every_build_of_torch() -> None:
+    # `torch==1.2.3` admits 1.2.3+cpu and 1.2.3+cu126; with a suffix it would admit one of them.
+    pins = (ROOT / "constraints.txt").read_text("utf-8")
+    assert re.search(r"^torch==[\d.]+$", pins, re.MULTILINE)
+
+
+def test_the_build_sees_what_it_copies_and_nothing_else(dockerfile: str) -> None:
+    first, *rest = [
+        line
+        for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert first == "*"
+    copied = {
+        source.removesuffix("/")
+        for keyword, arguments in instructions(dockerfile)
+        if keyword == "COPY" and not arguments.startswith("--from=")
+        for source in arguments.split()[:-1]
+    }
+    assert {line[1:] for line in rest if line.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
+
+
+@pytest.fixture
+def answering() -> Iterator[dict[str, int]]:
+    """A server whose /health/ready answers the `status` of the dictionary; its `port` is there."""
+    state = {"status": 200}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(state["status"] if self.path == "/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        state["port"] = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield state
+        server.shutdown()
+        thread.join()
+
+
+def test_the_health_check_follows_readiness(
+    final: list[tuple[str, str]], answering: dict[str, int]
+) -> None:
+    _, _, command = one(final, "HEALTHCHECK").partition("CMD ")
+    program, *arguments = json.loads(command)
+    assert program == "python"
+
+    def check(port: int) -> int:
+        # With a proxy that cannot be reached, as the check must not ask it.
+        proxied = {"RESNET_SERVE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env=os.environ | proxied,
+            capture_output=True,
+            check=False,
+            timeout=10,
+        )
+        return done.returncode
+
+    assert check(answering["port"]) == 0
+    answering["status"] = 503
+    assert check(answering["port"]) == 1
+    assert check(1) == 1

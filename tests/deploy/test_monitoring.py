@@ -1,0 +1,228 @@
+"""Prometheus' and Grafana's files: that they are valid, and ask for metrics that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.metrics import Metrics
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+COMPOSE = DEPLOY.parent / "docker-compose.yml"
+# Prometheus adds this one for each target.
+BY_PROMETHEUS = {"up"}
+# Part of every Grafana.
+CORE_PANELS = {"heatmap", "row", "stat", "state-timeline", "table", "timeseries"}
+
+
+def exposed(exposition: str) -> set[str]:
+    """The names a query can use, from the text that a service exposes."""
+    found = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", exposition, re.MULTILINE):
+        parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        found |= {name + part for part in parts}
+    return found
+
+
+def queried(expression: str) -> set[str]:
+    """The names of metrics in a PromQL expression: what is no function, operator or label."""
+    bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", expression)
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]", "", bare)
+    bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", "", bare)
+    names = set(re.findall(r"(?<![\w.:])[a-zA-Z_:][\w:]*(?!\s*\(|[\w:])", bare))
+    return names - {"and", "or", "unless", "bool", "offset"}
+
+
+def unknown(expression: str, names: set[str]) -> set[str]:
+    """The metrics an expression asks for that are not among `names`."""
+    return queried(expression) - names
+
+
+@pytest.fixture(scope="module")
+def names() -> set[str]:
+    return exposed(Metrics().render().decode())
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> dict[str, Any]:
+    path = DEPLOY / "grafana/dashboards/resnet-serve.json"
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def load(path: str) -> Any:
+    return yaml.safe_load((DEPLOY / path).read_text("utf-8"))
+
+
+def expressions(dashboard: dict[str, Any]) -> Iterator[str]:
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            yield target["expr"]
+
+
+def filled_in(expression: str) -> str:
+    """The expression as Grafana would send it."""
+    return expression.replace("$model", ".*").replace("$__rate_interval", "20s")
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for group in load("prometheus/alerts.yml")["groups"] for rule in group["rules"]]
+
+
+def promtool(*arguments: str | Path, cwd: Path | None = None) -> None:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool, which comes with Prometheus, is not installed")
+    done = subprocess.run(
+        [found, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_names_are_read_from_an_exposition() -> None:
+    text = "# HELP a_total x\n# TYPE a_total counter\na_total 1.0\n# TYPE b histogram\n"
+    assert exposed(text) == {"a_total", "b_bucket", "b_sum", "b_count"}
+
+
+@pytest.mark.parametrize(
+    ("expression", "metrics"),
+    [
+        ('sum by (le, x) (rate(a_bucket{b="c", d=~"$e|"}[$__rate_interval]))', {"a_bucket"}),
+        ("a{b='c'} / on (job) d > 0.5 or vector(0)", {"a", "d"}),
+        ('histogram_quantile(0.99, sum(rate(a_bucket{x="}"}[5m])) by (le))', {"a_bucket"}),
+    ],
+)
+def test_names_are_read_from_an_expression(expression: str, metrics: set[str]) -> None:
+    assert queried(expression) == metrics
+
+
+def test_the_dashboard_asks_for_metrics_that_exist(
+    dashboard: dict[str, Any], names: set[str]
+) -> None:
+    for expression in expressions(dashboard):
+        assert not unknown(filled_in(expression), names), expression
+
+
+def test_the_dashboard_shows_every_metric_of_the_service(
+    dashboard: dict[str, Any], names: set[str]
+) -> None:
+    def families(names: set[str]) -> set[str]:
+        return {re.sub("_(bucket|sum|count)$", "", name) for name in names}
+
+    shown = set().union(*map(queried, expressions(dashboard)))
+    assert {name for name in families(names) if name.startswith("resnet_")} <= families(shown)
+
+
+def test_alerts_ask_for_metrics_that_exist(names: set[str]) -> None:
+    assert alerts()
+    for rule in alerts():
+        assert not unknown(rule["expr"], names | BY_PROMETHEUS), rule["alert"]
+
+
+def test_prometheus_scrapes_the_service_every_5_seconds() -> None:
+    config = load("prometheus/prometheus.yml")
+    (job,) = config["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["resnet-serve:8000"]}]
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    assert config["global"]["scrape_interval"] == "5s"
+
+
+def test_prometheus_finds_no_fault() -> None:
+    promtool("check", "config", DEPLOY / "prometheus/prometheus.yml")
+
+
+def test_alerts_fire_when_they_should() -> None:
+    promtool("test", "rules", "alerts_test.yml", cwd=Path(__file__).parent)
+
+
+def test_prometheus_parses_the_dashboards_expressions(
+    dashboard: dict[str, Any], tmp_path: Path
+) -> None:
+    rules = [
+        {"record": f"panel:{number}", "expr": filled_in(expression)}
+        for number, expression in enumerate(expressions(dashboard))
+    ]
+    path = tmp_path / "rules.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    promtool("check", "rules", path)
+
+
+def test_grafana_asks_this_prometheus() -> None:
+    (source,) = load("grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    assert source["isDefault"] is True
+    interval = load("prometheus/prometheus.yml")["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == interval
+
+
+def test_grafana_finds_the_dashboard() -> None:
+    (provider,) = load("grafana/provisioning/dashboards/resnet-serve.yml")["providers"]
+    folder = provider["options"]["path"]
+    grafana = yaml.safe_load(COMPOSE.read_text("utf-8"))["services"]["grafana"]
+    assert f"./deploy/grafana/dashboards:{folder}:ro" in grafana["volumes"]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home.startswith(f"{folder}/")
+    assert (DEPLOY / "grafana/dashboards" / Path(home).name).exists()
+
+
+def test_the_dashboard_needs_no_plugin(dashboard: dict[str, Any]) -> None:
+    assert {panel["type"] for panel in dashboard["panels"]} <= CORE_PANELS
+    for panel in dashboard["panels"]:
+        for user in (panel, *panel.get("targets", [])):
+            if panel["type"] != "row":
+                assert user["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_models_can_be_chosen(dashboard: dict[str, Any]) -> None:
+    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+    assert variables.keys() == {"datasource", "model"}
+    assert variables["model"]["multi"] is True
+    assert variables["model"]["includeAll"] is True
+
+
+def test_panels_have_their_own_id_and_place(dashboard: dict[str, Any]) -> None:
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells, panel["title"]
+        taken |= cells
+
+
+def test_panels_of_numbers_have_a_unit(dashboard: dict[str, Any]) -> None:
+    for panel in dashboard["panels"]:
+        if panel["type"] in ("stat", "timeseries"):
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        if panel["type"] == "heatmap":
+            assert panel["options"]["yAxis"]["unit"], panel["title"]
+
+
+def test_times_are_in_seconds_and_show_their_tail(dashboard: dict[str, Any]) -> None:
+    quantiles = set()
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            found = re.match(r"histogram_quantile\(([\d.]+), sum by \(le, phase\)", target["expr"])
+            if found:
+                quantiles.add(found[1])
+                assert panel["fieldConfig"]["defaults"]["unit"] == "s"
+    assert quantiles == {"0.5", "0.95", "0.99"}
