@@ -1,0 +1,130 @@
+"""Resizing and cropping equal Pillow's own, to the bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.preprocess import CIFAR, IMAGENET, InputSpec, resize_and_crop
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# Image, resize, size; then what torchvision's Resize and CenterCrop make of them: the longer
+# side truncated, half a pixel rounded to the even one.
+SIZES = [
+    pytest.param((500, 375), 256, 224, (341, 256), (58, 16), id="landscape"),
+    pytest.param((375, 500), 256, 224, (256, 341), (16, 58), id="portrait"),
+    pytest.param((300, 300), 256, 224, (256, 256), (16, 16), id="square"),
+    pytest.param((333, 250), 256, 224, (340, 256), (58, 16), id="longer side truncated"),
+    pytest.param((301, 203), 233, 224, (345, 233), (60, 4), id="odd sizes"),
+    pytest.param((31, 77), 256, 224, (256, 635), (16, 206), id="enlarged"),
+    pytest.param((77, 31), 256, 224, (635, 256), (206, 16), id="half a pixel to the right"),
+    pytest.param((1, 3), 8, 5, (8, 24), (2, 10), id="one pixel wide"),
+    pytest.param((224, 227), 224, 224, (224, 227), (0, 2), id="only cropped"),
+    pytest.param((224, 225), 224, 224, (224, 225), (0, 0), id="half a pixel over"),
+    pytest.param((97, 97), 32, 32, (32, 32), (0, 0), id="only resized"),
+    pytest.param((32, 32), 32, 32, (32, 32), (0, 0), id="as it is"),
+]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    random = np.random.default_rng(width * 1000 + height)
+    return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", list(RESAMPLING))
+@pytest.mark.parametrize(("image_size", "resize", "size", "resized", "corner"), SIZES)
+def test_pixels_equal_pillows_own_resize_and_crop(
+    image_size: tuple[int, int],
+    resize: int,
+    size: int,
+    resized: tuple[int, int],
+    corner: tuple[int, int],
+    interpolation: Any,
+) -> None:
+    image = noise(*image_size)
+    spec = replace(IMAGENET, size=size, resize=resize, interpolation=interpolation)
+    left, top = corner
+    expected = image if resized == image_size else image.resize(resized, RESAMPLING[interpolation])
+    expected = expected.crop((left, top, left + size, top + size))
+    pixels = resize_and_crop(image, spec)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(expected))
+
+
+@pytest.mark.parametrize("image_size", [(32, 32), (40, 32), (64, 64)])
+def test_the_array_is_new_contiguous_and_writable(image_size: tuple[int, int]) -> None:
+    image = noise(*image_size)
+    before = image.tobytes()
+    pixels = resize_and_crop(image, CIFAR)
+    assert pixels.flags.c_contiguous
+    pixels ^= 255
+    assert image.tobytes() == before
+
+
+def test_rows_are_rows_and_channels_are_red_green_blue() -> None:
+    image = Image.new("RGB", (8, 8))
+    image.putpixel((5, 2), (10, 20, 30))
+    pixels = resize_and_crop(image, replace(CIFAR, size=8, resize=8))
+    assert pixels[2, 5].tolist() == [10, 20, 30]
+    assert pixels.sum() == 60
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"size": 0}, "size must be a positive integer, not 0"),
+    ({"size": 32.0}, "size must be a positive integer, not 32.0"),
+    ({"size": True}, "size must be a positive integer, not True"),
+    ({"resize": "32"}, "resize must be a positive integer, not '32'"),
+    ({"resize": 31}, "resize must be at least size (32), not 31"),
+    ({"crop": "corner"}, "crop must be one of center, not 'corner'"),
+    (
+        {"interpolation": "cubic"},
+        "interpolation must be one of nearest, bilinear, bicubic, lanczos, not 'cubic'",
+    ),
+    ({"mean": (0.5, 0.5)}, "mean must be three numbers (red, green, blue), not (0.5, 0.5)"),
+    ({"mean": 0.5}, "mean must be three numbers (red, green, blue), not 0.5"),
+    ({"std": ("1", 1, 1)}, "std must be three numbers (red, green, blue), not ('1', 1, 1)"),
+    ({"std": (1, 0, 1)}, "std must be above 0, not (1.0, 0.0, 1.0)"),
+    ({"std": (1, 1, -1)}, "std must be above 0, not (1.0, 1.0, -1.0)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), IMPOSSIBLE, ids=[str(changes) for changes, _ in IMPOSSIBLE]
+)
+def test_an_impossible_value_is_named_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as caught:
+        replace(CIFAR, **changes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.xfail(reason="BUG preprocess.py: InputSpec accepts NaN and infinity")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_means_and_deviations_are_finite(field: Any, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        InputSpec(**{**asdict(CIFAR), field: (0.5, value, 0.5)})
+
+
+def test_lists_and_whole_numbers_become_tuples_of_floats() -> None:
+    values: Any = {"mean": [0, 0.5, 1], "std": [1, 1, 1]}
+    spec = InputSpec(size=1, resize=1, **values)
+    assert spec.mean == (0.0, 0.5, 1.0)
+    assert all(type(value) is float for value in (*spec.mean, *spec.std))
+    assert hash(spec) == hash(replace(spec))
+
+
+def test_decoding_processes_never_import_torch() -> None:
+    code = "import sys, models, models.preprocess, models.labels; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

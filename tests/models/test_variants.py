@@ -1,0 +1,188 @@
+"""The table of named networks, held against published counts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import models
+from models import variants
+from models.preprocess import CIFAR, IMAGENET
+from models.resnet import on_meta
+from models.summary import count_layers, count_macs, count_parameters
+
+HERE = Path(__file__).parent
+
+
+def rows(file: str) -> Iterator[Any]:
+    with (HERE / file).open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            facts = {"depth", "input", "parameters", "layers", "macs"}
+            words = [value for key, value in row.items() if key not in facts and value]
+            yield pytest.param(row, id="-".join(words))
+
+
+@pytest.mark.parametrize("row", list(rows("variants.csv")))
+def test_every_variant_has_the_golden_counts(row: dict[str, str]) -> None:
+    variant = variants.variant(row["name"])
+    classes = int(row["num_classes"])
+    assert variant.architecture.num_classes == classes
+    assert variant.depth == int(row["depth"])
+    assert variant.input.size == int(row["input"])
+    network = on_meta(variants.override(variant.architecture, shortcut=row["shortcut"]))
+    assert count_parameters(network) == int(row["parameters"])
+    assert count_layers(network) == int(row["layers"])
+    assert count_macs(network, variant.input.size) == int(row["macs"])
+
+
+@pytest.mark.parametrize("row", list(rows("more_variants.csv")))
+def test_overridden_variants_have_the_published_counts(row: dict[str, str]) -> None:
+    """Empty cells: no override, or no published figure."""
+    variant = variants.variant(row["name"])
+    changes: dict[str, Any] = {
+        "num_classes": int(row["num_classes"]),
+        "width": int(row["width"]) if row["width"] else variant.architecture.width,
+        "stride_at": row["stride_at"] or "3x3",
+        "shortcut": row["shortcut"],
+    }
+    network = on_meta(variants.override(variant.architecture, **changes))
+    assert count_parameters(network) == int(row["parameters"])
+    if row["layers"]:
+        assert count_layers(network) == int(row["layers"])
+    if row["macs"]:
+        assert count_macs(network, variant.input.size) == int(row["macs"])
+
+
+def test_every_listed_variant_has_its_counts_asserted() -> None:
+    with (HERE / "variants.csv").open(encoding="utf-8", newline="") as lines:
+        golden = {row["name"] for row in csv.DictReader(lines)}
+    with (HERE / "more_variants.csv").open(encoding="utf-8", newline="") as lines:
+        more = {row["name"] for row in csv.DictReader(lines)}
+    listed = list(variants.names())
+    assert len(listed) == len(set(listed))
+    assert golden <= set(listed)
+    assert set(listed) <= golden | more, "a network without asserted counts"
+
+
+@pytest.mark.parametrize("name", list(variants.names()))
+def test_find_is_the_inverse_of_variant_whatever_does_not_make_the_name(name: str) -> None:
+    architecture = variants.variant(name).architecture
+    found = variants.find(architecture)
+    assert found is not None
+    assert found.name == name
+    changed = variants.override(
+        architecture,
+        num_classes=7,
+        shortcut="A",
+        shortcut_padding="end",
+        stride_at="1x1",
+        in_channels=1,
+        dropout=0.3 if architecture.block == "basic" else 0.0,
+    )
+    assert variants.find(changed) == found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"blocks": (3, 3, 4)}, {"planes": (16, 32, 128)}, {"width": 1.5}, {"stem": "imagenet"}],
+)
+def test_find_knows_no_network_that_has_no_name(changes: dict[str, Any]) -> None:
+    architecture = variants.override(variants.variant("resnet20").architecture, **changes)
+    assert variants.find(architecture) is None
+
+
+def test_the_papers_own_name_means_the_preactivated_wide_network() -> None:
+    assert variants.variant("wrn_28_10") == variants.variant("preact_wide_resnet28_10")
+    assert variants.variant("wrn_28_10").name == "preact_wide_resnet28_10"
+    assert variants.variant("wrn_28_10") != variants.variant("wide_resnet28_10")
+
+
+@pytest.mark.parametrize("depth", [16, 22, 28, 40])
+@pytest.mark.parametrize("width", [1, 3, 7, 12, 20])
+def test_a_wide_network_may_have_any_width(depth: int, width: int) -> None:
+    architecture = variants.variant(f"wrn_{depth}_{width}").architecture
+    assert architecture.width == width
+    assert architecture.blocks == ((depth - 4) // 6,) * 3
+    found = variants.find(architecture)
+    # WRN-22-1 is the pre-activated ResNet-20 with another count of its layers.
+    expected = (
+        "preact_resnet20" if (depth, width) == (22, 1) else f"preact_wide_resnet{depth}_{width}"
+    )
+    assert found is not None
+    assert found.name == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("resnet51", "resnet50"),
+        ("resnet_18", "resnet18"),
+        ("ResNet50", "resnet50"),
+        ("resnet20_small", "resnet200_small"),
+        ("preactresnet18", "preact_resnet18"),
+        ("wide_resnet50_3", "wide_resnet50_2"),
+        ("wide_resnet28", "wide_resnet28_"),
+        ("wide_resnet28_0", "wide_resnet28_"),
+        ("resnet50_2", "resnet50"),
+        ("wide_resnet28_10_small", "wide_resnet28_10"),
+        ("wrn_30_10", "wide_resnet"),
+    ],
+)
+def test_an_unknown_name_offers_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=r"\Ano variant is called '[^\n]+'; nearest: ") as caught:
+        variants.variant(name)
+    assert nearest in str(caught.value).partition("nearest: ")[2]
+
+
+@pytest.mark.parametrize("name", ["", "vgg16", "resnet18\n", "x" * 100])
+def test_a_name_near_to_none_is_pointed_to_the_list(name: str) -> None:
+    with pytest.raises(ValueError, match=r"no variant is called") as caught:
+        variants.variant(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_override_offers_the_nearest_field() -> None:
+    architecture = variants.variant("resnet20").architecture
+    with pytest.raises(ValueError, match=r"no field 'shortcuts'; did you mean shortcut\?"):
+        variants.override(architecture, shortcuts="A")
+    with pytest.raises(ValueError, match="no field 'zzz'; one of block, blocks, planes, "):
+        variants.build("resnet20", zzz=1)
+
+
+def test_an_impossible_override_names_the_field_and_its_values() -> None:
+    with pytest.raises(ValueError, match="shortcut must be one of A, B, C, conv, not 'Z'"):
+        variants.build("resnet20", shortcut="Z")
+    with pytest.raises(ValueError, match="dropout must be 0 for bottleneck blocks"):
+        variants.build("resnet50", dropout=0.3)
+
+
+def test_build_makes_the_overridden_network() -> None:
+    network = models.build("preact_wide_resnet16_2", num_classes=100, shortcut="A", dropout=0.3)
+    expected = variants.variant("wrn_16_2").architecture
+    changed = variants.override(expected, num_classes=100, shortcut="A", dropout=0.3)
+    assert network.architecture == changed
+    assert network.training
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"), [("resnet50", IMAGENET), ("resnet50_small", CIFAR), ("resnet56", CIFAR)]
+)
+def test_a_variant_says_how_its_images_are_prepared(name: str, spec: Any) -> None:
+    assert variants.variant(name).input == spec
+
+
+@pytest.mark.xfail(reason="BUG variants.py: other digits and leading zeros make a second name")
+@pytest.mark.parametrize("name", ["resnet018", "wrn_028_10", "resnet\N{FULLWIDTH DIGIT FIVE}0"])
+def test_a_network_has_one_spelling(name: str) -> None:
+    with pytest.raises(ValueError, match="no variant is called"):
+        variants.variant(name)
+
+
+@pytest.mark.xfail(reason="BUG variants.py: the error names what the alias stands for")
+def test_an_error_repeats_the_name_as_it_was_given() -> None:
+    with pytest.raises(ValueError, match="no variant is called 'wrn_30_10'"):
+        variants.variant("wrn_30_10")
