@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from models.preprocess import InputSpec
 from models.resnet import Architecture, ResNet, on_meta
 
 FORMAT = 1
+CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 METADATA_KEY = "resnet-serve"
 
 
@@ -62,7 +63,15 @@ class Bundle:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise BundleError(f"name must be text, not {self.name!r}")
+        if isinstance(self.labels, str) or not all(isinstance(each, str) for each in self.labels):
+            raise BundleError("labels must be a list of texts")
         self.labels = tuple(self.labels)
+        if self.variant is not None:
+            named, found = variants.variant(self.variant), variants.find(self.architecture)
+            if found is None or found.architecture != named.architecture:
+                raise BundleError(f"the architecture is not {self.variant}'s")
         if len(self.labels) != self.architecture.num_classes:
             raise BundleError(
                 f"{len(self.labels)} labels do not fit {self.architecture.num_classes} classes"
@@ -100,8 +109,13 @@ def from_network(network: ResNet, **described: Any) -> Bundle:
     architecture = network.architecture
     if network.custom:
         raise BundleError("a network with blocks of its own cannot be described by a bundle")
-    tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+    tensors = {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
     check_fit(on_meta(architecture), tensors, "its architecture")
+    if type(network.head) is not torch.nn.Linear:
+        raise BundleError("a network with a head of its own cannot be described by a bundle")
     variant = variants.find(architecture)
     return Bundle(
         architecture=architecture,
@@ -136,6 +150,9 @@ def load(path: str | os.PathLike[str]) -> ResNet:
 
 def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Raises `WeightsMismatch` unless names and shapes are exactly the network's."""
+    for name, value in network.state_dict().items():
+        if name in tensors and tensors[name].dtype != value.dtype:
+            raise BundleError(f"{name} must be {value.dtype}, not {tensors[name].dtype}")
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     sides = (("-", expected), ("+", found))
@@ -154,9 +171,11 @@ def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str
 
 def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     """Writes the file whole or not at all."""
-    # A bundle that could not be read back must not be written.
+    # A bundle that could not be read back must not be written, whatever was done to it since.
+    replace(bundle)
     check_fit(on_meta(bundle.architecture), bundle.tensors, "its architecture")
-    description = {"format": FORMAT, **bundle.description()}
+    # As JSON gives it back: keys become texts.
+    description = json.loads(json.dumps({"format": FORMAT, **bundle.description()}))
     description["checksum"] = _checksum(description, bundle.tensors)
     metadata = {METADATA_KEY: json.dumps(description, ensure_ascii=False)}
     path = Path(path)
@@ -166,6 +185,8 @@ def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         safetensors.torch.save_file(tensors, part, metadata)
         part.chmod(0o644)  # safetensors makes it unreadable to others, and so to a container.
         part.replace(path)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -204,7 +225,7 @@ def _read(path: Path) -> Bundle:
         description = json.loads(metadata[METADATA_KEY])
         checksum = description.pop("checksum")
         version = description["format"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BundleError("its resnet-serve metadata is damaged") from None
     if version != FORMAT:
         raise BundleError(f"bundle format {version}; this version reads format {FORMAT}")
@@ -219,15 +240,19 @@ def _read(path: Path) -> Bundle:
             variants.variant(bundle.variant)
     except (TypeError, KeyError) as error:
         raise BundleError(f"its resnet-serve metadata is incomplete ({error})") from None
-    check_fit(on_meta(bundle.architecture), tensors, bundle.variant or "its architecture")
+    try:
+        network = on_meta(bundle.architecture)
+    except (RuntimeError, TypeError):
+        raise BundleError("its architecture is too large for any network") from None
+    check_fit(network, tensors, bundle.variant or "its architecture")
     return bundle
 
 
 def _refuse_other_formats(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(9)
-    # Zip archives and pickles are PyTorch checkpoints: reading those could run code.
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+    # Behind its length, which may look like any magic number, a header begins with a brace.
+    if start[8:] != b"{" and start.startswith(CHECKPOINTS):
         raise BundleError(
             "a PyTorch checkpoint (pickle), not a bundle; "
             "`resnet-serve convert --from FORMAT SRC DST` makes one from it"

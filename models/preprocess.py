@@ -5,12 +5,13 @@ No torch here: processes that only decode import this module.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Crop = Literal["center"]
@@ -59,6 +60,8 @@ class InputSpec:
             numbers = tuple(values) if isinstance(values, list | tuple) else ()
             if len(numbers) != 3 or not all(type(v) in (int, float) for v in numbers):
                 raise ValueError(f"{name} must be three numbers (red, green, blue), not {values!r}")
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{name} must be finite, not {values!r}")
             object.__setattr__(self, name, tuple(map(float, numbers)))
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, not {self.std}")
@@ -66,6 +69,25 @@ class InputSpec:
 
 IMAGENET = InputSpec(size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR = InputSpec(size=32, resize=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+
+
+SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, upright by EXIF, transparency on white, 16 bits cut to their upper 8.
+
+    Serving and evaluation see every image through this.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in SIXTEEN_BIT:
+        upper = np.clip(np.asarray(image, dtype=np.int32) >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(upper).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:

@@ -53,23 +53,43 @@ class _MacCounter(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func is torch.conv2d:
-            image, weight, _, stride, padding, dilation, *_ = args
-            if isinstance(padding, str):
-                return self._counted(func(*args), weight)
-            out_channels, *kernel = weight.shape[:1] + weight.shape[2:]
-            sizes = [
-                (side + 2 * pad - dilate * (extent - 1) - 1) // step + 1
-                for side, extent, step, pad, dilate in zip(
-                    image.shape[2:], kernel, stride, padding, dilation, strict=True
-                )
-            ]
-            return self._counted(image.new_empty(0, out_channels, *sizes), weight)
+            return self._convolved(func, *args, **kwargs)
         if func is F.linear:
-            image, weight, *_ = args
-            return self._counted(image.new_empty(*image.shape[:-1], weight.shape[0]), weight)
-        return func(*args, **(kwargs or {}))
+            return self._projected(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _convolved(
+        self,
+        func: Callable[..., Any],
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | str | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        if isinstance(padding, str):  # torch knows what it stands for
+            output = func(input, weight, bias, stride, padding, dilation, groups)
+            return self._counted(output, weight)
+        steps, pads, dilations = map(_pair, (stride, padding, dilation))
+        sizes = [
+            (side + 2 * pad - dilate * (extent - 1) - 1) // step + 1
+            for side, extent, step, pad, dilate in zip(
+                input.shape[2:], weight.shape[2:], steps, pads, dilations, strict=True
+            )
+        ]
+        return self._counted(input.new_empty(0, weight.shape[0], *sizes), weight)
+
+    def _projected(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._counted(input.new_empty(*input.shape[:-1], weight.shape[0]), weight)
 
     def _counted(self, output: Tensor, weight: Tensor) -> Tensor:
         self.macs += math.prod(output.shape[1:]) * math.prod(weight.shape[1:])
         return output
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)

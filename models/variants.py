@@ -53,10 +53,10 @@ WIDE_IMAGENET = ((50, 2), (101, 2))
 WIDE_LISTED = {16: (1, 2, 4, 8, 10), 22: (2, 8, 10), 28: (1, 2, 4, 8, 10, 12), 40: (1, 2, 4, 8, 10)}
 
 NAME = re.compile(
-    r"(?P<preact>preact_)?(?P<wide>wide_)?resnet(?P<depth>\d+)"
-    r"(?:_(?P<width>[1-9]\d*))?(?P<small>_small)?"
+    r"(?P<preact>preact_)?(?P<wide>wide_)?resnet(?P<depth>[1-9][0-9]*)"
+    r"(?:_(?P<width>[1-9][0-9]*))?(?P<small>_small)?"
 )
-PAPER_WIDE = re.compile(r"wrn_(?P<depth>\d+)_(?P<width>\d+)")
+PAPER_WIDE = re.compile(r"wrn_(?P<depth>[1-9][0-9]*)_(?P<width>[1-9][0-9]*)")
 
 
 def names() -> Iterator[str]:
@@ -76,13 +76,14 @@ def variant(name: str) -> Variant:
     Raises:
         ValueError: there is no such network; the message offers the nearest names.
     """
+    asked = name
     if paper := PAPER_WIDE.fullmatch(name):
         name = f"preact_wide_resnet{paper['depth']}_{paper['width']}"
     row = _parse(name)
     if row is None:
         near = difflib.get_close_matches(name, list(names()), n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else "`resnet-serve models` lists all"
-        raise ValueError(f"no variant is called {name!r}; {hint}")
+        raise ValueError(f"no variant is called {asked!r}; {hint}")
     return row
 
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from models.preprocess import InputSpec, resize_and_crop
+from models.preprocess import InputSpec, resize_and_crop, upright_rgb
 from service.errors import TooLarge, UndecodableImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ADVICE = "send a whole JPEG, PNG, WebP, GIF, BMP or TIFF image"
-SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def decode(data: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, spec, max_pixels)
-            return resize_and_crop(to_rgb(ImageOps.exif_transpose(image)), spec)
+            return resize_and_crop(upright_rgb(image), spec)
     except TooLarge:
         raise
     except UnidentifiedImageError:
@@ -86,17 +85,3 @@ def _check_size(width: int, height: int, spec: InputSpec, max_pixels: int) -> No
     longer = spec.resize * max(width, height) // max(1, min(width, height))
     if spec.resize * longer > max_pixels:
         raise TooLarge(f"the image's sides ({width} x {height} pixels) are too unequal; crop it")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB: transparency on white, 16 bits reduced to their upper 8."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in SIXTEEN_BIT:
-        upper = np.clip(np.asarray(image, dtype=np.int32) >> 8, 0, 255).astype(np.uint8)
-        return Image.fromarray(upper).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")

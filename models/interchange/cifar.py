@@ -28,7 +28,7 @@ class Layout:
     name: str
     has: tuple[str, ...]
     lacks: tuple[str, ...]
-    shortcut_padding: ShortcutPadding
+    shortcut_padding: ShortcutPadding | None
     mean: RGB | None
     std: RGB | None
 
@@ -65,7 +65,7 @@ LAYOUTS = (
         name="torchvision names",
         has=(r"layer1\.", r"fc\.weight"),
         lacks=(),
-        shortcut_padding="both",
+        shortcut_padding=None,
         mean=None,
         std=None,
     ),
@@ -94,9 +94,15 @@ def read(path: Path) -> Source:
         raise BundleError(f"{path}: none of the known CIFAR layouts; its first tensors: {shown}")
     renamed = {_rename(name): value for name, value in tensors.items()}
     try:
-        architecture = infer_architecture(renamed, shortcut_padding=layout.shortcut_padding)
+        padding = layout.shortcut_padding or "both"
+        architecture = infer_architecture(renamed, shortcut_padding=padding)
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from None
+    if architecture.stem == "imagenet":
+        raise BundleError(f"{path}: has a stem for ImageNet; the format cifar is for small images")
+    if architecture.shortcut == "A" and layout.shortcut_padding is None:
+        raise BundleError(f"{path}: option A, but its layout does not say on which side it pads")
+    is_cifar10 = architecture.num_classes == 10
     # Only momentum-free training reads these counters, and old files lack them.
     for name in on_meta(architecture).state_dict():
         if name.endswith("num_batches_tracked"):
@@ -106,8 +112,8 @@ def read(path: Path) -> Source:
         tensors=renamed,
         architecture=architecture,
         spec=CIFAR,
-        mean=layout.mean,
-        std=layout.std,
+        mean=layout.mean if is_cifar10 else None,
+        std=layout.std if is_cifar10 else None,
     )
 
 

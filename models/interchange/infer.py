@@ -57,6 +57,8 @@ def infer_architecture(
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
     if name not in tensors:
         raise BundleError(f"no tensor {name} found: is this a ResNet?")
+    if tensors[name].ndim < 2:
+        raise BundleError(f"{name} must have at least two dimensions")
     return tensors[name].shape[0]
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from models.preprocess import InputSpec, resize_and_crop
+from models.preprocess import InputSpec, resize_and_crop, upright_rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -55,9 +57,11 @@ def read(
     for name, data in _files(path):
         try:
             with Image.open(io.BytesIO(data)) as image:
-                pixels = resize_and_crop(image.convert("RGB"), spec)
-        except (UnidentifiedImageError, OSError) as error:
+                pixels = resize_and_crop(upright_rgb(image), spec)
+        except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
             raise ValueError(f"{path}: {name} is no readable image ({error})") from None
+        if not PurePosixPath(name).parent.name:
+            raise ValueError(f"{path}: {name} lies in no folder named by its class")
         found.append((PurePosixPath(name).parent.name, pixels))
         progress(len(found))
     if not found:
@@ -72,7 +76,7 @@ def read(
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in SUFFIXES:
+            if file.suffix.lower() in SUFFIXES and file.is_file():
                 yield file.relative_to(path).as_posix(), file.read_bytes()
         return
     try:
@@ -82,5 +86,6 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                 content = archive.extractfile(member) if suffix in SUFFIXES else None
                 if content is not None:
                     yield member.name, content.read()
-    except (OSError, tarfile.TarError) as error:
-        raise ValueError(f"{path}: neither a folder nor a tar archive ({error})") from None
+    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: neither a folder nor a whole tar archive ({reason})") from None

@@ -61,6 +61,11 @@ def train(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = Normalise(spec).to(device)
     optimizer = _optimizer(network, recipe)
+    if len(images) < recipe.batch_size:
+        raise ValueError(
+            f"{data.source}: {len(images)} images are not one batch of {recipe.batch_size}"
+        )
+    torch.manual_seed(seed)  # Dropout draws from the global generator.
     steps = recipe.epochs * (len(images) // recipe.batch_size)
 
     def forward(batch: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

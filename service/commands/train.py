@@ -50,6 +50,8 @@ def train(
 
     if recipe not in RECIPES:
         raise ValueError(f"no recipe is called {recipe!r}; one of {', '.join(RECIPES)}")
+    if not out.parent.is_dir():  # Said now, not after the training.
+        raise ValueError(f"{out}: there is no folder {out.parent}")
     chosen = replace(RECIPES[recipe], **{k: v for k, v in fields.items() if v is not None})
     spec = variants.variant(variant).input
     images = read_dataset(data, spec)

@@ -183,7 +183,6 @@ class Hot(nn.Linear):
         return super().forward(x) * 100
 
 
-@pytest.mark.xfail(reason="BUG bundle.py: a head is known by its tensors' shapes alone")
 def test_a_head_that_only_looks_linear_is_refused() -> None:
     network = tiny.network()
     network.set_head(Hot(8, 10))
@@ -191,7 +190,6 @@ def test_a_head_that_only_looks_linear_is_refused() -> None:
         bundle.from_network(network, **tiny.described())
 
 
-@pytest.mark.xfail(reason="BUG bundle.py: `from_network` shares what is contiguous already")
 def test_a_bundle_holds_the_weights_of_its_moment() -> None:
     network = tiny.network()
     made = bundle.from_network(network, **tiny.described())
@@ -215,7 +213,6 @@ def with_half_precision(made: Bundle) -> None:
     made.tensors["head.weight"] = made.tensors["head.weight"].half()
 
 
-@pytest.mark.xfail(reason="BUG bundle.py: `write` accepts what `read` or the first forward refuses")
 @pytest.mark.parametrize(
     "spoil",
     [with_label_missing, with_an_unknown_variant, with_numbers_for_keys, with_half_precision],
@@ -232,7 +229,6 @@ def test_what_could_not_be_read_back_is_not_written(
     models.load(tmp_path / "x.safetensors")(torch.zeros(1, 3, 8, 8))
 
 
-@pytest.mark.xfail(reason="BUG bundle.py: SafetensorError escapes from `write`")
 def test_a_folder_that_does_not_exist_is_an_error_of_the_file_system(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         bundle.write(tiny.made_bundle(), tmp_path / "missing" / "x.safetensors")

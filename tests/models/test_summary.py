@@ -104,6 +104,5 @@ class Functional(nn.Module):
         return nn.functional.conv2d(x, self.weight, stride=2, padding=1)
 
 
-@pytest.mark.xfail(reason="BUG summary.py: functional convolutions are read by position only")
 def test_macs_of_functional_convolutions_are_counted_too() -> None:
     assert count_macs(Functional(), 8) == 4 * 4 * 4 * 27

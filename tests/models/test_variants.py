@@ -175,14 +175,12 @@ def test_a_variant_says_how_its_images_are_prepared(name: str, spec: Any) -> Non
     assert variants.variant(name).input == spec
 
 
-@pytest.mark.xfail(reason="BUG variants.py: other digits and leading zeros make a second name")
 @pytest.mark.parametrize("name", ["resnet018", "wrn_028_10", "resnet\N{FULLWIDTH DIGIT FIVE}0"])
 def test_a_network_has_one_spelling(name: str) -> None:
     with pytest.raises(ValueError, match="no variant is called"):
         variants.variant(name)
 
 
-@pytest.mark.xfail(reason="BUG variants.py: the error names what the alias stands for")
 def test_an_error_repeats_the_name_as_it_was_given() -> None:
     with pytest.raises(ValueError, match="no variant is called 'wrn_30_10'"):
         variants.variant("wrn_30_10")

@@ -134,6 +134,11 @@ def test_evaluate_refuses_classes_that_the_model_does_not_know(tmp_path: Path) -
     assert "'unicorn' is no label of the model" in done.stderr
 
 
+def test_train_finds_a_missing_folder_before_it_trains(photos: Path, tmp_path: Path) -> None:
+    done = run("train", "--data", photos, tmp_path / "nowhere" / "x.safetensors", status=2)
+    assert "there is no folder" in done.stderr
+
+
 def test_train_writes_a_bundle_that_tells_how(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "trained.safetensors"
     data = ("--data", photos, "--test-data", photos)

@@ -140,7 +140,6 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
         assert refusal(path).startswith("no PyTorch checkpoint of plain tensors (")
 
 
-@pytest.mark.xfail(reason="BUG checkpoint.py: torch.load raises more than it catches")
 @pytest.mark.parametrize(
     "content", [b"hello world\n", pickle.dumps(PLAIN, 4)], ids=["text", "pickle"]
 )
@@ -150,7 +149,6 @@ def test_any_other_file_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "no PyTorch checkpoint" in refusal(path)
 
 
-@pytest.mark.xfail(reason="BUG checkpoint.py: torch.load raises more than it catches")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_file_cut_or_changed_anywhere_is_read_or_refused(tmp_path: Path, zipped: bool) -> None:
     path = saved(tmp_path, PLAIN, zipped=zipped)
@@ -166,7 +164,6 @@ def test_a_file_cut_or_changed_anywhere_is_read_or_refused(tmp_path: Path, zippe
                 refusal(path)
 
 
-@pytest.mark.xfail(reason="BUG checkpoint.py: torch's advice to load it unsafely is passed on")
 def test_a_refusal_does_not_advise_to_run_the_file(tmp_path: Path) -> None:
     for content in ({"evil": Runs(tmp_path / "made")}, nn.Linear(2, 2)):
         message = refusal(saved(tmp_path, content))

@@ -255,7 +255,6 @@ def test_published_weights_are_right_as_often_as_published(
     assert measured.top5 > 0.98
 
 
-@pytest.mark.xfail(reason="BUG interchange: ImageNet weights are given 32-pixel images")
 def test_an_imagenet_stem_is_given_imagenet_sized_images(tmp_path: Path) -> None:
     tensors = torch.load(torchvision_named(tmp_path), weights_only=True)
     tensors["conv1.weight"] = torch.ones(4, 3, 7, 7)
@@ -267,7 +266,6 @@ def test_an_imagenet_stem_is_given_imagenet_sized_images(tmp_path: Path) -> None
     assert bundle.input.size == 224
 
 
-@pytest.mark.xfail(reason="BUG interchange: CIFAR-10's normalisation is assumed for any classes")
 @pytest.mark.parametrize("style", ["akamaster", "chenyaofo", "kuangliu"])
 def test_a_layout_of_cifar10_says_nothing_of_other_data(tmp_path: Path, style: Any) -> None:
     theirs = reference.Network(style, reference.BasicBlock, network(style).stages * (1,), 4, 100)
@@ -281,14 +279,12 @@ def test_a_layout_of_cifar10_says_nothing_of_other_data(tmp_path: Path, style: A
         assert bundle.input.mean != IMAGENET.mean
 
 
-@pytest.mark.xfail(reason="BUG interchange: nothing says where a headed-by-fc option A pads")
 def test_option_a_of_an_unknown_repository_is_not_guessed(tmp_path: Path) -> None:
     tensors = network("akamaster").state_dict()
     renamed = {name.replace("linear.", "fc."): value for name, value in tensors.items()}
     refusal(lambda: convert(saved(tmp_path, renamed), mean=CIFAR.mean, std=CIFAR.std))
 
 
-@pytest.mark.xfail(reason="BUG infer.py: a tensor of no dimensions raises IndexError")
 def test_tensors_of_no_dimensions_are_refused(tmp_path: Path) -> None:
     tensors = network("akamaster").state_dict()
     tensors["layer1.0.conv2.weight"] = torch.tensor(1.0)

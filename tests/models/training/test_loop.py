@@ -145,7 +145,6 @@ def test_the_schedule_rises_in_a_line_and_falls_along_a_cosine(
     assert schedule(done, warm_up) == pytest.approx(factor, abs=1e-12)
 
 
-@pytest.mark.xfail(reason="BUG loop.py: dropout draws from the global generator")
 def test_equal_seeds_give_equal_weights_with_dropout_too() -> None:
     def weights(unrelated: int) -> dict[str, torch.Tensor]:
         network = fresh(dropout=0.5)
@@ -156,7 +155,6 @@ def test_equal_seeds_give_equal_weights_with_dropout_too() -> None:
     assert tiny.same_bits(weights(1), weights(2))
 
 
-@pytest.mark.xfail(reason="BUG loop.py: ZeroDivisionError where data is smaller than a batch")
 def test_data_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="batch"):
         trained(fresh(), replace(RECIPE, batch_size=64))
