@@ -50,7 +50,7 @@ def bench(
             )
     document = {
         "url": url,
-        "images": [image.name for image in images],
+        "images": len(images),
         "machine": {"processor": _processor(), "system": platform.platform()},
         "versions": {name: version(name) for name in ("resnet-serve", "torch", "uvicorn")},
         "runs": reports,

@@ -35,12 +35,7 @@ def fail(*arguments: str, **environment: str) -> str:
     [
         (["--config", "/nowhere.yaml"], ["/nowhere.yaml", "No such file"]),
         (["--engine", "triton"], ["models[0].engine", "'auto' or 'eager'", "'triton'"]),
-        (["--device", "cuda:7"], ["models[0]", "cuda:7", "use auto or cpu"]),
-        (["--precision", "fp16", "--device", "cpu"], ["precision", "fp16", "CUDA"]),
         (["--model", "random:resnet51"], ["models[0]", "resnet51", "nearest", "resnet50"]),
-        (["--model", "builtin:nope"], ["models[0]", "builtin:nope", "resnet20-cifar10"]),
-        (["--model", "/nowhere.safetensors"], ["/nowhere.safetensors", "no such file"]),
-        (["--model", "random:resnet20", "--model", "random:resnet20"], ["models[1]", "taken"]),
         (["--host", "999.1.1.1"], ["cannot listen on 999.1.1.1"]),
         (["--workers", "3"], ["workers", "should be 1"]),
     ],

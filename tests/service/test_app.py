@@ -1,0 +1,29 @@
+"""What `create_app` refuses; each becomes the one line that a failed start prints."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.app import create_app
+from service.errors import ConfigError
+from service.settings import ModelSettings, Settings
+
+RANDOM = "random:resnet20"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ModelSettings(spec=RANDOM, device="cuda:77"), ["device: cuda:77", "use auto or cpu"]),
+        (ModelSettings(spec=RANDOM, device="cpu", precision="fp16"), ["precision: fp16", "CUDA"]),
+        (ModelSettings(spec="builtin:nope"), ["builtin:nope", "resnet20-cifar10"]),
+        (ModelSettings(spec="/nowhere.safetensors"), ["/nowhere.safetensors", "no such file"]),
+        (ModelSettings(spec=RANDOM), ["name: 'resnet20' is taken"]),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_named(model: ModelSettings, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_app(Settings(models=[ModelSettings(spec=RANDOM), model]))
+    assert "\n" not in str(caught.value)
+    for word in ["models[1]", *words]:
+        assert word in str(caught.value)
