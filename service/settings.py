@@ -108,7 +108,9 @@ class Settings(Strict):
     shutdown_timeout_s: float = Field(
         30, gt=0, description="after the grace, wait this long for accepted requests"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least that is logged"
+    )
 
     @field_validator("models")
     @classmethod
