@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,7 +57,7 @@ class Observe:
         try:
             await self._app(scope, receive, send_marked)
         except Exception:
-            log.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
+            log.exception("%s %s %s failed", request_id, scope["method"], quote(scope["path"]))
             state["refusal"] = ("internal_error", "see the log")
             if not status:
                 answer = problem(
@@ -81,7 +82,7 @@ class Observe:
             "%s %s %s %d %s in %.1f ms: %s",
             request_id,
             scope["method"],
-            scope["path"],
+            quote(scope["path"]),  # Decoded, it could hold a line break and forge a line.
             status,
             reason,
             seconds * 1000,

@@ -67,6 +67,8 @@ async def read_images(request: Request, max_bytes: int, max_images: int) -> list
         form = await parser.parse()
     except MultiPartException as error:
         message = error.message
+        if "Too many files" in message and max_images == 1:
+            raise BadParameter("send one image here, several to /v1/classify/batch") from None
         if "Too many files" in message:
             raise TooLarge(f"more than {max_images} images in one request") from None
         raise UndecodableImage(f"the multipart body is malformed: {message}") from None

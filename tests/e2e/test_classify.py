@@ -168,6 +168,18 @@ def test_422_for_a_form_without_the_field(service: Service) -> None:
     assert "'image'; fields: file" in is_problem(response, 422)["detail"]
 
 
+def test_422_for_several_images_where_one_is_wanted(service: Service) -> None:
+    files = [("image", ("a.png", encoded())), ("image", ("b.png", encoded()))]
+    response = client.post(f"{service.url}/v1/classify", files=files)
+    assert "/v1/classify/batch" in is_problem(response, 422)["detail"]
+
+
+def test_413_for_more_images_than_a_batch_may_have(service: Service) -> None:
+    files = [("image", (f"{index}.png", encoded())) for index in range(65)]
+    response = client.post(f"{service.url}/v1/classify/batch", files=files)
+    assert "more than 64 images" in is_problem(response, 413)["detail"]
+
+
 def test_the_callers_request_id_comes_back_if_it_is_one_word(service: Service) -> None:
     for given, kept in (("abc-123", True), ("two words", False), ("x" * 200, False)):
         response = classify(service, encoded(), headers=PNG | {"X-Request-ID": given})
@@ -180,6 +192,12 @@ def test_a_refusal_is_logged_in_one_line_with_its_request_id(service: Service) -
     assert len(lines) == 1
     assert "undecodable_image" in lines[0]
     assert not any("Traceback" in line for line in service.log)
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(service: Service) -> None:
+    is_problem(client.get(f"{service.url}/v1/a%0aforged%20line"), 404)
+    client.get(f"{service.url}/health/live")
+    assert not any(line.startswith("forged") for line in service.log)
 
 
 def test_an_answer_does_not_depend_on_the_images_beside_it(service: Service) -> None:
