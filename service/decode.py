@@ -70,6 +70,8 @@ def decode(data: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
             return resize_and_crop(upright_rgb(image), spec)
     except TooLarge:
         raise
+    except Image.DecompressionBombError:  # Where no `Decoder` has lifted Pillow's own limit.
+        raise TooLarge(f"the image has more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
         raise UndecodableImage(f"the bytes are no image that can be read; {ADVICE}") from None
     # PIL's decoders raise whatever broken data makes them raise, IndexError and struct.error

@@ -17,6 +17,8 @@ from PIL import Image
 from models.preprocess import InputSpec, resize_and_crop, upright_rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+# Pillow has a limit too, but one that a process may have lifted.
+MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def read(
     for name, data in _files(path):
         try:
             with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels")  # noqa: TRY301
                 pixels = resize_and_crop(upright_rgb(image), spec)
         except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
             raise ValueError(f"{path}: {name} is no readable image ({error})") from None

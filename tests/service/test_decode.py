@@ -180,6 +180,17 @@ def test_the_pixel_limit_is_checked_without_decoding() -> None:
         pixels_of(data)
 
 
+@pytest.mark.parametrize("pillows_limit", [None, 89_478_485])
+def test_an_absurd_size_is_refused_whatever_pillows_own_limit(
+    pillows_limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
+    header = encoded("BMP")
+    absurd = header[:18] + (2**20).to_bytes(4, "little") * 2 + header[26:]
+    with pytest.raises(TooLarge):
+        pixels_of(absurd)
+
+
 def test_slivers_that_would_grow_are_refused() -> None:
     with pytest.raises(TooLarge, match="too unequal"):
         decode(saved(Image.new("1", (1, 60_000)), "PNG"), IMAGENET, 50_000_000)
