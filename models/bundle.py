@@ -150,10 +150,11 @@ def load(path: str | os.PathLike[str]) -> ResNet:
 
 def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Raises `WeightsMismatch` unless names and shapes are exactly the network's."""
-    for name, value in network.state_dict().items():
+    state = network.state_dict()
+    for name, value in state.items():
         if name in tensors and tensors[name].dtype != value.dtype:
             raise BundleError(f"{name} must be {value.dtype}, not {tensors[name].dtype}")
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in state.items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     sides = (("-", expected), ("+", found))
     lines: list[str] = []
@@ -236,8 +237,6 @@ def _read(path: Path) -> Bundle:
         description["architecture"] = Architecture(**description["architecture"])
         description["input"] = InputSpec(**description["input"])
         bundle = Bundle(tensors=tensors, **description)
-        if bundle.variant is not None:
-            variants.variant(bundle.variant)
     except (TypeError, KeyError) as error:
         raise BundleError(f"its resnet-serve metadata is incomplete ({error})") from None
     try:

@@ -39,7 +39,6 @@ class Observe:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id
         status = 0
 
         async def send_marked(message: Message) -> None:

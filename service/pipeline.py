@@ -23,7 +23,7 @@ from service.errors import (
     NotReady,
     UnknownModel,
 )
-from service.metrics import Metrics
+from service.metrics import PHASES, Metrics
 from service.postprocess import Prediction, top_k
 from service.settings import ModelSettings, Settings
 from service.worker import Pixels, Row, Worker
@@ -273,5 +273,5 @@ class Pipeline:
 
     def _observe(self, answer: Answer) -> None:
         self.metrics.images.labels(answer.model).inc()
-        for phase in ("decode", "queue", "inference", "total"):
+        for phase in PHASES:
             self.metrics.phase.labels(answer.model, phase).observe(getattr(answer, phase))

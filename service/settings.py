@@ -122,6 +122,8 @@ class Settings(Strict):
         return models
 
 
+# pydantic names the type it tried in the place of an error; a key is what a person looks for.
+DEVICE_TYPES = ("str", "list[str]")
 # What RESNET_SERVE_DEVICE and --device mean: the same for every model.
 MODEL_WIDE = tuple(set(ModelSettings.model_fields) - {"spec", "name", "architecture"})
 
@@ -144,8 +146,9 @@ def load(
     path = config or environ.get(f"{PREFIX}CONFIG")
     file = _read_file(Path(path)) if path else {}
     given = {key: value for key, value in (flags or {}).items() if value is not None}
+    layers = [_split_lists(layer) for layer in (_from_environment(environ), given)]
     try:
-        return validated(Settings, **_merge(file, _from_environment(environ), given))
+        return validated(Settings, **_merge(file, *layers))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path else str(error)) from None
 
@@ -194,10 +197,17 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
             raise ConfigError(f"environment variable {variable} is no setting{hint}")
         found[key.lower()] = value
-    for key in ("models", "device"):
-        if "," in found.get(key, "") or (key == "models" and key in found):
-            found[key] = [part.strip() for part in found[key].split(",") if part.strip()]
     return found
+
+
+def _split_lists(layer: dict[str, Any]) -> dict[str, Any]:
+    """`layer` with the lists that were written with commas; one device stays a name."""
+    split = dict(layer)
+    for key in ("models", "device"):
+        text = layer.get(key)
+        if isinstance(text, str) and (key == "models" or "," in text):
+            split[key] = [part.strip() for part in text.split(",") if part.strip()]
+    return split
 
 
 def _merge(file: dict[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +227,7 @@ def _merge(file: dict[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _one_line(error: ErrorDetails, kind: type[Strict]) -> str:
     """What is wrong with which key, and what it allows."""
-    parts = [part for part in error["loc"] if part != "constrained-str"]
+    parts = [part for part in error["loc"] if part not in DEVICE_TYPES]
     place = ""
     for part in parts:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part

@@ -31,6 +31,11 @@ class Upload:
     data: bytes
 
 
+def media_type(request: Request) -> str:
+    """The content type without its parameters; empty if there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_image(request: Request, max_bytes: int) -> bytes:
     """The one image of a raw or multipart request.
 
@@ -41,7 +46,7 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
         UndecodableImage: a multipart body is malformed.
         CallerLeft: the connection closed while the body was sent.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request)
     if kind == MULTIPART:
         uploads = await read_images(request, max_bytes, max_images=1)
         return uploads[0].data
@@ -56,8 +61,7 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
 
 async def read_images(request: Request, max_bytes: int, max_images: int) -> list[Upload]:
     """The fields `image` of a multipart request; raises as `read_image`."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != MULTIPART:
+    if media_type(request) != MULTIPART:
         raise UnsupportedMediaType(f"send several images as {MULTIPART}, each in a field {FIELD!r}")
     parser = MultiPartParser(
         request.headers, _chunks(request, max_bytes), max_files=max_images, max_fields=16

@@ -20,14 +20,13 @@ from service.commands.options import fail_in_one_line
 @click.option("--engine", help="auto or eager.")
 @click.option("--precision", help="auto, fp32, bf16 or fp16.")
 @fail_in_one_line
-def serve(config: str | None, models: tuple[str, ...], device: str | None, **flags: Any) -> None:
+def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
     from service import settings as configuration
     from service.server import listen
     from service.server import serve as run
 
     flags["models"] = list(models) or None
-    flags["device"] = device.split(",") if device and "," in device else device
     settings = configuration.load(flags, config=config)
     logging.basicConfig(
         level=settings.log_level.upper(),

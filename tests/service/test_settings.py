@@ -54,6 +54,11 @@ def test_a_model_setting_in_the_environment_goes_to_models_given_as_flags() -> N
     assert [(m.spec, m.max_delay_ms) for m in settings.models] == [("a", 5), ("b", 5)]
 
 
+def test_devices_as_a_flag_are_a_list_as_in_the_environment() -> None:
+    assert load({"device": "cpu, cpu"}, environ={}).models[0].device == ["cpu", "cpu"]
+    assert load({"device": "cpu"}, environ={}).models[0].device == "cpu"
+
+
 def test_a_model_setting_applies_to_the_embedded_model_too() -> None:
     settings = load(environ={f"{PREFIX}DEVICE": "cpu,cpu"})
     assert settings.models[0].spec == "builtin:resnet20-cifar10"
@@ -84,6 +89,7 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
             "models: [{spec: a, device: gpu}]",
             ["models[0].device", "cuda:N, or a list", "'gpu'"],
         ),
+        ("models: [{spec: a, device: 3}]", ["models[0].device: ", "3"]),
         ("models: [{spec: a, name: x y}]", ["models[0].name", "'x y'"]),
         ("models: [{spec: a, name: n}, {spec: b, name: n}]", ["models", "'n'", "twice"]),
         ("device: cpu", ["device", "belongs to a model", "models[0].device"]),
