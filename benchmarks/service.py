@@ -1,87 +1,226 @@
-"""Starts the service with a model, loads it over HTTP, and writes the figures as JSON.
+"""Measures the service whole, and each part of it alone, on this machine.
 
 python -m benchmarks.service --model builtin:resnet20-cifar10 --output results.json
+
+In one run: the ceilings; the start, with nothing compiled and again; a closed loop for the highest
+throughput; an open loop at 80 % of it for what callers see; one at twice of it for what happens
+under overload. The generator shares the machine's CPUs with the service.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-import signal
+import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image
+from benchmarks import images as made
+from benchmarks.process import Started, peak_memory, started
+from service.load import Report, Target, closed_loop, open_loop
+from service.load.document import as_text, document
+
+CONNECTIONS = (1, 16, 32, 64)
+SHARE = 0.8  # of the highest throughput: busy, and not yet a growing queue
+OVERLOAD = 2.0
+SLO = 5.0  # times the median at SHARE
+# More than any queue holds: else callers would wait for a connection, and none be refused.
+OVERLOAD_CONNECTIONS = 2048
+QUANTILES = ("p50", "p95", "p99")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure; `seconds` for each load, `ceiling_seconds` for each ceiling's figure."""
+
+    model: str
+    engine: str
+    precision: str
+    images: list[bytes]
+    seconds: float
+    ceiling_seconds: float
+    warm_up: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="builtin:resnet20-cifar10", help="a SPEC")
-    parser.add_argument("--size", type=int, default=32, help="pixels of the images' sides")
-    parser.add_argument("--images", type=int, default=64, help="distinct images")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each load")
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
-    command = [sys.executable, "-m", "service.cli"]
-    with tempfile.TemporaryDirectory() as folder:
-        images = [str(path) for path in _images(Path(folder), arguments.images, arguments.size)]
-        server = subprocess.Popen(
-            [*command, "serve", "--model", arguments.model, "--port", "0"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            base = _wait_until_ready(server)
-            subprocess.run(
-                [
-                    *command,
-                    "bench",
-                    f"--url={base}/v1/classify",
-                    f"--seconds={arguments.seconds}",
-                    f"--output={arguments.output}",
-                    *images,
-                ],
-                check=True,
-            )
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(30)
-
-
-def _images(folder: Path, count: int, size: int) -> list[Path]:
-    """Distinct smooth images as PNG: noise would make decoding look slower than it is."""
-    random = np.random.default_rng(0)
-    paths = []
-    for index in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-        path = folder / f"{index:03}.png"
-        coarse.resize((size, size), Image.Resampling.BICUBIC).save(path)
-        paths.append(path)
-    return paths
-
-
-def _wait_until_ready(server: subprocess.Popen[str]) -> str:
-    assert server.stderr is not None
-    for line in server.stderr:
-        if match := re.search(r"http://\S+:\d+", line):
-            break
+    given = _arguments()
+    if given.images:
+        images = made.read(given.images)
     else:
-        raise SystemExit("the service did not start")
-    # Its log must go on being read, or the pipe would fill and block it.
-    threading.Thread(target=server.stderr.read, daemon=True).start()
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(f"{match[0]}/health/ready"):
-                return match[0]
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit("the service did not become ready")
+        images = made.photos() if given.photo else made.small(given.size)
+    plan = Plan(
+        model=given.model,
+        engine=given.engine,
+        precision=given.precision,
+        images=images,
+        seconds=given.seconds or (3.0 if given.short else 10.0),
+        ceiling_seconds=0.5 if given.short else 3.0,
+        warm_up=1.0 if given.short else 2.0,
+    )
+    figures, reports = measure(plan)
+    given.output.write_text(as_text(figures), "utf-8")
+    if given.plot:
+        from service.load.plot import draw
+
+        draw(reports, given.plot, f"{plan.model} on {figures['machine']['processor']}")
+    print(table(figures))
+
+
+def measure(plan: Plan) -> tuple[dict[str, Any], list[Report]]:
+    """All figures of `plan` for JSON, and the reports of its loads."""
+    serve = ["--model", plan.model, "--engine", plan.engine, "--precision", plan.precision]
+    _say("ceilings")
+    ceilings = _ceilings(plan)
+    with tempfile.TemporaryDirectory() as cache:
+        _say("the first start")
+        with started(serve, plan.images[0], Path(cache)) as first:
+            pass
+        _say("the second start")
+        with started(serve, plan.images[0], Path(cache)) as second:
+            target = Target.of(second.url, plan.images)
+            reports = _loads(plan, target)
+            memory = peak_memory(second.pid)
+    *closed, normal, overload = reports
+    best = max(report.images_per_second for report in closed)
+    figures = document(target, reports) | {
+        "model": plan.model,
+        "engine": plan.engine,
+        "precision": plan.precision,
+        "image_bytes": round(sum(map(len, plan.images)) / len(plan.images)),
+        "ceilings": ceilings,
+        "images_per_second": best,
+        "share_of_ceiling": _shares(best, ceilings),
+        "overload": {
+            "goodput_share": round((overload.goodput or 0.0) / best, 3) if best else 0.0,
+            "slo_ms": overload.run.slo_ms,
+            "refused_ms": {str(status): ms for status, ms in overload.refused_ms.items()},
+        },
+        "start_seconds": _start_seconds(first, second),
+        "peak_memory_mib": round(memory / 2**20, 1),
+        "p99_over_p50": _tail(normal),
+    }
+    return figures, reports
+
+
+def _ceilings(plan: Plan) -> dict[str, Any]:
+    # In a process of its own: torch's threads would disturb the generator's.
+    with tempfile.TemporaryDirectory() as folder:
+        for index, image in enumerate(plan.images):
+            (Path(folder) / f"{index:03}").write_bytes(image)
+        command = [sys.executable, "-m", "benchmarks.ceilings", f"--model={plan.model}"]
+        command += [f"--engine={plan.engine}", f"--precision={plan.precision}"]
+        command += [f"--seconds={plan.ceiling_seconds}", folder]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _loads(plan: Plan, target: Target) -> list[Report]:
+    """A closed loop for each of CONNECTIONS, an open loop at SHARE, one at OVERLOAD."""
+    reports = []
+    for count in CONNECTIONS:
+        _say(f"{count} connections")
+        reports.append(
+            closed_loop(target, connections=count, seconds=plan.seconds, warm_up=plan.warm_up)
+        )
+    best = max(report.images_per_second for report in reports)
+    if not best:
+        raise SystemExit(f"no image was answered with 200: {reports[-1].answers}")
+    _say(f"{SHARE:.0%} of {best:g} images/s")
+    normal = open_loop(
+        target, rate=round(SHARE * best, 1), seconds=plan.seconds, warm_up=plan.warm_up
+    )
+    _say(f"{OVERLOAD:g} times {best:g} images/s")
+    overload = open_loop(
+        target,
+        rate=round(OVERLOAD * best, 1),
+        seconds=plan.seconds,
+        warm_up=plan.warm_up,
+        connections=OVERLOAD_CONNECTIONS,
+        slo_ms=round(SLO * normal.latency_ms.get("p50", 0.0), 3) or None,
+    )
+    return [*reports, normal, overload]
+
+
+def _shares(best: float, ceilings: dict[str, Any]) -> dict[str, float]:
+    return {
+        "engine": round(best / max(ceilings["engine"].values()), 3),
+        "decode_one_thread": round(best / ceilings["decode_one_thread"], 3),
+        "echo": round(best / max(ceilings["echo"].values()), 3),
+    }
+
+
+def _start_seconds(first: Started, second: Started) -> dict[str, float]:
+    return {"first": round(first.seconds, 2), "second": round(second.seconds, 2)}
+
+
+def _tail(report: Report) -> float | None:
+    ms = report.latency_ms
+    return round(ms["p99"] / ms["p50"], 2) if ms.get("p50") else None
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures of `measure` for people."""
+    ceilings, shares = figures["ceilings"], figures["share_of_ceiling"]
+    lines = [
+        f"{figures['model']}, {figures['images']} images of {figures['image_bytes']:,} bytes, "
+        f"{figures['machine']['cpus']} x {figures['machine']['processor']}",
+        "",
+        f"{'load':<18}{'images/s':>10}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}  answers",
+    ]
+    for run in figures["runs"]:
+        load = f"{run['rate']:g}/s" if "rate" in run else f"{run['connections']} at a time"
+        cells = (f"{run['latency_ms'].get(name, float('nan')):>10.2f}" for name in QUANTILES)
+        answers = ", ".join(f"{n} x {status}" for status, n in run["answers"].items())
+        lines.append(f"{load:<18}{run['images_per_second']:>10}{''.join(cells)}  {answers}")
+    size, engine = max(ceilings["engine"].items(), key=lambda item: float(item[1]))
+    overload = figures["overload"]
+    lines += [
+        "",
+        f"highest            {figures['images_per_second']:>9} images/s",
+        f"  of the engine    {shares['engine']:>9.1%} of {engine:g} (batches of {size})",
+        f"  of a decoder     {shares['decode_one_thread']:>9.1%} of "
+        f"{ceilings['decode_one_thread']:g} (one thread)",
+        f"  of HTTP          {shares['echo']:>9.1%} of {max(ceilings['echo'].values()):g}",
+        f"goodput at {OVERLOAD:g}x     {overload['goodput_share']:>9.1%} within "
+        f"{overload['slo_ms'] or 0:.4g} ms",
+        *(
+            f"  {status} after       {ms['p50']:>9.2f} ms, p99 {ms['p99']:.2f}"
+            for status, ms in overload["refused_ms"].items()
+        ),
+        f"start              {figures['start_seconds']['first']:>9} s, then "
+        f"{figures['start_seconds']['second']} s",
+        f"peak memory        {figures['peak_memory_mib']:>9} MiB",
+    ]
+    return "\n".join(lines)
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="builtin:resnet20-cifar10", help="a SPEC")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", default="auto")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--size", type=int, default=32, help="PNGs with sides of so many pixels")
+    source.add_argument("--photo", action="store_true", help="JPEGs like photographs, 500 x 375")
+    source.add_argument("--images", type=Path, metavar="DIR", help="the files of a folder")
+    parser.add_argument("--seconds", type=float, help="for each load; default 10")
+    parser.add_argument("--short", action="store_true", help="done in about a minute")
+    parser.add_argument("--output", type=Path, required=True, help="a JSON file")
+    parser.add_argument("--plot", type=Path, help="a .png or .svg file")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class Bundle:
     `tensors`: the network's state dict.
     `provenance`: where the weights come from: at least `source`.
     `metrics`: measured figures, for instance `{"cifar10-test": {"top1": 0.91, "images": 10000}}`.
+    `calibration`: for 8-bit engines, `{"ranges": {module: [low, high]}, ...}`; else empty.
     """
 
     name: str
@@ -61,6 +62,8 @@ class Bundle:
     variant: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    _fingerprint: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -92,9 +95,16 @@ class Bundle:
         network.load_state_dict(self.tensors, assign=True)
         return network.eval()
 
+    def fingerprint(self) -> str:
+        """A digest that two bundles share only if they are equal; a checked file's own."""
+        if not self._fingerprint:
+            self._fingerprint = _checksum(self.description(), self.tensors)
+        return self._fingerprint
+
     def description(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON can hold it."""
-        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        del described["tensors"]
         described["architecture"] = asdict(self.architecture)
         described["input"] = asdict(self.input)
         return described
@@ -130,13 +140,16 @@ def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ResNet(architecture)
-    return from_network(
+    made = from_network(
         network,
         name=name,
         input=spec,
         labels=labels.default(architecture.num_classes),
-        provenance={"source": "random initialisation, untrained"},
+        provenance={"source": "random initialisation, untrained", "torch": torch.__version__},
     )
+    # What its weights depend on; hashing them would take longer than making them.
+    made._fingerprint = _checksum(made.description(), {})
+    return made
 
 
 def load(path: str | os.PathLike[str]) -> ResNet:
@@ -244,6 +257,7 @@ def _read(path: Path) -> Bundle:
     except (RuntimeError, TypeError):
         raise BundleError("its architecture is too large for any network") from None
     check_fit(network, tensors, bundle.variant or "its architecture")
+    bundle._fingerprint = checksum
     return bundle
 
 

@@ -90,6 +90,19 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:
+    """Has a JPEG that was opened and not yet decoded decoded at 1/2, 1/4 or 1/8 of its size,
+    where that leaves at least twice the pixels a side that `spec` resizes it to.
+
+    The decoder then skips the frequencies that resizing would remove.
+    """
+    if image.format == "JPEG":
+        shrink = 2 * spec.resize / min(image.size)
+        if shrink <= 0.5:
+            width, height = image.size
+            image.draft(None, (math.ceil(width * shrink), math.ceil(height * shrink)))
+
+
 def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     """A new uint8 array [H, W, 3] of `spec.size`: shorter side resized, then the centre cropped.
 

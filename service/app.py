@@ -10,6 +10,7 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from service import problems
+from service.express import Express
 from service.metrics import Metrics
 from service.middleware import Observe
 from service.pipeline import Pipeline
@@ -45,5 +46,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
     problems.install(app)
     app.include_router(router)
+    app.add_middleware(Express)
     app.add_middleware(Observe, metrics=metrics, pipeline=pipeline)
     return app

@@ -10,7 +10,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 from service.errors import QueueFull, ServiceError
@@ -102,37 +103,45 @@ class Batcher(Generic[Payload, Result]):
             self._waiting.pop(job, None)
             self._bytes -= job.cost
 
-    def next_batch(self, max_batch: int) -> list[Job[Payload, Result]]:
-        """Waits for work and takes up to `max_batch` jobs; empty once closed and drained.
+    def wait(self, full: int) -> bool:
+        """Waits until a batch is due: any work, or with a delay `full` jobs or the oldest's delay.
 
-        Called by engine threads.
+        False once closed and drained. Called by engine threads.
         """
         with self._changed:
-            while not self._waiting:
-                if self._closed:
-                    return []
-                self._changed.wait()
-            self._fill(max_batch)
-            batch = [job for job, _ in zip(self._waiting, range(max_batch), strict=False)]
+            while True:
+                if not self._waiting:
+                    if self._closed:
+                        return False
+                    self._changed.wait()
+                    continue
+                remaining = self._delay_left(full)
+                if remaining <= 0:
+                    return True
+                self._changed.wait(remaining)
+
+    def _delay_left(self, full: int) -> float:
+        """Seconds that a batch should still wait to fill up."""
+        if not self.max_delay or self._closed or len(self._waiting) >= full:
+            return 0.0
+        oldest = next(iter(self._waiting))
+        return oldest.admitted + self.max_delay - time.perf_counter()
+
+    def take(self, how_many: Callable[[int], int]) -> list[Job[Payload, Result]]:
+        """The oldest of the waiting jobs, as many as `how_many` says of their number.
+
+        Empty if those that waited have left, or another thread has them. Called by engine threads.
+        """
+        with self._changed:
+            count = how_many(len(self._waiting)) if self._waiting else 0
+            batch = list(islice(self._waiting, count))
             now = time.perf_counter()
             for job in batch:
                 self._remove(job)
-                job.started, job.batch_size = now, len(batch)
+                job.started, job.batch_size = now, count
             if self._waiting:
                 self._changed.notify()
-            # With a delay, another thread may have taken everything meanwhile.
-            return batch or self.next_batch(max_batch)
-
-    def _fill(self, max_batch: int) -> None:
-        """Waits up to `max_delay` after the oldest job's arrival for a full batch."""
-        while self.max_delay and self._waiting and len(self._waiting) < max_batch:
-            if self._closed:
-                return
-            oldest = next(iter(self._waiting))
-            remaining = oldest.admitted + self.max_delay - time.perf_counter()
-            if remaining <= 0:
-                return
-            self._changed.wait(remaining)
+            return batch
 
     def finish(self, batch: Sequence[Job[Payload, Result]], results: Sequence[Result]) -> None:
         """Delivers a batch's results; called by engine threads."""
@@ -163,10 +172,10 @@ class Batcher(Generic[Payload, Result]):
         self._on_loop(batch, deliver)
 
     @staticmethod
-    def _on_loop(batch: Sequence[Job[Payload, Result]], deliver: object) -> None:
+    def _on_loop(batch: Sequence[Job[Payload, Result]], deliver: Callable[[], None]) -> None:
         loop = batch[0].future.get_loop()
         if not loop.is_closed():
-            loop.call_soon_threadsafe(deliver)  # type: ignore[arg-type]
+            loop.call_soon_threadsafe(deliver)
 
     def close(self) -> None:
         """Lets the engine threads finish what waits, and then end."""

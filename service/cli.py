@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from service.commands.bench import bench
+from service.commands.calibrate import calibrate
 from service.commands.classify import classify
 from service.commands.convert import convert
 from service.commands.evaluate import evaluate
@@ -19,7 +20,7 @@ def main() -> None:
     """Serves ResNets over HTTP, and makes the bundles it serves."""
 
 
-for command in (serve, classify, models, convert, train, evaluate, bench):
+for command in (serve, classify, models, convert, train, evaluate, calibrate, bench):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -31,6 +31,9 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
+        # Looking a child up by its labels costs more than counting.
+        self._answered: dict[tuple[str, int], Counter] = {}
+        self._classified: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.phase = Histogram(
@@ -113,14 +116,27 @@ class Metrics:
         self.queue_limit.labels(name).set(limit)
         self.queue_depth.labels(name).set_function(depth)
         self.model_ready.labels(name).set_function(lambda: float(ready()))
-        self.images.labels(name)
         self.batch_size.labels(name)
-        for phase in PHASES:
-            self.phase.labels(name, phase)
+        phases = {phase: self.phase.labels(name, phase) for phase in PHASES}
+        self._classified[name] = (self.images.labels(name), phases)
         for device in devices:
             self.engine_errors.labels(name, device)
         for reason in REASONS:
             self.refusals.labels(name, reason)
+
+    def answered(self, route: str, status: int) -> None:
+        """Counts an HTTP answer."""
+        counter = self._answered.get((route, status))
+        if counter is None:
+            counter = self._answered[route, status] = self.requests.labels(route, status)
+        counter.inc()
+
+    def classified(self, model: str, seconds: Mapping[str, float]) -> None:
+        """Counts an image of a watched model, with the seconds of each of `PHASES`."""
+        images, phases = self._classified[model]
+        images.inc()
+        for phase, histogram in phases.items():
+            histogram.observe(seconds[phase])
 
     def render(self) -> bytes:
         """The text exposition of everything, `CONTENT_TYPE`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -30,6 +31,12 @@ class Observe:
         self._app = app
         self._metrics = metrics
         self._pipeline = pipeline
+        # A random part for each process, then a count: asking the kernel for randomness would
+        # give the interpreter's lock away in every request.
+        self._process, self._count = uuid.uuid4().hex[:20], itertools.count()
+
+    def _new_id(self) -> str:
+        return f"{self._process}{next(self._count):012x}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,7 +44,7 @@ class Observe:
             return
         started = time.perf_counter()
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if REQUEST_ID.fullmatch(given) else self._new_id()
         state = scope.setdefault("state", {})
         status = 0
 
@@ -71,7 +78,7 @@ class Observe:
 
     def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         route = scope.get("route")
-        self._metrics.requests.labels(getattr(route, "path", "other"), status).inc()
+        self._metrics.answered(getattr(route, "path", "other"), status)
         refusal = scope["state"].get("refusal")
         if refusal is None:
             return

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
+from service import catalog, engines
+from service import settings as configuration
 from service.decode import decode
-from service.engines import Engine
+from service.engines import Warm, ranking
 from service.errors import CallerError, ConfigError
 from service.postprocess import top_k
 from service.settings import Settings
@@ -24,21 +26,39 @@ Row = dict[str, Any]
 Writer = Callable[[Iterable[Row]], None]
 
 
-def classify(
-    files: Sequence[Path], bundle: Bundle, engine: Engine, max_batch: int, k: int
-) -> Iterator[Row]:
+def open_model(spec: str, **flags: str | None) -> tuple[Bundle, Warm]:
+    """The bundle that `spec` names and a warm engine for it; `flags` as those of `serve`.
+
+    Raises:
+        ConfigError: see `service.settings.load` and `service.catalog.load`.
+    """
+    bundle = catalog.load(spec).bundle
+    return bundle, warm(bundle, **flags)
+
+
+def warm(bundle: Bundle, **flags: str | None) -> Warm:
+    """A warm engine for `bundle`, by the flags of `serve` and by its environment."""
+    settings = configuration.load({"models": [bundle.name], **flags})
+    model = settings.models[0]
+    device = engines.devices(model)[0]
+    blueprint = engines.blueprint(bundle, model, device, settings)
+    kinds = engines.engines_for(model, device)[:1]
+    return engines.start_any(kinds, blueprint, model.parity_tolerance)
+
+
+def classify(files: Sequence[Path], bundle: Bundle, engine: Warm, k: int) -> Iterator[Row]:
     """A row for each file, in order: `file`, and `predictions` or `error`."""
     remaining = iter(files)
-    while batch := list(islice(remaining, max_batch)):
+    while batch := list(islice(remaining, engine.buckets.largest)):
         decoded = [_decode(file, bundle) for file in batch]
         pixels = [image for image in decoded if not isinstance(image, str)]
-        probabilities = iter(engine.infer(pixels) if pixels else ())
+        rankings = iter(ranking.rank(engine.infer(pixels)).rows() if pixels else ())
         for file, image in zip(batch, decoded, strict=True):
             row: Row = {"file": str(file), "predictions": [], "error": ""}
             if isinstance(image, str):
                 row["error"] = image
             else:
-                best = top_k(next(probabilities), bundle.labels, k)
+                best = top_k(*next(rankings), bundle.labels, k)
                 row["predictions"] = [asdict(prediction) for prediction in best]
             yield row
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from models.variants import variant
 from service import catalog, engines
 from service.batcher import Batcher
 from service.decode import Decoder
+from service.engines.ranking import Row
 from service.errors import (
     BadParameter,
     ConfigError,
@@ -26,9 +28,11 @@ from service.errors import (
 from service.metrics import PHASES, Metrics
 from service.postprocess import Prediction, top_k
 from service.settings import ModelSettings, Settings
-from service.worker import Pixels, Row, Worker
+from service.turns import Turns
+from service.worker import Pixels, Worker
 
 RETRY_SECONDS = 1.0
+DeviceTurns = defaultdict[str, Turns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ class Model:
         ConfigError: its SPEC, device or precision cannot be served.
     """
 
-    def __init__(self, settings: ModelSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ModelSettings, service: Settings, metrics: Metrics, turns: DeviceTurns
+    ) -> None:
         loaded = catalog.load(settings.spec, settings.architecture)
         bundle = loaded.bundle
         self.name = settings.name or bundle.name
@@ -69,18 +75,24 @@ class Model:
             max_delay=settings.max_delay_ms / 1000,
         )
         devices = engines.devices(settings)
-        self.workers = [
-            Worker(
+
+        def worker(device: str) -> Worker:
+            first, *better = engines.engines_for(settings, device)
+            blueprint = engines.blueprint(bundle, settings, device, service)
+            tolerance = settings.parity_tolerance
+            return Worker(
                 f"{self.name}/{device}",
                 self.batcher,
-                partial(engines.choose, bundle, settings, device),
-                settings.max_batch,
+                partial(engines.start_any, [first], blueprint, tolerance),
+                improve=[partial(engines.start, kind, blueprint, tolerance) for kind in better],
+                turns=turns[device],
+                share=settings.share,
                 on_ready=partial(self._announce, metrics, loaded.sha256 or ""),
                 on_batch=metrics.batch_size.labels(self.name).observe,
                 on_error=metrics.engine_errors.labels(self.name, device).inc,
             )
-            for device in devices
-        ]
+
+        self.workers = [worker(device) for device in devices]
         network = on_meta(bundle.architecture)
         # What /v1/models tells, in its order; the engine's part is known once it runs.
         self._facts = {
@@ -93,8 +105,8 @@ class Model:
             "configuration": asdict(bundle.architecture),
             "input": asdict(bundle.input),
             "device": _joined(devices),
-            "precision": _joined([engines.precision(settings, device) for device in devices]),
         }
+        self._precision = _joined([engines.precision(settings, device) for device in devices])
         self._origin = {
             # The file's own digest; a provenance may carry that of the file it was converted from.
             "weights": {
@@ -112,9 +124,12 @@ class Model:
             ready=lambda: self.ready,
         )
 
-    def _announce(self, metrics: Metrics, sha256: str, engine: engines.Engine) -> None:
+    def _announce(self, metrics: Metrics, sha256: str, warm: engines.Warm) -> None:
+        engine = warm.engine
         what = (self.name, self._facts["architecture"], engine.device, engine.precision)
-        metrics.model_info.labels(*what, engine.name, sha256).set(1)
+        # Of a device that has a better engine now, only that one serves.
+        for kind in engines.KINDS:
+            metrics.model_info.labels(*what, kind, sha256).set(float(kind == engine.name))
 
     @property
     def ready(self) -> bool:
@@ -133,11 +148,13 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """The model's entry in `GET /v1/models`."""
-        running = [worker.engine.name for worker in self.workers if worker.engine is not None]
+        running = [worker.running for worker in self.workers if worker.running is not None]
         return {
             "name": self.name,
             **self._facts,
-            "engine": _joined(running) or None,
+            "precision": _joined([warm.engine.precision for warm in running]) or self._precision,
+            "engine": _joined([warm.engine.name for warm in running]) or None,
+            **(running[0].describe() if running else {}),
             "state": self.state,
             "reason": self.reason,
             **self._origin,
@@ -163,9 +180,10 @@ class Pipeline:
         self.metrics = metrics
         self.draining = self.refusing = False
         self.models: dict[str, Model] = {}
+        turns: DeviceTurns = defaultdict(Turns)
         for index, row in enumerate(settings.models):
             try:
-                model = Model(row, metrics)
+                model = Model(row, settings, metrics, turns)
             except ConfigError as error:
                 raise ConfigError(f"models[{index}]: {error}") from None
             if model.name in self.models:
@@ -258,7 +276,7 @@ class Pipeline:
             ) from None
         finally:
             job.future.cancel()  # A no-op when it is done; else it frees the place.
-        predictions = top_k(row, model.labels, k)
+        predictions = top_k(*row, model.labels, k)
         answer = Answer(
             model=model.name,
             predictions=predictions,
@@ -268,10 +286,5 @@ class Pipeline:
             total=time.perf_counter() - started,
             batch_size=job.batch_size,
         )
-        self._observe(answer)
+        self.metrics.classified(model.name, {phase: getattr(answer, phase) for phase in PHASES})
         return answer
-
-    def _observe(self, answer: Answer) -> None:
-        self.metrics.images.labels(answer.model).inc()
-        for phase in PHASES:
-            self.metrics.phase.labels(answer.model, phase).observe(getattr(answer, phase))

@@ -1,4 +1,4 @@
-"""From a row of probabilities to predictions."""
+"""From a ranking to predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ class Prediction:
     probability: float
 
 
-def top_k(row: NDArray[np.float32], labels: Sequence[str], k: int) -> list[Prediction]:
-    """The `k` likeliest classes by falling probability, from float32 [K]; ties by class."""
-    best = np.argsort(-row, kind="stable")[:k]
-    return [Prediction(int(i), labels[i], float(row[i])) for i in best]
+def top_k(
+    classes: NDArray[np.int32], probabilities: NDArray[np.float32], labels: Sequence[str], k: int
+) -> list[Prediction]:
+    """The first `k` of one image's ranking, both [K] and by falling probability."""
+    ranked = zip(classes[:k].tolist(), probabilities[:k].tolist(), strict=True)
+    return [Prediction(index, labels[index], probability) for index, probability in ranked]

@@ -41,15 +41,17 @@ def problem(
     return Response(document.model_dump_json(), status, headers=headers, media_type=CONTENT_TYPE)
 
 
+def refused(request: Request, error: Exception) -> Response:
+    """The answer to a request that the service refuses."""
+    assert isinstance(error, errors.ServiceError)
+    headers = {}
+    if isinstance(error, errors.Busy):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return _answer(request, STATUSES[type(error)], str(error), error.reason, headers)
+
+
 def install(app: FastAPI) -> None:
     """Makes every refusal of `app` a problem document, counted and logged by the middleware."""
-
-    def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, errors.ServiceError)
-        headers = {}
-        if isinstance(error, errors.Busy):
-            headers["Retry-After"] = str(math.ceil(error.retry_after))
-        return _answer(request, STATUSES[type(error)], str(error), error.reason, headers)
 
     def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -60,6 +60,12 @@ class Weights(BaseModel):
     sha256: str | None = Field(description="of the bundle's file; null for random weights")
 
 
+class Parity(BaseModel):
+    images: int
+    top1_agreement: float = Field(description="share of images with the same likeliest class")
+    max_difference: float = Field(description="of any probability")
+
+
 class ModelCard(BaseModel):
     name: str
     architecture: str = Field(description="the variant's name, or custom")
@@ -73,6 +79,10 @@ class ModelCard(BaseModel):
     device: str
     precision: str
     engine: str | None = Field(description="null while it loads")
+    parity: Parity | None = Field(None, description="the engine against plain PyTorch in fp32")
+    batch_ms: dict[int, float] | None = Field(
+        None, description="milliseconds that each batch size took when it was warm"
+    )
     state: str = Field(description="loading, ready or failed")
     reason: str = Field(description="why it is not ready")
     weights: Weights
@@ -98,17 +108,26 @@ class Problem(BaseModel):
 
 
 def predictions_of(answer: Answer) -> list[Prediction]:
+    return [Prediction(**prediction) for prediction in _predictions(answer)]
+
+
+def _predictions(answer: Answer) -> list[dict[str, Any]]:
     return [
-        Prediction(class_id=p.class_id, label=p.label, probability=round(p.probability, 6))
+        {"class_id": p.class_id, "label": p.label, "probability": round(p.probability, 6)}
         for p in answer.predictions
     ]
 
 
-def classification_of(answer: Answer) -> Classification:
-    milliseconds = {phase: round(getattr(answer, phase) * 1000, 3) for phase in Timing.model_fields}
-    return Classification(
-        model=answer.model,
-        predictions=predictions_of(answer),
-        timing_ms=Timing(**milliseconds),
-        batch_size=answer.batch_size,
-    )
+def classification_of(answer: Answer) -> dict[str, Any]:
+    """What `Classification` describes, as plain data: its models would cost more than the rest."""
+    return {
+        "model": answer.model,
+        "predictions": _predictions(answer),
+        "timing_ms": {
+            "decode": round(answer.decode * 1000, 3),
+            "queue": round(answer.queue * 1000, 3),
+            "inference": round(answer.inference * 1000, 3),
+            "total": round(answer.total * 1000, 3),
+        },
+        "batch_size": answer.batch_size,
+    }

@@ -5,7 +5,9 @@ This is the only module that reads the environment.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -34,6 +36,27 @@ S = TypeVar("S", bound="Strict")
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
+def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs this process may use: those it may run on, and no more than its cgroup's quota."""
+    cpus = len(os.sched_getaffinity(0))
+    for quota, period in (
+        ("cpu.max", ""),  # version 2: both in one file
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            words = (cgroup / quota).read_text().split()
+            if period:
+                words += (cgroup / period).read_text().split()
+            # "max", or -1 in version 1: no quota.
+            if words[0] != "max" and int(words[0]) > 0:
+                cpus = min(cpus, math.ceil(int(words[0]) / int(words[1])))
+    return max(1, cpus)
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,11 +72,28 @@ class ModelSettings(Strict):
     device: str | list[str] = Field(
         "auto", description="auto, cpu, cuda:N, or a list: one engine each, sharing the queue"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the hardware has it, else fp16 on CUDA, fp32 on CPU"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto",
+        description="auto: bf16 where the hardware has it, else fp16 on CUDA, fp32 on CPU; "
+        "int8 needs a bundle from `resnet-serve calibrate`",
     )
-    engine: Literal["auto", "eager"] = Field("auto", description="what runs the network")
-    max_batch: int = Field(32, ge=1, le=1024, description="images computed at once")
+    engine: Literal["auto", "eager", "compile", "openvino"] = Field(
+        "auto",
+        description="auto: openvino on CPU where installed, else eager until compile is ready",
+    )
+    parity_tolerance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="refuse an engine with a probability this far from fp32's; "
+        "unset: by precision, 0.005 for fp32 to 0.25 for int8",
+    )
+    share: float = Field(
+        1, gt=0, le=1000, description="of the device's time, against other models' that wait for it"
+    )
+    max_batch: int = Field(
+        32, ge=1, le=1024, description="images computed at once, where measuring finds that it pays"
+    )
     max_delay_ms: float = Field(
         0, ge=0, le=60_000, description="wait this long for a fuller batch; 0: compute what waits"
     )
@@ -92,13 +132,13 @@ class Settings(Strict):
     max_batch_images: int = Field(64, ge=1, description="images in a batch request")
     max_pixels: int = Field(50_000_000, ge=1, description="an image's width times height")
     decode_threads: int = Field(
-        default_factory=lambda: min(4, len(os.sched_getaffinity(0))),
+        default_factory=lambda: min(4, available_cpus()),
         ge=1,
         description="threads that decode images; default: the CPUs, at most 4",
     )
     engine_threads: int = Field(
         # A thread that decodes or answers would otherwise hold up all of an operator's threads.
-        default_factory=lambda: max(1, len(os.sched_getaffinity(0)) - 1),
+        default_factory=lambda: max(1, available_cpus() - 1),
         ge=1,
         description="threads of a CPU engine's operators; default: all CPUs but one",
     )
@@ -107,6 +147,11 @@ class Settings(Strict):
     )
     shutdown_timeout_s: float = Field(
         30, gt=0, description="after the grace, wait this long for accepted requests"
+    )
+    cache_dir: Path = Field(
+        default_factory=default_cache_dir,
+        description="compiled engines are kept here between starts; default: "
+        "$XDG_CACHE_HOME/resnet-serve, or ~/.cache/resnet-serve",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least that is logged"

@@ -109,15 +109,15 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         CallerLeft: the caller closed the connection first.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None
     gone = asyncio.ensure_future(request.receive())
+    gone.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise CallerLeft("the connection closed before the answer")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not gone.done() or task.uncancel():
+            raise  # Someone else wants this task to end.
+        raise CallerLeft("the connection closed before the answer") from None
     finally:
         gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from PIL import Image
 # One client for all: making one takes longer than many requests. Nothing is kept alive, so that
 # a service that ends has no connection of ours to end.
 client = httpx.Client(verify=False, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+# Kept from one run of the tests to the next, as a service keeps it from one start to the next.
+CACHE = str(Path(tempfile.gettempdir()) / f"resnet-serve-tests-{os.getuid()}")
 COMMAND = str(Path(sys.executable).with_name("resnet-serve"))
 
 
@@ -33,6 +36,7 @@ class Service:
     ) -> None:
         self.log: list[str] = []
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RESNET_SERVE_")}
+        clean["RESNET_SERVE_CACHE_DIR"] = CACHE
         self.process = subprocess.Popen(
             [*command, "serve", "--port", "0", *arguments],
             stderr=subprocess.PIPE,

@@ -17,12 +17,13 @@ SERVICE = [
     {"commands"},
     {"server", "load"},
     {"app"},
+    {"express"},
     {"routes", "middleware"},
     {"problems", "uploads"},
     {"schemas"},
     {"pipeline", "offline"},
     {"worker"},
-    {"decode", "batcher", "engines", "postprocess", "metrics", "catalog"},
+    {"decode", "batcher", "engines", "turns", "postprocess", "metrics", "catalog"},
     {"settings"},
     {"errors"},
 ]
@@ -35,11 +36,12 @@ MODELS = [
 # Libraries that only some modules of `service` may import.
 ONLY = {
     "torch": {"engines"},
+    "openvino": {"engines"},
     "fastapi": {"routes", "problems", "uploads", "app", "server"},
-    "starlette": {"middleware", "problems", "uploads"},
+    "starlette": {"express", "middleware", "problems", "uploads"},
     "uvicorn": {"server"},
     "prometheus_client": {"metrics"},
-    "PIL": {"decode"},
+    "PIL": {"decode", "engines"},
     "click": {"cli", "commands"},
     "yaml": {"settings"},
 }

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocess import InputSpec, resize_and_crop, upright_rgb
+from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # Pillow has a limit too, but one that a process may have lifted.
@@ -61,6 +61,7 @@ def read(
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels")  # noqa: TRY301
+                decode_at_scale(image, spec)
                 pixels = resize_and_crop(upright_rgb(image), spec)
         except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
             raise ValueError(f"{path}: {name} is no readable image ({error})") from None

@@ -16,29 +16,28 @@ from service.commands.options import fail_in_one_line
 @click.command()
 @click.option("--model", "spec", default="builtin:resnet20-cifar10", show_default=True)
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--precision", default="auto", show_default=True)
+@click.option("--device", help="auto, cpu or cuda:N.")
+@click.option("--engine", "kind", help="auto, eager, compile or openvino.")
+@click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")
 @click.option("--output", type=click.Path(path_type=Path), help="A .jsonl, .csv or .parquet file.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @fail_in_one_line
 def classify(
     spec: str,
     top_k: int,
-    device: str,
-    precision: str,
+    device: str | None,
+    kind: str | None,
+    precision: str | None,
     output: Path | None,
     images: tuple[Path, ...],
 ) -> None:
     """Classifies images, or all images in folders, without a server."""
-    from service import catalog, engines, offline
-    from service.settings import ModelSettings, validated
+    from service import offline
 
-    settings = validated(ModelSettings, spec=spec, device=device, precision=precision)
     write = offline.writer(output) if output else _print
     files = list(_files(images))
-    bundle = catalog.load(spec).bundle
-    engine = engines.choose(bundle, settings, engines.devices(settings)[0])
-    found = offline.classify(files, bundle, engine, settings.max_batch, top_k)
+    bundle, engine = offline.open_model(spec, device=device, engine=kind, precision=precision)
+    found = offline.classify(files, bundle, engine, top_k)
     quiet = len(files) < 2 or not sys.stderr.isatty()
     write(tqdm(found, total=len(files), unit=" images", disable=quiet))
 

@@ -14,32 +14,42 @@ from service.commands.options import fail_in_one_line, read_dataset
 
 @click.command()
 @click.option("--model", "spec", default="builtin:resnet20-cifar10", show_default=True)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--precision", default="auto", show_default=True)
+@click.option("--device", help="auto, cpu or cuda:N.")
+@click.option("--engine", "kind", help="auto, eager, compile or openvino.")
+@click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("data", type=click.Path(path_type=Path))
 @fail_in_one_line
-def evaluate(spec: str, device: str, precision: str, as_json: bool, data: Path) -> None:
+def evaluate(
+    spec: str,
+    device: str | None,
+    kind: str | None,
+    precision: str | None,
+    as_json: bool,
+    data: Path,
+) -> None:
     """Top-1 and top-5 accuracy on DATA, a folder or tar archive of CLASS/FILE images.
 
     Images go through the engine that serves; classes are matched with the model's labels.
     """
     from models.training.evaluate import accuracy
-    from service import catalog, engines
-    from service.settings import ModelSettings, validated
+    from service import offline
 
-    settings = validated(ModelSettings, spec=spec, device=device, precision=precision)
-    bundle = catalog.load(spec).bundle
+    bundle, warm = offline.open_model(spec, device=device, engine=kind, precision=precision)
     images = read_dataset(data, bundle.input).relabelled(bundle.labels)
-    engine = engines.choose(bundle, settings, engines.devices(settings)[0])
     with tqdm(total=len(images.images), unit=" images") as bar:
         measured = accuracy(
-            engine.infer, images, batch_size=settings.max_batch, progress=bar.update
+            warm.infer, images, batch_size=warm.buckets.largest, progress=bar.update
         )
     if as_json:
-        click.echo(json.dumps({**asdict(measured), "precision": engine.precision}))
+        click.echo(
+            json.dumps(
+                {**asdict(measured), "engine": warm.engine.name, "precision": warm.engine.precision}
+            )
+        )
     else:
         click.echo(
             f"{bundle.name} on {images.source}: top-1 {measured.top1:.2%}, "
-            f"top-5 {measured.top5:.2%} of {measured.images} images ({engine.precision})"
+            f"top-5 {measured.top5:.2%} of {measured.images} images "
+            f"({warm.engine.name}, {warm.engine.precision})"
         )

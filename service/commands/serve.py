@@ -17,8 +17,8 @@ from service.commands.options import fail_in_one_line
 @click.option("--port", type=int, help="Default 8000.")
 @click.option("--workers", type=int, help="Front-end processes.")
 @click.option("--device", help="auto, cpu, cuda:N, or a comma-separated list.")
-@click.option("--engine", help="auto or eager.")
-@click.option("--precision", help="auto, fp32, bf16 or fp16.")
+@click.option("--engine", help="auto, eager, compile or openvino.")
+@click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")
 @fail_in_one_line
 def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""

@@ -1,92 +1,155 @@
-"""Engines: one network on one device, from pixels to probabilities."""
+"""Engines: one network on one device, from pixels to ranked probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from service.engines.eager import EagerEngine
+from service.engines import cache
+from service.engines.blueprint import Blueprint
+from service.engines.buckets import Buckets, measure
+from service.engines.compiled import compiled
+from service.engines.eager import eager
+from service.engines.hardware import devices, engines_for, precision, set_cpu_threads
+from service.engines.parity import Parity, check
+from service.engines.ranking import Ranking
 from service.errors import ConfigError
-from service.settings import ModelSettings
+from service.settings import ModelSettings, Settings
+
+__all__ = [
+    "Blueprint", "Engine", "Parity", "Ranking", "Warm", "blueprint", "devices", "engines_for",
+    "precision", "set_cpu_threads", "start", "start_any",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
+Pixels = NDArray[np.uint8]
 
 
 class Engine(Protocol):
     """What a worker thread drives; only that one thread calls it.
 
-    `name`: the kind of engine; `device`: where it runs; `precision`: fp32, bf16 or fp16.
+    `name`: the kind; `device`: where it runs; `precision`: fp32, bf16, fp16 or int8;
+    `in_flight`: how many batches may be launched before the first of them is collected.
     """
 
     name: str
     device: str
     precision: str
+    in_flight: int
 
-    def warm_up(self) -> None:
-        """Runs every batch size once for real, so that the first request pays for nothing."""
+    def launch(self, images: Sequence[Pixels], size: int) -> Callable[[], Ranking]:
+        """Begins to compute N images uint8 [H, W, 3], padded to `size`.
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Probabilities [N, K], from N images uint8 [H, W, 3]."""
+        The result waits for the end and gives the ranking; batches are collected in the order
+        in which they were launched.
+        """
 
 
-def choose(bundle: Bundle, settings: ModelSettings, device: str) -> Engine:
-    """The engine that `settings` ask for on one of `devices(settings)`, not yet warm.
+def _openvino(blueprint: Blueprint) -> Engine:
+    from service.engines.openvino import openvino  # noqa: PLC0415 - an extra
+
+    return openvino(blueprint)
+
+
+KINDS: dict[str, Callable[[Blueprint], Engine]] = {
+    "eager": eager,
+    "compile": compiled,
+    "openvino": _openvino,
+}
+
+
+@dataclass(frozen=True)
+class Warm:
+    """An engine that has run every batch size and was compared with fp32.
+
+    `probe` is one real forward, which raises if it fails or gives NaN.
+    """
+
+    engine: Engine
+    buckets: Buckets
+    parity: Parity
+    probe: Callable[[], None]
+
+    def launch(self, images: Sequence[Pixels]) -> Callable[[], Ranking]:
+        """As the engine's, for at most `buckets.largest` images."""
+        return self.engine.launch(images, self.buckets.fit(len(images)))
+
+    def infer(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Probabilities [N, K] of any number of images, in the order of the classes."""
+        step = self.buckets.largest
+        pieces = [images[start : start + step] for start in range(0, len(images), step)]
+        return np.concatenate([self.launch(piece)().by_class() for piece in pieces])
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "batch_ms": {n: round(s * 1000, 3) for n, s in self.buckets.seconds.items()},
+            "parity": asdict(self.parity),
+        }
+
+
+def blueprint(bundle: Bundle, model: ModelSettings, device: str, service: Settings) -> Blueprint:
+    """What an engine for `model` on one of `devices(model)` is built from.
 
     Raises:
-        RuntimeError: the device cannot hold it.
+        ConfigError: int8 is asked for, and the bundle was not calibrated.
     """
-    return EagerEngine(bundle, device, precision(settings, device), settings.max_batch)
+    if model.precision == "int8" and not bundle.calibration:
+        raise ConfigError(
+            "precision: int8 needs a calibrated bundle; "
+            "`resnet-serve calibrate --model SPEC IMAGES OUT.safetensors` makes one"
+        )
+    return Blueprint(
+        bundle=bundle,
+        device=device,
+        precision=precision(model, device),
+        max_batch=model.max_batch,
+        threads=service.engine_threads,
+        cache=cache.folder(service.cache_dir),
+    )
 
 
-def devices(settings: ModelSettings) -> list[str]:
-    """Where the model runs, one engine for each.
+def start(kind: str, blueprint: Blueprint, tolerance: float | None) -> Warm:
+    """A warm engine of a kind in `KINDS`.
 
     Raises:
-        ConfigError: a device is not there, or cannot compute in the precision.
+        RuntimeError: it cannot be built, gives NaN, or differs too much from fp32. Libraries
+            may raise other things as well.
     """
-    wanted = settings.device if isinstance(settings.device, list) else [settings.device]
-    available = torch.cuda.device_count()
-    found = []
-    for device in wanted:
-        if device == "auto":
-            device = "cuda:0" if available else "cpu"  # noqa: PLW2901
-        elif device == "cuda":
-            device = "cuda:0"  # noqa: PLW2901
-        if device.startswith("cuda") and int(device.partition(":")[2]) >= available:
-            raise ConfigError(
-                f"device: {device} is not here, torch sees {available} CUDA devices; "
-                "use auto or cpu"
+    engine = KINDS[kind](blueprint)
+    blank = np.zeros((blueprint.bundle.input.size,) * 2 + (3,), dtype=np.uint8)
+
+    def run(size: int) -> None:
+        ranking = engine.launch([blank] * size, size)()
+        if not np.isfinite(ranking.probabilities).all():
+            raise RuntimeError(f"the network gives NaN in {engine.precision} on {engine.device}")
+
+    buckets = measure(run, blueprint.max_batch)
+    unchecked = Warm(engine, buckets, Parity(0, 0.0, 0.0), probe=lambda: run(1))
+    return replace(unchecked, parity=check(unchecked.infer, blueprint, tolerance))
+
+
+def start_any(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | None) -> Warm:
+    """The first of `kinds` that starts, else plain PyTorch; a log line for each that does not.
+
+    Raises:
+        RuntimeError: plain PyTorch does not start either.
+    """
+    for kind in kinds:
+        if kind == "eager":
+            break
+        try:
+            return start(kind, blueprint, tolerance)
+        # Compilers fail in many ways; whichever it is, plain PyTorch can still serve.
+        except Exception as error:  # noqa: BLE001
+            log.warning(
+                "%s: engine %s did not start, eager serves: %s", blueprint.bundle.name, kind, error
             )
-        if device == "cpu" and settings.precision == "fp16":
-            raise ConfigError("precision: fp16 needs a CUDA device; use auto, bf16 or fp32")
-        found.append(device)
-    return found
-
-
-def precision(settings: ModelSettings, device: str) -> str:
-    """The precision in force on `device`: what is asked for, or the fastest in hardware."""
-    if settings.precision != "auto":
-        return settings.precision
-    if device == "cpu":
-        return "bf16" if cpu_has_bf16() else "fp32"
-    # Compute capability 8.0 (Ampere) is the first with bf16 in its matrix units.
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX or Arm's BF16)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
-
-
-def set_cpu_threads(count: int) -> None:
-    """Sets how many threads an operator on the CPU uses, for the whole process."""
-    torch.set_num_threads(count)
+    if blueprint.precision == "int8":
+        blueprint = replace(blueprint, precision="fp32")
+    return start("eager", blueprint, tolerance)

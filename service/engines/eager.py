@@ -1,64 +1,56 @@
-"""Plain PyTorch: autocast, channels-last, batches padded to a few sizes."""
+"""Plain PyTorch: autocast, channels-last."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from models.bundle import Bundle
 from models.classifier import Classifier
+from service.engines.blueprint import Blueprint
+from service.engines.cuda import CudaEngine
+from service.engines.host import Forward, HostEngine
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def buckets(max_batch: int) -> list[int]:
-    """The batch sizes that are computed: powers of two, and `max_batch`."""
-    sizes = [2**i for i in range(max_batch.bit_length()) if 2**i < max_batch]
-    return [*sizes, max_batch]
+def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
+    """The network as it is.
+
+    Raises:
+        RuntimeError: the device cannot hold it.
+    """
+    classify = InPrecision(blueprint)
+    if blueprint.device != "cpu":
+        return CudaEngine("eager", blueprint, classify)
+    return HostEngine("eager", blueprint, on_arrays(classify))
 
 
-class EagerEngine:
-    """See `service.engines.Engine`."""
+class InPrecision(nn.Module):
+    """Probabilities float32 [N, K] of uint8 [N, H, W, 3], both on the blueprint's device."""
 
-    name = "eager"
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__()
+        bundle = blueprint.bundle
+        classifier: Any = Classifier(bundle.network(), bundle.input).eval().to(blueprint.device)
+        self.classifier = classifier.to(memory_format=torch.channels_last)
+        self.kind = torch.device(blueprint.device).type
+        self.dtype = DTYPES[blueprint.precision]
 
-    def __init__(self, bundle: Bundle, device: str, precision: str, max_batch: int) -> None:
-        self.device = device
-        self.precision = precision
-        self.buckets = buckets(max_batch)
-        self._device = torch.device(device)
-        classifier = Classifier(bundle.network(), bundle.input).eval()
-        # With several devices, each takes a copy; on one CPU they share the bundle's memory.
-        self._classifier = classifier.to(self._device)
-        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        side = bundle.input.size
-        # Pinned memory lets the copy to a CUDA device run without a detour.
-        self._staging = torch.zeros(
-            (max_batch, side, side, 3),
-            dtype=torch.uint8,
-            pin_memory=self._device.type == "cuda",
-        )
-        self._slab: NDArray[np.uint8] = self._staging.numpy()
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.kind, self.dtype, enabled=self.dtype != torch.float32):
+            return cast("Tensor", self.classifier(images))
 
-    def warm_up(self) -> None:
-        blank = np.zeros(self._slab.shape[1:], dtype=np.uint8)
-        for size in self.buckets:
-            probabilities = self.infer([blank] * size)
-            if not np.isfinite(probabilities).all():
-                raise RuntimeError(f"the network gives NaN in {self.precision} on {self.device}")
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        count = len(images)
-        bucket = next(size for size in self.buckets if size >= count)
-        np.stack(images, out=self._slab[:count])
-        dtype = DTYPES[self.precision]
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32),
-        ):
-            batch = self._staging[:bucket].to(self._device, non_blocking=True)
-            probabilities: NDArray[np.float32] = self._classifier(batch)[:count].cpu().numpy()
-            return probabilities
+def on_arrays(classify: Callable[[Tensor], Tensor]) -> Forward:
+    """A classifier on the CPU as a function of arrays."""
+
+    def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return cast("NDArray[np.float32]", classify(torch.from_numpy(batch)).numpy())
+
+    return forward

@@ -23,6 +23,15 @@ def submit(batcher: Numbers, payload: int, cost: int = 1) -> Job[int, int]:
     return job
 
 
+def next_batch(batcher: Numbers, at_most: int) -> list[Job[int, int]]:
+    """As an engine's thread takes it; empty once closed and drained."""
+    while batcher.wait(at_most):
+        # Several engines may be woken for one job.
+        if batch := batcher.take(lambda waiting: min(waiting, at_most)):
+            return batch
+    return []
+
+
 def payloads(batch: list[Job[int, int]]) -> list[int | None]:
     return [job.payload for job in batch]
 
@@ -40,8 +49,8 @@ def test_a_batch_is_what_waits_in_the_order_of_arrival_up_to_the_limit() -> None
         batcher = make()
         for number in range(5):
             submit(batcher, number)
-        assert payloads(batcher.next_batch(3)) == [0, 1, 2]
-        assert payloads(batcher.next_batch(3)) == [3, 4]
+        assert payloads(next_batch(batcher, 3)) == [0, 1, 2]
+        assert payloads(next_batch(batcher, 3)) == [3, 4]
 
     run(test)
 
@@ -52,7 +61,7 @@ def test_results_reach_their_own_callers_with_clock_and_batch_size() -> None:
         jobs = [submit(batcher, number) for number in range(3)]
 
         def compute() -> None:
-            batch = batcher.next_batch(8)
+            batch = next_batch(batcher, 8)
             batcher.finish(batch, [-(job.payload or 0) for job in batch])
 
         engine = threading.Thread(target=compute)
@@ -73,7 +82,7 @@ def test_the_count_is_bounded_from_admission_to_computation() -> None:
         submit(batcher, 1)
         with pytest.raises(QueueFull, match="2 images wait"):
             batcher.admit(1)
-        batcher.next_batch(1)
+        next_batch(batcher, 1)
         assert batcher.depth == 1
         submit(batcher, 2)
         first.future.cancel()
@@ -94,7 +103,7 @@ def test_bytes_are_bounded_and_change_from_body_to_pixels() -> None:
         batcher.check(80)
         with pytest.raises(QueueFull):
             batcher.check(81)
-        batcher.next_batch(1)
+        next_batch(batcher, 1)
         batcher.check(100)
 
     run(test)
@@ -107,7 +116,7 @@ def test_a_caller_who_left_is_dropped_and_frees_the_place() -> None:
         gone.future.cancel()
         await asyncio.sleep(0)
         assert batcher.depth == 1
-        assert batcher.next_batch(8) == [stays]
+        assert next_batch(batcher, 8) == [stays]
 
     run(test)
 
@@ -120,7 +129,7 @@ def test_a_caller_who_left_while_decoding_is_never_queued() -> None:
         await asyncio.sleep(0)
         batcher.submit(job, 1, 1)
         submit(batcher, 2)
-        assert payloads(batcher.next_batch(8)) == [2]
+        assert payloads(next_batch(batcher, 8)) == [2]
 
     run(test)
 
@@ -129,10 +138,33 @@ def test_a_caller_who_left_while_computing_harms_nobody() -> None:
     async def test() -> None:
         batcher = make()
         gone, stays = submit(batcher, 1), submit(batcher, 2)
-        batch = batcher.next_batch(8)
+        batch = next_batch(batcher, 8)
         gone.future.cancel()
         batcher.finish(batch, [10, 20])
         assert await stays.future == 20
+
+    run(test)
+
+
+def test_what_left_while_an_engine_waited_for_its_turn_is_not_taken() -> None:
+    async def test() -> None:
+        batcher = make()
+        gone = submit(batcher, 1)
+        assert batcher.wait(8)
+        gone.future.cancel()
+        await asyncio.sleep(0)
+        assert batcher.take(lambda waiting: waiting) == []
+
+    run(test)
+
+
+def test_the_engine_decides_how_many_of_those_that_wait_it_takes() -> None:
+    async def test() -> None:
+        batcher = make()
+        for number in range(5):
+            submit(batcher, number)
+        assert payloads(batcher.take({5: 4}.__getitem__)) == [0, 1, 2, 3]
+        assert payloads(batcher.take({1: 1}.__getitem__)) == [4]
 
     run(test)
 
@@ -141,7 +173,7 @@ def test_a_failure_reaches_every_caller_of_the_batch() -> None:
     async def test() -> None:
         batcher = make()
         jobs = [submit(batcher, 1), submit(batcher, 2)]
-        batcher.fail(batcher.next_batch(8), EngineFailed("it failed", 1))
+        batcher.fail(next_batch(batcher, 8), EngineFailed("it failed", 1))
         for job in jobs:
             with pytest.raises(EngineFailed, match="it failed"):
                 await job.future
@@ -154,7 +186,7 @@ def test_a_delay_waits_for_company_but_no_longer() -> None:
         batcher = make(max_delay=0.15)
         submit(batcher, 1)
         taken: list[list[int | None]] = []
-        engine = threading.Thread(target=lambda: taken.append(payloads(batcher.next_batch(3))))
+        engine = threading.Thread(target=lambda: taken.append(payloads(next_batch(batcher, 3))))
         engine.start()
         await asyncio.sleep(0.03)
         submit(batcher, 2)
@@ -170,7 +202,7 @@ def test_a_full_batch_does_not_wait_for_the_delay() -> None:
         batcher = make(max_delay=600)
         submit(batcher, 1)
         submit(batcher, 2)
-        assert payloads(batcher.next_batch(2)) == [1, 2]
+        assert payloads(next_batch(batcher, 2)) == [1, 2]
 
     run(test)
 
@@ -179,7 +211,7 @@ def test_without_a_delay_an_idle_engine_takes_one_image_at_once() -> None:
     async def test() -> None:
         batcher = make()
         taken: list[list[int | None]] = []
-        engine = threading.Thread(target=lambda: taken.append(payloads(batcher.next_batch(8))))
+        engine = threading.Thread(target=lambda: taken.append(payloads(next_batch(batcher, 8))))
         engine.start()
         submit(batcher, 1)
         await asyncio.to_thread(engine.join)
@@ -194,10 +226,10 @@ def test_closing_lets_what_waits_be_computed_and_then_ends_every_engine() -> Non
         for number in range(3):
             submit(batcher, number)
         batcher.close()
-        assert payloads(batcher.next_batch(2)) == [0, 1]
-        assert payloads(batcher.next_batch(2)) == [2]
-        assert batcher.next_batch(2) == []
-        idle = threading.Thread(target=batcher.next_batch, args=(2,))
+        assert payloads(next_batch(batcher, 2)) == [0, 1]
+        assert payloads(next_batch(batcher, 2)) == [2]
+        assert next_batch(batcher, 2) == []
+        idle = threading.Thread(target=next_batch, args=(batcher, 2))
         idle.start()
         await asyncio.to_thread(idle.join)
 
@@ -209,7 +241,7 @@ def test_several_engines_share_one_queue_and_compute_each_job_once() -> None:
         batcher = make(max_jobs=500)
 
         def engine() -> None:
-            while batch := batcher.next_batch(4):
+            while batch := next_batch(batcher, 4):
                 time.sleep(0.0005)
                 batcher.finish(batch, [job.payload or 0 for job in batch])
 
@@ -231,7 +263,7 @@ def test_the_time_to_retry_follows_the_measured_rate() -> None:
         batcher = make()
         assert batcher.retry_after() == 1
         submit(batcher, 0)
-        batch = batcher.next_batch(1)
+        batch = next_batch(batcher, 1)
         batch[0].started -= 10  # The batch took ten seconds.
         batcher.finish(batch, [0])
         for number in range(3):

@@ -1,24 +1,34 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from models import bundle
+from models import bundle, variants
 from models.bundle import Bundle
 from models.classifier import Classifier
-from models.preprocess import CIFAR
+from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
 from service import engines
-from service.engines.eager import EagerEngine, buckets
+from service.engines import calibrate, hardware, parity
+from service.engines.blueprint import Blueprint
+from service.engines.buckets import Buckets, measure, sizes
+from service.engines.ranking import rank
 from service.errors import ConfigError
-from service.settings import ModelSettings
+from service.settings import ModelSettings, Settings
 
 TINY = Architecture(
     block="basic", blocks=(1, 1), planes=(8, 16), stem="small", num_classes=5, shortcut="A"
 )
+Images = list[NDArray[np.uint8]]
 
 
 @pytest.fixture(scope="module")
@@ -26,44 +36,228 @@ def tiny() -> Bundle:
     return bundle.untrained(TINY, "tiny", CIFAR)
 
 
-def images(count: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+def images(count: int, side: int = 32) -> Images:
     random = np.random.default_rng(count)
-    return [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(count)]
+    return list(random.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+
+
+def planned(made: Bundle, precision: str = "fp32", cache: Path | None = None) -> Blueprint:
+    return Blueprint(made, "cpu", precision, max_batch=8, threads=1, cache=cache)
+
+
+def expected(made: Bundle, batch: Images) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        found: NDArray[np.float32] = Classifier(made.network(), made.input)(
+            torch.from_numpy(np.stack(batch))
+        ).numpy()
+        return found
 
 
 @pytest.mark.parametrize(
-    ("max_batch", "sizes"),
+    ("max_batch", "expected"),
     [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (32, [1, 2, 4, 8, 16, 32])],
 )
-def test_buckets_are_powers_of_two_up_to_the_limit(max_batch: int, sizes: list[int]) -> None:
-    assert buckets(max_batch) == sizes
+def test_batch_sizes_are_powers_of_two_up_to_the_limit(max_batch: int, expected: list[int]) -> None:
+    assert sizes(max_batch) == expected
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 8])
-def test_padding_to_a_bucket_changes_no_answer(tiny: Bundle, count: int) -> None:
-    engine = EagerEngine(tiny, "cpu", "fp32", 8)
-    engine.infer(images(8))  # Leaves other images in the slab.
-    batch = images(count)
-    with torch.inference_mode():
-        expected = Classifier(tiny.network(), tiny.input)(torch.from_numpy(np.stack(batch)))
-    probabilities = engine.infer(batch)
-    assert probabilities.dtype == np.float32
-    np.testing.assert_allclose(probabilities, expected.numpy(), atol=1e-6)
+def test_where_a_larger_batch_costs_no_more_everything_waiting_is_taken() -> None:
+    gpu = Buckets({1: 0.0020, 2: 0.0020, 4: 0.0021, 8: 0.0022})
+    assert [gpu.take(waiting) for waiting in (1, 2, 3, 5, 8, 100)] == [1, 2, 3, 5, 8, 8]
+    assert [gpu.fit(count) for count in (1, 3, 5, 8)] == [1, 4, 8, 8]
 
 
-def test_bf16_is_near_fp32(tiny: Bundle) -> None:
-    batch = images(4)
-    exact = EagerEngine(tiny, "cpu", "fp32", 4).infer(batch)
-    near = EagerEngine(tiny, "cpu", "bf16", 4).infer(batch)
-    assert 0 < np.abs(exact - near).max() < 0.05
+def test_where_every_image_costs_its_own_nothing_is_computed_for_padding() -> None:
+    cpu = Buckets({1: 0.100, 2: 0.190, 4: 0.360, 8: 0.720})
+    assert [cpu.take(waiting) for waiting in (1, 2, 3, 5, 7, 100)] == [1, 2, 2, 4, 4, 4]
+
+
+def test_measuring_stops_where_larger_batches_gain_nothing(monkeypatch: Any) -> None:
+    now, ran = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def run(size: int) -> None:
+        ran.append(size)
+        now[0] += 0.002 if size <= 4 else 0.00055 * size
+
+    assert list(measure(run, 256).seconds) == [1, 2, 4, 8, 16]
+    assert set(ran) == {1, 2, 4, 8, 16}
+
+
+def test_measuring_stops_where_a_batch_would_take_too_long(monkeypatch: Any) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def run(size: int) -> None:
+        now[0] += 0.09 * size**0.9
+
+    assert list(measure(run, 256).seconds) == [1, 2]
+
+
+def test_a_ranking_is_stable_and_reversible() -> None:
+    given = np.array([[0.2, 0.5, 0.2, 0.1], [0.0, 0.0, 0.0, 1.0]], dtype=np.float32)
+    ranking = rank(given)
+    assert ranking.classes.tolist() == [[1, 0, 2, 3], [3, 0, 1, 2]]
+    np.testing.assert_array_equal(ranking.by_class(), given)
+
+
+@pytest.mark.parametrize("kind", ["eager", "openvino"])
+@pytest.mark.parametrize("count", [1, 3, 5, 8, 19])
+def test_padding_and_splitting_change_no_answer(tiny: Bundle, kind: str, count: int) -> None:
+    warm = engines.start(kind, planned(tiny), 1e-5)
+    warm.infer(images(8))  # Leaves other images in the slab.
+    found = warm.infer(images(count))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(tiny, images(count)), atol=1e-6)
+
+
+OPENVINO_NETWORKS = {
+    "post-activation, basic": variants.variant("resnet20").architecture,
+    "bottleneck": replace(TINY, block="bottleneck", shortcut="B"),
+    "pre-activation": variants.variant("preact_resnet20").architecture,
+    "pre-activation bottleneck": replace(TINY, block="bottleneck", shortcut="B", preact=True),
+    "wide, with dropout": replace(TINY, width=2, dropout=0.3, preact=True),
+    "imagenet stem": replace(variants.variant("resnet18").architecture, num_classes=7),
+    "option A at the end": replace(TINY, shortcut_padding="end", planes=(8, 24)),
+    "option C": replace(TINY, shortcut="C"),
+    "3x3 shortcut": replace(TINY, shortcut="conv"),
+    "stride in the first": replace(
+        TINY, block="bottleneck", stride_at="1x1", shortcut="B", width=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPENVINO_NETWORKS)
+def test_openvino_computes_what_torch_computes(name: str) -> None:
+    from service.engines.openvino_graph import build
+
+    architecture = OPENVINO_NETWORKS[name]
+    spec = replace(IMAGENET, size=64, resize=64) if architecture.stem == "imagenet" else CIFAR
+    made = bundle.untrained(architecture, "any", spec)
+    # Norms as a training leaves them, so that a lost one would show.
+    torch.manual_seed(0)
+    for key, tensor in made.tensors.items():
+        if key.endswith("running_mean"):
+            tensor.normal_(0, 0.2)
+        elif key.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+    classifier = Classifier(made.network(), made.input).eval()
+    assert build(classifier, spec.size, 8).outputs[0].partial_shape.rank.get_length() == 2
+    found = engines.start("openvino", planned(made), 1.0).infer(images(3, spec.size))
+    np.testing.assert_allclose(found, expected(made, images(3, spec.size)), atol=2e-5)
+
+
+def test_an_operation_openvino_is_not_told_of_is_named() -> None:
+    from models.resnet import ResNet
+    from service.engines.openvino_graph import build
+
+    network = ResNet(TINY)
+    network.set_head(torch.nn.Sequential(torch.nn.Linear(16, 5), torch.nn.Hardswish()))
+    with pytest.raises(NotImplementedError, match="hardswish"):
+        build(Classifier(network, CIFAR).eval(), 32, 1)
+
+
+@pytest.mark.parametrize("kind", ["eager", "openvino"])
+def test_bf16_is_near_fp32(tiny: Bundle, kind: str) -> None:
+    exact = engines.start("eager", planned(tiny), None).infer(images(4))
+    near = engines.start(kind, planned(tiny, "bf16"), None).infer(images(4))
+    # Without bf16 in hardware OpenVINO computes in fp32.
+    least = 0 if kind == "eager" else -1
+    assert least < np.abs(exact - near).max() < 0.05
 
 
 def test_warming_up_refuses_weights_that_give_nan(tiny: Bundle) -> None:
     broken = dict(tiny.tensors)
     broken["head.bias"] = torch.full_like(broken["head.bias"], torch.nan)
-    engine = EagerEngine(replace(tiny, tensors=broken), "cpu", "fp32", 1)
-    with pytest.raises(RuntimeError, match="NaN in fp32 on cpu"):
-        engine.warm_up()
+    for kind in ("eager", "openvino"):
+        with pytest.raises(RuntimeError, match="NaN in fp32 on cpu"):
+            engines.start(kind, planned(replace(tiny, tensors=broken)), None)
+
+
+def test_an_engine_beyond_the_tolerance_is_refused_and_plain_torch_serves(
+    tiny: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    coarse = {name: (-1e3, 1e3) for name, _ in tiny.network().named_modules()}
+    wrong = planned(replace(tiny, calibration={"ranges": coarse}), "int8")
+    with pytest.raises(parity.ParityError, match=r"from fp32, more than parity_tolerance 0\.001"):
+        engines.start("openvino", wrong, 0.001)
+    served = engines.start_any(["openvino"], wrong, 0.001)
+    assert (served.engine.name, served.engine.precision) == ("eager", "fp32")
+    assert "engine openvino did not start, eager serves" in caplog.text
+
+
+def test_parity_tells_agreement_and_difference(tiny: Bundle) -> None:
+    exact = engines.start("eager", planned(tiny), None)
+    assert exact.parity == parity.Parity(8, 1.0, 0.0)
+
+    def half_wrong(batch: Any) -> NDArray[np.float32]:
+        found = exact.infer(batch)
+        found[:4] = np.roll(found[:4], 1, axis=1)
+        return found
+
+    assert parity.check(exact.infer, planned(tiny), 0.0) == exact.parity
+    told = parity.check(half_wrong, planned(tiny), 1.0)
+    assert told.top1_agreement == 0.5
+    assert told.max_difference > 0.001
+
+
+def test_the_reference_is_kept_and_belongs_to_its_weights(tiny: Bundle, tmp_path: Path) -> None:
+    here = planned(tiny, cache=tmp_path)
+    first = parity.reference(here)
+    (kept,) = tmp_path.iterdir()
+    np.save(kept, first + 1)
+    np.testing.assert_array_equal(parity.reference(here), first + 1)
+    other = {name: tensor * 2 for name, tensor in tiny.tensors.items()}
+    changed = planned(replace(tiny, tensors=other), cache=tmp_path)
+    assert np.abs(parity.reference(changed) - first).max() < 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_int8_is_calibrated_and_near(tiny: Bundle) -> None:
+    told: list[int] = []
+    found = calibrate.ranges(tiny, images(40), told.append)
+    assert sum(told) == 40
+    names = {n for n, m in tiny.network().named_modules() if hasattr(m, "weight") and "bn" not in n}
+    assert set(found) == names - {"stem.norm"}
+    assert all(low <= 0 < high for low, high in found.values())
+    made = replace(tiny, calibration={"ranges": found})
+    warm = engines.start("openvino", planned(made, "int8"), None)
+    assert warm.engine.precision == "int8"
+    assert 0 < warm.parity.max_difference < 0.1
+
+
+def test_int8_without_calibration_says_what_to_do(tiny: Bundle) -> None:
+    settings = ModelSettings(spec="x", precision="int8")
+    with pytest.raises(ConfigError, match="resnet-serve calibrate"):
+        engines.blueprint(tiny, settings, "cpu", Settings())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_once_and_loaded_from_then_on(
+    tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = planned(tiny, cache=tmp_path)
+    first = engines.start("compile", here, 1e-5)
+    np.testing.assert_allclose(first.infer(images(5)), expected(tiny, images(5)), atol=1e-6)
+    assert [path.suffix for path in tmp_path.iterdir() if "compiled" in path.name] == [".pt2"]
+
+    def must_not_run(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was compiled again")
+
+    monkeypatch.setattr(subprocess, "run", must_not_run)
+    again = engines.start("compile", here, 1e-5)
+    np.testing.assert_array_equal(again.infer(images(3)), first.infer(images(3)))
+
+
+def test_without_a_compiler_plain_torch_serves_and_says_so(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    monkeypatch.delenv("CXX", raising=False)
+    warm = engines.start_any(["compile"], planned(tiny), None)
+    assert warm.engine.name == "eager"
+    assert "torch could not compile it" in caplog.text
+    assert "compiler" in caplog.text.lower()
 
 
 def test_devices_are_resolved_and_may_repeat() -> None:
@@ -73,22 +267,51 @@ def test_devices_are_resolved_and_may_repeat() -> None:
     assert found == (["cuda:0"] if torch.cuda.is_available() else ["cpu"])
 
 
-def test_a_device_that_is_not_here_is_named() -> None:
-    with pytest.raises(ConfigError, match="cuda:99 is not here"):
-        engines.devices(ModelSettings(spec="x", device="cuda:99"))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda:99"}, "cuda:99 is not here"),
+        ({"device": "cpu", "precision": "fp16"}, "fp16 needs a CUDA device"),
+        ({"device": "cpu", "precision": "int8", "engine": "eager"}, "int8 needs device cpu and"),
+    ],
+)
+def test_what_the_hardware_cannot_do_is_said(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engines.devices(ModelSettings(spec="x", **settings))
+
+
+def test_without_openvino_it_is_named_and_auto_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    automatic = ModelSettings(spec="x")
+    assert engines.engines_for(automatic, "cpu") == ["openvino"]
+    monkeypatch.setattr(hardware, "has_openvino", lambda: False)
+    assert engines.engines_for(automatic, "cpu") == ["eager", "compile"]
+    assert engines.engines_for(automatic, "cuda:0") == ["eager", "compile"]
+    with pytest.raises(ConfigError, match=r"pip install 'resnet-serve\[cpu\]'"):
+        engines.devices(ModelSettings(spec="x", device="cpu", engine="openvino"))
 
 
 def test_precision_is_what_is_asked_for_or_what_the_hardware_has() -> None:
     assert engines.precision(ModelSettings(spec="x", precision="bf16"), "cpu") == "bf16"
     automatic = engines.precision(ModelSettings(spec="x"), "cpu")
-    assert automatic == ("bf16" if engines.cpu_has_bf16() else "fp32")
+    assert automatic == ("bf16" if hardware.cpu_has_bf16() else "fp32")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["eager", "compile"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_cuda_is_near_the_cpu(tiny: Bundle, precision: str) -> None:
+def test_cuda_is_near_the_cpu(tiny: Bundle, kind: str, precision: str) -> None:
+    warm = engines.start(kind, replace(planned(tiny, precision), device="cuda:0"), None)
     batch = images(5)
-    exact = EagerEngine(tiny, "cpu", "fp32", 8).infer(batch)
-    engine = EagerEngine(tiny, "cuda:0", precision, 8)
-    engine.warm_up()
-    assert np.abs(exact - engine.infer(batch)).max() < (1e-3 if precision == "fp32" else 0.05)
+    assert np.abs(expected(tiny, batch) - warm.infer(batch)).max() < 0.05
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["eager", "compile"])
+def test_two_batches_in_flight_on_cuda_keep_apart(tiny: Bundle, kind: str) -> None:
+    warm = engines.start(kind, replace(planned(tiny), device="cuda:0"), None)
+    for _ in range(50):
+        first, second = images(3), images(7)
+        flying = [warm.launch(first), warm.launch(second)]
+        for batch, result in zip((first, second), flying, strict=True):
+            found = result().by_class()
+            np.testing.assert_allclose(found, expected(tiny, batch), atol=5e-3)

@@ -1,0 +1,1 @@
+"""Other serving frameworks with the same networks, measured side by side with this project."""

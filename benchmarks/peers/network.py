@@ -1,0 +1,121 @@
+"""The network that every peer serves, in two variants.
+
+`tutorial` runs it as tutorials do: PIL, one float32 tensor an image, plain PyTorch. `tuned` runs
+this project's decoder and engine, so that what is left to compare is the framework around them.
+Each peer reads what it serves from the environment: PEER_MODEL, PEER_VARIANT, PEER_PORT.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.bundle import Bundle
+from models.preprocess import resize_and_crop
+from service import catalog, engines
+from service.decode import decode
+from service.settings import ModelSettings, Settings
+
+Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
+
+HOST = "127.0.0.1"
+MODEL = os.environ.get("PEER_MODEL", "builtin:resnet20-cifar10")
+VARIANT = os.environ.get("PEER_VARIANT", "tutorial")
+PORT = int(os.environ.get("PEER_PORT", "8000"))
+
+# Images computed at once.
+MAX_BATCH = {"tutorial": 8, "tuned": 32}[VARIANT]
+CPUS = len(os.sched_getaffinity(0))
+# Threads of an operator, as many as this project's service takes.
+ENGINE_THREADS = max(1, CPUS - 1)
+DECODE_THREADS = min(4, CPUS)
+MAX_PIXELS = 50_000_000
+
+
+def build_engine(spec: str, bundle: Bundle) -> Infer:
+    """This project's engine for the CPU, warm; only the thread that calls this may drive it.
+
+    The result gives probabilities [N, K] of images uint8 [H, W, 3].
+    """
+    model = ModelSettings(spec=spec, device="cpu", max_batch=MAX_BATCH)
+    service = Settings(models=[model], engine_threads=ENGINE_THREADS)
+    engines.set_cpu_threads(ENGINE_THREADS)
+    blueprint = engines.blueprint(bundle, model, "cpu", service)
+    return engines.start_any(engines.engines_for(model, "cpu"), blueprint, None).infer
+
+
+class Network(ABC):
+    """From encoded images to answers, in three steps that a framework may place as it likes."""
+
+    def __init__(self, spec: str) -> None:
+        self.bundle = catalog.load(spec).bundle
+
+    @abstractmethod
+    def prepare(self, data: bytes) -> Any:
+        """One image ready for `infer`, from its encoded bytes. May run in any thread."""
+
+    @abstractmethod
+    def infer(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
+        """Probabilities [N, K] of N prepared images."""
+
+    def answer(self, row: NDArray[np.float32]) -> dict[str, Any]:
+        """The five likeliest classes of a row [K], as JSON can hold them."""
+        best = np.argsort(-row, kind="stable")[:5]
+        return {
+            "predictions": [
+                {
+                    "class_id": int(index),
+                    "label": self.bundle.labels[index],
+                    "probability": round(float(row[index]), 6),
+                }
+                for index in best
+            ]
+        }
+
+
+class Tutorial(Network):
+    def __init__(self, spec: str) -> None:
+        super().__init__(spec)
+        torch.set_num_threads(ENGINE_THREADS)
+        self._network = self.bundle.network()
+        self._mean = torch.tensor(self.bundle.input.mean).reshape(3, 1, 1)
+        self._std = torch.tensor(self.bundle.input.std).reshape(3, 1, 1)
+
+    def prepare(self, data: bytes) -> torch.Tensor:
+        """What torchvision's Resize, CenterCrop, ToTensor and Normalize give: float32 [3, H, W]."""
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        pixels = resize_and_crop(image, self.bundle.input)
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255)
+        return tensor.sub_(self._mean).div_(self._std)
+
+    def infer(self, prepared: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits = self._network(torch.stack(list(prepared)))
+            rows: NDArray[np.float32] = logits.softmax(1).numpy()
+            return rows
+
+
+class Tuned(Network):
+    def __init__(self, spec: str) -> None:
+        super().__init__(spec)
+        self._infer = build_engine(spec, self.bundle)
+
+    def prepare(self, data: bytes) -> NDArray[np.uint8]:
+        """Uint8 [H, W, 3]."""
+        return decode(data, self.bundle.input, MAX_PIXELS)
+
+    def infer(self, prepared: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return self._infer(prepared)
+
+
+def load() -> Network:
+    """The network that the environment names, warm; `infer` belongs to the calling thread."""
+    return Tuned(MODEL) if VARIANT == "tuned" else Tutorial(MODEL)

@@ -1,0 +1,103 @@
+"""A `resnet-serve serve` of our own: started, timed and measured from outside."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 600.0  # An engine may compile first.
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """`url` classifies; `seconds` from the process's start to its first answer with status 200."""
+
+    url: str
+    seconds: float
+    pid: int
+
+
+@contextmanager
+def started(arguments: Sequence[str], image: bytes, cache: Path) -> Iterator[Started]:
+    """The service with `arguments` of `serve`, ended afterwards; `image` is what is asked first.
+
+    What it compiles it keeps in the folder `cache`.
+
+    Raises:
+        SystemExit: it ended, or did not answer with 200; the message is the end of its log.
+    """
+    began = time.perf_counter()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+    )
+    log: list[str] = []
+    # Its log must go on being read, or the pipe would fill and block it.
+    reader = threading.Thread(target=_read, args=(server, log), daemon=True)
+    reader.start()
+    try:
+        url = _first_answer(server, log, image, until=began + START_SECONDS)
+        yield Started(url, time.perf_counter() - began, server.pid)
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        reader.join()
+
+
+def _read(server: subprocess.Popen[str], log: list[str]) -> None:
+    assert server.stderr is not None
+    with server.stderr as lines:
+        log.extend(lines)
+
+
+def _first_answer(server: subprocess.Popen[str], log: list[str], image: bytes, until: float) -> str:
+    while server.poll() is None and time.perf_counter() < until:
+        listening = re.search(r"http://\S+:\d+", "".join(log))
+        if listening:
+            url = f"{listening[0]}/v1/classify"
+            headers = {"Content-Type": "application/octet-stream"}
+            request = urllib.request.Request(url, image, headers)
+            try:
+                with urllib.request.urlopen(request, timeout=60):
+                    return url
+            except urllib.error.HTTPError as refusal:
+                if refusal.code != 503:
+                    raise SystemExit(f"{url}: {refusal.code} {refusal.read()!r}") from None
+                refusal.close()
+            except OSError:
+                pass
+        time.sleep(0.01)
+    raise SystemExit(f"the service did not start: {''.join(log[-3:])}")
+
+
+def peak_memory(pid: int) -> int:
+    """The largest resident sizes so far of a process and of all it started, summed, in bytes.
+
+    What several of them share is counted for each; a process that has ended counts nothing.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("utf-8")
+        lists = [path.read_text("utf-8") for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    own = re.search(r"VmHWM:\s+(\d+) kB", status)
+    children = (int(child) for text in lists for child in text.split())
+    return (int(own[1]) * 1024 if own else 0) + sum(map(peak_memory, children))

@@ -1,0 +1,88 @@
+"""Which batch sizes an engine computes, and how many waiting images it takes at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+# What forming and answering a batch costs besides the engine, in seconds.
+HANDOVER = 200e-6
+# A larger batch must be this much faster by the image to be worth its latency.
+GAIN = 1.03
+# A larger batch is not tried where it would take longer than this, in seconds: callers would wait
+# for each other's images, and a device this slow gains nothing from batches.
+LONGEST = 0.3
+# How long one batch size is timed at most, once it has run, in seconds.
+TIMING = 0.1
+REPEATS = 3
+
+
+def sizes(max_batch: int) -> list[int]:
+    """Powers of two, and `max_batch`."""
+    powers = [2**i for i in range(max_batch.bit_length()) if 2**i < max_batch]
+    return [*powers, max_batch]
+
+
+class Buckets:
+    """Batch sizes by the seconds that each takes."""
+
+    def __init__(self, seconds: Mapping[int, float]) -> None:
+        self.seconds = dict(sorted(seconds.items()))
+        self.largest = max(self.seconds)
+        self._take = [0] + [self._best(count) for count in range(1, self.largest + 1)]
+
+    def _best(self, waiting: int) -> int:
+        """How many of `waiting` images give the most images a second, padding included."""
+        best, best_rate = 1, 0.0
+        for size, seconds in self.seconds.items():
+            count = min(size, waiting)
+            rate = count / (seconds + HANDOVER)
+            if rate > best_rate * GAIN:
+                best, best_rate = count, rate
+            if size >= waiting:
+                break
+        return best
+
+    def take(self, waiting: int) -> int:
+        """How many of `waiting` images to compute in the next batch.
+
+        On a CPU five may be best as four and one, on a GPU as five padded to eight.
+        """
+        return self._take[min(waiting, self.largest)]
+
+    def fit(self, count: int) -> int:
+        """The batch size that `count` images are padded to."""
+        return next(size for size in self.seconds if size >= count)
+
+
+def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
+    """Runs batches of growing size, until two in a row compute no more images a second, or the
+    next would take too long.
+
+    Each size runs for real before it is timed, so that no request pays for compiling it, for
+    the choice of algorithms or for memory.
+    """
+    seconds: dict[int, float] = {}
+    best_rate, without_gain = 0.0, 0
+    for size in sizes(max_batch):
+        run(size)
+        seconds[size] = _shortest(run, size)
+        rate = size / (seconds[size] + HANDOVER)
+        without_gain = 0 if rate > best_rate * GAIN else without_gain + 1
+        best_rate = max(best_rate, rate)
+        if without_gain == 2 or 2 * seconds[size] > LONGEST:
+            break
+    return Buckets(seconds)
+
+
+def _shortest(run: Callable[[int], object], size: int) -> float:
+    """Seconds of the fastest of a few runs."""
+    shortest, spent = float("inf"), 0.0
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        run(size)
+        elapsed = time.perf_counter() - started
+        shortest, spent = min(shortest, elapsed), spent + elapsed
+        if spent > TIMING:
+            break
+    return shortest

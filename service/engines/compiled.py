@@ -1,0 +1,75 @@
+"""Compiled by torch's inductor into a package on disk, which a second start only loads."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import bundle as bundles
+from service.engines import cache
+from service.engines.blueprint import Blueprint
+from service.engines.cuda import CudaEngine
+from service.engines.eager import on_arrays
+from service.engines.host import HostEngine
+
+log = logging.getLogger(__name__)
+
+
+def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
+    """The network compiled ahead of time with frozen weights, one package for all batch sizes.
+
+    Compiling takes a minute of one CPU; it runs in a process of its own, so that it neither
+    slows the service's threads down nor leaves its memory behind.
+
+    Raises:
+        RuntimeError: it cannot be compiled, for instance for want of a C++ compiler.
+    """
+    package = blueprint.cached("compiled", ".pt2")
+    if package is not None and package.exists():
+        return _engine(blueprint, package)
+    with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
+        made = Path(folder) / "network.pt2"
+        _compile_elsewhere(blueprint, made)
+        cache.keep(package, lambda path: shutil.copyfile(made, path))
+        return _engine(blueprint, made)
+
+
+def _engine(blueprint: Blueprint, package: Path) -> HostEngine | CudaEngine:
+    on_cpu = blueprint.device == "cpu"
+    index = -1 if on_cpu else int(blueprint.device.partition(":")[2])
+    run: Any = torch._inductor.aoti_load_package(str(package), device_index=index)
+    if not on_cpu:
+        return CudaEngine("compile", blueprint, run, graphs=True)
+    return HostEngine("compile", blueprint, on_arrays(run))
+
+
+def _compile_elsewhere(blueprint: Blueprint, package: Path) -> None:
+    weights = package.with_name("weights.safetensors")
+    bundles.write(blueprint.bundle, weights)
+    log.info("compiling %s for %s", blueprint.bundle.name, blueprint.device)
+    done = subprocess.run(  # noqa: S603
+        [
+            sys.executable,
+            "-m",
+            "service.engines.compiler",
+            str(weights),
+            blueprint.device,
+            blueprint.precision,
+            str(blueprint.max_batch),
+            str(blueprint.threads),
+            str(package),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0 or not package.exists():
+        reasons = [line for line in done.stderr.splitlines() if line.strip()]
+        raise RuntimeError(f"torch could not compile it: {reasons[-1] if reasons else 'no reason'}")

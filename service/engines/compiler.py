@@ -1,0 +1,43 @@
+"""The process that compiles a network for `service.engines.compiled`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch._inductor import cpp_builder
+
+from models import bundle as bundles
+from service.engines.blueprint import Blueprint
+from service.engines.eager import InPrecision
+
+
+def compile_to(blueprint: Blueprint, package: Path) -> None:
+    """Writes the package; for a process of its own.
+
+    Raises:
+        RuntimeError: there is no C++ compiler, or the network cannot be compiled.
+    """
+    cpp_builder.get_cpp_compiler()  # Says at once, and plainly, that there is none.
+    torch.set_num_threads(blueprint.threads)
+    side = blueprint.bundle.input.size
+    example = torch.zeros((2, side, side, 3), dtype=torch.uint8, device=blueprint.device)
+    count = torch.export.Dim("count", min=1, max=max(2, blueprint.max_batch))
+    with torch.no_grad():
+        exported = torch.export.export(
+            InPrecision(blueprint), (example,), dynamic_shapes=({0: count},)
+        )
+        torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(package), inductor_configs={"freezing": True}
+        )
+
+
+def main(weights: str, device: str, precision: str, max_batch: str, threads: str, to: str) -> None:
+    bundle = bundles.read(weights)
+    blueprint = Blueprint(bundle, device, precision, int(max_batch), int(threads), cache=None)
+    compile_to(blueprint, Path(to))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

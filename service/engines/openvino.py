@@ -1,0 +1,61 @@
+"""OpenVINO on the CPU: quantised or in bf16 where the CPU has it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from models.classifier import Classifier
+from service.engines import hardware
+from service.engines.blueprint import Blueprint
+from service.engines.host import HostEngine
+from service.engines.openvino_graph import build
+
+log = logging.getLogger(__name__)
+
+
+def openvino(blueprint: Blueprint) -> HostEngine:
+    """The network compiled by OpenVINO, one set of weights for all batch sizes.
+
+    Raises:
+        RuntimeError: OpenVINO cannot compile it.
+    """
+    bundle = blueprint.bundle
+    ranges = bundle.calibration["ranges"] if blueprint.precision == "int8" else None
+    classifier = Classifier(bundle.network(), bundle.input).eval()
+    model = build(classifier, bundle.input.size, blueprint.max_batch, ranges)
+    # Of a quantised network, what is not in 8 bits.
+    use_bf16 = blueprint.precision == "bf16" or (ranges is not None and hardware.cpu_has_bf16())
+    options: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": blueprint.threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if use_bf16 else "f32",
+        # Pinned threads of several engines, or of several containers, would share a core while
+        # others idle.
+        "ENABLE_CPU_PINNING": False,
+    }
+    request = _compile(model, options, blueprint.cache).create_infer_request()
+
+    def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
+        request.infer()
+        # A copy: the next batch overwrites the request's own memory.
+        return np.array(request.get_output_tensor().data)
+
+    return HostEngine("openvino", blueprint, forward)
+
+
+def _compile(model: Any, options: dict[str, Any], kept: Path | None) -> Any:
+    core = ov.Core()
+    if kept is not None:
+        try:
+            return core.compile_model(model, "CPU", options | {"CACHE_DIR": str(kept)})
+        except RuntimeError as error:  # A full disk, or a file that another version has left.
+            log.warning("OpenVINO compiles without its cache: %s", str(error).splitlines()[-1])
+    return core.compile_model(model, "CPU", options)

@@ -1,0 +1,33 @@
+"""Probabilities in falling order, so that an answer is a slice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = tuple[NDArray[np.int32], NDArray[np.float32]]
+
+
+class Ranking(NamedTuple):
+    """`classes` int32 [N, K] and their `probabilities` float32 [N, K], falling in each row."""
+
+    classes: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+
+    def rows(self) -> list[Row]:
+        """Each image's classes [K] and probabilities [K]."""
+        return list(zip(self.classes, self.probabilities, strict=True))
+
+    def by_class(self) -> NDArray[np.float32]:
+        """Probabilities [N, K] in the order of the classes."""
+        found = np.empty_like(self.probabilities)
+        np.put_along_axis(found, self.classes.astype(np.intp), self.probabilities, axis=1)
+        return found
+
+
+def rank(probabilities: NDArray[np.float32]) -> Ranking:
+    """The ranking of float32 [N, K]; equal probabilities by class."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return Ranking(order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1))

@@ -1,0 +1,52 @@
+"""What figures depend on besides the code: the machine and the versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# What decides which kernels a network gets.
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "bf16")
+PACKAGES = ("resnet-serve", "torch", "openvino", "uvicorn")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the CPUs this process may use, the flags that matter, devices, the system."""
+    facts = _first_processor()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    described = {
+        "processor": facts.get("model name") or platform.processor() or platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "gpus": [_fields(gpu.read_text("utf-8")).get("Model", "") for gpu in gpus],
+        "system": platform.platform(),
+    }
+    return {name: value for name, value in described.items() if value or name == "flags"}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of those of PACKAGES that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _first_processor() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return {}
+    return _fields(text.partition("\n\n")[0])
+
+
+def _fields(text: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}

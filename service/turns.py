@@ -1,0 +1,45 @@
+"""Who computes next on a device that several models share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+
+
+class Turns:
+    """One holder at a time; of those who wait, the one that has had least of the device's time.
+
+    Time counts in proportion to a model's share. Who was idle starts level with those who were
+    not, so that nobody saves up turns.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._used: dict[Hashable, float] = {}
+        self._waiting: set[Hashable] = set()
+        self._holder: Hashable | None = None
+        self._level = 0.0  # What the latest holder had used when its turn began.
+
+    @property
+    def contended(self) -> bool:
+        """Whether anyone waits."""
+        return bool(self._waiting)
+
+    def acquire(self, key: Hashable) -> None:
+        """Waits until it is `key`'s turn."""
+        with self._changed:
+            self._used[key] = max(self._used.get(key, 0.0), self._level)
+            self._waiting.add(key)
+            self._changed.wait_for(lambda: self._holder is None and self._next() == key)
+            self._waiting.remove(key)
+            self._holder, self._level = key, self._used[key]
+
+    def _next(self) -> Hashable:
+        return min(self._waiting, key=lambda key: self._used[key])
+
+    def release(self, key: Hashable, seconds: float, share: float = 1.0) -> None:
+        """Ends `key`'s turn, in which it used the device for `seconds`."""
+        with self._changed:
+            self._used[key] += seconds / share
+            self._holder = None
+            self._changed.notify_all()

@@ -1,0 +1,62 @@
+"""The whole benchmark, so short that its figures mean nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import images, service
+from benchmarks.process import peak_memory, started
+from service.load.document import as_text
+
+
+def test_one_run_has_every_figure_and_a_table(tmp_path: Path) -> None:
+    plan = service.Plan(
+        model="random:resnet20",
+        engine="eager",
+        precision="fp32",
+        images=images.small(32, 4),
+        seconds=0.2,
+        ceiling_seconds=0.02,
+        warm_up=0.1,
+    )
+    found, reports = service.measure(plan)
+    figures = json.loads(as_text(found))
+    assert [run["mode"] for run in figures["runs"]] == ["closed"] * 4 + ["open"] * 2
+    best = figures["images_per_second"]
+    assert best == max(report.images_per_second for report in reports[:4]) > 0
+    assert reports[4].run.rate == pytest.approx(0.8 * best, abs=0.1)
+    assert reports[5].run.rate == pytest.approx(2 * best, abs=0.1)
+    assert reports[5].goodput is not None
+    assert set(figures["ceilings"]["engine"]) == {"1", "2", "4", "8", "16", "32"}
+    assert figures["share_of_ceiling"]["engine"] == pytest.approx(
+        best / max(figures["ceilings"]["engine"].values()), abs=1e-3
+    )
+    assert figures["start_seconds"]["first"] > 0
+    assert figures["peak_memory_mib"] > 50
+    printed = service.table(figures)
+    assert "goodput at 2x" in printed
+    assert len(printed.splitlines()) < 30
+
+
+def test_a_service_that_does_not_start_is_one_line(tmp_path: Path) -> None:
+    arguments = ["--model", "builtin:nothing"]
+    with (
+        pytest.raises(SystemExit, match=r"did not start: .*builtin: has"),
+        started(arguments, b"", tmp_path),
+    ):
+        pass
+
+
+def test_memory_counts_the_children() -> None:
+    alone = peak_memory(os.getpid())
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+        assert peak_memory(os.getpid()) >= alone + peak_memory(child.pid) > alone
+        child.communicate(b"\n")
+    assert peak_memory(child.pid) == 0
