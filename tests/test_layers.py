@@ -21,6 +21,7 @@ SERVICE = [
     {"problems", "uploads"},
     {"schemas"},
     {"pipeline", "offline"},
+    {"fleet"},
     {"worker"},
     {"decode", "batcher", "engines", "postprocess", "metrics", "catalog"},
     {"settings"},
