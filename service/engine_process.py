@@ -55,7 +55,7 @@ class Caller(asyncio.Protocol):
         self._answers = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's are no subclasses
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are no subclasses
         self._greet(self)
 
     def connection_lost(self, error: Exception | None) -> None:

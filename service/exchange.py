@@ -162,8 +162,3 @@ class Region:
 
 def _whole_lines(count: int) -> int:
     return -(-count // LINE) * LINE
-
-
-def share(whole: int, parts: int, index: int) -> int:
-    """The part of `whole` that is number `index` of `parts`: all add up, and none is empty."""
-    return max(1, whole // parts + (index < whole % parts))

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Generator
 from typing import Any
 
-from fastapi import FastAPI
-
 from service.app import create_app
 from service.control import Line, engine_socket, log_to_stderr
+from service.ledger import Ledger
 from service.remote import RemoteFleet
 from service.server import Server
 from service.settings import Settings
@@ -31,9 +30,9 @@ class FrontEnd(Server):
     """
 
     def __init__(
-        self, app: FastAPI, settings: Settings, line: Line, metrics: SharedMetrics
+        self, settings: Settings, fleet: RemoteFleet, metrics: SharedMetrics, line: Line
     ) -> None:
-        super().__init__(app, settings)
+        super().__init__(create_app(settings, metrics, fleet), settings)
         self._line = line
         self._metrics = metrics
 
@@ -58,9 +57,11 @@ def main(line_fd: int, listener_fd: int, folder: str) -> None:
     settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level)
     metrics = SharedMetrics(folder)
-    fleet = RemoteFleet(settings, start["models"], start["index"], engine_socket(folder), metrics)
-    app = create_app(settings, metrics, fleet)
-    FrontEnd(app, settings, line, metrics).run(sockets=[socket.socket(fileno=listener_fd)])
+    ledger = Ledger(start["ledger"], settings.workers, len(settings.models))
+    path = engine_socket(folder)
+    fleet = RemoteFleet(settings, start["models"], start["index"], path, ledger, metrics)
+    listener = socket.socket(fileno=listener_fd)
+    FrontEnd(settings, fleet, metrics, line).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, cast
 
@@ -20,7 +21,8 @@ from models.preprocess import InputSpec
 from service import exchange
 from service.batcher import Job
 from service.errors import REFUSALS, Busy, NotReady, QueueFull, ServiceError
-from service.exchange import Answer, Frames, Kind, Region, Shape, share
+from service.exchange import Answer, Frames, Kind, Region, Shape
+from service.ledger import Ledger
 from service.metrics import Metrics
 from service.pipeline import RETRY_SECONDS, Pixels, Row
 from service.settings import ModelSettings, Settings
@@ -31,14 +33,25 @@ RECONNECT_SECONDS = 0.1
 
 
 class RemoteQueue:
-    """A front end's share of a model's queue: `max_jobs` slots, `max_bytes` bytes.
+    """A model's queue, in which all front ends together have `max_jobs` places.
 
-    A job holds its place until it is answered, so those being computed count too.
+    A job holds its place until it is answered, so those being computed count too. `hold` writes
+    what this front end holds, `total` reads what all do: places and bytes.
     """
 
-    def __init__(self, model: int, max_jobs: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        model: int,
+        max_jobs: int,
+        max_bytes: int,
+        *,
+        hold: Callable[[int, int], None],
+        total: Callable[[], tuple[int, int]],
+    ) -> None:
         self.max_jobs = max_jobs
         self.max_bytes = max_bytes
+        self._hold = hold
+        self._total = total
         self.retry_after = RETRY_SECONDS
         self._model = model
         self._connection: Connection | None = None
@@ -54,10 +67,10 @@ class RemoteQueue:
 
     def check(self, cost: int = 0) -> None:
         """Raises `QueueFull` if a job of `cost` bytes would not be admitted now."""
-        if len(self._admitted) >= self.max_jobs or self._bytes + cost > self.max_bytes:
+        places, size = self._total()
+        if places >= self.max_jobs or size + cost > self.max_bytes:
             raise QueueFull(
-                f"the queue is full ({len(self._admitted)} images wait in this front end); "
-                "retry after the given time",
+                f"the queue is full ({places} images wait); retry after the given time",
                 self.retry_after,
             )
 
@@ -73,7 +86,7 @@ class RemoteQueue:
             raise NotReady("the engine process is starting; retry", RETRY_SECONDS)
         job: Job[Pixels, Row] = Job(asyncio.get_running_loop().create_future(), cost)
         self._admitted[job] = self._free.pop()
-        self._bytes += cost
+        self._occupy(cost)
         job.future.add_done_callback(lambda _: self._leave(job))
         return job
 
@@ -83,7 +96,7 @@ class RemoteQueue:
             return
         slot = self._admitted[job]
         self._connection.region.pixels[self._model][slot] = payload
-        self._bytes += cost - job.cost
+        self._occupy(cost - job.cost)
         job.cost = cost
         self._numbers[job] = self._connection.submit(self, job, slot, self._model)
 
@@ -97,7 +110,11 @@ class RemoteQueue:
     def _release(self, job: Job[Pixels, Row]) -> None:
         self._free.append(self._admitted.pop(job))
         self._numbers.pop(job, None)
-        self._bytes -= job.cost
+        self._occupy(-job.cost)
+
+    def _occupy(self, more_bytes: int) -> None:
+        self._bytes += more_bytes
+        self._hold(len(self._admitted), self._bytes)
 
     def deliver(self, job: Job[Pixels, Row], answer: Answer, region: Region) -> None:
         """The engine process has no more use for the job's slot."""
@@ -114,7 +131,8 @@ class RemoteQueue:
 
     def connect(self, connection: Connection) -> None:
         self._connection = connection
-        self._free = list(range(self.max_jobs))
+        # The last given back is the first to be taken: memory is touched as needed, not all of it.
+        self._free = list(reversed(range(self.max_jobs)))
 
     def disconnect(self, error: ServiceError) -> None:
         """Fails every job at once; their slots went with the connection."""
@@ -122,7 +140,7 @@ class RemoteQueue:
         jobs = list(self._admitted)
         self._admitted.clear()
         self._numbers.clear()
-        self._bytes = 0
+        self._occupy(-self._bytes)
         for job in jobs:
             _set_exception(job, error)
 
@@ -143,7 +161,7 @@ class RemoteModel:
         self.spec = InputSpec(**facts["input"])
         self.labels: Sequence[str] = facts["labels"]
         self.batcher = batcher
-        self.batch_share = max(1, min(settings.max_batch, batcher.max_jobs // 2))
+        self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
         self.ready = False
         self.reason = "the engine process is starting"
         self._card: dict[str, Any] = facts["card"]
@@ -170,7 +188,7 @@ class RemoteFleet:
     """All models, through one connection to the engine process, made again whenever it breaks.
 
     `facts`: what the engine process told of each model; `index`: which of the front ends this
-    is; `path`: the socket where the engine process listens.
+    is; `path`: the socket where the engine process listens; `ledger`: what all front ends hold.
     """
 
     def __init__(
@@ -179,18 +197,19 @@ class RemoteFleet:
         facts: Sequence[dict[str, Any]],
         index: int,
         path: str,
+        ledger: Ledger,
         metrics: Metrics,
     ) -> None:
         self._path = path
         self.models: dict[str, RemoteModel] = {}
         for number, (fact, row) in enumerate(zip(facts, settings.models, strict=True)):
-            max_jobs = share(row.max_queue, settings.workers, index)
-            # What one process would accept must find a place, however small the share.
-            max_bytes = max(
-                share(row.max_queue_bytes, settings.workers, index),
-                min(row.max_queue_bytes, settings.max_body_bytes),
+            queue = RemoteQueue(
+                number,
+                row.max_queue,
+                row.max_queue_bytes,
+                hold=partial(ledger.hold, index, number),
+                total=partial(ledger.total, number),
             )
-            queue = RemoteQueue(number, max_jobs, max_bytes)
             self.models[fact["name"]] = RemoteModel(fact, row, queue, metrics)
         self._shapes = [
             Shape(model.batcher.max_jobs, model.spec.size, len(model.labels))
@@ -245,7 +264,7 @@ class Connection(asyncio.Protocol):
         self._submits, self._withdrawals = bytearray(), bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's are no subclasses
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are no subclasses
         for model in self._models:
             model.batcher.connect(self)
 

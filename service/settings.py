@@ -102,9 +102,8 @@ class Settings(Strict):
         default_factory=lambda: 1 if cpus() <= 4 else min(8, cpus() // 2),
         ge=1,
         le=64,
-        description="front-end processes, which accept, decode and answer; above 1, a process of "
-        "its own has the engines, and each front end an equal part of every queue; "
-        "default: 1 on up to 4 CPUs, else half of them, at most 8",
+        description="front-end processes, which accept, decode and answer; above 1, one more has "
+        "the engines; default: 1 on up to 4 CPUs, else half of them, at most 8",
     )
     models: list[ModelSettings] = Field(
         default_factory=lambda: [ModelSettings(spec=DEFAULT_MODEL)],

@@ -26,6 +26,7 @@ from typing import Any
 from service import shared_metrics
 from service.control import encode, engine_socket
 from service.errors import ConfigError
+from service.ledger import Ledger
 from service.server import NEW_CONNECTION_SECONDS, announce
 from service.settings import Settings, environment
 
@@ -87,7 +88,10 @@ class Child:
 
 
 class Supervisor:
-    """`folder` holds the metrics' files and the engine process's socket."""
+    """Starts, watches and ends the others.
+
+    `folder` holds the metrics' files and the engine process's socket.
+    """
 
     def __init__(self, settings: Settings, listener: socket.socket, folder: str) -> None:
         self._settings = settings
@@ -98,6 +102,9 @@ class Supervisor:
         self._engine_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._engine_listener.bind(engine_socket(folder))
         self._engine_listener.listen(2 * settings.workers)
+        size = (settings.workers, len(settings.models))
+        self._ledger_fd = Ledger.allocate(*size)
+        self._ledger = Ledger(self._ledger_fd, *size)
         self._stopping = asyncio.Event()
         self._known: asyncio.Future[list[dict[str, Any]]]  # what the engine told of its models
         self._up: set[int] = set()
@@ -207,7 +214,7 @@ class Supervisor:
                 f"service.{module}",
                 *(str(fd) for fd in (theirs.fileno(), listener.fileno())),
                 self._folder,
-                pass_fds=(theirs.fileno(), listener.fileno()),
+                pass_fds=(theirs.fileno(), listener.fileno(), self._ledger_fd),
                 env=environment(
                     PYTHONPATH=os.pathsep.join(sys.path), PROMETHEUS_MULTIPROC_DIR=self._folder
                 ),
@@ -243,9 +250,11 @@ class Supervisor:
         if self._stopping.is_set():
             child.hang_up()
             return
-        child.send(settings=self._dumped, models=models, index=index)
+        child.send(settings=self._dumped, models=models, index=index, ledger=self._ledger_fd)
         self._front_ends.add(child)
         if await child.receive() and index not in self._up:
             self._up.add(index)
             if len(self._up) == self._settings.workers:
                 announce([model["name"] for model in models], self._listener)
+        await child.process.wait()
+        self._ledger.clear(index)

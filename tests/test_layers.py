@@ -26,7 +26,7 @@ SERVICE = [
     {"pipeline", "offline"},
     {"worker"},
     {"decode", "batcher", "engines", "postprocess", "shared_metrics", "catalog"},
-    {"metrics", "exchange", "control"},
+    {"metrics", "exchange", "ledger", "control"},
     {"settings"},
     {"errors"},
 ]
