@@ -16,7 +16,7 @@ SERVICE = [
     {"cli"},
     {"commands"},
     {"supervisor", "front_end"},
-    {"server", "load"},
+    {"server", "load", "acceptor"},
     {"app"},
     {"routes", "middleware"},
     {"problems", "uploads"},

@@ -122,6 +122,8 @@ def test_any_front_end_answers_with_the_sums_of_all(trio: Service) -> None:
     before = samples(trio)
     asyncio.run(send_all([post(trio) for _ in range(30)]))
     client.post(f"{trio.url}/v1/classify", content=b"broken")
+    # Gauges of other processes are up to a quarter of a second old.
+    wait_for(trio, "resnet_serve_queue_depth", lambda depth: depth == 0)
     scrapes = [samples(trio) for _ in range(8)]
     for after in scrapes:
 
@@ -232,7 +234,7 @@ def test_a_killed_engine_process_is_replaced_and_every_request_is_answered(trio:
         os.kill(engine, signal.SIGKILL)
         until(lambda: counts[503] >= 8, seconds=5)
         assert not any(is_ready(trio) for _ in range(6))
-        assert samples(trio)[f"resnet_serve_model_ready{{{BUILTIN}}}"] == 0
+        wait_for(trio, "resnet_serve_model_ready", lambda value: value == 0)
         reason = client.get(f"{trio.url}/health/ready").json()["reasons"]["resnet20-cifar10"]
         assert "engine process ended" in reason
         until(lambda: all_ready(trio))
@@ -250,7 +252,7 @@ def test_a_full_queue_is_429_and_callers_who_leave_give_their_places_back() -> N
         "--model",
         "random:resnet20",
         RESNET_SERVE_MAX_QUEUE="4",
-        RESNET_SERVE_MAX_DELAY_MS="2000",
+        RESNET_SERVE_MAX_DELAY_MS="3000",
     ) as service:
         until(lambda: all_ready(service))
         responses = asyncio.run(send_all([post(service) for _ in range(24)]))
@@ -319,8 +321,11 @@ def test_what_cannot_be_served_ends_the_start_with_one_line() -> None:
         assert word in line
 
 
-def test_a_signal_while_loading_ends_it() -> None:
-    with started("--workers", "2", "--model", "random:resnet152", ready=False) as service:
-        ready = client.get(f"{service.url}/health/ready")
-        assert ready.status_code == 503
+def test_while_loading_it_is_live_but_not_ready_and_a_signal_ends_it() -> None:
+    with started("--workers", "2", "--model", "random:resnet18", ready=False) as service:
+        assert client.get(f"{service.url}/health/live").status_code == 200
+        assert client.get(f"{service.url}/health/ready").status_code == 503
+        early = client.post(f"{service.url}/v1/classify", content=encoded())
+        assert (early.status_code, early.headers["retry-after"]) == (503, "1")
+        assert client.get(f"{service.url}/v1/models/resnet18").json()["state"] == "loading"
         assert service.end(signal.SIGINT) == 0

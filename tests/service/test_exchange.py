@@ -37,10 +37,18 @@ def test_both_sides_of_a_region_see_the_same_slots_and_no_slot_overlaps_another(
     os.close(fd)
     assert [pixels.shape for pixels in here.pixels] == [(3, 5, 5, 3), (2, 4, 4, 3)]
     assert [rows.shape for rows in here.rows] == [(3, 7), (2, 1)]
-    slots = [slot for array in (*here.pixels, *here.rows) for slot in array]
+    slots = [
+        slot
+        for pixels, rows in zip(here.pixels, here.rows, strict=True)
+        for slot in [*pixels, *rows]
+    ]
     for value, slot in enumerate(slots, start=1):
         slot[...] = value
-    seen = [slot for array in (*there.pixels, *there.rows) for slot in array]
+    seen = [
+        slot
+        for pixels, rows in zip(there.pixels, there.rows, strict=True)
+        for slot in [*pixels, *rows]
+    ]
     for value, slot in enumerate(seen, start=1):
         assert np.all(slot == value)
 

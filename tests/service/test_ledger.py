@@ -16,3 +16,15 @@ def test_everyone_sees_what_all_hold_and_the_dead_hold_nothing() -> None:
     first.clear(2)
     assert second.total(1) == (5, 100)
     assert second.total(0) == (0, 0)
+
+
+def test_a_lead_is_over_the_one_with_the_fewest_connections_who_still_accepts() -> None:
+    fd = Ledger.allocate(3, 1)
+    ledger = Ledger(fd, 3, 1)
+    os.close(fd)
+    assert ledger.lead(0, 5) == 0
+    assert ledger.lead(1, 2) == 0
+    assert ledger.lead(0, 5) == 3
+    ledger.clear(1)
+    assert ledger.lead(0, 5) == 0
+    assert ledger.total(0) == (0, 0)
