@@ -13,19 +13,28 @@ from service import problems
 from service.express import Express
 from service.metrics import Metrics
 from service.middleware import Observe
-from service.pipeline import Pipeline
+from service.pipeline import Fleet, Pipeline
 from service.routes import router
 from service.settings import Settings
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(
+    settings: Settings, metrics: Metrics | None = None, fleet: Fleet | None = None
+) -> FastAPI:
     """The application; its engines start with its lifespan, and load in the background.
+
+    `fleet` has the models where they do not run in this process.
 
     Raises:
         ConfigError: a model cannot be served.
     """
-    metrics = Metrics()
-    pipeline = Pipeline(settings, metrics)
+    metrics = metrics or Metrics()
+    if fleet is None:
+        # A front end, whose engines are elsewhere, must not import torch.
+        from service import fleet as local  # noqa: PLC0415
+
+        fleet = local.Fleet(settings, metrics)
+    pipeline = Pipeline(settings, metrics, fleet)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -93,6 +93,13 @@ class Batcher(Generic[Payload, Result]):
                 self._waiting[job] = None
                 self._changed.notify()
 
+    def withdraw(self, job: Job[Payload, Result]) -> bool:
+        """Whether the job was not yet computing, and now never will be; its payload is free."""
+        with self._changed:
+            waited = job in self._admitted
+            self._remove(job)
+            return waited
+
     def _release(self, job: Job[Payload, Result]) -> None:
         with self._changed:
             self._remove(job)

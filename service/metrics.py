@@ -27,7 +27,10 @@ PHASES = ("decode", "queue", "inference", "total")
 
 
 class Metrics:
-    """One attribute for each metric; labels in the order in which they are given."""
+    """One attribute for each metric; labels in the order in which they are given.
+
+    `multiprocess_mode` is for several processes; see `service.shared_metrics`.
+    """
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -74,30 +77,35 @@ class Metrics:
         self.in_flight = Gauge(
             "resnet_serve_requests_in_flight",
             "HTTP requests being answered",
+            multiprocess_mode="livesum",
             registry=registry,
         )
         self.queue_depth = Gauge(
             "resnet_serve_queue_depth",
             "Images accepted and not yet computing",
             ("model",),
+            multiprocess_mode="livesum",
             registry=registry,
         )
         self.queue_limit = Gauge(
             "resnet_serve_queue_limit",
             "Images accepted and not yet computing, at most",
             ("model",),
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.model_ready = Gauge(
             "resnet_serve_model_ready",
             "1 if the model serves, else 0",
             ("model",),
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.model_info = Gauge(
             "resnet_serve_model_info",
             "Always 1; what serves, in its labels",
             ("model", "architecture", "device", "precision", "engine", "sha256"),
+            multiprocess_mode="livemax",
             registry=registry,
         )
 
@@ -114,8 +122,8 @@ class Metrics:
         A counter that appeared with its first event would hide it: rates need a value before.
         """
         self.queue_limit.labels(name).set(limit)
-        self.queue_depth.labels(name).set_function(depth)
-        self.model_ready.labels(name).set_function(lambda: float(ready()))
+        self.watch(self.queue_depth.labels(name), depth)
+        self.watch(self.model_ready.labels(name), lambda: float(ready()))
         self.batch_size.labels(name)
         phases = {phase: self.phase.labels(name, phase) for phase in PHASES}
         self._classified[name] = (self.images.labels(name), phases)
@@ -137,6 +145,10 @@ class Metrics:
         images.inc()
         for phase, histogram in phases.items():
             histogram.observe(seconds[phase])
+
+    def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        """Makes `read` give the gauge's value whenever it is asked for."""
+        gauge.set_function(read)
 
     def render(self) -> bytes:
         """The text exposition of everything, `CONTENT_TYPE`."""

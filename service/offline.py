@@ -17,9 +17,10 @@ from models.bundle import Bundle
 from service import catalog, engines
 from service import settings as configuration
 from service.decode import decode
-from service.engines import Warm, ranking
+from service.engines import Warm
 from service.errors import CallerError, ConfigError
 from service.postprocess import top_k
+from service.ranking import rank as ranked
 from service.settings import Settings
 
 Row = dict[str, Any]
@@ -52,7 +53,7 @@ def classify(files: Sequence[Path], bundle: Bundle, engine: Warm, k: int) -> Ite
     while batch := list(islice(remaining, engine.buckets.largest)):
         decoded = [_decode(file, bundle) for file in batch]
         pixels = [image for image in decoded if not isinstance(image, str)]
-        rankings = iter(ranking.rank(engine.infer(pixels)).rows() if pixels else ())
+        rankings = iter(ranked(engine.infer(pixels)).rows() if pixels else ())
         for file, image in zip(batch, decoded, strict=True):
             row: Row = {"file": str(file), "predictions": [], "error": ""}
             if isinstance(image, str):

@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -70,10 +71,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._listeners = sockets or []
-        for host, port, *_ in (listener.getsockname() for listener in self._listeners):
-            shown = f"[{host}]" if ":" in host else host
-            names = ", ".join(self._pipeline.models)
-            log.info("serving %s on http://%s:%d (page at /, API at /docs)", names, shown, port)
+        self.announce()
+
+    def announce(self) -> None:
+        """Tells that connections are accepted."""
+        for listener in self._listeners:
+            announce(self._pipeline.models, listener)
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
@@ -87,6 +90,13 @@ class Server(uvicorn.Server):
                 ignore_new_connections(listener)
             self._pipeline.refusing, self._refusing_since = True, now
         return await super().on_tick(counter)
+
+
+def announce(names: Iterable[str], listener: socket.socket) -> None:
+    host, port, *_ = listener.getsockname()
+    shown = f"[{host}]" if ":" in host else host
+    what = ", ".join(names)
+    log.info("serving %s on http://%s:%d (page at /, API at /docs)", what, shown, port)
 
 
 def ignore_new_connections(listener: socket.socket) -> None:

@@ -5,7 +5,6 @@ This is the only module that reads the environment.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import math
 import os
@@ -31,26 +30,27 @@ PREFIX = "RESNET_SERVE_"
 DEFAULT_MODEL = "builtin:resnet20-cifar10"
 # Read by others under the same prefix: the file's path, and the tests' data.
 NOT_SETTINGS = {"CONFIG", "SHARED"}
+# The time a control group may take of each period, in versions 2 and 1.
+CPU_QUOTAS = (
+    ("cpu.max",),
+    ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
+)
 
 S = TypeVar("S", bound="Strict")
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """CPUs this process may use: those it may run on, and no more than its cgroup's quota."""
-    cpus = len(os.sched_getaffinity(0))
-    for quota, period in (
-        ("cpu.max", ""),  # version 2: both in one file
-        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            words = (cgroup / quota).read_text().split()
-            if period:
-                words += (cgroup / period).read_text().split()
-            # "max", or -1 in version 1: no quota.
-            if words[0] != "max" and int(words[0]) > 0:
-                cpus = min(cpus, math.ceil(int(words[0]) / int(words[1])))
-    return max(1, cpus)
+    allowed = len(os.sched_getaffinity(0))
+    for files in CPU_QUOTAS:
+        try:
+            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
+            if int(quota) > 0:
+                allowed = min(allowed, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):  # Another version of control groups, or no limit.
+            continue
+    return max(1, allowed)
 
 
 def default_cache_dir() -> Path:
@@ -118,7 +118,14 @@ class Settings(Strict):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    workers: Literal[1] = Field(1, description="front-end processes; this version has one")
+    workers: int = Field(
+        # On few CPUs, what a second process would decode an engine would not compute.
+        default_factory=lambda: 1 if cpus() <= 4 else min(8, cpus() // 2),
+        ge=1,
+        le=64,
+        description="front-end processes, which accept, decode and answer; above 1, one more has "
+        "the engines; default: 1 on up to 4 CPUs, else half of them, at most 8",
+    )
     models: list[ModelSettings] = Field(
         default_factory=lambda: [ModelSettings(spec=DEFAULT_MODEL)],
         min_length=1,
@@ -132,13 +139,14 @@ class Settings(Strict):
     max_batch_images: int = Field(64, ge=1, description="images in a batch request")
     max_pixels: int = Field(50_000_000, ge=1, description="an image's width times height")
     decode_threads: int = Field(
-        default_factory=lambda: min(4, available_cpus()),
+        default_factory=lambda given: max(1, min(4, cpus() // given.get("workers", 1))),
         ge=1,
-        description="threads that decode images; default: the CPUs, at most 4",
+        description="threads that decode images, in each front end; "
+        "default: the CPUs divided by the front ends, at most 4",
     )
     engine_threads: int = Field(
         # A thread that decodes or answers would otherwise hold up all of an operator's threads.
-        default_factory=lambda: max(1, available_cpus() - 1),
+        default_factory=lambda: max(1, cpus() - 1),
         ge=1,
         description="threads of a CPU engine's operators; default: all CPUs but one",
     )
@@ -196,6 +204,11 @@ def load(
         return validated(Settings, **_merge(file, *layers))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path else str(error)) from None
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment and `more`, for a child."""
+    return dict(os.environ) | more
 
 
 def validated(kind: type[S], **values: Any) -> S:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from service.batcher import Batcher, Job
 from service.engines import Ranking, Warm
-from service.engines.ranking import Row
 from service.errors import EngineFailed
+from service.ranking import Row
 from service.turns import Turns
 
 State = Literal["loading", "ready", "failed"]

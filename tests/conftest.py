@@ -35,13 +35,14 @@ class Service:
         self, *arguments: str, command: Sequence[str] = (COMMAND,), **environment: str
     ) -> None:
         self.log: list[str] = []
+        # What a test sees must not depend on how many CPUs there are.
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RESNET_SERVE_")}
         clean["RESNET_SERVE_CACHE_DIR"] = CACHE
         self.process = subprocess.Popen(
             [*command, "serve", "--port", "0", *arguments],
             stderr=subprocess.PIPE,
             text=True,
-            env=clean | environment,
+            env=clean | {"RESNET_SERVE_WORKERS": "1"} | environment,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from typing import Any
 
 import click
@@ -23,18 +23,18 @@ from service.commands.options import fail_in_one_line
 def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
     from service import settings as configuration
+    from service.control import log_to_stderr
     from service.server import listen
     from service.server import serve as run
 
     flags["models"] = list(models) or None
     settings = configuration.load(flags, config=config)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    # uvicorn tells its own life; ours is told by service.server.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    log_to_stderr(settings.log_level)
     listener = listen(settings.host, settings.port)
+    if settings.workers > 1:
+        from service.supervisor import supervise
+
+        sys.exit(supervise(settings, listener))
     # Only now: what is wrong so far is said without waiting for torch.
     from service.app import create_app
 

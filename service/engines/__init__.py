@@ -18,8 +18,8 @@ from service.engines.compiled import compiled
 from service.engines.eager import eager
 from service.engines.hardware import devices, engines_for, precision, set_cpu_threads
 from service.engines.parity import Parity, check
-from service.engines.ranking import Ranking
 from service.errors import ConfigError
+from service.ranking import Ranking
 from service.settings import ModelSettings, Settings
 
 __all__ = [

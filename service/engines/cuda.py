@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engines.blueprint import Blueprint
-from service.engines.ranking import Ranking
+from service.ranking import Ranking
 
 
 class CudaEngine:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engines.blueprint import Blueprint
-from service.engines.ranking import Ranking, rank
+from service.ranking import Ranking, rank
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 

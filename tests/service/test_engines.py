@@ -21,8 +21,8 @@ from service import engines
 from service.engines import calibrate, hardware, parity
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, measure, sizes
-from service.engines.ranking import rank
 from service.errors import ConfigError
+from service.ranking import rank
 from service.settings import ModelSettings, Settings
 
 TINY = Architecture(

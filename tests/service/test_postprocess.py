@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.engines.ranking import Row, rank
 from service.postprocess import Prediction, top_k
+from service.ranking import Row, rank
 
 LABELS = ["a", "b", "c", "d"]
 

@@ -93,7 +93,7 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
         ("models: [{spec: a, name: x y}]", ["models[0].name", "'x y'"]),
         ("models: [{spec: a, name: n}, {spec: b, name: n}]", ["models", "'n'", "twice"]),
         ("device: cpu", ["device", "belongs to a model", "models[0].device"]),
-        ("workers: 2", ["workers", "should be 1", "2"]),
+        ("workers: 0", ["workers", "greater than or equal to 1", "0"]),
         ("models: 3", ["models", "valid list", "3"]),
         ("[1, 2]", ["mapping", "list"]),
         ("a: [", ["not YAML"]),

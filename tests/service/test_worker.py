@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from service.batcher import Batcher
 from service.engines import Parity, Warm
 from service.engines.buckets import Buckets
-from service.engines.ranking import Ranking, Row, rank
 from service.errors import EngineFailed
+from service.ranking import Ranking, Row, rank
 from service.turns import Turns
 from service.worker import Pixels, Worker
 

@@ -1,0 +1,177 @@
+"""What a front end and the engine process exchange: frames on a socket, pixels in shared memory.
+
+A frame is a header, the length of its body in bytes and its kind, and the body: as many records
+of that kind as were due at once, or JSON. Times are `time.perf_counter`, one clock for a host.
+
+    front end → engine    HELLO      JSON {"slots": [...]}, with the region's file descriptor
+                          SUBMIT     Submit records
+                          WITHDRAW   job numbers: their callers left
+    engine → front end    STATE      JSON {"models": [{"ready", "reason", "card"}, ...]}
+                          ANSWER     Answer records
+                          REFUSAL    JSON [job, reason, detail, seconds to retry after]
+
+Every submitted job gets exactly one ANSWER or REFUSAL, withdrawn or not: until then its slot is
+the engine's, from then on the front end's.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.ranking import Row
+
+HEADER = struct.Struct("<IB")
+SUBMIT = struct.Struct("<QIHd")
+WITHDRAW = struct.Struct("<Q")
+ANSWER = struct.Struct("<QddIf")
+LINE = 64  # bytes of a cache line
+
+
+class Kind(IntEnum):
+    HELLO, SUBMIT, WITHDRAW, STATE, ANSWER, REFUSAL = range(6)
+
+
+class Submit(NamedTuple):
+    """A job whose pixels lie in its slot of its model's region."""
+
+    job: int
+    slot: int
+    model: int
+    admitted: float
+
+
+class Answer(NamedTuple):
+    """A job whose ranking lies in its slot, unless it was withdrawn before (`batch_size` 0).
+
+    `retry_after`: seconds until the model's queue is expected to have drained.
+    """
+
+    job: int
+    started: float
+    finished: float
+    batch_size: int
+    retry_after: float
+
+
+def frame(kind: Kind, body: bytes) -> bytes:
+    return HEADER.pack(len(body), kind) + body
+
+
+def message(kind: Kind, content: Any) -> bytes:
+    """A frame with JSON."""
+    return frame(kind, json.dumps(content).encode())
+
+
+def content(body: bytes) -> Any:
+    """What `message` was made of."""
+    return json.loads(body)
+
+
+def submits(body: bytes) -> Iterator[Submit]:
+    return map(Submit._make, SUBMIT.iter_unpack(body))
+
+
+def withdrawals(body: bytes) -> Iterator[int]:
+    return (job for (job,) in WITHDRAW.iter_unpack(body))
+
+
+def answers(body: bytes) -> Iterator[Answer]:
+    return map(Answer._make, ANSWER.iter_unpack(body))
+
+
+class Frames:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
+        """The frames that are now complete."""
+        self._rest += data
+        while len(self._rest) >= HEADER.size:
+            length, kind = HEADER.unpack_from(self._rest)
+            end = HEADER.size + length
+            if len(self._rest) < end:
+                return
+            body = bytes(self._rest[HEADER.size : end])
+            del self._rest[:end]
+            yield Kind(kind), body
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's part of a region: slots for images of `size` pixels a side and of `classes`."""
+
+    slots: int
+    size: int
+    classes: int
+
+    @property
+    def pixel_bytes(self) -> int:
+        return _whole_lines(self.slots * self.size * self.size * 3)
+
+    @property
+    def row_bytes(self) -> int:
+        return _whole_lines(self.slots * self.classes * 8)
+
+
+class Region:
+    """Shared memory of one connection: for each model, S slots of pixels and of rankings.
+
+    `pixels`: uint8 [S, H, W, 3] for each model; `rows`: int32 [S, 2, K], classes and the bits of
+    their probabilities. The memory has no name, and lives as long as an array of it does in any
+    process. It belongs to one connection: a front end that starts or an engine that is restarted
+    never meets another's slots.
+
+    Raises:
+        ValueError: the file is smaller than the shapes need.
+    """
+
+    def __init__(self, fd: int, shapes: Iterable[Shape]) -> None:
+        shapes = list(shapes)
+        needed = sum(shape.pixel_bytes + shape.row_bytes for shape in shapes)
+        if os.fstat(fd).st_size < needed:
+            raise ValueError(f"the region needs {needed} bytes")
+        memory = mmap.mmap(fd, needed)
+        self.pixels: list[NDArray[np.uint8]] = []
+        self.rows: list[NDArray[np.int32]] = []
+        start = 0
+        for shape in shapes:
+            slots, size, classes = shape.slots, shape.size, shape.classes
+            pixels = np.frombuffer(memory, np.uint8, slots * size * size * 3, start)
+            self.pixels.append(pixels.reshape(slots, size, size, 3))
+            start += shape.pixel_bytes
+            rows = np.frombuffer(memory, np.int32, slots * 2 * classes, start)
+            self.rows.append(rows.reshape(slots, 2, classes))
+            start += shape.row_bytes
+
+    @staticmethod
+    def allocate(shapes: Sequence[Shape]) -> int:
+        """The file descriptor of new memory for `shapes`; pages exist once they are written."""
+        fd = os.memfd_create("resnet-serve", os.MFD_CLOEXEC)
+        os.ftruncate(fd, sum(shape.pixel_bytes + shape.row_bytes for shape in shapes))
+        return fd
+
+
+def write_row(row: NDArray[np.int32], ranking: Row) -> None:
+    """Puts one image's ranking into its slot's [2, K]."""
+    row[0], row[1] = ranking[0], ranking[1].view(np.int32)
+
+
+def read_row(row: NDArray[np.int32]) -> Row:
+    """A copy of what `write_row` has put there."""
+    return row[0].copy(), row[1].view(np.float32).copy()
+
+
+def _whole_lines(count: int) -> int:
+    return -(-count // LINE) * LINE

@@ -1,0 +1,281 @@
+"""Front end and engine process, each on its side of a real socket and real shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from models.preprocess import CIFAR
+from service.batcher import Batcher
+from service.engine_process import Exchange
+from service.errors import EngineFailed, NotReady, QueueFull
+from service.fleet import Model
+from service.ledger import Ledger
+from service.metrics import Metrics
+from service.pipeline import Pixels
+from service.ranking import Row
+from service.remote import RemoteFleet, RemoteModel
+from service.settings import ModelSettings, Settings
+
+CLASSES = 3
+CLASS_NUMBERS = np.arange(CLASSES, dtype=np.int32)
+FAILS = 255
+
+
+class Echo:
+    """Stands for a model in the engine process: it answers what number an image was made of."""
+
+    def __init__(self, name: str, max_queue: int) -> None:
+        self.name = name
+        self.spec = CIFAR
+        self.labels = tuple("abc")
+        self.ready, self.reason = True, ""
+        self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=max_queue, max_bytes=2**30)
+        self.batches = self.computed = 0
+        self.go = threading.Event()
+        self.go.set()
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "state": "ready"}
+
+    def run(self) -> None:
+        while self.batcher.wait(8):
+            if not (batch := self.batcher.take(lambda waiting: min(waiting, 8))):
+                continue
+            self.batches += 1
+            self.go.wait()
+            time.sleep(random.random() / 500)
+            images = np.stack([job.payload for job in batch if job.payload is not None])
+            if (images == FAILS).all((1, 2, 3)).any():
+                self.batcher.fail(batch, EngineFailed("retry", retry_after=4.0))
+                continue
+            # A slot that two wrote at once would differ between its pixels.
+            values = (images.min((1, 2, 3)).astype(np.int64) << 8) + images.max((1, 2, 3))
+            probabilities = np.repeat(values[:, None], CLASSES, 1).astype(np.float32)
+            self.computed += len(batch)
+            self.batcher.finish(batch, [(CLASS_NUMBERS, row) for row in probabilities])
+
+
+class Pair:
+    """The front end's models, and what is behind them."""
+
+    def __init__(self, folder: Path, max_queue: int) -> None:
+        self.echoes = [Echo("first", max_queue), Echo("second", max_queue)]
+        self.path = str(folder / "engine")
+        settings = Settings(
+            workers=1, models=[ModelSettings(spec="x", max_queue=max_queue) for _ in self.echoes]
+        )
+        facts = [
+            {
+                "name": echo.name,
+                "input": {"size": 32, "resize": 32, "mean": (0, 0, 0), "std": (1, 1, 1)},
+                "labels": list(echo.labels),
+                "card": echo.describe(),
+            }
+            for echo in self.echoes
+        ]
+        fd = Ledger.allocate(1, 2)
+        self.ledger = Ledger(fd, 1, 2)
+        os.close(fd)
+        self.fleet = RemoteFleet(settings, facts, 0, self.path, self.ledger, Metrics())
+        self.models: list[RemoteModel] = list(self.fleet.models.values())
+        self.tasks: list[asyncio.Task[None]] = []
+        self.exchange: Exchange
+
+    def start_engine(self) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        Path(self.path).unlink(missing_ok=True)
+        listener.bind(self.path)
+        listener.listen()
+        self.exchange = Exchange(cast("list[Model]", self.echoes))
+        loop = asyncio.get_running_loop()
+
+        async def accept() -> None:
+            with listener:
+                await self.exchange.accept(listener)
+
+        self.tasks = [loop.create_task(accept()), loop.create_task(self.exchange.watch())]
+
+    def stop_engine(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        for caller in list(self.exchange._callers):
+            caller._transport.close()
+
+    async def until_ready(self, ready: bool = True) -> None:
+        await until(lambda: self.models[0].ready is ready)
+
+
+@asynccontextmanager
+async def paired(folder: Path, max_queue: int) -> AsyncIterator[Pair]:
+    pair = Pair(folder, max_queue)
+    threads = [threading.Thread(target=echo.run) for echo in pair.echoes]
+    for thread in threads:
+        thread.start()
+    pair.start_engine()
+    pair.fleet.start()
+    try:
+        await pair.until_ready()
+        yield pair
+    finally:
+        pair.stop_engine()
+        assert pair.fleet._task is not None
+        pair.fleet._task.cancel()
+        await asyncio.sleep(0.05)
+        for echo in pair.echoes:
+            echo.go.set()
+            echo.batcher.close()
+        for thread in threads:
+            thread.join()
+
+
+async def ask(model: RemoteModel, value: int) -> float:
+    """What an image whose pixels all are `value` is answered with."""
+    job = model.batcher.admit(10)
+    try:
+        image = np.full((32, 32, 3), value, np.uint8)
+        model.batcher.submit(job, image, image.nbytes)
+        classes, row = await job.future
+        assert job.admitted <= job.started <= job.finished
+        assert job.batch_size > 0
+        assert np.array_equal(classes, CLASS_NUMBERS)
+        assert row.shape == (CLASSES,)
+        assert np.all(row == row[0])
+        return float(row[0])
+    finally:
+        job.future.cancel()
+
+
+def expected(value: int) -> float:
+    return float((value << 8) + value)
+
+
+def run(folder: Path, test: Callable[[Pair], Awaitable[None]], max_queue: int = 16) -> None:
+    async def inside() -> None:
+        async with paired(folder, max_queue) as pair:
+            await test(pair)
+
+    asyncio.run(inside())
+
+
+def test_whoever_stays_gets_its_own_answer_however_many_leave(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        counts = {"right": 0, "left": 0, "full": 0}
+
+        async def caller(seed: int) -> None:
+            chance = random.Random(seed)
+            for _ in range(150):
+                value = chance.randrange(FAILS)
+                patience = chance.choice((0.0, 0.0005, 0.001, 0.003, 10.0, 10.0))
+                try:
+                    async with asyncio.timeout(patience):
+                        answer = await ask(chance.choice(pair.models), value)
+                    assert answer == expected(value)
+                    counts["right"] += 1
+                except TimeoutError:
+                    counts["left"] += 1
+                except QueueFull:
+                    counts["full"] += 1
+                    await asyncio.sleep(0.001)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(caller(seed) for seed in range(40)))
+        assert min(counts.values()) > 20, counts
+        # Every slot came back: all places can be had again, and answer rightly.
+        await asyncio.sleep(0.1)
+        values = range(16)
+        answers = await asyncio.gather(*(ask(pair.models[0], value) for value in values))
+        assert answers == [expected(value) for value in values]
+        assert [pair.ledger.total(model) for model in range(2)] == [(0, 0)] * 2
+
+    run(tmp_path, test)
+
+
+def test_a_full_queue_is_refused_and_a_waiting_job_that_left_is_never_computed(
+    tmp_path: Path,
+) -> None:
+    async def test(pair: Pair) -> None:
+        echo, model = pair.echoes[0], pair.models[0]
+        echo.go.clear()
+        first = asyncio.create_task(ask(model, 1))
+        await until(lambda: echo.batches == 1)
+        others = [asyncio.create_task(ask(model, 2)) for _ in range(3)]
+        await until(lambda: echo.batcher.depth == 3)
+        with pytest.raises(QueueFull, match="the queue is full"):
+            model.batcher.check()
+        for task in others:
+            task.cancel()
+        await until(lambda: echo.batcher.depth == 0)
+        # What computes keeps its slot even when its caller leaves.
+        first.cancel()
+        await asyncio.sleep(0.05)
+        model.batcher.check()
+        late = [asyncio.create_task(ask(model, value)) for value in (5, 6, 7)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFull):
+            model.batcher.check()
+        echo.go.set()
+        assert await asyncio.gather(*late) == [expected(value) for value in (5, 6, 7)]
+        assert echo.computed == 4
+
+    run(tmp_path, test, max_queue=4)
+
+
+def test_refusals_and_states_of_the_engine_process_arrive(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        with pytest.raises(EngineFailed, match="retry") as caught:
+            await ask(pair.models[1], FAILS)
+        assert caught.value.retry_after == 4.0
+        assert await ask(pair.models[1], 9) == expected(9)
+        pair.echoes[0].ready, pair.echoes[0].reason = False, "the engine failed: out of memory"
+        await pair.until_ready(False)
+        assert pair.models[0].describe()["reason"] == "the engine failed: out of memory"
+        assert pair.models[1].ready
+
+    run(tmp_path, test)
+
+
+def test_a_lost_engine_process_fails_every_job_at_once_and_the_next_one_serves(
+    tmp_path: Path,
+) -> None:
+    async def test(pair: Pair) -> None:
+        pair.echoes[0].go.clear()
+        model = pair.models[0]
+        decoding = model.batcher.admit(10)
+        jobs = [asyncio.create_task(ask(model, value)) for value in range(5)]
+        await asyncio.sleep(0.05)
+        pair.stop_engine()
+        results = await asyncio.gather(*jobs, return_exceptions=True)
+        assert {type(result) for result in results} == {NotReady}
+        assert isinstance(decoding.future.exception(), NotReady)
+        assert (model.ready, model.describe()["state"]) == (False, "loading")
+        with pytest.raises(NotReady):
+            model.batcher.admit(10)
+        pair.start_engine()
+        await pair.until_ready()
+        # What has been decoded meanwhile belongs to the old connection.
+        model.batcher.submit(decoding, np.zeros((32, 32, 3), np.uint8), 3072)
+        late = [asyncio.create_task(ask(model, 100 + value)) for value in range(5)]
+        await asyncio.sleep(0.05)
+        # The old jobs' batch ends now, into memory that nobody reads.
+        pair.echoes[0].go.set()
+        assert await asyncio.gather(*late) == [expected(100 + value) for value in range(5)]
+
+    run(tmp_path, test)
+
+
+async def until(is_met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_met():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
