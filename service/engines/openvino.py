@@ -26,11 +26,11 @@ def openvino(blueprint: Blueprint) -> HostEngine:
         RuntimeError: OpenVINO cannot compile it.
     """
     bundle = blueprint.bundle
-    ranges = bundle.calibration["ranges"] if blueprint.precision == "int8" else None
+    ranges = bundle.calibration["ranges"] if blueprint.precision == "int8" else {}
     classifier = Classifier(bundle.network(), bundle.input).eval()
     model = build(classifier, bundle.input.size, blueprint.max_batch, ranges)
     # Of a quantised network, what is not in 8 bits.
-    use_bf16 = blueprint.precision == "bf16" or (ranges is not None and hardware.cpu_has_bf16())
+    use_bf16 = blueprint.precision == "bf16" or (ranges and hardware.cpu_has_bf16())
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,

@@ -1,12 +1,13 @@
-"""A network as an OpenVINO model, built operation by operation from its torch.fx graph.
+"""A network as an OpenVINO model, built operation by operation while its own forward runs.
 
 OpenVINO's own converter goes through TorchScript, which torch has deprecated, and reports each
-conversion to its vendor. A ResNet needs a dozen operations, and the weights stay where they are.
+conversion to its vendor; torch.fx patches modules for the whole process while it traces, under
+the feet of engines that serve. A ResNet needs a dozen operations, and its weights stay where they
+are.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,21 +16,19 @@ import openvino as ov
 import torch
 import torch.nn.functional as F
 from openvino import opset13 as ops
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from models.classifier import Classifier
-from models.resnet import NormReLU
 
 Ranges = Mapping[str, tuple[float, float]]
-LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.Dropout, nn.Identity)
 
 
-def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges | None = None) -> Any:
+def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> Any:
     """An `openvino.Model`: probabilities float32 [N, K] of uint8 [N, `size`, `size`, 3].
 
     N is anything from 1 to `max_batch`, so that all batch sizes share one set of weights.
-    `ranges`, from `service.engines.calibrate`, quantises the inputs of convolutions and of the
-    head to 8 bits per tensor, and their weights to 8 bits per output channel.
+    `ranges`, from `service.engines.calibrate` or empty, quantise the inputs of convolutions and of
+    the head to 8 bits per tensor, and their weights to 8 bits per output channel.
 
     Raises:
         NotImplementedError: the network has an operation that no row below knows.
@@ -40,39 +39,53 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges | No
     normalise = classifier.normalise
     scaled = ops.multiply(ops.convert(images, "f32"), _constant(normalise.scale))
     pixels = ops.transpose(ops.add(scaled, _constant(normalise.shift)), [0, 3, 1, 2])
-    logits = _Builder(classifier.network, ranges or {}).run(pixels)
-    probabilities = ops.softmax(logits, axis=1)
+    limits = {id(classifier.network.get_submodule(n).weight): each for n, each in ranges.items()}
+    logits = classifier.network(_Traced(pixels, limits))
+    probabilities = ops.softmax(logits.node, axis=1)
     return ov.Model([ops.result(probabilities)], [images], "classifier")
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LEAVES)
+class _Traced:
+    """Stands for a tensor in a network's forward: an OpenVINO node that torch's functions extend.
 
+    `limits` are the ranges of convolutions' and linear layers' inputs, by their weight's id.
+    """
 
-class _Builder(fx.Interpreter):
-    """Runs the network's graph with OpenVINO nodes in the place of tensors."""
+    def __init__(self, node: Any, limits: Mapping[int, tuple[float, float]]) -> None:
+        self.node = node
+        self.limits = limits
 
-    def __init__(self, network: nn.Module, ranges: Ranges) -> None:
-        super().__init__(fx.GraphModule(network, _Tracer().trace(network)))
-        self._ranges = ranges
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> _Traced:
+        if function not in FUNCTIONS:
+            name = getattr(function, "__name__", function)
+            raise NotImplementedError(f"OpenVINO is not told how to compute {name}")
+        x: _Traced = args[0]
+        return FUNCTIONS[function](x, *args[1:], **(kwargs or {}))
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.fetch_attr(target)
-        build = next((row for kind, row in MODULES.items() if isinstance(module, kind)), None)
-        if build is None:
-            raise NotImplementedError(f"{target}: OpenVINO is not told how to {type(module)}")
-        return build(module, args[0], self._ranges.get(target))
+    def then(self, node: Any) -> _Traced:
+        return _Traced(node, self.limits)
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target not in FUNCTIONS:
-            raise NotImplementedError(f"OpenVINO is not told how to {target}")
-        return FUNCTIONS[target](*args, **kwargs)
+    def dim(self) -> int:
+        return 4  # Only normalisations ask, and they see images.
 
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target != "mean":
-            raise NotImplementedError(f"OpenVINO is not told how to .{target}")
-        return ops.reduce_mean(args[0], list(args[1]), keep_dims=False)
+    def __add__(self, other: _Traced) -> _Traced:
+        return self.then(ops.add(self.node, other.node))
+
+    def __getitem__(self, index: tuple[slice, ...]) -> _Traced:
+        """Whole axes in steps, as the shortcut of option A takes them."""
+        axes = [axis for axis, each in enumerate(index) if each.step not in (None, 1)]
+        if not axes:
+            return self
+        count = len(axes)
+        steps = np.array([index[axis].step for axis in axes])
+        limit = np.full(count, np.iinfo(np.int32).max)
+        return self.then(ops.slice(self.node, np.zeros(count, int), limit, steps, np.array(axes)))
+
+    def mean(self, axes: tuple[int, ...]) -> _Traced:
+        return self.then(ops.reduce_mean(self.node, list(axes), keep_dims=False))
 
 
 def _constant(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Any:
@@ -81,84 +94,90 @@ def _constant(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Any:
     return ops.constant(array if shape is None else array.reshape(shape), shared_memory=True)
 
 
-def _convolution(conv: nn.Conv2d, x: Any, limits: tuple[float, float] | None) -> Any:
-    padding, strides = list(_pair(conv.padding)), list(_pair(conv.stride))
-    x, weight = _quantised(x, conv.weight, limits)
-    y = ops.convolution(x, weight, strides, padding, padding, list(_pair(conv.dilation)))
-    return y if conv.bias is None else ops.add(y, _constant(conv.bias, (1, -1, 1, 1)))
+def _convolution(
+    x: _Traced,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> _Traced:
+    if groups != 1 or isinstance(padding, str):
+        raise NotImplementedError("OpenVINO is not told how to compute grouped convolutions")
+    operand, kernel = _quantised(x, weight)
+    pads, strides = list(_pair(padding)), list(_pair(stride))
+    y = ops.convolution(operand, kernel, strides, pads, pads, list(_pair(dilation)))
+    return x.then(y if bias is None else ops.add(y, _constant(bias, (1, -1, 1, 1))))
 
 
-def _linear(linear: nn.Linear, x: Any, limits: tuple[float, float] | None) -> Any:
-    x, weight = _quantised(x, linear.weight, limits)
-    return ops.add(ops.matmul(x, weight, False, True), _constant(linear.bias))
+def _linear(x: _Traced, weight: Tensor, bias: Tensor | None = None) -> _Traced:
+    operand, matrix = _quantised(x, weight)
+    y = ops.matmul(operand, matrix, False, True)
+    return x.then(y if bias is None else ops.add(y, _constant(bias)))
 
 
-def _quantised(x: Any, weight: Tensor, limits: tuple[float, float] | None) -> tuple[Any, Any]:
-    """Both operands, behind fake quantisation if there are `limits` for the first."""
+def _quantised(x: _Traced, weight: Tensor) -> tuple[Any, Any]:
+    """Both operands, behind fake quantisation if the first one's range is known."""
+    limits = x.limits.get(id(weight))
     if limits is None:
-        return x, _constant(weight)
+        return x.node, _constant(weight)
     low, high = (np.float32(limit) for limit in limits)
-    x = ops.fake_quantize(x, low, high, low, high, 256)
+    operand = ops.fake_quantize(x.node, low, high, low, high, 256)
     largest = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
     # A channel of zeros needs a range too.
     top, bottom = (_constant(sign * largest.clamp(min=1e-12)) for sign in (1, -1))
-    return x, ops.fake_quantize(_constant(weight), bottom, top, bottom, top, 255)
+    return operand, ops.fake_quantize(_constant(weight), bottom, top, bottom, top, 255)
 
 
-def _batch_norm(norm: nn.BatchNorm2d, x: Any, _: object) -> Any:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
+def _batch_norm(
+    x: _Traced,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> _Traced:
+    if training:
+        raise NotImplementedError("the network must be in evaluation mode")
+    scale = weight / torch.sqrt(variance + eps)
+    shift = bias - mean * scale
     shape = (1, -1, 1, 1)
-    y = ops.add(ops.multiply(x, _constant(scale, shape)), _constant(shift, shape))
-    return ops.relu(y) if isinstance(norm, NormReLU) else y
+    return x.then(ops.add(ops.multiply(x.node, _constant(scale, shape)), _constant(shift, shape)))
 
 
-def _max_pool(pool: nn.MaxPool2d, x: Any, _: object) -> Any:
-    strides, padding, kernel = (
-        list(_pair(each)) for each in (pool.stride, pool.padding, pool.kernel_size)
+def _max_pool(
+    x: _Traced, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **_: Any
+) -> _Traced:
+    strides, pads, kernel, dilations = (
+        list(_pair(each)) for each in (stride or kernel_size, padding, kernel_size, dilation)
     )
-    pooled = ops.max_pool(x, strides, [1, 1], padding, padding, kernel)
-    return pooled.output(0)  # The second output has the maxima's places.
+    pooled = ops.max_pool(x.node, strides, dilations, pads, pads, kernel)
+    return x.then(pooled.output(0))  # The second output has the maxima's places.
 
 
 def _pad(
-    x: Any, padding: tuple[int, ...], mode: str = "constant", value: float | None = None
-) -> Any:
+    x: _Traced, padding: tuple[int, ...], mode: str = "constant", value: float | None = None
+) -> _Traced:
     """Constants around the last axes, which torch names from the last to the first."""
     before, after = list(padding[-2::-2]), list(padding[::-2])
     leading = [0] * (4 - len(before))
-    return ops.pad(x, leading + before, leading + after, mode, np.float32(value or 0))
-
-
-def _slice(x: Any, index: tuple[slice, ...]) -> Any:
-    """Whole axes in steps, as the shortcut of option A takes them."""
-    axes = [axis for axis, each in enumerate(index) if each.step not in (None, 1)]
-    if not axes:
-        return x
-    steps = [index[axis].step for axis in axes]
-    count = len(axes)
-    limit = np.full(count, np.iinfo(np.int32).max)
-    return ops.slice(x, np.zeros(count, int), limit, np.array(steps), np.array(axes))
+    return x.then(ops.pad(x.node, leading + before, leading + after, mode, np.float32(value or 0)))
 
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-MODULES: dict[type[nn.Module], Callable[[Any, Any, Any], Any]] = {
-    nn.Conv2d: _convolution,
-    nn.BatchNorm2d: _batch_norm,
-    nn.Linear: _linear,
-    nn.MaxPool2d: _max_pool,
-    nn.Dropout: lambda module, x, _: x,
-    nn.Identity: lambda module, x, _: x,
-}
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    F.relu: lambda x, inplace=False: ops.relu(x),
-    operator.add: ops.add,
-    torch.add: ops.add,
+FUNCTIONS: dict[Any, Callable[..., _Traced]] = {
+    torch.conv2d: _convolution,
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    F.relu: lambda x, inplace=False: x.then(ops.relu(x.node)),
+    F.max_pool2d: _max_pool,
+    torch.max_pool2d: _max_pool,
+    F.dropout: lambda x, p=0.5, training=False, inplace=False: x,
     F.pad: _pad,
-    operator.getitem: _slice,
 }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,27 @@ def test_openvino_computes_what_torch_computes(name: str) -> None:
         elif key.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
     classifier = Classifier(made.network(), made.input).eval()
-    assert build(classifier, spec.size, 8).outputs[0].partial_shape.rank.get_length() == 2
+    assert build(classifier, spec.size, 8, {}).outputs[0].partial_shape.rank.get_length() == 2
     found = engines.start("openvino", planned(made), 1.0).infer(images(3, spec.size))
     np.testing.assert_allclose(found, expected(made, images(3, spec.size)), atol=2e-5)
+
+
+def test_networks_are_built_while_others_start_and_serve(tiny: Bundle) -> None:
+    failures: list[Exception] = []
+
+    def start(kind: str) -> None:
+        try:
+            for _ in range(5):
+                engines.start(kind, planned(tiny), 1e-5)
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=start, args=(kind,)) for kind in ("openvino", "eager") * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
 
 
 def test_an_operation_openvino_is_not_told_of_is_named() -> None:
@@ -154,7 +173,7 @@ def test_an_operation_openvino_is_not_told_of_is_named() -> None:
     network = ResNet(TINY)
     network.set_head(torch.nn.Sequential(torch.nn.Linear(16, 5), torch.nn.Hardswish()))
     with pytest.raises(NotImplementedError, match="hardswish"):
-        build(Classifier(network, CIFAR).eval(), 32, 1)
+        build(Classifier(network, CIFAR).eval(), 32, 1, {})
 
 
 @pytest.mark.parametrize("kind", ["eager", "openvino"])
@@ -177,7 +196,7 @@ def test_warming_up_refuses_weights_that_give_nan(tiny: Bundle) -> None:
 def test_an_engine_beyond_the_tolerance_is_refused_and_plain_torch_serves(
     tiny: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    coarse = {name: (-1e3, 1e3) for name, _ in tiny.network().named_modules()}
+    coarse = dict.fromkeys(calibrate.ranges(tiny, images(1)), (-1e3, 1e3))
     wrong = planned(replace(tiny, calibration={"ranges": coarse}), "int8")
     with pytest.raises(parity.ParityError, match=r"from fp32, more than parity_tolerance 0\.001"):
         engines.start("openvino", wrong, 0.001)
