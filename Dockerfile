@@ -19,15 +19,16 @@ FROM base AS requirements
 WORKDIR /build
 COPY pyproject.toml .
 RUN python -c "import tomllib; \
-    print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-    > requirements.txt
+    project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*project['dependencies'], sep='\n', file=open('requirements.txt', 'w')); \
+    print(*project['optional-dependencies']['cpu'], sep='\n', file=open('cpu.txt', 'w'))"
 
 
 FROM base AS dependencies
 ARG TORCH_INDEX_URL=
 WORKDIR /build
 COPY constraints.txt .
-COPY --from=requirements /build/requirements.txt .
+COPY --from=requirements /build/requirements.txt /build/cpu.txt .
 # The cache outlives a failed or repeated build; it does not end up in the image.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
@@ -38,6 +39,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # Without this, a GPU image that was given a torch without CUDA would serve from the CPU and look
 # healthy. DEVICE comes this late so that both images share the layers above where they can.
 ARG DEVICE=cuda
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ "$DEVICE" = cpu ]; then \
+        pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement cpu.txt; \
+    fi
 RUN /opt/venv/bin/python -c "import sys, torch; \
     sys.exit(None if '$DEVICE' == 'cpu' or ('$DEVICE' == 'cuda' and torch.version.cuda) else \
     'DEVICE must be cpu, or cuda with a torch for CUDA; it is $DEVICE with ' + torch.__version__)"

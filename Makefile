@@ -19,7 +19,7 @@ lint: .venv/test.stamp
 
 bench: .venv/serve.stamp
 	mkdir -p benchmarks/results
-	$(BIN)/python -m benchmarks.service --seconds 5 --output benchmarks/results/short.json
+	$(BIN)/python -m benchmarks.service --short --output benchmarks/results/short.json
 
 clean:
 	rm -rf .venv

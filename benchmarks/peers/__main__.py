@@ -41,6 +41,7 @@ def main() -> None:
         raise SystemExit(f"{arguments.images}: holds no images")
     reference = Reference(arguments.model, images[:CHECKED_IMAGES])
     installed, runs = prepare(arguments.peers, arguments.variants)
+    around = environment(arguments.peers)
     for number in range(1, arguments.rounds + 1):
         # All of them in each round, so that the machine's drift hits all alike.
         for peer, variant in installed:
@@ -52,19 +53,28 @@ def main() -> None:
                 found = [{"failed": str(error)}]
                 print(f"  failed: {error}", flush=True)
             runs += [{"peer": peer, "variant": variant, "round": number, **run} for run in found]
-    medians, failures = summarise(runs), failures_of(runs)
+            # After each peer: what was measured outlives whatever ends this early.
+            write(arguments, images, around, runs)
+    print(table(summarise(runs), failures_of(runs)))
+
+
+def write(
+    arguments: argparse.Namespace,
+    images: list[Path],
+    around: dict[str, Any],
+    runs: list[dict[str, Any]],
+) -> None:
     document = {
         "model": arguments.model,
         "seconds": arguments.seconds,
         "rounds": arguments.rounds,
         "images": len(images),
-        "environment": environment(arguments.peers),
-        "medians": medians,
-        "failures": failures,
+        "environment": around,
+        "medians": summarise(runs),
+        "failures": failures_of(runs),
         "runs": runs,
     }
     arguments.output.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    print(table(medians, failures))
 
 
 def parse() -> argparse.Namespace:

@@ -201,6 +201,7 @@ def started(name: str, variant: str, spec: str, first: bytes) -> Iterator[Runnin
                 supervised([str(folder / program), *arguments]),
                 cwd=ROOT,
                 env=environment,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )

@@ -62,7 +62,7 @@ def _by_quantile(axes: Axes, reports: Sequence[Report]) -> None:
     if slo := next((report.run.slo_ms for report in reports if report.run.slo_ms), None):
         axes.axhline(slo, color="#777777", linewidth=1, linestyle="--")
         axes.annotate(
-            f"SLO {slo:.4g} ms",
+            f"SLO {slo:,.1f} ms",
             (1, slo),
             xytext=(0, 3),
             xycoords=("axes fraction", "data"),
@@ -124,5 +124,6 @@ def _dress(axes: Axes, entries: int) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** (0.08 * entries))
-    axes.legend(frameon=False, loc="upper left", ncols=1 + entries // 6)
+    columns = 1 + entries // 6
+    axes.set_ylim(low, high * (high / low) ** (0.08 * -(-entries // columns)))
+    axes.legend(frameon=False, loc="upper left", ncols=columns)

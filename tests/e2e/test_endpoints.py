@@ -45,7 +45,7 @@ def test_models_are_listed_with_the_golden_counts(service: Service) -> None:
         assert set(model) >= FIELDS
         assert set(model["input"]) == {"size", "resize", "crop", "interpolation", "mean", "std"}
         assert set(model["weights"]) >= {"source", "sha256"}
-        assert (model["state"], model["device"], model["engine"]) == ("ready", "cpu", "eager")
+        assert (model["state"], model["device"], model["engine"]) == ("ready", "cpu", "openvino")
     small = listed[1]
     assert (small["parameters"], small["layers"], small["macs"]) == (11173962, 21, 555422720)
     assert (small["architecture"], small["depth"]) == ("resnet18_small", 18)

@@ -34,7 +34,7 @@ def fail(*arguments: str, **environment: str) -> str:
     ("arguments", "words"),
     [
         (["--config", "/nowhere.yaml"], ["/nowhere.yaml", "No such file"]),
-        (["--engine", "triton"], ["models[0].engine", "'auto' or 'eager'", "'triton'"]),
+        (["--engine", "triton"], ["models[0].engine", "'compile' or 'openvino'", "'triton'"]),
         (["--model", "random:resnet51"], ["models[0]", "resnet51", "nearest", "resnet50"]),
         (["--host", "999.1.1.1"], ["cannot listen on 999.1.1.1"]),
         (["--workers", "0"], ["workers", "greater than or equal to 1"]),

@@ -140,7 +140,7 @@ def test_any_front_end_answers_with_the_sums_of_all(trio: Service) -> None:
         assert (
             after[
                 'resnet_serve_model_info{architecture="resnet20",device="cpu"'
-                f',engine="eager",{BUILTIN},precision="fp32",sha256="{sha256(trio)}"}}'
+                f',engine="openvino",{BUILTIN},precision="fp32",sha256="{sha256(trio)}"}}'
             ]
             == 1
         )
