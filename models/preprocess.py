@@ -77,9 +77,10 @@ SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The image in mode RGB, upright by EXIF, transparency on white, 16 bits cut to their upper 8.
 
-    Serving and evaluation see every image through this.
+    Serving and evaluation see every image through this. `image` itself may be turned; copying it
+    would cost as much as converting it.
     """
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in SIXTEEN_BIT:
         upper = np.clip(np.asarray(image, dtype=np.int32) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(upper).convert("RGB")

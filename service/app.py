@@ -51,6 +51,8 @@ def create_app(
         summary="Classifies images with residual networks",
         lifespan=lifespan,
         redoc_url=None,
+        # It would look for OpenTelemetry's providers in every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
     problems.install(app)

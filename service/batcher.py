@@ -49,8 +49,10 @@ class Batcher(Generic[Payload, Result]):
         self._admitted: set[Job[Payload, Result]] = set()
         self._waiting: dict[Job[Payload, Result], None] = {}  # in the order of their arrival
         self._bytes = 0
+        self._unanswered = 0
         self._closed = False
-        self._seconds_per_job = 0.0
+        self._batch_seconds = 0.0
+        self.seconds_per_job = 0.0  # as measured, from admission to answer
         self._last_finish = 0.0
 
     @property
@@ -60,15 +62,21 @@ class Batcher(Generic[Payload, Result]):
 
     def retry_after(self) -> float:
         """Seconds until the present queue is expected to have drained, from the measured rate."""
-        return max(1.0, math.ceil(self.depth * self._seconds_per_job))
+        return max(1.0, math.ceil(self.depth * self.seconds_per_job))
 
-    def check(self, cost: int = 0) -> None:
-        """Raises `QueueFull` if a job of `cost` bytes would not be admitted now."""
-        if self.depth >= self.max_jobs or self._bytes + cost > self.max_bytes:
-            raise QueueFull(
-                f"the queue is full ({self.depth} images wait); retry after the given time",
-                self.retry_after(),
-            )
+    def check(self, cost: int = 0, within: float = math.inf) -> None:
+        """Whether a job of `cost` bytes would be admitted now, and begin `within` seconds.
+
+        Raises:
+            QueueFull: it would not.
+        """
+        depth = self.depth
+        if depth >= self.max_jobs or self._bytes + cost > self.max_bytes:
+            raise QueueFull.of(depth, self.retry_after())
+        # Its own batch will have others in it, and may just have missed one.
+        wait = self._unanswered and (self._unanswered * self.seconds_per_job + self._batch_seconds)
+        if wait > within:
+            raise QueueFull.too_late(wait, within, self.retry_after())
 
     def admit(self, cost: int) -> Job[Payload, Result]:
         """A place in the queue, which the job holds until it is computed or its future is done.
@@ -81,6 +89,7 @@ class Batcher(Generic[Payload, Result]):
         with self._changed:
             self._admitted.add(job)
             self._bytes += cost
+        self._unanswered += 1
         job.future.add_done_callback(lambda _: self._release(job))
         return job
 
@@ -101,6 +110,7 @@ class Batcher(Generic[Payload, Result]):
             return waited
 
     def _release(self, job: Job[Payload, Result]) -> None:
+        self._unanswered -= 1
         with self._changed:
             self._remove(job)
 
@@ -153,11 +163,12 @@ class Batcher(Generic[Payload, Result]):
     def finish(self, batch: Sequence[Job[Payload, Result]], results: Sequence[Result]) -> None:
         """Delivers a batch's results; called by engine threads."""
         now = time.perf_counter()
-        # While the engine is busy, batches follow each other; else the idle time does not count.
-        since = max(self._last_finish, batch[0].started)
+        # The time when nobody was there does not count; that of decoding and of a busy loop does.
+        since = max(self._last_finish, batch[0].admitted)
         measured = (now - since) / len(batch)
-        previous = self._seconds_per_job or measured
-        self._seconds_per_job = 0.8 * previous + 0.2 * measured
+        self._batch_seconds = now - batch[0].started
+        previous = self.seconds_per_job or measured
+        self.seconds_per_job = 0.8 * previous + 0.2 * measured
         self._last_finish = now
 
         def deliver() -> None:

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import uvloop
 
-from service import exchange
+from service import exchange, interpreter
 from service.batcher import Job
 from service.control import Line, log_to_stderr
 from service.errors import Busy, QueueFull, ServiceError
@@ -109,9 +109,8 @@ class Caller(asyncio.Protocol):
         if not self._answers:
             asyncio.get_running_loop().call_soon(self._flush)
         size = 0 if future.cancelled() else job.batch_size
-        wait = model.batcher.retry_after()
         self._answers += exchange.ANSWER.pack(
-            *Answer(submitted.job, job.started, job.finished, size, wait)
+            *Answer(submitted.job, job.started, job.finished, size, model.batcher.seconds_per_job)
         )
 
     def _refuse(self, number: int, error: BaseException) -> None:
@@ -198,6 +197,7 @@ def facts_of(model: Model) -> dict[str, Any]:
 
 
 async def serve(fleet: Fleet, listener: socket.socket, metrics: SharedMetrics) -> None:
+    interpreter.tune()
     fleet.start()
     exchanging = Exchange(list(fleet.models.values()))
     await asyncio.gather(exchanging.accept(listener), exchanging.watch(), metrics.keep_fresh())

@@ -8,7 +8,7 @@
     │   ├── UnsupportedMediaType  a content type that is no image
     │   └── BadParameter          a parameter out of range
     ├── Busy                      the same request may succeed later
-    │   ├── QueueFull             no place in the model's queue
+    │   ├── QueueFull             no place in the model's queue, or none soon enough
     │   ├── NotReady              loading, draining, or the engine is down
     │   └── EngineFailed          the engine failed while computing this request
     ├── DeadlineExceeded          the request's deadline passed
@@ -60,6 +60,22 @@ class Busy(ServiceError):
 
 class QueueFull(Busy):
     reason = "queue_full"
+
+    @classmethod
+    def of(cls, waiting: int, retry_after: float) -> QueueFull:
+        """Because `waiting` images already wait."""
+        return cls(
+            f"the queue is full ({waiting} images wait); retry after the given time", retry_after
+        )
+
+    @classmethod
+    def too_late(cls, wait: float, within: float, retry_after: float) -> QueueFull:
+        """Because the queue takes `wait` seconds, and the caller gives it `within` seconds."""
+        return cls(
+            f"the queue takes about {wait * 1000:.0f} ms, longer than the {within * 1000:.0f} ms "
+            "that X-Request-Timeout-Ms or the default leaves; retry after the given time",
+            retry_after,
+        )
 
 
 class NotReady(Busy):

@@ -53,14 +53,14 @@ class Submit(NamedTuple):
 class Answer(NamedTuple):
     """A job whose ranking lies in its slot, unless it was withdrawn before (`batch_size` 0).
 
-    `retry_after`: seconds until the model's queue is expected to have drained.
+    `seconds_per_job`: of the device's time, as measured lately.
     """
 
     job: int
     started: float
     finished: float
     batch_size: int
-    retry_after: float
+    seconds_per_job: float
 
 
 def frame(kind: Kind, body: bytes) -> bytes:

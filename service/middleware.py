@@ -12,11 +12,14 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import QueueFull
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.problems import problem
 
 log = logging.getLogger(__name__)
+# Between two lines that say that the queue is full: a line for each would add to the load.
+QUIET_SECONDS = 1.0
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -33,6 +36,7 @@ class Observe:
         self._pipeline = pipeline
         # A random part for each process, then a count: asking the kernel for randomness would
         # give the interpreter's lock away in every request.
+        self._quiet_until, self._unlogged = 0.0, 0
         self._process, self._count = uuid.uuid4().hex[:20], itertools.count()
 
     def _new_id(self) -> str:
@@ -84,8 +88,17 @@ class Observe:
             return
         reason, detail = refusal
         self._metrics.refusals.labels(scope["state"].get("model", ""), reason).inc()
+        unlogged = ""
+        if reason == QueueFull.reason:
+            now = time.monotonic()
+            if now < self._quiet_until:
+                self._unlogged += 1
+                return
+            if self._unlogged:
+                unlogged = f" (and {self._unlogged} more since the last such line)"
+            self._quiet_until, self._unlogged = now + QUIET_SECONDS, 0
         log.info(
-            "%s %s %s %d %s in %.1f ms: %s",
+            "%s %s %s %d %s in %.1f ms: %s%s",
             request_id,
             scope["method"],
             quote(scope["path"]),  # Decoded, it could hold a line break and forge a line.
@@ -93,4 +106,5 @@ class Observe:
             reason,
             seconds * 1000,
             detail,
+            unlogged,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Answer:
 class Queue(Protocol):
     """Where a model's images wait, as `service.batcher.Batcher` describes it."""
 
-    def check(self, cost: int = 0) -> None: ...
+    def check(self, cost: int = 0, within: float = math.inf) -> None: ...
     def admit(self, cost: int) -> Job[Pixels, Row]: ...
     def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None: ...
 
@@ -133,13 +134,15 @@ class Pipeline:
             raise UnknownModel(f"no model is called {name!r}; there is {', '.join(near)}")
         return self.models[name]
 
-    def check(self, model: Model, k: int | None) -> int:
+    def check(self, model: Model, k: int | None, within: float) -> int:
         """How many predictions to give; refuses what needs no body to be refused.
+
+        `within`: seconds that the caller waits for the answer.
 
         Raises:
             BadParameter: `k` is not between 1 and the number of classes.
             NotReady: the model is loading, its engine down.
-            QueueFull: its queue has no place.
+            QueueFull: its queue has no place, or would not come to it in time.
         """
         if self.refusing:
             raise NotReady("the service is shutting down; ask another replica", RETRY_SECONDS)
@@ -148,7 +151,7 @@ class Pipeline:
             raise BadParameter(f"top_k must be from 1 to {classes}, not {k}")
         if not model.ready:
             raise NotReady(f"{model.name} is not ready: {model.reason}", RETRY_SECONDS)
-        model.batcher.check()
+        model.batcher.check(within=within)
         return min(5, classes) if k is None else k
 
     async def classify(self, model: Model, data: bytes, k: int, deadline: float) -> Answer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ class RemoteQueue:
         self.max_bytes = max_bytes
         self._hold = hold
         self._total = total
-        self.retry_after = RETRY_SECONDS
+        self._seconds_per_job = 0.0
         self._model = model
         self._connection: Connection | None = None
         self._free: list[int] = []
@@ -66,14 +67,16 @@ class RemoteQueue:
         """Images admitted and not yet submitted; the engine process counts the others."""
         return len(self._admitted) - len(self._numbers)
 
-    def check(self, cost: int = 0) -> None:
-        """Raises `QueueFull` if a job of `cost` bytes would not be admitted now."""
+    def check(self, cost: int = 0, within: float = math.inf) -> None:
+        """Raises `QueueFull` if a job of `cost` bytes would not be admitted now, or not begin
+        `within` seconds."""
         places, size = self._total()
+        wait = places * self._seconds_per_job
+        retry_after = max(RETRY_SECONDS, math.ceil(wait))
         if places >= self.max_jobs or size + cost > self.max_bytes:
-            raise QueueFull(
-                f"the queue is full ({places} images wait); retry after the given time",
-                self.retry_after,
-            )
+            raise QueueFull.of(places, retry_after)
+        if wait > within:
+            raise QueueFull.too_late(wait, within, retry_after)
 
     def admit(self, cost: int) -> Job[Pixels, Row]:
         """A place, which the job holds until it is answered, or has left before it is submitted.
@@ -119,7 +122,7 @@ class RemoteQueue:
 
     def deliver(self, job: Job[Pixels, Row], answer: Answer, region: Region) -> None:
         """The engine process has no more use for the job's slot."""
-        self.retry_after = answer.retry_after
+        self._seconds_per_job = answer.seconds_per_job
         if answer.batch_size and not job.future.done():
             job.started, job.finished = answer.started, answer.finished
             job.batch_size = answer.batch_size

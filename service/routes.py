@@ -203,7 +203,6 @@ def admit(
     pipeline = pipeline_of(request)
     model = pipeline.find(name)
     request.state.model = model.name
-    k = pipeline.check(model, top_k)
     text = request.headers.get("x-request-timeout-ms")
     try:
         timeout_ms = settings_of(request).request_timeout_ms if text is None else float(text)
@@ -213,4 +212,5 @@ def admit(
         raise BadParameter(
             f"X-Request-Timeout-Ms must be above 0 and up to {MAX_TIMEOUT_MS}, not {text!r}"
         )
+    k = pipeline.check(model, top_k, timeout_ms / 1000)
     return pipeline, model, k, asyncio.get_running_loop().time() + timeout_ms / 1000

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from service import interpreter
 from service.errors import ConfigError
 from service.settings import Settings
 
@@ -49,6 +50,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG,
+                proxy_headers=False,  # nothing here asks who or where the caller is
                 timeout_keep_alive=75,  # longer than the usual load balancer's idle time
                 timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
             )
@@ -69,6 +71,7 @@ class Server(uvicorn.Server):
         self._exit_at = time.monotonic() + (self._grace if sig == signal.SIGTERM else 0.0)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        interpreter.tune()
         await super().startup(sockets)
         self._listeners = sockets or []
         self.announce()

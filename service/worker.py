@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service import interpreter
 from service.batcher import Batcher, Job
 from service.engines import Ranking, Warm
 from service.errors import EngineFailed
@@ -87,6 +88,7 @@ class Worker(threading.Thread):
 
     def _serve_with(self, warm: Warm, seconds: float) -> None:
         self.running = warm
+        interpreter.settle()
         self._on_ready(warm)
         self.state, self.reason = "ready", ""
         engine, parity = warm.engine, warm.parity

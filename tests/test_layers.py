@@ -30,7 +30,7 @@ SERVICE = [
     {"metrics", "exchange", "ledger", "control"},
     {"ranking"},
     {"settings"},
-    {"errors"},
+    {"errors", "interpreter"},
 ]
 MODELS = [
     {"training", "interchange"},

@@ -12,9 +12,11 @@ GAIN = 1.03
 # A larger batch is not tried where it would take longer than this, in seconds: callers would wait
 # for each other's images, and a device this slow gains nothing from batches.
 LONGEST = 0.3
-# How long one batch size is timed at most, once it has run, in seconds.
-TIMING = 0.1
+# How long each batch size is timed, in seconds, and how often at least.
+TIMING = 0.03
 REPEATS = 3
+# What is shorter than this, in seconds, a busy moment of the machine makes look slow.
+RELIABLE = 0.03
 
 
 def sizes(max_batch: int) -> list[int]:
@@ -56,8 +58,8 @@ class Buckets:
 
 
 def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
-    """Runs batches of growing size, until two in a row compute no more images a second, or the
-    next would take too long.
+    """Runs batches of growing size, until two in a row reliably compute no more images a second,
+    or the next would take too long.
 
     Each size runs for real before it is timed, so that no request pays for compiling it, for
     the choice of algorithms or for memory.
@@ -70,19 +72,18 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
         rate = size / (seconds[size] + HANDOVER)
         without_gain = 0 if rate > best_rate * GAIN else without_gain + 1
         best_rate = max(best_rate, rate)
-        if without_gain == 2 or 2 * seconds[size] > LONGEST:
+        settled = without_gain >= 2 and seconds[size] > RELIABLE
+        if settled or 2 * seconds[size] > LONGEST:
             break
     return Buckets(seconds)
 
 
 def _shortest(run: Callable[[int], object], size: int) -> float:
-    """Seconds of the fastest of a few runs."""
-    shortest, spent = float("inf"), 0.0
-    for _ in range(REPEATS):
+    """Seconds of the fastest of a few runs; of a slow one, one is enough."""
+    shortest, spent, runs = float("inf"), 0.0, 0
+    while spent < TIMING or (runs < REPEATS and spent < LONGEST):
         started = time.perf_counter()
         run(size)
         elapsed = time.perf_counter() - started
-        shortest, spent = min(shortest, elapsed), spent + elapsed
-        if spent > TIMING:
-            break
+        shortest, spent, runs = min(shortest, elapsed), spent + elapsed, runs + 1
     return shortest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from typing import Any
 
 import httpx
@@ -188,6 +189,9 @@ def test_the_callers_request_id_comes_back_if_it_is_one_word(service: Service) -
 
 def test_a_refusal_is_logged_in_one_line_with_its_request_id(service: Service) -> None:
     classify(service, b"not an image", headers=PNG | {"X-Request-ID": "look-for-me"})
+    classify(service, b"not an image", headers=PNG | {"X-Request-ID": "the-next"})
+    while not any("the-next" in line for line in service.log):
+        time.sleep(0.01)  # The line is written after the answer.
     lines = [line for line in service.log if "look-for-me" in line]
     assert len(lines) == 1
     assert "undecodable_image" in lines[0]

@@ -264,10 +264,35 @@ def test_the_time_to_retry_follows_the_measured_rate() -> None:
         assert batcher.retry_after() == 1
         submit(batcher, 0)
         batch = next_batch(batcher, 1)
-        batch[0].started -= 10  # The batch took ten seconds.
+        batch[0].admitted -= 10  # The batch took ten seconds.
         batcher.finish(batch, [0])
         for number in range(3):
             submit(batcher, number)
         assert batcher.retry_after() == pytest.approx(31, abs=1)
+
+    run(test)
+
+
+def test_who_cannot_be_served_in_time_is_refused_at_once() -> None:
+    async def test() -> None:
+        batcher = make()
+        submit(batcher, 0)
+        batch = next_batch(batcher, 1)
+        batcher.check(within=0.001)  # Nothing is known of the rate yet.
+        batch[0].admitted -= 2
+        batcher.finish(batch, [0])
+        await batch[0].future
+        batcher.check(within=0.001)  # Nobody is before it.
+        for number in range(3):
+            submit(batcher, number)
+        with pytest.raises(QueueFull, match=r"takes about 6\d\d\d ms, longer than the 1000 ms"):
+            batcher.check(within=1)
+        computing = next_batch(batcher, 2)
+        with pytest.raises(QueueFull):
+            batcher.check(within=5)  # What is being computed counts.
+        batcher.check(within=7)
+        batcher.fail(computing, EngineFailed("retry", 1.0))
+        await asyncio.gather(*(job.future for job in computing), return_exceptions=True)
+        batcher.check(within=5)
 
     run(test)

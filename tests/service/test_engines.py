@@ -79,10 +79,20 @@ def test_measuring_stops_where_larger_batches_gain_nothing(monkeypatch: Any) -> 
 
     def run(size: int) -> None:
         ran.append(size)
-        now[0] += 0.002 if size <= 4 else 0.00055 * size
+        now[0] += 0.01 if size <= 4 else 0.0026 * size
 
     assert list(measure(run, 256).seconds) == [1, 2, 4, 8, 16]
     assert set(ran) == {1, 2, 4, 8, 16}
+
+
+def test_a_busy_moment_does_not_end_the_measuring_of_a_fast_network(monkeypatch: Any) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def run(size: int) -> None:
+        now[0] += 0.001 + 0.0005 * size + (0.02 if size in (2, 4) else 0.0)
+
+    assert list(measure(run, 32).seconds) == [1, 2, 4, 8, 16, 32]
 
 
 def test_measuring_stops_where_a_batch_would_take_too_long(monkeypatch: Any) -> None:
