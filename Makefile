@@ -9,8 +9,10 @@ BIN := .venv/bin
 serve: .venv/serve.stamp
 	$(BIN)/resnet-serve serve --host $(HOST) --port $(PORT)
 
+# Files side by side. One thread for each of torch's operations: it has threads spin while they
+# wait, and processes that each have as many as there are CPUs keep each other from computing.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
