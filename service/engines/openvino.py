@@ -52,9 +52,11 @@ def openvino(blueprint: Blueprint) -> HostEngine:
         blank = np.zeros((1, bundle.input.size, bundle.input.size, 3), np.uint8)
         seconds = _seconds(forward, blank)
         if seconds > SLOW:
-            more = compiled(blueprint.most_threads)
-            if _seconds(more, blank) * WORTH_A_CPU < seconds:
-                forward = more
+            del forward  # Two at once would need twice the memory.
+            forward = compiled(blueprint.most_threads)
+            if _seconds(forward, blank) * WORTH_A_CPU > seconds:
+                del forward
+                forward = compiled(blueprint.threads)
     return HostEngine("openvino", blueprint, forward)
 
 

@@ -368,6 +368,10 @@ def test_a_slow_network_may_take_the_spare_cpu(tiny: Bundle, monkeypatch: Any) -
     engines.start("openvino", spare, 1e-5)
     assert made == [1, 2]
     made.clear()
+    monkeypatch.setattr(openvino, "WORTH_A_CPU", 10.0)
+    engines.start("openvino", spare, 1e-5)
+    assert made == [1, 2, 1]
+    made.clear()
     monkeypatch.setattr(openvino, "SLOW", 1.0)
     engines.start("openvino", spare, 1e-5)
     assert made == [1]
