@@ -12,11 +12,13 @@ from service.cli import main
 from service.problems import STATUSES
 from service.settings import ModelSettings, Settings
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 
 
 def setting_rows() -> dict[str, str]:
-    rows = re.findall(r"^\| `([a-z_]+)` \| (.*) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z_]+)` \| (.*) \|$", SETTINGS, re.MULTILINE)
     return dict(rows)
 
 
