@@ -29,17 +29,23 @@ class Started:
 
 
 @contextmanager
-def started(arguments: Sequence[str], image: bytes, cache: Path) -> Iterator[Started]:
+def started(
+    arguments: Sequence[str],
+    image: bytes,
+    cache: Path,
+    *,
+    program: Sequence[str] = ("-m", "service.cli"),
+) -> Iterator[Started]:
     """The service with `arguments` of `serve`, ended afterwards; `image` is what is asked first.
 
-    What it compiles it keeps in the folder `cache`.
+    What it compiles it keeps in the folder `cache`. `program` is what Python is told to run.
 
     Raises:
         SystemExit: it ended, or did not answer with 200; the message is the end of its log.
     """
     began = time.perf_counter()
     server = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments],
+        [sys.executable, *program, "serve", "--port", "0", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"XDG_CACHE_HOME": str(cache)},

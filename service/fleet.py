@@ -146,7 +146,7 @@ class Fleet:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        engines.set_cpu_threads(settings.engine_threads)
+        engines.set_cpu_threads(settings.engine_threads or engines.usual_threads())
         self.models: dict[str, Model] = {}
         turns: DeviceTurns = defaultdict(Turns)
         for index, row in enumerate(settings.models):

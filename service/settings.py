@@ -144,11 +144,11 @@ class Settings(Strict):
         description="threads that decode images, in each front end; "
         "default: the CPUs divided by the front ends, at most 4",
     )
-    engine_threads: int = Field(
-        # A thread that decodes or answers would otherwise hold up all of an operator's threads.
-        default_factory=lambda: max(1, cpus() - 1),
+    engine_threads: int | None = Field(
+        None,
         ge=1,
-        description="threads of a CPU engine's operators; default: all CPUs but one",
+        description="threads of a CPU engine's operators; unset: all CPUs but one, which OpenVINO "
+        "takes too where an image takes longer than 20 ms and measuring finds that it pays",
     )
     shutdown_grace_s: float = Field(
         1.0, ge=0, description="after SIGTERM, go on serving this long while /health/ready is 503"

@@ -46,7 +46,7 @@ def build_engine(spec: str, bundle: Bundle) -> Infer:
     The result gives probabilities [N, K] of images uint8 [H, W, 3].
     """
     model = ModelSettings(spec=spec, device="cpu", max_batch=MAX_BATCH)
-    service = Settings(models=[model], engine_threads=ENGINE_THREADS)
+    service = Settings(models=[model])
     engines.set_cpu_threads(ENGINE_THREADS)
     blueprint = engines.blueprint(bundle, model, "cpu", service)
     return engines.start_any(engines.engines_for(model, "cpu"), blueprint, None).infer

@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from service.engines import cache
+from service.engines import cache, hardware
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, measure
 from service.engines.compiled import compiled
 from service.engines.eager import eager
-from service.engines.hardware import devices, engines_for, precision, set_cpu_threads
+from service.engines.hardware import devices, engines_for, precision, set_cpu_threads, usual_threads
 from service.engines.parity import Parity, check
 from service.errors import ConfigError
 from service.ranking import Ranking
-from service.settings import ModelSettings, Settings
+from service.settings import ModelSettings, Settings, cpus
 
 __all__ = [
     "Blueprint", "Engine", "Parity", "Ranking", "Warm", "blueprint", "devices", "engines_for",
-    "precision", "set_cpu_threads", "start", "start_any",
+    "precision", "set_cpu_threads", "start", "start_any", "usual_threads",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,8 @@ def blueprint(bundle: Bundle, model: ModelSettings, device: str, service: Settin
         device=device,
         precision=precision(model, device),
         max_batch=model.max_batch,
-        threads=service.engine_threads,
+        threads=service.engine_threads or hardware.usual_threads(),
+        most_threads=service.engine_threads or cpus(),
         cache=cache.folder(service.cache_dir),
     )
 

@@ -18,7 +18,8 @@ class Blueprint:
     """One network, where and how it shall run.
 
     `device`: cpu or cuda:N; `precision`: fp32, bf16, fp16 or int8; `threads`: of a CPU engine's
-    operators; `cache`: a writable folder for what is worth keeping, or None.
+    operators, `most_threads` those that a slow network may have instead; `cache`: a writable
+    folder for what is worth keeping, or None.
     """
 
     bundle: Bundle
@@ -26,6 +27,7 @@ class Blueprint:
     precision: str
     max_batch: int
     threads: int
+    most_threads: int
     cache: Path | None
 
     def cached(self, kind: str, suffix: str, *details: object) -> Path | None:

@@ -81,7 +81,7 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
 def _shortest(run: Callable[[int], object], size: int) -> float:
     """Seconds of the fastest of a few runs; of a slow one, one is enough."""
     shortest, spent, runs = float("inf"), 0.0, 0
-    while spent < TIMING or (runs < REPEATS and spent < LONGEST):
+    while spent < TIMING or (runs < REPEATS and spent < LONGEST / REPEATS):
         started = time.perf_counter()
         run(size)
         elapsed = time.perf_counter() - started

@@ -35,7 +35,9 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
 
 def main(weights: str, device: str, precision: str, max_batch: str, threads: str, to: str) -> None:
     bundle = bundles.read(weights)
-    blueprint = Blueprint(bundle, device, precision, int(max_batch), int(threads), cache=None)
+    blueprint = Blueprint(
+        bundle, device, precision, int(max_batch), int(threads), int(threads), None
+    )
     compile_to(blueprint, Path(to))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from service.errors import ConfigError
-from service.settings import ModelSettings
+from service.settings import ModelSettings, cpus
 
 
 def devices(settings: ModelSettings) -> list[str]:
@@ -101,3 +101,9 @@ def describe(device: str) -> str:
 def set_cpu_threads(count: int) -> None:
     """Sets how many threads torch's operators on the CPU use, for the whole process."""
     torch.set_num_threads(count)
+
+
+def usual_threads() -> int:
+    """All CPUs but one: a thread that decodes or answers on it would otherwise hold up all of an
+    operator's threads."""
+    return max(1, cpus() - 1)

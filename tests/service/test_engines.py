@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def images(count: int, side: int = 32) -> Images:
 
 
 def planned(made: Bundle, precision: str = "fp32", cache: Path | None = None) -> Blueprint:
-    return Blueprint(made, "cpu", precision, max_batch=8, threads=1, cache=cache)
+    return Blueprint(made, "cpu", precision, max_batch=8, threads=1, most_threads=1, cache=cache)
 
 
 def expected(made: Bundle, batch: Images) -> NDArray[np.float32]:
@@ -344,3 +345,33 @@ def test_two_batches_in_flight_on_cuda_keep_apart(tiny: Bundle, kind: str) -> No
         for batch, result in zip((first, second), flying, strict=True):
             found = result().by_class()
             np.testing.assert_allclose(found, expected(tiny, batch), atol=5e-3)
+
+
+def test_a_slow_network_may_take_the_spare_cpu(tiny: Bundle, monkeypatch: Any) -> None:
+    from service.engines import openvino
+
+    made: list[int] = []
+    usual = openvino._forward
+
+    def forward(model: Any, options: Any, kept: Any, threads: int) -> Any:
+        made.append(threads)
+        run = usual(model, options, kept, threads)
+
+        def timed(batch: Any) -> Any:
+            time.sleep(0.03 / threads)
+            return run(batch)
+
+        return timed
+
+    monkeypatch.setattr(openvino, "_forward", forward)
+    spare = replace(planned(tiny), most_threads=2)
+    engines.start("openvino", spare, 1e-5)
+    assert made == [1, 2]
+    made.clear()
+    monkeypatch.setattr(openvino, "WORTH_A_CPU", 10.0)
+    engines.start("openvino", spare, 1e-5)
+    assert made == [1, 2, 1]
+    made.clear()
+    monkeypatch.setattr(openvino, "SLOW", 1.0)
+    engines.start("openvino", spare, 1e-5)
+    assert made == [1]
