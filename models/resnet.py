@@ -7,7 +7,8 @@ Zagoruyko 2016 (arXiv:1605.07146).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
@@ -19,6 +20,11 @@ Stem = Literal["imagenet", "small"]
 Shortcut = Literal["A", "B", "C", "conv"]
 ShortcutPadding = Literal["both", "end"]
 Stride = Literal["3x3", "1x1"]
+StrideBlock = Literal["first", "last"]
+Padding = Literal["symmetric", "same"]
+PoolPadding = Literal["symmetric", "same", "zero", "ceil"]
+PreactStem = Literal["bare", "activated", "activated_once"]
+PreactShortcut = Literal["projected", "activated", "raw", "entry"]
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 
@@ -44,6 +50,28 @@ class Architecture:
     `num_classes`: outputs of the linear head; 0 builds a backbone without one.
     `in_channels`: channels of the input images.
 
+    The rest says where other libraries' networks of the same names compute something else:
+
+    `stride_block`: a stage strides in its "first" block, or in its "last", but for the last stage
+        (Keras's V2).
+    `padding`: of strided 3x3 convolutions: "symmetric", or "same" as TensorFlow and Flax have it,
+        where an even side is padded at its end only.
+    `stem_padding`: likewise, of the stem's convolution.
+    `pool_padding`: of the stem's pooling: "symmetric" and "same" pad with minus infinity, "zero"
+        symmetrically with zeros (Keras's V2, before any activation); "ceil" pads nothing and
+        rounds the resolution up (Caffe).
+    `biases`: the convolutions that have one: any of "stem", "conv1", "conv2", "conv3", "shortcut".
+    `eps`: what normalisation adds to the variance.
+    `input_norm`: normalise the images with statistics of their own (MXNet's and ONNX's v2).
+    `preact_stem`: a pre-activation network's stem is "bare"; or "activated" like any other's, and
+        then every block activates again (MXNet's v2); or "activated_once", so that the first block
+        does not (He 2016, appendix).
+    `preact_shortcut`: a pre-activation block's shortcut sees the activated input where it is
+        "projected" by a convolution, and the raw one elsewhere; or always the "activated" or the
+        "raw" one; or the activated one in the "entry" block of each stage alone (He 2016, in
+        words).
+    `final_norm`: a pre-activation network normalises and activates its features.
+
     Raises:
         ValueError: a value is impossible; the message names the field and what it allows.
     """
@@ -60,15 +88,22 @@ class Architecture:
     stride_at: Stride = "3x3"
     dropout: float = 0.0
     in_channels: int = 3
+    stride_block: StrideBlock = "first"
+    padding: Padding = "symmetric"
+    stem_padding: Padding = "symmetric"
+    pool_padding: PoolPadding = "symmetric"
+    biases: tuple[str, ...] = ()
+    eps: float = 1e-5
+    input_norm: bool = False
+    preact_stem: PreactStem = "bare"
+    preact_shortcut: PreactShortcut = "projected"
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         # JSON and YAML give lists; a frozen, hashable value wants tuples.
         for name in ("blocks", "planes"):
-            value = getattr(self, name)
-            sizes = tuple(value) if isinstance(value, list | tuple) else ()
-            if not sizes or not all(type(size) is int and size > 0 for size in sizes):
-                raise ValueError(f"{name} must be a list of positive integers, not {value!r}")
-            object.__setattr__(self, name, sizes)
+            object.__setattr__(self, name, _sizes(name, getattr(self, name)))
+        object.__setattr__(self, "biases", _biased(self.biases))
         if len(self.blocks) != len(self.planes):
             raise ValueError(
                 f"blocks and planes must be equally long, not {len(self.blocks)} and "
@@ -82,11 +117,13 @@ class Architecture:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-        for name in ("width", "dropout"):
+        for name in ("width", "dropout", "eps"):
             if type(getattr(self, name)) not in (int, float):
                 raise ValueError(f"{name} must be a number, not {getattr(self, name)!r}")
         if self.width <= 0 or any(planes * self.width % 1 for planes in self.planes):
             raise ValueError(f"width must give whole channels, not {self.width!r}")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must be above 0 and below 1, not {self.eps!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
         if self.dropout and self.block == "bottleneck":
@@ -104,6 +141,20 @@ class Architecture:
         return 2 + sum(self.blocks) * (2 if self.block == "basic" else 3)
 
 
+def _sizes(name: str, value: object) -> tuple[int, ...]:
+    sizes = tuple(value) if isinstance(value, list | tuple) else ()
+    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"{name} must be a list of positive integers, not {value!r}")
+    return sizes
+
+
+def _biased(value: object) -> tuple[str, ...]:
+    """In one order, so that equal networks are equal values."""
+    if not isinstance(value, list | tuple) or not all(each in BIASED for each in value):
+        raise ValueError(f"biases must be some of {', '.join(BIASED)}, not {value!r}")
+    return tuple(each for each in BIASED if each in value)
+
+
 CHOICES: dict[str, tuple[object, ...]] = {
     "block": get_args(Block),
     "stem": get_args(Stem),
@@ -111,12 +162,48 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "shortcut": get_args(Shortcut),
     "shortcut_padding": get_args(ShortcutPadding),
     "stride_at": get_args(Stride),
+    "stride_block": get_args(StrideBlock),
+    "padding": get_args(Padding),
+    "stem_padding": get_args(Padding),
+    "pool_padding": get_args(PoolPadding),
+    "input_norm": (False, True),
+    "preact_stem": get_args(PreactStem),
+    "preact_shortcut": get_args(PreactShortcut),
+    "final_norm": (False, True),
 }
+BIASED = ("stem", "conv1", "conv2", "conv3", "shortcut")
 
 
-def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A bias-free convolution, padded so that stride 1 keeps the resolution."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+    """Images [N, C, H, W], padded for a window as TensorFlow's SAME: more at the end than before.
+
+    The result has ceil(H / stride) windows down and ceil(W / stride) across.
+    """
+    height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+    pads = (width // 2, width - width // 2, height // 2, height - height // 2)
+    return F.pad(x, pads, value=value) if any(pads) else x
+
+
+class SameConv2d(nn.Conv2d):
+    """A strided convolution whose padding depends on the size of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(pad_same(input, self.kernel_size[0], self.stride[0]))
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    bias: bool = False,
+    padding: Padding = "symmetric",
+) -> nn.Conv2d:
+    """A convolution, padded so that stride 1 keeps the resolution."""
+    if padding == "same" and stride > 1 and kernel > 1:
+        return SameConv2d(in_channels, out_channels, kernel, stride, bias=bias)
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
 
 
 class NormReLU(nn.BatchNorm2d):
@@ -145,11 +232,24 @@ class ConvShortcut(nn.Module):
     """Options B, C and "conv": a strided convolution, normalised in post-activation blocks."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, norm: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        architecture: Architecture,
     ) -> None:
         super().__init__()
-        self.conv = conv(in_channels, out_channels, kernel, stride)
-        self.bn = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
+        self.conv = conv(
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            bias="shortcut" in architecture.biases,
+            padding=architecture.padding,
+        )
+        norm = not architecture.preact
+        self.bn = nn.BatchNorm2d(out_channels, architecture.eps) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.bn(self.conv(x)))
@@ -163,11 +263,21 @@ def make_shortcut(
     option = architecture.shortcut
     if same_shape and option != "C":
         return nn.Identity()
-    if option == "A":
+    # A stage that strides at its end has widened long before: there is nothing to project.
+    ends = architecture.stride_block == "last" and in_channels == out_channels
+    if option == "A" or (ends and option != "C"):
         padding = architecture.shortcut_padding
         return PaddedShortcut(out_channels - in_channels, stride, padding)
     kernel = 3 if option == "conv" else 1
-    return ConvShortcut(in_channels, out_channels, kernel, stride, norm=not architecture.preact)
+    return ConvShortcut(in_channels, out_channels, kernel, stride, architecture)
+
+
+def _convolutions(architecture: Architecture, count: int) -> list[Callable[..., nn.Conv2d]]:
+    """A block's convolutions, told whether they have a bias and how they are padded."""
+    return [
+        partial(conv, bias=f"conv{number}" in architecture.biases, padding=architecture.padding)
+        for number in range(1, count + 1)
+    ]
 
 
 class ResidualBlock(Protocol):
@@ -197,11 +307,12 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.out_channels = width = round(planes * architecture.width)
-        self.conv1 = conv(in_channels, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        first, second = _convolutions(architecture, 2)
+        self.conv1 = first(in_channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width, architecture.eps)
         self.dropout = nn.Dropout(architecture.dropout)
-        self.conv2 = conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = second(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width, architecture.eps)
         self.shortcut = make_shortcut(in_channels, width, stride, architecture)
 
     @property
@@ -223,13 +334,14 @@ class Bottleneck(nn.Module):
         super().__init__()
         width = round(planes * architecture.width)
         self.out_channels = planes * EXPANSION["bottleneck"]
-        first, second = (stride, 1) if architecture.stride_at == "1x1" else (1, stride)
-        self.conv1 = conv(in_channels, width, 1, first)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, second)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, self.out_channels, 1)
-        self.bn3 = nn.BatchNorm2d(self.out_channels)
+        strides = (stride, 1) if architecture.stride_at == "1x1" else (1, stride)
+        first, second, third = _convolutions(architecture, 3)
+        self.conv1 = first(in_channels, width, 1, strides[0])
+        self.bn1 = nn.BatchNorm2d(width, architecture.eps)
+        self.conv2 = second(width, width, 3, strides[1])
+        self.bn2 = nn.BatchNorm2d(width, architecture.eps)
+        self.conv3 = third(width, self.out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(self.out_channels, architecture.eps)
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride, architecture)
 
     @property
@@ -246,7 +358,7 @@ class Bottleneck(nn.Module):
 class PreActBasicBlock(nn.Module):
     """He 2016, figure 1b: the block's input is normalised and activated first.
 
-    A shortcut with a convolution sees the activated input, any other the raw one.
+    Which of the two its shortcut sees is the concern of `sees_activated`.
     """
 
     def __init__(
@@ -254,12 +366,14 @@ class PreActBasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.out_channels = width = round(planes * architecture.width)
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = conv(in_channels, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
+        first, second = _convolutions(architecture, 2)
+        self.bn1: nn.Module = nn.BatchNorm2d(in_channels, architecture.eps)
+        self.conv1 = first(in_channels, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width, architecture.eps)
         self.dropout = nn.Dropout(architecture.dropout)
-        self.conv2 = conv(width, width, 3)
+        self.conv2 = second(width, width, 3)
         self.shortcut = make_shortcut(in_channels, width, stride, architecture)
+        self.shortcut_activated = sees_activated(self.shortcut, architecture)
 
     @property
     def residual_end(self) -> nn.Module:
@@ -269,7 +383,7 @@ class PreActBasicBlock(nn.Module):
         activated = F.relu(self.bn1(x))
         y = F.relu(self.bn2(self.conv1(activated)))
         y = self.conv2(self.dropout(y))
-        return cast("Tensor", y + self.shortcut(shortcut_input(self.shortcut, x, activated)))
+        return cast("Tensor", y + self.shortcut(activated if self.shortcut_activated else x))
 
 
 class PreActBottleneck(nn.Module):
@@ -281,14 +395,16 @@ class PreActBottleneck(nn.Module):
         super().__init__()
         width = round(planes * architecture.width)
         self.out_channels = planes * EXPANSION["bottleneck"]
-        first, second = (stride, 1) if architecture.stride_at == "1x1" else (1, stride)
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = conv(in_channels, width, 1, first)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, second)
-        self.bn3 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, self.out_channels, 1)
+        strides = (stride, 1) if architecture.stride_at == "1x1" else (1, stride)
+        first, second, third = _convolutions(architecture, 3)
+        self.bn1: nn.Module = nn.BatchNorm2d(in_channels, architecture.eps)
+        self.conv1 = first(in_channels, width, 1, strides[0])
+        self.bn2 = nn.BatchNorm2d(width, architecture.eps)
+        self.conv2 = second(width, width, 3, strides[1])
+        self.bn3 = nn.BatchNorm2d(width, architecture.eps)
+        self.conv3 = third(width, self.out_channels, 1)
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride, architecture)
+        self.shortcut_activated = sees_activated(self.shortcut, architecture)
 
     @property
     def residual_end(self) -> nn.Module:
@@ -298,12 +414,16 @@ class PreActBottleneck(nn.Module):
         activated = F.relu(self.bn1(x))
         y = F.relu(self.bn2(self.conv1(activated)))
         y = self.conv3(F.relu(self.bn3(self.conv2(y))))
-        return cast("Tensor", y + self.shortcut(shortcut_input(self.shortcut, x, activated)))
+        return cast("Tensor", y + self.shortcut(activated if self.shortcut_activated else x))
 
 
-def shortcut_input(shortcut: nn.Module, x: Tensor, activated: Tensor) -> Tensor:
-    """What a pre-activation shortcut sees, as the authors' own code for 164 and 1001 layers."""
-    return activated if isinstance(shortcut, ConvShortcut) else x
+def sees_activated(shortcut: nn.Module, architecture: Architecture) -> bool:
+    """Whether a pre-activation shortcut sees the activated input; by default as in the authors'
+    own code for 164 and 1001 layers."""
+    rule = architecture.preact_shortcut
+    if rule in ("projected", "entry"):
+        return isinstance(shortcut, ConvShortcut)
+    return rule == "activated"
 
 
 BLOCKS: dict[tuple[Block, bool], BlockFactory] = {
@@ -314,15 +434,39 @@ BLOCKS: dict[tuple[Block, bool], BlockFactory] = {
 }
 
 
+class StemPool(nn.MaxPool2d):
+    """The 3x3 max-pool of stride 2; see `Architecture.pool_padding`."""
+
+    def __init__(self, padding: PoolPadding) -> None:
+        super().__init__(3, 2, padding=int(padding == "symmetric"), ceil_mode=padding == "ceil")
+        self.pads = padding
+
+    def forward(self, input: Tensor) -> Tensor:
+        padded = input
+        if self.pads == "same":
+            padded = pad_same(input, 3, 2, value=float("-inf"))
+        elif self.pads == "zero":
+            padded = F.pad(input, (1, 1, 1, 1))
+        return cast("Tensor", super().forward(padded))
+
+
 class ImageStem(nn.Module):
-    """The first layers; a pre-activation network normalises only after them."""
+    """The first layers; most pre-activation networks normalise only after them."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         channels, small = architecture.planes[0], architecture.stem == "small"
-        self.conv = conv(architecture.in_channels, channels, 3 if small else 7, 1 if small else 2)
-        self.norm = nn.Identity() if architecture.preact else NormReLU(channels)
-        self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
+        self.conv = conv(
+            architecture.in_channels,
+            channels,
+            3 if small else 7,
+            1 if small else 2,
+            bias="stem" in architecture.biases,
+            padding=architecture.stem_padding,
+        )
+        bare = architecture.preact and architecture.preact_stem == "bare"
+        self.norm = nn.Identity() if bare else NormReLU(channels, architecture.eps)
+        self.pool = nn.Identity() if small else StemPool(architecture.pool_padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.pool(self.norm(self.conv(x))))
@@ -347,19 +491,31 @@ class ResNet(nn.Module):
         self.custom = block is not None
         make_block = block or BLOCKS[architecture.block, architecture.preact]
         channels = architecture.planes[0]
+        self.input_norm = (
+            nn.BatchNorm2d(architecture.in_channels, architecture.eps)
+            if architecture.input_norm
+            else nn.Identity()
+        )
         self.stem = ImageStem(architecture)
         self.stages = nn.ModuleList()
         for stage, (count, planes) in enumerate(
             zip(architecture.blocks, architecture.planes, strict=True)
         ):
             stack = nn.Sequential()
+            strided = _strided_block(architecture, stage, count)
             for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                made = make_block(channels, planes, stride, architecture)
+                described = architecture
+                if architecture.preact_shortcut == "entry" and index == 0:
+                    described = replace(architecture, preact_shortcut="activated")
+                made = make_block(channels, planes, 2 if index == strided else 1, described)
                 channels = made.out_channels
                 stack.append(cast("nn.Module", made))
             self.stages.append(stack)
-        self.norm = NormReLU(channels) if architecture.preact else nn.Identity()
+        if architecture.preact and architecture.preact_stem == "activated_once" and not self.custom:
+            # What it is given is activated, and activating again changes nothing.
+            cast("Any", self.stages[0])[0].bn1 = nn.Identity()
+        ends = architecture.preact and architecture.final_norm
+        self.norm = NormReLU(channels, architecture.eps) if ends else nn.Identity()
         self.out_channels = channels
         classes = architecture.num_classes
         self.head: nn.Module = nn.Linear(channels, classes) if classes else nn.Identity()
@@ -367,7 +523,7 @@ class ResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Float [N, `out_channels`] before the head, from float images [N, C, H, W]."""
-        x = self.stem(x)
+        x = self.stem(self.input_norm(x))
         for stage in self.stages:
             x = stage(x)
         return cast("Tensor", self.norm(x)).mean((2, 3))
@@ -378,6 +534,13 @@ class ResNet(nn.Module):
     def set_head(self, head: nn.Module) -> None:
         """Replaces the head; it receives features [N, `out_channels`] and keeps its own init."""
         self.head = head
+
+
+def _strided_block(architecture: Architecture, stage: int, count: int) -> int | None:
+    """The index of a stage's block that halves the resolution."""
+    if architecture.stride_block == "last":
+        return count - 1 if stage < len(architecture.blocks) - 1 else None
+    return 0 if stage > 0 else None
 
 
 def initialise(network: ResNet, *, zero_init_residual: bool = False) -> None:

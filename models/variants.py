@@ -118,8 +118,10 @@ def _parse(name: str) -> Variant | None:
 
 
 def find(architecture: Architecture) -> Variant | None:
-    """The variant that `architecture` is, whatever its classes, shortcuts, stride or dropout."""
-    free = ("num_classes", "shortcut", "shortcut_padding", "stride_at", "dropout", "in_channels")
+    """The variant that `architecture` is, whatever its classes, shortcuts, stride or dropout, and
+    wherever another library's network of that name differs."""
+    telling = ("block", "blocks", "planes", "stem", "preact", "width")
+    free = [field.name for field in fields(Architecture) if field.name not in telling]
     wanted = replace(architecture, **{name: _default(name) for name in free})
     candidates = list(names())
     if architecture.width % 1 == 0 and len(architecture.blocks) == len(CIFAR_PLANES):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from models import labels as label_files
 from models import variants
@@ -15,6 +18,7 @@ from models.interchange.source import Source
 from models.preprocess import RGB
 from models.resnet import on_meta
 
+COUNTER = "num_batches_tracked"
 FORMATS: dict[str, Callable[[Path], Source]] = {
     "cifar": cifar.read,
 }
@@ -29,12 +33,14 @@ def convert(
     mean: RGB | None = None,
     std: RGB | None = None,
     labels: str | None = None,
+    numerics: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """A bundle of the weights in a file of another ecosystem.
 
     `format` is a key of `FORMATS`. `mean` and `std` override what the file's layout fixes, and
     are needed where it fixes nothing; `labels` is as for `models.labels.read`; `variant` is only
-    checked: names and shapes determine it.
+    checked: names and shapes determine it. `numerics` are fields of `Architecture` that no file
+    reveals, such as `stride_at`, where they differ from what the format stands for.
 
     Raises:
         BundleError: the file is something else, or leaves something open; one line says what.
@@ -43,12 +49,19 @@ def convert(
     if format not in FORMATS:
         raise BundleError(f"no format is called {format!r}; one of {', '.join(FORMATS)}")
     source = FORMATS[format](path)
+    if numerics:
+        changed = variants.override(source.architecture, **numerics)
+        source = replace(source, architecture=changed)
     found = variants.find(source.architecture)
     if variant is not None and (found is None or variants.variant(variant).name != found.name):
         actual = found.name if found else "a network that has no name"
         raise BundleError(f"{path}: holds {actual}, not {variant}")
+    network = on_meta(source.architecture)
+    # Only training without momentum reads these counters, and many files lack them.
+    counters = {n: torch.tensor(0) for n in network.state_dict() if n.endswith(COUNTER)}
+    tensors = counters | source.tensors
     try:
-        check_fit(on_meta(source.architecture), source.tensors, found.name if found else "a ResNet")
+        check_fit(network, tensors, found.name if found else "a ResNet")
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{path}: {error}", error.difference) from None
     mean, std = mean or source.mean, std or source.std
@@ -63,9 +76,13 @@ def convert(
         variant=found.name if found else None,
         architecture=source.architecture,
         input=replace(source.spec, mean=mean, std=std),
-        labels=label_files.read(labels) if labels else label_files.default(classes),
-        tensors=source.tensors,
+        labels=label_files.read(labels)
+        if labels
+        else source.labels or label_files.default(classes),
+        tensors=tensors,
+        metrics=dict(source.metrics),
         provenance={
+            **source.provenance,
             "source": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "format": format,

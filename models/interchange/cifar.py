@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from models.bundle import BundleError
@@ -14,7 +13,7 @@ from models.interchange.checkpoint import read_checkpoint
 from models.interchange.infer import infer_architecture
 from models.interchange.source import Source
 from models.preprocess import CIFAR, IMAGENET, RGB
-from models.resnet import ShortcutPadding, on_meta
+from models.resnet import ShortcutPadding
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,6 @@ def read(path: Path) -> Source:
     if architecture.shortcut == "A" and layout.shortcut_padding is None:
         raise BundleError(f"{path}: option A, but its layout does not say on which side it pads")
     is_cifar10 = architecture.num_classes == 10
-    # Only momentum-free training reads these counters, and old files lack them.
-    for name in on_meta(architecture).state_dict():
-        if name.endswith("num_batches_tracked"):
-            renamed.setdefault(name, torch.tensor(0))
     return Source(
         layout=layout.name,
         tensors=renamed,

@@ -4,54 +4,77 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from models.bundle import BundleError
-from models.resnet import EXPANSION, Architecture, Block, Shortcut, ShortcutPadding
+from models.resnet import BIASED, EXPANSION, Architecture, Block, PreactStem, Shortcut
 
 BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.")
+STEM, FIRST = "stem.conv.weight", "stages.0.0.conv1.weight"
 
 
-def infer_architecture(
-    tensors: Mapping[str, Tensor], *, shortcut_padding: ShortcutPadding
-) -> Architecture:
-    """What names and shapes determine; they never reveal on which side option A pads.
+def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Architecture:
+    """What names and shapes determine, and `numerics`: fields of `Architecture` that they do not.
+
+    Those are all that say how a layer computes: where it strides, how it pads, its epsilon, what a
+    pre-activation shortcut sees.
 
     Raises:
         BundleError: the tensors are no ResNet's of ours; the message names what is missing.
     """
-    blocks: dict[int, int] = {}
-    for name in tensors:
-        if match := BLOCK.match(name):
-            stage, index = int(match[1]), int(match[2])
-            blocks[stage] = max(blocks.get(stage, 0), index + 1)
-    if sorted(blocks) != list(range(len(blocks))) or not blocks:
-        raise BundleError("no residual stages found: is this a ResNet?")
-    for needed in ("stem.conv.weight", "stages.0.0.conv1.weight", "head.weight"):
+    blocks = _blocks(tensors)
+    for needed in (STEM, FIRST, "head.weight"):
         if needed not in tensors:
             raise BundleError(f"no tensor {needed} found: is this a ResNet with its head?")
     block: Block = "bottleneck" if "stages.0.0.conv3.weight" in tensors else "basic"
-    last = "conv3" if block == "bottleneck" else "conv2"
-    first_planes, stem_channels, _, kernel = tensors["stem.conv.weight"].shape
-    outputs = [_rows(tensors, f"stages.{stage}.0.{last}.weight") for stage in sorted(blocks)]
-    inner = [_rows(tensors, f"stages.{stage}.0.conv1.weight") for stage in sorted(blocks)]
-    # The stem is never widened, and every later stage doubles the planes.
-    planes = [first_planes * 2**stage for stage in sorted(blocks)]
-    if block == "bottleneck" and [p * EXPANSION[block] for p in planes] != outputs:
-        raise BundleError(f"stages {outputs} wide behind a stem of {first_planes} are no ResNet's")
-    return Architecture(
-        block=block,
-        blocks=tuple(blocks[stage] for stage in sorted(blocks)),
-        planes=tuple(planes),
-        stem="imagenet" if kernel == 7 else "small",
-        num_classes=_rows(tensors, "head.weight"),
-        preact="norm.weight" in tensors,
-        width=inner[0] / first_planes if inner[0] % first_planes else inner[0] // first_planes,
-        shortcut=_shortcut(tensors),
-        shortcut_padding=shortcut_padding,
-        in_channels=stem_channels,
-    )
+    if tensors[STEM].ndim != 4:
+        raise BundleError(f"{STEM} must have four dimensions")
+    stem_width, stem_channels, _, kernel = tensors[STEM].shape
+    if kernel not in (3, 7):
+        raise BundleError(f"a stem of {kernel}x{kernel} is no ResNet's: 7x7 or 3x3")
+    inner = [_rows(tensors, f"stages.{stage}.0.conv1.weight") for stage in range(len(blocks))]
+    outer = [
+        _rows(tensors, f"stages.{stage}.0.conv{3 if block == 'bottleneck' else 2}.weight")
+        for stage in range(len(blocks))
+    ]
+    width, planes = _widths(block, stem_width, inner, outer)
+    preact = _is_preact(tensors, len(blocks))
+    found: dict[str, Any] = {
+        "block": block,
+        "blocks": tuple(blocks),
+        "planes": planes,
+        "stem": "imagenet" if kernel == 7 else "small",
+        "num_classes": _rows(tensors, "head.weight"),
+        "preact": preact,
+        "width": width,
+        "shortcut": _shortcut(tensors, outer),
+        "in_channels": stem_channels,
+        "biases": _biases(tensors),
+        "input_norm": "input_norm.weight" in tensors,
+    }
+    if preact:
+        found |= {"preact_stem": _stem(tensors), "final_norm": "norm.weight" in tensors}
+    try:
+        return Architecture(**(found | numerics))
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+
+
+def _blocks(tensors: Mapping[str, Tensor]) -> list[int]:
+    """Blocks per stage."""
+    found: dict[int, set[int]] = {}
+    for name in tensors:
+        if match := BLOCK.match(name):
+            found.setdefault(int(match[1]), set()).add(int(match[2]))
+    if sorted(found) != list(range(len(found))) or not found:
+        raise BundleError("no residual stages found: is this a ResNet?")
+    for stage, indices in found.items():
+        if sorted(indices) != list(range(len(indices))):
+            missing = min(set(range(max(indices))) - indices)
+            raise BundleError(f"block {missing} of stage {stage} is missing")
+    return [len(found[stage]) for stage in range(len(found))]
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
@@ -62,14 +85,57 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
     return tensors[name].shape[0]
 
 
-def _shortcut(tensors: Mapping[str, Tensor]) -> Shortcut:
+def _widths(
+    block: Block, stem: int, inner: list[int], outer: list[int]
+) -> tuple[float, tuple[int, ...]]:
+    """The factor `width` and the planes of each stage; the stem is as wide as the first planes."""
+    width = inner[0] // stem if inner[0] % stem == 0 else inner[0] / stem
+    planes = [channels / width for channels in inner]
+    if any(each % 1 for each in planes) or (
+        block == "bottleneck" and [EXPANSION[block] * each for each in planes] != outer
+    ):
+        raise BundleError(f"stages {outer} wide behind a stem of {stem} are no ResNet's")
+    return width, tuple(map(int, planes))
+
+
+def _is_preact(tensors: Mapping[str, Tensor], stages: int) -> bool:
+    """Whether a block's first norm is as wide as its input rather than as its first convolution."""
+    for stage in range(stages):
+        norm = tensors.get(f"stages.{stage}.0.bn1.weight")
+        convolution = tensors[f"stages.{stage}.0.conv1.weight"]
+        if norm is not None and convolution.shape[0] != convolution.shape[1]:
+            return len(norm) == convolution.shape[1]
+    return "norm.weight" in tensors
+
+
+def _stem(tensors: Mapping[str, Tensor]) -> PreactStem:
+    if "stages.0.0.bn1.weight" not in tensors:
+        return "activated_once"
+    return "activated" if "stem.norm.weight" in tensors else "bare"
+
+
+def _shortcut(tensors: Mapping[str, Tensor], outer: list[int]) -> Shortcut:
     kernels = {
-        name: tensor.shape[-1]
+        name: tensor.shape
         for name, tensor in tensors.items()
         if name.endswith("shortcut.conv.weight")
     }
     if not kernels:
-        return "A"
-    if "stages.0.1.shortcut.conv.weight" in kernels:
-        return "C"
-    return "conv" if 3 in kernels.values() else "B"
+        widens = outer[0] != tensors[STEM].shape[0] or len(set(outer)) > 1
+        return "A" if widens else "B"
+    for name, (rows, columns, *_) in kernels.items():
+        match = BLOCK.match(name)
+        if match and (int(match[2]) > 0 or (match[1] == "0" and rows == columns)):
+            return "C"
+    return "conv" if any(shape[-1] == 3 for shape in kernels.values()) else "B"
+
+
+def _biases(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    names = {
+        "stem": r"stem\.conv\.bias",
+        "shortcut": r".*\.shortcut\.conv\.bias",
+        **{each: rf"stages\.\d+\.\d+\.{each}\.bias" for each in BIASED if each[-1].isdigit()},
+    }
+    return tuple(
+        each for each in BIASED if any(re.fullmatch(names[each], name) for name in tensors)
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -14,8 +16,11 @@ from models.resnet import Architecture
 class Source:
     """Weights under our names, and what their format says of them.
 
-    `layout`: the recognised form of the file. `spec`: how its images are sized.
+    `layout`: the recognised form of the file. `tensors`: the network's state dict; counters that
+    only training reads may be missing. `spec`: how its images are sized.
     `mean`, `std`: None where the file and its layout leave them open.
+    `labels`: class names, where the file has them; `metrics`: published accuracy;
+    `provenance`: what else it says of where the weights come from.
     """
 
     layout: str
@@ -24,3 +29,6 @@ class Source:
     spec: InputSpec
     mean: RGB | None
     std: RGB | None
+    labels: tuple[str, ...] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)

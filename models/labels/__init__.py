@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -36,3 +37,14 @@ def default(num_classes: int) -> tuple[str, ...]:
     if num_classes in known:
         return read(known[num_classes])
     return tuple(f"class {index}" for index in range(num_classes))
+
+
+def synsets(labels: Sequence[str]) -> tuple[str, ...]:
+    """WordNet's ids ("n01440764") of `labels` in their order, if they are ImageNet's; else none.
+
+    ImageNet's own folders are called by these.
+    """
+    if tuple(labels) != read("imagenet1k"):
+        return ()
+    text = resources.files(__name__).joinpath("imagenet1k_synsets.txt").read_text("utf-8")
+    return tuple(text.split())

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.labels import synsets
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -37,6 +38,7 @@ class Dataset:
             ValueError: a class is none of `labels`.
         """
         index = {label: position for position, label in enumerate(labels)}
+        index |= {synset: position for position, synset in enumerate(synsets(labels))}
         unknown = [label for label in self.classes if label not in index]
         if unknown:
             raise ValueError(f"{self.source}: class {unknown[0]!r} is no label of the model")

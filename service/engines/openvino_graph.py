@@ -15,7 +15,7 @@ import numpy as np
 import openvino as ov
 import torch
 import torch.nn.functional as F
-from openvino import opset13 as ops
+from openvino import opset14 as ops
 from torch import Tensor
 
 from models.classifier import Classifier
@@ -70,6 +70,12 @@ class _Traced:
 
     def dim(self) -> int:
         return 4  # Only normalisations ask, and they see images.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[-1, C, H, W]: N is open."""
+        _, *known = self.node.get_output_partial_shape(0)
+        return (-1, *(each.get_length() for each in known))
 
     def __add__(self, other: _Traced) -> _Traced:
         return self.then(ops.add(self.node, other.node))
@@ -149,12 +155,19 @@ def _batch_norm(
 
 
 def _max_pool(
-    x: _Traced, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **_: Any
+    x: _Traced,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    **_: Any,
 ) -> _Traced:
     strides, pads, kernel, dilations = (
         list(_pair(each)) for each in (stride or kernel_size, padding, kernel_size, dilation)
     )
-    pooled = ops.max_pool(x.node, strides, dilations, pads, pads, kernel)
+    rounding = "ceil_torch" if ceil_mode else "floor"
+    pooled = ops.max_pool(x.node, strides, dilations, pads, pads, kernel, rounding)
     return x.then(pooled.output(0))  # The second output has the maxima's places.
 
 

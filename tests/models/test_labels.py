@@ -94,3 +94,11 @@ def test_what_is_neither_known_nor_readable_is_refused_in_one_line(tmp_path: Pat
         assert message.startswith(
             f"labels {source!r} are neither cifar10, cifar100, imagenet1k nor a file: "
         )
+
+
+def test_imagenet_has_its_synset_ids_and_other_labels_have_none() -> None:
+    ids = labels.synsets(labels.read("imagenet1k"))
+    assert len(set(ids)) == 1000
+    assert list(ids) == sorted(ids)
+    assert (ids[0], ids[207], ids[999]) == ("n01440764", "n02099601", "n15075141")
+    assert labels.synsets(labels.read("cifar10")) == ()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import labels
 from models.preprocess import CIFAR, resize_and_crop
 from models.training import datasets
 from models.training.datasets import Dataset
@@ -147,6 +148,13 @@ def test_relabelling_keeps_every_images_class() -> None:
     assert data.targets.tolist() == [0, 1, 1, 2]
     with pytest.raises(ValueError, match=r"x\.tar: class 'dog' is no label of the model"):
         data.relabelled(("cat", "frog"))
+
+
+def test_imagenets_folders_are_named_by_synset() -> None:
+    images = np.zeros((2, 1, 1, 3), np.uint8)
+    data = datasets.Dataset(images, np.array([0, 1]), ("n01440764", "n02099601"), "val")
+    imagenet = labels.read("imagenet1k")
+    assert data.relabelled(imagenet).targets.tolist() == [0, imagenet.index("golden retriever")]
 
 
 @needs_shared
