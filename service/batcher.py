@@ -163,8 +163,10 @@ class Batcher(Generic[Payload, Result]):
     def finish(self, batch: Sequence[Job[Payload, Result]], results: Sequence[Result]) -> None:
         """Delivers a batch's results; called by engine threads."""
         now = time.perf_counter()
-        # The time when nobody was there does not count; that of decoding and of a busy loop does.
-        since = max(self._last_finish, batch[0].admitted)
+        # The time when nobody was there does not count, nor that of waiting for company; that of
+        # decoding and of a busy loop does.
+        came = min(batch[0].admitted + self.max_delay, batch[0].started)
+        since = max(self._last_finish, came)
         measured = (now - since) / len(batch)
         self._batch_seconds = now - batch[0].started
         previous = self.seconds_per_job or measured

@@ -65,10 +65,14 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
     the choice of algorithms or for memory.
     """
     seconds: dict[int, float] = {}
-    best_rate, without_gain = 0.0, 0
+    best_rate, without_gain, smaller = 0.0, 0, 0
     for size in sizes(max_batch):
         run(size)
         seconds[size] = _shortest(run, size)
+        if smaller:
+            # Two batches of half the size would do: what took longer was disturbed.
+            seconds[size] = min(seconds[size], seconds[smaller] * size / smaller)
+        smaller = size
         rate = size / (seconds[size] + HANDOVER)
         without_gain = 0 if rate > best_rate * GAIN else without_gain + 1
         best_rate = max(best_rate, rate)

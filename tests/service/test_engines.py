@@ -106,6 +106,18 @@ def test_measuring_stops_where_a_batch_would_take_too_long(monkeypatch: Any) -> 
     assert list(measure(run, 256).seconds) == [1, 2]
 
 
+def test_a_disturbed_measurement_does_not_forbid_larger_batches(monkeypatch: Any) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def run(size: int) -> None:
+        now[0] += 0.002 + 0.0003 * size + (0.5 if size in (4, 8) else 0.0)
+
+    found = measure(run, 16)
+    assert found.take(100) == 16
+    assert found.seconds[8] == pytest.approx(4 * found.seconds[2])
+
+
 def test_a_ranking_is_stable_and_reversible() -> None:
     given = np.array([[0.2, 0.5, 0.2, 0.1], [0.0, 0.0, 0.0, 1.0]], dtype=np.float32)
     ranking = rank(given)
