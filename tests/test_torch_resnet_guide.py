@@ -22,7 +22,7 @@ def test_every_class_is_in_the_table() -> None:
     assert len(named) == 34
 
 
-@pytest.mark.parametrize(("theirs", "given", "ours"), CLASSES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("theirs", "given", "ours"), CLASSES, ids=str)
 def test_a_row_of_the_table_holds(theirs: str, given: str, ours: str) -> None:
     arguments = dict(each.split("=") for each in given.split(", ") if each)
     keywords = {
@@ -40,7 +40,7 @@ def test_a_row_of_the_table_holds(theirs: str, given: str, ours: str) -> None:
 def test_its_example_runs() -> None:
     code = GUIDE.partition("```python\n")[2].partition("```")[0]
     scope: dict[str, object] = {}
-    exec(code, scope)  # noqa: S102 - our own text
+    exec(code, scope)
     network = scope["network"]
     assert isinstance(network, models.ResNet)
     assert models.count_parameters(network) == 23_520_842
