@@ -21,6 +21,7 @@ Shortcut = Literal["A", "B", "C", "conv"]
 ShortcutPadding = Literal["both", "end"]
 Stride = Literal["3x3", "1x1"]
 StrideBlock = Literal["first", "last"]
+StrideStages = Literal["later", "all"]
 Padding = Literal["symmetric", "same"]
 PoolPadding = Literal["symmetric", "same", "zero", "ceil"]
 PreactStem = Literal["bare", "activated", "activated_once"]
@@ -54,6 +55,8 @@ class Architecture:
 
     `stride_block`: a stage strides in its "first" block, or in its "last", but for the last stage
         (Keras's V2).
+    `stride_stages`: the "later" stages stride, or "all" do (transformers'
+        `downsample_in_first_stage`).
     `padding`: of strided 3x3 convolutions: "symmetric", or "same" as TensorFlow and Flax have it,
         where an even side is padded at its end only.
     `stem_padding`: likewise, of the stem's convolution.
@@ -89,6 +92,7 @@ class Architecture:
     dropout: float = 0.0
     in_channels: int = 3
     stride_block: StrideBlock = "first"
+    stride_stages: StrideStages = "later"
     padding: Padding = "symmetric"
     stem_padding: Padding = "symmetric"
     pool_padding: PoolPadding = "symmetric"
@@ -163,6 +167,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "shortcut_padding": get_args(ShortcutPadding),
     "stride_at": get_args(Stride),
     "stride_block": get_args(StrideBlock),
+    "stride_stages": get_args(StrideStages),
     "padding": get_args(Padding),
     "stem_padding": get_args(Padding),
     "pool_padding": get_args(PoolPadding),
@@ -538,9 +543,10 @@ class ResNet(nn.Module):
 
 def _strided_block(architecture: Architecture, stage: int, count: int) -> int | None:
     """The index of a stage's block that halves the resolution."""
+    every = architecture.stride_stages == "all"
     if architecture.stride_block == "last":
-        return count - 1 if stage < len(architecture.blocks) - 1 else None
-    return 0 if stage > 0 else None
+        return count - 1 if every or stage < len(architecture.blocks) - 1 else None
+    return 0 if every or stage > 0 else None
 
 
 def initialise(network: ResNet, *, zero_init_residual: bool = False) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 from models import bundle, variants
 from models.bundle import Bundle
+from models.interchange import hub
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
+from service import settings
 from service.errors import ConfigError
 
 
@@ -30,11 +32,14 @@ def builtins() -> list[str]:
     return sorted(f.name.removesuffix(".safetensors") for f in files if "safetensors" in f.name)
 
 
-def load(spec: str, architecture: dict[str, Any] | None = None) -> Loaded:
-    """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, or a file's path.
+def load(
+    spec: str, architecture: dict[str, Any] | None = None, cache_dir: Path | None = None
+) -> Loaded:
+    """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, `hf:OWNER/NAME`,
+    `torchvision:VARIANT` or `torchvision:VARIANT:WEIGHTS`, or a file's path.
 
     `architecture` overrides fields of a random network's, or gives all of one that has no name
-    (`random:`).
+    (`random:`). `cache_dir` keeps what is downloaded; by default as the settings say.
 
     Raises:
         ConfigError: one line that names the spec and what is wrong with it.
@@ -52,6 +57,11 @@ def load(spec: str, architecture: dict[str, Any] | None = None) -> Loaded:
                 resources.files("models.builtin").joinpath(f"{rest}.safetensors")
             ) as path:
                 return _from_file(path, spec)
+        if kind == "torchvision" and colon:
+            folder = (cache_dir or settings.load().cache_dir) / "torchvision"
+            return _downloaded(hub.from_torchvision(rest, folder), spec)
+        if kind == "hf" and colon:
+            return _downloaded(hub.from_huggingface(rest), spec)
         # Callers of the service need not know its folders.
         return _from_file(Path(spec), Path(spec).name)
     except (ValueError, TypeError) as error:
@@ -59,9 +69,16 @@ def load(spec: str, architecture: dict[str, Any] | None = None) -> Loaded:
         raise ConfigError(message) from None
 
 
+def _downloaded(found: Bundle, spec: str) -> Loaded:
+    return Loaded(found, spec, found.provenance["sha256"])
+
+
 def _from_file(path: Path, source: str) -> Loaded:
     if not path.is_file():
-        raise ConfigError("no such file; a SPEC is builtin:NAME, random:VARIANT or a bundle's path")
+        raise ConfigError(
+            "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, "
+            "hf:OWNER/NAME or a bundle's path"
+        )
     found = bundle.read(path)
     return Loaded(found, source, hashlib.sha256(path.read_bytes()).hexdigest())
 

@@ -36,7 +36,7 @@ class Model:
     def __init__(
         self, settings: ModelSettings, service: Settings, metrics: Metrics, turns: DeviceTurns
     ) -> None:
-        loaded = catalog.load(settings.spec, settings.architecture)
+        loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
         bundle = loaded.bundle
         self.name = settings.name or bundle.name
         self.spec = bundle.input

@@ -64,7 +64,10 @@ class Strict(BaseModel):
 class ModelSettings(Strict):
     """One served model."""
 
-    spec: str = Field(description="builtin:NAME, random:VARIANT, or the path of a bundle")
+    spec: str = Field(
+        description="builtin:NAME, random:VARIANT, torchvision:VARIANT[:WEIGHTS], hf:OWNER/NAME, "
+        "or the path of a bundle"
+    )
     name: ModelName | None = Field(None, description="what requests call it; the bundle's own name")
     architecture: dict[str, Any] | None = Field(
         None, description="fields of an architecture: overrides for random:VARIANT, all for random:"
@@ -158,7 +161,7 @@ class Settings(Strict):
     )
     cache_dir: Path = Field(
         default_factory=default_cache_dir,
-        description="compiled engines are kept here between starts; default: "
+        description="compiled engines and downloads are kept here between starts; default: "
         "$XDG_CACHE_HOME/resnet-serve, or ~/.cache/resnet-serve",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -13,7 +13,14 @@ import torch
 from models import labels as label_files
 from models import variants
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
-from models.interchange import cifar
+from models.interchange import (
+    cifar,
+    export,
+    huggingface,
+    timm,
+    torch_resnet,
+    torchvision,
+)
 from models.interchange.source import Source
 from models.preprocess import RGB
 from models.resnet import on_meta
@@ -21,6 +28,14 @@ from models.resnet import on_meta
 COUNTER = "num_batches_tracked"
 FORMATS: dict[str, Callable[[Path], Source]] = {
     "cifar": cifar.read,
+    "huggingface": huggingface.read,
+    "timm": timm.read,
+    "torch_resnet": torch_resnet.read,
+    "torchvision": torchvision.read,
+}
+EXPORTERS: dict[str, Callable[[Bundle, Path, Mapping[str, Any]], None]] = {
+    "timm": export.to_timm,
+    "torchvision": export.to_torchvision,
 }
 
 
@@ -37,10 +52,11 @@ def convert(
 ) -> Bundle:
     """A bundle of the weights in a file of another ecosystem.
 
-    `format` is a key of `FORMATS`. `mean` and `std` override what the file's layout fixes, and
-    are needed where it fixes nothing; `labels` is as for `models.labels.read`; `variant` is only
-    checked: names and shapes determine it. `numerics` are fields of `Architecture` that no file
-    reveals, such as `stride_at`, where they differ from what the format stands for.
+    `format` is a key of `FORMATS`; some of them read folders too. `mean` and `std` override what
+    the file's layout fixes, and are needed where it fixes nothing; `labels` is as for
+    `models.labels.read`; `variant` is only checked: names and shapes determine it. `numerics` are
+    fields of `Architecture` that no file reveals, such as `stride_at`, where they differ from what
+    the format stands for.
 
     Raises:
         BundleError: the file is something else, or leaves something open; one line says what.
@@ -84,8 +100,21 @@ def convert(
         provenance={
             **source.provenance,
             "source": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256((source.file or path).read_bytes()).hexdigest(),
             "format": format,
             "layout": source.layout,
         },
     )
+
+
+def export_to(format: str, bundle: Bundle, path: Path, **options: Any) -> None:
+    """Writes the weights of a bundle as another ecosystem has them.
+
+    `format` is a key of `EXPORTERS`; `options` are the format's own.
+
+    Raises:
+        BundleError: that ecosystem has no such network; one line says what it lacks.
+    """
+    if format not in EXPORTERS:
+        raise BundleError(f"no format to write is called {format!r}; one of {', '.join(EXPORTERS)}")
+    EXPORTERS[format](bundle, path, options)

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from models.bundle import BundleError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
+# What torchvision's and timm's own training scripts put beside the weights.
+HARMLESS: list[Any] = [argparse.Namespace]
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+
+
+def weights_file(path: Path) -> Path:
+    """`path`, or the weights in it if it is a folder as the Hugging Face hub has them.
+
+    Raises:
+        BundleError: the folder has none.
+    """
+    if not path.is_dir():
+        return path
+    for name in IN_FOLDERS:
+        if (path / name).is_file():
+            return path / name
+    raise BundleError(f"{path}: a folder without {' or '.join(IN_FOLDERS)}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The float32 state dict in a `.pth`, `.th` or `.pt` file, without `module.` prefixes.
+    """The float32 state dict in a `.pth`, `.th`, `.pt`, `.bin` or `.safetensors` file, without
+    `module.` prefixes.
 
     Nothing in the file is executed: torch reads it with `weights_only=True`.
 
@@ -22,17 +44,46 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         BundleError: it holds no state dict, or more than tensors.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from None
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{path}: not a whole safetensors file ({error})") from None
     # torch raises whatever damage leads to, and its messages advise what must not be done.
     except Exception as error:  # noqa: BLE001
         reason = type(error).__name__
         raise BundleError(f"{path}: no PyTorch checkpoint of plain tensors ({reason})") from None
     return {
-        _strip(name): value.float() if value.is_floating_point() else value
+        _strip(name): value.detach().float() if value.is_floating_point() else value
         for name, value in _state_dict(content, path).items()
     }
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is no such file.
+
+    Raises:
+        BundleError: it holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: no JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise BundleError(f"{path}: holds no JSON object")
+    return content
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(9)
+    # Behind its length, a safetensors header begins with a brace.
+    if start[8:] == b"{":
+        return safetensors.torch.load_file(path)
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +21,8 @@ class Source:
     only training reads may be missing. `spec`: how its images are sized.
     `mean`, `std`: None where the file and its layout leave them open.
     `labels`: class names, where the file has them; `metrics`: published accuracy;
-    `provenance`: what else it says of where the weights come from.
+    `provenance`: what else it says of where the weights come from. `file`: where they lie, if the
+    path that was given is a folder.
     """
 
     layout: str
@@ -32,3 +34,4 @@ class Source:
     labels: tuple[str, ...] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None

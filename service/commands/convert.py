@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from service.commands.options import Rgb, fail_in_one_line
 from service.errors import ConfigError
 
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+
 
 @click.command()
-@click.option("--from", "format", required=True, metavar="FORMAT", help="The ecosystem: cifar.")
+@click.option(
+    "--from",
+    "format",
+    metavar="FORMAT",
+    help="Whose weights SRC has: cifar, huggingface, timm, torch_resnet, torchvision.",
+)
+@click.option("--to", metavar="FORMAT", help="Write DST for another library: timm, torchvision.")
 @click.option("--variant", help="Checked against what the file holds.")
 @click.option("--mean", type=Rgb(), help="r,g,b of values scaled to [0, 1].")
 @click.option("--std", type=Rgb(), help="r,g,b of values scaled to [0, 1].")
@@ -26,46 +35,56 @@ from service.errors import ConfigError
     help="What no file reveals, if it is not what FORMAT stands for: --set stride_at=1x1.",
 )
 @click.option("--name", help="The model's name; default: the file's.")
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src")
 @click.argument("dst", type=click.Path(path_type=Path, dir_okay=False))
 @fail_in_one_line
 def convert(
-    format: str,
-    src: Path,
+    format: str | None,
+    to: str | None,
+    src: str,
     dst: Path,
-    variant: str | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
-    labels: str | None,
-    numerics: tuple[str, ...],
-    name: str | None,
+    **options: Any,
 ) -> None:
-    """Converts the weights in SRC to the bundle DST."""
-    from models import bundle, interchange
-    from models.bundle import WeightsMismatch
+    """Converts the weights in SRC to the bundle DST.
 
-    try:
-        converted = interchange.convert(
-            format,
-            src,
-            variant=variant,
-            mean=mean,
-            std=std,
-            labels=labels,
-            numerics=dict(map(_field, numerics)),
-            name=name,
-        )
-    except WeightsMismatch as error:
-        for line in error.difference:
-            click.echo(line, err=True)
-        raise
-    bundle.write(converted, dst)
+    With --from, SRC is a file of that library. Without, it is a SPEC as `serve --model` takes:
+    a bundle, torchvision:VARIANT or hf:OWNER/NAME. With --to, DST is for another library.
+    """
+    from models import bundle, interchange
+
+    converted = _foreign(format, Path(src), **options) if format else _own(src, **options)
+    if to:
+        interchange.export_to(to, converted, dst)
+    else:
+        bundle.write(converted, dst)
     spec = converted.input
     click.echo(
         f"wrote {dst}: {converted.variant or 'a network without a name'}, shortcut option "
         f"{converted.architecture.shortcut}, {len(converted.labels)} classes, "
-        f"layout {converted.provenance['layout']}, mean {spec.mean}, std {spec.std}"
+        f"layout {to or converted.provenance.get('layout', 'of a bundle')}, mean {spec.mean}, "
+        f"std {spec.std}"
     )
+
+
+def _foreign(format: str, src: Path, numerics: tuple[str, ...], **options: Any) -> Bundle:
+    from models import interchange
+    from models.bundle import WeightsMismatch
+
+    try:
+        return interchange.convert(format, src, numerics=dict(map(_field, numerics)), **options)
+    except WeightsMismatch as error:
+        for line in error.difference:
+            click.echo(line, err=True)
+        raise
+
+
+def _own(src: str, **options: Any) -> Bundle:
+    from service import catalog
+
+    if given := [name for name, value in options.items() if value]:
+        flag = {"numerics": "set"}.get(given[0], given[0])
+        raise ConfigError(f"--{flag}: only with --from; a SPEC says it itself")
+    return catalog.load(src).bundle
 
 
 def _field(text: str) -> tuple[str, Any]:

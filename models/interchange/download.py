@@ -1,0 +1,100 @@
+"""Files from the network, kept and checked."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import io
+import re
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK = 1 << 20
+TIMEOUT_S = 30
+BROKEN = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+)
+
+
+class DownloadError(ValueError):
+    """A file could not be had; the message is one line that names its URL."""
+
+
+def fetch(url: str, folder: Path, sha256: str) -> Path:
+    """The file at `url`, in `folder` under the URL's last part; downloaded unless it is there.
+
+    `sha256` are the first digits of its checksum. What an interrupted download has left is
+    continued; the file appears whole and checked, or not at all. Several processes may ask for
+    the same file at once.
+
+    Raises:
+        DownloadError: there is no network, no such file, or the checksum is another.
+        OSError: `folder` cannot be written.
+    """
+    path = folder / url.rpartition("/")[2]
+    if path.is_file() and _digest(path).startswith(sha256):
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Another process may have finished it meanwhile, and so moved this very file.
+        if path.is_file() and _digest(path).startswith(sha256):
+            return path
+        file.seek(0, io.SEEK_END)
+        _continue(url, file)
+        digest = _digest(part)
+        if not digest.startswith(sha256):
+            part.unlink()
+            raise DownloadError(
+                f"{url}: its SHA-256 begins with {digest[: len(sha256)]}, not with {sha256}; "
+                "nothing was kept"
+            )
+        part.replace(path)
+    return path
+
+
+def _continue(url: str, file: BinaryIO) -> None:
+    """Appends what `file` lacks."""
+    have = file.tell()
+    request = urllib.request.Request(url, headers={"User-Agent": "resnet-serve"})  # noqa: S310
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            if have and not _continues(answer, have):
+                file.truncate(0)
+            expected = answer.headers.get("Content-Length")
+            got = 0
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                got += len(chunk)
+            file.flush()
+            if expected is not None and got < int(expected):
+                raise DownloadError(f"{url}: the connection ended early; start again to continue")
+    except urllib.error.HTTPError as error:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+            return  # All of it is there, or more: its checksum decides.
+        raise DownloadError(f"{url}: {error.code} {error.reason}") from None
+    except BROKEN as error:
+        reason = getattr(error, "reason", None) or error
+        raise DownloadError(f"{url}: cannot be downloaded ({reason})") from None
+
+
+def _continues(answer: http.client.HTTPResponse, have: int) -> bool:
+    """Whether a server has heeded the range."""
+    says = answer.headers.get("Content-Range", "")
+    return answer.status == http.client.PARTIAL_CONTENT and bool(re.match(rf"bytes {have}-", says))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,104 @@
+"""Weights that are named, not given: torchvision's, and repositories on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from models.bundle import Bundle, BundleError
+from models.interchange import convert, published
+from models.interchange.checkpoint import IN_FOLDERS, read_json
+from models.interchange.download import fetch
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
+INSTALL = "pip install 'resnet-serve[interchange]'"
+
+
+def from_torchvision(spec: str, cache: Path) -> Bundle:
+    """The bundle of `VARIANT` or `VARIANT:WEIGHTS`, from a file that is kept in `cache`.
+
+    Where `cache` cannot be written, the file is downloaded for this once.
+
+    Raises:
+        ValueError: there are no such weights, or they cannot be had; one line says why.
+    """
+    variant, _, weights = spec.partition(":")
+    row = published.find(variant, weights)
+    url = f"{published.URL}/{row.file}"
+    try:
+        return _published(row, fetch(url, cache, row.sha256))
+    except OSError:
+        with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
+            return _published(row, fetch(url, Path(folder), row.sha256))
+
+
+def _published(row: published.Published, path: Path) -> Bundle:
+    return convert("torchvision", path, name=row.variant, variant=row.variant)
+
+
+def from_huggingface(spec: str) -> Bundle:
+    """The bundle of a repository `OWNER/NAME`, or `OWNER/NAME@REVISION`, on the Hugging Face hub.
+
+    It is kept where `huggingface_hub` keeps it, whose environment variables say how it connects.
+    timm's and transformers' ResNets are known.
+
+    Raises:
+        BundleError: there is no such repository, no network, or another kind of model.
+    """
+    if not REPOSITORY.fullmatch(spec):
+        raise BundleError("name a repository as OWNER/NAME or OWNER/NAME@REVISION")
+    name, _, revision = spec.partition("@")
+    config = read_json(_downloaded(name, "config.json", revision))
+    assert config is not None
+    if "architecture" in config or "pretrained_cfg" in config:
+        kind = "timm"
+    elif config.get("model_type") == "resnet":
+        kind = "huggingface"
+        _optional(name, "preprocessor_config.json", revision)
+    else:
+        found = config.get("model_type") or "a model of an unknown kind"
+        raise BundleError(f"holds {found}, not a ResNet of timm or transformers")
+    weights = None
+    for file in IN_FOLDERS:
+        weights = weights or _optional(name, file, revision)
+    if weights is None:
+        raise BundleError(f"has neither {' nor '.join(IN_FOLDERS)}")
+    called = re.sub(r"[^A-Za-z0-9._-]", "-", name.rpartition("/")[2]).lstrip("._-")
+    made = convert(kind, weights, name=called)
+    made.provenance["source"] = f"hf:{spec}"
+    return made
+
+
+def _downloaded(repository: str, file: str, revision: str) -> Path:
+    """A file of a repository, downloaded unless it is kept already."""
+    found = _optional(repository, file, revision)
+    if found is None:
+        raise BundleError(f"has no {file}")
+    return found
+
+
+def _optional(repository: str, file: str, revision: str) -> Path | None:
+    try:
+        import huggingface_hub  # noqa: PLC0415
+        from huggingface_hub import errors  # noqa: PLC0415
+    except ImportError:
+        raise BundleError(f"needs huggingface_hub: {INSTALL}") from None
+    options: dict[str, Any] = {"revision": revision or None}
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, **options))
+    except errors.GatedRepoError:
+        raise BundleError("asks for a licence to be accepted; log in to the hub") from None
+    except errors.RepositoryNotFoundError:
+        raise BundleError("the hub has no such public repository") from None
+    except errors.RevisionNotFoundError:
+        raise BundleError(f"the repository has no revision {revision}") from None
+    # Also below an error of the network, where nothing is kept.
+    except errors.LocalEntryNotFoundError:
+        raise BundleError(f"{file} is not kept here and the hub cannot be reached") from None
+    except errors.EntryNotFoundError:
+        return None
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(f"{file} cannot be downloaded ({reason})") from None
