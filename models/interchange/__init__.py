@@ -13,7 +13,7 @@ import torch
 from models import labels as label_files
 from models import variants
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
-from models.interchange import cifar
+from models.interchange import cifar, onnx, onnx_export
 from models.interchange.source import Source
 from models.preprocess import RGB
 from models.resnet import on_meta
@@ -21,6 +21,10 @@ from models.resnet import on_meta
 COUNTER = "num_batches_tracked"
 FORMATS: dict[str, Callable[[Path], Source]] = {
     "cifar": cifar.read,
+    "onnx": onnx.read,
+}
+EXPORTERS: dict[str, Callable[[Bundle, Path, Mapping[str, Any]], None]] = {
+    "onnx": onnx_export.write,
 }
 
 
