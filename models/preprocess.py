@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Crop = Literal["center"]
+Crop = Literal["center", "center_floor"]
 RGB = tuple[float, float, float]
 
 RESAMPLING = {
@@ -31,6 +31,9 @@ class InputSpec:
 
     `size`: height and width in pixels of what the network sees.
     `resize`: pixels that the image's shorter side is resized to before cropping `size`.
+    `crop`: how halves of pixels are rounded: "center" truncates the resized longer side and
+        rounds the crop's corner to even, as torchvision does; "center_floor" rounds the side and
+        truncates the corner, as the ONNX model zoo does.
     `mean`, `std`: per channel in RGB order, of values scaled to [0, 1].
 
     Raises:
@@ -107,15 +110,26 @@ def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:
 def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     """A new uint8 array [H, W, 3] of `spec.size`: shorter side resized, then the centre cropped.
 
-    The longer side is truncated and the crop's corner rounded as torchvision's
-    `Resize` and `CenterCrop` do. `image` must be RGB.
+    Halves of pixels go where `spec.crop` says. `image` must be RGB.
     """
     width, height = image.size
     short = min(width, height)
     if short != spec.resize:
-        width, height = (int(spec.resize * side / short) for side in (width, height))
+        width, height = (_resized(side, short, spec) for side in (width, height))
         image = image.resize((width, height), RESAMPLING[spec.interpolation])
     if (width, height) != (spec.size, spec.size):
-        left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)
+        left, top = (_corner(side, spec) for side in (width, height))
         image = image.crop((left, top, left + spec.size, top + spec.size))
     return np.array(image)
+
+
+def _resized(side: int, short: int, spec: InputSpec) -> int:
+    if spec.crop == "center":
+        return int(spec.resize * side / short)
+    return round(spec.resize / short * side)
+
+
+def _corner(side: int, spec: InputSpec) -> int:
+    if spec.crop == "center":
+        return round((side - spec.size) / 2)
+    return side // 2 - spec.size // 2

@@ -17,6 +17,8 @@ from models.interchange import (
     cifar,
     export,
     huggingface,
+    onnx,
+    onnx_export,
     timm,
     torch_resnet,
     torchvision,
@@ -29,11 +31,13 @@ COUNTER = "num_batches_tracked"
 FORMATS: dict[str, Callable[[Path], Source]] = {
     "cifar": cifar.read,
     "huggingface": huggingface.read,
+    "onnx": onnx.read,
     "timm": timm.read,
     "torch_resnet": torch_resnet.read,
     "torchvision": torchvision.read,
 }
 EXPORTERS: dict[str, Callable[[Bundle, Path, Mapping[str, Any]], None]] = {
+    "onnx": onnx_export.write,
     "timm": export.to_timm,
     "torchvision": export.to_torchvision,
 }

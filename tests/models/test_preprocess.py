@@ -87,7 +87,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"size": True}, "size must be a positive integer, not True"),
     ({"resize": "32"}, "resize must be a positive integer, not '32'"),
     ({"resize": 31}, "resize must be at least size (32), not 31"),
-    ({"crop": "corner"}, "crop must be one of center, not 'corner'"),
+    ({"crop": "corner"}, "crop must be one of center, center_floor, not 'corner'"),
     (
         {"interpolation": "cubic"},
         "interpolation must be one of nearest, bilinear, bicubic, lanczos, not 'cubic'",

@@ -1,0 +1,149 @@
+"""ONNX files: the model zoo's ResNets, and what exporters make of networks like ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.bundle import BundleError
+from models.interchange import onnx_blocks
+from models.interchange.onnx_graph import Reader
+from models.interchange.source import Source
+from models.preprocess import CIFAR, IMAGENET, RGB, InputSpec
+
+MISSING = "the package onnx is not installed: pip install 'resnet-serve[interchange]'"
+# The exporter of MXNet's Gluon, where the model zoo's ResNets come from, left only its names.
+GLUON = re.compile(r"resnetv\d+_dense\d+_fwd")
+ZOO = replace(IMAGENET, crop="center_floor")
+
+
+def read(path: Path) -> Source:
+    """The network in an `.onnx` file, found by what its graph computes.
+
+    External data is read from the file's own folder only, and nothing is executed.
+
+    Raises:
+        BundleError: it cannot be read, or is no plain ResNet; one line names the first node that
+            does not fit.
+    """
+    try:
+        model = _model(path)
+        found = onnx_blocks.find(Reader(model).read(model.graph))
+        described = {each.key: each.value for each in model.metadata_props}
+        labels, own = _described(described, found.architecture.num_classes)
+    except ImportError:
+        raise BundleError(f"{path}: {MISSING}") from None
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror or error}") from None
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+    zoo = any(GLUON.fullmatch(each.name) for each in model.graph.output)
+    layout = "ONNX model zoo" if zoo else "ONNX graph"
+    spec = own or _sized(ZOO if zoo else IMAGENET, found)
+    mean, std = found.mean, found.std
+    if own and (mean is None or std is None or _close(own, mean, std)):
+        mean, std = own.mean, own.std
+    elif zoo and mean is None:
+        mean, std = ZOO.mean, ZOO.std
+    producer = f"{model.producer_name} {model.producer_version}".strip()
+    return Source(
+        layout=f"{layout}, without its softmax" if found.softmax else layout,
+        tensors=found.tensors,
+        architecture=found.architecture,
+        spec=spec,
+        mean=mean,
+        std=std,
+        labels=labels,
+        provenance={"producer": producer} if producer else {},
+    )
+
+
+def _model(path: Path) -> Any:
+    """The file's `ModelProto`, with its external data and without functions."""
+    import onnx
+    from onnx import inliner
+
+    content = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(content)
+    # Whatever damage leads to.
+    except Exception as error:  # noqa: BLE001
+        raise BundleError(f"not an ONNX file ({type(error).__name__})") from None
+    if not model.graph.node:
+        raise BundleError("not an ONNX file: it holds no graph")
+    _external(model, path.parent)
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    return model
+
+
+def _external(model: Any, folder: Path) -> None:
+    """Reads the tensors that lie in other files, all of which must be in the folder itself."""
+    from onnx import TensorProto, external_data_helper
+
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        where = {each.key: each.value for each in tensor.external_data}.get("location", "")
+        file = (folder / where).resolve()
+        if not where or not file.is_relative_to(folder.resolve()):
+            raise BundleError(f"its external data {where!r} lies outside of its folder")
+        if not file.is_file():
+            raise BundleError(f"its external data {where} is missing")
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        # Damaged offsets fail in many ways.
+        except Exception as error:  # noqa: BLE001
+            raise BundleError(
+                f"its external data {where} cannot be read ({type(error).__name__})"
+            ) from None
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+    for each in _tensors_of_nodes(model):
+        if each.data_location == TensorProto.EXTERNAL:
+            raise BundleError("a constant within its graph lies in another file")
+
+
+def _tensors_of_nodes(model: Any) -> Iterator[Any]:
+    """The tensors in the nodes' attributes."""
+    for nodes in (model.graph.node, *(each.node for each in model.functions)):
+        for node in nodes:
+            for attribute in node.attribute:
+                yield attribute.t
+                yield from attribute.tensors
+
+
+def _described(
+    described: Mapping[str, str], classes: int
+) -> tuple[tuple[str, ...] | None, InputSpec | None]:
+    """The labels and the images that an export of ours says of itself."""
+    try:
+        values = {key: json.loads(value) for key, value in described.items() if key in DESCRIBED}
+        labels = values.pop("labels", None)
+        spec = InputSpec(**values) if "mean" in values and "size" in values else None
+    except (ValueError, TypeError, RecursionError):
+        return None, None  # Somebody else's metadata, which may be anything.
+    fits = isinstance(labels, list) and len(labels) == classes
+    return (tuple(map(str, labels)) if fits else None), spec
+
+
+def _sized(spec: InputSpec, found: onnx_blocks.Found) -> InputSpec:
+    """`spec` or the one for small images, of the size that the graph fixes."""
+    if found.architecture.stem == "small":
+        spec = CIFAR
+    size = found.size or spec.size
+    return replace(spec, size=size, resize=round(size * spec.resize / spec.size))
+
+
+def _close(spec: InputSpec, mean: RGB, std: RGB) -> bool:
+    """Whether a graph's own normalisation is what the metadata says, rounded."""
+    return np.allclose(spec.mean, mean, atol=1e-6) and np.allclose(spec.std, std, rtol=1e-6)
+
+
+DESCRIBED = {"labels", *(each.name for each in fields(InputSpec))}
