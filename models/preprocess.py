@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Crop = Literal["center"]
+Crop = Literal["center", "before_resize"]
 RGB = tuple[float, float, float]
 
 RESAMPLING = {
@@ -31,6 +31,8 @@ class InputSpec:
 
     `size`: height and width in pixels of what the network sees.
     `resize`: pixels that the image's shorter side is resized to before cropping `size`.
+    `crop`: "center" resizes, then crops; "before_resize" first crops the square in the centre that
+        is `size / resize` of the shorter side, and resizes it to `size` (Flax's example).
     `mean`, `std`: per channel in RGB order, of values scaled to [0, 1].
 
     Raises:
@@ -108,10 +110,16 @@ def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     """A new uint8 array [H, W, 3] of `spec.size`: shorter side resized, then the centre cropped.
 
     The longer side is truncated and the crop's corner rounded as torchvision's
-    `Resize` and `CenterCrop` do. `image` must be RGB.
+    `Resize` and `CenterCrop` do. Cropping before resizing truncates the crop's side and rounds its
+    corner up. `image` must be RGB.
     """
     width, height = image.size
     short = min(width, height)
+    if spec.crop == "before_resize":
+        side = max(1, short * spec.size // spec.resize)
+        left, top = (width - side + 1) // 2, (height - side + 1) // 2
+        cropped = image.crop((left, top, left + side, top + side))
+        return np.array(cropped.resize((spec.size, spec.size), RESAMPLING[spec.interpolation]))
     if short != spec.resize:
         width, height = (int(spec.resize * side / short) for side in (width, height))
         image = image.resize((width, height), RESAMPLING[spec.interpolation])

@@ -13,7 +13,7 @@ import torch
 from models import labels as label_files
 from models import variants
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
-from models.interchange import cifar
+from models.interchange import cifar, flax, keras
 from models.interchange.source import Source
 from models.preprocess import RGB
 from models.resnet import on_meta
@@ -21,6 +21,8 @@ from models.resnet import on_meta
 COUNTER = "num_batches_tracked"
 FORMATS: dict[str, Callable[[Path], Source]] = {
     "cifar": cifar.read,
+    "flax": flax.read,
+    "keras": keras.read,
 }
 
 
@@ -37,7 +39,8 @@ def convert(
 ) -> Bundle:
     """A bundle of the weights in a file of another ecosystem.
 
-    `format` is a key of `FORMATS`. `mean` and `std` override what the file's layout fixes, and
+    `format` is a key of `FORMATS`; `path` is a file, or a folder where that is what the ecosystem
+    writes. `mean` and `std` override what the file's layout fixes, and
     are needed where it fixes nothing; `labels` is as for `models.labels.read`; `variant` is only
     checked: names and shapes determine it. `numerics` are fields of `Architecture` that no file
     reveals, such as `stride_at`, where they differ from what the format stands for.
@@ -84,8 +87,17 @@ def convert(
         provenance={
             **source.provenance,
             "source": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": _digest(path),
             "format": format,
             "layout": source.layout,
         },
     )
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and digests of all files in a folder."""
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        lines = [f"{_digest(each)}  {each.relative_to(path).as_posix()}\n" for each in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
