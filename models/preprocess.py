@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Crop = Literal["center", "center_floor"]
+Crop = Literal["center", "center_floor", "before_resize"]
 RGB = tuple[float, float, float]
 
 RESAMPLING = {
@@ -31,9 +31,10 @@ class InputSpec:
 
     `size`: height and width in pixels of what the network sees.
     `resize`: pixels that the image's shorter side is resized to before cropping `size`.
-    `crop`: how halves of pixels are rounded: "center" truncates the resized longer side and
-        rounds the crop's corner to even, as torchvision does; "center_floor" rounds the side and
-        truncates the corner, as the ONNX model zoo does.
+    `crop`: "center" truncates the resized longer side and rounds the crop's corner to even, as
+        torchvision does; "center_floor" rounds the side and truncates the corner, as the ONNX
+        model zoo does; "before_resize" first crops the square in the centre that is
+        `size / resize` of the shorter side, and resizes it to `size`, as Flax's example does.
     `mean`, `std`: per channel in RGB order, of values scaled to [0, 1].
 
     Raises:
@@ -110,10 +111,16 @@ def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:
 def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     """A new uint8 array [H, W, 3] of `spec.size`: shorter side resized, then the centre cropped.
 
-    Halves of pixels go where `spec.crop` says. `image` must be RGB.
+    Halves of pixels go where `spec.crop` says; cropping before resizing truncates the crop's side
+    and rounds its corner up. `image` must be RGB.
     """
     width, height = image.size
     short = min(width, height)
+    if spec.crop == "before_resize":
+        side = max(1, short * spec.size // spec.resize)
+        left, top = (width - side + 1) // 2, (height - side + 1) // 2
+        cropped = image.crop((left, top, left + side, top + side))
+        return np.array(cropped.resize((spec.size, spec.size), RESAMPLING[spec.interpolation]))
     if short != spec.resize:
         width, height = (_resized(side, short, spec) for side in (width, height))
         image = image.resize((width, height), RESAMPLING[spec.interpolation])

@@ -64,6 +64,8 @@ class Architecture:
         symmetrically with zeros (Keras's V2, before any activation); "ceil" pads nothing and
         rounds the resolution up (Caffe).
     `biases`: the convolutions that have one: any of "stem", "conv1", "conv2", "conv3", "shortcut".
+    `shortcut_norm`: a post-activation block's projection is normalised, as its other convolutions
+        are (Keras's CIFAR example leaves it bare).
     `eps`: what normalisation adds to the variance.
     `input_norm`: normalise the images with statistics of their own (MXNet's and ONNX's v2).
     `preact_stem`: a pre-activation network's stem is "bare"; or "activated" like any other's, and
@@ -97,6 +99,7 @@ class Architecture:
     stem_padding: Padding = "symmetric"
     pool_padding: PoolPadding = "symmetric"
     biases: tuple[str, ...] = ()
+    shortcut_norm: bool = True
     eps: float = 1e-5
     input_norm: bool = False
     preact_stem: PreactStem = "bare"
@@ -171,6 +174,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "padding": get_args(Padding),
     "stem_padding": get_args(Padding),
     "pool_padding": get_args(PoolPadding),
+    "shortcut_norm": (False, True),
     "input_norm": (False, True),
     "preact_stem": get_args(PreactStem),
     "preact_shortcut": get_args(PreactShortcut),
@@ -234,7 +238,8 @@ class PaddedShortcut(nn.Module):
 
 
 class ConvShortcut(nn.Module):
-    """Options B, C and "conv": a strided convolution, normalised in post-activation blocks."""
+    """Options B, C and "conv": a strided convolution, most often normalised in post-activation
+    blocks."""
 
     def __init__(
         self,
@@ -253,7 +258,7 @@ class ConvShortcut(nn.Module):
             bias="shortcut" in architecture.biases,
             padding=architecture.padding,
         )
-        norm = not architecture.preact
+        norm = architecture.shortcut_norm and not architecture.preact
         self.bn = nn.BatchNorm2d(out_channels, architecture.eps) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
 from models.interchange import (
     cifar,
     export,
+    flax,
     huggingface,
+    keras,
     onnx,
     onnx_export,
     timm,
@@ -30,7 +32,9 @@ from models.resnet import on_meta
 COUNTER = "num_batches_tracked"
 FORMATS: dict[str, Callable[[Path], Source]] = {
     "cifar": cifar.read,
+    "flax": flax.read,
     "huggingface": huggingface.read,
+    "keras": keras.read,
     "onnx": onnx.read,
     "timm": timm.read,
     "torch_resnet": torch_resnet.read,
@@ -104,7 +108,7 @@ def convert(
         provenance={
             **source.provenance,
             "source": path.name,
-            "sha256": hashlib.sha256((source.file or path).read_bytes()).hexdigest(),
+            "sha256": _digest(source.file or path),
             "format": format,
             "layout": source.layout,
         },
@@ -122,3 +126,12 @@ def export_to(format: str, bundle: Bundle, path: Path, **options: Any) -> None:
     if format not in EXPORTERS:
         raise BundleError(f"no format to write is called {format!r}; one of {', '.join(EXPORTERS)}")
     EXPORTERS[format](bundle, path, options)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and digests of all files in a folder."""
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        lines = [f"{_digest(each)}  {each.relative_to(path).as_posix()}\n" for each in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -54,6 +54,9 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
         "biases": _biases(tensors),
         "input_norm": "input_norm.weight" in tensors,
     }
+    shortcuts = {name.rpartition(".")[0] for name in tensors if ".shortcut." in name}
+    if shortcuts and not preact:
+        found["shortcut_norm"] = any(name.endswith(".bn") for name in shortcuts)
     if preact:
         found |= {"preact_stem": _stem(tensors), "final_norm": "norm.weight" in tensors}
     try:

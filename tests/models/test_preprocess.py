@@ -63,6 +63,25 @@ def test_pixels_equal_pillows_own_resize_and_crop(
     assert np.array_equal(pixels, np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    ("image_size", "box"),
+    [
+        ((256, 256), (16, 16, 240, 240)),
+        ((300, 257), (38, 16, 262, 240)),
+        ((101, 640), (7, 276, 95, 364)),
+        ((1, 9), (0, 4, 1, 5)),
+    ],
+)
+def test_an_image_may_be_cropped_before_it_is_resized(
+    image_size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    """Of the shorter side 7/8, in whole pixels; an odd one is left out before, not after."""
+    image = noise(*image_size)
+    spec = replace(IMAGENET, crop="before_resize", interpolation="bicubic")
+    expected = image.crop(box).resize((224, 224), Image.Resampling.BICUBIC)
+    assert np.array_equal(resize_and_crop(image, spec), np.asarray(expected))
+
+
 @pytest.mark.parametrize("image_size", [(32, 32), (40, 32), (64, 64)])
 def test_the_array_is_new_contiguous_and_writable(image_size: tuple[int, int]) -> None:
     image = noise(*image_size)
@@ -87,7 +106,10 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"size": True}, "size must be a positive integer, not True"),
     ({"resize": "32"}, "resize must be a positive integer, not '32'"),
     ({"resize": 31}, "resize must be at least size (32), not 31"),
-    ({"crop": "corner"}, "crop must be one of center, center_floor, not 'corner'"),
+    (
+        {"crop": "corner"},
+        "crop must be one of center, center_floor, before_resize, not 'corner'",
+    ),
     (
         {"interpolation": "cubic"},
         "interpolation must be one of nearest, bilinear, bicubic, lanczos, not 'cubic'",
