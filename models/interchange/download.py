@@ -81,6 +81,7 @@ def _continue(url: str, file: BinaryIO) -> None:
             if expected is not None and got < int(expected):
                 raise DownloadError(f"{url}: the connection ended early; start again to continue")
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             return  # All of it is there, or more: its checksum decides.
         raise DownloadError(f"{url}: {error.code} {error.reason}") from None

@@ -80,21 +80,34 @@ def _downloaded(repository: str, file: str, revision: str) -> Path:
 
 
 def _optional(repository: str, file: str, revision: str) -> Path | None:
+    """A file of a repository, or None where the repository has no such file."""
     try:
         import huggingface_hub  # noqa: PLC0415
         from huggingface_hub import errors  # noqa: PLC0415
     except ImportError:
         raise BundleError(f"needs huggingface_hub: {INSTALL}") from None
-    options: dict[str, Any] = {"revision": revision or None}
+    says_no = (
+        errors.EntryNotFoundError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+    )
+    wanted: dict[str, Any] = {"repo_id": repository, "filename": file, "revision": revision or None}
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, **options))
+        reachable = True
+        try:
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(**wanted))
+        except says_no:
+            raise
+        # Whatever its HTTP client raises; a download would try for half a minute.
+        except Exception:  # noqa: BLE001
+            reachable = False
+        return Path(huggingface_hub.hf_hub_download(**wanted, local_files_only=not reachable))
     except errors.GatedRepoError:
         raise BundleError("asks for a licence to be accepted; log in to the hub") from None
     except errors.RepositoryNotFoundError:
         raise BundleError("the hub has no such public repository") from None
     except errors.RevisionNotFoundError:
         raise BundleError(f"the repository has no revision {revision}") from None
-    # Also below an error of the network, where nothing is kept.
     except errors.LocalEntryNotFoundError:
         raise BundleError(f"{file} is not kept here and the hub cannot be reached") from None
     except errors.EntryNotFoundError:

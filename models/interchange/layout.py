@@ -52,10 +52,10 @@ TORCHVISION_RENAMES: tuple[Rename, ...] = (
 
 # What names reveal, under ours where they have one, of networks that are none of ours.
 FOREIGN = (
+    (r".*\.(?:bn|norm)\d?\.v$", "EvoNorm"),
     (r".*\.(?:se|se_module|attn)\.", "attention within its blocks (SE-ResNet, ECA-ResNet)"),
     (r"stem\.conv\.?\d", "a deep stem (ResNet-C, -D, -S or -T)"),
     (r"(?:stem|pool|maxpool)\.(?:\d|pool|reduce)", "a stem that pools otherwise"),
-    (r".*\.(?:bn|norm)\d?\.v$", "EvoNorm"),
     (r".*downsample\.2\.", "shortcuts that average (ResNet-D)"),
     (r".*\.(?:_packed_params|zero_point)", "quantised weights"),
 )

@@ -54,6 +54,7 @@ OTHERS = (
 )
 # Arguments of a model's factory that change nothing of what a trained network computes.
 WITHOUT_EFFECT = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zero_init_last"}
+AVERAGING = ("avg", "fast")
 
 
 def read(path: Path) -> Source:
@@ -150,9 +151,10 @@ def _check_plain(config: Mapping[str, Any]) -> None:
     if not PLAIN.fullmatch(architecture):
         why = next((why for part, why in OTHERS if part in architecture), "is no plain ResNet")
         raise ValueError(f"timm's {architecture} {why}")
-    if config.get("global_pool", "avg") not in ("avg", "fast"):
-        raise ValueError(f"global_pool {config['global_pool']!r}; networks here average")
-    arguments = config.get("model_args") or {}
+    arguments = dict(config.get("model_args") or {})
+    for pool in (config.get("global_pool", "avg"), arguments.pop("global_pool", "avg")):
+        if pool not in AVERAGING:
+            raise ValueError(f"global_pool {pool!r}; networks here average")
     if changed := [f"{key}={arguments[key]!r}" for key in arguments if key not in WITHOUT_EFFECT]:
         raise ValueError(f"built with {', '.join(changed)}: no longer a plain {architecture}")
 

@@ -21,9 +21,10 @@ from models.preprocess import CIFAR, IMAGENET
 from models.training import datasets
 from models.training.evaluate import Accuracy, accuracy, inference
 from tests.models import tiny
-from tests.models.interchange import reference
+from tests.models.interchange import libraries, reference
 from tests.shared import SHARED, needs_shared
 
+OWNERS = {"akamaster", "chenyaofo", "kuangliu", "weiaicunzai"}
 CHENYAOFO_STD = (0.2023, 0.1994, 0.2010)
 
 
@@ -191,18 +192,52 @@ def test_a_network_without_a_needed_part_is_refused(
         convert(path)
 
 
-def test_preactivated_networks_without_a_last_norm_are_refused(tmp_path: Path) -> None:
-    """kuangliu's PreActResNet has the same names, and no norm after its last block."""
-    tensors = network("kuangliu").state_dict()
-    renamed = {
-        name: value
-        for name, value in tensors.items()
-        if not name.startswith("bn1.") and ".shortcut.1." not in name
-    }
-    path = saved(tmp_path, renamed)
-    with pytest.raises(WeightsMismatch) as caught:
-        convert(path)
-    assert "- stem.norm.weight [4]" in caught.value.difference
+MORE: dict[str, list[torch.nn.Module]] = {
+    "kuangliu/pytorch-cifar": [
+        reference.PreActNetwork(4, 10, bottleneck=False),
+        reference.PreActNetwork(4, 10, bottleneck=True),
+    ],
+    "weiaicunzai/pytorch-cifar100": [
+        reference.WeiaicunzaiNetwork("post", 100),
+        reference.WeiaicunzaiNetwork("post", 100, deep=True),
+    ],
+    "weiaicunzai/pytorch-cifar100 (pre-activation)": [
+        reference.WeiaicunzaiNetwork("pre", 100),
+        reference.WeiaicunzaiNetwork("pre", 100, deep=True),
+    ],
+    "weiaicunzai/pytorch-cifar100 (wide)": [reference.WeiaicunzaiNetwork("wide", 100)],
+    "xternalz/WideResNet-pytorch": [
+        reference.XternalzNetwork(1, 10),
+        reference.XternalzNetwork(3, 100),
+    ],
+}
+
+
+@pytest.mark.parametrize("form", ["plain", "wrapped"])
+@pytest.mark.parametrize(
+    ("layout", "theirs"), [(name, theirs) for name, rows in MORE.items() for theirs in rows]
+)
+def test_more_layouts_give_equal_logits(
+    tmp_path: Path, layout: str, theirs: torch.nn.Module, form: str
+) -> None:
+    libraries.randomised(theirs, 32)
+    state: Any = theirs.state_dict()
+    if form == "wrapped":
+        state = {"net": {f"module.{name}": value for name, value in state.items()}, "acc": 95.2}
+    made = convert(saved(tmp_path, state))
+    assert made.provenance["layout"] == layout
+    assert libraries.difference(made.network(), theirs, 32) <= 1e-5
+    assert made.input.mean != IMAGENET.mean
+
+
+@pytest.mark.parametrize("widen", [1, 3])
+def test_parameters_of_a_function_give_equal_logits(tmp_path: Path, widen: int) -> None:
+    theirs = libraries.randomised(reference.XternalzNetwork(widen, 10), 32)
+    state = {name: value.requires_grad_() for name, value in theirs.as_szagoruyko().items()}
+    made = convert(saved(tmp_path, {"params": state, "epoch": 200, "optimizer": {}}))
+    assert made.provenance["layout"] == "szagoruyko/wide-residual-networks"
+    assert libraries.difference(made.network(), theirs, 32) <= 1e-5
+    assert made.input.mean == (125.3 / 255, 123.0 / 255, 113.9 / 255)
 
 
 def test_labels_of_another_count_are_refused(tmp_path: Path) -> None:
@@ -214,12 +249,13 @@ def test_labels_of_another_count_are_refused(tmp_path: Path) -> None:
 def test_every_published_layout_of_these_repositories_is_known(tmp_path: Path) -> None:
     text = (SHARED / "reference" / "layouts.json").read_text("utf-8")
     published = json.loads(text)["layouts"]["state_dict_layouts"]
-    # Pre-activated ones have no last norm; the largest only repeat ResNet50.
-    without = {f"PreActResNet{d}" for d in (18, 34, 50, 101, 152)} | {"ResNet101", "ResNet152"}
+    # The largest only repeat the others.
+    without = {f"{kind}{d}" for kind in ("ResNet", "PreActResNet") for d in (101, 152)}
+    without |= {f"{kind}{d}" for kind in ("resnet", "preactresnet") for d in (101, 152)}
     found = {}
     for name, layout in published.items():
         owner, _, model = name.partition("/")
-        if owner in {"akamaster", "chenyaofo", "kuangliu"} and model not in without:
+        if owner in OWNERS and model not in without:
             # One zero, whatever the shape: names and shapes are all that counts.
             zeros = {
                 key: torch.zeros((), dtype=torch.float if shape else torch.int64).expand(shape)
@@ -231,6 +267,10 @@ def test_every_published_layout_of_these_repositories_is_known(tmp_path: Path) -
         **{f"akamaster/resnet{d}": (f"resnet{d}", "A") for d in (20, 32, 44, 56, 110)},
         **{f"chenyaofo/cifar10_resnet{d}": (f"resnet{d}", "B") for d in (20, 32, 44, 56)},
         **{f"kuangliu/ResNet{d}": (f"resnet{d}_small", "B") for d in (18, 34, 50)},
+        **{f"kuangliu/PreActResNet{d}": (f"preact_resnet{d}_small", "B") for d in (18, 34, 50)},
+        **{f"weiaicunzai/resnet{d}": (f"resnet{d}_small", "B") for d in (18, 34, 50)},
+        **{f"weiaicunzai/preactresnet{d}": (f"preact_resnet{d}_small", "B") for d in (18, 34, 50)},
+        "weiaicunzai/wideresnet-40-10": ("preact_wide_resnet40_10", "B"),
     }
 
 

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from models import bundle, interchange, variants
+from models.interchange import hub, published
+from models.interchange.download import DownloadError
+from models.preprocess import IMAGENET
+from models.resnet import ResNet
+from service import catalog
+from service.errors import ConfigError
+from tests.models.interchange import libraries
+
+# A hub with these files; nothing else.
+Files = dict[str, bytes]
+
+
+class Hub(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, files: Files) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
+        self.asked: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """What `huggingface_hub` asks of a hub, and a plain server of files."""
+
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        self.server.asked.append(f"{self.command} {path}")
+        content = self.server.files.get(path)
+        if content is None:
+            owned = any(path.startswith(f"/{name}/") for name in OWNED)
+            revision = owned and "/resolve/main/" not in path
+            code = "EntryNotFound" if owned else "RepoNotFound"
+            self.send_response(401 if path.startswith("/private/") else 404)
+            self.send_header("X-Error-Code", "RevisionNotFound" if revision else code)
+            if path.startswith("/gated/"):
+                self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{len(content)}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+OWNED = ("timm/resnet18.a_tag", "microsoft/resnet-tiny", "google/vit", "me/empty")
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    with Hub({}) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def saved_pth(path: Path, network: ResNet) -> bytes:
+    made = bundle.from_network(
+        network,
+        name="r",
+        input=IMAGENET,
+        labels=[f"class {i}" for i in range(network.architecture.num_classes)],
+        provenance={},
+    )
+    interchange.export_to("torchvision", made, path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def row(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> published.Published:
+    """A resnet18 that a server on this machine publishes."""
+    content = saved_pth(tmp_path / "r.pth", variants.build("resnet18"))
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    made = published.Published("resnet18", "IMAGENET1K_V9", digest, 232, 70.5, 90.25)
+    server.files[f"/{made.file}"] = content
+    monkeypatch.setattr(published, "WEIGHTS", (*published.WEIGHTS, made))
+    monkeypatch.setattr(published, "URL", server.url)
+    return made
+
+
+def test_published_weights_are_downloaded_once_and_described(
+    server: Hub, row: published.Published, tmp_path: Path
+) -> None:
+    for spec in ("resnet18", "resnet18:V9", "resnet18:IMAGENET1K_V9", "resnet18:DEFAULT"):
+        made = hub.from_torchvision(spec, tmp_path / "cache")
+        assert (made.name, made.variant) == ("resnet18", "resnet18")
+        assert made.input.resize == 232
+        assert made.metrics["imagenet1k-val"]["top5"] == 0.9025
+        assert made.provenance["source"] == row.file
+    assert server.asked == [f"GET /{row.file}"]
+    loaded = catalog.load("torchvision:resnet18", cache_dir=tmp_path)
+    assert loaded.sha256 == made.provenance["sha256"]
+    assert loaded.source == "torchvision:resnet18"
+    assert (tmp_path / "torchvision" / row.file).is_file()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    row: published.Published, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert hub.from_torchvision("resnet18", tmp_path / "file").input.resize == 232
+    assert hub.from_torchvision("resnet18", Path("/proc/none")).input.resize == 232
+
+
+def test_what_is_wrong_is_one_line(
+    server: Hub, row: published.Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(spec: str) -> str:
+        with pytest.raises(ConfigError, match=r"\A[^\n]+\Z") as caught:
+            catalog.load(spec, cache_dir=tmp_path)
+        return str(caught.value)
+
+    assert "no weights for 'resnet20'; it does for resnet18" in refusal("torchvision:resnet20")
+    assert "no weights 'V7'; it has IMAGENET1K_V1" in refusal("torchvision:resnet18:V7")
+    assert "404" in refusal("torchvision:resnet34")
+    server.files[f"/{row.file}"] += b"more"
+    assert "nothing was kept" in refusal("torchvision:resnet18")
+    monkeypatch.setattr(published, "URL", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="cannot be downloaded"):
+        hub.from_torchvision("resnet18", tmp_path)
+    assert "name a repository as OWNER/NAME" in refusal("hf:resnet-50")
+
+
+SCRIPT = """
+import json, sys
+from models import bundle
+from models.interchange import hub
+answers = []
+for spec in sys.argv[2:]:
+    try:
+        made = hub.from_huggingface(spec)
+        bundle.write(made, f"{sys.argv[1]}/{made.name}.safetensors")
+        answers.append([made.name, made.provenance])
+    except bundle.BundleError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def ask(endpoint: str, home: Path, *specs: str) -> list[Any]:
+    """What a process says that knows no other hub; `huggingface_hub` reads its environment once."""
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(home), *specs],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers: list[Any] = json.loads(done.stdout)
+    return answers
+
+
+def test_repositories_become_bundles_and_are_kept(server: Hub, tmp_path: Path) -> None:
+    theirs = libraries.import_timm().create_model("resnet18", num_classes=3)
+    state = {name: value.contiguous() for name, value in theirs.state_dict().items()}
+    config = {
+        "architecture": "resnet18",
+        "pretrained_cfg": {"input_size": [3, 160, 160], "crop_pct": 1.0, "tag": "a_tag"},
+        "label_names": ["a", "b", "c"],
+    }
+    folder = tmp_path / "tiny"
+    resnet = libraries.import_transformers()
+    sizes = {"embedding_size": 8, "hidden_sizes": [32, 64], "depths": [1, 1], "num_labels": 3}
+    resnet.ResNetForImageClassification(resnet.ResNetConfig(**sizes)).save_pretrained(folder)
+    prepared = {
+        "feature_extractor_type": "ConvNextFeatureExtractor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": 64,
+    }
+    main, timm, tiny_net = "resolve/main", *OWNED[:2]
+    torch.save(safetensors.torch.load_file(folder / "model.safetensors"), tmp_path / "t.bin")
+    server.files.update(
+        {
+            f"/{timm}/{main}/config.json": json.dumps(config).encode(),
+            f"/{timm}/{main}/model.safetensors": safetensors.torch.save(state),
+            f"/{tiny_net}/{main}/config.json": (folder / "config.json").read_bytes(),
+            f"/{tiny_net}/{main}/preprocessor_config.json": json.dumps(prepared).encode(),
+            f"/{tiny_net}/{main}/pytorch_model.bin": (tmp_path / "t.bin").read_bytes(),
+            f"/google/vit/{main}/config.json": b'{"model_type": "vit"}',
+            f"/me/empty/{main}/config.json": b'{"model_type": "resnet"}',
+        }
+    )
+    answers = ask(
+        server.url,
+        tmp_path,
+        timm,
+        tiny_net,
+        "google/vit",
+        "me/empty",
+        "no/such",
+        f"{timm}@other",
+        "me",
+    )
+    assert answers[0][0] == "resnet18.a_tag"
+    assert answers[0][1]["source"] == f"hf:{timm}"
+    assert answers[1][1]["format"] == "huggingface"
+    assert answers[2:] == [
+        "holds vit, not a ResNet of timm or transformers",
+        "has neither model.safetensors nor pytorch_model.bin",
+        "the hub has no such public repository",
+        "the repository has no revision other",
+        "name a repository as OWNER/NAME or OWNER/NAME@REVISION",
+    ]
+    made = bundle.read(tmp_path / "resnet18.a_tag.safetensors")
+    assert (made.labels, made.input.size, made.input.resize) == (("a", "b", "c"), 160, 160)
+    assert libraries.difference(made.network(), theirs.eval(), 64) <= 1e-5
+    assert bundle.read(tmp_path / "resnet-tiny.safetensors").input.resize == 73
+
+    # The same without a network, and what was never asked for.
+    offline = ask("http://127.0.0.1:9", tmp_path, timm, "other/one")
+    assert offline[0] == answers[0]
+    assert offline[1] == "config.json is not kept here and the hub cannot be reached"
