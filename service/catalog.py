@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from models import bundle, variants
+from models import bundle, interchange, variants
 from models.bundle import Bundle
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
@@ -31,7 +31,8 @@ def builtins() -> list[str]:
 
 
 def load(spec: str, architecture: dict[str, Any] | None = None) -> Loaded:
-    """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, or a file's path.
+    """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, or the path of a bundle's
+    file or of an ONNX graph, which is converted.
 
     `architecture` overrides fields of a random network's, or gives all of one that has no name
     (`random:`).
@@ -62,7 +63,12 @@ def load(spec: str, architecture: dict[str, Any] | None = None) -> Loaded:
 def _from_file(path: Path, source: str) -> Loaded:
     if not path.is_file():
         raise ConfigError("no such file; a SPEC is builtin:NAME, random:VARIANT or a bundle's path")
-    found = bundle.read(path)
+    foreign = interchange.recognise(path)
+    try:
+        found = interchange.convert(foreign, path) if foreign else bundle.read(path)
+    except interchange.NormalisationUnknown as error:
+        hint = f"`resnet-serve convert --from {foreign}` makes a bundle that says it"
+        raise ConfigError(f"{error}; {hint}") from None
     return Loaded(found, source, hashlib.sha256(path.read_bytes()).hexdigest())
 
 

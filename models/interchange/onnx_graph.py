@@ -161,7 +161,14 @@ class Reader:
             raise misfit(said, "no operation of a plain ResNet")
         else:
             attributes = {each.name: helper.get_attribute_value(each) for each in proto.attribute}
-            made = OPERATIONS[proto.op_type](self, Node(proto.op_type, said, inputs, attributes))
+            node = Node(proto.op_type, said, inputs, attributes)
+            try:
+                made = OPERATIONS[proto.op_type](self, node)
+            except BundleError:
+                raise
+            # A damaged node may fail in any way.
+            except Exception as error:  # noqa: BLE001
+                raise misfit(said, f"cannot be read ({type(error).__name__})") from None
             if isinstance(made, str):
                 self.same[proto.output[0]] = made
             else:
