@@ -665,17 +665,23 @@ def _flatten(reader: Reader, node: Node) -> Step:
         shape: Shape = (OPEN, channels) if node.attributes.get("axis", 1) == 1 else ()
     elif node.op == "Reshape":
         wanted = [int(each) for each in reader.optional(node, 1, "shape")]
-        first = (OPEN, 0, reader.batch) if wanted[1:2] != [OPEN] else (0, reader.batch)
+        first = (0, reader.batch) if wanted[1:2] == [OPEN] else (OPEN, 0, reader.batch)
         fits = len(wanted) >= 2 and wanted[0] in first and wanted[1] in (OPEN, 0, channels)
         shape = (OPEN, channels, *wanted[2:]) if fits and set(wanted[2:]) <= {1} else ()
     else:
-        axes = reader.optional(node, 1, "axes")
-        wanted = [] if axes is None else sorted(int(each) % 4 for each in axes)
-        added = node.op == "Unsqueeze"
-        shape = (OPEN, channels, *((1, 1) if added else ())) if wanted == [2, 3] else ()
+        shape = _squeezed(step.shape, reader.optional(node, 1, "axes"), node.op == "Unsqueeze")
     if not shape:
         raise misfit(node.said, "reshapes features to something other than one row an image")
     return Step("flatten", node.said, (name,), shape)
+
+
+def _squeezed(shape: Shape, axes: Sequence[int] | None, added: bool) -> Shape:
+    """`shape` with lengths of 1 less, or more; () if others than heights and widths change."""
+    count = 0 if axes is None else len(axes)
+    rank = len(shape) + (count if added else 0)
+    if axes is None or any(int(each) % rank < 2 for each in axes):
+        return ()
+    return shape + (1,) * count if added else shape[: rank - count]
 
 
 def _linear(reader: Reader, node: Node) -> Step:

@@ -48,7 +48,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "activated once": {**DEEP, "preact": True, "preact_stem": "activated_once"},
     "activated once, small": {**BASIC, "preact": True, "preact_stem": "activated_once"},
     "no final norm": {**BASIC, "preact": True, "final_norm": False},
-    "entry": {**BASIC, "blocks": (2, 2), "preact": True, "preact_shortcut": "entry"},
+    "entry": {
+        **BASIC,
+        "blocks": (2, 2),
+        "preact": True,
+        "shortcut": "A",
+        "preact_shortcut": "entry",
+    },
     "raw": {**BASIC, "blocks": (2, 2), "preact": True, "preact_shortcut": "raw"},
     "activated shortcuts": {
         **BASIC,
