@@ -51,7 +51,7 @@ def convert(
     from models.bundle import WeightsMismatch
     from service import catalog
 
-    options = {
+    options: dict[str, Any] = {
         "variant": variant,
         "mean": mean,
         "std": std,

@@ -131,7 +131,7 @@ def test_decoding_processes_never_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def zoo(image: Image.Image) -> np.ndarray[Any, Any]:
+def zoo(image: Image.Image) -> Any:
     """The ONNX model zoo's images: float32 [3, 224, 224], step by step as it describes them."""
     ratio = 256 / min(image.size)
     if image.width > image.height:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from torch import Tensor, nn
 
 from models import interchange, labels, variants
@@ -42,8 +43,8 @@ def computed(path: Path, images: Tensor) -> NDArray[np.float32]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options)
-    (images_input,) = [each for each in session.get_inputs() if each.name not in ("", None)][:1]
-    return cast("NDArray[np.float32]", session.run(None, {images_input.name: images.numpy()})[0])
+    name = session.get_inputs()[0].name
+    return cast("NDArray[np.float32]", session.run(None, {name: images.numpy()})[0])
 
 
 def assert_equal_logits(bundle: Bundle, path: Path, size: int) -> None:
@@ -216,7 +217,7 @@ class Wrapped(nn.Module):
             x = net.get_submodule(f"layer{stage + 1}")(x)
         linear = net.get_submodule("linear")
         if self.end == "conv":
-            return self.head(self.pool(x)).flatten(1)
+            return cast("Tensor", self.head(self.pool(x)).flatten(1))
         if self.end == "view":
             pooled = self.pool(x)
             return cast("Tensor", linear(pooled.view(pooled.size(0), -1)))
@@ -225,9 +226,8 @@ class Wrapped(nn.Module):
         if self.end == "average":
             return cast("Tensor", linear(nn.functional.avg_pool2d(x, 4).flatten(1)))
         if self.end == "matmul":
-            return self.pool(x).flatten(1) @ linear.get_parameter(
-                "weight"
-            ).T + linear.get_parameter("bias")
+            weight, bias = linear.get_parameter("weight"), linear.get_parameter("bias")
+            return cast("Tensor", self.pool(x).flatten(1) @ weight.T + bias)
         return cast("Tensor", linear(x.mean((2, 3)))).softmax(1)
 
 
@@ -321,8 +321,8 @@ def test_same_padding_may_be_left_to_the_runtime(tmp_path: Path, size: int | Non
         return random.normal(size=shape).astype(np.float32)
 
     node = helper.make_node
-    same = {"auto_pad": "SAME_UPPER"}
-    twice = {"strides": [2, 2], **same}
+    same: dict[str, Any] = {"auto_pad": "SAME_UPPER"}
+    twice: dict[str, Any] = {"strides": [2, 2], **same}
     nodes = [
         node("Conv", ["x", "w0", "b0"], ["c0"], **twice),
         node("Relu", ["c0"], ["r0"]),
@@ -358,6 +358,62 @@ def test_same_padding_may_be_left_to_the_runtime(tmp_path: Path, size: int | Non
     assert (found.padding, found.stem_padding, found.pool_padding) == ("same",) * 3
     for side in (16,) if size else (33, 40):
         assert_equal_logits(bundle, path, side)
+
+
+def test_caffe2s_graphs_sum_and_pool_by_size(tmp_path: Path) -> None:
+    zoo = gluon.Zoo("resnet50-v1-7", widths=SMALL, size=64, classes=10)
+    for node in zoo.model.graph.node:
+        if node.op_type == "Add":
+            node.op_type = "Sum"
+        elif node.op_type == "GlobalAveragePool":
+            node.op_type = "AveragePool"
+            node.attribute.append(helper.make_attribute("kernel_shape", [2, 2]))
+        elif node.op_type == "Flatten":
+            node.op_type = "Reshape"
+            node.input.append("shape")
+            del node.attribute[:]
+    graph = zoo.model.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 256]), "shape"))
+    graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, (2,)))
+    graph.node.append(helper.make_node("Softmax", [graph.output[0].name], ["gpu_0/softmax_1"]))
+    graph.output[0].name = "gpu_0/softmax_1"
+    for dim in (
+        graph.input[0].type.tensor_type.shape.dim,
+        graph.output[0].type.tensor_type.shape.dim,
+    ):
+        dim[0].dim_value = 1
+    path = tmp_path / "x.onnx"
+    onnx.save(zoo.model, path)
+    bundle = convert(path, **PLAIN)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours = bundle.network()(images).softmax(1)
+    torch.testing.assert_close(ours, torch.from_numpy(computed(path, images)))
+    assert bundle.architecture.stride_at == "1x1"
+
+
+@pytest.mark.parametrize("op", ["Add", "Mul", "Sub", "Div"])
+def test_arithmetic_on_channels_joins_the_norm_before_it(tmp_path: Path, op: str) -> None:
+    """Norms that were taken apart, or followed by a scale."""
+
+    def change(graph: Any) -> None:
+        for index, wanted in ((2, "BatchNormalization"), (1, "Conv")):
+            node = of(graph, wanted, index)
+            width = 4
+            value = np.linspace(0.5, 1.5, width, dtype=np.float32).reshape(width, 1, 1)
+            name = f"{op}{wanted}"
+            graph.initializer.append(numpy_helper.from_array(value, name))
+            weight = helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape)
+            graph.input.append(weight)
+            place = list(graph.node).index(node) + 1
+            output = node.output[0]
+            node.output[0] = f"{output}_before"
+            made = helper.make_node(op, [node.output[0], name], [output], name=f"{name}_node")
+            graph.node.insert(place, made)
+
+    path = changed(tmp_path, change)
+    bundle = convert(path, **PLAIN)
+    assert_equal_logits(bundle, path, 32)
 
 
 # What is refused.
@@ -525,6 +581,26 @@ def test_a_deep_stem_is_refused(tmp_path: Path) -> None:
     assert "a deep stem" in refusal(lambda: convert(path, **PLAIN))
 
 
+class Calibration(CalibrationDataReader):  # type: ignore[misc]
+    """Two batches of noise."""
+
+    def __init__(self) -> None:
+        self.batches = iter([{"x": np.random.rand(1, 3, 8, 8).astype(np.float32)}] * 2)
+
+    def get_next(self) -> Any:
+        return next(self.batches, None)
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator], ids=str)
+def test_what_onnxruntime_quantised_is_refused(tmp_path: Path, form: Any) -> None:
+    whole, small = tmp_path / "x.onnx", tmp_path / "int8.onnx"
+    exported(whole, Wrapped("", "view"), torch.randn(1, 3, 8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantize_static(whole, small, Calibration(), quant_format=form)
+    assert "an 8-bit (quantised) network" in refusal(lambda: convert(small, **PLAIN))
+
+
 # Files are data, and may be damaged or hostile.
 
 
@@ -563,8 +639,7 @@ def test_external_data_stays_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     path = tmp_path / "folder" / "x.onnx"
     model = onnx.load(small_file(tmp_path))
-    settings = {"save_as_external_data": True, "location": "x.data", "size_threshold": 0}
-    onnx.save(model, path, **settings)
+    onnx.save(model, path, save_as_external_data=True, location="x.data", size_threshold=0)
     expected = convert(small_file(tmp_path)).tensors
     assert tiny.same_bits(convert(path).tensors, expected)
 
