@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from models import bundle, variants
+from models import bundle, interchange, variants
 from models.bundle import Bundle
 from models.interchange import hub
 from models.preprocess import CIFAR, IMAGENET
@@ -36,7 +36,8 @@ def load(
     spec: str, architecture: dict[str, Any] | None = None, cache_dir: Path | None = None
 ) -> Loaded:
     """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, `hf:OWNER/NAME`,
-    `torchvision:VARIANT` or `torchvision:VARIANT:WEIGHTS`, or a file's path.
+    `torchvision:VARIANT` or `torchvision:VARIANT:WEIGHTS`, or the path of a bundle's file or of an
+    ONNX graph, which is converted.
 
     `architecture` overrides fields of a random network's, or gives all of one that has no name
     (`random:`). `cache_dir` keeps what is downloaded; by default as the settings say.
@@ -77,9 +78,14 @@ def _from_file(path: Path, source: str) -> Loaded:
     if not path.is_file():
         raise ConfigError(
             "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, "
-            "hf:OWNER/NAME or a bundle's path"
+            "hf:OWNER/NAME, or the path of a bundle or an ONNX file"
         )
-    found = bundle.read(path)
+    foreign = interchange.recognise(path)
+    try:
+        found = interchange.convert(foreign, path) if foreign else bundle.read(path)
+    except interchange.NormalisationUnknown as error:
+        hint = f"`resnet-serve convert --from {foreign}` makes a bundle that says it"
+        raise ConfigError(f"{error}; {hint}") from None
     return Loaded(found, source, hashlib.sha256(path.read_bytes()).hexdigest())
 
 

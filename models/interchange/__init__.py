@@ -45,6 +45,24 @@ EXPORTERS: dict[str, Callable[[Bundle, Path, Mapping[str, Any]], None]] = {
     "timm": export.to_timm,
     "torchvision": export.to_torchvision,
 }
+# Formats whose files say what they are, so that nobody need name them.
+RECOGNISED: dict[str, Callable[[bytes], bool]] = {
+    "onnx": onnx.begins,
+}
+
+
+class NormalisationUnknown(BundleError):
+    """A file leaves open how images were normalised, and the caller has not said it."""
+
+
+def recognise(path: Path) -> str | None:
+    """The key of `FORMATS` for a file that says what it is, by its suffix or its first bytes."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix in RECOGNISED:
+        return suffix
+    with path.open("rb") as file:
+        start = file.read(16)
+    return next((name for name, begins in RECOGNISED.items() if begins(start)), None)
 
 
 def convert(
@@ -90,7 +108,7 @@ def convert(
         raise WeightsMismatch(f"{path}: {error}", error.difference) from None
     mean, std = mean or source.mean, std or source.std
     if mean is None or std is None:
-        raise BundleError(
+        raise NormalisationUnknown(
             f"{path}: its layout ({source.layout}) does not say how images were normalised; "
             "give --mean r,g,b and --std r,g,b"
         )

@@ -18,6 +18,8 @@ from models.interchange.source import Source
 from models.preprocess import CIFAR, IMAGENET, RGB, InputSpec
 
 MISSING = "the package onnx is not installed: pip install 'resnet-serve[interchange]'"
+# The fields after the first of a `ModelProto`, as protobuf announces them.
+KEYS = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
 # The exporter of MXNet's Gluon, where the model zoo's ResNets come from, left only its names.
 GLUON = re.compile(r"resnetv\d+_dense\d+_fwd")
 ZOO = replace(IMAGENET, crop="center_floor")
@@ -43,6 +45,9 @@ def read(path: Path) -> Source:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
+    # Whatever else damage leads to.
+    except Exception as error:  # noqa: BLE001
+        raise BundleError(f"{path}: a damaged ONNX file ({type(error).__name__})") from None
     zoo = any(GLUON.fullmatch(each.name) for each in model.graph.output)
     layout = "ONNX model zoo" if zoo else "ONNX graph"
     spec = own or _sized(ZOO if zoo else IMAGENET, found)
@@ -61,6 +66,13 @@ def read(path: Path) -> Source:
         std=std,
         labels=labels,
         provenance={"producer": producer} if producer else {},
+    )
+
+
+def begins(start: bytes) -> bool:
+    """Whether a file that starts so may be one: with its IR version, and then another field."""
+    return (
+        start[:1] == b"\x08" and start[1:2] < b"\x20" and start[2:3] in KEYS and start[8:9] != b"{"
     )
 
 

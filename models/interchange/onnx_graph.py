@@ -161,7 +161,14 @@ class Reader:
             raise misfit(said, "no operation of a plain ResNet")
         else:
             attributes = {each.name: helper.get_attribute_value(each) for each in proto.attribute}
-            made = OPERATIONS[proto.op_type](self, Node(proto.op_type, said, inputs, attributes))
+            node = Node(proto.op_type, said, inputs, attributes)
+            try:
+                made = OPERATIONS[proto.op_type](self, node)
+            except BundleError:
+                raise
+            # A damaged node may fail in any way.
+            except Exception as error:  # noqa: BLE001
+                raise misfit(said, f"cannot be read ({type(error).__name__})") from None
             if isinstance(made, str):
                 self.same[proto.output[0]] = made
             else:
@@ -270,7 +277,9 @@ def _elements(op: str, values: Sequence[Array]) -> int:
             return _product(np.array(np.broadcast_shapes(*(each.shape for each in values))))
         except ValueError:
             return 0  # They do not fit, as computing them will say.
-    return SIZES.get(op, lambda given: sum(each.size for each in given))(values)
+    if op in SIZES:
+        return SIZES[op](values)
+    return sum(each.size for each in values)
 
 
 def _product(shape: Array) -> int:
@@ -456,7 +465,8 @@ def _reduce_mean(reader: Reader, node: Node) -> Step:
 
 def _norm(reader: Reader, node: Node) -> Step:
     name, step = reader.images(node)
-    if node.attributes.get("training_mode", 0) or not node.attributes.get("spatial", 1):
+    inferring = node.attributes.get("is_test", 1) and node.attributes.get("spatial", 1)
+    if node.attributes.get("training_mode", 0) or not inferring:
         raise misfit(node.said, "a BatchNorm in training mode, or one for each pixel")
     weight, bias, mean, var = (reader.constant(node, index) for index in range(1, 5))
     # A file has the nearest float32: 1e-5 was meant.
@@ -464,7 +474,17 @@ def _norm(reader: Reader, node: Node) -> Step:
     settings = {"weight": weight, "bias": bias, "mean": mean, "var": var, "eps": eps}
     if any(each.shape != (step.shape[1],) for each in (weight, bias, mean, var)):
         raise misfit(node.said, "its statistics do not fit its input")
+    if step.kind == "norm":
+        scale = weight / np.sqrt(var.astype(np.float64) + eps)
+        return _rescaled(step, node, scale, bias - mean * scale)
     return Step("norm", node.said, (name,), step.shape, settings)
+
+
+def _rescaled(norm: Step, node: Node, scale: Any, shift: Any) -> Step:
+    """A norm and what multiplies and adds to its result, as one norm."""
+    old = norm.settings
+    changed = {"weight": old["weight"] * scale, "bias": old["bias"] * scale + shift}
+    return Step("norm", node.said, norm.sources, norm.shape, {**old, **changed})
 
 
 def _relu(reader: Reader, node: Node) -> Step | str:
@@ -500,6 +520,9 @@ def _arithmetic(reader: Reader, node: Node) -> Step:
     step = reader.steps[name]
     (other,) = (reader.constants[each] for each in node.inputs if each != name)
     first = node.inputs[0] == name
+    if node.attributes.get("broadcast", 0):  # Before opset 7, it began at an axis.
+        behind = len(step.shape) - node.attributes.get("axis", len(step.shape)) - other.ndim
+        other = other.reshape(other.shape + (1,) * max(behind, 0))
     axis, vector = _per_channel(node, other.astype(np.float64), len(step.shape))
     scale, shift = np.float64(1), np.float64(0)
     if node.op in ("Add", "Sum"):
@@ -545,13 +568,7 @@ def _affine(
     channels = step.shape[1]
     scale, shift = np.broadcast_to(scale, channels), np.broadcast_to(shift, channels)
     if step.kind == "norm":
-        old = step.settings
-        settings = {
-            **old,
-            "weight": old["weight"] * scale,
-            "bias": old["bias"] * scale + shift,
-        }
-        return Step("norm", node.said, step.sources, step.shape, settings)
+        return _rescaled(step, node, scale, shift)
     eps = 1e-5
     settings = {
         "weight": scale,
@@ -658,17 +675,23 @@ def _flatten(reader: Reader, node: Node) -> Step:
         shape: Shape = (OPEN, channels) if node.attributes.get("axis", 1) == 1 else ()
     elif node.op == "Reshape":
         wanted = [int(each) for each in reader.optional(node, 1, "shape")]
-        first = (OPEN, 0, reader.batch) if wanted[1:2] != [OPEN] else (0, reader.batch)
+        first = (0, reader.batch) if wanted[1:2] == [OPEN] else (OPEN, 0, reader.batch)
         fits = len(wanted) >= 2 and wanted[0] in first and wanted[1] in (OPEN, 0, channels)
         shape = (OPEN, channels, *wanted[2:]) if fits and set(wanted[2:]) <= {1} else ()
     else:
-        axes = reader.optional(node, 1, "axes")
-        wanted = [] if axes is None else sorted(int(each) % 4 for each in axes)
-        added = node.op == "Unsqueeze"
-        shape = (OPEN, channels, *((1, 1) if added else ())) if wanted == [2, 3] else ()
+        shape = _squeezed(step.shape, reader.optional(node, 1, "axes"), node.op == "Unsqueeze")
     if not shape:
         raise misfit(node.said, "reshapes features to something other than one row an image")
     return Step("flatten", node.said, (name,), shape)
+
+
+def _squeezed(shape: Shape, axes: Sequence[int] | None, added: bool) -> Shape:
+    """`shape` with lengths of 1 less, or more; () if others than heights and widths change."""
+    count = 0 if axes is None else len(axes)
+    rank = len(shape) + (count if added else 0)
+    if axes is None or any(int(each) % rank < 2 for each in axes):
+        return ()
+    return shape + (1,) * count if added else shape[: rank - count]
 
 
 def _linear(reader: Reader, node: Node) -> Step:

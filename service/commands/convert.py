@@ -20,9 +20,15 @@ if TYPE_CHECKING:
     "--from",
     "format",
     metavar="FORMAT",
-    help="Whose weights SRC has: cifar, huggingface, timm, torch_resnet, torchvision.",
+    help="Whose weights SRC has: cifar, flax, huggingface, keras, onnx, timm, torch_resnet, "
+    "torchvision.",
 )
-@click.option("--to", metavar="FORMAT", help="Write DST for another library: timm, torchvision.")
+@click.option(
+    "--to", metavar="FORMAT", help="Write DST for another library: onnx, timm, torchvision."
+)
+@click.option(
+    "--with-preprocessing", is_flag=True, help="DST takes uint8 pixels, gives probabilities: onnx."
+)
 @click.option("--variant", help="Checked against what the file holds.")
 @click.option("--mean", type=Rgb(), help="r,g,b of values scaled to [0, 1].")
 @click.option("--std", type=Rgb(), help="r,g,b of values scaled to [0, 1].")
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 def convert(
     format: str | None,
     to: str | None,
+    with_preprocessing: bool,
     src: str,
     dst: Path,
     **options: Any,
@@ -48,13 +55,18 @@ def convert(
     """Converts the weights in SRC to the bundle DST.
 
     With --from, SRC is a file of that library. Without, it is a SPEC as `serve --model` takes:
-    a bundle, torchvision:VARIANT or hf:OWNER/NAME. With --to, DST is for another library.
+    a bundle, an ONNX file, torchvision:VARIANT or hf:OWNER/NAME. With --to, DST is for another
+    library.
     """
     from models import bundle, interchange
 
+    if to is not None and to not in interchange.EXPORTERS:
+        raise ConfigError(f"--to {to}: one of {', '.join(interchange.EXPORTERS)}")
+    if with_preprocessing and to != "onnx":
+        raise ConfigError("--with-preprocessing goes with --to onnx")
     converted = _foreign(format, Path(src), **options) if format else _own(src, **options)
     if to:
-        interchange.export_to(to, converted, dst)
+        interchange.export_to(to, converted, dst, with_preprocessing=with_preprocessing)
     else:
         bundle.write(converted, dst)
     spec = converted.input

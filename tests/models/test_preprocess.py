@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from models.classifier import Normalise
 from models.preprocess import CIFAR, IMAGENET, InputSpec, resize_and_crop
 
 RESAMPLING = {
@@ -149,3 +151,52 @@ def test_lists_and_whole_numbers_become_tuples_of_floats() -> None:
 def test_decoding_processes_never_import_torch() -> None:
     code = "import sys, models, models.preprocess, models.labels; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def zoo(image: Image.Image) -> Any:
+    """The ONNX model zoo's images: float32 [3, 224, 224], step by step as it describes them."""
+    ratio = 256 / min(image.size)
+    if image.width > image.height:
+        size = (round(ratio * image.width), 256)
+    else:
+        size = (256, round(ratio * image.height))
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    height, width, _ = pixels.shape
+    left, top = width // 2 - 112, height // 2 - 112
+    cut = pixels[top : top + 224, left : left + 224].transpose(2, 0, 1)
+    mean, std = (np.array(each).reshape(3, 1, 1) for each in (IMAGENET.mean, IMAGENET.std))
+    return ((cut / 255 - mean) / std).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (500, 375),
+        (375, 500),
+        (333, 250),
+        (300, 300),
+        (256, 256),
+        (301, 203),
+        (31, 77),
+        (77, 31),
+        (256, 257),
+        (259, 256),
+        (1000, 667),
+        (640, 427),
+    ],
+    ids=str,
+)
+def test_the_model_zoos_images_are_ours_after_normalisation(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    spec = replace(IMAGENET, crop="center_floor")
+    pixels = torch.from_numpy(resize_and_crop(image, spec))[None]
+    ours = Normalise(spec)(pixels)[0].numpy()
+    np.testing.assert_allclose(ours, zoo(image), rtol=0, atol=1e-6)
+
+
+def test_the_model_zoo_crops_where_torchvision_does_not() -> None:
+    """An odd rest is halved downwards, and a longer side rounded."""
+    for size in ((259, 256), (333, 250)):
+        image = noise(*size)
+        theirs = resize_and_crop(image, replace(IMAGENET, crop="center_floor"))
+        assert not np.array_equal(theirs, resize_and_crop(image, IMAGENET))

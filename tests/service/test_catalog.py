@@ -3,9 +3,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import onnx
 import pytest
 
-from models import bundle
+from models import bundle, interchange
 from models.preprocess import IMAGENET
 from service import catalog
 from service.errors import ConfigError
@@ -57,3 +58,33 @@ def test_what_is_wrong_with_a_spec_is_one_line(
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_an_onnx_graph_is_converted(tmp_path: Path) -> None:
+    ours = catalog.load("builtin:resnet20-cifar10").bundle
+    for name in ("x.onnx", "without-a-suffix"):
+        path = tmp_path / name
+        interchange.EXPORTERS["onnx"](ours, path, {})
+        loaded = catalog.load(str(path))
+        found = loaded.bundle
+        assert (found.architecture, found.labels) == (ours.architecture, ours.labels)
+        assert (found.variant, found.input) == (ours.variant, ours.input)
+        for tensor, value in found.tensors.items():
+            if value.is_floating_point():
+                assert value.equal(ours.tensors[tensor])
+        assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_onnx_graph_that_cannot_be_served_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"no graph")
+    with pytest.raises(ConfigError, match=r"\A[^\n]*x.onnx: not an ONNX file[^\n]*\Z"):
+        catalog.load(str(path))
+
+    ours = catalog.load("random:resnet20").bundle
+    interchange.EXPORTERS["onnx"](ours, path, {})
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    with pytest.raises(ConfigError, match=r"resnet-serve convert --from onnx.* makes a bundle"):
+        catalog.load(str(path))

@@ -128,6 +128,34 @@ def test_convert_shows_what_differs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_convert_makes_an_onnx_graph_and_reads_it_back(tmp_path: Path) -> None:
+    graph, back = tmp_path / "r.onnx", tmp_path / "r.safetensors"
+    arguments = ("--to", "onnx", "--with-preprocessing", "builtin:resnet20-cifar10", graph)
+    assert "resnet20" in run("convert", *arguments).stdout
+    said = run("convert", "--from", "onnx", graph, back).stdout
+    assert "layout ONNX graph, without its softmax" in said
+    ours = catalog.load("builtin:resnet20-cifar10").bundle
+    found = bundle.read(back)
+    assert (found.input, found.labels) == (ours.input, ours.labels)
+    assert found.tensors["head.weight"].equal(ours.tensors["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["x", "y"], "--from FORMAT says what SRC is"),
+        (["--to", "onnx", "--name", "n", "random:resnet20", "y"], "--from FORMAT says"),
+        (["--to", "caffe", "random:resnet20", "y"], "--to caffe: one of onnx"),
+        (["--from", "onnx", "--with-preprocessing", "x", "y"], "goes with --to onnx"),
+        (["--from", "onnx", "nowhere.onnx", "y"], "nowhere.onnx: No such file"),
+    ],
+)
+def test_convert_says_what_is_wrong_in_one_line(arguments: list[str], words: str) -> None:
+    line = run("convert", *arguments, status=2).stderr
+    assert line.count("\n") == 1
+    assert words in line
+
+
 def test_evaluate_measures_what_the_labels_say(photos: Path) -> None:
     figures = json.loads(run("evaluate", photos, "--model", "random:resnet20", "--json").stdout)
     assert figures["images"] == 6

@@ -1,0 +1,135 @@
+"""What we export computes in onnxruntime what our own forward computes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from models import bundle, interchange
+from models.bundle import Bundle, BundleError
+from models.classifier import Classifier
+from models.preprocess import IMAGENET
+from models.resnet import ResNet
+from models.variants import variant
+from tests.models import tiny
+from tests.models.interchange.networks import IMAGES, NETWORKS, network
+
+
+def described(network: ResNet, size: int, **changes: Any) -> Bundle:
+    spec = replace(IMAGENET, size=size, resize=size + 8, interpolation="bicubic")
+    return bundle.from_network(network, **tiny.described(input=spec, **changes))
+
+
+def export(made: Bundle, path: Path, **options: Any) -> Path:
+    interchange.EXPORTERS["onnx"](made, path, options)
+    onnx.checker.check_model(path, full_check=True)
+    return path
+
+
+def run(path: Path, images: Any) -> Any:
+    return onnxruntime.InferenceSession(str(path)).run(None, {"images": images})[0]
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_logits_are_equal_at_every_batch_size_and_the_way_back_is_exact(
+    tmp_path: Path, name: str
+) -> None:
+    ours = network(name)
+    size = IMAGES[ours.architecture.stem]
+    made = described(ours, size)
+    path = export(made, tmp_path / "x.onnx")
+    for count in (1, 3):
+        images = torch.randn(count, 3, size, size)
+        with torch.no_grad():
+            expected = ours(images).numpy()
+        scale = np.abs(expected).max()
+        given = run(path, images.numpy())
+        np.testing.assert_allclose(given / scale, expected / scale, rtol=0, atol=1e-5)
+    back = interchange.convert("onnx", path)
+    assert (back.input, back.labels) == (made.input, made.labels)
+    if name != "biases":  # Where a norm follows, it has taken them in.
+        assert back.architecture == made.architecture
+        floats = {k: v for k, v in made.tensors.items() if v.is_floating_point()}
+        assert tiny.same_bits({name: back.tensors[name] for name in floats}, floats)
+
+
+@pytest.mark.parametrize("size", [31, 45, 50])
+def test_same_padding_is_that_of_the_exported_size(tmp_path: Path, size: int) -> None:
+    ours = network("same")
+    path = export(described(ours, size), tmp_path / "x.onnx")
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        expected = ours(images).numpy()
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(run(path, images.numpy()) / scale, expected / scale, atol=1e-5)
+    back = interchange.convert("onnx", path).network()
+    with torch.no_grad():
+        np.testing.assert_allclose(back(images).numpy() / scale, expected / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "preact_resnet20", "wide_resnet16_2"])
+def test_named_networks_are_exported_whole(tmp_path: Path, name: str) -> None:
+    row = variant(name)
+    ours = tiny.randomised(ResNet(replace(row.architecture, num_classes=10))).eval()
+    with torch.no_grad():
+        for each in ours.modules():
+            if isinstance(each, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(each.weight)
+    size = row.input.size
+    path = export(described(ours, size), tmp_path / "x.onnx")
+    images = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        expected = ours(images).numpy()
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(run(path, images.numpy()) / scale, expected / scale, atol=1e-5)
+    assert interchange.convert("onnx", path).variant == name
+
+
+def test_with_preprocessing_it_is_the_classifier(tmp_path: Path) -> None:
+    ours = network("option A")
+    made = described(ours, 16)
+    path = export(made, tmp_path / "x.onnx", with_preprocessing=True)
+    pixels = torch.randint(256, (3, 16, 16, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = Classifier(ours, made.input)(pixels).numpy()
+    np.testing.assert_allclose(run(path, pixels.numpy()), expected, rtol=0, atol=1e-6)
+    back = interchange.convert("onnx", path)
+    assert (back.input, back.labels, back.architecture) == (
+        made.input,
+        made.labels,
+        made.architecture,
+    )
+
+
+def test_the_file_says_what_it_is_and_is_the_same_every_time(tmp_path: Path) -> None:
+    made = described(network("option B"), 16)
+    first, second = (export(made, tmp_path / name) for name in ("a.onnx", "b.onnx"))
+    assert first.read_bytes() == second.read_bytes()
+    assert not list(tmp_path.glob("*.part"))
+    model = onnx.load(first)
+    said = {each.key: each.value for each in model.metadata_props}
+    assert said["name"] == "tiny-cifar10"
+    assert json.loads(said["labels"])[0] == "Müsli"
+    assert json.loads(said["mean"]) == list(IMAGENET.mean)
+    assert json.loads(said["std"]) == list(IMAGENET.std)
+    names = {each.name for each in model.graph.initializer}
+    assert {"stem.conv.weight", "stages.1.0.bn1.running_var", "head.bias"} <= names
+
+
+def test_without_the_package_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = described(network("option B"), 16)
+    for name in [each for each in sys.modules if each.partition(".")[0] == "onnx"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BundleError, match=r"pip install 'resnet-serve\[interchange\]'"):
+        interchange.EXPORTERS["onnx"](made, tmp_path / "x.onnx", {})
