@@ -96,7 +96,9 @@ def _check_classes(file: KerasFile) -> None:
 def _check_arrays(layers: Layers) -> None:
     for name, arrays in layers.items():
         if strange := sorted(arrays.keys() - LEAVES.keys()):
-            raise BundleError(f"layer {name} holds {', '.join(strange)}: no layer of a plain ResNet")
+            raise BundleError(
+                f"layer {name} holds {', '.join(strange)}: no layer of a plain ResNet"
+            )
         if ("gamma" in arrays or "beta" in arrays) and "moving_mean" not in arrays:
             raise BundleError(
                 f"layer {name} has no moving statistics: GroupNorm or LayerNorm, not BatchNorm"
@@ -171,7 +173,6 @@ def _small(file: KerasFile, layers: Layers) -> Source:
     """A network told by its layers' order: each convolution's norm follows it."""
     if old := next(filter(BEFORE_2019.match, layers), None):
         raise BundleError(f"has layers called {old}, as Keras before 2.3 had: its pooling differs")
-    _check_order(file)
     convs = _in_order(layers, "conv2d", lambda arrays: arrays.get("kernel", np.empty(0)).ndim == 4)
     norms = _in_order(layers, "batch_normalization", lambda arrays: "moving_mean" in arrays)
     tensors = _head(layers)
@@ -180,6 +181,7 @@ def _small(file: KerasFile, layers: Layers) -> Source:
     stem, *rest = convs
     blocks = _blocks(layers, rest, layers[stem]["kernel"].shape[3])
     named = _stages(blocks, layers[stem]["kernel"].shape[3])
+    _check_order(file)
     names = {stem: "stem.conv", **named}
     square = [name for name in convs if layers[name]["kernel"].shape[0] == 3]
     followed = convs if len(norms) == len(convs) else square

@@ -70,7 +70,7 @@ def _read(file: Any, config: Any) -> KerasFile:
     weights = file.get("model_weights", file)
     if _texts(weights, "layer_names"):
         return KerasFile(dict(_legacy_layers(weights)), configs)
-    stored = {}
+    stored: dict[str, Arrays] = {}
     for each in LAYER_LISTS:
         if each in file:
             stored |= dict(_layers(file[each]))
@@ -80,7 +80,7 @@ def _read(file: Any, config: Any) -> KerasFile:
         return KerasFile(stored, {})
     aliases = _counted(configs)
     layers: dict[str, Arrays] = {
-        name: stored.get(name, stored.get(aliases.get(name, name), {})) for name in configs
+        name: stored.get(name) or stored.get(aliases.get(name, name)) or {} for name in configs
     }
     return KerasFile(layers, configs)
 
@@ -96,7 +96,9 @@ def _texts(group: Any, name: str) -> list[str]:
 def _legacy_layers(group: Any) -> Iterator[tuple[str, Arrays]]:
     for name in _texts(group, "layer_names"):
         arrays: dict[str, dict[str, NDArray[Any]]] = {name: {}}
-        weights = {each: each.split(":")[0].split("/") for each in _texts(group[name], "weight_names")}
+        weights = {
+            each: each.split(":")[0].split("/") for each in _texts(group[name], "weight_names")
+        }
         kinds = [parts[-1] for parts in weights.values()]
         # A model within the model keeps all of its layers in one group.
         nested = len(set(kinds)) < len(kinds)
@@ -112,7 +114,7 @@ def _layers(group: Any) -> Iterator[tuple[str, Arrays]]:
         variables = child.get("vars", {})
         arrays = [np.asarray(variables[str(index)]) for index in range(len(variables))]
         if arrays:
-            yield str(variables.attrs.get("name", child.attrs.get("name", key))), _named(key, arrays)
+            yield str(variables.attrs.get("name", child.attrs.get("name", key))), _named(arrays)
         for each in LAYER_LISTS:
             if each in child:
                 yield from _layers(child[each])
@@ -123,14 +125,14 @@ def natural(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _named(layer: str, arrays: list[NDArray[Any]]) -> Arrays:
-    """Arrays that are only numbered, by the order in which Keras makes them."""
+def _named(arrays: list[NDArray[Any]]) -> Arrays:
+    """Arrays that are only numbered, named by the order in which Keras makes them."""
     dimensions = [array.ndim for array in arrays]
     if dimensions == [1, 1, 1, 1]:
         return dict(zip(NORM, arrays, strict=True))
     if dimensions[0] in (2, 4) and dimensions[1:] in ([], [1]):
         return dict(zip(("kernel", "bias"), arrays, strict=False))
-    raise BundleError(f"layer {layer} has {len(arrays)} arrays that are no layer of a ResNet")
+    return {f"variable {index}": array for index, array in enumerate(arrays)}
 
 
 def _configs(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -121,9 +121,7 @@ def _orbax_folder(path: Path) -> Path:
         # What each process wrote, before it was joined.
         if not manifest.parent.name.startswith("ocdbt.process_")
     }
-    plain = {
-        file.parent.parent for end in ZARR for file in path.rglob(f"*/{end}") if not manifests
-    }
+    plain = {file.parent.parent for end in ZARR for file in path.rglob(f"*/{end}") if not manifests}
     found = sorted(manifests or plain)
     if path in found:
         return path

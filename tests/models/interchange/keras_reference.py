@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from tests.models.interchange.random_weights import randomised
 
+__all__ = ["application", "keras", "layers", "logits", "random", "save", "small"]
+
 
 def application(name: str, classes: int = 1000) -> Any:
     """A network of `keras.applications` for images of any size, that ends in logits."""
@@ -68,7 +70,7 @@ def small(
             x = layers.add([x, y])
             x = x if preact else relu(x)
     x = relu(norm(x)) if preact else x
-    x = layers.Flatten()(layers.AveragePooling2D(-(-side // 4))(x))
+    x = layers.Flatten()(layers.AveragePooling2D(-(-side // 2 ** (len(blocks) - 1)))(x))
     return random(keras.Model(images, layers.Dense(10)(x)))
 
 

@@ -15,8 +15,8 @@ import optax
 import orbax.checkpoint
 import pytest
 import torch
-from flax import serialization
 from flax import linen as nn
+from flax import serialization
 from flax.core import frozen_dict
 from flax.training import train_state
 from torch import Tensor
@@ -144,8 +144,9 @@ class TrainState(train_state.TrainState):
     batch_stats: Any
 
 
-def training_state(weights: Any) -> TrainState:
-    return TrainState.create(apply_fn=SMALL.apply, tx=optax.sgd(0.1, momentum=0.9), **weights)
+def training_state(weights: Any) -> Any:
+    create: Any = TrainState.create
+    return create(apply_fn=SMALL.apply, tx=optax.sgd(0.1, momentum=0.9), **weights)
 
 
 FORMS: dict[str, Callable[[Any], Any]] = {
@@ -169,9 +170,7 @@ def test_every_usual_form_is_read(tmp_path: Path, form: str, kind: str) -> None:
     assert difference(convert(path, **PLAIN), SMALL, weights) < 1e-5
 
 
-def test_large_arrays_in_chunks_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_arrays_in_chunks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = variables(SMALL)
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 1000)
     path = saved(tmp_path, weights)
@@ -345,7 +344,8 @@ def test_groupnorm_networks_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x00", b"hello", b"\x80", b"PK\x03\x04", b"\xc1", b"\x81\xa1a\xc7\x04\x01abcd"]
+    "content",
+    [b"", b"\x00", b"hello", b"\x80", b"PK\x03\x04", b"\xc1", b"\x81\xa1a\xc7\x04\x01abcd"],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.msgpack"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from models.classifier import Normalise
 from models.resnet import Architecture
 from models.variants import find
 from tests.models.interchange import keras_reference as reference
-from tests.models.interchange.keras_reference import keras
+from tests.models.interchange.keras_reference import keras, layers
 from tests.models.interchange.random_weights import far
 
 pytestmark = [
@@ -65,9 +66,7 @@ def difference(bundle: Bundle, model: Any, size: tuple[int, int] = (32, 32)) -> 
 @pytest.mark.parametrize(
     "name", ["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"]
 )
-def test_the_applications_give_equal_logits_from_the_same_pixels(
-    tmp_path: Path, name: str
-) -> None:
+def test_the_applications_give_equal_logits_from_the_same_pixels(tmp_path: Path, name: str) -> None:
     model = reference.application(name)
     v2 = name.endswith("V2")
     package = keras.applications.resnet_v2 if v2 else keras.applications.resnet
@@ -158,7 +157,7 @@ def test_small_networks_for_odd_sides_give_equal_logits(tmp_path: Path) -> None:
 def test_another_epsilon_is_read_from_a_whole_model_or_said(tmp_path: Path) -> None:
     model = reference.small((1, 1), 8)
     for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if isinstance(layer, layers.BatchNormalization):
             layer.epsilon = 0.02
     whole = convert(reference.save(model, tmp_path / "model.keras"), **PLAIN)
     assert whole.architecture.eps == 0.02
@@ -209,8 +208,6 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
 
 def test_a_model_within_a_model_is_read(tmp_path: Path) -> None:
     """As fine-tuning makes it, from the files that keep the inner layers' names."""
-    from keras import layers
-
     body = reference.application("ResNet50V2")
     inner = keras.Model(body.input, body.layers[-2].output, name="resnet50v2")
     images = layers.Input((64, 64, 3))
@@ -226,12 +223,10 @@ def layered(*added: Any) -> Any:
     x = body.layers[-2].output
     for layer in added:
         x = layer(x)
-    return keras.Model(body.input, keras.layers.Dense(10)(x))
+    return reference.random(keras.Model(body.input, layers.Dense(10)(x)))
 
 
 def grouped() -> Any:
-    from keras import layers
-
     images = layers.Input((32, 32, 3))
     x = layers.GroupNormalization(4)(layers.Conv2D(8, 3, padding="same")(images))
     y = layers.GroupNormalization(4)(layers.Conv2D(8, 3, padding="same")(x))
@@ -249,14 +244,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         r"has 0 dense layers: a ResNet has one, its head",
     ),
     "two heads": (
-        lambda: layered(keras.layers.Dense(12)),
+        lambda: layered(layers.Dense(12)),
         "weights.h5",
         r"has 2 dense layers \(dense_?\d*, dense_\d+\): a ResNet has one, its head",
     ),
     "another network": (
         lambda: keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3)),
         "weights.h5",
-        r"layer expanded_conv_depthwise holds depthwise_kernel: no layer of a plain ResNet",
+        r"layer expanded_conv_project is the shortcut of no basic block",
     ),
     "pre-activation": (
         lambda: reference.small((1, 1), 8, preact=True),
@@ -275,13 +270,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         r"layer group_normalization\w* has no moving statistics: GroupNorm or LayerNorm, not "
         r"BatchNorm",
     ),
+    "GroupNorm, of which only shapes tell": (
+        grouped,
+        "model.weights.h5",
+        r"layer group_normalization\w* holds variable 0, variable 1: no layer of a plain ResNet",
+    ),
     "GroupNorm, in a whole model": (
         grouped,
         "model.keras",
         r"layer group_normalization\w* is a GroupNormalization: no plain ResNet has one",
     ),
     "dilation": (
-        lambda: reference.small((1, 1), 8, dilation_rate=2),
+        lambda: reference.small((1,), 8, dilation_rate=2),
         "model.h5",
         r"layer conv2d_\d+ has dilation_rate \[2, 2\]: no plain ResNet's",
     ),
@@ -301,17 +301,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         r"layer conv2d_\d+ activates what it gives: no normalisation follows it",
     ),
     "another activation": (
-        lambda: layered(keras.layers.Activation("gelu")),
+        lambda: layered(layers.Activation("gelu")),
         "model.h5",
         r"layer activation_?\d* activates by gelu, not ReLU",
     ),
     "a clipped ReLU": (
-        lambda: layered(keras.layers.ReLU(6)),
+        lambda: layered(layers.ReLU(6)),
         "model.h5",
         r"layer re_lu_?\d* is no plain ReLU",
     ),
     "pixels that the model scales": (
-        lambda: layered(keras.layers.Rescaling(2.0)),
+        lambda: layered(layers.Rescaling(2.0)),
         "model.keras",
         r"layer rescaling_?\d* is a Rescaling: no plain ResNet has one",
     ),
@@ -359,7 +359,15 @@ def test_what_is_no_such_resnet_is_refused_by_name(tmp_path: Path, case: str) ->
     assert re.fullmatch(message, reason), reason
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n", b"PK\x05\x06" + bytes(18)])
+def test_dropout_is_no_part_of_what_a_network_computes(tmp_path: Path) -> None:
+    model = layered(layers.Dropout(0.5))
+    for file in ("weights.h5", "model.keras"):
+        assert difference(convert(reference.save(model, tmp_path / file), **PLAIN), model) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x89HDF\r\n\x1a\n", b"PK\x05\x06" + bytes(18)]
+)
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.h5"
     path.write_bytes(content)
@@ -383,7 +391,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         whole = path.read_bytes()
         for length in range(0, len(whole), len(whole) // 20):
             path.write_bytes(whole[:length])
-            assert refusal(lambda: convert(path, **PLAIN)).startswith(f"{path}: ")
+            assert refusal(partial(convert, path, **PLAIN)).startswith(f"{path}: ")
 
 
 def test_the_names_of_early_keras_are_refused_as_such(tmp_path: Path) -> None:
