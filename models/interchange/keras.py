@@ -179,8 +179,12 @@ def _small(file: KerasFile, layers: Layers) -> Source:
     if not convs:
         raise BundleError("holds no convolutions: is this a ResNet?")
     stem, *rest = convs
-    blocks = _blocks(layers, rest, layers[stem]["kernel"].shape[3])
-    named = _stages(blocks, layers[stem]["kernel"].shape[3])
+    rows, columns, _, width = layers[stem]["kernel"].shape
+    if (rows, columns) != (3, 3):
+        raise BundleError(
+            f"has a stem of {rows}x{columns}, and not the names that keras.applications gives"
+        )
+    named = _stages(_blocks(layers, rest, width), width)
     _check_order(file)
     names = {stem: "stem.conv", **named}
     square = [name for name in convs if layers[name]["kernel"].shape[0] == 3]

@@ -193,6 +193,44 @@ def test_named_layers_are_read_in_the_files_order(tmp_path: Path) -> None:
     assert difference(bundle, model) < 1e-5
 
 
+def test_files_of_keras_2_are_read(tmp_path: Path) -> None:
+    """Names in bytes, and with TensorFlow's number of an output."""
+    model = reference.small((1, 2, 1), 8)
+    path = reference.save(model, tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = np.bytes_(file.attrs["model_config"])
+        group = file["model_weights"]
+        for layer in group.values():
+            names = [str(each) for each in layer.attrs["weight_names"]]
+            for name in names:
+                layer.move(name, f"{name}:0")
+            layer.attrs["weight_names"] = np.array([f"{name}:0" for name in names], "S")
+        # As where HDF5 has no room for all of them.
+        layers_listed = np.array(list(group.attrs["layer_names"]), "S")
+        del group.attrs["layer_names"]
+        group.attrs["layer_names0"] = layers_listed[:7]
+        group.attrs["layer_names1"] = layers_listed[7:]
+    bundle = convert(path, **PLAIN)
+    assert difference(bundle, model) < 1e-5
+
+
+def test_files_of_early_keras_3_are_read_though_they_lack_names(tmp_path: Path) -> None:
+    for _ in range(2):
+        model = reference.small((1, 2, 1), 8)
+    path = reference.save(model, tmp_path / "model.keras")
+    weights = tmp_path / "inner.h5"
+    with zipfile.ZipFile(path) as archive:
+        config = archive.read("config.json")
+        weights.write_bytes(archive.read("model.weights.h5"))
+    with h5py.File(weights, "r+") as file:
+        for layer in file["layers"].values():
+            layer["vars"].attrs.pop("name", None)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", config)
+        archive.writestr("model.weights.h5", weights.read_bytes())
+    assert difference(convert(path, **PLAIN), model) < 1e-5
+
+
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     model = reference.small((1, 1, 1), 8)
     path = reference.save(model, tmp_path / "weights.h5")
@@ -251,7 +289,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "another network": (
         lambda: keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3)),
         "weights.h5",
-        r"layer expanded_conv_project is the shortcut of no basic block",
+        r"layer block_1_expand is the shortcut of no basic block",
     ),
     "pre-activation": (
         lambda: reference.small((1, 1), 8, preact=True),
@@ -320,6 +358,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         "5x5",
         r"layer conv2d_\d+ is a 5x5 convolution: no basic block's",
     ),
+    "an ImageNet stem without names": (
+        lambda: reference.small((1, 1), 8),
+        "7x7",
+        r"has a stem of 7x7, and not the names that keras\.applications gives",
+    ),
     "a missing norm": (
         lambda: reference.small((1, 1), 8),
         "one norm less",
@@ -345,11 +388,12 @@ def test_what_is_no_such_resnet_is_refused_by_name(tmp_path: Path, case: str) ->
         with h5py.File(path, "r+") as content:
             names = list(content.attrs["layer_names"])
             convs, norms = ([n for n in names if kind in n] for kind in ("conv2d", "batch"))
-            if file == "5x5":
-                group = content[convs[2]]
+            if file in ("5x5", "7x7"):
+                side = int(file[0])
+                group = content[convs[2 if side == 5 else 0]]
                 (kernel,) = [each for each in group.attrs["weight_names"] if "kernel" in each]
                 del group[kernel]
-                group[kernel] = np.zeros((5, 5, 8, 8))
+                group[kernel] = np.zeros((side, side, 8, 8))
             else:
                 content[norms[0]].attrs["weight_names"] = []
     with pytest.raises(BundleError) as caught:
