@@ -40,9 +40,9 @@ def convert(
     """A bundle of the weights in a file of another ecosystem.
 
     `format` is a key of `FORMATS`; `path` is a file, or a folder where that is what the ecosystem
-    writes. `mean` and `std` override what the file's layout fixes, and
-    are needed where it fixes nothing; `labels` is as for `models.labels.read`; `variant` is only
-    checked: names and shapes determine it. `numerics` are fields of `Architecture` that no file
+    writes. `mean` and `std` override what the file's layout fixes, and are needed where it fixes
+    nothing; `labels` is as for `models.labels.read`; `variant` is only checked: names and shapes
+    determine it. `numerics` are fields of `Architecture` that no file
     reveals, such as `stride_at`, where they differ from what the format stands for.
 
     Raises:
