@@ -173,15 +173,19 @@ def _small(file: KerasFile, layers: Layers) -> Source:
     """A network told by its layers' order: each convolution's norm follows it."""
     if old := next(filter(BEFORE_2019.match, layers), None):
         raise BundleError(f"has layers called {old}, as Keras before 2.3 had: its pooling differs")
-    _check_order(file)
     convs = _in_order(layers, "conv2d", lambda arrays: arrays.get("kernel", np.empty(0)).ndim == 4)
     norms = _in_order(layers, "batch_normalization", lambda arrays: "moving_mean" in arrays)
     tensors = _head(layers)
     if not convs:
         raise BundleError("holds no convolutions: is this a ResNet?")
     stem, *rest = convs
-    blocks = _blocks(layers, rest, layers[stem]["kernel"].shape[3])
-    named = _stages(blocks, layers[stem]["kernel"].shape[3])
+    rows, columns, _, width = layers[stem]["kernel"].shape
+    if (rows, columns) != (3, 3):
+        raise BundleError(
+            f"has a stem of {rows}x{columns}, and not the names that keras.applications gives"
+        )
+    named = _stages(_blocks(layers, rest, width), width)
+    _check_order(file)
     names = {stem: "stem.conv", **named}
     square = [name for name in convs if layers[name]["kernel"].shape[0] == 3]
     followed = convs if len(norms) == len(convs) else square

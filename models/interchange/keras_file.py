@@ -70,19 +70,17 @@ def _read(file: Any, config: Any) -> KerasFile:
     weights = file.get("model_weights", file)
     if _texts(weights, "layer_names"):
         return KerasFile(dict(_legacy_layers(weights)), configs)
-    stored = {}
-    for each in LAYER_LISTS:
-        if each in file:
-            stored |= dict(_layers(file[each]))
+    stored = [entry for each in LAYER_LISTS if each in file for entry in _layers(file[each])]
     if not stored:
         raise BundleError("no Keras weights: it lists no layers")
+    named = all(entry.name for entry in stored)
+    found = {entry.name if named else entry.key: entry.arrays for entry in stored}
+    if len(found) < len(stored):
+        raise BundleError("holds models within models, and not the names of their layers")
     if not configs:
-        return KerasFile(stored, {})
-    aliases = _counted(configs)
-    layers: dict[str, Arrays] = {
-        name: stored.get(name, stored.get(aliases.get(name, name), {})) for name in configs
-    }
-    return KerasFile(layers, configs)
+        return KerasFile(found, {})
+    keys = {} if named else _counted(configs)
+    return KerasFile({name: found.get(keys.get(name, name), {}) for name in configs}, configs)
 
 
 def _texts(group: Any, name: str) -> list[str]:
@@ -108,16 +106,22 @@ def _legacy_layers(group: Any) -> Iterator[tuple[str, Arrays]]:
         yield from arrays.items()
 
 
-def _layers(group: Any) -> Iterator[tuple[str, Arrays]]:
+@dataclass(frozen=True)
+class _Stored:
+    """A layer of Keras 3: under its class's name and a number, and later under its own as well."""
+
+    key: str
+    name: str
+    arrays: Arrays
+
+
+def _layers(group: Any) -> Iterator[_Stored]:
     for key in sorted(group, key=natural):
         child = group[key]
         variables = child.get("vars", {})
         arrays = [np.asarray(variables[str(index)]) for index in range(len(variables))]
         if arrays:
-            yield (
-                str(variables.attrs.get("name", child.attrs.get("name", key))),
-                _named(key, arrays),
-            )
+            yield _Stored(key, str(variables.attrs.get("name", "")), _named(arrays))
         for each in LAYER_LISTS:
             if each in child:
                 yield from _layers(child[each])
@@ -128,14 +132,14 @@ def natural(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _named(layer: str, arrays: list[NDArray[Any]]) -> Arrays:
-    """Arrays that are only numbered, by the order in which Keras makes them."""
+def _named(arrays: list[NDArray[Any]]) -> Arrays:
+    """Arrays that are only numbered, named by the order in which Keras makes them."""
     dimensions = [array.ndim for array in arrays]
     if dimensions == [1, 1, 1, 1]:
         return dict(zip(NORM, arrays, strict=True))
     if dimensions[0] in (2, 4) and dimensions[1:] in ([], [1]):
         return dict(zip(("kernel", "bias"), arrays, strict=False))
-    raise BundleError(f"layer {layer} has {len(arrays)} arrays that are no layer of a ResNet")
+    return {f"variable {index}": array for index, array in enumerate(arrays)}
 
 
 def _configs(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -148,7 +152,7 @@ def _configs(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _counted(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Keras 3 stores layers under their class's name and a number, whatever they are called."""
+    """What layers are stored as where their own names are not kept: Keras numbers each class."""
     counts: dict[str, int] = {}
     found = {}
     for name, config in configs.items():

@@ -39,6 +39,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"shortcut": "D"}, "shortcut must be one of A, B, C, conv, not 'D'"),
     ({"shortcut": "a"}, "shortcut must be one of A, B, C, conv, not 'a'"),
     ({"shortcut_padding": "front"}, "shortcut_padding must be one of both, end, not 'front'"),
+    ({"shortcut_norm": "no"}, "shortcut_norm must be one of False, True, not 'no'"),
     ({"stride_at": "5x5"}, "stride_at must be one of 3x3, 1x1, not '5x5'"),
     ({"dropout": 1}, "dropout must be at least 0 and below 1, not 1"),
     ({"dropout": -0.1}, "dropout must be at least 0 and below 1, not -0.1"),

@@ -144,6 +144,20 @@ OPENVINO_NETWORKS = {
     "imagenet stem": replace(variants.variant("resnet18").architecture, num_classes=7),
     "option A at the end": replace(TINY, shortcut_padding="end", planes=(8, 24)),
     "option C": replace(TINY, shortcut="C"),
+    "biases, and a bare shortcut": replace(
+        TINY, shortcut="B", shortcut_norm=False, biases=("stem", "conv1", "conv2", "shortcut")
+    ),
+    "Flax's": replace(TINY, stem="imagenet", padding="same", pool_padding="same", shortcut="B"),
+    "Keras's second": replace(
+        TINY,
+        block="bottleneck",
+        stem="imagenet",
+        preact=True,
+        shortcut="B",
+        stride_block="last",
+        pool_padding="zero",
+        biases=("stem", "conv3", "shortcut"),
+    ),
     "3x3 shortcut": replace(TINY, shortcut="conv"),
     "stride in the first": replace(
         TINY, block="bottleneck", stride_at="1x1", shortcut="B", width=2
