@@ -82,8 +82,8 @@ def _downloaded(repository: str, file: str, revision: str) -> Path:
 def _optional(repository: str, file: str, revision: str) -> Path | None:
     """A file of a repository, or None where the repository has no such file."""
     try:
-        import huggingface_hub  # noqa: PLC0415
-        from huggingface_hub import errors  # noqa: PLC0415
+        import huggingface_hub
+        from huggingface_hub import errors
     except ImportError:
         raise BundleError(f"needs huggingface_hub: {INSTALL}") from None
     says_no = (
