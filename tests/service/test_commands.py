@@ -128,6 +128,38 @@ def test_convert_shows_what_differs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_convert_writes_for_another_library_and_reads_it_back(tmp_path: Path) -> None:
+    for library, variant in (("torchvision", "resnet18"), ("timm", "preact_resnet18")):
+        theirs, ours = tmp_path / "w.pth", tmp_path / "w.safetensors"
+        said = run("convert", "--to", library, f"random:{variant}", theirs).stdout
+        assert f"layout {library}" in said
+        run("convert", "--from", library, theirs, ours)
+        expected = catalog.load(f"random:{variant}").bundle.tensors
+        converted = bundle.read(ours).tensors
+        assert all(converted[name].equal(value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--to", "torchvision", "random:preact_resnet18"], "no pre-activation networks"),
+        (["--to", "caffe", "random:resnet18"], "no format to write is called 'caffe'"),
+        (["--set", "eps=0.001", "random:resnet18"], "--set: only with --from"),
+        (["--labels", "cifar10", "random:resnet18"], "--labels: only with --from"),
+        (["torchvision:resnet19"], "torchvision publishes no weights for 'resnet19'"),
+        (["nowhere"], "nowhere: no such file"),
+        (["--from", "timm", "nowhere"], "nowhere: No such file or directory"),
+    ],
+)
+def test_convert_says_what_is_wrong_in_one_line(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    line = run("convert", *arguments, tmp_path / "out", status=2).stderr
+    assert line.count("\n") == 1
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluate_measures_what_the_labels_say(photos: Path) -> None:
     figures = json.loads(run("evaluate", photos, "--model", "random:resnet20", "--json").stdout)
     assert figures["images"] == 6
