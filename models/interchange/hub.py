@@ -29,9 +29,13 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
     url = f"{published.URL}/{row.file}"
     try:
         return _published(row, fetch(url, cache, row.sha256))
-    except OSError:
+    except OSError as error:
+        unwritable = f"{cache}: {error.strerror or error}"
+    try:
         with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
             return _published(row, fetch(url, Path(folder), row.sha256))
+    except OSError as error:
+        raise BundleError(f"{unwritable}; nor can it be kept for once: {error}") from None
 
 
 def _published(row: published.Published, path: Path) -> Bundle:
