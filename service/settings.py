@@ -66,7 +66,7 @@ class ModelSettings(Strict):
 
     spec: str = Field(
         description="builtin:NAME, random:VARIANT, torchvision:VARIANT[:WEIGHTS], hf:OWNER/NAME, "
-        "or the path of a bundle"
+        "or the path of a bundle or an ONNX file"
     )
     name: ModelName | None = Field(None, description="what requests call it; the bundle's own name")
     architecture: dict[str, Any] | None = Field(

@@ -29,9 +29,13 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
     url = f"{published.URL}/{row.file}"
     try:
         return _published(row, fetch(url, cache, row.sha256))
-    except OSError:
+    except OSError as error:
+        unwritable = f"{cache}: {error.strerror or error}"
+    try:
         with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
             return _published(row, fetch(url, Path(folder), row.sha256))
+    except OSError as error:
+        raise BundleError(f"{unwritable}; nor can it be kept for once: {error}") from None
 
 
 def _published(row: published.Published, path: Path) -> Bundle:
@@ -86,32 +90,41 @@ def _optional(repository: str, file: str, revision: str) -> Path | None:
         from huggingface_hub import errors
     except ImportError:
         raise BundleError(f"needs huggingface_hub: {INSTALL}") from None
-    says_no = (
-        errors.EntryNotFoundError,
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-    )
     wanted: dict[str, Any] = {"repo_id": repository, "filename": file, "revision": revision or None}
     try:
-        reachable = True
-        try:
-            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(**wanted))
-        except says_no:
-            raise
-        # Whatever its HTTP client raises; a download would try for half a minute.
-        except Exception:  # noqa: BLE001
-            reachable = False
-        return Path(huggingface_hub.hf_hub_download(**wanted, local_files_only=not reachable))
+        if _reachable(huggingface_hub.hf_hub_url(**wanted)):
+            return Path(huggingface_hub.hf_hub_download(**wanted))
     except errors.GatedRepoError:
         raise BundleError("asks for a licence to be accepted; log in to the hub") from None
     except errors.RepositoryNotFoundError:
         raise BundleError("the hub has no such public repository") from None
     except errors.RevisionNotFoundError:
         raise BundleError(f"the repository has no revision {revision}") from None
-    except errors.LocalEntryNotFoundError:
-        raise BundleError(f"{file} is not kept here and the hub cannot be reached") from None
     except errors.EntryNotFoundError:
         return None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{file} cannot be downloaded ({reason})") from None
+    kept = huggingface_hub.try_to_load_from_cache(**wanted)
+    if kept is None:
+        raise BundleError(f"{file} is not kept here and the hub cannot be reached")
+    return Path(kept) if isinstance(kept, str) else None
+
+
+def _reachable(url: str) -> bool:
+    """Whether the hub answers, if only that it has no such file; a download would try for long."""
+    import huggingface_hub  # noqa: PLC0415
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    try:
+        huggingface_hub.get_hf_file_metadata(url)
+    except (
+        errors.EntryNotFoundError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+    ):
+        return True
+    # Whatever the HTTP client raises that it is built on.
+    except Exception:  # noqa: BLE001
+        return False
+    return True

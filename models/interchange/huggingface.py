@@ -114,4 +114,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = config.get("id2label")
     if not isinstance(names, dict):
         return None
-    return tuple(str(names[str(index)]) for index in range(len(names)))
+    indices = [str(index) for index in range(len(names))]
+    if set(indices) != set(names):
+        raise ValueError("id2label must name the classes from 0 on")
+    return tuple(str(names[index]) for index in indices)

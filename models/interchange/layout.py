@@ -124,8 +124,10 @@ def _refuse_foreign(ours: Mapping[str, Tensor]) -> None:
     for name, value in ours.items():
         if name.endswith(".conv2.weight") and value.ndim == 4:
             before = ours.get(name.replace(".conv2.", ".conv1."))
-            if before is not None and before.shape[0] != value.shape[1]:
-                groups = before.shape[0] // max(1, value.shape[1])
+            if before is None or before.ndim != 4 or not value.shape[1]:
+                continue
+            groups, rest = divmod(before.shape[0], value.shape[1])
+            if groups > 1 and not rest:
                 raise BundleError(
                     f"{name.removesuffix('.weight')} has {groups} groups (ResNeXt); no network "
                     "here has grouped convolutions"

@@ -130,6 +130,8 @@ def label_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...] | No
     if names is None:
         return None
     if isinstance(names, dict):
+        if any(str(index) not in names for index in range(classes)):
+            raise ValueError("label_names must name the classes from 0 on")
         names = [names[str(index)] for index in range(classes)]
     descriptions = find_entry("label_descriptions")
     described = descriptions if isinstance(descriptions, dict) else {}

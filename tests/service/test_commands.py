@@ -140,20 +140,38 @@ def test_convert_makes_an_onnx_graph_and_reads_it_back(tmp_path: Path) -> None:
     assert found.tensors["head.weight"].equal(ours.tensors["head.weight"])
 
 
+def test_convert_writes_for_another_library_and_reads_it_back(tmp_path: Path) -> None:
+    for library, variant in (("torchvision", "resnet18"), ("timm", "preact_resnet18")):
+        theirs, ours = tmp_path / "w.pth", tmp_path / "w.safetensors"
+        said = run("convert", "--to", library, f"random:{variant}", theirs).stdout
+        assert f"layout {library}" in said
+        run("convert", "--from", library, theirs, ours)
+        expected = catalog.load(f"random:{variant}").bundle.tensors
+        converted = bundle.read(ours).tensors
+        assert all(converted[name].equal(value) for name, value in expected.items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["x", "y"], "--from FORMAT says what SRC is"),
-        (["--to", "onnx", "--name", "n", "random:resnet20", "y"], "--from FORMAT says"),
-        (["--to", "caffe", "random:resnet20", "y"], "--to caffe: one of onnx"),
-        (["--from", "onnx", "--with-preprocessing", "x", "y"], "goes with --to onnx"),
-        (["--from", "onnx", "nowhere.onnx", "y"], "nowhere.onnx: No such file"),
+        (["--to", "torchvision", "random:preact_resnet18"], "no pre-activation networks"),
+        (["--to", "caffe", "random:resnet18"], "--to caffe: one of onnx"),
+        (["--set", "eps=0.001", "random:resnet18"], "--set: only with --from"),
+        (["--labels", "cifar10", "random:resnet18"], "--labels: only with --from"),
+        (["--from", "onnx", "--with-preprocessing", "x"], "goes with --to onnx"),
+        (["--from", "onnx", "nowhere.onnx"], "nowhere.onnx: No such file"),
+        (["torchvision:resnet19"], "torchvision publishes no weights for 'resnet19'"),
+        (["nowhere"], "nowhere: no such file"),
+        (["--from", "timm", "nowhere"], "nowhere: No such file or directory"),
     ],
 )
-def test_convert_says_what_is_wrong_in_one_line(arguments: list[str], words: str) -> None:
-    line = run("convert", *arguments, status=2).stderr
+def test_convert_says_what_is_wrong_in_one_line(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    line = run("convert", *arguments, tmp_path / "out", status=2).stderr
     assert line.count("\n") == 1
     assert words in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluate_measures_what_the_labels_say(photos: Path) -> None:

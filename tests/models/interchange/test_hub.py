@@ -57,10 +57,10 @@ class Handler(BaseHTTPRequestHandler):
             owned = any(path.startswith(f"/{name}/") for name in OWNED)
             revision = owned and "/resolve/main/" not in path
             code = "EntryNotFound" if owned else "RepoNotFound"
-            self.send_response(401 if path.startswith("/private/") else 404)
+            self.send_response(404)
             self.send_header("X-Error-Code", "RevisionNotFound" if revision else code)
-            if path.startswith("/gated/"):
-                self.send_header("X-Error-Code", "GatedRepo")
+            if owned:
+                self.send_header("X-Repo-Commit", "0" * 40)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -251,6 +251,6 @@ def test_repositories_become_bundles_and_are_kept(server: Hub, tmp_path: Path) -
     assert bundle.read(tmp_path / "resnet-tiny.safetensors").input.resize == 73
 
     # The same without a network, and what was never asked for.
-    offline = ask("http://127.0.0.1:9", tmp_path, timm, "other/one")
-    assert offline[0] == answers[0]
-    assert offline[1] == "config.json is not kept here and the hub cannot be reached"
+    offline = ask("http://127.0.0.1:9", tmp_path, timm, tiny_net, "other/one")
+    assert offline[:2] == answers[:2]
+    assert offline[2] == "config.json is not kept here and the hub cannot be reached"

@@ -159,7 +159,7 @@ def test_other_networks_are_refused_by_what_they_are(tmp_path: Path, name: str, 
         ({"pretrained_cfg": {"interpolation": "random"}}, "interpolation must be one of"),
         ({"pretrained_cfg": {"crop_pct": 0}}, "crop_pct must be"),
         ({"pretrained_cfg": []}, "pretrained_cfg must be an object"),
-        ({"label_names": {"0": "a"}}, "config.json"),
+        ({"label_names": {"0": "a"}}, "label_names must name the classes from 0 on"),
     ],
 )
 def test_a_config_of_another_network_is_refused(

@@ -138,3 +138,28 @@ def test_group_norm_is_refused(tmp_path: Path) -> None:
     models = libraries.import_torchvision().models
     theirs = models.resnet18(norm_layer=lambda channels: nn.GroupNorm(8, channels))
     assert "GroupNorm" in refusal(saved(theirs.state_dict(), tmp_path / "r.pth"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"conv1.weight": torch.ones(())},
+        {"conv1.weight": torch.ones(64, 3, 5, 5)},
+        {"layer1.0.conv1.weight": torch.ones(3)},
+        {"layer1.0.conv2.weight": torch.ones(64, 0, 3, 3)},
+        {"layer1.0.conv2.weight": torch.ones(64, 7, 3, 3)},
+        {"layer2.0.downsample.0.weight": torch.ones(())},
+        {"fc.weight": torch.ones(3)},
+        {"fc.weight": torch.ones(3, 512)},
+        {"linear.extra": torch.ones(3)},
+        {"module.conv1.weight": torch.ones(3)},
+        {"layer9.0.conv1.weight": torch.ones(3)},
+        {"bn1.running_mean": torch.ones(64, dtype=torch.int64)},
+        {"layer1.0.conv1.bias": torch.ones(64)},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_odd_tensors_are_refused(tmp_path: Path, odd: dict[str, torch.Tensor]) -> None:
+    with torch.device("cpu"):
+        state = libraries.import_torchvision().models.resnet18().state_dict()
+    refusal(saved({**state, **odd}, tmp_path / "r.pth"))
