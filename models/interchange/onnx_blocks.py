@@ -177,7 +177,8 @@ class _Network:
     def _block(self, value: str) -> Block:
         said = self.steps[value].said
         left, right = (self._chain(each) for each in self.steps[value].sources)
-        entry = next((each for each in left if each in right), None)
+        others = set(right)
+        entry = next((each for each in left if each in others), None)
         if entry is None:
             raise misfit(said, "adds branches that do not part at one place")
         branches = [self._forward(each[: each.index(entry)]) for each in (left, right)]

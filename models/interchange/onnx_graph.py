@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 OPEN = -1  # A length that the graph leaves open.
 EITHER = (64, 65)  # What an open side may be: padding depends on whether it is even.
 LARGEST = 2**27  # Elements; what a file has computed from its constants must not fill the memory.
+MOST = 50_000  # Nodes; ResNet-1202 has 6000.
 FLOATS = (1, 10, 11, 16)  # ONNX's numbers of float32, float16, float64 and bfloat16.
 
 
@@ -133,6 +134,8 @@ class Reader:
 
     def read(self, graph: Any) -> Graph:
         nodes = _needed(graph, self.output)
+        if len(nodes) > MOST:
+            raise BundleError(f"a graph of {len(nodes)} nodes, more than any ResNet has")
         for node in nodes:
             if node.op_type in FOREIGN:
                 raise misfit(_said(node), FOREIGN[node.op_type])
@@ -152,6 +155,9 @@ class Reader:
             if name not in self.steps and name not in self.constants:
                 raise misfit(said, f"its input {name} is nowhere computed")
         given = [name for name in inputs if name]
+        for known in (self.steps, self.constants, self.same):
+            if proto.output[0] in known:
+                raise misfit(said, f"its output {proto.output[0]} is computed twice")
         # A shape is known before the values are.
         if proto.op_type == "Shape" and given[0] in self.steps:
             self._shape(proto, given[0])

@@ -241,6 +241,51 @@ def test_heads_are_written_in_many_ways(tmp_path: Path, end: str, folded: bool) 
     assert (bundle.architecture.shortcut, bundle.architecture.shortcut_padding) == ("A", "both")
 
 
+class OptionA(nn.Module):
+    """A shortcut without weights, as different libraries write it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad = nn.functional.pad
+        if self.kind == "max pool":
+            return pad(nn.functional.max_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 8))
+        if self.kind == "average pool":
+            return pad(nn.functional.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 8))
+        if self.kind == "widened first":
+            return pad(x, (0, 0, 0, 0, 0, 8))[:, :, ::2, ::2]
+        x = x[:, :, ::2][..., ::2]
+        zeros = x.new_zeros(x.shape[0], 8, *x.shape[2:])
+        if self.kind == "both sides":
+            return torch.cat([zeros[:, :4], x, zeros[:, 4:]], 1)
+        return torch.cat([x, zeros], 1)
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "norms"])
+@pytest.mark.parametrize(
+    ("kind", "padding"),
+    [
+        ("max pool", "end"),
+        ("average pool", "end"),
+        ("widened first", "end"),
+        ("at the end", "end"),
+        ("both sides", "both"),
+    ],
+)
+def test_option_a_is_written_in_many_ways(
+    tmp_path: Path, kind: str, padding: str, folded: bool
+) -> None:
+    wrapped = Wrapped("", "view")
+    cast("Any", wrapped.net).layer2[0].shortcut = OptionA(kind)
+    path = exported(tmp_path / "x.onnx", wrapped, torch.randn(2, 3, 8, 8), folded=folded)
+    bundle = convert(path, **PLAIN)
+    assert_equal_logits(bundle, path, 8)
+    found = bundle.architecture
+    assert (found.shortcut, found.shortcut_padding) == ("A", padding)
+
+
 def test_a_softmax_at_the_end_is_left_out_and_said(tmp_path: Path) -> None:
     path = exported(tmp_path / "x.onnx", Wrapped("", "softmax"), torch.randn(2, 3, 8, 8))
     bundle = convert(path, **PLAIN)
@@ -472,6 +517,13 @@ def dangling(graph: Any) -> None:
     of(graph, "Conv", 1).input[0] = "nowhere"
 
 
+def circle(graph: Any) -> None:
+    """Two nodes that each compute what the other is computed from."""
+    norm, relu, pool = (of(graph, op) for op in ("BatchNormalization", "Relu", "MaxPool"))
+    pool.input[0] = norm.output[0]
+    graph.node.insert(3, helper.make_node("Relu", [relu.output[0]], [norm.output[0]]))
+
+
 def moved_sum(graph: Any) -> None:
     """A shortcut over two blocks."""
     last = of(graph, "Add", 1)
@@ -506,6 +558,7 @@ REFUSED: list[tuple[Any, str]] = [
     (computed_weight, "its weights are computed: weight standardisation?"),
     (dangling, "its input nowhere is nowhere computed"),
     (moved_sum, "(Add): adds branches that do not part at one place"),
+    (circle, "its output resnetv15_batchnorm0_fwd is computed twice"),
     (untrue_shape, "has 3 dimensions; images have four"),
 ]
 
