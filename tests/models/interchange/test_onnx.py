@@ -629,6 +629,33 @@ def test_other_networks_are_refused(tmp_path: Path, module: nn.Module, words: st
     assert words in refusal(lambda: convert(path, **PLAIN))
 
 
+class Twice(nn.Module):
+    """A pre-activation network whose second block activates before it parts, and again after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(4, 2)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, 1, 1) for _ in range(4))
+        self.norms = nn.ModuleList(tiny.randomised(nn.BatchNorm2d(4), i) for i in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def activated(x: Tensor, index: int) -> Tensor:
+            return cast("Tensor", self.norms[index](x).relu())
+
+        x = self.stem(x)
+        y = self.convs[0](activated(x, 0))
+        x = x + self.convs[1](activated(y, 1))
+        x = activated(x, 2)
+        y = self.convs[2](activated(x, 3))
+        x = x + self.convs[3](activated(y, 4))
+        return cast("Tensor", self.head(activated(x, 5).mean((2, 3))))
+
+
+def test_a_second_activation_is_not_dropped(tmp_path: Path) -> None:
+    path = exported(tmp_path / "x.onnx", Twice(), torch.randn(2, 3, 8, 8), folded=False)
+    assert "a second norm before" in refusal(lambda: convert(path, **PLAIN))
+
+
 def test_a_deep_stem_is_refused(tmp_path: Path) -> None:
     path = exported(tmp_path / "x.onnx", Deep(), torch.randn(2, 3, 32, 32))
     assert "a deep stem" in refusal(lambda: convert(path, **PLAIN))
@@ -709,6 +736,16 @@ def test_external_data_stays_in_its_folder(tmp_path: Path) -> None:
     assert "outside of its folder" in refusal(lambda: convert(path))
 
 
+def test_names_in_a_file_stay_on_one_line(tmp_path: Path) -> None:
+    def change(graph: Any) -> None:
+        node = of(graph, "Relu")
+        node.op_type, node.name = "Sigmoid", "two\nlines\x1b[31m"
+
+    message = refusal(lambda: convert(changed(tmp_path, change)))
+    assert "two\\nlines" in message
+    assert message.isprintable()
+
+
 def test_a_constant_larger_than_memory_is_refused(tmp_path: Path) -> None:
     def change(graph: Any) -> None:
         huge = numpy_helper.from_array(np.array([2**20, 2**20]), "huge")
@@ -717,7 +754,7 @@ def test_a_constant_larger_than_memory_is_refused(tmp_path: Path) -> None:
         of(graph, "Gemm").input[1] = "zeros"
 
     path = changed(tmp_path, change)
-    assert "makes a constant larger than any network's" in refusal(lambda: convert(path))
+    assert "makes constants larger than any network's" in refusal(lambda: convert(path))
 
 
 def test_without_the_package_the_extra_is_named(
