@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from torch import Tensor, nn
 
@@ -471,6 +472,62 @@ def changed(tmp_path: Path, change: Callable[[Any], None]) -> Path:
     path = tmp_path / "x.onnx"
     onnx.save(model, path)
     return path
+
+
+def mutated(graph: Any, choose: random.Random) -> None:
+    """Rewires, rescales or resizes one node."""
+    nodes = list(graph.node)
+    place = choose.randrange(1, len(nodes))
+    node, kind = nodes[place], choose.choice(("wire", "window", "relu", "scale", "epsilon"))
+    if kind == "wire":
+        earlier = [each.output[0] for each in nodes[max(0, place - 8) : place]]
+        node.input[choose.randrange(2 if node.op_type == "Add" else 1)] = choose.choice(earlier)
+    elif kind == "window":
+        for each in node.attribute:
+            if each.name in ("pads", "strides", "kernel_shape") and choose.random() < 0.5:
+                each.ints[:] = [choose.choice([0, 1, 2, 3])] * len(each.ints)
+    elif kind == "relu":
+        node.op_type = {"Relu": "Identity", "Identity": "Relu"}.get(node.op_type, node.op_type)
+    elif kind == "epsilon":
+        for each in node.attribute:
+            if each.name == "epsilon":
+                each.f = choose.choice([1e-3, 2e-5, 0.1])
+    else:
+        output = node.output[0]
+        node.output[0] = f"{output}_before"
+        value = np.full((1, 1, 1), choose.uniform(0.5, 2), np.float32)
+        graph.initializer.append(numpy_helper.from_array(value, "factor"))
+        graph.input.append(helper.make_tensor_value_info("factor", TensorProto.FLOAT, (1, 1, 1)))
+        op = choose.choice(["Mul", "Add", "Sub", "Div"])
+        graph.node.insert(place + 1, helper.make_node(op, [f"{output}_before", "factor"], [output]))
+
+
+def test_whatever_is_accepted_computes_what_the_changed_graph_computes(tmp_path: Path) -> None:
+    names = ("resnet18-v1-7", "resnet50-v1-7", "resnet18-v2-7")
+    models = [gluon.Zoo(each, widths=(4, 8, 12, 16), size=32, classes=5).model for each in names]
+    path, choose = tmp_path / "x.onnx", random.Random(0)
+    images = torch.randn(1, 3, 32, 32)
+    outcomes = {"equal": 0, "refused": 0}
+    for _ in range(50):
+        model = type(models[0])()
+        model.CopyFrom(choose.choice(models))
+        mutated(model.graph, choose)
+        onnx.save(model, path)
+        try:
+            bundle = convert(path, **PLAIN)
+        except BundleError:
+            outcomes["refused"] += 1
+            continue
+        try:
+            theirs = computed(path, images)
+        except (Fail, InvalidArgument, InvalidGraph):
+            continue  # A graph that nobody can run.
+        with torch.no_grad():
+            ours = bundle.network()(images).numpy()
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=1e-5)
+        outcomes["equal"] += 1
+    assert min(outcomes.values()) > 10
 
 
 def of(graph: Any, op: str, index: int = 0) -> Any:
