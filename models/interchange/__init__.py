@@ -60,8 +60,11 @@ def recognise(path: Path) -> str | None:
     suffix = path.suffix.lower().removeprefix(".")
     if suffix in RECOGNISED:
         return suffix
-    with path.open("rb") as file:
-        start = file.read(16)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return None  # Whoever reads it will say why.
     return next((name for name, begins in RECOGNISED.items() if begins(start)), None)
 
 

@@ -50,6 +50,8 @@ def read(path: Path) -> Source:
         raise BundleError(f"{path}: a damaged ONNX file ({type(error).__name__})") from None
     zoo = any(GLUON.fullmatch(each.name) for each in model.graph.output)
     layout = "ONNX model zoo" if zoo else "ONNX graph"
+    if own and found.size not in (None, own.size):
+        own = None  # Whoever changed the graph left the metadata as it was.
     spec = own or _sized(ZOO if zoo else IMAGENET, found)
     mean, std = found.mean, found.std
     if own and (mean is None or std is None or _close(own, mean, std)):

@@ -177,7 +177,8 @@ class _Network:
     def _block(self, value: str) -> Block:
         said = self.steps[value].said
         left, right = (self._chain(each) for each in self.steps[value].sources)
-        entry = next((each for each in left if each in right), None)
+        others = set(right)
+        entry = next((each for each in left if each in others), None)
         if entry is None:
             raise misfit(said, "adds branches that do not part at one place")
         branches = [self._forward(each[: each.index(entry)]) for each in (left, right)]
@@ -215,9 +216,8 @@ class _Network:
                 shift = shift * step.settings["scale"] + step.settings["shift"]
         sides = images[1:3] if transposed else images[2:]
         if sides[0] != sides[1]:
-            raise misfit(
-                f"input {self.graph.input}", f"its images are {sides[0]}x{sides[1]}, not square"
-            )
+            said = self.steps[self.graph.input].said
+            raise misfit(said, f"its images are {sides[0]}x{sides[1]}, not square")
         size = sides[0] if sides[0] > 0 else None
         if not self.graph.pixels and all(step.kind != "affine" for step in steps):
             return None, None, norm, size
@@ -433,6 +433,8 @@ def _entrance(index: int, block: Block, stem: Stem) -> tuple[Step, ...]:
     if index == 0:
         return stem.first
     count = next(i for i, step in enumerate(block.residual) if step.kind == "conv")
+    if count and block.before:
+        raise misfit(block.residual[0].said, "a second norm before a pre-activation block")
     entrance = block.residual[:count] or block.before
     if [step.kind for step in entrance] not in (["norm", "relu"], ["relu"]):
         said = (entrance or block.residual)[0].said

@@ -21,7 +21,8 @@ Shape = tuple[int, ...]
 
 OPEN = -1  # A length that the graph leaves open.
 EITHER = (64, 65)  # What an open side may be: padding depends on whether it is even.
-LARGEST = 2**27  # Elements; what a file has computed from its constants must not fill the memory.
+LARGEST = 2**28  # Elements; what a file has computed from its constants must not fill the memory.
+MOST = 50_000  # Nodes; ResNet-1202 has 6000.
 FLOATS = (1, 10, 11, 16)  # ONNX's numbers of float32, float16, float64 and bfloat16.
 
 
@@ -114,6 +115,7 @@ class Reader:
         }
         self.steps: dict[str, Step] = {}
         self.same: dict[str, str] = {}
+        self.computed = 0
         self.input, self.pixels = self._input(graph)
         self.output = _only([each.name for each in graph.output], "outputs")
         self.batch = max(self.steps[self.input].shape[0], 1)
@@ -124,15 +126,18 @@ class Reader:
         name = _only([each.name for each in images], "inputs")
         kind = images[0].type.tensor_type
         shape = tuple(each.dim_value or OPEN for each in kind.shape.dim)
+        said = f"input {_shown(name)}"
         if len(shape) != 4:
-            raise misfit(f"input {name}", f"has {len(shape)} dimensions; images have four")
+            raise misfit(said, f"has {len(shape)} dimensions; images have four")
         if kind.elem_type not in (*FLOATS, 2):
-            raise misfit(f"input {name}", "is neither of floats nor of uint8")
-        self.steps[name] = Step("input", f"input {name}", (), shape)
+            raise misfit(said, "is neither of floats nor of uint8")
+        self.steps[name] = Step("input", said, (), shape)
         return name, kind.elem_type == 2
 
     def read(self, graph: Any) -> Graph:
         nodes = _needed(graph, self.output)
+        if len(nodes) > MOST:
+            raise BundleError(f"a graph of {len(nodes)} nodes, more than any ResNet has")
         for node in nodes:
             if node.op_type in FOREIGN:
                 raise misfit(_said(node), FOREIGN[node.op_type])
@@ -140,7 +145,7 @@ class Reader:
             self._node(node)
         output = self.same.get(self.output, self.output)
         if output not in self.steps:
-            raise misfit(f"output {self.output}", "does not depend on the images")
+            raise misfit(f"output {_shown(self.output)}", "does not depend on the images")
         return Graph(self.steps, self.input, output, self.pixels)
 
     def _node(self, proto: Any) -> None:
@@ -150,8 +155,11 @@ class Reader:
         inputs = tuple(self.same.get(name, name) for name in proto.input)
         for name in filter(None, inputs):
             if name not in self.steps and name not in self.constants:
-                raise misfit(said, f"its input {name} is nowhere computed")
+                raise misfit(said, f"its input {_shown(name)} is nowhere computed")
         given = [name for name in inputs if name]
+        for known in (self.steps, self.constants, self.same):
+            if proto.output[0] in known:
+                raise misfit(said, f"its output {_shown(proto.output[0])} is computed twice")
         # A shape is known before the values are.
         if proto.op_type == "Shape" and given[0] in self.steps:
             self._shape(proto, given[0])
@@ -190,8 +198,9 @@ class Reader:
         if proto.op_type not in COMPUTABLE or proto.domain not in ("", "ai.onnx"):
             raise misfit(said, "no operation on weights that a plain ResNet needs")
         values = [self.constants[name] for name in inputs if name]
-        if _elements(proto.op_type, values) > LARGEST:
-            raise misfit(said, "makes a constant larger than any network's")
+        self.computed += max(_elements(proto.op_type, values), 0)
+        if self.computed > LARGEST:
+            raise misfit(said, "makes constants larger than any network's")
         feeds = {
             name: self.constants[new] for name, new in zip(proto.input, inputs, strict=True) if name
         }
@@ -247,7 +256,12 @@ def _only(names: list[str], what: str) -> str:
 
 def _said(proto: Any) -> str:
     name = proto.name or (proto.output[0] if proto.output else "")
-    return f"node {name} ({proto.op_type})"
+    return f"node {_shown(name)} ({_shown(proto.op_type)})"
+
+
+def _shown(name: str) -> str:
+    """A file's own word for something, which may hold anything, on one line."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _needed(graph: Any, output: str) -> list[Any]:

@@ -88,3 +88,17 @@ def test_an_onnx_graph_that_cannot_be_served_is_one_line(tmp_path: Path) -> None
     onnx.save(model, path)
     with pytest.raises(ConfigError, match=r"resnet-serve convert --from onnx.* makes a bundle"):
         catalog.load(str(path))
+
+
+def test_a_file_that_may_not_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigError, match=r"\A[^\n]*Permission denied\Z"):
+        catalog.load(str(path))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from torch import Tensor, nn
 
@@ -241,6 +242,51 @@ def test_heads_are_written_in_many_ways(tmp_path: Path, end: str, folded: bool) 
     assert (bundle.architecture.shortcut, bundle.architecture.shortcut_padding) == ("A", "both")
 
 
+class OptionA(nn.Module):
+    """A shortcut without weights, as different libraries write it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad = nn.functional.pad
+        if self.kind == "max pool":
+            return pad(nn.functional.max_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 8))
+        if self.kind == "average pool":
+            return pad(nn.functional.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 8))
+        if self.kind == "widened first":
+            return pad(x, (0, 0, 0, 0, 0, 8))[:, :, ::2, ::2]
+        x = x[:, :, ::2][..., ::2]
+        zeros = x.new_zeros(x.shape[0], 8, *x.shape[2:])
+        if self.kind == "both sides":
+            return torch.cat([zeros[:, :4], x, zeros[:, 4:]], 1)
+        return torch.cat([x, zeros], 1)
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "norms"])
+@pytest.mark.parametrize(
+    ("kind", "padding"),
+    [
+        ("max pool", "end"),
+        ("average pool", "end"),
+        ("widened first", "end"),
+        ("at the end", "end"),
+        ("both sides", "both"),
+    ],
+)
+def test_option_a_is_written_in_many_ways(
+    tmp_path: Path, kind: str, padding: str, folded: bool
+) -> None:
+    wrapped = Wrapped("", "view")
+    cast("Any", wrapped.net).layer2[0].shortcut = OptionA(kind)
+    path = exported(tmp_path / "x.onnx", wrapped, torch.randn(2, 3, 8, 8), folded=folded)
+    bundle = convert(path, **PLAIN)
+    assert_equal_logits(bundle, path, 8)
+    found = bundle.architecture
+    assert (found.shortcut, found.shortcut_padding) == ("A", padding)
+
+
 def test_a_softmax_at_the_end_is_left_out_and_said(tmp_path: Path) -> None:
     path = exported(tmp_path / "x.onnx", Wrapped("", "softmax"), torch.randn(2, 3, 8, 8))
     bundle = convert(path, **PLAIN)
@@ -428,6 +474,62 @@ def changed(tmp_path: Path, change: Callable[[Any], None]) -> Path:
     return path
 
 
+def mutated(graph: Any, choose: random.Random) -> None:
+    """Rewires, rescales or resizes one node."""
+    nodes = list(graph.node)
+    place = choose.randrange(1, len(nodes))
+    node, kind = nodes[place], choose.choice(("wire", "window", "relu", "scale", "epsilon"))
+    if kind == "wire":
+        earlier = [each.output[0] for each in nodes[max(0, place - 8) : place]]
+        node.input[choose.randrange(2 if node.op_type == "Add" else 1)] = choose.choice(earlier)
+    elif kind == "window":
+        for each in node.attribute:
+            if each.name in ("pads", "strides", "kernel_shape") and choose.random() < 0.5:
+                each.ints[:] = [choose.choice([0, 1, 2, 3])] * len(each.ints)
+    elif kind == "relu":
+        node.op_type = {"Relu": "Identity", "Identity": "Relu"}.get(node.op_type, node.op_type)
+    elif kind == "epsilon":
+        for each in node.attribute:
+            if each.name == "epsilon":
+                each.f = choose.choice([1e-3, 2e-5, 0.1])
+    else:
+        output = node.output[0]
+        node.output[0] = f"{output}_before"
+        value = np.full((1, 1, 1), choose.uniform(0.5, 2), np.float32)
+        graph.initializer.append(numpy_helper.from_array(value, "factor"))
+        graph.input.append(helper.make_tensor_value_info("factor", TensorProto.FLOAT, (1, 1, 1)))
+        op = choose.choice(["Mul", "Add", "Sub", "Div"])
+        graph.node.insert(place + 1, helper.make_node(op, [f"{output}_before", "factor"], [output]))
+
+
+def test_whatever_is_accepted_computes_what_the_changed_graph_computes(tmp_path: Path) -> None:
+    names = ("resnet18-v1-7", "resnet50-v1-7", "resnet18-v2-7")
+    models = [gluon.Zoo(each, widths=(4, 8, 12, 16), size=32, classes=5).model for each in names]
+    path, choose = tmp_path / "x.onnx", random.Random(0)
+    images = torch.randn(1, 3, 32, 32)
+    outcomes = {"equal": 0, "refused": 0}
+    for _ in range(50):
+        model = type(models[0])()
+        model.CopyFrom(choose.choice(models))
+        mutated(model.graph, choose)
+        onnx.save(model, path)
+        try:
+            bundle = convert(path, **PLAIN)
+        except BundleError:
+            outcomes["refused"] += 1
+            continue
+        try:
+            theirs = computed(path, images)
+        except (Fail, InvalidArgument, InvalidGraph):
+            continue  # A graph that nobody can run.
+        with torch.no_grad():
+            ours = bundle.network()(images).numpy()
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=1e-5)
+        outcomes["equal"] += 1
+    assert min(outcomes.values()) > 10
+
+
 def of(graph: Any, op: str, index: int = 0) -> Any:
     return [node for node in graph.node if node.op_type == op][index]
 
@@ -472,6 +574,13 @@ def dangling(graph: Any) -> None:
     of(graph, "Conv", 1).input[0] = "nowhere"
 
 
+def circle(graph: Any) -> None:
+    """Two nodes that each compute what the other is computed from."""
+    norm, relu, pool = (of(graph, op) for op in ("BatchNormalization", "Relu", "MaxPool"))
+    pool.input[0] = norm.output[0]
+    graph.node.insert(3, helper.make_node("Relu", [relu.output[0]], [norm.output[0]]))
+
+
 def moved_sum(graph: Any) -> None:
     """A shortcut over two blocks."""
     last = of(graph, "Add", 1)
@@ -506,6 +615,7 @@ REFUSED: list[tuple[Any, str]] = [
     (computed_weight, "its weights are computed: weight standardisation?"),
     (dangling, "its input nowhere is nowhere computed"),
     (moved_sum, "(Add): adds branches that do not part at one place"),
+    (circle, "its output resnetv15_batchnorm0_fwd is computed twice"),
     (untrue_shape, "has 3 dimensions; images have four"),
 ]
 
@@ -574,6 +684,33 @@ class Strange(nn.Module):
 def test_other_networks_are_refused(tmp_path: Path, module: nn.Module, words: str) -> None:
     path = exported(tmp_path / "x.onnx", module, torch.randn(2, 3, 8, 8))
     assert words in refusal(lambda: convert(path, **PLAIN))
+
+
+class Twice(nn.Module):
+    """A pre-activation network whose second block activates before it parts, and again after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(4, 2)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, 1, 1) for _ in range(4))
+        self.norms = nn.ModuleList(tiny.randomised(nn.BatchNorm2d(4), i) for i in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def activated(x: Tensor, index: int) -> Tensor:
+            return cast("Tensor", self.norms[index](x).relu())
+
+        x = self.stem(x)
+        y = self.convs[0](activated(x, 0))
+        x = x + self.convs[1](activated(y, 1))
+        x = activated(x, 2)
+        y = self.convs[2](activated(x, 3))
+        x = x + self.convs[3](activated(y, 4))
+        return cast("Tensor", self.head(activated(x, 5).mean((2, 3))))
+
+
+def test_a_second_activation_is_not_dropped(tmp_path: Path) -> None:
+    path = exported(tmp_path / "x.onnx", Twice(), torch.randn(2, 3, 8, 8), folded=False)
+    assert "a second norm before" in refusal(lambda: convert(path, **PLAIN))
 
 
 def test_a_deep_stem_is_refused(tmp_path: Path) -> None:
@@ -656,6 +793,16 @@ def test_external_data_stays_in_its_folder(tmp_path: Path) -> None:
     assert "outside of its folder" in refusal(lambda: convert(path))
 
 
+def test_names_in_a_file_stay_on_one_line(tmp_path: Path) -> None:
+    def change(graph: Any) -> None:
+        node = of(graph, "Relu")
+        node.op_type, node.name = "Sigmoid", "two\nlines\x1b[31m"
+
+    message = refusal(lambda: convert(changed(tmp_path, change)))
+    assert "two\\nlines" in message
+    assert message.isprintable()
+
+
 def test_a_constant_larger_than_memory_is_refused(tmp_path: Path) -> None:
     def change(graph: Any) -> None:
         huge = numpy_helper.from_array(np.array([2**20, 2**20]), "huge")
@@ -664,7 +811,7 @@ def test_a_constant_larger_than_memory_is_refused(tmp_path: Path) -> None:
         of(graph, "Gemm").input[1] = "zeros"
 
     path = changed(tmp_path, change)
-    assert "makes a constant larger than any network's" in refusal(lambda: convert(path))
+    assert "makes constants larger than any network's" in refusal(lambda: convert(path))
 
 
 def test_without_the_package_the_extra_is_named(
