@@ -78,7 +78,10 @@ def _network(tree: Tree) -> Tree:
             "holds no batch_stats: a network of GroupNorm or LayerNorm, or saved without them"
         )
     top = _merged(holder["params"], holder["batch_stats"])
-    while len(top) == 1 and not _is_module(only := next(iter(top.values()))):
+    while len(top) == 1:
+        (only,) = top.values()
+        if not isinstance(only, dict) or _is_module(only):
+            break
         top = only
     return top
 
