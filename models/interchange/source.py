@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from models.preprocess import RGB, InputSpec
@@ -32,3 +33,12 @@ class Source:
     labels: tuple[str, ...] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_numbers(value: object, dimensions: int | None = None) -> bool:
+    """Whether a file's value is an array of real numbers, of so many dimensions if that is said."""
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind in "fiu"
+        and dimensions in (None, value.ndim)
+    )

@@ -438,6 +438,15 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
             assert refusal(partial(convert, path, **PLAIN)).startswith(f"{path}: ")
 
 
+def test_a_damaged_description_is_refused(tmp_path: Path) -> None:
+    path = reference.save(reference.small((1, 1), 8), tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"epsilon"', '"eps"')
+    assert refusal(lambda: convert(path, **PLAIN)) == (
+        f"{path}: its description of the model is damaged (KeyError)"
+    )
+
+
 def test_the_names_of_early_keras_are_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels.h5"
     with h5py.File(path, "w") as file:
