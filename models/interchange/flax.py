@@ -16,7 +16,7 @@ from torch import Tensor
 from models.bundle import BundleError
 from models.interchange.infer import infer_architecture
 from models.interchange.pytree import Tree, read_tree
-from models.interchange.source import Source
+from models.interchange.source import Source, is_numbers
 from models.preprocess import CIFAR, IMAGENET
 
 Leaves = Mapping[str, NDArray[Any]]
@@ -78,7 +78,10 @@ def _network(tree: Tree) -> Tree:
             "holds no batch_stats: a network of GroupNorm or LayerNorm, or saved without them"
         )
     top = _merged(holder["params"], holder["batch_stats"])
-    while len(top) == 1 and not _is_module(only := next(iter(top.values()))):
+    while len(top) == 1:
+        (only,) = top.values()
+        if not isinstance(only, dict) or _is_module(only):
+            break
         top = only
     return top
 
@@ -157,6 +160,9 @@ def _sorted_modules(
             continue
         if strange := sorted(child.keys() - LEAVES):
             raise BundleError(f"{where}{name} holds {', '.join(strange)}: no module of a ResNet's")
+        for leaf, value in child.items():
+            if not is_numbers(value, None if leaf == "kernel" else 1):
+                raise BundleError(f"{where}{name} has a {leaf} that is no list of numbers")
         dimensions = child["kernel"].ndim if "kernel" in child else 0
         if dimensions not in kinds:
             raise BundleError(f"{where}{name} has a kernel of {dimensions} dimensions")

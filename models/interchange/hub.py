@@ -113,8 +113,8 @@ def _optional(repository: str, file: str, revision: str) -> Path | None:
 
 def _reachable(url: str) -> bool:
     """Whether the hub answers, if only that it has no such file; a download would try for long."""
-    import huggingface_hub  # noqa: PLC0415
-    from huggingface_hub import errors  # noqa: PLC0415
+    import huggingface_hub
+    from huggingface_hub import errors
 
     try:
         huggingface_hub.get_hf_file_metadata(url)

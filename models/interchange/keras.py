@@ -16,7 +16,7 @@ from torch import Tensor
 from models.bundle import BundleError
 from models.interchange.infer import infer_architecture
 from models.interchange.keras_file import Arrays, KerasFile, natural, read_keras
-from models.interchange.source import Source
+from models.interchange.source import Source, is_numbers
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
 
@@ -72,6 +72,9 @@ def read(path: Path) -> Source:
         return _application(file, layers) if "conv1_conv" in layers else _small(file, layers)
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from None
+    except (KeyError, TypeError) as error:
+        reason = type(error).__name__
+        raise BundleError(f"{path}: its description of the model is damaged ({reason})") from None
 
 
 def _check_classes(file: KerasFile) -> None:
@@ -103,6 +106,9 @@ def _check_arrays(layers: Layers) -> None:
             raise BundleError(
                 f"layer {name} has no moving statistics: GroupNorm or LayerNorm, not BatchNorm"
             )
+        for key, value in arrays.items():
+            if not is_numbers(value, None if key == "kernel" else 1):
+                raise BundleError(f"layer {name} has a {key} that is no list of numbers")
         if "kernel" in arrays and arrays["kernel"].ndim not in (2, 4):
             raise BundleError(f"layer {name} has a kernel of {arrays['kernel'].ndim} dimensions")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from models.preprocess import RGB, InputSpec
@@ -35,3 +36,12 @@ class Source:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None
+
+
+def is_numbers(value: object, dimensions: int | None = None) -> bool:
+    """Whether a file's value is an array of real numbers, of so many dimensions if that is said."""
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind in "fiu"
+        and dimensions in (None, value.ndim)
+    )

@@ -307,6 +307,14 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         changed(lambda p: p.update(Conv_0={"kernel": np.zeros((8, 8, 1, 27, 8), np.float32)})),
         "Conv_0 has a kernel of 5 dimensions",
     ),
+    "a text for an array": (
+        changed(lambda p: p["Conv_0"].update(bias="none")),
+        "Conv_0 has a bias that is no list of numbers",
+    ),
+    "a number for an array": (
+        changed(lambda p: p["BatchNorm_0"].update(scale=np.float32(1))),
+        "BatchNorm_0 has a scale that is no list of numbers",
+    ),
     "projecting without widening": (
         changed(lambda p: p["ResNetBlock_1"].update(conv_proj=conv_of(1, 1, 8, 8))),
         "ResNetBlock_1 projects without widening: where it strides is not told",

@@ -250,7 +250,7 @@ def test_a_model_within_a_model_is_read(tmp_path: Path) -> None:
     inner = keras.Model(body.input, body.layers[-2].output, name="resnet50v2")
     images = layers.Input((64, 64, 3))
     model = reference.random(keras.Model(images, layers.Dense(10)(inner(images))))
-    for file in FILES:
+    for file in ("weights.h5", "model.keras"):
         bundle = convert(reference.save(model, tmp_path / file), **PLAIN)
         assert difference(bundle, model, (64, 64)) < 1e-4
 
@@ -436,6 +436,15 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         for length in range(0, len(whole), len(whole) // 20):
             path.write_bytes(whole[:length])
             assert refusal(partial(convert, path, **PLAIN)).startswith(f"{path}: ")
+
+
+def test_a_damaged_description_is_refused(tmp_path: Path) -> None:
+    path = reference.save(reference.small((1, 1), 8), tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"epsilon"', '"eps"')
+    assert refusal(lambda: convert(path, **PLAIN)) == (
+        f"{path}: its description of the model is damaged (KeyError)"
+    )
 
 
 def test_the_names_of_early_keras_are_refused_as_such(tmp_path: Path) -> None:
