@@ -20,8 +20,10 @@ WORKDIR /build
 COPY pyproject.toml .
 RUN python -c "import tomllib; \
     project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*project['dependencies'], sep='\n', file=open('requirements.txt', 'w')); \
-    print(*project['optional-dependencies']['cpu'], sep='\n', file=open('cpu.txt', 'w'))"
+    extras = project['optional-dependencies']; \
+    always = project['dependencies'] + extras['interchange']; \
+    print(*always, sep='\n', file=open('requirements.txt', 'w')); \
+    print(*extras['cpu'], sep='\n', file=open('cpu.txt', 'w'))"
 
 
 FROM base AS dependencies

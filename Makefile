@@ -30,7 +30,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/serve.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,interchange]'
 	touch $@
 
 .venv/test.stamp: .venv/serve.stamp
