@@ -35,6 +35,11 @@ PLAIN: Any = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 SMALL = (8, 16, 32, 64)
 
 
+@pytest.fixture(autouse=True)
+def same_every_time() -> None:
+    torch.manual_seed(0)
+
+
 def computed(path: Path, images: Tensor) -> NDArray[np.float32]:
     """What a file makes of images.
 
@@ -293,7 +298,8 @@ def test_a_softmax_at_the_end_is_left_out_and_said(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         ours = bundle.network()(images).softmax(1)
-    torch.testing.assert_close(ours, torch.from_numpy(computed(path, images)))
+    theirs = torch.from_numpy(computed(path, images))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert bundle.provenance["layout"] == "ONNX graph, without its softmax"
 
 
@@ -434,7 +440,8 @@ def test_caffe2s_graphs_sum_and_pool_by_size(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         ours = bundle.network()(images).softmax(1)
-    torch.testing.assert_close(ours, torch.from_numpy(computed(path, images)))
+    theirs = torch.from_numpy(computed(path, images))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert bundle.architecture.stride_at == "1x1"
 
 
