@@ -3,8 +3,9 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: serve test lint bench clean
+.PHONY: serve test test-all lint bench clean
 
 serve: .venv/serve.stamp
 	$(BIN)/resnet-serve serve --host $(HOST) --port $(PORT)
@@ -12,7 +13,10 @@ serve: .venv/serve.stamp
 # Files side by side. One thread for each of torch's operations: it has threads spin while they
 # wait, and processes that each have as many as there are CPUs keep each other from computing.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+test-all: lint
+	$(PYTEST) -m ''
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,0 +1,28 @@
+"""Which comparisons with other libraries take so long that only `make test-all` makes them.
+
+What they compare differs from the others in depth or width alone.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+SLOW = re.compile(
+    r"test_keras\.py::.*applications.*\[ResNet(101|152)"
+    r"|test_keras\.py::test_other_numerics.*\[ResNet50V2-(stride_block|preact)"
+    r"|test_flax\.py::.*\[(34|152|200)\]"
+    r"|test_torch_resnet\.py::test_the_deepest.*\[(ResNet|PreActResNet1202)"
+    r"|test_torch_resnet\.py::test_every_class.*ResNet(101|152|200)\]"
+    r"|test_onnx\.py::test_what_torchs_new_exporter.*bottleneck"
+    r"|test_export\.py::.*wide_resnet"
+    r"|test_(torchvision|timm)\.py::test_every.*\[(wide_resnet101_2|resnet152|resnet200|resnetv2_152)\]"
+    r"|test_onnx\.py::.*zoo.*resnet(101|152)"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW.search(item.nodeid):
+            item.add_marker(pytest.mark.slow)
