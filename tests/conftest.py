@@ -28,6 +28,18 @@ CACHE = str(Path(tempfile.gettempdir()) / f"resnet-serve-tests-{os.getuid()}")
 COMMAND = str(Path(sys.executable).with_name("resnet-serve"))
 
 
+# Begun first, so that none of them is still running when all other processes have ended.
+LONGEST = ("e2e/test_workers", "service/test_engines", "interchange/test_", "e2e/", "benchmarks/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        ranks = (rank for rank, name in enumerate(LONGEST) if name in item.nodeid)
+        return next(ranks, len(LONGEST))
+
+    items.sort(key=place)
+
+
 class Service:
     """A started `resnet-serve serve`; `log` grows as it writes."""
 

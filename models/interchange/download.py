@@ -13,6 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import BinaryIO
 
+from tqdm import tqdm
+
 CHUNK = 1 << 20
 TIMEOUT_S = 30
 BROKEN = (
@@ -72,11 +74,19 @@ def _continue(url: str, file: BinaryIO) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             if have and not _continues(answer, have):
                 file.truncate(0)
+                have = 0
             expected = answer.headers.get("Content-Length")
+            total = have + int(expected) if expected and expected.isdigit() else None
+            name = url.rpartition("/")[2]
             got = 0
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                got += len(chunk)
+            # On a terminal only.
+            with tqdm(
+                desc=name, total=total, initial=have, unit="B", unit_scale=True, disable=None
+            ) as progress:
+                while chunk := answer.read(CHUNK):
+                    file.write(chunk)
+                    got += len(chunk)
+                    progress.update(len(chunk))
             file.flush()
             if expected is not None and got < int(expected):
                 raise DownloadError(f"{url}: the connection ended early; start again to continue")

@@ -58,17 +58,25 @@ def convert(
     a bundle, an ONNX file, torchvision:VARIANT or hf:OWNER/NAME. With --to, DST is for another
     library.
     """
+    from tqdm import tqdm
+
     from models import bundle, interchange
 
     if to is not None and to not in interchange.EXPORTERS:
         raise ConfigError(f"--to {to}: one of {', '.join(interchange.EXPORTERS)}")
     if with_preprocessing and to != "onnx":
         raise ConfigError("--with-preprocessing goes with --to onnx")
-    converted = _foreign(format, Path(src), **options) if format else _own(src, **options)
-    if to:
-        interchange.export_to(to, converted, dst, with_preprocessing=with_preprocessing)
-    else:
-        bundle.write(converted, dst)
+    # For files so large that it takes seconds, on a terminal.
+    with tqdm(total=2, desc=f"reading {src}", disable=None, leave=False) as steps:
+        converted = _foreign(format, Path(src), **options) if format else _own(src, **options)
+        steps.update()
+        steps.set_description(f"writing {dst}")
+        if to:
+            options = {"with_preprocessing": True} if with_preprocessing else {}
+            interchange.export_to(to, converted, dst, **options)
+        else:
+            bundle.write(converted, dst)
+        steps.update()
     spec = converted.input
     click.echo(
         f"wrote {dst}: {converted.variant or 'a network without a name'}, shortcut option "
