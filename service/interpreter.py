@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 
-# An engine that comes back from native code waits this long, in seconds, for the loop to give
-# the interpreter up; by CPython's own setting it would idle for 5 ms after each batch.
-# benchmarks/results/switch_interval.json has what other values gave.
+# An engine that comes back from native code waits this long, in seconds, for a busy loop to give
+# the interpreter up: 5 ms a batch by CPython's own setting. How much that costs depends on the
+# load; benchmarks/results/switch_interval.json has a run in which drift hid most of it.
 SWITCH_SECONDS = 100e-6
 
 
