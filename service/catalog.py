@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from models import bundle, interchange, variants
+from models import bundle, digest, interchange, variants
 from models.bundle import Bundle
 from models.interchange import hub
 from models.preprocess import CIFAR, IMAGENET
@@ -86,7 +85,7 @@ def _from_file(path: Path, source: str) -> Loaded:
     except interchange.NormalisationUnknown as error:
         hint = f"`resnet-serve convert --from {foreign}` makes a bundle that says it"
         raise ConfigError(f"{error}; {hint}") from None
-    return Loaded(found, source, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Loaded(found, source, digest.sha256(path))
 
 
 def _untrained(variant: str, architecture: dict[str, Any]) -> Bundle:

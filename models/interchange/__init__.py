@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 
+from models import digest, variants
 from models import labels as label_files
-from models import variants
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
 from models.interchange import (
     cifar,
@@ -129,7 +128,7 @@ def convert(
         provenance={
             **source.provenance,
             "source": path.name,
-            "sha256": _digest(source.file or path),
+            "sha256": digest.sha256(source.file or path),
             "format": format,
             "layout": source.layout,
         },
@@ -147,12 +146,3 @@ def export_to(format: str, bundle: Bundle, path: Path, **options: Any) -> None:
     if format not in EXPORTERS:
         raise BundleError(f"no format to write is called {format!r}; one of {', '.join(EXPORTERS)}")
     EXPORTERS[format](bundle, path, options)
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and digests of all files in a folder."""
-    if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.is_file())
-        lines = [f"{_digest(each)}  {each.relative_to(path).as_posix()}\n" for each in files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    return hashlib.sha256(path.read_bytes()).hexdigest()

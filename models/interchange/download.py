@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import http.client
 import io
 import re
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
+
+from models import digest
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30
@@ -42,22 +43,22 @@ def fetch(url: str, folder: Path, sha256: str) -> Path:
         OSError: `folder` cannot be written.
     """
     path = folder / url.rpartition("/")[2]
-    if path.is_file() and _digest(path).startswith(sha256):
+    if path.is_file() and digest.sha256(path).startswith(sha256):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Another process may have finished it meanwhile, and so moved this very file.
-        if path.is_file() and _digest(path).startswith(sha256):
+        if path.is_file() and digest.sha256(path).startswith(sha256):
             return path
         file.seek(0, io.SEEK_END)
         _continue(url, file)
-        digest = _digest(part)
-        if not digest.startswith(sha256):
+        found = digest.sha256(part)
+        if not found.startswith(sha256):
             part.unlink()
             raise DownloadError(
-                f"{url}: its SHA-256 begins with {digest[: len(sha256)]}, not with {sha256}; "
+                f"{url}: its SHA-256 begins with {found[: len(sha256)]}, not with {sha256}; "
                 "nothing was kept"
             )
         part.replace(path)
@@ -104,8 +105,3 @@ def _continues(answer: http.client.HTTPResponse, have: int) -> bool:
     """Whether a server has heeded the range."""
     says = answer.headers.get("Content-Range", "")
     return answer.status == http.client.PARTIAL_CONTENT and bool(re.match(rf"bytes {have}-", says))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,8 @@ from typing import Any
 
 from models.bundle import BundleError
 
+INSTALL = "pip install 'resnet-serve[interchange]'"
+
 
 def load(library: str) -> Any:
     """The library, imported.
@@ -17,6 +19,4 @@ def load(library: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError:
-        raise BundleError(
-            f"reading it needs {library}: pip install 'resnet-serve[interchange]'"
-        ) from None
+        raise BundleError(f"reading it needs {library}: {INSTALL}") from None

@@ -11,9 +11,9 @@ from models.bundle import Bundle, BundleError
 from models.interchange import convert, published
 from models.interchange.checkpoint import IN_FOLDERS, read_json
 from models.interchange.download import fetch
+from models.interchange.extra import INSTALL
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
-INSTALL = "pip install 'resnet-serve[interchange]'"
 
 
 def from_torchvision(spec: str, cache: Path) -> Bundle:

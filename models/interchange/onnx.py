@@ -13,11 +13,12 @@ import numpy as np
 
 from models.bundle import BundleError
 from models.interchange import onnx_blocks
+from models.interchange.extra import INSTALL
 from models.interchange.onnx_graph import Reader
 from models.interchange.source import Source
 from models.preprocess import CIFAR, IMAGENET, RGB, InputSpec
 
-MISSING = "the package onnx is not installed: pip install 'resnet-serve[interchange]'"
+MISSING = f"the package onnx is not installed: {INSTALL}"
 # The fields after the first of a `ModelProto`, as protobuf announces them.
 KEYS = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
 # The exporter of MXNet's Gluon, where the model zoo's ResNets come from, left only its names.

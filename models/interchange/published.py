@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models import digest
 from models.preprocess import IMAGENET, InputSpec
 
 URL = "https://download.pytorch.org/models"
@@ -56,9 +56,8 @@ WEIGHTS = (
 
 def of_file(path: Path) -> Published | None:
     """The published weights that a file is, whatever it is called."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return next((row for row in WEIGHTS if digest.startswith(row.sha256)), None)
+    found = digest.sha256(path)
+    return next((row for row in WEIGHTS if found.startswith(row.sha256)), None)
 
 
 def find(variant: str, weights: str = "") -> Published:
