@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import math
+import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.classifier import Normalise
+from models.hardware import native_precision
 from models.preprocess import InputSpec
 from models.resnet import ResNet
-from models.training.augment import crop_and_flip
-from models.training.datasets import Dataset
+from models.training import augment
+from models.training.parallel import World, global_norms
 from models.training.recipes import Recipe
+from models.training.source import Source
+from models.training.state import CannotResume, Checkpoint
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILE_FROM = 200  # steps; compiling takes as long as tens of them
+REPORT_EVERY = 20  # steps; each report waits for the device
 
 
 class Diverged(ArithmeticError):
@@ -25,7 +38,8 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where training stands after a step: mean loss and accuracy of the epoch so far."""
+    """Where training stands after a step: mean loss and accuracy of the epoch so far, and the
+    images per second of this process's present sitting."""
 
     step: int
     steps: int
@@ -33,108 +47,282 @@ class Progress:
     loss: float
     accuracy: float
     images_per_second: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a recipe is carried out; unlike the recipe, meant not to change what is learnt.
+
+    `precision`: "auto" is the fastest of the hardware; master weights and the head stay float32.
+    `compiled`: through `torch.compile`, but eagerly where no compiler works and where there are
+        too few steps for it to pay.
+    `accumulate`: parts that a batch is computed in, for want of memory; each part is normalised
+        by statistics of its own.
+    `global_norm`: several processes normalise by the statistics of all their batches together,
+        and so have the result of one.
+    `save_every`: seconds after which the state is saved within an epoch too.
+    """
+
+    precision: str = "auto"
+    compiled: bool = True
+    accumulate: int = 1
+    global_norm: bool = True
+    save_every: float = 600.0
+
+
+class _Objective(nn.Module):
+    """Loss, and logits [N, K] in float32, of pixels [N, H, W, 3] and targets.
+
+    Targets are int64 [N], or shares float32 [N, K].
+    """
+
+    def __init__(self, network: ResNet, spec: InputSpec, smoothing: float) -> None:
+        super().__init__()
+        self.normalise = Normalise(spec)
+        self.network = network
+        self.smoothing = smoothing
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(self.normalise(images))
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.network.head(features.float())
+            return F.cross_entropy(logits, targets, label_smoothing=self.smoothing), logits
 
 
 def train(
     network: ResNet,
-    data: Dataset,
+    source: Source,
     spec: InputSpec,
     recipe: Recipe,
     *,
     seed: int,
-    device: str = "cpu",
-    compiled: bool = True,
+    world: World = World(0, 1, "cpu"),
+    options: Options = Options(),
+    checkpoint: Checkpoint | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
+    after_epoch: Callable[[Progress, ResNet], None] = lambda progress, network: None,
 ) -> None:
-    """Trains `network` in place; equal seeds give equal weights on the same machine.
+    """Trains `network` in place, on from the checkpoint where it has a state.
 
-    `compiled` runs the step through `torch.compile`, and falls back to eager mode where no
-    compiler works.
+    Equal seeds give equal weights on the same machine, however often training was stopped on
+    its way. `after_epoch` gets the network that training would end with there, in evaluation
+    mode.
 
     Raises:
         Diverged: the loss became infinite or not a number.
+        ValueError: the data are not one batch, or batches cannot be divided.
+        CannotResume: the checkpoint's state is damaged or of another run.
     """
-    generator = torch.Generator(device).manual_seed(seed)
-    images = torch.from_numpy(data.images).to(device)
-    targets = torch.from_numpy(data.targets).to(device)
-    network.to(device).train()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalise = Normalise(spec).to(device)
-    optimizer = _optimizer(network, recipe)
-    if len(images) < recipe.batch_size:
+    parts = world.size * options.accumulate
+    if len(source) < recipe.batch_size:
         raise ValueError(
-            f"{data.source}: {len(images)} images are not one batch of {recipe.batch_size}"
+            f"{source.source}: {len(source)} images are not one batch of {recipe.batch_size}"
         )
-    torch.manual_seed(seed)  # Dropout draws from the global generator.
-    steps = recipe.epochs * (len(images) // recipe.batch_size)
-
-    def forward(batch: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = network(normalise(batch))
-        return F.cross_entropy(logits, target, label_smoothing=recipe.label_smoothing), logits
-
-    step_forward = torch.compile(forward) if compiled and _can_compile(device) else forward
-    step, epoch = 0, -1
-    for order in _epochs(len(images), recipe, generator):
-        epoch, started = epoch + 1, time.perf_counter()
-        loss_sum, right, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-        for chosen in order:
-            batch = crop_and_flip(images[chosen], recipe.crop_padding, generator)
-            target = targets[chosen]
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * schedule(step / steps, recipe.warm_up)
-            loss, logits = step_forward(batch, target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            step, seen = step + 1, seen + len(chosen)
-            loss_sum += loss.detach() * len(chosen)
-            right += (logits.detach().argmax(1) == target).sum()
-            if step % 20 == 0 or seen == len(order) * recipe.batch_size:
-                if not math.isfinite(float(loss_sum)):
-                    raise Diverged(
-                        f"the loss is not finite at step {step}; lower the learning rate"
-                    )
-                seconds = time.perf_counter() - started
-                report(
-                    Progress(
-                        step,
-                        steps,
-                        epoch,
-                        float(loss_sum) / seen,
-                        float(right) / seen,
-                        seen / seconds,
-                    )
-                )
+    if recipe.batch_size % parts:
+        raise ValueError(f"batches of {recipe.batch_size} cannot be divided into {parts} parts")
+    with global_norms(network, world if options.global_norm else World(0, 1, world.device)):
+        _Run(network, source, spec, recipe, seed, world, options, checkpoint).go(
+            report, after_epoch
+        )
     network.eval()
 
 
-def schedule(done: float, warm_up: float) -> float:
-    """The learning rate's factor when the fraction `done` of all steps is done."""
-    if done < warm_up:
-        return done / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+class _Run:
+    def __init__(
+        self,
+        network: ResNet,
+        source: Source,
+        spec: InputSpec,
+        recipe: Recipe,
+        seed: int,
+        world: World,
+        options: Options,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.source, self.recipe, self.seed = source, recipe, seed
+        self.world, self.options, self.checkpoint = world, options, checkpoint
+        device = torch.device(world.device)
+        self.network = network.to(device).train()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = _average(network, recipe.ema) if recipe.ema else None
+        self.objective: nn.Module = _Objective(network, spec, recipe.label_smoothing).to(device)
+        if world.size > 1:
+            ids = [device] if device.type == "cuda" else None
+            self.objective = DistributedDataParallel(self.objective, device_ids=ids)
+        self.optimizer = _optimizer(network, recipe)
+        wanted = options.precision
+        self.precision = native_precision(world.device) if wanted == "auto" else wanted
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.per_epoch = len(source) // recipe.batch_size
+        self.steps = recipe.steps(self.per_epoch)
+        self.step = 0
+        pays = self.steps >= COMPILE_FROM
+        compiled = options.compiled and pays and _can_compile(world.device)
+        self.forward = torch.compile(self.objective) if compiled else self.objective
+        # Loss and right answers of the epoch, and the first step whose loss was not finite.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.bad = torch.full((), self.steps + 1, device=device)
+
+    def go(
+        self,
+        report: Callable[[Progress], None],
+        after_epoch: Callable[[Progress, ResNet], None],
+    ) -> None:
+        self._resume()
+        while self.step < self.steps:
+            began, first = time.perf_counter(), self.step
+            saved = began
+            epoch, start = divmod(self.step, self.per_epoch)
+            last = min((epoch + 1) * self.per_epoch, self.steps)
+            for images, targets in self._batches(epoch, start):
+                self._step(images, targets, epoch)
+                if self.step % REPORT_EVERY == 0 or self.step == last:
+                    now = time.perf_counter()
+                    progress = self._progress(epoch, (self.step - first) / (now - began))
+                    report(progress)
+                    if self.step < last and now - saved > self.options.save_every:
+                        self._save()
+                        saved = time.perf_counter()
+                if self.step == last:
+                    break
+            self.sums.zero_()
+            after_epoch(progress, self._outcome())
+            self.network.train()
+            self._save()
+        self.network.load_state_dict(self._outcome().state_dict())
+
+    def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.source.batches(
+            seed=self.seed,
+            epoch=epoch,
+            start=start,
+            batch_size=self.recipe.batch_size,
+            rank=self.world.rank,
+            world=self.world.size,
+            device=self.world.device,
+        )
+
+    def _step(self, images: Tensor, targets: Tensor, epoch: int) -> None:
+        # Drawn anew at each step, so that a step depends on nothing that came before but weights.
+        torch.manual_seed(mix(self.seed, self.step, self.world.rank))
+        if self.recipe.cutout:
+            images = augment.cutout(images, self.recipe.cutout)
+        labels = targets
+        if self.recipe.mixup:
+            images, targets = augment.mixup(
+                images, targets, self.recipe.mixup, len(self.source.classes)
+            )
+        rate = self.recipe.learning_rate * self.recipe.factor(self.step / self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.options.accumulate
+        chunks = zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True)
+        for number, (pixels, wanted, label) in enumerate(chunks, 1):
+            together = self.world.size == 1 or number == parts
+            with nullcontext() if together else self.objective.no_sync():  # type: ignore[operator]
+                with self._autocast():
+                    loss, logits = self.forward(pixels, wanted)
+                self.scaler.scale(loss / parts).backward()
+            loss, logits = loss.detach(), logits.detach()
+            self.sums[0] += loss.double() / parts
+            self.sums[1] += (logits.argmax(1) == label).double().mean() / parts
+            self.bad = torch.where(loss.isfinite(), self.bad, self.bad.clamp(max=self.step))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        if self.average:
+            self.average.update_parameters(self.network)
+
+    def _autocast(self) -> Any:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.world.device).type, PRECISIONS[self.precision])
+
+    def _progress(self, epoch: int, steps_per_second: float) -> Progress:
+        totals, first_bad = self.sums / self.world.size, self.bad.clone()
+        if self.world.size > 1:
+            dist.all_reduce(totals)
+            dist.all_reduce(first_bad, dist.ReduceOp.MIN)
+        if (bad := int(first_bad)) <= self.steps:
+            advice = "" if self.precision == "fp32" else ", or train with --precision fp32"
+            raise Diverged(
+                f"the loss is not finite at step {bad + 1} of {self.steps}; "
+                f"lower the learning rate{advice}"
+            )
+        loss, right = (totals / (self.step - epoch * self.per_epoch)).tolist()
+        return Progress(
+            step=self.step,
+            steps=self.steps,
+            epoch=epoch,
+            loss=loss,
+            accuracy=right,
+            images_per_second=steps_per_second * self.recipe.batch_size,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+        )
+
+    def _outcome(self) -> ResNet:
+        network: ResNet = self.average.module if self.average else self.network
+        return network.eval()
+
+    def _save(self) -> None:
+        if self.checkpoint and self.world.leads:
+            self.checkpoint.save(
+                {
+                    "step": self.step,
+                    "sums": self.sums,
+                    "network": self.network.state_dict(),
+                    "average": self.average.state_dict() if self.average else None,
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                }
+            )
+
+    def _resume(self) -> None:
+        state = self.checkpoint.load(self.world.device) if self.checkpoint else None
+        if state is None:
+            return
+        try:
+            self.step, self.sums = state["step"], state["sums"]
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            assert self.checkpoint
+            raise CannotResume(f"{self.checkpoint.path} does not fit ({error})") from None
 
 
-def _epochs(count: int, recipe: Recipe, generator: torch.Generator) -> Iterator[list[Tensor]]:
-    """Per epoch, the image indices of each batch; an incomplete last batch is left out."""
-    for _ in range(recipe.epochs):
-        order = torch.randperm(count, generator=generator, device=generator.device)
-        whole = count - count % recipe.batch_size
-        yield list(torch.split(order[:whole], recipe.batch_size))
+def mix(*numbers: int) -> int:
+    """A seed of 63 bits that differs wherever one of the numbers does."""
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _average(network: ResNet, decay: float) -> AveragedModel:
+    averaged = AveragedModel(
+        copy.deepcopy(network), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
+    )
+    return averaged.requires_grad_(requires_grad=False)
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     weights = {layer.weight for layer in layers}
-    others = [parameter for parameter in network.parameters() if parameter not in weights]
+    everything = list(network.parameters())
+    others = [parameter for parameter in everything if parameter not in weights]
+    decay = recipe.weight_decay
     return torch.optim.SGD(
         [
-            {"params": list(weights), "weight_decay": recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [p for p in everything if p in weights], "weight_decay": decay},
+            {"params": others, "weight_decay": decay if recipe.decays == "all" else 0.0},
         ],
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
+        fused=True,
     )
 
 

@@ -1,41 +1,258 @@
-"""Training recipes as data: one row each."""
+"""Training recipes as data: one row each, as the papers give them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+Shape = Literal["constant", "linear", "cosine"]
+Unit = Literal["iterations", "epochs"]
+Decays = Literal["weights", "all"]
+Crops = Literal["padded", "resized"]
+PaddingMode = Literal["zeros", "reflect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the schedule: until `until`, in the recipe's unit, the learning rate is `factor`
+    times its peak ("constant"), or goes there from the factor before ("linear", "cosine")."""
+
+    until: float
+    factor: float
+    shape: Shape = "constant"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to train.
 
-    `learning_rate` is the schedule's peak. `warm_up` is the fraction of all steps over which it
-    rises linearly to the peak, before it falls to zero along a cosine. `weight_decay` applies to
-    the weights of convolutions and linear layers only. `crop_padding` is in pixels.
+    `paper`: where it comes from; `published`: how the source of the results that it is to give
+        begins in `models.training.published`.
+    `unit`, `phases`: the schedule; the last phase's end is the end of training.
+    `batch_size`: images a step, over all processes. `learning_rate`: the schedule's peak.
+    `weight_decay`: of "weights" (of convolutions and linear layers) or of "all" parameters, by
+        `decays`.
+    `crops`: "padded" images are cropped to their own size behind `crop_padding` pixels on each
+        side, of `padding_mode` (He 2015, section 4.2); "resized" are random parts, resized
+        (Szegedy et al., arXiv:1409.4842, section 6). All are mirrored half the time, or with
+        `alternate_flip` in every other epoch (Jordan, arXiv:2404.00498, section 3.6).
+    `cutout`: side in pixels of a square made grey (arXiv:1708.04552); `mixup`: alpha of the
+        distribution of two images' shares (arXiv:1710.09412); 0 is without.
+    `ema`: decay of the exponential moving average of weights that is kept in the end; 0: none.
+    `dropout`, `shortcut`: the network's own, where it is not told otherwise.
+    `precision`: "auto" is the fastest of the hardware.
+
+    Raises:
+        ValueError: a value is impossible; the message names the field.
     """
 
-    epochs: int
+    paper: str
+    published: str = ""
+    unit: Unit
+    phases: tuple[Phase, ...]
     batch_size: int
     learning_rate: float
-    momentum: float
-    nesterov: bool
+    momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float
-    warm_up: float
-    label_smoothing: float
-    crop_padding: int
+    decays: Decays = "weights"
+    label_smoothing: float = 0.0
+    crops: Crops = "padded"
+    crop_padding: int = 4
+    padding_mode: PaddingMode = "zeros"
+    alternate_flip: bool = False
+    cutout: int = 0
+    mixup: float = 0.0
+    ema: float = 0.0
+    dropout: float | None = None
+    shortcut: str | None = None
+
+    def __post_init__(self) -> None:
+        # JSON gives lists of objects.
+        phases = tuple(p if isinstance(p, Phase) else Phase(**p) for p in self.phases)
+        object.__setattr__(self, "phases", phases)
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(choices)
+                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        ends = [phase.until for phase in self.phases]
+        if not ends or ends[0] <= 0 or ends != sorted(set(ends)):
+            raise ValueError(f"phases must end one after the other, not at {ends}")
+        for name, low, high in LIMITS:
+            value = getattr(self, name)
+            if not low <= value < high:
+                raise ValueError(f"{name} must be from {low} to below {high:g}, not {value!r}")
+
+    @property
+    def length(self) -> float:
+        """How long training is, in `unit`."""
+        return self.phases[-1].until
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """How many steps training takes."""
+        per_unit = 1 if self.unit == "iterations" else steps_per_epoch
+        return max(1, round(self.length * per_unit))
+
+    def factor(self, done: float) -> float:
+        """The learning rate's factor when the fraction `done` of all steps is done."""
+        at, begin, before = done * self.length, 0.0, 0.0
+        for phase in self.phases:
+            if at < phase.until or phase is self.phases[-1]:
+                break
+            begin, before = phase.until, phase.factor
+        share = (at - begin) / (phase.until - begin)
+        if phase.shape == "cosine":
+            share = 0.5 * (1 - math.cos(math.pi * share))
+        elif phase.shape == "constant":
+            share = 1.0
+        return before + share * (phase.factor - before)
+
+    def lasting(self, unit: Unit, length: float) -> Recipe:
+        """The same with its schedule stretched to another length."""
+        stretch = length / self.length
+        phases = tuple(replace(phase, until=phase.until * stretch) for phase in self.phases)
+        return replace(self, unit=unit, phases=phases)
+
+    def differences(self, other: Recipe) -> dict[str, Any]:
+        """The fields of `other` that differ, with its values."""
+        return {
+            each.name: getattr(other, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != getattr(other, each.name)
+        }
+
+
+CHOICES = {
+    "unit": get_args(Unit),
+    "decays": get_args(Decays),
+    "crops": get_args(Crops),
+    "padding_mode": get_args(PaddingMode),
+    "shortcut": (None, "A", "B", "C", "conv"),
+}
+LIMITS = (
+    ("batch_size", 1, math.inf),
+    ("learning_rate", 0.0, math.inf),
+    ("momentum", 0.0, 1.0),
+    ("weight_decay", 0.0, math.inf),
+    ("label_smoothing", 0.0, 1.0),
+    ("crop_padding", 0, math.inf),
+    ("cutout", 0, math.inf),
+    ("mixup", 0.0, math.inf),
+    ("ema", 0.0, 1.0),
+)
+
+
+def _one_cycle(epochs: float, warm_up: float) -> tuple[Phase, ...]:
+    return (Phase(warm_up * epochs, 1.0, "linear"), Phase(epochs, 0.0, "cosine"))
 
 
 RECIPES = {
-    # One cycle (Smith and Topin, arXiv:1708.07120), for a small network in minutes on a CPU.
-    "quick": Recipe(
-        epochs=15,
+    # 160 epochs of 50,000 images. The paper warms up ResNet-110 alone; it harms no other. It
+    # subtracts the mean image; here the mean colour is.
+    "he2015": Recipe(
+        paper="He 2015, section 4.2",
+        published="He 2015, table 6",
+        unit="iterations",
+        phases=(Phase(400, 0.1), Phase(32_000, 1), Phase(48_000, 0.1), Phase(64_000, 0.01)),
         batch_size=128,
-        learning_rate=0.2,
-        momentum=0.9,
+        learning_rate=0.1,
+        weight_decay=1e-4,
+        decays="all",
+        shortcut="A",
+    ),
+    "he2016": Recipe(
+        paper="He 2016, appendix",
+        published="He 2016, tables",
+        unit="iterations",
+        phases=(Phase(400, 0.1), Phase(32_000, 1), Phase(48_000, 0.1), Phase(64_000, 0.01)),
+        batch_size=128,
+        learning_rate=0.1,
+        weight_decay=1e-4,
+        decays="all",
+    ),
+    # 160 epochs of 391 steps.
+    "torch_resnet": Recipe(
+        paper="torch-resnet, example",
+        published="torch-resnet's README: mixed precision",
+        unit="iterations",
+        phases=(Phase(400, 0.1), Phase(32_000, 1), Phase(48_000, 0.1), Phase(62_560, 0.01)),
+        batch_size=128,
+        learning_rate=0.1,
+        weight_decay=1e-4,
+    ),
+    # Its schedule for wide networks, 200 epochs of 391 steps.
+    "torch_resnet_wide": Recipe(
+        paper="torch-resnet, example with --wide-scheduler",
+        published="torch-resnet's README: mixed precision",
+        unit="iterations",
+        phases=(
+            Phase(400, 0.1),
+            Phase(23_000, 1),
+            Phase(46_000, 0.2),
+            Phase(62_000, 0.04),
+            Phase(78_200, 0.008),
+        ),
+        batch_size=128,
+        learning_rate=0.1,
+        weight_decay=1e-4,
+    ),
+    "wide": Recipe(
+        paper="Zagoruyko 2016, section 3",
+        published="Zagoruyko 2016, table 5",
+        unit="epochs",
+        phases=(Phase(60, 1), Phase(120, 0.2), Phase(160, 0.04), Phase(200, 0.008)),
+        batch_size=128,
+        learning_rate=0.1,
         nesterov=True,
         weight_decay=5e-4,
-        warm_up=0.2,
-        label_smoothing=0.0,
-        crop_padding=4,
+        decays="all",
+        padding_mode="reflect",
+    ),
+    "wide_dropout": Recipe(
+        paper="Zagoruyko 2016, section 3.3",
+        published="Zagoruyko 2016, table 6",
+        unit="epochs",
+        phases=(Phase(60, 1), Phase(120, 0.2), Phase(160, 0.04), Phase(200, 0.008)),
+        batch_size=128,
+        learning_rate=0.1,
+        nesterov=True,
+        weight_decay=5e-4,
+        decays="all",
+        padding_mode="reflect",
+        dropout=0.3,
+    ),
+    # He 2015, section 3.4, divides when the error stops falling: in practice every 30 epochs.
+    "imagenet": Recipe(
+        paper="He 2015, section 3.4, in 90 epochs",
+        published="He 2015's authors' published weights",
+        unit="epochs",
+        phases=(Phase(30, 1), Phase(60, 0.1), Phase(90, 0.01)),
+        batch_size=256,
+        learning_rate=0.1,
+        weight_decay=1e-4,
+        decays="all",
+        crops="resized",
+    ),
+    # One cycle (Smith and Topin, arXiv:1708.07120), for a small network in minutes on a CPU.
+    "quick": Recipe(
+        paper="Smith and Topin 2017, one cycle",
+        unit="epochs",
+        phases=_one_cycle(15, warm_up=0.2),
+        batch_size=128,
+        learning_rate=0.2,
+        nesterov=True,
+        weight_decay=5e-4,
     ),
 }
+
+
+def by_name(name: str) -> Recipe:
+    """The row called `name`.
+
+    Raises:
+        ValueError: there is none; the message lists them.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"no recipe is called {name!r}; one of {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -2,74 +2,204 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from models import bundle, variants
+from models import bundle, hardware, variants
 from models.bundle import Bundle
 from models.classifier import Classifier
+from models.resnet import Architecture, ResNet
+from models.training import temperature
 from models.training.datasets import Dataset
 from models.training.evaluate import accuracy, inference
-from models.training.loop import Progress, train
+from models.training.history import Epoch, History
+from models.training.loop import Options, Progress, mix, precision, train
+from models.training.parallel import World
 from models.training.recipes import Recipe
+from models.training.source import Source
+from models.training.state import Checkpoint
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be trained: everything that decides the weights.
+
+    `variant`, `overrides`: the network, and the fields of `Architecture` that differ from it.
+    `recipe_name`: the row of the table that `recipe` began as.
+    `held_out`: a part of the data that training does not see, to fit the temperature on.
+    """
+
+    variant: str
+    overrides: dict[str, Any]
+    source: Source
+    recipe: Recipe
+    recipe_name: str
+    seed: int
+    test: Dataset | None = None
+    held_out: Dataset | None = None
+
+    def architecture(self) -> Architecture:
+        """The network; what the recipe says of it holds where `overrides` say nothing.
+
+        Raises:
+            ValueError: the variant or an override is unknown or impossible, or `test` has other
+                classes.
+        """
+        for other in (self.test, self.held_out):
+            if other is not None and other.classes != self.source.classes:
+                raise ValueError(f"{other.source} has other classes than {self.source.source}")
+        own = {"dropout": self.recipe.dropout, "shortcut": self.recipe.shortcut}
+        changes = {name: value for name, value in own.items() if value is not None}
+        return variants.override(
+            variants.variant(self.variant).architecture,
+            **{"num_classes": len(self.source.classes), **changes, **self.overrides},
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What a run must have in common with its state to go on from it."""
+        return {
+            "network": asdict(self.architecture()),
+            "data": f"{self.source.source}: {len(self.source)} images",
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+        }
 
 
 def train_bundle(
-    variant: str,
-    data: Dataset,
-    test: Dataset | None,
-    recipe: Recipe,
+    plan: Plan,
     *,
     name: str,
-    seed: int,
-    device: str = "cpu",
-    compiled: bool = True,
+    folder: Path | None = None,
+    card: str = "",
+    world: World = World(0, 1, "cpu"),
+    options: Options = Options(),
     report: Callable[[Progress], None] = lambda progress: None,
-    **overrides: Any,
+    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Bundle:
-    """A bundle trained on `data`, and measured on `test` in float32 where there is one.
+    """A trained bundle, measured in float32 on `plan.test` where there is one.
 
-    `overrides` are fields of `Architecture`; `compiled` is as in `train`. The bundle's provenance
-    records the recipe, the seed, the data, the versions and the time it took.
+    `folder` gets the run's log, and its state after each epoch, from which an equal plan goes on;
+    the state is gone when the run is done. The bundle's provenance records recipe, seed, data,
+    versions, hardware and time.
 
     Raises:
-        ValueError: the variant or an override is unknown, or `test` has other classes.
-        Diverged: see `train`.
+        ValueError: see `Plan.architecture`.
+        CannotResume, Diverged: see `train`.
     """
-    if test is not None and test.classes != data.classes:
-        raise ValueError(f"{test.source} has other classes than {data.source}")
-    row = variants.variant(variant)
-    torch.manual_seed(seed)
-    network = variants.build(variant, num_classes=len(data.classes), **overrides)
-    started = time.perf_counter()
+    spec = variants.variant(plan.variant).input
+    architecture = plan.architecture()
+    torch.manual_seed(mix(plan.seed))
+    network = ResNet(architecture)
+    log = _Log(folder, plan, world, after_epoch)
+    checkpoint = Checkpoint(folder / STATE, plan.identity()) if folder else None
     train(
-        network, data, row.input, recipe, seed=seed, device=device, compiled=compiled, report=report
+        network,
+        plan.source,
+        spec,
+        plan.recipe,
+        seed=plan.seed,
+        world=world,
+        options=options,
+        checkpoint=checkpoint,
+        report=report,
+        after_epoch=log.append,
     )
-    seconds = time.perf_counter() - started
+    if world.size > 1:
+        dist.barrier()
+    fitted = _temperature(network, spec, plan.held_out, world.device) if plan.held_out else 1.0
     metrics = {}
-    if test is not None:
-        classifier = Classifier(network, row.input).to(device)
-        measured = accuracy(inference(classifier), test, batch_size=256)
-        metrics[test.source] = asdict(measured)
-    return bundle.from_network(
+    if plan.test is not None:
+        classifier = Classifier(network, spec, fitted).to(world.device)
+        metrics[plan.test.source] = asdict(measure(inference(classifier), plan.test))
+    made = bundle.from_network(
         network.cpu(),
         name=name,
-        input=row.input,
-        labels=data.classes,
-        provenance={
-            "source": "trained by `resnet-serve train`",
-            "data": f"{data.source}: {len(data.images)} images",
-            "recipe": asdict(recipe),
-            "seed": seed,
-            "seconds": round(seconds),
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "device": device,
-        },
+        input=spec,
+        labels=plan.source.classes,
+        temperature=fitted,
+        card=card,
+        provenance=_provenance(plan, log.rows, world, options),
         metrics=metrics,
     )
+    if checkpoint and world.leads:
+        checkpoint.path.unlink(missing_ok=True)
+    return made
+
+
+def _temperature(network: ResNet, spec: InputSpec, held_out: Dataset, device: str) -> float:
+    forward = inference(Classifier(network, spec).to(device))
+    probabilities = np.concatenate(
+        [forward(list(held_out.images[start : start + 256])) for start in range(0, len(held_out.images), 256)]
+    )
+    # Logits up to a constant for each image, which no softmax sees.
+    return temperature.fit(np.log(np.maximum(probabilities, 1e-30)), held_out.targets)
+
+
+def _provenance(plan: Plan, rows: Sequence[Epoch], world: World, options: Options) -> dict[str, Any]:
+    seconds = sum(row.seconds for row in rows)
+    speeds = [row.images_per_second for row in rows]
+    held_out = f", {len(plan.held_out.images)} held out" if plan.held_out else ""
+    return {
+        "source": "trained by `resnet-serve train`",
+        "data": f"{plan.source.source}: {len(plan.source)} images{held_out}",
+        "recipe": {"name": plan.recipe_name, **asdict(plan.recipe)},
+        "changed": recipes.by_name(plan.recipe_name).differences(plan.recipe),
+        "seed": plan.seed,
+        "seconds": round(seconds),
+        "images_per_second": round(statistics.median(speeds)) if speeds else None,
+        "precision": resolve(options.precision, world.device),
+        "processes": world.size,
+        "hardware": hardware.name(world.device),
+        "device": world.device,
+        "torch": torch.__version__,
+    }
+
+
+class _Log:
+    """A row for each epoch, of this sitting and of those before."""
+
+    def __init__(
+        self, folder: Path | None, plan: Plan, world: World, tell: Callable[[Epoch], None]
+    ) -> None:
+        self.history = History(folder) if folder and world.leads else None
+        self.rows: list[Epoch] = self.history.rows() if self.history else []
+        self.plan, self.world, self.tell = plan, world, tell
+        self.began = time.perf_counter()
+
+    def append(self, progress: Progress, network: ResNet) -> None:
+        if not self.world.leads:
+            return
+        test = self.plan.test
+        spec = variants.variant(self.plan.variant).input
+        measured = None
+        if test is not None:
+            classifier = Classifier(network, spec).to(self.world.device)
+            measured = measure(inference(classifier), test)
+        row = Epoch(
+            epoch=progress.epoch + 1,
+            step=progress.step,
+            learning_rate=progress.learning_rate,
+            loss=progress.loss,
+            accuracy=progress.accuracy,
+            test_loss=None,
+            test_top1=measured.top1 if measured else None,
+            test_top5=measured.top5 if measured else None,
+            images_per_second=progress.images_per_second,
+            seconds=time.perf_counter() - self.began,
+        )
+        self.began = time.perf_counter()
+        # A run that was killed may have logged an epoch whose state it did not save.
+        self.rows = [earlier for earlier in self.rows if earlier.step < row.step]
+        self.rows.append(row)
+        if self.history:
+            self.history.truncate(row.step - 1)
+            self.history.append(row)
+        self.tell(row)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.commands.options import Rgb, fail_in_one_line
+from service.commands.options import Field, Rgb, fail_in_one_line
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--set",
     "numerics",
-    metavar="FIELD=VALUE",
+    type=Field(),
     multiple=True,
     help="What no file reveals, if it is not what FORMAT stands for: --set stride_at=1x1.",
 )
@@ -86,12 +85,12 @@ def convert(
     )
 
 
-def _foreign(format: str, src: Path, numerics: tuple[str, ...], **options: Any) -> Bundle:
+def _foreign(format: str, src: Path, numerics: tuple[tuple[str, Any], ...], **options: Any) -> Bundle:
     from models import interchange
     from models.bundle import WeightsMismatch
 
     try:
-        return interchange.convert(format, src, numerics=dict(map(_field, numerics)), **options)
+        return interchange.convert(format, src, numerics=dict(numerics), **options)
     except WeightsMismatch as error:
         for line in error.difference:
             click.echo(line, err=True)
@@ -105,14 +104,3 @@ def _own(src: str, **options: Any) -> Bundle:
         flag = {"numerics": "set"}.get(given[0], given[0])
         raise ConfigError(f"--{flag}: only with --from; a SPEC says it itself")
     return catalog.load(src).bundle
-
-
-def _field(text: str) -> tuple[str, Any]:
-    """A field of an architecture and its value: JSON, or a word."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {text}: write it as FIELD=VALUE")
-    try:
-        return name.strip(), json.loads(value)
-    except ValueError:
-        return name.strip(), value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ParamSpec
@@ -52,6 +53,40 @@ class Rgb(click.ParamType[tuple[float, ...]]):
         if len(numbers) != 3:
             self.fail(f"{value!r} is not three numbers separated by commas", param, ctx)
         return numbers
+
+
+class Field(click.ParamType[tuple[str, Any]]):
+    """A field of an architecture and its value: JSON, or a word."""
+
+    name = "FIELD=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        name, equals, text = str(value).partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not FIELD=VALUE", param, ctx)
+        try:
+            return name.strip(), json.loads(text)
+        except ValueError:
+            return name.strip(), text
+
+
+class Seeds(click.ParamType[tuple[int, ...]]):
+    """Whole numbers, as in 111,222,333."""
+
+    name = "n,n,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        try:
+            seeds = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} are not whole numbers separated by commas", param, ctx)
+        if len(set(seeds)) != len(seeds):
+            self.fail(f"{value!r} names a seed twice", param, ctx)
+        return seeds
 
 
 def read_dataset(path: Path, spec: InputSpec) -> Dataset:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models.bundle import Bundle
-from service.engines import hardware
+from models import hardware
 
 
 @dataclass(frozen=True)

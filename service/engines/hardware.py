@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
+from models.hardware import native_precision
 from service.errors import ConfigError
 from service.settings import ModelSettings, cpus
 
@@ -65,37 +63,11 @@ def precision(settings: ModelSettings, device: str) -> str:
     """The precision in force on `device`: what is asked for, or the fastest in hardware."""
     if settings.precision != "auto":
         return settings.precision
-    if device == "cpu":
-        return "bf16" if cpu_has_bf16() else "fp32"
-    # Compute capability 8.0 (Ampere) is the first with bf16 in its matrix units.
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return native_precision(device)
 
 
 def has_openvino() -> bool:
     return find_spec("openvino") is not None
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX or Arm's BF16)."""
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpu_flags())
-
-
-@cache
-def _cpu_flags() -> tuple[str, ...]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return (platform.processor(),)
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return tuple(sorted(flags.split()))
-
-
-def describe(device: str) -> str:
-    """What decides whether code compiled for one device runs as well on another."""
-    if device == "cpu":
-        return f"{platform.machine()} {' '.join(_cpu_flags())}"
-    found = torch.cuda.get_device_properties(device)
-    return f"{found.name} {found.major}.{found.minor} CUDA {torch.version.cuda}"
 
 
 def set_cpu_threads(count: int) -> None:

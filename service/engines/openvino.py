@@ -13,7 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from models.classifier import Classifier
-from service.engines import hardware
+from models import hardware
 from service.engines.blueprint import Blueprint
 from service.engines.host import Forward, HostEngine
 from service.engines.openvino_graph import build

@@ -349,7 +349,7 @@ def test_without_openvino_it_is_named_and_auto_compiles(monkeypatch: pytest.Monk
 def test_precision_is_what_is_asked_for_or_what_the_hardware_has() -> None:
     assert engines.precision(ModelSettings(spec="x", precision="bf16"), "cpu") == "bf16"
     automatic = engines.precision(ModelSettings(spec="x"), "cpu")
-    assert automatic == ("bf16" if hardware.cpu_has_bf16() else "fp32")
+    assert automatic == ("bf16" if cpu_has_bf16() else "fp32")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,9 +1,10 @@
-"""Training learns, repeats itself exactly, and says so when it diverges."""
+"""Training learns, repeats itself exactly whenever it is stopped, and says when it diverges."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,20 @@ import pytest
 import torch
 
 from models.resnet import ResNet
+from models.training import loop
 from models.training.datasets import Dataset
-from models.training.loop import Diverged, Progress, schedule, train
-from models.training.recipes import RECIPES, Recipe
+from models.training.loop import Diverged, Options, Progress, mix, train
+from models.training.recipes import RECIPES, Phase, Recipe
+from models.training.source import Resident
+from models.training.state import CannotResume, Checkpoint
 from tests.models import tiny
 
 RECIPE = replace(
-    RECIPES["quick"], epochs=3, batch_size=8, learning_rate=0.05, crop_padding=1, warm_up=0.25
+    RECIPES["quick"],
+    batch_size=8,
+    learning_rate=0.05,
+    crop_padding=1,
+    phases=(Phase(0.75, 1, "linear"), Phase(3, 0, "cosine")),
 )
 
 
@@ -35,25 +43,28 @@ def fresh(seed: int = 0, **changes: Any) -> ResNet:
 
 
 def trained(
-    network: ResNet, recipe: Recipe = RECIPE, seed: int = 0, data: Dataset | None = None
+    network: ResNet,
+    recipe: Recipe = RECIPE,
+    seed: int = 0,
+    data: Dataset | None = None,
+    **more: Any,
 ) -> list[Progress]:
     reports: list[Progress] = []
-    train(
-        network,
-        data or separable(),
-        tiny.INPUT,
-        recipe,
-        seed=seed,
-        compiled=False,
-        report=reports.append,
-    )
+    source = Resident(data or separable(), "cpu", crop_padding=recipe.crop_padding)
+    train(network, source, tiny.INPUT, recipe, seed=seed, report=reports.append, **more)
     return reports
+
+
+def weights(recipe: Recipe = RECIPE, *, dropout: float = 0.0, **more: Any) -> dict[str, Any]:
+    network = fresh(dropout=dropout)
+    trained(network, recipe, **more)
+    return network.state_dict()
 
 
 def test_the_loss_falls_and_two_classes_are_told_apart() -> None:
     network = fresh()
     assert network.training
-    reports = trained(network, replace(RECIPE, epochs=6))
+    reports = trained(network, RECIPE.lasting("epochs", 6))
     assert reports[0].loss > 0.5
     assert reports[-1].loss < 0.1
     assert reports[-1].accuracy > 0.95
@@ -61,44 +72,100 @@ def test_the_loss_falls_and_two_classes_are_told_apart() -> None:
 
 
 def test_equal_seeds_give_equal_weights_and_others_give_others() -> None:
-    def weights(seed: int) -> dict[str, torch.Tensor]:
-        network = fresh()
-        torch.manual_seed(100 + seed)
-        trained(network, seed=seed)
-        return network.state_dict()
-
-    first = weights(1)
-    assert tiny.same_bits(weights(1), first)
-    assert not tiny.same_bits(weights(2), first)
+    first = weights(seed=1)
+    torch.manual_seed(100)
+    assert tiny.same_bits(weights(seed=1), first)
+    assert not tiny.same_bits(weights(seed=2), first)
 
 
 def test_each_epoch_is_reported_with_what_it_has_seen() -> None:
     reports = trained(fresh())
     # 40 images make 5 batches an epoch; 20 steps would report within one.
-    assert [(at.step, at.steps, at.epoch) for at in reports] == [
-        (5, 15, 0),
-        (10, 15, 1),
-        (15, 15, 2),
-    ]
+    found = [(at.step, at.steps, at.epoch) for at in reports]
+    assert found == [(5, 15, 0), (10, 15, 1), (15, 15, 2)]
     assert all(at.images_per_second > 0 and 0 <= at.accuracy <= 1 for at in reports)
+    assert reports[-1].learning_rate == pytest.approx(RECIPE.learning_rate * RECIPE.factor(14 / 15))
 
 
 def test_an_incomplete_last_batch_is_left_out() -> None:
-    reports = trained(fresh(), data=separable(47))
-    assert [at.step for at in reports] == [5, 10, 15]
+    assert [at.step for at in trained(fresh(), data=separable(47))] == [5, 10, 15]
 
 
 def test_a_long_epoch_reports_on_its_way() -> None:
-    reports = trained(fresh(), replace(RECIPE, epochs=1, batch_size=2), data=separable(90))
-    assert [at.step for at in reports] == [20, 40, 45]
+    recipe = replace(RECIPE, batch_size=2).lasting("epochs", 1)
+    assert [at.step for at in trained(fresh(), recipe, data=separable(90))] == [20, 40, 45]
 
 
-def test_an_absurd_learning_rate_is_called_divergence() -> None:
-    with pytest.raises(Diverged, match=r"the loss is not finite at step \d+; lower the learning"):
-        trained(fresh(), replace(RECIPE, learning_rate=1e30, epochs=4))
+def test_iterations_may_end_within_an_epoch() -> None:
+    reports = trained(fresh(), RECIPE.lasting("iterations", 7))
+    assert [(at.step, at.epoch) for at in reports] == [(5, 0), (7, 1)]
 
 
-def test_only_convolutions_and_linear_weights_decay() -> None:
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("change", [{}, {"ema": 0.9}, {"cutout": 3, "mixup": 0.4}])
+@pytest.mark.parametrize("at", [3, 10, 14])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(
+    tmp_path: Path, change: dict[str, Any], at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any step: the state is an epoch old at most, or as old as `save_every` says."""
+    monkeypatch.setattr(loop, "REPORT_EVERY", 2)
+    recipe = replace(RECIPE, **change)
+    checkpoint = Checkpoint(tmp_path / "state.pt", {"seed": 1})
+
+    def kill(progress: Progress) -> None:
+        if progress.step >= at:
+            raise Killed
+
+    def go(**more: Any) -> dict[str, Any]:
+        network = fresh(dropout=0.3)
+        source = Resident(separable(), "cpu", crop_padding=1)
+        train(network, source, tiny.INPUT, recipe, seed=1, **more)
+        return network.state_dict()
+
+    often = Options(save_every=0)
+    with pytest.raises(Killed):
+        go(checkpoint=checkpoint, report=kill, options=often)
+    seen: list[Progress] = []
+    resumed = go(checkpoint=checkpoint, report=seen.append, options=often)
+    assert at - 2 <= seen[0].step <= at + 2, "it did not begin anew"
+    assert tiny.same_bits(resumed, go())
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "state.pt", {})
+    weights(checkpoint=checkpoint)
+    with pytest.raises(CannotResume, match=r"state\.pt does not fit"):
+        trained(fresh(planes=(4, 8)), checkpoint=checkpoint)
+
+
+def test_an_absurd_learning_rate_is_called_divergence_and_names_the_step() -> None:
+    recipe = replace(RECIPE, learning_rate=1e30, phases=(Phase(4, 1),))
+    with pytest.raises(Diverged, match=r"the loss is not finite at step 2 of 20; lower the lear"):
+        trained(fresh(), recipe)
+
+
+def test_divergence_in_low_precision_says_so() -> None:
+    recipe = replace(RECIPE, learning_rate=1e30, phases=(Phase(4, 1),))
+    with pytest.raises(Diverged, match="or train with --precision fp32"):
+        trained(fresh(), recipe, options=Options(precision="bf16"))
+
+
+def test_what_diverged_is_not_saved(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "state.pt", {})
+    recipe = replace(RECIPE, phases=(Phase(1, 1e-3), Phase(3, 1e30)))
+    with pytest.raises(Diverged):
+        trained(fresh(), recipe, checkpoint=checkpoint)
+    state = checkpoint.load("cpu")
+    assert state is not None
+    assert state["step"] == 5
+    assert all(t.isfinite().all() for t in state["network"].values())
+
+
+@pytest.mark.parametrize("decays", ["weights", "all"])
+def test_parameters_decay_as_the_recipe_says(decays: Any) -> None:
     """With no gradient, a parameter shrinks if and only if it decays."""
     images = np.zeros((16, 8, 8, 3), dtype=np.uint8)
     data = Dataset(images, np.zeros(16, dtype=np.int64), ("only",), "made")
@@ -106,55 +173,77 @@ def test_only_convolutions_and_linear_weights_decay() -> None:
     # One class: the loss and every gradient are 0.
     network = tiny.randomised(ResNet(tiny.architecture(num_classes=1)))
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    trained(network, replace(RECIPE, weight_decay=0.1), data=data)
+    trained(network, replace(RECIPE, weight_decay=0.1, decays=decays), data=data)
     shrunk = {
         name for name, p in network.named_parameters() if (p.abs() < before[name].abs()).any()
     }
-    decaying = {name for name, p in network.named_parameters() if p.ndim > 1}
+    decaying = {n for n, p in network.named_parameters() if p.ndim > 1 or decays == "all"}
     assert shrunk == decaying
     unchanged = {n for n, p in network.named_parameters() if torch.equal(p, before[n])}
     assert unchanged == before.keys() - decaying
 
 
 def test_label_smoothing_keeps_the_loss_from_zero() -> None:
-    reports = trained(fresh(), replace(RECIPE, epochs=6, label_smoothing=0.5))
+    reports = trained(fresh(), replace(RECIPE, label_smoothing=0.5).lasting("epochs", 6))
     assert reports[-1].accuracy > 0.95
     # The least that half-smoothed labels of two classes allow: the entropy of (3/4, 1/4).
     least = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert least < reports[-1].loss < least + 0.1
 
 
-@pytest.mark.parametrize(
-    ("done", "warm_up", "factor"),
-    [
-        (0.0, 0.2, 0.0),
-        (0.05, 0.2, 0.25),
-        (0.1, 0.2, 0.5),
-        (0.2, 0.2, 1.0),
-        (0.6, 0.2, 0.5),
-        (0.4, 0.2, 0.5 + math.sqrt(0.125)),
-        (1.0, 0.2, 0.0),
-        (0.0, 0.0, 1.0),
-        (0.5, 0.0, 0.5),
-        (0.5, 1.0, 0.5),
-    ],
-)
-def test_the_schedule_rises_in_a_line_and_falls_along_a_cosine(
-    done: float, warm_up: float, factor: float
-) -> None:
-    assert schedule(done, warm_up) == pytest.approx(factor, abs=1e-12)
+def test_mixup_keeps_the_loss_high_while_the_first_labels_are_learnt() -> None:
+    recipe = replace(RECIPE, mixup=0.2).lasting("epochs", 6)
+    mixed = trained(fresh(), recipe)[-1]
+    assert mixed.accuracy > 0.7
+    assert mixed.loss > 2 * trained(fresh(), RECIPE.lasting("epochs", 6))[-1].loss
 
 
-def test_equal_seeds_give_equal_weights_with_dropout_too() -> None:
-    def weights(unrelated: int) -> dict[str, torch.Tensor]:
-        network = fresh(dropout=0.5)
-        torch.manual_seed(unrelated)
-        trained(network, seed=1)
-        return network.state_dict()
+def test_the_average_is_what_training_ends_with() -> None:
+    """Of weights that a vanishing learning rate hardly moves, the average is the beginning."""
+    recipe = replace(RECIPE, ema=0.5, learning_rate=1e-12)
+    before = fresh().state_dict()
+    for name, value in weights(recipe).items():
+        if "running" not in name and value.is_floating_point():
+            torch.testing.assert_close(value, before[name])
+    moved, averaged = weights(seed=1), weights(replace(RECIPE, ema=0.99), seed=1)
+    assert not tiny.same_bits(moved, averaged)
+    first = fresh().state_dict()["head.weight"]
+    far, near = (((w["head.weight"] - first) ** 2).sum() for w in (moved, averaged))
+    assert near < far
 
-    assert tiny.same_bits(weights(1), weights(2))
+
+def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
+    """Apart from the statistics of a part, which dropping normalisation's role here removes."""
+    recipe = RECIPE.lasting("iterations", 1)
+    whole, parts = fresh(), fresh()
+    data = separable(8)
+    images = np.repeat(data.images[:1], 8, axis=0)  # Every part has the same statistics.
+    same = replace(data, images=images)
+    trained(whole, recipe, data=same)
+    trained(parts, recipe, data=same, options=Options(accumulate=4))
+    for name, value in whole.named_parameters():
+        torch.testing.assert_close(dict(parts.named_parameters())[name], value)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused() -> None:
+    with pytest.raises(ValueError, match="batches of 8 cannot be divided into 3 parts"):
+        trained(fresh(), options=Options(accumulate=3))
+
+
+def test_bf16_learns_too_and_keeps_float32_weights() -> None:
+    network = fresh()
+    reports = trained(network, RECIPE.lasting("epochs", 6), options=Options(precision="bf16"))
+    assert reports[-1].accuracy > 0.95
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
 
 
 def test_data_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch"):
+    with pytest.raises(ValueError, match="40 images are not one batch of 64"):
         trained(fresh(), replace(RECIPE, batch_size=64))
+
+
+def test_seeds_differ_wherever_a_number_does() -> None:
+    found = {mix(a, b) for a in range(20) for b in range(20)}
+    assert len(found) == 400
+    assert all(0 <= seed < 2**63 for seed in found)
+    assert mix(1, 2) == mix(1, 2)

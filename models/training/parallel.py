@@ -1,0 +1,127 @@
+"""Training in several processes, as `torchrun` starts them, with the result of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.resnet import NormReLU
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among those that train together: number `rank` of `size`, on `device`."""
+
+    rank: int
+    size: int
+    device: str
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files and talks to the user."""
+        return self.rank == 0
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """The processes that `torchrun` started together, or this one alone.
+
+    Each process of a machine gets a GPU of its own where `device` is "cuda".
+
+    Raises:
+        ValueError: there are more processes on this machine than GPUs.
+    """
+    if not dist.is_torchelastic_launched():
+        yield World(0, 1, device)
+        return
+    local = dist.get_node_local_rank(0)
+    if device != "cpu":
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {local + 1} of this machine has no GPU of its own: "
+                f"torch sees {torch.cuda.device_count()}"
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+class _Mean(torch.autograd.Function):
+    """The mean of a tensor over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+
+class GlobalNorm(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of the batches of all processes together.
+
+    torch's own needs a GPU. All processes must have equally many images.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        x = input.float()
+        mean = _Mean.apply(x.mean((0, 2, 3)))  # type: ignore[no-untyped-call]
+        centred = x - mean[:, None, None]
+        variance = _Mean.apply(centred.square().mean((0, 2, 3)))  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            share = self.momentum if self.momentum is not None else 0.1
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * (count / (count - 1)), share)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        normal = centred * scale[:, None, None] + self.bias[:, None, None]
+        return normal.to(input.dtype)
+
+
+class GlobalNormReLU(GlobalNorm):
+    """`GlobalNorm`, then ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+_GLOBAL: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: GlobalNorm,
+    NormReLU: GlobalNormReLU,
+}
+
+
+@contextmanager
+def global_norms(network: nn.Module, world: World) -> Iterator[None]:
+    """Has `network` normalise by the batches of all processes while the context lasts."""
+    found = [m for m in network.modules() if type(m) in _GLOBAL] if world.size > 1 else []
+    kinds = [type(module) for module in found]
+    for module in found:
+        module.__class__ = _GLOBAL[type(module)]
+    try:
+        yield
+    finally:
+        for module, kind in zip(found, kinds, strict=True):
+            module.__class__ = kind

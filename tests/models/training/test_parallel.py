@@ -1,0 +1,84 @@
+"""Two processes that train together have the result of one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import bundle
+from models.resnet import NormReLU
+from models.training.parallel import GlobalNorm, World, global_norms, join
+from tests.models.training import made
+
+TRAIN = ("train", "--recipe", "quick", "--epochs", "2", "--batch-size", "8", "--seed", "3")
+TINY = ("--set", "blocks=[1,1]", "--set", "planes=[4,8]", "--learning-rate", "0.05", "--device", "cpu")
+
+
+def run(*command: object) -> None:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_processes_write_the_bundle_of_one(tmp_path: Path) -> None:
+    """The same batches, normalised by the same statistics, and gradients averaged."""
+    images = made.folder(tmp_path / "images", count=24)
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("one", "two")}
+    run("-m", "service.cli", *TRAIN, *TINY, "--data", images, paths["one"])
+    together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    run(*together, "-m", "service.cli", *TRAIN, *TINY, "--data", images, paths["two"])
+    one, two = (bundle.read(path) for path in paths.values())
+    assert two.provenance["processes"] == 2
+    for name, tensor in one.tensors.items():
+        torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    untrained = bundle.untrained(one.architecture, "x", one.input)
+    assert any(not torch.equal(one.tensors[n], t) for n, t in untrained.tensors.items())
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> World:
+    """A process group of this process."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
+    )
+    yield World(0, 2, "cpu")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, NormReLU])
+def test_global_norms_compute_what_batch_norm_does(alone: World, kind: type[nn.BatchNorm2d]) -> None:
+    torch.manual_seed(0)
+    plain, shared = kind(3), kind(3)
+    for norm in (plain, shared):
+        nn.init.uniform_(norm.weight, 0.5, 2, generator=torch.Generator().manual_seed(1))
+        nn.init.uniform_(norm.bias, -1, 1, generator=torch.Generator().manual_seed(2))
+    inputs = [torch.randn(4, 3, 5, 5, requires_grad=True) for _ in range(2)]
+    inputs[1].data.copy_(inputs[0].data)
+    with global_norms(shared, alone):
+        assert isinstance(shared, GlobalNorm)
+        outputs = [norm(x * 3 + 1) for norm, x in zip((plain, shared), inputs, strict=True)]
+        for output in outputs:
+            (output * torch.arange(5)).sin().sum().backward()
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    torch.testing.assert_close(shared.weight.grad, plain.weight.grad)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[name], value)
+    assert type(shared) is kind, "as it was before"
+    shared.eval()
+    plain.eval()
+    assert torch.equal(shared(inputs[0]), plain(inputs[0]))
+
+
+def test_one_process_normalises_as_ever() -> None:
+    norm = nn.BatchNorm2d(3)
+    with join("cpu") as world, global_norms(norm, world):
+        assert world == World(0, 1, "cpu")
+        assert type(norm) is nn.BatchNorm2d

@@ -1,0 +1,131 @@
+"""Each recipe's schedule is the paper's, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from models.training.recipes import RECIPES, Phase, Recipe, by_name
+
+PER_EPOCH = 390  # 50,000 images in batches of 128
+
+# Step (from 0) and learning rate, as the papers give them.
+LEARNING_RATES = {
+    "he2015": [(0, 0.01), (399, 0.01), (400, 0.1), (31_999, 0.1), (32_000, 0.01), (48_000, 0.001)],
+    "he2016": [(0, 0.01), (400, 0.1), (32_000, 0.01), (48_000, 0.001), (63_999, 0.001)],
+    "torch_resnet": [(399, 0.01), (400, 0.1), (32_000, 0.01), (48_000, 0.001), (62_559, 0.001)],
+    "torch_resnet_wide": [
+        (399, 0.01),
+        (400, 0.1),
+        (23_000, 0.02),
+        (46_000, 0.004),
+        (62_000, 0.0008),
+        (78_199, 0.0008),
+    ],
+    "wide": [(e * PER_EPOCH, r) for e, r in ((0, 0.1), (60, 0.02), (120, 0.004), (160, 0.0008))],
+    "wide_dropout": [(59 * PER_EPOCH, 0.1), (60 * PER_EPOCH, 0.02), (199 * PER_EPOCH, 0.0008)],
+    "imagenet": [(29 * PER_EPOCH, 0.1), (30 * PER_EPOCH, 0.01), (89 * PER_EPOCH, 0.001)],
+    "quick": [(0, 0.0), (1.5 * PER_EPOCH, 0.1), (3 * PER_EPOCH, 0.2), (9 * PER_EPOCH, 0.1)],
+}
+STEPS = {
+    "he2015": 64_000,
+    "he2016": 64_000,
+    "torch_resnet": 62_560,
+    "torch_resnet_wide": 78_200,
+    "wide": 200 * PER_EPOCH,
+    "wide_dropout": 200 * PER_EPOCH,
+    "imagenet": 90 * PER_EPOCH,
+    "quick": 15 * PER_EPOCH,
+}
+# Weight decay, on which parameters, Nesterov's momentum, batch.
+OPTIMIZERS = {
+    "he2015": (1e-4, "all", False, 128),
+    "he2016": (1e-4, "all", False, 128),
+    "torch_resnet": (1e-4, "weights", False, 128),
+    "torch_resnet_wide": (1e-4, "weights", False, 128),
+    "wide": (5e-4, "all", True, 128),
+    "wide_dropout": (5e-4, "all", True, 128),
+    "imagenet": (1e-4, "all", False, 256),
+    "quick": (5e-4, "weights", True, 128),
+}
+
+
+@pytest.mark.parametrize("name", LEARNING_RATES)
+def test_the_learning_rate_is_the_papers_at_each_step(name: str) -> None:
+    recipe = RECIPES[name]
+    steps = recipe.steps(PER_EPOCH)
+    assert steps == STEPS[name]
+    for step, rate in LEARNING_RATES[name]:
+        assert recipe.learning_rate * recipe.factor(step / steps) == pytest.approx(rate, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizer_is_the_papers(name: str) -> None:
+    recipe = RECIPES[name]
+    found = (recipe.weight_decay, recipe.decays, recipe.nesterov, recipe.batch_size)
+    assert found == OPTIMIZERS[name]
+    assert recipe.momentum == 0.9
+
+
+def test_every_row_says_where_it_comes_from() -> None:
+    assert all(recipe.paper for recipe in RECIPES.values())
+    assert by_name("wide").padding_mode == "reflect"
+    assert by_name("wide_dropout").dropout == 0.3
+    assert by_name("he2015").shortcut == "A"
+
+
+def test_a_schedule_can_be_stretched() -> None:
+    short = RECIPES["he2015"].lasting("epochs", 16)
+    assert short.unit == "epochs"
+    assert short.steps(100) == 1600
+    assert [phase.until for phase in short.phases] == pytest.approx([0.1, 8, 12, 16])
+    assert short.factor(0.4999) == 1
+    assert RECIPES["quick"].lasting("iterations", 7).steps(PER_EPOCH) == 7
+
+
+def test_one_cycle_rises_in_a_line_and_falls_along_a_cosine() -> None:
+    phases = (Phase(2, 1.0, "linear"), Phase(10, 0.0, "cosine"))
+    recipe = replace(RECIPES["quick"], phases=phases)
+    expected = [(0, 0), (0.1, 0.5), (0.2, 1), (0.4, 0.5 + 0.5**1.5), (0.6, 0.5), (1, 0)]
+    for done, factor in expected:
+        assert recipe.factor(done) == pytest.approx(factor, abs=1e-12)
+
+
+def test_a_recipe_survives_json() -> None:
+    for recipe in RECIPES.values():
+        described = asdict(recipe)
+        described["phases"] = [dict(phase) for phase in described["phases"]]
+        assert Recipe(**described) == recipe
+
+
+def test_what_was_changed_is_told() -> None:
+    recipe = RECIPES["quick"]
+    changed = replace(recipe, cutout=8, learning_rate=0.1)
+    assert recipe.differences(changed) == {"cutout": 8, "learning_rate": 0.1}
+    assert recipe.differences(recipe) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be from 1"),
+        ({"momentum": 1.0}, "momentum must be from 0.0 to below 1"),
+        ({"ema": 1.0}, "ema must be"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be"),
+        ({"learning_rate": float("nan")}, "learning_rate must be"),
+        ({"decays": "none"}, "decays must be one of weights, all, not 'none'"),
+        ({"crops": "centre"}, "crops must be one of padded, resized"),
+        ({"phases": ()}, "phases must end one after the other"),
+        ({"phases": (Phase(2, 1), Phase(2, 0.1))}, "phases must end one after the other"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(RECIPES["quick"], **change)
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(ValueError, match="no recipe is called 'he2017'; one of he2015, he2016"):
+        by_name("he2017")
