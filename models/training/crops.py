@@ -39,7 +39,13 @@ def ten(image: Pixels, size: int) -> list[Pixels]:
     """
     bottom, right = (side - size for side in image.shape[:2])
     # The centre's corner rounds halves to even, as serving does.
-    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2)))
+    corners = (
+        (0, 0),
+        (0, right),
+        (bottom, 0),
+        (bottom, right),
+        (round(bottom / 2), round(right / 2)),
+    )
     views = [image[top : top + size, left : left + size] for top, left in corners]
     return views + [view[:, ::-1] for view in views]
 

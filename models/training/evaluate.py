@@ -64,11 +64,15 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     progress: Callable[[int], object] = lambda count: None,
+    observe: Callable[[NDArray[np.float32], NDArray[np.int64]], object] = lambda rows, targets: (
+        None
+    ),
 ) -> Evaluation:
     """What `infer`, images uint8 [H, W, 3] to probabilities [N, K], makes of labelled images.
 
     `batches` may come from a stream: only one of them is held at a time. `progress` is called
-    with the number of images that each has. Equal probabilities rank in the order of the classes.
+    with the number of images that each has, `observe` with the probabilities [N, K] and the classes
+    [N] of each. Equal probabilities rank in the order of the classes.
 
     Raises:
         ValueError: there are no images, or a class is none of the network's K.
@@ -94,6 +98,7 @@ def evaluate(
         found = reliability(probabilities, targets)
         bins = found if bins is None else bins + found
         images += count
+        observe(probabilities, targets)
         progress(count)
     if confusion is None or bins is None:
         raise ValueError("there are no images to evaluate on")

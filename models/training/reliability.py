@@ -14,8 +14,8 @@ BINS = 15
 class Reliability:
     """Images by the confidence of their answer, in bins (b / B, (b + 1) / B] of equal width.
 
-    For each of the B bins: `counts` int64 [B] of images, `right` int64 [B] of those among them whose
-    class is the answer, and `confidences` float64 [B], the sum of the answers' probabilities.
+    For each of the B bins: `counts` int64 [B] of images, `right` int64 [B] of those whose class is
+    the answer, and `confidences` float64 [B], the sum of the answers' probabilities.
     """
 
     counts: NDArray[np.int64]
@@ -45,9 +45,7 @@ class Reliability:
         accuracy and confidence in an image's bin (Guo 2017, section 2, equation 3)."""
         return float(np.abs(self.right - self.confidences).sum() / self.counts.sum())
 
-    def _per_image(
-        self, sums: NDArray[np.int64] | NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _per_image(self, sums: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
         empty = np.full(len(self.counts), np.nan)
         return np.divide(sums, self.counts, out=empty, where=self.counts > 0)
 

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.training.evaluate import LEAST
+from models.training.reliability import reliability
+
 LOW, HIGH = 0.05, 20.0
 ROWS = 4096  # At a time, in float64.
 TOLERANCE = 1e-7  # Of the inverse temperature.
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A temperature and what it does to the images that it was fitted on: their expected
+    calibration error, and the mean negative log-likelihood of their classes in nats."""
+
+    temperature: float
+    images: int
+    ece_before: float
+    ece: float
+    nll_before: float
+    nll: float
+
+
+def calibrate(
+    probabilities: NDArray[np.float32], targets: NDArray[np.int64], temperature: float = 1.0
+) -> Fitted:
+    """The temperature fitted on answers [N, K], which were given at `temperature`.
+
+    Raises:
+        ValueError: see `fit`.
+    """
+    # Logits up to a constant; what underflowed is taken for the least that did not.
+    logits = np.log(np.maximum(probabilities, np.float32(LEAST)))
+    factor = fit(logits, targets)
+    after = softmax(logits, factor)
+    return Fitted(
+        temperature * factor,
+        len(targets),
+        reliability(probabilities, targets).ece,
+        reliability(after, targets).ece,
+        _nll(probabilities, targets),
+        _nll(after, targets),
+    )
 
 
 def fit(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
@@ -59,6 +98,11 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     exponents: NDArray[np.float32] = np.exp(scaled, dtype=np.float32)
     normalised: NDArray[np.float32] = exponents / exponents.sum(axis=1, keepdims=True)
     return normalised
+
+
+def _nll(probabilities: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+    likelihoods = probabilities[np.arange(len(targets)), targets].astype(np.float64)
+    return float(-np.log(np.maximum(likelihoods, LEAST)).mean())
 
 
 def _slope(
