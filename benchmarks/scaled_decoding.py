@@ -20,7 +20,6 @@ from PIL import Image
 
 from benchmarks import images
 from benchmarks.ceilings import MAX_PIXELS
-from models.classifier import Classifier
 from models.preprocess import InputSpec, resize_and_crop, upright_rgb
 from service import catalog
 from service.decode import decode
@@ -34,7 +33,7 @@ def decoded_whole(data: bytes, spec: InputSpec) -> NDArray[np.uint8]:
 def compare(spec: str, encoded: list[bytes]) -> dict[str, Any]:
     """Differences of pixels, in steps of 256, and of predictions."""
     bundle = catalog.load(spec).bundle
-    classifier = Classifier(bundle.network(), bundle.input).eval()
+    classifier = bundle.classifier()
     scaled = np.stack([decode(each, bundle.input, MAX_PIXELS) for each in encoded])
     whole = np.stack([decoded_whole(each, bundle.input) for each in encoded])
     with torch.inference_mode():

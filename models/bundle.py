@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import struct
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,12 +22,19 @@ import torch
 from torch import Tensor
 
 from models import labels, variants
+from models.classifier import Classifier
 from models.preprocess import InputSpec
 from models.resnet import Architecture, ResNet, on_meta
 
 FORMAT = 1
 CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 METADATA_KEY = "resnet-serve"
+# Beyond these, dividing logits by it could leave float32's range.
+TEMPERATURES = (1e-6, 1e6)
+CARD_BYTES = 20_000
+# Left out of the description where they have these values, so that the checksums of bundles from
+# before there were such fields still hold.
+OMITTED = {"temperature": 1.0, "card": ""}
 
 
 class BundleError(ValueError):
@@ -52,6 +60,8 @@ class Bundle:
     `provenance`: where the weights come from: at least `source`.
     `metrics`: measured figures, for instance `{"cifar10-test": {"top1": 0.91, "images": 10000}}`.
     `calibration`: for 8-bit engines, `{"ranges": {module: [low, high]}, ...}`; else empty.
+    `temperature`: what logits are divided by before the softmax (Guo 2017, arXiv:1706.04599).
+    `card`: what a person should know of the model, in Markdown; at most 20 kB.
     """
 
     name: str
@@ -63,6 +73,8 @@ class Bundle:
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    card: str = ""
     _fingerprint: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +95,8 @@ class Bundle:
             raise BundleError(
                 f"in_channels must be 3 (RGB images), not {self.architecture.in_channels}"
             )
+        self.temperature = _checked_temperature(self.temperature)
+        _check_card(self.card)
 
     def network(self) -> ResNet:
         """The network with these weights, in evaluation mode; it shares their memory.
@@ -94,6 +108,14 @@ class Bundle:
         check_fit(network, self.tensors, self.variant or "its architecture")
         network.load_state_dict(self.tensors, assign=True)
         return network.eval()
+
+    def classifier(self) -> Classifier:
+        """The network from pixels to probabilities, in evaluation mode.
+
+        Raises:
+            WeightsMismatch: see `network`.
+        """
+        return Classifier(self.network(), self.input, self.temperature).eval()
 
     def fingerprint(self) -> str:
         """A digest that two bundles share only if they are equal; a checked file's own."""
@@ -107,7 +129,28 @@ class Bundle:
         del described["tensors"]
         described["architecture"] = asdict(self.architecture)
         described["input"] = asdict(self.input)
-        return described
+        return {k: v for k, v in described.items() if k not in OMITTED or v != OMITTED[k]}
+
+
+def _checked_temperature(value: object) -> float:
+    least, most = TEMPERATURES
+    if not isinstance(value, bool) and isinstance(value, int | float) and least <= value <= most:
+        return float(value)
+    raise BundleError(f"temperature must be a number from {least:g} to {most:g}, not {value!r}")
+
+
+def _check_card(card: object) -> None:
+    if not isinstance(card, str):
+        raise BundleError(f"card must be text, not {card!r}")
+    try:
+        size = len(card.encode())
+    except UnicodeEncodeError:
+        raise BundleError("card must be whole Unicode text: it holds half a character") from None
+    if size > CARD_BYTES:
+        raise BundleError(f"card must have at most {CARD_BYTES} bytes, not {size}")
+    control = next((c for c in card if unicodedata.category(c) == "Cc" and c not in "\t\n\r"), "")
+    if control:
+        raise BundleError(f"card must be Markdown text, without the control character {control!r}")
 
 
 def from_network(network: ResNet, **described: Any) -> Bundle:

@@ -32,15 +32,20 @@ class Classifier(nn.Module):
 
     The one forward that evaluation and serving share. Normalisation, head and softmax run in
     float32 whatever precision the caller's autocast gives the rest: 8 bits of mantissa would
-    tie the classes of a close decision.
+    tie the classes of a close decision. `temperature` divides the logits (Guo 2017,
+    arXiv:1706.04599, section 4.2); 1.0 leaves every bit as it is.
     """
 
-    def __init__(self, network: ResNet, spec: InputSpec) -> None:
+    def __init__(self, network: ResNet, spec: InputSpec, temperature: float = 1.0) -> None:
         super().__init__()
         self.normalise = Normalise(spec)
         self.network = network
+        self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.network.features(self.normalise(images))
         with torch.autocast(images.device.type, enabled=False):
-            return cast("Tensor", self.network.head(features.float())).softmax(1)
+            logits = cast("Tensor", self.network.head(features.float()))
+            if self.temperature != 1.0:
+                logits = logits / self.temperature
+            return logits.softmax(1)

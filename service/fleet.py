@@ -88,6 +88,8 @@ class Model:
                 "provenance": bundle.provenance,
             },
             "metrics": bundle.metrics,
+            "temperature": bundle.temperature,
+            "card": bundle.card,
         }
         metrics.watch_model(
             self.name,

@@ -141,9 +141,9 @@ async def list_models(request: Request) -> schemas.Models:
 
 
 @router.get("/v1/models/{name}", responses={404: REFUSALS[404]})
-async def show_model(request: Request, name: str) -> schemas.ModelCard:
-    """One model."""
-    return schemas.ModelCard.model_validate(pipeline_of(request).find(name).describe())
+async def show_model(request: Request, name: str) -> schemas.ModelDetails:
+    """One model, with its card."""
+    return schemas.ModelDetails.model_validate(pipeline_of(request).find(name).describe())
 
 
 @router.get("/health/live")

@@ -87,6 +87,11 @@ class ModelCard(BaseModel):
     reason: str = Field(description="why it is not ready")
     weights: Weights
     metrics: dict[str, Any] = Field(description="measured accuracy by data set")
+    temperature: float = Field(description="divides the logits; 1 where none was fitted")
+
+
+class ModelDetails(ModelCard):
+    card: str = Field(description="what a person should know of the model, in Markdown")
 
 
 class Models(BaseModel):

@@ -125,6 +125,8 @@ def convert(
         else source.labels or label_files.default(classes),
         tensors=tensors,
         metrics=dict(source.metrics),
+        temperature=source.temperature,
+        card=source.card,
         provenance={
             **source.provenance,
             "source": path.name,

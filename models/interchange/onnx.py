@@ -39,7 +39,7 @@ def read(path: Path) -> Source:
         model = _model(path)
         found = onnx_blocks.find(Reader(model).read(model.graph))
         described = {each.key: each.value for each in model.metadata_props}
-        labels, own = _described(described, found.architecture.num_classes)
+        labels, own, rest = _described(described, found.architecture.num_classes)
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
     except OSError as error:
@@ -69,6 +69,7 @@ def read(path: Path) -> Source:
         std=std,
         labels=labels,
         provenance={"producer": producer} if producer else {},
+        **rest,
     )
 
 
@@ -136,16 +137,18 @@ def _tensors_of_nodes(model: Any) -> Iterator[Any]:
 
 def _described(
     described: Mapping[str, str], classes: int
-) -> tuple[tuple[str, ...] | None, InputSpec | None]:
-    """The labels and the images that an export of ours says of itself."""
+) -> tuple[tuple[str, ...] | None, InputSpec | None, dict[str, Any]]:
+    """The labels, the images and the rest that an export of ours says of itself."""
     try:
         values = {key: json.loads(value) for key, value in described.items() if key in DESCRIBED}
         labels = values.pop("labels", None)
+        rest = {key: values.pop(key) for key in ("temperature", "card") if key in values}
         spec = InputSpec(**values) if "mean" in values and "size" in values else None
     except (ValueError, TypeError, RecursionError):
-        return None, None  # Somebody else's metadata, which may be anything.
+        return None, None, {}  # Somebody else's metadata, which may be anything.
     fits = isinstance(labels, list) and len(labels) == classes
-    return (tuple(map(str, labels)) if fits else None), spec
+    ours = fits and spec is not None
+    return (tuple(map(str, labels)) if fits else None), spec, (rest if ours else {})
 
 
 def _sized(spec: InputSpec, found: onnx_blocks.Found) -> InputSpec:
@@ -161,4 +164,4 @@ def _close(spec: InputSpec, mean: RGB, std: RGB) -> bool:
     return np.allclose(spec.mean, mean, atol=1e-6) and np.allclose(spec.std, std, rtol=1e-6)
 
 
-DESCRIBED = {"labels", *(each.name for each in fields(InputSpec))}
+DESCRIBED = {"labels", "temperature", "card", *(each.name for each in fields(InputSpec))}

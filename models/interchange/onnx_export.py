@@ -27,8 +27,9 @@ def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
     """Writes `bundle` for any batch size and images of its own size.
 
     The graph computes float32 logits [N, K] from normalised float32 images [N, 3, H, W]; with the
-    option `with_preprocessing`, probabilities [N, K] from uint8 images [N, H, W, 3]. Equal bundles
-    give equal files.
+    option `with_preprocessing`, probabilities [N, K] from uint8 images [N, H, W, 3]. The bundle's
+    temperature is within those probabilities; beside logits, which stay as they are, the file's
+    metadata has it. Equal bundles give equal files.
 
     Raises:
         BundleError: the package onnx is not installed.
@@ -63,6 +64,17 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
     with torch.no_grad():
         last = network(_Traced(builder, first, (-1, 3, size, size))).name
     output = "probabilities" if with_preprocessing else "logits"
+    described: dict[str, Any] = {"labels": list(bundle.labels), **asdict(bundle.input)}
+    if bundle.temperature != 1.0:
+        if with_preprocessing:
+            # In the head's own operation: it stays a network that any reader knows.
+            (head,) = [each for each in builder.nodes if each.op_type == "Gemm"]
+            for name in ("alpha", "beta"):
+                head.attribute.append(helper.make_attribute(name, 1 / bundle.temperature))
+        else:
+            described["temperature"] = bundle.temperature
+    if bundle.card:
+        described["card"] = bundle.card
     if with_preprocessing:
         builder.node("Softmax", [last], output, axis=1)
     else:
@@ -80,7 +92,6 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
         ir_version=IR_VERSION,
         producer_name="resnet-serve",
     )
-    described = {"labels": list(bundle.labels), **asdict(bundle.input)}
     helper.set_model_props(
         model,
         {"name": bundle.name}

@@ -22,6 +22,7 @@ class Source:
     only training reads may be missing. `spec`: how its images are sized.
     `mean`, `std`: None where the file and its layout leave them open.
     `labels`: class names, where the file has them; `metrics`: published accuracy;
+    `temperature` and `card`: as a `Bundle` has them, where the file says it was one of ours;
     `provenance`: what else it says of where the weights come from. `file`: where they lie, if the
     path that was given is a folder.
     """
@@ -36,6 +37,8 @@ class Source:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None
+    temperature: float = 1.0
+    card: str = ""
 
 
 def is_numbers(value: object, dimensions: int | None = None) -> bool:

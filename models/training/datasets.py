@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +19,23 @@ from models.labels import synsets
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+Corrupt = Literal["fail", "skip"]
 # Pillow has a limit too, but one that a process may have lifted.
 MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`images` uint8 [N, H, W, 3], `targets` int64 [N] into `classes`, and where they came from."""
+    """`images` uint8 [N, H, W, 3], `targets` int64 [N] into `classes`, and where they came from.
+
+    `skipped`: the names of files that could not be read.
+    """
 
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
     classes: tuple[str, ...]
     source: str
+    skipped: tuple[str, ...] = ()
 
     def relabelled(self, labels: Sequence[str]) -> Dataset:
         """The same images with targets that index `labels`.
@@ -47,18 +53,39 @@ class Dataset:
 
 
 def read(
-    path: Path, spec: InputSpec, progress: Callable[[int], object] = lambda count: None
+    path: Path,
+    spec: InputSpec,
+    progress: Callable[[int], object] = lambda count: None,
+    *,
+    corrupt: Corrupt = "fail",
 ) -> Dataset:
     """Every image under `path`, resized and cropped by `spec`; classes in alphabetical order.
 
     `path` is a folder or a tar archive (plain or compressed); an image's class is the name of
-    the folder it lies in. `progress` is called with the number of images read so far.
+    the folder it lies in. `progress` is called with the number of images read so far. With
+    `corrupt` "skip", files that cannot be read are left out.
 
     Raises:
         ValueError: there are no images, or one cannot be read; the message names it.
     """
     found: list[tuple[str, NDArray[np.uint8]]] = []
+    skipped: list[str] = []
+    for each in decoded(path, spec, corrupt=corrupt, skip=skipped.append):
+        found.append(each)
+        progress(len(found))
+    if not found:
+        raise ValueError(f"{path}: no images in folders named by class")
+    return labelled(found, path.name, skipped)
+
+
+def decoded(
+    path: Path, spec: InputSpec, *, corrupt: Corrupt, skip: Callable[[str], object]
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The class and the pixels of each image, as `read` reads them; `skip` is told the names of
+    those left out."""
     for name, data in _files(path):
+        if not PurePosixPath(name).parent.name:
+            raise ValueError(f"{path}: {name} lies in no folder named by its class")
         try:
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
@@ -66,18 +93,22 @@ def read(
                 decode_at_scale(image, spec)
                 pixels = resize_and_crop(upright_rgb(image), spec)
         except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
-            raise ValueError(f"{path}: {name} is no readable image ({error})") from None
-        if not PurePosixPath(name).parent.name:
-            raise ValueError(f"{path}: {name} lies in no folder named by its class")
-        found.append((PurePosixPath(name).parent.name, pixels))
-        progress(len(found))
-    if not found:
-        raise ValueError(f"{path}: no images in folders named by class")
+            if corrupt == "fail":
+                raise ValueError(f"{path}: {name} is no readable image ({error})") from None
+            skip(name)
+            continue
+        yield PurePosixPath(name).parent.name, pixels
+
+
+def labelled(
+    found: Sequence[tuple[str, NDArray[np.uint8]]], source: str, skipped: Sequence[str] = ()
+) -> Dataset:
+    """The data set of images with their classes."""
     classes = tuple(sorted({label for label, _ in found}))
     index = {label: i for i, label in enumerate(classes)}
     images = np.stack([pixels for _, pixels in found])
     targets = np.array([index[label] for label, _ in found], dtype=np.int64)
-    return Dataset(images, targets, classes, path.name)
+    return Dataset(images, targets, classes, source, tuple(skipped))
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -1,8 +1,8 @@
-"""Accuracy, through whatever forward serves."""
+"""What a network gets right and how sure it is of it, through whatever forward serves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 from models.classifier import Classifier
 from models.training.datasets import Dataset
+from models.training.reliability import Reliability, reliability
 
 Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
+# Images uint8 [H, W, 3], and their classes int64 [N].
+Batch = tuple[Sequence[NDArray[np.uint8]], NDArray[np.int64]]
+# A probability may underflow to zero, whose logarithm would hide all other images.
+LEAST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,91 @@ class Accuracy:
     top1: float
     top5: float
     images: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """One pass over labelled images.
+
+    `top1`, `top5`: fractions of `images` whose class is the first, or among the first five.
+    `nll`: the mean negative log-likelihood of the images' classes, in nats.
+    `confusion`: int64 [K, K], images of the row's class that were taken for the column's.
+    `reliability`: the images by the confidence of their answer.
+    """
+
+    top1: float
+    top5: float
+    images: int
+    nll: float
+    confusion: NDArray[np.int64]
+    reliability: Reliability
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error; see `Reliability`."""
+        return self.reliability.ece
+
+    @property
+    def per_class(self) -> NDArray[np.float64]:
+        """The accuracy on each class's images, float64 [K]; NaN for a class without images."""
+        counts = self.confusion.sum(axis=1)
+        unknown = np.full(len(counts), np.nan)
+        return np.divide(self.confusion.diagonal(), counts, out=unknown, where=counts > 0)
+
+
+def evaluate(
+    infer: Infer,
+    batches: Iterable[Batch],
+    *,
+    progress: Callable[[int], object] = lambda count: None,
+    observe: Callable[[NDArray[np.float32], NDArray[np.int64]], object] = lambda rows, targets: (
+        None
+    ),
+) -> Evaluation:
+    """What `infer`, images uint8 [H, W, 3] to probabilities [N, K], makes of labelled images.
+
+    `batches` may come from a stream: only one of them is held at a time. `progress` is called
+    with the number of images that each has, `observe` with the probabilities [N, K] and the classes
+    [N] of each. Equal probabilities rank in the order of the classes.
+
+    Raises:
+        ValueError: there are no images, or a class is none of the network's K.
+    """
+    first = fifth = images = 0
+    nll = 0.0
+    confusion: NDArray[np.int64] | None = None
+    bins: Reliability | None = None
+    for batch, targets in batches:
+        probabilities = infer(batch)
+        count, classes = probabilities.shape
+        if not ((targets >= 0) & (targets < classes)).all():
+            raise ValueError(f"class {targets.max()} is none of the network's {classes}")
+        ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+        right = ranked == targets[:, None]
+        first += int(right[:, 0].sum())
+        fifth += int(right.sum())
+        likelihoods = probabilities[np.arange(count), targets].astype(np.float64)
+        nll -= float(np.log(np.maximum(likelihoods, LEAST)).sum())
+        if confusion is None:
+            confusion = np.zeros((classes, classes), np.int64)
+        np.add.at(confusion, (targets, ranked[:, 0]), 1)
+        found = reliability(probabilities, targets)
+        bins = found if bins is None else bins + found
+        images += count
+        observe(probabilities, targets)
+        progress(count)
+    if confusion is None or bins is None:
+        raise ValueError("there are no images to evaluate on")
+    return Evaluation(first / images, fifth / images, images, nll / images, confusion, bins)
+
+
+def batches(data: Dataset, batch_size: int) -> Iterator[Batch]:
+    """The images of `data` in its order, the last batch with what is left."""
+    for start in range(0, len(data.images), batch_size):
+        yield (
+            list(data.images[start : start + batch_size]),
+            data.targets[start : start + batch_size],
+        )
 
 
 def accuracy(
@@ -34,20 +124,16 @@ def accuracy(
     """Top-1 and top-5 accuracy of `infer`: images uint8 [H, W, 3] to probabilities [N, K].
 
     `progress` is called with the number of images each step has done.
+
+    Raises:
+        ValueError: see `evaluate`.
     """
-    first = top5 = 0
-    for start in range(0, len(data.images), batch_size):
-        batch = data.images[start : start + batch_size]
-        ranked = np.argsort(-infer(list(batch)), axis=1, kind="stable")[:, :5]
-        targets = data.targets[start : start + batch_size, None]
-        first += int((ranked[:, :1] == targets).sum())
-        top5 += int((ranked == targets).sum())
-        progress(len(batch))
-    return Accuracy(first / len(data.images), top5 / len(data.images), len(data.images))
+    found = evaluate(infer, batches(data, batch_size), progress=progress)
+    return Accuracy(found.top1, found.top5, found.images)
 
 
 def inference(classifier: Classifier) -> Infer:
-    """`accuracy`'s forward for a classifier as it is, in the caller's precision."""
+    """`evaluate`'s forward for a classifier as it is, in the caller's precision."""
     device = classifier.normalise.scale.device
 
     def infer(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
-from service.commands.options import fail_in_one_line, read_dataset
+from service.commands.options import fail_in_one_line, read_batches
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from models.bundle import Bundle
+    from models.training.datasets import Corrupt
+    from models.training.evaluate import Evaluation
+
+# Images read at a time where there are too many for memory.
+BATCH = 64
 
 
 @click.command()
@@ -17,6 +31,29 @@ from service.commands.options import fail_in_one_line, read_dataset
 @click.option("--device", help="auto, cpu or cuda:N.")
 @click.option("--engine", "kind", help="auto, eager, compile or openvino.")
 @click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")
+@click.option(
+    "--crops",
+    type=click.Choice(["center", "ten"]),
+    default="center",
+    show_default=True,
+    help="ten: the mean answer to four corners, the centre and their mirrors.",
+)
+@click.option(
+    "--corrupt",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What to do with files that are no readable images.",
+)
+@click.option("--confusion", type=click.Path(path_type=Path, dir_okay=False), help="A .png.")
+@click.option("--reliability", type=click.Path(path_type=Path, dir_okay=False), help="A .png.")
+@click.option(
+    "--fit-temperature",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="OUT.safetensors",
+    help="Write the bundle with the temperature that calibrates it on DATA.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("data", type=click.Path(path_type=Path))
 @fail_in_one_line
@@ -25,31 +62,155 @@ def evaluate(
     device: str | None,
     kind: str | None,
     precision: str | None,
+    crops: str,
+    corrupt: Corrupt,
+    confusion: Path | None,
+    reliability: Path | None,
+    out: Path | None,
     as_json: bool,
     data: Path,
 ) -> None:
-    """Top-1 and top-5 accuracy on DATA, a folder or tar archive of CLASS/FILE images.
+    """Accuracy and calibration on DATA, a folder or tar archive of CLASS/FILE images.
 
     Images go through the engine that serves; classes are matched with the model's labels.
+    A temperature (Guo 2017) should be fitted on images that the model was not trained on, and
+    judged on yet others.
     """
-    from models.training.evaluate import accuracy
+    from models.training import crops as views
+    from models.training import evaluate as evaluation
+    from models.training import plots
     from service import offline
 
+    for picture in filter(None, (confusion, reliability)):
+        plots.check(picture)
+    if out and crops == "ten":
+        raise ValueError("--fit-temperature: only with --crops center, which is what is served")
+    if out and not out.absolute().parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {out.parent}")
     bundle, warm = offline.open_model(spec, device=device, engine=kind, precision=precision)
-    images = read_dataset(data, bundle.input).relabelled(bundle.labels)
-    with tqdm(total=len(images.images), unit=" images") as bar:
-        measured = accuracy(
-            warm.infer, images, batch_size=warm.buckets.largest, progress=bar.update
+    infer, seen = warm.infer, bundle.input
+    if crops == "ten":
+        infer, seen = views.averaged(infer, seen.size), views.whole(seen)
+    images = read_batches(data, seen, bundle.labels, max(BATCH, warm.buckets.largest), corrupt)
+    answers: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
+    with tqdm(total=images.images, desc=bundle.name, unit=" images") as bar:
+        measured = evaluation.evaluate(
+            infer,
+            images.batches,
+            progress=bar.update,
+            observe=lambda *both: answers.append(both) if out else None,
         )
+    if images.skipped:
+        click.echo(f"skipped as unreadable: {_some(images.skipped)}", err=True)
+    title = f"{bundle.name} on {images.source}"
+    if confusion:
+        heading = f"{title}: top-1 {measured.top1:.2%} of {measured.images:,} images"
+        plots.draw_confusion(measured.confusion, bundle.labels, confusion, heading)
+    if reliability:
+        plots.draw_reliability(measured.reliability, reliability, title)
+    run: dict[str, Any] = {
+        "model": bundle.name,
+        "data": images.source,
+        "crops": crops,
+        "engine": warm.engine.name,
+        "precision": warm.engine.precision,
+        "temperature": bundle.temperature,
+        "skipped": images.skipped,
+    }
+    if out:
+        run["fitted"] = _fit(bundle, answers, run, out)
     if as_json:
-        click.echo(
-            json.dumps(
-                {**asdict(measured), "engine": warm.engine.name, "precision": warm.engine.precision}
-            )
-        )
-    else:
-        click.echo(
-            f"{bundle.name} on {images.source}: top-1 {measured.top1:.2%}, "
-            f"top-5 {measured.top5:.2%} of {measured.images} images "
-            f"({warm.engine.name}, {warm.engine.precision})"
-        )
+        click.echo(json.dumps(_described(measured, bundle.labels) | run, ensure_ascii=False))
+        return
+    click.echo("\n".join(_lines(measured, bundle.labels, run)))
+    if out:
+        click.echo(_told(run["fitted"], out))
+
+
+def _fit(
+    bundle: Bundle,
+    answers: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]],
+    run: dict[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    """Writes the bundle with the temperature fitted on the answers; what it says of the fit."""
+    import numpy as np
+
+    from models import bundle as bundles
+    from models.training import temperature
+
+    probabilities, targets = (np.concatenate(each) for each in zip(*answers, strict=True))
+    found = temperature.calibrate(probabilities, targets, bundle.temperature)
+    told = asdict(found) | {key: run[key] for key in ("data", "engine", "precision")}
+    provenance = bundle.provenance | {"temperature": told}
+    fitted = replace(bundle, temperature=found.temperature, provenance=provenance)
+    bundles.write(fitted, out)
+    return told
+
+
+def _told(fitted: dict[str, Any], out: Path) -> str:
+    return (
+        f"wrote {out}: temperature {fitted['temperature']:.4g}; on the images it was fitted on, "
+        f"ECE {fitted['ece_before']:.2%} to {fitted['ece']:.2%}, "
+        f"NLL {fitted['nll_before']:.4f} to {fitted['nll']:.4f}"
+    )
+
+
+def _described(measured: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
+    counts = measured.confusion.sum(axis=1).tolist()
+    rows = zip(labels, _known(measured.per_class), counts, strict=True)
+    bins = measured.reliability
+    return {
+        "top1": measured.top1,
+        "top5": measured.top5,
+        "images": measured.images,
+        "nll": measured.nll,
+        "ece": measured.ece,
+        "per_class": [
+            {"label": label, "accuracy": accuracy, "images": images}
+            for label, accuracy, images in rows
+        ],
+        "confusion": measured.confusion.tolist(),
+        "reliability": {
+            "images": bins.counts.tolist(),
+            "accuracy": _known(bins.accuracy),
+            "confidence": _known(bins.confidence),
+        },
+    }
+
+
+def _known(values: NDArray[np.float64]) -> list[float | None]:
+    """With null, which JSON has, for NaN, which it has not."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _lines(measured: Evaluation, labels: Sequence[str], run: dict[str, Any]) -> list[str]:
+    from models.training.confusion import commonest, worst
+
+    counts = measured.confusion.sum(axis=1)
+    lines = [
+        f"{run['model']} on {run['data']}: {measured.images:,} images "
+        f"({run['engine']}, {run['precision']}, {run['crops']} crops)",
+        f"  top-1  {measured.top1:8.2%}",
+        f"  top-5  {measured.top5:8.2%}",
+        f"  ECE    {measured.ece:8.2%}   {len(measured.reliability.counts)} bins",
+        f"  NLL    {measured.nll:8.4f}",
+    ]
+    names = {index: labels[index] for index in worst(measured.per_class)}
+    mistakes = [
+        (f"{labels[target]} as {labels[answer]}", images, counts[target])
+        for target, answer, images in commonest(measured.confusion)
+    ]
+    width = max(map(len, [*names.values(), *(text for text, _, _ in mistakes)]))
+    for index, name in names.items():
+        accuracy = measured.per_class[index]
+        lines.append(f"  worst  {name:<{width}}  {accuracy:7.2%} of {counts[index]}")
+    for text, images, count in mistakes:
+        lines.append(f"  taken  {text:<{width}}  {images:7} of {count}")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    rest = len(names) - 3
+    return f"{len(names)}: {', '.join(names[:3])}" + (f" and {rest} more" if rest > 0 else "")

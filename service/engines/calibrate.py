@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.bundle import Bundle
-from models.classifier import Classifier
 
 BATCH = 16
 
@@ -27,7 +26,7 @@ def ranges(
     outlier would otherwise coarsen every other activation's steps (Krishnamoorthi 2018,
     arXiv:1806.08342, section 3). `progress` is called with the number of images each step did.
     """
-    classifier = Classifier(bundle.network(), bundle.input).eval()
+    classifier = bundle.classifier()
     seen: dict[str, list[tuple[float, float]]] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:

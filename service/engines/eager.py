@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.classifier import Classifier
 from service.engines.blueprint import Blueprint
 from service.engines.cuda import CudaEngine
 from service.engines.host import Forward, HostEngine
@@ -35,8 +34,7 @@ class InPrecision(nn.Module):
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
-        bundle = blueprint.bundle
-        classifier: Any = Classifier(bundle.network(), bundle.input).eval().to(blueprint.device)
+        classifier: Any = blueprint.bundle.classifier().to(blueprint.device)
         self.classifier = classifier.to(memory_format=torch.channels_last)
         self.kind = torch.device(blueprint.device).type
         self.dtype = DTYPES[blueprint.precision]

@@ -12,7 +12,6 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from models.classifier import Classifier
 from models import hardware
 from service.engines.blueprint import Blueprint
 from service.engines.host import Forward, HostEngine
@@ -34,8 +33,7 @@ def openvino(blueprint: Blueprint) -> HostEngine:
     """
     bundle = blueprint.bundle
     ranges = bundle.calibration["ranges"] if blueprint.precision == "int8" else {}
-    classifier = Classifier(bundle.network(), bundle.input).eval()
-    model = build(classifier, bundle.input.size, blueprint.max_batch, ranges)
+    model = build(bundle.classifier(), bundle.input.size, blueprint.max_batch, ranges)
     # Of a quantised network, what is not in 8 bits.
     use_bf16 = blueprint.precision == "bf16" or (ranges and hardware.cpu_has_bf16())
     options = {

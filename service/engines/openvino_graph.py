@@ -40,8 +40,10 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> 
     scaled = ops.multiply(ops.convert(images, "f32"), _constant(normalise.scale))
     pixels = ops.transpose(ops.add(scaled, _constant(normalise.shift)), [0, 3, 1, 2])
     limits = {id(classifier.network.get_submodule(n).weight): each for n, each in ranges.items()}
-    logits = classifier.network(_Traced(pixels, limits))
-    probabilities = ops.softmax(logits.node, axis=1)
+    logits = classifier.network(_Traced(pixels, limits)).node
+    if classifier.temperature != 1.0:
+        logits = ops.divide(logits, np.float32(classifier.temperature))
+    probabilities = ops.softmax(logits, axis=1)
     return ov.Model([ops.result(probabilities)], [images], "classifier")
 
 
