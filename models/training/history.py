@@ -144,9 +144,7 @@ class History:
             return
         # Events of an earlier process that are not in the log any more are hidden.
         purged = (self._rows[-1].step if self._rows else 0) + 1
-        self._board = SummaryWriter(  # type: ignore[no-untyped-call]
-            str(self.folder), purge_step=purged
-        )
+        self._board = SummaryWriter(str(self.folder), purge_step=purged)
 
 
 def read(folder: Path) -> list[Epoch]:
