@@ -151,8 +151,7 @@ class _Run:
             ids = [device] if device.type == "cuda" else None
             self.objective = DistributedDataParallel(self.objective, device_ids=ids)
         self.optimizer = _optimizer(network, recipe)
-        wanted = options.precision
-        self.precision = native_precision(world.device) if wanted == "auto" else wanted
+        self.precision = precision(options, world.device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.per_epoch = len(source) // recipe.batch_size
         self.steps = recipe.steps(self.per_epoch)
@@ -293,6 +292,11 @@ class _Run:
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             assert self.checkpoint
             raise CannotResume(f"{self.checkpoint.path} does not fit ({error})") from None
+
+
+def precision(options: Options, device: str) -> str:
+    """The precision in force: what is asked for, or the fastest of the device."""
+    return native_precision(device) if options.precision == "auto" else options.precision
 
 
 def mix(*numbers: int) -> int:

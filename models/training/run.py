@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from models import bundle, hardware, variants
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.resnet import Architecture, ResNet
-from models.training import temperature
+from models.training import recipes, temperature
 from models.training.datasets import Dataset
-from models.training.evaluate import accuracy, inference
+from models.training.evaluate import Evaluation, batches, evaluate, inference
 from models.training.history import Epoch, History
 from models.training.loop import Options, Progress, mix, precision, train
 from models.training.parallel import World
@@ -113,20 +116,26 @@ def train_bundle(
         after_epoch=log.append,
     )
     if world.size > 1:
-        dist.barrier()
-    fitted = _temperature(network, spec, plan.held_out, world.device) if plan.held_out else 1.0
+        dist.barrier()  # Others wait while the first still measures its last epoch.
+    classifier = Classifier(network, spec).to(world.device)
+    calibration = {}
+    if plan.held_out is not None:
+        fitted = _fit(classifier, plan.held_out)
+        classifier = Classifier(network, spec, fitted.temperature).to(world.device)
+        calibration[plan.held_out.source] = asdict(fitted)
     metrics = {}
     if plan.test is not None:
-        classifier = Classifier(network, spec, fitted).to(world.device)
-        metrics[plan.test.source] = asdict(measure(inference(classifier), plan.test))
+        measured = _measure(classifier, plan.test)
+        names = ("top1", "top5", "images", "nll", "ece")
+        metrics[plan.test.source] = {name: getattr(measured, name) for name in names}
     made = bundle.from_network(
         network.cpu(),
         name=name,
         input=spec,
         labels=plan.source.classes,
-        temperature=fitted,
+        temperature=classifier.temperature,
         card=card,
-        provenance=_provenance(plan, log.rows, world, options),
+        provenance={**_provenance(plan, log.rows, world, options), **calibration},
         metrics=metrics,
     )
     if checkpoint and world.leads:
@@ -134,16 +143,23 @@ def train_bundle(
     return made
 
 
-def _temperature(network: ResNet, spec: InputSpec, held_out: Dataset, device: str) -> float:
-    forward = inference(Classifier(network, spec).to(device))
-    probabilities = np.concatenate(
-        [forward(list(held_out.images[start : start + 256])) for start in range(0, len(held_out.images), 256)]
+def _measure(classifier: Classifier, data: Dataset) -> Evaluation:
+    return evaluate(inference(classifier), batches(data, 256))
+
+
+def _fit(classifier: Classifier, data: Dataset) -> temperature.Fitted:
+    answers: list[NDArray[np.float32]] = []
+    evaluate(
+        inference(classifier),
+        batches(data, 256),
+        observe=lambda probabilities, targets: answers.append(probabilities),
     )
-    # Logits up to a constant for each image, which no softmax sees.
-    return temperature.fit(np.log(np.maximum(probabilities, 1e-30)), held_out.targets)
+    return temperature.calibrate(np.concatenate(answers), data.targets)
 
 
-def _provenance(plan: Plan, rows: Sequence[Epoch], world: World, options: Options) -> dict[str, Any]:
+def _provenance(
+    plan: Plan, rows: Sequence[Epoch], world: World, options: Options
+) -> dict[str, Any]:
     seconds = sum(row.seconds for row in rows)
     speeds = [row.images_per_second for row in rows]
     held_out = f", {len(plan.held_out.images)} held out" if plan.held_out else ""
@@ -155,7 +171,7 @@ def _provenance(plan: Plan, rows: Sequence[Epoch], world: World, options: Option
         "seed": plan.seed,
         "seconds": round(seconds),
         "images_per_second": round(statistics.median(speeds)) if speeds else None,
-        "precision": resolve(options.precision, world.device),
+        "precision": precision(options, world.device),
         "processes": world.size,
         "hardware": hardware.name(world.device),
         "device": world.device,
@@ -170,26 +186,24 @@ class _Log:
         self, folder: Path | None, plan: Plan, world: World, tell: Callable[[Epoch], None]
     ) -> None:
         self.history = History(folder) if folder and world.leads else None
-        self.rows: list[Epoch] = self.history.rows() if self.history else []
+        self.rows = list(self.history.rows) if self.history else []
         self.plan, self.world, self.tell = plan, world, tell
         self.began = time.perf_counter()
 
     def append(self, progress: Progress, network: ResNet) -> None:
         if not self.world.leads:
             return
-        test = self.plan.test
-        spec = variants.variant(self.plan.variant).input
-        measured = None
+        test, measured = self.plan.test, None
         if test is not None:
-            classifier = Classifier(network, spec).to(self.world.device)
-            measured = measure(inference(classifier), test)
+            spec = variants.variant(self.plan.variant).input
+            measured = _measure(Classifier(network, spec).to(self.world.device), test)
         row = Epoch(
             epoch=progress.epoch + 1,
             step=progress.step,
             learning_rate=progress.learning_rate,
             loss=progress.loss,
             accuracy=progress.accuracy,
-            test_loss=None,
+            test_loss=measured.nll if measured else None,
             test_top1=measured.top1 if measured else None,
             test_top5=measured.top5 if measured else None,
             images_per_second=progress.images_per_second,
@@ -197,9 +211,10 @@ class _Log:
         )
         self.began = time.perf_counter()
         # A run that was killed may have logged an epoch whose state it did not save.
-        self.rows = [earlier for earlier in self.rows if earlier.step < row.step]
-        self.rows.append(row)
+        kept = [earlier for earlier in self.rows if earlier.step < row.step]
         if self.history:
-            self.history.truncate(row.step - 1)
+            if len(kept) < len(self.rows):
+                self.history.truncate(row.step - 1)
             self.history.append(row)
+        self.rows = [*kept, row]
         self.tell(row)

@@ -47,9 +47,7 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-            raise CannotResume(
-                f"{self.path} is damaged; --restart begins the run anew"
-            ) from None
+            raise CannotResume(f"{self.path} is damaged; --restart begins the run anew") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CannotResume(f"{self.path} is no state of a run; --restart begins it anew")
         for key, value in self.run.items():
@@ -63,6 +61,8 @@ class Checkpoint:
 
 def _difference(key: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        inner = next(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        inner = next(
+            name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
+        )
         return _difference(f"{key} {inner}", before.get(inner), now.get(inner))
     return f"{key}: {before} then, {now} now"

@@ -85,7 +85,9 @@ def convert(
     )
 
 
-def _foreign(format: str, src: Path, numerics: tuple[tuple[str, Any], ...], **options: Any) -> Bundle:
+def _foreign(
+    format: str, src: Path, numerics: tuple[tuple[str, Any], ...], **options: Any
+) -> Bundle:
     from models import interchange
     from models.bundle import WeightsMismatch
 

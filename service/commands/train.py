@@ -32,17 +32,36 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 
 @click.command()
 @click.option("--variant", default="resnet20", show_default=True, help="Network to train.")
-@click.option("--set", "overrides", type=Field(), multiple=True,
-              help="A field of its architecture: --set blocks=[1,1,1].")
-@click.option("--shortcut", type=click.Choice(["A", "B", "C", "conv"]), help="Default: the recipe's, or B.")
+@click.option(
+    "--set",
+    "overrides",
+    type=Field(),
+    multiple=True,
+    help="A field of its architecture: --set blocks=[1,1,1].",
+)
+@click.option(
+    "--shortcut", type=click.Choice(["A", "B", "C", "conv"]), help="Default: the recipe's, or B."
+)
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A folder or archive.")
 @click.option("--test-data", type=click.Path(path_type=Path), help="Measured after each epoch.")
-@click.option("--hold-out", type=click.IntRange(0), default=0, metavar="N",
-              help="Images of --data kept from training, to fit the temperature on.")
-@click.option("--corrupt", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-              help="What an image that cannot be read does.")
+@click.option(
+    "--hold-out",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Images of --data kept from training, to fit the temperature on.",
+)
+@click.option(
+    "--corrupt",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What an image that cannot be read does.",
+)
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: by CPUs.")
-@click.option("--recipe", "recipe_name", default="quick", show_default=True, help="A row of --list-recipes.")
+@click.option(
+    "--recipe", "recipe_name", default="quick", show_default=True, help="A row of --list-recipes."
+)
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Stretches the schedule.")
 @click.option("--iterations", type=click.IntRange(1), help="Stretches the schedule.")
 @click.option("--batch-size", type=click.IntRange(1))
@@ -60,17 +79,37 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--seeds", type=Seeds(), help="A run for each: OUT-111, OUT-222, ... .")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
-@click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True,
-              help="Parts that a batch is computed in.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Parts that a batch is computed in.",
+)
 @click.option("--local-norm", is_flag=True, help="Each process normalises by its own images.")
 @click.option("--eager", is_flag=True, help="Do not compile the network.")
 @click.option("--name", help="The model's name; default: the variant and the data.")
-@click.option("--card", type=click.Path(path_type=Path, dir_okay=False), help="Markdown: what the model is for.")
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Markdown: what the model is for.",
+)
 @click.option("--resume", is_flag=True, help="Go on where the run was stopped.")
 @click.option("--restart", is_flag=True, help="Forget a run that was stopped.")
-@click.option("--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=show_recipes,
-              help="Print the recipes.")
+@click.option(
+    "--list-recipes",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_recipes,
+    help="Print the recipes.",
+)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @fail_in_one_line
 def train(
@@ -146,7 +185,9 @@ def train(
                 if world.leads:
                     click.echo(f"{path} is done")
                 continue
-            _one(plan, path, name or f"{variant}-{source.source.split('.')[0]}", text, world, options)
+            _one(
+                plan, path, name or f"{variant}-{source.source.split('.')[0]}", text, world, options
+            )
         if world.leads:
             _conclude(list(outs.values()), out)
 
