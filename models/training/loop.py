@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from models.resnet import ResNet
 from models.training import augment
 from models.training.parallel import World, global_norms
 from models.training.recipes import Recipe
+from models.training.seeds import mix
 from models.training.source import Source
 from models.training.state import CannotResume, Checkpoint
 
@@ -175,7 +175,7 @@ class _Run:
             epoch, start = divmod(self.step, self.per_epoch)
             last = min((epoch + 1) * self.per_epoch, self.steps)
             for images, targets in self._batches(epoch, start):
-                self._step(images, targets, epoch)
+                self._step(images, targets)
                 if self.step % REPORT_EVERY == 0 or self.step == last:
                     now = time.perf_counter()
                     progress = self._progress(epoch, (self.step - first) / (now - began))
@@ -202,16 +202,12 @@ class _Run:
             device=self.world.device,
         )
 
-    def _step(self, images: Tensor, targets: Tensor, epoch: int) -> None:
+    def _step(self, images: Tensor, targets: Tensor) -> None:
         # Drawn anew at each step, so that a step depends on nothing that came before but weights.
-        torch.manual_seed(mix(self.seed, self.step, self.world.rank))
-        if self.recipe.cutout:
-            images = augment.cutout(images, self.recipe.cutout)
+        torch.manual_seed(mix("step", self.seed, self.step, self.world.rank))
         labels = targets
         if self.recipe.mixup:
-            images, targets = augment.mixup(
-                images, targets, self.recipe.mixup, len(self.source.classes)
-            )
+            images, targets = self._mixed(images, targets)
         rate = self.recipe.learning_rate * self.recipe.factor(self.step / self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -233,6 +229,16 @@ class _Run:
         self.step += 1
         if self.average:
             self.average.update_parameters(self.network)
+
+    def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels float [N, H, W, 3] of two images each, and the shares of classes [N, K]."""
+        generator = torch.Generator().manual_seed(mix("mixup", self.seed, self.step))
+        mixed = augment.mixup(images.float(), targets, self.recipe.mixup, generator)
+        first, second = (
+            F.one_hot(each, len(self.source.classes)).float()
+            for each in (mixed.targets, mixed.others)
+        )
+        return mixed.images, torch.lerp(second, first, mixed.weight)
 
     def _autocast(self) -> Any:
         if self.precision == "fp32":
@@ -297,12 +303,6 @@ class _Run:
 def precision(options: Options, device: str) -> str:
     """The precision in force: what is asked for, or the fastest of the device."""
     return native_precision(device) if options.precision == "auto" else options.precision
-
-
-def mix(*numbers: int) -> int:
-    """A seed of 63 bits that differs wherever one of the numbers does."""
-    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _average(network: ResNet, decay: float) -> AveragedModel:

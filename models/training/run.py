@@ -22,9 +22,10 @@ from models.training import recipes, temperature
 from models.training.datasets import Dataset
 from models.training.evaluate import Evaluation, batches, evaluate, inference
 from models.training.history import Epoch, History
-from models.training.loop import Options, Progress, mix, precision, train
+from models.training.loop import Options, Progress, precision, train
 from models.training.parallel import World
 from models.training.recipes import Recipe
+from models.training.seeds import mix
 from models.training.source import Source
 from models.training.state import Checkpoint
 
@@ -99,7 +100,7 @@ def train_bundle(
     """
     spec = variants.variant(plan.variant).input
     architecture = plan.architecture()
-    torch.manual_seed(mix(plan.seed))
+    torch.manual_seed(mix("initialise", plan.seed))
     network = ResNet(architecture)
     log = _Log(folder, plan, world, after_epoch)
     checkpoint = Checkpoint(folder / STATE, plan.identity()) if folder else None

@@ -12,10 +12,15 @@ from typing import IO, TYPE_CHECKING, Any, ParamSpec
 import click
 from tqdm import tqdm
 
+from service.settings import cpus
+
 if TYPE_CHECKING:
     from models.preprocess import InputSpec
-    from models.training.datasets import Corrupt, Dataset
+    from models.training.datasets import Corrupt, Dataset, Split
     from models.training.evaluate import Batch
+    from models.training.parallel import World
+    from models.training.recipes import Recipe
+    from models.training.source import Source
 
 P = ParamSpec("P")
 
@@ -91,12 +96,55 @@ class Seeds(click.ParamType[tuple[int, ...]]):
         return seeds
 
 
-def read_dataset(path: Path, spec: InputSpec, corrupt: Corrupt = "fail") -> Dataset:
-    """The images under `path`, with a progress bar."""
+def read_dataset(
+    path: Path, spec: InputSpec, corrupt: Corrupt = "fail", split: Split | None = None
+) -> Dataset:
+    """The images under `path`, with a progress bar; those left out are named on stderr."""
     from models.training import datasets
 
     with tqdm(desc=path.name, unit=" images") as bar:
-        return datasets.read(path, spec, lambda count: bar.update(count - bar.n), corrupt=corrupt)
+        data = datasets.read(
+            path, spec, lambda count: bar.update(count - bar.n), corrupt=corrupt, split=split
+        )
+    for name in data.skipped:
+        click.echo(f"{path}: {name} is no readable image; left out", err=True)
+    return data
+
+
+def open_source(
+    path: Path,
+    spec: InputSpec,
+    recipe: Recipe,
+    world: World,
+    *,
+    hold_out: int,
+    corrupt: Corrupt,
+    workers: int | None,
+) -> tuple[Source, Dataset | None]:
+    """What a recipe trains from, and `hold_out` images that are kept from it.
+
+    Raises:
+        ValueError: see `models.training.source.open_source`; or too many are to be held out.
+    """
+    from models.training import augment, source
+
+    with tqdm(desc=path.name, unit=" images", disable=not world.leads) as bar:
+        return source.open_source(
+            path,
+            spec,
+            world.device,
+            hold_out=hold_out,
+            corrupt=corrupt,
+            resident=None if recipe.crops == "padded" else False,
+            crop_padding=recipe.crop_padding,
+            padding_mode=recipe.padding_mode,
+            alternate_flip=recipe.alternate_flip,
+            cutout=recipe.cutout,
+            cutout_fill=augment.grey(spec),
+            workers=cpus() if workers is None else workers,
+            report=lambda line: tqdm.write(line),
+            progress=lambda count: bar.update(count - bar.n),
+        )
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def train(
         global_norm=not local_norm,
     )
     text = card.read_text("utf-8") if card else ""
-    with parallel.join(device) as world:
+    with parallel.join(_device(device)) as world:
         source, held_out = open_source(
             data, row.input, recipe, world, hold_out=hold_out, corrupt=corrupt, workers=workers
         )
@@ -200,6 +200,16 @@ def _recipe(row: Recipe, epochs: float | None, iterations: int | None, **fields:
     if iterations is not None:
         row = row.lasting("iterations", iterations)
     return replace(row, **{name: value for name, value in fields.items() if value is not None})
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(wanted).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {wanted}: torch sees no CUDA device; use auto or cpu")
+    return wanted
 
 
 def _folder(out: Path) -> Path:
