@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 Shape = Literal["constant", "linear", "cosine"]
@@ -115,12 +115,9 @@ class Recipe:
         return replace(self, unit=unit, phases=phases)
 
     def differences(self, other: Recipe) -> dict[str, Any]:
-        """The fields of `other` that differ, with its values."""
-        return {
-            each.name: getattr(other, each.name)
-            for each in fields(self)
-            if getattr(self, each.name) != getattr(other, each.name)
-        }
+        """The fields of `other` that differ, with its values, as JSON can hold them."""
+        mine, others = asdict(self), asdict(other)
+        return {name: value for name, value in others.items() if mine[name] != value}
 
 
 CHOICES = {
@@ -243,6 +240,18 @@ RECIPES = {
         learning_rate=0.2,
         nesterov=True,
         weight_decay=5e-4,
+    ),
+    # The same, longer, for the network that ships.
+    "embedded": Recipe(
+        paper="Smith and Topin 2017, one cycle; flips of Jordan 2024, section 3.6",
+        unit="epochs",
+        phases=_one_cycle(28, warm_up=0.2),
+        batch_size=128,
+        learning_rate=0.2,
+        nesterov=True,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        alternate_flip=True,
     ),
 }
 

@@ -90,8 +90,8 @@ def train_bundle(
 ) -> Bundle:
     """A trained bundle, measured in float32 on `plan.test` where there is one.
 
-    `folder` gets the run's log, and its state after each epoch, from which an equal plan goes on;
-    the state is gone when the run is done. The bundle's provenance records recipe, seed, data,
+    `folder` gets the run's log, and its state after each epoch, from which an equal plan goes on:
+    `STATE`, of no more use when the bundle is written. The bundle's provenance records recipe, seed, data,
     versions, hardware and time.
 
     Raises:
@@ -119,29 +119,26 @@ def train_bundle(
     if world.size > 1:
         dist.barrier()  # Others wait while the first still measures its last epoch.
     classifier = Classifier(network, spec).to(world.device)
-    calibration = {}
+    calibration: dict[str, Any] = {}
     if plan.held_out is not None:
         fitted = _fit(classifier, plan.held_out)
         classifier = Classifier(network, spec, fitted.temperature).to(world.device)
-        calibration[plan.held_out.source] = asdict(fitted)
+        calibration["calibration"] = asdict(fitted)
     metrics = {}
     if plan.test is not None:
         measured = _measure(classifier, plan.test)
         names = ("top1", "top5", "images", "nll", "ece")
         metrics[plan.test.source] = {name: getattr(measured, name) for name in names}
-    made = bundle.from_network(
+    return bundle.from_network(
         network.cpu(),
         name=name,
         input=spec,
         labels=plan.source.classes,
         temperature=classifier.temperature,
         card=card,
-        provenance={**_provenance(plan, log.rows, world, options), **calibration},
+        provenance=_provenance(plan, log.rows, world, options) | calibration,
         metrics=metrics,
     )
-    if checkpoint and world.leads:
-        checkpoint.path.unlink(missing_ok=True)
-    return made
 
 
 def _measure(classifier: Classifier, data: Dataset) -> Evaluation:

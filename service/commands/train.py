@@ -270,6 +270,7 @@ def _one(plan: Plan, out: Path, name: str, card: str, world: World, options: Opt
     if not world.leads:
         return
     bundle.write(trained, out)
+    _state(out).unlink()
     history.curves([folder], folder / "curves.png")
     for source, figures in trained.metrics.items():
         click.echo(f"{source}: top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%}")

@@ -2,106 +2,156 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from models import bundle
 from models.classifier import Classifier
-from models.training import loop
 from models.training.datasets import Dataset
 from models.training.evaluate import accuracy, inference
+from models.training.history import Epoch, read
+from models.training.loop import Progress
 from models.training.recipes import RECIPES
-from models.training.run import train_bundle
+from models.training.run import STATE, Plan, train_bundle
+from models.training.source import Resident
+from models.training.state import CannotResume
 from tests.models import tiny
+from tests.models.training.made import coloured
 
-RECIPE = replace(RECIPES["quick"], epochs=6, batch_size=8, learning_rate=0.02, crop_padding=1)
+RECIPE = replace(RECIPES["quick"], batch_size=8, learning_rate=0.02, crop_padding=1).lasting(
+    "epochs", 6
+)
 SMALL: dict[str, Any] = {"blocks": (1, 1, 1), "planes": (4, 8, 16)}
 
 
-@pytest.fixture(autouse=True)
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine without a compiler: compiling takes longer than these runs."""
-    monkeypatch.setattr(loop, "_can_compile", lambda device: False)
-
-
-def coloured(count: int, source: str, seed: int = 0) -> Dataset:
-    """Noise that is mostly red, green or blue."""
-    random = np.random.default_rng(seed)
-    targets = np.arange(count) % 3
-    images = random.integers(0, 128, (count, 32, 32, 3))
-    images[np.arange(count), :, :, targets] += 127
-    classes = ("blue", "green", "red")
-    return Dataset(images.astype(np.uint8), 2 - targets.astype(np.int64), classes, source)
-
-
-def run(data: Dataset, test: Dataset | None, **options: Any) -> bundle.Bundle:
-    return train_bundle(
-        "resnet20", data, test, RECIPE, **{"name": "colours", "seed": 3, **SMALL, **options}
-    )
+def planned(data: Dataset, **fields: Any) -> Plan:
+    overrides = {**SMALL, **fields.pop("overrides", {})}
+    known: dict[str, Any] = {"variant": "resnet20", "recipe": RECIPE, "recipe_name": "quick", "seed": 3}
+    source = Resident(data, "cpu", crop_padding=1)
+    return Plan(source=source, overrides=overrides, **{**known, **fields})
 
 
 def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: Path) -> None:
-    data, test = coloured(48, "train.tar"), coloured(30, "test.tar", seed=1)
+    test, held_out = coloured(30, "test.tar", seed=1), coloured(12, "held out", seed=2)
+    plan = planned(
+        coloured(48, "train.tar"), test=test, held_out=held_out, overrides={"shortcut": "A"}
+    )
     steps: list[int] = []
-    trained = run(data, test, shortcut="A", report=lambda at: steps.append(at.step))
+    trained = train_bundle(
+        plan, name="colours", card="# Colours", report=lambda at: steps.append(at.step)
+    )
     assert trained.name == "colours"
+    assert trained.card == "# Colours"
     assert trained.labels == ("blue", "green", "red")
     assert trained.architecture.shortcut == "A"
     assert trained.architecture.num_classes == 3
     assert trained.metrics.keys() == {"test.tar"}
-    assert trained.metrics["test.tar"]["images"] == 30
-    assert trained.metrics["test.tar"]["top1"] > 0.9
-    assert trained.metrics["test.tar"]["top5"] == 1
+    figures = trained.metrics["test.tar"]
+    assert figures["images"] == 30
+    assert figures["top1"] > 0.9
+    assert figures["top5"] == 1
+    assert 0 <= figures["ece"] < 0.5
     assert steps[-1] == 36
     provenance = trained.provenance
-    assert provenance["recipe"] == asdict(RECIPE)
+    assert provenance["recipe"] == json.loads(json.dumps({"name": "quick", **asdict(RECIPE)}))
+    assert provenance["changed"].keys() == {"batch_size", "learning_rate", "crop_padding", "phases"}
     assert provenance["seed"] == 3
-    assert provenance["data"] == "train.tar: 48 images"
+    assert provenance["data"] == "train.tar: 48 images, 12 held out"
     assert provenance["torch"] == torch.__version__
     assert provenance["device"] == "cpu"
+    assert provenance["precision"] in ("fp32", "bf16")
+    # Told apart with ease: confidence should grow.
+    assert 0.05 <= trained.temperature < 1
+    assert provenance["calibration"]["temperature"] == trained.temperature
 
     bundle.write(trained, tmp_path / "x.safetensors")
-    read = bundle.read(tmp_path / "x.safetensors")
-    measured = accuracy(inference(Classifier(read.network(), read.input)), test, batch_size=256)
-    assert asdict(measured) == read.metrics["test.tar"], "what was measured is what serves"
+    read_back = bundle.read(tmp_path / "x.safetensors")
+    classifier = Classifier(read_back.network(), read_back.input, read_back.temperature)
+    measured = accuracy(inference(classifier), test, batch_size=256)
+    assert measured.top1 == figures["top1"], "what was measured is what serves"
 
 
 def test_equal_seeds_give_equal_bundles_whatever_was_drawn_before() -> None:
     def weights(seed: int, unrelated: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(unrelated)
-        return run(coloured(24, "train"), None, seed=seed, dropout=0.2).tensors
+        plan = planned(coloured(24, "train"), seed=seed, overrides={"dropout": 0.2})
+        return train_bundle(plan, name="x").tensors
 
     first = weights(3, unrelated=0)
     assert tiny.same_bits(weights(3, unrelated=1), first)
     assert not tiny.same_bits(weights(4, unrelated=0), first)
 
 
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def test_a_run_that_was_killed_goes_on_and_logs_each_epoch_once(tmp_path: Path) -> None:
+    plan = planned(coloured(24, "train"), test=coloured(9, "test", seed=1))
+    whole = train_bundle(plan, name="x")
+
+    def kill(row: Epoch) -> None:
+        if row.epoch == 4:
+            raise Killed  # Logged, and not yet saved.
+
+    with pytest.raises(Killed):
+        train_bundle(plan, name="x", folder=tmp_path, after_epoch=kill)
+    assert (tmp_path / STATE).exists()
+    began: list[Progress] = []
+    resumed = train_bundle(plan, name="x", folder=tmp_path, report=began.append)
+    assert began[0].epoch == 3
+    assert tiny.same_bits(resumed.tensors, whole.tensors)
+    assert [row.epoch for row in read(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    top1 = read(tmp_path)[-1].test_top1
+    assert top1 == resumed.metrics["test"]["top1"]
+
+
+def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
+    data = coloured(24, "train")
+    train_bundle(planned(data), name="x", folder=tmp_path)
+    with pytest.raises(CannotResume, match="another seed: 3 then, 4 now"):
+        train_bundle(planned(data, seed=4), name="x", folder=tmp_path)
+    other = replace(RECIPE, learning_rate=0.3)
+    with pytest.raises(CannotResume, match=r"another recipe learning_rate: 0\.02 then, 0\.3 now"):
+        train_bundle(planned(data, recipe=other), name="x", folder=tmp_path)
+
+
 def test_without_test_data_nothing_is_claimed() -> None:
-    trained = run(coloured(24, "train"), None)
+    trained = train_bundle(planned(coloured(24, "train")), name="x")
     assert trained.metrics == {}
+    assert trained.temperature == 1
     assert trained.variant is None
+
+
+def test_a_recipe_decides_dropout_and_shortcut_unless_told_otherwise() -> None:
+    recipe = replace(RECIPE, dropout=0.3, shortcut="A")
+    data = coloured(24, "train")
+    own = planned(data, recipe=recipe).architecture()
+    assert (own.dropout, own.shortcut) == (0.3, "A")
+    told = planned(data, recipe=recipe, overrides={"shortcut": "B"}).architecture()
+    assert (told.dropout, told.shortcut) == (0.3, "B")
 
 
 def test_test_data_of_other_classes_is_refused_before_training() -> None:
     other = replace(coloured(9, "test.tar"), classes=("blue", "green", "violet"))
     with pytest.raises(ValueError, match=r"test\.tar has other classes than train\.tar"):
-        run(coloured(24, "train.tar"), other)
+        planned(coloured(24, "train.tar"), test=other).architecture()
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("overrides", "message"),
     [({"shortcuts": "A"}, "did you mean shortcut"), ({"shortcut": "Z"}, "shortcut must be one of")],
 )
-def test_an_impossible_override_is_refused(options: dict[str, Any], message: str) -> None:
+def test_an_impossible_override_is_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run(coloured(24, "train"), None, **options)
+        planned(coloured(24, "train.tar"), overrides=overrides).architecture()
 
 
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(ValueError, match="no variant is called 'resnet21'"):
-        train_bundle("resnet21", coloured(24, "train"), None, RECIPE, name="x", seed=0)
+        planned(coloured(24, "train"), variant="resnet21").architecture()
