@@ -10,6 +10,7 @@ from service.commands.classify import classify
 from service.commands.convert import convert
 from service.commands.evaluate import evaluate
 from service.commands.models import models
+from service.commands.results import results
 from service.commands.serve import serve
 from service.commands.train import train
 
@@ -20,7 +21,7 @@ def main() -> None:
     """Serves ResNets over HTTP, and makes the bundles it serves."""
 
 
-for command in (serve, classify, models, convert, train, evaluate, calibrate, bench):
+for command in (serve, classify, models, convert, train, evaluate, results, calibrate, bench):
     main.add_command(command)
 
 if __name__ == "__main__":
