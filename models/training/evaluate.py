@@ -84,8 +84,9 @@ def evaluate(
     for batch, targets in batches:
         probabilities = infer(batch)
         count, classes = probabilities.shape
-        if not ((targets >= 0) & (targets < classes)).all():
-            raise ValueError(f"class {targets.max()} is none of the network's {classes}")
+        strange = targets[(targets < 0) | (targets >= classes)]
+        if strange.size:
+            raise ValueError(f"class {strange[0]} is none of the network's {classes}")
         ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
         right = ranked == targets[:, None]
         first += int(right[:, 0].sum())

@@ -38,11 +38,11 @@ def calibrate(
         ValueError: see `fit`.
     """
     # Logits up to a constant; what underflowed is taken for the least that did not.
-    logits = np.log(np.maximum(probabilities, np.float32(LEAST)))
-    factor = fit(logits, targets)
-    after = softmax(logits, factor)
+    logits = np.log(np.maximum(probabilities, np.float32(LEAST))) * np.float32(temperature)
+    found = fit(logits, targets)
+    after = softmax(logits, found)
     return Fitted(
-        temperature * factor,
+        found,
         len(targets),
         reliability(probabilities, targets).ece,
         reliability(after, targets).ece,

@@ -49,6 +49,73 @@ def test_every_field_and_bit_comes_back(
     assert torch.equal(again(image), network(image))
 
 
+def test_a_temperature_and_a_card_come_back_and_are_part_of_what_a_bundle_is(
+    tmp_path: Path,
+) -> None:
+    plain = tiny.made_bundle()
+    made = tiny.made_bundle(temperature=1.25, card="# Tiny\n\n| für | wen |\n|---|---|\n")
+    bundle.write(made, tmp_path / "x.safetensors")
+    read = bundle.read(tmp_path / "x.safetensors")
+    assert (read.temperature, read.card) == (1.25, made.card)
+    prints = {plain.fingerprint(), made.fingerprint()}
+    prints |= {
+        replace(plain, temperature=1.25).fingerprint(),
+        replace(plain, card="x").fingerprint(),
+    }
+    assert len(prints) == 4
+    whole = tiny.made_bundle(temperature=2)
+    assert isinstance(whole.temperature, float)
+
+
+def test_a_bundle_without_temperature_and_card_is_as_it_was_before_there_were_any(
+    bundle_file: Path,
+) -> None:
+    read = bundle.read(bundle_file)
+    assert (read.temperature, read.card) == (1.0, "")
+    assert set(read.description()) == {
+        "name",
+        "variant",
+        "architecture",
+        "input",
+        "labels",
+        "provenance",
+        "metrics",
+        "calibration",
+    }
+
+
+def test_the_classifier_is_that_of_the_network_the_input_and_the_temperature() -> None:
+    made = tiny.made_bundle(temperature=3.0)
+    pixels = torch.arange(2 * 8 * 8 * 3, dtype=torch.uint8).view(2, 8, 8, 3)
+    classifier = made.classifier()
+    assert not classifier.training
+    logits = made.network()(classifier.normalise(pixels))
+    assert torch.equal(classifier(pixels), (logits / 3.0).softmax(1))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, 1e-7, 1e7, float("nan"), float("inf"), True, "1"])
+def test_temperatures_that_nothing_can_be_divided_by_are_refused(temperature: Any) -> None:
+    with pytest.raises(
+        BundleError, match="temperature must be a number from 1e-06 to 1e\\+06, not"
+    ):
+        tiny.made_bundle(temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        (None, "card must be text, not None"),
+        ("ü" * 10_001, "at most 20000 bytes, not 20002"),
+        ("half \ud800", "half a character"),
+        ("bell \a", r"control character '\\x07'"),
+    ],
+)
+def test_cards_that_are_no_short_text_are_refused(card: Any, words: str) -> None:
+    with pytest.raises(BundleError, match=words):
+        tiny.made_bundle(card=card)
+    assert tiny.made_bundle(card="ü\t\r\n" * 4000).card
+
+
 def test_unusual_floats_come_back_bit_by_bit(tmp_path: Path) -> None:
     made = tiny.made_bundle()
     unusual = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45, -1.5, 0, 1, 2])

@@ -56,6 +56,27 @@ def forge(path: Path, *, drop: str | None = None, reseal: bool = True, **changes
     safetensors.torch.save_file(tensors, path, metadata)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": "warm"}, "temperature must be a number"),
+        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"card": 3}, "card must be text"),
+    ],
+)
+def test_temperatures_and_cards_are_checked(
+    bundle_file: Path, changes: dict[str, Any], words: str
+) -> None:
+    forge(bundle_file, **changes)
+    assert words in refusal(bundle_file)
+
+
+def test_a_temperature_of_one_may_be_written_out(bundle_file: Path) -> None:
+    forge(bundle_file, temperature=1, card="")
+    read = bundle.read(bundle_file)
+    assert (read.temperature, read.card) == (1.0, "")
+
+
 def test_the_format_can_be_written_from_its_description(bundle_file: Path) -> None:
     forge(bundle_file, name="by another program")
     read = bundle.read(bundle_file)

@@ -56,6 +56,19 @@ def test_every_pixel_value_is_normalised_to_float32s_precision() -> None:
         assert np.abs(normalised[0, channel].flatten().numpy() - exact).max() < 1e-6
 
 
+def test_a_temperature_divides_the_logits_and_one_leaves_every_bit() -> None:
+    images, network = noise(), moderate(tiny.network())
+    plain = Classifier(network, CIFAR)(images)
+    assert torch.equal(Classifier(network, CIFAR, 1.0)(images), plain)
+    warm = Classifier(network, CIFAR, 4.0)(images)
+    expected = plain.double().log().div(4).softmax(1)
+    torch.testing.assert_close(warm.double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(warm.argmax(1), plain.argmax(1))
+    assert (warm - plain).abs().max() > 0.01
+    cool = Classifier(network, CIFAR, 0.25)(images)
+    assert (cool.max(1).values > plain.max(1).values).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lower_precision_stops_before_the_head(dtype: torch.dtype) -> None:
     # Close decisions: in 8 or 11 bits of mantissa, many of these logits are equal.

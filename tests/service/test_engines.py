@@ -49,9 +49,8 @@ def planned(made: Bundle, precision: str = "fp32", cache: Path | None = None) ->
 
 def expected(made: Bundle, batch: Images) -> NDArray[np.float32]:
     with torch.inference_mode():
-        found: NDArray[np.float32] = Classifier(made.network(), made.input)(
-            torch.from_numpy(np.stack(batch))
-        ).numpy()
+        pixels = torch.from_numpy(np.stack(batch))
+        found: NDArray[np.float32] = made.classifier()(pixels).numpy()
         return found
 
 
@@ -282,6 +281,32 @@ def test_int8_is_calibrated_and_near(tiny: Bundle) -> None:
     assert 0 < warm.parity.max_difference < 0.1
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("eager", "fp32"),
+        ("eager", "bf16"),
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+        ("openvino", "int8"),
+    ],
+)
+def test_every_engine_divides_the_logits_by_the_temperature(
+    tiny: Bundle, kind: str, precision: str
+) -> None:
+    ranges = {"ranges": calibrate.ranges(tiny, images(8))}
+    found = {}
+    for temperature in (1.0, 0.2):
+        made = replace(tiny, temperature=temperature, calibration=ranges)
+        found[temperature] = engines.start(kind, planned(made, precision), None).infer(images(4))
+    logits = np.log(found[1.0])
+    raised = np.exp(logits / 0.2)
+    wanted = raised / raised.sum(1, keepdims=True)
+    # bf16 has 8 bits of mantissa, which a temperature below 1 makes coarser.
+    np.testing.assert_allclose(found[0.2], wanted, atol=0.02 if precision == "bf16" else 1e-5)
+    assert np.abs(found[0.2] - found[1.0]).max() > 0.05
+
+
 def test_int8_without_calibration_says_what_to_do(tiny: Bundle) -> None:
     settings = ModelSettings(spec="x", precision="int8")
     with pytest.raises(ConfigError, match="resnet-serve calibrate"):
@@ -292,9 +317,10 @@ def test_int8_without_calibration_says_what_to_do(tiny: Bundle) -> None:
 def test_compiled_once_and_loaded_from_then_on(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = planned(tiny, cache=tmp_path)
+    made = replace(tiny, temperature=0.5)
+    here = planned(made, cache=tmp_path)
     first = engines.start("compile", here, 1e-5)
-    np.testing.assert_allclose(first.infer(images(5)), expected(tiny, images(5)), atol=1e-6)
+    np.testing.assert_allclose(first.infer(images(5)), expected(made, images(5)), atol=1e-6)
     assert [path.suffix for path in tmp_path.iterdir() if "compiled" in path.name] == [".pt2"]
 
     def must_not_run(*_: Any, **__: Any) -> Any:

@@ -117,6 +117,41 @@ def test_with_preprocessing_it_is_the_classifier(tmp_path: Path) -> None:
     )
 
 
+def test_a_temperature_is_in_the_probabilities_and_beside_the_logits(tmp_path: Path) -> None:
+    ours = network("option A")
+    with torch.no_grad():
+        ours.head.weight.mul_(0.03)  # type: ignore[operator]
+    made = described(ours, 16, temperature=2.5, card="# For a test")
+    pixels = torch.randint(256, (3, 16, 16, 3), dtype=torch.uint8)
+    images = Classifier(ours, made.input).normalise(pixels)
+    with torch.no_grad():
+        expected, logits = made.classifier()(pixels).numpy(), ours(images).numpy()
+    whole = export(made, tmp_path / "whole.onnx", with_preprocessing=True)
+    np.testing.assert_allclose(run(whole, pixels.numpy()), expected, rtol=0, atol=1e-5)
+    plain = export(made, tmp_path / "plain.onnx")
+    np.testing.assert_allclose(run(plain, images.numpy()), logits, rtol=0, atol=1e-5)
+    for path, temperature in ((whole, 1.0), (plain, 2.5)):  # Within the head, and beside it.
+        back = interchange.convert("onnx", path)
+        assert (back.temperature, back.card) == (temperature, "# For a test")
+        with torch.no_grad():
+            found = back.classifier()(pixels).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_metadata_of_other_programs_is_no_temperature(tmp_path: Path) -> None:
+    path = export(described(network("option B"), 16), tmp_path / "x.onnx")
+    model = onnx.load(path)
+    kept = [each for each in model.metadata_props if each.key != "mean"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.helper.set_model_props(
+        model, {each.key: each.value for each in kept} | {"temperature": "3"}
+    )
+    onnx.save(model, path)
+    read = interchange.convert("onnx", path, mean=IMAGENET.mean, std=IMAGENET.std)
+    assert read.temperature == 1.0
+
+
 def test_the_file_says_what_it_is_and_is_the_same_every_time(tmp_path: Path) -> None:
     made = described(network("option B"), 16)
     first, second = (export(made, tmp_path / name) for name in ("a.onnx", "b.onnx"))

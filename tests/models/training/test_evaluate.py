@@ -1,8 +1,8 @@
-"""Accuracy against counts made by hand."""
+"""What is measured, against counts made by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from models.classifier import Classifier
 from models.preprocess import CIFAR
 from models.training.datasets import Dataset
-from models.training.evaluate import Accuracy, accuracy, inference
+from models.training.evaluate import (
+    LEAST,
+    Accuracy,
+    Batch,
+    accuracy,
+    batches,
+    evaluate,
+    inference,
+)
 from tests.models import tiny
 
 # Six images, seven classes; each row's order of classes is in the comment.
@@ -55,6 +63,55 @@ def test_with_five_classes_or_fewer_every_answer_is_among_the_first_five() -> No
 
     measured = accuracy(three, numbered([0, 1, 2, 1]), batch_size=3)
     assert measured == Accuracy(top1=0.5, top5=1.0, images=4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_confusion_likelihood_and_calibration_are_what_a_person_counts(batch_size: int) -> None:
+    measured = evaluate(looked_up, batches(numbered(TARGETS), batch_size))
+    assert (measured.top1, measured.top5, measured.images) == (2 / 6, 4 / 6, 6)
+    # Classes 0, 0, 5, 6, 0, 3 were answered by 0, 6, 1, 1, 0, 0.
+    expected = np.zeros((7, 7), dtype=np.int64)
+    for target, answer in zip(TARGETS, [0, 6, 1, 1, 0, 0], strict=True):
+        expected[target, answer] += 1
+    assert measured.confusion.dtype == np.int64
+    assert np.array_equal(measured.confusion, expected)
+    np.testing.assert_array_equal(
+        measured.per_class, [2 / 3, np.nan, np.nan, 0, np.nan, 0, 0], strict=True
+    )
+    likelihoods = [0.70, 0.01, 0.11, 0.02, 0.25, 0.25]
+    assert measured.nll == pytest.approx(-np.log(likelihoods).mean(), rel=1e-6)
+    # Confidences .7 .7 | .3 .3 | .25 .25, of each pair 1, 0 and 1 right.
+    assert measured.ece == pytest.approx((0.4 + 0.6 + 0.5) / 6, rel=1e-6)
+
+
+def test_a_likelihood_of_zero_costs_much_and_does_not_hide_the_others() -> None:
+    measured = evaluate(looked_up, batches(numbered([0, 0, 5, 6, 5, 0]), 6))
+    likelihoods = [0.70, 0.01, 0.11, 0.02, LEAST, 0.25]
+    assert measured.nll == pytest.approx(-np.log(likelihoods).mean(), rel=1e-6)
+
+
+def test_a_stream_is_taken_one_batch_at_a_time_and_each_can_be_observed() -> None:
+    held: list[int] = []
+    observed: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
+
+    def streamed() -> Iterator[Batch]:
+        for batch in batches(numbered(TARGETS), 2):
+            assert len(held) == len(observed), "the batch before is done with"
+            held.append(len(batch[0]))
+            yield batch
+
+    evaluate(looked_up, streamed(), observe=lambda *both: observed.append(both))
+    assert held == [2, 2, 2]
+    assert np.array_equal(np.concatenate([rows for rows, _ in observed]), PROBABILITIES)
+    assert np.array_equal(np.concatenate([targets for _, targets in observed]), TARGETS)
+
+
+def test_nothing_to_evaluate_and_classes_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(looked_up, iter(()))
+    for target in (7, -1):
+        with pytest.raises(ValueError, match="none of the network's 7"):
+            evaluate(looked_up, batches(numbered([0, target]), 2))
 
 
 def test_inference_is_the_classifiers_forward() -> None:
