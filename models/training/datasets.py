@@ -1,35 +1,37 @@
-"""Labelled images as uint8 arrays, from folders or tar archives laid out `CLASS/FILE`."""
+"""Labelled images as uint8 arrays, whole sets in memory."""
 
 from __future__ import annotations
 
-import io
-import lzma
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from models.labels import synsets
-from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
+from models.preprocess import InputSpec
+from models.training.collection import Centre, Collection, decoded, find
+from models.training.listing import MAX_PIXELS, SUFFIXES, Split
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-# Pillow has a limit too, but one that a process may have lifted.
-MAX_PIXELS = 100_000_000
+__all__ = ["MAX_PIXELS", "SUFFIXES", "Corrupt", "Dataset", "Split", "positions", "read"]
+
+Corrupt = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`images` uint8 [N, H, W, 3], `targets` int64 [N] into `classes`, and where they came from."""
+    """`images` uint8 [N, H, W, 3], `targets` int64 [N] into `classes`, and where they came from.
+
+    `skipped`: the names of images that could not be read, if that was allowed.
+    """
 
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
     classes: tuple[str, ...]
     source: str
+    skipped: tuple[str, ...] = ()
 
     def relabelled(self, labels: Sequence[str]) -> Dataset:
         """The same images with targets that index `labels`.
@@ -37,62 +39,77 @@ class Dataset:
         Raises:
             ValueError: a class is none of `labels`.
         """
-        index = {label: position for position, label in enumerate(labels)}
-        index |= {synset: position for position, synset in enumerate(synsets(labels))}
-        unknown = [label for label in self.classes if label not in index]
-        if unknown:
-            raise ValueError(f"{self.source}: class {unknown[0]!r} is no label of the model")
-        positions = np.array([index[label] for label in self.classes], dtype=np.int64)
-        return replace(self, targets=positions[self.targets], classes=tuple(labels))
+        targets = positions(self.classes, labels, self.source)[self.targets]
+        return replace(self, targets=targets, classes=tuple(labels))
+
+
+def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDArray[np.int64]:
+    """Each class's index among `labels`: int64 [K]. A class may be called by its synset.
+
+    Raises:
+        ValueError: a class of `source` is none of `labels`.
+    """
+    index = {label: position for position, label in enumerate(labels)}
+    index |= {synset: position for position, synset in enumerate(synsets(labels))}
+    unknown = [label for label in classes if label not in index]
+    if unknown:
+        raise ValueError(f"{source}: class {unknown[0]!r} is no label of the model")
+    return np.array([index[label] for label in classes], dtype=np.int64)
 
 
 def read(
-    path: Path, spec: InputSpec, progress: Callable[[int], object] = lambda count: None
+    path: Path,
+    spec: InputSpec,
+    progress: Callable[[int], object] = lambda count: None,
+    *,
+    corrupt: Corrupt = "fail",
+    split: Split | None = None,
 ) -> Dataset:
-    """Every image under `path`, resized and cropped by `spec`; classes in alphabetical order.
+    """Every image under `path`, resized and cropped by `spec`.
 
-    `path` is a folder or a tar archive (plain or compressed); an image's class is the name of
-    the folder it lies in. `progress` is called with the number of images read so far.
+    `path` is recognised by its content: an official archive of CIFAR-10 or CIFAR-100, packed or
+    unpacked, with classes in their own order; or a folder or a tar archive (plain or compressed)
+    of `CLASS/FILE`, with classes in alphabetical order, which all of ImageNet's synsets exchange
+    for our labels. `split` chooses a part: see `listing.listing`; CIFAR's archives need one.
+    `corrupt`: images that cannot be read are errors, or left out and named in `skipped`.
+    `progress` is called with the number of images read so far.
 
     Raises:
         ValueError: there are no images, or one cannot be read; the message names it.
     """
-    found: list[tuple[str, NDArray[np.uint8]]] = []
-    for name, data in _files(path):
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels")  # noqa: TRY301
-                decode_at_scale(image, spec)
-                pixels = resize_and_crop(upright_rgb(image), spec)
-        except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
-            raise ValueError(f"{path}: {name} is no readable image ({error})") from None
-        if not PurePosixPath(name).parent.name:
-            raise ValueError(f"{path}: {name} lies in no folder named by its class")
-        found.append((PurePosixPath(name).parent.name, pixels))
-        progress(len(found))
-    if not found:
-        raise ValueError(f"{path}: no images in folders named by class")
-    classes = tuple(sorted({label for label, _ in found}))
-    index = {label: i for i, label in enumerate(classes)}
-    images = np.stack([pixels for _, pixels in found])
-    targets = np.array([index[label] for label, _ in found], dtype=np.int64)
-    return Dataset(images, targets, classes, path.name)
+    return decode(find(path, split), spec, progress, corrupt=corrupt)
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in SUFFIXES and file.is_file():
-                yield file.relative_to(path).as_posix(), file.read_bytes()
-        return
+def decode(
+    found: Collection,
+    spec: InputSpec,
+    progress: Callable[[int], object] = lambda count: None,
+    *,
+    corrupt: Corrupt = "fail",
+) -> Dataset:
+    """A collection's images as `read` gives them."""
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                suffix = PurePosixPath(member.name).suffix.lower()
-                content = archive.extractfile(member) if suffix in SUFFIXES else None
-                if content is not None:
-                    yield member.name, content.read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: neither a folder nor a whole tar archive ({reason})") from None
+        images = np.empty((len(found), spec.size, spec.size, 3), dtype=np.uint8)
+    except MemoryError:
+        gigabytes = len(found) * 3 * spec.size**2 / 1e9
+        raise ValueError(
+            f"{found.path}: {len(found)} images at {spec.size} pixels do not fit into memory, "
+            f"which would take {gigabytes:.0f} GB; stream them"
+        ) from None
+    transform, kept, skipped = Centre(spec), [], []
+    for index, opener in enumerate(found.images.each()):
+        name = found.images.name(index)
+        try:
+            images[len(kept)] = decoded(opener, name, transform)
+        except ValueError as error:
+            if corrupt == "fail":
+                raise ValueError(f"{found.path}: {error}") from None
+            skipped.append(name)
+            continue
+        kept.append(index)
+        progress(len(kept))
+    if not kept:
+        raise ValueError(f"{found.path}: none of its {len(skipped)} images can be read")
+    return Dataset(
+        images[: len(kept)], found.targets[kept], found.classes, found.path.name, tuple(skipped)
+    )
