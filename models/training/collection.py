@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.labels import synsets
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
 from models.training import cifar
 from models.training.listing import PARTS, Split, listing
@@ -66,6 +67,29 @@ class Collection:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def relabelled(self, labels: Sequence[str]) -> Collection:
+        """The same images with targets that index `labels`.
+
+        Raises:
+            ValueError: a class is none of `labels`.
+        """
+        targets = positions(self.classes, labels, self.path.name)[self.targets]
+        return replace(self, targets=targets, classes=tuple(labels))
+
+
+def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDArray[np.int64]:
+    """Each class's index among `labels`: int64 [K]. A class may be called by its synset.
+
+    Raises:
+        ValueError: a class of `source` is none of `labels`.
+    """
+    index = {label: position for position, label in enumerate(labels)}
+    index |= {synset: position for position, synset in enumerate(synsets(labels))}
+    unknown = [label for label in classes if label not in index]
+    if unknown:
+        raise ValueError(f"{source}: class {unknown[0]!r} is no label of the model")
+    return np.array([index[label] for label in classes], dtype=np.int64)
 
 
 def find(path: Path, split: Split | None = None) -> Collection:

@@ -10,12 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.labels import synsets
 from models.preprocess import InputSpec
-from models.training.collection import Centre, Collection, decoded, find
+from models.training.collection import Centre, Collection, decoded, find, positions
 from models.training.listing import MAX_PIXELS, SUFFIXES, Split
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "Corrupt", "Dataset", "Split", "positions", "read"]
+__all__ = ["MAX_PIXELS", "SUFFIXES", "Corrupt", "Dataset", "Split", "decode", "read"]
 
 Corrupt = Literal["fail", "skip"]
 
@@ -41,20 +40,6 @@ class Dataset:
         """
         targets = positions(self.classes, labels, self.source)[self.targets]
         return replace(self, targets=targets, classes=tuple(labels))
-
-
-def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDArray[np.int64]:
-    """Each class's index among `labels`: int64 [K]. A class may be called by its synset.
-
-    Raises:
-        ValueError: a class of `source` is none of `labels`.
-    """
-    index = {label: position for position, label in enumerate(labels)}
-    index |= {synset: position for position, synset in enumerate(synsets(labels))}
-    unknown = [label for label in classes if label not in index]
-    if unknown:
-        raise ValueError(f"{source}: class {unknown[0]!r} is no label of the model")
-    return np.array([index[label] for label in classes], dtype=np.int64)
 
 
 def read(
