@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from models.labels import synsets
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
@@ -145,6 +145,8 @@ def decoded(
     try:
         with opener() as image:
             return transform(image, seed)
+    except UnidentifiedImageError:  # It would name an object of ours.
+        raise ValueError(f"{name} is no readable image (unknown format)") from None
     except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} is no readable image ({reason})") from None
