@@ -1,27 +1,176 @@
-"""Random crops and flips of whole batches, on the device the images are on."""
+"""Augmentation of whole batches, on the device the images are on.
+
+What is drawn comes from a generator, which may be on another device: a CPU's numbers are the same
+on every machine.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from models.preprocess import InputSpec
 
-def crop_and_flip(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Each image padded with black, cropped at random to its size and mirrored half the time.
+PaddingMode = Literal["zeros", "reflect"]
 
-    Takes and gives uint8 [N, H, W, 3] (He 2015, section 4.2: `padding` is 4 pixels).
-    """
-    count, height, width, channels = images.shape
-    padded = images.new_zeros(count, height + 2 * padding, width + 2 * padding, channels)
-    padded[:, padding : padding + height, padding : padding + width] = images
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """Where each image of a batch is cropped: `top`, `left` int64 [N] in the padded image, and
+    whether it is `mirrored`, bool [N]."""
+
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor
+
+    def part(self, rank: int, world: int) -> Crops:
+        """Those of one rank's rows."""
+        return Crops(*(each[rank::world] for each in (self.top, self.left, self.mirrored)))
+
+
+def draw_crops(count: int, padding: int, generator: torch.Generator) -> Crops:
+    """Crops for a batch, each offset and both flips equally likely."""
 
     def draw(limit: int) -> Tensor:
-        shape = (count, 1)
-        return torch.randint(limit, shape, generator=generator, device=images.device)
+        return torch.randint(limit, (count,), generator=generator, device=generator.device)
 
-    device = images.device
-    rows = torch.arange(height, device=device) + draw(2 * padding + 1)
+    return Crops(draw(2 * padding + 1), draw(2 * padding + 1), draw(2) == 1)
+
+
+def crop_and_flip(
+    images: Tensor, padding: int, generator: torch.Generator, mode: PaddingMode = "zeros"
+) -> Tensor:
+    """Each image padded, cropped at random to its size and mirrored half the time.
+
+    Takes and gives uint8 [N, H, W, 3] (He 2015, section 4.2: `padding` is 4 pixels of zeros).
+
+    Raises:
+        ValueError: see `crop`.
+    """
+    crops = draw_crops(len(images), padding, generator)
+    return unpack(crop(pack(images), crops, padding, mode))
+
+
+def crop(packed: Tensor, crops: Crops, padding: int, mode: PaddingMode) -> Tensor:
+    """The crops of padded images: int32 [N, H, W], see `pack`.
+
+    Raises:
+        ValueError: the images are too small to be reflected so far.
+    """
+    _, height, width = packed.shape
+    device = packed.device
+    top, left, mirrored = (
+        each.to(device, non_blocking=True)[:, None]
+        for each in (crops.top, crops.left, crops.mirrored)
+    )
+    rows = torch.arange(height, device=device) + top
     columns = torch.arange(width, device=device)
-    columns = torch.where(draw(2) == 1, columns.flip(0), columns) + draw(2 * padding + 1)
-    batch = torch.arange(count, device=device)
-    return padded[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+    columns = torch.where(mirrored, columns.flip(0), columns) + left
+    if mode == "reflect":
+        if padding >= min(height, width):
+            raise ValueError(f"{padding} pixels of {height} x {width} images cannot be reflected")
+        rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
+    elif padding:
+        packed = F.pad(packed, (padding,) * 4)
+    positions = rows[:, :, None] * packed.shape[2] + columns[:, None, :]
+    return packed.flatten(1).gather(1, positions.flatten(1)).view(-1, height, width)
+
+
+def _reflected(positions: Tensor, side: int) -> Tensor:
+    return (side - 1) - ((side - 1) - positions.abs()).abs()
+
+
+def pack(images: Tensor) -> Tensor:
+    """A pixel as one number, which is moved faster than three: int32 [N, H, W] from uint8
+    [N, H, W, 3]."""
+    packed = images.new_zeros(*images.shape[:-1], 4)
+    for channel in range(3):
+        packed[..., channel] = images[..., channel]
+    return packed.view(torch.int32).squeeze(-1)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """What `pack` took."""
+    channels = packed.contiguous().unsqueeze(-1).view(torch.uint8)
+    images = channels.new_empty(*packed.shape, 3)
+    for channel in range(3):
+        images[..., channel] = channels[..., channel]
+    return images
+
+
+def grey(spec: InputSpec) -> tuple[int, int, int]:
+    """The colour that normalisation makes zero, as nearly as uint8 can."""
+    red, green, blue = (round(255 * min(max(mean, 0), 1)) for mean in spec.mean)
+    return red, green, blue
+
+
+def cutout(
+    images: Tensor, side: int, generator: torch.Generator, fill: Sequence[int] = (0, 0, 0)
+) -> Tensor:
+    """Each image with a square of `side` pixels in the colour `fill`: uint8 [N, H, W, 3].
+
+    Its centre is anywhere in the image, so that part of it may lie outside (DeVries and Taylor,
+    arXiv:1708.04552, section 3.2). Their zero, after normalisation, is the colour of `grey`.
+    """
+    count, height, width, _ = images.shape
+    centres = draw_centres(count, height, width, generator)
+    inside = squares(centres.to(images.device), side, height, width)
+    return torch.where(inside[..., None], images.new_tensor(fill), images)
+
+
+def draw_centres(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Rows and columns of cutout's squares: int64 [N, 2]."""
+    sides = ((height,), (width,))
+    drawn = [
+        torch.randint(*side, (count,), generator=generator, device=generator.device)
+        for side in sides
+    ]
+    return torch.stack(drawn, dim=1)
+
+
+def squares(centres: Tensor, side: int, height: int, width: int) -> Tensor:
+    """Which pixels lie in the squares: bool [N, H, W]."""
+    first = centres[:, :, None] - side // 2
+    rows, columns = (torch.arange(length, device=centres.device) for length in (height, width))
+    in_rows = (rows >= first[:, 0]) & (rows < first[:, 0] + side)
+    in_columns = (columns >= first[:, 1]) & (columns < first[:, 1] + side)
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+class Mixed(NamedTuple):
+    """`images` float [N, ...]: `weight` of each image and `1 - weight` of another one, whose
+    targets are `others`, int64 [N]. The loss is the two targets' losses in the same proportion."""
+
+    images: Tensor
+    targets: Tensor
+    others: Tensor
+    weight: float
+
+
+def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> Mixed:
+    """Normalised images float [N, ...] mixed with others of their batch.
+
+    The weight is drawn once for the batch, from Beta(alpha, alpha) (Zhang 2017, arXiv:1710.09412,
+    section 2).
+
+    Raises:
+        ValueError: `alpha` is not above 0, or the images are not of a floating type.
+    """
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise ValueError(f"mixup's alpha must be above 0, not {alpha}")
+    if not images.is_floating_point():
+        raise ValueError(f"mixup takes normalised images, not {images.dtype}")
+    device = generator.device
+    # Of torch's own generators none draws from a Beta distribution.
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
+    weight = float(np.random.default_rng(seed).beta(alpha, alpha))
+    order = torch.randperm(len(images), generator=generator, device=device).to(images.device)
+    mixed = torch.lerp(images[order], images, weight)
+    return Mixed(mixed, targets, targets[order], weight)

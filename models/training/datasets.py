@@ -1,34 +1,29 @@
-"""Labelled images as uint8 arrays, from folders or tar archives laid out `CLASS/FILE`."""
+"""Labelled images as uint8 arrays, whole sets in memory."""
 
 from __future__ import annotations
 
-import io
-import lzma
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from models.labels import synsets
-from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
+from models.preprocess import InputSpec
+from models.training.collection import Centre, Collection, decoded, find, positions
+from models.training.listing import MAX_PIXELS, SUFFIXES, Split
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+__all__ = ["MAX_PIXELS", "SUFFIXES", "Corrupt", "Dataset", "Split", "decode", "read"]
+
 Corrupt = Literal["fail", "skip"]
-# Pillow has a limit too, but one that a process may have lifted.
-MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)
 class Dataset:
     """`images` uint8 [N, H, W, 3], `targets` int64 [N] into `classes`, and where they came from.
 
-    `skipped`: the names of files that could not be read.
+    `skipped`: the names of images that could not be read, if that was allowed.
     """
 
     images: NDArray[np.uint8]
@@ -43,13 +38,8 @@ class Dataset:
         Raises:
             ValueError: a class is none of `labels`.
         """
-        index = {label: position for position, label in enumerate(labels)}
-        index |= {synset: position for position, synset in enumerate(synsets(labels))}
-        unknown = [label for label in self.classes if label not in index]
-        if unknown:
-            raise ValueError(f"{self.source}: class {unknown[0]!r} is no label of the model")
-        positions = np.array([index[label] for label in self.classes], dtype=np.int64)
-        return replace(self, targets=positions[self.targets], classes=tuple(labels))
+        targets = positions(self.classes, labels, self.source)[self.targets]
+        return replace(self, targets=targets, classes=tuple(labels))
 
 
 def read(
@@ -58,72 +48,53 @@ def read(
     progress: Callable[[int], object] = lambda count: None,
     *,
     corrupt: Corrupt = "fail",
+    split: Split | None = None,
 ) -> Dataset:
-    """Every image under `path`, resized and cropped by `spec`; classes in alphabetical order.
+    """Every image under `path`, resized and cropped by `spec`.
 
-    `path` is a folder or a tar archive (plain or compressed); an image's class is the name of
-    the folder it lies in. `progress` is called with the number of images read so far. With
-    `corrupt` "skip", files that cannot be read are left out.
+    `path` is recognised by its content: an official archive of CIFAR-10 or CIFAR-100, packed or
+    unpacked, with classes in their own order; or a folder or a tar archive (plain or compressed)
+    of `CLASS/FILE`, with classes in alphabetical order, which all of ImageNet's synsets exchange
+    for our labels. `split` chooses a part: see `listing.listing`; CIFAR's archives need one.
+    `corrupt`: images that cannot be read are errors, or left out and named in `skipped`.
+    `progress` is called with the number of images read so far.
 
     Raises:
         ValueError: there are no images, or one cannot be read; the message names it.
     """
-    found: list[tuple[str, NDArray[np.uint8]]] = []
-    skipped: list[str] = []
-    for each in decoded(path, spec, corrupt=corrupt, skip=skipped.append):
-        found.append(each)
-        progress(len(found))
-    if not found:
-        raise ValueError(f"{path}: no images in folders named by class")
-    return labelled(found, path.name, skipped)
+    return decode(find(path, split), spec, progress, corrupt=corrupt)
 
 
-def decoded(
-    path: Path, spec: InputSpec, *, corrupt: Corrupt, skip: Callable[[str], object]
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """The class and the pixels of each image, as `read` reads them; `skip` is told the names of
-    those left out."""
-    for name, data in _files(path):
-        if not PurePosixPath(name).parent.name:
-            raise ValueError(f"{path}: {name} lies in no folder named by its class")
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels")  # noqa: TRY301
-                decode_at_scale(image, spec)
-                pixels = resize_and_crop(upright_rgb(image), spec)
-        except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
-            if corrupt == "fail":
-                raise ValueError(f"{path}: {name} is no readable image ({error})") from None
-            skip(name)
-            continue
-        yield PurePosixPath(name).parent.name, pixels
-
-
-def labelled(
-    found: Sequence[tuple[str, NDArray[np.uint8]]], source: str, skipped: Sequence[str] = ()
+def decode(
+    found: Collection,
+    spec: InputSpec,
+    progress: Callable[[int], object] = lambda count: None,
+    *,
+    corrupt: Corrupt = "fail",
 ) -> Dataset:
-    """The data set of images with their classes."""
-    classes = tuple(sorted({label for label, _ in found}))
-    index = {label: i for i, label in enumerate(classes)}
-    images = np.stack([pixels for _, pixels in found])
-    targets = np.array([index[label] for label, _ in found], dtype=np.int64)
-    return Dataset(images, targets, classes, source, tuple(skipped))
-
-
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in SUFFIXES and file.is_file():
-                yield file.relative_to(path).as_posix(), file.read_bytes()
-        return
+    """A collection's images as `read` gives them."""
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                suffix = PurePosixPath(member.name).suffix.lower()
-                content = archive.extractfile(member) if suffix in SUFFIXES else None
-                if content is not None:
-                    yield member.name, content.read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: neither a folder nor a whole tar archive ({reason})") from None
+        images = np.empty((len(found), spec.size, spec.size, 3), dtype=np.uint8)
+    except MemoryError:
+        gigabytes = len(found) * 3 * spec.size**2 / 1e9
+        raise ValueError(
+            f"{found.path}: {len(found)} images at {spec.size} pixels do not fit into memory, "
+            f"which would take {gigabytes:.0f} GB; stream them"
+        ) from None
+    transform, kept, skipped = Centre(spec), [], []
+    for index, opener in enumerate(found.images.each()):
+        name = found.images.name(index)
+        try:
+            images[len(kept)] = decoded(opener, name, transform)
+        except ValueError as error:
+            if corrupt == "fail":
+                raise ValueError(f"{found.path}: {error}") from None
+            skipped.append(name)
+            continue
+        kept.append(index)
+        progress(len(kept))
+    if not kept:
+        raise ValueError(f"{found.path}: none of its {len(skipped)} images can be read")
+    return Dataset(
+        images[: len(kept)], found.targets[kept], found.classes, found.path.name, tuple(skipped)
+    )

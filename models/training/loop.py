@@ -21,7 +21,7 @@ from models.hardware import native_precision
 from models.preprocess import InputSpec
 from models.resnet import ResNet
 from models.training import augment
-from models.training.parallel import World, global_norms
+from models.training.parallel import ALONE, World, global_norms
 from models.training.recipes import Recipe
 from models.training.seeds import mix
 from models.training.source import Source
@@ -71,6 +71,9 @@ class Options:
     save_every: float = 600.0
 
 
+DEFAULT = Options()
+
+
 class _Objective(nn.Module):
     """Loss, and logits [N, K] in float32, of pixels [N, H, W, 3] and targets.
 
@@ -97,8 +100,8 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
-    world: World = World(0, 1, "cpu"),
-    options: Options = Options(),
+    world: World = ALONE,
+    options: Options = DEFAULT,
     checkpoint: Checkpoint | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     after_epoch: Callable[[Progress, ResNet], None] = lambda progress, network: None,
@@ -121,7 +124,7 @@ def train(
         )
     if recipe.batch_size % parts:
         raise ValueError(f"batches of {recipe.batch_size} cannot be divided into {parts} parts")
-    with global_norms(network, world if options.global_norm else World(0, 1, world.device)):
+    with global_norms(network, world if options.global_norm else ALONE):
         _Run(network, source, spec, recipe, seed, world, options, checkpoint).go(
             report, after_epoch
         )

@@ -29,6 +29,9 @@ class World:
         return self.rank == 0
 
 
+ALONE = World(0, 1, "cpu")
+
+
 @contextmanager
 def join(device: str) -> Iterator[World]:
     """The processes that `torchrun` started together, or this one alone.

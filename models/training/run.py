@@ -22,8 +22,8 @@ from models.training import recipes, temperature
 from models.training.datasets import Dataset
 from models.training.evaluate import Evaluation, batches, evaluate, inference
 from models.training.history import Epoch, History
-from models.training.loop import Options, Progress, precision, train
-from models.training.parallel import World
+from models.training.loop import DEFAULT, Options, Progress, precision, train
+from models.training.parallel import ALONE, World
 from models.training.recipes import Recipe
 from models.training.seeds import mix
 from models.training.source import Source
@@ -83,16 +83,16 @@ def train_bundle(
     name: str,
     folder: Path | None = None,
     card: str = "",
-    world: World = World(0, 1, "cpu"),
-    options: Options = Options(),
+    world: World = ALONE,
+    options: Options = DEFAULT,
     report: Callable[[Progress], None] = lambda progress: None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Bundle:
     """A trained bundle, measured in float32 on `plan.test` where there is one.
 
     `folder` gets the run's log, and its state after each epoch, from which an equal plan goes on:
-    `STATE`, of no more use when the bundle is written. The bundle's provenance records recipe, seed, data,
-    versions, hardware and time.
+    `STATE`, of no more use when the bundle is written. The bundle's provenance records recipe,
+    seed, data, versions, hardware and time.
 
     Raises:
         ValueError: see `Plan.architecture`.

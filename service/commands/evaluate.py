@@ -76,9 +76,8 @@ def evaluate(
     A temperature (Guo 2017) should be fitted on images that the model was not trained on, and
     judged on yet others.
     """
-    from models.training import crops as views
     from models.training import evaluate as evaluation
-    from models.training import plots
+    from models.training import plots, ten_crops
     from service import offline
 
     for picture in filter(None, (confusion, reliability)):
@@ -90,13 +89,13 @@ def evaluate(
     bundle, warm = offline.open_model(spec, device=device, engine=kind, precision=precision)
     infer, seen = warm.infer, bundle.input
     if crops == "ten":
-        infer, seen = views.averaged(infer, seen.size), views.whole(seen)
+        infer, seen = ten_crops.averaged(infer, seen.size), ten_crops.whole(seen)
     images = read_batches(data, seen, bundle.labels, max(BATCH, warm.buckets.largest), corrupt)
     answers: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
-    with tqdm(total=images.images, desc=bundle.name, unit=" images") as bar:
+    with tqdm(total=len(images), desc=bundle.name, unit=" images") as bar:
         measured = evaluation.evaluate(
             infer,
-            images.batches,
+            ((list(pixels), targets) for pixels, targets in images),
             progress=bar.update,
             observe=lambda *both: answers.append(both) if out else None,
         )

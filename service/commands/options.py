@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ParamSpec
 
@@ -17,10 +16,10 @@ from service.settings import cpus
 if TYPE_CHECKING:
     from models.preprocess import InputSpec
     from models.training.datasets import Corrupt, Dataset, Split
-    from models.training.evaluate import Batch
     from models.training.parallel import World
     from models.training.recipes import Recipe
     from models.training.source import Source
+    from models.training.streamed import Stream
 
 P = ParamSpec("P")
 
@@ -96,15 +95,25 @@ class Seeds(click.ParamType[tuple[int, ...]]):
         return seeds
 
 
-def read_dataset(
-    path: Path, spec: InputSpec, corrupt: Corrupt = "fail", split: Split | None = None
-) -> Dataset:
-    """The images under `path`, with a progress bar; those left out are named on stderr."""
+def part_of(path: Path, split: Split) -> Split | None:
+    """`split`, where the set at `path` has parts."""
+    from models.training.collection import has_test_set
+
+    return split if has_test_set(path) else None
+
+
+def read_dataset(path: Path, spec: InputSpec, corrupt: Corrupt = "fail") -> Dataset:
+    """The test images under `path`, or all where it has no such part, with a progress bar; those
+    left out are named on stderr."""
     from models.training import datasets
 
     with tqdm(desc=path.name, unit=" images") as bar:
         data = datasets.read(
-            path, spec, lambda count: bar.update(count - bar.n), corrupt=corrupt, split=split
+            path,
+            spec,
+            lambda count: bar.update(count - bar.n),
+            corrupt=corrupt,
+            split=part_of(path, "test"),
         )
     for name in data.skipped:
         click.echo(f"{path}: {name} is no readable image; left out", err=True)
@@ -142,37 +151,25 @@ def open_source(
             cutout=recipe.cutout,
             cutout_fill=augment.grey(spec),
             workers=cpus() if workers is None else workers,
-            report=lambda line: tqdm.write(line),
+            report=tqdm.write,
             progress=lambda count: bar.update(count - bar.n),
         )
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Batches of images and how many they are in all, if that is known before they are read.
-
-    `skipped` grows as the batches are read.
-    """
-
-    source: str
-    images: int | None
-    batches: Iterator[Batch]
-    skipped: list[str]
-
-
 def read_batches(
     path: Path, spec: InputSpec, labels: Sequence[str], batch_size: int, corrupt: Corrupt
-) -> Labelled:
-    """The images under `path` with classes that index `labels`, in memory only if they are few."""
-    from models.training import evaluate, stream
+) -> Stream:
+    """The test images under `path`, or all where it has no such part, a batch at a time; classes
+    index `labels`."""
+    from models.training import streamed
 
-    if not stream.is_large(path, spec):
-        data = read_dataset(path, spec, corrupt).relabelled(labels)
-        found = evaluate.batches(data, batch_size)
-        return Labelled(data.source, len(data.images), found, list(data.skipped))
-    skipped: list[str] = []
-    parts = stream.stream(path, spec, batch_size, corrupt=corrupt, skip=skipped.append)
-    relabelled = (part.relabelled(labels) for part in parts)
-    return Labelled(
-        path.name, None, ((list(part.images), part.targets) for part in relabelled), skipped
+    found = streamed.stream(
+        path,
+        spec,
+        batch_size=batch_size,
+        split=part_of(path, "test"),
+        corrupt=corrupt,
+        # Starting processes takes longer than reading small images.
+        workers=cpus() if spec.size > 64 else 0,
     )
+    return found.relabelled(labels)

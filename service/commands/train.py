@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from service.commands.options import Field, Seeds, fail_in_one_line, open_source, read_dataset
+from service.commands.options import (
+    Field,
+    Seeds,
+    fail_in_one_line,
+    open_source,
+    part_of,
+    read_dataset,
+)
 
 if TYPE_CHECKING:
+    from models.training.datasets import Corrupt
     from models.training.history import Epoch
     from models.training.loop import Options, Progress
     from models.training.parallel import World
@@ -119,7 +127,7 @@ def train(
     data: Path,
     test_data: Path | None,
     hold_out: int,
-    corrupt: str,
+    corrupt: Corrupt,
     workers: int | None,
     recipe_name: str,
     seed: int,
@@ -166,9 +174,8 @@ def train(
         source, held_out = open_source(
             data, row.input, recipe, world, hold_out=hold_out, corrupt=corrupt, workers=workers
         )
-        test = (
-            read_dataset(test_data, row.input, corrupt=corrupt, split="test") if test_data else None
-        )
+        tested = test_data or (data if part_of(data, "test") else None)
+        test = read_dataset(tested, row.input, corrupt) if tested else None
         for number, path in outs.items():
             plan = Plan(
                 variant=variant,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from models.bundle import Bundle
 from models import hardware
+from models.bundle import Bundle
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,23 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.training.augment import crop_and_flip
+from models.classifier import Normalise
+from models.preprocess import CIFAR
+from models.training.augment import (
+    PaddingMode,
+    crop,
+    crop_and_flip,
+    cutout,
+    draw_centres,
+    draw_crops,
+    grey,
+    mixup,
+    pack,
+    unpack,
+)
 
 
 def noise(count: int, height: int, width: int) -> Tensor:
@@ -79,3 +93,98 @@ def test_equal_seeds_give_equal_crops_and_the_images_stay() -> None:
     assert torch.equal(crop_and_flip(images, 4, seeded(3)), first)
     assert not torch.equal(crop_and_flip(images, 4, seeded(4)), first)
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(("height", "width", "padding"), [(6, 6, 2), (5, 8, 4), (4, 4, 0)])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_crops_are_those_of_a_loop_over_padded_images(
+    height: int, width: int, padding: int, mode: PaddingMode
+) -> None:
+    images = noise(30, height, width)
+    crops = draw_crops(30, padding, seeded(5))
+    cropped = unpack(crop(pack(images), crops, padding, mode))
+    for row, image in enumerate(images):
+        planes = image.permute(2, 0, 1).float()
+        padded = F.pad(planes, (padding,) * 4, mode="constant" if mode == "zeros" else "reflect")
+        top, left = int(crops.top[row]), int(crops.left[row])
+        expected = padded[:, top : top + height, left : left + width]
+        expected = expected.flip(2) if crops.mirrored[row] else expected
+        assert torch.equal(cropped[row], expected.permute(1, 2, 0).byte())
+
+
+def test_an_image_is_not_reflected_beyond_itself() -> None:
+    with pytest.raises(ValueError, match="4 pixels of 4 x 9 images cannot be reflected"):
+        crop_and_flip(noise(1, 4, 9), 4, seeded(0), "reflect")
+
+
+def test_a_ranks_crops_are_its_rows() -> None:
+    images = noise(11, 6, 6)
+    whole = crop_and_flip(images, 2, seeded(7))
+    for rank in range(3):
+        crops = draw_crops(11, 2, seeded(7)).part(rank, 3)
+        part = unpack(crop(pack(images[rank::3]), crops, 2, "zeros"))
+        assert torch.equal(part, whole[rank::3])
+
+
+def test_unpacking_gives_what_was_packed() -> None:
+    images = noise(3, 4, 5)
+    assert pack(images).dtype == torch.int32
+    assert torch.equal(unpack(pack(images)), images)
+    assert torch.equal(unpack(pack(images)[:, 1:, ::2]), images[:, 1:, ::2])
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 20])
+def test_cutout_is_a_square_around_a_pixel_of_the_image(side: int) -> None:
+    images = noise(200, 6, 9)
+    result = cutout(images, side, seeded(1), fill=(0, 0, 0))
+    centres = draw_centres(200, 6, 9, seeded(1))
+    seen = set()
+    for image, cut, (row, column) in zip(images, result, centres.tolist(), strict=True):
+        expected = image.clone()
+        top, left = row - side // 2, column - side // 2
+        expected[max(top, 0) : top + side, max(left, 0) : left + side] = 0
+        assert torch.equal(cut, expected)
+        seen.add((row, column))
+    assert len(seen) > 45  # Of 54, also those at the borders.
+    assert {row for row, _ in seen} == set(range(6))
+    assert {column for _, column in seen} == set(range(9))
+
+
+def test_cutouts_grey_is_what_normalisation_makes_zero() -> None:
+    result = cutout(noise(1, 4, 4), 20, seeded(0), fill=grey(CIFAR))
+    normalised = Normalise(CIFAR)(result)
+    assert normalised.abs().max() < 0.5 / 255 / min(CIFAR.std)
+
+
+def test_mixup_is_each_image_and_another_in_one_proportion() -> None:
+    images = torch.randn(16, 3, 4, 4, generator=seeded(0))
+    targets = torch.arange(16)
+    mixed = mixup(images, targets, 0.7, seeded(3))
+    assert 0 <= mixed.weight <= 1
+    assert torch.equal(mixed.targets, targets)
+    assert sorted(mixed.others.tolist()) == targets.tolist()
+    expected = mixed.weight * images + (1 - mixed.weight) * images[mixed.others]
+    assert torch.allclose(mixed.images, expected, atol=1e-6)
+    again = mixup(images, targets, 0.7, seeded(3))
+    assert torch.equal(again.images, mixed.images)
+    assert mixup(images, targets, 0.7, seeded(4)).weight != mixed.weight
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+def test_mixups_weight_is_beta_distributed(alpha: float) -> None:
+    generator, images = seeded(0), torch.zeros(2, 1)
+    weights = torch.tensor([mixup(images, images, alpha, generator).weight for _ in range(2000)])
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert weights.mean() == pytest.approx(0.5, abs=5 * (variance / 2000) ** 0.5)
+    assert weights.var() == pytest.approx(variance, rel=0.1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_alpha_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha must be above 0"):
+        mixup(torch.zeros(2, 1), torch.zeros(2), alpha, seeded(0))
+
+
+def test_mixup_does_not_take_bytes() -> None:
+    with pytest.raises(ValueError, match=r"normalised images, not torch\.uint8"):
+        mixup(noise(2, 4, 4), torch.zeros(2), 1.0, seeded(0))

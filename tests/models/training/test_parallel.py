@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +16,16 @@ from models.training.parallel import GlobalNorm, World, global_norms, join
 from tests.models.training import made
 
 TRAIN = ("train", "--recipe", "quick", "--epochs", "2", "--batch-size", "8", "--seed", "3")
-TINY = ("--set", "blocks=[1,1]", "--set", "planes=[4,8]", "--learning-rate", "0.05", "--device", "cpu")
+TINY = (
+    "--set",
+    "blocks=[1,1]",
+    "--set",
+    "planes=[4,8]",
+    "--learning-rate",
+    "0.05",
+    "--device",
+    "cpu",
+)
 
 
 def run(*command: object) -> None:
@@ -53,7 +61,9 @@ def alone(tmp_path: Path) -> World:
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, NormReLU])
-def test_global_norms_compute_what_batch_norm_does(alone: World, kind: type[nn.BatchNorm2d]) -> None:
+def test_global_norms_compute_what_batch_norm_does(
+    alone: World, kind: type[nn.BatchNorm2d]
+) -> None:
     torch.manual_seed(0)
     plain, shared = kind(3), kind(3)
     for norm in (plain, shared):

@@ -31,7 +31,12 @@ SMALL: dict[str, Any] = {"blocks": (1, 1, 1), "planes": (4, 8, 16)}
 
 def planned(data: Dataset, **fields: Any) -> Plan:
     overrides = {**SMALL, **fields.pop("overrides", {})}
-    known: dict[str, Any] = {"variant": "resnet20", "recipe": RECIPE, "recipe_name": "quick", "seed": 3}
+    known: dict[str, Any] = {
+        "variant": "resnet20",
+        "recipe": RECIPE,
+        "recipe_name": "quick",
+        "seed": 3,
+    }
     source = Resident(data, "cpu", crop_padding=1)
     return Plan(source=source, overrides=overrides, **{**known, **fields})
 
