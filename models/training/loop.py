@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -271,8 +271,7 @@ class _Run:
         )
 
     def _outcome(self) -> ResNet:
-        network: ResNet = self.average.module if self.average else self.network
-        return network.eval()
+        return cast("ResNet", self.average.module if self.average else self.network).eval()
 
     def _save(self) -> None:
         if self.checkpoint and self.world.leads:
@@ -309,9 +308,8 @@ def precision(options: Options, device: str) -> str:
 
 
 def _average(network: ResNet, decay: float) -> AveragedModel:
-    averaged = AveragedModel(
-        copy.deepcopy(network), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
-    )
+    towards = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(copy.deepcopy(network), multi_avg_fn=towards, use_buffers=True)
     return averaged.requires_grad_(requires_grad=False)
 
 

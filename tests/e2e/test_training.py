@@ -22,8 +22,10 @@ RUN = (
 
 
 def train(data: Path, test: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [COMMAND, "train", *RUN, "--data", data, "--test-data", test, *flags, out]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [COMMAND, "train", *RUN, "--data", str(data), "--test-data", str(test), *flags]
+    return subprocess.Popen(
+        [*command, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.fixture(scope="module")

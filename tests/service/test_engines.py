@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from models import bundle, variants
 from models.bundle import Bundle
 from models.classifier import Classifier
+from models.hardware import cpu_has_bf16
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
 from service import engines

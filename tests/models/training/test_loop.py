@@ -14,7 +14,7 @@ import torch
 from models.resnet import ResNet
 from models.training import loop
 from models.training.datasets import Dataset
-from models.training.loop import Diverged, Options, Progress, mix, train
+from models.training.loop import Diverged, Options, Progress, train
 from models.training.recipes import RECIPES, Phase, Recipe
 from models.training.source import Resident
 from models.training.state import CannotResume, Checkpoint
@@ -66,7 +66,7 @@ def test_the_loss_falls_and_two_classes_are_told_apart() -> None:
     assert network.training
     reports = trained(network, RECIPE.lasting("epochs", 6))
     assert reports[0].loss > 0.5
-    assert reports[-1].loss < 0.1
+    assert reports[-1].loss < 0.2
     assert reports[-1].accuracy > 0.95
     assert not network.training
 
@@ -138,7 +138,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "state.pt", {})
     weights(checkpoint=checkpoint)
     with pytest.raises(CannotResume, match=r"state\.pt does not fit"):
-        trained(fresh(planes=(4, 8)), checkpoint=checkpoint)
+        trained(fresh(width=2), checkpoint=checkpoint)
 
 
 def test_an_absurd_learning_rate_is_called_divergence_and_names_the_step() -> None:
@@ -213,16 +213,21 @@ def test_the_average_is_what_training_ends_with() -> None:
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
-    """Apart from the statistics of a part, which dropping normalisation's role here removes."""
-    recipe = RECIPE.lasting("iterations", 1)
-    whole, parts = fresh(), fresh()
+    """Of equal images, so that every part has the statistics of the whole."""
+    recipe = RECIPE.lasting("iterations", 2)
     data = separable(8)
-    images = np.repeat(data.images[:1], 8, axis=0)  # Every part has the same statistics.
-    same = replace(data, images=images)
-    trained(whole, recipe, data=same)
-    trained(parts, recipe, data=same, options=Options(accumulate=4))
-    for name, value in whole.named_parameters():
-        torch.testing.assert_close(dict(parts.named_parameters())[name], value)
+    source = Resident(
+        replace(data, images=np.repeat(data.images[:1], 8, axis=0)), "cpu", 0, flip=False
+    )
+    networks = []
+    for accumulate in (1, 4):
+        networks.append(fresh())
+        options = Options(accumulate=accumulate)
+        train(networks[-1], source, tiny.INPUT, recipe, seed=0, options=options)
+    whole, parts = (dict(network.named_parameters()) for network in networks)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value)
+    assert not torch.equal(whole["head.weight"], fresh().head.weight)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
@@ -240,10 +245,3 @@ def test_bf16_learns_too_and_keeps_float32_weights() -> None:
 def test_data_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="40 images are not one batch of 64"):
         trained(fresh(), replace(RECIPE, batch_size=64))
-
-
-def test_seeds_differ_wherever_a_number_does() -> None:
-    found = {mix(a, b) for a in range(20) for b in range(20)}
-    assert len(found) == 400
-    assert all(0 <= seed < 2**63 for seed in found)
-    assert mix(1, 2) == mix(1, 2)
