@@ -220,3 +220,8 @@ def test_conversion_and_calibration_keep_temperature_and_card(
         kept = catalog.load(str(path)).bundle
         assert (kept.temperature, kept.card) == (1.5, "# Tiny")
     assert catalog.load(str(quantised)).bundle.calibration["ranges"]
+    said = CliRunner().invoke(main, ["models", str(quantised)]).stdout
+    assert said.endswith("\n\n# Tiny\n")
+    assert "temperature   1.5\n" in said
+    shown = json.loads(CliRunner().invoke(main, ["models", "--json", str(copied)]).stdout)
+    assert (shown["card"], shown["name"]) == ("# Tiny", "tiny-cifar10")
