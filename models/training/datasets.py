@@ -70,7 +70,7 @@ def read(
     """
     found: list[tuple[str, NDArray[np.uint8]]] = []
     skipped: list[str] = []
-    for each in decoded(path, spec, corrupt=corrupt, skip=skipped.append):
+    for each in decoded(path, spec, corrupt, skipped.append):
         found.append(each)
         progress(len(found))
     if not found:
@@ -79,10 +79,10 @@ def read(
 
 
 def decoded(
-    path: Path, spec: InputSpec, *, corrupt: Corrupt, skip: Callable[[str], object]
+    path: Path, spec: InputSpec, corrupt: Corrupt, skip: Callable[[str], object]
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """The class and the pixels of each image, as `read` reads them; `skip` is told the names of
-    those left out."""
+    """The class and the pixels of each image, as `read` reads them; `skip` is told why each of the
+    others is left out."""
     for name, data in _files(path):
         if not PurePosixPath(name).parent.name:
             raise ValueError(f"{path}: {name} lies in no folder named by its class")
@@ -93,9 +93,10 @@ def decoded(
                 decode_at_scale(image, spec)
                 pixels = resize_and_crop(upright_rgb(image), spec)
         except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
+            reason = f"{name} is no readable image ({error})"
             if corrupt == "fail":
-                raise ValueError(f"{path}: {name} is no readable image ({error})") from None
-            skip(name)
+                raise ValueError(f"{path}: {reason}") from None
+            skip(reason)
             continue
         yield PurePosixPath(name).parent.name, pixels
 
@@ -111,11 +112,17 @@ def labelled(
     return Dataset(images, targets, classes, source, tuple(skipped))
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+def names(path: Path) -> list[str]:
+    """The names of the images under `path`."""
+    return [name for name, _ in _files(path, read=False)]
+
+
+def _files(path: Path, *, read: bool = True) -> Iterator[tuple[str, bytes]]:
+    """The images' names and, unless `read` is false, their bytes."""
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             if file.suffix.lower() in SUFFIXES and file.is_file():
-                yield file.relative_to(path).as_posix(), file.read_bytes()
+                yield file.relative_to(path).as_posix(), file.read_bytes() if read else b""
         return
     try:
         with tarfile.open(path) as archive:
@@ -123,7 +130,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                 suffix = PurePosixPath(member.name).suffix.lower()
                 content = archive.extractfile(member) if suffix in SUFFIXES else None
                 if content is not None:
-                    yield member.name, content.read()
+                    yield member.name, content.read() if read else b""
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: neither a folder nor a whole tar archive ({reason})") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from service.commands.options import fail_in_one_line, read_batches
+from service.commands.options import fail_in_one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from models.training.datasets import Corrupt
     from models.training.evaluate import Evaluation
 
-# Images read at a time where there are too many for memory.
+# Images read at a time, at least.
 BATCH = 64
 
 
@@ -76,9 +76,9 @@ def evaluate(
     A temperature (Guo 2017) should be fitted on images that the model was not trained on, and
     judged on yet others.
     """
-    from models.training import crops as views
     from models.training import evaluate as evaluation
-    from models.training import plots
+    from models.training import plots, ten_crop
+    from models.training.streamed import stream
     from service import offline
 
     for picture in filter(None, (confusion, reliability)):
@@ -90,18 +90,19 @@ def evaluate(
     bundle, warm = offline.open_model(spec, device=device, engine=kind, precision=precision)
     infer, seen = warm.infer, bundle.input
     if crops == "ten":
-        infer, seen = views.averaged(infer, seen.size), views.whole(seen)
-    images = read_batches(data, seen, bundle.labels, max(BATCH, warm.buckets.largest), corrupt)
+        infer, seen = ten_crop.averaged(infer, seen.size), ten_crop.whole(seen)
+    step = max(BATCH, warm.buckets.largest)
+    images = stream(data, seen, batch_size=step, corrupt=corrupt).relabelled(bundle.labels)
     answers: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
-    with tqdm(total=images.images, desc=bundle.name, unit=" images") as bar:
+    with tqdm(total=len(images), desc=bundle.name, unit=" images") as bar:
         measured = evaluation.evaluate(
             infer,
-            images.batches,
+            images,
             progress=bar.update,
             observe=lambda *both: answers.append(both) if out else None,
         )
     if images.skipped:
-        click.echo(f"skipped as unreadable: {_some(images.skipped)}", err=True)
+        click.echo(f"left out {_some(images.skipped)}", err=True)
     title = f"{bundle.name} on {images.source}"
     if confusion:
         heading = f"{title}: top-1 {measured.top1:.2%} of {measured.images:,} images"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ParamSpec
 
@@ -13,8 +12,7 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from models.preprocess import InputSpec
-    from models.training.datasets import Corrupt, Dataset
-    from models.training.evaluate import Batch
+    from models.training.datasets import Dataset
 
 P = ParamSpec("P")
 
@@ -56,40 +54,9 @@ class Rgb(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
-def read_dataset(path: Path, spec: InputSpec, corrupt: Corrupt = "fail") -> Dataset:
+def read_dataset(path: Path, spec: InputSpec) -> Dataset:
     """The images under `path`, with a progress bar."""
     from models.training import datasets
 
     with tqdm(desc=path.name, unit=" images") as bar:
-        return datasets.read(path, spec, lambda count: bar.update(count - bar.n), corrupt=corrupt)
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Batches of images and how many they are in all, if that is known before they are read.
-
-    `skipped` grows as the batches are read.
-    """
-
-    source: str
-    images: int | None
-    batches: Iterator[Batch]
-    skipped: list[str]
-
-
-def read_batches(
-    path: Path, spec: InputSpec, labels: Sequence[str], batch_size: int, corrupt: Corrupt
-) -> Labelled:
-    """The images under `path` with classes that index `labels`, in memory only if they are few."""
-    from models.training import evaluate, stream
-
-    if not stream.is_large(path, spec):
-        data = read_dataset(path, spec, corrupt).relabelled(labels)
-        found = evaluate.batches(data, batch_size)
-        return Labelled(data.source, len(data.images), found, list(data.skipped))
-    skipped: list[str] = []
-    parts = stream.stream(path, spec, batch_size, corrupt=corrupt, skip=skipped.append)
-    relabelled = (part.relabelled(labels) for part in parts)
-    return Labelled(
-        path.name, None, ((list(part.images), part.targets) for part in relabelled), skipped
-    )
+        return datasets.read(path, spec, lambda count: bar.update(count - bar.n))
