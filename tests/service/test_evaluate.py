@@ -146,11 +146,14 @@ def test_unreadable_files_fail_or_are_skipped_and_named(
     assert "left out 1: dog/b.png is no" in done.stderr
 
 
-def test_pictures_are_written(model: Path, photos: Path, tmp_path: Path) -> None:
+def test_pictures_are_written(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.training.plots.DPI", 60)
     files = (tmp_path / "confusion.png", tmp_path / "reliability.svg")
     run("--model", model, "--confusion", files[0], "--reliability", files[1], photos)
     with Image.open(files[0]) as image:
-        assert min(image.size) > 300
+        assert min(image.size) > 200
     assert "</svg>" in files[1].read_text()
     assert ".png" in refusal("--confusion", tmp_path / "x.doc", photos)
     assert "no folder" in refusal("--reliability", tmp_path / "nowhere" / "x.png", photos)
