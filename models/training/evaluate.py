@@ -14,8 +14,8 @@ from models.training.datasets import Dataset
 from models.training.reliability import Reliability, reliability
 
 Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
-# Images uint8 [H, W, 3], and their classes int64 [N].
-Batch = tuple[Sequence[NDArray[np.uint8]], NDArray[np.int64]]
+# Images uint8 [N, H, W, 3], and their classes int64 [N].
+Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 # A probability may underflow to zero, whose logarithm would hide all other images.
 LEAST = float(np.finfo(np.float32).tiny)
 
@@ -77,12 +77,12 @@ def evaluate(
     Raises:
         ValueError: there are no images, or a class is none of the network's K.
     """
-    first = fifth = images = 0
+    first = fifth = total = 0
     nll = 0.0
     confusion: NDArray[np.int64] | None = None
     bins: Reliability | None = None
-    for batch, targets in batches:
-        probabilities = infer(batch)
+    for images, targets in batches:
+        probabilities = infer(list(images))
         count, classes = probabilities.shape
         strange = targets[(targets < 0) | (targets >= classes)]
         if strange.size:
@@ -98,21 +98,19 @@ def evaluate(
         np.add.at(confusion, (targets, ranked[:, 0]), 1)
         found = reliability(probabilities, targets)
         bins = found if bins is None else bins + found
-        images += count
+        total += count
         observe(probabilities, targets)
         progress(count)
     if confusion is None or bins is None:
         raise ValueError("there are no images to evaluate on")
-    return Evaluation(first / images, fifth / images, images, nll / images, confusion, bins)
+    return Evaluation(first / total, fifth / total, total, nll / total, confusion, bins)
 
 
 def batches(data: Dataset, batch_size: int) -> Iterator[Batch]:
     """The images of `data` in its order, the last batch with what is left."""
     for start in range(0, len(data.images), batch_size):
-        yield (
-            list(data.images[start : start + batch_size]),
-            data.targets[start : start + batch_size],
-        )
+        part = slice(start, start + batch_size)
+        yield data.images[part], data.targets[part]
 
 
 def accuracy(

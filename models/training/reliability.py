@@ -47,7 +47,8 @@ class Reliability:
 
     def _per_image(self, sums: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
         empty = np.full(len(self.counts), np.nan)
-        return np.divide(sums, self.counts, out=empty, where=self.counts > 0)
+        means: NDArray[np.float64] = np.divide(sums, self.counts, out=empty, where=self.counts > 0)
+        return means
 
 
 def reliability(
@@ -61,5 +62,5 @@ def reliability(
     return Reliability(
         np.bincount(places, minlength=bins).astype(np.int64),
         np.bincount(places[answers == targets], minlength=bins).astype(np.int64),
-        np.bincount(places, weights=confidences, minlength=bins),
+        np.bincount(places, weights=confidences, minlength=bins).astype(np.float64),
     )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from service.commands.options import fail_in_one_line, read_batches
+from service.commands.options import fail_in_one_line, part_of
+from service.settings import cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from models.training.datasets import Corrupt
     from models.training.evaluate import Evaluation
 
-# Images read at a time where there are too many for memory.
+# Images read at a time, at least.
 BATCH = 64
 
 
@@ -77,7 +78,8 @@ def evaluate(
     judged on yet others.
     """
     from models.training import evaluate as evaluation
-    from models.training import plots, ten_crops
+    from models.training import plots, ten_crop
+    from models.training.streamed import stream
     from service import offline
 
     for picture in filter(None, (confusion, reliability)):
@@ -89,18 +91,27 @@ def evaluate(
     bundle, warm = offline.open_model(spec, device=device, engine=kind, precision=precision)
     infer, seen = warm.infer, bundle.input
     if crops == "ten":
-        infer, seen = ten_crops.averaged(infer, seen.size), ten_crops.whole(seen)
-    images = read_batches(data, seen, bundle.labels, max(BATCH, warm.buckets.largest), corrupt)
+        infer, seen = ten_crop.averaged(infer, seen.size), ten_crop.whole(seen)
+    step = max(BATCH, warm.buckets.largest)
+    images = stream(
+        data,
+        seen,
+        batch_size=step,
+        split=part_of(data, "test"),
+        corrupt=corrupt,
+        # Starting processes takes longer than reading small images.
+        workers=cpus() if seen.size > 64 else 0,
+    ).relabelled(bundle.labels)
     answers: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
     with tqdm(total=len(images), desc=bundle.name, unit=" images") as bar:
         measured = evaluation.evaluate(
             infer,
-            ((list(pixels), targets) for pixels, targets in images),
+            images,
             progress=bar.update,
             observe=lambda *both: answers.append(both) if out else None,
         )
     if images.skipped:
-        click.echo(f"skipped as unreadable: {_some(images.skipped)}", err=True)
+        click.echo(f"left out {_some(images.skipped)}", err=True)
     title = f"{bundle.name} on {images.source}"
     if confusion:
         heading = f"{title}: top-1 {measured.top1:.2%} of {measured.images:,} images"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ParamSpec
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from models.training.parallel import World
     from models.training.recipes import Recipe
     from models.training.source import Source
-    from models.training.streamed import Stream
 
 P = ParamSpec("P")
 
@@ -154,22 +153,3 @@ def open_source(
             report=tqdm.write,
             progress=lambda count: bar.update(count - bar.n),
         )
-
-
-def read_batches(
-    path: Path, spec: InputSpec, labels: Sequence[str], batch_size: int, corrupt: Corrupt
-) -> Stream:
-    """The test images under `path`, or all where it has no such part, a batch at a time; classes
-    index `labels`."""
-    from models.training import streamed
-
-    found = streamed.stream(
-        path,
-        spec,
-        batch_size=batch_size,
-        split=part_of(path, "test"),
-        corrupt=corrupt,
-        # Starting processes takes longer than reading small images.
-        workers=cpus() if spec.size > 64 else 0,
-    )
-    return found.relabelled(labels)

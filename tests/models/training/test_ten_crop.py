@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.preprocess import CIFAR, IMAGENET, resize_and_crop
-from models.training.ten_crops import averaged, ten, whole
+from models.training.ten_crop import averaged, ten, whole
 
 
 def numbered(height: int, width: int) -> NDArray[np.uint8]:
