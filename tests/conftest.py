@@ -115,7 +115,7 @@ def started(
 def service() -> Iterator[Service]:
     """The embedded model and a random one, for all tests that only ask."""
     with started(
-        "--model", "builtin:resnet20-cifar10", "--model", "random:resnet18_small"
+        "--model", "builtin:resnet20-cifar10", "--model", "random:resnet20"
     ) as running:
         yield running
 

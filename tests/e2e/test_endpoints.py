@@ -40,20 +40,20 @@ def samples(service: Service) -> dict[str, float]:
 
 def test_models_are_listed_with_the_golden_counts(service: Service) -> None:
     listed = get(service, "/v1/models")["models"]
-    assert [m["name"] for m in listed] == ["resnet20-cifar10", "resnet18_small"]
+    assert [m["name"] for m in listed] == ["resnet20-cifar10", "resnet20"]
     for model in listed:
         assert set(model) >= FIELDS
         assert set(model["input"]) == {"size", "resize", "crop", "interpolation", "mean", "std"}
         assert set(model["weights"]) >= {"source", "sha256"}
         assert (model["state"], model["device"], model["engine"]) == ("ready", "cpu", "openvino")
     small = listed[1]
-    assert (small["parameters"], small["layers"], small["macs"]) == (11173962, 21, 555422720)
-    assert (small["architecture"], small["depth"]) == ("resnet18_small", 18)
+    assert (small["parameters"], small["layers"], small["macs"]) == (272474, 22, 40813184)
+    assert (small["architecture"], small["depth"]) == ("resnet20", 18)
 
 
 def test_random_weights_say_that_they_are(service: Service) -> None:
-    weights = get(service, "/v1/models/resnet18_small")["weights"]
-    assert weights["source"] == "random:resnet18_small"
+    weights = get(service, "/v1/models/resnet20")["weights"]
+    assert weights["source"] == "random:resnet20"
     assert "untrained" in weights["provenance"]["source"]
     assert weights["sha256"] is None
 
