@@ -36,7 +36,7 @@ MODELS = [
     {"training", "interchange"},
     {"bundle"},
     {"classifier", "variants", "summary"},
-    {"resnet", "recorder", "preprocess", "labels", "builtin", "digest"},
+    {"resnet", "recorder", "preprocess", "labels", "names", "builtin", "digest"},
 ]
 # Libraries that only some modules of `service` may import.
 ONLY = {

@@ -21,6 +21,7 @@ class Source:
     `layout`: the recognised form of the file. `tensors`: the network's state dict; counters that
     only training reads may be missing. `spec`: how its images are sized.
     `mean`, `std`: None where the file and its layout leave them open.
+    `name`: what the file says that the model is called.
     `labels`: class names, where the file has them; `metrics`: published accuracy;
     `provenance`: what else it says of where the weights come from. `file`: where they lie, if the
     path that was given is a folder.
@@ -32,6 +33,7 @@ class Source:
     spec: InputSpec
     mean: RGB | None
     std: RGB | None
+    name: str | None = None
     labels: tuple[str, ...] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -104,9 +104,7 @@ def resnet18_pth(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def row(
-    server: Hub, resnet18_pth: bytes, monkeypatch: pytest.MonkeyPatch
-) -> published.Published:
+def row(server: Hub, resnet18_pth: bytes, monkeypatch: pytest.MonkeyPatch) -> published.Published:
     """A resnet18 that a server on this machine publishes."""
     digest = hashlib.sha256(resnet18_pth).hexdigest()[:8]
     made = published.Published("resnet18", "IMAGENET1K_V9", digest, 232, 70.5, 90.25)
