@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import labels, names, variants
+from models import labels, naming, variants
 from models.preprocess import InputSpec
 from models.resnet import Architecture, ResNet, on_meta
 
@@ -45,7 +45,7 @@ class WeightsMismatch(BundleError):
 class Bundle:
     """Weights and what they mean.
 
-    `name`: what a service calls the model; see `models.names`.
+    `name`: what a service calls the model; see `models.naming`.
     `variant`: the named network that `architecture` modifies, or None.
     `labels`: class names; as many as the architecture has classes.
     `tensors`: the network's state dict.
@@ -69,7 +69,7 @@ class Bundle:
         if not isinstance(self.name, str):
             raise BundleError(f"name must be text, not {self.name!r}")
         try:
-            names.check(self.name)
+            naming.check(self.name)
         except ValueError as error:
             raise BundleError(str(error)) from None
         if isinstance(self.labels, str) or not all(isinstance(each, str) for each in self.labels):

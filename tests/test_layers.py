@@ -36,7 +36,7 @@ MODELS = [
     {"training", "interchange"},
     {"bundle"},
     {"classifier", "variants", "summary"},
-    {"resnet", "recorder", "preprocess", "labels", "names", "builtin", "digest"},
+    {"resnet", "recorder", "preprocess", "labels", "naming", "builtin", "digest"},
 ]
 # Libraries that only some modules of `service` may import.
 ONLY = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models import digest, names, variants
+from models import digest, naming, variants
 from models import labels as label_files
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
 from models.interchange import (
@@ -117,7 +117,7 @@ def convert(
         )
     classes = source.architecture.num_classes
     return Bundle(
-        name=name or source.name or names.made_of(path.name.partition(".")[0]),
+        name=name or source.name or naming.made_of(path.name.partition(".")[0]),
         variant=found.name if found else None,
         architecture=source.architecture,
         input=replace(source.spec, mean=mean, std=std),

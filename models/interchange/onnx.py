@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models import names
+from models import naming
 from models.bundle import BundleError
 from models.interchange import onnx_blocks
 from models.interchange.extra import INSTALL
@@ -147,7 +147,7 @@ def _described(
     except (ValueError, TypeError, RecursionError):
         return None, None, None  # Somebody else's metadata, which may be anything.
     told = described.get("name", "")
-    name = told if spec and told == names.made_of(told) else None
+    name = told if spec and told == naming.made_of(told) else None
     fits = isinstance(labels, list) and len(labels) == classes
     return name, (tuple(map(str, labels)) if fits else None), spec
 

@@ -141,11 +141,11 @@ def test_the_description_shows_every_endpoint_and_its_refusals(service: Service)
 DOCUMENT = """
 class Element {
   constructor() { this.children = []; }
-  setAttribute() {}
+  setAttribute(name, value) { this[name] = value; }
   append(...given) { this.children.push(...given); }
   set textContent(text) { this.children = [text]; }
   get text() {
-    return this.children.map((each) => each.text ?? each).join(" ");
+    return this.children.map((each) => each?.text ?? String(each)).join(" ");
   }
 }
 const parts = {};

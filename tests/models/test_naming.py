@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from models import names, variants
+from models import naming, variants
 from service import catalog
 
 REFUSED = [
@@ -32,22 +32,22 @@ REFUSED = [
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_path_cannot_hold_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=r"\Aname must [^\n]+\Z"):
-        names.check(name)
+        naming.check(name)
 
 
 @pytest.mark.parametrize(
     "name", [*variants.names(), *catalog.builtins(), "resnet18.a_tag", "Größe-2", "x" * 100]
 )
 def test_usual_names_are_names(name: str) -> None:
-    assert names.check(name) == name
-    assert names.made_of(name) == name
+    assert naming.check(name) == name
+    assert naming.made_of(name) == name
     assert PurePosixPath("/v1/models", name).name == name
 
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_any_text_becomes_a_name(text: str) -> None:
-    assert names.check(names.made_of(text))
+    assert naming.check(naming.made_of(text))
 
 
 def test_words_are_kept() -> None:
-    assert names.made_of(" my net/v2 (best) ") == "my-net-v2-(best)"
+    assert naming.made_of(" my net/v2 (best) ") == "my-net-v2-(best)"
