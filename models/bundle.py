@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import labels, variants
+from models import labels, naming, variants
 from models.classifier import Classifier
 from models.preprocess import InputSpec
 from models.resnet import Architecture, ResNet, on_meta
@@ -53,7 +53,7 @@ class WeightsMismatch(BundleError):
 class Bundle:
     """Weights and what they mean.
 
-    `name`: what a service calls the model.
+    `name`: what a service calls the model; see `models.naming`.
     `variant`: the named network that `architecture` modifies, or None.
     `labels`: class names; as many as the architecture has classes.
     `tensors`: the network's state dict.
@@ -80,6 +80,10 @@ class Bundle:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise BundleError(f"name must be text, not {self.name!r}")
+        try:
+            naming.check(self.name)
+        except ValueError as error:
+            raise BundleError(str(error)) from None
         if isinstance(self.labels, str) or not all(isinstance(each, str) for each in self.labels):
             raise BundleError("labels must be a list of texts")
         self.labels = tuple(self.labels)

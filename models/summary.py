@@ -4,12 +4,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from models.resnet import Architecture, on_meta
+
+UNLIKE = 3  # A stage's first block, one of those between, its last.
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Learnable scalars, Conv2d and Linear modules, and multiply-accumulates for one image."""
+
+    parameters: int
+    layers: int
+    macs: int
+
+
+def cost(architecture: Architecture, size: int) -> Cost:
+    """What the network of `architecture` costs for an image `size` pixels high and wide.
+
+    The blocks between a stage's first and its last are equal, so that one stands for all of them:
+    a network of a thousand layers is not built to be counted.
+    """
+    few = tuple(min(count, UNLIKE) for count in architecture.blocks)
+    total, between = _measured(replace(architecture, blocks=few), size)
+    parameters, layers, macs = total.parameters, total.layers, total.macs
+    for count, block in zip(architecture.blocks, between, strict=True):
+        more = max(0, count - UNLIKE)
+        parameters += more * block.parameters
+        layers += more * block.layers
+        macs += more * block.macs
+    return Cost(parameters, layers, macs)
+
+
+@cache
+def _measured(architecture: Architecture, size: int) -> tuple[Cost, tuple[Cost, ...]]:
+    """A network's cost, and for each stage that of a block between its first and its last."""
+    network = on_meta(architecture)
+
+    def measure() -> Cost:
+        return Cost(count_parameters(network), count_layers(network), count_macs(network, size))
+
+    total, between = measure(), []
+    before = total
+    for stage in network.stages:
+        blocks = cast("nn.Sequential", stage)
+        if len(blocks) < UNLIKE:
+            between.append(Cost(0, 0, 0))
+            continue
+        del blocks[1]
+        after = measure()
+        between.append(
+            Cost(
+                before.parameters - after.parameters,
+                before.layers - after.layers,
+                before.macs - after.macs,
+            )
+        )
+        before = after
+    return total, tuple(between)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -50,6 +50,8 @@ def create_app(
         version=version("resnet-serve"),
         summary="Classifies images with residual networks",
         lifespan=lifespan,
+        # Its own pages of these have a browser load scripts from a public network.
+        docs_url=None,
         redoc_url=None,
         # It would look for OpenTelemetry's providers in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},

@@ -19,8 +19,15 @@ from service.uploads import Upload, read_image, read_images, until_disconnect
 
 CLASSIFY = "/v1/classify"
 MAX_TIMEOUT_MS = 3_600_000
-WEB = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
-# The page needs nothing from elsewhere, and must not be made to.
+WEB = {
+    "index.html": "text/html",
+    "app.js": "text/javascript",
+    "style.css": "text/css",
+    "docs.html": "text/html",
+    "docs.js": "text/javascript",
+    "docs.css": "text/css",
+}
+# The pages need nothing from elsewhere, and must not be made to.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -172,6 +179,11 @@ async def metrics(request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     return web_file("index.html")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    return web_file("docs.html")
 
 
 @router.get("/web/{file}", include_in_schema=False)

@@ -37,7 +37,9 @@ CPU_QUOTAS = (
 )
 
 S = TypeVar("S", bound="Strict")
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+ModelName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+]
 
 
 def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

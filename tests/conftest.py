@@ -58,7 +58,11 @@ class Service:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self._wait_for(re.compile(r"(http://\S+:\d+)"))
+        try:
+            self.url = self._wait_for(re.compile(r"(http://\S+:\d+)"))
+        except AssertionError:
+            self.end(signal.SIGKILL)
+            raise
         self.port = int(self.url.rpartition(":")[2])
 
     def _read(self) -> None:
@@ -114,9 +118,7 @@ def started(
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
     """The embedded model and a random one, for all tests that only ask."""
-    with started(
-        "--model", "builtin:resnet20-cifar10", "--model", "random:resnet18_small"
-    ) as running:
+    with started("--model", "builtin:resnet20-cifar10", "--model", "random:resnet20") as running:
         yield running
 
 

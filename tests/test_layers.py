@@ -36,7 +36,7 @@ MODELS = [
     {"training", "interchange"},
     {"bundle"},
     {"classifier", "variants", "summary"},
-    {"resnet", "preprocess", "labels", "builtin", "digest", "hardware"},
+    {"resnet", "recorder", "preprocess", "labels", "naming", "builtin", "digest", "hardware"},
 ]
 # Libraries that only some modules of `service` may import.
 ONLY = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models import digest, variants
+from models import digest, naming, variants
 from models import labels as label_files
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
 from models.interchange import (
@@ -82,9 +82,10 @@ def convert(
 
     `format` is a key of `FORMATS`; some of them read folders too. `mean` and `std` override what
     the file's layout fixes, and are needed where it fixes nothing; `labels` is as for
-    `models.labels.read`; `variant` is only checked: names and shapes determine it. `numerics` are
-    fields of `Architecture` that no file reveals, such as `stride_at`, where they differ from what
-    the format stands for.
+    `models.labels.read`; `name` is by default what the file says, else made of its own;
+    `variant` is only checked: names and shapes determine it. `numerics` are fields of
+    `Architecture` that no file reveals, such as `stride_at`, where they differ from what the
+    format stands for.
 
     Raises:
         BundleError: the file is something else, or leaves something open; one line says what.
@@ -116,7 +117,7 @@ def convert(
         )
     classes = source.architecture.num_classes
     return Bundle(
-        name=name or path.name.partition(".")[0],
+        name=name or source.name or naming.made_of(path.name.partition(".")[0]),
         variant=found.name if found else None,
         architecture=source.architecture,
         input=replace(source.spec, mean=mean, std=std),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from models import naming
 from models.bundle import BundleError
 from models.interchange import onnx_blocks
 from models.interchange.extra import INSTALL
@@ -39,7 +40,7 @@ def read(path: Path) -> Source:
         model = _model(path)
         found = onnx_blocks.find(Reader(model).read(model.graph))
         described = {each.key: each.value for each in model.metadata_props}
-        labels, own, rest = _described(described, found.architecture.num_classes)
+        name, labels, own, rest = _described(described, found.architecture.num_classes)
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
     except OSError as error:
@@ -67,6 +68,7 @@ def read(path: Path) -> Source:
         spec=spec,
         mean=mean,
         std=std,
+        name=name,
         labels=labels,
         provenance={"producer": producer} if producer else {},
         **rest,
@@ -137,18 +139,20 @@ def _tensors_of_nodes(model: Any) -> Iterator[Any]:
 
 def _described(
     described: Mapping[str, str], classes: int
-) -> tuple[tuple[str, ...] | None, InputSpec | None, dict[str, Any]]:
-    """The labels, the images and the rest that an export of ours says of itself."""
+) -> tuple[str | None, tuple[str, ...] | None, InputSpec | None, dict[str, Any]]:
+    """The name, the labels, the images and the rest that an export of ours says of itself."""
     try:
         values = {key: json.loads(value) for key, value in described.items() if key in DESCRIBED}
         labels = values.pop("labels", None)
         rest = {key: values.pop(key) for key in ("temperature", "card") if key in values}
         spec = InputSpec(**values) if "mean" in values and "size" in values else None
     except (ValueError, TypeError, RecursionError):
-        return None, None, {}  # Somebody else's metadata, which may be anything.
+        return None, None, None, {}  # Somebody else's metadata, which may be anything.
+    told = described.get("name", "")
+    name = told if spec and told == naming.made_of(told) else None
     fits = isinstance(labels, list) and len(labels) == classes
     ours = fits and spec is not None
-    return (tuple(map(str, labels)) if fits else None), spec, (rest if ours else {})
+    return name, (tuple(map(str, labels)) if fits else None), spec, (rest if ours else {})
 
 
 def _sized(spec: InputSpec, found: onnx_blocks.Found) -> InputSpec:

@@ -1,4 +1,4 @@
-"""A bundle as an ONNX file, built operation by operation while its network's own forward runs."""
+"""A bundle as an ONNX file, built from the operations of its network's own forward."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bundle import Bundle, BundleError
 from models.classifier import Normalise
 from models.interchange.onnx import MISSING
+from models.recorder import Operation, record
 from models.resnet import ResNet
 
 OPSET, IR_VERSION = 17, 8
@@ -61,8 +60,11 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
         first = builder.node("Transpose", [shifted], perm=[0, 3, 1, 2])
     else:
         images, kind, first = (BATCH, 3, size, size), TensorProto.FLOAT, "images"
-    with torch.no_grad():
-        last = network(_Traced(builder, first, (-1, 3, size, size))).name
+    values = [first]
+    for operation in record(network, (3, size, size))[1:]:
+        inputs = [values[place] for place in operation.inputs]
+        values.append(NODES[operation.kind](builder, operation, inputs))
+    last = values[-1]
     output = "probabilities" if with_preprocessing else "logits"
     described: dict[str, Any] = {"labels": list(bundle.labels), **asdict(bundle.input)}
     if bundle.temperature != 1.0:
@@ -131,192 +133,79 @@ class _Builder:
         self.initializers.append(numpy_helper.from_array(value, name))
         return name
 
-    def weight(self, tensor: Tensor) -> str:
-        """Adds one of the network's own tensors under its name there."""
-        return self.array(self.names[id(tensor)], tensor)
+    def layer(
+        self, op: str, inputs: list[str], tensors: Sequence[Tensor], **attributes: Any
+    ) -> str:
+        """Adds a node with the network's own tensors; both have the names they have there."""
+        added = [self.array(self.names[id(tensor)], tensor) for tensor in tensors]
+        name = self.names[id(tensors[0])].rpartition(".")[0]
+        return self.node(op, [*inputs, *added], name, **attributes)
 
     def integers(self, name: str, values: Sequence[int]) -> str:
         return self.array(self._numbered(name), np.array(values, np.int64))
 
 
-class _Traced:
-    """Stands for a tensor in a network's forward: the name of a value that ONNX computes.
-
-    `op` is the operation that computes it, `shape` is [-1, C, H, W] or [-1, K].
-    """
-
-    def __init__(self, builder: _Builder, name: str, shape: tuple[int, ...], op: str = "") -> None:
-        self.builder = builder
-        self.name = name
-        self.shape = shape
-        self.op = op
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> _Traced:
-        if function not in FUNCTIONS:
-            name = getattr(function, "__name__", function)
-            raise NotImplementedError(f"the export to ONNX is not told how to compute {name}")
-        x: _Traced = args[0]
-        return FUNCTIONS[function](x, *args[1:], **(kwargs or {}))
-
-    def then(
-        self,
-        op: str,
-        *inputs: str,
-        shape: tuple[int, ...] | None = None,
-        name: str = "",
-        **attributes: Any,
-    ) -> _Traced:
-        made = self.builder.node(op, [self.name, *inputs], name, **attributes)
-        return _Traced(self.builder, made, shape or self.shape, op)
-
-    def dim(self) -> int:
-        return len(self.shape)
-
-    def __add__(self, other: _Traced) -> _Traced:
-        return self.then("Add", other.name)
-
-    def __getitem__(self, index: tuple[slice, ...]) -> _Traced:
-        """Whole axes in steps, as the shortcut of option A takes them."""
-        steps = {axis: each.step for axis, each in enumerate(index) if each.step not in (None, 1)}
-        if not steps:
-            return self
-        values = (
-            ("starts", [0] * len(steps)),
-            ("ends", [2**31 - 1] * len(steps)),
-            ("axes", list(steps)),
-            ("steps", list(steps.values())),
-        )
-        shape = tuple(
-            -(-n // steps.get(axis, 1)) if n > 0 else n for axis, n in enumerate(self.shape)
-        )
-        inputs = [self.builder.integers(name, each) for name, each in values]
-        return self.then("Slice", *inputs, shape=shape)
-
-    def mean(self, axes: tuple[int, ...]) -> _Traced:
-        if axes != (2, 3):
-            raise NotImplementedError("the export to ONNX knows means over images only")
-        shape = self.shape[:2]
-        return self.then("GlobalAveragePool", shape=(*shape, 1, 1)).then("Flatten", shape=shape)
-
-
-def _windows(
-    x: _Traced, kernel: Any, stride: Any, padding: Any, *, ceil: bool = False
-) -> tuple[int, ...]:
-    """Height and width behind a window."""
-    spans = [
-        n + 2 * pad - extent
-        for n, extent, pad in zip(x.shape[2:], _pair(kernel), _pair(padding), strict=True)
-    ]
-    steps = _pair(stride)
-    return tuple(
-        (-(-span // step) if ceil else span // step) + 1
-        for span, step in zip(spans, steps, strict=True)
-    )
-
-
-def _convolution(
-    x: _Traced,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> _Traced:
-    if groups != 1 or _pair(dilation) != (1, 1) or isinstance(padding, str):
+def _convolution(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    if it.options["dilations"] != (1, 1):
         raise NotImplementedError("the export to ONNX knows plain convolutions only")
-    kernel = tuple(weight.shape[2:])
-    inputs = [x.builder.weight(each) for each in (weight, bias) if each is not None]
-    return x.then(
+    return to.layer(
         "Conv",
-        *inputs,
-        shape=(-1, weight.shape[0], *_windows(x, kernel, stride, padding)),
-        name=x.builder.names[id(weight)].removesuffix(".weight"),
-        kernel_shape=list(kernel),
-        strides=list(_pair(stride)),
-        pads=list(_pair(padding) * 2),
+        inputs,
+        it.tensors,
+        kernel_shape=list(it.tensors[0].shape[2:]),
+        strides=list(it.options["strides"]),
+        pads=list(it.options["pads"] * 2),
     )
 
 
-def _linear(x: _Traced, weight: Tensor, bias: Tensor | None = None) -> _Traced:
-    inputs = [x.builder.weight(each) for each in (weight, bias) if each is not None]
-    name = x.builder.names[id(weight)].removesuffix(".weight")
-    return x.then("Gemm", *inputs, shape=(-1, weight.shape[0]), name=name, transB=1)
+def _batch_norm(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    mean, variance, weight, bias = it.tensors
+    tensors = (weight, bias, mean, variance)
+    return to.layer("BatchNormalization", inputs, tensors, epsilon=it.options["eps"])
 
 
-def _batch_norm(
-    x: _Traced,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> _Traced:
-    if training:
-        raise NotImplementedError("the network must be in evaluation mode")
-    inputs = [x.builder.weight(each) for each in (weight, bias, mean, variance)]
-    name = x.builder.names[id(weight)].removesuffix(".weight")
-    return x.then("BatchNormalization", *inputs, name=name, epsilon=eps)
-
-
-def _max_pool(
-    x: _Traced,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    **_: Any,
-) -> _Traced:
-    steps = stride or kernel_size
+def _max_pool(to: _Builder, it: Operation, inputs: list[str]) -> str:
     # onnxruntime would join zeros that were padded before to `pads`, which are minus infinity.
-    apart = x.op == "Pad"
-    pads = {"auto_pad": "VALID"} if apart else {"pads": list(_pair(padding) * 2)}
-    return x.then(
+    apart = any(each.op_type == "Pad" and each.name == inputs[0] for each in to.nodes)
+    pads = {"auto_pad": "VALID"} if apart else {"pads": list(it.options["pads"] * 2)}
+    return to.node(
         "MaxPool",
-        shape=(*x.shape[:2], *_windows(x, kernel_size, steps, padding, ceil=ceil_mode)),
-        kernel_shape=list(_pair(kernel_size)),
-        strides=list(_pair(steps)),
-        ceil_mode=int(ceil_mode),
+        inputs,
+        kernel_shape=list(it.options["kernel"]),
+        strides=list(it.options["strides"]),
+        ceil_mode=int(it.options["ceil"]),
         **pads,
     )
 
 
-def _pad(
-    x: _Traced, padding: tuple[int, ...], mode: str = "constant", value: float | None = None
-) -> _Traced:
-    """Constants around the last axes, which torch names from the last to the first."""
-    if not any(padding):
-        return x
-    before, after = padding[-2::-2], padding[::-2]
-    leading = (0,) * (4 - len(before))
-    pads = (*leading, *before, *leading, *after)
-    shape = tuple(
-        n if n < 0 else n + b + a for n, b, a in zip(x.shape, pads[:4], pads[4:], strict=True)
+def _pad(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    inputs = [*inputs, to.integers("pads", it.options["before"] + it.options["after"])]
+    if it.options["value"]:
+        value = np.array(it.options["value"], np.float32)
+        inputs.append(to.array(f"value_{len(to.nodes)}", value))
+    return to.node("Pad", inputs, mode="constant")
+
+
+def _slice(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    steps = it.options["steps"]
+    values = (
+        ("starts", [0] * len(steps)),
+        ("ends", [2**31 - 1] * len(steps)),
+        ("axes", list(steps)),
+        ("steps", list(steps.values())),
     )
-    inputs = [x.builder.integers("pads", pads)]
-    if value:
-        name = f"value_{len(x.builder.nodes)}"
-        inputs.append(x.builder.array(name, np.array(value, np.float32)))
-    return x.then("Pad", *inputs, shape=shape, mode=mode)
+    return to.node("Slice", [*inputs, *(to.integers(name, each) for name, each in values)])
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-FUNCTIONS: dict[Any, Callable[..., _Traced]] = {
-    torch.conv2d: _convolution,
-    F.linear: _linear,
-    F.batch_norm: _batch_norm,
-    F.relu: lambda x, inplace=False: x.then("Relu"),
-    F.max_pool2d: _max_pool,
-    torch.max_pool2d: _max_pool,
-    F.dropout: lambda x, p=0.5, training=False, inplace=False: x,
-    F.pad: _pad,
+# Adds an operation on values of these names; the name of its result.
+NODES: dict[str, Callable[[_Builder, Operation, list[str]], str]] = {
+    "convolution": _convolution,
+    "linear": lambda to, it, inputs: to.layer("Gemm", inputs, it.tensors, transB=1),
+    "batch_norm": _batch_norm,
+    "relu": lambda to, it, inputs: to.node("Relu", inputs),
+    "max_pool": _max_pool,
+    "pad": _pad,
+    "add": lambda to, it, inputs: to.node("Add", inputs),
+    "slice": _slice,
+    "mean": lambda to, it, inputs: to.node("Flatten", [to.node("GlobalAveragePool", inputs)]),
 }

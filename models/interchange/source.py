@@ -21,6 +21,7 @@ class Source:
     `layout`: the recognised form of the file. `tensors`: the network's state dict; counters that
     only training reads may be missing. `spec`: how its images are sized.
     `mean`, `std`: None where the file and its layout leave them open.
+    `name`: what the file says that the model is called.
     `labels`: class names, where the file has them; `metrics`: published accuracy;
     `temperature` and `card`: as a `Bundle` has them, where the file says it was one of ours;
     `provenance`: what else it says of where the weights come from. `file`: where they lie, if the
@@ -33,6 +34,7 @@ class Source:
     spec: InputSpec
     mean: RGB | None
     std: RGB | None
+    name: str | None = None
     labels: tuple[str, ...] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="What no file reveals, if it is not what FORMAT stands for: --set stride_at=1x1.",
 )
-@click.option("--name", help="The model's name; default: the file's.")
+@click.option("--name", help="The model's name; default: the one in SRC, else its file's.")
 @click.argument("src")
 @click.argument("dst", type=click.Path(path_type=Path, dir_okay=False))
 @fail_in_one_line

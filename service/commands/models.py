@@ -72,17 +72,17 @@ def _show(spec: str, *, as_json: bool) -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    from models import resnet, summary, variants
+    from models import summary, variants
 
     variant = variants.variant(name)
-    network = resnet.on_meta(variant.architecture)
     size = variant.input.size
+    cost = summary.cost(variant.architecture, size)
     values = (
         variant.name,
-        summary.count_parameters(network),
-        summary.count_layers(network),
+        cost.parameters,
+        cost.layers,
         variant.depth,
-        summary.count_macs(network, size),
+        cost.macs,
         size,
         variant.architecture.num_classes,
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
+import json
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from tests.conftest import COMMAND, Service, client, started
+from service.cli import main
+from tests.conftest import Service, client, started
 from tests.shared import SHARED, needs_shared
 
 pytestmark = needs_shared
@@ -23,20 +24,23 @@ PUBLISHED = {
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Each of them in fp32 and in bf16."""
     folder = tmp_path_factory.mktemp("bundles")
-    made = []
+    models = []
     for name in PUBLISHED:
-        made.append(folder / f"{name.partition('.')[0]}.safetensors")
+        made = folder / f"{name.partition('.')[0]}.safetensors"
         source = SHARED / "weights" / name
-        subprocess.run([COMMAND, "convert", "--from", "cifar", source, made[-1]], check=True)
-    return made
-
-
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
-def published(request: pytest.FixtureRequest, bundles: list[Path]) -> Iterator[Service]:
-    models = [argument for path in bundles for argument in ("--model", str(path))]
-    with started(*models, "--precision", request.param) as running:
+        # In this process, which has torch already.
+        done = CliRunner().invoke(main, ["convert", "--from", "cifar", str(source), str(made)])
+        assert done.exit_code == 0, done.output
+        models += [
+            {"name": f"{made.stem}-{precision}", "spec": str(made), "precision": precision}
+            for precision in ("fp32", "bf16")
+        ]
+    config = folder / "serve.yaml"
+    config.write_text(json.dumps({"models": models}))  # JSON is YAML.
+    with started("--config", str(config)) as running:
         yield running
 
 
@@ -47,9 +51,10 @@ def lossless() -> Iterator[tuple[str, bytes]]:
                 yield member.name.split("/")[0], content.read()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("weights", PUBLISHED)
-def test_as_many_are_right_as_published(published: Service, weights: str) -> None:
-    name = weights.partition(".")[0]
+def test_as_many_are_right_as_published(published: Service, weights: str, precision: str) -> None:
+    name = f"{weights.partition('.')[0]}-{precision}"
     card = client.get(f"{published.url}/v1/models/{name}").json()
     right = 0
     for label, image in lossless():

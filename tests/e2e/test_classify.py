@@ -87,8 +87,8 @@ def test_lossy_formats_are_read(service: Service, format: str) -> None:
 
 
 def test_a_model_is_chosen_by_name(service: Service) -> None:
-    answer = classify(service, encoded(), params={"model": "resnet18_small", "top_k": 1}).json()
-    assert answer["model"] == "resnet18_small"
+    answer = classify(service, encoded(), params={"model": "resnet20", "top_k": 1}).json()
+    assert answer["model"] == "resnet20"
     assert len(answer["predictions"]) == 1
 
 

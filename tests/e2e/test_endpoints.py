@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
+import subprocess
 from importlib import resources
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from service.metrics import PHASES
 from tests.conftest import Service, client, encoded
@@ -40,20 +46,20 @@ def samples(service: Service) -> dict[str, float]:
 
 def test_models_are_listed_with_the_golden_counts(service: Service) -> None:
     listed = get(service, "/v1/models")["models"]
-    assert [m["name"] for m in listed] == ["resnet20-cifar10", "resnet18_small"]
+    assert [m["name"] for m in listed] == ["resnet20-cifar10", "resnet20"]
     for model in listed:
         assert set(model) >= FIELDS
         assert set(model["input"]) == {"size", "resize", "crop", "interpolation", "mean", "std"}
         assert set(model["weights"]) >= {"source", "sha256"}
         assert (model["state"], model["device"], model["engine"]) == ("ready", "cpu", "openvino")
     small = listed[1]
-    assert (small["parameters"], small["layers"], small["macs"]) == (11173962, 21, 555422720)
-    assert (small["architecture"], small["depth"]) == ("resnet18_small", 18)
+    assert (small["parameters"], small["layers"], small["macs"]) == (272474, 22, 40813184)
+    assert (small["architecture"], small["depth"]) == ("resnet20", 18)
 
 
 def test_random_weights_say_that_they_are(service: Service) -> None:
-    weights = get(service, "/v1/models/resnet18_small")["weights"]
-    assert weights["source"] == "random:resnet18_small"
+    weights = get(service, "/v1/models/resnet20")["weights"]
+    assert weights["source"] == "random:resnet20"
     assert "untrained" in weights["provenance"]["source"]
     assert weights["sha256"] is None
 
@@ -130,14 +136,80 @@ def test_the_description_shows_every_endpoint_and_its_refusals(service: Service)
         "application/octet-stream",
         "multipart/form-data",
     }
-    assert client.get(f"{service.url}/docs").status_code == 200
 
 
-def test_the_page_and_its_parts_are_served_with_a_strict_policy(service: Service) -> None:
+DOCUMENT = """
+class Element {
+  constructor() { this.children = []; }
+  setAttribute(name, value) { this[name] = value; }
+  append(...given) { this.children.push(...given); }
+  set textContent(text) { this.children = [text]; }
+  get text() {
+    return this.children.map((each) => each?.text ?? String(each)).join(" ");
+  }
+}
+const parts = {};
+const base = process.argv[2];
+globalThis.document = {
+  baseURI: `${base}/docs`,
+  createElement: () => new Element(),
+  getElementById: (id) => (parts[id] ??= new Element()),
+};
+const fetched = globalThis.fetch;
+globalThis.fetch = (path) => fetched(`${base}/${path}`);
+"""
+REPORT = """
+process.on("exit", () => {
+  const text = Object.values(parts).map((each) => each.text).join("\\n");
+  if (parts.error) { process.stderr.write(text); process.exitCode = 1; }
+  process.stdout.write(text);
+});
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+def test_the_page_of_the_api_shows_every_endpoint(service: Service, tmp_path: Path) -> None:
+    """The page's own script, on a document that only collects what is put into it."""
+    script = tmp_path / "docs.js"
+    script.write_text(DOCUMENT + client.get(f"{service.url}/web/docs.js").text + "\n" + REPORT)
+    done = subprocess.run(
+        ["node", script, service.url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
+    for name in ("POST /v1/classify", "GET /v1/models/{name}", "GET /health/ready", "GET /metrics"):
+        assert name in shown
+    assert "X-Request-Timeout-Ms header number above 0 to 3600000" in shown
+    assert "the queue is full; Retry-After says when it has drained" in shown
+    assert '"probability": "number' in shown
+    assert f"--data-binary @image.png '{service.url}/v1/classify'" in shown
+    assert f"'{service.url}/v1/models/NAME'" in shown
+    assert "undefined" not in shown
+
+
+@pytest.mark.parametrize("page", ["/", "/docs"])
+def test_a_page_needs_no_other_host(service: Service, page: str) -> None:
+    text = client.get(f"{service.url}{page}").text
+    named = re.findall(r'(?:src|href)="([^"#]+)"', text)
+    assert len(named) > 3
+    for place in named:
+        if place == "data:,":
+            continue
+        assert re.fullmatch(r"[a-z./0-9]+", place), "relative, so that a prefix before it may stay"
+        response = client.get(f"{service.url}/{place}")
+        assert response.status_code == 200
+        if place.startswith("web/"):
+            assert not re.search(r"//\w|@import|url\(", response.text)
+
+
+def test_the_pages_and_their_parts_are_served_with_a_strict_policy(service: Service) -> None:
     for path, kind in (
         ("/", "text/html"),
         ("/web/app.js", "text/javascript"),
         ("/web/style.css", "text/css"),
+        ("/docs", "text/html"),
+        ("/web/docs.js", "text/javascript"),
+        ("/web/docs.css", "text/css"),
     ):
         response = client.get(f"{service.url}{path}")
         assert response.status_code == 200

@@ -6,8 +6,6 @@ import asyncio
 import signal
 import time
 
-import pytest
-
 from tests.conftest import Service, client, encoded, started
 
 
@@ -64,15 +62,15 @@ def test_readiness_turns_false_at_once_while_requests_are_still_served() -> None
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
         assert service.process.wait(30) == 0
+        assert not any("Traceback" in line for line in service.log)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_service_exits_with_0(sig: signal.Signals) -> None:
+def test_an_idle_service_that_is_interrupted_exits_with_0() -> None:
     with started("--model", "random:resnet20", RESNET_SERVE_SHUTDOWN_GRACE_S="0") as service:
-        assert service.end(sig) == 0
+        assert service.end(signal.SIGINT) == 0
         assert not any("Traceback" in line for line in service.log)
 
 
 def test_a_signal_while_loading_ends_it() -> None:
-    with started("--model", "random:resnet152", ready=False) as service:
+    with started("--model", "random:resnet50", ready=False) as service:
         assert service.end(signal.SIGTERM) == 0

@@ -33,6 +33,9 @@ def test_it_contains_labels_page_and_the_embedded_bundle(wheel: Path) -> None:
         "service/web/index.html",
         "service/web/app.js",
         "service/web/style.css",
+        "service/web/docs.html",
+        "service/web/docs.js",
+        "service/web/docs.css",
     ):
         assert wanted in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

@@ -245,7 +245,18 @@ def test_a_killed_engine_process_is_replaced_and_every_request_is_answered(trio:
     assert children(trio, "engine_process") != [engine]
 
 
-def test_a_full_queue_is_429_and_callers_who_leave_give_their_places_back() -> None:
+def test_a_killed_supervisor_leaves_nothing_behind(trio: Service) -> None:
+    pids, folder = children(trio), folder_of(trio)
+    assert len(pids) == 4
+    trio.process.kill()
+    until(lambda: not any(map(command_of, pids)), seconds=10)
+    assert not folder.exists()
+    until(lambda: is_refused(trio))
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Service]:
+    """It waits for fuller batches than its queue lets in, and long before it ends."""
     with started(
         "--workers",
         "2",
@@ -253,24 +264,43 @@ def test_a_full_queue_is_429_and_callers_who_leave_give_their_places_back() -> N
         "random:resnet20",
         RESNET_SERVE_MAX_QUEUE="4",
         RESNET_SERVE_MAX_DELAY_MS="3000",
-    ) as service:
-        until(lambda: all_ready(service))
-        responses = asyncio.run(send_all([post(service) for _ in range(24)]))
-        statuses = Counter(response.status_code for response in responses)
-        assert set(statuses) == {200, 429}
-        assert statuses[200] == 4
-        for response in responses:
-            if response.status_code == 429:
-                assert 1 <= int(response.headers["retry-after"]) <= 60
-        body = encoded()
-        head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
-        for _ in range(3):
-            connection = socket.create_connection(("127.0.0.1", service.port))
-            connection.sendall(head.encode() + body)
-            wait_for(service, "resnet_serve_queue_depth", lambda depth: depth == 1)
-            connection.close()
-            wait_for(service, "resnet_serve_queue_depth", lambda depth: depth == 0)
-        assert {asyncio.run(send_all([post(service)]))[0].status_code} == {200}
+        RESNET_SERVE_SHUTDOWN_GRACE_S="3",
+    ) as running:
+        until(lambda: all_ready(running))
+        yield running
+
+
+def test_a_full_queue_is_429_and_callers_who_leave_give_their_places_back(
+    patient: Service,
+) -> None:
+    responses = asyncio.run(send_all([post(patient) for _ in range(24)]))
+    statuses = Counter(response.status_code for response in responses)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] == 4
+    for response in responses:
+        if response.status_code == 429:
+            assert 1 <= int(response.headers["retry-after"]) <= 60
+    body = encoded()
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", patient.port))
+        connection.sendall(head.encode() + body)
+        wait_for(patient, "resnet_serve_queue_depth", lambda depth: depth == 1)
+        connection.close()
+        wait_for(patient, "resnet_serve_queue_depth", lambda depth: depth == 0)
+    assert {asyncio.run(send_all([post(patient)]))[0].status_code} == {200}
+
+
+def test_on_sigterm_every_front_end_is_unready_at_once_and_still_serves(patient: Service) -> None:
+    # Also where a terminal or a service manager sends it to every process.
+    for pid in [*children(patient), patient.process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert not any(is_ready(patient) for _ in range(8))
+    answer = client.post(f"{patient.url}/v1/classify", content=encoded())
+    assert answer.status_code == 200
+    assert answer.headers["connection"] == "close"
+    assert patient.process.wait(30) == 0
 
 
 def test_sigterm_under_load_loses_nothing() -> None:
@@ -289,30 +319,6 @@ def test_sigterm_under_load_loses_nothing() -> None:
     assert not any("Traceback" in line for line in service.log)
     assert not any(map(command_of, pids))
     assert not folder.exists()
-
-
-def test_on_sigterm_every_front_end_is_unready_at_once_and_still_serves() -> None:
-    with started("--workers", "2", RESNET_SERVE_SHUTDOWN_GRACE_S="3") as service:
-        until(lambda: all_ready(service))
-        # Also where a terminal or a service manager sends it to every process.
-        for pid in [*children(service), service.process.pid]:
-            os.kill(pid, signal.SIGTERM)
-        time.sleep(0.5)
-        assert not any(is_ready(service) for _ in range(8))
-        answer = client.post(f"{service.url}/v1/classify", content=encoded())
-        assert answer.status_code == 200
-        assert answer.headers["connection"] == "close"
-        assert service.process.wait(30) == 0
-
-
-def test_a_killed_supervisor_leaves_nothing_behind() -> None:
-    with started("--workers", "2") as service:
-        pids, folder = children(service), folder_of(service)
-        assert len(pids) == 3
-        service.process.kill()
-        until(lambda: not any(map(command_of, pids)), seconds=10)
-        assert not folder.exists()
-        until(lambda: is_refused(service))
 
 
 def test_what_cannot_be_served_ends_the_start_with_one_line() -> None:

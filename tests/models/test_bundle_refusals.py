@@ -289,13 +289,13 @@ def test_metadata_nested_without_end_is_refused(tmp_path: Path) -> None:
     "change",
     [
         {"name": None},
+        {"name": "two words"},
+        {"name": "../a"},
         {"labels": list(range(10))},
         {"labels": "ten chars!"},
     ],
     ids=str,
 )
-def test_names_and_labels_that_are_no_text_are_refused(
-    bundle_file: Path, change: dict[str, Any]
-) -> None:
+def test_impossible_names_and_labels_are_refused(bundle_file: Path, change: dict[str, Any]) -> None:
     forge(bundle_file, **change)
     refusal(bundle_file)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import variants
 from models.resnet import on_meta
-from models.summary import count_layers, count_macs, count_parameters
+from models.summary import Cost, cost, count_layers, count_macs, count_parameters
 from tests.models import tiny
 
 
@@ -45,6 +45,25 @@ def test_macs_are_those_of_a_real_forward(block: Any, shortcut: Any, stem: Any, 
     expected = measured_macs(network, torch.randn(1, 3, size, size))
     assert count_macs(network, size) == expected
     assert count_macs(on_meta(network.architecture), size) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"shortcut": "C"},
+        {"shortcut": "A", "block": "bottleneck"},
+        {"preact": True, "preact_stem": "activated_once"},
+        {"preact": True, "block": "bottleneck", "stride_block": "last"},
+        {"preact": True, "preact_shortcut": "entry", "stride_stages": "all"},
+        {"biases": ("conv1", "shortcut"), "stem": "imagenet", "padding": "same"},
+    ],
+    ids=str,
+)
+def test_the_cost_of_repeated_blocks_is_that_of_the_whole_network(changes: Any) -> None:
+    network = tiny.network(**{"blocks": (6, 1, 2, 4), "planes": (4, 8, 16, 32), **changes})
+    whole = Cost(count_parameters(network), count_layers(network), count_macs(network, 37))
+    assert cost(network.architecture, 37) == whole
 
 
 def test_macs_know_groups_dilation_and_any_padding() -> None:

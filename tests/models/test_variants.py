@@ -13,7 +13,7 @@ import models
 from models import variants
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import on_meta
-from models.summary import count_layers, count_macs, count_parameters
+from models.summary import Cost, cost, count_layers, count_macs, count_parameters
 
 HERE = Path(__file__).parent
 
@@ -33,10 +33,21 @@ def test_every_variant_has_the_golden_counts(row: dict[str, str]) -> None:
     assert variant.architecture.num_classes == classes
     assert variant.depth == int(row["depth"])
     assert variant.input.size == int(row["input"])
-    network = on_meta(variants.override(variant.architecture, shortcut=row["shortcut"]))
-    assert count_parameters(network) == int(row["parameters"])
-    assert count_layers(network) == int(row["layers"])
-    assert count_macs(network, variant.input.size) == int(row["macs"])
+    architecture = variants.override(variant.architecture, shortcut=row["shortcut"])
+    golden = Cost(int(row["parameters"]), int(row["layers"]), int(row["macs"]))
+    assert cost(architecture, variant.input.size) == golden
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet56", "resnet152", "preact_resnet34", "preact_resnet1001", "wide_resnet40_4"]
+)
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_a_variants_cost_is_that_of_the_network_when_built(name: str, shortcut: str) -> None:
+    row = variants.variant(name)
+    network = on_meta(variants.override(row.architecture, shortcut=shortcut))
+    size = row.input.size
+    built = Cost(count_parameters(network), count_layers(network), count_macs(network, size))
+    assert cost(network.architecture, size) == built
 
 
 @pytest.mark.parametrize("row", list(rows("more_variants.csv")))
@@ -49,12 +60,12 @@ def test_overridden_variants_have_the_published_counts(row: dict[str, str]) -> N
         "stride_at": row["stride_at"] or "3x3",
         "shortcut": row["shortcut"],
     }
-    network = on_meta(variants.override(variant.architecture, **changes))
-    assert count_parameters(network) == int(row["parameters"])
+    found = cost(variants.override(variant.architecture, **changes), variant.input.size)
+    assert found.parameters == int(row["parameters"])
     if row["layers"]:
-        assert count_layers(network) == int(row["layers"])
+        assert found.layers == int(row["layers"])
     if row["macs"]:
-        assert count_macs(network, variant.input.size) == int(row["macs"])
+        assert found.macs == int(row["macs"])
 
 
 def test_every_listed_variant_has_its_counts_asserted() -> None:

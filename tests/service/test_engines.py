@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import bundle, variants
+from models import bundle
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.hardware import cpu_has_bf16
@@ -136,12 +136,12 @@ def test_padding_and_splitting_change_no_answer(tiny: Bundle, kind: str, count: 
 
 
 OPENVINO_NETWORKS = {
-    "post-activation, basic": variants.variant("resnet20").architecture,
+    "post-activation, basic": replace(TINY, shortcut="B", blocks=(2, 1, 2), planes=(8, 16, 32)),
     "bottleneck": replace(TINY, block="bottleneck", shortcut="B"),
-    "pre-activation": variants.variant("preact_resnet20").architecture,
+    "pre-activation": replace(TINY, shortcut="B", blocks=(2, 2), preact=True),
     "pre-activation bottleneck": replace(TINY, block="bottleneck", shortcut="B", preact=True),
     "wide, with dropout": replace(TINY, width=2, dropout=0.3, preact=True),
-    "imagenet stem": replace(variants.variant("resnet18").architecture, num_classes=7),
+    "imagenet stem": replace(TINY, stem="imagenet", shortcut="B", num_classes=7),
     "option A at the end": replace(TINY, shortcut_padding="end", planes=(8, 24)),
     "option C": replace(TINY, shortcut="C"),
     "biases, and a bare shortcut": replace(
@@ -318,6 +318,10 @@ def test_int8_without_calibration_says_what_to_do(tiny: Bundle) -> None:
 def test_compiled_once_and_loaded_from_then_on(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What is compiled here runs for a moment: torch need not try what the CPU can do, nor optimise.
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
+    monkeypatch.setenv("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+    monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
     made = replace(tiny, temperature=0.5)
     here = planned(made, cache=tmp_path)
     first = engines.start("compile", here, 1e-5)

@@ -17,7 +17,7 @@ SLOW = re.compile(
     r"|test_torch_resnet\.py::test_every_class.*ResNet(101|152|200)\]"
     r"|test_onnx\.py::test_what_torchs_new_exporter.*bottleneck"
     r"|test_export\.py::.*wide_resnet"
-    r"|test_(torchvision|timm)\.py::test_every.*\[(wide_resnet101_2|resnet152|resnet200|resnetv2_152)\]"
+    r"|test_(torchvision|timm)\.py::test_every.*\[(wide_resnet101_2|resnet(v2_)?1\d\d|resnet200)\]"
     r"|test_onnx\.py::.*zoo.*resnet(101|152)"
 )
 

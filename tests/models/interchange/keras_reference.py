@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,66 @@ import h5py
 import keras
 import numpy as np
 from keras import layers
+from keras.src.applications import resnet
 from keras.src.legacy.saving import legacy_h5_format
 from numpy.typing import NDArray
 
 from tests.models.interchange.random_weights import randomised
 
-__all__ = ["application", "keras", "layers", "logits", "random", "save", "small"]
+__all__ = [
+    "application",
+    "ending_in_logits",
+    "keras",
+    "layers",
+    "logits",
+    "narrow_body",
+    "random",
+    "save",
+    "small",
+]
 
 
 def application(name: str, classes: int = 1000) -> Any:
-    """A network of `keras.applications` for images of any size, that ends in logits."""
-    body = getattr(keras.applications, name)(
+    """A network of `keras.applications` for images of any size, that ends in logits.
+
+    Those of one name share their layers, and so their weights.
+    """
+    return ending_in_logits(application_body(name), classes)
+
+
+@functools.lru_cache(maxsize=2)
+def application_body(name: str) -> Any:
+    return getattr(keras.applications, name)(
         include_top=False, weights=None, pooling="avg", input_shape=(None, None, 3)
     )
+
+
+@functools.cache
+def narrow_body(version: int) -> Any:
+    """What `keras.applications` builds and names, with fewer blocks and channels."""
+    first = version == 1
+    stack = resnet.stack_residual_blocks_v1 if first else resnet.stack_residual_blocks_v2
+    strides = (1, 2, 2, 2) if first else (2, 2, 2, 1)
+
+    def stages(x: Any) -> Any:
+        for number, filters, stride in zip((2, 3, 4, 5), (64, 16, 24, 32), strides, strict=True):
+            x = stack(x, filters, 2, stride, name=f"conv{number}")
+        return x
+
+    return resnet.ResNet(
+        stages,
+        preact=not first,
+        use_bias=True,
+        include_top=False,
+        weights=None,
+        pooling="avg",
+        input_shape=(None, None, 3),
+        name="resnet50" if first else "resnet50v2",
+        weights_name=None,
+    )
+
+
+def ending_in_logits(body: Any, classes: int = 1000) -> Any:
     logits = layers.Dense(classes, name="predictions")(body.output)
     return random(keras.Model(body.input, logits))
 

@@ -19,7 +19,6 @@ from models import bundle, interchange, variants
 from models.interchange import hub, published
 from models.interchange.download import DownloadError
 from models.preprocess import IMAGENET
-from models.resnet import ResNet
 from service import catalog
 from service.errors import ConfigError
 from tests.models.interchange import libraries
@@ -89,7 +88,10 @@ def server() -> Iterator[Hub]:
         thread.join()
 
 
-def saved_pth(path: Path, network: ResNet) -> bytes:
+@pytest.fixture(scope="module")
+def resnet18_pth(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("published") / "r.pth"
+    network = variants.build("resnet18")
     made = bundle.from_network(
         network,
         name="r",
@@ -102,12 +104,11 @@ def saved_pth(path: Path, network: ResNet) -> bytes:
 
 
 @pytest.fixture
-def row(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> published.Published:
+def row(server: Hub, resnet18_pth: bytes, monkeypatch: pytest.MonkeyPatch) -> published.Published:
     """A resnet18 that a server on this machine publishes."""
-    content = saved_pth(tmp_path / "r.pth", variants.build("resnet18"))
-    digest = hashlib.sha256(content).hexdigest()[:8]
+    digest = hashlib.sha256(resnet18_pth).hexdigest()[:8]
     made = published.Published("resnet18", "IMAGENET1K_V9", digest, 232, 70.5, 90.25)
-    server.files[f"/{made.file}"] = content
+    server.files[f"/{made.file}"] = resnet18_pth
     monkeypatch.setattr(published, "WEIGHTS", (*published.WEIGHTS, made))
     monkeypatch.setattr(published, "URL", server.url)
     return made

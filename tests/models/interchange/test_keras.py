@@ -69,23 +69,38 @@ def difference(bundle: Bundle, model: Any, size: tuple[int, int] = (32, 32)) -> 
 def test_the_applications_give_equal_logits_from_the_same_pixels(tmp_path: Path, name: str) -> None:
     model = reference.application(name)
     v2 = name.endswith("V2")
-    package = keras.applications.resnet_v2 if v2 else keras.applications.resnet
-    shallow = "50" in name
-    for file in FILES if shallow else FILES[:1]:
-        bundle = convert(reference.save(model, tmp_path / file))
-        for size in SIZES if file == FILES[0] and shallow else SIZES[1:2]:
-            images = pixels(size)
-            # It works in place.
-            theirs = package.preprocess_input(images.astype(np.float32))
-            assert far(ours(bundle, images), reference.logits(model, theirs)) < 1e-4
-        depth = name.removeprefix("ResNet").removesuffix("V2")
-        assert bundle.variant == f"preact_resnet{depth}" if v2 else f"resnet{depth}"
-        assert bundle.labels == labels.read("imagenet1k")
-        assert bundle.architecture.eps == 1.001e-5
-        assert bundle.provenance["layout"] == f"keras.applications ResNet v{2 if v2 else 1}"
-        assert bundle.architecture.biases == (
-            ("stem", "conv3", "shortcut") if v2 else ("stem", "conv1", "conv2", "conv3", "shortcut")
-        )
+    bundle = convert(reference.save(model, tmp_path / FILES[0]))
+    assert preprocessed_difference(bundle, model, SIZES[1], 2 if v2 else 1) < 1e-4
+    depth = name.removeprefix("ResNet").removesuffix("V2")
+    assert bundle.variant == f"preact_resnet{depth}" if v2 else f"resnet{depth}"
+    assert bundle.labels == labels.read("imagenet1k")
+    assert bundle.architecture.eps == 1.001e-5
+    assert bundle.provenance["layout"] == f"keras.applications ResNet v{2 if v2 else 1}"
+    assert bundle.architecture.biases == (
+        ("stem", "conv3", "shortcut") if v2 else ("stem", "conv1", "conv2", "conv3", "shortcut")
+    )
+
+
+def preprocessed_difference(
+    bundle: Bundle, model: Any, size: tuple[int, int], version: int
+) -> float:
+    """Of a network that is given what its own `preprocess_input` makes of pixels."""
+    images = pixels(size)
+    package = keras.applications.resnet if version == 1 else keras.applications.resnet_v2
+    # It works in place.
+    theirs = package.preprocess_input(images.astype(np.float32))
+    return far(ours(bundle, images), reference.logits(model, theirs))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_of_an_application_is_read(tmp_path: Path, file: str, version: int) -> None:
+    model = reference.ending_in_logits(reference.narrow_body(version))
+    bundle = convert(reference.save(model, tmp_path / file))
+    for size in SIZES:
+        assert preprocessed_difference(bundle, model, size, version) < 1e-4
+    assert bundle.architecture.blocks == (2, 2, 2, 2)
+    assert bundle.provenance["layout"] == f"keras.applications ResNet v{version}"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +261,7 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
 
 def test_a_model_within_a_model_is_read(tmp_path: Path) -> None:
     """As fine-tuning makes it, from the files that keep the inner layers' names."""
-    body = reference.application("ResNet50V2")
+    body = reference.ending_in_logits(reference.narrow_body(2))
     inner = keras.Model(body.input, body.layers[-2].output, name="resnet50v2")
     images = layers.Input((64, 64, 3))
     model = reference.random(keras.Model(images, layers.Dense(10)(inner(images))))
@@ -275,9 +290,7 @@ def grouped() -> Any:
 
 REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "no head": (
-        lambda: keras.applications.ResNet50V2(
-            include_top=False, weights=None, input_shape=(32, 32, 3)
-        ),
+        lambda: reference.narrow_body(2),
         "weights.h5",
         r"has 0 dense layers: a ResNet has one, its head",
     ),

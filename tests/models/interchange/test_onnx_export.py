@@ -60,7 +60,7 @@ def test_logits_are_equal_at_every_batch_size_and_the_way_back_is_exact(
         given = run(path, images.numpy())
         np.testing.assert_allclose(given / scale, expected / scale, rtol=0, atol=1e-5)
     back = interchange.convert("onnx", path)
-    assert (back.input, back.labels) == (made.input, made.labels)
+    assert (back.name, back.input, back.labels) == (made.name, made.input, made.labels)
     if name != "biases":  # Where a norm follows, it has taken them in.
         assert back.architecture == made.architecture
         floats = {k: v for k, v in made.tensors.items() if v.is_floating_point()}
@@ -165,6 +165,18 @@ def test_the_file_says_what_it_is_and_is_the_same_every_time(tmp_path: Path) -> 
     assert json.loads(said["std"]) == list(IMAGENET.std)
     names = {each.name for each in model.graph.initializer}
     assert {"stem.conv.weight", "stages.1.0.bn1.running_var", "head.bias"} <= names
+
+
+@pytest.mark.parametrize("name", ["no name", "", None])
+def test_a_name_that_is_none_gives_way_to_the_files(tmp_path: Path, name: str | None) -> None:
+    path = export(described(network("option B"), 16), tmp_path / "my net.v2.onnx")
+    model = onnx.load(path)
+    said = {each.key: each.value for each in model.metadata_props if each.key != "name"}
+    onnx.helper.set_model_props(model, said if name is None else said | {"name": name})
+    onnx.save(model, path)
+    back = interchange.convert("onnx", path)
+    assert (back.name, back.labels[0]) == ("my-net", "Müsli")
+    assert interchange.convert("onnx", path, name="given").name == "given"
 
 
 def test_without_the_package_the_extra_is_named(

@@ -1,0 +1,233 @@
+"""What a network computes, as a list: the operations of its own forward, one after the other.
+
+Exports to other runtimes walk the list. A ResNet needs ten operations, so that neither
+TorchScript, which torch has deprecated, nor torch.fx is needed, which patches modules for the
+whole process while it traces, under the feet of engines that serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Kind = Literal[
+    "input",
+    "convolution",
+    "linear",
+    "batch_norm",
+    "relu",
+    "max_pool",
+    "pad",
+    "add",
+    "slice",
+    "mean",
+]
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation; its place in the list names its result.
+
+    `inputs`: the places of its operands.
+    `shape`: its result's, [-1, C, H, W] or [-1, K].
+    `tensors`: the network's own: for "convolution" and "linear" the weight, and the bias where
+        there is one; for "batch_norm" mean, variance, weight and bias.
+    `options`: "convolution" has `strides`, `pads` and `dilations`; "max_pool" `kernel`, `strides`,
+        `pads`, `dilations` and `ceil`; each a pair for H and W but the last. "batch_norm" has
+        `eps`, "pad" `before` and `after` by axis and the `value`, "slice" its `steps` by axis.
+    """
+
+    kind: Kind
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    tensors: tuple[Tensor, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def record(network: nn.Module, shape: Sequence[int]) -> list[Operation]:
+    """The operations of a network in evaluation mode; the last one's result is the network's.
+
+    `shape` is that of the images, [C, H, W]. Nothing is computed.
+
+    Raises:
+        NotImplementedError: an operation is none of `Kind`.
+    """
+    operations = [Operation("input", (), (-1, *shape))]
+    with torch.no_grad():
+        network(_Recorded(operations, 0))
+    return operations
+
+
+class _Recorded:
+    """Stands for a tensor in a network's forward: the place of an operation in the list."""
+
+    def __init__(self, operations: list[Operation], place: int) -> None:
+        self.operations = operations
+        self.place = place
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> _Recorded:
+        if function not in FUNCTIONS:
+            name = getattr(function, "__name__", function)
+            raise NotImplementedError(f"no export is told how to compute {name}")
+        return FUNCTIONS[function](*args, **(kwargs or {}))
+
+    def then(
+        self,
+        kind: Kind,
+        shape: Sequence[int],
+        *others: _Recorded,
+        tensors: Sequence[Tensor | None] = (),
+        **options: Any,
+    ) -> _Recorded:
+        places = (self.place, *(other.place for other in others))
+        present = tuple(tensor for tensor in tensors if tensor is not None)
+        self.operations.append(Operation(kind, places, tuple(shape), present, options))
+        return _Recorded(self.operations, len(self.operations) - 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.operations[self.place].shape
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def __add__(self, other: _Recorded) -> _Recorded:
+        return self.then("add", self.shape, other)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> _Recorded:
+        """Whole axes in steps, as the shortcut of option A takes them."""
+        steps = {axis: each.step for axis, each in enumerate(index) if each.step not in (None, 1)}
+        if not steps:
+            return self
+        shape = (-(-n // steps.get(axis, 1)) if n > 0 else n for axis, n in enumerate(self.shape))
+        return self.then("slice", tuple(shape), steps=steps)
+
+    def mean(self, axes: tuple[int, ...]) -> _Recorded:
+        if axes != (2, 3):
+            raise NotImplementedError("exports know means over images only")
+        return self.then("mean", self.shape[:2])
+
+
+def _convolution(
+    x: _Recorded,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> _Recorded:
+    if groups != 1 or isinstance(padding, str):
+        raise NotImplementedError("exports know plain convolutions only")
+    window = {"strides": _pair(stride), "pads": _pair(padding), "dilations": _pair(dilation)}
+    shape = (-1, weight.shape[0], *_windows(x.shape, tuple(weight.shape[2:]), **window))
+    return x.then("convolution", shape, tensors=(weight, bias), **window)
+
+
+def _linear(x: _Recorded, weight: Tensor, bias: Tensor | None = None) -> _Recorded:
+    return x.then("linear", (-1, weight.shape[0]), tensors=(weight, bias))
+
+
+def _batch_norm(
+    x: _Recorded,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> _Recorded:
+    _evaluating(training)
+    return x.then("batch_norm", x.shape, tensors=(mean, variance, weight, bias), eps=eps)
+
+
+def _max_pool(
+    x: _Recorded,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    **_: Any,
+) -> _Recorded:
+    kernel = _pair(kernel_size)
+    window = {
+        "strides": _pair(stride or kernel),
+        "pads": _pair(padding),
+        "dilations": _pair(dilation),
+        "ceil": ceil_mode,
+    }
+    shape = (*x.shape[:2], *_windows(x.shape, kernel, **window))
+    return x.then("max_pool", shape, kernel=kernel, **window)
+
+
+def _pad(
+    x: _Recorded, padding: tuple[int, ...], mode: str = "constant", value: float | None = None
+) -> _Recorded:
+    """Constants around the last axes, which torch names from the last to the first."""
+    if mode != "constant":
+        raise NotImplementedError("exports know padding with constants only")
+    if not any(padding):
+        return x
+    leading = (0,) * (4 - len(padding) // 2)
+    before, after = (*leading, *padding[-2::-2]), (*leading, *padding[::-2])
+    sides = zip(x.shape, before, after, strict=True)
+    shape = tuple(n if n < 0 else n + b + a for n, b, a in sides)
+    return x.then("pad", shape, before=before, after=after, value=value or 0.0)
+
+
+def _dropout(
+    x: _Recorded, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> _Recorded:
+    _evaluating(training)
+    return x
+
+
+def _evaluating(training: bool) -> None:
+    if training:
+        raise NotImplementedError("the network must be in evaluation mode")
+
+
+def _windows(
+    shape: tuple[int, ...],
+    kernel: Pair,
+    strides: Pair,
+    pads: Pair,
+    dilations: Pair,
+    *,
+    ceil: bool = False,
+) -> tuple[int, ...]:
+    """Height and width behind a window."""
+    found = []
+    for n, extent, step, pad, dilation in zip(
+        shape[2:], kernel, strides, pads, dilations, strict=True
+    ):
+        span = n + 2 * pad - dilation * (extent - 1) - 1
+        found.append((-(-span // step) if ceil else span // step) + 1)
+    return tuple(found)
+
+
+def _pair(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+FUNCTIONS: dict[Any, Callable[..., _Recorded]] = {
+    torch.conv2d: _convolution,
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    F.relu: lambda x, inplace=False: x.then("relu", x.shape),
+    F.max_pool2d: _max_pool,
+    torch.max_pool2d: _max_pool,
+    F.dropout: _dropout,
+    F.pad: _pad,
+}
