@@ -1,103 +1,62 @@
-"""Random crops of photographs, one by one: what networks of ImageNet's size are trained on."""
+"""Ten views of an image, whose answers are averaged."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from models.preprocess import RESAMPLING, Interpolation, upright_rgb
+from models.preprocess import InputSpec
+from models.training.evaluate import Infer
 
-Box = tuple[int, int, int, int]
-ORIENTATION = 0x0112  # EXIF; its values from 5 on swap width and height.
-TRIES = 10
+Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomCrop:
-    """A crop resized to `size` pixels a side, and mirrored half the time if `flip`.
+def whole(spec: InputSpec) -> InputSpec:
+    """What to read images by, so that `ten` finds its crops in them.
 
-    Its area is the fraction `scale` of the image's and its width over height is in `ratio`
-    (Szegedy 2015, arXiv:1409.4842, section 6). Or, where `shorter_side` is given, it is a square
-    of the image resized so that its shorter side is in that range of pixels (He 2015, section
-    3.4: 256 to 480).
+    The square in the middle of the resized image, `spec.resize` pixels a side (Krizhevsky 2012,
+    sections 2 and 4.1, whose 10-crop testing He 2015 names as its own, arXiv:1512.03385,
+    section 3.4).
 
     Raises:
-        ValueError: a range is impossible; the message names it.
+        ValueError: the images are not resized to more than what the network sees.
     """
-
-    size: int
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    shorter_side: tuple[int, int] | None = None
-    interpolation: Interpolation = "bilinear"
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        for name, (low, high), least, most in (
-            ("scale", self.scale, 0.0, 1.0),
-            ("ratio", self.ratio, 0.0, math.inf),
-            ("shorter_side", self.shorter_side or (self.size, self.size), self.size - 1, math.inf),
-        ):
-            if not least < low <= high <= most or not math.isfinite(high):
-                raise ValueError(f"{name} must be a range above {least:g}, not {low:g} to {high:g}")
-        if self.interpolation not in RESAMPLING:
-            allowed = ", ".join(RESAMPLING)
-            raise ValueError(f"interpolation must be one of {allowed}, not {self.interpolation!r}")
-
-    def __call__(self, image: Image.Image, seed: int) -> NDArray[np.uint8]:
-        """uint8 [size, size, 3] of an image that was opened and not yet decoded.
-
-        Equal seeds give equal crops; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that
-        leaves at least twice the pixels a side that the crop is resized to.
-        """
-        random = np.random.Generator(np.random.Philox(seed))
-        width, height = image.size
-        turned = image.getexif().get(ORIENTATION, 1) >= 5
-        if turned:
-            width, height = height, width
-        box = self.box(width, height, random)
-        mirrored = bool(random.integers(2)) and self.flip
-        if image.format == "JPEG":
-            shrink = 2 * self.size / min(box[2] - box[0], box[3] - box[1])
-            if shrink <= 0.5:
-                image.draft(None, tuple(math.ceil(side * shrink) for side in image.size))  # type: ignore[arg-type]
-        upright = upright_rgb(image)
-        if upright.size != (width, height):
-            box = _scaled(box, upright.width / width, upright.height / height)
-        cropped = upright.crop(box).resize((self.size,) * 2, RESAMPLING[self.interpolation])
-        pixels = np.asarray(cropped)
-        return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
-
-    def box(self, width: int, height: int, random: np.random.Generator) -> Box:
-        """Left, top, right and bottom of a crop in pixels of the image."""
-        if self.shorter_side is not None:
-            short = random.integers(self.shorter_side[0], self.shorter_side[1] + 1)
-            side = max(1, round(self.size * min(width, height) / int(short)))
-            return _placed(side, side, width, height, random)
-        for _ in range(TRIES):
-            area = width * height * random.uniform(*self.scale)
-            ratio = math.exp(random.uniform(*map(math.log, self.ratio)))
-            across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < across <= width and 0 < down <= height:
-                return _placed(across, down, width, height, random)
-        # The largest in the middle that has a possible ratio.
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-        across = min(width, max(1, round(height * ratio)))
-        down = min(height, max(1, round(width / ratio)))
-        left, top = (width - across) // 2, (height - down) // 2
-        return left, top, left + across, top + down
+    if spec.resize == spec.size:
+        raise ValueError(
+            f"ten crops need images resized to more than the {spec.size} pixels that the network "
+            "sees; this model's are not, use --crops center"
+        )
+    return replace(spec, size=spec.resize)
 
 
-def _placed(across: int, down: int, width: int, height: int, random: np.random.Generator) -> Box:
-    left, top = int(random.integers(width - across + 1)), int(random.integers(height - down + 1))
-    return left, top, left + across, top + down
+def ten(image: Pixels, size: int) -> list[Pixels]:
+    """The corners and the centre of uint8 [H, W, 3], `size` pixels a side, and their mirrors.
+
+    In the order: top left, top right, bottom left, bottom right, centre, and these five mirrored.
+    """
+    bottom, right = (side - size for side in image.shape[:2])
+    # The centre's corner rounds halves to even, as serving does.
+    corners = (
+        (0, 0),
+        (0, right),
+        (bottom, 0),
+        (bottom, right),
+        (round(bottom / 2), round(right / 2)),
+    )
+    views = [image[top : top + size, left : left + size] for top, left in corners]
+    return views + [view[:, ::-1] for view in views]
 
 
-def _scaled(box: Box, across: float, down: float) -> Box:
-    left, top, right, bottom = box
-    x, y = round(left * across), round(top * down)
-    return x, y, max(x + 1, round(right * across)), max(y + 1, round(bottom * down))
+def averaged(infer: Infer, size: int) -> Infer:
+    """`infer` on `ten` crops of each image: the mean of their probabilities, float32 [N, K]."""
+
+    def ten_times(images: Sequence[Pixels]) -> NDArray[np.float32]:
+        views = [view for image in images for view in ten(image, size)]
+        rows = infer(views)
+        means = rows.reshape(len(images), 10, -1).mean(axis=1, dtype=np.float64)
+        return means.astype(np.float32)
+
+    return ten_times
