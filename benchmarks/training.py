@@ -37,13 +37,17 @@ import torch
 from benchmarks import torch_resnet_example
 from benchmarks.stopwatch import Enough, Stopwatch
 from models import labels, variants
-from models.training import loop
+from models.training import loop, memory
 from models.training.datasets import Dataset
+from models.training.loop import Options
+from models.training.parallel import World
 from models.training.recipes import RECIPES
+from models.training.source import Resident
 from service.load.document import as_text
 from service.load.environment import machine
 
 OURS, THEIRS = "resnet-serve", "torch-resnet"
+GIVING_BACK = "without keeping memory"  # See models.training.memory.
 NEEDED = ("deep_trainer", "tensorboard", "torch_resnet", "torchvision")
 INSTALL = "pip install --no-deps -r benchmarks/training-requirements.txt"
 PACKAGES = ("resnet-serve", "torch", "torchvision", "torch-resnet", "deep-trainer", "numpy")
@@ -77,8 +81,10 @@ def images(count: int) -> Dataset:
     return Dataset(pixels, random.integers(0, 10, count), labels.read("cifar10"), "random")
 
 
-def ours(plan: Plan) -> dict[str, Any]:
+def ours(plan: Plan, *, keep_freed: bool = True) -> dict[str, Any]:
     """This project's loop; compiled, and in its own choice of precision."""
+    if keep_freed:
+        memory.keep_freed()
     watch = plan.stopwatch()
     data = images(plan.images)
     row = variants.variant("resnet20")
@@ -87,20 +93,22 @@ def ours(plan: Plan) -> dict[str, Any]:
     total = plan.warm_up + plan.steps
     # An epoch more: a loop that reports now and then must report once after the last step.
     epochs = 1 + math.ceil(total / (plan.images // plan.batch_size))
-    recipe = replace(RECIPES["quick"], batch_size=plan.batch_size, epochs=epochs)
+    recipe = replace(RECIPES["quick"], batch_size=plan.batch_size).lasting("epochs", epochs)
+    options = Options(compiled=plan.compiled)
     with suppress(Enough):
         loop.train(
             network,
-            data,
+            Resident(data, plan.device),
             row.input,
             recipe,
             seed=0,
-            device=plan.device,
-            compiled=plan.compiled,
+            world=World(0, 1, plan.device),
+            options=options,
             report=lambda at: watch.lap(at.step),
         )
-    compiled = plan.compiled and loop._can_compile(plan.device)
-    return watch.figures() | {"compiled": compiled, "precision": "fp32"}
+    compiled = plan.compiled and loop.can_compile(plan.device)
+    precision = loop.precision(options, plan.device)
+    return watch.figures() | {"compiled": compiled, "precision": precision}
 
 
 def theirs(plan: Plan) -> dict[str, Any]:
@@ -120,11 +128,15 @@ def theirs(plan: Plan) -> dict[str, Any]:
     return watch.figures() | {"compiled": False, "precision": "mixed" if mixed else "fp32"}
 
 
-SIDES: dict[str, Callable[[Plan], dict[str, Any]]] = {THEIRS: theirs, OURS: ours}
+SIDES: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    THEIRS: theirs,
+    OURS: ours,
+    GIVING_BACK: partial(ours, keep_freed=False),
+}
 
 
 def measure(plan: Plan, rounds: int, say: Callable[[str], object] = print) -> dict[str, Any]:
-    """Both sides, `rounds` times in turn.
+    """Each side, `rounds` times in turn.
 
     Raises:
         SystemExit: a package is missing, or a side failed; the message says which.
@@ -187,12 +199,12 @@ def table(figures: dict[str, Any]) -> str:
         busy = [run["busy"] for run in found["rounds"] if "busy" in run]
         share = f", device busy {statistics.median(busy):.0%}" if busy else ""
         lines.append(
-            f"{side:<13} {found['median']:>9.1f} images/s "
+            f"{side:<23} {found['median']:>9.1f} images/s "
             f"({min(rates):.0f} to {max(rates):.0f}; {how}{share})"
         )
     if figures["plan"]["device"].startswith("cuda") and not shutil.which("nvidia-smi"):
         lines.append("no device busy share: there is no nvidia-smi")
-    return "\n".join([*lines, f"{'ratio':<13} {figures['ratio']:>9.2f}"])
+    return "\n".join([*lines, f"{'ratio':<23} {figures['ratio']:>9.2f}"])
 
 
 def main() -> None:

@@ -160,7 +160,7 @@ class _Run:
         self.steps = recipe.steps(self.per_epoch)
         self.step = 0
         pays = self.steps >= COMPILE_FROM
-        compiled = options.compiled and pays and _can_compile(world.device)
+        compiled = options.compiled and pays and can_compile(world.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
         # Loss and right answers of the epoch, and the first step whose loss was not finite.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -331,7 +331,7 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     )
 
 
-def _can_compile(device: str) -> bool:
+def can_compile(device: str) -> bool:
     """Whether `torch.compile` works here: on a CPU it needs a C++ compiler."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))

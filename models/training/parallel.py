@@ -99,7 +99,7 @@ class GlobalNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1)), share)
             self.num_batches_tracked += 1
         scale = self.weight * (variance + self.eps).rsqrt()
-        normal = centred * scale[:, None, None] + self.bias[:, None, None]
+        normal: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return normal.to(input.dtype)
 
 

@@ -149,6 +149,9 @@ def train(
     A run that was stopped goes on with --resume. Under torchrun, several processes train together:
     `torchrun --nproc-per-node 2 -m service.cli train ...`.
     """
+    from models.training import memory
+
+    memory.keep_freed()
     from models import variants
     from models.training import parallel, recipes
     from models.training.loop import Options

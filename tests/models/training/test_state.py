@@ -70,7 +70,7 @@ def test_half_a_state_is_refused(tmp_path: Path) -> None:
 
 def test_a_state_never_runs_code(tmp_path: Path) -> None:
     class Bomb:
-        def __reduce__(self) -> tuple[Any, tuple[str]]:
+        def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"format": 1, "run": RUN, "bomb": Bomb()}, tmp_path / "state.pt")
