@@ -6,8 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from models import variants
-from models.resnet import on_meta
-from models.summary import count_parameters
+from models.summary import cost
 from models.training.published import PUBLISHED, Published
 from models.training.recipes import RECIPES, Recipe
 
@@ -30,21 +29,21 @@ def expected(recipe: Recipe) -> list[Published]:
 def parameters(row: Published) -> int:
     """Learnable scalars of the network that a published result is of."""
     classes = {"CIFAR-10": 10, "CIFAR-100": 100, "ImageNet": 1000}[row.data]
-    architecture = variants.override(
-        variants.variant(row.variant).architecture, num_classes=classes, shortcut=row.shortcut
-    )
-    return count_parameters(on_meta(architecture))
+    named = variants.variant(row.variant)
+    changes = {"num_classes": classes, "shortcut": row.shortcut}
+    return cost(variants.override(named.architecture, **changes), named.input.size).parameters
 
 
 def _described(recipe: Recipe) -> Iterator[str]:
-    yield f"  schedule     {schedule(recipe)}"
+    yield _wrapped("schedule", schedule(recipe))
     nesterov = ", Nesterov" if recipe.nesterov else ""
     decaying = {"weights": "convolutions and linear layers", "all": "all parameters"}
-    yield (
-        f"  optimizer    SGD, momentum {recipe.momentum:g}{nesterov}, batch {recipe.batch_size}, "
-        f"weight decay {recipe.weight_decay:g} of {decaying[recipe.decays]}"
+    yield _wrapped(
+        "optimizer",
+        f"SGD, momentum {recipe.momentum:g}{nesterov}, batch {recipe.batch_size}, "
+        f"weight decay {recipe.weight_decay:g} of {decaying[recipe.decays]}",
     )
-    yield f"  augmentation {augmentation(recipe)}"
+    yield _wrapped("augmentation", augmentation(recipe))
     others = {
         "label smoothing": recipe.label_smoothing,
         "moving average": recipe.ema,
@@ -52,14 +51,18 @@ def _described(recipe: Recipe) -> Iterator[str]:
         "shortcut": recipe.shortcut,
     }
     if said := [f"{name} {value}" for name, value in others.items() if value]:
-        yield f"  besides      {', '.join(said)}"
+        yield _wrapped("besides", ", ".join(said))
     results = [
         f"{row.variant} ({parameters(row) / 1e6:.2f}M) {row.data} {row.error:.2f} %"
         for row in expected(recipe)
     ]
     if results:
-        text = ", ".join(results)
-        yield textwrap.fill(text, 98, initial_indent="  errors       ", subsequent_indent=" " * 15)
+        yield _wrapped("errors", ", ".join(results))
+
+
+def _wrapped(name: str, text: str) -> str:
+    indent = f"  {name:<12} "
+    return textwrap.fill(text, 98, initial_indent=indent, subsequent_indent=" " * len(indent))
 
 
 def schedule(recipe: Recipe) -> str:
