@@ -191,13 +191,14 @@ def _batch(content: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[n
         labels = records[:, layout.label_bytes - 1].astype(np.int64)
     else:
         fields = _fields(content)
-        pixels, raw = fields.get("data"), fields.get(layout.labels)
-        if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (PIXELS,):
+        data, raw = fields.get("data"), fields.get(layout.labels)
+        if not isinstance(data, np.ndarray) or data.shape[1:] != (PIXELS,):
             raise ValueError(f"its 'data' is no array of {PIXELS} bytes an image")
         if not isinstance(raw, list) or not all(type(each) is int for each in raw):
             raise ValueError(f"its {layout.labels!r} is no list of integers")
-        if len(raw) != len(pixels) or not raw:
-            raise ValueError(f"{len(raw)} labels do not fit {len(pixels)} images")
+        if len(raw) != len(data) or not raw:
+            raise ValueError(f"{len(raw)} labels do not fit {len(data)} images")
+        pixels = data
         labels = np.array([min(max(each, -1), layout.classes) for each in raw], dtype=np.int64)
     wrong = np.flatnonzero((labels < 0) | (labels >= layout.classes))
     if len(wrong):

@@ -80,7 +80,8 @@ class RandomCrop:
             return _placed(side, side, width, height, random)
         for _ in range(TRIES):
             area = width * height * random.uniform(*self.scale)
-            ratio = math.exp(random.uniform(*map(math.log, self.ratio)))
+            low, high = map(math.log, self.ratio)
+            ratio = math.exp(random.uniform(low, high))
             across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < across <= width and 0 < down <= height:
                 return _placed(across, down, width, height, random)

@@ -81,7 +81,9 @@ def decode(
             f"{found.path}: {len(found)} images at {spec.size} pixels do not fit into memory, "
             f"which would take {gigabytes:.0f} GB; stream them"
         ) from None
-    transform, kept, skipped = Centre(spec), [], []
+    transform = Centre(spec)
+    kept: list[int] = []
+    skipped: list[str] = []
     for index, opener in enumerate(found.images.each()):
         name = found.images.name(index)
         try:

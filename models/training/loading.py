@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -146,7 +146,7 @@ class Loader:
         return DataLoader(
             self.reader,
             batch_size=None,
-            sampler=self.requests,  # type: ignore[arg-type]
+            sampler=self.requests,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             collate_fn=_as_it_is,
@@ -157,5 +157,5 @@ class Loader:
         )
 
 
-def _as_it_is(answer: Answer) -> Answer:
+def _as_it_is(answer: Any) -> Any:
     return answer

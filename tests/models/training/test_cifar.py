@@ -38,14 +38,15 @@ def python(classes: int) -> Files:
     names = "label_names" if classes == 10 else "fine_label_names"
     parts = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
     parts = parts if classes == 10 else ["train", "test"]
-    files = {"batches.meta" if classes == 10 else "meta": {names: list(labels.default(classes))}}
+    files: dict[str, dict[str, object]] = {}
+    files |= {"batches.meta" if classes == 10 else "meta": {names: list(labels.default(classes))}}
     for at, name in enumerate(parts):
         rows = slice(at * PER_FILE, (at + 1) * PER_FILE)
         files[name] = {
-            "batch_label": name,  # type: ignore[dict-item]
+            "batch_label": name,
             fine: targets[rows].tolist(),
             "coarse_labels": [0] * PER_FILE,
-            "data": planes[rows],  # type: ignore[dict-item]
+            "data": planes[rows],
         }
     return {name: pickled(fields) for name, fields in files.items()}
 
