@@ -142,7 +142,9 @@ def _described(
     try:
         values = {key: json.loads(value) for key, value in described.items() if key in DESCRIBED}
         labels = values.pop("labels", None)
-        rest = {key: values.pop(key) for key in ("temperature", "card") if key in values}
+        rest: dict[str, Any] = {
+            key: values.pop(key) for key in ("temperature", "card") if key in values
+        }
         spec = InputSpec(**values) if "mean" in values and "size" in values else None
     except (ValueError, TypeError, RecursionError):
         return None, None, {}  # Somebody else's metadata, which may be anything.
