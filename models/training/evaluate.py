@@ -56,7 +56,9 @@ class Evaluation:
         """The accuracy on each class's images, float64 [K]; NaN for a class without images."""
         counts = self.confusion.sum(axis=1)
         unknown = np.full(len(counts), np.nan)
-        return np.divide(self.confusion.diagonal(), counts, out=unknown, where=counts > 0)
+        right = self.confusion.diagonal()
+        shares: NDArray[np.float64] = np.divide(right, counts, out=unknown, where=counts > 0)
+        return shares
 
 
 def evaluate(

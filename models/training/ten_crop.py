@@ -57,6 +57,7 @@ def averaged(infer: Infer, size: int) -> Infer:
         views = [view for image in images for view in ten(image, size)]
         rows = infer(views)
         means = rows.reshape(len(images), 10, -1).mean(axis=1, dtype=np.float64)
-        return means.astype(np.float32)
+        found: NDArray[np.float32] = means.astype(np.float32)
+        return found
 
     return ten_times

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from models.bundle import Bundle
     from models.training.datasets import Corrupt
-    from models.training.evaluate import Evaluation
+    from models.training.evaluate import Evaluation, Infer
 
 # Images read at a time, at least.
 BATCH = 64
@@ -89,7 +89,8 @@ def evaluate(
     if out and not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}")
     bundle, warm = offline.open_model(spec, device=device, engine=kind, precision=precision)
-    infer, seen = warm.infer, bundle.input
+    infer: Infer = warm.infer
+    seen = bundle.input
     if crops == "ten":
         infer, seen = ten_crop.averaged(infer, seen.size), ten_crop.whole(seen)
     step = max(BATCH, warm.buckets.largest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 from PIL import Image
 
 from models import bundle, labels
+from models.preprocess import InputSpec
 from service import catalog, offline
 from service.cli import main
 from service.decode import decode
@@ -22,6 +25,7 @@ from tests.models import tiny
 
 CLASSES = ("cat", "dog", "frog")
 SIDE = 12
+SPEC = InputSpec(size=8, resize=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
 def run(*arguments: str | Path, status: int = 0) -> Result:
@@ -55,8 +59,7 @@ def picture(seed: int, side: int = SIDE) -> bytes:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network that is far too sure of its answers; it sees 8 of the 12 pixels."""
-    spec = {"size": 8, "resize": SIDE, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    made = tiny.made_bundle(input=bundle.InputSpec(**spec), labels=labels.read("cifar10"))
+    made = tiny.made_bundle(input=SPEC, labels=labels.read("cifar10"))
     file = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     bundle.write(made, file)
     return file
@@ -78,7 +81,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     return folder
 
 
-def by_hand(model: Path, photos: Path) -> Iterator[tuple[int, np.ndarray]]:  # type: ignore[type-arg]
+def by_hand(model: Path, photos: Path) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """The class of each photo and what `classify` answers to it."""
     opened, warm = offline.open_model(str(model), device="cpu", engine="eager", precision="fp32")
     files = sorted(path for path in photos.rglob("*") if path.is_file())
@@ -184,10 +187,9 @@ def test_a_fitted_temperature_is_written_and_used(
 
 
 def test_folders_called_by_wordnets_ids_are_imagenets_classes(tmp_path: Path) -> None:
-    spec = bundle.InputSpec(size=8, resize=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
     network = tiny.network(num_classes=1000)
     names = labels.read("imagenet1k")
-    made = bundle.from_network(network, **tiny.described(input=spec, labels=names))
+    made = bundle.from_network(network, **tiny.described(input=SPEC, labels=names))
     bundle.write(made, tmp_path / "x.safetensors")
     for wnid, index in (("n01440764", 0), ("n02123045", 281), ("n15075141", 999)):
         (tmp_path / "val" / wnid).mkdir(parents=True)
@@ -201,7 +203,7 @@ def test_folders_called_by_wordnets_ids_are_imagenets_classes(tmp_path: Path) ->
 def test_conversion_and_calibration_keep_temperature_and_card(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    made = bundle.replace(bundle.read(model), temperature=1.5, card="# Tiny")
+    made = replace(bundle.read(model), temperature=1.5, card="# Tiny")
     own, copied, quantised = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "c"))
     bundle.write(made, own)
     for arguments in (("convert", own, copied), ("calibrate", "--model", own, photos, quantised)):

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from models.training import plots
 from models.training.reliability import reliability
 
 
-def drawn(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+def drawn(path: Path) -> NDArray[np.uint8]:
     """Its pixels, which are not all alike."""
     pixels = np.asarray(Image.open(path).convert("RGB"))
     assert pixels.std() > 5
