@@ -118,7 +118,7 @@ def train(
     import deep_trainer.metric
     import torch_resnet
 
-    network: nn.Module = torch_resnet.ResNet20(small_images=True)
+    network: Any = torch_resnet.ResNet20(small_images=True)  # type: ignore[no-untyped-call]
     network.set_head(nn.Linear(network.out_planes, 10))
     criterion = nn.CrossEntropyLoss()
     metrics = deep_trainer.metric.MetricsHandler(
@@ -150,4 +150,5 @@ def train(
         with suppress(Enough):
             trainer.train(1, loader(data, batch_size, workers), criterion, epoch_size=steps)
         trainer.logger.tensorboard_writer.close()
-    return network
+    trained: nn.Module = network
+    return trained

@@ -55,7 +55,10 @@ PACKAGES = ("resnet-serve", "torch", "torchvision", "torch-resnet", "deep-traine
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What both sides do: `steps` that count after `warm_up` ones, of `batch_size` images."""
+    """What both sides do: `steps` that count after `warm_up` ones, of `batch_size` images.
+
+    `warm_up` should be longer than the two batches that each of `workers` prepares ahead.
+    """
 
     steps: int = 200
     warm_up: int = 40

@@ -175,7 +175,12 @@ def test_a_network_without_a_name_is_described(tmp_path: Path) -> None:
 
 
 def test_what_older_bundles_lack_is_taken_from_the_log_or_left_open(tmp_path: Path) -> None:
-    lacking = {"seconds": None, "images_per_second": None, "precision": None, "hardware": None}
+    lacking: dict[str, Any] = {
+        "seconds": None,
+        "images_per_second": None,
+        "precision": None,
+        "hardware": None,
+    }
     written(tmp_path / "x.safetensors", best=0.95, **lacking)
     written(tmp_path / "y.safetensors", seed=1, data="other", **lacking)
     first, second = sorted(aggregate(collect([tmp_path])), key=lambda r: r.runs[0].seed)
