@@ -128,7 +128,11 @@ def _convolution(
 ) -> _Recorded:
     if groups != 1 or isinstance(padding, str):
         raise NotImplementedError("exports know plain convolutions only")
-    window = {"strides": _pair(stride), "pads": _pair(padding), "dilations": _pair(dilation)}
+    window: dict[str, Any] = {
+        "strides": _pair(stride),
+        "pads": _pair(padding),
+        "dilations": _pair(dilation),
+    }
     shape = (-1, weight.shape[0], *_windows(x.shape, tuple(weight.shape[2:]), **window))
     return x.then("convolution", shape, tensors=(weight, bias), **window)
 
@@ -161,7 +165,7 @@ def _max_pool(
     **_: Any,
 ) -> _Recorded:
     kernel = _pair(kernel_size)
-    window = {
+    window: dict[str, Any] = {
         "strides": _pair(stride or kernel),
         "pads": _pair(padding),
         "dilations": _pair(dilation),

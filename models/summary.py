@@ -52,8 +52,8 @@ def _measured(architecture: Architecture, size: int) -> tuple[Cost, tuple[Cost, 
     def measure() -> Cost:
         return Cost(count_parameters(network), count_layers(network), count_macs(network, size))
 
-    total, between = measure(), []
-    before = total
+    between: list[Cost] = []
+    total = before = measure()
     for stage in network.stages:
         blocks = cast("nn.Sequential", stage)
         if len(blocks) < UNLIKE:

@@ -25,6 +25,8 @@ from PIL import Image
 client = httpx.Client(verify=False, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 # Kept from one run of the tests to the next, as a service keeps it from one start to the next.
 CACHE = str(Path(tempfile.gettempdir()) / f"resnet-serve-tests-{os.getuid()}")
+# Seconds that anything of a service may take, on however busy a machine.
+PATIENCE = 60
 COMMAND = str(Path(sys.executable).with_name("resnet-serve"))
 
 
@@ -71,7 +73,7 @@ class Service:
             self.log.append(line)
 
     def _wait_for(self, pattern: re.Pattern[str]) -> str:
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while time.monotonic() < until and self.process.poll() is None:
             for line in list(self.log):
                 if match := pattern.search(line):
@@ -80,7 +82,7 @@ class Service:
         raise AssertionError(f"no {pattern.pattern} in:\n{''.join(self.log)}")
 
     def wait_until_ready(self) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             if client.get(f"{self.url}/health/ready").status_code == 200:
                 return
@@ -91,7 +93,7 @@ class Service:
         """The exit status after a signal."""
         if self.process.poll() is None:
             self.process.send_signal(sig)
-        status = self.process.wait(60)
+        status = self.process.wait(PATIENCE)
         self._reader.join(5)
         assert self.process.stderr is not None
         self.process.stderr.close()

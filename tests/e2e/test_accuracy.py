@@ -27,7 +27,7 @@ PUBLISHED = {
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Each of them in fp32 and in bf16."""
     folder = tmp_path_factory.mktemp("bundles")
-    models = []
+    models: list[dict[str, str]] = []
     for name in PUBLISHED:
         made = folder / f"{name.partition('.')[0]}.safetensors"
         source = SHARED / "weights" / name

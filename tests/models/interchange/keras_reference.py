@@ -69,7 +69,6 @@ def narrow_body(version: int) -> Any:
         pooling="avg",
         input_shape=(None, None, 3),
         name="resnet50" if first else "resnet50v2",
-        weights_name=None,
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from tests.models import tiny
 from tests.models.interchange import libraries
 
 
+@functools.lru_cache(maxsize=1)
 def made_bundle(variant: str, **changes: Any) -> Bundle:
+    """The same one to whoever asks next: nobody changes it."""
     network = variants.build(variant, **changes)
     return bundle.from_network(
         libraries.randomised(network, 64),
