@@ -10,6 +10,8 @@ from models.summary import cost
 from models.training.published import PUBLISHED, Published
 from models.training.recipes import RECIPES, Recipe
 
+CLASSES = {"CIFAR-10": 10, "CIFAR-100": 100, "ImageNet": 1000}
+
 
 def overview() -> str:
     """Each recipe: its paper, schedule, optimizer, augmentation, and the errors it is to give."""
@@ -23,14 +25,15 @@ def expected(recipe: Recipe) -> list[Published]:
     """The published results that `recipe` is to give."""
     if not recipe.published:
         return []
-    return [row for row in PUBLISHED if row.source.startswith(recipe.published)]
+    dropout = recipe.dropout or 0.0
+    found = [row for row in PUBLISHED if row.source.startswith(recipe.published)]
+    return [row for row in found if row.dropout == dropout]
 
 
 def parameters(row: Published) -> int:
     """Learnable scalars of the network that a published result is of."""
-    classes = {"CIFAR-10": 10, "CIFAR-100": 100, "ImageNet": 1000}[row.data]
     named = variants.variant(row.variant)
-    changes = {"num_classes": classes, "shortcut": row.shortcut}
+    changes = {"num_classes": CLASSES[row.data], "shortcut": row.shortcut}
     return cost(variants.override(named.architecture, **changes), named.input.size).parameters
 
 
@@ -52,12 +55,22 @@ def _described(recipe: Recipe) -> Iterator[str]:
     }
     if said := [f"{name} {value}" for name, value in others.items() if value]:
         yield _wrapped("besides", ", ".join(said))
-    results = [
-        f"{row.variant} ({parameters(row) / 1e6:.2f}M) {row.data} {row.error:.2f} %"
-        for row in expected(recipe)
-    ]
-    if results:
-        yield _wrapped("errors", ", ".join(results))
+    yield from _errors(expected(recipe))
+
+
+def _errors(rows: list[Published]) -> Iterator[str]:
+    """A table: a line for each network, a column for each data set."""
+    sets = [name for name in CLASSES if name in {row.data for row in rows}]
+    if not rows:
+        return
+    yield f"  {'published error':<34} {'parameters':>10} " + " ".join(f"{s:>10}" for s in sets)
+    networks: dict[tuple[str, float], list[Published]] = {}
+    for row in rows:
+        networks.setdefault((row.variant, row.dropout), []).append(row)
+    for (name, _), found in networks.items():
+        errors = {row.data: f"{row.error:.2f} %" for row in found}
+        columns = " ".join(f"{errors.get(each, ''):>10}" for each in sets)
+        yield f"    {name:<32} {parameters(found[0]) / 1e6:>9.2f}M {columns}".rstrip()
 
 
 def _wrapped(name: str, text: str) -> str:

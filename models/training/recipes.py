@@ -181,7 +181,6 @@ RECIPES = {
     # Its schedule for wide networks, 200 epochs of 391 steps.
     "torch_resnet_wide": Recipe(
         paper="torch-resnet, example with --wide-scheduler",
-        published="torch-resnet's README: mixed precision",
         unit="iterations",
         phases=(
             Phase(400, 0.1),
