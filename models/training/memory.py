@@ -17,8 +17,7 @@ def keep_freed() -> None:
     by page, when it is taken again: for a small network a third of a training step on a CPU
     (`python -m benchmarks.training`). Does nothing where there is no glibc.
     """
-    # Read by torch when it first allocates.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.putenv("THP_MEM_ALLOC_ENABLE", "1")  # Read by torch when it first allocates.
     if not sys.platform.startswith("linux"):
         return
     try:

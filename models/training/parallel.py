@@ -28,6 +28,11 @@ class World:
         """Whether this process is the one that writes files and talks to the user."""
         return self.rank == 0
 
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
 
 ALONE = World(0, 1, "cpu")
 
@@ -36,21 +41,25 @@ ALONE = World(0, 1, "cpu")
 def join(device: str) -> Iterator[World]:
     """The processes that `torchrun` started together, or this one alone.
 
-    Each process of a machine gets a GPU of its own where `device` is "cuda".
+    `device`: "cpu", "cuda:N", or "auto" for a GPU if there is one. Processes of one machine get
+    a GPU each.
 
     Raises:
-        ValueError: there are more processes on this machine than GPUs.
+        ValueError: there is no such GPU, or none for this process.
     """
+    count = torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda:0" if count else "cpu"
+    kind, _, index = device.partition(":")
+    if kind != "cpu" and not (kind == "cuda" and int(index or 0) < count):
+        raise ValueError(f"device {device}: torch sees {count} GPUs; use auto, cpu or cuda:N")
     if not dist.is_torchelastic_launched():
         yield World(0, 1, device)
         return
     local = dist.get_node_local_rank(0)
-    if device != "cpu":
-        if local >= torch.cuda.device_count():
-            raise ValueError(
-                f"process {local + 1} of this machine has no GPU of its own: "
-                f"torch sees {torch.cuda.device_count()}"
-            )
+    if kind == "cuda":
+        if local >= count:
+            raise ValueError(f"process {local + 1} has no GPU of its own: torch sees {count}")
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device == "cpu" else "nccl")

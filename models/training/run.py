@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from models import bundle, hardware, variants
@@ -116,8 +115,7 @@ def train_bundle(
         report=report,
         after_epoch=log.append,
     )
-    if world.size > 1:
-        dist.barrier()  # Others wait while the first still measures its last epoch.
+    world.wait()  # For the first, which still measures its last epoch.
     classifier = Classifier(network, spec).to(world.device)
     calibration: dict[str, Any] = {}
     if plan.held_out is not None:

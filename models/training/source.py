@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.preprocess import InputSpec, Interpolation
@@ -22,7 +23,7 @@ from models.training.augment import (
     squares,
     unpack,
 )
-from models.training.collection import find
+from models.training.collection import Collection, find
 from models.training.datasets import Corrupt, Dataset, decode
 from models.training.listing import Split
 from models.training.seeds import mix
@@ -170,8 +171,8 @@ def open_source(
     workers: int = 0,
     report: Callable[[str], object] = lambda line: None,
     progress: Callable[[int], object] = lambda count: None,
-) -> tuple[Source, Dataset | None]:
-    """The set at `path` for training at `spec`, and `hold_out` images that are kept from it.
+) -> Source:
+    """The set at `path` for training at `spec`, without the images that `held_out` gives.
 
     `Resident`, with its options, where images are at most 64 pixels a side and all together at
     most `resident_bytes`; else `Streamed`, with its own. `resident` decides it instead. `report`
@@ -180,16 +181,9 @@ def open_source(
     Raises:
         ValueError: see `datasets.read`, `Resident` and `Streamed`.
     """
-    found, held_out = find(path, split), None
+    found = find(path, split)
     if hold_out:
-        # The same ones for all seeds.
-        generator = torch.Generator().manual_seed(mix("hold out"))
-        order = torch.randperm(len(found), generator=generator).numpy()
-        if hold_out >= len(found):
-            raise ValueError(f"{path}: of {len(found)} images {hold_out} cannot be held out")
-        held_out = decode(found.part(np.sort(order[:hold_out])), spec, corrupt=corrupt)
-        held_out = replace(held_out, source=f"{path.name}, {hold_out} held out")
-        found = found.part(np.sort(order[hold_out:]))
+        found = found.part(_drawn(found, hold_out)[1])
     if resident is None:
         fits = len(found) * 3 * spec.size**2 <= resident_bytes
         resident = fits and spec.size <= LARGEST_SHIFTED
@@ -206,7 +200,7 @@ def open_source(
             alternate_flip=alternate_flip,
             cutout=cutout,
             cutout_fill=cutout_fill,
-        ), held_out
+        )
     return Streamed(
         found.images,
         found.targets,
@@ -221,4 +215,31 @@ def open_source(
         flip=flip,
         corrupt=corrupt,
         report=report,
-    ), held_out
+    )
+
+
+def held_out(
+    path: Path,
+    spec: InputSpec,
+    count: int,
+    *,
+    split: Split | None = "train",
+    corrupt: Corrupt = "fail",
+) -> Dataset:
+    """The `count` images that `open_source` leaves out for `hold_out`, the same for all seeds.
+
+    Raises:
+        ValueError: see `datasets.read`; or there are not so many.
+    """
+    found = find(path, split)
+    data = decode(found.part(_drawn(found, count)[0]), spec, corrupt=corrupt)
+    return replace(data, source=f"{count} held out of {path.name}")
+
+
+def _drawn(found: Collection, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of `count` images, and those of the others."""
+    if count >= len(found):
+        raise ValueError(f"{found.path}: of {len(found)} images {count} cannot be held out")
+    generator = torch.Generator().manual_seed(mix("hold out"))
+    order = torch.randperm(len(found), generator=generator).numpy()
+    return np.sort(order[:count]), np.sort(order[count:])

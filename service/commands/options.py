@@ -129,15 +129,16 @@ def open_source(
     corrupt: Corrupt,
     workers: int | None,
 ) -> tuple[Source, Dataset | None]:
-    """What a recipe trains from, and `hold_out` images that are kept from it.
+    """What a recipe trains from, and `hold_out` images that are kept from it, if any.
 
     Raises:
-        ValueError: see `models.training.source.open_source`; or too many are to be held out.
+        ValueError: see `models.training.source.open_source` and `held_out`.
     """
     from models.training import augment, source
 
+    held_out = source.held_out(path, spec, hold_out, corrupt=corrupt) if hold_out else None
     with tqdm(desc=path.name, unit=" images", disable=not world.leads) as bar:
-        return source.open_source(
+        found = source.open_source(
             path,
             spec,
             world.device,
@@ -153,3 +154,4 @@ def open_source(
             report=tqdm.write,
             progress=lambda count: bar.update(count - bar.n),
         )
+    return found, held_out

@@ -173,7 +173,7 @@ def train(
         global_norm=not local_norm,
     )
     text = card.read_text("utf-8") if card else ""
-    with parallel.join(_device(device)) as world:
+    with parallel.join(device) as world:
         source, held_out = open_source(
             data, row.input, recipe, world, hold_out=hold_out, corrupt=corrupt, workers=workers
         )
@@ -195,6 +195,9 @@ def train(
                 if world.leads:
                     click.echo(f"{path} is done")
                 continue
+            if world.leads and not resume:
+                shutil.rmtree(_folder(path), ignore_errors=True)
+            world.wait()
             _one(
                 plan, path, name or f"{variant}-{source.source.split('.')[0]}", text, world, options
             )
@@ -210,16 +213,6 @@ def _recipe(row: Recipe, epochs: float | None, iterations: int | None, **fields:
     if iterations is not None:
         row = row.lasting("iterations", iterations)
     return replace(row, **{name: value for name, value in fields.items() if value is not None})
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(wanted).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {wanted}: torch sees no CUDA device; use auto or cpu")
-    return wanted
 
 
 def _folder(out: Path) -> Path:
@@ -240,8 +233,6 @@ def _check(out: Path, *, resume: bool, restart: bool) -> None:
             f"{_folder(out)} holds a run that was stopped; --resume goes on with it, "
             "--restart forgets it"
         )
-    if not resume and _folder(out).exists():
-        shutil.rmtree(_folder(out))
 
 
 def _one(plan: Plan, out: Path, name: str, card: str, world: World, options: Options) -> None:

@@ -16,7 +16,7 @@ from models.preprocess import CIFAR, IMAGENET
 from models.training.augment import crop_and_flip, cutout, draw_crops
 from models.training.datasets import Dataset
 from models.training.seeds import mix
-from models.training.source import Resident, Source, open_source
+from models.training.source import Resident, Source, held_out, open_source
 from models.training.streamed import Streamed, global_batches
 
 
@@ -215,3 +215,20 @@ def test_images_left_out_are_reported(tmp_path: Path) -> None:
     assert lines == [f"{path}: train/cat/0.png is no readable image; left out"]
     with pytest.raises(ValueError, match=r"train/cat/0\.png is no readable image"):
         open_source(path, CIFAR, "cpu")
+
+
+def test_images_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    kept = held_out(path, CIFAR, 3)
+    assert kept.source == f"3 held out of {tmp_path.name}"
+    assert len(kept.images) == 3
+    source = open_source(path, CIFAR, "cpu", hold_out=3, crop_padding=0, flip=False)
+    assert len(source) == 4
+    (batch,) = epoch(source, batch_size=4)
+    found = [image.tobytes() for image in [*kept.images, *batch[0].numpy()]]
+    whole = open_source(path, CIFAR, "cpu", crop_padding=0, flip=False)
+    (everything,) = epoch(whole, batch_size=7)
+    assert sorted(found) == sorted(image.tobytes() for image in everything[0].numpy())
+    assert np.array_equal(held_out(path, CIFAR, 3).images, kept.images), "the same each time"
+    with pytest.raises(ValueError, match="of 7 images 7 cannot be held out"):
+        held_out(path, CIFAR, 7)
