@@ -132,7 +132,7 @@ def listing(path: Path, split: Split | None = None) -> Listing:
     parts: set[str] = set()
     flat = False
     for member in _members(path):
-        *folders, name = PurePosixPath(member.name).parts
+        *folders, name = (part for part in member.name.split("/") if part not in ("", "."))
         validation = bool(imagenet.VALIDATION.fullmatch(name)) and not imagenet.SYNSET.fullmatch(
             folders[-1] if folders else path.name
         )
@@ -150,7 +150,7 @@ def listing(path: Path, split: Split | None = None) -> Listing:
             if PurePosixPath(name).stem not in truth:
                 raise ValueError(f"{file}: it has no line for {name}")
             label, flat = truth[PurePosixPath(name).stem], True
-        elif folders and folders[-1] not in ("..", "/"):
+        elif folders and folders[-1] != "..":
             label = folders[-1]
         else:
             raise ValueError(f"{path}: {member.name} lies in no folder named by its class")
@@ -199,12 +199,12 @@ def _members(path: Path) -> Iterator[_Member]:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                inner = PurePosixPath(member.name)
-                if inner.suffix.lower() != ".tar":
+                if not member.name.lower().endswith(".tar"):
                     yield from _images(archive, [member], "", 0)
                 elif file := archive.extractfile(member):
+                    above = f"{PurePosixPath(member.name).stem}/"
                     with tarfile.open(fileobj=file) as images:
-                        yield from _images(images, images, f"{inner.stem}/", member.offset_data)
+                        yield from _images(images, images, above, member.offset_data)
     except (*BROKEN_ARCHIVE, LookupError, RecursionError) as error:  # Links may lead nowhere.
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: neither a folder nor a whole tar archive ({reason})") from None
@@ -217,13 +217,17 @@ def _images(
     at: int,
 ) -> Iterator[_Member]:
     for member in members:
-        if PurePosixPath(member.name).suffix.lower() not in SUFFIXES:
+        if not _is_image(member.name) or member.isdir():
             continue
         # A link has no bytes of its own; what it leads to has.
-        file: IO[bytes] | None = archive.extractfile(member)
-        if file is not None:
-            target = member if member.isreg() else _target(archive, member)
-            yield _Member(above + member.name, at + target.offset_data, target.size, file.read)
+        target = member if member.isreg() else _target(archive, member)
+        read = partial(_content, archive, target)
+        yield _Member(above + member.name, at + target.offset_data, target.size, read)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file: IO[bytes] | None = archive.extractfile(member)
+    return file.read() if file else b""
 
 
 def _target(archive: tarfile.TarFile, link: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -246,8 +250,13 @@ def _walk(path: Path) -> Iterator[str]:
         below = Path(folder).relative_to(path).as_posix()
         prefix = "" if below == "." else f"{below}/"
         for file in files:
-            if os.path.splitext(file)[1].lower() in SUFFIXES:  # noqa: PTH122  (a million times)
+            if _is_image(file):
                 yield prefix + file
+
+
+def _is_image(name: str) -> bool:
+    # Asked a million times, of which pathlib would make seconds.
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
 def _compressed(path: Path) -> bool:
