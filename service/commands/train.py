@@ -245,6 +245,8 @@ def _one(plan: Plan, out: Path, name: str, card: str, world: World, options: Opt
     with tqdm(total=1, unit=" steps", desc=out.stem, disable=not world.leads) as bar:
 
         def report(at: Progress) -> None:
+            if not world.leads:
+                return
             bar.total = at.steps
             bar.initial = bar.initial or at.step
             bar.set_postfix_str(

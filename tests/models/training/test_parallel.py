@@ -35,7 +35,7 @@ def run(*command: object) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
