@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -124,11 +124,23 @@ def train(
         )
     if recipe.batch_size % parts:
         raise ValueError(f"batches of {recipe.batch_size} cannot be divided into {parts} parts")
-    with global_norms(network, world if options.global_norm else ALONE):
+    shared = world if options.global_norm else ALONE
+    with global_norms(network, shared), _repeatable():
         _Run(network, source, spec, recipe, seed, world, options, checkpoint).go(
             report, after_epoch
         )
     network.eval()
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Without those of cuDNN's convolutions that add in an order of their own."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 class _Run:

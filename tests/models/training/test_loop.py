@@ -15,6 +15,7 @@ from models.resnet import ResNet
 from models.training import loop
 from models.training.datasets import Dataset
 from models.training.loop import Diverged, Options, Progress, train
+from models.training.parallel import World
 from models.training.recipes import RECIPES, Phase, Recipe
 from models.training.source import Resident
 from models.training.state import CannotResume, Checkpoint
@@ -245,3 +246,28 @@ def test_bf16_learns_too_and_keeps_float32_weights() -> None:
 def test_data_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="40 images are not one batch of 64"):
         trained(fresh(), replace(RECIPE, batch_size=64))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_learns_in_every_precision_and_resumes_exactly(
+    tmp_path: Path, precision: str
+) -> None:
+    recipe = RECIPE.lasting("epochs", 6)
+    options, world = Options(precision=precision), World(0, 1, "cuda:0")
+    checkpoint = Checkpoint(tmp_path / "state.pt", {})
+
+    def kill(progress: Progress) -> None:
+        if progress.epoch == 3:
+            raise Killed
+
+    def go(**more: Any) -> ResNet:
+        network = fresh(dropout=0.3)
+        source = Resident(separable(), "cuda:0", crop_padding=1)
+        train(network, source, tiny.INPUT, recipe, seed=1, world=world, options=options, **more)
+        return network
+
+    whole = go()
+    with pytest.raises(Killed):
+        go(checkpoint=checkpoint, report=kill)
+    assert tiny.same_bits(go(checkpoint=checkpoint).state_dict(), whole.state_dict())
