@@ -78,9 +78,9 @@ def test_a_temperature_of_one_may_be_written_out(bundle_file: Path) -> None:
 
 
 def test_the_format_can_be_written_from_its_description(bundle_file: Path) -> None:
-    forge(bundle_file, name="by another program")
+    forge(bundle_file, name="by-another-program")
     read = bundle.read(bundle_file)
-    assert read.name == "by another program"
+    assert read.name == "by-another-program"
     assert tiny.same_bits(read.tensors, tiny.made_bundle().tensors)
 
 
