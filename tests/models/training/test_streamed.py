@@ -96,6 +96,7 @@ def test_ranks_together_see_what_one_process_sees_from_any_batch_on(tmp_path: Pa
     assert not same(epoch(source, seed=2), whole)
 
 
+@pytest.mark.timeout(300)  # The processes import torch.
 def test_worker_processes_change_nothing_and_live_on(tmp_path: Path) -> None:
     path = folder(tmp_path)
     (path / "cat" / "00.png").write_bytes(b"")
