@@ -37,6 +37,11 @@ def pooled(it: Operation, x: Tensor) -> Tensor:
     return F.max_pool2d(x, *window, ceil_mode=said["ceil"])
 
 
+def normalised(it: Operation, x: Tensor) -> Tensor:
+    mean, variance, weight, bias = it.tensors
+    return F.batch_norm(x, mean, variance, weight, bias, eps=it.options["eps"])
+
+
 def padded(it: Operation, x: Tensor) -> Tensor:
     sides = zip(it.options["before"], it.options["after"], strict=True)
     pads = [side for both in reversed(list(sides)) for side in both]
@@ -50,7 +55,7 @@ def stepped(it: Operation, x: Tensor) -> Tensor:
 COMPUTE: dict[str, Callable[..., Tensor]] = {
     "convolution": convolved,
     "linear": lambda it, x: F.linear(x, *it.tensors),
-    "batch_norm": lambda it, x: F.batch_norm(x, *it.tensors, eps=it.options["eps"]),
+    "batch_norm": normalised,
     "relu": lambda _, x: x.clamp(min=0),
     "max_pool": pooled,
     "pad": padded,
