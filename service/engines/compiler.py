@@ -29,7 +29,9 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
             InPrecision(blueprint), (example,), dynamic_shapes=({0: count},)
         )
         torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(package), inductor_configs={"freezing": True}
+            exported,
+            package_path=str(package),
+            inductor_configs={"freezing": True, "aot_inductor.precompile_headers": False},
         )
 
 
