@@ -133,7 +133,7 @@ def _convolution(
         "pads": _pair(padding),
         "dilations": _pair(dilation),
     }
-    shape = (-1, weight.shape[0], *_windows(x.shape, (weight.shape[2], weight.shape[3]), **window))
+    shape = (-1, weight.shape[0], *_windows(x.shape, _pair(weight.shape[2:]), **window))
     return x.then("convolution", shape, tensors=(weight, bias), **window)
 
 

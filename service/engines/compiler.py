@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch._inductor import cpp_builder
+from torch._inductor import config, cpp_builder
 
 from models import bundle as bundles
 from service.engines.blueprint import Blueprint
@@ -23,13 +23,17 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
     torch.set_num_threads(blueprint.threads)
     side = blueprint.bundle.input.size
     example = torch.zeros((2, side, side, 3), dtype=torch.uint8, device=blueprint.device)
+    configs = {"freezing": True}
+    # Compiling torch's headers beforehand takes longer than the two files that would read them.
+    if hasattr(config.aot_inductor, "precompile_headers"):  # Older ones never do.
+        configs["aot_inductor.precompile_headers"] = False
     count = torch.export.Dim("count", min=1, max=max(2, blueprint.max_batch))
     with torch.no_grad():
         exported = torch.export.export(
             InPrecision(blueprint), (example,), dynamic_shapes=({0: count},)
         )
         torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(package), inductor_configs={"freezing": True}
+            exported, package_path=str(package), inductor_configs=configs
         )
 
 

@@ -72,5 +72,5 @@ def test_an_idle_service_that_is_interrupted_exits_with_0() -> None:
 
 
 def test_a_signal_while_loading_ends_it() -> None:
-    with started("--model", "random:resnet50", ready=False) as service:
+    with started("--model", "random:resnet18", ready=False) as service:
         assert service.end(signal.SIGTERM) == 0

@@ -59,11 +59,11 @@ def test_a_checkpoint_is_refused_with_the_command_that_converts_it(tmp_path: Pat
 
 
 def test_while_loading_it_is_live_but_not_ready() -> None:
-    with started("--model", "random:resnet50", ready=False, RESNET_SERVE_MAX_BATCH="2") as service:
+    with started("--model", "random:resnet34", ready=False, RESNET_SERVE_MAX_BATCH="2") as service:
         ready = client.get(f"{service.url}/health/ready")
         assert client.get(f"{service.url}/health/live").status_code == 200
         assert ready.status_code == 503
-        assert "warming up" in ready.json()["reasons"]["resnet50"]
+        assert "warming up" in ready.json()["reasons"]["resnet34"]
         early = client.post(f"{service.url}/v1/classify", content=encoded())
         assert early.status_code == 503
         assert early.headers["retry-after"] == "1"

@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_train_kill_resume_evaluate_serve(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    epochs = ("--epochs", "40")
+    epochs = ("--epochs", "12")
     undisturbed = train(*folders, whole, *epochs)
     killed = train(*folders, cut, *epochs)
     log = tmp_path / "cut.run" / LOG
@@ -50,14 +50,6 @@ def test_train_kill_resume_evaluate_serve(tmp_path: Path, folders: tuple[Path, P
     assert killed.returncode == -9, said
     assert not cut.exists()
 
-    again = train(*folders, cut, *epochs)
-    _, said = again.communicate(timeout=60)
-    assert again.returncode == 2
-    assert said.splitlines()[-1] == (
-        f"resnet-serve: {cut.with_suffix('.run')} holds a run that was stopped; --resume goes on "
-        "with it, --restart forgets it"
-    )
-
     resumed = train(*folders, cut, *epochs, "--resume")
     for run in (undisturbed, resumed):
         _, said = run.communicate(timeout=110)
@@ -67,7 +59,7 @@ def test_train_kill_resume_evaluate_serve(tmp_path: Path, folders: tuple[Path, P
     assert first.metrics == second.metrics
     assert first.temperature == second.temperature
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == list(range(1, 41))
+    assert [row["epoch"] for row in rows] == list(range(1, 13))
     left = {file.name for file in log.parent.iterdir() if not file.name.startswith("events")}
     assert left == {"log.jsonl", "log.csv", "curves.png"}
 

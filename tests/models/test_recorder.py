@@ -37,6 +37,11 @@ def pooled(it: Operation, x: Tensor) -> Tensor:
     return F.max_pool2d(x, *window, ceil_mode=said["ceil"])
 
 
+def normalised(it: Operation, x: Tensor) -> Tensor:
+    mean, variance, weight, bias = it.tensors
+    return F.batch_norm(x, mean, variance, weight, bias, eps=it.options["eps"])
+
+
 def padded(it: Operation, x: Tensor) -> Tensor:
     sides = zip(it.options["before"], it.options["after"], strict=True)
     pads = [side for both in reversed(list(sides)) for side in both]

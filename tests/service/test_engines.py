@@ -320,7 +320,6 @@ def test_compiled_once_and_loaded_from_then_on(
 ) -> None:
     # What is compiled here runs for a moment: torch need not try what the CPU can do, nor optimise.
     monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
-    monkeypatch.setenv("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
     monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
     made = replace(tiny, temperature=0.5)
     here = planned(made, cache=tmp_path)
