@@ -52,11 +52,6 @@ def stepped(it: Operation, x: Tensor) -> Tensor:
     return x[tuple(slice(None, None, it.options["steps"].get(axis, 1)) for axis in range(4))]
 
 
-def normalised(it: Operation, x: Tensor) -> Tensor:
-    mean, variance, weight, bias = it.tensors
-    return F.batch_norm(x, mean, variance, weight, bias, eps=it.options["eps"])
-
-
 COMPUTE: dict[str, Callable[..., Tensor]] = {
     "convolution": convolved,
     "linear": lambda it, x: F.linear(x, *it.tensors),

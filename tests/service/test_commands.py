@@ -232,8 +232,8 @@ def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path
     (tmp_path / "x.run" / "state.pt").write_bytes(b"")
     done = run("train", "--data", photos, tmp_path / "x.safetensors", status=2)
     assert done.stderr == (
-        f"resnet-serve: {tmp_path / 'x.run'} holds a run that was stopped; --resume goes on with it, "
-        "--restart forgets it\n"
+        f"resnet-serve: {tmp_path / 'x.run'} holds a run that was stopped; "
+        "--resume goes on with it, --restart forgets it\n"
     )
 
 
