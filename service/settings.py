@@ -27,7 +27,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from service.errors import ConfigError
 
 PREFIX = "RESNET_SERVE_"
-DEFAULT_MODEL = "builtin:resnet20-cifar10"
+DEFAULT_MODEL = "builtin:resnet10-cifar10"
 # Read by others under the same prefix: the file's path, and the tests' data.
 NOT_SETTINGS = {"CONFIG", "SHARED"}
 # The time a control group may take of each period, in versions 2 and 1.

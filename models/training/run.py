@@ -37,6 +37,7 @@ class Plan:
 
     `variant`, `overrides`: the network, and the fields of `Architecture` that differ from it.
     `recipe_name`: the row of the table that `recipe` began as.
+    `tests`: what the result is measured on; the first also after each epoch.
     `held_out`: a part of the data that training does not see, to fit the temperature on.
     """
 
@@ -46,19 +47,22 @@ class Plan:
     recipe: Recipe
     recipe_name: str
     seed: int
-    test: Dataset | None = None
+    tests: tuple[Dataset, ...] = ()
     held_out: Dataset | None = None
 
     def architecture(self) -> Architecture:
         """The network; what the recipe says of it holds where `overrides` say nothing.
 
         Raises:
-            ValueError: the variant or an override is unknown or impossible, or `test` has other
-                classes.
+            ValueError: the variant or an override is unknown or impossible, or a test set has
+                other classes or another one's name.
         """
-        for other in (self.test, self.held_out):
-            if other is not None and other.classes != self.source.classes:
+        for other in (*self.tests, *([self.held_out] if self.held_out else [])):
+            if other.classes != self.source.classes:
                 raise ValueError(f"{other.source} has other classes than {self.source.source}")
+        sources = [test.source for test in self.tests]
+        if len(set(sources)) < len(sources):
+            raise ValueError(f"two test sets are called {sources[0]}; rename one")
         own = {"dropout": self.recipe.dropout, "shortcut": self.recipe.shortcut}
         changes = {name: value for name, value in own.items() if value is not None}
         return variants.override(
@@ -87,18 +91,27 @@ def train_bundle(
     report: Callable[[Progress], None] = lambda progress: None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Bundle:
-    """A trained bundle, measured in float32 on `plan.test` where there is one.
+    """A trained bundle, measured in float32 on `plan.tests`.
 
     `folder` gets the run's log, and its state after each epoch, from which an equal plan goes on:
     `STATE`, of no more use when the bundle is written. The bundle's provenance records recipe,
     seed, data, versions, hardware and time.
 
     Raises:
-        ValueError: see `Plan.architecture`.
+        ValueError: see `Plan.architecture`; or the name or the card are none.
         CannotResume, Diverged: see `train`.
     """
     spec = variants.variant(plan.variant).input
     architecture = plan.architecture()
+    # What no bundle can hold is said now, not after the training.
+    Bundle(
+        name=name,
+        architecture=architecture,
+        input=spec,
+        labels=plan.source.classes,
+        tensors={},
+        card=card,
+    )
     torch.manual_seed(mix("initialise", plan.seed))
     network = ResNet(architecture)
     log = _Log(folder, plan, world, after_epoch)
@@ -123,10 +136,10 @@ def train_bundle(
         classifier = Classifier(network, spec, fitted.temperature).to(world.device)
         calibration["calibration"] = asdict(fitted)
     metrics = {}
-    if plan.test is not None:
-        measured = _measure(classifier, plan.test)
+    for test in plan.tests:
+        measured = _measure(classifier, test)
         names = ("top1", "top5", "images", "nll", "ece")
-        metrics[plan.test.source] = {name: getattr(measured, name) for name in names}
+        metrics[test.source] = {name: getattr(measured, name) for name in names}
     return bundle.from_network(
         network.cpu(),
         name=name,
@@ -189,10 +202,11 @@ class _Log:
     def append(self, progress: Progress, network: ResNet) -> None:
         if not self.world.leads:
             return
-        test, measured = self.plan.test, None
-        if test is not None:
+        measured = None
+        if self.plan.tests:
             spec = variants.variant(self.plan.variant).input
-            measured = _measure(Classifier(network, spec).to(self.world.device), test)
+            classifier = Classifier(network, spec).to(self.world.device)
+            measured = _measure(classifier, self.plan.tests[0])
         row = Epoch(
             epoch=progress.epoch + 1,
             step=progress.step,

@@ -10,6 +10,7 @@ import click
 from tqdm import tqdm
 
 from service.commands.options import fail_in_one_line, read_dataset
+from service.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", "spec", default="builtin:resnet20-cifar10", show_default=True)
+@click.option("--model", "spec", default=DEFAULT_MODEL, show_default=True)
 @click.option("--images", type=click.IntRange(1), default=512, show_default=True)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))

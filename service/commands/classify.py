@@ -11,10 +11,11 @@ import click
 from tqdm import tqdm
 
 from service.commands.options import fail_in_one_line
+from service.settings import DEFAULT_MODEL
 
 
 @click.command()
-@click.option("--model", "spec", default="builtin:resnet20-cifar10", show_default=True)
+@click.option("--model", "spec", default=DEFAULT_MODEL, show_default=True)
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--device", help="auto, cpu or cuda:N.")
 @click.option("--engine", "kind", help="auto, eager, compile or openvino.")

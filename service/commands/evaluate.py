@@ -13,7 +13,7 @@ import click
 from tqdm import tqdm
 
 from service.commands.options import fail_in_one_line, part_of
-from service.settings import cpus
+from service.settings import DEFAULT_MODEL, cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ BATCH = 64
 
 
 @click.command()
-@click.option("--model", "spec", default="builtin:resnet20-cifar10", show_default=True)
+@click.option("--model", "spec", default=DEFAULT_MODEL, show_default=True)
 @click.option("--device", help="auto, cpu or cuda:N.")
 @click.option("--engine", "kind", help="auto, eager, compile or openvino.")
 @click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")

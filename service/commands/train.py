@@ -51,7 +51,12 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
     "--shortcut", type=click.Choice(["A", "B", "C", "conv"]), help="Default: the recipe's, or B."
 )
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A folder or archive.")
-@click.option("--test-data", type=click.Path(path_type=Path), help="Measured after each epoch.")
+@click.option(
+    "--test-data",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Measured in the end, the first also after each epoch; may be given several times.",
+)
 @click.option(
     "--hold-out",
     type=click.IntRange(0),
@@ -125,7 +130,7 @@ def train(
     overrides: tuple[tuple[str, Any], ...],
     shortcut: str | None,
     data: Path,
-    test_data: Path | None,
+    test_data: tuple[Path, ...],
     hold_out: int,
     corrupt: Corrupt,
     workers: int | None,
@@ -152,7 +157,7 @@ def train(
     from models.training import memory
 
     memory.keep_freed()
-    from models import variants
+    from models import naming, variants
     from models.training import parallel, recipes
     from models.training.loop import Options
     from models.training.run import Plan
@@ -177,8 +182,8 @@ def train(
         source, held_out = open_source(
             data, row.input, recipe, world, hold_out=hold_out, corrupt=corrupt, workers=workers
         )
-        tested = test_data or (data if part_of(data, "test") else None)
-        test = read_dataset(tested, row.input, corrupt) if tested else None
+        tested = test_data or ([data] if part_of(data, "test") else [])
+        tests = tuple(read_dataset(each, row.input, corrupt) for each in tested)
         for number, path in outs.items():
             plan = Plan(
                 variant=variant,
@@ -187,7 +192,7 @@ def train(
                 recipe=recipe,
                 recipe_name=recipe_name,
                 seed=number,
-                test=test,
+                tests=tests,
                 held_out=held_out,
             )
             plan.architecture()
@@ -198,9 +203,8 @@ def train(
             if world.leads and not resume:
                 shutil.rmtree(_folder(path), ignore_errors=True)
             world.wait()
-            _one(
-                plan, path, name or f"{variant}-{source.source.split('.')[0]}", text, world, options
-            )
+            called = name or naming.made_of(f"{variant}-{source.source.split('.')[0]}")
+            _one(plan, path, called, text, world, options)
         if world.leads:
             _conclude(list(outs.values()), out)
 
@@ -237,7 +241,6 @@ def _check(out: Path, *, resume: bool, restart: bool) -> None:
 
 def _one(plan: Plan, out: Path, name: str, card: str, world: World, options: Options) -> None:
     from models import bundle
-    from models.training import history
     from models.training.run import train_bundle
 
     folder = _folder(out)
@@ -274,7 +277,7 @@ def _one(plan: Plan, out: Path, name: str, card: str, world: World, options: Opt
         return
     bundle.write(trained, out)
     _state(out).unlink()
-    history.curves([folder], folder / "curves.png")
+    _draw([folder], folder / "curves.png")
     for source, figures in trained.metrics.items():
         click.echo(f"{source}: top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%}")
     click.echo(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB), its log and curves to {folder}")
@@ -283,7 +286,6 @@ def _one(plan: Plan, out: Path, name: str, card: str, world: World, options: Opt
 def _conclude(outs: list[Path], out: Path) -> None:
     """Mean and standard deviation over the seeds."""
     from models import bundle
-    from models.training import history
 
     if len(outs) < 2:
         return
@@ -295,5 +297,13 @@ def _conclude(outs: list[Path], out: Path) -> None:
             f"+- {statistics.pstdev(top1):.2%}"
         )
     picture = out.with_name(f"{out.stem}-curves.png")
-    history.curves([_folder(path) for path in outs], picture)
-    click.echo(f"wrote {picture}")
+    _draw([_folder(path) for path in outs], picture)
+
+
+def _draw(runs: list[Path], picture: Path) -> None:
+    from models.training import history
+
+    try:
+        history.curves(runs, picture)
+    except ValueError as error:  # The bundle is there; a picture is not worth failing for.
+        click.echo(f"no curves: {error}", err=True)

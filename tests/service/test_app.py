@@ -16,7 +16,10 @@ RANDOM = "random:resnet20"
     [
         (ModelSettings(spec=RANDOM, device="cuda:77"), ["device: cuda:77", "use auto or cpu"]),
         (ModelSettings(spec=RANDOM, device="cpu", precision="fp16"), ["precision: fp16", "CUDA"]),
-        (ModelSettings(spec="builtin:nope"), ["builtin:nope", "resnet20-cifar10"]),
+        (
+            ModelSettings(spec="builtin:nope"),
+            ["builtin:nope", "resnet10-cifar10, resnet20-cifar10"],
+        ),
         (ModelSettings(spec="/nowhere.safetensors"), ["/nowhere.safetensors", "no such file"]),
         (ModelSettings(spec=RANDOM), ["name: 'resnet20' is taken"]),
     ],

@@ -250,6 +250,7 @@ def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path
         (["--batch-size", "2", "--accumulate", "3"], "cannot be divided into 3 parts"),
         (["--device", "cuda:9"], "device cuda:9: torch sees"),
         (["--card", "nowhere.md"], "nowhere.md"),
+        (["--name", "cats/dogs"], "name must be printable characters"),
     ],
 )
 def test_train_says_what_is_wrong_in_one_line(

@@ -17,7 +17,7 @@ def write(tmp_path: Path, text: str) -> str:
 
 def test_the_embedded_model_is_served_by_default() -> None:
     settings = load(environ={})
-    assert [model.spec for model in settings.models] == ["builtin:resnet20-cifar10"]
+    assert [model.spec for model in settings.models] == ["builtin:resnet10-cifar10"]
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
 
 
@@ -61,7 +61,7 @@ def test_devices_as_a_flag_are_a_list_as_in_the_environment() -> None:
 
 def test_a_model_setting_applies_to_the_embedded_model_too() -> None:
     settings = load(environ={f"{PREFIX}DEVICE": "cpu,cpu"})
-    assert settings.models[0].spec == "builtin:resnet20-cifar10"
+    assert settings.models[0].spec == "builtin:resnet10-cifar10"
     assert settings.models[0].device == ["cpu", "cpu"]
 
 

@@ -43,7 +43,7 @@ def planned(data: Dataset, **fields: Any) -> Plan:
 def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: Path) -> None:
     test, held_out = coloured(30, "test.tar", seed=1), coloured(12, "held out", seed=2)
     plan = planned(
-        coloured(48, "train.tar"), test=test, held_out=held_out, overrides={"shortcut": "A"}
+        coloured(48, "train.tar"), tests=(test,), held_out=held_out, overrides={"shortcut": "A"}
     )
     steps: list[int] = []
     trained = train_bundle(
@@ -96,7 +96,7 @@ class Killed(Exception):
 
 
 def test_a_run_that_was_killed_goes_on_and_logs_each_epoch_once(tmp_path: Path) -> None:
-    plan = planned(coloured(24, "train"), test=coloured(9, "test", seed=1))
+    plan = planned(coloured(24, "train"), tests=(coloured(9, "test", seed=1),))
     whole = train_bundle(plan, name="x")
 
     def kill(row: Epoch) -> None:
@@ -144,7 +144,13 @@ def test_a_recipe_decides_dropout_and_shortcut_unless_told_otherwise() -> None:
 def test_test_data_of_other_classes_is_refused_before_training() -> None:
     other = replace(coloured(9, "test.tar"), classes=("blue", "green", "violet"))
     with pytest.raises(ValueError, match=r"test\.tar has other classes than train\.tar"):
-        planned(coloured(24, "train.tar"), test=other).architecture()
+        planned(coloured(24, "train.tar"), tests=(other,)).architecture()
+
+
+def test_test_sets_need_names_of_their_own() -> None:
+    twice = (coloured(9, "test"), coloured(9, "test", seed=1))
+    with pytest.raises(ValueError, match="two test sets are called test; rename one"):
+        planned(coloured(24, "train"), tests=twice).architecture()
 
 
 @pytest.mark.parametrize(
