@@ -24,10 +24,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from models.builtin import DEFAULT_SPEC
 from service.errors import ConfigError
 
 PREFIX = "RESNET_SERVE_"
-DEFAULT_MODEL = "builtin:resnet10-cifar10"
 # Read by others under the same prefix: the file's path, and the tests' data.
 NOT_SETTINGS = {"CONFIG", "SHARED"}
 # The time a control group may take of each period, in versions 2 and 1.
@@ -132,7 +132,7 @@ class Settings(Strict):
         "the engines; default: 1 on up to 4 CPUs, else half of them, at most 8",
     )
     models: list[ModelSettings] = Field(
-        default_factory=lambda: [ModelSettings(spec=DEFAULT_MODEL)],
+        default_factory=lambda: [ModelSettings(spec=DEFAULT_SPEC)],
         min_length=1,
         description="the models; in the environment and as flags a list of SPECs",
     )
@@ -282,7 +282,7 @@ def _merge(file: dict[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
             merged["models"] = [{"spec": spec} for spec in layer["models"]]
     for layer in layers:
         wide = {key: layer[key] for key in MODEL_WIDE if key in layer}
-        rows = merged.get("models", [{"spec": DEFAULT_MODEL}])
+        rows = merged.get("models", [{"spec": DEFAULT_SPEC}])
         if wide and isinstance(rows, list):  # Anything else is an error that validation will name.
             merged["models"] = [row | wide if isinstance(row, dict) else row for row in rows]
     return merged

@@ -36,7 +36,17 @@ MODELS = [
     {"training", "interchange"},
     {"bundle"},
     {"classifier", "variants", "summary"},
-    {"resnet", "recorder", "preprocess", "labels", "naming", "builtin", "digest", "hardware"},
+    {
+        "resnet",
+        "recorder",
+        "preprocess",
+        "labels",
+        "naming",
+        "builtin",
+        "digest",
+        "hardware",
+        "style",
+    },
 ]
 # Libraries that only some modules of `service` may import.
 ONLY = {

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.style import STYLE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -228,20 +230,7 @@ def curves(runs: Path | Sequence[Path | Sequence[Epoch]], path: Path, title: str
         logs.append(rows)
     if not logs:
         raise ValueError(f"{path}: no run to draw")
-    with mpl.rc_context(
-        {
-            "font.size": 9.0,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": "#e3e3e3",
-            "axes.axisbelow": True,
-            "axes.titlesize": 10.0,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "svg.hashsalt": "resnet-serve",
-        }
-    ):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 3.8), layout="constrained")
         if title:
             figure.suptitle(title, fontsize=11, x=0.01, ha="left")

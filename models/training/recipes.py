@@ -144,6 +144,30 @@ def _one_cycle(epochs: float, warm_up: float) -> tuple[Phase, ...]:
     return (Phase(warm_up * epochs, 1.0, "linear"), Phase(epochs, 0.0, "cosine"))
 
 
+_HE = (Phase(400, 0.1), Phase(32_000, 1), Phase(48_000, 0.1), Phase(64_000, 0.01))
+_WIDE = Recipe(
+    paper="Zagoruyko 2016, section 3",
+    published="Zagoruyko 2016, table 5",
+    unit="epochs",
+    phases=(Phase(60, 1), Phase(120, 0.2), Phase(160, 0.04), Phase(200, 0.008)),
+    batch_size=128,
+    learning_rate=0.1,
+    nesterov=True,
+    weight_decay=5e-4,
+    decays="all",
+    padding_mode="reflect",
+)
+# One cycle (Smith and Topin, arXiv:1708.07120), for a small network in minutes on a CPU.
+_QUICK = Recipe(
+    paper="Smith and Topin 2017, one cycle",
+    unit="epochs",
+    phases=_one_cycle(15, warm_up=0.2),
+    batch_size=128,
+    learning_rate=0.2,
+    nesterov=True,
+    weight_decay=5e-4,
+)
+
 RECIPES = {
     # 160 epochs of 50,000 images. The paper warms up ResNet-110 alone; it harms no other. It
     # subtracts the mean image; here the mean colour is.
@@ -151,7 +175,7 @@ RECIPES = {
         paper="He 2015, section 4.2",
         published="He 2015, table 6",
         unit="iterations",
-        phases=(Phase(400, 0.1), Phase(32_000, 1), Phase(48_000, 0.1), Phase(64_000, 0.01)),
+        phases=_HE,
         batch_size=128,
         learning_rate=0.1,
         weight_decay=1e-4,
@@ -162,7 +186,7 @@ RECIPES = {
         paper="He 2016, appendix",
         published="He 2016, tables",
         unit="iterations",
-        phases=(Phase(400, 0.1), Phase(32_000, 1), Phase(48_000, 0.1), Phase(64_000, 0.01)),
+        phases=_HE,
         batch_size=128,
         learning_rate=0.1,
         weight_decay=1e-4,
@@ -193,29 +217,11 @@ RECIPES = {
         learning_rate=0.1,
         weight_decay=1e-4,
     ),
-    "wide": Recipe(
-        paper="Zagoruyko 2016, section 3",
-        published="Zagoruyko 2016, table 5",
-        unit="epochs",
-        phases=(Phase(60, 1), Phase(120, 0.2), Phase(160, 0.04), Phase(200, 0.008)),
-        batch_size=128,
-        learning_rate=0.1,
-        nesterov=True,
-        weight_decay=5e-4,
-        decays="all",
-        padding_mode="reflect",
-    ),
-    "wide_dropout": Recipe(
+    "wide": _WIDE,
+    "wide_dropout": replace(
+        _WIDE,
         paper="Zagoruyko 2016, section 3.3",
         published="Zagoruyko 2016, table 6",
-        unit="epochs",
-        phases=(Phase(60, 1), Phase(120, 0.2), Phase(160, 0.04), Phase(200, 0.008)),
-        batch_size=128,
-        learning_rate=0.1,
-        nesterov=True,
-        weight_decay=5e-4,
-        decays="all",
-        padding_mode="reflect",
         dropout=0.3,
     ),
     # He 2015, section 3.4, divides when the error stops falling: in practice every 30 epochs.
@@ -230,25 +236,12 @@ RECIPES = {
         decays="all",
         crops="resized",
     ),
-    # One cycle (Smith and Topin, arXiv:1708.07120), for a small network in minutes on a CPU.
-    "quick": Recipe(
-        paper="Smith and Topin 2017, one cycle",
-        unit="epochs",
-        phases=_one_cycle(15, warm_up=0.2),
-        batch_size=128,
-        learning_rate=0.2,
-        nesterov=True,
-        weight_decay=5e-4,
-    ),
+    "quick": _QUICK,
     # The same, longer, for the network that ships.
-    "embedded": Recipe(
+    "embedded": replace(
+        _QUICK,
         paper="Smith and Topin 2017, one cycle; flips of Jordan 2024, section 3.6",
-        unit="epochs",
         phases=_one_cycle(28, warm_up=0.2),
-        batch_size=128,
-        learning_rate=0.2,
-        nesterov=True,
-        weight_decay=5e-4,
         label_smoothing=0.1,
         alternate_flip=True,
     ),

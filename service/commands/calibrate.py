@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from models.builtin import DEFAULT_SPEC
 from service.commands.options import fail_in_one_line, read_dataset
-from service.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", "spec", default=DEFAULT_MODEL, show_default=True)
+@click.option("--model", "spec", default=DEFAULT_SPEC, show_default=True)
 @click.option("--images", type=click.IntRange(1), default=512, show_default=True)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))

@@ -10,12 +10,12 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from models.builtin import DEFAULT_SPEC
 from service.commands.options import fail_in_one_line
-from service.settings import DEFAULT_MODEL
 
 
 @click.command()
-@click.option("--model", "spec", default=DEFAULT_MODEL, show_default=True)
+@click.option("--model", "spec", default=DEFAULT_SPEC, show_default=True)
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--device", help="auto, cpu or cuda:N.")
 @click.option("--engine", "kind", help="auto, eager, compile or openvino.")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from models.builtin import DEFAULT_SPEC
 from service.commands.options import fail_in_one_line, part_of
-from service.settings import DEFAULT_MODEL, cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ BATCH = 64
 
 
 @click.command()
-@click.option("--model", "spec", default=DEFAULT_MODEL, show_default=True)
+@click.option("--model", "spec", default=DEFAULT_SPEC, show_default=True)
 @click.option("--device", help="auto, cpu or cuda:N.")
 @click.option("--engine", "kind", help="auto, eager, compile or openvino.")
 @click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")
@@ -81,6 +81,7 @@ def evaluate(
     from models.training import plots, ten_crop
     from models.training.streamed import stream
     from service import offline
+    from service.settings import cpus
 
     for picture in filter(None, (confusion, reliability)):
         plots.check(picture)

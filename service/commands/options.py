@@ -11,8 +11,6 @@ from typing import IO, TYPE_CHECKING, Any, ParamSpec
 import click
 from tqdm import tqdm
 
-from service.settings import cpus
-
 if TYPE_CHECKING:
     from models.preprocess import InputSpec
     from models.training.datasets import Corrupt, Dataset, Split
@@ -135,6 +133,7 @@ def open_source(
         ValueError: see `models.training.source.open_source` and `held_out`.
     """
     from models.training import augment, source
+    from service.settings import cpus
 
     held_out = source.held_out(path, spec, hold_out, corrupt=corrupt) if hold_out else None
     with tqdm(desc=path.name, unit=" images", disable=not world.leads) as bar:

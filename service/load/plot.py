@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from models.style import STYLE
 from service.load.report import Report
 
 # Okabe and Ito's colours, which people tell apart who do not see all colours.
@@ -25,20 +26,7 @@ def draw(reports: Sequence[Report], path: Path, title: str = "") -> None:
         ValueError: the suffix is of no format that matplotlib writes.
     """
     several = len(reports) > 1
-    with mpl.rc_context(
-        {
-            "font.size": 9.0,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": "#e3e3e3",
-            "axes.axisbelow": True,
-            "axes.titlesize": 10.0,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "svg.hashsalt": "resnet-serve",
-        }
-    ):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.5 if several else 6.5, 4.2), layout="constrained")
         if title:
             figure.suptitle(title, fontsize=11, x=0.01, ha="left")
