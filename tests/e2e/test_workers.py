@@ -85,7 +85,7 @@ def probabilities(response: httpx.Response) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def trio() -> Iterator[Service]:
-    with started("--workers", "3") as running:
+    with started("--workers", "3", "--model", "builtin:resnet20-cifar10") as running:
         until(lambda: all_ready(running))
         yield running
 
