@@ -102,7 +102,7 @@ def test_load_is_answered_as_one_process_answers_it(service: Service, trio: Serv
     assert {response.status_code for response in many} == {200}
     wanted = [probabilities(response) for response in alone]
     for index, response in enumerate(many):
-        assert probabilities(response) == pytest.approx(wanted[index % len(bodies)], abs=1e-4)
+        assert probabilities(response) == pytest.approx(wanted[index % len(bodies)], abs=1e-3)
         timing = response.json()["timing_ms"]
         assert timing["total"] >= timing["inference"] > 0
     assert max(response.json()["batch_size"] for response in many) > 1
