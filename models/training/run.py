@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from models import bundle, hardware, variants
 from models.bundle import Bundle
 from models.classifier import Classifier
+from models.preprocess import InputSpec
 from models.resnet import Architecture, ResNet
 from models.training import recipes, temperature
 from models.training.datasets import Dataset
@@ -36,13 +37,16 @@ class Plan:
     """What is to be trained: everything that decides the weights.
 
     `variant`, `overrides`: the network, and the fields of `Architecture` that differ from it.
+    `start`: weights to begin with, and their network and input instead of a variant's. Where the
+        data has other classes than they, the head begins at random.
     `recipe_name`: the row of the table that `recipe` began as.
     `tests`: what the result is measured on; the first also after each epoch.
     `held_out`: a part of the data that training does not see, to fit the temperature on.
     """
 
-    variant: str
-    overrides: dict[str, Any]
+    variant: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    start: Bundle | None = None
     source: Source
     recipe: Recipe
     recipe_name: str
@@ -63,12 +67,38 @@ class Plan:
         sources = [test.source for test in self.tests]
         if len(set(sources)) < len(sources):
             raise ValueError(f"two test sets are called {sources[0]}; rename one")
-        own = {"dropout": self.recipe.dropout, "shortcut": self.recipe.shortcut}
+        own: dict[str, Any] = {"dropout": self.recipe.dropout}
+        if self.start is None:  # Weights keep the shortcuts that they were trained with.
+            own["shortcut"] = self.recipe.shortcut
         changes = {name: value for name, value in own.items() if value is not None}
+        base = self.start or variants.variant(self.variant)
         return variants.override(
-            variants.variant(self.variant).architecture,
+            base.architecture,
             **{"num_classes": len(self.source.classes), **changes, **self.overrides},
         )
+
+    @property
+    def input(self) -> InputSpec:
+        """What the network expects of an image."""
+        return (self.start or variants.variant(self.variant)).input
+
+    def network(self) -> ResNet:
+        """It as training begins.
+
+        Raises:
+            ValueError: see `architecture`; or `overrides` made a network that the weights do not
+                fit.
+        """
+        torch.manual_seed(mix("initialise", self.seed))
+        network = ResNet(self.architecture())
+        if self.start is not None:
+            tensors = dict(self.start.tensors)
+            if self.start.labels != self.source.classes:
+                own = network.state_dict()
+                tensors |= {name: own[name] for name in own if name.startswith("head.")}
+            bundle.check_fit(network, tensors, "the network to train")
+            network.load_state_dict(tensors)
+        return network
 
     def identity(self) -> dict[str, Any]:
         """What a run must have in common with its state to go on from it."""
@@ -77,6 +107,7 @@ class Plan:
             "data": f"{self.source.source}: {len(self.source)} images",
             "recipe": asdict(self.recipe),
             "seed": self.seed,
+            **({"start": self.start.fingerprint()} if self.start else {}),
         }
 
 
@@ -101,19 +132,17 @@ def train_bundle(
         ValueError: see `Plan.architecture`; or the name or the card are none.
         CannotResume, Diverged: see `train`.
     """
-    spec = variants.variant(plan.variant).input
-    architecture = plan.architecture()
+    spec = plan.input
+    network = plan.network()
     # What no bundle can hold is said now, not after the training.
     Bundle(
         name=name,
-        architecture=architecture,
+        architecture=network.architecture,
         input=spec,
         labels=plan.source.classes,
         tensors={},
         card=card,
     )
-    torch.manual_seed(mix("initialise", plan.seed))
-    network = ResNet(architecture)
     log = _Log(folder, plan, world, after_epoch)
     checkpoint = Checkpoint(folder / STATE, plan.identity()) if folder else None
     train(
@@ -178,6 +207,7 @@ def _provenance(
         "recipe": {"name": plan.recipe_name, **asdict(plan.recipe)},
         "changed": recipes.by_name(plan.recipe_name).differences(plan.recipe),
         "seed": plan.seed,
+        **({"start": _described(plan.start)} if plan.start else {}),
         "seconds": round(seconds),
         "images_per_second": round(statistics.median(speeds)) if speeds else None,
         "precision": precision(options, world.device),
@@ -185,6 +215,14 @@ def _provenance(
         "hardware": hardware.name(world.device),
         "device": world.device,
         "torch": torch.__version__,
+    }
+
+
+def _described(start: Bundle) -> dict[str, Any]:
+    return {
+        "name": start.name,
+        "fingerprint": start.fingerprint(),
+        "provenance": start.provenance,
     }
 
 
@@ -204,8 +242,7 @@ class _Log:
             return
         measured = None
         if self.plan.tests:
-            spec = variants.variant(self.plan.variant).input
-            classifier = Classifier(network, spec).to(self.world.device)
+            classifier = Classifier(network, self.plan.input).to(self.world.device)
             measured = _measure(classifier, self.plan.tests[0])
         row = Epoch(
             epoch=progress.epoch + 1,

@@ -39,7 +39,12 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 
 
 @click.command()
-@click.option("--variant", default="resnet20", show_default=True, help="Network to train.")
+@click.option("--variant", help="Network to train.  [default: resnet20]")
+@click.option(
+    "--weights",
+    metavar="SPEC",
+    help="Begin with a model's weights, and train its network, instead of a variant's.",
+)
 @click.option(
     "--set",
     "overrides",
@@ -126,7 +131,8 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @fail_in_one_line
 def train(
-    variant: str,
+    variant: str | None,
+    weights: str | None,
     overrides: tuple[tuple[str, Any], ...],
     shortcut: str | None,
     data: Path,
@@ -161,10 +167,15 @@ def train(
     from models.training import parallel, recipes
     from models.training.loop import Options
     from models.training.run import Plan
+    from service import catalog
 
     if resume and restart:
         raise ValueError("--resume or --restart, not both")
-    row = variants.variant(variant)
+    if weights and variant:
+        raise ValueError("--weights or --variant, not both: weights have their own network")
+    start = catalog.load(weights).bundle if weights else None
+    variant = variant or "resnet20"
+    row = start or variants.variant(variant)
     changes = dict(overrides) | ({"shortcut": shortcut} if shortcut else {})
     variants.override(row.architecture, **changes)
     recipe = _recipe(recipes.by_name(recipe_name), **fields)
@@ -188,6 +199,7 @@ def train(
             plan = Plan(
                 variant=variant,
                 overrides=changes,
+                start=start,
                 source=source,
                 recipe=recipe,
                 recipe_name=recipe_name,
@@ -203,7 +215,8 @@ def train(
             if world.leads and not resume:
                 shutil.rmtree(_folder(path), ignore_errors=True)
             world.wait()
-            called = name or naming.made_of(f"{variant}-{source.source.split('.')[0]}")
+            network = (start.variant or start.name) if start else variant
+            called = name or naming.made_of(f"{network}-{source.source.split('.')[0]}")
             _one(plan, path, called, text, world, options)
         if world.leads:
             _conclude(list(outs.values()), out)

@@ -206,6 +206,11 @@ def test_train_writes_a_bundle_that_tells_how(photos: Path, tmp_path: Path) -> N
     assert (recipe["name"], recipe["unit"], recipe["phases"][-1]["until"]) == ("quick", "epochs", 1)
     assert trained.provenance["changed"].keys() == {"batch_size", "phases"}
     assert trained.metrics[photos.name]["images"] == 6
+    further = tmp_path / "further.safetensors"
+    short = ("--iterations", "1", "--batch-size", "2", "--eager")
+    run("train", "--weights", output, *data, *short, further)
+    provenance = catalog.load(str(further)).bundle.provenance
+    assert provenance["start"]["fingerprint"] == trained.fingerprint()
 
 
 def test_train_with_seeds_tells_their_mean_and_deviation(photos: Path, tmp_path: Path) -> None:
@@ -242,6 +247,9 @@ def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path
     [
         (["--recipe", "he2017"], "no recipe is called 'he2017'; one of he2015, he2016"),
         (["--variant", "resnet21"], "no variant is called 'resnet21'"),
+        (["--variant", "resnet20", "--weights", "x"], "--weights or --variant, not both"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["--weights", "random:resnet20", "--shortcut", "C"], "weights do not fit"),
         (["--set", "block=[1]"], "block must be one of basic, bottleneck"),
         (["--epochs", "1", "--iterations", "1"], "--epochs or --iterations, not both"),
         (["--resume", "--restart"], "--resume or --restart, not both"),

@@ -141,6 +141,36 @@ def test_a_recipe_decides_dropout_and_shortcut_unless_told_otherwise() -> None:
     assert (told.dropout, told.shortcut) == (0.3, "B")
 
 
+def test_training_goes_on_from_a_bundles_weights() -> None:
+    data = coloured(24, "train")
+    first = train_bundle(planned(data, overrides={"shortcut": "A"}), name="first")
+    # The recipe's shortcut is for networks that begin at random.
+    recipe = replace(RECIPE, shortcut="B", learning_rate=1e-6).lasting("epochs", 1)
+    source = Resident(data, "cpu", crop_padding=1)
+    plan = Plan(start=first, source=source, recipe=recipe, recipe_name="quick", seed=5)
+    assert tiny.same_bits(plan.network().state_dict(), first.tensors)
+    second = train_bundle(plan, name="second")
+    assert second.architecture == first.architecture
+    name = "head.weight"
+    torch.testing.assert_close(second.tensors[name], first.tensors[name], rtol=0, atol=1e-3)
+    assert not torch.equal(second.tensors[name], first.tensors[name])
+    assert second.provenance["start"]["fingerprint"] == first.fingerprint()
+    assert second.provenance["start"]["provenance"] == first.provenance
+    assert plan.identity()["start"] == first.fingerprint()
+
+
+def test_weights_of_other_classes_get_a_new_head() -> None:
+    first = train_bundle(planned(coloured(24, "train")), name="first")
+    data = replace(coloured(24, "train"), classes=("a", "b", "c", "d"))
+    plan = planned(data, start=first, overrides={"planes": (4, 8, 16)})
+    state = plan.network().state_dict()
+    assert state["head.weight"].shape == (4, 16)
+    backbone = {name: value for name, value in first.tensors.items() if "head" not in name}
+    assert tiny.same_bits({name: state[name] for name in backbone}, backbone)
+    with pytest.raises(ValueError, match="weights do not fit the network to train"):
+        planned(data, start=first, overrides={"planes": (4, 8, 32)}).network()
+
+
 def test_test_data_of_other_classes_is_refused_before_training() -> None:
     other = replace(coloured(9, "test.tar"), classes=("blue", "green", "violet"))
     with pytest.raises(ValueError, match=r"test\.tar has other classes than train\.tar"):
