@@ -15,6 +15,7 @@ from benchmarks.process import peak_memory, started
 from service.load.document import as_text
 
 
+@pytest.mark.slow
 def test_one_run_has_every_figure_and_a_table(tmp_path: Path) -> None:
     plan = service.Plan(
         model="random:resnet20",
