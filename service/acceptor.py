@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 log = logging.getLogger(__name__)
 # How long a connection is left to those who have fewer, and how many more one may have.
@@ -21,6 +22,7 @@ class Acceptor:
     processes one might do all the work for as long as connections are kept alive.
 
     `lead`: how many more connections this process has than the one with the fewest.
+    `encryption`: the arguments `ssl` and `ssl_handshake_timeout` of asyncio, if any.
     """
 
     def __init__(
@@ -28,10 +30,12 @@ class Acceptor:
         listener: socket.socket,
         make: Callable[[], asyncio.BaseProtocol],
         lead: Callable[[], int],
+        encryption: Mapping[str, Any] | None = None,
     ) -> None:
         self._listener = listener
         self._make = make
         self._lead = lead
+        self._encryption = encryption or {}
         self._loop = asyncio.get_running_loop()
         self._later: asyncio.TimerHandle | None = None
         self._hurrying = False
@@ -82,11 +86,16 @@ class Acceptor:
             log.error("cannot accept: %s", error.strerror)  # noqa: TRY400
             self._pause(OUT_OF_FILES_SECONDS)
             return False
-        connecting = self._loop.connect_accepted_socket(self._make, connection)
+        connecting = self._loop.connect_accepted_socket(self._make, connection, **self._encryption)
         task: asyncio.Task[object] = self._loop.create_task(connecting)
         self._accepting.add(task)
-        task.add_done_callback(self._accepting.discard)
+        task.add_done_callback(self._accepted)
         return True
+
+    def _accepted(self, task: asyncio.Task[object]) -> None:
+        self._accepting.discard(task)
+        if not task.cancelled():
+            task.exception()  # A handshake that failed is the caller's affair.
 
     def close(self) -> None:
         if self._later is not None:

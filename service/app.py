@@ -8,14 +8,21 @@ from importlib.metadata import version
 
 import anyio.to_thread
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from service import problems
+from service.access import Access, Keys
+from service.body import Intake
 from service.express import Express
 from service.metrics import Metrics
 from service.middleware import Observe
 from service.pipeline import Fleet, Pipeline
 from service.routes import router
 from service.settings import Settings
+
+# What a page of another origin may send, and may read of an answer.
+CORS_ASKED = ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"]
+CORS_TOLD = ["Retry-After", "Server-Timing", "X-Request-ID"]
 
 
 def create_app(
@@ -57,8 +64,21 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
+    app.state.keys = Keys(settings)
+    app.state.intake = Intake(
+        settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
+    )
     problems.install(app)
     app.include_router(router)
     app.add_middleware(Express)
+    app.add_middleware(Access, keys=app.state.keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=CORS_ASKED,
+            expose_headers=CORS_TOLD,
+        )
     app.add_middleware(Observe, metrics=metrics, pipeline=pipeline)
     return app

@@ -6,9 +6,16 @@
     │   ├── UnknownModel          no such model
     │   ├── TooLarge              body or pixel count over the limit
     │   ├── UnsupportedMediaType  a content type that is no image
-    │   └── BadParameter          a parameter out of range
+    │   ├── BadParameter          a parameter out of range
+    │   ├── MalformedRequest      no HTTP/1.1
+    │   ├── HeadersTooLarge       request line and headers over the limit
+    │   ├── RequestTooSlow        headers or body took too long to arrive
+    │   ├── Unauthorized          no key, or an unknown one
+    │   └── Forbidden             the key is none of an administrator
     ├── Busy                      the same request may succeed later
     │   ├── QueueFull             no place in the model's queue, or none soon enough
+    │   ├── UploadsFull           too many bytes are being received already
+    │   ├── TooManyConnections    no more are accepted
     │   ├── NotReady              loading, draining, or the engine is down
     │   └── EngineFailed          the engine failed while computing this request
     ├── DeadlineExceeded          the request's deadline passed
@@ -50,6 +57,26 @@ class BadParameter(CallerError):
     reason = "bad_parameter"
 
 
+class MalformedRequest(CallerError):
+    reason = "malformed_request"
+
+
+class HeadersTooLarge(CallerError):
+    reason = "headers_too_large"
+
+
+class RequestTooSlow(CallerError):
+    reason = "request_too_slow"
+
+
+class Unauthorized(CallerError):
+    reason = "unauthorized"
+
+
+class Forbidden(CallerError):
+    reason = "forbidden"
+
+
 class Busy(ServiceError):
     """`retry_after` is the number of seconds until a retry is expected to succeed."""
 
@@ -78,6 +105,14 @@ class QueueFull(Busy):
         )
 
 
+class UploadsFull(Busy):
+    reason = "uploads_full"
+
+
+class TooManyConnections(Busy):
+    reason = "too_many_connections"
+
+
 class NotReady(Busy):
     reason = "not_ready"
 
@@ -100,7 +135,14 @@ REFUSALS: tuple[type[ServiceError], ...] = (
     TooLarge,
     UnsupportedMediaType,
     BadParameter,
+    MalformedRequest,
+    HeadersTooLarge,
+    RequestTooSlow,
+    Unauthorized,
+    Forbidden,
     QueueFull,
+    UploadsFull,
+    TooManyConnections,
     NotReady,
     EngineFailed,
     DeadlineExceeded,

@@ -11,15 +11,15 @@ import contextlib
 import socket
 import sys
 from collections.abc import Generator
-from functools import partial
 from typing import Any
 
 from service.acceptor import Acceptor
 from service.app import create_app
 from service.control import Line, engine_socket, log_to_stderr
 from service.ledger import Ledger
+from service.listener import BACKLOG
 from service.remote import RemoteFleet
-from service.server import BACKLOG, Server
+from service.server import Server
 from service.settings import Settings
 from service.shared_metrics import SharedMetrics
 
@@ -55,14 +55,7 @@ class FrontEnd(Server):
 
     def announce(self) -> None:
         loop = asyncio.get_running_loop()
-        protocol: Any = self.config.http_protocol_class
-        make = partial(
-            protocol,
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
-        self._acceptor = Acceptor(self._listener, make, self._lead)
+        self._acceptor = Acceptor(self._listener, self.protocol(), self._lead, self._encryption)
         self._acceptor.start(BACKLOG)
         self.servers.append(self._acceptor)  # type: ignore[arg-type]
         self._listeners = [self._listener]

@@ -20,6 +20,7 @@ from service.problems import problem
 log = logging.getLogger(__name__)
 # Between two lines that say that the queue is full: a line for each would add to the load.
 QUIET_SECONDS = 1.0
+API = "/v1/"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -51,6 +52,7 @@ class Observe:
         request_id = given if REQUEST_ID.fullmatch(given) else self._new_id()
         state = scope.setdefault("state", {})
         status = 0
+        private = scope["path"].startswith(API)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -58,6 +60,8 @@ class Observe:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
+                if private:
+                    headers.append("Cache-Control", "no-store")
                 if self._pipeline.draining:
                     # Kept-alive connections should find another replica.
                     headers["Connection"] = "close"

@@ -22,7 +22,14 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BadParameter: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
+    errors.HeadersTooLarge: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    errors.RequestTooSlow: HTTPStatus.REQUEST_TIMEOUT,
+    errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.UploadsFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TooManyConnections: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.EngineFailed: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
@@ -41,13 +48,21 @@ def problem(
     return Response(document.model_dump_json(), status, headers=headers, media_type=CONTENT_TYPE)
 
 
-def refused(request: Request, error: Exception) -> Response:
-    """The answer to a request that the service refuses."""
-    assert isinstance(error, errors.ServiceError)
+def answer(error: errors.ServiceError) -> Response:
+    """The answer to what the service refuses."""
     headers = {}
     if isinstance(error, errors.Busy):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
-    return _answer(request, STATUSES[type(error)], str(error), error.reason, headers)
+    elif isinstance(error, errors.Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(STATUSES[type(error)], str(error), error.reason, headers)
+
+
+def refused(request: Request, error: Exception) -> Response:
+    """The answer to a request that the service refuses."""
+    assert isinstance(error, errors.ServiceError)
+    request.state.refusal = (error.reason, str(error))  # The middleware logs it.
+    return answer(error)
 
 
 def install(app: FastAPI) -> None:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic_core import to_json
 
 from service import schemas
+from service.body import Body, Intake
 from service.errors import BadParameter, CallerError
 from service.metrics import CONTENT_TYPE, Metrics
 from service.pipeline import Model, Pipeline
@@ -32,7 +33,6 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
 
@@ -45,11 +45,14 @@ TopK = Annotated[
 PROBLEM = {"model": schemas.Problem, "content": {"application/problem+json": {}}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: PROBLEM | {"description": "bytes that no decoder reads, a truncated image"},
+    401: PROBLEM | {"description": "a key is needed (Authorization: Bearer, or X-API-Key)"},
     404: PROBLEM | {"description": "unknown model"},
+    408: PROBLEM | {"description": "the headers or the body took too long to arrive"},
     413: PROBLEM | {"description": "body or pixel count over the limit"},
     415: PROBLEM | {"description": "a content type that is no image"},
     422: PROBLEM | {"description": "a parameter out of range"},
     429: PROBLEM | {"description": "the queue is full; Retry-After says when it has drained"},
+    431: PROBLEM | {"description": "request line and headers over the limit"},
     503: PROBLEM | {"description": "loading, draining, or the engine is down; with Retry-After"},
     504: PROBLEM | {"description": "the deadline passed (X-Request-Timeout-Ms)"},
 }
@@ -89,7 +92,8 @@ router = APIRouter()
 async def classify(request: Request, model: Name = None, top_k: TopK = None) -> Response:
     """The likeliest classes of one image: raw bytes, or a form with the field `image`."""
     pipeline, served, k, deadline = admit(request, model, top_k)
-    data = await read_image(request, settings_of(request).max_body_bytes)
+    with receive(request, settings_of(request).max_body_bytes, deadline) as arriving:
+        data = await read_image(arriving)
     answer = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
     body = schemas.classification_of(answer)
     timing = ", ".join([f"{phase};dur={ms}" for phase, ms in body["timing_ms"].items()])
@@ -109,7 +113,6 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
     """The likeliest classes of several images in one form; a bad image fails alone."""
     pipeline, served, k, deadline = admit(request, model, top_k)
     limits = settings_of(request)
-    uploads = await read_images(request, limits.max_batch_body_bytes, limits.max_batch_images)
 
     # A large batch takes its turn with the others instead of the whole queue.
     places = asyncio.Semaphore(served.batch_share)
@@ -124,7 +127,7 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
         predictions = schemas.predictions_of(answer)
         return schemas.BatchItem(filename=upload.filename, predictions=predictions)
 
-    async def every() -> list[schemas.BatchItem]:
+    async def every(uploads: list[Upload]) -> list[schemas.BatchItem]:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(upload)) for upload in uploads]
@@ -133,21 +136,24 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    results = await until_disconnect(request, every())
+    # To the end: images that wait for their turn are in no queue yet.
+    with receive(request, limits.max_batch_body_bytes, deadline) as arriving:
+        uploads = await read_images(arriving, limits.max_batch_images)
+        results = await until_disconnect(request, every(uploads))
     body = schemas.BatchClassification(model=served.name, results=results)
     # FastAPI would validate it a second time.
     content = body.model_dump_json(exclude_none=True)
     return Response(content, media_type="application/json")
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses={401: REFUSALS[401]})
 async def list_models(request: Request) -> schemas.Models:
     """What is served, the default model first."""
     described = [model.describe() for model in pipeline_of(request).models.values()]
     return schemas.Models.model_validate({"models": described})
 
 
-@router.get("/v1/models/{name}", responses={404: REFUSALS[404]})
+@router.get("/v1/models/{name}", responses={code: REFUSALS[code] for code in (401, 404)})
 async def show_model(request: Request, name: str) -> schemas.ModelDetails:
     """One model, with its card."""
     return schemas.ModelDetails.model_validate(pipeline_of(request).find(name).describe())
@@ -206,6 +212,12 @@ def pipeline_of(request: Request) -> Pipeline:
 def settings_of(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
+
+
+def receive(request: Request, max_bytes: int, deadline: float) -> Body:
+    """The request's body, not read yet; refused where the headers tell that it cannot be."""
+    intake: Intake = request.app.state.intake
+    return Body(request, intake, max_bytes, deadline)
 
 
 def admit(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
-import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from service import interpreter
-from service.errors import ConfigError
+from service import interpreter, tls
+from service.listener import (
+    BACKLOG,
+    NEW_CONNECTION_SECONDS,
+    announce,
+    ignore_new_connections,
+)
+from service.protocol import Door, Guarded
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,9 +32,7 @@ if TYPE_CHECKING:
     from service.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
-BACKLOG = 2048
-NEW_CONNECTION_SECONDS = 1.0
-SO_ATTACH_FILTER, BPF_RETURN = 26, 0x06  # linux/socket.h, linux/bpf_common.h
+FILES_BESIDE_CONNECTIONS = 512
 
 
 class Server(uvicorn.Server):
@@ -42,13 +46,14 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=Guarded,
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                headers=[("X-Content-Type-Options", "nosniff")],
                 backlog=BACKLOG,
                 proxy_headers=False,  # nothing here asks who or where the caller is
                 timeout_keep_alive=75,  # longer than the usual load balancer's idle time
@@ -56,6 +61,14 @@ class Server(uvicorn.Server):
             )
         )
         self._pipeline: Pipeline = app.state.pipeline
+        self._door = Door(settings, app.state.metrics)
+        self._tls = tls.context(settings)
+        # asyncio takes the second only with the first.
+        self._encryption: dict[str, Any] = (
+            {"ssl": self._tls, "ssl_handshake_timeout": settings.header_timeout_s}
+            if self._tls
+            else {}
+        )
         self._grace = settings.shutdown_grace_s
         self._exit_at: float | None = None
         self._refusing_since = 0.0
@@ -72,14 +85,30 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         interpreter.tune()
-        await super().startup(sockets)
+        allow_files(self._door.max_connections + FILES_BESIDE_CONNECTIONS)
+        await super().startup([])  # The listeners are ours, for they need our protocol.
         self._listeners = sockets or []
+        for listener in self._listeners:
+            server = await asyncio.get_running_loop().create_server(
+                self.protocol(), sock=listener, backlog=BACKLOG, **self._encryption
+            )
+            self.servers.append(server)
         self.announce()
+
+    def protocol(self) -> Callable[[], Guarded]:
+        """Makes what reads a new connection."""
+        return partial(
+            Guarded,
+            self._door,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
 
     def announce(self) -> None:
         """Tells that connections are accepted."""
         for listener in self._listeners:
-            announce(self._pipeline.models, listener)
+            announce(self._pipeline.models, listener, encrypted=self._tls is not None)
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
@@ -95,42 +124,12 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def announce(names: Iterable[str], listener: socket.socket) -> None:
-    host, port, *_ = listener.getsockname()
-    shown = f"[{host}]" if ":" in host else host
-    what = ", ".join(names)
-    log.info("serving %s on http://%s:%d (page at /, API at /docs)", what, shown, port)
-
-
-def ignore_new_connections(listener: socket.socket) -> None:
-    """Makes the kernel drop packets for `listener`; connections it has accepted are not affected.
-
-    Closing a listener resets the connections in its backlog, and with them requests that their
-    callers have already sent. Where the kernel has no socket filters, that is what will happen.
-    """
-    program = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
-    with contextlib.suppress(OSError):
-        listener.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
-        )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is found before models are loaded.
-
-    Raises:
-        ConfigError: the address cannot be had.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
-    return listener
+def allow_files(count: int) -> None:
+    """Lets this process open so many files, if the hard limit does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:

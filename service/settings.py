@@ -18,13 +18,17 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FieldSerializationInfo,
+    SecretStr,
     StringConstraints,
     ValidationError,
+    field_serializer,
     field_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from models.builtin import DEFAULT_SPEC
+from service import keys
 from service.errors import ConfigError
 
 PREFIX = "RESNET_SERVE_"
@@ -36,7 +40,12 @@ CPU_QUOTAS = (
     ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
 )
 
+# Settings whose values nobody may see in a log or a message.
+SECRETS = ("api_keys", "admin_keys")
+ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
+
 S = TypeVar("S", bound="Strict")
+
 ModelName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
 ]
@@ -123,6 +132,39 @@ class Settings(Strict):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    allow_anonymous: bool = Field(
+        False, description="serve other hosts without api_keys; otherwise that is refused"
+    )
+    api_keys: list[keys.Key] = Field(
+        [],
+        description="one of them is needed for /v1; in the environment separated by commas; "
+        "none: everybody may",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="more of them, one a line, # begins a comment; others than its owner and group "
+        "must not read it",
+    )
+    admin_keys: list[keys.Key] = Field(
+        [], description="one of them is needed to change models; each is an API key too"
+    )
+    admin_keys_file: Path | None = Field(None, description="more of them, as in api_keys_file")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate and its chain; with it, HTTPS is served"
+    )
+    tls_key: Path | None = Field(None, description="PEM file of its private key, no password")
+    cors_origins: list[str] = Field(
+        [],
+        description="origins, such as https://example.org, whose pages may use the API, or *; "
+        "none: no other than the service's own",
+    )
+    max_connections: int = Field(
+        4096, ge=1, description="connections, of all front ends together; more are refused"
+    )
+    max_header_bytes: int = Field(65_536, ge=1024, description="a request's first line and headers")
+    header_timeout_s: float = Field(
+        10, gt=0, description="time for a request's headers to arrive, and for a TLS handshake"
+    )
     workers: int = Field(
         # On few CPUs, what a second process would decode an engine would not compute.
         default_factory=lambda: 1 if cpus() <= 4 else min(8, cpus() // 2),
@@ -141,6 +183,15 @@ class Settings(Strict):
     )
     max_body_bytes: int = Field(20 * 2**20, ge=1, description="one image's request body")
     max_batch_body_bytes: int = Field(100 * 2**20, ge=1, description="a batch request's body")
+    max_upload_bytes: int = Field(
+        512 * 2**20,
+        ge=1,
+        description="bodies that are being received, of all front ends together; one that comes "
+        "alone is taken whatever its size",
+    )
+    upload_timeout_s: float = Field(
+        60, gt=0, description="time for a body to arrive, if its deadline is not earlier"
+    )
     max_batch_images: int = Field(64, ge=1, description="images in a batch request")
     max_pixels: int = Field(50_000_000, ge=1, description="an image's width times height")
     decode_threads: int = Field(
@@ -169,6 +220,24 @@ class Settings(Strict):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least that is logged"
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise PydanticCustomError(
+                    "origin", "should be origins such as https://example.org, without a path, or *"
+                )
+        return origins
+
+    @field_serializer(*SECRETS, when_used="json")
+    def _told_on_purpose(self, given: list[SecretStr], info: FieldSerializationInfo) -> list[str]:
+        return [key.get_secret_value() if info.context == SECRETS else str(key) for key in given]
+
+    def revealed(self) -> dict[str, Any]:
+        """As JSON can hold it, for a process that shall have the same settings: with the keys."""
+        return self.model_dump(mode="json", context=SECRETS)
 
     @field_validator("models")
     @classmethod
@@ -206,7 +275,7 @@ def load(
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     layers = [_split_lists(layer) for layer in (_from_environment(environ), given)]
     try:
-        return validated(Settings, **_merge(file, *layers))
+        return _with_keys_of_files(validated(Settings, **_merge(file, *layers)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path else str(error)) from None
 
@@ -228,13 +297,30 @@ def validated(kind: type[S], **values: Any) -> S:
         raise ConfigError(_one_line(error.errors()[0], kind)) from None
 
 
+def _with_keys_of_files(settings: Settings) -> Settings:
+    more = {}
+    for name in SECRETS:
+        path: Path | None = getattr(settings, f"{name}_file")
+        if path is not None:
+            try:
+                more[name] = [*getattr(settings, name), *keys.read(path)]
+            except ConfigError as error:
+                raise ConfigError(f"{name}_file: {error}") from None
+    return settings.model_copy(update=more)
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not YAML: not UTF-8") from None
+    except yaml.YAMLError as error:
+        # Its own text quotes the file, which may hold keys.
+        mark = getattr(error, "problem_mark", None)
+        where = f" near line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}: not YAML{where}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -266,9 +352,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def _split_lists(layer: dict[str, Any]) -> dict[str, Any]:
     """`layer` with the lists that were written with commas; one device stays a name."""
     split = dict(layer)
-    for key in ("models", "device"):
+    for key in ("models", "device", "cors_origins", *SECRETS):
         text = layer.get(key)
-        if isinstance(text, str) and (key == "models" or "," in text):
+        if isinstance(text, str) and (key != "device" or "," in text):
             split[key] = [part.strip() for part in text.split(",") if part.strip()]
     return split
 
@@ -305,4 +391,5 @@ def _one_line(error: ErrorDetails, kind: type[Strict]) -> str:
     if error["type"] in ("missing", "twice"):
         return f"{place}: {'is missing' if error['type'] == 'missing' else error['msg']}"
     message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{place}: {message.replace('input should', 'should')}, not {error['input']!r}"
+    said = f"{place}: {message.replace('input should', 'should')}"
+    return said if place.partition("[")[0] in SECRETS else f"{said}, not {error['input']!r}"

@@ -27,8 +27,8 @@ from service import shared_metrics
 from service.control import encode, engine_socket
 from service.errors import ConfigError
 from service.ledger import Ledger
-from service.server import NEW_CONNECTION_SECONDS, announce
-from service.settings import Settings, environment
+from service.listener import NEW_CONNECTION_SECONDS, announce
+from service.settings import SECRETS, Settings, environment
 
 log = logging.getLogger(__name__)
 # Between a death and its replacement; who has lived for a while starts again at the first.
@@ -95,7 +95,6 @@ class Supervisor:
 
     def __init__(self, settings: Settings, listener: socket.socket, folder: str) -> None:
         self._settings = settings
-        self._dumped = settings.model_dump(mode="json")
         self._listener = listener
         self._folder = folder
         # It outlives every engine process: who connects meanwhile waits for the next one.
@@ -231,7 +230,7 @@ class Supervisor:
             ConfigError: the first one cannot start, or a later one has other models.
         """
         self._engine = child
-        child.send(settings=self._dumped)
+        child.send(settings=self._settings.model_dump(mode="json", exclude=set(SECRETS)))
         told = await child.receive() or {"error": "the engine process ended while it started"}
         if "error" in told and self._known.done():
             log.error("the engine process cannot start: %s", told["error"])
@@ -250,11 +249,15 @@ class Supervisor:
         if self._stopping.is_set():
             child.hang_up()
             return
-        child.send(settings=self._dumped, models=models, index=index, ledger=self._ledger_fd)
+        child.send(
+            settings=self._settings.revealed(), models=models, index=index, ledger=self._ledger_fd
+        )
         self._front_ends.add(child)
         if await child.receive() and index not in self._up:
             self._up.add(index)
             if len(self._up) == self._settings.workers:
-                announce([model["name"] for model in models], self._listener)
+                names = [model["name"] for model in models]
+                encrypted = self._settings.tls_certificate is not None
+                announce(names, self._listener, encrypted=encrypted)
         await child.process.wait()
         self._ledger.clear(index)

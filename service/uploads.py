@@ -1,17 +1,17 @@
-"""Images out of HTTP bodies, never reading more than the limit."""
+"""Images out of HTTP bodies."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
+from service.body import Body
 from service.errors import (
     BadParameter,
     CallerLeft,
@@ -36,19 +36,20 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_image(request: Request, max_bytes: int) -> bytes:
+async def read_image(body: Body) -> bytes:
     """The one image of a raw or multipart request.
 
     Raises:
         UnsupportedMediaType: the content type is no image.
-        TooLarge: the body is larger than `max_bytes`; found before it is read whole.
+        TooLarge, UploadsFull: see `service.body.Body`.
         BadParameter: a multipart body has not exactly one field `image`.
         UndecodableImage: a multipart body is malformed.
+        DeadlineExceeded, RequestTooSlow: it took too long to arrive.
         CallerLeft: the connection closed while the body was sent.
     """
-    kind = media_type(request)
+    kind = media_type(body.request)
     if kind == MULTIPART:
-        uploads = await read_images(request, max_bytes, max_images=1)
+        uploads = await read_images(body, max_images=1)
         return uploads[0].data
     # No type at all is taken as octets: the decoder looks at the bytes anyway.
     if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
@@ -56,19 +57,26 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
             f"the content type {kind} is no image; send the bytes as image/* or "
             f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
         )
-    return b"".join([chunk async for chunk in _chunks(request, max_bytes)])
+    try:
+        async with asyncio.timeout_at(body.until):
+            return b"".join([chunk async for chunk in body.chunks()])
+    except TimeoutError:
+        raise body.late() from None
 
 
-async def read_images(request: Request, max_bytes: int, max_images: int) -> list[Upload]:
+async def read_images(body: Body, max_images: int) -> list[Upload]:
     """The fields `image` of a multipart request; raises as `read_image`."""
-    if media_type(request) != MULTIPART:
+    if media_type(body.request) != MULTIPART:
         raise UnsupportedMediaType(f"send several images as {MULTIPART}, each in a field {FIELD!r}")
     parser = MultiPartParser(
-        request.headers, _chunks(request, max_bytes), max_files=max_images, max_fields=16
+        body.request.headers, body.chunks(), max_files=max_images, max_fields=16
     )
-    parser.spool_max_size = max_bytes  # The whole body fits; no detour over a disk.
+    parser.spool_max_size = body.max_bytes  # The whole body fits; no detour over a disk.
     try:
-        form = await parser.parse()
+        async with asyncio.timeout_at(body.until):
+            form = await parser.parse()
+    except TimeoutError:
+        raise body.late() from None
     except MultiPartException as error:
         message = error.message
         if "Too many files" in message and max_images == 1:
@@ -84,21 +92,6 @@ async def read_images(request: Request, max_bytes: int, max_images: int) -> list
         return [Upload(file.filename or "", await file.read()) for file in files]
     finally:
         await form.close()
-
-
-async def _chunks(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > max_bytes:
-        raise TooLarge(f"the body has {length} bytes; the limit is {max_bytes}")
-    received = 0
-    try:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > max_bytes:
-                raise TooLarge(f"the body has more than {max_bytes} bytes, the limit")
-            yield chunk
-    except ClientDisconnect:
-        raise CallerLeft("the connection closed while the body was sent") from None
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -61,7 +61,7 @@ class Service:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.url = self._wait_for(re.compile(r"(http://\S+:\d+)"))
+            self.url = self._wait_for(re.compile(r"(https?://\S+:\d+)"))
         except AssertionError:
             self.end(signal.SIGKILL)
             raise

@@ -23,19 +23,22 @@ from service.commands.options import fail_in_one_line
 def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
     from service import settings as configuration
+    from service import tls
     from service.control import log_to_stderr
-    from service.server import listen
-    from service.server import serve as run
+    from service.listener import check_exposure, listen
 
     flags["models"] = list(models) or None
     settings = configuration.load(flags, config=config)
     log_to_stderr(settings.log_level)
+    tls.context(settings)  # Before processes are started that would fail of it.
     listener = listen(settings.host, settings.port)
+    check_exposure(settings, listener)
     if settings.workers > 1:
         from service.supervisor import supervise
 
         sys.exit(supervise(settings, listener))
     # Only now: what is wrong so far is said without waiting for torch.
     from service.app import create_app
+    from service.server import serve as run
 
     run(create_app(settings), settings, listener)

@@ -1,0 +1,326 @@
+"""What callers meet before anything answers them: limits, keys and TLS of a real service."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPResponse
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import COMMAND, Service, client, encoded, started
+from tests.e2e.test_classify import is_problem
+from tests.e2e.test_endpoints import samples
+from tests.e2e.test_start import fail
+
+API, OTHER, ADMIN = "an-api-key-0123456789", "another-key-0123456789", "an-admin-key-0123456789"
+KEY = {"X-API-Key": API}
+ORIGIN = "https://example.org"
+UPLOADS = 100_000
+# All that any test was answered, which is searched for keys at the end.
+answers: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[Service]:
+    """A service with keys and small limits."""
+    with started(
+        "--model",
+        "random:resnet20",
+        RESNET_SERVE_API_KEYS=f"{OTHER},{API}",
+        RESNET_SERVE_ADMIN_KEYS=ADMIN,
+        RESNET_SERVE_CORS_ORIGINS=ORIGIN,
+        RESNET_SERVE_HEADER_TIMEOUT_S="0.5",
+        RESNET_SERVE_MAX_HEADER_BYTES="4096",
+        RESNET_SERVE_MAX_CONNECTIONS="8",
+        RESNET_SERVE_MAX_UPLOAD_BYTES=str(UPLOADS),
+    ) as running:
+        yield running
+
+
+def connect(service: Service, sent: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=60)
+    connection.sendall(sent)
+    return connection
+
+
+def answer(connection: socket.socket) -> tuple[HTTPResponse, httpx.Response]:
+    """The next answer, as http.client and as httpx know it."""
+    raw = HTTPResponse(connection, method="GET")
+    raw.begin()
+    body = raw.read()
+    answers.append(f"{raw.headers}{body.decode()}")
+    return raw, httpx.Response(raw.status, headers=raw.getheaders(), content=body)
+
+
+def refused(connection: socket.socket, status: int) -> str:
+    """The reason of the problem that comes next, after which the connection closes."""
+    with connection:
+        _, response = answer(connection)
+        problem = is_problem(response, status)
+        assert connection.recv(1) == b""
+    return str(problem["type"]).rpartition(":")[2]
+
+
+def ask(service: Service, method: str, path: str, **options: object) -> httpx.Response:
+    response = client.request(method, f"{service.url}{path}", **options)  # type: ignore[arg-type]
+    answers.append(f"{response.headers}{response.text}")
+    return response
+
+
+def post(length: int, *headers: str) -> bytes:
+    lines = ["POST /v1/classify HTTP/1.1", "Host: a", f"Content-Length: {length}"]
+    return "\r\n".join([*lines, f"X-API-Key: {API}", *headers, "", ""]).encode()
+
+
+def test_headers_too_long_or_too_slow_are_refused(door: Service) -> None:
+    large = b"GET / HTTP/1.1\r\nX: " + b"x" * 5000 + b"\r\n\r\n"
+    assert refused(connect(door, large), 431) == "headers_too_large"
+    assert refused(connect(door, b"GET / HTTP/1.1\r\nHo"), 408) == "request_too_slow"
+    with connect(door) as silent:
+        assert silent.recv(1) == b""
+    assert refused(connect(door, b"nonsense\r\n\r\n"), 400) == "malformed_request"
+
+
+def test_more_connections_than_allowed_are_told_when_to_come_again(door: Service) -> None:
+    kept = [connect(door, b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(8)]
+    for connection in kept:
+        assert answer(connection)[0].status == 200
+    surplus = connect(door)
+    _, response = answer(surplus)
+    assert is_problem(response, 503)["type"].endswith("too_many_connections")
+    assert response.headers["retry-after"] == "1"
+    for connection in [*kept, surplus]:
+        connection.close()
+
+
+def test_a_deadline_holds_while_the_body_arrives(door: Service) -> None:
+    slow = connect(door, post(UPLOADS - 1, "X-Request-Timeout-Ms: 300") + b"x" * 10)
+    with slow:
+        _, response = answer(slow)
+        assert is_problem(response, 504)["type"].endswith("deadline_exceeded")
+        slow.sendall(b"x" * 10)  # Nobody reads it, and before long the connection closes.
+        with suppress(ConnectionResetError):
+            assert slow.recv(1) == b""
+    assert ask(door, "POST", "/v1/classify", headers=KEY, content=encoded()).status_code == 200
+
+
+def test_bodies_beyond_the_common_limit_are_refused_before_they_are_read(door: Service) -> None:
+    with connect(door, post(UPLOADS - 10) + b"x") as first:
+        # It has its place as soon as it is counted among the requests.
+        while samples(door)["resnet_serve_requests_in_flight"] < 2:
+            pass
+        with connect(door, post(UPLOADS - 10)) as second:
+            raw, response = answer(second)
+            assert is_problem(response, 429)["type"].endswith("uploads_full")
+            assert response.headers["retry-after"] == "1"
+            assert raw.getheader("connection") is None
+        first.sendall(b"x" * (UPLOADS - 11))
+        assert answer(first)[1].status_code == 400
+    image = encoded("BMP", (180, 180))
+    assert len(image) > UPLOADS - 10
+    assert ask(door, "POST", "/v1/classify", headers=KEY, content=image).status_code == 200
+
+
+def test_pipelined_requests_and_callers_who_ask_first_are_served(door: Service) -> None:
+    image = encoded()
+    with connect(
+        door, (post(len(image)) + image) * 2 + post(len(image), "Connection: close") + image
+    ) as connection:
+        statuses = re.findall(rb"HTTP/1.1 (\d+)", connection.makefile("rb").read())
+        assert statuses == [b"200"] * 3
+    with connect(door, post(len(image), "Expect: 100-continue")) as connection:
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(image)
+        assert answer(connection)[0].status == 200
+
+
+def test_a_key_opens_the_api_and_only_the_api_needs_one(door: Service) -> None:
+    for headers in (KEY, {"Authorization": f"Bearer {OTHER}"}, {"X-API-Key": ADMIN}):
+        response = ask(door, "POST", "/v1/classify", headers=headers, content=encoded())
+        assert response.status_code == 200
+    for path in ("/", "/docs", "/openapi.json", "/metrics", "/health/ready", "/web/app.js"):
+        assert ask(door, "GET", path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/classify"),
+        ("POST", "/v1/classify?top_k=1"),
+        ("POST", "/v1/classify?unusual=1"),
+        ("POST", "/v1/classify/"),
+        ("POST", "/v1%2fclassify"),
+        ("POST", "/v1/%63lassify"),
+        ("POST", "//v1/classify"),
+        ("POST", "/health/../v1/classify"),
+        ("POST", "/V1/classify"),
+        ("POST", "/v1/classify/batch"),
+        ("GET", "/v1/models"),
+        ("HEAD", "/v1/models"),
+        ("GET", "/v1/models/resnet20"),
+        ("PUT", "/v1/models/resnet20"),
+        ("DELETE", "/v1/models/resnet20"),
+    ],
+)
+def test_without_a_key_there_is_no_way_in(door: Service, method: str, path: str) -> None:
+    sent = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nX-API-Key: guess"
+    with connect(door, f"{sent}\r\nConnection: close\r\n\r\n".encode()) as connection:
+        head = connection.makefile("rb").read().decode()
+    answers.append(head)
+    if path.startswith("/health/"):  # No way to anything.
+        assert head.startswith("HTTP/1.1 404")
+        return
+    assert head.startswith("HTTP/1.1 401")
+    assert "www-authenticate: Bearer" in head
+    assert "application/problem+json" in head
+
+
+def test_models_are_changed_with_an_admin_key_only(door: Service, service: Service) -> None:
+    for method in ("PUT", "DELETE"):
+        problem = is_problem(ask(door, method, "/v1/models/nope", headers=KEY), 403)
+        assert "needs an admin key" in problem["detail"]
+        given = {"Authorization": f"Bearer {ADMIN}"}
+        assert ask(door, method, "/v1/models/nope", headers=given).status_code not in {401, 403}
+        problem = is_problem(ask(service, method, "/v1/models/resnet20"), 403)
+        assert "admin_keys" in problem["detail"]
+
+
+def test_pages_of_one_other_origin_may_use_the_api(door: Service, service: Service) -> None:
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "x-api-key,content-type,x-request-timeout-ms"
+    preflight = ask(door, "OPTIONS", "/v1/classify", headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    done = ask(door, "POST", "/v1/classify", headers=KEY | asked, content=encoded())
+    exposed = done.headers["access-control-expose-headers"]
+    assert {"Retry-After", "Server-Timing", "X-Request-ID"} == set(exposed.split(", "))
+    refusal = ask(door, "POST", "/v1/classify", headers=asked, content=encoded())
+    assert refusal.status_code == 401
+    assert refusal.headers["access-control-allow-origin"] == ORIGIN
+    evil = ask(door, "POST", "/v1/classify", headers=KEY | {"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in evil.headers
+    without = ask(service, "OPTIONS", "/v1/classify", headers=asked)
+    assert not any(name.startswith("access-control") for name in without.headers)
+
+
+def test_every_answer_says_that_it_is_what_it_says(door: Service) -> None:
+    for path in ("/", "/v1/models", "/nowhere", "/metrics", "/web/app.js"):
+        response = ask(door, "GET", path, headers=KEY)
+        assert response.headers.get_list("x-content-type-options") == ["nosniff"]
+        assert ("no-store" in response.headers.get("cache-control", "")) is path.startswith("/v1/")
+        assert "server" not in response.headers
+
+
+def test_every_refusal_was_counted_and_nothing_showed_a_key(door: Service) -> None:
+    """Runs behind the others, in this file's order."""
+    counted = samples(door)
+    for reason in (
+        "headers_too_large",
+        "request_too_slow",
+        "malformed_request",
+        "too_many_connections",
+        "unauthorized",
+        "forbidden",
+    ):
+        assert counted[f'resnet_serve_refusals_total{{model="",reason="{reason}"}}'] > 0
+    for reason in ("uploads_full", "deadline_exceeded"):
+        assert counted[f'resnet_serve_refusals_total{{model="resnet20",reason="{reason}"}}'] > 0
+    answers.append(client.get(f"{door.url}/metrics").text)
+    told = "".join([*answers, *door.log])
+    assert len(told) > 10_000
+    for key in (API, OTHER, ADMIN):
+        assert key not in told
+    assert "Traceback" not in told
+
+
+def test_a_service_for_other_hosts_needs_keys_or_a_word() -> None:
+    line = fail("--host", "0.0.0.0")
+    for word in ("api_keys", "127.0.0.1", "allow_anonymous: true"):
+        assert word in line
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The settings of a certificate that was made for this."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    made = {"certificate": folder / "certificate.pem", "key": folder / "key.pem"}
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
+        "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        [*command.split(), "-out", made["certificate"], "-keyout", made["key"]],
+        check=True,
+        capture_output=True,
+    )
+    return {f"RESNET_SERVE_TLS_{name.upper()}": str(path) for name, path in made.items()}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_https(certificate: dict[str, str], tmp_path: Path, workers: str) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{API}\n")
+    keys.chmod(0o600)
+    with started(
+        "--model",
+        "random:resnet20",
+        "--workers",
+        workers,
+        RESNET_SERVE_API_KEYS_FILE=str(keys),
+        RESNET_SERVE_HEADER_TIMEOUT_S="2",
+        **certificate,
+    ) as service:
+        assert service.url.startswith("https://")
+        trusting = ssl.create_default_context(cafile=certificate["RESNET_SERVE_TLS_CERTIFICATE"])
+        with httpx.Client(verify=trusting, timeout=60) as verifying:
+            for headers, status in ((KEY, 200), ({}, 401)):
+                url = f"{service.url}/v1/classify"
+                while True:  # Another front end may not be ready yet.
+                    response = verifying.post(url, headers=headers, content=encoded())
+                    if response.status_code != 503:
+                        break
+                assert response.status_code == status
+        with connect(service, b"GET / HTTP/1.1\r\n\r\n") as plain:
+            assert not plain.recv(1000).startswith(b"HTTP")
+        with connect(service) as silent:
+            assert silent.recv(1) == b""  # A handshake has as long as headers have.
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with connect(service) as connection, pytest.raises((ssl.SSLError, OSError)):
+            old.wrap_socket(connection)
+        assert client.get(f"{service.url}/health/live").status_code == 200
+        assert not any("Traceback" in line or API in line for line in service.log)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
+def test_it_runs_as_nobody_without_a_home_where_it_can_write_nothing(tmp_path: Path) -> None:
+    """As in the container: another user, no HOME, a working directory of somebody else."""
+    somebody = ["setpriv", "--reuid", "10001", "--regid", "10001", "--clear-groups"]
+    somebody += ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+    probe = [*somebody, COMMAND, "--help"]
+    if subprocess.run(probe, capture_output=True, check=False, cwd="/").returncode:
+        pytest.skip("another user cannot read this installation")
+    command = ["env", "-u", "HOME", "-C", "/", *somebody, COMMAND]
+    with started(
+        "--model", "random:resnet20", command=command, RESNET_SERVE_CACHE_DIR="/proc/none"
+    ) as service:
+        answer_ = client.post(f"{service.url}/v1/classify", content=encoded())
+        assert answer_.status_code == 200
+        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        assert re.search(r"^Uid:\t10001\t10001", status, re.MULTILINE)
+        assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+        assert not any("Traceback" in line for line in service.log)
