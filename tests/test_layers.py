@@ -29,7 +29,7 @@ SERVICE = [
     {"decode", "batcher", "engines", "turns", "postprocess", "shared_metrics", "catalog"},
     {"metrics", "exchange", "ledger", "control"},
     {"ranking"},
-    {"settings"},
+    {"settings", "headers"},
     {"errors", "interpreter"},
 ]
 MODELS = [
@@ -56,7 +56,7 @@ ONLY = {
     "starlette": {"express", "middleware", "problems", "uploads"},
     "uvicorn": {"server"},
     "prometheus_client": {"metrics", "shared_metrics"},
-    "PIL": {"decode", "engines"},
+    "PIL": {"decode", "headers", "engines"},
     "click": {"cli", "commands"},
     "yaml": {"settings"},
 }
