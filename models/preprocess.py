@@ -6,12 +6,13 @@ No torch here: processes that only decode import this module.
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Crop = Literal["center", "center_floor", "before_resize"]
@@ -76,15 +77,50 @@ CIFAR = InputSpec(size=32, resize=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470
 
 
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
+ORIENTATION = 0x0112  # EXIF's tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Converted at a time: whole, a large image would be there several times over.
+BAND_PIXELS = 2**20
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The image in mode RGB, upright by EXIF, transparency on white, 16 bits cut to their upper 8.
 
-    Serving and evaluation see every image through this. `image` itself may be turned; copying it
-    would cost as much as converting it.
+    Serving and evaluation see every image through this.
     """
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()  # Some formats have their EXIF behind the pixels.
+    method = UPRIGHT.get(_orientation(image))
+    if method is not None:
+        image = image.transpose(method)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rows = max(1, BAND_PIXELS // image.width)
+    if image.height <= rows:
+        return _rgb(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(_rgb(band), (0, top))
+    return whole
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says, which may be anything; 1 where it is too broken to say."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except (SyntaxError, ValueError, LookupError, OSError, struct.error):
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT:
         upper = np.clip(np.asarray(image, dtype=np.int32) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(upper).convert("RGB")
@@ -92,7 +128,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:

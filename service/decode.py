@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
+import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
-from service.errors import TooLarge, UndecodableImage
+from service import headers
+from service.errors import CallerError, TooLarge, UndecodableImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Small images of these formats are decoded where they are: handing one to a thread takes longer,
@@ -22,6 +24,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 TINY_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 TINY_BYTES, TINY_SIDE = 16_384, 64
 ADVICE = "send a whole JPEG, PNG, WebP, GIF, BMP or TIFF image"
+# Of the pixels allowed: larger images are decoded one at a time, so that several do not take
+# several times the memory.
+LARGE_SHARE = 4
+REASON_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,65 +41,88 @@ class Decoded:
 class Decoder:
     """Decodes in `threads` threads, so that neither the event loop nor an engine waits for it.
 
-    What waits for a thread is bounded by the places in the models' queues: a request takes one
-    before it is decoded.
+    What waits for a thread waits here, not in the pool, which would keep the bytes of callers
+    who have left until a thread comes to them.
     """
 
     def __init__(self, threads: int, max_pixels: int) -> None:
         self.max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._free = asyncio.Semaphore(threads)
+        self._alone = threading.Lock()
         # Our own limit is checked before decoding; PIL's would only warn, and at another size.
         Image.MAX_IMAGE_PIXELS = None
+        # What PIL finds odd in a caller's file is no news for the log, and Python would keep
+        # every new wording of it.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         Image.init()  # Loads the formats now, not with the first request.
 
     async def decode(self, data: bytes, spec: InputSpec) -> Decoded:
-        """Raises as the function `decode` does. Cancelling gives up a place not yet decoding."""
+        """Raises as the function `decode` does.
+
+        Cancelling gives up a place not yet decoding; what is decoding ends by itself.
+        """
         if len(data) <= TINY_BYTES and data.startswith(TINY_MAGIC) and spec.resize <= TINY_SIDE:
             with contextlib.suppress(TooLarge):
                 return _timed(data, spec, min(TINY_SIDE**2, self.max_pixels))
+        await self._free.acquire()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, _timed, data, spec, self.max_pixels)
+        decoding = loop.run_in_executor(
+            self._pool, _timed, data, spec, self.max_pixels, self._alone
+        )
+        decoding.add_done_callback(lambda _: self._free.release())
+        return await asyncio.shield(decoding)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _timed(data: bytes, spec: InputSpec, max_pixels: int) -> Decoded:
+def _timed(data: bytes, spec: InputSpec, max_pixels: int, *alone: threading.Lock) -> Decoded:
     started = time.perf_counter()
-    pixels = decode(data, spec, max_pixels)
+    pixels = decode(data, spec, max_pixels, *alone)
     return Decoded(pixels, time.perf_counter() - started)
 
 
-def decode(data: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
+def decode(
+    data: bytes, spec: InputSpec, max_pixels: int, alone: threading.Lock | None = None
+) -> NDArray[np.uint8]:
     """Uint8 [H, W, 3] of the spec's size, upright by EXIF; transparency on white.
 
+    Large images hold `alone` while they are decoded. At most 12 bytes a pixel are taken.
+
     Raises:
-        UndecodableImage: no decoder reads `data`, or it ends early.
+        UndecodableImage: no decoder reads `data`, or it ends early, or its header asks for more
+            than an image needs.
         TooLarge: more than `max_pixels` pixels; found before decoding.
     """
     if not data:
         raise UndecodableImage(f"the image is empty; {ADVICE}")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size, spec, max_pixels)
-            decode_at_scale(image, spec)
-            return resize_and_crop(upright_rgb(image), spec)
-    except TooLarge:
+        headers.check_bytes(data, max_pixels)
+        with Image.open(headers.Source(data), formats=FORMATS) as image:
+            headers.check_opened(image, data, max_pixels)
+            _check_sides(*image.size, spec, max_pixels)
+            large = image.width * image.height > max_pixels // LARGE_SHARE
+            with alone if alone and large else contextlib.nullcontext():
+                decode_at_scale(image, spec)
+                return resize_and_crop(upright_rgb(image), spec)
+    except CallerError:
         raise
     except Image.DecompressionBombError:  # Where no `Decoder` has lifted Pillow's own limit.
         raise TooLarge(f"the image has more than {max_pixels} pixels") from None
+    except MemoryError:
+        raise TooLarge("decoding the image takes more memory than there is") from None
     except UnidentifiedImageError:
         raise UndecodableImage(f"the bytes are no image that can be read; {ADVICE}") from None
     # PIL's decoders raise whatever broken data makes them raise, IndexError and struct.error
     # included. Whatever it is, the data is what is wrong.
     except Exception as error:
-        raise UndecodableImage(f"the image is damaged or truncated ({error}); {ADVICE}") from error
+        reason = " ".join(str(error).split())[:REASON_CHARACTERS]
+        raise UndecodableImage(f"the image is damaged or truncated ({reason}); {ADVICE}") from error
 
 
-def _check_size(width: int, height: int, spec: InputSpec, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise TooLarge(f"the image has {width} x {height} pixels; the limit is {max_pixels} in all")
+def _check_sides(width: int, height: int, spec: InputSpec, max_pixels: int) -> None:
     # A sliver one pixel wide would grow as it is resized.
-    longer = spec.resize * max(width, height) // max(1, min(width, height))
+    longer = spec.resize * max(width, height) // min(width, height)
     if spec.resize * longer > max_pixels:
         raise TooLarge(f"the image's sides ({width} x {height} pixels) are too unequal; crop it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from http import HTTPStatus
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -79,7 +80,9 @@ def install(app: FastAPI) -> None:
 
     def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        detail = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is"
+        # Not `request.url`: a Host header may make it no URL.
+        path = quote(request.scope["path"])
+        detail = f"{request.method} {path}: {error.detail}; /docs lists what there is"
         reason = HTTPStatus(error.status_code).name.lower()
         return _answer(request, error.status_code, detail, reason, dict(error.headers or {}))
 

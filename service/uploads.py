@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -23,6 +24,7 @@ from service.errors import (
 T = TypeVar("T")
 FIELD = "image"
 MULTIPART = "multipart/form-data"
+QUOTED = 200  # characters of a caller's words that a refusal repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ async def read_image(body: Body) -> bytes:
     # No type at all is taken as octets: the decoder looks at the bytes anyway.
     if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
         raise UnsupportedMediaType(
-            f"the content type {kind} is no image; send the bytes as image/* or "
+            f"the content type {kind[:QUOTED]!r} is no image; send the bytes as image/* or "
             f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
         )
     try:
@@ -68,6 +70,10 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
     """The fields `image` of a multipart request; raises as `read_image`."""
     if media_type(body.request) != MULTIPART:
         raise UnsupportedMediaType(f"send several images as {MULTIPART}, each in a field {FIELD!r}")
+    _, parameters = parse_options_header(body.request.headers["content-type"])
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
+        # Python's codecs do not stop at charsets: some take minutes, some give no text.
+        raise UnsupportedMediaType(f"send {MULTIPART} without a charset, or with utf-8")
     parser = MultiPartParser(
         body.request.headers, body.chunks(), max_files=max_images, max_fields=16
     )
@@ -87,8 +93,8 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
     try:
         files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
         if not files:
-            names = ", ".join(dict.fromkeys(form.keys())) or "none"
-            raise BadParameter(f"the form has no file in a field {FIELD!r}; fields: {names}")
+            names = ", ".join(map(repr, dict.fromkeys(form.keys())))[:QUOTED] or "none"
+            raise BadParameter(f"the form has no whole file in a field {FIELD!r}; fields: {names}")
         return [Upload(file.filename or "", await file.read()) for file in files]
     finally:
         await form.close()

@@ -30,7 +30,7 @@ SERVICE = [
     {"decode", "batcher", "engines", "turns", "postprocess", "shared_metrics", "catalog"},
     {"metrics", "exchange", "ledger", "control", "listener", "tls"},
     {"ranking"},
-    {"settings"},
+    {"settings", "headers"},
     {"keys"},
     {"errors", "interpreter"},
 ]
@@ -58,7 +58,7 @@ ONLY = {
     "starlette": {"express", "middleware", "access", "problems", "uploads", "body"},
     "uvicorn": {"server", "protocol"},
     "prometheus_client": {"metrics", "shared_metrics"},
-    "PIL": {"decode", "engines"},
+    "PIL": {"decode", "headers", "engines"},
     "click": {"cli", "commands"},
     "yaml": {"settings"},
 }

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocess import RESAMPLING, Interpolation, upright_rgb
+from models.preprocess import ORIENTATION, RESAMPLING, Interpolation, upright_rgb
 
 Box = tuple[int, int, int, int]
-ORIENTATION = 0x0112  # EXIF; its values from 5 on swap width and height.
 TRIES = 10
 
 
@@ -56,7 +55,7 @@ class RandomCrop:
         """
         random = np.random.Generator(np.random.Philox(seed))
         width, height = image.size
-        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        turned = image.getexif().get(ORIENTATION, 1) >= 5  # These swap width and height.
         if turned:
             width, height = height, width
         box = self.box(width, height, random)

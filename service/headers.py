@@ -1,0 +1,199 @@
+"""What a file may ask of its decoder: checked in its header, before there are pixels.
+
+A few bytes can ask for gigabytes or for minutes. Each limit is far above what cameras, browsers
+and drawing programs write, and keeps the worst file that passes near a second of one CPU.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+
+from PIL import Image
+
+from service.errors import TooLarge, UndecodableImage
+
+# Pillow reads headers, GIF's blocks and BMP's runs in Python, a microsecond and more for each.
+READS = 2**17
+# Each may inflate to a megabyte.
+PNG_COMPRESSED = {b"iCCP", b"zTXt", b"iTXt"}
+PNG_COMPRESSED_CHUNKS = 32
+# Pillow joins them to one, copying what it has anew for each.
+EXIF_SEGMENTS = 16
+# Decoding goes over the whole image once for each scan; encoders write about ten.
+JPEG_SCANS, JPEG_SCANS_OF_LARGEST = 100, 20
+JPEG_FORMATS = {"JPEG", "MPO"}
+JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+# Its decoder holds the canvas three times, in four bytes a pixel, where others hold it once.
+WEBP_SHARE = 2
+# Pillow decodes these compressions of BMP in Python.
+BMP_RUN_LENGTHS, BMP_RUN_LENGTH_PIXELS = (1, 2), 2**22
+# The classic header; the one of files beyond 4 GB asks for counts of 64 bits.
+TIFF_MAGIC = {b"II*\0": "<", b"MM\0*": ">"}
+TIFF_DIRECTORIES, TIFF_ENTRIES = 8, 1024
+TIFF_POINTERS = {34665, 34853, 40965}  # EXIF, GPS and interoperability
+# Pillow makes Python objects of all values of a tag: none of bytes, costly ones of rationals.
+TIFF_BYTES, TIFF_RATIONALS, TIFF_LONGS = {1, 2, 7}, {5, 10}, {4, 13}
+TIFF_VALUES, TIFF_RATIONAL_VALUES, TIFF_NESTED_VALUES = 200_000, 64, 4096
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
+# The others' own headers ask for memory that nothing here has seen.
+TIFF_COMPRESSIONS = {
+    "raw",
+    "packbits",
+    "tiff_lzw",
+    "tiff_deflate",
+    "tiff_adobe_deflate",
+    "jpeg",
+    "tiff_ccitt",
+    "group3",
+    "group4",
+}
+PLANES = 6  # the most samples of a pixel that Pillow knows
+
+
+class Source(io.BytesIO):
+    """A file's bytes; a decoder that reads more than `READS` times is stopped."""
+
+    _left = READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise UndecodableImage("the image is cut into too many pieces; save it anew")
+        return super().read(size)
+
+
+def check_bytes(data: bytes, max_pixels: int) -> None:
+    """Refuses what Pillow would pay for while it opens the file.
+
+    Raises:
+        UndecodableImage: the header asks for more than any image needs.
+        TooLarge: more than `max_pixels` pixels.
+    """
+    if data.startswith(b"\xff\xd8"):
+        if data.count(b"Exif\0\0") > EXIF_SEGMENTS:
+            raise _absurd("parts of EXIF")
+    elif data.startswith(b"\x89PNG"):
+        if sum(map(data.count, PNG_COMPRESSED)) > PNG_COMPRESSED_CHUNKS:
+            raise _absurd("compressed texts and profiles")
+    elif data.startswith(b"RIFF"):
+        _check_webp(data, max_pixels // WEBP_SHARE)
+    elif data.startswith((b"II", b"MM")):
+        _check_tiff(data)
+
+
+def check_opened(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Refuses an image opened from `data` whose pixels would cost too much to decode.
+
+    Raises: as `check_bytes`.
+    """
+    width, height = image.size
+    check_pixels(width, height, max_pixels)
+    if image.format in JPEG_FORMATS:
+        _check_scans(data, width * height, max_pixels)
+    if image.format == "BMP" and image.info.get("compression") in BMP_RUN_LENGTHS:
+        check_pixels(width, height, min(BMP_RUN_LENGTH_PIXELS, max_pixels))
+    if image.format == "TIFF":
+        _check_tiff_tiles(image, max_pixels)
+
+
+def check_pixels(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise TooLarge(f"the image has {width} x {height} pixels; the limit is {limit} in all")
+
+
+def _absurd(what: str) -> UndecodableImage:
+    return UndecodableImage(f"the image's header has too many {what}; save it anew without them")
+
+
+def _check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
+    most = min(JPEG_SCANS, JPEG_SCANS_OF_LARGEST * max_pixels // pixels)
+    # The same two bytes may stand by chance in what follows the image, such as a film.
+    if data.count(START_OF_SCAN) > most and _scans(data, most) > most:
+        raise _absurd("scans")
+
+
+def _scans(data: bytes, most: int) -> int:
+    """Scans before the end of the image; counting ends when they are more than `most`."""
+    scans, position = 0, 2
+    while scans <= most and (found := JPEG_MARKER.search(data, position)):
+        if found[0] == END_OF_IMAGE:
+            break
+        scans += found[0] == START_OF_SCAN
+        position = found.end()
+        position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    return scans
+
+
+def _check_webp(data: bytes, max_pixels: int) -> None:
+    """WebP's decoder has its canvas before Pillow knows the size."""
+    kind, body = data[12:16], data[20:30]
+    if len(body) < 10:
+        return  # Its decoder will say that this is no image.
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (4, 7))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (side & 0x3FFF for side in struct.unpack("<HH", body[6:10]))
+    check_pixels(width, height, max_pixels)
+
+
+def _check_tiff(data: bytes) -> None:
+    """Follows the directories that Pillow reads: the first, and those for EXIF."""
+    if data[:4] not in TIFF_MAGIC:
+        raise UndecodableImage("the bytes are no TIFF image of the classic kind (below 4 GB)")
+    order = TIFF_MAGIC[data[:4]]
+    try:
+        waiting = [struct.unpack_from(f"{order}I", data, 4)[0]]
+        seen: set[int] = set()
+        while waiting:
+            offset = waiting.pop()
+            if offset in seen:
+                continue
+            seen.add(offset)
+            if len(seen) > TIFF_DIRECTORIES:
+                raise _absurd("directories")
+            waiting += _check_directory(data, offset, order, nested=len(seen) > 1)
+    except struct.error:
+        raise UndecodableImage("the TIFF image ends within its header") from None
+
+
+def _check_directory(data: bytes, offset: int, order: str, nested: bool) -> list[int]:
+    """The directories that this one points to."""
+    (entries,) = struct.unpack_from(f"{order}H", data, offset)
+    if entries > TIFF_ENTRIES:
+        raise _absurd("tags")
+    most = TIFF_NESTED_VALUES if nested else TIFF_VALUES
+    pointers = []
+    for at in range(offset + 2, offset + 2 + 12 * entries, 12):
+        tag, kind, count, value = struct.unpack_from(f"{order}HHII", data, at)
+        limit = TIFF_RATIONAL_VALUES if kind in TIFF_RATIONALS else most
+        if kind not in TIFF_BYTES and count > limit:
+            raise _absurd(f"values of tag {tag}")
+        if tag in TIFF_POINTERS:
+            if kind not in TIFF_LONGS or count != 1:
+                raise _absurd(f"kinds of tag {tag}")
+            pointers.append(value)
+    return pointers
+
+
+def _check_tiff_tiles(image: Image.Image, max_pixels: int) -> None:
+    compression = image.info.get("compression")
+    if compression not in TIFF_COMPRESSIONS:
+        raise UndecodableImage(f"TIFF images with the compression {compression} are not read here")
+    tags = getattr(image, "tag_v2", {})
+    sides = [tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH)]
+    if not all(isinstance(side, int) for side in sides):
+        raise UndecodableImage("the TIFF image's tiles have no size")
+    check_pixels(*sides, max_pixels)
+    # Strips that begin anew at the top would be decoded as often as they are listed.
+    areas = (
+        (right - left) * (lower - upper)
+        for _, (left, upper, right, lower), *_ in getattr(image, "tile", ())
+    )
+    if sum(areas) > PLANES * image.width * image.height:
+        raise _absurd("strips")

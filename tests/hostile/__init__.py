@@ -1,0 +1,1 @@
+"""What nobody should send, made from small seeds when a test asks for it."""
