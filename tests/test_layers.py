@@ -30,7 +30,7 @@ SERVICE = [
     {"metrics", "exchange", "ledger", "control"},
     {"ranking"},
     {"settings"},
-    {"errors", "interpreter"},
+    {"errors", "interpreter", "logs"},
 ]
 MODELS = [
     {"training", "interchange"},
@@ -53,7 +53,7 @@ ONLY = {
     "torch": {"engines"},
     "openvino": {"engines"},
     "fastapi": {"routes", "problems", "uploads", "app", "server"},
-    "starlette": {"express", "middleware", "problems", "uploads"},
+    "starlette": {"express", "middleware", "problems", "routes", "uploads"},
     "uvicorn": {"server"},
     "prometheus_client": {"metrics", "shared_metrics"},
     "PIL": {"decode", "engines"},
