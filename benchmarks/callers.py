@@ -41,10 +41,10 @@ def encoded() -> list[bytes]:
     draws = np.random.default_rng(0)
     coarse = Image.fromarray(draws.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     made = []
-    for format, mode in ENCODINGS:
+    for encoding, mode in ENCODINGS:
         for size in SIZES:
             buffer = io.BytesIO()
-            coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(buffer, format)
+            coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(buffer, encoding)
             made.append(buffer.getvalue())
     return made
 
@@ -120,8 +120,8 @@ def post(
 
 def form(images: Sequence[bytes], path: str) -> bytes:
     parts = [
-        f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"image\"; "
-        f"filename=\"{index}\"\r\n\r\n".encode()
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; '
+        f'filename="{index}"\r\n\r\n'.encode()
         + image
         + b"\r\n"
         for index, image in enumerate(images)

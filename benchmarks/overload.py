@@ -116,13 +116,17 @@ class Beside:
 
 
 def counts(url: str) -> dict[str, float]:
-    """The metrics' sums over models by name, and refusals by `refusals:REASON`."""
+    """The service's metrics, as `sums` has them."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     try:
         connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
+        return sums(connection.getresponse().read().decode())
     finally:
         connection.close()
+
+
+def sums(text: str) -> dict[str, float]:
+    """Sums over models of an exposition by name; of refusals by `refusals:REASON`."""
     found: dict[str, float] = defaultdict(float)
     for line in text.splitlines():
         if not line.startswith("#"):

@@ -83,7 +83,7 @@ def _one_line(
 
 
 def printable(text: str) -> str:
-    """`text` in which whatever would break, colour or turn a line is written as Python writes it."""
+    """`text` with whatever would break, colour or turn a line written as Python writes it."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -105,7 +105,12 @@ class Observe:
             self._record(scope, status, request_id, seconds, failure)
 
     def _record(
-        self, scope: Scope, status: int, request_id: bytes, seconds: float, failure: Exception | None
+        self,
+        scope: Scope,
+        status: int,
+        request_id: bytes,
+        seconds: float,
+        failure: Exception | None,
     ) -> None:
         self._metrics.answered(getattr(scope.get("route"), "path", "other"), status)
         state = scope["state"]

@@ -216,9 +216,7 @@ def settings_of(request: Request) -> Settings:
     return settings
 
 
-def admit(
-    scope: Scope, name: str | None, top_k: int | None
-) -> tuple[Pipeline, Model, int, float]:
+def admit(scope: Scope, name: str | None, top_k: int | None) -> tuple[Pipeline, Model, int, float]:
     """Refuses what can be refused before the body is read; else the model, k and the deadline."""
     state = scope["app"].state
     pipeline: Pipeline = state.pipeline

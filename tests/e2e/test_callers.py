@@ -1,4 +1,4 @@
-"""Callers who leave at any point, or are still sending when the service ends; and its log of them."""
+"""Callers who leave, or still send when the service ends; and what its log tells of them."""
 
 from __future__ import annotations
 

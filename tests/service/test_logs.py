@@ -17,9 +17,12 @@ def record(message: str, *args: object, **more: Any) -> logging.LogRecord:
     return logging.makeLogRecord(made | {"msg": message, "args": args} | more)
 
 
-def failure(message: str) -> Any:
-    try:
+def exc_info(message: str) -> Any:
+    def fail() -> None:
         raise ValueError(message)
+
+    try:
+        fail()
     except ValueError:
         return sys.exc_info()
 
@@ -34,7 +37,7 @@ def test_text_is_one_line_whatever_it_repeats() -> None:
 
 
 def test_a_traceback_in_text_passes_for_no_record() -> None:
-    _, *rest = Text(TEXT).format(record("failed", exc_info=failure(HOSTILE))).split("\n")
+    _, *rest = Text(TEXT).format(record("failed", exc_info=exc_info(HOSTILE))).split("\n")
     assert "Traceback" in rest[0]
     assert all(line.startswith("  ") and line.isprintable() for line in rest)
 
@@ -54,7 +57,7 @@ def test_json_is_one_line_of_ascii_with_the_time_in_utc() -> None:
 
 def test_json_has_the_fields_of_a_line_and_its_exception() -> None:
     extra = fields("short", request_id="r1", status=429, reason="", model=None)
-    found = json.loads(Json().format(record("long", **extra, exc_info=failure("x"))))
+    found = json.loads(Json().format(record("long", **extra, exc_info=exc_info("x"))))
     assert (found["message"], found["request_id"], found["status"]) == ("short", "r1", 429)
     assert not {"reason", "model"} & set(found)
     assert found["exception"].endswith("ValueError: x")
