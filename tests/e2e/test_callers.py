@@ -27,8 +27,13 @@ from tests.e2e.test_load import wait_for
 # forward of `computes` takes long enough to be caught at it.
 CONFIG = """
 models:
-  - {name: waits, spec: "random:resnet20", engine: eager, max_delay_ms: 60000, max_queue: 4}
-  - {name: computes, spec: "random:resnet34", engine: eager, max_batch: 1, max_queue: 16}
+  - name: waits
+    spec: "random:"
+    architecture: {block: basic, blocks: [1], planes: [8], stem: small, num_classes: 10}
+    engine: eager
+    max_delay_ms: 60000
+    max_queue: 4
+  - {name: computes, spec: "random:resnet18", engine: eager, max_batch: 1, max_queue: 16}
 log_format: json
 log_level: debug
 shutdown_grace_s: 0.3
