@@ -2,11 +2,13 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+DURATION ?= 600
+WORKERS ?= 1
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
 
-.PHONY: serve test test-all lint bench clean
+.PHONY: serve test test-all lint bench soak clean
 
 serve: .venv/serve.stamp
 	$(BIN)/resnet-serve serve --host $(HOST) --port $(PORT)
@@ -27,6 +29,11 @@ lint: .venv/test.stamp
 bench: .venv/serve.stamp
 	mkdir -p benchmarks/results
 	$(BIN)/python -m benchmarks.service --short --output benchmarks/results/short.json
+
+# Ten minutes of good, bad, slow and leaving callers: no growth of memory or files, no wrong answer.
+soak: .venv/test.stamp
+	mkdir -p benchmarks/results
+	$(BIN)/python -m benchmarks.soak --seconds $(DURATION) --workers $(WORKERS) --output benchmarks/results/soak.json --plot benchmarks/results/soak.png
 
 clean:
 	rm -rf .venv

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,17 @@ START_SECONDS = 600.0  # An engine may compile first.
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """`url` classifies; `seconds` from the process's start to its first answer with status 200."""
+    """`url` classifies; `seconds` from the start of `process` to its first answer with status 200;
+    `log` grows as it writes."""
 
     url: str
     seconds: float
-    pid: int
+    process: subprocess.Popen[str]
+    log: list[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
 
 @contextmanager
@@ -35,6 +41,7 @@ def started(
     cache: Path,
     *,
     program: Sequence[str] = ("-m", "service.cli"),
+    **environment: str,
 ) -> Iterator[Started]:
     """The service with `arguments` of `serve`, ended afterwards; `image` is what is asked first.
 
@@ -48,7 +55,7 @@ def started(
         [sys.executable, *program, "serve", "--port", "0", *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)} | environment,
     )
     log: list[str] = []
     # Its log must go on being read, or the pipe would fill and block it.
@@ -56,7 +63,7 @@ def started(
     reader.start()
     try:
         url = _first_answer(server, log, image, until=began + START_SECONDS)
-        yield Started(url, time.perf_counter() - began, server.pid)
+        yield Started(url, time.perf_counter() - began, server, log)
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGINT)
@@ -94,16 +101,41 @@ def _first_answer(server: subprocess.Popen[str], log: list[str], image: bytes, u
     raise SystemExit(f"the service did not start: {''.join(log[-3:])}")
 
 
+def processes(pid: int) -> list[int]:
+    """A process and all it started, directly or not."""
+    found = [pid]
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # A thread that has just ended.
+            for child in path.read_text("utf-8").split():
+                found += processes(int(child))
+    return found
+
+
 def peak_memory(pid: int) -> int:
     """The largest resident sizes so far of a process and of all it started, summed, in bytes.
 
     What several of them share is counted for each; a process that has ended counts nothing.
     """
+    return sum(_memory(each, "VmHWM") for each in processes(pid))
+
+
+def resident(pid: int) -> int:
+    """What one process holds of the machine's memory now, in bytes; 0 if it has ended."""
+    return _memory(pid, "VmRSS")
+
+
+def open_files(pid: int) -> int:
+    """How many file descriptors a process has; 0 if it has ended."""
+    try:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except FileNotFoundError:
+        return 0
+
+
+def _memory(pid: int, what: str) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text("utf-8")
-        lists = [path.read_text("utf-8") for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    own = re.search(r"VmHWM:\s+(\d+) kB", status)
-    children = (int(child) for text in lists for child in text.split())
-    return (int(own[1]) * 1024 if own else 0) + sum(map(peak_memory, children))
+    found = re.search(rf"{what}:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0

@@ -103,6 +103,6 @@ class Access:
             try:
                 self._keys.check(scope)
             except ServiceError as error:
-                await refused(Request(scope), error)(scope, receive, send)
+                await refused(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

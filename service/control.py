@@ -21,14 +21,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
-
-def log_to_stderr(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format=LOG_FORMAT)
-    # uvicorn tells its own life; ours is told by service.server.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-
 
 class Line:
     """A child's end of the line, and the `folder` that all processes share.

@@ -19,10 +19,11 @@ import uvloop
 
 from service import exchange, interpreter
 from service.batcher import Job
-from service.control import Line, log_to_stderr
+from service.control import Line
 from service.errors import Busy, QueueFull, ServiceError
 from service.exchange import Answer, Frames, Kind, Region, Shape, Submit
 from service.fleet import Fleet, Model
+from service.logs import log_to_stderr
 from service.pipeline import RETRY_SECONDS, Pixels
 from service.ranking import Row
 from service.settings import Settings
@@ -206,7 +207,7 @@ async def serve(fleet: Fleet, listener: socket.socket, metrics: SharedMetrics) -
 def main(line_fd: int, listener_fd: int, folder: str) -> None:
     line = Line(line_fd, folder)
     settings = Settings.model_validate(line.receive()["settings"])
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
     metrics = SharedMetrics(folder, with_parent=True)
     try:
         fleet = Fleet(settings, metrics)

@@ -1,8 +1,9 @@
 """The shortest way for the request that nearly all requests are.
 
 Routing, dependency resolution and validation cost FastAPI more time than a small network needs
-for its image. `POST /v1/classify` with an ordinary query goes straight to the endpoint; whatever
-is unusual takes FastAPI's way to the very same endpoint, and is refused there.
+for its image. `POST /v1/classify` with an ordinary query goes straight to what the endpoint does,
+and a refusal straight back: under overload nearly all are. Whatever is unusual takes FastAPI's way
+to the very same functions, and is refused there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.problems import refused
-from service.routes import CLASSIFY, classify, router
+from service.routes import CLASSIFY, admit, answer, router
 
 # Names that need no unquoting, each parameter once, a number of reasonable length.
 QUERY = re.compile(
@@ -39,11 +40,11 @@ class Express:
             await self._app(scope, receive, send)
             return
         scope["route"] = ROUTE
-        request = Request(scope, receive)
         name, number = query["model"], query["top_k"]
         model = name.decode("ascii") if name else None
         try:
-            response = await classify(request, model, int(number) if number else None)
+            admitted = admit(scope, model, int(number) if number else None)
+            response = await answer(Request(scope, receive), *admitted)
         except ServiceError as error:
-            response = refused(request, error)
+            response = refused(scope, error)
         await response(scope, receive, send)

@@ -15,9 +15,10 @@ from typing import Any
 
 from service.acceptor import Acceptor
 from service.app import create_app
-from service.control import Line, engine_socket, log_to_stderr
+from service.control import Line, engine_socket
 from service.ledger import Ledger
 from service.listener import BACKLOG
+from service.logs import log_to_stderr
 from service.remote import RemoteFleet
 from service.server import Server
 from service.settings import Settings
@@ -85,7 +86,7 @@ def main(line_fd: int, listener_fd: int, folder: str) -> None:
     line = Line(line_fd, folder)
     start = line.receive()
     settings = Settings.model_validate(start["settings"])
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
     metrics = SharedMetrics(folder)
     index = start["index"]
     ledger = Ledger(start["ledger"], settings.workers, len(settings.models))

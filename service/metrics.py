@@ -36,6 +36,7 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         # Looking a child up by its labels costs more than counting.
         self._answered: dict[tuple[str, int], Counter] = {}
+        self._refused: dict[tuple[str, str], Counter] = {}
         self._classified: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -137,6 +138,13 @@ class Metrics:
         counter = self._answered.get((route, status))
         if counter is None:
             counter = self._answered[route, status] = self.requests.labels(route, status)
+        counter.inc()
+
+    def refused(self, model: str, reason: str) -> None:
+        """Counts an image of a model that was not classified; "" where no model was found."""
+        counter = self._refused.get((model, reason))
+        if counter is None:
+            counter = self._refused[model, reason] = self.refusals.labels(model, reason)
         counter.inc()
 
     def classified(self, model: str, seconds: Mapping[str, float]) -> None:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import re
 import time
 import uuid
+from collections import Counter
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import QueueFull
+from service import errors
+from service.logs import fields
 from service.metrics import Metrics
-from service.pipeline import Pipeline
-from service.problems import problem
+from service.pipeline import RETRY_SECONDS, Pipeline
+from service.problems import problem, refused
 
 log = logging.getLogger(__name__)
-# Between two lines that say that the queue is full: a line for each would add to the load.
-QUIET_SECONDS = 1.0
+# What load alone brings about: a line for each would add to the load.
+OF_LOAD = frozenset(
+    error.reason
+    for error in (
+        errors.QueueFull,
+        errors.UploadsFull,
+        errors.NotReady,
+        errors.EngineFailed,
+        errors.DeadlineExceeded,
+        errors.CallerLeft,
+    )
+)
+QUIET_SECONDS = 1.0  # between two lines of one such reason
+LONGEST = 500  # characters of a path or a detail, which may repeat what the caller sent
+TOO_LATE = "the service has shut down before the request was whole; ask another replica"
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 API = "/v1/"
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Observe:
@@ -35,80 +50,121 @@ class Observe:
         self._app = app
         self._metrics = metrics
         self._pipeline = pipeline
+        self._quiet = Quiet()
         # A random part for each process, then a count: asking the kernel for randomness would
         # give the interpreter's lock away in every request.
-        self._quiet_until, self._unlogged = 0.0, 0
-        self._process, self._count = uuid.uuid4().hex[:20], itertools.count()
+        self._process, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
 
-    def _new_id(self) -> str:
-        return f"{self._process}{next(self._count):012x}"
+    def _id_of(self, scope: Scope) -> bytes:
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                given: bytes = value
+                return given
+        return b"%s%012x" % (self._process, next(self._count))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else self._new_id()
+        request_id = self._id_of(scope)
         state = scope.setdefault("state", {})
         status = 0
         private = scope["path"].startswith(API)
+        failure: Exception | None = None
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
+                headers = [*message["headers"], (b"x-request-id", request_id)]
                 if private:
-                    headers.append("Cache-Control", "no-store")
+                    headers.append((b"cache-control", b"no-store"))
                 if self._pipeline.draining:
                     # Kept-alive connections should find another replica.
-                    headers["Connection"] = "close"
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
             await send(message)
 
         self._metrics.in_flight.inc()
         try:
             await self._app(scope, receive, send_marked)
-        except Exception:
-            log.exception("%s %s %s failed", request_id, scope["method"], quote(scope["path"]))
-            state["refusal"] = ("internal_error", "see the log")
+        except Exception as error:  # noqa: BLE001
+            failure = error
+            state["refusal"] = (errors.ServiceError.reason, "see the exception")
             if not status:
-                answer = problem(
-                    500,
-                    f"an unforeseen error; the service's log has it under {request_id}",
-                    "internal_error",
-                )
+                name = request_id.decode("ascii")
+                detail = f"an unforeseen error; the service's log has it under {name}"
+                answer = problem(500, detail, errors.ServiceError.reason)
                 await answer(scope, receive, send_marked)
+        except asyncio.CancelledError:
+            # Only the end of a shutdown's patience cancels a request. Who still sends the body must
+            # not have to guess what became of it.
+            if status:
+                raise
+            answer = refused(scope, errors.NotReady(TOO_LATE, RETRY_SECONDS))
+            await answer(scope, receive, send_marked)
         finally:
             self._metrics.in_flight.dec()
-            self._record(scope, status, request_id, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._record(scope, status, request_id, seconds, failure)
 
-    def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        route = scope.get("route")
-        self._metrics.answered(getattr(route, "path", "other"), status)
-        refusal = scope["state"].get("refusal")
-        if refusal is None:
+    def _record(
+        self,
+        scope: Scope,
+        status: int,
+        request_id: bytes,
+        seconds: float,
+        failure: Exception | None,
+    ) -> None:
+        self._metrics.answered(getattr(scope.get("route"), "path", "other"), status)
+        state = scope["state"]
+        reason, detail = state.get("refusal", ("", ""))
+        model = state.get("model", "")
+        unlogged = 0
+        if reason:
+            self._metrics.refused(model, reason)
+            if reason in OF_LOAD:
+                unlogged = self._quiet.unlogged(reason)
+        level = logging.ERROR if failure else logging.INFO if reason else logging.DEBUG
+        if unlogged < 0 or not log.isEnabledFor(level):
             return
-        reason, detail = refusal
-        self._metrics.refusals.labels(scope["state"].get("model", ""), reason).inc()
-        unlogged = ""
-        if reason == QueueFull.reason:
-            now = time.monotonic()
-            if now < self._quiet_until:
-                self._unlogged += 1
-                return
-            if self._unlogged:
-                unlogged = f" (and {self._unlogged} more since the last such line)"
-            self._quiet_until, self._unlogged = now + QUIET_SECONDS, 0
-        log.info(
-            "%s %s %s %d %s in %.1f ms: %s%s",
-            request_id,
-            scope["method"],
-            quote(scope["path"]),  # Decoded, it could hold a line break and forge a line.
-            status,
-            reason,
-            seconds * 1000,
-            detail,
-            unlogged,
+        method, name = scope["method"], request_id.decode("ascii")
+        path = quote(scope["path"])[:LONGEST]  # Without the query, which may hold secrets.
+        what = f"{reason} in" if reason else "in"
+        colon = f": {detail[:LONGEST]}" if reason else ""
+        more = f" (and {unlogged} more since the last such line)" if unlogged else ""
+        log.log(
+            level,
+            "%s %s %s %d %s %.1f ms%s%s",
+            *(name, method, path, status, what, seconds * 1000, colon, more),
+            exc_info=failure,
+            extra=fields(
+                detail[:LONGEST] or "answered",
+                request_id=name,
+                method=method,
+                path=path,
+                status=status,
+                reason=reason,
+                duration_ms=round(seconds * 1000, 3),
+                model=model,
+                unlogged=unlogged or None,
+            ),
         )
+
+
+class Quiet:
+    """Lets a line for each reason through every `QUIET_SECONDS`, and counts the others."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+        self._unlogged: Counter[str] = Counter()
+
+    def unlogged(self, reason: str) -> int:
+        """How many lines were held back since the last one; -1 if this one is, too."""
+        now = time.monotonic()
+        if now < self._until.get(reason, 0.0):
+            self._unlogged[reason] += 1
+            return -1
+        self._until[reason] = now + QUIET_SECONDS
+        return self._unlogged.pop(reason, 0)

@@ -9,10 +9,11 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from service import errors
-from service.schemas import Problem
 
 CONTENT_TYPE = "application/problem+json"
 CALLER_LEFT = 499  # nginx's; nobody receives it, logs and metrics show it
@@ -43,10 +44,14 @@ def problem(
 ) -> Response:
     """A problem document; `reason` is its type, and is what the metrics count it as."""
     title = "Client Closed Request" if status == CALLER_LEFT else HTTPStatus(status).phrase
-    document = Problem(
-        type=f"urn:resnet-serve:problem:{reason}", title=title, status=status, detail=detail
-    )
-    return Response(document.model_dump_json(), status, headers=headers, media_type=CONTENT_TYPE)
+    # What `service.schemas.Problem` describes, as plain data: under overload it is most answers.
+    document = {
+        "type": f"urn:resnet-serve:problem:{reason}",
+        "title": title,
+        "status": int(status),
+        "detail": detail,
+    }
+    return Response(to_json(document), status, headers=headers, media_type=CONTENT_TYPE)
 
 
 def answer(error: errors.ServiceError) -> Response:
@@ -59,15 +64,18 @@ def answer(error: errors.ServiceError) -> Response:
     return problem(STATUSES[type(error)], str(error), error.reason, headers)
 
 
-def refused(request: Request, error: Exception) -> Response:
+def refused(scope: Scope, error: errors.ServiceError) -> Response:
     """The answer to a request that the service refuses."""
-    assert isinstance(error, errors.ServiceError)
-    request.state.refusal = (error.reason, str(error))  # The middleware logs it.
+    scope["state"]["refusal"] = (error.reason, str(error))  # The middleware logs it.
     return answer(error)
 
 
 def install(app: FastAPI) -> None:
     """Makes every refusal of `app` a problem document, counted and logged by the middleware."""
+
+    def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.ServiceError)
+        return refused(request.scope, error)
 
     def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -75,7 +83,7 @@ def install(app: FastAPI) -> None:
         place = " ".join(map(str, first["loc"]))
         detail = f"{place}: {first['msg']}"
         return _answer(
-            request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors.BadParameter.reason, {}
+            request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors.BadParameter.reason, {}
         )
 
     def unrouted(request: Request, error: Exception) -> Response:
@@ -84,16 +92,16 @@ def install(app: FastAPI) -> None:
         path = quote(request.scope["path"])
         detail = f"{request.method} {path}: {error.detail}; /docs lists what there is"
         reason = HTTPStatus(error.status_code).name.lower()
-        return _answer(request, error.status_code, detail, reason, dict(error.headers or {}))
+        return _answer(request.scope, error.status_code, detail, reason, dict(error.headers or {}))
 
-    app.add_exception_handler(errors.ServiceError, refused)
+    app.add_exception_handler(errors.ServiceError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, unrouted)
 
 
 def _answer(
-    request: Request, status: int, detail: str, reason: str, headers: dict[str, str]
+    scope: Scope, status: int, detail: str, reason: str, headers: dict[str, str]
 ) -> Response:
     # The middleware logs these beside the request's id.
-    request.state.refusal = (reason, detail)
+    scope["state"]["refusal"] = (reason, detail)
     return problem(status, detail, reason, headers)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic_core import to_json
+from starlette.types import Scope
 
 from service import schemas
 from service.body import Body, Intake
@@ -20,6 +21,7 @@ from service.uploads import Upload, read_image, read_images, until_disconnect
 
 CLASSIFY = "/v1/classify"
 MAX_TIMEOUT_MS = 3_600_000
+TIMEOUT = b"x-request-timeout-ms"
 WEB = {
     "index.html": "text/html",
     "app.js": "text/javascript",
@@ -91,11 +93,17 @@ router = APIRouter()
 )
 async def classify(request: Request, model: Name = None, top_k: TopK = None) -> Response:
     """The likeliest classes of one image: raw bytes, or a form with the field `image`."""
-    pipeline, served, k, deadline = admit(request, model, top_k)
+    return await answer(request, *admit(request.scope, model, top_k))
+
+
+async def answer(
+    request: Request, pipeline: Pipeline, served: Model, k: int, deadline: float
+) -> Response:
+    """What `classify` answers to an admitted request."""
     with receive(request, settings_of(request).max_body_bytes, deadline) as arriving:
         data = await read_image(arriving)
-    answer = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
-    body = schemas.classification_of(answer)
+    classified = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
+    body = schemas.classification_of(classified)
     timing = ", ".join([f"{phase};dur={ms}" for phase, ms in body["timing_ms"].items()])
     return Response(to_json(body), headers={"Server-Timing": timing}, media_type="application/json")
 
@@ -111,7 +119,7 @@ async def classify(request: Request, model: Name = None, top_k: TopK = None) -> 
 )
 async def classify_batch(request: Request, model: Name = None, top_k: TopK = None) -> Response:
     """The likeliest classes of several images in one form; a bad image fails alone."""
-    pipeline, served, k, deadline = admit(request, model, top_k)
+    pipeline, served, k, deadline = admit(request.scope, model, top_k)
     limits = settings_of(request)
 
     # A large batch takes its turn with the others instead of the whole queue.
@@ -120,11 +128,11 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
     async def one(upload: Upload) -> schemas.BatchItem:
         try:
             async with places:
-                answer = await pipeline.classify(served, upload.data, k, deadline)
+                found = await pipeline.classify(served, upload.data, k, deadline)
         except CallerError as error:
-            pipeline.metrics.refusals.labels(served.name, error.reason).inc()
+            pipeline.metrics.refused(served.name, error.reason)
             return schemas.BatchItem(filename=upload.filename, error=str(error))
-        predictions = schemas.predictions_of(answer)
+        predictions = schemas.predictions_of(found)
         return schemas.BatchItem(filename=upload.filename, predictions=predictions)
 
     async def every(uploads: list[Upload]) -> list[schemas.BatchItem]:
@@ -220,21 +228,29 @@ def receive(request: Request, max_bytes: int, deadline: float) -> Body:
     return Body(request, intake, max_bytes, deadline)
 
 
-def admit(
-    request: Request, name: str | None, top_k: int | None
-) -> tuple[Pipeline, Model, int, float]:
+def admit(scope: Scope, name: str | None, top_k: int | None) -> tuple[Pipeline, Model, int, float]:
     """Refuses what can be refused before the body is read; else the model, k and the deadline."""
-    pipeline = pipeline_of(request)
+    state = scope["app"].state
+    pipeline: Pipeline = state.pipeline
     model = pipeline.find(name)
-    request.state.model = model.name
-    text = request.headers.get("x-request-timeout-ms")
-    try:
-        timeout_ms = settings_of(request).request_timeout_ms if text is None else float(text)
-    except ValueError:
-        timeout_ms = -1
-    if not 0 < timeout_ms <= MAX_TIMEOUT_MS:
-        raise BadParameter(
-            f"X-Request-Timeout-Ms must be above 0 and up to {MAX_TIMEOUT_MS}, not {text!r}"
-        )
+    scope["state"]["model"] = model.name
+    timeout_ms = state.settings.request_timeout_ms
+    for header, value in scope["headers"]:
+        if header == TIMEOUT:
+            timeout_ms = milliseconds(value)
     k = pipeline.check(model, top_k, timeout_ms / 1000)
     return pipeline, model, k, asyncio.get_running_loop().time() + timeout_ms / 1000
+
+
+def milliseconds(value: bytes) -> float:
+    """What X-Request-Timeout-Ms says."""
+    try:
+        found = float(value)
+    except ValueError:
+        found = -1.0
+    if not 0 < found <= MAX_TIMEOUT_MS:
+        raise BadParameter(
+            f"X-Request-Timeout-Ms must be above 0 and up to {MAX_TIMEOUT_MS}, "
+            f"not {value.decode('latin-1')!r}"
+        )
+    return found

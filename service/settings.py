@@ -220,6 +220,9 @@ class Settings(Strict):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least that is logged"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of the lines on stderr; json: one object a line"
+    )
 
     @field_validator("cors_origins")
     @classmethod

@@ -134,8 +134,10 @@ class Supervisor:
         tasks = {stopping, engine, *front_ends}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()  # Raises what was wrong.
+            # Where each process gets the signal, one that still starts may have died of it.
+            if not self._stopping.is_set():
+                for task in done:
+                    task.result()  # Raises what was wrong.
             statuses = await self._drained(front_ends)
         finally:
             for task in tasks:

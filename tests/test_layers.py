@@ -32,7 +32,7 @@ SERVICE = [
     {"ranking"},
     {"settings", "headers"},
     {"keys"},
-    {"errors", "interpreter"},
+    {"errors", "interpreter", "logs"},
 ]
 MODELS = [
     {"training", "interchange"},
@@ -55,7 +55,7 @@ ONLY = {
     "torch": {"engines"},
     "openvino": {"engines"},
     "fastapi": {"routes", "problems", "uploads", "body", "app", "server"},
-    "starlette": {"express", "middleware", "access", "problems", "uploads", "body"},
+    "starlette": {"express", "middleware", "access", "problems", "routes", "uploads", "body"},
     "uvicorn": {"server", "protocol"},
     "prometheus_client": {"metrics", "shared_metrics"},
     "PIL": {"decode", "headers", "engines"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import Any
 
@@ -22,14 +24,17 @@ from service.commands.options import fail_in_one_line
 @fail_in_one_line
 def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
+    # Until the server takes them over: nothing is accepted yet, so nothing is lost.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)
     from service import settings as configuration
     from service import tls
-    from service.control import log_to_stderr
     from service.listener import check_exposure, listen
+    from service.logs import log_to_stderr
 
     flags["models"] = list(models) or None
     settings = configuration.load(flags, config=config)
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
     tls.context(settings)  # Before processes are started that would fail of it.
     listener = listen(settings.host, settings.port)
     check_exposure(settings, listener)
@@ -42,3 +47,8 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     from service.server import serve as run
 
     run(create_app(settings), settings, listener)
+
+
+def _end_at_once(*_: object) -> None:
+    # An exception would have to come through whatever is being imported or loaded.
+    os._exit(0)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.process import processes
 from tests.conftest import COMMAND, client, encoded, started
 
 
@@ -101,3 +106,40 @@ def test_a_file_configures_several_models_devices_and_a_nameless_network(tmp_pat
             assert len(answer["predictions"]) == classes
         large = client.post(f"{service.url}/v1/classify", content=b"x" * 5001)
         assert (large.status_code, "5000" in large.json()["detail"]) == (413, True)
+
+
+SIGCGT = re.compile(r"SigCgt:\s+([0-9a-f]+)")
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    found = SIGCGT.search(Path(f"/proc/{pid}/status").read_text())
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "seconds", "number"),
+    [(1, 0.0, signal.SIGTERM), (1, 0.7, signal.SIGINT), (2, 0.7, signal.SIGTERM)],
+)
+def test_a_signal_in_the_first_moments_ends_it_at_once(
+    workers: int, seconds: float, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0", "--model", "random:resnet20", "--workers", str(workers)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 30
+    while not handles(process.pid, number):
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.send_signal(number)
+    if workers > 1:  # A service manager sends it to every process.
+        for child in processes(process.pid)[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
