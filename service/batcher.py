@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-from service.errors import QueueFull, ServiceError
+from service.errors import EngineFailed, QueueFull, ServiceError
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
@@ -24,10 +24,12 @@ class Job(Generic[Payload, Result]):
     """One image's way through: its future, and its clock in seconds of `time.perf_counter`.
 
     `admitted` when it got its place, `started` when its batch was formed, `finished` when the
-    batch was computed. `cost` is what it occupies, in bytes.
+    batch was computed. `cost` is what it occupies, in bytes; `final` whether a failure is its last.
     """
 
-    __slots__ = ("admitted", "batch_size", "cost", "finished", "future", "payload", "started")
+    __slots__ = (
+        "admitted", "batch_size", "cost", "final", "finished", "future", "payload", "started",
+    )  # fmt: skip
 
     def __init__(self, future: asyncio.Future[Result], cost: int) -> None:
         self.future = future
@@ -36,6 +38,7 @@ class Job(Generic[Payload, Result]):
         self.admitted = time.perf_counter()
         self.started = self.finished = 0.0
         self.batch_size = 0
+        self.final = False
 
 
 class Batcher(Generic[Payload, Result]):
@@ -51,6 +54,7 @@ class Batcher(Generic[Payload, Result]):
         self._bytes = 0
         self._unanswered = 0
         self._closed = False
+        self._suspended = ""  # why nothing may wait now
         self._batch_seconds = 0.0
         self.seconds_per_job = 0.0  # as measured, from admission to answer
         self._last_finish = 0.0
@@ -96,16 +100,20 @@ class Batcher(Generic[Payload, Result]):
     def submit(self, job: Job[Payload, Result], payload: Payload, cost: int) -> None:
         """Hands over an admitted job's input, which now occupies `cost` bytes."""
         with self._changed:
-            if job in self._admitted:
+            if job in self._admitted and not self._suspended:
                 self._bytes += cost - job.cost
                 job.payload, job.cost = payload, cost
                 self._waiting[job] = None
                 self._changed.notify()
+            reason = self._suspended
+        if reason:
+            self.fail([job], EngineFailed(reason, retry_after=1.0))
 
     def withdraw(self, job: Job[Payload, Result]) -> bool:
         """Whether the job was not yet computing, and now never will be; its payload is free."""
         with self._changed:
             waited = job in self._admitted
+            job.final = True  # Where it is computing, and fails, nobody wants it again.
             self._remove(job)
             return waited
 
@@ -191,8 +199,47 @@ class Batcher(Generic[Payload, Result]):
 
         self._on_loop(batch, deliver)
 
+    def retry(self, batch: Sequence[Job[Payload, Result]], error: ServiceError) -> None:
+        """Lets the jobs of a batch that failed wait in front again, in their order, and fails those
+        with `error` for which it was the second time; called by engine threads.
+
+        They have been admitted once: they come back even where their places are taken, at most as
+        many as could compute.
+        """
+        with self._changed:
+            again = {job: None for job in batch if not job.final and not job.future.done()}
+            for job in again:
+                job.final = True
+                self._admitted.add(job)
+                self._bytes += job.cost
+            self._waiting = again | self._waiting
+            self._changed.notify()
+        self.fail([job for job in batch if job not in again], error)
+
+    def suspend(self, reason: str, unless: Callable[[], bool]) -> None:
+        """Fails what waits, and from now on what is submitted, until `resume`.
+
+        Nothing happens if `unless` is true of the same moment, as where another engine serves.
+        """
+        with self._changed:
+            if unless():
+                return
+            self._suspended = reason
+            waiting = list(self._waiting)
+            for job in waiting:
+                self._remove(job)
+        self.fail(waiting, EngineFailed(reason, retry_after=1.0))
+
+    def resume(self) -> None:
+        """Jobs may wait again; the time since the latest batch was nobody's."""
+        with self._changed:
+            self._suspended = ""
+            self._last_finish = time.perf_counter()
+
     @staticmethod
     def _on_loop(batch: Sequence[Job[Payload, Result]], deliver: Callable[[], None]) -> None:
+        if not batch:
+            return
         loop = batch[0].future.get_loop()
         if not loop.is_closed():
             loop.call_soon_threadsafe(deliver)

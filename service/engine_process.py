@@ -31,6 +31,7 @@ from service.shared_metrics import SharedMetrics
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
+LOST_STATUS = 70  # sysexits.h: EX_SOFTWARE
 
 
 class Caller(asyncio.Protocol):
@@ -197,19 +198,36 @@ def facts_of(model: Model) -> dict[str, Any]:
     }
 
 
+async def leave_when_lost(fleet: Fleet) -> None:
+    """Ends the process, for another to take its place, when an engine cannot recover in it."""
+    while not (reasons := fleet.dead()):  # noqa: ASYNC110 - engines are no coroutines
+        await asyncio.sleep(WATCH_SECONDS)
+    for name, reason in reasons.items():
+        log.critical("%s: %s; this process ends", name, reason)
+    await asyncio.sleep(WATCH_SECONDS)  # Who waits is told first.
+    logging.shutdown()
+    # A thread that hangs inside native code would keep it from ending in order.
+    os._exit(LOST_STATUS)
+
+
 async def serve(fleet: Fleet, listener: socket.socket, metrics: SharedMetrics) -> None:
     interpreter.tune()
     fleet.start()
     exchanging = Exchange(list(fleet.models.values()))
-    await asyncio.gather(exchanging.accept(listener), exchanging.watch(), metrics.keep_fresh())
+    await asyncio.gather(
+        exchanging.accept(listener),
+        exchanging.watch(),
+        metrics.keep_fresh(),
+        leave_when_lost(fleet),
+    )
 
 
 def main(line_fd: int, listener_fd: int, folder: str) -> None:
     line = Line(line_fd, folder)
     settings = Settings.model_validate(line.receive()["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
-    metrics = SharedMetrics(folder, with_parent=True)
     try:
+        metrics = SharedMetrics(folder, with_parent=True)
         fleet = Fleet(settings, metrics)
     except (ValueError, OSError, ArithmeticError) as error:  # What `serve` says in one line.
         line.send(error=str(error))

@@ -57,12 +57,16 @@ class Model:
                 f"{self.name}/{device}",
                 self.batcher,
                 partial(engines.start_any, [first], blueprint, tolerance),
+                rebuild=partial(_start_again, settings, service, device, loaded.sha256),
                 improve=[partial(engines.start, kind, blueprint, tolerance) for kind in better],
                 turns=turns[device],
                 share=settings.share,
+                timeout=service.engine_timeout_s,
+                serves=lambda: self.ready,
                 on_ready=partial(self._announce, metrics, loaded.sha256 or ""),
                 on_batch=metrics.batch_size.labels(self.name).observe,
                 on_error=metrics.engine_errors.labels(self.name, device).inc,
+                on_out_of_memory=metrics.out_of_memory.labels(self.name, device).inc,
             )
 
         self.workers = [worker(device) for device in devices]
@@ -112,14 +116,19 @@ class Model:
 
     @property
     def state(self) -> str:
-        """ "ready" if any engine is, else "loading" if any still may be, else "failed"."""
+        """ "ready" if any engine is, else "loading" if any may be, else "failed" or "lost"."""
         states = {worker.state for worker in self.workers}
-        return next(state for state in ("ready", "loading", "failed") if state in states)
+        return next(state for state in ("ready", "loading", "failed", "lost") if state in states)
 
     @property
     def reason(self) -> str:
         """Why the model is not ready; empty if it is."""
         return "" if self.ready else "; ".join(sorted({w.reason for w in self.workers}))
+
+    @property
+    def lost(self) -> str:
+        """Why an engine of this model cannot recover in this process; empty if all may."""
+        return "; ".join(sorted({w.reason for w in self.workers if w.state == "lost"}))
 
     def describe(self) -> dict[str, Any]:
         """The model's entry in `GET /v1/models`."""
@@ -134,6 +143,22 @@ class Model:
             "reason": self.reason,
             **self._origin,
         }
+
+
+def _start_again(
+    settings: ModelSettings, service: Settings, device: str, sha256: str | None, kind: str | None
+) -> engines.Warm:
+    """An engine of `kind`, None: the usual one, from the SPEC, as its weights were not kept.
+
+    Raises:
+        RuntimeError: it does not start, or the weights are not those of `sha256` any more.
+    """
+    loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
+    if loaded.sha256 != sha256:
+        raise RuntimeError(f"{settings.spec} has changed since the start; start again to serve it")
+    blueprint = engines.blueprint(loaded.bundle, settings, device, service)
+    kinds = [kind or engines.engines_for(settings, device)[0]]
+    return engines.start_any(kinds, blueprint, settings.parity_tolerance)
 
 
 def _joined(values: Sequence[str]) -> str:
@@ -166,10 +191,15 @@ class Fleet:
             for worker in model.workers:
                 worker.start()
 
+    def dead(self) -> dict[str, str]:
+        """Why only another process can serve again, by model; empty if this one can."""
+        return {name: model.lost for name, model in self.models.items() if model.lost}
+
     def close(self, timeout: float) -> bool:
         """Lets the engines finish what waits, for at most `timeout` seconds; whether they did.
 
-        An engine that is still loading has nothing to finish and is not waited for.
+        An engine that is loading or does not come back has nothing to finish, and is not waited
+        for.
         """
         until = time.monotonic() + timeout
         workers = [worker for model in self.models.values() for worker in model.workers]
@@ -177,6 +207,6 @@ class Fleet:
             model.batcher.close()
         for worker in workers:
             worker.stop()
-            if worker.state != "loading":
+            if worker.running is not None and worker.state != "lost":
                 worker.join(max(0.0, until - time.monotonic()))
         return not any(worker.is_alive() for worker in workers)

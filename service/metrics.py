@@ -75,6 +75,12 @@ class Metrics:
             ("model", "device"),
             registry=registry,
         )
+        self.out_of_memory = Counter(
+            "resnet_serve_engine_out_of_memory",
+            "Batches that did not fit into memory, and were computed in halves",
+            ("model", "device"),
+            registry=registry,
+        )
         self.in_flight = Gauge(
             "resnet_serve_requests_in_flight",
             "HTTP requests being answered",
@@ -130,6 +136,7 @@ class Metrics:
         self._classified[name] = (self.images.labels(name), phases)
         for device in devices:
             self.engine_errors.labels(name, device)
+            self.out_of_memory.labels(name, device)
         for reason in REASONS:
             self.refusals.labels(name, reason)
 

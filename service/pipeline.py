@@ -87,6 +87,9 @@ class Fleet(Protocol):
     def start(self) -> None:
         """Called by the running event loop."""
 
+    def dead(self) -> dict[str, str]:
+        """Why only another process can serve again, by model; empty if this one can."""
+
     def close(self, timeout: float) -> bool:
         """Waits up to `timeout` seconds for what computes; whether it ended."""
 
@@ -120,6 +123,10 @@ class Pipeline:
         if self.draining:
             return dict.fromkeys(self.models, "draining: the service is shutting down")
         return {name: model.reason for name, model in self.models.items() if not model.ready}
+
+    def dead(self) -> dict[str, str]:
+        """Why this process cannot serve any more and another must: a reason for each model."""
+        return self._fleet.dead()
 
     def find(self, name: str | None) -> Model:
         """The model called `name`, or the first one.

@@ -225,6 +225,10 @@ class RemoteFleet:
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._stay_connected())
 
+    def dead(self) -> dict[str, str]:
+        """Nothing: an engine process that is lost ends, and another takes its place."""
+        return {}
+
     def close(self, timeout: float) -> bool:
         """Nothing computes in this process."""
         return True

@@ -167,10 +167,12 @@ async def show_model(request: Request, name: str) -> schemas.ModelDetails:
     return schemas.ModelDetails.model_validate(pipeline_of(request).find(name).describe())
 
 
-@router.get("/health/live")
-async def live() -> schemas.Health:
-    """200 as long as the process answers."""
-    return schemas.Health(status="live")
+@router.get(
+    "/health/live", response_model=schemas.Health, responses={503: {"model": schemas.Health}}
+)
+async def live(request: Request) -> JSONResponse:
+    """200 as long as the process can serve or recover, else 503 and why: it must be replaced."""
+    return health_of("live", "lost", pipeline_of(request).dead())
 
 
 @router.get(
@@ -178,9 +180,7 @@ async def live() -> schemas.Health:
 )
 async def ready(request: Request) -> JSONResponse:
     """200 if every model can answer now, else 503 and why."""
-    reasons = pipeline_of(request).unready()
-    health = schemas.Health(status="not ready" if reasons else "ready", reasons=reasons)
-    return JSONResponse(health.model_dump(), 503 if reasons else 200)
+    return health_of("ready", "not ready", pipeline_of(request).unready())
 
 
 @router.get("/metrics", response_class=Response)
@@ -210,6 +210,11 @@ async def page_part(file: str) -> Response:
 def web_file(name: str) -> Response:
     content = resources.files("service.web").joinpath(name).read_bytes()
     return Response(content, media_type=WEB[name], headers=PAGE_HEADERS)
+
+
+def health_of(well: str, ill: str, reasons: dict[str, str]) -> JSONResponse:
+    health = schemas.Health(status=ill if reasons else well, reasons=reasons)
+    return JSONResponse(health.model_dump(), 503 if reasons else 200)
 
 
 def pipeline_of(request: Request) -> Pipeline:

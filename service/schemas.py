@@ -83,7 +83,7 @@ class ModelCard(BaseModel):
     batch_ms: dict[int, float] | None = Field(
         None, description="milliseconds that each batch size took when it was warm"
     )
-    state: str = Field(description="loading, ready or failed")
+    state: str = Field(description="loading, ready, failed, or lost: only another process can")
     reason: str = Field(description="why it is not ready")
     weights: Weights
     metrics: dict[str, Any] = Field(description="measured accuracy by data set")

@@ -206,6 +206,13 @@ class Settings(Strict):
         description="threads of a CPU engine's operators; unset: all CPUs but one, which OpenVINO "
         "takes too where an image takes longer than 20 ms and measuring finds that it pays",
     )
+    engine_timeout_s: float = Field(
+        30,
+        gt=0,
+        le=3600,
+        description="a batch that takes longer, and 20 times as long as measured, is taken to "
+        "hang: its requests and those that wait are answered 503, and the process must be replaced",
+    )
     shutdown_grace_s: float = Field(
         1.0, ge=0, description="after SIGTERM, go on serving this long while /health/ready is 503"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -22,10 +23,50 @@ from prometheus_client import (
     multiprocess,
 )
 
+from service.errors import ConfigError
 from service.metrics import Metrics
 
 REFRESH_SECONDS = 0.25
 START, CPU = "process_start_time_seconds", "process_cpu_seconds_total"
+# Where files are memory; they are mapped, and a write for which a disk has no room kills a process.
+MEMORY = Path("/dev/shm")  # noqa: S108
+KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemin")
+FILE_BYTES = 2**16  # what prometheus_client begins with
+
+
+def new_folder(processes: int) -> tempfile.TemporaryDirectory[str]:
+    """A folder with room for the files of so many processes.
+
+    Raises:
+        ConfigError: there is none, in memory or on disk.
+    """
+    reasons = []
+    for place in (MEMORY, None):
+        try:
+            made = tempfile.TemporaryDirectory(
+                prefix="resnet-serve-", dir=place, ignore_cleanup_errors=True
+            )
+        except OSError as error:
+            reasons.append(error.strerror or str(error))
+            continue
+        try:
+            reserve(Path(made.name) / "room", processes * len(KINDS) * FILE_BYTES)
+        except OSError as error:
+            reasons.append(error.strerror or str(error))
+            made.cleanup()
+            continue
+        (Path(made.name) / "room").unlink()
+        return made
+    raise ConfigError(
+        f"what the processes share has no room in {MEMORY} ({reasons[0]}) nor in a folder for "
+        f"temporary files ({reasons[1]}); make room in one of them, or set workers to 1"
+    )
+
+
+def reserve(path: Path, size: int) -> None:
+    """Makes a file with `size` bytes that are really there, or raises OSError."""
+    with path.open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 class SharedMetrics(Metrics):
@@ -35,6 +76,8 @@ class SharedMetrics(Metrics):
     """
 
     def __init__(self, folder: str, *, with_parent: bool = False) -> None:
+        for kind in KINDS:
+            reserve(Path(folder) / f"{kind}_{os.getpid()}.db", FILE_BYTES)
         self._watched: list[tuple[Gauge, Callable[[], float]]] = []
         super().__init__()
         self._folder = folder

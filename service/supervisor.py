@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -44,7 +43,7 @@ def supervise(settings: Settings, listener: socket.socket) -> int:
     Raises:
         ConfigError: a model cannot be served.
     """
-    with tempfile.TemporaryDirectory(prefix="resnet-serve-", ignore_cleanup_errors=True) as folder:
+    with shared_metrics.new_folder(settings.workers + 1) as folder:
         return asyncio.run(Supervisor(settings, listener, folder).run())
 
 

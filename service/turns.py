@@ -38,8 +38,9 @@ class Turns:
         return min(self._waiting, key=lambda key: self._used[key])
 
     def release(self, key: Hashable, seconds: float, share: float = 1.0) -> None:
-        """Ends `key`'s turn, in which it used the device for `seconds`."""
+        """Ends `key`'s turn, if it has not ended, in which it used the device for `seconds`."""
         with self._changed:
             self._used[key] += seconds / share
-            self._holder = None
+            if self._holder == key:
+                self._holder = None
             self._changed.notify_all()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from service.engines import cache, hardware
+from service.engines import cache, faults, hardware
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, measure
 from service.engines.compiled import compiled
@@ -24,7 +24,7 @@ from service.settings import ModelSettings, Settings, cpus
 
 __all__ = [
     "Blueprint", "Engine", "Parity", "Ranking", "Warm", "blueprint", "devices", "engines_for",
-    "precision", "set_cpu_threads", "start", "start_any", "usual_threads",
+    "faults", "precision", "set_cpu_threads", "start", "start_any", "usual_threads",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,10 @@ class Warm:
     def launch(self, images: Sequence[Pixels]) -> Callable[[], Ranking]:
         """As the engine's, for at most `buckets.largest` images."""
         return self.engine.launch(images, self.buckets.fit(len(images)))
+
+    def up_to(self, largest: int) -> Warm:
+        """The same engine, for batches of at most as many images as `largest` are padded to."""
+        return replace(self, buckets=self.buckets.up_to(self.buckets.fit(largest)))
 
     def infer(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
         """Probabilities [N, K] of any number of images, in the order of the classes."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 
+from service.engines import faults
+
+log = logging.getLogger(__name__)
 # What forming and answering a batch costs besides the engine, in seconds.
 HANDOVER = 200e-6
 # A larger batch must be this much faster by the image to be worth its latency.
@@ -56,10 +60,14 @@ class Buckets:
         """The batch size that `count` images are padded to."""
         return next(size for size in self.seconds if size >= count)
 
+    def up_to(self, largest: int) -> Buckets:
+        """Those sizes of which no batch is larger than `largest`, which is one of them."""
+        return Buckets({size: took for size, took in self.seconds.items() if size <= largest})
+
 
 def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
     """Runs batches of growing size, until two in a row reliably compute no more images a second,
-    or the next would take too long.
+    or the next would take too long, or does not fit into memory.
 
     Each size runs for real before it is timed, so that no request pays for compiling it, for
     the choice of algorithms or for memory.
@@ -67,11 +75,16 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
     seconds: dict[int, float] = {}
     best_rate, without_gain, smaller = 0.0, 0, 0
     for size in sizes(max_batch):
-        run(size)
-        seconds[size] = _shortest(run, size)
-        if smaller:
-            # Two batches of half the size would do: what took longer was disturbed.
-            seconds[size] = min(seconds[size], seconds[smaller] * size / smaller)
+        try:
+            run(size)
+            took = _shortest(run, size)
+        except Exception as error:
+            if not seconds or not faults.out_of_memory(error):
+                raise
+            log.warning("no memory for batches of %d: %s", size, faults.in_one_line(error))
+            break
+        # Two batches of half the size would do: what took longer was disturbed.
+        seconds[size] = min(took, seconds[smaller] * size / smaller) if smaller else took
         smaller = size
         rate = size / (seconds[size] + HANDOVER)
         without_gain = 0 if rate > best_rate * GAIN else without_gain + 1

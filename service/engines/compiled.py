@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
         RuntimeError: it cannot be compiled, for instance for want of a C++ compiler.
     """
     package = blueprint.cached("compiled", ".pt2")
-    if package is not None and package.exists():
-        return _engine(blueprint, package)
+    if (engine := cache.kept(package, partial(_engine, blueprint))) is not None:
+        return engine
     with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
         made = Path(folder) / "network.pt2"
         _compile_elsewhere(blueprint, made)

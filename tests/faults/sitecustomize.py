@@ -1,0 +1,100 @@
+"""Engines that fail on command, in every process that finds this file on its PYTHONPATH.
+
+Python imports it before anything else. The commands are in the file that FAULTS names:
+
+    raise       every forward fails, as long as the file says so
+    nan         every forward gives NaN for its first image
+    oom N       every forward of more than N images finds no memory
+    hang S      one forward sleeps for S seconds
+    cuda        one forward poisons the process: none succeeds in it from then on
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+COMMANDS = Path(os.environ["FAULTS"])
+POISON = (
+    "CUDA error: an illegal memory access was encountered\n"
+    "CUDA kernel errors might be asynchronously reported at some other API call"
+)
+
+
+class Faulty:
+    """An engine that does as it is told, else as the one it wraps."""
+
+    poisoned = False  # of the process
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def launch(self, images: Sequence[Any], size: int) -> Callable[[], Any]:
+        command, _, number = COMMANDS.read_text().strip().partition(" ")
+        if command in ("hang", "cuda"):
+            COMMANDS.write_text("")
+        if command == "hang":
+            time.sleep(float(number))
+        elif command == "raise":
+            raise RuntimeError("the device does not answer")
+        elif command == "oom" and size > int(number):
+            import torch
+
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} GiB.")
+        elif command == "cuda":
+            Faulty.poisoned = True
+        if Faulty.poisoned:
+            raise RuntimeError(POISON)
+        collect = self._engine.launch(images, size)
+        return (lambda: spoiled(collect())) if command == "nan" else collect
+
+
+def spoiled(ranking: Any) -> Any:
+    probabilities = ranking.probabilities.copy()
+    probabilities[0] = float("nan")
+    return ranking._replace(probabilities=probabilities)
+
+
+class Loader(importlib.abc.Loader):
+    """Loads `service.engines`, and then puts itself between the worker and every engine."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+
+        def faulty(build: Callable[[Any], Any]) -> Callable[[Any], Faulty]:
+            return lambda blueprint: Faulty(build(blueprint))
+
+        for kind, build in module.KINDS.items():
+            module.KINDS[kind] = faulty(build)
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "service.engines":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader = Loader(spec.loader)
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
