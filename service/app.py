@@ -9,7 +9,7 @@ from importlib.metadata import version
 import anyio.to_thread
 from fastapi import FastAPI
 
-from service import problems
+from service import admin, problems
 from service.express import Express
 from service.metrics import Metrics
 from service.middleware import Observe
@@ -59,6 +59,7 @@ def create_app(
     app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
     problems.install(app)
     app.include_router(router)
+    app.include_router(admin.router)
     app.add_middleware(Express)
     app.add_middleware(Observe, metrics=metrics, pipeline=pipeline)
     return app

@@ -6,7 +6,9 @@
     │   ├── UnknownModel          no such model
     │   ├── TooLarge              body or pixel count over the limit
     │   ├── UnsupportedMediaType  a content type that is no image
-    │   └── BadParameter          a parameter out of range
+    │   ├── BadParameter          a parameter out of range
+    │   ├── LoadFailed            a model that is to be served cannot be
+    │   └── Conflict              what the service has to keep
     ├── Busy                      the same request may succeed later
     │   ├── QueueFull             no place in the model's queue, or none soon enough
     │   ├── NotReady              loading, draining, or the engine is down
@@ -20,6 +22,9 @@ HTTP statuses are the concern of `service.problems`. `reason` is the metrics' la
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
 
 
 class ServiceError(Exception):
@@ -37,6 +42,11 @@ class UndecodableImage(CallerError):
 class UnknownModel(CallerError):
     reason = "unknown_model"
 
+    @classmethod
+    def called(cls, name: str, known: Collection[str]) -> UnknownModel:
+        near = difflib.get_close_matches(name, known, n=1) or list(known)
+        return cls(f"no model is called {name!r}; there is {', '.join(near)}")
+
 
 class TooLarge(CallerError):
     reason = "too_large"
@@ -48,6 +58,14 @@ class UnsupportedMediaType(CallerError):
 
 class BadParameter(CallerError):
     reason = "bad_parameter"
+
+
+class LoadFailed(CallerError):
+    reason = "load_failed"
+
+
+class Conflict(CallerError):
+    reason = "conflict"
 
 
 class Busy(ServiceError):
@@ -100,6 +118,8 @@ REFUSALS: tuple[type[ServiceError], ...] = (
     TooLarge,
     UnsupportedMediaType,
     BadParameter,
+    LoadFailed,
+    Conflict,
     QueueFull,
     NotReady,
     EngineFailed,

@@ -89,8 +89,9 @@ router = APIRouter()
 async def classify(request: Request, model: Name = None, top_k: TopK = None) -> Response:
     """The likeliest classes of one image: raw bytes, or a form with the field `image`."""
     pipeline, served, k, deadline = admit(request, model, top_k)
-    data = await read_image(request, settings_of(request).max_body_bytes)
-    answer = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
+    with served.lease:
+        data = await read_image(request, settings_of(request).max_body_bytes)
+        answer = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
     body = schemas.classification_of(answer)
     timing = ", ".join([f"{phase};dur={ms}" for phase, ms in body["timing_ms"].items()])
     return Response(to_json(body), headers={"Server-Timing": timing}, media_type="application/json")
@@ -109,8 +110,6 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
     """The likeliest classes of several images in one form; a bad image fails alone."""
     pipeline, served, k, deadline = admit(request, model, top_k)
     limits = settings_of(request)
-    uploads = await read_images(request, limits.max_batch_body_bytes, limits.max_batch_images)
-
     # A large batch takes its turn with the others instead of the whole queue.
     places = asyncio.Semaphore(served.batch_share)
 
@@ -124,7 +123,7 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
         predictions = schemas.predictions_of(answer)
         return schemas.BatchItem(filename=upload.filename, predictions=predictions)
 
-    async def every() -> list[schemas.BatchItem]:
+    async def every(uploads: list[Upload]) -> list[schemas.BatchItem]:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(upload)) for upload in uploads]
@@ -133,7 +132,9 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    results = await until_disconnect(request, every())
+    with served.lease:
+        uploads = await read_images(request, limits.max_batch_body_bytes, limits.max_batch_images)
+        results = await until_disconnect(request, every(uploads))
     body = schemas.BatchClassification(model=served.name, results=results)
     # FastAPI would validate it a second time.
     content = body.model_dump_json(exclude_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import logging
@@ -10,13 +11,14 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from service import interpreter
+from service.control import set_log_level
 from service.errors import ConfigError
 from service.settings import Settings
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from service.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
+# Reloads for ever; it is given what to do with settings that change.
+Reloading = Callable[[Callable[[Settings], None]], Coroutine[Any, Any, None]]
 BACKLOG = 2048
 NEW_CONNECTION_SECONDS = 1.0
 SO_ATTACH_FILTER, BPF_RETURN = 26, 0x06  # linux/socket.h, linux/bpf_common.h
@@ -35,10 +39,13 @@ class Server(uvicorn.Server):
     """On SIGTERM readiness turns false at once, requests are served for the grace period, then
     new ones are refused, accepted ones answered, and the process exits with status 0.
 
-    SIGINT skips the grace; a second signal gives up on what is still being computed.
+    SIGINT skips the grace; a second signal gives up on what is still being computed. `reloading`
+    runs beside it.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(
+        self, app: FastAPI, settings: Settings, reloading: Reloading | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -60,6 +67,8 @@ class Server(uvicorn.Server):
         self._exit_at: float | None = None
         self._refusing_since = 0.0
         self._listeners: list[socket.socket] = []
+        self._reloading = reloading
+        self._reload_task: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The base class raises the signal again after the shutdown, which would make an orderly
@@ -80,6 +89,13 @@ class Server(uvicorn.Server):
         """Tells that connections are accepted."""
         for listener in self._listeners:
             announce(self._pipeline.models, listener)
+        if self._reloading is not None:
+            loop = asyncio.get_running_loop()
+            self._reload_task = loop.create_task(self._reloading(self.apply))
+
+    def apply(self, settings: Settings) -> None:
+        """What can change while the process runs, other than the models."""
+        set_log_level(settings.log_level)
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
@@ -133,9 +149,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+def serve(
+    app: FastAPI, settings: Settings, listener: socket.socket, reloading: Reloading | None = None
+) -> None:
     """Serves until a signal ends it."""
-    Server(app, settings).run(sockets=[listener])
+    Server(app, settings, reloading).run(sockets=[listener])
     log.info("ended; everything accepted was answered")
     if not app.state.ended:
         # An engine is still inside native code; unloading the interpreter under it would abort.

@@ -36,6 +36,8 @@ CPU_QUOTAS = (
     ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
 )
 
+MOST_MODELS = 256
+
 S = TypeVar("S", bound="Strict")
 ModelName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
@@ -134,6 +136,7 @@ class Settings(Strict):
     models: list[ModelSettings] = Field(
         default_factory=lambda: [ModelSettings(spec=DEFAULT_SPEC)],
         min_length=1,
+        max_length=MOST_MODELS,
         description="the models; in the environment and as flags a list of SPECs",
     )
     request_timeout_ms: float = Field(
@@ -160,6 +163,9 @@ class Settings(Strict):
     )
     shutdown_timeout_s: float = Field(
         30, gt=0, description="after the grace, wait this long for accepted requests"
+    )
+    load_timeout_s: float = Field(
+        600, gt=0, description="a model loaded while serving (PUT, SIGHUP) must be ready this soon"
     )
     cache_dir: Path = Field(
         default_factory=default_cache_dir,
@@ -216,7 +222,7 @@ def environment(**more: str) -> dict[str, str]:
     return dict(os.environ) | more
 
 
-def validated(kind: type[S], **values: Any) -> S:
+def validated(kind: type[S], /, **values: Any) -> S:
     """Settings of a kind from values of any types.
 
     Raises:

@@ -43,3 +43,8 @@ class Turns:
             self._used[key] += seconds / share
             self._holder = None
             self._changed.notify_all()
+
+    def forget(self, key: Hashable) -> None:
+        """It wants no more turns."""
+        with self._changed:
+            self._used.pop(key, None)

@@ -77,7 +77,7 @@ class Worker(threading.Thread):
             return
         self._build = None  # It holds the weights as they were read.
         self._serve_with(warm, time.perf_counter() - started)
-        if self._improve:
+        if self._improve and not self._stopping.is_set():
             name = f"{self.name}/improve"
             threading.Thread(target=self._find_better, name=name, daemon=True).start()
         while self._batcher.wait(warm.buckets.largest):
@@ -85,6 +85,7 @@ class Worker(threading.Thread):
                 warm, self._better = self._better, None
                 self._serve_with(warm, 0.0)
             self._turn(warm)
+        self._turns.forget(self)
 
     def _serve_with(self, warm: Warm, seconds: float) -> None:
         self.running = warm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -24,18 +25,26 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
     from service import settings as configuration
     from service.control import log_to_stderr
+    from service.reload import Reload
     from service.server import listen
     from service.server import serve as run
 
     flags["models"] = list(models) or None
-    settings = configuration.load(flags, config=config)
+    read = partial(configuration.load, flags, config=config)
+    reload = Reload(read)
+    settings = read()
     log_to_stderr(settings.log_level)
     listener = listen(settings.host, settings.port)
     if settings.workers > 1:
         from service.supervisor import supervise
 
-        sys.exit(supervise(settings, listener))
+        sys.exit(supervise(settings, listener, reload))
     # Only now: what is wrong so far is said without waiting for torch.
     from service.app import create_app
+    from service.fleet import Fleet
+    from service.metrics import Metrics
 
-    run(create_app(settings), settings, listener)
+    metrics = Metrics()
+    fleet = Fleet(settings, metrics)
+    change = partial(reload.attend, settings, fleet.reload)
+    run(create_app(settings, metrics, fleet), settings, listener, change)
