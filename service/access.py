@@ -11,7 +11,6 @@ import hmac
 from collections.abc import Iterable
 
 from pydantic import SecretStr
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Forbidden, ServiceError, Unauthorized

@@ -10,7 +10,7 @@ import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from service import problems
+from service import admin, problems
 from service.access import Access, Keys
 from service.body import Intake
 from service.express import Express
@@ -70,6 +70,7 @@ def create_app(
     )
     problems.install(app)
     app.include_router(router)
+    app.include_router(admin.router)
     app.add_middleware(Express)
     app.add_middleware(Access, keys=app.state.keys)
     if settings.cors_origins:

@@ -1,10 +1,20 @@
 """The line between the supervisor and a process it started: JSON objects, one a line.
 
-    supervisor → child     {"settings": {...}, ...}   what it needs to start
-                           {"signal": 15}             end as on that signal
-    child → supervisor     {"models": [...]}          the engine: what the front ends must know
-                           {"error": "..."}           the engine: the configuration is impossible
-                           {"up": true}               a front end: it accepts connections
+    supervisor → engine     {"settings"}              what it needs to start, models included
+                            {"numbers": [...]}        what its models are called from now on
+                            {"load", "settings"}      a number and a model to load beside them
+                            {"serve": [...]}          the models that serve; others end
+    engine → supervisor     {"models": [...]}         what the front ends must know of them
+                            {"error": "..."}          the configuration is impossible
+                            {"loaded", "facts"}       a number and its model, or a "refusal"
+    supervisor → front end  {"settings", "index", "ledger", "models"}
+                            {"models", "version"}     the models that serve from now on
+                            {"answer", "created"}     a change was made, or a "refusal"
+                            {"signal": 15}            end as on that signal
+    front end → supervisor  {"up": true}              it accepts connections
+                            {"version"}               it serves those models
+                            {"question", "put"}       a model to serve, or a name to "delete"
+    supervisor → both       {"apply": {...}}          settings that can change while it runs
 
 Its end is the supervisor's death, or its wish: a child whose line closes leaves nothing behind.
 """
@@ -30,7 +40,7 @@ class Line:
     """
 
     def __init__(self, fd: int, folder: str) -> None:
-        for ignored in (signal.SIGTERM, signal.SIGINT):
+        for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         self.folder = folder
         self._socket = socket.socket(fileno=fd)

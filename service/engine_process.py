@@ -11,8 +11,9 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 import uvloop
@@ -20,13 +21,13 @@ import uvloop
 from service import exchange, interpreter
 from service.batcher import Job
 from service.control import Line
-from service.errors import Busy, QueueFull, ServiceError
+from service.errors import LoadFailed, QueueFull
 from service.exchange import Answer, Frames, Kind, Region, Shape, Submit
-from service.fleet import Fleet, Model
-from service.logs import log_to_stderr
-from service.pipeline import RETRY_SECONDS, Pixels
+from service.fleet import FORESEEN, Loader, Model, lost
+from service.logs import log_to_stderr, set_log_level
+from service.pipeline import Pixels
 from service.ranking import Row
-from service.settings import Settings
+from service.settings import ModelSettings, Settings
 from service.shared_metrics import SharedMetrics
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ LOST_STATUS = 70  # sysexits.h: EX_SOFTWARE
 
 
 class Caller(asyncio.Protocol):
-    """The connection of one front end.
+    """The connection of one front end to one model.
 
     Results are written by the event loop, and only while the connection lives, to memory that is
     this connection's alone.
@@ -43,7 +44,7 @@ class Caller(asyncio.Protocol):
 
     def __init__(
         self,
-        models: Sequence[Model],
+        model: Model,
         region: Region,
         *,
         greet: Callable[[Caller], None],
@@ -51,10 +52,10 @@ class Caller(asyncio.Protocol):
     ) -> None:
         self._greet = greet
         self._forget = forget
-        self._models = models
+        self._model = model
         self._region = region
         self._frames = Frames()
-        self._jobs: dict[int, tuple[Model, Job[Pixels, Row]]] = {}
+        self._jobs: dict[int, Job[Pixels, Row]] = {}
         self._answers = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,9 +63,12 @@ class Caller(asyncio.Protocol):
         self._greet(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._forget(self)
-        for _, job in list(self._jobs.values()):
+        for job in list(self._jobs.values()):
             job.future.cancel()
+        self._forget(self)
+
+    def hang_up(self) -> None:
+        self._transport.close()
 
     def tell(self, state: bytes) -> None:
         if not self._transport.is_closing():
@@ -80,45 +84,44 @@ class Caller(asyncio.Protocol):
                     self._withdraw(number)
 
     def _submit(self, submitted: Submit) -> None:
-        model = self._models[submitted.model]
-        pixels = self._region.pixels[submitted.model][submitted.slot]
+        batcher = self._model.batcher
+        pixels = self._region.pixels[submitted.slot]
         try:
-            job = model.batcher.admit(pixels.nbytes)
+            job = batcher.admit(pixels.nbytes)
         except QueueFull as error:
             self._refuse(submitted.job, error)
             return
         job.admitted = submitted.admitted
-        self._jobs[submitted.job] = (model, job)
+        self._jobs[submitted.job] = job
         job.future.add_done_callback(lambda future: self._finish(submitted, future))
-        model.batcher.submit(job, pixels, pixels.nbytes)
+        batcher.submit(job, pixels, pixels.nbytes)
 
     def _withdraw(self, number: int) -> None:
-        model, job = self._jobs.get(number, (None, None))
+        job = self._jobs.get(number)
         # An engine may be reading the slot of a job that computes: it is answered as all others.
-        if model is not None and job is not None and model.batcher.withdraw(job):
+        if job is not None and self._model.batcher.withdraw(job):
             job.future.cancel()
 
     def _finish(self, submitted: Submit, future: asyncio.Future[Row]) -> None:
-        model, job = self._jobs.pop(submitted.job)
+        job = self._jobs.pop(submitted.job)
         if self._transport.is_closing():
             return
         if not future.cancelled() and (error := future.exception()) is not None:
             self._refuse(submitted.job, error)
             return
         if not future.cancelled():
-            row = self._region.rows[submitted.model][submitted.slot]
+            row = self._region.rows[submitted.slot]
             exchange.write_row(row, future.result())
         if not self._answers:
             asyncio.get_running_loop().call_soon(self._flush)
         size = 0 if future.cancelled() else job.batch_size
+        pace = self._model.batcher.seconds_per_job
         self._answers += exchange.ANSWER.pack(
-            *Answer(submitted.job, job.started, job.finished, size, model.batcher.seconds_per_job)
+            *Answer(submitted.job, job.started, job.finished, size, pace)
         )
 
     def _refuse(self, number: int, error: BaseException) -> None:
-        reason = error.reason if isinstance(error, ServiceError) else ServiceError.reason
-        wait = error.retry_after if isinstance(error, Busy) else RETRY_SECONDS
-        self.tell(exchange.message(Kind.REFUSAL, [number, reason, str(error), wait]))
+        self.tell(exchange.message(Kind.REFUSAL, [number, exchange.refusal_of(error)]))
 
     def _flush(self) -> None:
         self.tell(exchange.frame(Kind.ANSWER, bytes(self._answers)))
@@ -126,13 +129,35 @@ class Caller(asyncio.Protocol):
 
 
 class Exchange:
-    """All front ends, and what they are told of the models."""
+    """The models by their numbers, the front ends connected to each, and what those are told."""
 
-    def __init__(self, models: Sequence[Model]) -> None:
-        self._models = models
-        self._callers: set[Caller] = set()
+    def __init__(self) -> None:
+        self._models: dict[int, Model] = {}
+        self._callers: dict[int, set[Caller]] = {}
+        self._states: dict[int, bytes] = {}
+        self._retired: set[int] = set()
         self._greetings: set[asyncio.Task[None]] = set()
-        self._state = b""
+
+    @property
+    def models(self) -> dict[int, Model]:
+        """Those that serve, not those whose last answers are awaited."""
+        return {n: model for n, model in self._models.items() if n not in self._retired}
+
+    def add(self, number: int, model: Model) -> None:
+        self._models[number] = model
+        self._callers[number] = set()
+        self._states[number] = exchange.message(Kind.STATE, state_of(model))
+
+    def retire(self, number: int) -> None:
+        """Ends a model when the last front end has left it."""
+        self._retired.add(number)
+        self._free(number)
+
+    def _free(self, number: int) -> None:
+        if number in self._retired and not self._callers[number]:
+            self._retired.discard(number)
+            del self._callers[number], self._states[number]
+            self._models.pop(number).close()
 
     async def accept(self, listener: socket.socket) -> None:
         """Takes connections for ever."""
@@ -155,32 +180,44 @@ class Exchange:
             stream.close()  # It ended before it could greet.
             return
         ((_, body),) = Frames().feed(data)
-        slots = exchange.content(body)["slots"]
-        shapes = [
-            Shape(count, model.spec.size, len(model.labels))
-            for count, model in zip(slots, self._models, strict=True)
-        ]
-        caller = Caller(
-            self._models,
-            Region(fds[0], shapes),
-            greet=self._add,
-            forget=self._callers.discard,
-        )
-        os.close(fds[0])
+        hello = exchange.content(body)
+        shape, number = Shape(*hello["shape"]), hello["model"]
+        model = self.models.get(number)
+        try:
+            if model is None:
+                stream.close()  # The front end will hear of other models.
+                return
+            caller = Caller(
+                model,
+                Region(fds[0], shape),
+                greet=partial(self._add, number),
+                forget=partial(self._leave, number),
+            )
+        finally:
+            os.close(fds[0])
         await loop.connect_accepted_socket(lambda: caller, stream)
 
-    def _add(self, caller: Caller) -> None:
-        caller.tell(self._state)
-        self._callers.add(caller)
+    def _add(self, number: int, caller: Caller) -> None:
+        if number not in self.models:
+            caller.hang_up()  # It was retired this moment.
+            return
+        caller.tell(self._states[number])
+        self._callers[number].add(caller)
+
+    def _leave(self, number: int, caller: Caller) -> None:
+        if number in self._callers:
+            self._callers[number].discard(caller)
+            self._free(number)
 
     async def watch(self) -> None:
         """Tells every change of a model's state, which engines make in threads of their own."""
         while True:
-            state = exchange.message(Kind.STATE, {"models": [state_of(m) for m in self._models]})
-            if state != self._state:
-                self._state = state
-                for caller in self._callers:
-                    caller.tell(state)
+            for number, model in self._models.items():
+                state = exchange.message(Kind.STATE, state_of(model))
+                if state != self._states[number]:
+                    self._states[number] = state
+                    for caller in self._callers[number]:
+                        caller.tell(state)
             await asyncio.sleep(WATCH_SECONDS)
 
 
@@ -189,18 +226,18 @@ def state_of(model: Model) -> dict[str, Any]:
 
 
 def facts_of(model: Model) -> dict[str, Any]:
-    """What a front end must know of a model to decode for it, as JSON can hold it."""
+    """What others must know of a model, as JSON can hold it."""
     return {
-        "name": model.name,
+        "settings": model.settings.model_dump(mode="json"),
         "input": asdict(model.spec),
         "labels": list(model.labels),
         "card": model.describe(),
     }
 
 
-async def leave_when_lost(fleet: Fleet) -> None:
+async def leave_when_lost(exchanging: Exchange) -> None:
     """Ends the process, for another to take its place, when an engine cannot recover in it."""
-    while not (reasons := fleet.dead()):  # noqa: ASYNC110 - engines are no coroutines
+    while not (reasons := lost(exchanging.models.values())):  # noqa: ASYNC110 - engines are threads
         await asyncio.sleep(WATCH_SECONDS)
     for name, reason in reasons.items():
         log.critical("%s: %s; this process ends", name, reason)
@@ -210,15 +247,70 @@ async def leave_when_lost(fleet: Fleet) -> None:
     os._exit(LOST_STATUS)
 
 
-async def serve(fleet: Fleet, listener: socket.socket, metrics: SharedMetrics) -> None:
+class Orders:
+    """What the supervisor wants: models loaded beside those that serve, then others served."""
+
+    def __init__(self, loader: Loader, exchanging: Exchange, send: Callable[..., None]) -> None:
+        self._loader = loader
+        self._exchange = exchanging
+        self._send = send
+        self._loading: dict[int, asyncio.Task[None]] = {}
+
+    def obey(self, message: dict[str, Any]) -> None:
+        if "load" in message:
+            number, row = message["load"], ModelSettings.model_validate(message["settings"])
+            self._loading[number] = asyncio.get_running_loop().create_task(self._load(number, row))
+        elif "serve" in message:
+            self._serve(message["serve"])
+        elif "apply" in message:
+            apply(Settings.model_validate(message["apply"]))
+
+    async def _load(self, number: int, row: ModelSettings) -> None:
+        try:
+            model = await self._loader.load(row)
+        except LoadFailed as error:
+            self._send(loaded=number, refusal=exchange.refusal_of(error))
+        else:
+            self._exchange.add(number, model)
+            self._send(loaded=number, facts=facts_of(model))
+        finally:
+            del self._loading[number]
+
+    def _serve(self, numbers: list[int]) -> None:
+        for number, loading in self._loading.items():
+            if number not in numbers:
+                loading.cancel()
+        models = self._exchange.models
+        self._loader.show([models[number] for number in numbers])
+        for number in models.keys() - set(numbers):
+            self._exchange.retire(number)
+
+
+def apply(settings: Settings) -> None:
+    """What can change while the process runs."""
+    set_log_level(settings.log_level)
+
+
+async def serve(
+    loader: Loader,
+    models: dict[int, Model],
+    line: Line,
+    listener: socket.socket,
+    metrics: SharedMetrics,
+) -> None:
     interpreter.tune()
-    fleet.start()
-    exchanging = Exchange(list(fleet.models.values()))
+    loop = asyncio.get_running_loop()
+    exchanging = Exchange()
+    for number, model in models.items():
+        exchanging.add(number, model)
+        model.start()
+    orders = Orders(loader, exchanging, line.send)
+    line.follow(partial(loop.call_soon_threadsafe, orders.obey))
     await asyncio.gather(
         exchanging.accept(listener),
         exchanging.watch(),
         metrics.keep_fresh(),
-        leave_when_lost(fleet),
+        leave_when_lost(exchanging),
     )
 
 
@@ -228,13 +320,15 @@ def main(line_fd: int, listener_fd: int, folder: str) -> None:
     log_to_stderr(settings.log_level, settings.log_format)
     try:
         metrics = SharedMetrics(folder, with_parent=True)
-        fleet = Fleet(settings, metrics)
-    except (ValueError, OSError, ArithmeticError) as error:  # What `serve` says in one line.
+        loader = Loader(settings, metrics)
+        models = loader.open_all()
+    except FORESEEN as error:  # What `serve` says in one line.
         line.send(error=str(error))
         return
-    line.send(models=[facts_of(model) for model in fleet.models.values()])
-    line.follow(lambda _: None)
-    uvloop.run(serve(fleet, socket.socket(fileno=listener_fd), metrics))
+    loader.show(models)
+    line.send(models=[facts_of(model) for model in models])
+    numbered = dict(zip(line.receive()["numbers"], models, strict=True))
+    uvloop.run(serve(loader, numbered, line, socket.socket(fileno=listener_fd), metrics))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@
     │   ├── HeadersTooLarge       request line and headers over the limit
     │   ├── RequestTooSlow        headers or body took too long to arrive
     │   ├── Unauthorized          no key, or an unknown one
-    │   └── Forbidden             the key is none of an administrator
+    │   ├── Forbidden             the key is none of an administrator
+    │   ├── LoadFailed            a model that is to be served cannot be
+    │   └── Conflict              what the service has to keep
     ├── Busy                      the same request may succeed later
     │   ├── QueueFull             no place in the model's queue, or none soon enough
     │   ├── UploadsFull           too many bytes are being received already
@@ -28,6 +30,9 @@ HTTP statuses are the concern of `service.problems`. `reason` is the metrics' la
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class ServiceError(Exception):
     reason = "internal_error"
@@ -43,6 +48,11 @@ class UndecodableImage(CallerError):
 
 class UnknownModel(CallerError):
     reason = "unknown_model"
+
+    @classmethod
+    def called(cls, name: str, known: Collection[str]) -> UnknownModel:
+        near = difflib.get_close_matches(name, known, n=1) or list(known)
+        return cls(f"no model is called {name!r}; there is {', '.join(near)}")
 
 
 class TooLarge(CallerError):
@@ -75,6 +85,14 @@ class Unauthorized(CallerError):
 
 class Forbidden(CallerError):
     reason = "forbidden"
+
+
+class LoadFailed(CallerError):
+    reason = "load_failed"
+
+
+class Conflict(CallerError):
+    reason = "conflict"
 
 
 class Busy(ServiceError):
@@ -140,6 +158,8 @@ REFUSALS: tuple[type[ServiceError], ...] = (
     RequestTooSlow,
     Unauthorized,
     Forbidden,
+    LoadFailed,
+    Conflict,
     QueueFull,
     UploadsFull,
     TooManyConnections,

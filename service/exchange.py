@@ -1,14 +1,16 @@
 """What a front end and the engine process exchange: frames on a socket, pixels in shared memory.
 
-A frame is a header, the length of its body in bytes and its kind, and the body: as many records
-of that kind as were due at once, or JSON. Times are `time.perf_counter`, one clock for a host.
+Each front end has a connection for each model, with memory of its own, so that models come and go
+while others serve. A frame is a header, the length of its body in bytes and its kind, and the
+body: as many records of that kind as were due at once, or JSON. Times are `time.perf_counter`,
+one clock for a host.
 
-    front end → engine    HELLO      JSON {"slots": [...]}, with the region's file descriptor
+    front end → engine    HELLO      JSON {"model", "shape"}, with the region's file descriptor
                           SUBMIT     Submit records
                           WITHDRAW   job numbers: their callers left
-    engine → front end    STATE      JSON {"models": [{"ready", "reason", "card"}, ...]}
+    engine → front end    STATE      JSON {"ready", "reason", "card"}
                           ANSWER     Answer records
-                          REFUSAL    JSON [job, reason, detail, seconds to retry after]
+                          REFUSAL    JSON [job, refusal]
 
 Every submitted job gets exactly one ANSWER or REFUSAL, withdrawn or not: until then its slot is
 the engine's, from then on the front end's.
@@ -20,21 +22,22 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import REFUSALS, Busy, ServiceError
 from service.ranking import Row
 
 HEADER = struct.Struct("<IB")
-SUBMIT = struct.Struct("<QIHd")
+SUBMIT = struct.Struct("<QId")
 WITHDRAW = struct.Struct("<Q")
 ANSWER = struct.Struct("<QddIf")
 LINE = 64  # bytes of a cache line
+KINDS = {kind.reason: kind for kind in REFUSALS}
 
 
 class Kind(IntEnum):
@@ -42,11 +45,10 @@ class Kind(IntEnum):
 
 
 class Submit(NamedTuple):
-    """A job whose pixels lie in its slot of its model's region."""
+    """A job whose pixels lie in its slot."""
 
     job: int
     slot: int
-    model: int
     admitted: float
 
 
@@ -75,6 +77,19 @@ def message(kind: Kind, content: Any) -> bytes:
 def content(body: bytes) -> Any:
     """What `message` was made of."""
     return json.loads(body)
+
+
+def refusal_of(error: BaseException) -> list[Any]:
+    """A refusal as JSON can hold it."""
+    reason = error.reason if isinstance(error, ServiceError) else ServiceError.reason
+    return [reason, str(error), error.retry_after if isinstance(error, Busy) else None]
+
+
+def error_of(refusal: list[Any]) -> ServiceError:
+    """What `refusal_of` was given."""
+    reason, detail, retry_after = refusal
+    kind = KINDS.get(reason, ServiceError)
+    return kind(detail, retry_after) if issubclass(kind, Busy) else kind(detail)
 
 
 def submits(body: bytes) -> Iterator[Submit]:
@@ -108,9 +123,8 @@ class Frames:
             yield Kind(kind), body
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A model's part of a region: slots for images of `size` pixels a side and of `classes`."""
+class Shape(NamedTuple):
+    """What a region holds: slots for images of `size` pixels a side and of `classes`."""
 
     slots: int
     size: int
@@ -118,48 +132,41 @@ class Shape:
 
     @property
     def pixel_bytes(self) -> int:
-        return _whole_lines(self.slots * self.size * self.size * 3)
+        """Up to the next whole line of a cache, where the rankings begin."""
+        return -(-self.slots * self.size * self.size * 3 // LINE) * LINE
 
     @property
-    def row_bytes(self) -> int:
-        return _whole_lines(self.slots * self.classes * 8)
+    def nbytes(self) -> int:
+        return self.pixel_bytes + self.slots * self.classes * 8
 
 
 class Region:
-    """Shared memory of one connection: for each model, S slots of pixels and of rankings.
+    """Shared memory of one connection: S slots of pixels and of rankings.
 
-    `pixels`: uint8 [S, H, W, 3] for each model; `rows`: int32 [S, 2, K], classes and the bits of
-    their probabilities. The memory has no name, and lives as long as an array of it does in any
+    `pixels`: uint8 [S, H, W, 3]; `rows`: int32 [S, 2, K], classes and the bits of their
+    probabilities. The memory has no name, and lives as long as an array of it does in any
     process. It belongs to one connection: a front end that starts or an engine that is restarted
     never meets another's slots.
 
     Raises:
-        ValueError: the file is smaller than the shapes need.
+        ValueError: the file is smaller than the shape needs.
     """
 
-    def __init__(self, fd: int, shapes: Iterable[Shape]) -> None:
-        shapes = list(shapes)
-        needed = sum(shape.pixel_bytes + shape.row_bytes for shape in shapes)
-        if os.fstat(fd).st_size < needed:
-            raise ValueError(f"the region needs {needed} bytes")
-        memory = mmap.mmap(fd, needed)
-        self.pixels: list[NDArray[np.uint8]] = []
-        self.rows: list[NDArray[np.int32]] = []
-        start = 0
-        for shape in shapes:
-            slots, size, classes = shape.slots, shape.size, shape.classes
-            pixels = np.frombuffer(memory, np.uint8, slots * size * size * 3, start)
-            self.pixels.append(pixels.reshape(slots, size, size, 3))
-            start += shape.pixel_bytes
-            rows = np.frombuffer(memory, np.int32, slots * 2 * classes, start)
-            self.rows.append(rows.reshape(slots, 2, classes))
-            start += shape.row_bytes
+    def __init__(self, fd: int, shape: Shape) -> None:
+        slots, size, classes = shape.slots, shape.size, shape.classes
+        if os.fstat(fd).st_size < shape.nbytes:
+            raise ValueError(f"the region needs {shape.nbytes} bytes")
+        memory = mmap.mmap(fd, shape.nbytes)
+        pixels = np.frombuffer(memory, np.uint8, slots * size * size * 3)
+        self.pixels: NDArray[np.uint8] = pixels.reshape(slots, size, size, 3)
+        rows = np.frombuffer(memory, np.int32, slots * 2 * classes, shape.pixel_bytes)
+        self.rows: NDArray[np.int32] = rows.reshape(slots, 2, classes)
 
     @staticmethod
-    def allocate(shapes: Sequence[Shape]) -> int:
-        """The file descriptor of new memory for `shapes`; pages exist once they are written."""
+    def allocate(shape: Shape) -> int:
+        """The file descriptor of new memory for `shape`; pages exist once they are written."""
         fd = os.memfd_create("resnet-serve", os.MFD_CLOEXEC)
-        os.ftruncate(fd, sum(shape.pixel_bytes + shape.row_bytes for shape in shapes))
+        os.ftruncate(fd, shape.nbytes)
         return fd
 
 
@@ -171,7 +178,3 @@ def write_row(row: NDArray[np.int32], ranking: Row) -> None:
 def read_row(row: NDArray[np.int32]) -> Row:
     """A copy of what `write_row` has put there."""
     return row[0].copy(), row[1].view(np.float32).copy()
-
-
-def _whole_lines(count: int) -> int:
-    return -(-count // LINE) * LINE

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
+import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -14,14 +17,22 @@ from models.summary import count_layers, count_macs, count_parameters
 from models.variants import variant
 from service import catalog, engines
 from service.batcher import Batcher
-from service.errors import ConfigError
-from service.metrics import Metrics
+from service.daemon import in_daemon
+from service.errors import ConfigError, LoadFailed
+from service.lease import Lease
+from service.metrics import Metrics, ModelInfo
 from service.ranking import Row
+from service.roster import Roster
 from service.settings import ModelSettings, Settings
 from service.turns import Turns
 from service.worker import Pixels, Worker
 
+log = logging.getLogger(__name__)
 DeviceTurns = defaultdict[str, Turns]
+# Between two looks at engines that load in threads of their own.
+LOOK_SECONDS = 0.02
+# What is wrong with a configuration, a file or a number; anything else is unforeseen.
+FORESEEN = (ValueError, OSError, ArithmeticError)
 
 
 class Model:
@@ -39,6 +50,8 @@ class Model:
         loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
         bundle = loaded.bundle
         self.name = settings.name or bundle.name
+        self.settings = settings.model_copy(update={"name": self.name})
+        self.lease = Lease()
         self.spec = bundle.input
         self.labels = bundle.labels
         self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
@@ -48,6 +61,8 @@ class Model:
             max_delay=settings.max_delay_ms / 1000,
         )
         devices = engines.devices(settings)
+        architecture = bundle.variant or "custom"
+        self._info = ModelInfo(metrics, self.name, architecture, loaded.sha256 or "")
 
         def worker(device: str) -> Worker:
             first, *better = engines.engines_for(settings, device)
@@ -62,8 +77,8 @@ class Model:
                 turns=turns[device],
                 share=settings.share,
                 timeout=service.engine_timeout_s,
-                serves=lambda: self.ready,
-                on_ready=partial(self._announce, metrics, loaded.sha256 or ""),
+                serves=partial(_is_ready, weakref.ref(self)),
+                on_ready=partial(_announce, self._info),
                 on_batch=metrics.batch_size.labels(self.name).observe,
                 on_error=metrics.engine_errors.labels(self.name, device).inc,
                 on_out_of_memory=metrics.out_of_memory.labels(self.name, device).inc,
@@ -73,7 +88,7 @@ class Model:
         network = on_meta(bundle.architecture)
         # What /v1/models tells, in its order; the engine's part is known once it runs.
         self._facts = {
-            "architecture": bundle.variant or "custom",
+            "architecture": architecture,
             "depth": variant(bundle.variant).depth if bundle.variant else bundle.architecture.depth,
             "parameters": count_parameters(network),
             "layers": count_layers(network),
@@ -95,20 +110,34 @@ class Model:
             "temperature": bundle.temperature,
             "card": bundle.card,
         }
-        metrics.watch_model(
+        self._metrics = metrics
+        self._devices = devices
+
+    def start(self) -> None:
+        """Starts the engines; they load and warm up in their own threads."""
+        for worker in self.workers:
+            worker.start()
+
+    def show(self) -> None:
+        """Lets the metrics tell of this model under its name."""
+        self._info.show()
+        self._metrics.watch_model(
             self.name,
-            devices,
-            settings.max_queue,
+            self._devices,
+            self.settings.max_queue,
             depth=lambda: self.batcher.depth,
             ready=lambda: self.ready,
         )
 
-    def _announce(self, metrics: Metrics, sha256: str, warm: engines.Warm) -> None:
-        engine = warm.engine
-        what = (self.name, self._facts["architecture"], engine.device, engine.precision)
-        # Of a device that has a better engine now, only that one serves.
-        for kind in engines.KINDS:
-            metrics.model_info.labels(*what, kind, sha256).set(float(kind == engine.name))
+    def hide(self) -> None:
+        """Another has this name now, or none."""
+        self._info.hide()
+
+    def close(self) -> None:
+        """Lets the engines finish what waits, and end."""
+        self.batcher.close()
+        for worker in self.workers:
+            worker.stop()
 
     @property
     def ready(self) -> bool:
@@ -161,8 +190,119 @@ def _start_again(
     return engines.start_any(kinds, blueprint, settings.parity_tolerance)
 
 
+# What a worker is given must not hold its model: a circle would never be collected, because what
+# exists while serving is exempt from garbage collection.
+def _announce(info: ModelInfo, warm: engines.Warm) -> None:
+    info.announce(warm.engine.device, warm.engine.precision, warm.engine.name)
+
+
+def _is_ready(model: weakref.ref[Model]) -> bool:
+    found = model()
+    return found is not None and found.ready
+
+
 def _joined(values: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(values))
+
+
+class Loader:
+    """Opens models for this process, which share its devices, and shows them in its metrics."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        engines.set_cpu_threads(settings.engine_threads or engines.usual_threads())
+        self._settings = settings
+        self._metrics = metrics
+        self._turns: DeviceTurns = defaultdict(Turns)
+        self._shown: list[Model] = []
+        # Also those that were replaced, or gave up loading: their threads may still compute.
+        self._opened: weakref.WeakSet[Model] = weakref.WeakSet()
+
+    def open_all(self) -> list[Model]:
+        """The models of the settings, not yet started.
+
+        Raises:
+            ConfigError: a model cannot be served, or two have the same name.
+        """
+        opened: list[Model] = []
+        for index, row in enumerate(self._settings.models):
+            try:
+                model = self._open(row)
+            except ConfigError as error:
+                raise ConfigError(f"models[{index}]: {error}") from None
+            if model.name in [other.name for other in opened]:
+                raise ConfigError(f"models[{index}].name: {model.name!r} is taken; give it another")
+            opened.append(model)
+        return opened
+
+    def _open(self, row: ModelSettings) -> Model:
+        model = Model(row, self._settings, self._metrics, self._turns)
+        self._opened.add(model)
+        return model
+
+    async def load(self, row: ModelSettings) -> Model:
+        """A model whose engines are all warm; cancelled, it leaves none behind.
+
+        Raises:
+            LoadFailed: it cannot be served.
+        """
+        try:
+            model = await in_daemon(lambda: self._open(row))
+        except FORESEEN as error:
+            raise LoadFailed(" ".join(str(error).split())) from None
+        # A file can be damaged in ways that a library answers with an exception of its own.
+        except Exception as error:
+            log.exception("%s: not loaded", row.spec)
+            raise LoadFailed(f"{row.spec}: {' '.join(str(error).split())}") from None
+        model.start()
+        try:
+            reasons = await _failures(model)
+        except BaseException:
+            model.close()
+            raise
+        if reasons:
+            model.close()
+            raise LoadFailed(f"{row.spec}: {' '.join(reasons[0].split())}")
+        return model
+
+    def show(self, models: Sequence[Model]) -> None:
+        """Makes the metrics tell of these and no others."""
+        before, self._shown = self._shown, list(models)
+        for model in before:
+            if model not in models:
+                model.hide()
+        for name in {model.name for model in before} - {model.name for model in models}:
+            self._metrics.unwatch_model(name)
+        for model in models:
+            if model not in before:
+                model.show()
+
+    def close(self, timeout: float) -> bool:
+        """Lets the engines finish what waits, for at most `timeout` seconds; whether they did.
+
+        An engine that is loading or does not come back has nothing to finish, and is not waited
+        for.
+        """
+        until = time.monotonic() + timeout
+        models = list(self._opened)
+        for model in models:
+            model.close()
+        workers = [worker for model in models for worker in model.workers]
+        for worker in workers:
+            if worker.running is not None and worker.state != "lost" and worker.is_alive():
+                worker.join(max(0.0, until - time.monotonic()))
+        return not any(worker.is_alive() for worker in workers)
+
+
+async def _failures(model: Model) -> list[str]:
+    """Why engines did not start, once none is loading any more."""
+    while any(worker.state == "loading" for worker in model.workers):  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_SECONDS)
+    return [worker.reason for worker in model.workers if worker.state in ("failed", "lost")]
+
+
+def lost(models: Iterable[Model]) -> dict[str, str]:
+    """Why only another process can serve again, by model; empty if this one can."""
+    return {model.name: model.lost for model in models if model.lost}
 
 
 class Fleet:
@@ -173,40 +313,46 @@ class Fleet:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        engines.set_cpu_threads(settings.engine_threads or engines.usual_threads())
-        self.models: dict[str, Model] = {}
-        turns: DeviceTurns = defaultdict(Turns)
-        for index, row in enumerate(settings.models):
-            try:
-                model = Model(row, settings, metrics, turns)
-            except ConfigError as error:
-                raise ConfigError(f"models[{index}]: {error}") from None
-            if model.name in self.models:
-                raise ConfigError(f"models[{index}].name: {model.name!r} is taken; give it another")
-            self.models[model.name] = model
+        self._loader = Loader(settings, metrics)
+        self._roster: Roster[Model] = Roster(
+            load=self._loader.load,
+            install=self._install,
+            discard=Model.close,
+            timeout=settings.load_timeout_s,
+        )
+        self._roster.members = self._loader.open_all()
+        self._serve()
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return self._models
 
     def start(self) -> None:
-        """Starts the engines; they load and warm up in their own threads."""
-        for model in self.models.values():
-            for worker in model.workers:
-                worker.start()
+        for model in self._roster.members:
+            model.start()
+
+    async def put(self, row: ModelSettings) -> bool:
+        return await self._roster.put(row)
+
+    async def delete(self, name: str) -> None:
+        await self._roster.delete(name)
+
+    async def reload(self, rows: Sequence[ModelSettings]) -> str:
+        return await self._roster.reload(rows)
+
+    async def _install(self) -> None:
+        before = self._models
+        self._serve()
+        for name, model in before.items():
+            if self._models.get(name) is not model:
+                model.lease.retire(model.close)
+
+    def _serve(self) -> None:
+        self._models = {model.name: model for model in self._roster.members}
+        self._loader.show(self._roster.members)
 
     def dead(self) -> dict[str, str]:
-        """Why only another process can serve again, by model; empty if this one can."""
-        return {name: model.lost for name, model in self.models.items() if model.lost}
+        return lost(self.models.values())
 
     def close(self, timeout: float) -> bool:
-        """Lets the engines finish what waits, for at most `timeout` seconds; whether they did.
-
-        An engine that is loading or does not come back has nothing to finish, and is not waited
-        for.
-        """
-        until = time.monotonic() + timeout
-        workers = [worker for model in self.models.values() for worker in model.workers]
-        for model in self.models.values():
-            model.batcher.close()
-        for worker in workers:
-            worker.stop()
-            if worker.running is not None and worker.state != "lost":
-                worker.join(max(0.0, until - time.monotonic()))
-        return not any(worker.is_alive() for worker in workers)
+        return self._loader.close(timeout)

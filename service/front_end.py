@@ -11,6 +11,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 from service.acceptor import Acceptor
@@ -19,7 +20,7 @@ from service.control import Line, engine_socket
 from service.ledger import Ledger
 from service.listener import BACKLOG
 from service.logs import log_to_stderr
-from service.remote import RemoteFleet
+from service.remote_fleet import RemoteFleet
 from service.server import Server
 from service.settings import Settings
 from service.shared_metrics import SharedMetrics
@@ -43,6 +44,7 @@ class FrontEnd(Server):
         index: int,
     ) -> None:
         super().__init__(create_app(settings, metrics, fleet), settings)
+        self._fleet = fleet
         self._metrics = metrics
         self._line = line
         self._listener = listener
@@ -63,10 +65,15 @@ class FrontEnd(Server):
         self._refreshing = loop.create_task(self._metrics.keep_fresh())
 
         def act(message: dict[str, Any]) -> None:
-            loop.call_soon_threadsafe(self.handle_exit, message["signal"], None)
+            if "signal" in message:
+                self.handle_exit(message["signal"], None)
+            elif "apply" in message:
+                self.apply(Settings.model_validate(message["apply"]))
+            else:
+                self._fleet.hear(message)
 
         self._line.send(up=True)
-        self._line.follow(act)
+        self._line.follow(partial(loop.call_soon_threadsafe, act))
 
     def _lead(self) -> int:
         callers = len(self.server_state.connections) + self._acceptor.pending
@@ -89,8 +96,8 @@ def main(line_fd: int, listener_fd: int, folder: str) -> None:
     log_to_stderr(settings.log_level, settings.log_format)
     metrics = SharedMetrics(folder)
     index = start["index"]
-    ledger = Ledger(start["ledger"], settings.workers, len(settings.models))
-    fleet = RemoteFleet(settings, start["models"], index, engine_socket(folder), ledger, metrics)
+    ledger = Ledger(start["ledger"], settings.workers)
+    fleet = RemoteFleet(start["models"], index, engine_socket(folder), ledger, metrics, line.send)
     listener = socket.socket(fileno=listener_fd)
     FrontEnd(settings, fleet, metrics, line, listener, ledger, index).run(sockets=[])
 

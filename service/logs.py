@@ -38,6 +38,11 @@ def log_to_stderr(level: str, format: Format = "text") -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+def set_log_level(level: str) -> None:
+    """The least that is logged from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def fields(message: str, **values: Any) -> dict[str, Any]:
     """What `extra` a line is logged with that has fields of its own: as JSON, `message` and they
     take the place of the whole text. None and "" are left out."""

@@ -140,6 +140,11 @@ class Metrics:
         for reason in REASONS:
             self.refusals.labels(name, reason)
 
+    def unwatch_model(self, name: str) -> None:
+        """The model is gone, and its gauges with it; what was counted stays."""
+        for gauge in (self.queue_depth, self.queue_limit, self.model_ready):
+            self.drop(gauge, name)
+
     def answered(self, route: str, status: int) -> None:
         """Counts an HTTP answer."""
         counter = self._answered.get((route, status))
@@ -165,6 +170,40 @@ class Metrics:
         """Makes `read` give the gauge's value whenever it is asked for."""
         gauge.set_function(read)
 
+    def drop(self, gauge: Gauge, *labels: str) -> None:
+        """Ends a gauge's series."""
+        gauge.remove(*labels)
+
     def render(self) -> bytes:
         """The text exposition of everything, `CONTENT_TYPE`."""
         return generate_latest(self._registry)
+
+
+class ModelInfo:
+    """A model's series of `model_info`, one for each device, which exist while it is shown."""
+
+    def __init__(self, metrics: Metrics, name: str, architecture: str, sha256: str) -> None:
+        self._metrics = metrics
+        self._name, self._architecture, self._sha256 = name, architecture, sha256
+        self._series: dict[str, tuple[str, ...]] = {}
+        self._shown = False
+
+    def announce(self, device: str, precision: str, engine: str) -> None:
+        """What serves on a device from now on; called by engine threads."""
+        before = self._series.get(device)
+        what = (self._name, self._architecture, device, precision, engine, self._sha256)
+        self._series[device] = what
+        if self._shown:
+            if before is not None and before != what:
+                self._metrics.drop(self._metrics.model_info, *before)
+            self._metrics.model_info.labels(*what).set(1)
+
+    def show(self) -> None:
+        self._shown = True
+        for labels in self._series.values():
+            self._metrics.model_info.labels(*labels).set(1)
+
+    def hide(self) -> None:
+        self._shown = False
+        for labels in self._series.values():
+            self._metrics.drop(self._metrics.model_info, *labels)

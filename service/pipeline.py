@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,10 +21,11 @@ from service.errors import (
     NotReady,
     UnknownModel,
 )
+from service.lease import Lease
 from service.metrics import PHASES, Metrics
 from service.postprocess import Prediction, top_k
 from service.ranking import Row
-from service.settings import Settings
+from service.settings import ModelSettings, Settings
 
 Pixels = NDArray[np.uint8]
 RETRY_SECONDS = 1.0
@@ -59,7 +59,8 @@ class Model(Protocol):
     """What answers to a name, whether its engines run in this process or in another.
 
     `batch_share` is how many places in the queue one request with many images takes at a time;
-    `reason` says why the model is not ready; `describe` gives its entry in `GET /v1/models`.
+    `lease` is held while a request uses the model, which may be replaced meanwhile; `reason` says
+    why the model is not ready; `describe` gives its entry in `GET /v1/models`.
     """
 
     @property
@@ -73,6 +74,8 @@ class Model(Protocol):
     @property
     def batcher(self) -> Queue: ...
     @property
+    def lease(self) -> Lease: ...
+    @property
     def ready(self) -> bool: ...
     @property
     def reason(self) -> str: ...
@@ -80,10 +83,16 @@ class Model(Protocol):
 
 
 class Fleet(Protocol):
-    """All models, by name; the first is the default one."""
+    """All models, by name; the first is the default one.
+
+    `put` and `delete` change which, as `service.roster.Roster` describes it: a change gives new
+    `models`, and who has found a model in the old ones is still served by it.
+    """
 
     @property
     def models(self) -> Mapping[str, Model]: ...
+    async def put(self, row: ModelSettings) -> bool: ...
+    async def delete(self, name: str) -> None: ...
     def start(self) -> None:
         """Called by the running event loop."""
 
@@ -104,17 +113,21 @@ class Pipeline:
     def __init__(self, settings: Settings, metrics: Metrics, fleet: Fleet) -> None:
         self.metrics = metrics
         self.draining = self.refusing = False
-        self.models = fleet.models
-        self._fleet = fleet
+        self.fleet = fleet
         self._decoder = Decoder(settings.decode_threads, settings.max_pixels)
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The models that serve now."""
+        return self.fleet.models
 
     def start(self) -> None:
         """Starts the models' engines, which load in the background."""
-        self._fleet.start()
+        self.fleet.start()
 
     def close(self, timeout: float) -> bool:
         """Lets the engines finish what waits, for at most `timeout` seconds; whether they did."""
-        ended = self._fleet.close(timeout)
+        ended = self.fleet.close(timeout)
         self._decoder.close()
         return ended
 
@@ -126,7 +139,7 @@ class Pipeline:
 
     def dead(self) -> dict[str, str]:
         """Why this process cannot serve any more and another must: a reason for each model."""
-        return self._fleet.dead()
+        return self.fleet.dead()
 
     def find(self, name: str | None) -> Model:
         """The model called `name`, or the first one.
@@ -137,8 +150,7 @@ class Pipeline:
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
-            near = difflib.get_close_matches(name, self.models, n=1) or list(self.models)
-            raise UnknownModel(f"no model is called {name!r}; there is {', '.join(near)}")
+            raise UnknownModel.called(name, self.models)
         return self.models[name]
 
     def check(self, model: Model, k: int | None, within: float) -> int:

@@ -29,6 +29,8 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.RequestTooSlow: HTTPStatus.REQUEST_TIMEOUT,
     errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
+    errors.LoadFailed: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Conflict: HTTPStatus.CONFLICT,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.UploadsFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.TooManyConnections: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -1,4 +1,4 @@
-"""The models as a front end sees them: their engines run in the engine process.
+"""A model's queue as a front end sees it: its engines run in the engine process.
 
 A place in a model's queue is a slot in shared memory. It is taken when an image is admitted and
 given back when the engine process has answered, even if the caller has left meanwhile: so nobody
@@ -8,30 +8,17 @@ ever writes what another may still read.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import math
-import os
-import socket
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from itertools import count
 from typing import Any, cast
 
-from models.preprocess import InputSpec
 from service import exchange
 from service.batcher import Job
-from service.errors import REFUSALS, Busy, NotReady, QueueFull, ServiceError
-from service.exchange import Answer, Frames, Kind, Region, Shape
-from service.ledger import Ledger
-from service.metrics import Metrics
+from service.errors import NotReady, QueueFull, ServiceError
+from service.exchange import Answer, Frames, Kind, Region
 from service.pipeline import RETRY_SECONDS, Pixels
 from service.ranking import Row
-from service.settings import ModelSettings, Settings
-
-log = logging.getLogger(__name__)
-KINDS = {kind.reason: kind for kind in REFUSALS}
-RECONNECT_SECONDS = 0.1
 
 
 class RemoteQueue:
@@ -43,7 +30,6 @@ class RemoteQueue:
 
     def __init__(
         self,
-        model: int,
         max_jobs: int,
         max_bytes: int,
         *,
@@ -55,7 +41,6 @@ class RemoteQueue:
         self._hold = hold
         self._total = total
         self._seconds_per_job = 0.0
-        self._model = model
         self._connection: Connection | None = None
         self._free: list[int] = []
         self._admitted: dict[Job[Pixels, Row], int] = {}  # and the slot of each
@@ -99,10 +84,10 @@ class RemoteQueue:
         if job.future.done() or self._connection is None:
             return
         slot = self._admitted[job]
-        self._connection.region.pixels[self._model][slot] = payload
+        self._connection.region.pixels[slot] = payload
         self._occupy(cost - job.cost)
         job.cost = cost
-        self._numbers[job] = self._connection.submit(self, job, slot, self._model)
+        self._numbers[job] = self._connection.submit(job, slot)
 
     def _leave(self, job: Job[Pixels, Row]) -> None:
         """The job's future is done: answered, or its caller has left."""
@@ -126,7 +111,7 @@ class RemoteQueue:
         if answer.batch_size and not job.future.done():
             job.started, job.finished = answer.started, answer.finished
             job.batch_size = answer.batch_size
-            row = region.rows[self._model][self._admitted[job]]
+            row = region.rows[self._admitted[job]]
             job.future.set_result(exchange.read_row(row))
         self._release(job)
 
@@ -156,158 +141,62 @@ def _set_exception(job: Job[Pixels, Row], error: ServiceError) -> None:
         job.future.exception()  # Who still decodes may fail first, and never ask.
 
 
-class RemoteModel:
-    """What the engine process has told of a model; see `service.pipeline.Model`."""
+class Connection(asyncio.Protocol):
+    """A model's connection to one engine process, with memory of its own.
 
-    def __init__(
-        self, facts: dict[str, Any], settings: ModelSettings, batcher: RemoteQueue, metrics: Metrics
-    ) -> None:
-        self.name: str = facts["name"]
-        self.spec = InputSpec(**facts["input"])
-        self.labels: Sequence[str] = facts["labels"]
-        self.batcher = batcher
-        self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
-        self.ready = False
-        self.reason = "the engine process is starting"
-        self._card: dict[str, Any] = facts["card"]
-        metrics.watch_model(
-            self.name,
-            (),
-            settings.max_queue,
-            depth=lambda: self.batcher.depth,
-            ready=lambda: self.ready,
-        )
-
-    def update(self, state: dict[str, Any]) -> None:
-        self.ready, self.reason, self._card = state["ready"], state["reason"], state["card"]
-
-    def lose(self, reason: str) -> None:
-        self.ready, self.reason = False, reason
-        self._card = self._card | {"engine": None, "state": "loading"}
-
-    def describe(self) -> dict[str, Any]:
-        return self._card | {"reason": self.reason}
-
-
-class RemoteFleet:
-    """All models, through one connection to the engine process, made again whenever it breaks.
-
-    `facts`: what the engine process told of each model; `index`: which of the front ends this
-    is; `path`: the socket where the engine process listens; `ledger`: what all front ends hold.
+    `update` is given what the engine process tells of the model; `lose` is called and `lost` set
+    when it is gone.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        facts: Sequence[dict[str, Any]],
-        index: int,
-        path: str,
-        ledger: Ledger,
-        metrics: Metrics,
+        queue: RemoteQueue,
+        region: Region,
+        update: Callable[[dict[str, Any]], None],
+        lose: Callable[[], None],
     ) -> None:
-        self._path = path
-        self.models: dict[str, RemoteModel] = {}
-        for number, (fact, row) in enumerate(zip(facts, settings.models, strict=True)):
-            queue = RemoteQueue(
-                number,
-                row.max_queue,
-                row.max_queue_bytes,
-                hold=partial(ledger.hold, index, number),
-                total=partial(ledger.total, number),
-            )
-            self.models[fact["name"]] = RemoteModel(fact, row, queue, metrics)
-        self._shapes = [
-            Shape(model.batcher.max_jobs, model.spec.size, len(model.labels))
-            for model in self.models.values()
-        ]
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._stay_connected())
-
-    def dead(self) -> dict[str, str]:
-        """Nothing: an engine process that is lost ends, and another takes its place."""
-        return {}
-
-    def close(self, timeout: float) -> bool:
-        """Nothing computes in this process."""
-        return True
-
-    async def _stay_connected(self) -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                connection = await self._connect()
-                await connection.lost
-                log.warning("the connection to the engine process broke")
-            await asyncio.sleep(RECONNECT_SECONDS)
-
-    async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        stream.setblocking(False)
-        fd = Region.allocate(self._shapes)
-        try:
-            await loop.sock_connect(stream, self._path)
-            hello = exchange.message(Kind.HELLO, {"slots": [shape.slots for shape in self._shapes]})
-            socket.send_fds(stream, [hello], [fd])
-            connection = Connection(list(self.models.values()), Region(fd, self._shapes))
-        except BaseException:
-            stream.close()
-            raise
-        finally:
-            os.close(fd)
-        await loop.create_unix_connection(lambda: connection, sock=stream)
-        return connection
-
-
-class Connection(asyncio.Protocol):
-    """One connection to one engine process, with memory of its own."""
-
-    def __init__(self, models: Sequence[RemoteModel], region: Region) -> None:
         self.region = region
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._models = models
+        self.lost = asyncio.Event()
+        self._queue = queue
+        self._update = update
+        self._lose = lose
         self._frames = Frames()
         self._numbers = count()
-        self._jobs: dict[int, tuple[RemoteQueue, Job[Pixels, Row]]] = {}
+        self._jobs: dict[int, Job[Pixels, Row]] = {}
         self._submits, self._withdrawals = bytearray(), bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are no subclasses
-        for model in self._models:
-            model.batcher.connect(self)
+        self._queue.connect(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        failure = NotReady("the engine process ended; another is starting; retry", RETRY_SECONDS)
-        for model in self._models:
-            model.lose("the engine process ended; another is starting")
-            model.batcher.disconnect(failure)
+        self._lose()
+        self._queue.disconnect(
+            NotReady("the engine process ended; another is starting; retry", RETRY_SECONDS)
+        )
         self._jobs.clear()
-        self.lost.set_result(None)
+        self.lost.set()
+
+    def close(self) -> None:
+        self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         for kind, body in self._frames.feed(data):
             if kind is Kind.ANSWER:
                 for answer in exchange.answers(body):
-                    queue, job = self._jobs.pop(answer.job)
-                    queue.deliver(job, answer, self.region)
+                    self._queue.deliver(self._jobs.pop(answer.job), answer, self.region)
             elif kind is Kind.REFUSAL:
-                number, reason, detail, retry_after = exchange.content(body)
-                refusal = KINDS[reason]
-                busy = issubclass(refusal, Busy)
-                queue, job = self._jobs.pop(number)
-                queue.fail(job, refusal(detail, retry_after) if busy else refusal(detail))
+                number, refusal = exchange.content(body)
+                self._queue.fail(self._jobs.pop(number), exchange.error_of(refusal))
             elif kind is Kind.STATE:
-                states = exchange.content(body)["models"]
-                for model, state in zip(self._models, states, strict=True):
-                    model.update(state)
+                self._update(exchange.content(body))
 
-    def submit(self, queue: RemoteQueue, job: Job[Pixels, Row], slot: int, model: int) -> int:
+    def submit(self, job: Job[Pixels, Row], slot: int) -> int:
         """The number under which the engine process will answer."""
         number = next(self._numbers)
-        self._jobs[number] = (queue, job)
+        self._jobs[number] = job
         self._schedule()
-        self._submits += exchange.SUBMIT.pack(number, slot, model, job.admitted)
+        self._submits += exchange.SUBMIT.pack(number, slot, job.admitted)
         return number
 
     def withdraw(self, number: int) -> None:

@@ -100,9 +100,10 @@ async def answer(
     request: Request, pipeline: Pipeline, served: Model, k: int, deadline: float
 ) -> Response:
     """What `classify` answers to an admitted request."""
-    with receive(request, settings_of(request).max_body_bytes, deadline) as arriving:
-        data = await read_image(arriving)
-    classified = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
+    with served.lease:
+        with receive(request, settings_of(request).max_body_bytes, deadline) as arriving:
+            data = await read_image(arriving)
+        classified = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
     body = schemas.classification_of(classified)
     timing = ", ".join([f"{phase};dur={ms}" for phase, ms in body["timing_ms"].items()])
     return Response(to_json(body), headers={"Server-Timing": timing}, media_type="application/json")
@@ -121,7 +122,6 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
     """The likeliest classes of several images in one form; a bad image fails alone."""
     pipeline, served, k, deadline = admit(request.scope, model, top_k)
     limits = settings_of(request)
-
     # A large batch takes its turn with the others instead of the whole queue.
     places = asyncio.Semaphore(served.batch_share)
 
@@ -145,7 +145,10 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
         return [task.result() for task in tasks]
 
     # To the end: images that wait for their turn are in no queue yet.
-    with receive(request, limits.max_batch_body_bytes, deadline) as arriving:
+    with (
+        served.lease,
+        receive(request, limits.max_batch_body_bytes, deadline) as arriving,
+    ):
         uploads = await read_images(arriving, limits.max_batch_images)
         results = await until_disconnect(request, every(uploads))
     body = schemas.BatchClassification(model=served.name, results=results)

@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,26 +23,33 @@ from service.listener import (
     announce,
     ignore_new_connections,
 )
+from service.logs import set_log_level
 from service.protocol import Door, Guarded
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from service.access import Keys
     from service.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 FILES_BESIDE_CONNECTIONS = 512
+# Reloads for ever; it is given what to do with settings that change.
+Reloading = Callable[[Callable[[Settings], None]], Coroutine[Any, Any, None]]
 
 
 class Server(uvicorn.Server):
     """On SIGTERM readiness turns false at once, requests are served for the grace period, then
     new ones are refused, accepted ones answered, and the process exits with status 0.
 
-    SIGINT skips the grace; a second signal gives up on what is still being computed.
+    SIGINT skips the grace; a second signal gives up on what is still being computed. `reloading`
+    runs beside it.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(
+        self, app: FastAPI, settings: Settings, reloading: Reloading | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -61,6 +68,7 @@ class Server(uvicorn.Server):
             )
         )
         self._pipeline: Pipeline = app.state.pipeline
+        self._keys: Keys = app.state.keys
         self._door = Door(settings, app.state.metrics)
         self._tls = tls.context(settings)
         # asyncio takes the second only with the first.
@@ -73,6 +81,8 @@ class Server(uvicorn.Server):
         self._exit_at: float | None = None
         self._refusing_since = 0.0
         self._listeners: list[socket.socket] = []
+        self._reloading = reloading
+        self._reload_task: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The base class raises the signal again after the shutdown, which would make an orderly
@@ -109,6 +119,16 @@ class Server(uvicorn.Server):
         """Tells that connections are accepted."""
         for listener in self._listeners:
             announce(self._pipeline.models, listener, encrypted=self._tls is not None)
+        if self._reloading is not None:
+            loop = asyncio.get_running_loop()
+            self._reload_task = loop.create_task(self._reloading(self.apply))
+
+    def apply(self, settings: Settings) -> None:
+        """What can change while the process runs, other than the models."""
+        set_log_level(settings.log_level)
+        self._keys.replace(settings)
+        if self._tls is not None and settings.tls_certificate is not None:
+            tls.reload(self._tls, settings)
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
@@ -132,9 +152,11 @@ def allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+def serve(
+    app: FastAPI, settings: Settings, listener: socket.socket, reloading: Reloading | None = None
+) -> None:
     """Serves until a signal ends it."""
-    Server(app, settings).run(sockets=[listener])
+    Server(app, settings, reloading).run(sockets=[listener])
     log.info("ended; everything accepted was answered")
     if not app.state.ended:
         # An engine is still inside native code; unloading the interpreter under it would abort.

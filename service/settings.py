@@ -43,6 +43,7 @@ CPU_QUOTAS = (
 # Settings whose values nobody may see in a log or a message.
 SECRETS = ("api_keys", "admin_keys")
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
+MOST_MODELS = 256
 
 S = TypeVar("S", bound="Strict")
 
@@ -176,6 +177,7 @@ class Settings(Strict):
     models: list[ModelSettings] = Field(
         default_factory=lambda: [ModelSettings(spec=DEFAULT_SPEC)],
         min_length=1,
+        max_length=MOST_MODELS,
         description="the models; in the environment and as flags a list of SPECs",
     )
     request_timeout_ms: float = Field(
@@ -218,6 +220,9 @@ class Settings(Strict):
     )
     shutdown_timeout_s: float = Field(
         30, gt=0, description="after the grace, wait this long for accepted requests"
+    )
+    load_timeout_s: float = Field(
+        600, gt=0, description="a model loaded while serving (PUT, SIGHUP) must be ready this soon"
     )
     cache_dir: Path = Field(
         default_factory=default_cache_dir,
@@ -295,7 +300,7 @@ def environment(**more: str) -> dict[str, str]:
     return dict(os.environ) | more
 
 
-def validated(kind: type[S], **values: Any) -> S:
+def validated(kind: type[S], /, **values: Any) -> S:
     """Settings of a kind from values of any types.
 
     Raises:

@@ -7,6 +7,7 @@ counters stay, its gauges go.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -78,7 +79,7 @@ class SharedMetrics(Metrics):
     def __init__(self, folder: str, *, with_parent: bool = False) -> None:
         for kind in KINDS:
             reserve(Path(folder) / f"{kind}_{os.getpid()}.db", FILE_BYTES)
-        self._watched: list[tuple[Gauge, Callable[[], float]]] = []
+        self._watched: dict[Gauge, Callable[[], float]] = {}
         super().__init__()
         self._folder = folder
         self._processes = [ProcessCollector(registry=None)]
@@ -101,11 +102,17 @@ class SharedMetrics(Metrics):
         }
 
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
-        self._watched.append((gauge, read))
+        self._watched[gauge] = read
+
+    def drop(self, gauge: Gauge, *labels: str) -> None:
+        # What a file holds stays there; a gauge that is not a number is not shown.
+        series = gauge.labels(*labels)
+        self._watched.pop(series, None)
+        series.set(math.nan)
 
     def refresh(self) -> None:
         """Writes what is otherwise read when it is asked for, so that other processes can ask."""
-        for gauge, read in self._watched:
+        for gauge, read in self._watched.items():
             gauge.set(read())
         found = [samples(process) for process in self._processes]
         for name, gauge in self._machine.items():
@@ -135,7 +142,10 @@ class Whole(multiprocess.MultiProcessCollector):
     def collect(self) -> Iterable[Metric]:
         files = [str(path) for path in Path(self._path).glob("*.db") if path.stat().st_size]
         merged: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
-        return merged
+        for metric in merged:
+            if metric.type == "gauge":
+                metric.samples = [each for each in metric.samples if not math.isnan(each.value)]
+            yield metric
 
 
 def samples(process: ProcessCollector) -> dict[str, float]:

@@ -11,79 +11,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 from service import shared_metrics
-from service.control import encode, engine_socket
+from service.child import MARGIN_SECONDS, Child
+from service.control import engine_socket
+from service.directory import Directory
 from service.errors import ConfigError
 from service.ledger import Ledger
-from service.listener import NEW_CONNECTION_SECONDS, announce
-from service.settings import SECRETS, Settings, environment
+from service.listener import BACKLOG, NEW_CONNECTION_SECONDS, announce
+from service.logs import set_log_level
+from service.reload import Reload
+from service.settings import SECRETS, Settings
 
 log = logging.getLogger(__name__)
 # Between a death and its replacement; who has lived for a while starts again at the first.
 BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
 LONG_LIFE_SECONDS = 30.0
-MARGIN_SECONDS = 5.0
-MAX_MESSAGE = 2**26
 
 
-def supervise(settings: Settings, listener: socket.socket) -> int:
+def supervise(settings: Settings, listener: socket.socket, reload: Reload) -> int:
     """Serves with several processes until a signal ends it; the exit status.
 
     Raises:
         ConfigError: a model cannot be served.
     """
     with shared_metrics.new_folder(settings.workers + 1) as folder:
-        return asyncio.run(Supervisor(settings, listener, folder).run())
-
-
-class Child:
-    """A started process and this end of its line."""
-
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self.process = process
-        self.started = time.monotonic()
-        self._reader = reader
-        self._writer = writer
-
-    def send(self, **message: Any) -> None:
-        self._writer.write(encode(message))
-
-    async def receive(self) -> dict[str, Any] | None:
-        """Its next message; None if it ended first."""
-        with contextlib.suppress(ConnectionError):
-            if text := await self._reader.readline():
-                received: dict[str, Any] = json.loads(text)
-                return received
-        return None
-
-    def hang_up(self) -> None:
-        """Tells it to end at once."""
-        self._writer.close()
-
-    async def end(self) -> None:
-        """Hangs up, and sees to it that it ends."""
-        self.hang_up()
-        try:
-            await asyncio.wait_for(self.process.wait(), MARGIN_SECONDS)
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
+        return asyncio.run(Supervisor(settings, listener, folder, reload).run())
 
 
 class Supervisor:
@@ -92,19 +51,21 @@ class Supervisor:
     `folder` holds the metrics' files and the engine process's socket.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket, folder: str) -> None:
+    def __init__(
+        self, settings: Settings, listener: socket.socket, folder: str, reload: Reload
+    ) -> None:
         self._settings = settings
+        self._reload = reload
+        self._directory = Directory(settings.load_timeout_s)
         self._listener = listener
         self._folder = folder
         # It outlives every engine process: who connects meanwhile waits for the next one.
         self._engine_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._engine_listener.bind(engine_socket(folder))
-        self._engine_listener.listen(2 * settings.workers)
-        size = (settings.workers, len(settings.models))
-        self._ledger_fd = Ledger.allocate(*size)
-        self._ledger = Ledger(self._ledger_fd, *size)
+        self._engine_listener.listen(BACKLOG)
+        self._ledger_fd = Ledger.allocate(settings.workers)
+        self._ledger = Ledger(self._ledger_fd, settings.workers)
         self._stopping = asyncio.Event()
-        self._known: asyncio.Future[list[dict[str, Any]]]  # what the engine told of its models
         self._up: set[int] = set()
         self._engine: Child | None = None
         self._front_ends: set[Child] = set()  # those that have what they need to start
@@ -112,7 +73,6 @@ class Supervisor:
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
-        self._known = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         stopping = loop.create_task(self._stopping.wait())
@@ -130,7 +90,8 @@ class Supervisor:
             )
             for index in range(self._settings.workers)
         ]
-        tasks = {stopping, engine, *front_ends}
+        reloading = loop.create_task(self._reload_always())
+        tasks = {stopping, engine, reloading, *front_ends}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             # Where each process gets the signal, one that still starts may have died of it.
@@ -160,7 +121,7 @@ class Supervisor:
 
     async def _drained(self, front_ends: list[asyncio.Task[int]]) -> list[int]:
         """The front ends' statuses, once they have answered what they accepted."""
-        if not self._known.done():
+        if not self._directory.known.is_set():
             return []
         patience = (
             self._settings.shutdown_grace_s
@@ -181,7 +142,8 @@ class Supervisor:
         """Keeps a process running; the status of the one that lived when the service stopped."""
         attempt = 0
         while True:
-            child = await self._start(module, listener)
+            child = await Child.start(module, listener, self._folder, [self._ledger_fd])
+            self._children.add(child)
             await attend(child)
             status = await child.process.wait()
             child.hang_up()
@@ -204,61 +166,71 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), delay)
                 return 0
 
-    async def _start(self, module: str, listener: socket.socket) -> Child:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # What lies in the working directory is none of ours.
-                "-m",
-                f"service.{module}",
-                *(str(fd) for fd in (theirs.fileno(), listener.fileno())),
-                self._folder,
-                pass_fds=(theirs.fileno(), listener.fileno(), self._ledger_fd),
-                env=environment(
-                    PYTHONPATH=os.pathsep.join(sys.path), PROMETHEUS_MULTIPROC_DIR=self._folder
-                ),
-                start_new_session=True,
-            )
-        child = Child(process, *await asyncio.open_connection(sock=ours, limit=MAX_MESSAGE))
-        self._children.add(child)
-        return child
-
     async def _hear(self, child: Child) -> None:
-        """Learns from a new engine process what the front ends must know.
+        """Starts an engine process and hears it until it ends.
 
         Raises:
-            ConfigError: the first one cannot start, or a later one has other models.
+            ConfigError: the first one cannot start.
         """
         self._engine = child
-        child.send(settings=self._settings.model_dump(mode="json", exclude=set(SECRETS)))
+        directory = self._directory
+        asked = list(directory.roster.members)
+        models = directory.rows() or self._settings.models
+        settings = self._settings.model_copy(update={"models": models})
+        child.send(settings=settings.model_dump(mode="json", exclude=set(SECRETS)))
         told = await child.receive() or {"error": "the engine process ended while it started"}
-        if "error" in told and self._known.done():
-            log.error("the engine process cannot start: %s", told["error"])
-        elif "error" in told:
+        if "error" in told and not directory.known.is_set():
             raise ConfigError(told["error"])
-        elif not self._known.done():
-            self._known.set_result(told["models"])
-        else:
-            for before, now in zip(self._known.result(), told["models"], strict=True):
-                if any(before[key] != now[key] for key in ("name", "input", "labels")):
-                    raise ConfigError(f"{before['name']} has changed since the start; start again")
+        if "error" in told:
+            log.error("the engine process cannot start: %s", told["error"])
+            return
+        await directory.engine_started(child, asked, told["models"])
+        while message := await child.receive():
+            directory.hear_engine(message)
+        directory.engine_ended()
 
     async def _instruct(self, index: int, child: Child) -> None:
-        """Tells a new front end what it must know; until then it has only imported."""
-        models = await asyncio.shield(self._known)
+        """Tells a new front end what it must know, until when it has only imported, and hears it
+        until it ends."""
+        directory = self._directory
+        await directory.known.wait()
         if self._stopping.is_set():
             child.hang_up()
             return
         child.send(
-            settings=self._settings.revealed(), models=models, index=index, ledger=self._ledger_fd
+            settings=self._settings.revealed(),
+            models=directory.listed(),
+            index=index,
+            ledger=self._ledger_fd,
         )
+        directory.join(child)
         self._front_ends.add(child)
-        if await child.receive() and index not in self._up:
-            self._up.add(index)
-            if len(self._up) == self._settings.workers:
-                names = [model["name"] for model in models]
-                encrypted = self._settings.tls_certificate is not None
-                announce(names, self._listener, encrypted=encrypted)
+        while message := await child.receive():
+            if "up" in message:
+                self._announce(index)
+            else:
+                await directory.hear_front_end(child, message)
+        await directory.leave(child)
         await child.process.wait()
         self._ledger.clear(index)
+
+    def _announce(self, index: int) -> None:
+        """Says once that all front ends accept connections."""
+        if index not in self._up:
+            self._up.add(index)
+            if len(self._up) == self._settings.workers:
+                encrypted = self._settings.tls_certificate is not None
+                announce(self._directory.names, self._listener, encrypted=encrypted)
+
+    async def _reload_always(self) -> None:
+        await self._directory.known.wait()
+        await self._reload.attend(self._settings, self._directory.roster.reload, self._apply)
+
+    def _apply(self, settings: Settings) -> None:
+        """What can change while the processes run, other than the models."""
+        self._settings = settings
+        set_log_level(settings.log_level)
+        for child in self._front_ends:
+            child.send(apply=settings.revealed())
+        for child in self._directory.engines():
+            child.send(apply=settings.model_dump(mode="json", exclude=set(SECRETS)))

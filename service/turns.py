@@ -44,3 +44,8 @@ class Turns:
             if self._holder == key:
                 self._holder = None
             self._changed.notify_all()
+
+    def forget(self, key: Hashable) -> None:
+        """It wants no more turns."""
+        with self._changed:
+            self._used.pop(key, None)

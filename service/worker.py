@@ -98,7 +98,7 @@ class Worker(threading.Thread):
     def run(self) -> None:
         self._watchdog.start()
         serves = self._start_engine() or self._recover()
-        if serves and self._improve:
+        if serves and self._improve and not self._stopping.is_set():
             name = f"{self.name}/improve"
             threading.Thread(target=self._find_better, name=name, daemon=True).start()
         while serves and self.running and self._batcher.wait(self.running.buckets.largest):
@@ -106,7 +106,10 @@ class Worker(threading.Thread):
                 self._serve_with(self._better, 0.0)
                 self._better = None
             serves = self._turn(self.running) or self._recover()
+        # What is frozen against garbage collection must not be left in a circle.
         self._watchdog.stop()
+        self._turns.forget(self)
+        self.running = self._better = None
 
     def _start_engine(self) -> bool:
         assert self._build is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -31,22 +32,37 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     from service import tls
     from service.listener import check_exposure, listen
     from service.logs import log_to_stderr
+    from service.reload import Reload
 
     flags["models"] = list(models) or None
-    settings = configuration.load(flags, config=config)
+    listener = None
+
+    def read() -> configuration.Settings:
+        found = configuration.load(flags, config=config)
+        tls.context(found)  # Before processes are started, or keep, what would fail of it.
+        if listener is not None:
+            check_exposure(found, listener)
+        return found
+
+    reload = Reload(read)
+    settings = read()
     log_to_stderr(settings.log_level, settings.log_format)
-    tls.context(settings)  # Before processes are started that would fail of it.
     listener = listen(settings.host, settings.port)
     check_exposure(settings, listener)
     if settings.workers > 1:
         from service.supervisor import supervise
 
-        sys.exit(supervise(settings, listener))
+        sys.exit(supervise(settings, listener, reload))
     # Only now: what is wrong so far is said without waiting for torch.
     from service.app import create_app
+    from service.fleet import Fleet
+    from service.metrics import Metrics
     from service.server import serve as run
 
-    run(create_app(settings), settings, listener)
+    metrics = Metrics()
+    fleet = Fleet(settings, metrics)
+    change = partial(reload.attend, settings, fleet.reload)
+    run(create_app(settings, metrics, fleet), settings, listener, change)
 
 
 def _end_at_once(*_: object) -> None:

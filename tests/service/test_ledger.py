@@ -6,8 +6,8 @@ from service.ledger import Ledger
 
 
 def test_everyone_sees_what_all_hold_and_the_dead_hold_nothing() -> None:
-    fd = Ledger.allocate(3, 2)
-    first, second = Ledger(fd, 3, 2), Ledger(fd, 3, 2)
+    fd = Ledger.allocate(3)
+    first, second = Ledger(fd, 3), Ledger(fd, 3)
     os.close(fd)
     first.hold(0, 1, 5, 100)
     second.hold(2, 1, 7, 2**40)
@@ -19,8 +19,8 @@ def test_everyone_sees_what_all_hold_and_the_dead_hold_nothing() -> None:
 
 
 def test_a_lead_is_over_the_one_with_the_fewest_connections_who_still_accepts() -> None:
-    fd = Ledger.allocate(3, 1)
-    ledger = Ledger(fd, 3, 1)
+    fd = Ledger.allocate(3)
+    ledger = Ledger(fd, 3)
     os.close(fd)
     assert ledger.lead(0, 5) == 0
     assert ledger.lead(1, 2) == 0
