@@ -22,6 +22,7 @@ from tests.conftest import COMMAND, Service, client, encoded, started
 from tests.e2e.test_classify import is_problem
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_start import fail
+from tests.service.test_tls import self_signed
 
 API, OTHER, ADMIN = "an-api-key-0123456789", "another-key-0123456789", "an-admin-key-0123456789"
 KEY = {"X-API-Key": API}
@@ -225,8 +226,11 @@ def test_every_answer_says_that_it_is_what_it_says(door: Service) -> None:
 PAGE = """
 const [base, ...keys] = process.argv.slice(2);
 const parts = {}, stored = {}, asked = [];
-const part = () => ({ addEventListener() {}, replaceChildren(...given) { this.children = given; } });
-globalThis.document = { getElementById: (id) => (parts[id] ??= part()), addEventListener() {} };
+class Part {
+  addEventListener() {}
+  replaceChildren(...given) { this.children = given; }
+}
+globalThis.document = { getElementById: (id) => (parts[id] ??= new Part()), addEventListener() {} };
 globalThis.Option = class { constructor(text) { this.text = text; } };
 globalThis.sessionStorage = {
   getItem: (name) => stored[name] ?? null,
@@ -299,18 +303,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The settings of a certificate that was made for this."""
     if not shutil.which("openssl"):
         pytest.skip("needs openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    made = {"certificate": folder / "certificate.pem", "key": folder / "key.pem"}
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
-        "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run(
-        [*command.split(), "-out", made["certificate"], "-keyout", made["key"]],
-        check=True,
-        capture_output=True,
-    )
-    return {f"RESNET_SERVE_TLS_{name.upper()}": str(path) for name, path in made.items()}
+    certificate, key = self_signed(tmp_path_factory.mktemp("tls"))
+    return {
+        "RESNET_SERVE_TLS_CERTIFICATE": str(certificate),
+        "RESNET_SERVE_TLS_KEY": str(key),
+    }
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
