@@ -97,10 +97,11 @@ def test_more_connections_than_allowed_are_told_when_to_come_again(door: Service
     kept = [connect(door, b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(8)]
     for connection in kept:
         assert answer(connection)[0].status == 200
-    surplus = connect(door)
+    surplus = connect(door, b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
     _, response = answer(surplus)
     assert is_problem(response, 503)["type"].endswith("too_many_connections")
     assert response.headers["retry-after"] == "1"
+    assert ask(door, "GET", "/health/live").status_code == 200
     for connection in [*kept, surplus]:
         connection.close()
 
