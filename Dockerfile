@@ -68,7 +68,10 @@ COPY --from=dependencies /opt/venv /opt/venv
 # gigabytes of dependencies, and only that layer travels.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl
-# The root filesystem may be read-only: nothing is written but below /tmp.
+# A volume that is mounted here for the first time is given this folder's owner.
+RUN install --directory --owner=10001 --group=10001 /cache
+# The root filesystem may be read-only: nothing is written but below /tmp, or to /cache if told so.
+# To other hosts than this container it answers with keys, or RESNET_SERVE_ALLOW_ANONYMOUS=true.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -81,8 +84,11 @@ STOPSIGNAL SIGTERM
 # balancer) ask whether to send requests. Docker restarts nothing for being unhealthy; what does,
 # like Kubernetes, has probes of its own. `http.client` because `urllib` would ask a proxy.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; \
-         http = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('RESNET_SERVE_PORT', 8000)), timeout=4); \
+    CMD ["python", "-c", "import http.client, os, ssl, sys; from functools import partial; \
+         port = int(os.environ.get('RESNET_SERVE_PORT', 8000)); \
+         tls = 'RESNET_SERVE_TLS_CERTIFICATE' in os.environ; \
+         https = partial(http.client.HTTPSConnection, context=ssl._create_unverified_context()); \
+         http = (https if tls else http.client.HTTPConnection)('127.0.0.1', port, timeout=4); \
          http.request('GET', '/health/ready'); \
          sys.exit(http.getresponse().status != 200)"]
 CMD ["resnet-serve", "serve"]

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 2.0
 # Whoever reads nothing of the answers so long has left without saying so.
 STALLED_SECONDS = 30.0
+RETRY_SECONDS = 1.0
+HEALTH = b"/health/"
 # Requests of one connection that wait for answers; each costs more memory than its bytes.
 MAX_PIPELINED = 100
 # Between two lines that say what was refused: a line for each would add to the load.
@@ -48,19 +50,30 @@ class Door:
         self.max_header_bytes = settings.max_header_bytes
         self.header_timeout = settings.header_timeout_s
         self.max_connections = math.ceil(settings.max_connections / settings.workers)
-        # Refused and not yet closed; they have no place among the connections.
-        self.leaving: set[Guarded] = set()
+        # Those without a place among the connections: surplus, or refused and not yet closed.
+        self.outside: set[Guarded] = set()
         self._metrics = metrics
         for reason in REASONS:  # So that each is seen to rise from nothing.
             metrics.refusals.labels("", reason)
         self._quiet_until, self._unlogged = 0.0, 0
 
-    def refuse(self, error: ServiceError) -> bytes:
-        """The answer to what cannot be given to an endpoint, counted and logged."""
-        request_id = uuid.uuid4().hex
+    def count(self, error: ServiceError, request_id: str = "-") -> None:
+        """Counts what is refused without an endpoint, and logs it."""
         self._metrics.refusals.labels("", error.reason).inc()
+        now = time.monotonic()
+        if now < self._quiet_until:
+            self._unlogged += 1
+            return
+        more = f" (and {self._unlogged} more since the last such line)" if self._unlogged else ""
+        self._quiet_until, self._unlogged = now + QUIET_SECONDS, 0
+        status = problems.STATUSES[type(error)]
+        log.info("%s %d %s: %s%s", request_id, status, error.reason, error, more)
+
+    def refuse(self, error: ServiceError) -> bytes:
+        """The answer to what is refused without an endpoint; counts and logs it."""
+        request_id = uuid.uuid4().hex
+        self.count(error, request_id)
         self._metrics.answered("other", problems.STATUSES[type(error)])
-        self._log(request_id, error)
         answer = problems.answer(error)
         head = [
             *answer.raw_headers,
@@ -71,16 +84,6 @@ class Door:
         ]
         lines = [name + b": " + value + b"\r\n" for name, value in head]
         return b"".join([STATUS_LINE[answer.status_code], *lines, b"\r\n", answer.body])
-
-    def _log(self, request_id: str, error: ServiceError) -> None:
-        now = time.monotonic()
-        if now < self._quiet_until:
-            self._unlogged += 1
-            return
-        more = f" (and {self._unlogged} more since the last such line)" if self._unlogged else ""
-        self._quiet_until, self._unlogged = now + QUIET_SECONDS, 0
-        status = problems.STATUSES[type(error)]
-        log.info("%s %d %s: %s%s", request_id, status, error.reason, error, more)
 
 
 class Guarded(HttpToolsProtocol):
@@ -100,6 +103,7 @@ class Guarded(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._door = door
         self._in_head = self._in_body = False
+        self._surplus = False  # answered where it asks for health, so that probes tell the truth
         self._deaf = False  # to all that is still sent
         # Received since the last that was told to somebody: a whole head, or a part of a body.
         # It bounds heads, and the trailers and extensions of chunked bodies.
@@ -109,18 +113,16 @@ class Guarded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        limit = self._door.max_connections
-        if len(self.connections) <= limit:
-            self._wait(self._door.header_timeout, self._no_head)
-            return
-        message = self._door.refuse(
-            TooManyConnections(f"{limit} connections are open, the limit; use those you have", 1.0)
-        )
-        if len(self._door.leaving) < limit:
-            self._say_and_leave(message)
-        else:
+        if len(self.connections) > self._door.max_connections:
             self.connections.discard(self)
-            transport.abort()
+            if len(self._door.outside) >= self._door.max_connections:
+                self._deaf = True
+                self._door.count(self._too_many())
+                transport.abort()
+                return
+            self._surplus = True
+            self._door.outside.add(self)
+        self._wait(self._door.header_timeout, self._no_head)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -165,7 +167,11 @@ class Guarded(HttpToolsProtocol):
             raise MalformedRequest(
                 f"{MAX_PIPELINED} requests wait for answers on this connection; read some first"
             )
+        if self._surplus and not self.url.startswith(HEALTH):
+            raise self._too_many()
         super().on_headers_complete()
+        if self._surplus:
+            self.cycle.keep_alive = False
         self._untold = 0
         self._in_head, self._in_body = False, True
         self._stop_waiting()
@@ -203,7 +209,7 @@ class Guarded(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._door.leaving.discard(self)
+        self._door.outside.discard(self)
         self._stop_waiting()
         if self._stalled is not None:
             self._stalled.cancel()
@@ -221,11 +227,19 @@ class Guarded(HttpToolsProtocol):
 
     def _no_head(self) -> None:
         self._timer = None
-        if self._in_head or self._untold:
+        if self.flow.read_paused:  # It is us who do not read, while what came before is answered.
+            self._wait(self._door.header_timeout, self._no_head)
+        elif self._in_head or self._untold:
             seconds = self._door.header_timeout
             self._refuse(RequestTooSlow(f"the headers took longer than {seconds:g} s"))
         else:
             self.transport.close()  # Nothing was asked, nothing is answered.
+
+    def _too_many(self) -> TooManyConnections:
+        limit = self._door.max_connections
+        return TooManyConnections(
+            f"{limit} connections are open, the limit; retry after the given time", RETRY_SECONDS
+        )
 
     def _too_large(self) -> HeadersTooLarge:
         limit = self._door.max_header_bytes
@@ -251,7 +265,7 @@ class Guarded(HttpToolsProtocol):
     def _say_and_leave(self, message: bytes) -> None:
         self._deaf = True
         self.connections.discard(self)
-        self._door.leaving.add(self)
+        self._door.outside.add(self)
         self.transport.write(message)
         if self.transport.can_write_eof():
             self.transport.write_eof()

@@ -1,11 +1,21 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
+const KEY = "resnet-serve-key"; // in the tab's own storage, until it closes
 let shown = null; // the object URL of the preview
 
-async function json(path, options) {
-  const response = await fetch(path, options);
+async function json(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
+  const response = await fetch(path, { ...options, headers });
   const body = await response.json();
+  if (response.status === 401) {
+    const given = prompt(`${body.detail}\n\nAPI key:`)?.trim();
+    if (/^[!-~]+$/.test(given ?? "")) {
+      sessionStorage.setItem(KEY, given);
+      return json(path, options);
+    }
+  }
   if (!response.ok) throw new Error(body.detail ?? response.statusText);
   return body;
 }

@@ -76,10 +76,29 @@ def test_a_service_is_given_what_it_needs(services: dict[str, Any], name: str) -
 
 @pytest.mark.parametrize("name", VARIANTS.values())
 def test_a_service_is_told_settings_that_exist(services: dict[str, Any], name: str) -> None:
-    # Without `=`, so that what is not set outside stays unset, rather than empty, inside.
-    for variable in services[name]["environment"]:
+    for entry in services[name]["environment"]:
+        variable, given, value = entry.partition("=")
         setting = variable.removeprefix(PREFIX).lower()
         assert setting == "config" or setting in Settings.model_fields
+        # Else what is not set outside would be empty, rather than unset, inside.
+        assert not given or (value and not value.endswith(":-}"))
+
+
+@pytest.mark.parametrize("name", VARIANTS.values())
+def test_a_service_is_open_to_all_only_where_nobody_else_reaches_it(
+    services: dict[str, Any], name: str
+) -> None:
+    (port,) = services[name]["ports"]
+    assert port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:")
+    told = services[name]["environment"]
+    assert f"{PREFIX}ALLOW_ANONYMOUS=${{{PREFIX}ALLOW_ANONYMOUS:-true}}" in told
+    assert {f"{PREFIX}API_KEYS", f"{PREFIX}ADMIN_KEYS"} <= set(told)
+
+
+@pytest.mark.parametrize("name", VARIANTS.values())
+def test_a_service_keeps_its_cache_in_a_volume(services: dict[str, Any], name: str) -> None:
+    told = dict(entry.partition("=")[::2] for entry in services[name]["environment"])
+    assert f"service-cache:{told[f'{PREFIX}CACHE_DIR']}" in services[name]["volumes"]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,18 @@ def test_signals_reach_the_service(final: list[tuple[str, str]]) -> None:
     assert one(final, "STOPSIGNAL") == "SIGTERM"
 
 
+def test_nobody_is_let_in_by_the_image(dockerfile: str) -> None:
+    for keyword, rest in instructions(dockerfile):
+        if keyword in ("ARG", "ENV"):
+            assert "ALLOW_ANONYMOUS" not in rest
+
+
+def test_the_folder_of_a_cache_is_the_users(final: list[tuple[str, str]]) -> None:
+    uid, gid = one(final, "USER").split(":")
+    made = f"install --directory --owner={uid} --group={gid} /cache"
+    assert made in [rest for keyword, rest in final if keyword == "RUN"]
+
+
 def test_nothing_secret_or_unseen_enters_it(dockerfile: str) -> None:
     for keyword, rest in instructions(dockerfile):
         assert keyword != "ADD"

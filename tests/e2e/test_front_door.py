@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,10 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.access import HOW
 from tests.conftest import COMMAND, Service, client, encoded, started
 from tests.e2e.test_classify import is_problem
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_start import fail
+from tests.service.test_tls import self_signed
 
 API, OTHER, ADMIN = "an-api-key-0123456789", "another-key-0123456789", "an-admin-key-0123456789"
 KEY = {"X-API-Key": API}
@@ -94,10 +97,11 @@ def test_more_connections_than_allowed_are_told_when_to_come_again(door: Service
     kept = [connect(door, b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(8)]
     for connection in kept:
         assert answer(connection)[0].status == 200
-    surplus = connect(door)
+    surplus = connect(door, b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
     _, response = answer(surplus)
     assert is_problem(response, 503)["type"].endswith("too_many_connections")
     assert response.headers["retry-after"] == "1"
+    assert ask(door, "GET", "/health/live").status_code == 200
     for connection in [*kept, surplus]:
         connection.close()
 
@@ -220,6 +224,53 @@ def test_every_answer_says_that_it_is_what_it_says(door: Service) -> None:
         assert "server" not in response.headers
 
 
+PAGE = """
+const [base, ...keys] = process.argv.slice(2);
+const parts = {}, stored = {}, asked = [];
+class Part {
+  addEventListener() {}
+  replaceChildren(...given) { this.children = given; }
+}
+globalThis.document = { getElementById: (id) => (parts[id] ??= new Part()), addEventListener() {} };
+globalThis.Option = class { constructor(text) { this.text = text; } };
+globalThis.sessionStorage = {
+  getItem: (name) => stored[name] ?? null,
+  setItem(name, text) { stored[name] = text; },
+};
+globalThis.prompt = (text) => { asked.push(text); return keys.shift() ?? null; };
+const fetched = globalThis.fetch;
+globalThis.fetch = (path, options) => fetched(`${base}/${path}`, options);
+process.on("exit", () => process.stdout.write(JSON.stringify({
+  asked: asked.length,
+  models: (parts.model.children ?? []).map((option) => option.text),
+  state: parts.state.textContent,
+})));
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+@pytest.mark.parametrize(
+    ("keys", "asked", "models"),
+    [
+        ([f" {API} "], 1, ["resnet20"]),
+        (["a-wrong-key-012345", API], 2, ["resnet20"]),
+        (["none that a header can hold: \u00e9"], 1, []),
+        ([], 1, []),
+    ],
+)
+def test_the_page_asks_for_a_key(
+    door: Service, tmp_path: Path, keys: list[str], asked: int, models: list[str]
+) -> None:
+    script = tmp_path / "app.js"
+    script.write_text(PAGE + client.get(f"{door.url}/web/app.js").text)
+    done = subprocess.run(
+        ["node", script, door.url, *keys], capture_output=True, text=True, timeout=60, check=True
+    )
+    shown = json.loads(done.stdout)
+    assert (shown["asked"], shown["models"]) == (asked, models)
+    assert shown["state"] == ("ready on cpu" if models else "a key is needed; " + HOW)
+
+
 def test_every_refusal_was_counted_and_nothing_showed_a_key(door: Service) -> None:
     """Runs behind the others, in this file's order."""
     counted = samples(door)
@@ -253,18 +304,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The settings of a certificate that was made for this."""
     if not shutil.which("openssl"):
         pytest.skip("needs openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    made = {"certificate": folder / "certificate.pem", "key": folder / "key.pem"}
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
-        "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run(
-        [*command.split(), "-out", made["certificate"], "-keyout", made["key"]],
-        check=True,
-        capture_output=True,
-    )
-    return {f"RESNET_SERVE_TLS_{name.upper()}": str(path) for name, path in made.items()}
+    certificate, key = self_signed(tmp_path_factory.mktemp("tls"))
+    return {
+        "RESNET_SERVE_TLS_CERTIFICATE": str(certificate),
+        "RESNET_SERVE_TLS_KEY": str(key),
+    }
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -112,7 +112,7 @@ async def serving(**limits: Any) -> AsyncIterator[Open]:
         server.close()
         for writer in first.opened:
             writer.close()
-        for connection in [*state.connections, *door.leaving]:
+        for connection in [*state.connections, *door.outside]:
             assert isinstance(connection, Guarded)
             connection.transport.abort()
         await asyncio.sleep(0)
@@ -163,7 +163,7 @@ def test_what_never_ends_is_refused(start: bytes, more: bytes, status: int) -> N
         async with serving() as caller:
             caller.writer.write(start)
             sent = 0
-            while not caller.door.leaving and sent < 2**22:
+            while not caller.door.outside and sent < 2**22:
                 caller.writer.write(more)
                 await caller.writer.drain()
                 await asyncio.sleep(0.001)
@@ -205,7 +205,7 @@ def test_a_byte_at_a_time_buys_no_more_time() -> None:
     async def test() -> None:
         async with serving(header_timeout_s=0.3) as caller:
             dribble, sent = b"GET /" + b"a" * 1000, 0
-            while not caller.door.leaving:
+            while not caller.door.outside:
                 caller.writer.write(dribble[sent : sent + 1])
                 sent += 1
                 await asyncio.sleep(0.02)
@@ -242,7 +242,13 @@ def test_connections_beyond_the_limit_are_503_until_others_close() -> None:
             for caller in (first, second):
                 caller.writer.write(GET)
                 assert await caller.answer() == (200, b"0")
+            probe = await first.connect()
+            probe.writer.write(GET.replace(b"/echo", b"/health/live"))
+            assert await probe.answer() == (200, b"0")
+            assert await probe.reader.read() == b""
+            assert first.refusals("too_many_connections") == 0
             third = await first.connect()
+            third.writer.write(GET)
             head = (await third.reader.readuntil(b"\r\n\r\n")).decode()
             assert head.startswith("HTTP/1.1 503 ")
             assert "retry-after: 1" in head
@@ -263,6 +269,7 @@ def test_a_flood_of_connections_is_not_even_answered() -> None:
             first.writer.write(GET)
             await first.answer()
             others = [await first.connect() for _ in range(6)]
+            others[0].writer.write(GET)
             answers = []
             for other in others:
                 try:
@@ -270,7 +277,7 @@ def test_a_flood_of_connections_is_not_even_answered() -> None:
                 except ConnectionResetError:
                     answers.append("")
             assert answers.count("HTTP/1.1 503") == 1
-            assert len(first.door.leaving) <= 1
+            assert len(first.door.outside) <= 1
             assert first.refusals("too_many_connections") == 6
 
     run(test)
