@@ -3,6 +3,7 @@
 Python imports it before anything else. The commands are in the file that FAULTS names:
 
     raise       every forward fails, as long as the file says so
+    once        one forward fails
     nan         every forward gives NaN for its first image
     oom N       every forward of more than N images finds no memory
     hang S      one forward sleeps for S seconds
@@ -41,11 +42,11 @@ class Faulty:
 
     def launch(self, images: Sequence[Any], size: int) -> Callable[[], Any]:
         command, _, number = COMMANDS.read_text().strip().partition(" ")
-        if command in ("hang", "cuda"):
+        if command in ("once", "hang", "cuda"):
             COMMANDS.write_text("")
         if command == "hang":
             time.sleep(float(number))
-        elif command == "raise":
+        elif command in ("raise", "once"):
             raise RuntimeError("the device does not answer")
         elif command == "oom" and size > int(number):
             import torch
