@@ -131,3 +131,16 @@ def test_only_settings_reads_the_environment(path: Path) -> None:
     text = path.read_text()
     reads = "os.environ" in text or "getenv" in text
     assert not reads or path == ROOT / "service" / "settings.py"
+
+
+# Those that are set while the service runs, and may jump; logging has its own.
+WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today"}
+
+
+@pytest.mark.parametrize("path", ROOT.glob("service/**/*.py"), ids=lambda path: path.stem)
+def test_nothing_is_timed_by_a_clock_that_may_jump(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert ".".join(ast.unparse(node).split(".")[-2:]) not in WALL_CLOCKS
+        elif isinstance(node, ast.ImportFrom) and node.module == "time":
+            assert not {"time", "time_ns"} & {alias.name for alias in node.names}

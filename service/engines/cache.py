@@ -40,8 +40,8 @@ def keep(path: Path | None, write: Callable[[Path], object]) -> None:
         with part.open("rb") as file:
             os.fsync(file.fileno())  # Else a power failure could leave its name without its bytes.
         part.replace(path)
-    except OSError as error:
-        log.warning("%s is not kept: %s", path, error.strerror or error)
+    except (OSError, RuntimeError) as error:  # The latter from libraries that write themselves.
+        log.warning("%s is not kept: %s", path, getattr(error, "strerror", None) or error)
         with suppress(OSError):
             part.unlink(missing_ok=True)
 

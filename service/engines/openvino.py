@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,11 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from models import hardware
+from service.engines import cache
 from service.engines.blueprint import Blueprint
 from service.engines.host import Forward, HostEngine
 from service.engines.openvino_graph import build
 
-log = logging.getLogger(__name__)
 # Where an image takes longer than this, in seconds, the rest of a request is little beside it, and
 # need not have a CPU to itself ...
 SLOW = 0.02
@@ -44,7 +42,7 @@ def openvino(blueprint: Blueprint) -> HostEngine:
         # others idle.
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = partial(_forward, model, options, blueprint.cache)
+    compiled = partial(_forward, model, options, blueprint)
     forward = compiled(blueprint.threads)
     if blueprint.most_threads > blueprint.threads:
         blank = np.zeros((1, bundle.input.size, bundle.input.size, 3), np.uint8)
@@ -68,9 +66,9 @@ def _seconds(forward: Forward, batch: NDArray[np.uint8]) -> float:
     return min(times)
 
 
-def _forward(model: Any, options: dict[str, Any], kept: Path | None, threads: int) -> Forward:
+def _forward(model: Any, options: dict[str, Any], blueprint: Blueprint, threads: int) -> Forward:
     options = options | {"INFERENCE_NUM_THREADS": threads}
-    request = _compile(model, options, kept).create_infer_request()
+    request = _compile(model, options, blueprint).create_infer_request()
 
     def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
@@ -81,11 +79,15 @@ def _forward(model: Any, options: dict[str, Any], kept: Path | None, threads: in
     return forward
 
 
-def _compile(model: Any, options: dict[str, Any], kept: Path | None) -> Any:
+def _compile(model: Any, options: dict[str, Any], blueprint: Blueprint) -> Any:
+    """The model as it was kept, or compiled.
+
+    OpenVINO's own cache would leave half a file on a full disk, and read it at the next start.
+    """
     core = ov.Core()
-    if kept is not None:
-        try:
-            return core.compile_model(model, "CPU", options | {"CACHE_DIR": str(kept)})
-        except RuntimeError as error:  # A full disk, or a file that another version has left.
-            log.warning("OpenVINO compiles without its cache: %s", str(error).splitlines()[-1])
-    return core.compile_model(model, "CPU", options)
+    path = blueprint.cached("openvino", ".blob", ov.__version__, sorted(options.items()))
+    found = cache.kept(path, lambda file: core.import_model(file.read_bytes(), "CPU", options))
+    if found is None:
+        made = found = core.compile_model(model, "CPU", options)
+        cache.keep(path, lambda file: file.write_bytes(made.export_model()))
+    return found

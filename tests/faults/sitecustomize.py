@@ -3,9 +3,10 @@
 Python imports it before anything else. The commands are in the file that FAULTS names:
 
     raise       every forward fails, as long as the file says so
+    once        one forward fails
     nan         every forward gives NaN for its first image
     oom N       every forward of more than N images finds no memory
-    hang S      one forward sleeps for S seconds
+    hang        a forward does not come back, as long as the file says so
     cuda        one forward poisons the process: none succeeds in it from then on
 """
 
@@ -41,17 +42,17 @@ class Faulty:
 
     def launch(self, images: Sequence[Any], size: int) -> Callable[[], Any]:
         command, _, number = COMMANDS.read_text().strip().partition(" ")
-        if command in ("hang", "cuda"):
+        if command in ("once", "cuda"):
             COMMANDS.write_text("")
-        if command == "hang":
-            time.sleep(float(number))
-        elif command == "raise":
+        while COMMANDS.read_text() == "hang":
+            time.sleep(0.01)
+        if command in ("raise", "once"):
             raise RuntimeError("the device does not answer")
-        elif command == "oom" and size > int(number):
+        if command == "oom" and size > int(number):
             import torch
 
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} GiB.")
-        elif command == "cuda":
+        if command == "cuda":
             Faulty.poisoned = True
         if Faulty.poisoned:
             raise RuntimeError(POISON)

@@ -296,3 +296,80 @@ def test_who_cannot_be_served_in_time_is_refused_at_once() -> None:
         batcher.check(within=5)
 
     run(test)
+
+
+def test_a_batch_that_failed_waits_in_front_again_but_once() -> None:
+    async def test() -> None:
+        batcher = make(max_jobs=2)
+        first = [submit(batcher, number, cost=10) for number in range(2)]
+        failed = next_batch(batcher, 2)
+        later = [submit(batcher, number, cost=10) for number in (2, 3)]
+        batcher.retry(failed, EngineFailed("again", 1.0))
+        assert batcher.depth == 4  # Whoever was admitted is not refused ...
+        with pytest.raises(QueueFull):
+            batcher.admit(1)  # ... and others are.
+        batch = next_batch(batcher, 3)
+        assert payloads(batch) == [0, 1, 2]
+        batcher.retry(batch, EngineFailed("again", 1.0))
+        for job in first:
+            with pytest.raises(EngineFailed, match="again"):
+                await job.future
+        batch = next_batch(batcher, 3)
+        assert payloads(batch) == [2, 3]
+        batcher.finish(batch, [20, 30])
+        assert [await job.future for job in later] == [20, 30]
+        assert (batcher.depth, batcher._bytes, batcher._unanswered) == (0, 0, 0)
+
+    run(test)
+
+
+def test_a_failed_job_whose_caller_left_does_not_wait_again() -> None:
+    async def test() -> None:
+        batcher = make()
+        jobs = [submit(batcher, number) for number in range(4)]
+        failed = next_batch(batcher, 4)
+        jobs[0].future.cancel()
+        assert not batcher.withdraw(jobs[1])  # Too late: it computed.
+        batcher.retry(failed, EngineFailed("again", 1.0))
+        with pytest.raises(EngineFailed):
+            await jobs[1].future
+        assert batcher.withdraw(jobs[2])
+        jobs[2].future.cancel()
+        assert payloads(next_batch(batcher, 4)) == [3]
+        await asyncio.sleep(0)
+        assert batcher._bytes == 0
+
+    run(test)
+
+
+def test_while_suspended_nobody_waits() -> None:
+    async def test() -> None:
+        batcher = make()
+        waiting, decoding = submit(batcher, 1), batcher.admit(1)
+        batcher.suspend("down", unless=lambda: True)
+        assert batcher.depth == 2
+        batcher.suspend("down", unless=lambda: False)
+        batcher.submit(decoding, 2, 1)
+        for job in (waiting, decoding, submit(batcher, 3)):
+            with pytest.raises(EngineFailed, match="down"):
+                await job.future
+        assert (batcher.depth, batcher._bytes, batcher._unanswered) == (0, 0, 0)
+        batcher.resume()
+        assert submit(batcher, 4).payload == 4
+        assert payloads(next_batch(batcher, 8)) == [4]
+
+    run(test)
+
+
+def test_the_time_of_an_outage_does_not_count_as_that_of_jobs() -> None:
+    async def test() -> None:
+        batcher = make()
+        submit(batcher, 1)
+        batch = next_batch(batcher, 1)
+        await asyncio.sleep(0.2)
+        batcher.retry(batch, EngineFailed("again", 1.0))
+        batcher.resume()
+        batcher.finish(next_batch(batcher, 1), [10])
+        assert batcher.seconds_per_job < 0.1
+
+    run(test)

@@ -21,7 +21,7 @@ from models.hardware import cpu_has_bf16
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
 from service import engines
-from service.engines import calibrate, hardware, parity
+from service.engines import calibrate, faults, hardware, parity
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, measure, sizes
 from service.errors import ConfigError
@@ -269,6 +269,86 @@ def test_the_reference_is_kept_and_belongs_to_its_weights(tiny: Bundle, tmp_path
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_damaged_reference_is_made_again(tiny: Bundle, tmp_path: Path) -> None:
+    here = planned(tiny, cache=tmp_path)
+    first = parity.reference(here)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[:20], whole[:-4]):
+        kept.write_bytes(damaged)
+        np.testing.assert_array_equal(parity.reference(here), first)
+    assert kept.read_bytes() == whole
+
+
+def test_what_openvino_compiled_is_kept_whole_or_not_at_all(
+    tiny: Bundle,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = planned(tiny, cache=tmp_path)
+
+    def until_full(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", until_full)
+        first = engines.start("openvino", here, 1e-5)
+    assert "is not kept: No space left on device" in caplog.text
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
+    caplog.clear()
+    second = engines.start("openvino", here, 1e-5)
+    (blob,) = tmp_path.glob("*.blob")
+    written = blob.stat().st_mtime_ns
+    third = engines.start("openvino", here, 1e-5)
+    assert blob.stat().st_mtime_ns == written
+    assert not caplog.records
+    for warm in (second, third):
+        np.testing.assert_allclose(warm.infer(images(3)), first.infer(images(3)), atol=1e-6)
+
+
+def test_batches_for_which_there_is_no_memory_are_not_made() -> None:
+    def run(size: int) -> None:
+        if size > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert list(measure(run, 32).seconds) == [1, 2, 4]
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(lambda size: run(size + 4), 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "no_memory", "poisons"),
+    [
+        ("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: "
+         "you tried to allocate 70368744177664 bytes.", True, False),
+        ("CUDA error: out of memory\nCUDA kernel errors might be reported later", True, False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True, False),
+        ("Exception from src/inference/src/infer_request.cpp:223:\nstd::bad_alloc", True, False),
+        ("CUDA error: an illegal memory access was encountered", False, True),
+        ("CUDA driver error: unspecified launch failure", False, True),
+        ("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA", False, True),
+        ("CUDA error: invalid configuration argument", False, False),
+        ("mat1 and mat2 shapes cannot be multiplied", False, False),
+        ("an unknown error", False, False),
+    ],
+)  # fmt: skip
+def test_what_a_failure_means(text: str, no_memory: bool, poisons: bool) -> None:
+    error = RuntimeError(text)
+    assert faults.out_of_memory(error) is no_memory
+    assert faults.poisons(error) is poisons
+    assert "\n" not in faults.in_one_line(error)
+
+
+def test_what_torch_says_when_there_is_no_memory_is_known() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert faults.out_of_memory(raised.value)
+    assert not faults.out_of_memory(ValueError("out of memory"))
+
+
 def test_int8_is_calibrated_and_near(tiny: Bundle) -> None:
     told: list[int] = []
     found = calibrate.ranges(tiny, images(40), told.append)
@@ -333,6 +413,11 @@ def test_compiled_once_and_loaded_from_then_on(
     monkeypatch.setattr(subprocess, "run", must_not_run)
     again = engines.start("compile", here, 1e-5)
     np.testing.assert_array_equal(again.infer(images(3)), first.infer(images(3)))
+    (package,) = tmp_path.glob("*.pt2")
+    package.write_bytes(package.read_bytes()[:-1000])
+    with pytest.raises(AssertionError, match="compiled again"):
+        engines.start("compile", here, 1e-5)
+    assert not package.exists()
 
 
 def test_without_a_compiler_plain_torch_serves_and_says_so(
