@@ -213,6 +213,7 @@ class Loader:
         Raises:
             LoadFailed: it cannot be served.
         """
+        log.info("%s: loading %s", row.name or "a model", row.spec)
         try:
             model = await in_daemon(lambda: self._open(row))
         except FORESEEN as error:

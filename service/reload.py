@@ -61,8 +61,8 @@ class Reload:
                     continue
                 changed = {key: getattr(found, key) for key in CHANGEABLE}
                 settings = settings.model_copy(update=changed)
-                apply(settings)
                 log.info("the configuration was read again: %s", changes)
+                apply(settings)
                 late = [key for key in Settings.model_fields if _differ(key, settings, found)]
                 if late:
                     log.warning("changes of %s take effect with the next start", ", ".join(late))
