@@ -303,7 +303,7 @@ async def serve(
     exchanging = Exchange()
     for number, model in models.items():
         exchanging.add(number, model)
-        model.start()
+        loader.start(model)
     orders = Orders(loader, exchanging, line.send)
     line.follow(partial(loop.call_soon_threadsafe, orders.obey))
     await asyncio.gather(

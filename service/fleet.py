@@ -113,11 +113,6 @@ class Model:
         self._metrics = metrics
         self._devices = devices
 
-    def start(self) -> None:
-        """Starts the engines; they load and warm up in their own threads."""
-        for worker in self.workers:
-            worker.start()
-
     def show(self) -> None:
         """Lets the metrics tell of this model under its name."""
         self._info.show()
@@ -214,8 +209,9 @@ class Loader:
         self._metrics = metrics
         self._turns: DeviceTurns = defaultdict(Turns)
         self._shown: list[Model] = []
-        # Also those that were replaced, or gave up loading: their threads may still compute.
-        self._opened: weakref.WeakSet[Model] = weakref.WeakSet()
+        # Also those that only load; and threads that still compute for one that was replaced.
+        self._started: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._threads: weakref.WeakSet[Worker] = weakref.WeakSet()
 
     def open_all(self) -> list[Model]:
         """The models of the settings, not yet started.
@@ -235,9 +231,14 @@ class Loader:
         return opened
 
     def _open(self, row: ModelSettings) -> Model:
-        model = Model(row, self._settings, self._metrics, self._turns)
-        self._opened.add(model)
-        return model
+        return Model(row, self._settings, self._metrics, self._turns)
+
+    def start(self, model: Model) -> None:
+        """Starts the engines; they load and warm up in their own threads."""
+        self._started.add(model)
+        for worker in model.workers:
+            self._threads.add(worker)
+            worker.start()
 
     async def load(self, row: ModelSettings) -> Model:
         """A model whose engines are all warm; cancelled, it leaves none behind.
@@ -245,15 +246,16 @@ class Loader:
         Raises:
             LoadFailed: it cannot be served.
         """
+        log.info("%s: loading %s", row.name or "a model", row.spec)
         try:
             model = await in_daemon(lambda: self._open(row))
         except FORESEEN as error:
             raise LoadFailed(" ".join(str(error).split())) from None
         # A file can be damaged in ways that a library answers with an exception of its own.
-        except Exception as error:
-            log.exception("%s: not loaded", row.spec)
-            raise LoadFailed(f"{row.spec}: {' '.join(str(error).split())}") from None
-        model.start()
+        except Exception as error:  # noqa: BLE001
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise LoadFailed(f"{row.spec}: {what}") from None
+        self.start(model)
         try:
             reasons = await _failures(model)
         except BaseException:
@@ -283,14 +285,13 @@ class Loader:
         for.
         """
         until = time.monotonic() + timeout
-        models = list(self._opened)
-        for model in models:
+        for model in list(self._started):
             model.close()
-        workers = [worker for model in models for worker in model.workers]
-        for worker in workers:
-            if worker.running is not None and worker.state != "lost" and worker.is_alive():
+        threads = [worker for worker in self._threads if worker.is_alive()]
+        for worker in threads:
+            if worker.running is not None and worker.state != "lost":
                 worker.join(max(0.0, until - time.monotonic()))
-        return not any(worker.is_alive() for worker in workers)
+        return not any(worker.is_alive() for worker in threads)
 
 
 async def _failures(model: Model) -> list[str]:
@@ -329,7 +330,7 @@ class Fleet:
 
     def start(self) -> None:
         for model in self._roster.members:
-            model.start()
+            self._loader.start(model)
 
     async def put(self, row: ModelSettings) -> bool:
         return await self._roster.put(row)

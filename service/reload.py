@@ -63,8 +63,8 @@ class Reload:
                     log.exception("SIGHUP changed nothing")
                     continue
                 settings = _changed(settings, found)
-                apply(settings)
                 log.info("the configuration was read again: %s", changes)
+                apply(settings)
                 late = [key for key in Settings.model_fields if _differ(key, settings, found)]
                 if late:
                     log.warning("changes of %s take effect with the next start", ", ".join(late))

@@ -53,6 +53,9 @@ function curl(method, path, operation) {
   const kinds = Object.keys(operation.requestBody?.content ?? {});
   if (kinds.length === 1 && kinds[0] === "multipart/form-data") {
     words.push("-F image=@first.png", "-F image=@second.png");
+  } else if (kinds[0] === "application/json") {
+    const body = `'{"spec": "builtin:resnet10-cifar10"}'`;
+    words.push(`-X ${method.toUpperCase()}`, "-H 'Content-Type: application/json'", `--data ${body}`);
   } else if (kinds.length) {
     words.push("-H 'Content-Type: image/png'", "--data-binary @image.png");
   } else if (method !== "get") {

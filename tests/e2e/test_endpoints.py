@@ -129,6 +129,12 @@ def test_the_description_shows_every_endpoint_and_its_refusals(service: Service)
         "/health/ready",
         "/metrics",
     }
+    model = described["paths"]["/v1/models/{name}"]
+    assert set(model) == {"get", "put", "delete"}
+    assert set(model["put"]["responses"]) == {"200", "201", "409", "413", "415", "422", "503"}
+    fields = model["put"]["requestBody"]["content"]["application/json"]["schema"]
+    assert (fields["required"], "name" in fields["properties"]) == (["spec"], False)
+    assert set(model["delete"]["responses"]) == {"204", "404", "409", "422", "503"}
     classify = described["paths"]["/v1/classify"]["post"]
     assert set(classify["responses"]) >= {"400", "404", "413", "415", "422", "429", "503", "504"}
     assert set(classify["requestBody"]["content"]) == {
@@ -177,13 +183,17 @@ def test_the_page_of_the_api_shows_every_endpoint(service: Service, tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     shown = done.stdout
-    for name in ("POST /v1/classify", "GET /v1/models/{name}", "GET /health/ready", "GET /metrics"):
+    for name in ("POST /v1/classify", "PUT /v1/models/{name}", "GET /health/ready", "GET /metrics"):
         assert name in shown
     assert "X-Request-Timeout-Ms header number above 0 to 3600000" in shown
     assert "the queue is full; Retry-After says when it has drained" in shown
     assert '"probability": "number' in shown
     assert f"--data-binary @image.png '{service.url}/v1/classify'" in shown
-    assert f"'{service.url}/v1/models/NAME'" in shown
+    assert f"-X DELETE '{service.url}/v1/models/NAME'" in shown
+    assert (
+        f"""--data '{{"spec": "builtin:resnet10-cifar10"}}' '{service.url}/v1/models/NAME'"""
+        in shown
+    )
     assert "undefined" not in shown
 
 

@@ -19,14 +19,14 @@ import pytest
 from models.preprocess import CIFAR
 from service.batcher import Batcher
 from service.engine_process import Exchange
-from service.errors import EngineFailed, NotReady, QueueFull
+from service.errors import Conflict, EngineFailed, NotReady, QueueFull
 from service.fleet import Model
 from service.ledger import Ledger
 from service.metrics import Metrics
 from service.pipeline import Pixels
 from service.ranking import Row
-from service.remote import RemoteFleet, RemoteModel
-from service.settings import ModelSettings, Settings
+from service.remote_fleet import RemoteFleet, RemoteModel
+from service.settings import ModelSettings
 
 CLASSES = 3
 CLASS_NUMBERS = np.arange(CLASSES, dtype=np.int32)
@@ -48,6 +48,9 @@ class Echo:
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "state": "ready"}
+
+    def close(self) -> None:
+        self.batcher.close()
 
     def run(self) -> None:
         while self.batcher.wait(8):
@@ -73,32 +76,39 @@ class Pair:
     def __init__(self, folder: Path, max_queue: int) -> None:
         self.echoes = [Echo("first", max_queue), Echo("second", max_queue)]
         self.path = str(folder / "engine")
-        settings = Settings(
-            workers=1, models=[ModelSettings(spec="x", max_queue=max_queue) for _ in self.echoes]
-        )
-        facts = [
-            {
-                "name": echo.name,
-                "input": {"size": 32, "resize": 32, "mean": (0, 0, 0), "std": (1, 1, 1)},
-                "labels": list(echo.labels),
-                "card": echo.describe(),
-            }
-            for echo in self.echoes
-        ]
-        fd = Ledger.allocate(1, 2)
-        self.ledger = Ledger(fd, 1, 2)
+        self.listed = [self.told(number, echo) for number, echo in enumerate(self.echoes)]
+        fd = Ledger.allocate(1)
+        self.ledger = Ledger(fd, 1)
         os.close(fd)
-        self.fleet = RemoteFleet(settings, facts, 0, self.path, self.ledger, Metrics())
+        self.said: list[dict[str, Any]] = []  # to the supervisor
+
+        def say(**message: Any) -> None:
+            self.said.append(message)
+
+        self.fleet = RemoteFleet(self.listed, 0, self.path, self.ledger, Metrics(), say)
         self.models: list[RemoteModel] = list(self.fleet.models.values())
         self.tasks: list[asyncio.Task[None]] = []
         self.exchange: Exchange
+
+    def told(self, number: int, echo: Echo) -> dict[str, Any]:
+        """As the supervisor lists a model."""
+        settings = ModelSettings(spec="x", name=echo.name, max_queue=echo.batcher.max_jobs)
+        return {
+            "number": number,
+            "settings": settings.model_dump(mode="json"),
+            "input": {"size": 32, "resize": 32, "mean": (0, 0, 0), "std": (1, 1, 1)},
+            "labels": list(echo.labels),
+            "card": echo.describe(),
+        }
 
     def start_engine(self) -> None:
         listener = socket.socket(socket.AF_UNIX)
         Path(self.path).unlink(missing_ok=True)
         listener.bind(self.path)
         listener.listen()
-        self.exchange = Exchange(cast("list[Model]", self.echoes))
+        self.exchange = Exchange()
+        for number, echo in enumerate(self.echoes):
+            self.exchange.add(number, cast("Model", echo))
         loop = asyncio.get_running_loop()
 
         async def accept() -> None:
@@ -110,11 +120,12 @@ class Pair:
     def stop_engine(self) -> None:
         for task in self.tasks:
             task.cancel()
-        for caller in list(self.exchange._callers):
-            caller._transport.close()
+        for callers in self.exchange._callers.values():
+            for caller in list(callers):
+                caller.hang_up()
 
     async def until_ready(self, ready: bool = True) -> None:
-        await until(lambda: self.models[0].ready is ready)
+        await until(lambda: all(model.ready is ready for model in self.models))
 
 
 @asynccontextmanager
@@ -130,8 +141,8 @@ async def paired(folder: Path, max_queue: int) -> AsyncIterator[Pair]:
         yield pair
     finally:
         pair.stop_engine()
-        assert pair.fleet._task is not None
-        pair.fleet._task.cancel()
+        for model in pair.fleet.models.values():
+            model.close()
         await asyncio.sleep(0.05)
         for echo in pair.echoes:
             echo.go.set()
@@ -271,6 +282,49 @@ def test_a_lost_engine_process_fails_every_job_at_once_and_the_next_one_serves(
         # The old jobs' batch ends now, into memory that nobody reads.
         pair.echoes[0].go.set()
         assert await asyncio.gather(*late) == [expected(100 + value) for value in range(5)]
+
+    run(tmp_path, test)
+
+
+def test_a_replaced_model_answers_its_last_requests_and_is_then_freed(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        old, kept = pair.models
+        echo = Echo("first", 16)
+        thread = threading.Thread(target=echo.run)
+        thread.start()
+        pair.exchange.add(7, cast("Model", echo))
+        with old.lease:
+            pair.fleet.hear({"models": [pair.told(7, echo), pair.listed[1]], "version": 1})
+            await until(lambda: pair.said == [{"version": 1}])
+            pair.exchange.retire(0)
+            new = pair.fleet.models["first"]
+            assert new is not old
+            assert list(pair.fleet.models.values()) == [new, kept]
+            assert await ask(old, 3) == await ask(new, 3) == expected(3)
+            assert (pair.echoes[0].computed, echo.computed) == (1, 1)
+            assert set(pair.exchange.models) == {1, 7}
+            assert 0 in pair.exchange._models
+        await until(lambda: 0 not in pair.exchange._models)
+        assert pair.echoes[0].batcher.wait(1) is False
+        assert [pair.ledger.total(row) for row in (0, 1, 7)] == [(0, 0)] * 3
+        assert await ask(new, 4) == expected(4)
+        echo.batcher.close()
+        thread.join()
+
+    run(tmp_path, test)
+
+
+def test_what_the_supervisor_refuses_is_raised_where_it_was_asked(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        asking = asyncio.create_task(pair.fleet.delete("first"))
+        await until(lambda: len(pair.said) == 1)
+        assert pair.said[0]["delete"] == "first"
+        number = pair.said[0]["question"]
+        pair.fleet.hear({"answer": number, "refusal": ["conflict", "the default model", None]})
+        with pytest.raises(Conflict, match="the default model"):
+            await asking
+        # Who asked may have been cancelled meanwhile.
+        pair.fleet.hear({"answer": number, "created": False})
 
     run(tmp_path, test)
 

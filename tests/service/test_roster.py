@@ -1,0 +1,205 @@
+"""The rules of changing models, and what becomes of those that were replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+
+from service.errors import Conflict, LoadFailed, UnknownModel
+from service.fleet import Fleet
+from service.metrics import Metrics
+from service.roster import Roster
+from service.settings import MOST_MODELS, ModelSettings, Settings
+
+
+@dataclass(eq=False)
+class Loaded:
+    settings: ModelSettings
+
+
+class Service:
+    """What a roster changes: rows whose SPEC says how long they take to load, or that they fail."""
+
+    def __init__(self, *names: str) -> None:
+        self.roster: Roster[Loaded] = Roster(
+            load=self.load, install=self.install, discard=self.discard, timeout=0.2
+        )
+        self.roster.members = [Loaded(row(name)) for name in names]
+        self.installed: list[list[str | None]] = []
+        self.discarded: list[str | None] = []
+        self.loading = 0
+
+    async def load(self, row: ModelSettings) -> Loaded:
+        self.loading += 1
+        assert self.loading == 1, "one change at a time"
+        try:
+            await asyncio.sleep(float(row.spec))
+        except ValueError:
+            raise LoadFailed(row.spec) from None
+        finally:
+            self.loading -= 1
+        return Loaded(row.model_copy(update={"name": row.name or "own"}))
+
+    async def install(self) -> None:
+        await asyncio.sleep(0)
+        self.installed.append(self.names)
+
+    def discard(self, loaded: Loaded) -> None:
+        self.discarded.append(loaded.settings.name)
+
+    @property
+    def names(self) -> list[str | None]:
+        return [member.settings.name for member in self.roster.members]
+
+
+def row(name: str | None, spec: str = "0", max_batch: int = 32) -> ModelSettings:
+    return ModelSettings(spec=spec, name=name, max_batch=max_batch)
+
+
+def run(test: Callable[[Service], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        await test(Service("a", "b"))
+
+    asyncio.run(inside())
+
+
+def test_a_new_one_is_last_and_a_replaced_one_keeps_its_place() -> None:
+    async def test(service: Service) -> None:
+        before = service.roster.members
+        assert await service.roster.put(row("c")) is True
+        assert await service.roster.put(row("a")) is False
+        assert service.names == ["a", "b", "c"]
+        assert service.roster.members[0] is not before[0]
+        assert service.roster.members[1] is before[1]
+        await service.roster.delete("b")
+        assert service.installed == [["a", "b", "c"], ["a", "b", "c"], ["a", "c"]]
+
+    run(test)
+
+
+def test_what_does_not_load_in_time_or_at_all_changes_nothing() -> None:
+    async def test(service: Service) -> None:
+        with pytest.raises(LoadFailed, match="broken"):
+            await service.roster.put(row("a", "broken"))
+        with pytest.raises(LoadFailed, match=r"not ready after 0\.2 s; load_timeout_s"):
+            await service.roster.put(row("a", "60"))
+        with pytest.raises(UnknownModel, match="there is a"):
+            await service.roster.delete("aa")
+        with pytest.raises(Conflict, match="default model"):
+            await service.roster.delete("a")
+        assert (service.names, service.installed) == (["a", "b"], [])
+
+    run(test)
+
+
+def test_there_is_room_for_so_many() -> None:
+    async def test(service: Service) -> None:
+        service.roster.members = [Loaded(row(f"n{index}")) for index in range(MOST_MODELS)]
+        with pytest.raises(Conflict, match="256 models"):
+            await service.roster.put(row("one-more"))
+        assert await service.roster.put(row("n7")) is False
+
+    run(test)
+
+
+def test_changes_take_turns_and_one_whose_caller_left_is_made_whole() -> None:
+    async def test(service: Service) -> None:
+        first = asyncio.create_task(service.roster.put(row("c", "0.05")))
+        second = asyncio.create_task(service.roster.put(row("d")))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        assert await second is True
+        assert service.installed == [["a", "b", "c"], ["a", "b", "c", "d"]]
+
+    run(test)
+
+
+def test_a_configuration_replaces_what_differs_and_keeps_what_does_not() -> None:
+    async def test(service: Service) -> None:
+        kept = service.roster.members[1]
+        said = await service.roster.reload([row("c"), row("b"), row("a", max_batch=7), row(None)])
+        assert said == "a replaced; c, own added; b unchanged"
+        assert service.names == ["c", "b", "a", "own"]
+        assert service.roster.members[1] is kept
+        # A row without a name asks for what has its bundle's name by now.
+        assert await service.roster.reload([row(None)]) == "a, b, c removed; own unchanged"
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row("c"), row("d"), row("a", "broken")], r"^models\[2\]: broken$"),
+        ([row("c"), row("d"), row("a", "60")], r"^models\[2\]: 60: not ready"),
+        ([row("c"), row("own"), row(None, max_batch=1)], r"models\[2\]\.name: 'own' is taken"),
+    ],
+)
+def test_a_configuration_of_which_one_model_does_not_load_changes_nothing(
+    rows: list[ModelSettings], message: str
+) -> None:
+    async def test(service: Service) -> None:
+        with pytest.raises(LoadFailed, match=message):
+            await service.roster.reload(rows)
+        assert (service.names, service.installed) == (["a", "b"], [])
+        assert service.discarded[:2] == [rows[0].name, rows[1].name]
+
+    run(test)
+
+
+def test_a_replaced_model_is_freed_with_its_engine_and_thread() -> None:
+    tiny = {"block": "basic", "blocks": [1], "planes": [4], "stem": "small", "num_classes": 2}
+    settings = Settings(
+        models=[
+            ModelSettings(
+                spec="random:", name="main", architecture=tiny, engine="eager", max_batch=1
+            )
+        ]
+    )
+
+    async def test() -> None:
+        metrics = Metrics()
+        fleet = Fleet(settings, metrics)
+        fleet.start()
+        while not fleet.models["main"].ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        gone = []
+        for _ in range(3):
+            model = fleet.models["main"]
+            gone += [weakref.ref(model), weakref.ref(model.workers[0].running.engine)]  # type: ignore[union-attr]
+            thread = model.workers[0]
+            with model.lease:
+                await fleet.put(settings.models[0])
+                assert thread.is_alive()
+            thread.join(10)
+            assert not thread.is_alive()
+            del model, thread
+        # By counting references alone: what serves is exempt from the search for cycles.
+        assert [found() for found in gone] == [None] * 6
+        assert b'resnet_serve_model_ready{model="main"} 1.0' in metrics.render()
+        assert fleet.close(10)
+
+    gc.disable()
+    try:
+        asyncio.run(test())
+    finally:
+        gc.enable()
+
+
+def test_a_load_that_takes_too_long_leaves_no_thread_behind() -> None:
+    settings = Settings(models=[ModelSettings(spec="random:resnet20", engine="eager")])
+    hasty = settings.model_copy(update={"load_timeout_s": 1e-3})
+
+    async def test() -> None:
+        fleet = Fleet(hasty, Metrics())
+        with pytest.raises(LoadFailed, match="load_timeout_s"):
+            await fleet.put(ModelSettings(spec="random:resnet20", name="late", engine="eager"))
+        assert list(fleet.models) == ["resnet20"]
+        assert fleet.close(10)
+
+    asyncio.run(test())
