@@ -142,7 +142,9 @@ class Settings(Strict):
     max_body_bytes: int = Field(20 * 2**20, ge=1, description="one image's request body")
     max_batch_body_bytes: int = Field(100 * 2**20, ge=1, description="a batch request's body")
     max_batch_images: int = Field(64, ge=1, description="images in a batch request")
-    max_pixels: int = Field(50_000_000, ge=1, description="an image's width times height")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="an image's width times height; half of it for WebP"
+    )
     decode_threads: int = Field(
         default_factory=lambda given: max(1, min(4, cpus() // given.get("workers", 1))),
         ge=1,
