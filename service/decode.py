@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import threading
 import time
 import warnings
@@ -38,6 +39,21 @@ class Decoded:
     seconds: float
 
 
+def prepare() -> None:
+    """Sets PIL up for a service: for the whole process, once."""
+    # Our own limit is checked before decoding; PIL's would only warn, and at another size.
+    Image.MAX_IMAGE_PIXELS = None
+    # What PIL finds odd in a caller's file is no news for the log, and Python would keep every
+    # new wording of it.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # libtiff writes what it finds odd to stderr, up to a line for each row of pixels.
+    with contextlib.suppress(AttributeError):  # Where it is linked in another way, or not at all.
+        silence = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        silence.argtypes, silence.restype = [ctypes.c_void_p], ctypes.c_void_p
+        silence(None)
+    Image.init()  # Loads the formats now, not with the first request.
+
+
 class Decoder:
     """Decodes in `threads` threads, so that neither the event loop nor an engine waits for it.
 
@@ -50,12 +66,7 @@ class Decoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._free = asyncio.Semaphore(threads)
         self._alone = threading.Lock()
-        # Our own limit is checked before decoding; PIL's would only warn, and at another size.
-        Image.MAX_IMAGE_PIXELS = None
-        # What PIL finds odd in a caller's file is no news for the log, and Python would keep
-        # every new wording of it.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        Image.init()  # Loads the formats now, not with the first request.
+        prepare()
 
     async def decode(self, data: bytes, spec: InputSpec) -> Decoded:
         """Raises as the function `decode` does.

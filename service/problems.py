@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -96,6 +97,18 @@ def install(app: FastAPI) -> None:
         reason = HTTPStatus(error.status_code).name.lower()
         return _answer(request.scope, error.status_code, detail, reason, dict(error.headers or {}))
 
+    def describe() -> dict[str, Any]:
+        description = undescribed()
+        operations = [each for path in description["paths"].values() for each in path.values()]
+        for answer in [each for one in operations for each in one["responses"].values()]:
+            content = answer.get("content", {})
+            if CONTENT_TYPE in content and "application/json" in content:
+                content[CONTENT_TYPE] = content.pop("application/json")
+        return description
+
+    # FastAPI describes every model as plain JSON.
+    undescribed = app.openapi
+    app.openapi = describe  # type: ignore[method-assign]
     app.add_exception_handler(errors.ServiceError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, unrouted)

@@ -164,7 +164,7 @@ async def list_models(request: Request) -> schemas.Models:
     return schemas.Models.model_validate({"models": described})
 
 
-@router.get("/v1/models/{name}", responses={code: REFUSALS[code] for code in (401, 404)})
+@router.get("/v1/models/{name}", responses={code: REFUSALS[code] for code in (401, 404, 422)})
 async def show_model(request: Request, name: str) -> schemas.ModelDetails:
     """One model, with its card."""
     return schemas.ModelDetails.model_validate(pipeline_of(request).find(name).describe())
@@ -186,7 +186,11 @@ async def ready(request: Request) -> JSONResponse:
     return health_of("ready", "not ready", pipeline_of(request).unready())
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(request: Request) -> Response:
     """Prometheus's text format."""
     found: Metrics = request.app.state.metrics

@@ -195,7 +195,9 @@ class Settings(Strict):
         60, gt=0, description="time for a body to arrive, if its deadline is not earlier"
     )
     max_batch_images: int = Field(64, ge=1, description="images in a batch request")
-    max_pixels: int = Field(50_000_000, ge=1, description="an image's width times height")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="an image's width times height; half of it for WebP"
+    )
     decode_threads: int = Field(
         default_factory=lambda given: max(1, min(4, cpus() // given.get("workers", 1))),
         ge=1,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import threading
 from collections.abc import Callable
@@ -10,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from models import preprocess
 from models.preprocess import CIFAR, IMAGENET, upright_rgb
-from service.decode import Decoder, decode
+from service.decode import Decoder, decode, prepare
 from service.errors import TooLarge, UndecodableImage
 from tests.conftest import encoded
 
@@ -46,8 +48,9 @@ def test_every_format_gives_the_specs_size(format: str, size: tuple[int, int]) -
     assert pixels.dtype == np.uint8
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation: int) -> None:
+def test_exif_orientation_is_undone(orientation: int, format: str) -> None:
     inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpositions
     upright = gradient()
     stored = upright
@@ -55,11 +58,14 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
         stored = upright.transpose(Image.Transpose(inverse[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(pixels_of(saved(stored, "PNG", exif=exif)), np.asarray(upright))
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(stored, format, exif=exif, **options)
+    assert np.array_equal(pixels_of(data), np.asarray(upright))
 
 
-def test_broken_exif_does_not_hide_the_image() -> None:
-    data = saved(gradient(), "JPEG", exif=b"Exif\x00\x00" + b"\xff" * 40)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_does_not_hide_the_image(format: str) -> None:
+    data = saved(gradient(), format, exif=b"Exif\x00\x00" + b"\xff" * 40)
     assert pixels_of(data).shape == (32, 32, 3)
 
 
@@ -227,3 +233,75 @@ def test_resizing_after_orientation_equals_resizing_the_upright_image() -> None:
     assert np.array_equal(
         decode(data, IMAGENET, LIMIT), decode(saved(upright, "PNG"), IMAGENET, LIMIT)
     )
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16", "F", "1"])
+def test_conversion_in_bands_equals_conversion_at_once(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = half_transparent().resize((37, 53))
+    if mode == "P":
+        image = image.quantize(64)
+    elif mode == "I;16":
+        image = Image.fromarray(np.arange(53 * 37, dtype=np.uint16).reshape(53, 37) * 33)
+    else:
+        image = image.convert(mode)
+    at_once = upright_rgb(image)
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", 37 * 10)
+    in_bands = upright_rgb(image)
+    assert in_bands.size == (37, 53)
+    assert np.array_equal(np.asarray(in_bands), np.asarray(at_once))
+
+
+def test_large_images_are_decoded_one_at_a_time_and_small_ones_meanwhile() -> None:
+    async def scene() -> None:
+        decoder = Decoder(2, 40_000)
+        large, small = encoded("BMP", (150, 150)), encoded("BMP", (70, 70))
+        with decoder._alone:
+            waiting = asyncio.ensure_future(decoder.decode(large, CIFAR))
+            assert (await decoder.decode(small, CIFAR)).pixels.shape == (32, 32, 3)
+            assert not waiting.done()
+        assert (await waiting).pixels.shape == (32, 32, 3)
+        decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_who_leaves_while_waiting_for_a_thread_leaves_nothing_there() -> None:
+    async def scene() -> None:
+        decoder = Decoder(1, 40_000)
+        large, small = encoded("BMP", (150, 150)), encoded("BMP", (70, 70))
+        with decoder._alone:
+            late = asyncio.ensure_future(decoder.decode(large, CIFAR))
+            left = asyncio.ensure_future(decoder.decode(small, CIFAR))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            for each in (late, left):
+                each.cancel()
+            done, _ = await asyncio.wait([late, left], timeout=10)
+            assert done == {late, left}, "at once, though the thread goes on"
+            assert decoder._pool._work_queue.empty()
+        assert (await decoder.decode(small, CIFAR)).pixels.shape == (32, 32, 3)
+        decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_a_webp_may_have_half_the_pixels() -> None:
+    data = encoded("WEBP", (300, 200))
+    assert decode(data, CIFAR, 2 * 300 * 200).shape == (32, 32, 3)
+    with pytest.raises(TooLarge, match="300 x 200 pixels; the limit is 59999"):
+        decode(data, CIFAR, 2 * 300 * 200 - 1)
+
+
+def test_prepared_libraries_say_nothing_of_what_they_find_odd(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    prepare()
+    fax = bytearray(saved(gradient().convert("1"), "TIFF", compression="group4"))
+    fax[8:20] = bytes(range(100, 112))
+    with contextlib.suppress(UndecodableImage):
+        pixels_of(bytes(fax))
+    cut = saved(gradient(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09")
+    assert pixels_of(cut).shape == (32, 32, 3)
+    assert capfd.readouterr().err == ""

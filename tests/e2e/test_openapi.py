@@ -1,0 +1,54 @@
+"""Requests drawn from the OpenAPI description: what comes back is what it describes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Service, client
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "unsupported_method",
+)
+
+
+@pytest.mark.parametrize(
+    "examples", [5, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_answers_are_those_described(service: Service, tmp_path: Path, examples: int) -> None:
+    lines = len(service.log)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"),
+            *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing"),
+            *("--max-examples", str(examples), "--seed", "1", "--continue-on-failure"),
+            *("--generation-database", "none", "--warnings", "off", "--no-color"),
+            *("--suppress-health-check", "all", "--request-timeout", "60"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert client.get(f"{service.url}/health/ready").status_code == 200
+    assert not [line for line in service.log[lines:] if "Traceback" in line or "ERROR" in line]
+
+
+def test_refusals_are_described_as_the_problems_they_are(service: Service) -> None:
+    described = client.get(f"{service.url}/openapi.json").json()
+    for path in described["paths"].values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400 and "Health" not in str(answer):
+                    assert list(answer["content"]) == ["application/problem+json"]
+                    schema = answer["content"]["application/problem+json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/Problem"}
