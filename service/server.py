@@ -29,6 +29,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from service.access import Keys
     from service.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Server(uvicorn.Server):
             )
         )
         self._pipeline: Pipeline = app.state.pipeline
+        self._keys: Keys = app.state.keys
         self._door = Door(settings, app.state.metrics)
         self._tls = tls.context(settings)
         # asyncio takes the second only with the first.
@@ -94,6 +96,16 @@ class Server(uvicorn.Server):
             )
             self.servers.append(server)
         self.announce()
+
+    def reload(self, settings: Settings) -> None:
+        """Has the keys and the certificate of `settings` count from now on.
+
+        Raises:
+            ConfigError: the certificate cannot be used; then nothing has changed.
+        """
+        if self._tls is not None:
+            tls.reload(self._tls, settings)
+        self._keys.replace(settings)
 
     def protocol(self) -> Callable[[], Guarded]:
         """Makes what reads a new connection."""
