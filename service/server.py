@@ -105,6 +105,16 @@ class Server(uvicorn.Server):
             self.servers.append(server)
         self.announce()
 
+    def reload(self, settings: Settings) -> None:
+        """Has the keys and the certificate of `settings` count from now on.
+
+        Raises:
+            ConfigError: the certificate cannot be used; then nothing has changed.
+        """
+        if self._tls is not None:
+            tls.reload(self._tls, settings)
+        self._keys.replace(settings)
+
     def protocol(self) -> Callable[[], Guarded]:
         """Makes what reads a new connection."""
         return partial(

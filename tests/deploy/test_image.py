@@ -6,13 +6,18 @@ import http.server
 import json
 import os
 import re
+import shutil
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.service.test_tls import self_signed
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,10 +142,11 @@ def test_the_build_sees_what_it_copies_and_nothing_else(dockerfile: str) -> None
     assert all((ROOT / source).exists() for source in copied)
 
 
-@pytest.fixture
-def answering() -> Iterator[dict[str, int]]:
-    """A server whose /health/ready answers the `status` of the dictionary; its `port` is there."""
-    state = {"status": 200}
+@pytest.fixture(params=["http", "https"])
+def answering(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A server whose /health/ready answers the `status` of the dictionary; its `port` is there, and
+    the `environment` in which a service would be that server."""
+    state: dict[str, Any] = {"status": 200, "environment": {}}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -151,6 +157,14 @@ def answering() -> Iterator[dict[str, int]]:
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        if request.param == "https":
+            if not shutil.which("openssl"):
+                pytest.skip("needs openssl")
+            certificate, key = self_signed(tmp_path)
+            made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            made.load_cert_chain(certificate, key)
+            server.socket = made.wrap_socket(server.socket, server_side=True)
+            state["environment"] = {"RESNET_SERVE_TLS_CERTIFICATE": str(certificate)}
         state["port"] = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -160,7 +174,7 @@ def answering() -> Iterator[dict[str, int]]:
 
 
 def test_the_health_check_follows_readiness(
-    final: list[tuple[str, str]], answering: dict[str, int]
+    final: list[tuple[str, str]], answering: dict[str, Any]
 ) -> None:
     _, _, command = one(final, "HEALTHCHECK").partition("CMD ")
     program, *arguments = json.loads(command)
@@ -171,7 +185,7 @@ def test_the_health_check_follows_readiness(
         proxied = {"RESNET_SERVE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
         done = subprocess.run(
             [sys.executable, *arguments],
-            env=os.environ | proxied,
+            env=os.environ | answering["environment"] | proxied,
             capture_output=True,
             check=False,
             timeout=10,

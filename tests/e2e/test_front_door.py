@@ -41,7 +41,7 @@ def door() -> Iterator[Service]:
         RESNET_SERVE_API_KEYS=f"{OTHER},{API}",
         RESNET_SERVE_ADMIN_KEYS=ADMIN,
         RESNET_SERVE_CORS_ORIGINS=ORIGIN,
-        RESNET_SERVE_HEADER_TIMEOUT_S="0.5",
+        RESNET_SERVE_HEADER_TIMEOUT_S="2",
         RESNET_SERVE_MAX_HEADER_BYTES="4096",
         RESNET_SERVE_MAX_CONNECTIONS="8",
         RESNET_SERVE_MAX_UPLOAD_BYTES=str(UPLOADS),
@@ -85,12 +85,13 @@ def post(length: int, *headers: str) -> bytes:
 
 
 def test_headers_too_long_or_too_slow_are_refused(door: Service) -> None:
+    slow, silent = connect(door, b"GET / HTTP/1.1\r\nHo"), connect(door)
     large = b"GET / HTTP/1.1\r\nX: " + b"x" * 5000 + b"\r\n\r\n"
     assert refused(connect(door, large), 431) == "headers_too_large"
-    assert refused(connect(door, b"GET / HTTP/1.1\r\nHo"), 408) == "request_too_slow"
-    with connect(door) as silent:
-        assert silent.recv(1) == b""
     assert refused(connect(door, b"nonsense\r\n\r\n"), 400) == "malformed_request"
+    assert refused(slow, 408) == "request_too_slow"
+    with silent:
+        assert silent.recv(1) == b""
 
 
 def test_more_connections_than_allowed_are_told_when_to_come_again(door: Service) -> None:
@@ -129,8 +130,8 @@ def test_bodies_beyond_the_common_limit_are_refused_before_they_are_read(door: S
             assert raw.getheader("connection") is None
         first.sendall(b"x" * (UPLOADS - 11))
         assert answer(first)[1].status_code == 400
-    image = encoded("BMP", (180, 180))
-    assert len(image) > UPLOADS - 10
+    image = encoded("BMP", (200, 200))
+    assert len(image) > UPLOADS  # It comes alone.
     assert ask(door, "POST", "/v1/classify", headers=KEY, content=image).status_code == 200
 
 
@@ -264,8 +265,9 @@ def test_the_page_asks_for_a_key(
     script = tmp_path / "app.js"
     script.write_text(PAGE + client.get(f"{door.url}/web/app.js").text)
     done = subprocess.run(
-        ["node", script, door.url, *keys], capture_output=True, text=True, timeout=60, check=True
+        ["node", script, door.url, *keys], capture_output=True, text=True, timeout=60, check=False
     )
+    assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert (shown["asked"], shown["models"]) == (asked, models)
     assert shown["state"] == ("ready on cpu" if models else "a key is needed; " + HOW)
