@@ -105,16 +105,6 @@ class Server(uvicorn.Server):
             self.servers.append(server)
         self.announce()
 
-    def reload(self, settings: Settings) -> None:
-        """Has the keys and the certificate of `settings` count from now on.
-
-        Raises:
-            ConfigError: the certificate cannot be used; then nothing has changed.
-        """
-        if self._tls is not None:
-            tls.reload(self._tls, settings)
-        self._keys.replace(settings)
-
     def protocol(self) -> Callable[[], Guarded]:
         """Makes what reads a new connection."""
         return partial(
@@ -134,11 +124,15 @@ class Server(uvicorn.Server):
             self._reload_task = loop.create_task(self._reloading(self.apply))
 
     def apply(self, settings: Settings) -> None:
-        """What can change while the process runs, other than the models."""
-        set_log_level(settings.log_level)
-        self._keys.replace(settings)
-        if self._tls is not None and settings.tls_certificate is not None:
+        """Has what can change while the process runs, other than the models, count from now on.
+
+        Raises:
+            ConfigError: the certificate cannot be used; then nothing has changed.
+        """
+        if self._tls is not None:
             tls.reload(self._tls, settings)
+        self._keys.replace(settings)
+        set_log_level(settings.log_level)
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
