@@ -42,10 +42,10 @@ def test_keys_and_certificate_are_replaced_together_or_not_at_all(tmp_path: Path
     assert server._tls is not None
     broken = after.model_copy(update={"tls_key": before.tls_key})
     with pytest.raises(ConfigError, match="is not the key of"):
-        server.reload(broken)
+        server.apply(broken)
     app.state.keys.check(scope("GET", "/v1/models", x_api_key=API))
     assert presented(server._tls) == der(tmp_path / "before/certificate.pem")
-    server.reload(after)
+    server.apply(after)
     app.state.keys.check(scope("GET", "/v1/models", x_api_key=OTHER))
     with pytest.raises(Unauthorized):
         app.state.keys.check(scope("GET", "/v1/models", x_api_key=API))
