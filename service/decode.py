@@ -110,7 +110,7 @@ def decode(
         raise UndecodableImage(f"the image is empty; {ADVICE}")
     try:
         headers.check_bytes(data, max_pixels)
-        with Image.open(headers.Source(data), formats=FORMATS) as image:
+        with Image.open(headers.source(data), formats=FORMATS) as image:
             headers.check_opened(image, data, max_pixels)
             _check_sides(*image.size, spec, max_pixels)
             large = image.width * image.height > max_pixels // LARGE_SHARE

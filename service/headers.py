@@ -53,9 +53,13 @@ TIFF_COMPRESSIONS = {
 PLANES = 6  # the most samples of a pixel that Pillow knows
 
 
-class Source(io.BytesIO):
-    """A file's bytes; a decoder that reads more than `READS` times is stopped."""
+def source(data: bytes) -> io.BytesIO:
+    """A file for a decoder, which is stopped when it reads more than `READS` times."""
+    # A small file has no bytes for so many reads, and counting them would take longer than it.
+    return Counted(data) if len(data) > READS // 2 else io.BytesIO(data)
 
+
+class Counted(io.BytesIO):
     _left = READS
 
     def read(self, size: int | None = -1, /) -> bytes:

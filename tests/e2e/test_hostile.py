@@ -19,6 +19,8 @@ from tests.hostile import images, wire
 MEGABYTE = 2**20
 # Over what the service had before: an image of the most pixels, converted, and its body.
 MOST_MEMORY = 450 * MEGABYTE
+# Of that, kept afterwards: by allocators, and what libraries load when it is first needed.
+KEPT_MEMORY = 150 * MEGABYTE
 # Seconds until an answer; what takes none of it is only given up on a machine that stands still.
 PATIENCE = 60
 # Seconds after which a service that may wait for the rest is taken to do so.
@@ -67,7 +69,9 @@ class Besieged:
 
 @pytest.fixture(scope="module")
 def besieged() -> Iterator[Besieged]:
-    with started("--model", "builtin:resnet20-cifar10", "--workers", "1") as service:
+    # The deadline is long, so that a busy machine gives the same answers as an idle one.
+    timeout = {"RESNET_SERVE_REQUEST_TIMEOUT_MS": "300000"}
+    with started("--model", "builtin:resnet20-cifar10", **timeout) as service:
         yield Besieged(service)
 
 
@@ -133,7 +137,7 @@ def test_every_request_is_answered_as_it_should_be(besieged: Besieged, name: str
 def test_a_deadline_that_passes_while_decoding_is_answered_at_once(besieged: Besieged) -> None:
     slow = images.LIKE_OTHERS["png of 49 megapixels"]()
     started_at = time.perf_counter()
-    late = besieged.classify(slow, headers={"X-Request-Timeout-Ms": "20"})
+    late = besieged.classify(slow, headers={"X-Request-Timeout-Ms": "100"})
     answered = time.perf_counter() - started_at
     whole = besieged.classify(slow).json()["timing_ms"]["decode"] / 1000
     assert late.status_code == 504
@@ -145,7 +149,11 @@ def test_nothing_was_harmed(besieged: Besieged) -> None:
     assert besieged.predictions() == besieged.expected
     assert besieged.service.process.poll() is None
     assert client.get(f"{besieged.url}/health/ready").status_code == 200
-    assert besieged.status("VmRSS") - besieged.memory < 150 * MEGABYTE
+    # What is decoded for nobody, as its caller's deadline has passed, ends by itself.
+    until = time.monotonic() + PATIENCE
+    while besieged.status("VmRSS") - besieged.memory > KEPT_MEMORY and time.monotonic() < until:
+        time.sleep(0.1)
+    assert besieged.status("VmRSS") - besieged.memory <= KEPT_MEMORY
     lines = besieged.service.log[besieged.lines :]
     assert len(lines) <= besieged.sent
     for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -38,6 +39,7 @@ def picture(size: tuple[int, int] = (48, 40), mode: str = "RGB") -> Image.Image:
     return Image.open(io.BytesIO(encoded("PNG", size))).convert(mode)
 
 
+@functools.cache
 def noise(count: int) -> bytes:
     return np.random.default_rng(7).bytes(count)
 

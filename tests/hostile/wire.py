@@ -211,7 +211,7 @@ TIMEOUTS: dict[str, Case] = {
 REQUESTS: dict[str, Case] = {
     "no version": (b"GET /health/live\r\n\r\n", {None, 400, 200, 505}),
     "version 1.0": (request(version="HTTP/1.0"), {200}),
-    "version 2.0": (request(version="HTTP/2.0"), REFUSED),
+    "version 2.0": (request(version="HTTP/2.0"), REFUSED | {200}),
     "version 9.9": (request(version="HTTP/9.9"), REFUSED),
     "no version at all": (request(version="HTP"), REFUSED),
     "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", REFUSED),
