@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from functools import partial
 from typing import Any
@@ -89,5 +90,11 @@ def _compile(model: Any, options: dict[str, Any], blueprint: Blueprint) -> Any:
     found = cache.kept(path, lambda file: core.import_model(file.read_bytes(), "CPU", options))
     if found is None:
         made = found = core.compile_model(model, "CPU", options)
-        cache.keep(path, lambda file: file.write_bytes(made.export_model()))
+        cache.keep(path, lambda file: file.write_bytes(_exported(made)))
     return found
+
+
+def _exported(compiled: Any) -> bytes:
+    stream = io.BytesIO()
+    compiled.export_model(stream)
+    return stream.getvalue()

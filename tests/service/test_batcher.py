@@ -318,6 +318,7 @@ def test_a_batch_that_failed_waits_in_front_again_but_once() -> None:
         assert payloads(batch) == [2, 3]
         batcher.finish(batch, [20, 30])
         assert [await job.future for job in later] == [20, 30]
+        await asyncio.sleep(0)  # Places come back after the futures.
         assert (batcher.depth, batcher._bytes, batcher._unanswered) == (0, 0, 0)
 
     run(test)
@@ -353,6 +354,7 @@ def test_while_suspended_nobody_waits() -> None:
         for job in (waiting, decoding, submit(batcher, 3)):
             with pytest.raises(EngineFailed, match="down"):
                 await job.future
+        await asyncio.sleep(0)  # Places come back after the futures.
         assert (batcher.depth, batcher._bytes, batcher._unanswered) == (0, 0, 0)
         batcher.resume()
         assert submit(batcher, 4).payload == 4
