@@ -57,7 +57,7 @@ class Line:
     def send(self, **message: Any) -> None:
         self._socket.sendall(encode(message))
 
-    def follow(self, act: Callable[[dict[str, Any]], None]) -> None:
+    def follow(self, act: Callable[[dict[str, Any]], object]) -> None:
         """Gives every message to `act`, in a thread: it notices the end whatever else is busy."""
 
         def read() -> None:

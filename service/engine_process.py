@@ -305,7 +305,7 @@ async def serve(
         exchanging.add(number, model)
         loader.start(model)
     orders = Orders(loader, exchanging, line.send)
-    line.follow(partial(loop.call_soon_threadsafe, orders.obey))
+    line.follow(lambda message: loop.call_soon_threadsafe(orders.obey, message))
     await asyncio.gather(
         exchanging.accept(listener),
         exchanging.watch(),

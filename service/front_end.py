@@ -73,7 +73,7 @@ class FrontEnd(Server):
                 self._fleet.hear(message)
 
         self._line.send(up=True)
-        self._line.follow(partial(loop.call_soon_threadsafe, act))
+        self._line.follow(lambda message: loop.call_soon_threadsafe(act, message))
 
     def _lead(self) -> int:
         callers = len(self.server_state.connections) + self._acceptor.pending

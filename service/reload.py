@@ -28,7 +28,7 @@ class Reload:
     def __init__(self, read: Callable[[], Settings]) -> None:
         self._read = read
         self._wanted = False
-        self._notice: Callable[[], None] | None = None
+        self._notice: Callable[[], object] | None = None
         signal.signal(signal.SIGHUP, lambda *_: self._remember())
 
     def _remember(self) -> None:

@@ -125,7 +125,7 @@ class Pair:
                 caller.hang_up()
 
     async def until_ready(self, ready: bool = True) -> None:
-        await until(lambda: all(model.ready is ready for model in self.models))
+        await until(lambda: all(model.ready for model in self.models) is ready)
 
 
 @asynccontextmanager
