@@ -11,7 +11,6 @@ import contextlib
 import socket
 import sys
 from collections.abc import Generator
-from functools import partial
 from typing import Any
 
 from service.acceptor import Acceptor
