@@ -207,8 +207,8 @@ def test_train_writes_a_bundle_that_tells_how(photos: Path, tmp_path: Path) -> N
     assert trained.provenance["changed"].keys() == {"batch_size", "phases"}
     assert trained.metrics[photos.name]["images"] == 6
     further = tmp_path / "further.safetensors"
-    short = ("--iterations", "1", "--batch-size", "2", "--eager")
-    run("train", "--weights", output, *data, *short, further)
+    shorter = ("--iterations", "1", "--batch-size", "2", "--eager")
+    run("train", "--weights", output, *data, *shorter, further)
     provenance = catalog.load(str(further)).bundle.provenance
     assert provenance["start"]["fingerprint"] == trained.fingerprint()
 
