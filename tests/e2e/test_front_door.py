@@ -302,19 +302,15 @@ def test_a_service_for_other_hosts_needs_keys_or_a_word() -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The settings of a certificate that was made for this."""
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate and its key that were made for this."""
     if not shutil.which("openssl"):
         pytest.skip("needs openssl")
-    certificate, key = self_signed(tmp_path_factory.mktemp("tls"))
-    return {
-        "RESNET_SERVE_TLS_CERTIFICATE": str(certificate),
-        "RESNET_SERVE_TLS_KEY": str(key),
-    }
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_https(certificate: dict[str, str], tmp_path: Path, workers: str) -> None:
+def test_https(pair: tuple[Path, Path], tmp_path: Path, workers: str) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"{API}\n")
     keys.chmod(0o600)
@@ -324,11 +320,12 @@ def test_https(certificate: dict[str, str], tmp_path: Path, workers: str) -> Non
         "--workers",
         workers,
         RESNET_SERVE_API_KEYS_FILE=str(keys),
-        RESNET_SERVE_HEADER_TIMEOUT_S="2",
-        **certificate,
+        RESNET_SERVE_HEADER_TIMEOUT_S="1.5",
+        RESNET_SERVE_TLS_CERTIFICATE=str(pair[0]),
+        RESNET_SERVE_TLS_KEY=str(pair[1]),
     ) as service:
         assert service.url.startswith("https://")
-        trusting = ssl.create_default_context(cafile=certificate["RESNET_SERVE_TLS_CERTIFICATE"])
+        trusting = ssl.create_default_context(cafile=pair[0])
         with httpx.Client(verify=trusting, timeout=60) as verifying:
             for headers, status in ((KEY, 200), ({}, 401)):
                 url = f"{service.url}/v1/classify"
@@ -351,6 +348,7 @@ def test_https(certificate: dict[str, str], tmp_path: Path, workers: str) -> Non
         assert not any("Traceback" in line or API in line for line in service.log)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
 def test_it_runs_as_nobody_without_a_home_where_it_can_write_nothing(tmp_path: Path) -> None:
