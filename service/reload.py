@@ -74,7 +74,7 @@ class Reload:
 
 def _changed(settings: Settings, found: Settings) -> Settings:
     """Those in force from now on."""
-    keys = CHANGEABLE
+    keys: tuple[str, ...] = CHANGEABLE
     if settings.tls_certificate and found.tls_certificate:  # HTTP stays HTTP.
         keys += TLS
     return settings.model_copy(update={key: getattr(found, key) for key in keys})
