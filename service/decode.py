@@ -48,7 +48,8 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # libtiff writes what it finds odd to stderr, up to a line for each row of pixels.
     with contextlib.suppress(AttributeError):  # Where it is linked in another way, or not at all.
-        silence = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        core = Image.core.__file__  # type: ignore[attr-defined]
+        silence = ctypes.CDLL(core).TIFFSetErrorHandler
         silence.argtypes, silence.restype = [ctypes.c_void_p], ctypes.c_void_p
         silence(None)
     Image.init()  # Loads the formats now, not with the first request.

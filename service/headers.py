@@ -190,10 +190,10 @@ def _check_tiff_tiles(image: Image.Image, max_pixels: int) -> None:
     if compression not in TIFF_COMPRESSIONS:
         raise UndecodableImage(f"TIFF images with the compression {compression} are not read here")
     tags = getattr(image, "tag_v2", {})
-    sides = [tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH)]
-    if not all(isinstance(side, int) for side in sides):
+    width, length = (tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH))
+    if not isinstance(width, int) or not isinstance(length, int):
         raise UndecodableImage("the TIFF image's tiles have no size")
-    check_pixels(*sides, max_pixels)
+    check_pixels(width, length, max_pixels)
     # Strips that begin anew at the top would be decoded as often as they are listed.
     areas = (
         (right - left) * (lower - upper)

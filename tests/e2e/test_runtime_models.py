@@ -6,9 +6,10 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,10 @@ def labels(service: Service, model: str = "main") -> set[str]:
 A, B = {"a0", "a1", "a2"}, {"b0", "b1", "b2", "b3"}
 
 
+def longer(answers: Sized, than: int) -> bool:
+    return len(answers) > than
+
+
 @contextmanager
 def load(service: Service, callers: int = 4) -> Iterator[list[tuple[int, frozenset[str]]]]:
     """Callers who ask without a pause; each answer's status, and the labels in it."""
@@ -140,7 +145,7 @@ def test_a_replacement_under_load_fails_no_request_and_mixes_no_answer(
     with load(served) as answers:
         for stem in ("b", "a", "b"):
             reached = len(answers)
-            until(lambda reached=reached: len(answers) > reached + 10)
+            until(partial(longer, answers, reached + 10))
             replaced = put(served, "main", spec(folder, stem))
             assert replaced.status_code == 200, replaced.text
             assert replaced.json()["name"] == "main"
@@ -185,7 +190,7 @@ def test_a_model_is_added_last_and_deleted_again(served: Service, folder: Path) 
 def test_what_does_not_load_leaves_the_old_one(
     served: Service, folder: Path, body: dict[str, Any], words: list[str]
 ) -> None:
-    fields = {"engine": "eager", "max_batch": 1} | body
+    fields: dict[str, Any] = {"engine": "eager", "max_batch": 1} | body
     fields["spec"] = fields["spec"].replace("{folder}", str(folder))
     refused = client.put(f"{served.url}/v1/models/main", json=fields)
     problem = refused.json()

@@ -168,7 +168,7 @@ def test_a_replaced_model_is_freed_with_its_engine_and_thread() -> None:
         fleet.start()
         while not fleet.models["main"].ready:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        gone = []
+        gone: list[weakref.ref[object]] = []
         for _ in range(3):
             model = fleet.models["main"]
             gone += [weakref.ref(model), weakref.ref(model.workers[0].running.engine)]  # type: ignore[union-attr]
