@@ -162,7 +162,8 @@ def test_a_process_whose_device_is_lost_says_that_it_must_be_replaced(one: Comma
             until(lambda: not one.is_live())
         assert "an illegal memory access was encountered" in one.live()[1]
         assert "CUDA kernel errors" not in one.live()[1]
-        until(lambda: counts[503] >= 16)
+        with timed("poisoned context: the next 16 refusals took"):
+            until(lambda: counts[503] >= 16)
     assert set(counts) == {200, 503}
     assert not is_ready(one.service)
 
@@ -237,14 +238,13 @@ def test_what_cannot_be_written_is_not_kept_and_it_serves(tmp_path: Path) -> Non
         assert "File too large" in line
         # What fitted is whole, and of what did not nothing is left.
         assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
-    with serving(tmp_path) as service:
-        assert not any(" WARNING " in line for line in service.log)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cannot_mount(), reason="needs the right to mount")
 @pytest.mark.parametrize(
     ("options", "words"),
-    [("ro", "read-only"), pytest.param("size=64k", "No space left", marks=pytest.mark.slow)],
+    [("ro", "read-only"), ("size=64k", "No space left")],
 )
 def test_a_cache_on_a_read_only_or_full_disk_is_one_line(
     tmp_path: Path, options: str, words: str
