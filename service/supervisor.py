@@ -56,7 +56,7 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._reload = reload
-        self._directory = Directory(settings.load_timeout_s)
+        self._directory = Directory(settings.models, settings.load_timeout_s)
         self._listener = listener
         self._folder = folder
         # It outlives every engine process: who connects meanwhile waits for the next one.
@@ -173,8 +173,7 @@ class Supervisor:
         self._engine = child
         directory = self._directory
         asked = list(directory.roster.members)
-        models = directory.rows() or self._settings.models
-        settings = self._settings.model_copy(update={"models": models})
+        settings = self._settings.model_copy(update={"models": directory.rows()})
         child.send(settings=settings.model_dump(mode="json"))
         told = await child.receive() or {"error": "the engine process ended while it started"}
         if "error" in told and not directory.known.is_set():
@@ -217,7 +216,7 @@ class Supervisor:
         if index not in self._up:
             self._up.add(index)
             if len(self._up) == self._settings.workers:
-                announce(self._directory.names, self._listener)
+                announce([each.name for each in self._directory.roster.members], self._listener)
 
     async def _reload_always(self) -> None:
         await self._directory.known.wait()
