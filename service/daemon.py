@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableSet
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def in_daemon(work: Callable[[], T]) -> T:
-    """What `work` gives. Cancelling gives up waiting, not the work."""
+async def in_daemon(work: Callable[[], T], threads: MutableSet[threading.Thread]) -> T:
+    """What `work` gives; its thread is one of `threads`. Cancelling gives up waiting only."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -28,7 +28,9 @@ async def in_daemon(work: Callable[[], T]) -> T:
         else:
             _call(loop, lambda: settle(lambda: done.set_result(result)))
 
-    threading.Thread(target=run, name="load", daemon=True).start()
+    thread = threading.Thread(target=run, name="load", daemon=True)
+    threads.add(thread)
+    thread.start()
     return await done
 
 

@@ -27,14 +27,15 @@ AGREEMENT_SECONDS = 30.0
 
 @dataclass(eq=False)
 class Served:
-    """A model, and what the engine process told of it: its settings, with a name, among others."""
+    """A model as it was asked for, and what the engine process told of it."""
 
     number: int
+    row: ModelSettings
     told: dict[str, Any]
 
     @property
-    def settings(self) -> ModelSettings:
-        return ModelSettings.model_validate(self.told["settings"])
+    def name(self) -> str:
+        return str(self.told["name"])
 
 
 class Directory:
@@ -45,13 +46,14 @@ class Directory:
     process or front end that starts later is told the models of then.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, rows: Sequence[ModelSettings], timeout: float) -> None:
         self.roster: Roster[Served] = Roster(
             load=self._load,
             install=self._install,
             discard=lambda served: self._serve(),
             timeout=timeout,
         )
+        self._first = list(rows)
         self.known = asyncio.Event()  # once the first engine process has told its models
         self._numbers = count()
         self._engine: Child | None = None
@@ -63,12 +65,10 @@ class Directory:
         self._agreed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def names(self) -> list[str]:
-        return [str(served.settings.name) for served in self.roster.members]
-
     def rows(self) -> list[ModelSettings]:
-        return [served.settings for served in self.roster.members]
+        """What an engine process that starts now shall open."""
+        named = [each.row.model_copy(update={"name": each.name}) for each in self.roster.members]
+        return named if self.known.is_set() else self._first
 
     def listed(self) -> list[dict[str, Any]]:
         """What front ends are told."""
@@ -83,12 +83,12 @@ class Directory:
     async def engine_started(
         self, child: Child, asked: Sequence[Served], told: Sequence[dict[str, Any]]
     ) -> None:
-        """It has opened the models that it was asked for, all of the first start if none."""
-        if not self.known.is_set():
-            opened = [Served(self._number(), each) for each in told]
-            self.roster.members = opened
+        """It has opened the models of `asked`; of the first start where nothing serves yet."""
+        if self.known.is_set():
+            opened = [self._again(*pair) for pair in zip(asked, told, strict=True)]
         else:
-            opened = [self._again(served, each) for served, each in zip(asked, told, strict=True)]
+            rows = zip(self._first, told, strict=True)
+            opened = self.roster.members = [Served(self._number(), *pair) for pair in rows]
         child.send(numbers=[served.number for served in opened])
         self._loaded = {served.number for served in opened}
         self._engine = child
@@ -102,8 +102,8 @@ class Directory:
         """The model as another engine process has opened it, which is another if it differs."""
         if all(served.told[key] == told[key] for key in ("input", "labels")):
             return served
-        log.warning("%s has changed on disk; it is served as it is now", served.settings.name)
-        other = Served(self._number(), told)
+        log.warning("%s has changed on disk; it is served as it is now", served.name)
+        other = Served(self._number(), served.row, told)
         self.roster.members = [other if m is served else m for m in self.roster.members]
         return other
 
@@ -139,7 +139,7 @@ class Directory:
         self._loading[number] = asyncio.get_running_loop().create_future()
         try:
             self._engine.send(load=number, settings=row.model_dump(mode="json"))
-            return Served(number, await self._loading[number])
+            return Served(number, row, await self._loading[number])
         except BaseException:
             self._serve()  # Ends what is loading.
             raise

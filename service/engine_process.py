@@ -228,7 +228,8 @@ def state_of(model: Model) -> dict[str, Any]:
 def facts_of(model: Model) -> dict[str, Any]:
     """What others must know of a model, as JSON can hold it."""
     return {
-        "settings": model.settings.model_dump(mode="json"),
+        "name": model.name,
+        "settings": model.row.model_dump(mode="json"),
         "input": asdict(model.spec),
         "labels": list(model.labels),
         "card": model.describe(),

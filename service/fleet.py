@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 import weakref
 from collections import defaultdict
@@ -50,7 +51,7 @@ class Model:
         loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
         bundle = loaded.bundle
         self.name = settings.name or bundle.name
-        self.settings = settings.model_copy(update={"name": self.name})
+        self.row = settings
         self.lease = Lease()
         self.spec = bundle.input
         self.labels = bundle.labels
@@ -119,7 +120,7 @@ class Model:
         self._metrics.watch_model(
             self.name,
             self._devices,
-            self.settings.max_queue,
+            self.row.max_queue,
             depth=lambda: self.batcher.depth,
             ready=lambda: self.ready,
         )
@@ -209,9 +210,9 @@ class Loader:
         self._metrics = metrics
         self._turns: DeviceTurns = defaultdict(Turns)
         self._shown: list[Model] = []
-        # Also those that only load; and threads that still compute for one that was replaced.
+        # Also those that only load; and threads that load, or compute for one that was replaced.
         self._started: weakref.WeakSet[Model] = weakref.WeakSet()
-        self._threads: weakref.WeakSet[Worker] = weakref.WeakSet()
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def open_all(self) -> list[Model]:
         """The models of the settings, not yet started.
@@ -248,7 +249,7 @@ class Loader:
         """
         log.info("%s: loading %s", row.name or "a model", row.spec)
         try:
-            model = await in_daemon(lambda: self._open(row))
+            model = await in_daemon(lambda: self._open(row), self._threads)
         except FORESEEN as error:
             raise LoadFailed(" ".join(str(error).split())) from None
         # A file can be damaged in ways that a library answers with an exception of its own.
@@ -287,11 +288,12 @@ class Loader:
         until = time.monotonic() + timeout
         for model in list(self._started):
             model.close()
-        threads = [worker for worker in self._threads if worker.is_alive()]
-        for worker in threads:
-            if worker.running is not None and worker.state != "lost":
-                worker.join(max(0.0, until - time.monotonic()))
-        return not any(worker.is_alive() for worker in threads)
+        threads = [thread for thread in self._threads if thread.is_alive()]
+        for thread in threads:
+            finishes = isinstance(thread, Worker) and thread.running and thread.state != "lost"
+            if finishes:
+                thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
 
 
 async def _failures(model: Model) -> list[str]:

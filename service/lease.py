@@ -17,11 +17,15 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._users -= 1
-        if not self._users and self._end is not None:
-            self._end()
+        self._look()
 
     def retire(self, end: Callable[[], object]) -> None:
         """Calls `end` when nobody uses it any more; nobody may begin to from now on."""
         self._end = end
-        if not self._users:
+        self._look()
+
+    def _look(self) -> None:
+        if not self._users and self._end is not None:
+            # It usually refers to what has this lease, which should go when its last user has.
+            end, self._end = self._end, None
             end()

@@ -64,10 +64,10 @@ class Reload:
                     continue
                 settings = _changed(settings, found)
                 log.info("the configuration was read again: %s", changes)
-                apply(settings)
                 late = [key for key in Settings.model_fields if _differ(key, settings, found)]
                 if late:
                     log.warning("changes of %s take effect with the next start", ", ".join(late))
+                apply(settings)  # After the lines that a higher level would hide.
         finally:
             self._notice = None
 

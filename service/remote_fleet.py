@@ -39,7 +39,7 @@ class RemoteModel:
     def __init__(self, told: dict[str, Any], index: int, path: str, ledger: Ledger) -> None:
         settings = ModelSettings.model_validate(told["settings"])
         self.number: int = told["number"]
-        self.name = str(settings.name)
+        self.name: str = told["name"]
         self.spec = InputSpec(**told["input"])
         self.labels: Sequence[str] = told["labels"]
         self.limit = settings.max_queue

@@ -13,10 +13,12 @@ T = TypeVar("T")
 
 
 class Member(Protocol):
-    """A model that serves; its settings have a name."""
+    """A model that serves; `row` is how it was asked for, maybe without a name of its own."""
 
     @property
-    def settings(self) -> ModelSettings: ...
+    def name(self) -> str: ...
+    @property
+    def row(self) -> ModelSettings: ...
 
 
 M = TypeVar("M", bound=Member)
@@ -91,7 +93,7 @@ class Roster(Generic[M]):
             task.exception()  # Who asked may have left, and never look.
 
     async def _put(self, row: ModelSettings) -> bool:
-        names = [member.settings.name for member in self.members]
+        names = [member.name for member in self.members]
         created = row.name not in names
         if created and len(names) >= MOST_MODELS:
             raise Conflict(f"there are {len(names)} models, the most there can be; delete one")
@@ -107,7 +109,7 @@ class Roster(Generic[M]):
         return created
 
     async def _delete(self, name: str) -> None:
-        names = [str(member.settings.name) for member in self.members]
+        names = [member.name for member in self.members]
         if name not in names:
             raise UnknownModel.called(name, names)
         if name == names[0]:
@@ -115,7 +117,7 @@ class Roster(Generic[M]):
                 f"{name} is the default model, which a service needs; PUT another under its name, "
                 "or change the configuration's first model and send SIGHUP"
             )
-        self.members = [m for m in self.members if m.settings.name != name]
+        self.members = [m for m in self.members if m.name != name]
         await self._install()
 
     async def _reload(self, rows: Sequence[ModelSettings]) -> str:
@@ -123,7 +125,7 @@ class Roster(Generic[M]):
         loaded: list[M] = []
         try:
             for index, row in enumerate(rows):
-                member = next((m for m in self.members if _stays(m.settings, row)), None)
+                member = next((m for m in self.members if m.row == row), None)
                 if member is None:
                     member = await self._load_row(index, row)
                     loaded.append(member)
@@ -133,9 +135,9 @@ class Roster(Generic[M]):
             for member in loaded:
                 self._discard(member)
             raise
-        before = {member.settings.name for member in self.members}
-        after = {member.settings.name for member in wanted}
-        fresh = {member.settings.name for member in loaded}
+        before = {member.name for member in self.members}
+        after = {member.name for member in wanted}
+        fresh = {member.name for member in loaded}
         changes = {
             "replaced": fresh & before,
             "added": fresh - before,
@@ -163,16 +165,10 @@ class Roster(Generic[M]):
             ) from None
 
 
-def _stays(now: ModelSettings, row: ModelSettings) -> bool:
-    """Whether a model that serves is what `row` asks for, whose name may be the bundle's own."""
-    return now == (row if row.name else row.model_copy(update={"name": now.name}))
-
-
 def _check_name(index: int, member: Member, others: Sequence[Member]) -> None:
-    name = member.settings.name
-    if name in [other.settings.name for other in others]:
-        raise LoadFailed(f"models[{index}].name: {name!r} is taken; give it another")
+    if member.name in [other.name for other in others]:
+        raise LoadFailed(f"models[{index}].name: {member.name!r} is taken; give it another")
 
 
-def _listed(names: set[str | None]) -> str:
-    return ", ".join(sorted(map(str, names)))
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))

@@ -56,7 +56,7 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._reload = reload
-        self._directory = Directory(settings.load_timeout_s)
+        self._directory = Directory(settings.models, settings.load_timeout_s)
         self._listener = listener
         self._folder = folder
         # It outlives every engine process: who connects meanwhile waits for the next one.
@@ -175,8 +175,7 @@ class Supervisor:
         self._engine = child
         directory = self._directory
         asked = list(directory.roster.members)
-        models = directory.rows() or self._settings.models
-        settings = self._settings.model_copy(update={"models": models})
+        settings = self._settings.model_copy(update={"models": directory.rows()})
         child.send(settings=settings.model_dump(mode="json", exclude=set(SECRETS)))
         told = await child.receive() or {"error": "the engine process ended while it started"}
         if "error" in told and not directory.known.is_set():
@@ -219,8 +218,9 @@ class Supervisor:
         if index not in self._up:
             self._up.add(index)
             if len(self._up) == self._settings.workers:
+                names = [each.name for each in self._directory.roster.members]
                 encrypted = self._settings.tls_certificate is not None
-                announce(self._directory.names, self._listener, encrypted=encrypted)
+                announce(names, self._listener, encrypted=encrypted)
 
     async def _reload_always(self) -> None:
         await self._directory.known.wait()

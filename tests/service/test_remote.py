@@ -95,6 +95,7 @@ class Pair:
         settings = ModelSettings(spec="x", name=echo.name, max_queue=echo.batcher.max_jobs)
         return {
             "number": number,
+            "name": echo.name,
             "settings": settings.model_dump(mode="json"),
             "input": {"size": 32, "resize": 32, "mean": (0, 0, 0), "std": (1, 1, 1)},
             "labels": list(echo.labels),
