@@ -193,7 +193,7 @@ def _check_tiff_tiles(image: Image.Image, max_pixels: int) -> None:
     sides = [tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH)]
     if not all(isinstance(side, int) for side in sides):
         raise UndecodableImage("the TIFF image's tiles have no size")
-    check_pixels(*sides, max_pixels)
+    check_pixels(sides[0], sides[1], max_pixels)
     # Strips that begin anew at the top would be decoded as often as they are listed.
     areas = (
         (right - left) * (lower - upper)

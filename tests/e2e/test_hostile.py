@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Besieged:
         self.sent += 1
         return client.post(f"{self.url}/v1/classify", content=content, **options)
 
-    def speak(self, data: bytes, statuses: set[int | None]) -> tuple[int | None, bytes]:
+    def speak(self, data: bytes, statuses: Set[int | None]) -> tuple[int | None, bytes]:
         """The status and all that comes back; None if nothing does within a moment."""
         self.sent += data.count(b"HTTP/") or 1
         with socket.create_connection(("127.0.0.1", self.service.port), timeout=PATIENCE) as peer:
@@ -70,8 +70,10 @@ class Besieged:
 @pytest.fixture(scope="module")
 def besieged() -> Iterator[Besieged]:
     # The deadline is long, so that a busy machine gives the same answers as an idle one.
-    timeout = {"RESNET_SERVE_REQUEST_TIMEOUT_MS": "300000"}
-    with started("--model", "builtin:resnet20-cifar10", **timeout) as service:
+    long = "300000"
+    with started(
+        "--model", "builtin:resnet20-cifar10", RESNET_SERVE_REQUEST_TIMEOUT_MS=long
+    ) as service:
         yield Besieged(service)
 
 

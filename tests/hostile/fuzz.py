@@ -41,7 +41,7 @@ def place(data: bytearray, source: random.Random) -> int:
     return source.randint(lowest, max(lowest, len(data) - 1))
 
 
-def flip_bits(data: bytearray, source: random.Random, _: bytes) -> None:
+def flip_bits(data: bytearray, source: random.Random, other: bytes) -> None:
     for _ in range(source.choice((1, 1, 2, 8, 32))):
         at = place(data, source)
         data[at : at + 1] = bytes([(*data[at : at + 1], 0)[0] ^ 1 << source.randrange(8)])
@@ -164,4 +164,5 @@ def run(count: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump(run(*map(int, sys.argv[1:2]), int((*sys.argv[2:3], 0)[0])), sys.stdout, indent=1)
+    inputs, number, *_ = (*map(int, sys.argv[1:]), 0)
+    json.dump(run(inputs, number), sys.stdout, indent=1)

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -335,14 +336,11 @@ def cases() -> Iterator[tuple[str, Case]]:
         for depth in depths:
             for interlaced in (False, True):
                 name = f"png colour {colour} of {depth} bits{' interlaced' * interlaced}"
-                yield (
-                    name,
-                    (lambda d=depth, c=colour, i=interlaced: png(32, 32, d, c, interlaced=i), GOOD),
-                )
+                yield name, (partial(png, 32, 32, depth, colour, interlaced=interlaced), GOOD)
     for orientation in range(10):
         for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
             name = f"{kind.lower()} with orientation {orientation}"
-            yield name, (lambda o=orientation, k=kind: turned(o, k), GOOD)
+            yield name, (partial(turned, orientation, kind), GOOD)
     # Its data are Huffman's, so any pixels may come out: nothing here writes the true kind.
     yield "jpeg arithmetic", (lambda: frame(jpeg(), 0xC9, []), EITHER)
 

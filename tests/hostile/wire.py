@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from tests.conftest import encoded
 
 IMAGE = encoded()
 BOUNDARY = "gate"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 # What an HTTP server may answer to what is no request. None: no answer, it may wait for the rest.
-REFUSED = {400, 411, 413, 414, 415, 422, 431, 501, 505}
-Case = tuple[bytes, set[int | None]]
+REFUSED: Set[int | None] = {400, 411, 413, 414, 415, 422, 431, 501, 505}
+Case = tuple[bytes, Set[int | None]]
 
 
 def request(
