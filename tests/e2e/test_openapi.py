@@ -26,15 +26,21 @@ CHECKS = (
 
 
 @pytest.mark.parametrize(
-    "examples", [5, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    ("phases", "examples"),
+    [
+        ("coverage", 1),
+        pytest.param("coverage,fuzzing", 200, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
 )
-def test_answers_are_those_described(service: Service, tmp_path: Path, examples: int) -> None:
+def test_answers_are_those_described(
+    service: Service, tmp_path: Path, phases: str, examples: int
+) -> None:
     lines = len(service.log)
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"),
-            *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing"),
+            *("--checks", ",".join(CHECKS), "--phases", phases),
             *("--max-examples", str(examples), "--seed", "1", "--continue-on-failure"),
             *("--generation-database", "none", "--warnings", "off", "--no-color"),
             *("--suppress-health-check", "all", "--request-timeout", "60"),

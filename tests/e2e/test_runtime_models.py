@@ -27,6 +27,7 @@ TINY = Architecture(block="basic", blocks=(1, 1), planes=(4, 8), stem="small", n
 WORKERS = ("1", "2")
 KEY = "an-admin-key-for-tests"
 ADMIN = {"X-API-Key": KEY}
+WITH_KEY: dict[str, Any] = {"RESNET_SERVE_ADMIN_KEYS": KEY}
 
 
 def write(path: Path, letter: str, classes: int, size: int = 32) -> str:
@@ -308,7 +309,7 @@ def test_a_killed_engine_process_comes_back_with_the_models_of_then(
     tmp_path: Path, folder: Path
 ) -> None:
     config = configured(tmp_path, f"name: main, spec: {spec(folder, 'a')}")
-    with started("--config", str(config), "--workers", "2", RESNET_SERVE_ADMIN_KEYS=KEY) as service:
+    with started("--config", str(config), "--workers", "2", **WITH_KEY) as service:
         assert put(service, "main", spec(folder, "b")).status_code == 200
         assert put(service, "other", spec(folder, "a")).status_code == 201
         (engine,) = children(service, "engine_process")
