@@ -48,12 +48,7 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # libtiff writes what it finds odd to stderr, up to a line for each row of pixels.
     with contextlib.suppress(AttributeError):  # Where it is linked in another way, or not at all.
-<<<<<<< HEAD
-        core = Image.core.__file__  # type: ignore[attr-defined]
-        silence = ctypes.CDLL(core).TIFFSetErrorHandler
-=======
         silence = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
->>>>>>> i6-hostile
         silence.argtypes, silence.restype = [ctypes.c_void_p], ctypes.c_void_p
         silence(None)
     # Blocks of PIL's 16 MB stay with the process; those of more than 32 MB malloc gives back.

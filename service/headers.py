@@ -190,14 +190,10 @@ def _check_tiff_tiles(image: Image.Image, max_pixels: int) -> None:
     if compression not in TIFF_COMPRESSIONS:
         raise UndecodableImage(f"TIFF images with the compression {compression} are not read here")
     tags = getattr(image, "tag_v2", {})
-    width, length = (tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH))
-    if not isinstance(width, int) or not isinstance(length, int):
+    sides = [tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH)]
+    if not all(isinstance(side, int) for side in sides):
         raise UndecodableImage("the TIFF image's tiles have no size")
-<<<<<<< HEAD
-    check_pixels(width, length, max_pixels)
-=======
     check_pixels(sides[0], sides[1], max_pixels)
->>>>>>> i6-hostile
     # Strips that begin anew at the top would be decoded as often as they are listed.
     areas = (
         (right - left) * (lower - upper)

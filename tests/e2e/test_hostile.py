@@ -70,14 +70,9 @@ class Besieged:
 @pytest.fixture(scope="module")
 def besieged() -> Iterator[Besieged]:
     # The deadline is long, so that a busy machine gives the same answers as an idle one.
-<<<<<<< HEAD
-    with started(
-        "--model", "builtin:resnet20-cifar10", RESNET_SERVE_REQUEST_TIMEOUT_MS="300000"
-=======
     long = "300000"
     with started(
         "--model", "builtin:resnet20-cifar10", RESNET_SERVE_REQUEST_TIMEOUT_MS=long
->>>>>>> i6-hostile
     ) as service:
         yield Besieged(service)
 

@@ -41,13 +41,8 @@ def place(data: bytearray, source: random.Random) -> int:
     return source.randint(lowest, max(lowest, len(data) - 1))
 
 
-<<<<<<< HEAD
-def flip_bits(data: bytearray, source: random.Random, _: bytes) -> None:
-    for _flip in range(source.choice((1, 1, 2, 8, 32))):
-=======
 def flip_bits(data: bytearray, source: random.Random, other: bytes) -> None:
     for _ in range(source.choice((1, 1, 2, 8, 32))):
->>>>>>> i6-hostile
         at = place(data, source)
         data[at : at + 1] = bytes([(*data[at : at + 1], 0)[0] ^ 1 << source.randrange(8)])
 
@@ -169,10 +164,5 @@ def run(count: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-<<<<<<< HEAD
-    count, seed = (*map(int, sys.argv[1:]), 0)[:2]
-    json.dump(run(count, seed), sys.stdout, indent=1)
-=======
     inputs, number, *_ = (*map(int, sys.argv[1:]), 0)
     json.dump(run(inputs, number), sys.stdout, indent=1)
->>>>>>> i6-hostile

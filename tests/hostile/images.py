@@ -336,14 +336,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         for depth in depths:
             for interlaced in (False, True):
                 name = f"png colour {colour} of {depth} bits{' interlaced' * interlaced}"
-<<<<<<< HEAD
-                yield (
-                    name,
-                    (partial(png, 32, 32, depth, colour, interlaced=interlaced), GOOD),
-                )
-=======
                 yield name, (partial(png, 32, 32, depth, colour, interlaced=interlaced), GOOD)
->>>>>>> i6-hostile
     for orientation in range(10):
         for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
             name = f"{kind.lower()} with orientation {orientation}"

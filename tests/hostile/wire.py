@@ -10,11 +10,7 @@ IMAGE = encoded()
 BOUNDARY = "gate"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 # What an HTTP server may answer to what is no request. None: no answer, it may wait for the rest.
-<<<<<<< HEAD
-REFUSED = {400, 411, 413, 414, 415, 422, 431, 501, 505}
-=======
 REFUSED: Set[int | None] = {400, 411, 413, 414, 415, 422, 431, 501, 505}
->>>>>>> i6-hostile
 Case = tuple[bytes, Set[int | None]]
 
 
