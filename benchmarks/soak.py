@@ -75,7 +75,7 @@ class Soak:
     async def run(self) -> tuple[Sample, Sample]:
         """What the processes held at rest, after the first third and at the end."""
         third = self.plan.seconds / 3
-        rests = []
+        rests: list[Sample] = []
         for seconds in (third, 2 * third):
             until = time.monotonic() + seconds
             sampling = asyncio.create_task(self._sample())
@@ -91,8 +91,9 @@ class Soak:
             (kind,) = draw.choices(KINDS, shares)
             name = kind.call.__name__
             try:
-                for status in await kind.call(self._at, draw) or ["left"]:
-                    self.answers[name, str(status)] += 1
+                statuses = await kind.call(self._at, draw)
+                for what in map(str, statuses) if statuses else ("left",):
+                    self.answers[name, what] += 1
             except (OSError, ValueError) as error:
                 # Who leaves may be told that the other end has left, too.
                 self.answers[name, repr(error) if kind.statuses else "left"] += 1
