@@ -38,6 +38,7 @@ PATIENCE = 5.0  # times the median at NORMAL: how long callers wait
 # More than any queue holds: else callers would wait for a connection, and none be refused.
 OPEN_CONNECTIONS = 2048
 LOOK_SECONDS = 0.25
+GIVE_UP_SECONDS = 30.0
 MIB = 2**20
 
 
@@ -125,6 +126,13 @@ def counts(url: str) -> dict[str, float]:
         connection.close()
 
 
+def settled(url: str) -> dict[str, float]:
+    """The metrics once nothing of an earlier load is under way."""
+    while (found := counts(url))["resnet_serve_requests_in_flight"] > 1:
+        time.sleep(LOOK_SECONDS)
+    return found
+
+
 def sums(text: str) -> dict[str, float]:
     """Sums over models of an exposition by name; of refusals by `refusals:REASON`."""
     found: dict[str, float] = defaultdict(float)
@@ -179,7 +187,7 @@ def _load(
     patience_ms: float | None,
 ) -> dict[str, Any]:
     _say(f"{plan.model}: {factor:g} x {capacity:g} images/s")
-    before = counts(service.url)
+    before = settled(service.url)
     with Beside(service.url, plan.images[0]) as beside:
         # Every request counts, so that both sides' sums can be compared.
         report = open_loop(
@@ -188,9 +196,11 @@ def _load(
             seconds=plan.seconds,
             connections=OPEN_CONNECTIONS,
             warm_up=0.0,
+            # Who gave up sooner would look like a caller whom the service forgot.
+            timeout=GIVE_UP_SECONDS + (patience_ms or 0.0) / 1000,
             slo_ms=patience_ms,
         )
-    rose = {name: value - before.get(name, 0.0) for name, value in counts(service.url).items()}
+    rose = {name: value - before.get(name, 0.0) for name, value in settled(service.url).items()}
     return _figures(report, beside, rose, factor, capacity) | {
         "peak_memory_mib": round(peak_memory(service.pid) / MIB, 1)
     }

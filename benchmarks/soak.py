@@ -92,8 +92,8 @@ class Soak:
             name = kind.call.__name__
             try:
                 statuses = await kind.call(self._at, draw)
-                for answer in map(str, statuses) if statuses else ["left"]:
-                    self.answers[name, answer] += 1
+                for what in map(str, statuses) if statuses else ("left",):
+                    self.answers[name, what] += 1
             except (OSError, ValueError) as error:
                 # Who leaves may be told that the other end has left, too.
                 self.answers[name, repr(error) if kind.statuses else "left"] += 1
