@@ -222,7 +222,7 @@ class Worker(threading.Thread):
     def _answer(self, batch: Batch, ranking: Ranking) -> None:
         rows: list[Row] = ranking.rows()
         if not np.isfinite(ranking.probabilities).all():
-            sound = np.isfinite(ranking.probabilities).all(axis=1).tolist()
+            sound = [bool(np.isfinite(row).all()) for row in ranking.probabilities]
             log.error("%s: the network gave NaN for %d images", self.name, sound.count(False))
             self._fail("the engine failed", ArithmeticError("the network gave NaN"))
             self._failed += [job for job, finite in zip(batch, sound, strict=True) if not finite]

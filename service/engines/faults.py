@@ -57,5 +57,5 @@ def in_one_line(error: BaseException) -> str:
 
 def give_memory_back() -> None:
     """Frees the device memory that torch keeps for later."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
