@@ -25,6 +25,10 @@ from service.settings import ModelSettings, validated
 from service.uploads import media_type
 
 MAX_BODY_BYTES = 2**16
+DENIED: dict[int | str, dict[str, Any]] = {
+    401: REFUSALS[401],
+    403: PROBLEM | {"description": "the key is no admin key, or none is configured"},
+}
 UNAVAILABLE = PROBLEM | {"description": "draining, or the engine is down; with Retry-After"}
 
 
@@ -42,6 +46,7 @@ router = APIRouter()
     "/v1/models/{name}",
     response_model=schemas.ModelDetails,
     responses={
+        **DENIED,
         200: {"description": "it replaced the model of that name"},
         201: {"model": schemas.ModelDetails, "description": "it is served beside the others"},
         409: PROBLEM | {"description": "as many models as there can be"},
@@ -69,6 +74,7 @@ async def put_model(request: Request, name: str) -> Response:
     "/v1/models/{name}",
     status_code=HTTPStatus.NO_CONTENT,
     responses={
+        **DENIED,
         404: REFUSALS[404],
         409: PROBLEM | {"description": "the default model, which a service needs"},
         503: UNAVAILABLE,

@@ -61,6 +61,7 @@ def test_refusals_are_described_as_the_problems_they_are(service: Service) -> No
         for operation in path.values():
             for status, answer in operation["responses"].items():
                 if int(status) >= 400 and "Health" not in str(answer):
-                    assert list(answer["content"]) == ["application/problem+json"]
+                    kinds = list(answer["content"])
+                    assert kinds == ["application/problem+json"], (status, answer)
                     schema = answer["content"]["application/problem+json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/Problem"}
