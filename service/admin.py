@@ -76,6 +76,7 @@ async def put_model(request: Request, name: str) -> Response:
     responses={
         **DENIED,
         404: REFUSALS[404],
+        422: REFUSALS[422],
         409: PROBLEM | {"description": "the default model, which a service needs"},
         503: UNAVAILABLE,
     },
