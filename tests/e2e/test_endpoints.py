@@ -131,10 +131,20 @@ def test_the_description_shows_every_endpoint_and_its_refusals(service: Service)
     }
     model = described["paths"]["/v1/models/{name}"]
     assert set(model) == {"get", "put", "delete"}
-    assert set(model["put"]["responses"]) == {"200", "201", "409", "413", "415", "422", "503"}
+    assert set(model["put"]["responses"]) == {
+        "200",
+        "201",
+        "401",
+        "403",
+        "409",
+        "413",
+        "415",
+        "422",
+        "503",
+    }
     fields = model["put"]["requestBody"]["content"]["application/json"]["schema"]
     assert (fields["required"], "name" in fields["properties"]) == (["spec"], False)
-    assert set(model["delete"]["responses"]) == {"204", "404", "409", "422", "503"}
+    assert set(model["delete"]["responses"]) == {"204", "401", "403", "404", "409", "422", "503"}
     classify = described["paths"]["/v1/classify"]["post"]
     assert set(classify["responses"]) >= {"400", "404", "413", "415", "422", "429", "503", "504"}
     assert set(classify["requestBody"]["content"]) == {
