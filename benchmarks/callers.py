@@ -19,7 +19,7 @@ from PIL import Image
 
 from service.load.answer import read_answer
 
-PATIENCE = 30.0  # seconds for any answer
+PATIENCE = 120.0  # seconds for any answer
 BOUNDARY = "between-the-parts-4f1c"
 PATHS = ("/v1/models", "/metrics", "/health/live", "/health/ready", "/", "/docs", "/openapi.json")
 WRONG = (
