@@ -42,7 +42,13 @@ shutdown_timeout_s: 2
 SECRET = "hidden-7f3a"
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two front ends"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(1, id="one process", marks=pytest.mark.slow),
+        pytest.param(2, id="two front ends"),
+    ],
+)
 def service(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:

@@ -24,7 +24,8 @@ from tests.e2e.test_endpoints import samples
 from tests.e2e.test_workers import children, until
 
 TINY = Architecture(block="basic", blocks=(1, 1), planes=(4, 8), stem="small", num_classes=3)
-WORKERS = ("1", "2")
+# One process has less that could go wrong.
+WORKERS = (pytest.param("1", marks=pytest.mark.slow), "2")
 KEY = "an-admin-key-for-tests"
 ADMIN = {"X-API-Key": KEY}
 WITH_KEY: dict[str, Any] = {"RESNET_SERVE_ADMIN_KEYS": KEY}
