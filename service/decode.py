@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import threading
 import time
 import warnings
@@ -46,6 +47,7 @@ def prepare() -> None:
     # What PIL finds odd in a caller's file is no news for the log, and Python would keep every
     # new wording of it.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # libtiff writes what it finds odd to stderr, up to a line for each row of pixels.
     with contextlib.suppress(AttributeError):  # Where it is linked in another way, or not at all.
         silence = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler

@@ -16,6 +16,7 @@ from models.preprocess import CIFAR, IMAGENET, upright_rgb
 from service.decode import Decoder, decode, prepare
 from service.errors import TooLarge, UndecodableImage
 from tests.conftest import encoded
+from tests.hostile import formats
 
 LIMIT = 1_000_000
 
@@ -295,7 +296,7 @@ def test_a_webp_may_have_half_the_pixels() -> None:
 
 
 def test_prepared_libraries_say_nothing_of_what_they_find_odd(
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     prepare()
     fax = bytearray(saved(gradient().convert("1"), "TIFF", compression="group4"))
@@ -304,4 +305,9 @@ def test_prepared_libraries_say_nothing_of_what_they_find_odd(
         pixels_of(bytes(fax))
     cut = saved(gradient(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09")
     assert pixels_of(cut).shape == (32, 32, 3)
+    for samples in (8, 259):
+        odd = formats.grey_tiff(32, 32, formats.short(277, samples), data=bytes(1024))
+        with pytest.raises(UndecodableImage):
+            pixels_of(odd)
     assert capfd.readouterr().err == ""
+    assert not caplog.records
