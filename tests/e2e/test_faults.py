@@ -231,6 +231,7 @@ def serving(cache: Path, *wrapper: str) -> Iterator[Service]:
     assert not any("Traceback" in line for line in service.log)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
 def test_what_cannot_be_written_is_not_kept_and_it_serves(tmp_path: Path) -> None:
     with serving(tmp_path, "prlimit", "--fsize=4096") as service:
