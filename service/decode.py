@@ -85,8 +85,13 @@ class Decoder:
         decoding = loop.run_in_executor(
             self._pool, _timed, data, spec, self.max_pixels, self._alone
         )
-        decoding.add_done_callback(lambda _: self._free.release())
+        decoding.add_done_callback(self._ended)
         return await asyncio.shield(decoding)
+
+    def _ended(self, decoding: asyncio.Future[Decoded]) -> None:
+        self._free.release()
+        if not decoding.cancelled():
+            decoding.exception()  # Whoever left will not ask, which asyncio would log.
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
