@@ -108,7 +108,7 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Uint8 [H, W, 3] of the spec's size, upright by EXIF; transparency on white.
 
-    Large images hold `alone` while they are decoded. At most 12 bytes a pixel are taken.
+    Large images hold `alone` while they are decoded, in about 12 bytes a pixel at the most.
 
     Raises:
         UndecodableImage: no decoder reads `data`, or it ends early, or its header asks for more
