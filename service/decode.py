@@ -85,8 +85,13 @@ class Decoder:
         decoding = loop.run_in_executor(
             self._pool, _timed, data, spec, self.max_pixels, self._alone
         )
-        decoding.add_done_callback(lambda _: self._free.release())
+        decoding.add_done_callback(self._ended)
         return await asyncio.shield(decoding)
+
+    def _ended(self, decoding: asyncio.Future[Decoded]) -> None:
+        self._free.release()
+        if not decoding.cancelled():
+            decoding.exception()  # Whoever left will not ask, which asyncio would log.
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -103,7 +108,7 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Uint8 [H, W, 3] of the spec's size, upright by EXIF; transparency on white.
 
-    Large images hold `alone` while they are decoded. At most 12 bytes a pixel are taken.
+    Large images hold `alone` while they are decoded, in about 12 bytes a pixel at the most.
 
     Raises:
         UndecodableImage: no decoder reads `data`, or it ends early, or its header asks for more

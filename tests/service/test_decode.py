@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import threading
 from collections.abc import Callable
@@ -286,6 +287,24 @@ def test_who_leaves_while_waiting_for_a_thread_leaves_nothing_there() -> None:
         decoder.close()
 
     asyncio.run(scene())
+
+
+def test_who_leaves_while_a_bad_image_is_decoded_leaves_no_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        decoder = Decoder(1, 40_000)
+        with decoder._alone:
+            bad = encoded("BMP", (150, 150))[:-5000]
+            late = asyncio.ensure_future(decoder.decode(bad, CIFAR))
+            await asyncio.sleep(0.01)
+            late.cancel()
+        assert (await decoder.decode(encoded("BMP", (70, 70)), CIFAR)).pixels.shape == (32, 32, 3)
+        decoder.close()
+
+    asyncio.run(scene())
+    gc.collect()
+    assert not caplog.records
 
 
 def test_a_webp_may_have_half_the_pixels() -> None:
