@@ -5,7 +5,7 @@ PORT ?= 8000
 DURATION ?= 600
 WORKERS ?= 1
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 .PHONY: serve test test-all lint bench soak clean
 
