@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,7 +23,6 @@ LEVELS = {
     # It also tells its own life; ours is told by service.server.
     "uvicorn.error": logging.ERROR,
     "python_multipart": logging.CRITICAL,
-    "PIL": logging.CRITICAL,
 }
 
 
@@ -34,8 +35,6 @@ def log_to_stderr(level: str, format: Format = "text") -> None:
         logging.getLogger(name).setLevel(least)
     warnings.formatwarning = _one_line
     logging.captureWarnings(True)
-    # An image that is odd, each time in other words, which `warnings` would remember for ever.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def set_log_level(level: str) -> None:
@@ -48,6 +47,29 @@ def fields(message: str, **values: Any) -> dict[str, Any]:
     take the place of the whole text. None and "" are left out."""
     present = {name: value for name, value in values.items() if value not in (None, "")}
     return {"fields": {"message": message} | present}
+
+
+class Quiet:
+    """Lets a line for each reason through every so many `seconds`, and counts the others."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: dict[str, float] = {}
+        self._unlogged: Counter[str] = Counter()
+
+    def unlogged(self, reason: str) -> int:
+        """How many lines were held back since the last one; -1 if this one is, too."""
+        now = time.monotonic()
+        if now < self._until.get(reason, 0.0):
+            self._unlogged[reason] += 1
+            return -1
+        self._until[reason] = now + self._seconds
+        return self._unlogged.pop(reason, 0)
+
+
+def and_more(unlogged: int) -> str:
+    """What a line says of those that were held back before it."""
+    return f" (and {unlogged} more since the last such line)" if unlogged else ""
 
 
 class Text(logging.Formatter):
@@ -63,9 +85,9 @@ class Json(logging.Formatter):
     """RFC 8259 in ASCII; `time` as RFC 3339 has it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {
-            "time": time.replace("+00:00", "Z"),
+            "time": when.replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),

@@ -8,13 +8,12 @@ import logging
 import re
 import time
 import uuid
-from collections import Counter
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
-from service.logs import fields
+from service.logs import Quiet, and_more, fields
 from service.metrics import Metrics
 from service.pipeline import RETRY_SECONDS, Pipeline
 from service.problems import problem, refused
@@ -50,7 +49,7 @@ class Observe:
         self._app = app
         self._metrics = metrics
         self._pipeline = pipeline
-        self._quiet = Quiet()
+        self._quiet = Quiet(QUIET_SECONDS)
         # A random part for each process, then a count: asking the kernel for randomness would
         # give the interpreter's lock away in every request.
         self._process, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
@@ -133,11 +132,10 @@ class Observe:
         path = quote(scope["path"])[:LONGEST]  # Without the query, which may hold secrets.
         what = f"{reason} in" if reason else "in"
         colon = f": {detail[:LONGEST]}" if reason else ""
-        more = f" (and {unlogged} more since the last such line)" if unlogged else ""
         log.log(
             level,
             "%s %s %s %d %s %.1f ms%s%s",
-            *(name, method, path, status, what, seconds * 1000, colon, more),
+            *(name, method, path, status, what, seconds * 1000, colon, and_more(unlogged)),
             exc_info=failure,
             extra=fields(
                 detail[:LONGEST] or "answered",
@@ -151,20 +149,3 @@ class Observe:
                 unlogged=unlogged or None,
             ),
         )
-
-
-class Quiet:
-    """Lets a line for each reason through every `QUIET_SECONDS`, and counts the others."""
-
-    def __init__(self) -> None:
-        self._until: dict[str, float] = {}
-        self._unlogged: Counter[str] = Counter()
-
-    def unlogged(self, reason: str) -> int:
-        """How many lines were held back since the last one; -1 if this one is, too."""
-        now = time.monotonic()
-        if now < self._until.get(reason, 0.0):
-            self._unlogged[reason] += 1
-            return -1
-        self._until[reason] = now + QUIET_SECONDS
-        return self._unlogged.pop(reason, 0)

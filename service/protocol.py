@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 import uuid
 from typing import Any
 
@@ -26,6 +25,7 @@ from service.errors import (
     ServiceError,
     TooManyConnections,
 )
+from service.logs import Quiet, and_more
 from service.metrics import REASONS, Metrics
 from service.settings import Settings
 
@@ -55,19 +55,16 @@ class Door:
         self._metrics = metrics
         for reason in REASONS:  # So that each is seen to rise from nothing.
             metrics.refusals.labels("", reason)
-        self._quiet_until, self._unlogged = 0.0, 0
+        self._quiet = Quiet(QUIET_SECONDS)
 
     def count(self, error: ServiceError, request_id: str = "-") -> None:
         """Counts what is refused without an endpoint, and logs it."""
-        self._metrics.refusals.labels("", error.reason).inc()
-        now = time.monotonic()
-        if now < self._quiet_until:
-            self._unlogged += 1
+        self._metrics.refused("", error.reason)
+        unlogged = self._quiet.unlogged("")  # All of them together: whoever sends one sends many.
+        if unlogged < 0:
             return
-        more = f" (and {self._unlogged} more since the last such line)" if self._unlogged else ""
-        self._quiet_until, self._unlogged = now + QUIET_SECONDS, 0
         status = problems.STATUSES[type(error)]
-        log.info("%s %d %s: %s%s", request_id, status, error.reason, error, more)
+        log.info("%s %d %s: %s%s", request_id, status, error.reason, error, and_more(unlogged))
 
     def refuse(self, error: ServiceError) -> bytes:
         """The answer to what is refused without an endpoint; counts and logs it."""
