@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.preprocess import InputSpec
 from service.batcher import Job
-from service.decode import Decoder
+from service.decode import Decoded, Decoder
 from service.errors import (
     BadParameter,
     DeadlineExceeded,
@@ -32,19 +32,25 @@ RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Computed:
     """What one image became; times in seconds.
 
     `queue` is all waiting: for a thread to decode in, and for the engine.
     """
 
-    model: str
-    predictions: list[Prediction]
+    row: Row
     decode: float
     queue: float
     inference: float
     total: float
     batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    model: str
+    predictions: list[Prediction]
+    computed: Computed
 
 
 class Queue(Protocol):
@@ -174,7 +180,12 @@ class Pipeline:
         return min(5, classes) if k is None else k
 
     async def classify(self, model: Model, data: bytes, k: int, deadline: float) -> Answer:
-        """The `k` likeliest classes of one encoded image.
+        """The `k` likeliest classes of one encoded image; raises as `compute` does."""
+        computed = await self.compute(model, data, deadline)
+        return Answer(model.name, top_k(*computed.row, model.labels, k), computed)
+
+    async def compute(self, model: Model, image: bytes | Pixels, deadline: float) -> Computed:
+        """What the network makes of one image: a file, or pixels [H, W, 3] of the model's size.
 
         `deadline` is a time of the event loop's clock. Cancelling the call, as when the caller
         leaves, gives the image's place in the queue back.
@@ -186,10 +197,14 @@ class Pipeline:
             DeadlineExceeded: the deadline passed first.
         """
         started = time.perf_counter()
-        job = model.batcher.admit(len(data))
+        job = model.batcher.admit(len(image) if isinstance(image, bytes) else image.nbytes)
         try:
             async with asyncio.timeout_at(deadline):
-                decoded = await self._decoder.decode(data, model.spec)
+                decoded = (
+                    await self._decoder.decode(image, model.spec)
+                    if isinstance(image, bytes)
+                    else Decoded(image, 0.0)
+                )
                 model.batcher.submit(job, decoded.pixels, decoded.pixels.nbytes)
                 row = await job.future
         except TimeoutError:
@@ -199,15 +214,13 @@ class Pipeline:
             ) from None
         finally:
             job.future.cancel()  # A no-op when it is done; else it frees the place.
-        predictions = top_k(*row, model.labels, k)
-        answer = Answer(
-            model=model.name,
-            predictions=predictions,
+        computed = Computed(
+            row=row,
             decode=decoded.seconds,
             queue=max(0.0, job.started - job.admitted - decoded.seconds),
             inference=job.finished - job.started,
             total=time.perf_counter() - started,
             batch_size=job.batch_size,
         )
-        self.metrics.classified(model.name, {phase: getattr(answer, phase) for phase in PHASES})
-        return answer
+        self.metrics.classified(model.name, {phase: getattr(computed, phase) for phase in PHASES})
+        return computed

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.pipeline import Answer
+from service.pipeline import Answer, Computed
 
 
 class Prediction(BaseModel):
@@ -128,11 +128,16 @@ def classification_of(answer: Answer) -> dict[str, Any]:
     return {
         "model": answer.model,
         "predictions": _predictions(answer),
-        "timing_ms": {
-            "decode": round(answer.decode * 1000, 3),
-            "queue": round(answer.queue * 1000, 3),
-            "inference": round(answer.inference * 1000, 3),
-            "total": round(answer.total * 1000, 3),
-        },
-        "batch_size": answer.batch_size,
+        "timing_ms": timing_of(answer.computed),
+        "batch_size": answer.computed.batch_size,
+    }
+
+
+def timing_of(computed: Computed) -> dict[str, float]:
+    """What `Timing` describes."""
+    return {
+        "decode": round(computed.decode * 1000, 3),
+        "queue": round(computed.queue * 1000, 3),
+        "inference": round(computed.inference * 1000, 3),
+        "total": round(computed.total * 1000, 3),
     }
