@@ -42,15 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-@pytest.fixture(autouse=True)
-def no_handler_left_behind() -> Iterator[None]:
-    """PyTorch's loader leaves its handler for the end of child processes behind. Delivered on the
-    stack that another library has set for signals, it once ended the process of the tests."""
-    yield
-    if signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
 class Service:
     """A started `resnet-serve serve`; `log` grows as it writes."""
 

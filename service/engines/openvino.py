@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from models import hardware
-from service.engines import cache
+from service.engines import cache as disk
 from service.engines.blueprint import Blueprint
 from service.engines.host import Forward, HostEngine
 from service.engines.openvino_graph import build
@@ -93,13 +93,23 @@ def _compile(model: Any, options: dict[str, Any], blueprint: Blueprint) -> Any:
 
     OpenVINO's own cache would leave half a file on a full disk, and read it at the next start.
     """
-    core = ov.Core()
+    core = _core()
     path = blueprint.cached("openvino", ".blob", FORM, ov.__version__, sorted(options.items()))
-    found = cache.kept(path, lambda file: core.import_model(file.read_bytes(), "CPU", options))
+    found = disk.kept(path, lambda file: core.import_model(file.read_bytes(), "CPU", options))
     if found is None:
         made = found = core.compile_model(model, "CPU", options)
-        cache.keep(path, lambda file: file.write_bytes(_exported(made)))
+        disk.keep(path, lambda file: file.write_bytes(_exported(made)))
     return found
+
+
+@cache
+def _core() -> Any:
+    """One for the process, for ever.
+
+    Its CPU plugin lends the thread that makes it a stack for signals. Unmade by another thread, it
+    frees that stack, and the first signal that the lender handles ends the process.
+    """
+    return ov.Core()
 
 
 def _exported(compiled: Any) -> bytes:
