@@ -176,7 +176,22 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text exposition of everything, `CONTENT_TYPE`."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry())
+
+    def registry(self) -> CollectorRegistry:
+        """Everything as it is now."""
+        return self._registry
+
+    def counted(self) -> dict[str, dict[str, float]]:
+        """The samples of each model, by the metric's name and its other labels: NAME/LABEL."""
+        found: dict[str, dict[str, float]] = {}
+        for family in self.registry().collect():
+            for sample in family.samples:
+                labels = dict(sample.labels)
+                name = "/".join([sample.name, *(v for k, v in labels.items() if k != "model")])
+                if "model" in labels:
+                    found.setdefault(labels["model"], {})[name] = sample.value
+        return found
 
 
 class ModelInfo:

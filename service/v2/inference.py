@@ -1,0 +1,213 @@
+"""What an inference request asks, and what its answer says: JSON, and binary data behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import to_json
+
+from models.preprocess import InputSpec
+from service.errors import InvalidInput, TooLarge
+from service.ranking import Ranking
+from service.v2 import messages, tensors
+from service.v2.messages import InferenceRequest, Input, Output
+
+VERSION = "1"
+IMAGE, PIXELS, INPUT = "image", "pixels", "input"
+DATATYPES = {IMAGE: "BYTES", PIXELS: "UINT8", INPUT: "FP32"}
+PROBABILITIES = "probabilities"
+# Parsing takes memory many times the text's; larger tensors go into the binary data.
+MAX_JSON_BYTES = 8 * 2**20
+SHARED_MEMORY = "shared memory is not served here; send the tensor itself"
+
+Image = bytes | NDArray[np.uint8] | NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request: its images, and the JSON with all else. `timeout`: seconds; None: the default."""
+
+    request: InferenceRequest
+    images: list[Image]
+    timeout: float | None
+
+
+def shapes(spec: InputSpec) -> dict[str, list[tuple[int, ...]]]:
+    """What one image of each input is shaped like; the first of several is the usual one."""
+    side = spec.size
+    planes, rows = (3, side, side), (side, side, 3)
+    # Three pixels a side could mean both.
+    return {IMAGE: [(1,), ()], PIXELS: [rows], INPUT: [planes, rows] if side != 3 else [planes]}
+
+
+def read(body: bytes, json_length: str | None, spec: InputSpec, max_images: int) -> Asked:
+    """What `body` asks for; `json_length` is its header Inference-Header-Content-Length.
+
+    A length of 0 says that the body is one image's file and nothing else.
+
+    Raises:
+        InvalidInput: a tensor is not as the model takes it, or not as it says itself.
+        TooLarge: the JSON is larger than `MAX_JSON_BYTES`.
+    """
+    length = len(body) if json_length is None else json_length_of(json_length, body)
+    if length == 0 and body:
+        parameters = messages.Parameters(binary_data_output=True)
+        return Asked(InferenceRequest(inputs=[], parameters=parameters), [body], None)
+    if length > MAX_JSON_BYTES:
+        raise TooLarge(
+            f"the JSON has {length} bytes; the limit is {MAX_JSON_BYTES}, for tensors in "
+            "the binary data it is larger: see binary_data_size"
+        )
+    request = messages.parse(InferenceRequest, body[:length])
+    given = the_input(request)
+    wanted = shapes(spec)[given.name]
+    shape = tuple(given.shape)
+    if shape in wanted:
+        shape = (1, *shape)  # One image, without a dimension for several.
+    if shape[1:] not in wanted:
+        expected = " or ".join(str([-1, *each]) for each in wanted)
+        raise InvalidInput(f"{given.name}: the shape must be {expected}, not {given.shape}")
+    if shape[0] > max_images:
+        raise InvalidInput(f"{given.name}: {shape[0]} images; one request may have {max_images}")
+    data = binary_data(given, memoryview(body)[length:])
+    try:
+        images = images_of(given, shape, data, spec)
+    except InvalidInput as error:
+        raise InvalidInput(f"{given.name}: {error}") from None
+    timeout = request.parameters.timeout
+    return Asked(request, images, timeout / 1e6 if timeout else None)
+
+
+def json_length_of(text: str, body: bytes) -> int:
+    if not text.isdecimal() or len(text) > 10 or int(text) > len(body):
+        raise InvalidInput(
+            f"Inference-Header-Content-Length must be the bytes of JSON, 0 to the body's "
+            f"{len(body)}, not {text[: messages.QUOTED]!r}"
+        )
+    return int(text)
+
+
+def the_input(request: InferenceRequest) -> Input:
+    """The one input of the request, whose name and datatype go together."""
+    if request.parameters.sequence_id:
+        raise InvalidInput("sequence_id: the models keep no state between requests; leave it out")
+    if len(request.inputs) != 1:
+        names = ", ".join(f"{name} ({datatype})" for name, datatype in DATATYPES.items())
+        raise InvalidInput(f"inputs: send exactly one of {names}, not {len(request.inputs)}")
+    given = request.inputs[0]
+    datatype = DATATYPES.get(given.name)
+    if datatype is None:
+        raise InvalidInput(f"inputs: no input is called {given.name!r}; see {', '.join(DATATYPES)}")
+    if given.datatype != datatype:
+        raise InvalidInput(f"{given.name}: the datatype must be {datatype}, not {given.datatype!r}")
+    parameters = [given.parameters, *(output.parameters for output in request.outputs)]
+    if any(each.shared_memory_region is not None for each in parameters):
+        raise InvalidInput(f"shared_memory_region: {SHARED_MEMORY}")
+    return given
+
+
+def binary_data(given: Input, behind: memoryview) -> memoryview | None:
+    """The input's part of what is behind the JSON, which must be all; None: it is in the JSON."""
+    size = given.parameters.binary_data_size
+    if (size is None) == (given.data is None):
+        raise InvalidInput(
+            f"{given.name}: send the tensor either as data or as binary data, with binary_data_size"
+        )
+    if len(behind) != (size or 0):
+        raise InvalidInput(
+            f"{given.name}: binary_data_size is {size or 0}, and {len(behind)} bytes follow the "
+            "JSON; Inference-Header-Content-Length says where it ends"
+        )
+    return None if size is None else behind
+
+
+def images_of(
+    given: Input, shape: Sequence[int], raw: memoryview | None, spec: InputSpec
+) -> list[Image]:
+    """The images [N], files or pixels [H, W, 3]."""
+    if given.name == IMAGE:
+        if raw is None:
+            return [*tensors.elements_of_text(given.data or [], shape[0])]
+        return [*tensors.elements(raw, shape[0])]
+    if raw is None:
+        found = tensors.array_of_numbers(given.datatype, shape, given.data or [])
+    else:
+        found = tensors.array(given.datatype, shape, raw)
+    if given.name == PIXELS:
+        return list(found)
+    planes = tuple(shape[1:]) == shapes(spec)[INPUT][0]
+    rows = found.transpose(0, 2, 3, 1) if planes else found
+    return [pixels_of(image, spec) for image in rows]
+
+
+def pixels_of(normalised: NDArray[np.float32], spec: InputSpec) -> NDArray[np.float32]:
+    """Float32 pixels [H, W, 3] from 0 to 255, of what was normalised as the weights want it.
+
+    Raises:
+        InvalidInput: a value is not finite.
+    """
+    scaled = normalised.astype(np.float64) * spec.std + spec.mean
+    with np.errstate(over="ignore"):
+        pixels = np.ascontiguousarray(scaled * 255, np.float32)
+    if not np.isfinite(pixels).all():
+        raise InvalidInput("the values must be finite")
+    return pixels
+
+
+def answer(
+    model: str, labels: Sequence[str], asked: Asked, outputs: dict[str, Any]
+) -> tuple[bytes, int | None]:
+    """The body of an answer, and how much of it is JSON; None: all.
+
+    `outputs` has each tensor that was asked for: a `Ranking` of probabilities, or float32 [N, C].
+    """
+    request = asked.request
+    told: list[dict[str, Any]] = []
+    behind: list[bytes] = []
+    for output in wanted(request):
+        tensor = outputs[output.name]
+        count = output.parameters.classification
+        if count is not None:
+            texts = classified(tensor, labels, count)
+            shape, datatype = [len(texts), len(texts[0])], "BYTES"
+            values: list[Any] = [text for row in texts for text in row]
+        else:
+            tensor = tensor.by_class() if isinstance(tensor, Ranking) else tensor
+            shape, datatype = list(tensor.shape), "FP32"
+            values = []
+        entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
+        binary = output.parameters.binary_data
+        if request.parameters.binary_data_output if binary is None else binary:
+            data = tensors.packed(values) if values else tensor.astype("<f4").tobytes()
+            entry["parameters"] = {"binary_data_size": len(data)}
+            behind.append(data)
+        else:
+            entry["data"] = values or tensor.ravel().tolist()
+        told.append(entry)
+    head: dict[str, Any] = {"model_name": model, "model_version": VERSION}
+    if request.id:
+        head["id"] = request.id
+    text = to_json(head | {"outputs": told})
+    return (b"".join([text, *behind]), len(text)) if behind else (text, None)
+
+
+def wanted(request: InferenceRequest) -> list[Output]:
+    """The outputs to tell; where none is named, the probabilities."""
+    return request.outputs or [Output(name=PROBABILITIES)]
+
+
+def classified(ranking: Ranking, labels: Sequence[str], count: int) -> list[list[str]]:
+    """The `count` likeliest classes of each image as VALUE:CLASS:LABEL, at most all there are."""
+    return [
+        [
+            f"{probability:f}:{index}:{labels[index]}"
+            for index, probability in zip(
+                classes[:count].tolist(), probabilities[:count].tolist(), strict=True
+            )
+        ]
+        for classes, probabilities in ranking.rows()
+    ]
