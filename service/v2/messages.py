@@ -13,6 +13,7 @@ M = TypeVar("M", bound=BaseModel)
 # Of an input or output list, and of a shape: more than any request has use for.
 MOST_TENSORS = 16
 MOST_DIMENSIONS = 8
+LONGEST_MICROSECONDS = 3_600_000_000
 QUOTED = 200  # characters of a caller's words that a refusal repeats
 
 Dimension = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -54,8 +55,8 @@ class Parameters(Lenient):
     """`timeout`: microseconds, 0 for the service's default; `priority`: 1 is the highest, 0 is the
     default."""
 
-    timeout: int = Field(0, ge=0)
-    priority: int = Field(0, ge=0)
+    timeout: int = Field(0, ge=0, le=LONGEST_MICROSECONDS)
+    priority: int = Field(0, ge=0, le=2**63 - 1)
     binary_data_output: bool = False
     sequence_id: int | str = 0
 
