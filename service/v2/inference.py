@@ -12,19 +12,24 @@ from pydantic_core import to_json
 
 from models.preprocess import InputSpec
 from service.errors import InvalidInput, TooLarge
-from service.ranking import Ranking
+from service.pipeline import LEAST, MOST
+from service.ranking import Ranking, Row, rank
+from service.task import CLASSIFY, EMBED, Pixels
 from service.v2 import messages, tensors
 from service.v2.messages import InferenceRequest, Input, Output
+from service.waiting import FIRST, LAST, NORMAL
 
 VERSION = "1"
 IMAGE, PIXELS, INPUT = "image", "pixels", "input"
 DATATYPES = {IMAGE: "BYTES", PIXELS: "UINT8", INPUT: "FP32"}
-PROBABILITIES = "probabilities"
+PROBABILITIES, EMBEDDING = "probabilities", "embedding"
+# Triton's levels; 0 and all that are lower than the lowest are the usual one.
+PRIORITIES = {1: FIRST, 2: NORMAL, 3: LAST}
 # Parsing takes memory many times the text's; larger tensors go into the binary data.
 MAX_JSON_BYTES = 8 * 2**20
 SHARED_MEMORY = "shared memory is not served here; send the tensor itself"
 
-Image = bytes | NDArray[np.uint8] | NDArray[np.float32]
+Image = bytes | Pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,19 @@ class Asked:
     request: InferenceRequest
     images: list[Image]
     timeout: float | None
+
+    @property
+    def outputs(self) -> list[Output]:
+        """Those to tell; where none is named, the probabilities."""
+        return self.request.outputs or [Output(name=PROBABILITIES)]
+
+    @property
+    def task(self) -> int:
+        return EMBED if any(each.name == EMBEDDING for each in self.outputs) else CLASSIFY
+
+    @property
+    def priority(self) -> int:
+        return PRIORITIES.get(self.request.parameters.priority, NORMAL)
 
 
 def shapes(spec: InputSpec) -> dict[str, list[tuple[int, ...]]]:
@@ -148,66 +166,75 @@ def pixels_of(normalised: NDArray[np.float32], spec: InputSpec) -> NDArray[np.fl
     """Float32 pixels [H, W, 3] from 0 to 255, of what was normalised as the weights want it.
 
     Raises:
-        InvalidInput: a value is not finite.
+        InvalidInput: a value is not finite, or far from what a pixel becomes.
     """
     scaled = normalised.astype(np.float64) * spec.std + spec.mean
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         pixels = np.ascontiguousarray(scaled * 255, np.float32)
-    if not np.isfinite(pixels).all():
-        raise InvalidInput("the values must be finite")
+        plausible = pixels.min() >= LEAST and pixels.max() <= MOST  # False where one is NaN.
+    if not plausible:
+        raise InvalidInput(
+            f"the values must be finite, and (x / 255 - mean) / std of pixels x from {LEAST:g} to "
+            f"{MOST:g}; GET /v1/models has mean and std"
+        )
     return pixels
 
 
 def answer(
-    model: str, labels: Sequence[str], asked: Asked, outputs: dict[str, Any]
+    model: str, labels: Sequence[str], asked: Asked, rows: Sequence[Row]
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and how much of it is JSON; None: all.
-
-    `outputs` has each tensor that was asked for: a `Ranking` of probabilities, or float32 [N, C].
-    """
-    request = asked.request
+    """The body of an answer from each image's row, and how much of it is JSON; None: all."""
     told: list[dict[str, Any]] = []
     behind: list[bytes] = []
-    for output in wanted(request):
-        tensor = outputs[output.name]
-        count = output.parameters.classification
-        if count is not None:
-            texts = classified(tensor, labels, count)
-            shape, datatype = [len(texts), len(texts[0])], "BYTES"
-            values: list[Any] = [text for row in texts for text in row]
-        else:
-            tensor = tensor.by_class() if isinstance(tensor, Ranking) else tensor
-            shape, datatype = list(tensor.shape), "FP32"
-            values = []
-        entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
+    for output in asked.outputs:
+        entry, data = (
+            tensor_of(output.name, rows)
+            if output.parameters.classification is None
+            else classes_of(output, rows, labels)
+        )
         binary = output.parameters.binary_data
-        if request.parameters.binary_data_output if binary is None else binary:
-            data = tensors.packed(values) if values else tensor.astype("<f4").tobytes()
-            entry["parameters"] = {"binary_data_size": len(data)}
-            behind.append(data)
+        if asked.request.parameters.binary_data_output if binary is None else binary:
+            raw = tensors.packed(data) if isinstance(data, list) else data.astype("<f4").tobytes()
+            entry["parameters"] = {"binary_data_size": len(raw)}
+            behind.append(raw)
         else:
-            entry["data"] = values or tensor.ravel().tolist()
+            entry["data"] = data if isinstance(data, list) else data.ravel().tolist()
         told.append(entry)
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION}
-    if request.id:
-        head["id"] = request.id
+    if asked.request.id is not None:
+        head["id"] = asked.request.id
     text = to_json(head | {"outputs": told})
     return (b"".join([text, *behind]), len(text)) if behind else (text, None)
 
 
-def wanted(request: InferenceRequest) -> list[Output]:
-    """The outputs to tell; where none is named, the probabilities."""
-    return request.outputs or [Output(name=PROBABILITIES)]
+def tensor_of(name: str, rows: Sequence[Row]) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """What is said of an output, and the output: probabilities [N, K] or an embedding [N, C]."""
+    found = ranking_of(rows).by_class() if name == PROBABILITIES else embedding_of(rows)
+    return {"name": name, "datatype": "FP32", "shape": list(found.shape)}, found
 
 
-def classified(ranking: Ranking, labels: Sequence[str], count: int) -> list[list[str]]:
-    """The `count` likeliest classes of each image as VALUE:CLASS:LABEL, at most all there are."""
-    return [
-        [
-            f"{probability:f}:{index}:{labels[index]}"
-            for index, probability in zip(
-                classes[:count].tolist(), probabilities[:count].tolist(), strict=True
-            )
-        ]
-        for classes, probabilities in ranking.rows()
+def classes_of(
+    output: Output, rows: Sequence[Row], labels: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """What is said of an output, and its largest values: VALUE:INDEX:LABEL, at most all there are;
+    an embedding's have no labels."""
+    likely = output.name == PROBABILITIES
+    ranking = ranking_of(rows) if likely else rank(embedding_of(rows))
+    count = min(output.parameters.classification or 0, ranking.classes.shape[1])
+    texts = [
+        f"{value:f}:{index}:{labels[index]}" if likely else f"{value:f}:{index}"
+        for row in ranking.rows()
+        for index, value in zip(
+            row.classes[:count].tolist(), row.probabilities[:count].tolist(), strict=True
+        )
     ]
+    return {"name": output.name, "datatype": "BYTES", "shape": [len(rows), count]}, texts
+
+
+def ranking_of(rows: Sequence[Row]) -> Ranking:
+    classes, probabilities = (np.stack([row[place] for row in rows]) for place in (0, 1))
+    return Ranking(classes, probabilities)
+
+
+def embedding_of(rows: Sequence[Row]) -> NDArray[np.float32]:
+    return np.stack([row.detail for row in rows if row.detail is not None])

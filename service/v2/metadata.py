@@ -7,7 +7,18 @@ from typing import Any
 
 from service.pipeline import Model, Pipeline
 from service.settings import Settings
-from service.v2.inference import DATATYPES, IMAGE, INPUT, PIXELS, PROBABILITIES, VERSION, shapes
+from service.v2.inference import (
+    DATATYPES,
+    EMBEDDING,
+    IMAGE,
+    INPUT,
+    PIXELS,
+    PRIORITIES,
+    PROBABILITIES,
+    VERSION,
+    shapes,
+)
+from service.waiting import NORMAL
 
 PLATFORM = "resnet-serve"
 EXTENSIONS = [
@@ -31,7 +42,7 @@ def server() -> dict[str, Any]:
 
 def outputs(model: Model) -> dict[str, int]:
     """The outputs, all FP32, and the length of each for one image."""
-    return {PROBABILITIES: len(model.labels)}
+    return {PROBABILITIES: len(model.labels), EMBEDDING: model.channels}
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -86,6 +97,8 @@ def configuration(model: Model, settings: Settings) -> dict[str, Any]:
         "dynamic_batching": {
             "preferred_batch_size": [row.max_batch],
             "max_queue_delay_microseconds": round(row.max_delay_ms * 1000),
+            "priority_levels": len(PRIORITIES),
+            "default_priority_level": NORMAL,
             "default_queue_policy": {
                 "timeout_action": "REJECT",
                 "default_timeout_microseconds": round(settings.request_timeout_ms * 1000),

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +16,6 @@ from starlette.types import Scope
 from service.admin import MAX_BODY_BYTES, serving, settings_of_model
 from service.errors import CallerError, InvalidInput, NotReady, UnknownModel
 from service.pipeline import RETRY_SECONDS, Computed, Model
-from service.ranking import Ranking
 from service.routes import TIMEOUT, admit, pipeline_of, receive, settings_of
 from service.settings import ModelSettings
 from service.uploads import until_disconnect
@@ -73,7 +71,9 @@ async def infer(request: Request) -> Response:
         async def one(number: int, image: Image) -> Computed:
             try:
                 async with places:
-                    return await pipeline.compute(served, image, deadline)
+                    return await pipeline.compute(
+                        served, image, deadline, asked.task, asked.priority
+                    )
             except CallerError as error:
                 if len(asked.images) == 1:
                     raise
@@ -90,9 +90,7 @@ async def infer(request: Request) -> Response:
 
         computed = await until_disconnect(request, every())
     rows = [each.row for each in computed]
-    ranking = Ranking(np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]))
-    outputs = {inference.PROBABILITIES: ranking}
-    content, length = inference.answer(served.name, served.labels, asked, outputs)
+    content, length = inference.answer(served.name, served.labels, asked, rows)
     headers = {}
     if length is not None:
         headers[JSON_LENGTH] = str(length)
@@ -107,7 +105,7 @@ async def infer(request: Request) -> Response:
 
 def check_outputs(asked: Asked, known: dict[str, int]) -> None:
     """Raises `InvalidInput`: an output is not known, is named twice, or has no classes."""
-    names = [output.name for output in inference.wanted(asked.request)]
+    names = [output.name for output in asked.outputs]
     for name in names:
         if name not in known:
             raise InvalidInput(f"outputs: no output is called {name!r}; see {', '.join(known)}")

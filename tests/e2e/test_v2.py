@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import http.client
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,31 @@ def test_pixels_are_computed_as_they_are(asking: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("planes", [True, False])
+def test_what_is_normalised_is_computed_as_the_pixels_it_was_made_of(
+    asking: Any, v2: Service, planes: bool
+) -> None:
+    spec = client.get(f"{v2.url}/v1/models/{NAME}").json()["input"]
+    given = pixels(5)
+    values = ((given / 255 - spec["mean"]) / spec["std"]).astype(np.float32)
+    if planes:
+        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    wanted = probabilities(asking, tensor("pixels", given))
+    np.testing.assert_allclose(probabilities(asking, tensor("input", values)), wanted, atol=1e-4)
+    as_json = probabilities(asking, tensor("input", values[:2], binary=False))
+    np.testing.assert_allclose(as_json, wanted[:2], atol=1e-4)
+
+
+def test_an_embedding_is_that_of_v1(asking: Any, v2: Service) -> None:
+    outputs = [triton.InferRequestedOutput(name) for name in ("embedding", "probabilities")]
+    found = asking.infer(NAME, [images(*FILES)], outputs=outputs)
+    rows = found.as_numpy("embedding")
+    assert found.as_numpy("probabilities").shape == (3, CLASSES)
+    for file, row in zip(FILES, rows, strict=True):
+        answer = client.post(f"{v2.url}/v1/embed", content=file).json()
+        np.testing.assert_allclose(row, answer["embedding"], atol=1e-4)
+
+
 def test_classes_come_with_their_labels(asking: Any) -> None:
     wanted = triton.InferRequestedOutput("probabilities", class_count=3)
     told = asking.infer(NAME, [images(*FILES)], outputs=[wanted]).as_numpy("probabilities")
@@ -267,11 +292,16 @@ def test_neither_a_content_type_nor_a_slash_matters(v2: Service, kind: str, slas
 
 
 def test_one_connection_serves_many_requests(v2: Service) -> None:
-    request = f"GET /v2/models/{NAME}/ready HTTP/1.1\r\nHost: a\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", v2.port), timeout=60) as connection:
-        for _ in range(3):
-            connection.sendall(request)
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+    connection = http.client.HTTPConnection("127.0.0.1", v2.port, timeout=60)
+    connection.connect()
+    opened = connection.sock
+    for path in (f"/v2/models/{NAME}/ready", "/v2/", f"/v2/models/{NAME}/"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.version) == (200, 11)
+        assert json.loads(answer.read())["name"]
+        assert connection.sock is opened
+    connection.close()
 
 
 def test_what_is_refused_is_an_error_in_the_protocols_form(v2: Service) -> None:

@@ -12,8 +12,10 @@ import pytest
 from models.preprocess import CIFAR, InputSpec
 from service.errors import InvalidInput, TooLarge
 from service.ranking import rank
+from service.task import CLASSIFY, EMBED
 from service.v2 import inference
 from service.v2.inference import MAX_JSON_BYTES, Asked
+from service.waiting import FIRST, LAST, NORMAL
 
 SPEC = InputSpec(size=2, resize=2, mean=CIFAR.mean, std=CIFAR.std)
 PIXELS = list(range(12))
@@ -73,11 +75,11 @@ def test_normalised_values_become_the_pixels_they_were_made_of(planes: bool) -> 
 
 def test_planes_of_three_by_three_are_planes() -> None:
     spec = InputSpec(size=3, resize=3, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    values = np.arange(27, dtype=np.float32).reshape(3, 3, 3)
+    values = (np.arange(27, dtype=np.float32) / 27).reshape(3, 3, 3)
     text = json.dumps(one("input", "FP32", [1, 3, 3, 3], data=values.ravel().tolist())).encode()
     (image,) = inference.read(text, None, spec, 1).images
     assert isinstance(image, np.ndarray)
-    np.testing.assert_allclose(image, values.transpose(1, 2, 0) * 255)
+    np.testing.assert_allclose(image, values.transpose(1, 2, 0) * 255, atol=1e-4)
 
 
 def test_a_body_without_json_is_an_image_and_is_answered_in_binary() -> None:
@@ -180,8 +182,10 @@ def test_json_has_a_limit_of_its_own() -> None:
 
 
 def answered(asked: Asked) -> tuple[dict[str, Any], bytes]:
-    ranking = rank(np.float32([[0.25, 0.5, 0.25], [0.125, 0.125, 0.75]]))
-    content, length = inference.answer("m", LABELS, asked, {"probabilities": ranking})
+    ranked = rank(np.float32([[0.25, 0.5, 0.25], [0.125, 0.125, 0.75]])).rows()
+    details = np.float32([[1, 2, 0.5, -4], [0, 0, 0, 8]])
+    rows = [row._replace(detail=detail) for row, detail in zip(ranked, details, strict=True)]
+    content, length = inference.answer("m", LABELS, asked, rows)
     return json.loads(content[:length]), b"" if length is None else content[length:]
 
 
@@ -226,3 +230,24 @@ def test_classes_are_told_by_falling_probability(count: int, shape: list[int]) -
     assert (tensor["datatype"], tensor["shape"]) == ("BYTES", shape)
     assert tensor["data"][:2] == ["0.500000:1:dog", "0.250000:0:cat"]
     assert tensor["data"][shape[1]] == "0.750000:2:a: b"
+
+
+def test_an_embedding_comes_where_it_is_asked_for() -> None:
+    names: list[dict[str, Any]] = [{"name": "embedding"}, {"name": "probabilities"}]
+    asked = read({"inputs": [GOOD], "outputs": names})
+    assert asked.task == EMBED
+    assert read({"inputs": [GOOD]}).task == CLASSIFY
+    told, _ = answered(asked)
+    assert [each["name"] for each in told["outputs"]] == ["embedding", "probabilities"]
+    assert told["outputs"][0]["shape"] == [2, 4]
+    assert told["outputs"][0]["data"] == [1, 2, 0.5, -4, 0, 0, 0, 8]
+    names[0]["parameters"] = {"classification": 1}
+    told, _ = answered(read({"inputs": [GOOD], "outputs": names}))
+    assert told["outputs"][0]["data"] == ["2.000000:1", "8.000000:3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "priority"), [(0, NORMAL), (1, FIRST), (2, NORMAL), (3, LAST), (4, NORMAL)]
+)
+def test_one_is_the_highest_priority(given: int, priority: int) -> None:
+    assert read({"inputs": [GOOD], "parameters": {"priority": given}}).priority == priority
