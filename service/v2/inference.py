@@ -122,8 +122,8 @@ def the_input(request: InferenceRequest) -> Input:
         raise InvalidInput(f"inputs: no input is called {given.name!r}; see {', '.join(DATATYPES)}")
     if given.datatype != datatype:
         raise InvalidInput(f"{given.name}: the datatype must be {datatype}, not {given.datatype!r}")
-    parameters = [given.parameters, *(output.parameters for output in request.outputs)]
-    if any(each.shared_memory_region is not None for each in parameters):
+    regions = [each.parameters.shared_memory_region for each in (given, *request.outputs)]
+    if any(region is not None for region in regions):
         raise InvalidInput(f"shared_memory_region: {SHARED_MEMORY}")
     return given
 
@@ -232,8 +232,9 @@ def classes_of(
 
 
 def ranking_of(rows: Sequence[Row]) -> Ranking:
-    classes, probabilities = (np.stack([row[place] for row in rows]) for place in (0, 1))
-    return Ranking(classes, probabilities)
+    return Ranking(
+        np.stack([row.classes for row in rows]), np.stack([row.probabilities for row in rows])
+    )
 
 
 def embedding_of(rows: Sequence[Row]) -> NDArray[np.float32]:

@@ -237,7 +237,9 @@ class Recorded(Route):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)
-        return match, child | {"route": self} if child else child
+        if match is not Match.NONE:
+            child["route"] = self
+        return match, child
 
 
 MODEL = "/v2/models/{name}"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidInput
 
-DTYPES = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 # What JSON's numbers may be read as before they become a tensor's.
 NUMBERS: dict[str, tuple[set[type], np.dtype[Any]]] = {
     "UINT8": ({int}, np.dtype("i8")),
@@ -73,7 +73,8 @@ def elements(raw: bytes | memoryview, count: int) -> list[bytes]:
     Raises:
         InvalidInput: `raw` holds more or fewer.
     """
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     for _ in range(count):
         start = at + LENGTH.size
         at = start + LENGTH.unpack_from(raw, at)[0] if start <= len(raw) else start

@@ -27,11 +27,11 @@ def read(request: Any, behind: bytes = b"", length: str | None = None) -> Asked:
     return inference.read(text + behind, length or str(len(text)), SPEC, max_images=4)
 
 
-def tensor(name: str, datatype: str, shape: list[int], **more: Any) -> dict[str, Any]:
+def tensor(name: str, datatype: str, shape: list[Any], **more: Any) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": shape, **more}
 
 
-def one(name: str, datatype: str, shape: list[int], **more: Any) -> dict[str, Any]:
+def one(name: str, datatype: str, shape: list[Any], **more: Any) -> dict[str, Any]:
     return {"inputs": [tensor(name, datatype, shape, **more)]}
 
 
@@ -182,8 +182,8 @@ def test_json_has_a_limit_of_its_own() -> None:
 
 
 def answered(asked: Asked) -> tuple[dict[str, Any], bytes]:
-    ranked = rank(np.float32([[0.25, 0.5, 0.25], [0.125, 0.125, 0.75]])).rows()
-    details = np.float32([[1, 2, 0.5, -4], [0, 0, 0, 8]])
+    ranked = rank(np.array([[0.25, 0.5, 0.25], [0.125, 0.125, 0.75]], np.float32)).rows()
+    details = np.array([[1, 2, 0.5, -4], [0, 0, 0, 8]], np.float32)
     rows = [row._replace(detail=detail) for row, detail in zip(ranked, details, strict=True)]
     content, length = inference.answer("m", LABELS, asked, rows)
     return json.loads(content[:length]), b"" if length is None else content[length:]

@@ -19,7 +19,7 @@ def test_numbers_may_be_nested_or_flat() -> None:
     assert flat.dtype == np.uint8
     floats = tensors.array_of_numbers("FP32", (3,), [1, 0.1, -2.5])
     assert floats.dtype == np.float32
-    assert floats.tolist() == np.float32([1, 0.1, -2.5]).tolist()
+    assert floats.tolist() == np.array([1, 0.1, -2.5], np.float32).tolist()
 
 
 def test_bytes_are_little_endian_and_row_major() -> None:
