@@ -127,7 +127,7 @@ class SharedMetrics(Metrics):
             self.refresh()
             await asyncio.sleep(REFRESH_SECONDS)
 
-    def registry(self) -> CollectorRegistry:
+    def whole(self) -> CollectorRegistry:
         self.refresh()
         registry = CollectorRegistry()
         PlatformCollector(registry=registry)

@@ -122,8 +122,8 @@ def the_input(request: InferenceRequest) -> Input:
         raise InvalidInput(f"inputs: no input is called {given.name!r}; see {', '.join(DATATYPES)}")
     if given.datatype != datatype:
         raise InvalidInput(f"{given.name}: the datatype must be {datatype}, not {given.datatype!r}")
-    regions = [each.parameters.shared_memory_region for each in (given, *request.outputs)]
-    if any(region is not None for region in regions):
+    regions = [each.parameters.shared_memory_region for each in request.outputs]
+    if any(region is not None for region in (given.parameters.shared_memory_region, *regions)):
         raise InvalidInput(f"shared_memory_region: {SHARED_MEMORY}")
     return given
 

@@ -1,8 +1,9 @@
 """Triton's statistics of a model, from what the metrics count of its images.
 
 Every image is an inference of its own, whichever endpoint it came through. Preparing the input is
-decoding; the output's part is what remains of the total. How long failed images took is not
-measured, and their `ns` is 0.
+decoding; the output's part is what remains of the total. Copying to the device and back is part of
+computing a batch, so that a batch's own input and output are never counted. How long failed images
+took is not measured, and their `ns` is 0. Sizes of batches are rounded up to powers of two.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from service.v2.inference import VERSION
 SECONDS, COUNT = "resnet_serve_phase_seconds_sum", "resnet_serve_phase_seconds_count"
 IMAGES, BATCHES = "resnet_serve_images_total", "resnet_serve_batch_size_count"
 REFUSALS = "resnet_serve_refusals_total/"
+SIZES, SIZES_SECONDS = "resnet_serve_batches_total/", "resnet_serve_batch_seconds_total/"
+LAST = "resnet_serve_last_batch_timestamp_seconds"
 # Triton's name of each phase.
 PHASES = {
     "success": "total",
@@ -36,6 +39,7 @@ def statistics(model: str, counted: Mapping[str, float]) -> dict[str, Any]:
     return {
         "name": model,
         "version": VERSION,
+        "last_inference": round(counted.get(LAST, 0) * 1000),
         "inference_count": int(counted.get(IMAGES, 0)),
         "execution_count": int(counted.get(BATCHES, 0)),
         "inference_stats": {
@@ -45,7 +49,19 @@ def statistics(model: str, counted: Mapping[str, float]) -> dict[str, Any]:
             "cache_hit": duration(0, 0),
             "cache_miss": duration(0, 0),
         },
-        "batch_stats": [],
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": duration(0, 0),
+                "compute_infer": duration(
+                    counted[f"{SIZES}{size}"], counted.get(f"{SIZES_SECONDS}{size}", 0)
+                ),
+                "compute_output": duration(0, 0),
+            }
+            for size in sorted(
+                int(name.removeprefix(SIZES)) for name in counted if name.startswith(SIZES)
+            )
+        ],
     }
 
 

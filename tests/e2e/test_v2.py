@@ -239,6 +239,11 @@ def test_statistics_grow_with_what_is_computed(v2: Service, asking: Any) -> None
     assert spans["compute_infer"]["ns"] > 0
     total = sum(spans[part]["ns"] for part in parts)
     assert total == pytest.approx(spans["success"]["ns"], rel=1e-3)
+    assert after["last_inference"] > before["last_inference"]
+    sizes = {each["batch_size"]: each["compute_infer"] for each in after["batch_stats"]}
+    assert set(sizes) <= {1, 2}  # It has max_batch 2.
+    assert sum(each["count"] for each in sizes.values()) == after["execution_count"]
+    assert all(each["ns"] > 0 for each in sizes.values())
     everything = asking.get_inference_statistics()["model_stats"]
     assert {NAME, "tiny"} <= {each["name"] for each in everything}
 
