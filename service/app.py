@@ -78,9 +78,10 @@ def create_app(
         settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
     )
     problems.install(app)
+    # First: they tell at once whether a path is theirs.
+    app.router.routes.extend(v2.ROUTES)
     for each in (router, embed.router, explain.router, admin.router):
         app.include_router(each)
-    app.router.routes.extend(v2.ROUTES)
     app.add_middleware(Express)
     app.add_middleware(Access, keys=app.state.keys)
     if settings.cors_origins:

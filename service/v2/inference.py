@@ -25,8 +25,11 @@ DATATYPES = {IMAGE: "BYTES", PIXELS: "UINT8", INPUT: "FP32"}
 PROBABILITIES, EMBEDDING = "probabilities", "embedding"
 # Triton's levels; 0 and all that are lower than the lowest are the usual one.
 PRIORITIES = {1: FIRST, 2: NORMAL, 3: LAST}
-# Parsing takes memory many times the text's; larger tensors go into the binary data.
-MAX_JSON_BYTES = 8 * 2**20
+# Parsing takes time, and memory many times the text's; larger tensors go into the binary data. An
+# image of 224 x 224 pixels has 3 MB of JSON at the most, 150,528 values and 50,400 lists.
+MAX_JSON_BYTES = 4 * 2**20
+MAX_JSON_VALUES = 2**20
+MAX_JSON_LISTS = 2**17
 SHARED_MEMORY = "shared memory is not served here; send the tensor itself"
 
 Image = bytes | Pixels
@@ -69,18 +72,15 @@ def read(body: bytes, json_length: str | None, spec: InputSpec, max_images: int)
 
     Raises:
         InvalidInput: a tensor is not as the model takes it, or not as it says itself.
-        TooLarge: the JSON is larger than `MAX_JSON_BYTES`.
+        TooLarge: the JSON has more bytes, values or lists than the limits above.
     """
     length = len(body) if json_length is None else json_length_of(json_length, body)
     if length == 0 and body:
         parameters = messages.Parameters(binary_data_output=True)
         return Asked(InferenceRequest(inputs=[], parameters=parameters), [body], None)
-    if length > MAX_JSON_BYTES:
-        raise TooLarge(
-            f"the JSON has {length} bytes; the limit is {MAX_JSON_BYTES}, for tensors in "
-            "the binary data it is larger: see binary_data_size"
-        )
-    request = messages.parse(InferenceRequest, body[:length])
+    text = body[:length]
+    check_json(text)
+    request = messages.parse(InferenceRequest, text)
     given = the_input(request)
     wanted = shapes(spec)[given.name]
     shape = tuple(given.shape)
@@ -107,6 +107,20 @@ def json_length_of(text: str, body: bytes) -> int:
             f"{len(body)}, not {text[: messages.QUOTED]!r}"
         )
     return int(text)
+
+
+def check_json(text: bytes) -> None:
+    """Raises `TooLarge` where parsing `text` would take too much."""
+    for found, limit, what in (
+        (len(text), MAX_JSON_BYTES, "bytes"),
+        (text.count(b","), MAX_JSON_VALUES, "values"),
+        (text.count(b"[") + text.count(b"{"), MAX_JSON_LISTS, "lists and objects"),
+    ):
+        if found > limit:
+            raise TooLarge(
+                f"the JSON has {found} {what}; the limit is {limit}: send large tensors as binary "
+                "data, see binary_data_size"
+            )
 
 
 def the_input(request: InferenceRequest) -> Input:

@@ -16,6 +16,7 @@ from starlette.types import Scope
 from service.admin import MAX_BODY_BYTES, serving, settings_of_model
 from service.errors import CallerError, InvalidInput, NotReady, UnknownModel
 from service.pipeline import RETRY_SECONDS, Computed, Model
+from service.problems import V2
 from service.routes import TIMEOUT, admit, pipeline_of, receive, settings_of
 from service.settings import ModelSettings
 from service.uploads import until_disconnect
@@ -236,6 +237,8 @@ class Recorded(Route):
     """A route that those who count requests find in the scope, as FastAPI's."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if not scope["path"].startswith(V2):
+            return Match.NONE, {}
         match, child = super().matches(scope)
         if match is not Match.NONE:
             child["route"] = self

@@ -14,7 +14,7 @@ from service.errors import InvalidInput, TooLarge
 from service.ranking import rank
 from service.task import CLASSIFY, EMBED
 from service.v2 import inference
-from service.v2.inference import MAX_JSON_BYTES, Asked
+from service.v2.inference import MAX_JSON_BYTES, MAX_JSON_LISTS, MAX_JSON_VALUES, Asked
 from service.waiting import FIRST, LAST, NORMAL
 
 SPEC = InputSpec(size=2, resize=2, mean=CIFAR.mean, std=CIFAR.std)
@@ -176,9 +176,17 @@ def test_a_length_of_the_json_that_cannot_be_is_refused(length: str) -> None:
         inference.read(b"{}", length, SPEC, 1)
 
 
-def test_json_has_a_limit_of_its_own() -> None:
-    with pytest.raises(TooLarge, match="binary_data_size"):
-        inference.read(b" " * (MAX_JSON_BYTES + 1), None, SPEC, 1)
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b" " * (MAX_JSON_BYTES + 1), "bytes"),
+        (b"1," * (MAX_JSON_VALUES + 1), "values"),
+        (b"[" * (MAX_JSON_LISTS + 1), "lists"),
+    ],
+)
+def test_json_has_limits_of_its_own(text: bytes, what: str) -> None:
+    with pytest.raises(TooLarge, match=f"{what}.*see binary_data_size"):
+        inference.read(text, None, SPEC, 1)
 
 
 def answered(asked: Asked) -> tuple[dict[str, Any], bytes]:
