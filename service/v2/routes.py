@@ -15,8 +15,9 @@ from starlette.types import Scope
 
 from service.admin import MAX_BODY_BYTES, serving, settings_of_model
 from service.errors import CallerError, InvalidInput, NotReady, UnknownModel
-from service.pipeline import RETRY_SECONDS, Computed, Model
+from service.pipeline import RETRY_SECONDS, Model, Pipeline
 from service.problems import V2
+from service.ranking import Row
 from service.routes import TIMEOUT, admit, pipeline_of, receive, settings_of
 from service.settings import ModelSettings
 from service.uploads import until_disconnect
@@ -66,35 +67,10 @@ async def infer(request: Request) -> Response:
             limit = arrived + asked.timeout
             headed = any(header == TIMEOUT for header, _ in request.scope["headers"])
             deadline = min(deadline, limit) if headed else limit
-        # A large batch takes its turn with the others instead of the whole queue.
-        places = asyncio.Semaphore(served.batch_share)
-
-        async def one(number: int, image: Image) -> Computed:
-            try:
-                async with places:
-                    return await pipeline.compute(
-                        served, image, deadline, asked.task, asked.priority
-                    )
-            except CallerError as error:
-                if len(asked.images) == 1:
-                    raise
-                raise type(error)(f"image {number} of {len(asked.images)}: {error}") from None
-
-        async def every() -> list[Computed]:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    numbered = enumerate(asked.images, 1)
-                    tasks = [group.create_task(one(*each)) for each in numbered]
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-            return [task.result() for task in tasks]
-
-        computed = await until_disconnect(request, every())
-    rows = [each.row for each in computed]
+        work = compute_all(pipeline, served, asked, deadline)
+        rows = await until_disconnect(request, work)
     content, length = inference.answer(served.name, served.labels, asked, rows)
-    headers = {}
-    if length is not None:
-        headers[JSON_LENGTH] = str(length)
+    headers = {} if length is None else {JSON_LENGTH: str(length)}
     if len(content) >= encoding.WORTHWHILE_BYTES:
         headers["Vary"] = "Accept-Encoding"
         if chosen := encoding.accepted(request.headers.get("accept-encoding")):
@@ -104,8 +80,35 @@ async def infer(request: Request) -> Response:
     return Response(content, headers=headers, media_type=media_type)
 
 
+async def compute_all(
+    pipeline: Pipeline, served: Model, asked: Asked, deadline: float
+) -> list[Row]:
+    """What the network makes of each image; the first that fails ends the others."""
+    # A large batch takes its turn with the others instead of the whole queue.
+    places = asyncio.Semaphore(served.batch_share)
+
+    async def one(number: int, image: Image) -> Row:
+        try:
+            async with places:
+                computed = await pipeline.compute(
+                    served, image, deadline, asked.task, asked.priority
+                )
+        except CallerError as error:
+            if len(asked.images) == 1:
+                raise
+            raise type(error)(f"image {number} of {len(asked.images)}: {error}") from None
+        return computed.row
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(*each)) for each in enumerate(asked.images, 1)]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
 def check_outputs(asked: Asked, known: dict[str, int]) -> None:
-    """Raises `InvalidInput`: an output is not known, is named twice, or has no classes."""
+    """Raises `InvalidInput`: an output is not known, or is named twice."""
     names = [output.name for output in asked.outputs]
     for name in names:
         if name not in known:
