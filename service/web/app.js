@@ -11,13 +11,15 @@ import { snippet } from "./snippets.js";
 
 const AT_ONCE = 4; // requests
 const MOST = 200; // images
-const ENLARGED = 320; // pixels that images smaller than that are enlarged to
+const ENLARGED = 384; // pixels that smaller images are enlarged to
+const TINY = 128; // pixels below which each of them is worth seeing
 
 let pictures = []; // what became of each file
 let chosen = null; // the one of them that is shown
 let running = new AbortController(); // its end is the end of all requests for the pictures
 let mapping = new AbortController(); // and of this one, of that for a map
 
+const isTiny = (image) => Math.max(image.naturalWidth, image.naturalHeight) < TINY;
 const mapped = () => models.serving()?.explain === true;
 
 /** What is asked for a picture. */
@@ -45,7 +47,7 @@ function take(files) {
 
 function addCard(picture) {
   const image = made("img", { src: picture.url, alt: "", loading: "lazy", decoding: "async" });
-  image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth < 128));
+  image.addEventListener("load", () => image.classList.toggle("tiny", isTiny(image)));
   image.addEventListener("error", () => image.remove());
   picture.outcome = made("strong");
   picture.card = made(
@@ -72,9 +74,10 @@ function choose(picture) {
 
 function showSize() {
   const { naturalWidth: width, naturalHeight: height } = $("preview");
-  const times = Math.floor(ENLARGED / Math.max(width, height));
-  $("preview").classList.toggle("small", times > 1);
-  if (times > 1) $("preview").setAttribute("width", times * width);
+  const [longest, tiny] = [Math.max(width, height), isTiny($("preview"))];
+  const times = tiny ? Math.floor(ENLARGED / longest) : ENLARGED / longest;
+  $("preview").classList.toggle("tiny", tiny);
+  if (times > 1) $("preview").setAttribute("width", Math.round(times * width));
 }
 
 function showUnseen() {

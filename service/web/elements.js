@@ -13,7 +13,7 @@ export function made(tag, attributes = {}, ...children) {
 }
 
 export function percent(share) {
-  return share > 0 && share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
+  return share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
 }
 
 /** A time in milliseconds, with three digits. */

@@ -86,9 +86,9 @@ export function describe({ label, grid, logit, bias }) {
   const row = ROWS[third(Math.floor(best / grid[0].length), grid.length)];
   const column = COLUMNS[third(best % grid[0].length, grid[0].length)];
   const [mean, total] = [logit - bias, logit].map((value) => value.toFixed(2));
-  const place = row === "middle" && column === "centre" ? "middle" : `${row} ${column}`;
-  return `Most speaks for ${label} in the ${place}. `
-    + `The map's mean ${mean} and the bias ${bias.toFixed(2)} make the logit ${total}.`;
+  const place = row === "middle" && column === "centre" ? "in the middle" : `at the ${row} ${column}`;
+  return `Most evidence for ${label} is ${place}. `
+    + `The map's mean ${mean} and the bias ${bias.toFixed(2)} add up to the logit ${total}.`;
 }
 
 /** What the ends of the scale stand for. */
