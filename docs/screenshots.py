@@ -15,7 +15,10 @@ from pathlib import Path
 from playwright.sync_api import ViewportSize, sync_playwright
 
 DOCS = Path(__file__).parent
-SHOTS: tuple[tuple[str, int, str], ...] = (("page", 1120, "light"), ("page-phone-dark", 360, "dark"))
+SHOTS: tuple[tuple[str, int, str], ...] = (
+    ("page", 1120, "light"),
+    ("page-phone-dark", 360, "dark"),
+)
 REQUESTS = 40  # so that the live figures show something
 
 
@@ -37,7 +40,7 @@ def main(url: str) -> None:
             for _ in range(REQUESTS):
                 headers = {"Content-Type": "image/png"}
                 page.request.post(f"{url}/v1/classify", data=image, headers=headers)
-            page.wait_for_function("document.getElementById('live-p99').textContent !== '–'")
+            page.wait_for_function("/s$/.test(document.getElementById('live-p99').textContent)")
             page.wait_for_timeout(4500)
             page.screenshot(path=DOCS / f"{name}.png", full_page=True)
         browser.close()

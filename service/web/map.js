@@ -4,6 +4,7 @@ const CELL = 40; // pixels drawn for each cell of the grid
 const LARGEST = 320;
 const FOR = [[255, 214, 92], [255, 138, 36], [206, 24, 40]]; // from little to much
 const AGAINST = [[126, 200, 255], [58, 128, 236], [28, 52, 160]];
+const FADE = 0.75; // below 1, what is weak is more visible
 const ROWS = ["top", "middle", "bottom"];
 const COLUMNS = ["left", "centre", "right"];
 
@@ -38,7 +39,7 @@ function blended(colours, share) {
 /** Red, green, blue and alpha of a value from -1, against the class, to 1, for it. */
 function colour(value) {
   const share = Math.min(1, Math.abs(value));
-  return [...blended(value < 0 ? AGAINST : FOR, share), 255 * Math.sqrt(share)];
+  return [...blended(value < 0 ? AGAINST : FOR, share), 255 * share ** FADE];
 }
 
 function paint(canvas, width, height, valueAt) {
@@ -78,6 +79,8 @@ export function drawRamp(canvas) {
   paint(canvas, 128, 1, (x) => (2 * x) / 127 - 1);
 }
 
+const signed = (text) => text.replace("-", "−");
+
 /** The map in words. */
 export function describe({ label, grid, logit, bias }) {
   const values = grid.flat();
@@ -85,10 +88,10 @@ export function describe({ label, grid, logit, bias }) {
   const third = (place, cells) => Math.min(2, Math.floor((3 * (place + 0.5)) / cells));
   const row = ROWS[third(Math.floor(best / grid[0].length), grid.length)];
   const column = COLUMNS[third(best % grid[0].length, grid[0].length)];
-  const [mean, total] = [logit - bias, logit].map((value) => value.toFixed(2));
+  const [mean, added, total] = [logit - bias, bias, logit].map((value) => signed(value.toFixed(2)));
   const place = row === "middle" && column === "centre" ? "in the middle" : `at the ${row} ${column}`;
   return `Most evidence for ${label} is ${place}. `
-    + `The map's mean ${mean} and the bias ${bias.toFixed(2)} add up to the logit ${total}.`;
+    + `The map's mean ${mean} and the bias ${added} add up to the logit ${total}.`;
 }
 
 /** What the ends of the scale stand for. */

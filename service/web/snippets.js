@@ -35,7 +35,7 @@ for prediction in response.json()["predictions"]:
 }
 
 function client({ base, name, model, topK, keyed }) {
-  const key = keyed ? `, api_key=os.environ["API_KEY"]` : "";
+  const key = keyed ? `, key=os.environ["API_KEY"]` : "";
   return `${keyed ? "import os\n\n" : ""}from service.client import Client
 
 with Client(${text(base)}${key}) as client:
