@@ -40,8 +40,7 @@ def main(url: str) -> None:
             for _ in range(REQUESTS):
                 headers = {"Content-Type": "image/png"}
                 page.request.post(f"{url}/v1/classify", data=image, headers=headers)
-            page.wait_for_function("/s$/.test(document.getElementById('live-p99').textContent)")
-            page.wait_for_timeout(4500)
+            page.locator("#live-p99").get_by_text("s").wait_for()
             page.screenshot(path=DOCS / f"{name}.png", full_page=True)
         browser.close()
 

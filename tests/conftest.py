@@ -173,7 +173,7 @@ def visiting(
     policy, or a request for another origin fails the test."""
     faults: list[str] = []
     with browser.new_context(**options) as context:
-        context.set_default_timeout(8000)
+        context.set_default_timeout(1000 * PATIENCE)
         page = context.new_page()
         for name, value in (storage or {}).items():
             page.add_init_script(f"sessionStorage.setItem({name!r}, {value!r})")
