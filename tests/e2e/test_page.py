@@ -89,8 +89,9 @@ def test_a_chosen_image_is_classified_timed_and_explained(page: Page, keyed: Ser
     assert page.get_by_role("status").filter(has_text="ship.png: ship").count() == 1
     # The map is what the service says, over the whole image, and its figures add up.
     page.get_by_role("img", name="Activation map for ship").wait_for()
-    asked = {"headers": {"X-API-Key": KEY}, "content": SHIP.read_bytes()}
-    told = client.post(f"{keyed.url}/v1/explain", **asked).json()  # type: ignore[arg-type]
+    told = client.post(
+        f"{keyed.url}/v1/explain", headers={"X-API-Key": KEY}, content=SHIP.read_bytes()
+    ).json()
     note = page.locator("#map-note").inner_text()
     assert f"logit {told['logit']:.2f}" in note
     grid = told["grid"]
@@ -315,7 +316,7 @@ def test_text_can_be_read_and_touched_on_a_phone_by_day_and_by_night(
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         papers = []
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             contrasts = page.evaluate(CONTRASTS)
             assert len(contrasts) > 40
             assert contrasts[0][0] >= 4.5, contrasts[0]
