@@ -7,7 +7,7 @@ import * as map from "./map.js";
 import * as models from "./models.js";
 import { markChosen, showPredictions, showTiming } from "./predictions.js";
 import { post, typeOf } from "./sending.js";
-import { snippet } from "./snippets.js";
+import * as snippets from "./snippets.js";
 
 const AT_ONCE = 4; // requests
 const MOST = 200; // images
@@ -34,7 +34,9 @@ function requestFor(file) {
 function take(files) {
   if (!files.length) return;
   for (const picture of pictures) URL.revokeObjectURL(picture.url);
-  pictures = [...files].slice(0, MOST).map((file) => ({ file, url: URL.createObjectURL(file) }));
+  pictures = [...files].slice(0, MOST).map((file) => ({
+    file, url: URL.createObjectURL(file), maps: new Map(),
+  }));
   pictures.forEach(addCard);
   $("gallery").replaceChildren(...pictures.map((picture) => made("li", {}, picture.card)));
   $("several").hidden = pictures.length < 2;
@@ -55,7 +57,10 @@ function addCard(picture) {
     made("span", { class: "thumbnail" }, image), made("span", { class: "name" }, picture.file.name),
     picture.outcome,
   );
-  picture.card.addEventListener("click", () => choose(picture));
+  picture.card.addEventListener("click", () => {
+    choose(picture);
+    if ($("stage").getBoundingClientRect().top < 0) $("stage").scrollIntoView();
+  });
 }
 
 function choose(picture) {
@@ -89,8 +94,9 @@ function showUnseen() {
 
 // Answers.
 
-/** Sends all pictures, a few at once, to the chosen model. */
+/** Sends all pictures, a few at once, to the chosen model; as soon as there is one to choose. */
 async function classifyAll() {
+  if (!models.serving()) return;
   running.abort();
   mapping.abort();
   running = new AbortController();
@@ -210,29 +216,9 @@ async function showMap(picture, classId = picture.classId) {
   showMapState();
 }
 
-// The same request elsewhere.
-
-const language = () => document.querySelector("[name=language]:checked").value;
-
 function showSnippet() {
-  const request = requestFor(chosen?.file ?? new File([], "image.jpg", { type: "image/jpeg" }));
-  $("snippet").textContent = snippet(language(), request, chosen?.answer);
-}
-
-async function copy() {
-  const text = $("snippet").textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    // Only pages that came over HTTPS or from this machine have a clipboard.
-    getSelection().selectAllChildren($("snippet"));
-    document.execCommand("copy");
-  }
-  $("copy").textContent = $("copied").textContent = "Copied";
-  setTimeout(() => {
-    $("copy").textContent = "Copy";
-    $("copied").textContent = "";
-  }, 2000);
+  const file = chosen?.file ?? new File([], "image.jpg", { type: "image/jpeg" });
+  snippets.show(requestFor(file), chosen?.answer);
 }
 
 // Events.
@@ -286,7 +272,7 @@ $("map-on").addEventListener("change", () => showMap(chosen));
 const showOpacity = () => { $("map").style.opacity = $("opacity").value / 100; };
 $("opacity").addEventListener("input", showOpacity);
 $("languages").addEventListener("change", showSnippet);
-$("copy").addEventListener("click", copy);
+$("copy").addEventListener("click", snippets.copy);
 
 if (camera.available()) {
   camera.install((file) => take([file]));
@@ -299,9 +285,10 @@ const ramp = made("canvas");
 map.drawRamp(ramp);
 $("ramp").append(ramp);
 showOpacity();
-const listModels = () => models.list(() => {
+const listModels = () => models.list((first) => {
   showMapState();
   showSnippet();
+  if (first) classifyAll();
 });
 listModels();
 live.watch(listModels);

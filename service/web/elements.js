@@ -12,8 +12,9 @@ export function made(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A share from 0 to 1, in words that no line breaks. */
 export function percent(share) {
-  return share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
+  return share < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;
 }
 
 /** A time in milliseconds, with three digits. */

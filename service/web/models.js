@@ -10,9 +10,10 @@ let timer = 0;
 /** The model that is chosen, as GET /v1/models describes it. */
 export const serving = () => models.find((model) => model.name === $("model").value);
 
-/** Lists the models, and again until all have loaded; `listed` is called each time. */
+/** Lists the models, and again until all have loaded; `listed(first)` is called each time. */
 export async function list(listed) {
   clearTimeout(timer);
+  const first = !models.length;
   try {
     models = (await ask("v1/models")).models;
   } catch (error) {
@@ -33,7 +34,7 @@ export async function list(listed) {
     : `ready on ${devices}`;
   $("state").dataset.state = waiting.length ? waiting[0].state : "ready";
   show();
-  listed();
+  listed(first);
   if (waiting.some((model) => model.state === "loading")) timer = setTimeout(list, AGAIN, listed);
 }
 

@@ -1,5 +1,9 @@
 // The request that this page sends, in the words of other programs.
 
+import { $ } from "./elements.js";
+
+const SAID = 2000; // milliseconds
+
 /** Quoted for a shell, where that is needed. */
 function quoted(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
@@ -18,7 +22,7 @@ function curl({ url, name, type, keyed }) {
 const text = JSON.stringify;
 
 function python({ place, name, type, model, topK, keyed }) {
-  const key = keyed ? `, "X-API-Key": os.environ["API_KEY"]` : "";
+  const key = keyed ? `\n        "X-API-Key": os.environ["API_KEY"],` : "";
   return `${keyed ? "import os\n" : ""}from pathlib import Path
 
 import httpx
@@ -26,12 +30,14 @@ import httpx
 response = httpx.post(
     ${text(place)},
     params={"model": ${text(model)}, "top_k": ${topK}},
-    headers={"Content-Type": ${text(type)}${key}},
+    headers={
+        "Content-Type": ${text(type)},${key}
+    },
     content=Path(${text(name)}).read_bytes(),
 )
 response.raise_for_status()
-for prediction in response.json()["predictions"]:
-    print(f"{prediction['probability']:6.1%}  {prediction['label']}")`;
+for each in response.json()["predictions"]:
+    print(f"{each['probability']:6.1%}  {each['label']}")`;
 }
 
 function client({ base, name, model, topK, keyed }) {
@@ -39,16 +45,39 @@ function client({ base, name, model, topK, keyed }) {
   return `${keyed ? "import os\n\n" : ""}from service.client import Client
 
 with Client(${text(base)}${key}) as client:
-    answer = client.classify(${text(name)}, model=${text(model)}, top_k=${topK})
-for prediction in answer.predictions:
-    print(f"{prediction.probability:6.1%}  {prediction.label}")`;
+    answer = client.classify(
+        ${text(name)}, model=${text(model)}, top_k=${topK}
+    )
+for each in answer.predictions:
+    print(f"{each.probability:6.1%}  {each.label}")`;
 }
 
-/** The text for a language, of a request and its answer, if there is one yet. */
-export function snippet(language, request, answer) {
+function snippet(language, request, answer) {
   const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
   const place = `${base}/v1/classify`;
   const whole = { ...request, base, place, url: `${base}/${request.path}` };
   if (language === "answer") return answer ? JSON.stringify(answer, null, 2) : "No answer yet.";
   return { curl, python, client }[language](whole);
+}
+
+/** Shows a request in the chosen language, or its answer, if there is one yet. */
+export function show(request, answer) {
+  const language = document.querySelector("[name=language]:checked").value;
+  $("snippet").textContent = snippet(language, request, answer);
+}
+
+/** Copies what is shown, and says so for a while. */
+export async function copy() {
+  try {
+    await navigator.clipboard.writeText($("snippet").textContent);
+  } catch {
+    // Only pages that came over HTTPS or from this machine have a clipboard.
+    getSelection().selectAllChildren($("snippet"));
+    document.execCommand("copy");
+  }
+  $("copy").textContent = $("copied").textContent = "Copied";
+  setTimeout(() => {
+    $("copy").textContent = "Copy";
+    $("copied").textContent = "";
+  }, SAID);
 }
