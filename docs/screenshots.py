@@ -21,7 +21,7 @@ DOCS = Path(__file__).parent
 Scheme = Literal["light", "dark"]
 SHOTS: tuple[tuple[str, int, int, Scheme], ...] = (
     ("page", 1120, 1240, "light"),
-    ("page-phone-dark", 360, 1510, "dark"),
+    ("page-phone-dark", 360, 1566, "dark"),
 )
 # Images sent every two seconds, so that the live figures have something to show.
 LOAD = (4, 9, 15, 12, 18, 24, 20, 26, 17, 22, 28, 25)
