@@ -24,17 +24,38 @@ MAX_TIMEOUT_MS = 3_600_000
 TIMEOUT = b"x-request-timeout-ms"
 WEB = {
     "index.html": "text/html",
-    "app.js": "text/javascript",
+    "page.css": "text/css",
     "style.css": "text/css",
     "docs.html": "text/html",
     "docs.js": "text/javascript",
     "docs.css": "text/css",
+    "icon.svg": "image/svg+xml",
+    "ship.png": "image/png",
+}
+# The modules of the page.
+WEB |= {
+    f"{name}.js": "text/javascript"
+    for name in (
+        "api",
+        "app",
+        "camera",
+        "elements",
+        "key",
+        "live",
+        "map",
+        "models",
+        "predictions",
+        "sending",
+        "snippets",
+    )
 }
 # The pages need nothing from elsewhere, and must not be made to.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
 }
 

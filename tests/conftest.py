@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 # One client for all: making one takes longer than many requests. Nothing is kept alive, so that
 # a service that ends has no connection of ours to end.
@@ -27,6 +32,20 @@ client = httpx.Client(verify=False, timeout=60, limits=httpx.Limits(max_keepaliv
 CACHE = str(Path(tempfile.gettempdir()) / f"resnet-serve-tests-{os.getuid()}")
 # Seconds that anything of a service may take, on however busy a machine.
 PATIENCE = 60
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# So that it asks nobody but the service, and its camera is a picture that it makes.
+CHROMIUM_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+)
 COMMAND = str(Path(sys.executable).with_name("resnet-serve"))
 
 
@@ -122,6 +141,49 @@ def service() -> Iterator[Service]:
     """The embedded model and a random one, for all tests that only ask."""
     with started("--model", "builtin:resnet20-cifar10", "--model", "random:resnet20") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium; until the module's end no test of it can run an event loop of its own."""
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield running
+        running.close()
+
+
+@contextmanager
+def visiting(
+    browser: Browser, url: str, storage: dict[str, str] | None = None, **options: Any
+) -> Iterator[Page]:
+    """The page at `url`, with what the tab has stored; a complaint of the browser, a violated
+    policy, or a request for another origin fails the test."""
+    faults: list[str] = []
+    with browser.new_context(**options) as context:
+        context.set_default_timeout(1000 * PATIENCE)
+        page = context.new_page()
+        for name, value in (storage or {}).items():
+            page.add_init_script(f"sessionStorage.setItem({name!r}, {value!r})")
+
+        def complained(message: Any) -> None:
+            # Refusals are what the tests ask for.
+            if message.type in {"error", "warning"} and "/v1/" not in message.location["url"]:
+                faults.append(message.text)
+
+        def asked(request: Any) -> None:
+            if not request.url.removeprefix("blob:").startswith(url):
+                faults.append(request.url)
+
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", complained)
+        page.on("request", asked)
+        page.goto(url)
+        yield page
+    assert not faults
 
 
 def encoded(format: str = "PNG", size: tuple[int, int] = (32, 32), mode: str = "RGB") -> bytes:

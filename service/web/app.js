@@ -1,95 +1,294 @@
-"use strict";
+import { UNANSWERED } from "./api.js";
+import * as camera from "./camera.js";
+import { $, made, percent } from "./elements.js";
+import * as key from "./key.js";
+import * as live from "./live.js";
+import * as map from "./map.js";
+import * as models from "./models.js";
+import { markChosen, showPredictions, showTiming } from "./predictions.js";
+import { post, typeOf } from "./sending.js";
+import * as snippets from "./snippets.js";
 
-const $ = (id) => document.getElementById(id);
-const KEY = "resnet-serve-key"; // in the tab's own storage, until it closes
-let shown = null; // the object URL of the preview
+const AT_ONCE = 4; // requests
+const MOST = 200; // images
+const ENLARGED = 384; // pixels that smaller images are enlarged to
+const TINY = 128; // pixels below which each of them is worth seeing
 
-async function json(path, options = {}) {
-  const key = sessionStorage.getItem(KEY);
-  const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  const response = await fetch(path, { ...options, headers });
-  const body = await response.json();
-  if (response.status === 401) {
-    const given = prompt(`${body.detail}\n\nAPI key:`)?.trim();
-    if (/^[!-~]+$/.test(given ?? "")) {
-      sessionStorage.setItem(KEY, given);
-      return json(path, options);
-    }
-  }
-  if (!response.ok) throw new Error(body.detail ?? response.statusText);
-  return body;
+let pictures = []; // what became of each file
+let chosen = null; // the one of them that is shown
+let running = new AbortController(); // its end is the end of all requests for the pictures
+let mapping = new AbortController(); // and of this one, of that for a map
+
+const isTiny = (image) => Math.max(image.naturalWidth, image.naturalHeight) < TINY;
+const mapped = () => models.serving()?.explain === true;
+
+/** What is asked for a picture. */
+function requestFor(file) {
+  const [model, topK] = [$("model").value, Number($("top-k").value)];
+  const path = `v1/classify?model=${encodeURIComponent(model)}&top_k=${topK}`;
+  return { path, model, topK, name: file.name, type: typeOf(file), keyed: key.current() !== null };
 }
 
-async function listModels() {
-  const { models } = await json("v1/models");
-  $("model").replaceChildren(...models.map((model) => new Option(model.name)));
-  const waiting = models.filter((model) => model.state !== "ready");
-  $("state").textContent = waiting.length
-    ? waiting.map((model) => `${model.name}: ${model.state}`).join(", ")
-    : `ready on ${[...new Set(models.map((model) => model.device))].join(", ")}`;
-  if (waiting.some((model) => model.state === "loading")) setTimeout(start, 1000);
-}
+// Pictures.
 
-function show(answer) {
-  $("predictions").replaceChildren(...answer.predictions.map(({ label, probability }) => {
-    const row = document.createElement("li");
-    const name = document.createElement("span");
-    const figure = document.createElement("span");
-    const bar = document.createElement("progress");
-    name.textContent = label;
-    figure.textContent = `${(100 * probability).toFixed(1)} %`;
-    bar.value = probability;
-    bar.setAttribute("aria-label", label);
-    row.append(name, figure, bar);
-    return row;
+function take(files) {
+  if (!files.length) return;
+  for (const picture of pictures) URL.revokeObjectURL(picture.url);
+  pictures = [...files].slice(0, MOST).map((file) => ({
+    file, url: URL.createObjectURL(file), maps: new Map(),
   }));
-  const { decode, queue, inference, total } = answer.timing_ms;
-  $("timing").textContent =
-    `${total.toFixed(1)} ms: decoding ${decode.toFixed(1)}, waiting ${queue.toFixed(1)}, ` +
-    `inference ${inference.toFixed(1)}, in a batch of ${answer.batch_size}`;
+  pictures.forEach(addCard);
+  $("gallery").replaceChildren(...pictures.map((picture) => made("li", {}, picture.card)));
+  $("several").hidden = pictures.length < 2;
+  $("several-name").textContent = files.length > MOST
+    ? `The first ${MOST} of ${files.length} images`
+    : `${files.length} images`;
+  choose(pictures[0]);
+  classifyAll();
 }
 
-async function classify(image) {
-  if (shown) URL.revokeObjectURL(shown);
-  shown = URL.createObjectURL(image);
-  $("preview").src = shown;
-  $("preview").alt = image.name ?? "the pasted image";
-  $("preview").hidden = false;
-  $("hint").hidden = true;
-  $("error").textContent = $("timing").textContent = "";
-  $("predictions").replaceChildren();
-  try {
-    const model = encodeURIComponent($("model").value);
-    show(await json(`v1/classify?model=${model}`, {
-      method: "POST",
-      headers: { "Content-Type": "application/octet-stream" },
-      body: image,
-    }));
-  } catch (error) {
-    $("error").textContent = error.message;
+function addCard(picture) {
+  const image = made("img", { src: picture.url, alt: "", loading: "lazy", decoding: "async" });
+  image.addEventListener("load", () => image.classList.toggle("tiny", isTiny(image)));
+  image.addEventListener("error", () => image.remove());
+  picture.outcome = made("strong");
+  picture.card = made(
+    "button", { type: "button", "aria-pressed": "false" },
+    made("span", { class: "thumbnail" }, image), made("span", { class: "name" }, picture.file.name),
+    picture.outcome,
+  );
+  picture.card.addEventListener("click", () => {
+    choose(picture);
+    if ($("stage").getBoundingClientRect().top < 0) $("stage").scrollIntoView();
+  });
+}
+
+function choose(picture) {
+  mapping.abort();
+  chosen = picture;
+  for (const each of pictures) each.card.setAttribute("aria-pressed", String(each === picture));
+  $("empty").hidden = true;
+  $("unshown").hidden = true;
+  $("picture").hidden = false;
+  $("preview").removeAttribute("width");
+  $("preview").alt = picture.file.name;
+  $("preview").src = picture.url;
+  showOutcome(picture);
+  showMap(picture);
+}
+
+function showSize() {
+  const { naturalWidth: width, naturalHeight: height } = $("preview");
+  const [longest, tiny] = [Math.max(width, height), isTiny($("preview"))];
+  const times = tiny ? Math.floor(ENLARGED / longest) : ENLARGED / longest;
+  $("preview").classList.toggle("tiny", tiny);
+  if (times > 1) $("preview").setAttribute("width", Math.round(times * width));
+}
+
+function showUnseen() {
+  if (!chosen) return;
+  $("picture").hidden = true;
+  $("unshown").hidden = false;
+  $("unshown").textContent = `${chosen.file.name} is nothing that this browser can show.`;
+}
+
+// Answers.
+
+/** Sends all pictures, a few at once, to the chosen model; as soon as there is one to choose. */
+async function classifyAll() {
+  if (!models.serving()) return;
+  running.abort();
+  mapping.abort();
+  running = new AbortController();
+  const { signal } = running;
+  for (const picture of pictures) {
+    Object.assign(picture, { answer: null, error: null, wait: null, maps: new Map() });
+    showOutcome(picture);
   }
+  const left = [...pictures];
+  const line = async () => {
+    while (left.length && !signal.aborted) await classify(left.shift(), signal);
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, line));
+  if (pictures.length && !signal.aborted) announce();
 }
 
-function first(files) {
-  const image = [...files].find((file) => file.type.startsWith("image/"));
-  if (image) classify(image);
+async function classify(picture, signal) {
+  const started = performance.now();
+  try {
+    const answer = await post(picture, requestFor(picture.file).path, signal, showWaiting);
+    const seen = performance.now() - started;
+    Object.assign(picture, { answer, seen, classId: answer.predictions[0].class_id });
+  } catch (error) {
+    if (signal.aborted) return;
+    picture.error = error.message;
+  }
+  showOutcome(picture);
+  if (picture === chosen) showMap(picture);
 }
 
-$("file").addEventListener("change", (event) => first(event.target.files));
-$("model").addEventListener("change", () => first($("file").files));
-$("drop").addEventListener("dragover", (event) => {
+function outcomeOf({ answer, error, wait }) {
+  if (error) return ["refused", "refused"];
+  if (!answer) return [wait ? "waiting" : "…", "waiting"];
+  const [{ label, probability }] = answer.predictions;
+  return [`${label} ${percent(probability)}`, "done"];
+}
+
+/** Shows what is known of a picture, on its card and, if it is the chosen one, beside it. */
+function showOutcome(picture) {
+  showWaiting(picture);
+  if (picture !== chosen) return;
+  const { answer } = picture;
+  const choosable = mapped() ? (classId) => showMap(picture, classId) : null;
+  showPredictions(answer?.predictions ?? [], picture.classId, choosable);
+  $("timing").hidden = !answer;
+  if (answer) showTiming(answer, picture.seen);
+  showMapState();
+  showSnippet();
+}
+
+/** Shows what a picture waits for, or why it waits no longer. */
+function showWaiting(picture) {
+  const [words, state] = outcomeOf(picture);
+  picture.outcome.textContent = words;
+  picture.card.dataset.state = state;
+  if (picture !== chosen) return;
+  const { answer, error, wait } = picture;
+  $("hint").hidden = Boolean(answer || error || wait);
+  $("hint").textContent = "Classifying…";
+  // The alert is read out whenever it is set; the seconds beside it are not.
+  const why = error ?? wait?.why ?? "";
+  if ($("error").textContent !== why) $("error").textContent = why;
+  $("wait").hidden = !wait;
+  $("again").textContent = wait ? `Trying again in ${wait.seconds} s.` : "";
+}
+
+/** Says in one sentence what the pictures turned out to be. */
+function announce() {
+  const failed = pictures.filter((picture) => picture.error).length;
+  const [first] = pictures;
+  if (pictures.length > 1) $("said").textContent = `${pictures.length} images are done, ${failed} refused.`;
+  else $("said").textContent = first.error ? "" : `${first.file.name}: ${outcomeOf(first)[0]}.`;
+}
+
+// Activation maps.
+
+/** Shows the map of the chosen picture, or why there is none, and the controls that it has. */
+function showMapState() {
+  const { answer, maps, classId, mapError } = chosen ?? {};
+  const on = mapped() && $("map-on").checked;
+  const explanation = on && answer ? maps.get(classId) : null;
+  $("mapping").hidden = !(answer && mapped());
+  $("opacity-label").hidden = !on;
+  $("map").hidden = $("scale").hidden = !explanation;
+  let note = "";
+  if (explanation) {
+    note = map.describe(explanation);
+    map.draw($("map"), explanation);
+    $("map").setAttribute("aria-label", `Activation map for ${explanation.label}. ${note}`);
+    [$("lowest").textContent, $("highest").textContent] = map.limits(explanation);
+  } else if (answer && !mapped()) {
+    note = `${answer.model} has no activation map: its last feature map is a single place.`;
+  } else if (on && mapError) {
+    note = mapError;
+  }
+  $("map-note").textContent = note;
+}
+
+/** Shows how much each place of a picture speaks for a class. */
+async function showMap(picture, classId = picture.classId) {
+  if (!picture.answer) return;
+  Object.assign(picture, { classId, mapError: null });
+  markChosen(picture.answer.predictions, classId);
+  if (mapped() && $("map-on").checked && !picture.maps.has(classId)) {
+    mapping.abort();
+    mapping = new AbortController();
+    const signal = AbortSignal.any([mapping.signal, running.signal]);
+    const path = `v1/explain?model=${encodeURIComponent(picture.answer.model)}&class_id=${classId}`;
+    try {
+      picture.maps.set(classId, await post(picture, path, signal, showWaiting));
+    } catch (error) {
+      if (signal.aborted) return;
+      picture.mapError = error.message;
+    }
+    if (signal.aborted || picture !== chosen) return;
+  }
+  showMapState();
+}
+
+function showSnippet() {
+  const file = chosen?.file ?? new File([], "image.jpg", { type: "image/jpeg" });
+  snippets.show(requestFor(file), chosen?.answer);
+}
+
+// Events.
+
+function takeFrom(input) {
+  take(input.files);
+  input.value = ""; // so that the same file can be chosen again
+}
+
+const dragsFiles = (event) => event.dataTransfer?.types.includes("Files");
+document.addEventListener("dragover", (event) => {
+  if (!dragsFiles(event)) return;
   event.preventDefault();
-  $("drop").classList.add("over");
+  $("stage").classList.add("over");
 });
-$("drop").addEventListener("dragleave", () => $("drop").classList.remove("over"));
-$("drop").addEventListener("drop", (event) => {
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) $("stage").classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  if (!dragsFiles(event)) return;
   event.preventDefault();
-  $("drop").classList.remove("over");
-  first(event.dataTransfer.files);
+  $("stage").classList.remove("over");
+  take(event.dataTransfer.files);
 });
-document.addEventListener("paste", (event) => first(event.clipboardData.files));
+document.addEventListener("paste", (event) => take(event.clipboardData.files));
+$("choose").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", () => takeFrom($("file")));
+$("capture").addEventListener("change", () => takeFrom($("capture")));
+$("example").addEventListener("click", async () => {
+  try {
+    const blob = await (await fetch("web/ship.png")).blob();
+    take([new File([blob], "ship.png", { type: "image/png" })]);
+  } catch {
+    $("error").textContent = UNANSWERED;
+  }
+});
+$("preview").addEventListener("load", showSize);
+$("preview").addEventListener("error", showUnseen);
+$("model").addEventListener("change", () => {
+  models.show();
+  showSnippet();
+  classifyAll();
+});
+$("top-k").addEventListener("change", () => {
+  showSnippet();
+  classifyAll();
+});
+$("now").addEventListener("click", () => chosen.wait?.now());
+$("stop").addEventListener("click", () => chosen.wait?.stop());
+$("map-on").addEventListener("change", () => showMap(chosen));
+const showOpacity = () => { $("map").style.opacity = $("opacity").value / 100; };
+$("opacity").addEventListener("input", showOpacity);
+$("languages").addEventListener("change", showSnippet);
+$("copy").addEventListener("click", snippets.copy);
 
-function start() {
-  listModels().catch((error) => { $("state").textContent = error.message; });
+if (camera.available()) {
+  camera.install((file) => take([file]));
+} else {
+  $("camera").addEventListener("click", () => $("capture").click());
 }
-start();
+$("camera").hidden = !camera.available() && !matchMedia("(pointer: coarse)").matches;
+
+const ramp = made("canvas");
+map.drawRamp(ramp);
+$("ramp").append(ramp);
+showOpacity();
+const listModels = () => models.list((first) => {
+  showMapState();
+  showSnippet();
+  if (first) classifyAll();
+});
+listModels();
+live.watch(listModels);

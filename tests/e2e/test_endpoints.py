@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from service.metrics import PHASES
+from service.routes import WEB
 from tests.conftest import Service, client, encoded
 
 FIELDS = {
@@ -215,29 +216,29 @@ def test_a_page_needs_no_other_host(service: Service, page: str) -> None:
     named = re.findall(r'(?:src|href)="([^"#]+)"', text)
     assert len(named) > 3
     for place in named:
-        if place == "data:,":
-            continue
         assert re.fullmatch(r"[a-z./0-9]+", place), "relative, so that a prefix before it may stay"
-        response = client.get(f"{service.url}/{place}")
-        assert response.status_code == 200
-        if place.startswith("web/"):
-            assert not re.search(r"//\w|@import|\burl\(", response.text)
+        assert client.get(f"{service.url}/{place}").status_code == 200
 
 
 def test_the_pages_and_their_parts_are_served_with_a_strict_policy(service: Service) -> None:
-    for path, kind in (
-        ("/", "text/html"),
-        ("/web/app.js", "text/javascript"),
-        ("/web/style.css", "text/css"),
-        ("/docs", "text/html"),
-        ("/web/docs.js", "text/javascript"),
-        ("/web/docs.css", "text/css"),
-    ):
+    parts = {f"/web/{file}": kind for file, kind in WEB.items()}
+    for path, kind in {"/": "text/html", "/docs": "text/html", **parts}.items():
         response = client.get(f"{service.url}{path}")
         assert response.status_code == 200
         assert response.headers["content-type"].startswith(kind)
         policy = response.headers["content-security-policy"]
-        assert "default-src 'none'" in policy
+        for wanted in ("default-src 'none'", "require-trusted-types-for 'script'"):
+            assert wanted in policy
         assert "unsafe" not in policy
-        assert "http://" not in response.text.replace("http://www.w3.org", "")
+        assert "camera=(self)" in response.headers["permissions-policy"]
+        if kind.startswith("text/"):
+            named = response.text.replace("http://www.w3.org", "")
+            assert not re.search(r"//\w|@import|\burl\(|\bstyle=", named)
+            for module in re.findall(r'\bfrom "\./([^"]+)"', response.text):
+                assert module in WEB
     assert client.get(f"{service.url}/web/__init__.py").status_code == 404
+
+
+def test_every_part_of_the_pages_is_listed() -> None:
+    folder = resources.files("service.web")
+    assert set(WEB) == {file.name for file in folder.iterdir()} - {"__init__.py", "__pycache__"}

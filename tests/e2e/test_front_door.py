@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.access import HOW
 from tests.conftest import COMMAND, Service, client, encoded, started
 from tests.e2e.test_classify import is_problem
 from tests.e2e.test_endpoints import samples
@@ -224,54 +222,6 @@ def test_every_answer_says_that_it_is_what_it_says(door: Service) -> None:
         assert response.headers.get_list("x-content-type-options") == ["nosniff"]
         assert ("no-store" in response.headers.get("cache-control", "")) is path.startswith("/v1/")
         assert "server" not in response.headers
-
-
-PAGE = """
-const [base, ...keys] = process.argv.slice(2);
-const parts = {}, stored = {}, asked = [];
-class Part {
-  addEventListener() {}
-  replaceChildren(...given) { this.children = given; }
-}
-globalThis.document = { getElementById: (id) => (parts[id] ??= new Part()), addEventListener() {} };
-globalThis.Option = class { constructor(text) { this.text = text; } };
-globalThis.sessionStorage = {
-  getItem: (name) => stored[name] ?? null,
-  setItem(name, text) { stored[name] = text; },
-};
-globalThis.prompt = (text) => { asked.push(text); return keys.shift() ?? null; };
-const fetched = globalThis.fetch;
-globalThis.fetch = (path, options) => fetched(`${base}/${path}`, options);
-process.on("exit", () => process.stdout.write(JSON.stringify({
-  asked: asked.length,
-  models: (parts.model.children ?? []).map((option) => option.text),
-  state: parts.state.textContent,
-})));
-"""
-
-
-@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
-@pytest.mark.parametrize(
-    ("keys", "asked", "models"),
-    [
-        ([f" {API} "], 1, ["resnet20"]),
-        (["a-wrong-key-012345", API], 2, ["resnet20"]),
-        (["none that a header can hold: \u00e9"], 1, []),
-        ([], 1, []),
-    ],
-)
-def test_the_page_asks_for_a_key(
-    door: Service, tmp_path: Path, keys: list[str], asked: int, models: list[str]
-) -> None:
-    script = tmp_path / "app.js"
-    script.write_text(PAGE + client.get(f"{door.url}/web/app.js").text)
-    done = subprocess.run(
-        ["node", script, door.url, *keys], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
-    assert (shown["asked"], shown["models"]) == (asked, models)
-    assert shown["state"] == ("ready on cpu" if models else "a key is needed; " + HOW)
 
 
 def test_every_refusal_was_counted_and_nothing_showed_a_key(door: Service) -> None:

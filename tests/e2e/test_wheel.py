@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from service.routes import WEB
 from tests.conftest import client, encoded, started
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +31,7 @@ def test_it_contains_labels_page_and_the_embedded_bundle(wheel: Path) -> None:
         "models/labels/cifar10.txt",
         "models/labels/cifar100.txt",
         "models/labels/imagenet1k.txt",
-        "service/web/index.html",
-        "service/web/app.js",
-        "service/web/style.css",
-        "service/web/docs.html",
-        "service/web/docs.js",
-        "service/web/docs.css",
+        *(f"service/web/{file}" for file in WEB),
     ):
         assert wanted in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

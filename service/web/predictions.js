@@ -1,0 +1,53 @@
+import { $, made, milliseconds, percent } from "./elements.js";
+
+const PHASES = [
+  ["decode", "Decoding"], ["queue", "Waiting"], ["inference", "Inference"], ["rest", "Rest"],
+];
+
+function row({ label, probability }) {
+  const fill = made("span", { class: "fill" });
+  fill.style.width = `${100 * probability}%`;
+  return [
+    made("span", { class: "label" }, label),
+    made("span", { class: "figure" }, percent(probability)),
+    made("span", { class: "track" }, fill),
+  ];
+}
+
+/** Shows classes as bars; where `choose` is given, each can be chosen, and `chosen` is. */
+export function showPredictions(predictions, chosen, choose) {
+  const rows = predictions.map((prediction) => {
+    if (!choose) return made("div", { class: "row" }, ...row(prediction));
+    const pressed = prediction.class_id === chosen;
+    const button = made("button", { type: "button", class: "row", "aria-pressed": pressed }, ...row(prediction));
+    button.addEventListener("click", () => choose(prediction.class_id));
+    return button;
+  });
+  $("predictions").replaceChildren(...rows.map((each) => made("li", {}, each)));
+}
+
+/** Marks another class as the chosen one, without a new row: the old one may have the focus. */
+export function markChosen(predictions, chosen) {
+  $("predictions").querySelectorAll("button").forEach((button, index) => {
+    button.setAttribute("aria-pressed", predictions[index].class_id === chosen);
+  });
+}
+
+/** Shows an answer's time by phase; `seen` is how long it took to get here, in milliseconds. */
+export function showTiming({ timing_ms: timing, batch_size: batch }, seen) {
+  const known = timing.decode + timing.queue + timing.inference;
+  const times = { ...timing, rest: Math.max(0, timing.total - known) };
+  const words = PHASES.map(([phase, name]) => `${name.toLowerCase()} ${milliseconds(times[phase])}`);
+  $("phases").setAttribute("aria-label", words.join(", "));
+  $("phases").replaceChildren(...PHASES.map(([phase]) => {
+    const part = made("span", { class: phase });
+    part.style.flexGrow = times[phase];
+    return part;
+  }));
+  $("legend").replaceChildren(...PHASES.map(([phase, name]) => made(
+    "li", {}, made("span", { class: `swatch ${phase}`, "aria-hidden": "true" }), name,
+    made("span", { class: "figure" }, milliseconds(times[phase])),
+  )));
+  $("sum").textContent = `${milliseconds(timing.total)} in the service, in a batch of ${batch}; `
+    + `${milliseconds(seen)} as seen from here.`;
+}

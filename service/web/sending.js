@@ -1,0 +1,49 @@
+import { ask } from "./api.js";
+
+export const typeOf = (file) => (file.type.startsWith("image/") ? file.type : "application/octet-stream");
+
+/**
+ * The answer of a path to a picture's file.
+ *
+ * While it waits for another try, `picture.wait` has the reason, the seconds left, and ways to end
+ * the wait; `changed(picture)` is called with each change.
+ */
+export async function post(picture, path, signal, changed) {
+  const { file } = picture;
+  await file.slice(0, 1).arrayBuffer().catch(() => {
+    throw new Error(`${file.name} cannot be read; is it a folder?`);
+  });
+  return ask(path, {
+    method: "POST",
+    headers: { "Content-Type": typeOf(file) },
+    body: file,
+    signal,
+    wait: (why, seconds) => waited(picture, why, seconds, signal, changed),
+  });
+}
+
+function waited(picture, why, seconds, signal, changed) {
+  return new Promise((resolve, reject) => {
+    const until = performance.now() + 1000 * seconds;
+    const end = (finish, reason) => {
+      clearInterval(timer);
+      signal.removeEventListener("abort", abort);
+      picture.wait = null;
+      finish(reason);
+      changed(picture);
+    };
+    const abort = () => end(reject, signal.reason);
+    const timer = setInterval(() => {
+      const left = Math.ceil((until - performance.now()) / 1000);
+      if (left <= 0) {
+        end(resolve);
+      } else if (left !== picture.wait.seconds) {
+        picture.wait.seconds = left;
+        changed(picture);
+      }
+    }, 100);
+    signal.addEventListener("abort", abort);
+    picture.wait = { why, seconds, now: () => end(resolve), stop: () => end(reject, new Error(why)) };
+    changed(picture);
+  });
+}
