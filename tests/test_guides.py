@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,12 @@ DOCUMENTS = sorted(
 )
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 # Those that train, or start services that no other document needs.
-SLOW: set[str] = set()
+SLOW = {
+    "docs/guides/own-architecture.md",
+    "docs/guides/own-weights.md",
+    "docs/guides/tuning.md",
+    "docs/training.md",
+}
 GUIDES = [
     "clients",
     "cpu-host",
@@ -57,6 +63,10 @@ def test_a_document_does_as_it_says(
 ) -> None:
     text = (ROOT / name).read_text("utf-8")
     found = list(blocks(text))
+    if any("curl " in block.text for block in found if not block.needs) and not shutil.which(
+        "curl"
+    ):
+        pytest.skip("needs curl")
     lay_out(tmp_path, "".join(block.text for block in found))
     monkeypatch.chdir(tmp_path)
     session = Session(tmp_path, services, running)
@@ -157,4 +167,4 @@ def test_a_block_that_does_not_do_as_it_says_fails(block: Block, tmp_path: Path)
 
 
 def test_flags_are_parsed_by_the_command_itself() -> None:
-    assert check_flags(["resnet-serve", "bench", "x", "--rate", "5"])["rate"] == (5,)
+    assert check_flags(["resnet-serve", "bench", "x", "--rate", "5"])["seconds"] == 10

@@ -56,7 +56,7 @@ def _akamaster(path: Path) -> None:
 
 
 def _coloured(path: Path) -> None:
-    made.folder(path, 48)
+    made.folder(path, 132)
 
 
 def _archive(path: Path) -> None:

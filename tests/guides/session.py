@@ -20,7 +20,7 @@ from tests.guides.checks import CHECKS
 # Added to commands that would take long; the later of two equal flags counts.
 SHORTER = {
     "bench": ["--seconds", "0.2", "--warm-up-s", "0"],
-    "train": ["--iterations", "2", "--eager"],
+    "train": ["--iterations", "2", "--batch-size", "8", "--eager"],
 }
 ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8000")
 FIRST_LINE = re.compile(r"# (\S+\.ya?ml)\n")
@@ -51,12 +51,13 @@ class Session:
             for command in commands(block):
                 self.said = self._run(command)
                 if command.shown:
-                    self._compare(command.shown)
+                    self._compare(command.shown, self.said)
         elif block.language == "python":
             code = compile(self._addressed(block.text), f"line {block.line}", "exec")
             exec(code, self.scope)
         elif block.language == "json":
-            self._compare(block.text)
+            # However it is laid out.
+            self._compare("".join(block.text.split()), "".join(self.said.split()))
         elif block.language == "yaml":
             self._settings(block.text)
         else:
@@ -117,8 +118,8 @@ class Session:
         ours = {"PATH": path, "HOME": str(self.folder), "RESNET_SERVE_CACHE_DIR": CACHE}
         return os.environ | ours
 
-    def _compare(self, shown: str) -> None:
-        assert pattern(shown).fullmatch(self.said), f"shown:\n{shown}\nsaid:\n{self.said}"
+    def _compare(self, shown: str, said: str) -> None:
+        assert pattern(shown).fullmatch(said), f"shown:\n{shown}\nsaid:\n{said}"
 
     def _settings(self, text: str) -> None:
         named = FIRST_LINE.match(text)
