@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from tests.guides.blocks import Block, Command, blocks, commands, pattern
 from tests.guides.checks import CHECKS, check_flags
@@ -50,6 +52,7 @@ def services(running: contextlib.ExitStack) -> Started:
     return {}
 
 
+@pytest.mark.timeout(400)  # A busy machine takes its time to train, compile and serve.
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES],
@@ -99,6 +102,27 @@ def test_links_lead_somewhere(name: str) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text("utf-8")):
         if "://" not in link:
             assert (path.parent / link).exists(), link
+
+
+def test_every_alert_and_no_other_is_explained() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8"))
+    alerts = [
+        rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule
+    ]
+    text = (ROOT / "docs/guides/dashboard.md").read_text("utf-8")
+    assert re.findall(r"^\| `(ResnetServe\w+)` \|", text, re.MULTILINE) == alerts
+
+
+def test_every_panel_that_is_explained_exists() -> None:
+    dashboard = json.loads(
+        (ROOT / "deploy/grafana/dashboards/resnet-serve.json").read_text("utf-8")
+    )
+    titles = {panel["title"] for panel in dashboard["panels"]}
+    text = (ROOT / "docs/guides/dashboard.md").read_text("utf-8")
+    table = text.partition("| panel |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| ([^|`-][^|]*) \|", table, re.MULTILINE)
+    assert len(named) >= 10
+    assert {name for row in named for name in row.split(", ")} <= titles
 
 
 def test_blocks_are_found_with_their_marks() -> None:
