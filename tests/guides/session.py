@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner
 
@@ -101,7 +102,8 @@ class Session:
         local = any((self.folder / word).exists() for word in arguments)
         key = f"{self.folder}: {key}" if local else key
         if key not in self.services:
-            service = started(*arguments, cwd=self.folder, **command.environment)
+            variables: dict[str, Any] = {**command.environment}
+            service = started(*arguments, cwd=self.folder, **variables)
             self.services[key] = self.running.enter_context(service)
         self.service = self.services[key]
 
