@@ -43,7 +43,7 @@ SERVICE = [
     {"ranking", "control"},
     {"settings", "headers"},
     {"keys"},
-    {"errors", "interpreter", "logs", "lease", "daemon"},
+    {"errors", "interpreter", "logs", "lease", "daemon", "client"},
 ]
 MODELS = [
     {"training", "interchange"},
@@ -78,7 +78,8 @@ ONLY = {
     },
     "uvicorn": {"server", "protocol"},
     "prometheus_client": {"metrics", "shared_metrics"},
-    "PIL": {"decode", "headers", "engines"},
+    "PIL": {"decode", "headers", "engines", "client"},
+    "httpx": {"client"},
     "click": {"cli", "commands"},
     "yaml": {"settings"},
 }
