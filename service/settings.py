@@ -32,8 +32,8 @@ from service import keys
 from service.errors import ConfigError
 
 PREFIX = "RESNET_SERVE_"
-# Read by others under the same prefix: the file's path, and the tests' data.
-NOT_SETTINGS = {"CONFIG", "SHARED"}
+# Read by others under the same prefix: the file's path, a client's key, and the tests' data.
+NOT_SETTINGS = {"CONFIG", "KEY", "SHARED"}
 # The time a control group may take of each period, in versions 2 and 1.
 CPU_QUOTAS = (
     ("cpu.max",),
@@ -295,6 +295,17 @@ def load(
         return _with_keys_of_files(validated(Settings, **_merge(file, *layers)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path else str(error)) from None
+
+
+def client_key(file: Path | None) -> str | None:
+    """The key to send to a service: the first of a file, else RESNET_SERVE_KEY's; None: neither.
+
+    Raises:
+        ConfigError: see `service.keys.read`.
+    """
+    if file is not None:
+        return keys.read(file)[0].get_secret_value()
+    return os.environ.get(f"{PREFIX}KEY") or None
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -41,7 +41,7 @@ SERVICE = [
     {"directory"},
     {"metrics", "exchange", "ledger", "child", "roster", "reload", "listener", "tls"},
     {"ranking", "control"},
-    {"settings", "headers"},
+    {"settings", "headers", "rows"},
     {"keys"},
     {"errors", "interpreter", "logs", "lease", "daemon", "client"},
 ]

@@ -25,6 +25,7 @@ from service.client import (
 from service.client.images import ImageLike
 from tests.conftest import Service, encoded, started
 from tests.e2e.test_endpoints import samples
+from tests.service.test_commands import run
 
 IMAGE = encoded()
 KEY = "a-key-of-sixteen-or-more"
@@ -169,3 +170,17 @@ def test_a_key_opens_the_service_and_is_nowhere_shown(small: Service) -> None:
     assert wrong not in f"{caught.value!r} {client!r} {vars(client)!r}"
     with Client(small.url, key=KEY) as client:
         assert client.models()[0].name == "resnet20"
+
+
+def test_classify_takes_the_key_from_a_file_or_the_environment(
+    small: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, file = tmp_path / "a.png", tmp_path / "key"
+    image.write_bytes(IMAGE)
+    file.touch(0o600)
+    file.write_text(f"# ours\n{KEY}\n")
+    arguments = ("classify", image, "--url", small.url)
+    assert "a key is needed" in run(*arguments, status=2).stderr
+    assert "%" in run(*arguments, "--key-file", file).stdout
+    monkeypatch.setenv("RESNET_SERVE_KEY", KEY)
+    assert "%" in run(*arguments).stdout

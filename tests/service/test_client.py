@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.training import listing
 from service.client import (
     AsyncClient,
     Busy,
@@ -34,6 +35,7 @@ from service.client import (
     UnreadableImage,
 )
 from service.client.failures import refusal
+from service.client.images import SUFFIXES
 from service.client.images import encoded as encode
 from service.client.retry import AGAIN, pause, retry_after
 from tests.conftest import encoded
@@ -266,6 +268,10 @@ def test_an_image_is_given_in_many_ways(tmp_path: Path) -> None:
         again = Image.open(io.BytesIO(encode(made)))
         assert np.array_equal(np.asarray(again), pixels)
     assert Image.open(io.BytesIO(encode(picture.convert("CMYK")))).mode == "RGB"
+
+
+def test_a_folder_has_the_same_images_as_for_training() -> None:
+    assert listing.SUFFIXES == SUFFIXES
 
 
 def test_a_picture_is_sent_upright() -> None:
