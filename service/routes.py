@@ -15,7 +15,7 @@ from service import schemas
 from service.body import Body, Intake
 from service.errors import BadParameter, CallerError
 from service.metrics import CONTENT_TYPE, Metrics
-from service.pipeline import Model, Pipeline
+from service.pipeline import Computed, Model, Pipeline
 from service.settings import Settings
 from service.uploads import Upload, read_image, read_images, until_disconnect
 
@@ -105,8 +105,23 @@ async def answer(
             data = await read_image(arriving)
         classified = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
     body = schemas.classification_of(classified)
-    timing = ", ".join([f"{phase};dur={ms}" for phase, ms in body["timing_ms"].items()])
-    return Response(to_json(body), headers={"Server-Timing": timing}, media_type="application/json")
+    headers = timed(body["timing_ms"])
+    return Response(to_json(body), headers=headers, media_type="application/json")
+
+
+def timed(timing_ms: dict[str, float]) -> dict[str, str]:
+    """The phases of a request as the header in which browsers look for them."""
+    phases = [f"{phase};dur={ms}" for phase, ms in timing_ms.items()]
+    return {"Server-Timing": ", ".join(phases)}
+
+
+async def compute(request: Request, served: Model, task: int, deadline: float) -> Computed:
+    """What the engine makes of the one image of an admitted request."""
+    with served.lease:
+        with receive(request, settings_of(request).max_body_bytes, deadline) as arriving:
+            data = await read_image(arriving)
+        work = pipeline_of(request).compute(served, data, deadline, task)
+        return await until_disconnect(request, work)
 
 
 @router.post(
@@ -132,8 +147,10 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
         except CallerError as error:
             pipeline.metrics.refused(served.name, error.reason)
             return schemas.BatchItem(filename=upload.filename, error=str(error))
-        predictions = schemas.predictions_of(found)
-        return schemas.BatchItem(filename=upload.filename, predictions=predictions)
+        predictions = schemas.predictions_of(found.predictions)
+        return schemas.BatchItem.model_validate(
+            {"filename": upload.filename, "predictions": predictions}
+        )
 
     async def every(uploads: list[Upload]) -> list[schemas.BatchItem]:
         try:

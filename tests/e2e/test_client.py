@@ -184,3 +184,26 @@ def test_classify_takes_the_key_from_a_file_or_the_environment(
     assert "%" in run(*arguments, "--key-file", file).stdout
     monkeypatch.setenv("RESNET_SERVE_KEY", KEY)
     assert "%" in run(*arguments).stdout
+
+
+def test_features_and_maps(client: Client) -> None:
+    embedded = client.embed(IMAGE)
+    assert len(embedded.embedding) == embedded.dimensions == 64
+    assert not embedded.normalized
+    unit = client.embed(IMAGE, normalize=True)
+    assert unit.normalized
+    assert np.linalg.norm(unit.embedding) == pytest.approx(1, abs=1e-3)
+    best = client.classify(IMAGE).best
+    explained = client.explain(IMAGE)
+    assert (explained.class_id, explained.label) == (best.class_id, best.label)
+    assert np.mean(explained.grid) + explained.bias == pytest.approx(explained.logit, abs=1e-2)
+    assert explained.predictions[0].label == best.label
+    assert 0 < explained.region.width <= 1
+    assert client.explain(IMAGE, class_id=7, model="resnet20").class_id == 7
+    picture = Image.open(io.BytesIO(client.explain_png(IMAGE)))
+    assert picture.format == "PNG"
+    with pytest.raises(RequestRefused, match="class_id") as refused:
+        client.explain(IMAGE, class_id=10)
+    assert refused.value.status == 422
+    assert client.models()[0].embedding == 64
+    assert client.models()[0].explain is True
