@@ -12,7 +12,7 @@ from models.bundle import Bundle
 from models.interchange import hub
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
-from service import settings
+from service import settings, specs
 from service.errors import ConfigError
 
 
@@ -23,12 +23,6 @@ class Loaded:
     bundle: Bundle
     source: str
     sha256: str | None
-
-
-def builtins() -> list[str]:
-    """The names after `builtin:`."""
-    files = resources.files("models.builtin").iterdir()
-    return sorted(f.name.removesuffix(".safetensors") for f in files if "safetensors" in f.name)
 
 
 def load(
@@ -51,8 +45,7 @@ def load(
         if architecture:
             raise ConfigError("architecture: only random networks take one; a bundle has its own")
         if kind == "builtin" and colon:
-            if rest not in builtins():
-                raise ConfigError(f"builtin: has {', '.join(builtins())}")
+            specs.check_builtin(rest)
             with resources.as_file(
                 resources.files("models.builtin").joinpath(f"{rest}.safetensors")
             ) as path:
@@ -75,10 +68,7 @@ def _downloaded(found: Bundle, spec: str) -> Loaded:
 
 def _from_file(path: Path, source: str) -> Loaded:
     if not path.is_file():
-        raise ConfigError(
-            "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, "
-            "hf:OWNER/NAME, or the path of a bundle or an ONNX file"
-        )
+        raise ConfigError(specs.no_file(str(path)))
     foreign = interchange.recognise(path)
     try:
         found = interchange.convert(foreign, path) if foreign else bundle.read(path)

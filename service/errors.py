@@ -30,8 +30,9 @@ HTTP statuses are the concern of `service.problems`. `reason` is the metrics' la
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
+
+from models.nearest import nearest
 
 
 class ServiceError(Exception):
@@ -51,7 +52,7 @@ class UnknownModel(CallerError):
 
     @classmethod
     def called(cls, name: str, known: Collection[str]) -> UnknownModel:
-        near = difflib.get_close_matches(name, known, n=1) or list(known)
+        near = nearest(name, known) or list(known)
         return cls(f"no model is called {name!r}; there is {', '.join(near)}")
 
 

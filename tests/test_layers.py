@@ -42,7 +42,7 @@ SERVICE = [
     {"metrics", "exchange", "ledger", "child", "roster", "reload", "listener", "tls"},
     {"ranking", "control", "task", "waiting"},
     {"settings", "headers", "rows"},
-    {"keys"},
+    {"keys", "sources", "specs"},
     {"errors", "interpreter", "logs", "lease", "daemon", "client"},
 ]
 MODELS = [
@@ -51,6 +51,8 @@ MODELS = [
     {"classifier", "variants", "summary"},
     {
         "resnet",
+        "named",
+        "published",
         "recorder",
         "preprocess",
         "labels",
@@ -60,6 +62,7 @@ MODELS = [
         "hardware",
         "style",
     },
+    {"nearest"},
 ]
 # Libraries that only some modules of `service` may import.
 ONLY = {
@@ -91,7 +94,7 @@ ONLY = {
     "PIL": {"decode", "explain", "headers", "engines", "client"},
     "httpx": {"client"},
     "click": {"cli", "commands"},
-    "yaml": {"settings"},
+    "yaml": {"sources"},
 }
 
 

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ParamSpec
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 from tqdm import tqdm
@@ -19,6 +19,27 @@ if TYPE_CHECKING:
     from models.training.source import Source
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def settings_flags(command: F) -> F:
+    """The flags of `serve` that are settings, with --config and --model."""
+    for option in reversed(
+        (
+            click.option("--config", metavar="FILE", help="A YAML file of settings."),
+            click.option(
+                "--model", "models", metavar="SPEC", multiple=True, help="Repeat for several."
+            ),
+            click.option("--host", help="Default 127.0.0.1."),
+            click.option("--port", type=int, help="Default 8000."),
+            click.option("--workers", type=int, help="Front-end processes."),
+            click.option("--device", help="auto, cpu, cuda:N, or a comma-separated list."),
+            click.option("--engine", help="auto, eager, compile or openvino."),
+            click.option("--precision", help="auto, fp32, bf16, fp16 or int8."),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
