@@ -7,6 +7,7 @@ import click
 from service.commands.bench import bench
 from service.commands.calibrate import calibrate
 from service.commands.classify import classify
+from service.commands.completion import completion
 from service.commands.config import config
 from service.commands.convert import convert
 from service.commands.evaluate import evaluate
@@ -33,6 +34,7 @@ for command in (
     results,
     calibrate,
     bench,
+    completion,
 ):
     main.add_command(command)
 

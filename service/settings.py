@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from models.builtin import DEFAULT_SPEC
 from models.nearest import nearest
 from service import keys, sources
+from service.choices import Engine, Precision
 from service.errors import ConfigError
 from service.sources import PREFIX, SECRETS, Merged, Place, Source, shown
 
@@ -89,12 +90,12 @@ class ModelSettings(Strict):
         description="auto, cpu, cuda:N, or a list: one engine each, sharing the queue",
         json_schema_extra={"pattern": f"^({DEVICE})$", "items": {"pattern": f"^({DEVICE})$"}},
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+    precision: Precision = Field(
         "auto",
         description="auto: bf16 where the hardware has it, else fp16 on CUDA, fp32 on CPU; "
         "int8 needs a bundle from `resnet-serve calibrate`",
     )
-    engine: Literal["auto", "eager", "compile", "openvino"] = Field(
+    engine: Engine = Field(
         "auto",
         description="auto: openvino on CPU where installed, else eager until compile is ready",
     )

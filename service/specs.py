@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from importlib import resources
 from pathlib import Path
 
-from models import named, published
+from models import builtin, named, published
 from models.nearest import hint, nearest
 from service.errors import ConfigError
 
@@ -21,16 +20,10 @@ NO_FILE = (
 MOST_HEADER = 100_000_000
 
 
-def builtins() -> list[str]:
-    """The names after `builtin:`."""
-    files = resources.files("models.builtin").iterdir()
-    return sorted(f.name.removesuffix(".safetensors") for f in files if "safetensors" in f.name)
-
-
 def check_builtin(name: str) -> None:
     """Raises ConfigError where no such bundle is shipped."""
-    if name not in builtins():
-        raise ConfigError(f"builtin: has no {name!r}; {hint(name, builtins())}")
+    if name not in builtin.names():
+        raise ConfigError(f"builtin: has no {name!r}; {hint(name, builtin.names())}")
 
 
 def check(spec: str) -> None:

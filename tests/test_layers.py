@@ -43,7 +43,7 @@ SERVICE = [
     {"ranking", "control", "task", "waiting"},
     {"settings", "headers", "rows"},
     {"keys", "sources", "specs"},
-    {"errors", "interpreter", "logs", "lease", "daemon", "client"},
+    {"errors", "interpreter", "logs", "lease", "daemon", "client", "choices"},
 ]
 MODELS = [
     {"training", "interchange"},
@@ -62,7 +62,7 @@ MODELS = [
         "hardware",
         "style",
     },
-    {"nearest"},
+    {"formats", "nearest"},
 ]
 # Libraries that only some modules of `service` may import.
 ONLY = {

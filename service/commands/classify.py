@@ -12,7 +12,8 @@ import click
 from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
-from service.commands.options import fail_in_one_line
+from service.commands import completing
+from service.commands.options import engine_flags, fail_in_one_line
 from service.errors import ConfigError
 
 TOP_K = 5
@@ -24,12 +25,11 @@ SECONDS, RETRIES = 60.0, 30
 @click.option(
     "--model",
     metavar="SPEC",
+    shell_complete=completing.spec,
     help=f"With --url the name of a served model.  [default: {DEFAULT_SPEC}, or the served one]",
 )
 @click.option("--top-k", type=click.IntRange(1), help=f"[default: {TOP_K}]")
-@click.option("--device", help="auto, cpu or cuda:N.")
-@click.option("--engine", help="auto, eager, compile or openvino.")
-@click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")
+@engine_flags
 @click.option("--url", help="Ask the service there, such as http://127.0.0.1:8000.")
 @click.option(
     "--key-file",
@@ -99,8 +99,8 @@ def _asked(
             ):
                 answer = item.classification
                 predictions = [asdict(each) for each in answer.predictions] if answer else []
-                error = str(item.error) if item.error else ""
-                yield {"file": str(item.source), "predictions": predictions, "error": error}
+                failed = str(item.error) if item.error else ""
+                yield {"file": str(item.source), "predictions": predictions, "error": failed}
         except ClientError as error:
             raise ConfigError(str(error)) from None
 

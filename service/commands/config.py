@@ -65,6 +65,7 @@ def show(config: str | None, models: tuple[str, ...], as_json: bool, **flags: An
         ]
         click.echo(json.dumps(document, indent=2))
         return
+    lines: list[tuple[str, Place]]
     lines = [(f"{name}: {json.dumps(value)}", (name,)) for name, value in values.items()]
     lines.append(("models:", ("models",)))
     for at, row in enumerate(rows):

@@ -11,6 +11,8 @@ from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from tqdm import tqdm
 
+from service.commands import completing
+
 if TYPE_CHECKING:
     from models.preprocess import InputSpec
     from models.training.datasets import Corrupt, Dataset, Split
@@ -22,21 +24,47 @@ P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def engine_flags(command: F) -> F:
+    """What an engine is: --device, --engine and --precision."""
+    for option in (
+        click.option(
+            "--precision",
+            shell_complete=completing.precision,
+            help="auto, fp32, bf16, fp16 or int8.",
+        ),
+        click.option(
+            "--engine",
+            shell_complete=completing.engine,
+            help="auto, eager, compile or openvino.",
+        ),
+        click.option(
+            "--device",
+            shell_complete=completing.device,
+            help="auto, cpu or cuda:N; serve takes several, with commas.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def settings_flags(command: F) -> F:
-    """The flags of `serve` that are settings, with --config and --model."""
-    for option in reversed(
-        (
-            click.option("--config", metavar="FILE", help="A YAML file of settings."),
-            click.option(
-                "--model", "models", metavar="SPEC", multiple=True, help="Repeat for several."
-            ),
-            click.option("--host", help="Default 127.0.0.1."),
-            click.option("--port", type=int, help="Default 8000."),
-            click.option("--workers", type=int, help="Front-end processes."),
-            click.option("--device", help="auto, cpu, cuda:N, or a comma-separated list."),
-            click.option("--engine", help="auto, eager, compile or openvino."),
-            click.option("--precision", help="auto, fp32, bf16, fp16 or int8."),
-        )
+    """The flags of `serve`, all of which are settings."""
+    command = engine_flags(command)
+    for option in (
+        click.option("--workers", type=int, help="Front-end processes."),
+        click.option("--port", type=int, help="Default 8000."),
+        click.option("--host", help="Default 127.0.0.1."),
+        click.option(
+            "--model",
+            "models",
+            metavar="SPEC",
+            multiple=True,
+            shell_complete=completing.spec,
+            help="Repeat for several.",
+        ),
+        click.option(
+            "--config", metavar="FILE", type=click.Path(), help="A YAML file of settings."
+        ),
     ):
         command = option(command)
     return command
@@ -49,6 +77,8 @@ def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # Who read what was printed has seen enough; click ends quietly.
         except (ValueError, OSError, ArithmeticError) as error:
             raise OneLine(" ".join(str(error).split())) from None
 
