@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from models.nearest import nearest
+from models.nearest import LISTED, nearest
 
 
 class ServiceError(Exception):
@@ -53,6 +53,8 @@ class UnknownModel(CallerError):
     @classmethod
     def called(cls, name: str, known: Collection[str]) -> UnknownModel:
         near = nearest(name, known) or list(known)
+        if len(near) > LISTED:
+            return cls(f"no model is called {name!r}; GET /v1/models lists those there are")
         return cls(f"no model is called {name!r}; there is {', '.join(near)}")
 
 

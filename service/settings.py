@@ -31,7 +31,7 @@ from models.nearest import nearest
 from service import keys, sources
 from service.choices import Engine, Precision
 from service.errors import ConfigError
-from service.sources import PREFIX, SECRETS, Merged, Place, Source, shown
+from service.sources import SECRETS, Merged, Place, Source, shown
 
 # The time a control group may take of each period, in versions 2 and 1.
 CPU_QUOTAS = (
@@ -41,6 +41,7 @@ CPU_QUOTAS = (
 
 DEVICE, DEVICES = r"auto|cpu|cuda(:\d+)?", "should be auto, cpu, cuda, cuda:N, or a list of these"
 LITERALS = re.compile(r"'([^']*)'")
+PREFIX = sources.PREFIX
 # What only one model can have.
 OF_ONE_MODEL = ("spec", "name", "architecture")
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")

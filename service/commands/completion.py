@@ -62,6 +62,4 @@ def completion(context: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     made = kind(context.find_root().command, {}, COMMAND, VARIABLE)
-    if shell == "bash":
-        made.source_template = BASH
-    click.echo(made.source(), nl=False)
+    click.echo(BASH % made.source_vars() if shell == "bash" else made.source(), nl=False)

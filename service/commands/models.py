@@ -51,7 +51,7 @@ def models(name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(rows[0] if one else rows, indent=2))
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in _table(rows, width):
+    for line in table(rows, width):
         click.echo(line)
     if name is None:
         others = [f"builtin:{each}" for each in builtin.names()]
@@ -99,7 +99,7 @@ def _heading(name: str) -> str:
     return f"ResNets for {seen[data]}{f', {kind}' if kind else ''}"
 
 
-def _table(rows: list[dict[str, Any]], width: int | None) -> Iterator[str]:
+def table(rows: list[dict[str, Any]], width: int | None) -> Iterator[str]:
     """Lines no longer than `width`, if it is possible, by family."""
     cells = [
         {

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
-import pty
 import statistics
 import subprocess
-import termios
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from click.testing import CliRunner, Result
 from models import bundle, variants
 from service import catalog
 from service.cli import main
+from service.commands.models import table as table_of
 from tests.conftest import COMMAND, encoded
 
 
@@ -88,27 +85,37 @@ def test_what_stands_for_no_network_is_one_line(name: str, words: str) -> None:
     assert words in line
 
 
-@pytest.mark.parametrize(("environment", "bold"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_a_table_fits_its_terminal(environment: dict[str, str], bold: bool) -> None:
-    inner, outer = pty.openpty()
-    termios.tcsetwinsize(outer, (24, 50))
-    clean = {
-        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")
-    }
-    with open(inner, "rb", buffering=0) as terminal:  # noqa: PTH123
-        done = subprocess.run(
-            [COMMAND, "models", "imagenet"], stdout=outer, check=True, env=clean | environment
-        )
-        os.close(outer)
-        said = b""
-        with contextlib.suppress(OSError):  # The end of a terminal.
-            while data := terminal.read(65_536):
-                said += data
-    assert done.returncode == 0
-    lines = said.decode().splitlines()
-    assert any("parameters" in line for line in lines)
-    assert max(len(line) for line in lines if "ResNets" not in line) <= 50
-    assert (b"\x1b[1m" in said) == bold
+@pytest.mark.parametrize("width", [30, 50, 80, None])
+def test_a_table_leaves_out_what_its_terminal_has_no_place_for(width: int | None) -> None:
+    rows = [
+        {
+            "name": name,
+            "parameters": 11_689_512,
+            "layers": 21,
+            "depth": 18,
+            "macs": 1_814_073_344,
+            "input": 224,
+            "classes": 1000,
+        }
+        for name in ("resnet18", "resnet34")
+    ]
+    heading, header, *lines = table_of(rows, width)
+    assert "ResNets for ImageNet" in heading
+    for line in (header, *lines):
+        assert len(line) <= (width or 200)
+        assert "11,689,512" in line or line is header
+    assert ("weights" in header) == (width is None or width > 80)
+    assert ("depth" in header) == (width != 30)
+    assert "MACs" in header
+
+
+def test_headings_are_bold_but_where_nobody_wants_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"name": "resnet18", "parameters": 1, "layers": 1, "depth": 1}
+    row |= {"macs": 10**6, "input": 32, "classes": 10}
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1m" in "".join(table_of([row, row], None))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in "".join(table_of([row, row], None))
 
 
 def test_an_unknown_network_is_one_line_with_the_nearest() -> None:
