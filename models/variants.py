@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from models import named
+from models.named import CIFAR_PLANES, WIDE_STAGES, names
+from models.nearest import hint
 from models.preprocess import CIFAR, IMAGENET, InputSpec
-from models.resnet import Architecture, Block, BlockFactory, ResNet
+from models.resnet import Architecture, BlockFactory, ResNet
+
+__all__ = ["Variant", "build", "find", "names", "override", "variant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,99 +24,23 @@ class Variant:
     input: InputSpec
 
 
-# Depth: block, blocks per stage.
-IMAGENET_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # He 2015, table 1; 200: He 2016
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
-    200: ("bottleneck", (3, 24, 36, 3)),
-}
-CIFAR_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # He 2015, 4.2; 164, 1001: He 2016
-    20: ("basic", (3, 3, 3)),
-    32: ("basic", (5, 5, 5)),
-    44: ("basic", (7, 7, 7)),
-    56: ("basic", (9, 9, 9)),
-    110: ("basic", (18, 18, 18)),
-    164: ("bottleneck", (18, 18, 18)),
-    1001: ("bottleneck", (111, 111, 111)),
-    1202: ("basic", (200, 200, 200)),
-}
-WIDE_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # Zagoruyko 2016, table 1: 6n + 4
-    16: ("basic", (2, 2, 2)),
-    22: ("basic", (3, 3, 3)),
-    28: ("basic", (4, 4, 4)),
-    40: ("basic", (6, 6, 6)),
-}
-IMAGENET_PLANES = (64, 128, 256, 512)
-CIFAR_PLANES = (16, 32, 64)
-WIDE_IMAGENET = ((50, 2), (101, 2))
-WIDE_LISTED = {16: (1, 2, 4, 8, 10), 22: (2, 8, 10), 28: (1, 2, 4, 8, 10, 12), 40: (1, 2, 4, 8, 10)}
-
-NAME = re.compile(
-    r"(?P<preact>preact_)?(?P<wide>wide_)?resnet(?P<depth>[1-9][0-9]*)"
-    r"(?:_(?P<width>[1-9][0-9]*))?(?P<small>_small)?"
-)
-PAPER_WIDE = re.compile(r"wrn_(?P<depth>[1-9][0-9]*)_(?P<width>[1-9][0-9]*)")
-
-
-def names() -> Iterator[str]:
-    """The named variants in the papers' order; of the wide ones, the widths commonly used."""
-    for family in ("", "preact_"):
-        yield from (f"{family}resnet{depth}" for depth in IMAGENET_STAGES)
-        yield from (f"{family}wide_resnet{depth}_{width}" for depth, width in WIDE_IMAGENET)
-        yield from (f"{family}resnet{depth}_small" for depth in IMAGENET_STAGES)
-        yield from (f"{family}resnet{depth}" for depth in CIFAR_STAGES)
-        for depth, widths in WIDE_LISTED.items():
-            yield from (f"{family}wide_resnet{depth}_{width}" for width in widths)
-
-
 def variant(name: str) -> Variant:
     """The row called `name`; `wrn_28_10` and so on are short for the paper's own wide networks.
 
     Raises:
         ValueError: there is no such network; the message offers the nearest names.
     """
-    asked = name
-    if paper := PAPER_WIDE.fullmatch(name):
-        name = f"preact_wide_resnet{paper['depth']}_{paper['width']}"
-    row = _parse(name)
-    if row is None:
-        near = difflib.get_close_matches(name, list(names()), n=3, cutoff=0.5)
-        hint = f"nearest: {', '.join(near)}" if near else "`resnet-serve models` lists all"
-        raise ValueError(f"no variant is called {asked!r}; {hint}")
-    return row
-
-
-def _parse(name: str) -> Variant | None:
-    match = NAME.fullmatch(name)
-    if match is None:
-        return None
-    depth, wide, small = int(match["depth"]), bool(match["wide"]), bool(match["small"])
-    width = int(match["width"] or 1)
-    if wide != bool(match["width"]) or (wide and small):
-        return None
-    imagenet = depth in IMAGENET_STAGES and (not wide or (depth, width) in WIDE_IMAGENET)
-    table = WIDE_STAGES if wide else CIFAR_STAGES
-    planes: tuple[int, ...]
-    if imagenet:
-        (block, blocks), planes = IMAGENET_STAGES[depth], IMAGENET_PLANES
-    elif depth in table and not small:
-        (block, blocks), planes = table[depth], CIFAR_PLANES
-    else:
-        return None
-    large = imagenet and not small
+    told = named.find(name)
     architecture = Architecture(
-        block=block,
-        blocks=blocks,
-        planes=planes,
-        stem="imagenet" if large else "small",
-        num_classes=1000 if large else 10,
-        preact=bool(match["preact"]),
-        width=width,
+        block=told.block,
+        blocks=told.blocks,
+        planes=told.planes,
+        stem="imagenet" if told.large else "small",
+        num_classes=1000 if told.large else 10,
+        preact=told.preact,
+        width=told.width,
     )
-    return Variant(name, depth, architecture, IMAGENET if large else CIFAR)
+    return Variant(told.name, told.depth, architecture, IMAGENET if told.large else CIFAR)
 
 
 def find(architecture: Architecture) -> Variant | None:
@@ -150,9 +76,7 @@ def override(architecture: Architecture, **changes: Any) -> Architecture:
     known = [field.name for field in fields(Architecture)]
     for key in changes:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
-            raise ValueError(f"an architecture has no field {key!r}; {hint}")
+            raise ValueError(f"an architecture has no field {key!r}; {hint(key, known)}")
     return replace(architecture, **changes)
 
 

@@ -12,10 +12,8 @@ from models.bundle import Bundle
 from models.interchange import hub
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
-from service import settings
+from service import settings, specs
 from service.errors import ConfigError
-
-SUFFIXES = (".safetensors", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,6 @@ class Loaded:
     bundle: Bundle
     source: str
     sha256: str | None
-
-
-def builtins() -> list[str]:
-    """The names after `builtin:`."""
-    files = resources.files("models.builtin").iterdir()
-    return sorted(f.name.removesuffix(".safetensors") for f in files if "safetensors" in f.name)
 
 
 def load(
@@ -53,8 +45,7 @@ def load(
         if architecture:
             raise ConfigError("architecture: only random networks take one; a bundle has its own")
         if kind == "builtin" and colon:
-            if rest not in builtins():
-                raise ConfigError(f"builtin: has {', '.join(builtins())}")
+            specs.check_builtin(rest)
             with resources.as_file(
                 resources.files("models.builtin").joinpath(f"{rest}.safetensors")
             ) as path:
@@ -66,7 +57,7 @@ def load(
             return _downloaded(hub.from_huggingface(rest), spec)
         path = Path(spec)
         if path.is_dir():
-            path = _only_one(path)
+            path = specs.only_one(path)
         # Callers of the service need not know its folders.
         return _from_file(path, path.name)
     except (ValueError, TypeError) as error:
@@ -78,21 +69,9 @@ def _downloaded(found: Bundle, spec: str) -> Loaded:
     return Loaded(found, spec, found.provenance["sha256"])
 
 
-def _only_one(folder: Path) -> Path:
-    """The file in a folder that can be served, as orchestrators put it there."""
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ConfigError(f"a folder must have one file {' or '.join(SUFFIXES)}; it has {names}")
-    return found[0]
-
-
 def _from_file(path: Path, source: str) -> Loaded:
     if not path.is_file():
-        raise ConfigError(
-            "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, "
-            "hf:OWNER/NAME, or the path of a bundle or an ONNX file, or of a folder with one"
-        )
+        raise ConfigError(specs.no_file(str(path)))
     foreign = interchange.recognise(path)
     try:
         found = interchange.convert(foreign, path) if foreign else bundle.read(path)

@@ -7,6 +7,8 @@ import click
 from service.commands.bench import bench
 from service.commands.calibrate import calibrate
 from service.commands.classify import classify
+from service.commands.completion import completion
+from service.commands.config import config
 from service.commands.convert import convert
 from service.commands.evaluate import evaluate
 from service.commands.models import models
@@ -21,7 +23,19 @@ def main() -> None:
     """Serves ResNets over HTTP, and makes the bundles it serves."""
 
 
-for command in (serve, classify, models, convert, train, evaluate, results, calibrate, bench):
+for command in (
+    serve,
+    config,
+    classify,
+    models,
+    convert,
+    train,
+    evaluate,
+    results,
+    calibrate,
+    bench,
+    completion,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

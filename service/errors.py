@@ -31,8 +31,9 @@ HTTP statuses are the concern of `service.problems`. `reason` is the metrics' la
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
+
+from models.nearest import LISTED, nearest
 
 
 class ServiceError(Exception):
@@ -52,7 +53,9 @@ class UnknownModel(CallerError):
 
     @classmethod
     def called(cls, name: str, known: Collection[str]) -> UnknownModel:
-        near = difflib.get_close_matches(name, known, n=1) or list(known)
+        near = nearest(name, known) or list(known)
+        if len(near) > LISTED:
+            return cls(f"no model is called {name!r}; GET /v1/models lists those there are")
         return cls(f"no model is called {name!r}; there is {', '.join(near)}")
 
 

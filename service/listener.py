@@ -44,9 +44,14 @@ def check_exposure(settings: Settings, listener: socket.socket) -> None:
     Raises:
         ConfigError: it says the ways out.
     """
+    check_address(settings, listener.getsockname()[0])
+
+
+def check_address(settings: Settings, bound: str) -> None:
+    """As `check_exposure`, for the IP address that would be listened on."""
     if settings.api_keys or settings.allow_anonymous:
         return
-    address = ipaddress.ip_address(listener.getsockname()[0])
+    address = ipaddress.ip_address(bound)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
     if not address.is_loopback:

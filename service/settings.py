@@ -5,15 +5,14 @@ This is the only module that reads the environment.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,26 +27,28 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from models.builtin import DEFAULT_SPEC
-from service import keys
+from models.nearest import nearest
+from service import keys, sources
+from service.choices import Engine, Precision
 from service.errors import ConfigError
+from service.sources import NAME_PATTERN, SECRETS, Merged, Place, Source, shown
 
-PREFIX = "RESNET_SERVE_"
-# Read by others under the same prefix: the file's path, and the tests' data.
-NOT_SETTINGS = {"CONFIG", "SHARED"}
 # The time a control group may take of each period, in versions 2 and 1.
 CPU_QUOTAS = (
     ("cpu.max",),
     ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
 )
 
-# Settings whose values nobody may see in a log or a message.
-SECRETS = ("api_keys", "admin_keys")
+DEVICE, DEVICES = r"auto|cpu|cuda(:\d+)?", "should be auto, cpu, cuda, cuda:N, or a list of these"
+LITERALS = re.compile(r"'([^']*)'")
+PREFIX = sources.PREFIX
+# What only one model can have.
+OF_ONE_MODEL = ("spec", "name", "architecture")
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
 MOST_MODELS = 256
 
 S = TypeVar("S", bound="Strict")
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 
 
@@ -84,14 +85,16 @@ class ModelSettings(Strict):
         None, description="fields of an architecture: overrides for random:VARIANT, all for random:"
     )
     device: str | list[str] = Field(
-        "auto", description="auto, cpu, cuda:N, or a list: one engine each, sharing the queue"
+        "auto",
+        description="auto, cpu, cuda:N, or a list: one engine each, sharing the queue",
+        json_schema_extra={"pattern": f"^({DEVICE})$", "items": {"pattern": f"^({DEVICE})$"}},
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+    precision: Precision = Field(
         "auto",
         description="auto: bf16 where the hardware has it, else fp16 on CUDA, fp32 on CPU; "
         "int8 needs a bundle from `resnet-serve calibrate`",
     )
-    engine: Literal["auto", "eager", "compile", "openvino"] = Field(
+    engine: Engine = Field(
         "auto",
         description="auto: openvino on CPU where installed, else eager until compile is ready",
     )
@@ -120,10 +123,8 @@ class ModelSettings(Strict):
     @classmethod
     def _devices_are_devices(cls, device: str | list[str]) -> str | list[str]:
         wanted = device if isinstance(device, list) else [device]
-        if not wanted or not all(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) for name in wanted):
-            raise PydanticCustomError(
-                "device", "should be auto, cpu, cuda, cuda:N, or a list of these"
-            )
+        if not wanted or not all(re.fullmatch(DEVICE, name) for name in wanted):
+            raise PydanticCustomError("device", DEVICES)
         return device
 
 
@@ -157,6 +158,7 @@ class Settings(Strict):
         [],
         description="origins, such as https://example.org, whose pages may use the API, or *; "
         "none: no other than the service's own",
+        json_schema_extra={"items": {"type": "string", "pattern": f"^({ORIGIN.pattern})$"}},
     )
     max_connections: int = Field(
         4096, ge=1, description="connections, of all front ends together; more are refused"
@@ -268,7 +270,73 @@ class Settings(Strict):
 # pydantic names the type it tried in the place of an error; a key is what a person looks for.
 DEVICE_TYPES = ("str", "list[str]")
 # What RESNET_SERVE_DEVICE and --device mean: the same for every model.
-MODEL_WIDE = tuple(set(ModelSettings.model_fields) - {"spec", "name", "architecture"})
+MODEL_WIDE = tuple(name for name in ModelSettings.model_fields if name not in OF_ONE_MODEL)
+LISTS = ("models", "device", "cors_origins", *SECRETS)
+# What pydantic calls them, in its own words.
+WORDS = {
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "finite_number": "should be a number",
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+    "string_type": "should be text",
+    "list_type": "should be a list",
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping of settings",
+    "path_type": "should be a path",
+    "missing": "is missing",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read: the `settings` that it makes, or None and the `problems`, a line each;
+    `given`: the values before they were checked, with their origins; `path`: the file's."""
+
+    settings: Settings | None
+    problems: list[str]
+    given: Merged
+    path: str | None
+
+
+def read(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    config: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Reading:
+    """The settings in force and where they are from, or everything that is wrong.
+
+    `flags` maps settings to values (None: not given); `config` is the path of the YAML file,
+    else RESNET_SERVE_CONFIG names it.
+    """
+    environ = os.environ if environ is None else environ
+    path = config or environ.get(f"{PREFIX}CONFIG")
+    problems: list[str] = []
+    file = Source("file")
+    try:
+        file = sources.of_file(Path(path)) if path else file
+    except ConfigError as error:
+        problems.append(str(error))
+    known = [*Settings.model_fields, *MODEL_WIDE]
+    layers = (
+        file,
+        sources.of_environment(environ, known, LISTS),
+        sources.of_flags(flags or {}, LISTS),
+    )
+    problems += [problem for layer in layers for problem in layer.problems]
+    given = sources.merged(layers, MODEL_WIDE, DEFAULT_SPEC)
+    settings = None
+    try:
+        settings = Settings.model_validate(given.values)
+    except ValidationError as error:
+        problems += _each_once(error, given)
+    if settings and not problems:
+        settings, problems = _with_keys_of_files(settings, given)
+    return Reading(None if problems else settings, problems, given, path)
 
 
 def load(
@@ -277,23 +345,26 @@ def load(
     config: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """The settings in force.
-
-    `flags` maps settings to values (None: not given); `config` is the path of the YAML file,
-    else RESNET_SERVE_CONFIG names it.
+    """The settings in force; arguments as for `read`.
 
     Raises:
         ConfigError: a file is missing or unreadable, a key unknown, a value impossible.
     """
-    environ = os.environ if environ is None else environ
-    path = config or environ.get(f"{PREFIX}CONFIG")
-    file = _read_file(Path(path)) if path else {}
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
-    layers = [_split_lists(layer) for layer in (_from_environment(environ), given)]
-    try:
-        return _with_keys_of_files(validated(Settings, **_merge(file, *layers)))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}" if path else str(error)) from None
+    reading = read(flags, config=config, environ=environ)
+    if reading.settings is None:
+        raise ConfigError(reading.problems[0])
+    return reading.settings
+
+
+def client_key(file: Path | None) -> str | None:
+    """The key to send to a service: the first of a file, else RESNET_SERVE_KEY's; None: neither.
+
+    Raises:
+        ConfigError: see `service.keys.read`.
+    """
+    if file is not None:
+        return keys.read(file)[0].get_secret_value()
+    return os.environ.get(f"{PREFIX}KEY") or None
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -313,106 +384,61 @@ def validated(kind: type[S], /, **values: Any) -> S:
         raise ConfigError(_one_line(error.errors()[0], kind)) from None
 
 
-def _with_keys_of_files(settings: Settings) -> Settings:
-    more = {}
+def _with_keys_of_files(settings: Settings, given: Merged) -> tuple[Settings, list[str]]:
+    more, problems = {}, []
     for name in SECRETS:
         path: Path | None = getattr(settings, f"{name}_file")
         if path is not None:
             try:
                 more[name] = [*getattr(settings, name), *keys.read(path)]
             except ConfigError as error:
-                raise ConfigError(f"{name}_file: {error}") from None
-    return settings.model_copy(update=more)
+                where = given.origin((f"{name}_file",))
+                problems.append(f"{where[1] + ': ' if where else ''}{name}_file: {error}")
+    return settings.model_copy(update=more), problems
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not YAML: not UTF-8") from None
-    except yaml.YAMLError as error:
-        # Its own text quotes the file, which may hold keys.
-        mark = getattr(error, "problem_mark", None)
-        where = f" near line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}: not YAML{where}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must be a mapping of settings, not a {type(content).__name__}")
-    return content
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    known = [*Settings.model_fields, *MODEL_WIDE]
-    for variable, value in environ.items():
-        key = variable.removeprefix(PREFIX)
-        if key == variable or key in NOT_SETTINGS:
+def _each_once(errors: ValidationError, given: Merged) -> list[str]:
+    """A line for each value that is wrong, in the order of a file's lines; the others first."""
+    found: dict[tuple[str, str], tuple[int, str]] = {}
+    for error in errors.errors():
+        if error["type"] == "default_factory_not_called":  # It needs what is wrong elsewhere.
             continue
-        # Kubernetes describes a Service called resnet-serve to its pods in variables such as
-        # RESNET_SERVE_PORT=tcp://10.0.0.1:8000, which are no settings of ours.
-        if value.startswith("tcp://") or key.startswith(("SERVICE_", "PORT_")):
-            continue
-        if key == "ARCHITECTURE":
-            raise ConfigError(f"{variable}: only a file can describe an architecture")
-        if key.lower() not in known:
-            near = difflib.get_close_matches(key.lower(), known, n=1)
-            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
-            raise ConfigError(f"environment variable {variable} is no setting{hint}")
-        found[key.lower()] = value
-    return found
+        place = _place(error)
+        kind, where = given.origin(place) or ("", "")
+        line = int(where.rpartition(":")[2]) if re.search(r":\d+$", where) else 0
+        # What goes to every model is wrong only once.
+        once = (where, shown(place) if kind == "file" else str(place[-1]))
+        said = f"{where + ': ' if where else ''}{_one_line(error, Settings)}"
+        found.setdefault(once, (line, said))
+    return [said for _, said in sorted(found.values(), key=lambda each: each[0])]
 
 
-def _split_lists(layer: dict[str, Any]) -> dict[str, Any]:
-    """`layer` with the lists that were written with commas; one device stays a name."""
-    split = dict(layer)
-    for key in ("models", "device", "cors_origins", *SECRETS):
-        text = layer.get(key)
-        if isinstance(text, str) and (key != "device" or "," in text):
-            split[key] = [part.strip() for part in text.split(",") if part.strip()]
-    return split
-
-
-def _merge(file: dict[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """`file` with each layer over it; a layer's settings of models go to every model in force."""
-    merged = dict(file)
-    for layer in layers:
-        merged |= {key: value for key, value in layer.items() if key not in MODEL_WIDE}
-        if "models" in layer:
-            merged["models"] = [_row(entry) for entry in layer["models"]]
-    for layer in layers:
-        wide = {key: layer[key] for key in MODEL_WIDE if key in layer}
-        rows = merged.get("models", [{"spec": DEFAULT_SPEC}])
-        if wide and isinstance(rows, list):  # Anything else is an error that validation will name.
-            merged["models"] = [row | wide if isinstance(row, dict) else row for row in rows]
-    return merged
-
-
-def _row(entry: str) -> dict[str, str]:
-    """A model's settings from SPEC or NAME=SPEC; the path of a file called like that needs a ./"""
-    name, equals, spec = entry.partition("=")
-    named = equals and re.fullmatch(NAME_PATTERN, name)
-    return {"name": name, "spec": spec} if named else {"spec": entry}
+def _place(error: ErrorDetails) -> Place:
+    return tuple(part for part in error["loc"] if part not in DEVICE_TYPES)
 
 
 def _one_line(error: ErrorDetails, kind: type[Strict]) -> str:
     """What is wrong with which key, and what it allows."""
-    parts = [part for part in error["loc"] if part not in DEVICE_TYPES]
-    place = ""
-    for part in parts:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
-    fields = ModelSettings.model_fields if len(parts) > 1 else kind.model_fields
+    parts = _place(error)
+    place = shown(parts)
     if error["type"] == "extra_forbidden":
+        fields = ModelSettings.model_fields if len(parts) > 1 else kind.model_fields
         key = str(parts[-1])
         if len(parts) == 1 and key in MODEL_WIDE:
             return f"{key}: belongs to a model, as models[0].{key}"
-        near = difflib.get_close_matches(key, fields, n=1)
+        near = nearest(key, fields)
         hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
         return f"{place}: unknown key; {hint}"
-    if error["type"] in ("missing", "twice"):
-        return f"{place}: {'is missing' if error['type'] == 'missing' else error['msg']}"
-    message = error["msg"][0].lower() + error["msg"][1:]
+    message = WORDS.get(error["type"], error["msg"])
+    if parts[-1:] == ("device",):  # It may be of two types.
+        message = DEVICES
+    message = message[0].lower() + message[1:]
     said = f"{place}: {message.replace('input should', 'should')}"
-    return said if place.partition("[")[0] in SECRETS else f"{said}, not {error['input']!r}"
+    # A secret is not shown; of what is missing or given twice there is nothing to show.
+    if place.partition("[")[0] in SECRETS or error["type"] in ("missing", "twice"):
+        return said
+    value = error["input"]
+    near = (
+        nearest(str(value), LITERALS.findall(message)) if error["type"] == "literal_error" else []
+    )
+    return f"{said}, not {value!r}{f'; did you mean {near[0]}?' if near else ''}"

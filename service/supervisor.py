@@ -27,7 +27,8 @@ from service.ledger import Ledger
 from service.listener import BACKLOG, NEW_CONNECTION_SECONDS, announce
 from service.logs import set_log_level
 from service.reload import Reload
-from service.settings import SECRETS, Settings
+from service.settings import Settings
+from service.sources import SECRETS
 
 log = logging.getLogger(__name__)
 # Between a death and its replacement; who has lived for a while starts again at the first.

@@ -42,9 +42,9 @@ SERVICE = [
     {"directory"},
     {"metrics", "exchange", "ledger", "child", "roster", "reload", "listener", "tls"},
     {"ranking", "control", "task", "waiting"},
-    {"settings", "headers"},
-    {"keys"},
-    {"errors", "interpreter", "logs", "lease", "daemon"},
+    {"settings", "headers", "rows"},
+    {"keys", "sources", "specs"},
+    {"errors", "interpreter", "logs", "lease", "daemon", "client", "choices"},
 ]
 MODELS = [
     {"training", "interchange"},
@@ -52,6 +52,8 @@ MODELS = [
     {"classifier", "variants", "summary"},
     {
         "resnet",
+        "named",
+        "published",
         "recorder",
         "preprocess",
         "labels",
@@ -61,6 +63,7 @@ MODELS = [
         "hardware",
         "style",
     },
+    {"formats", "nearest"},
 ]
 # Libraries that only some modules of `service` may import.
 ONLY = {
@@ -90,9 +93,10 @@ ONLY = {
     },
     "uvicorn": {"server", "protocol"},
     "prometheus_client": {"metrics", "shared_metrics"},
-    "PIL": {"decode", "explain", "headers", "engines"},
+    "PIL": {"decode", "explain", "headers", "engines", "client"},
+    "httpx": {"client"},
     "click": {"cli", "commands"},
-    "yaml": {"settings"},
+    "yaml": {"sources"},
 }
 
 

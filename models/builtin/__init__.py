@@ -1,3 +1,13 @@
 """The bundles that ship, each trained by `resnet-serve train`."""
 
+from __future__ import annotations
+
+from importlib import resources
+
 DEFAULT_SPEC = "builtin:resnet10-cifar10"
+
+
+def names() -> list[str]:
+    """What follows `builtin:` in a SPEC."""
+    files = resources.files(__name__).iterdir()
+    return sorted(f.name.removesuffix(".safetensors") for f in files if "safetensors" in f.name)

@@ -25,6 +25,7 @@ from models.interchange import (
     torchvision,
 )
 from models.interchange.source import Source
+from models.nearest import hint
 from models.preprocess import RGB
 from models.resnet import on_meta
 
@@ -92,7 +93,7 @@ def convert(
         WeightsMismatch: tensors are missing or superfluous.
     """
     if format not in FORMATS:
-        raise BundleError(f"no format is called {format!r}; one of {', '.join(FORMATS)}")
+        raise BundleError(f"no format is called {format!r}; {hint(format, FORMATS)}")
     source = FORMATS[format](path)
     if numerics:
         changed = variants.override(source.architecture, **numerics)
@@ -147,5 +148,5 @@ def export_to(format: str, bundle: Bundle, path: Path, **options: Any) -> None:
         BundleError: that ecosystem has no such network; one line says what it lacks.
     """
     if format not in EXPORTERS:
-        raise BundleError(f"no format to write is called {format!r}; one of {', '.join(EXPORTERS)}")
+        raise BundleError(f"no format to write is called {format!r}; {hint(format, EXPORTERS)}")
     EXPORTERS[format](bundle, path, options)

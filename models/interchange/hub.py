@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from models import published
 from models.bundle import Bundle, BundleError
-from models.interchange import convert, published
+from models.interchange import convert
 from models.interchange.checkpoint import IN_FOLDERS, read_json
 from models.interchange.download import fetch
 from models.interchange.extra import INSTALL

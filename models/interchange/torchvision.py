@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models import published
 from models.bundle import BundleError
-from models.interchange import published
 from models.interchange.checkpoint import read_checkpoint
 from models.interchange.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
 from models.interchange.source import Source

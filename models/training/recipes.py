@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+from models.nearest import hint
+
 Shape = Literal["constant", "linear", "cosine"]
 Unit = Literal["iterations", "epochs"]
 Decays = Literal["weights", "all"]
@@ -252,8 +254,8 @@ def by_name(name: str) -> Recipe:
     """The row called `name`.
 
     Raises:
-        ValueError: there is none; the message lists them.
+        ValueError: there is none; the message offers the nearest.
     """
     if name not in RECIPES:
-        raise ValueError(f"no recipe is called {name!r}; one of {', '.join(RECIPES)}")
+        raise ValueError(f"no recipe is called {name!r}; {hint(name, RECIPES)}")
     return RECIPES[name]

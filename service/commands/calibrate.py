@@ -10,6 +10,7 @@ import click
 from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
+from service.commands import completing
 from service.commands.options import fail_in_one_line, read_dataset
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", "spec", default=DEFAULT_SPEC, show_default=True)
+@click.option(
+    "--model", "spec", default=DEFAULT_SPEC, show_default=True, shell_complete=completing.spec
+)
 @click.option("--images", type=click.IntRange(1), default=512, show_default=True)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from models import formats
+from models.nearest import hint
+from service.commands import completing
 from service.commands.options import Field, Rgb, fail_in_one_line
 from service.errors import ConfigError
 
@@ -19,19 +22,28 @@ if TYPE_CHECKING:
     "--from",
     "format",
     metavar="FORMAT",
-    help="Whose weights SRC has: cifar, flax, huggingface, keras, onnx, timm, torch_resnet, "
-    "torchvision.",
+    shell_complete=completing.read_format,
+    help=f"Whose weights SRC has: {', '.join(formats.READ)}.",
 )
 @click.option(
-    "--to", metavar="FORMAT", help="Write DST for another library: onnx, timm, torchvision."
+    "--to",
+    metavar="FORMAT",
+    shell_complete=completing.written_format,
+    help=f"Write DST for another library: {', '.join(formats.WRITTEN)}.",
 )
 @click.option(
     "--with-preprocessing", is_flag=True, help="DST takes uint8 pixels, gives probabilities: onnx."
 )
-@click.option("--variant", help="Checked against what the file holds.")
+@click.option(
+    "--variant", shell_complete=completing.variant, help="Checked against what the file holds."
+)
 @click.option("--mean", type=Rgb(), help="r,g,b of values scaled to [0, 1].")
 @click.option("--std", type=Rgb(), help="r,g,b of values scaled to [0, 1].")
-@click.option("--labels", help="cifar10, cifar100, imagenet1k, or a file with one label a line.")
+@click.option(
+    "--labels",
+    shell_complete=completing.labels,
+    help="cifar10, cifar100, imagenet1k, or a file with one label a line.",
+)
 @click.option(
     "--set",
     "numerics",
@@ -40,7 +52,7 @@ if TYPE_CHECKING:
     help="What no file reveals, if it is not what FORMAT stands for: --set stride_at=1x1.",
 )
 @click.option("--name", help="The model's name; default: the one in SRC, else its file's.")
-@click.argument("src")
+@click.argument("src", shell_complete=completing.spec)
 @click.argument("dst", type=click.Path(path_type=Path, dir_okay=False))
 @fail_in_one_line
 def convert(
@@ -61,8 +73,10 @@ def convert(
 
     from models import bundle, interchange
 
-    if to is not None and to not in interchange.EXPORTERS:
-        raise ConfigError(f"--to {to}: one of {', '.join(interchange.EXPORTERS)}")
+    if to is not None and to not in formats.WRITTEN:
+        raise ConfigError(f"--to {to}: {hint(to, formats.WRITTEN)}")
+    if format is not None and format not in formats.READ:
+        raise ConfigError(f"--from {format}: {hint(format, formats.READ)}")
     if with_preprocessing and to != "onnx":
         raise ConfigError("--with-preprocessing goes with --to onnx")
     # For files so large that it takes seconds, on a terminal.

@@ -13,7 +13,8 @@ import click
 from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
-from service.commands.options import fail_in_one_line, part_of
+from service.commands import completing
+from service.commands.options import engine_flags, fail_in_one_line, part_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +29,10 @@ BATCH = 64
 
 
 @click.command()
-@click.option("--model", "spec", default=DEFAULT_SPEC, show_default=True)
-@click.option("--device", help="auto, cpu or cuda:N.")
-@click.option("--engine", "kind", help="auto, eager, compile or openvino.")
-@click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")
+@click.option(
+    "--model", "spec", default=DEFAULT_SPEC, show_default=True, shell_complete=completing.spec
+)
+@engine_flags
 @click.option(
     "--crops",
     type=click.Choice(["center", "ten"]),
@@ -61,7 +62,7 @@ BATCH = 64
 def evaluate(
     spec: str,
     device: str | None,
-    kind: str | None,
+    engine: str | None,
     precision: str | None,
     crops: str,
     corrupt: Corrupt,
@@ -89,7 +90,7 @@ def evaluate(
         raise ValueError("--fit-temperature: only with --crops center, which is what is served")
     if out and not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}")
-    bundle, warm = offline.open_model(spec, device=device, engine=kind, precision=precision)
+    bundle, warm = offline.open_model(spec, device=device, engine=engine, precision=precision)
     infer: Infer = warm.infer
     seen = bundle.input
     if crops == "ten":

@@ -6,10 +6,12 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ParamSpec
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 from tqdm import tqdm
+
+from service.commands import completing
 
 if TYPE_CHECKING:
     from models.preprocess import InputSpec
@@ -19,6 +21,53 @@ if TYPE_CHECKING:
     from models.training.source import Source
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def engine_flags(command: F) -> F:
+    """What an engine is: --device, --engine and --precision."""
+    for option in (
+        click.option(
+            "--precision",
+            shell_complete=completing.precision,
+            help="auto, fp32, bf16, fp16 or int8.",
+        ),
+        click.option(
+            "--engine",
+            shell_complete=completing.engine,
+            help="auto, eager, compile or openvino.",
+        ),
+        click.option(
+            "--device",
+            shell_complete=completing.device,
+            help="auto, cpu or cuda:N; serve takes several, with commas.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def settings_flags(command: F) -> F:
+    """The flags of `serve`, all of which are settings."""
+    command = engine_flags(command)
+    for option in (
+        click.option("--workers", type=int, help="Front-end processes."),
+        click.option("--port", type=int, help="Default 8000."),
+        click.option("--host", help="Default 127.0.0.1."),
+        click.option(
+            "--model",
+            "models",
+            metavar="[NAME=]SPEC",
+            multiple=True,
+            shell_complete=completing.spec,
+            help="Repeat for several; NAME is what requests call it, by default the bundle's own.",
+        ),
+        click.option(
+            "--config", metavar="FILE", type=click.Path(), help="A YAML file of settings."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
@@ -28,6 +77,8 @@ def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # Who read what was printed has seen enough; click ends quietly.
         except (ValueError, OSError, ArithmeticError) as error:
             raise OneLine(" ".join(str(error).split())) from None
 

@@ -10,24 +10,11 @@ from typing import Any
 
 import click
 
-from service.commands.options import fail_in_one_line
+from service.commands.options import fail_in_one_line, settings_flags
 
 
 @click.command()
-@click.option("--config", metavar="FILE", help="A YAML file of settings.")
-@click.option(
-    "--model",
-    "models",
-    metavar="[NAME=]SPEC",
-    multiple=True,
-    help="Repeat for several; NAME is what requests call it, by default the bundle's own name.",
-)
-@click.option("--host", help="Default 127.0.0.1.")
-@click.option("--port", type=int, help="Default 8000.")
-@click.option("--workers", type=int, help="Front-end processes.")
-@click.option("--device", help="auto, cpu, cuda:N, or a comma-separated list.")
-@click.option("--engine", help="auto, eager, compile or openvino.")
-@click.option("--precision", help="auto, fp32, bf16, fp16 or int8.")
+@settings_flags
 @fail_in_one_line
 def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""

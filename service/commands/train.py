@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from service.commands import completing
 from service.commands.options import (
     Field,
     Seeds,
@@ -39,10 +40,13 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 
 
 @click.command()
-@click.option("--variant", help="Network to train.  [default: resnet20]")
+@click.option(
+    "--variant", shell_complete=completing.variant, help="Network to train.  [default: resnet20]"
+)
 @click.option(
     "--weights",
     metavar="SPEC",
+    shell_complete=completing.spec,
     help="Begin with a model's weights, and train its network, instead of a variant's.",
 )
 @click.option(
@@ -78,7 +82,12 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 )
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: by CPUs.")
 @click.option(
-    "--recipe", "recipe_name", default="quick", show_default=True, help="A row of --list-recipes."
+    "--recipe",
+    "recipe_name",
+    default="quick",
+    show_default=True,
+    shell_complete=completing.recipe,
+    help="A row of --list-recipes.",
 )
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Stretches the schedule.")
 @click.option("--iterations", type=click.IntRange(1), help="Stretches the schedule.")
@@ -96,7 +105,13 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True))
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--seeds", type=Seeds(), help="A run for each: OUT-111, OUT-222, ... .")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=completing.device,
+    help="auto, cpu or cuda:N.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -6,8 +6,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from models import naming, variants
-from service import catalog
+from models import builtin, naming, variants
 
 REFUSED = [
     "",
@@ -36,7 +35,7 @@ def test_what_a_path_cannot_hold_is_refused_in_one_line(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*variants.names(), *catalog.builtins(), "resnet18.a_tag", "Größe-2", "x" * 100]
+    "name", [*variants.names(), *builtin.names(), "resnet18.a_tag", "Größe-2", "x" * 100]
 )
 def test_usual_names_are_names(name: str) -> None:
     assert naming.check(name) == name

@@ -173,7 +173,7 @@ def test_a_file_of_keys_that_cannot_be_used_is_one_line(
     with pytest.raises(ConfigError) as caught:
         load(environ={f"{PREFIX}ADMIN_KEYS_FILE": str(path)})
     message = str(caught.value)
-    assert message.startswith("admin_keys_file: ")
+    assert message.startswith("RESNET_SERVE_ADMIN_KEYS_FILE: admin_keys_file: ")
     assert "\n" not in message
     for word in [str(path), *words]:
         assert word in message
@@ -192,6 +192,7 @@ def test_a_file_of_keys_that_cannot_be_used_is_one_line(
         "{name}: [secret",
         "{name}: {{secret: secret}}",
         "{name}: ['secret key with spaces']",
+        "{name}: {{secret: 1, secret: 2}}",
     ],
 )
 def test_no_message_about_a_configuration_has_a_key(tmp_path: Path, name: str, text: str) -> None:
@@ -202,7 +203,8 @@ def test_no_message_about_a_configuration_has_a_key(tmp_path: Path, name: str, t
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         load(environ={f"{PREFIX}{name.upper()}": "secret"})
-    assert str(caught.value).startswith(f"{name}[0]: should be at least 16")
+    variable = f"{PREFIX}{name.upper()}"
+    assert str(caught.value).startswith(f"{variable}: {name}[0]: should be at least 16")
     assert "secret" not in str(caught.value)
 
 

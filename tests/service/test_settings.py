@@ -87,7 +87,7 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
     [
         ("prot: 1", ["prot", "unknown key", "did you mean port?"]),
         ("zzz: 1", ["zzz", "allowed: host, port"]),
-        ("port: eighty", ["port", "valid integer", "'eighty'"]),
+        ("port: eighty", ["port", "whole number", "'eighty'"]),
         ("port: 70000", ["port", "less than or equal to 65535", "70000"]),
         ("models: []", ["models", "at least 1"]),
         ("models: [{name: a}]", ["models[0].spec", "missing"]),
@@ -105,7 +105,7 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
         ("models: [{spec: a, name: n}, {spec: b, name: n}]", ["models", "'n'", "twice"]),
         ("device: cpu", ["device", "belongs to a model", "models[0].device"]),
         ("workers: 0", ["workers", "greater than or equal to 1", "0"]),
-        ("models: 3", ["models", "valid list", "3"]),
+        ("models: 3", ["models", "should be a list", "3"]),
         ("[1, 2]", ["mapping", "list"]),
         ("a: [", ["not YAML"]),
     ],
@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, words: lis
     ("environ", "words"),
     [
         ({f"{PREFIX}PROT": "1"}, ["RESNET_SERVE_PROT", "did you mean RESNET_SERVE_PORT?"]),
-        ({f"{PREFIX}PORT": "x"}, ["port", "integer", "'x'"]),
+        ({f"{PREFIX}PORT": "x"}, ["port", "whole number", "'x'"]),
         ({f"{PREFIX}CONFIG": "/nowhere.yaml"}, ["/nowhere.yaml", "No such file"]),
         ({f"{PREFIX}ARCHITECTURE": "{}"}, ["RESNET_SERVE_ARCHITECTURE", "only a file"]),
         ({f"{PREFIX}MAX_BATCH": "0"}, ["models[0].max_batch", "greater than or equal to 1"]),

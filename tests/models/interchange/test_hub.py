@@ -15,8 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, interchange, variants
-from models.interchange import hub, published
+from models import bundle, interchange, published, variants
+from models.interchange import hub
 from models.interchange.download import DownloadError
 from models.preprocess import IMAGENET
 from service import catalog
@@ -146,8 +146,8 @@ def test_what_is_wrong_is_one_line(
             catalog.load(spec, cache_dir=tmp_path)
         return str(caught.value)
 
-    assert "no weights for 'resnet20'; it does for resnet18" in refusal("torchvision:resnet20")
-    assert "no weights 'V7'; it has IMAGENET1K_V1" in refusal("torchvision:resnet18:V7")
+    assert "no weights for 'resnet20'; did you mean resnet" in refusal("torchvision:resnet20")
+    assert "no weights 'V7'; one of IMAGENET1K_V1" in refusal("torchvision:resnet18:V7")
     assert "404" in refusal("torchvision:resnet34")
     server.files[f"/{row.file}"] += b"more"
     assert "nothing was kept" in refusal("torchvision:resnet18")

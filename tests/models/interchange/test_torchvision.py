@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from models import interchange
+from models import interchange, published
 from models.bundle import BundleError
-from models.interchange import published, torchvision
+from models.interchange import torchvision
 from models.preprocess import IMAGENET
 from tests.models.interchange import libraries
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models import digest
+from models.nearest import hint
 from models.preprocess import IMAGENET, InputSpec
 
 URL = "https://download.pytorch.org/models"
@@ -68,12 +69,14 @@ def find(variant: str, weights: str = "") -> Published:
     """
     rows = [row for row in WEIGHTS if row.variant == variant]
     if not rows:
-        names = ", ".join(dict.fromkeys(row.variant for row in WEIGHTS))
-        raise ValueError(f"torchvision publishes no weights for {variant!r}; it does for {names}")
+        names = list(dict.fromkeys(row.variant for row in WEIGHTS))
+        raise ValueError(
+            f"torchvision publishes no weights for {variant!r}; {hint(variant, names)}"
+        )
     if weights in ("", "DEFAULT"):
         return rows[-1]
     for row in rows:
         if weights in (row.weights, row.weights.removeprefix("IMAGENET1K_")):
             return row
-    choices = ", ".join(row.weights for row in rows)
-    raise ValueError(f"torchvision's {variant} has no weights {weights!r}; it has {choices}")
+    choices = hint(weights, [row.weights for row in rows])
+    raise ValueError(f"torchvision's {variant} has no weights {weights!r}; {choices}")

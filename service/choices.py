@@ -1,0 +1,11 @@
+"""What some settings allow, for whoever offers it before the settings are read."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Engine = Literal["auto", "eager", "compile", "openvino"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+ENGINES: tuple[str, ...] = get_args(Engine)
+DEVICES = ("auto", "cpu", "cuda", "cuda:0")

@@ -1,0 +1,105 @@
+"""`resnet-serve classify --url`: what a service answers is what the command would without it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from tests.conftest import Service, encoded
+from tests.service.test_commands import run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, kind in enumerate(("PNG", "JPEG", "WEBP")):
+        (folder / f"{index}.{kind.lower()}").write_bytes(encoded(kind, (60, 40)))
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+def test_the_rows_are_those_of_the_local_way(
+    service: Service, photos: Path, tmp_path: Path
+) -> None:
+    local, served = tmp_path / "local.jsonl", tmp_path / "served.jsonl"
+    flags = ("--top-k", "3", "--model")
+    run("classify", photos, *flags, "builtin:resnet20-cifar10", "--output", local)
+    run("classify", photos, *flags, "resnet20-cifar10", "--url", service.url, "--output", served)
+    ours, theirs = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (local, served)
+    )
+    assert [row["file"] for row in theirs] == [row["file"] for row in ours]
+    assert [row["error"] for row in theirs] == [row["error"] for row in ours]
+    assert [len(row["predictions"]) for row in theirs] == [3, 3, 3, 0]
+    for mine, other in zip(ours[:3], theirs[:3], strict=True):
+        assert [p["label"] for p in other["predictions"]] == [
+            p["label"] for p in mine["predictions"]
+        ]
+        assert [p["probability"] for p in other["predictions"]] == pytest.approx(
+            [p["probability"] for p in mine["predictions"]], abs=0.01
+        )
+
+
+def test_tables_and_lines_are_written_too(service: Service, photos: Path, tmp_path: Path) -> None:
+    table, columns = tmp_path / "out.csv", tmp_path / "out.parquet"
+    for output in (table, columns):
+        run("classify", photos, "--url", service.url, "--top-k", "1", "--output", output)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == ["1", "1", "1", ""]
+    labels = [row["label"] or "" for row in pyarrow.parquet.read_table(columns).to_pylist()]
+    assert labels == [row["label"] for row in rows]
+    lines = run("classify", photos, "--url", service.url).stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[0].count("%") == 5
+    assert "the bytes are no image" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "resnt20"], "there is resnet20"),
+        (["--top-k", "11"], "top_k must be from 1 to 10, not 11"),
+        (["--engine", "eager"], "--engine: only without --url"),
+        (["--key-file", "/nowhere"], "/nowhere: No such file"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    service: Service, photos: Path, arguments: list[str], words: str
+) -> None:
+    line = run("classify", photos, "--url", service.url, *arguments, status=2).stderr
+    assert line.count("\n") == 1
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--url", "localhost:8000"], "such as http://127.0.0.1:8000"),
+        (["--concurrency", "2"], "--concurrency: only with --url"),
+    ],
+)
+def test_what_is_wrong_without_a_service_is_one_line(
+    photos: Path, arguments: list[str], words: str
+) -> None:
+    line = run("classify", photos, *arguments, status=2).stderr
+    assert line.count("\n") == 1
+    assert words in line
+
+
+def test_asking_a_service_does_not_import_torch(service: Service, photos: Path) -> None:
+    probe = """
+import sys
+from service.cli import main
+main(standalone_mode=False)
+print("torch" in sys.modules)
+"""
+    arguments = ["classify", str(photos), "--url", service.url]
+    said = subprocess.check_output([sys.executable, "-c", probe, *arguments], text=True)
+    assert said.splitlines()[-1] == "False"
