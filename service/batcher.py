@@ -23,12 +23,14 @@ Result = TypeVar("Result")
 class Job(Generic[Payload, Result]):
     """One image's way through: its future, and its clock in seconds of `time.perf_counter`.
 
-    `admitted` when it got its place, `started` when its batch was formed, `finished` when the
-    batch was computed. `cost` is what it occupies, in bytes; `final` whether a failure is its last.
+    `admitted` when it got its place, `decoding` and `decoded` when its pixels were begun and made,
+    `started` when its batch was formed, `finished` when the batch was computed; 0: not yet.
+    `cost` is what it occupies, in bytes; `final` whether a failure is its last.
     """
 
     __slots__ = (
-        "admitted", "batch_size", "cost", "final", "finished", "future", "payload", "started",
+        "admitted", "batch_size", "cost", "decoded", "decoding", "final", "finished", "future",
+        "payload", "started",
     )  # fmt: skip
 
     def __init__(self, future: asyncio.Future[Result], cost: int) -> None:
@@ -36,7 +38,7 @@ class Job(Generic[Payload, Result]):
         self.cost = cost
         self.payload: Payload | None = None
         self.admitted = time.perf_counter()
-        self.started = self.finished = 0.0
+        self.decoding = self.decoded = self.started = self.finished = 0.0
         self.batch_size = 0
         self.final = False
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -69,8 +71,12 @@ def answer(error: errors.ServiceError) -> Response:
 
 def refused(scope: Scope, error: errors.ServiceError) -> Response:
     """The answer to a request that the service refuses."""
-    scope["state"]["refusal"] = (error.reason, str(error))  # The middleware logs it.
-    return answer(error)
+    return _timed(answer(error), scope, error.reason, str(error))
+
+
+def server_timing(milliseconds: Mapping[str, float]) -> str:
+    """The value of a `Server-Timing` header."""
+    return ", ".join([f"{phase};dur={ms}" for phase, ms in milliseconds.items()])
 
 
 def install(app: FastAPI) -> None:
@@ -117,6 +123,14 @@ def install(app: FastAPI) -> None:
 def _answer(
     scope: Scope, status: int, detail: str, reason: str, headers: dict[str, str]
 ) -> Response:
-    # The middleware logs these beside the request's id.
-    scope["state"]["refusal"] = (reason, detail)
-    return problem(status, detail, reason, headers)
+    return _timed(problem(status, detail, reason, headers), scope, reason, detail)
+
+
+def _timed(response: Response, scope: Scope, reason: str, detail: str) -> Response:
+    """`response`, with what is known of the request's time."""
+    state = scope["state"]
+    state["refusal"] = (reason, detail)  # The middleware logs it beside the request's id.
+    if "started" in state:
+        total = (time.perf_counter() - state["started"]) * 1000
+        response.headers["Server-Timing"] = server_timing({"total": round(total, 3)})
+    return response
