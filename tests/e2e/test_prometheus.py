@@ -73,6 +73,29 @@ def test_prometheus_reads_every_series_and_computes_quantiles(
         prometheus.wait(20)
 
 
+OPENMETRICS = "application/openmetrics-text"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", "text/plain"),
+        ("*/*", "text/plain"),
+        ("application/json", "text/plain"),
+        ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.6", "text/plain"),
+        ("application/openmetrics-text;q=0, */*", "text/plain"),
+        ("application/openmetrics-text;q=nan", "text/plain"),
+        ("application/openmetrics-text; version=1.0.0,text/plain;version=0.0.4;q=0.5", OPENMETRICS),
+        ("Application/OpenMetrics-Text; version=5; escaping=x", OPENMETRICS),
+    ],
+)
+def test_who_scrapes_chooses_the_format(service: Service, accept: str, kind: str) -> None:
+    answer = client.get(f"{service.url}/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].partition(";")[0] == kind
+    assert answer.text.endswith("# EOF\n") == (kind == OPENMETRICS)
+    assert "_created" not in answer.text
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 def test_promtool_finds_nothing_wrong_with_the_exposition(service: Service) -> None:
     text = client.get(f"{service.url}/metrics").text
