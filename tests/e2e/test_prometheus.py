@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-SCRAPE_SECONDS = 0.2
+SCRAPE_SECONDS = 0.4
 
 
 def query(base: str, expression: str) -> list[dict[str, Any]]:
