@@ -26,7 +26,7 @@ SECONDS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-REASONS = tuple(error.reason for error in (errors.ServiceError, *errors.REFUSALS))
+REASONS = (errors.ServiceError.reason, *(error.reason for error in errors.REFUSALS))
 PHASES = ("decode", "queue", "inference", "total")
 
 

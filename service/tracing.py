@@ -203,7 +203,7 @@ class Tracing:
         ending.join(min(timeout, FLUSH_SECONDS))
         if ending.is_alive():
             log.warning("the last spans could not be sent in time")
-            self._exporter.shutdown()
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
 class Traced:

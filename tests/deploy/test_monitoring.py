@@ -160,7 +160,7 @@ def test_own_reasons_for_refusals_exist() -> None:
 
 
 def test_every_alert_is_seen_to_fire_and_to_keep_silent() -> None:
-    firing, silent = set(), set()
+    firing, silent = set[str](), set[str]()
     for path in UNIT_TESTS:
         tests = yaml.safe_load((Path(__file__).parent / path).read_text("utf-8"))["tests"]
         for check in [check for test in tests for check in test["alert_rule_test"]]:

@@ -31,9 +31,10 @@ def alarmed(base: str) -> set[str]:
     return {each["metric"]["alertname"] for each in query(base, 'ALERTS{alertstate="firing"}')}
 
 
-def ask(service: Service, images: int = 1) -> None:
+def ask(service: Service, images: int = 1) -> int:
+    """The status of an answer."""
     files = [("image", (f"{i}.png", encoded())) for i in range(images)]
-    client.post(f"{service.url}/v1/classify/batch", files=files)
+    return client.post(f"{service.url}/v1/classify/batch", files=files).status_code
 
 
 def test_each_alert_fires_when_it_happens(tmp_path: Path) -> None:
@@ -72,11 +73,11 @@ def test_each_alert_fires_when_it_happens(tmp_path: Path) -> None:
         until(lambda: fires(*burnt, "ResnetServeSlow"), PATIENCE)
 
         faulty.command("oom 1")
-        until(lambda: ask(service, 8) or fires("ResnetServeOutOfMemory"), PATIENCE)
+        until(lambda: ask(service, 8) and fires("ResnetServeOutOfMemory"), PATIENCE)
 
         for _ in range(2):
             faulty.command("raise")
-            until(lambda: ask(service) or query(base, f"{READY} == 0"), PATIENCE)
+            until(lambda: ask(service) and query(base, f"{READY} == 0"), PATIENCE)
             until(lambda: fires("ResnetServeEngineFailing", "ResnetServeModelNotReady"), PATIENCE)
             faulty.command("")
             until(lambda: query(base, f"{READY} == 1"), PATIENCE)

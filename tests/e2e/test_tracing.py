@@ -43,7 +43,7 @@ def traced(workers: int, collector: Collector) -> Iterator[Service]:
         "RESNET_SERVE_LOG_LEVEL": "debug",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
     }
-    with started("--workers", str(workers), **environment, **SOON) as running:
+    with started("--workers", str(workers), ready=True, **environment, **SOON) as running:
         yield running
 
 
@@ -205,9 +205,9 @@ def test_a_broken_traceparent_begins_a_trace_of_its_own(
 ) -> None:
     name = secrets.token_hex(8)
     headers = {
-        "traceparent": parent.encode("latin-1"),
-        "tracestate": b"=,=;\xff",
-        "x-request-id": name,
+        b"traceparent": parent.encode("latin-1"),
+        b"tracestate": b"=,=;\xff",
+        b"x-request-id": name.encode(),
     }
     answer = client.post(f"{traced.url}/v1/classify", content=encoded(), headers=headers)
     assert answer.status_code == 200
@@ -242,7 +242,7 @@ def test_a_collector_that_is_dead_costs_a_line() -> None:
         pass
     settings = {"RESNET_SERVE_OTLP_ENDPOINT": gone.url, "OTEL_BSP_SCHEDULE_DELAY": "10"}
     with started(
-        **settings, OTEL_BSP_MAX_QUEUE_SIZE="64", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="32"
+        ready=True, **settings, OTEL_BSP_MAX_QUEUE_SIZE="64", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="32"
     ) as s:
         for _ in range(60):
             assert client.post(f"{s.url}/v1/classify", content=encoded()).status_code == 200
