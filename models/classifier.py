@@ -13,7 +13,8 @@ from models.resnet import ResNet
 
 
 class Normalise(nn.Module):
-    """Float32 [N, 3, H, W] in channels-last memory, from uint8 [N, H, W, 3]."""
+    """Float32 [N, 3, H, W] in channels-last memory, from pixels 0 to 255 [N, H, W, 3]: uint8, or
+    float32 where they are no whole numbers."""
 
     def __init__(self, spec: InputSpec) -> None:
         super().__init__()
@@ -28,7 +29,7 @@ class Normalise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Float32 probabilities [N, K] from uint8 [N, H, W, 3] on the network's device.
+    """Float32 probabilities [N, K] from pixels [N, H, W, 3] on the network's device.
 
     The one forward that evaluation and serving share. Normalisation, head and softmax run in
     float32 whatever precision the caller's autocast gives the rest: 8 bits of mantissa would
@@ -43,9 +44,14 @@ class Classifier(nn.Module):
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.network.features(self.normalise(images))
+        return self.with_maps(images)[0]
+
+    def with_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The probabilities, and the maps [N, C, h, w] whose means the head was given."""
+        maps = self.network.maps(self.normalise(images))
+        features = maps.mean((2, 3))
         with torch.autocast(images.device.type, enabled=False):
             logits = cast("Tensor", self.network.head(features.float()))
             if self.temperature != 1.0:
                 logits = logits / self.temperature
-            return logits.softmax(1)
+            return logits.softmax(1), maps

@@ -166,6 +166,21 @@ def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     return np.array(image)
 
 
+def region(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
+    """Left, top, width and height of what `resize_and_crop` keeps of an upright image, in parts
+    of its width and height."""
+    short = min(width, height)
+    if spec.crop == "before_resize":
+        side = max(1, short * spec.size // spec.resize)
+        corners = [(long - side + 1) // 2 / long for long in (width, height)]
+        return corners[0], corners[1], side / width, side / height
+    resized = width, height
+    if short != spec.resize:
+        resized = _resized(width, short, spec), _resized(height, short, spec)
+    left, top = (_corner(side, spec) / side for side in resized)
+    return left, top, spec.size / resized[0], spec.size / resized[1]
+
+
 def _resized(side: int, short: int, spec: InputSpec) -> int:
     if spec.crop == "center":
         return int(spec.resize * side / short)

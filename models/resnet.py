@@ -531,12 +531,16 @@ class ResNet(nn.Module):
         self.head: nn.Module = nn.Linear(channels, classes) if classes else nn.Identity()
         initialise(self, zero_init_residual=zero_init_residual)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Float [N, `out_channels`] before the head, from float images [N, C, H, W]."""
+    def maps(self, x: Tensor) -> Tensor:
+        """Float [N, `out_channels`, H, W] before pooling, from float images [N, C, H, W]."""
         x = self.stem(self.input_norm(x))
         for stage in self.stages:
             x = stage(x)
-        return cast("Tensor", self.norm(x)).mean((2, 3))
+        return cast("Tensor", self.norm(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Float [N, `out_channels`] before the head, from float images [N, C, H, W]."""
+        return self.maps(x).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.head(self.features(x)))

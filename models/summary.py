@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from models.resnet import Architecture, on_meta
+from models.resnet import Architecture, ResNet, on_meta
 
 UNLIKE = 3  # A stage's first block, one of those between, its last.
 
@@ -101,6 +101,13 @@ def count_macs(network: nn.Module, size: int, channels: int = 3) -> int:
         for module, was_training in training.items():
             module.training = was_training
     return counter.macs
+
+
+def map_side(network: ResNet, size: int) -> int:
+    """Height and width of the last maps, of images `size` pixels high and wide; the network must
+    be on the meta device."""
+    images = torch.empty(1, network.architecture.in_channels, size, size, device="meta")
+    return network.eval().maps(images).shape[-1]
 
 
 class _MacCounter(TorchFunctionMode):

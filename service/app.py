@@ -10,7 +10,7 @@ import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from service import admin, problems
+from service import admin, embed, explain, problems
 from service.access import Access, Keys
 from service.body import Intake
 from service.express import Express
@@ -78,8 +78,8 @@ def create_app(
         settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
     )
     problems.install(app)
-    app.include_router(router)
-    app.include_router(admin.router)
+    for each in (router, embed.router, explain.router, admin.router):
+        app.include_router(each)
     app.add_middleware(Express)
     app.add_middleware(Access, keys=app.state.keys)
     if settings.cors_origins:

@@ -15,6 +15,8 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from service.errors import EngineFailed, QueueFull, ServiceError
+from service.task import CLASSIFY
+from service.waiting import NORMAL, Waiting
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
@@ -26,16 +28,19 @@ class Job(Generic[Payload, Result]):
     `admitted` when it got its place, `decoding` and `decoded` when its pixels were begun and made,
     `started` when its batch was formed, `finished` when the batch was computed; 0: not yet.
     `cost` is what it occupies, in bytes; `final` whether a failure is its last.
+    `task` is what its engine shall do, `priority` when (see `service.waiting`).
     """
 
     __slots__ = (
         "admitted", "batch_size", "cost", "decoded", "decoding", "final", "finished", "future",
-        "payload", "started",
+        "payload", "priority", "started", "task",
     )  # fmt: skip
 
-    def __init__(self, future: asyncio.Future[Result], cost: int) -> None:
+    def __init__(self, future: asyncio.Future[Result], cost: int, task: int, priority: int) -> None:
         self.future = future
         self.cost = cost
+        self.task = task
+        self.priority = priority
         self.payload: Payload | None = None
         self.admitted = time.perf_counter()
         self.decoding = self.decoded = self.started = self.finished = 0.0
@@ -52,7 +57,7 @@ class Batcher(Generic[Payload, Result]):
         self.max_delay = max_delay
         self._changed = threading.Condition()
         self._admitted: set[Job[Payload, Result]] = set()
-        self._waiting: dict[Job[Payload, Result], None] = {}  # in the order of their arrival
+        self._waiting: Waiting[Job[Payload, Result]] = Waiting()
         self._bytes = 0
         self._unanswered = 0
         self._closed = False
@@ -84,14 +89,17 @@ class Batcher(Generic[Payload, Result]):
         if wait > within:
             raise QueueFull.too_late(wait, within, self.retry_after())
 
-    def admit(self, cost: int) -> Job[Payload, Result]:
+    def admit(
+        self, cost: int, task: int = CLASSIFY, priority: int = NORMAL
+    ) -> Job[Payload, Result]:
         """A place in the queue, which the job holds until it is computed or its future is done.
 
         Raises:
             QueueFull: there is none.
         """
         self.check(cost)
-        job: Job[Payload, Result] = Job(asyncio.get_running_loop().create_future(), cost)
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        job: Job[Payload, Result] = Job(future, cost, task, priority)
         with self._changed:
             self._admitted.add(job)
             self._bytes += cost
@@ -105,7 +113,7 @@ class Batcher(Generic[Payload, Result]):
             if job in self._admitted and not self._suspended:
                 self._bytes += cost - job.cost
                 job.payload, job.cost = payload, cost
-                self._waiting[job] = None
+                self._waiting.add(job)
                 self._changed.notify()
             reason = self._suspended
         if reason:
@@ -127,7 +135,7 @@ class Batcher(Generic[Payload, Result]):
     def _remove(self, job: Job[Payload, Result]) -> None:
         if job in self._admitted:
             self._admitted.remove(job)
-            self._waiting.pop(job, None)
+            self._waiting.discard(job)
             self._bytes -= job.cost
 
     def wait(self, full: int) -> bool:
@@ -151,7 +159,7 @@ class Batcher(Generic[Payload, Result]):
         """Seconds that a batch should still wait to fill up."""
         if not self.max_delay or self._closed or len(self._waiting) >= full:
             return 0.0
-        oldest = next(iter(self._waiting))
+        oldest = min(self._waiting, key=lambda job: job.admitted)
         return oldest.admitted + self.max_delay - time.perf_counter()
 
     def take(self, how_many: Callable[[int], int]) -> list[Job[Payload, Result]]:
@@ -160,7 +168,8 @@ class Batcher(Generic[Payload, Result]):
         Empty if those that waited have left, or another thread has them. Called by engine threads.
         """
         with self._changed:
-            count = how_many(len(self._waiting)) if self._waiting else 0
+            waiting = len(self._waiting)
+            count = how_many(waiting) if waiting else 0
             batch = list(islice(self._waiting, count))
             now = time.perf_counter()
             for job in batch:
@@ -209,12 +218,12 @@ class Batcher(Generic[Payload, Result]):
         many as could compute.
         """
         with self._changed:
-            again = {job: None for job in batch if not job.final and not job.future.done()}
+            again = [job for job in batch if not job.final and not job.future.done()]
             for job in again:
                 job.final = True
                 self._admitted.add(job)
                 self._bytes += job.cost
-            self._waiting = again | self._waiting
+            self._waiting.put_back(again)
             self._changed.notify()
         self.fail([job for job in batch if job not in again], error)
 

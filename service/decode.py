@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError, _imaging
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
 from service import headers
 from service.errors import CallerError, TooLarge, UndecodableImage
+from service.task import Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Small images of these formats are decoded where they are: handing one to a thread takes longer,
@@ -34,12 +35,14 @@ REASON_CHARACTERS = 100
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`pixels` uint8 [H, W, 3] of the spec's size, made from `began` until `ended`, in seconds of
-    `time.perf_counter`."""
+    """`pixels` [H, W, 3] of the spec's size, made from `began` until `ended`, in seconds of
+    `time.perf_counter`; and width and height of the upright image as it was decoded, perhaps at a
+    fraction of its size."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     began: float
     ended: float
+    size: tuple[int, int]
 
 
 def prepare() -> None:
@@ -101,21 +104,27 @@ class Decoder:
 
 def _timed(data: bytes, spec: InputSpec, max_pixels: int, *alone: threading.Lock) -> Decoded:
     began = time.perf_counter()
-    pixels = decode(data, spec, max_pixels, *alone)
-    return Decoded(pixels, began, time.perf_counter())
+    pixels, size = _decode(data, spec, max_pixels, *alone)
+    return Decoded(pixels, began, time.perf_counter(), size)
 
 
-def decode(
-    data: bytes, spec: InputSpec, max_pixels: int, alone: threading.Lock | None = None
-) -> NDArray[np.uint8]:
+def decode(data: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
     """Uint8 [H, W, 3] of the spec's size, upright by EXIF; transparency on white.
-
-    Large images hold `alone` while they are decoded, in about 12 bytes a pixel at the most.
 
     Raises:
         UndecodableImage: no decoder reads `data`, or it ends early, or its header asks for more
             than an image needs.
         TooLarge: more than `max_pixels` pixels; found before decoding.
+    """
+    return _decode(data, spec, max_pixels)[0]
+
+
+def _decode(
+    data: bytes, spec: InputSpec, max_pixels: int, alone: threading.Lock | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """As `decode`, with the upright image's size.
+
+    Large images hold `alone` while they are decoded, in about 12 bytes a pixel at the most.
     """
     if not data:
         raise UndecodableImage(f"the image is empty; {ADVICE}")
@@ -127,7 +136,8 @@ def decode(
             large = image.width * image.height > max_pixels // LARGE_SHARE
             with alone if alone and large else contextlib.nullcontext():
                 decode_at_scale(image, spec)
-                return resize_and_crop(upright_rgb(image), spec)
+                upright = upright_rgb(image)
+                return resize_and_crop(upright, spec), upright.size
     except CallerError:
         raise
     except Image.DecompressionBombError:  # Where no `Decoder` has lifted Pillow's own limit.

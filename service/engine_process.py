@@ -25,10 +25,10 @@ from service.errors import LoadFailed, QueueFull
 from service.exchange import Answer, Frames, Kind, Region, Shape, Submit
 from service.fleet import FORESEEN, Loader, Model, lost
 from service.logs import log_to_stderr, set_log_level
-from service.pipeline import Pixels
 from service.ranking import Row
 from service.settings import ModelSettings, Settings
 from service.shared_metrics import SharedMetrics
+from service.task import Pixels
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
@@ -85,9 +85,9 @@ class Caller(asyncio.Protocol):
 
     def _submit(self, submitted: Submit) -> None:
         batcher = self._model.batcher
-        pixels = self._region.pixels[submitted.slot]
+        pixels = self._region.pixels(submitted.slot, whole=submitted.whole)
         try:
-            job = batcher.admit(pixels.nbytes)
+            job = batcher.admit(pixels.nbytes, submitted.task, submitted.priority)
         except QueueFull as error:
             self._refuse(submitted.job, error)
             return
@@ -110,8 +110,7 @@ class Caller(asyncio.Protocol):
             self._refuse(submitted.job, error)
             return
         if not future.cancelled():
-            row = self._region.rows[submitted.slot]
-            exchange.write_row(row, future.result())
+            self._region.write_row(submitted.slot, future.result())
         if not self._answers:
             asyncio.get_running_loop().call_soon(self._flush)
         size = 0 if future.cancelled() else job.batch_size
@@ -232,6 +231,8 @@ def facts_of(model: Model) -> dict[str, Any]:
         "settings": model.row.model_dump(mode="json"),
         "input": asdict(model.spec),
         "labels": list(model.labels),
+        "channels": model.channels,
+        "map_side": model.map_side,
         "card": model.describe(),
     }
 

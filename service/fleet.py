@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from models.resnet import on_meta
-from models.summary import count_layers, count_macs, count_parameters
+from models.summary import count_layers, count_macs, count_parameters, map_side
 from models.variants import variant
 from service import catalog, engines
 from service.batcher import Batcher
@@ -25,8 +25,9 @@ from service.metrics import Metrics, ModelInfo
 from service.ranking import Row
 from service.roster import Roster
 from service.settings import ModelSettings, Settings
+from service.task import Pixels
 from service.turns import Turns
-from service.worker import Pixels, Worker
+from service.worker import Worker
 
 log = logging.getLogger(__name__)
 DeviceTurns = defaultdict[str, Turns]
@@ -87,6 +88,8 @@ class Model:
 
         self.workers = [worker(device) for device in devices]
         network = on_meta(bundle.architecture)
+        self.channels = network.out_channels
+        self.map_side = map_side(network, bundle.input.size)
         # What /v1/models tells, in its order; the engine's part is known once it runs.
         self._facts = {
             "architecture": architecture,
@@ -97,6 +100,8 @@ class Model:
             "num_classes": bundle.architecture.num_classes,
             "configuration": asdict(bundle.architecture),
             "input": asdict(bundle.input),
+            "embedding": self.channels,
+            "explain": self.map_side > 1,
             "device": _joined(devices),
         }
         self._precision = _joined([engines.precision(settings, device) for device in devices])

@@ -59,7 +59,7 @@ def classify(files: Sequence[Path], bundle: Bundle, engine: Warm, k: int) -> Ite
             if isinstance(image, str):
                 row["error"] = image
             else:
-                best = top_k(*next(rankings), bundle.labels, k)
+                best = top_k(next(rankings), bundle.labels, k)
                 row["predictions"] = [asdict(prediction) for prediction in best]
             yield row
 

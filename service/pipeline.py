@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.preprocess import InputSpec
 from service.batcher import Job
@@ -27,9 +26,13 @@ from service.metrics import PHASES, Metrics
 from service.postprocess import Prediction, top_k
 from service.ranking import Row
 from service.settings import ModelSettings, Settings
+from service.task import CLASSIFY, Pixels
+from service.waiting import NORMAL
 
-Pixels = NDArray[np.uint8]
 RETRY_SECONDS = 1.0
+# What float32 pixels may be: beyond 0 to 255 by as much again, as noise and extrapolation are.
+# Much larger ones overflow in half precision, and an engine that gives NaN is taken for broken.
+LEAST, MOST = -255.0, 510.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Computed:
     """
 
     row: Row
+    decoded: Decoded
     decode: float
     queue: float
     inference: float
@@ -58,14 +62,16 @@ class Queue(Protocol):
     """Where a model's images wait, as `service.batcher.Batcher` describes it."""
 
     def check(self, cost: int = 0, within: float = math.inf) -> None: ...
-    def admit(self, cost: int) -> Job[Pixels, Row]: ...
+    def admit(self, cost: int, task: int = ..., priority: int = ...) -> Job[Pixels, Row]: ...
     def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None: ...
 
 
 class Model(Protocol):
     """What answers to a name, whether its engines run in this process or in another.
 
-    `batch_share` is how many places in the queue one request with many images takes at a time;
+    `channels` is how wide the head's input is, `map_side` how high and wide the maps are that it
+    is the mean of; `batch_share` how many places in the queue one request with many images takes
+    at a time;
     `lease` is held while a request uses the model, which may be replaced meanwhile; `reason` says
     why the model is not ready; `describe` gives its entry in `GET /v1/models`.
     """
@@ -76,6 +82,10 @@ class Model(Protocol):
     def spec(self) -> InputSpec: ...
     @property
     def labels(self) -> Sequence[str]: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def map_side(self) -> int: ...
     @property
     def batch_share(self) -> int: ...
     @property
@@ -189,29 +199,35 @@ class Pipeline:
     async def classify(self, model: Model, data: bytes, k: int, deadline: float) -> Answer:
         """The `k` likeliest classes of one encoded image; raises as `compute` does."""
         computed = await self.compute(model, data, deadline)
-        return Answer(model.name, top_k(*computed.row, model.labels, k), computed)
+        return Answer(model.name, top_k(computed.row, model.labels, k), computed)
 
-    async def compute(self, model: Model, image: bytes | Pixels, deadline: float) -> Computed:
+    async def compute(
+        self,
+        model: Model,
+        image: bytes | Pixels,
+        deadline: float,
+        task: int = CLASSIFY,
+        priority: int = NORMAL,
+    ) -> Computed:
         """What the network makes of one image: a file, or pixels [H, W, 3] of the model's size.
 
-        `deadline` is a time of the event loop's clock. Cancelling the call, as when the caller
-        leaves, gives the image's place in the queue back.
+        `deadline` is a time of the event loop's clock; see `service.task` and `service.waiting`
+        for `task` and `priority`. Cancelling the call, as when the caller leaves, gives the
+        image's place in the queue back.
 
         Raises:
             UndecodableImage, TooLarge: see `service.decode.decode`.
+            BadParameter: the pixels are not of the model's size, or not such numbers.
             QueueFull: the queue has no place.
             EngineFailed: the engine failed while computing it.
             DeadlineExceeded: the deadline passed first.
         """
         started = time.perf_counter()
-        job = model.batcher.admit(len(image) if isinstance(image, bytes) else image.nbytes)
+        cost = len(image) if isinstance(image, bytes) else _checked(image, model.spec).nbytes
+        job = model.batcher.admit(cost, task, priority)
         try:
             async with asyncio.timeout_at(deadline):
-                decoded = (
-                    await self._decoder.decode(image, model.spec)
-                    if isinstance(image, bytes)
-                    else Decoded(image, started, started)
-                )
+                decoded = await self._decoded(image, model.spec)
                 job.decoding, job.decoded = decoded.began, decoded.ended
                 model.batcher.submit(job, decoded.pixels, decoded.pixels.nbytes)
                 row = await job.future
@@ -226,6 +242,7 @@ class Pipeline:
         decode = job.decoded - job.decoding
         computed = Computed(
             row=row,
+            decoded=decoded,
             decode=decode,
             queue=max(0.0, job.started - job.admitted - decode),
             inference=job.finished - job.started,
@@ -235,3 +252,21 @@ class Pipeline:
         seconds = {phase: getattr(computed, phase) for phase in PHASES}
         self.metrics.classified(model.name, seconds, exemplar)
         return computed
+
+    async def _decoded(self, image: bytes | Pixels, spec: InputSpec) -> Decoded:
+        if isinstance(image, bytes):
+            return await self._decoder.decode(image, spec)
+        now = time.perf_counter()
+        return Decoded(image, now, now, (spec.size, spec.size))
+
+
+def _checked(pixels: Pixels, spec: InputSpec) -> Pixels:
+    expected = (spec.size, spec.size, 3)
+    if pixels.shape != expected:
+        raise BadParameter(f"the pixels must be {list(expected)}, not {list(pixels.shape)}")
+    # Written so that NaN is refused.
+    if pixels.dtype != np.uint8 and not (pixels.min() >= LEAST and pixels.max() <= MOST):
+        raise BadParameter(
+            f"pixels must be numbers from {LEAST:g} to {MOST:g}, where 0 is black and 255 white"
+        )
+    return pixels

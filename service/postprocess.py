@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from service.ranking import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +15,7 @@ class Prediction:
     probability: float
 
 
-def top_k(
-    classes: NDArray[np.int32], probabilities: NDArray[np.float32], labels: Sequence[str], k: int
-) -> list[Prediction]:
-    """The first `k` of one image's ranking, both [K] and by falling probability."""
-    ranked = zip(classes[:k].tolist(), probabilities[:k].tolist(), strict=True)
+def top_k(row: Row, labels: Sequence[str], k: int) -> list[Prediction]:
+    """The `k` likeliest classes of one image."""
+    ranked = zip(row.classes[:k].tolist(), row.probabilities[:k].tolist(), strict=True)
     return [Prediction(index, labels[index], probability) for index, probability in ranked]

@@ -71,12 +71,13 @@ def answer(error: errors.ServiceError) -> Response:
 
 def refused(scope: Scope, error: errors.ServiceError) -> Response:
     """The answer to a request that the service refuses."""
-    return _timed(answer(error), scope, error.reason, str(error))
+    return _counted(answer(error), scope, error.reason, str(error))
 
 
-def server_timing(milliseconds: Mapping[str, float]) -> str:
-    """The value of a `Server-Timing` header."""
-    return ", ".join([f"{phase};dur={ms}" for phase, ms in milliseconds.items()])
+def timed(timing_ms: Mapping[str, float]) -> dict[str, str]:
+    """The phases of a request as the header in which browsers look for them."""
+    phases = [f"{phase};dur={ms}" for phase, ms in timing_ms.items()]
+    return {"Server-Timing": ", ".join(phases)}
 
 
 def install(app: FastAPI) -> None:
@@ -123,14 +124,14 @@ def install(app: FastAPI) -> None:
 def _answer(
     scope: Scope, status: int, detail: str, reason: str, headers: dict[str, str]
 ) -> Response:
-    return _timed(problem(status, detail, reason, headers), scope, reason, detail)
+    return _counted(problem(status, detail, reason, headers), scope, reason, detail)
 
 
-def _timed(response: Response, scope: Scope, reason: str, detail: str) -> Response:
+def _counted(response: Response, scope: Scope, reason: str, detail: str) -> Response:
     """`response`, with what is known of the request's time."""
     state = scope["state"]
     state["refusal"] = (reason, detail)  # The middleware logs it beside the request's id.
     if "started" in state:
         total = (time.perf_counter() - state["started"]) * 1000
-        response.headers["Server-Timing"] = server_timing({"total": round(total, 3)})
+        response.headers.update(timed({"total": round(total, 3)}))
     return response

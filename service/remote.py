@@ -13,12 +13,16 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, cast
 
+import numpy as np
+
 from service import exchange
 from service.batcher import Job
 from service.errors import NotReady, QueueFull, ServiceError
-from service.exchange import Answer, Frames, Kind, Region
-from service.pipeline import RETRY_SECONDS, Pixels
+from service.exchange import Answer, Frames, Kind, Region, Submit
+from service.pipeline import RETRY_SECONDS
 from service.ranking import Row
+from service.task import CLASSIFY, Pixels
+from service.waiting import NORMAL
 
 
 class RemoteQueue:
@@ -63,7 +67,7 @@ class RemoteQueue:
         if wait > within:
             raise QueueFull.too_late(wait, within, retry_after)
 
-    def admit(self, cost: int) -> Job[Pixels, Row]:
+    def admit(self, cost: int, task: int = CLASSIFY, priority: int = NORMAL) -> Job[Pixels, Row]:
         """A place, which the job holds until it is answered, or has left before it is submitted.
 
         Raises:
@@ -73,7 +77,8 @@ class RemoteQueue:
         self.check(cost)
         if self._connection is None:
             raise NotReady("the engine process is starting; retry", RETRY_SECONDS)
-        job: Job[Pixels, Row] = Job(asyncio.get_running_loop().create_future(), cost)
+        future: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
+        job: Job[Pixels, Row] = Job(future, cost, task, priority)
         self._admitted[job] = self._free.pop()
         self._occupy(cost)
         job.future.add_done_callback(lambda _: self._leave(job))
@@ -84,10 +89,11 @@ class RemoteQueue:
         if job.future.done() or self._connection is None:
             return
         slot = self._admitted[job]
-        self._connection.region.pixels[slot] = payload
+        whole = payload.dtype == np.uint8
+        self._connection.region.pixels(slot, whole=whole)[...] = payload
         self._occupy(cost - job.cost)
         job.cost = cost
-        self._numbers[job] = self._connection.submit(job, slot)
+        self._numbers[job] = self._connection.submit(job, slot, whole=whole)
 
     def _leave(self, job: Job[Pixels, Row]) -> None:
         """The job's future is done: answered, or its caller has left."""
@@ -111,8 +117,7 @@ class RemoteQueue:
         if answer.batch_size and not job.future.done():
             job.started, job.finished = answer.started, answer.finished
             job.batch_size = answer.batch_size
-            row = region.rows[self._admitted[job]]
-            job.future.set_result(exchange.read_row(row))
+            job.future.set_result(region.read_row(self._admitted[job], job.task))
         self._release(job)
 
     def fail(self, job: Job[Pixels, Row], error: ServiceError) -> None:
@@ -191,12 +196,14 @@ class Connection(asyncio.Protocol):
             elif kind is Kind.STATE:
                 self._update(exchange.content(body))
 
-    def submit(self, job: Job[Pixels, Row], slot: int) -> int:
+    def submit(self, job: Job[Pixels, Row], slot: int, *, whole: bool) -> int:
         """The number under which the engine process will answer."""
         number = next(self._numbers)
         self._jobs[number] = job
         self._schedule()
-        self._submits += exchange.SUBMIT.pack(number, slot, job.admitted)
+        self._submits += exchange.SUBMIT.pack(
+            *Submit(number, slot, job.admitted, job.task, job.priority, whole)
+        )
         return number
 
     def withdraw(self, number: int) -> None:

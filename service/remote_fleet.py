@@ -42,6 +42,8 @@ class RemoteModel:
         self.name: str = told["name"]
         self.spec = InputSpec(**told["input"])
         self.labels: Sequence[str] = told["labels"]
+        self.channels: int = told["channels"]
+        self.map_side: int = told["map_side"]
         self.limit = settings.max_queue
         self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
         row = self.number % MOST_MODELS
@@ -91,7 +93,7 @@ class RemoteModel:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        shape = Shape(self.limit, self.spec.size, len(self.labels))
+        shape = Shape(self.limit, self.spec.size, len(self.labels), self.channels, self.map_side**2)
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         stream.setblocking(False)
         fd = Region.allocate(shape)

@@ -18,7 +18,7 @@ from service.body import Body, Intake
 from service.errors import BadParameter, CallerError
 from service.metrics import CONTENT_TYPE, OPENMETRICS, OPENMETRICS_TYPE, Metrics
 from service.pipeline import Computed, Model, Pipeline
-from service.problems import server_timing
+from service.problems import timed
 from service.settings import Settings
 from service.uploads import Upload, read_image, read_images, until_disconnect
 
@@ -108,8 +108,17 @@ async def answer(
             data = await read_image(arriving)
         classified = await until_disconnect(request, pipeline.classify(served, data, k, deadline))
     body = schemas.classification_of(classified)
-    timing = {"Server-Timing": server_timing(body["timing_ms"])}
-    return Response(to_json(body), headers=timing, media_type="application/json")
+    headers = timed(body["timing_ms"])
+    return Response(to_json(body), headers=headers, media_type="application/json")
+
+
+async def compute(request: Request, served: Model, task: int, deadline: float) -> Computed:
+    """What the engine makes of the one image of an admitted request."""
+    with served.lease:
+        with receive(request, settings_of(request).max_body_bytes, deadline) as arriving:
+            data = await read_image(arriving)
+        work = pipeline_of(request).compute(served, data, deadline, task)
+        return await until_disconnect(request, work)
 
 
 @router.post(
@@ -137,8 +146,10 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
             pipeline.metrics.refused(served.name, error.reason)
             return schemas.BatchItem(filename=upload.filename, error=str(error))
         computed.append(found.computed)
-        predictions = schemas.predictions_of(found)
-        return schemas.BatchItem(filename=upload.filename, predictions=predictions)
+        predictions = schemas.predictions_of(found.predictions)
+        return schemas.BatchItem.model_validate(
+            {"filename": upload.filename, "predictions": predictions}
+        )
 
     async def every(uploads: list[Upload]) -> list[schemas.BatchItem]:
         try:
@@ -160,8 +171,8 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
     # FastAPI would validate it a second time.
     content = body.model_dump_json(exclude_none=True)
     total = time.perf_counter() - request.scope["state"]["started"]
-    timing = {"Server-Timing": server_timing(schemas.slowest_of(computed, total))}
-    return Response(content, headers=timing, media_type="application/json")
+    headers = timed(schemas.slowest_of(computed, total))
+    return Response(content, headers=headers, media_type="application/json")
 
 
 @router.get("/v1/models", responses={401: REFUSALS[401]})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service import postprocess
 from service.pipeline import Answer, Computed
 
 
@@ -45,6 +46,38 @@ class BatchClassification(BaseModel):
     results: list[BatchItem] = Field(description="in the order of the images")
 
 
+class Embedding(BaseModel):
+    model: str
+    dimensions: int
+    normalized: bool = Field(description="divided by its Euclidean length")
+    embedding: list[float] = Field(description="what the network's last layer is given")
+    timing_ms: Timing
+    batch_size: int = Field(description="images computed together with this one")
+
+
+class Region(BaseModel):
+    """In parts of the upright image's width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Explanation(BaseModel):
+    model: str
+    class_id: int
+    label: str
+    probability: float = Field(description="0 to 1")
+    logit: float = Field(description="the mean of the grid, and the bias")
+    bias: float
+    grid: list[list[float]] = Field(description="rows, from the top; what each place adds")
+    region: Region = Field(description="the part of the image that the grid covers")
+    predictions: list[Prediction] = Field(description="by falling probability")
+    timing_ms: Timing
+    batch_size: int = Field(description="images computed together with this one")
+
+
 class Input(BaseModel):
     size: int
     resize: int
@@ -77,6 +110,8 @@ class ModelCard(BaseModel):
     num_classes: int
     configuration: dict[str, Any] = Field(description="every field of the architecture")
     input: Input
+    embedding: int = Field(description="numbers that POST /v1/embed gives")
+    explain: bool = Field(description="whether POST /v1/explain can tell places apart")
     device: str
     precision: str
     engine: str | None = Field(description="null while it loads")
@@ -113,14 +148,11 @@ class Problem(BaseModel):
     detail: str
 
 
-def predictions_of(answer: Answer) -> list[Prediction]:
-    return [Prediction(**prediction) for prediction in _predictions(answer)]
-
-
-def _predictions(answer: Answer) -> list[dict[str, Any]]:
+def predictions_of(predictions: Iterable[postprocess.Prediction]) -> list[dict[str, Any]]:
+    """What `Prediction` describes, of each."""
     return [
         {"class_id": p.class_id, "label": p.label, "probability": round(p.probability, 6)}
-        for p in answer.predictions
+        for p in predictions
     ]
 
 
@@ -128,7 +160,7 @@ def classification_of(answer: Answer) -> dict[str, Any]:
     """What `Classification` describes, as plain data: its models would cost more than the rest."""
     return {
         "model": answer.model,
-        "predictions": _predictions(answer),
+        "predictions": predictions_of(answer.predictions),
         "timing_ms": timing_of(answer.computed),
         "batch_size": answer.computed.batch_size,
     }

@@ -35,9 +35,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.batcher import Job
 from service.errors import ConfigError, ServiceError
 from service.logs import Quiet, and_more
-from service.pipeline import Model, Pixels
+from service.pipeline import Model
 from service.ranking import Row
 from service.settings import Settings
+from service.task import Pixels
 
 log = logging.getLogger(__name__)
 NAME = "resnet-serve"

@@ -13,19 +13,18 @@ from itertools import chain, repeat
 from typing import Literal, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service import interpreter
 from service.batcher import Batcher, Job
 from service.engines import Ranking, Warm, faults
 from service.errors import EngineFailed
 from service.ranking import Row
+from service.task import CLASSIFY, Pixels
 from service.turns import Turns
 from service.watchdog import Late, Watchdog
 
 # "lost": only another process can serve again, or one hung call that comes back after all.
 State = Literal["loading", "ready", "failed", "lost"]
-Pixels = NDArray[np.uint8]
 Batch = list[Job[Pixels, Row]]
 
 log = logging.getLogger(__name__)
@@ -195,7 +194,8 @@ class Worker(threading.Thread):
         images = [job.payload for job in batch if job.payload is not None]
         limit = self._limit(warm, len(images))
         try:
-            result = self._watchdog.call(partial(warm.launch, images), limit)
+            maps = any(job.task != CLASSIFY for job in batch)
+            result = self._watchdog.call(partial(warm.launch, images, maps=maps), limit)
         except Late:
             raise
         except Exception as error:  # noqa: BLE001
@@ -223,7 +223,7 @@ class Worker(threading.Thread):
         return True
 
     def _answer(self, batch: Batch, ranking: Ranking) -> None:
-        rows: list[Row] = ranking.rows()
+        rows = self._rows(batch, ranking)
         if not np.isfinite(ranking.probabilities).all():
             sound = [bool(np.isfinite(row).all()) for row in ranking.probabilities]
             log.error("%s: the network gave NaN for %d images", self.name, sound.count(False))
@@ -235,6 +235,18 @@ class Worker(threading.Thread):
             self._largest = max(self._largest, len(batch))
             self._on_batch(len(batch))
             self._batcher.finish(batch, rows)
+
+    def _rows(self, batch: Batch, ranking: Ranking) -> list[Row]:
+        rows = ranking.rows()
+        if ranking.maps is not None:
+            assert self.running is not None
+            head = self.running.head
+            for index, job in enumerate(batch):
+                if job.task != CLASSIFY:
+                    likeliest = int(rows[index].classes[0])
+                    detail = head.detail(job.task, ranking.maps[index], likeliest)
+                    rows[index] = rows[index]._replace(detail=detail)
+        return rows
 
     def _shrink(self, warm: Warm) -> None:
         """Computes what did not fit in halves, and makes no larger batches from now on."""

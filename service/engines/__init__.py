@@ -21,6 +21,7 @@ from service.engines.parity import Parity, check
 from service.errors import ConfigError
 from service.ranking import Ranking
 from service.settings import ModelSettings, Settings, cpus
+from service.task import Head, Pixels
 
 __all__ = [
     "Blueprint", "Engine", "Parity", "Ranking", "Warm", "blueprint", "devices", "engines_for",
@@ -28,7 +29,6 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
-Pixels = NDArray[np.uint8]
 
 
 class Engine(Protocol):
@@ -43,11 +43,13 @@ class Engine(Protocol):
     precision: str
     in_flight: int
 
-    def launch(self, images: Sequence[Pixels], size: int) -> Callable[[], Ranking]:
-        """Begins to compute N images uint8 [H, W, 3], padded to `size`.
+    def launch(
+        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+    ) -> Callable[[], Ranking]:
+        """Begins to compute N images [H, W, 3], padded to `size`.
 
-        The result waits for the end and gives the ranking; batches are collected in the order
-        in which they were launched.
+        The result waits for the end and gives the ranking, with the network's `maps` if they are
+        wanted; batches are collected in the order in which they were launched.
         """
 
 
@@ -68,17 +70,18 @@ KINDS: dict[str, Callable[[Blueprint], Engine]] = {
 class Warm:
     """An engine that has run every batch size and was compared with fp32.
 
-    `probe` is one real forward, which raises if it fails or gives NaN.
+    `probe` is one real forward, which raises if it fails or gives NaN; `head` is the network's.
     """
 
     engine: Engine
     buckets: Buckets
     parity: Parity
     probe: Callable[[], None]
+    head: Head
 
-    def launch(self, images: Sequence[Pixels]) -> Callable[[], Ranking]:
+    def launch(self, images: Sequence[Pixels], *, maps: bool = False) -> Callable[[], Ranking]:
         """As the engine's, for at most `buckets.largest` images."""
-        return self.engine.launch(images, self.buckets.fit(len(images)))
+        return self.engine.launch(images, self.buckets.fit(len(images)), maps=maps)
 
     def up_to(self, largest: int) -> Warm:
         """The same engine, for batches of at most as many images as `largest` are padded to."""
@@ -129,13 +132,16 @@ def start(kind: str, blueprint: Blueprint, tolerance: float | None) -> Warm:
     engine = KINDS[kind](blueprint)
     blank = np.zeros((blueprint.bundle.input.size,) * 2 + (3,), dtype=np.uint8)
 
-    def run(size: int) -> None:
-        ranking = engine.launch([blank] * size, size)()
+    def run(size: int, *, maps: bool = False) -> None:
+        ranking = engine.launch([blank] * size, size, maps=maps)()
         if not np.isfinite(ranking.probabilities).all():
             raise RuntimeError(f"the network gives NaN in {engine.precision} on {engine.device}")
 
+    run(1, maps=True)  # What is needed for them is taken now, too.
     buckets = measure(run, blueprint.max_batch)
-    unchecked = Warm(engine, buckets, Parity(0, 0.0, 0.0), probe=lambda: run(1))
+    last: Any = blueprint.bundle.network().head
+    head = Head(*(part.detach().float().numpy().copy() for part in (last.weight, last.bias)))
+    unchecked = Warm(engine, buckets, Parity(0, 0.0, 0.0), lambda: run(1), head)
     return replace(unchecked, parity=check(unchecked.infer, blueprint, tolerance))
 
 

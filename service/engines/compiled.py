@@ -21,6 +21,8 @@ from service.engines.eager import on_arrays
 from service.engines.host import HostEngine
 
 log = logging.getLogger(__name__)
+# Of what is kept: float32 pixels in, probabilities and maps out.
+FORM = 2
 
 
 def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
@@ -32,7 +34,7 @@ def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
     Raises:
         RuntimeError: it cannot be compiled, for instance for want of a C++ compiler.
     """
-    package = blueprint.cached("compiled", ".pt2")
+    package = blueprint.cached("compiled", ".pt2", FORM)
     if (engine := cache.kept(package, partial(_engine, blueprint))) is not None:
         return engine
     with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
@@ -47,7 +49,8 @@ def _engine(blueprint: Blueprint, package: Path) -> HostEngine | CudaEngine:
     index = -1 if on_cpu else int(blueprint.device.partition(":")[2])
     run: Any = torch._inductor.aoti_load_package(str(package), device_index=index)
     if not on_cpu:
-        return CudaEngine("compile", blueprint, run, graphs=True)
+        # The package takes one kind of number only.
+        return CudaEngine("compile", blueprint, lambda images: run(images.float()), graphs=True)
     return HostEngine("compile", blueprint, on_arrays(run))
 
 

@@ -22,7 +22,7 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
     cpp_builder.get_cpp_compiler()  # Says at once, and plainly, that there is none.
     torch.set_num_threads(blueprint.threads)
     side = blueprint.bundle.input.size
-    example = torch.zeros((2, side, side, 3), dtype=torch.uint8, device=blueprint.device)
+    example = torch.zeros((2, side, side, 3), dtype=torch.float32, device=blueprint.device)
     configs = {"freezing": True}
     # Compiling torch's headers beforehand takes longer than the two files that would read them.
     if hasattr(config.aot_inductor, "precompile_headers"):  # Older ones never do.

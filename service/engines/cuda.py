@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engines.blueprint import Blueprint
 from service.ranking import Ranking
+from service.task import Pixels
 
 
 class CudaEngine:
-    """See `service.engines.Engine`. `classify`: uint8 [N, H, W, 3] to probabilities [N, K].
+    """See `service.engines.Engine`.
 
-    With `graphs`, each batch size is captured once as a CUDA graph and replayed from then on: a
-    ResNet's hundreds of launches become one.
+    `classify`: pixels [N, H, W, 3] to probabilities [N, K] and maps [N, C, h, w]. With `graphs`,
+    each batch size is captured once as a CUDA graph and replayed from then on: a ResNet's hundreds
+    of launches become one.
     """
 
     in_flight = 2
@@ -27,7 +29,7 @@ class CudaEngine:
         self,
         name: str,
         blueprint: Blueprint,
-        classify: Callable[[Tensor], Tensor],
+        classify: Callable[[Tensor], tuple[Tensor, Tensor]],
         *,
         graphs: bool = False,
     ) -> None:
@@ -40,20 +42,27 @@ class CudaEngine:
         self._lanes = [_Lane(blueprint, self._device) for _ in range(self.in_flight)]
         self._next = 0
         self._classify = classify
-        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] | None = {} if graphs else None
+        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] | None = (
+            {} if graphs else None
+        )
 
-    def launch(self, images: Sequence[NDArray[np.uint8]], size: int) -> Callable[[], Ranking]:
+    def launch(
+        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+    ) -> Callable[[], Ranking]:
         # The worker collects a lane's batch before it launches the next one there.
         index, self._next = self._next, (self._next + 1) % self.in_flight
         lane, count = self._lanes[index], len(images)
-        np.stack(images, out=lane.staging.numpy()[:count])
+        whole = all(image.dtype == np.uint8 for image in images)
+        arriving = lane.whole if whole else lane.fractional()
+        np.stack(images, out=arriving.staging.numpy()[:count])
         with torch.inference_mode():
             with torch.cuda.stream(self._copying):
-                lane.images[:size].copy_(lane.staging[:size], non_blocking=True)
+                arriving.images[:size].copy_(arriving.staging[:size], non_blocking=True)
                 lane.copied.record(self._copying)
             with torch.cuda.stream(self._computing):
                 self._computing.wait_event(lane.copied)
-                self._compute(index, size)
+                self._compute(index, size, whole=whole)
+                found_maps = lane.fetch_maps(count) if maps else None
                 lane.found_classes[:count].copy_(lane.classes[:count], non_blocking=True)
                 lane.found[:count].copy_(lane.probabilities[:count], non_blocking=True)
                 lane.computed.record(self._computing)
@@ -62,35 +71,41 @@ class CudaEngine:
             lane.computed.synchronize()
             # Copies: the lane's memory is the next batch's.
             return Ranking(
-                lane.found_classes[:count].numpy().copy(), lane.found[:count].numpy().copy()
+                lane.found_classes[:count].numpy().copy(),
+                lane.found[:count].numpy().copy(),
+                None if found_maps is None else found_maps.numpy().copy(),
             )
 
         return collect
 
-    def _compute(self, index: int, size: int) -> None:
+    def _compute(self, index: int, size: int, *, whole: bool) -> None:
+        lane = self._lanes[index]
+        images = (lane.whole if whole else lane.fractional()).images[:size]
         if self._graphs is None:
-            self._forward(self._lanes[index], size)
+            self._forward(lane, images)
             return
-        graph = self._graphs.get((index, size))
+        graph = self._graphs.get((index, size, whole))
         if graph is None:
-            graph = self._graphs[index, size] = self._capture(self._lanes[index], size)
+            graph = self._graphs[index, size, whole] = self._capture(lane, images)
         graph.replay()
 
-    def _forward(self, lane: _Lane, size: int) -> None:
-        probabilities = self._classify(lane.images[:size])
+    def _forward(self, lane: _Lane, images: Tensor) -> None:
+        size = len(images)
+        probabilities, maps = self._classify(images)
         # Stable, so that equal probabilities stay in the order of their classes.
         found, classes = probabilities.sort(dim=1, descending=True, stable=True)
         lane.probabilities[:size].copy_(found)
         lane.classes[:size].copy_(classes)
+        lane.keep_maps(maps)
 
-    def _capture(self, lane: _Lane, size: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, lane: _Lane, images: Tensor) -> torch.cuda.CUDAGraph:
         # Algorithms are chosen and memory is taken in plain runs: neither can be captured.
         for _ in range(3):
-            self._forward(lane, size)
+            self._forward(lane, images)
         self._computing.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool(), stream=self._computing):
-            self._forward(lane, size)
+            self._forward(lane, images)
         return graph
 
     def _pool(self) -> Any:
@@ -99,17 +114,48 @@ class CudaEngine:
         return next(iter(self._graphs.values())).pool() if self._graphs else None
 
 
+class _Arriving(NamedTuple):
+    """Memory for the pixels of a batch: `staging` pinned on the host, `images` on the device."""
+
+    staging: Tensor
+    images: Tensor
+
+    @staticmethod
+    def allocate(blueprint: Blueprint, device: torch.device, dtype: torch.dtype) -> _Arriving:
+        side = blueprint.bundle.input.size
+        shape = (blueprint.max_batch, side, side, 3)
+        pinned = torch.zeros(shape, dtype=dtype, pin_memory=True)
+        return _Arriving(pinned, torch.zeros(shape, dtype=dtype, device=device))
+
+
 class _Lane:
     """Memory for one batch in flight: pinned on the host, and on the device."""
 
     def __init__(self, blueprint: Blueprint, device: torch.device) -> None:
-        side, classes = blueprint.bundle.input.size, blueprint.bundle.architecture.num_classes
-        images, ranks = (blueprint.max_batch, side, side, 3), (blueprint.max_batch, classes)
-        self.staging = torch.zeros(images, dtype=torch.uint8, pin_memory=True)
+        self.whole = _Arriving.allocate(blueprint, device, torch.uint8)
+        # Few send anything but whole numbers.
+        self.fractional = cache(partial(_Arriving.allocate, blueprint, device, torch.float32))
+        ranks = (blueprint.max_batch, blueprint.bundle.architecture.num_classes)
         self.found_classes = torch.empty(ranks, dtype=torch.int32, pin_memory=True)
         self.found = torch.empty(ranks, dtype=torch.float32, pin_memory=True)
-        self.images = torch.zeros(images, dtype=torch.uint8, device=device)
         self.classes = torch.empty(ranks, dtype=torch.int32, device=device)
         self.probabilities = torch.empty(ranks, dtype=torch.float32, device=device)
         self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._most = blueprint.max_batch
+        self._maps: Tensor | None = None
+        self._found_maps: Tensor | None = None
+
+    def keep_maps(self, maps: Tensor) -> None:
+        """Copies a batch's maps [N, C, h, w] to where the next forward does not write."""
+        if self._maps is None:
+            self._maps = maps.new_empty((self._most, *maps.shape[1:]), dtype=torch.float32)
+        self._maps[: len(maps)].copy_(maps)
+
+    def fetch_maps(self, count: int) -> Tensor:
+        """Where the first `count` images' maps will be on the host, once all is computed."""
+        assert self._maps is not None
+        if self._found_maps is None:
+            self._found_maps = torch.empty(self._maps.shape, pin_memory=True)
+        self._found_maps[:count].copy_(self._maps[:count], non_blocking=True)
+        return self._found_maps[:count]

@@ -30,7 +30,8 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
 
 
 class InPrecision(nn.Module):
-    """Probabilities float32 [N, K] of uint8 [N, H, W, 3], both on the blueprint's device."""
+    """Probabilities float32 [N, K] of pixels [N, H, W, 3], and the maps [N, C, h, w] that they
+    came from; all on the blueprint's device."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
@@ -39,16 +40,19 @@ class InPrecision(nn.Module):
         self.kind = torch.device(blueprint.device).type
         self.dtype = DTYPES[blueprint.precision]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.kind, self.dtype, enabled=self.dtype != torch.float32):
-            return cast("Tensor", self.classifier(images))
+            return cast("tuple[Tensor, Tensor]", self.classifier.with_maps(images))
 
 
-def on_arrays(classify: Callable[[Tensor], Tensor]) -> Forward:
+def on_arrays(classify: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Forward:
     """A classifier on the CPU as a function of arrays."""
 
-    def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def forward(
+        batch: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]:
         with torch.inference_mode():
-            return cast("NDArray[np.float32]", classify(torch.from_numpy(batch)).numpy())
+            probabilities, maps = classify(torch.from_numpy(batch))
+        return probabilities.numpy(), lambda: maps.float().numpy()
 
     return forward

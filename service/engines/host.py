@@ -9,12 +9,17 @@ from numpy.typing import NDArray
 
 from service.engines.blueprint import Blueprint
 from service.ranking import Ranking, rank
+from service.task import Pixels
 
-Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# Pixels 0 to 255, float32 [N, H, W, 3], to probabilities [N, K] and the maps that they came from
+# [N, C, h, w], which are fetched before the next call if they are wanted.
+Forward = Callable[
+    [NDArray[np.float32]], tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]
+]
 
 
 class HostEngine:
-    """See `service.engines.Engine`. `forward`: uint8 [N, H, W, 3] to probabilities [N, K]."""
+    """See `service.engines.Engine`."""
 
     in_flight = 1
 
@@ -24,10 +29,13 @@ class HostEngine:
         self.precision = blueprint.precision
         self._forward = forward
         side = blueprint.bundle.input.size
-        self._slab = np.zeros((blueprint.max_batch, side, side, 3), dtype=np.uint8)
+        self._slab = np.zeros((blueprint.max_batch, side, side, 3), dtype=np.float32)
 
-    def launch(self, images: Sequence[NDArray[np.uint8]], size: int) -> Callable[[], Ranking]:
+    def launch(
+        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+    ) -> Callable[[], Ranking]:
         count = len(images)
         np.stack(images, out=self._slab[:count])
-        ranking = rank(self._forward(self._slab[:size])[:count])
+        probabilities, fetch = self._forward(self._slab[:size])
+        ranking = rank(probabilities[:count], fetch()[:count] if maps else None)
         return lambda: ranking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,8 @@ from service.engines.openvino_graph import build
 SLOW = 0.02
 # ... if with all CPUs the network is so many times as fast.
 WORTH_A_CPU = 1.1
+# Of what is kept: float32 pixels in, probabilities and maps out.
+FORM = 2
 
 
 def openvino(blueprint: Blueprint) -> HostEngine:
@@ -46,7 +49,7 @@ def openvino(blueprint: Blueprint) -> HostEngine:
     compiled = partial(_forward, model, options, blueprint)
     forward = compiled(blueprint.threads)
     if blueprint.most_threads > blueprint.threads:
-        blank = np.zeros((1, bundle.input.size, bundle.input.size, 3), np.uint8)
+        blank = np.zeros((1, bundle.input.size, bundle.input.size, 3), np.float32)
         seconds = _seconds(forward, blank)
         if seconds > SLOW:
             del forward  # Two at once would need twice the memory.
@@ -57,7 +60,7 @@ def openvino(blueprint: Blueprint) -> HostEngine:
     return HostEngine("openvino", blueprint, forward)
 
 
-def _seconds(forward: Forward, batch: NDArray[np.uint8]) -> float:
+def _seconds(forward: Forward, batch: NDArray[np.float32]) -> float:
     """Of the faster of two runs; the first may allocate."""
     times = []
     for _ in range(2):
@@ -71,11 +74,16 @@ def _forward(model: Any, options: dict[str, Any], blueprint: Blueprint, threads:
     options = options | {"INFERENCE_NUM_THREADS": threads}
     request = _compile(model, options, blueprint).create_infer_request()
 
-    def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    # Copies: the next batch overwrites the request's own memory.
+    def output(index: int) -> NDArray[np.float32]:
+        return np.array(request.get_output_tensor(index).data)
+
+    def forward(
+        batch: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]:
         request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
         request.infer()
-        # A copy: the next batch overwrites the request's own memory.
-        return np.array(request.get_output_tensor().data)
+        return output(0), partial(output, 1)
 
     return forward
 
@@ -86,7 +94,7 @@ def _compile(model: Any, options: dict[str, Any], blueprint: Blueprint) -> Any:
     OpenVINO's own cache would leave half a file on a full disk, and read it at the next start.
     """
     core = ov.Core()
-    path = blueprint.cached("openvino", ".blob", ov.__version__, sorted(options.items()))
+    path = blueprint.cached("openvino", ".blob", FORM, ov.__version__, sorted(options.items()))
     found = cache.kept(path, lambda file: core.import_model(file.read_bytes(), "CPU", options))
     if found is None:
         made = found = core.compile_model(model, "CPU", options)

@@ -22,7 +22,8 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> Any:
-    """An `openvino.Model`: probabilities float32 [N, K] of uint8 [N, `size`, `size`, 3].
+    """An `openvino.Model`: probabilities float32 [N, K] of pixels float32 [N, `size`, `size`, 3],
+    and the maps [N, C, h, w] that they came from.
 
     N is anything from 1 to `max_batch`, so that all batch sizes share one set of weights.
     `ranges`, from `service.engines.calibrate` or empty, quantise the inputs of convolutions and of
@@ -32,14 +33,14 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> 
         NotImplementedError: the network has an operation that `models.recorder` does not know.
     """
     images = ops.parameter(
-        ov.PartialShape([ov.Dimension(1, max_batch), size, size, 3]), ov.Type.u8, name="images"
+        ov.PartialShape([ov.Dimension(1, max_batch), size, size, 3]), ov.Type.f32, name="images"
     )
     normalise = classifier.normalise
-    scaled = ops.multiply(ops.convert(images, "f32"), _constant(normalise.scale))
+    scaled = ops.multiply(images, _constant(normalise.scale))
     pixels = ops.transpose(ops.add(scaled, _constant(normalise.shift)), [0, 3, 1, 2])
     limits = {id(classifier.network.get_submodule(n).weight): each for n, each in ranges.items()}
-    nodes = [pixels]
-    for operation in record(classifier.network, (3, size, size))[1:]:
+    nodes, operations = [pixels], record(classifier.network, (3, size, size))
+    for operation in operations[1:]:
         inputs = [nodes[place] for place in operation.inputs]
         if operation.tensors and id(operation.tensors[0]) in limits:
             made = _quantised(operation, inputs[0], limits[id(operation.tensors[0])])
@@ -50,7 +51,9 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> 
     if classifier.temperature != 1.0:
         logits = ops.divide(logits, np.float32(classifier.temperature))
     probabilities = ops.softmax(logits, axis=1)
-    return ov.Model([ops.result(probabilities)], [images], "classifier")
+    (pooling,) = [operation for operation in operations if operation.kind == "mean"]
+    results = [ops.result(probabilities), ops.result(nodes[pooling.inputs[0]])]
+    return ov.Model(results, [images], "classifier")
 
 
 def _constant(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Any:

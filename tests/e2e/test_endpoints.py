@@ -123,6 +123,8 @@ def test_the_description_shows_every_endpoint_and_its_refusals(service: Service)
     assert set(described["paths"]) == {
         "/v1/classify",
         "/v1/classify/batch",
+        "/v1/embed",
+        "/v1/explain",
         "/v1/models",
         "/v1/models/{name}",
         "/health/live",

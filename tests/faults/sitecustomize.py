@@ -40,7 +40,7 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def launch(self, images: Sequence[Any], size: int) -> Callable[[], Any]:
+    def launch(self, images: Sequence[Any], size: int, **asked: bool) -> Callable[[], Any]:
         command, _, number = COMMANDS.read_text().strip().partition(" ")
         if command in ("once", "cuda"):
             COMMANDS.write_text("")
@@ -56,7 +56,7 @@ class Faulty:
             Faulty.poisoned = True
         if Faulty.poisoned:
             raise RuntimeError(POISON)
-        collect = self._engine.launch(images, size)
+        collect = self._engine.launch(images, size, **asked)
         return (lambda: spoiled(collect())) if command == "nan" else collect
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from service.batcher import Batcher, Job
 from service.errors import EngineFailed, QueueFull
+from service.waiting import FIRST, LAST, NORMAL
 
 Numbers = Batcher[int, int]
 
@@ -51,6 +52,37 @@ def test_a_batch_is_what_waits_in_the_order_of_arrival_up_to_the_limit() -> None
             submit(batcher, number)
         assert payloads(next_batch(batcher, 3)) == [0, 1, 2]
         assert payloads(next_batch(batcher, 3)) == [3, 4]
+
+    run(test)
+
+
+def test_priorities_come_first_and_what_was_begun_before_them() -> None:
+    async def test() -> None:
+        batcher = make(16)
+        for number, priority in enumerate((NORMAL, LAST, FIRST, NORMAL, FIRST)):
+            job = batcher.admit(1, priority=priority)
+            batcher.submit(job, number, 1)
+        begun = next_batch(batcher, 2)
+        assert payloads(begun) == [2, 4]
+        late = batcher.admit(1, priority=FIRST)
+        batcher.submit(late, 5, 1)
+        batcher.retry(begun, EngineFailed("once", retry_after=1.0))
+        (first,) = next_batch(batcher, 1)
+        assert first.payload == 2
+        assert payloads(next_batch(batcher, 9)) == [4, 5, 0, 3, 1]
+
+    run(test)
+
+
+def test_with_a_delay_the_oldest_counts_whatever_its_priority() -> None:
+    async def test() -> None:
+        batcher = make(max_delay=0.2)
+        oldest = batcher.admit(1, priority=LAST)
+        batcher.submit(oldest, 1, 1)
+        await asyncio.sleep(0.15)
+        batcher.submit(batcher.admit(1, priority=FIRST), 2, 1)
+        assert payloads(next_batch(batcher, 8)) == [2, 1]
+        assert oldest.started - oldest.admitted >= 0.2
 
     run(test)
 

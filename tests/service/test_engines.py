@@ -27,6 +27,7 @@ from service.engines.buckets import Buckets, measure, sizes
 from service.errors import ConfigError
 from service.ranking import rank
 from service.settings import ModelSettings, Settings
+from service.task import EMBED, EXPLAIN, Pixels
 
 TINY = Architecture(
     block="basic", blocks=(1, 1), planes=(8, 16), stem="small", num_classes=5, shortcut="A"
@@ -183,6 +184,47 @@ def test_openvino_computes_what_torch_computes(name: str) -> None:
     assert build(classifier, spec.size, 8, {}).outputs[0].partial_shape.rank.get_length() == 2
     found = engines.start("openvino", planned(made), 1.0).infer(images(3, spec.size))
     np.testing.assert_allclose(found, expected(made, images(3, spec.size)), atol=2e-5)
+
+
+def check_maps(warm: engines.Warm, made: Bundle, atol: float = 2e-5) -> None:
+    """The maps are those that the answers come from, and their means and sums are the logits."""
+    ranking = warm.launch(images(3), maps=True)()
+    network, batch = made.network(), torch.from_numpy(np.stack(images(3)))
+    with torch.inference_mode():
+        normalised = made.classifier().normalise(batch)
+        maps, logits = network.maps(normalised).numpy(), network(normalised).numpy()
+    assert ranking.maps is not None
+    np.testing.assert_allclose(ranking.maps, maps, atol=atol)
+    assert warm.launch(images(3))().maps is None
+    for image in range(3):
+        features = warm.head.detail(EMBED, ranking.maps[image], 0)
+        found = warm.head.weight @ features + warm.head.bias
+        np.testing.assert_allclose(found, logits[image], atol=10 * atol)
+        for task, likeliest, class_id in ((EXPLAIN, 4, 4), (2, 4, 2), (0, 4, 0)):
+            *grid, bias = warm.head.detail(task, ranking.maps[image], likeliest)
+            assert len(grid) == 16 * 16
+            assert np.mean(grid) + bias == pytest.approx(logits[image, class_id], abs=10 * atol)
+
+
+def check_fractions(warm: engines.Warm, made: Bundle, atol: float = 1e-5) -> None:
+    """Pixels between whole numbers are computed as they are, and need no company of their kind."""
+    whole = images(2)
+    same: list[NDArray[np.float32]] = [image.astype(np.float32) for image in whole]
+    np.testing.assert_allclose(warm.infer(same), warm.infer(whole), atol=1e-7)
+    mixed: list[Pixels] = [whole[0], (same[1] * 0.9 + 0.3).astype(np.float32)]
+    with torch.inference_mode():
+        batch = np.stack([image.astype(np.float32) for image in mixed])
+        exact = made.classifier()(torch.from_numpy(batch)).numpy()
+    np.testing.assert_allclose(warm.infer(mixed), exact, atol=atol)
+    rounded = warm.infer([mixed[1].astype(np.uint8)])
+    assert np.abs(rounded - exact[1:]).max() > 2 * atol
+
+
+@pytest.mark.parametrize("kind", ["eager", "openvino"])
+def test_maps_and_fractions(tiny: Bundle, kind: str) -> None:
+    warm = engines.start(kind, planned(tiny), None)
+    check_maps(warm, tiny)
+    check_fractions(warm, tiny)
 
 
 def test_networks_are_built_while_others_start_and_serve(tiny: Bundle) -> None:
@@ -405,6 +447,8 @@ def test_compiled_once_and_loaded_from_then_on(
     here = planned(made, cache=tmp_path)
     first = engines.start("compile", here, 1e-5)
     np.testing.assert_allclose(first.infer(images(5)), expected(made, images(5)), atol=1e-6)
+    check_maps(first, made)
+    check_fractions(first, made)
     assert [path.suffix for path in tmp_path.iterdir() if "compiled" in path.name] == [".pt2"]
 
     def must_not_run(*_: Any, **__: Any) -> Any:
@@ -474,6 +518,9 @@ def test_cuda_is_near_the_cpu(tiny: Bundle, kind: str, precision: str) -> None:
     warm = engines.start(kind, replace(planned(tiny, precision), device="cuda:0"), None)
     batch = images(5)
     assert np.abs(expected(tiny, batch) - warm.infer(batch)).max() < 0.05
+    if precision == "fp32":
+        check_maps(warm, tiny, atol=5e-3)  # Its convolutions may be in TF32.
+        check_fractions(warm, tiny, atol=5e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

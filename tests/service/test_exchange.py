@@ -9,11 +9,21 @@ import pytest
 from service import exchange
 from service.errors import BadParameter, NotReady, QueueFull, ServiceError, UnknownModel
 from service.exchange import Answer, Frames, Kind, Region, Shape, Submit
+from service.ranking import Row
+from service.task import CLASSIFY, EMBED, EXPLAIN
+
+
+def regions(shape: Shape) -> tuple[Region, Region]:
+    """The same memory, as two processes have it."""
+    fd = Region.allocate(shape)
+    here, there = Region(fd, shape), Region(fd, shape)
+    os.close(fd)
+    return here, there
 
 
 def test_frames_are_whole_however_the_stream_is_cut() -> None:
     answers = [Answer(2**40, 1.5, 2.5, 32, 1.0), Answer(1, 0.0, 0.0, 0, 3.0)]
-    submits = [Submit(7, 3, 12.25)]
+    submits = [Submit(7, 3, 12.25, -1, 2, True)]
     stream = (
         exchange.frame(Kind.ANSWER, b"".join(exchange.ANSWER.pack(*each) for each in answers))
         + exchange.message(Kind.STATE, {"models": ["é"]})
@@ -33,21 +43,38 @@ def test_frames_are_whole_however_the_stream_is_cut() -> None:
 
 
 def test_both_sides_of_a_region_see_the_same_slots_and_no_slot_overlaps_another() -> None:
-    shape = Shape(3, 5, 7)
-    fd = Region.allocate(shape)
-    here, there = Region(fd, shape), Region(fd, shape)
-    os.close(fd)
-    assert (here.pixels.shape, here.rows.shape) == ((3, 5, 5, 3), (3, 2, 7))
-    for value, slot in enumerate([*here.pixels, *here.rows], start=1):
-        slot[...] = value
-    for value, slot in enumerate([*there.pixels, *there.rows], start=1):
-        assert np.all(slot == value)
+    here, there = regions(Shape(3, 5, 7, channels=4, cells=9))
+    for pixels in (here.whole, here.fractional):
+        assert pixels.shape == (3, 5, 5, 3)
+        for value, slot in enumerate([*pixels, *here.rows], start=1):
+            slot[...] = value
+        for value, slot in enumerate([*there.rows], start=4):
+            assert np.all(slot == value)
+        for slot in range(3):
+            assert np.all(there.pixels(slot, whole=pixels is here.whole) == slot + 1)
+
+
+@pytest.mark.parametrize(("task", "length"), [(CLASSIFY, 0), (EMBED, 4), (EXPLAIN, 10), (2, 10)])
+def test_a_row_is_read_as_it_was_written(task: int, length: int) -> None:
+    here, there = regions(Shape(2, 1, 3, channels=4, cells=9))
+    detail = np.arange(length, dtype=np.float32) if length else None
+    classes = np.array([2, 0, 1], np.int32)
+    probabilities = np.array([0.5, 0.3, 0.2], np.float32)
+    here.write_row(1, Row(classes, probabilities, detail))
+    found = there.read_row(1, task)
+    here.rows[...] = 0  # The next job's.
+    np.testing.assert_array_equal(found.classes, classes)
+    np.testing.assert_array_equal(found.probabilities, probabilities)
+    if detail is None:
+        assert found.detail is None
+    else:
+        np.testing.assert_array_equal(found.detail, detail)
 
 
 def test_a_region_that_is_too_small_is_refused() -> None:
-    fd = Region.allocate(Shape(1, 4, 10))
+    fd = Region.allocate(Shape(1, 4, 10, 3, 4))
     with pytest.raises(ValueError, match="needs"):
-        Region(fd, Shape(2, 4, 10))
+        Region(fd, Shape(2, 4, 10, 3, 4))
     os.close(fd)
 
 

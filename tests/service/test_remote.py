@@ -23,12 +23,14 @@ from service.errors import Conflict, EngineFailed, NotReady, QueueFull
 from service.fleet import Model
 from service.ledger import Ledger
 from service.metrics import Metrics
-from service.pipeline import Pixels
 from service.ranking import Row
 from service.remote_fleet import RemoteFleet, RemoteModel
 from service.settings import ModelSettings
+from service.task import CLASSIFY, EMBED, EXPLAIN, Pixels
 
 CLASSES = 3
+CHANNELS, MAP_SIDE = 4, 2
+DETAIL = {CLASSIFY: 0, EMBED: CHANNELS, EXPLAIN: MAP_SIDE**2 + 1}  # numbers, by task
 CLASS_NUMBERS = np.arange(CLASSES, dtype=np.int32)
 FAILS = 255
 
@@ -67,7 +69,11 @@ class Echo:
             values = (images.min((1, 2, 3)).astype(np.int64) << 8) + images.max((1, 2, 3))
             probabilities = np.repeat(values[:, None], CLASSES, 1).astype(np.float32)
             self.computed += len(batch)
-            self.batcher.finish(batch, [(CLASS_NUMBERS, row) for row in probabilities])
+            rows = [
+                Row(CLASS_NUMBERS, row, np.repeat(row[:1], DETAIL[job.task]))
+                for job, row in zip(batch, probabilities, strict=True)
+            ]
+            self.batcher.finish(batch, rows)
 
 
 class Pair:
@@ -99,6 +105,8 @@ class Pair:
             "settings": settings.model_dump(mode="json"),
             "input": {"size": 32, "resize": 32, "mean": (0, 0, 0), "std": (1, 1, 1)},
             "labels": list(echo.labels),
+            "channels": CHANNELS,
+            "map_side": MAP_SIDE,
             "card": echo.describe(),
         }
 
@@ -154,16 +162,20 @@ async def paired(folder: Path, max_queue: int) -> AsyncIterator[Pair]:
 
 async def ask(model: RemoteModel, value: int) -> float:
     """What an image whose pixels all are `value` is answered with."""
-    job = model.batcher.admit(10)
+    job = model.batcher.admit(10, random.choice(list(DETAIL)))
     try:
-        image = np.full((32, 32, 3), value, np.uint8)
+        whole = np.full((32, 32, 3), value, np.uint8)
+        image = random.choice((whole, whole.astype(np.float32)))
         model.batcher.submit(job, image, image.nbytes)
-        classes, row = await job.future
+        classes, row, detail = await job.future
         assert job.admitted <= job.started <= job.finished
         assert job.batch_size > 0
         assert np.array_equal(classes, CLASS_NUMBERS)
         assert row.shape == (CLASSES,)
         assert np.all(row == row[0])
+        expected = DETAIL[job.task]
+        assert (0 if detail is None else len(detail)) == expected
+        assert detail is None or np.all(detail == row[0])
         return float(row[0])
     finally:
         job.future.cancel()

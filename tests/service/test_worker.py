@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from service import worker as workers
 from service.batcher import Batcher
@@ -18,8 +17,9 @@ from service.engines import Parity, Warm
 from service.engines.buckets import Buckets
 from service.errors import EngineFailed
 from service.ranking import Ranking, Row, rank
+from service.task import Head, Pixels
 from service.turns import Turns
-from service.worker import Pixels, Worker
+from service.worker import Worker
 
 POISON = "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"
 
@@ -54,7 +54,9 @@ class Faulty:
     def forwards(self) -> int:
         return len(self.sizes)
 
-    def launch(self, images: Sequence[NDArray[np.uint8]], size: int) -> Callable[[], Ranking]:
+    def launch(
+        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+    ) -> Callable[[], Ranking]:
         assert len(images) <= size
         self.sizes.append(size)
         failure = self.failures.pop(0) if self.failures else ""
@@ -75,7 +77,7 @@ class Faulty:
             self.flying -= 1
             if failure == "hang":
                 assert self.freed.wait(20)
-            return rank(found)
+            return rank(found, np.stack([found, found], 2)[..., None] if maps else None)
 
         return collect
 
@@ -86,7 +88,8 @@ class Faulty:
             self.launch([blank], 1)()
 
         buckets = Buckets({1: 0.001, 2: 0.0011, 4: 0.0012})
-        return Warm(self, buckets, Parity(0, 1.0, 0.0), probe)
+        head = Head(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+        return Warm(self, buckets, Parity(0, 1.0, 0.0), probe, head)
 
 
 class Bench:
@@ -136,8 +139,9 @@ class Bench:
         job = self.batcher.admit(1)
         self.batcher.submit(job, np.full((4, 4, 3), value, dtype=np.uint8), 48)
         async with asyncio.timeout(20):
-            classes, probabilities = await job.future
-        return dict(zip(classes.tolist(), np.round(probabilities, 4).tolist(), strict=True))
+            row = await job.future
+        probabilities = np.round(row.probabilities, 4).tolist()
+        return dict(zip(row.classes.tolist(), probabilities, strict=True))
 
     async def ask_together(self, count: int) -> list[dict[int, float] | BaseException]:
         """The outcomes of jobs that wait when the worker starts."""
