@@ -5,13 +5,16 @@ python -m benchmarks.observability --output benchmarks/results/observability.jso
 Services with tracing off and on, for different shares of the requests, are all up at once and take
 turns under the same load, in each round in another order: so the machine's drift hits all alike,
 and what is compared is of one round. The CPU time is the service process's own, user and system,
-with the thread that sends spans; a collector that only reads them runs in this process. Metrics
-cannot be turned off: what a request has to do with them is timed by itself, in this process.
+with the thread that sends spans; a collector that only reads them runs in this process.
+
+An engine's own CPU time varies by more than that. So what tracing adds to a request is measured by
+itself as well, in this process, in as many rounds, and so are metrics, which cannot be turned off.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import statistics
 import tempfile
@@ -23,21 +26,39 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks import images as made
 from benchmarks.process import Started, started
+from service.batcher import Job
 from service.load import Target, closed_loop
 from service.load.document import as_text
 from service.load.environment import machine, versions
 from service.metrics import PHASES, Metrics
+from service.settings import Settings
+from service.tracing import Traced, Tracing
 
 CONNECTIONS = 8
 SHARES = {"off": None, "0": 0.0, "0.1": 0.1, "1": 1.0}
 OFF = "off"
 # Long enough for the last spans of a load to be sent while it is still measured.
 SEND_SECONDS = 0.5
+# One thread, and no larger batches in one service than in another.
+ENGINE = {"RESNET_SERVE_ENGINE_THREADS": "1", "RESNET_SERVE_MAX_BATCH": "1"}
+SCOPE: dict[str, Any] = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/classify",
+    "scheme": "http",
+    "http_version": "1.1",
+    "server": ("127.0.0.1", 8000),
+    "headers": [(b"user-agent", b"benchmark"), (b"content-type", b"image/png")],
+}
 CALLS = 20_000
+REQUESTS = 2_000
 REPEATS = 7
 SCRAPED_MODELS = 4
 TICK_MICROSECONDS = 1e6 / os.sysconf("SC_CLK_TCK")
@@ -105,8 +126,10 @@ def measure(model: str, rounds: int, seconds: float) -> dict[str, list[Turn]]:
                 "RESNET_SERVE_TRACE_RATIO": str(share),
                 "OTEL_BSP_SCHEDULE_DELAY": str(round(SEND_SECONDS * 1000)),
             }
-            environment = {"RESNET_SERVE_WORKERS": "1"} | (traced if share is not None else {})
-            running = started(("--model", model), images[0], Path(cache), **environment)
+            environment = {"RESNET_SERVE_WORKERS": "1"} | ENGINE
+            environment |= traced if share is not None else {}
+            arguments = ("--model", model, "--engine", "eager")
+            running = started(arguments, images[0], Path(cache), **environment)
             services[name] = stack.enter_context(running)
             turn(services[name], images, seconds)  # Warms up.
         names = list(SHARES)
@@ -144,7 +167,60 @@ def compared(found: dict[str, list[Turn]]) -> dict[str, Any]:
 
 def microseconds(call: Callable[[], object], calls: int = CALLS) -> float:
     """Of one call: the least of several repeats, the others of which were disturbed."""
-    return round(min(timeit.repeat(call, number=calls, repeat=REPEATS)) / calls * 1e6, 2)
+    times = timeit.repeat(call, number=calls, repeat=REPEATS, timer=time.process_time)
+    return round(min(times) / calls * 1e6, 2)
+
+
+def of_tracing(rounds: int) -> dict[str, dict[str, float]]:
+    """Microseconds of CPU that tracing adds to a request of one image, by the share traced: its
+    four spans, and their sending."""
+    found: dict[str, list[float]] = {name: [] for name in SHARES if name != OFF}
+    with sink() as url:
+        for _ in range(rounds):
+            without = asyncio.run(_answered(_endpoint(None), REQUESTS))
+            for name, each in found.items():
+                tracing = Tracing(Settings(otlp_endpoint=url, trace_ratio=SHARES[name]))
+                app = Traced(_endpoint(tracing), tracing)
+                began = time.process_time()
+                asyncio.run(_answered(app, REQUESTS))
+                tracing.close(30.0)
+                used = time.process_time() - began
+                each.append((used - without) / REQUESTS * 1e6)
+    return {name: median_and_range(each) for name, each in found.items()}
+
+
+def _endpoint(tracing: Tracing | None) -> ASGIApp:
+    """Answers as if an image had been computed."""
+    card = {"engine": "eager", "precision": "fp32", "device": "cpu"}
+    model: Any = SimpleNamespace(name="m", describe=lambda: card)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        job: Job[Any, Any] = Job(asyncio.get_running_loop().create_future(), 0, 0, 0)
+        job.decoding = job.decoded = job.started = job.finished = job.admitted
+        job.decoded += 1e-4
+        if tracing is not None:
+            tracing.follow(model, job, None)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def _answered(app: ASGIApp, requests: int) -> float:
+    """Seconds of CPU for so many requests."""
+
+    async def nothing(_: Message) -> None:
+        pass
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    began = time.process_time()
+    for number in range(requests):
+        await app(SCOPE | {"state": {}}, receive, nothing)
+        if number % 100 == 0:
+            await asyncio.sleep(0.01)  # As in a service, the sending thread has its turns.
+    return time.process_time() - began
 
 
 def of_metrics() -> dict[str, float]:
@@ -172,9 +248,16 @@ def of_metrics() -> dict[str, float]:
     }
 
 
-def table(tracing: dict[str, Any], metrics: dict[str, float]) -> str:
-    """Rows of two Markdown tables."""
-    lines = [
+def table(
+    tracing: dict[str, Any], alone: dict[str, dict[str, float]], metrics: dict[str, float]
+) -> str:
+    """Rows of three Markdown tables."""
+    lines = ["| traced share | CPU that it adds, µs a request (lowest to highest) |", "|---|---|"]
+    for name, added in alone.items():
+        ends = f"{added['lowest']:.0f} to {added['highest']:.0f}"
+        lines.append(f"| {name} | {added['median']:.0f} ({ends}) |")
+    lines += [
+        "",
         "| traced share | requests/s | CPU, µs a request | more than off (lowest to highest) |",
         "|---|---|---|---|",
     ]
@@ -197,10 +280,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each turn")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file")
     given = parser.parse_args()
-    metrics = of_metrics()
+    metrics, alone = of_metrics(), of_tracing(given.rounds)
     found = measure(given.model, given.rounds, given.seconds)
     tracing = compared(found)
-    print(table(tracing, metrics), flush=True)
+    print(table(tracing, alone, metrics), flush=True)
     content = {
         "machine": machine(),
         "versions": versions(),
@@ -208,6 +291,7 @@ def main() -> None:
         "connections": CONNECTIONS,
         "rounds": given.rounds,
         "seconds": given.seconds,
+        "tracing_alone_cpu_microseconds": alone,
         "tracing": tracing,
         "metrics_microseconds": metrics,
     }

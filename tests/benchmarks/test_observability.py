@@ -23,7 +23,9 @@ def test_services_are_compared_within_a_round() -> None:
         "highest": 105,
     }
     assert figures["off"]["more_cpu_microseconds_than_off"]["highest"] == 0
-    text = observability.table(figures, {"request": 5.25})
+    alone = {"1": observability.median_and_range([200.0, 210.0, 400.0])}
+    text = observability.table(figures, alone, {"request": 5.25})
+    assert "| 1 | 210 (200 to 400) |" in text
     assert "| 1 | 90 | 615 | +100 (+90 to +105) |" in text
     assert "| off | 99 | 510 | - |" in text
     assert "| request | 5.25 |" in text
@@ -34,6 +36,11 @@ def test_cpu_time_is_that_of_the_process() -> None:
     while time.process_time() < own + 0.1:
         pass
     assert observability.cpu_microseconds(os.getpid()) - before >= 70_000
+
+
+def test_tracing_all_costs_more_than_tracing_none() -> None:
+    found = observability.of_tracing(1)
+    assert found["1"]["median"] > found["0"]["median"]
 
 
 @pytest.mark.slow

@@ -109,6 +109,17 @@ def test_a_request_is_a_span_and_each_phase_is_one_in_it(
         assert inference[f"resnet_serve.{name}"] == engine[name]
 
 
+@pytest.mark.parametrize("path", ["/v1/embed", "/v1/explain"])
+def test_whatever_is_computed_has_its_phases(
+    traced: Service, collector: Collector, path: str
+) -> None:
+    trace, answer = ask(traced, path, content=encoded())
+    assert answer.status_code == 200
+    root, phases = root_and_phases(collector.trace(trace, 4))
+    assert root.name == f"POST {path}"
+    assert phases.keys() == PHASES
+
+
 def test_the_time_of_a_span_is_that_of_day(traced: Service, collector: Collector) -> None:
     trace, _ = ask(traced, content=encoded())
     root, _ = root_and_phases(collector.trace(trace, 4))
