@@ -286,6 +286,7 @@ def main() -> None:
     print(table(tracing, alone, metrics), flush=True)
     content = {
         "machine": machine(),
+        "load_average": os.getloadavg(),  # Of one that others used too, its times say less.
         "versions": versions(),
         "model": given.model,
         "connections": CONNECTIONS,

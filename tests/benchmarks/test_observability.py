@@ -38,6 +38,7 @@ def test_cpu_time_is_that_of_the_process() -> None:
     assert observability.cpu_microseconds(os.getpid()) - before >= 70_000
 
 
+@pytest.mark.slow
 def test_tracing_all_costs_more_than_tracing_none() -> None:
     found = observability.of_tracing(1)
     assert found["1"]["median"] > found["0"]["median"]
