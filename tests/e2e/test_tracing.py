@@ -15,8 +15,6 @@ import pytest
 from tests.collector import Collector, Span, collecting
 from tests.conftest import Service, client, encoded, started
 
-pytest.importorskip("opentelemetry.sdk")
-
 SERVER, ERROR = 2, 2  # as the protocol numbers them
 PHASES = {"decode", "queue", "inference"}
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}

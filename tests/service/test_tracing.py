@@ -12,10 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from service import settings as configuration
 from service.errors import ConfigError
 from service.settings import Settings
-from tests.collector import collecting
-
-pytest.importorskip("opentelemetry.sdk")
 from service.tracing import Traced, Tracing
+from tests.collector import collecting
 
 SCOPE: dict[str, Any] = {
     "type": "http",
