@@ -51,6 +51,13 @@ def create_app(
 
         fleet = local.Fleet(settings, metrics)
     pipeline = Pipeline(settings, metrics, fleet)
+    tracing = None
+    if settings.traced:
+        # An extra, and nothing that is not asked for.
+        from service.tracing import Traced, Tracing  # noqa: PLC0415
+
+        tracing = Tracing(settings)
+        pipeline.follow = tracing.follow
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -60,6 +67,8 @@ def create_app(
         app.state.ended = await anyio.to_thread.run_sync(
             pipeline.close, settings.shutdown_timeout_s
         )
+        if tracing is not None:
+            await anyio.to_thread.run_sync(tracing.close, settings.shutdown_timeout_s)
 
     app = FastAPI(
         title="resnet-serve",
@@ -92,5 +101,10 @@ def create_app(
             allow_headers=CORS_ASKED,
             expose_headers=CORS_TOLD,
         )
-    app.add_middleware(Observe, metrics=metrics, pipeline=pipeline)
+    # A page of another origin may then read the timings that browsers keep of its requests.
+    timed = ", ".join(settings.cors_origins).encode()
+    always = [(b"timing-allow-origin", timed)] if timed else []
+    app.add_middleware(Observe, metrics=metrics, pipeline=pipeline, headers=always)
+    if tracing is not None:
+        app.add_middleware(Traced, tracing=tracing)
     return app

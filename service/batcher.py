@@ -25,14 +25,15 @@ Result = TypeVar("Result")
 class Job(Generic[Payload, Result]):
     """One image's way through: its future, and its clock in seconds of `time.perf_counter`.
 
-    `admitted` when it got its place, `started` when its batch was formed, `finished` when the
-    batch was computed. `cost` is what it occupies, in bytes; `final` whether a failure is its last.
+    `admitted` when it got its place, `decoding` and `decoded` when its pixels were begun and made,
+    `started` when its batch was formed, `finished` when the batch was computed; 0: not yet.
+    `cost` is what it occupies, in bytes; `final` whether a failure is its last.
     `task` is what its engine shall do, `priority` when (see `service.waiting`).
     """
 
     __slots__ = (
-        "admitted", "batch_size", "cost", "final", "finished", "future", "payload", "priority",
-        "started", "task",
+        "admitted", "batch_size", "cost", "decoded", "decoding", "final", "finished", "future",
+        "payload", "priority", "started", "task",
     )  # fmt: skip
 
     def __init__(self, future: asyncio.Future[Result], cost: int, task: int, priority: int) -> None:
@@ -42,7 +43,7 @@ class Job(Generic[Payload, Result]):
         self.priority = priority
         self.payload: Payload | None = None
         self.admitted = time.perf_counter()
-        self.started = self.finished = 0.0
+        self.decoding = self.decoded = self.started = self.finished = 0.0
         self.batch_size = 0
         self.final = False
 

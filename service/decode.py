@@ -35,11 +35,13 @@ REASON_CHARACTERS = 100
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`pixels` [H, W, 3] of the spec's size, the `seconds` decoding took, and width and height
-    of the upright image as it was decoded, perhaps at a fraction of its size."""
+    """`pixels` [H, W, 3] of the spec's size, made from `began` until `ended`, in seconds of
+    `time.perf_counter`; and width and height of the upright image as it was decoded, perhaps at a
+    fraction of its size."""
 
     pixels: Pixels
-    seconds: float
+    began: float
+    ended: float
     size: tuple[int, int]
 
 
@@ -101,9 +103,9 @@ class Decoder:
 
 
 def _timed(data: bytes, spec: InputSpec, max_pixels: int, *alone: threading.Lock) -> Decoded:
-    started = time.perf_counter()
+    began = time.perf_counter()
     pixels, size = _decode(data, spec, max_pixels, *alone)
-    return Decoded(pixels, time.perf_counter() - started, size)
+    return Decoded(pixels, began, time.perf_counter(), size)
 
 
 def decode(data: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:

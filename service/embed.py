@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from service import schemas
-from service.routes import BINARY, ONE_IMAGE, REFUSALS, TIMEOUT_HEADER, Name, admit, compute, timed
+from service.problems import timed
+from service.routes import BINARY, ONE_IMAGE, REFUSALS, TIMEOUT_HEADER, Name, admit, compute
 from service.task import EMBED
 
 Format = Literal["json", "npy", "f32"]

@@ -24,7 +24,8 @@ from service import schemas
 from service.errors import BadParameter
 from service.pipeline import Computed, Model
 from service.postprocess import top_k
-from service.routes import BINARY, ONE_IMAGE, REFUSALS, TIMEOUT_HEADER, Name, admit, compute, timed
+from service.problems import timed
+from service.routes import BINARY, ONE_IMAGE, REFUSALS, TIMEOUT_HEADER, Name, admit, compute
 from service.task import EXPLAIN
 
 # From what speaks little for the class to what speaks most for it.

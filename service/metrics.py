@@ -11,18 +11,22 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.openmetrics import exposition as openmetrics_format
 
 from service import errors
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text"
+OPENMETRICS_TYPE = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
 # Fixed, so that the histograms of many processes add up.
 SECONDS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-REASONS = tuple(error.reason for error in errors.REFUSALS)
+REASONS = (errors.ServiceError.reason, *(error.reason for error in errors.REFUSALS))
 PHASES = ("decode", "queue", "inference", "total")
 
 
@@ -33,6 +37,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
+        # As many series again, of which Prometheus makes nothing: a process has its start time.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = CollectorRegistry()
         # Looking a child up by its labels costs more than counting.
         self._answered: dict[tuple[str, int], Counter] = {}
@@ -179,12 +185,17 @@ class Metrics:
             counter = self._refused[model, reason] = self.refusals.labels(model, reason)
         counter.inc()
 
-    def classified(self, model: str, seconds: Mapping[str, float]) -> None:
-        """Counts an image of a watched model, with the seconds of each of `PHASES`."""
+    def classified(
+        self, model: str, seconds: Mapping[str, float], exemplar: dict[str, str] | None = None
+    ) -> None:
+        """Counts an image of a watched model, with the seconds of each of `PHASES`.
+
+        `exemplar`: the labels under which a trace of it is found.
+        """
         images, phases = self._classified[model]
         images.inc()
         for phase, histogram in phases.items():
-            histogram.observe(seconds[phase])
+            histogram.observe(seconds[phase], exemplar)
 
     def computed(self, model: str, size: int, seconds: float) -> None:
         """Counts a batch of `size` images; called by engine threads."""
@@ -202,9 +213,10 @@ class Metrics:
         """Ends a gauge's series."""
         gauge.remove(*labels)
 
-    def render(self) -> bytes:
-        """The text exposition of everything, `CONTENT_TYPE`."""
-        return generate_latest(self.whole())
+    def render(self, *, openmetrics: bool = False) -> bytes:
+        """The exposition of everything: text, `CONTENT_TYPE`, or `OPENMETRICS_TYPE`, which alone
+        has exemplars."""
+        return exposition(self.whole(), openmetrics=openmetrics)
 
     def whole(self) -> CollectorRegistry:
         """What is exposed."""
@@ -220,6 +232,13 @@ class Metrics:
                 if "model" in labels:
                     found.setdefault(labels["model"], {})[name] = sample.value
         return found
+
+
+def exposition(registry: CollectorRegistry, *, openmetrics: bool) -> bytes:
+    if not openmetrics:
+        return generate_latest(registry)
+    text: bytes = openmetrics_format.generate_latest(registry, version="1.0.0")  # type: ignore[no-untyped-call]
+    return text
 
 
 class ModelInfo:

@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,12 +44,20 @@ class Observe:
 
     The caller's `X-Request-ID` is kept where it is one printable word, else a new one is made.
     Whatever goes wrong unforeseen is logged with the id, and the caller gets a plain 500.
+    `headers` are those that every answer has.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, pipeline: Pipeline) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        pipeline: Pipeline,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._pipeline = pipeline
+        self._headers = headers
         self._quiet = Quiet(QUIET_SECONDS)
         # A random part for each process, then a count: asking the kernel for randomness would
         # give the interpreter's lock away in every request.
@@ -68,6 +77,7 @@ class Observe:
         started = time.perf_counter()
         request_id = self._id_of(scope)
         state = scope.setdefault("state", {})
+        state["started"] = started
         status = 0
         private = scope["path"].startswith(API)
         failure: Exception | None = None
@@ -76,7 +86,7 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", request_id)]
+                headers = [*message["headers"], (b"x-request-id", request_id), *self._headers]
                 if private:
                     headers.append((b"cache-control", b"no-store"))
                 if self._pipeline.draining:
@@ -89,7 +99,7 @@ class Observe:
         try:
             await self._app(scope, receive, send_marked)
         except Exception as error:  # noqa: BLE001
-            failure = error
+            failure = state["failure"] = error
             state["refusal"] = (errors.ServiceError.reason, "see the exception")
             if not status:
                 name = request_id.decode("ascii")
@@ -147,5 +157,6 @@ class Observe:
                 duration_ms=round(seconds * 1000, 3),
                 model=model,
                 unlogged=unlogged or None,
+                **state.get("trace", {}),
             ),
         )

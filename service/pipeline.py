@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,16 +123,22 @@ class Fleet(Protocol):
         """Waits up to `timeout` seconds for what computes; whether it ended."""
 
 
+# Told of every image that had a place, and of what went wrong; gives its times' exemplar.
+Follow = Callable[[Model, Job[Pixels, Row], BaseException | None], dict[str, str] | None]
+
+
 class Pipeline:
     """All models behind one decoder.
 
     `draining`: a shutdown has begun, readiness says so, requests are still served.
     `refusing`: the grace is over, only what was accepted is still served.
+    `follow`: see `service.tracing`; None: there is no tracing.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, fleet: Fleet) -> None:
         self.metrics = metrics
         self.draining = self.refusing = False
+        self.follow: Follow | None = None
         self.fleet = fleet
         self._decoder = Decoder(settings.decode_threads, settings.max_pixels)
 
@@ -224,6 +231,7 @@ class Pipeline:
         try:
             async with asyncio.timeout_at(deadline):
                 decoded = await self._decoded(image, model.spec)
+                job.decoding, job.decoded = decoded.began, decoded.ended
                 model.batcher.submit(job, decoded.pixels, decoded.pixels.nbytes)
                 row = await job.future
         except TimeoutError:
@@ -233,22 +241,26 @@ class Pipeline:
             ) from None
         finally:
             job.future.cancel()  # A no-op when it is done; else it frees the place.
+            exemplar = self.follow and self.follow(model, job, sys.exception())
+        decode = job.decoded - job.decoding
         computed = Computed(
             row=row,
             decoded=decoded,
-            decode=decoded.seconds,
-            queue=max(0.0, job.started - job.admitted - decoded.seconds),
+            decode=decode,
+            queue=max(0.0, job.started - job.admitted - decode),
             inference=job.finished - job.started,
             total=time.perf_counter() - started,
             batch_size=job.batch_size,
         )
-        self.metrics.classified(model.name, {phase: getattr(computed, phase) for phase in PHASES})
+        seconds = {phase: getattr(computed, phase) for phase in PHASES}
+        self.metrics.classified(model.name, seconds, exemplar)
         return computed
 
     async def _decoded(self, image: bytes | Pixels, spec: InputSpec) -> Decoded:
         if isinstance(image, bytes):
             return await self._decoder.decode(image, spec)
-        return Decoded(image, 0.0, (spec.size, spec.size))
+        now = time.perf_counter()
+        return Decoded(image, now, now, (spec.size, spec.size))
 
 
 def _checked(pixels: Pixels, spec: InputSpec) -> Pixels:

@@ -6,6 +6,8 @@ Under /v2 they have the form that its protocol's clients read.
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -78,8 +80,13 @@ def answer(path: str, error: errors.ServiceError) -> Response:
 
 def refused(scope: Scope, error: errors.ServiceError) -> Response:
     """The answer to a request that the service refuses."""
-    scope["state"]["refusal"] = (error.reason, str(error))  # The middleware logs it.
-    return answer(scope["path"], error)
+    return _counted(answer(scope["path"], error), scope, error.reason, str(error))
+
+
+def timed(timing_ms: Mapping[str, float]) -> dict[str, str]:
+    """The phases of a request as the header in which browsers look for them."""
+    phases = [f"{phase};dur={ms}" for phase, ms in timing_ms.items()]
+    return {"Server-Timing": ", ".join(phases)}
 
 
 def install(app: FastAPI) -> None:
@@ -126,6 +133,15 @@ def install(app: FastAPI) -> None:
 def _answer(
     scope: Scope, status: int, detail: str, reason: str, headers: dict[str, str]
 ) -> Response:
-    # The middleware logs these beside the request's id.
-    scope["state"]["refusal"] = (reason, detail)
-    return problem(scope["path"], status, detail, reason, headers)
+    response = problem(scope["path"], status, detail, reason, headers)
+    return _counted(response, scope, reason, detail)
+
+
+def _counted(response: Response, scope: Scope, reason: str, detail: str) -> Response:
+    """`response`, with what is known of the request's time."""
+    state = scope["state"]
+    state["refusal"] = (reason, detail)  # The middleware logs it beside the request's id.
+    if "started" in state:
+        total = (time.perf_counter() - state["started"]) * 1000
+        response.headers.update(timed({"total": round(total, 3)}))
+    return response

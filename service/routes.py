@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from importlib import resources
 from typing import Annotated, Any
 
@@ -14,8 +16,9 @@ from starlette.types import Scope
 from service import schemas
 from service.body import Body, Intake
 from service.errors import BadParameter, CallerError
-from service.metrics import CONTENT_TYPE, Metrics
+from service.metrics import CONTENT_TYPE, OPENMETRICS, OPENMETRICS_TYPE, Metrics
 from service.pipeline import Computed, Model, Pipeline
+from service.problems import timed
 from service.settings import Settings
 from service.uploads import Upload, read_image, read_images, until_disconnect
 
@@ -130,12 +133,6 @@ async def answer(
     return Response(to_json(body), headers=headers, media_type="application/json")
 
 
-def timed(timing_ms: dict[str, float]) -> dict[str, str]:
-    """The phases of a request as the header in which browsers look for them."""
-    phases = [f"{phase};dur={ms}" for phase, ms in timing_ms.items()]
-    return {"Server-Timing": ", ".join(phases)}
-
-
 async def compute(request: Request, served: Model, task: int, deadline: float) -> Computed:
     """What the engine makes of the one image of an admitted request."""
     with served.lease:
@@ -160,6 +157,7 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
     limits = settings_of(request)
     # A large batch takes its turn with the others instead of the whole queue.
     places = asyncio.Semaphore(served.batch_share)
+    computed: list[Computed] = []
 
     async def one(upload: Upload) -> schemas.BatchItem:
         try:
@@ -168,6 +166,7 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
         except CallerError as error:
             pipeline.metrics.refused(served.name, error.reason)
             return schemas.BatchItem(filename=upload.filename, error=str(error))
+        computed.append(found.computed)
         predictions = schemas.predictions_of(found.predictions)
         return schemas.BatchItem.model_validate(
             {"filename": upload.filename, "predictions": predictions}
@@ -192,7 +191,9 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
     body = schemas.BatchClassification(model=served.name, results=results)
     # FastAPI would validate it a second time.
     content = body.model_dump_json(exclude_none=True)
-    return Response(content, media_type="application/json")
+    total = time.perf_counter() - request.scope["state"]["started"]
+    headers = timed(schemas.slowest_of(computed, total))
+    return Response(content, headers=headers, media_type="application/json")
 
 
 @router.get("/v1/models", responses={401: REFUSALS[401]})
@@ -227,12 +228,24 @@ async def ready(request: Request) -> JSONResponse:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {
+            "content": {
+                "text/plain": {"schema": {"type": "string"}},
+                OPENMETRICS: {"schema": {"type": "string"}},
+            }
+        }
+    },
 )
 async def metrics(request: Request) -> Response:
-    """Prometheus's text format."""
+    """Prometheus's text format, or OpenMetrics for who would rather have it."""
     found: Metrics = request.app.state.metrics
-    return Response(found.render(), media_type=CONTENT_TYPE)
+    openmetrics = prefers_openmetrics(request.headers.get("accept", ""))
+    content_type = OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE
+    return Response(
+        found.render(openmetrics=openmetrics),
+        headers={"Content-Type": content_type, "Vary": "Accept"},
+    )
 
 
 @router.get("/", include_in_schema=False)
@@ -255,6 +268,17 @@ async def page_part(file: str) -> Response:
 def web_file(name: str) -> Response:
     content = resources.files("service.web").joinpath(name).read_bytes()
     return Response(content, media_type=WEB[name], headers=PAGE_HEADERS)
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether an Accept header has OpenMetrics at least as high as plain text."""
+    weights = {OPENMETRICS: 0.0, "text/plain": 0.0}
+    for offer in accept.split(","):
+        kind, *parameters = [part.strip() for part in offer.lower().split(";")]
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        if kind in weights and re.fullmatch(r"[01](\.[0-9]{0,3})?", quality):
+            weights[kind] = max(weights[kind], float(quality))
+    return 0 < weights[OPENMETRICS] >= weights["text/plain"]
 
 
 def health_of(well: str, ill: str, reasons: dict[str, str]) -> JSONResponse:

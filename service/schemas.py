@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -164,6 +164,15 @@ def classification_of(answer: Answer) -> dict[str, Any]:
         "timing_ms": timing_of(answer.computed),
         "batch_size": answer.computed.batch_size,
     }
+
+
+def slowest_of(computed: Sequence[Computed], total: float) -> dict[str, float]:
+    """The milliseconds of several images: each phase of the slowest in it, and `total` seconds."""
+    longest = {
+        phase: max((getattr(each, phase) for each in computed), default=0.0)
+        for phase in ("decode", "queue", "inference")
+    }
+    return {phase: round(s * 1000, 3) for phase, s in (longest | {"total": total}).items()}
 
 
 def timing_of(computed: Computed) -> dict[str, float]:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -45,6 +46,9 @@ PREFIX = sources.PREFIX
 # What only one model can have.
 OF_ONE_MODEL = ("spec", "name", "architecture")
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
+COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
+# Each alone, as looking for what is inside a package that is not there is an error.
+TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 MOST_MODELS = 256
 
 S = TypeVar("S", bound="Strict")
@@ -232,6 +236,23 @@ class Settings(Strict):
         description="compiled engines and downloads are kept here between starts; default: "
         "$XDG_CACHE_HOME/resnet-serve, or ~/.cache/resnet-serve",
     )
+    tracing: bool = Field(
+        False,
+        description="send OpenTelemetry traces, as the standard OTEL_* variables say; needs the "
+        "extra otel",
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="send them to this collector, such as http://localhost:4318, by OTLP over "
+        "HTTP; the same as tracing and OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    trace_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the requests that are traced where their caller does not say; unset: "
+        "OTEL_TRACES_SAMPLER, or all",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least that is logged"
     )
@@ -248,6 +269,22 @@ class Settings(Strict):
                     "origin", "should be origins such as https://example.org, without a path, or *"
                 )
         return origins
+
+    @field_validator("tracing", "otlp_endpoint")
+    @classmethod
+    def _can_be_traced(cls, asked: bool | str | None) -> bool | str | None:
+        if isinstance(asked, str) and not COLLECTOR.fullmatch(asked):
+            raise PydanticCustomError("collector", "should be a URL such as http://localhost:4318")
+        if asked and not all(find_spec(package) for package in TRACING_PACKAGES):
+            raise PydanticCustomError(
+                "extra", "should be unset without OpenTelemetry: pip install 'resnet-serve[otel]'"
+            )
+        return asked
+
+    @property
+    def traced(self) -> bool:
+        """Whether traces are sent."""
+        return self.tracing or self.otlp_endpoint is not None
 
     @field_serializer(*SECRETS, when_used="json")
     def _told_on_purpose(self, given: list[SecretStr], info: FieldSerializationInfo) -> list[str]:

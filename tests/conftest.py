@@ -129,7 +129,7 @@ def started(
     *arguments: str,
     ready: bool = True,
     command: Sequence[str] = (COMMAND,),
-    cwd: Path | None = None,
+    cwd: Path | str | None = None,
     **environment: str,
 ) -> Iterator[Service]:
     """A service that is stopped afterwards, however the test ends."""

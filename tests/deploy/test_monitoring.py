@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from service.metrics import Metrics
+from service.metrics import REASONS, SECONDS, Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = DEPLOY.parent / "docker-compose.yml"
-# Prometheus adds this one for each target.
-BY_PROMETHEUS = {"up"}
+# Prometheus adds these: for each target, and for each alert that is pending or firing.
+BY_PROMETHEUS = {"up", "ALERTS"}
+UNIT_TESTS = ("alerts_test.yml", "alerts_of_days_test.yml")
 # Part of every Grafana.
 CORE_PANELS = {"heatmap", "row", "stat", "state-timeline", "table", "timeseries"}
 
@@ -48,7 +49,8 @@ def unknown(expression: str, names: set[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def names() -> set[str]:
-    return exposed(Metrics().render().decode())
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    return exposed(Metrics().render().decode()) | recorded | BY_PROMETHEUS
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +72,17 @@ def expressions(dashboard: dict[str, Any]) -> Iterator[str]:
 
 def filled_in(expression: str) -> str:
     """The expression as Grafana would send it."""
-    return expression.replace("$model", ".*").replace("$__rate_interval", "20s")
+    for variable, value in {"model": ".*", "instance": ".*", "__rate_interval": "20s"}.items():
+        expression = expression.replace(f"${variable}", value)
+    return expression
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in load("prometheus/alerts.yml")["groups"] for rule in group["rules"]]
 
 
 def alerts() -> list[dict[str, Any]]:
-    return [rule for group in load("prometheus/alerts.yml")["groups"] for rule in group["rules"]]
+    return [rule for rule in rules() if "alert" in rule]
 
 
 def promtool(*arguments: str | Path, cwd: Path | None = None) -> None:
@@ -123,13 +131,41 @@ def test_the_dashboard_shows_every_metric_of_the_service(
         return {re.sub("_(bucket|sum|count)$", "", name) for name in names}
 
     shown = set().union(*map(queried, expressions(dashboard)))
-    assert {name for name in families(names) if name.startswith("resnet_")} <= families(shown)
+    assert {name for name in families(names) if name.startswith("resnet_serve_")} <= families(shown)
 
 
 def test_alerts_ask_for_metrics_that_exist(names: set[str]) -> None:
     assert alerts()
+    for rule in rules():
+        assert not unknown(rule["expr"], names), rule["expr"]
+
+
+def test_whoever_is_woken_is_told_what_to_look_at() -> None:
     for rule in alerts():
-        assert not unknown(rule["expr"], names | BY_PROMETHEUS), rule["alert"]
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["annotations"].keys() == {"summary", "runbook"}
+
+
+def test_a_goal_for_a_time_is_a_bound_of_the_histogram() -> None:
+    text = (DEPLOY / "prometheus/alerts.yml").read_text("utf-8")
+    bounds = re.findall(r'le="([\d.]+)"', text)
+    assert bounds
+    assert {float(bound) for bound in bounds} <= set(SECONDS)
+
+
+def test_own_reasons_for_refusals_exist() -> None:
+    text = (DEPLOY / "prometheus/alerts.yml").read_text("utf-8")
+    for reasons in re.findall(r'reason=~"([^"]*)"', text):
+        assert set(reasons.split("|")) <= set(REASONS)
+
+
+def test_every_alert_is_seen_to_fire_and_to_keep_silent() -> None:
+    firing, silent = set[str](), set[str]()
+    for path in UNIT_TESTS:
+        tests = yaml.safe_load((Path(__file__).parent / path).read_text("utf-8"))["tests"]
+        for check in [check for test in tests for check in test["alert_rule_test"]]:
+            (firing if check.get("exp_alerts") else silent).add(check["alertname"])
+    assert firing == silent == {rule["alert"] for rule in alerts()}
 
 
 def test_prometheus_scrapes_the_service_every_5_seconds() -> None:
@@ -144,19 +180,22 @@ def test_prometheus_finds_no_fault() -> None:
     promtool("check", "config", DEPLOY / "prometheus/prometheus.yml")
 
 
-def test_alerts_fire_when_they_should() -> None:
-    promtool("test", "rules", "alerts_test.yml", cwd=Path(__file__).parent)
+@pytest.mark.parametrize(
+    "path", [UNIT_TESTS[0], pytest.param(UNIT_TESTS[1], marks=pytest.mark.slow)]
+)
+def test_alerts_fire_when_they_should(path: str) -> None:
+    promtool("test", "rules", path, cwd=Path(__file__).parent)
 
 
 def test_prometheus_parses_the_dashboards_expressions(
     dashboard: dict[str, Any], tmp_path: Path
 ) -> None:
-    rules = [
+    panels = [
         {"record": f"panel:{number}", "expr": filled_in(expression)}
         for number, expression in enumerate(expressions(dashboard))
     ]
     path = tmp_path / "rules.yml"
-    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": panels}]}))
     promtool("check", "rules", path)
 
 
@@ -188,9 +227,19 @@ def test_the_dashboard_needs_no_plugin(dashboard: dict[str, Any]) -> None:
 
 def test_models_can_be_chosen(dashboard: dict[str, Any]) -> None:
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
-    assert variables.keys() == {"datasource", "model"}
-    assert variables["model"]["multi"] is True
-    assert variables["model"]["includeAll"] is True
+    assert variables.keys() == {"datasource", "model", "instance"}
+    for name in ("model", "instance"):
+        assert variables[name]["multi"] is True
+        assert variables[name]["includeAll"] is True
+
+
+def test_alerts_and_traces_are_marked(dashboard: dict[str, Any]) -> None:
+    marks = [each["expr"] for each in dashboard["annotations"]["list"] if "expr" in each]
+    assert [queried(expression) for expression in marks] == [{"ALERTS"}]
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            if panel["type"] == "timeseries" and "histogram_quantile" in target["expr"]:
+                assert target["exemplar"] is True, panel["title"]
 
 
 def test_panels_have_their_own_id_and_place(dashboard: dict[str, Any]) -> None:

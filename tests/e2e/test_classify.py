@@ -43,13 +43,33 @@ def test_raw_bytes_get_predictions_by_falling_probability(service: Service) -> N
     assert set(answer["predictions"][0]) == {"class_id", "label", "probability"}
 
 
+def server_timing(response: httpx.Response) -> dict[str, float]:
+    parts = [part.split(";dur=") for part in response.headers["server-timing"].split(", ")]
+    return {name: float(milliseconds) for name, milliseconds in parts}
+
+
 def test_the_timing_adds_up_and_goes_out_as_a_header(service: Service) -> None:
     response = classify(service, encoded())
     timing = response.json()["timing_ms"]
     parts = timing["decode"] + timing["queue"] + timing["inference"]
     assert 0 < parts <= timing["total"] + 0.01
-    header = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
-    assert {name: float(value) for name, value in header.items()} == timing
+    assert server_timing(response) == timing
+
+
+def test_the_timing_of_several_images_is_that_of_the_slowest(service: Service) -> None:
+    files = [("image", (f"{i}.png", encoded())) for i in range(3)]
+    response = client.post(f"{service.url}/v1/classify/batch", files=files)
+    timing = server_timing(response)
+    assert list(timing) == ["decode", "queue", "inference", "total"]
+    assert timing["decode"] + timing["inference"] > 0
+    assert max(timing.values()) == timing["total"]
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/classify?top_k=0", "/v1/nothing"])
+def test_a_refusal_tells_how_long_it_took(service: Service, path: str) -> None:
+    response = client.post(f"{service.url}{path}", content=b"no image")
+    assert response.status_code in {400, 404, 422}
+    assert server_timing(response)["total"] > 0
 
 
 def test_all_classes_can_be_asked_for_and_their_probabilities_sum_to_one(service: Service) -> None:

@@ -49,7 +49,7 @@ class Commanded:
 
 
 @contextmanager
-def commanded(folder: Path, *arguments: str) -> Iterator[Commanded]:
+def commanded(folder: Path, *arguments: str, **environment: str) -> Iterator[Commanded]:
     commands = folder / "commands"
     commands.write_text("")
     found = filter(None, (str(FAULTS), os.environ.get("PYTHONPATH")))
@@ -58,7 +58,7 @@ def commanded(folder: Path, *arguments: str) -> Iterator[Commanded]:
         ready=False,
         FAULTS=str(commands),
         PYTHONPATH=os.pathsep.join(found),
-        RESNET_SERVE_ENGINE_TIMEOUT_S="1",
+        **({"RESNET_SERVE_ENGINE_TIMEOUT_S": "1"} | environment),
     ) as service:
         until(lambda: all_ready(service), PATIENCE)
         yield Commanded(service, commands)

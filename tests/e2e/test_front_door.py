@@ -207,6 +207,7 @@ def test_pages_of_one_other_origin_may_use_the_api(door: Service, service: Servi
     exposed = done.headers["access-control-expose-headers"]
     told = {"Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-ID"}
     assert told == set(exposed.split(", "))
+    assert done.headers["timing-allow-origin"] == ORIGIN
     refusal = ask(door, "POST", "/v1/classify", headers=asked, content=encoded())
     assert refusal.status_code == 401
     assert refusal.headers["access-control-allow-origin"] == ORIGIN
