@@ -68,7 +68,7 @@ class Service:
         self,
         *arguments: str,
         command: Sequence[str] = (COMMAND,),
-        cwd: Path | None = None,
+        cwd: Path | str | None = None,
         **environment: str,
     ) -> None:
         self.log: list[str] = []
