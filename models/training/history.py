@@ -120,6 +120,10 @@ class History:
         self.close()
         self._rows = [row for row in self._rows if row.step <= step]
         self._rewrite()
+        if not self._rows:
+            # They are read in the order of their names, which one second and one process mix up.
+            for file in self.folder.glob("events.out.tfevents.*"):
+                file.unlink()
 
     def close(self) -> None:
         """Ends TensorBoard's file; a later `append` begins another one."""

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Service, client, encoded, started
+from tests.conftest import PATIENCE, Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_load import post, send_all, wait_for
 from tests.e2e.test_shutdown import load_until_gone
@@ -47,7 +47,7 @@ def folder_of(service: Service) -> Path:
     return Path(command_of(children(service)[0]).split("\0")[-2])
 
 
-def until(is_met: Callable[[], object], seconds: float = 30) -> None:
+def until(is_met: Callable[[], object], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not is_met():
         assert time.monotonic() < end

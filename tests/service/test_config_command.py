@@ -159,7 +159,7 @@ models:
         [
             "not a whole safetensors file",
             "but no bundle",
-            "no such file",
+            "a folder must have one file",
             "did you mean builtin:?",
             "did you mean resnet20-cifar10?",
             "nearest: resnet20",

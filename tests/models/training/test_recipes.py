@@ -126,5 +126,5 @@ def test_an_impossible_recipe_is_refused(change: dict[str, Any], message: str) -
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(ValueError, match="no recipe is called 'he2017'; one of he2015, he2016"):
+    with pytest.raises(ValueError, match="no recipe is called 'he2017'; did you mean he2016"):
         by_name("he2017")
