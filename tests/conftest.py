@@ -55,7 +55,11 @@ class Service:
     """A started `resnet-serve serve`; `log` grows as it writes."""
 
     def __init__(
-        self, *arguments: str, command: Sequence[str] = (COMMAND,), **environment: str
+        self,
+        *arguments: str,
+        command: Sequence[str] = (COMMAND,),
+        cwd: Path | None = None,
+        **environment: str,
     ) -> None:
         self.log: list[str] = []
         # What a test sees must not depend on how many CPUs there are.
@@ -65,6 +69,7 @@ class Service:
             [*command, "serve", "--port", "0", *arguments],
             stderr=subprocess.PIPE,
             text=True,
+            cwd=cwd,
             env=clean | {"RESNET_SERVE_WORKERS": "1"} | environment,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -114,10 +119,11 @@ def started(
     *arguments: str,
     ready: bool = True,
     command: Sequence[str] = (COMMAND,),
+    cwd: Path | None = None,
     **environment: str,
 ) -> Iterator[Service]:
     """A service that is stopped afterwards, however the test ends."""
-    service = Service(*arguments, command=command, **environment)
+    service = Service(*arguments, command=command, cwd=cwd, **environment)
     try:
         if ready:
             service.wait_until_ready()

@@ -1,0 +1,132 @@
+"""What can be told of a command without what it needs: an engine of containers, a cluster, a GPU,
+the internet. One row for each of these, and nothing else may be marked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from service import settings
+from service.cli import main
+from tests.deploy.test_schemas import check_compose, check_manifest, documents
+from tests.guides.blocks import Command
+
+ROOT = Path(__file__).parents[2]
+COMPOSE_COMMANDS = {"up", "down", "build", "logs", "ps", "exec", "pull", "restart"}
+ADDRESS = re.compile(r"https?://[\w.-]+(:\d+)?(/\S*)?")
+# A SPEC that is downloaded, as in service.catalog.
+DOWNLOADED = re.compile(r"hf:[\w.-]+/[\w.-]+|torchvision:\w+(:\w+)?")
+
+
+def check_flags(words: list[str]) -> dict[str, Any]:
+    """The options of a `resnet-serve` command, by click's own parser.
+
+    Raises:
+        click.UsageError: no such command or option, or an impossible value.
+    """
+    program, name, *arguments = words
+    assert program == "resnet-serve"
+    command = main.get_command(click.Context(main), name)
+    if command is None:
+        raise click.UsageError(f"no command {name}")
+    with command.make_context(name, arguments) as context:
+        params = context.params
+    if name == "serve":
+        given = {key: value for key, value in params.items() if key != "config"}
+        settings.load(given | {"models": list(given["models"]) or None}, config=params["config"])
+    return params
+
+
+def _docker(command: Command) -> None:
+    words = command.words
+    compose: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
+    check_compose(compose)
+    if words[:2] == ["docker", "build"]:
+        arguments = re.findall(
+            r"^ARG (\w+)", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE
+        )
+        given = [
+            each.partition("=")[0]
+            for at, each in enumerate(words)
+            if words[at - 1] == "--build-arg"
+        ]
+        assert set(given) <= set(arguments)
+        assert words[-1] == "."
+        return
+    assert words[:2] == ["docker", "compose"], command.line
+    rest = words[2:]
+    while rest[0] == "--profile":
+        profiles = {
+            name for each in compose["services"].values() for name in each.get("profiles", [])
+        }
+        assert rest[1] in profiles
+        rest = rest[2:]
+    assert rest[0] in COMPOSE_COMMANDS
+    named = [word for word in rest[1:] if not word.startswith("-")]
+    assert set(named[:1]) <= set(compose["services"])
+    if rest[0] == "exec" and named[1:2] == ["resnet-serve"]:
+        check_flags(named[1:])
+    text = (ROOT / "docker-compose.yml").read_text("utf-8") + (ROOT / ".env").read_text("utf-8")
+    for variable in command.environment:
+        assert variable in text, f"{variable} reaches no container"
+
+
+def _cluster(command: Command) -> None:
+    words = command.words
+    if words[0] == "curl":
+        assert any(ADDRESS.fullmatch(word) for word in words)
+        return
+    assert words[0] == "kubectl", command.line
+    known: set[str] = set()
+    for path in (ROOT / "deploy/kubernetes").glob("*.yml"):
+        for document in documents(path):
+            check_manifest(document)
+            known |= {f"{document['kind']}/{document['metadata']['name']}".lower()}
+    text = "".join(each.read_text("utf-8") for each in (ROOT / "deploy/kubernetes").glob("*.yml"))
+    for at, word in enumerate(words):
+        if words[at - 1] == "-f":
+            assert (ROOT / word).is_file(), word
+        elif kind := re.fullmatch(
+            r"(deployment|service|inferenceservice|clusterservingruntime)/(\S+)", word
+        ):
+            assert kind[0] in known, f"{word}: no file makes it"
+        elif words[at - 2 : at] == ["create", "secret"] or words[at - 3 : at - 1] == [
+            "create",
+            "secret",
+        ]:
+            assert word == "generic" or word in text, f"{word}: no file asks for it"
+
+
+def _gpu(command: Command) -> None:
+    if command.words[0] == "resnet-serve":
+        check_flags(command.words)
+    else:
+        assert command.words[0] in ("nvidia-smi", "nvidia-ctk", "docker"), command.line
+        if command.words[0] == "docker":
+            assert "run" in command.words
+
+
+def _internet(command: Command) -> None:
+    params = check_flags(command.words)
+    said = [
+        params.get("src"),
+        params.get("model"),
+        params.get("weights"),
+        *params.get("models", ()),
+    ]
+    assert any(DOWNLOADED.fullmatch(str(spec)) for spec in said), (
+        f"{command.line}: why is it marked?"
+    )
+
+
+CHECKS: dict[str, Callable[[Command], None]] = {
+    "docker": _docker,
+    "cluster": _cluster,
+    "gpu": _gpu,
+    "internet": _internet,
+}

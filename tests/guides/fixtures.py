@@ -1,0 +1,95 @@
+"""What a reader of the documents has in the folder where the commands are typed."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from models import bundle, labels
+from service import catalog
+from tests.models.interchange import reference
+from tests.models.tiny import randomised
+from tests.models.training import made
+from tests.models.training.test_cifar import packed, python
+
+ROOT = Path(__file__).parents[2]
+
+
+def _ship(path: Path) -> None:
+    shutil.copy(ROOT / "docs/ship.png", path)
+
+
+def _images(path: Path) -> None:
+    path.mkdir()
+    with Image.open(ROOT / "docs/ship.png") as ship:
+        for number, kind in enumerate(("png", "jpg", "webp")):
+            ship.convert("RGB").save(path / f"{number}.{kind}")
+
+
+def _labelled(path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    for label in labels.read("cifar10"):
+        (path / label).mkdir(parents=True)
+        for number in range(2):
+            pixels = torch.randint(0, 256, (32, 32, 3), generator=random, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(path / label / f"{number}.png")
+
+
+def _trained(path: Path) -> None:
+    with resources.as_file(resources.files("models.builtin")) as folder:
+        shutil.copy(folder / "resnet20-cifar10.safetensors", path)
+
+
+def _untrained(path: Path) -> None:
+    bundle.write(catalog.load("random:resnet18").bundle, path)
+
+
+def _akamaster(path: Path) -> None:
+    network = randomised(reference.Network("akamaster", reference.BasicBlock, (3, 3, 3), 16, 10))
+    torch.save({"state_dict": network.state_dict()}, path)
+
+
+def _coloured(path: Path) -> None:
+    made.folder(path, 132)
+
+
+def _archive(path: Path) -> None:
+    folder = made.folder(path.parent / f".{path.name}", 48)
+    with tarfile.open(path, "w:xz", preset=0) as tar:
+        tar.add(folder, "images")
+
+
+def _cifar(path: Path) -> None:
+    packed(path.parent, path.name.removesuffix(".tar.gz"), python(10))
+
+
+# By the name that a document calls it.
+FIXTURES: dict[str, Callable[[Path], None]] = {
+    "docs/ship.png": _ship,
+    "ship.png": _ship,
+    "photos": _images,
+    "cifar10-test": _labelled,
+    "held-out": _labelled,
+    "flowers": _coloured,
+    "train.tar.xz": _archive,
+    "test.tar.xz": _archive,
+    "cifar-10-python.tar.gz": _cifar,
+    "resnet20-12fca82f.th": _akamaster,
+    "resnet20.safetensors": _trained,
+    "resnet18.safetensors": _untrained,
+}
+
+
+def lay_out(folder: Path, text: str) -> None:
+    """Makes in `folder` those of FIXTURES that `text` names."""
+    for name, make in FIXTURES.items():
+        if name in text:
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            make(path)
