@@ -1,0 +1,93 @@
+"""The chart as Helm itself renders it.
+
+In a process of its own (`python -m tests.deploy.chart`), because Helm is written in Go, whose
+threads and signal handlers are none for a process that forks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy/kubernetes/chart"
+RELEASE = "resnet-serve"
+NAMESPACE = "default"
+# Of Helm's severities of a finding, the first that is more than advice.
+WARNING = 2
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """`documents` without what `helm test` runs, which is `tests`; or why there are none."""
+
+    documents: list[dict[str, Any]]
+    tests: list[dict[str, Any]]
+    notes: str
+    findings: list[str]
+    refusal: str
+
+    def one(self, kind: str) -> Any:
+        (found,) = [each for each in self.documents if each["kind"] == kind]
+        return found
+
+
+def render(*sets: Values, release: str = RELEASE) -> list[Rendered]:
+    """The chart with each of `sets` over its own values."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, release],
+        cwd=ROOT,
+        input=json.dumps(sets),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return [_read(**answer) for answer in json.loads(done.stdout)]
+
+
+def _read(files: dict[str, str], findings: list[str], refusal: str) -> Rendered:
+    documents: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    notes = ""
+    for path, text in files.items():
+        if path.endswith(".txt"):
+            notes = text
+            continue
+        documents["/tests/" in path] += [each for each in yaml.safe_load_all(text) if each]
+    return Rendered(documents[False], documents[True], notes, findings, refusal)
+
+
+def _answer(chart: Any, values: Values, release: str) -> dict[str, Any]:
+    import helm_python
+
+    try:
+        files = chart.render(values, name=release, namespace=NAMESPACE)
+    except helm_python.HelmError as error:
+        return {"files": {}, "findings": [], "refusal": error.detail}
+    report = helm_python.lint(CHART, values, strict=True)
+    findings = [
+        f"{each['path']}: {each['error']}"
+        for each in report["messages"]
+        if each["severity"] >= WARNING
+    ]
+    return {"files": files, "findings": findings, "refusal": ""}
+
+
+def main(release: str) -> None:
+    import helm_python
+
+    with helm_python.Chart.load(CHART) as chart:
+        answers = [_answer(chart, values, release) for values in json.load(sys.stdin)]
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
