@@ -29,7 +29,7 @@ def of_settings() -> dict[str, Any]:
     """The schema's `$defs`: settings and models as `service.settings` describes them."""
     whole = _without_noise(Settings.model_json_schema())
     models = whole.pop("$defs")
-    settings = {name: rule for name, rule in whole["properties"].items()}
+    settings = dict(whole["properties"])
     for name in OF_THE_CHART:
         del settings[name]
     return {"Settings": whole | {"properties": settings, "required": NEEDED}, **models}

@@ -13,7 +13,7 @@ import yaml
 
 from service import settings
 from service.cli import main
-from tests.deploy.test_schemas import check_compose, check_manifest, documents
+from tests.deploy.test_schemas import MANIFESTS, check_compose, check_manifest, documents
 from tests.guides.blocks import Command
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +83,11 @@ def _cluster(command: Command) -> None:
         return
     assert words[0] == "kubectl", command.line
     known: set[str] = set()
-    for path in (ROOT / "deploy/kubernetes").glob("*.yml"):
+    for path in MANIFESTS:
         for document in documents(path):
             check_manifest(document)
             known |= {f"{document['kind']}/{document['metadata']['name']}".lower()}
-    text = "".join(each.read_text("utf-8") for each in (ROOT / "deploy/kubernetes").glob("*.yml"))
+    text = "".join(each.read_text("utf-8") for each in MANIFESTS)
     for at, word in enumerate(words):
         if words[at - 1] == "-f":
             assert (ROOT / word).is_file(), word
