@@ -18,9 +18,10 @@ from service.problems import refused
 from service.settings import Settings
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics"})
-OPEN_FOLDERS = ("/health/", "/web/")
+OPEN_FOLDERS = ("/health/", "/v2/health/", "/web/")
 ADMIN_METHODS = frozenset({"PUT", "DELETE"})
 ADMIN_FOLDER = "/v1/models/"
+ADMIN_ACTIONS = "/v2/repository/models/"
 HOW = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
 
@@ -51,7 +52,9 @@ class Keys:
             Forbidden: only an administrator may, or nobody.
         """
         path: str = scope["path"]
-        admin = scope["method"] in ADMIN_METHODS and path.startswith(ADMIN_FOLDER)
+        admin = path.startswith(ADMIN_ACTIONS) or (
+            scope["method"] in ADMIN_METHODS and path.startswith(ADMIN_FOLDER)
+        )
         if not admin and not self._required:
             return
         if admin and not self._admin:

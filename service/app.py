@@ -19,10 +19,19 @@ from service.middleware import Observe
 from service.pipeline import Fleet, Pipeline
 from service.routes import router
 from service.settings import Settings
+from service.v2 import routes as v2
 
 # What a page of another origin may send, and may read of an answer.
-CORS_ASKED = ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"]
-CORS_TOLD = ["Retry-After", "Server-Timing", "X-Request-ID"]
+CORS_ASKED = [
+    "Authorization",
+    "Content-Encoding",
+    "Content-Type",
+    "Inference-Header-Content-Length",
+    "X-API-Key",
+    "X-Request-ID",
+    "X-Request-Timeout-Ms",
+]
+CORS_TOLD = ["Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-ID"]
 
 
 def create_app(
@@ -69,6 +78,8 @@ def create_app(
         settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
     )
     problems.install(app)
+    # First: they tell at once whether a path is theirs.
+    app.router.routes.extend(v2.ROUTES)
     for each in (router, embed.router, explain.router, admin.router):
         app.include_router(each)
     app.add_middleware(Express)

@@ -73,6 +73,16 @@ class Body:
     ) -> None:
         self._intake.held -= self._held
 
+    def hold(self, count: int) -> None:
+        """Counts the body as `count` bytes, as soon as it has become so many in memory.
+
+        Raises:
+            UploadsFull: others have too many.
+        """
+        if count > self._held:
+            self._intake.take(count - self._held, self._held)
+            self._held = count
+
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """What arrives.
 
@@ -87,9 +97,7 @@ class Body:
                 received += len(chunk)
                 if received > self.max_bytes:
                     raise TooLarge(f"the body has more than {self.max_bytes} bytes, the limit")
-                if received > self._held:
-                    self._intake.take(received - self._held, self._held)
-                    self._held = received
+                self.hold(received)
                 yield chunk
         except ClientDisconnect:
             raise CallerLeft("the connection closed while the body was sent") from None

@@ -15,6 +15,8 @@ from models.resnet import Architecture
 from service import settings
 from service.errors import ConfigError
 
+SUFFIXES = (".safetensors", ".onnx")
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -36,7 +38,7 @@ def load(
 ) -> Loaded:
     """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, `hf:OWNER/NAME`,
     `torchvision:VARIANT` or `torchvision:VARIANT:WEIGHTS`, or the path of a bundle's file or of an
-    ONNX graph, which is converted.
+    ONNX graph, which is converted, or of a folder that has one of them.
 
     `architecture` overrides fields of a random network's, or gives all of one that has no name
     (`random:`). `cache_dir` keeps what is downloaded; by default as the settings say.
@@ -62,8 +64,11 @@ def load(
             return _downloaded(hub.from_torchvision(rest, folder), spec)
         if kind == "hf" and colon:
             return _downloaded(hub.from_huggingface(rest), spec)
+        path = Path(spec)
+        if path.is_dir():
+            path = _only_one(path)
         # Callers of the service need not know its folders.
-        return _from_file(Path(spec), Path(spec).name)
+        return _from_file(path, path.name)
     except (ValueError, TypeError) as error:
         message = str(error) if str(error).startswith(spec) else f"{spec}: {error}"
         raise ConfigError(message) from None
@@ -73,11 +78,20 @@ def _downloaded(found: Bundle, spec: str) -> Loaded:
     return Loaded(found, spec, found.provenance["sha256"])
 
 
+def _only_one(folder: Path) -> Path:
+    """The file in a folder that can be served, as orchestrators put it there."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ConfigError(f"a folder must have one file {' or '.join(SUFFIXES)}; it has {names}")
+    return found[0]
+
+
 def _from_file(path: Path, source: str) -> Loaded:
     if not path.is_file():
         raise ConfigError(
             "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, "
-            "hf:OWNER/NAME, or the path of a bundle or an ONNX file"
+            "hf:OWNER/NAME, or the path of a bundle or an ONNX file, or of a folder with one"
         )
     foreign = interchange.recognise(path)
     try:

@@ -7,6 +7,7 @@
     │   ├── TooLarge              body or pixel count over the limit
     │   ├── UnsupportedMediaType  a content type that is no image
     │   ├── BadParameter          a parameter out of range
+    │   ├── InvalidInput          tensors that are not what they say, or not what a model takes
     │   ├── MalformedRequest      no HTTP/1.1
     │   ├── HeadersTooLarge       request line and headers over the limit
     │   ├── RequestTooSlow        headers or body took too long to arrive
@@ -65,6 +66,10 @@ class UnsupportedMediaType(CallerError):
 
 class BadParameter(CallerError):
     reason = "bad_parameter"
+
+
+class InvalidInput(CallerError):
+    reason = "invalid_input"
 
 
 class MalformedRequest(CallerError):
@@ -153,6 +158,7 @@ REFUSALS: tuple[type[ServiceError], ...] = (
     TooLarge,
     UnsupportedMediaType,
     BadParameter,
+    InvalidInput,
     MalformedRequest,
     HeadersTooLarge,
     RequestTooSlow,

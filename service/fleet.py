@@ -81,7 +81,7 @@ class Model:
                 timeout=service.engine_timeout_s,
                 serves=partial(_is_ready, weakref.ref(self)),
                 on_ready=partial(_announce, self._info),
-                on_batch=metrics.batch_size.labels(self.name).observe,
+                on_batch=partial(metrics.computed, self.name),
                 on_error=metrics.engine_errors.labels(self.name, device).inc,
                 on_out_of_memory=metrics.out_of_memory.labels(self.name, device).inc,
             )

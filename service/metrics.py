@@ -54,6 +54,25 @@ class Metrics:
             buckets=SIZES,
             registry=registry,
         )
+        self.batches = Counter(
+            "resnet_serve_batches",
+            "Computed batches by their size, rounded up to a power of two",
+            ("model", "size"),
+            registry=registry,
+        )
+        self.batch_seconds = Counter(
+            "resnet_serve_batch_seconds",
+            "Time from forming to answering batches by their size, rounded up to a power of two",
+            ("model", "size"),
+            registry=registry,
+        )
+        self.last_batch = Gauge(
+            "resnet_serve_last_batch_timestamp_seconds",
+            "When a batch was last computed, in seconds since 1970; 0: never",
+            ("model",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.requests = Counter(
             "resnet_serve_requests",
             "HTTP answers",
@@ -129,6 +148,7 @@ class Metrics:
         A counter that appeared with its first event would hide it: rates need a value before.
         """
         self.queue_limit.labels(name).set(limit)
+        self.last_batch.labels(name).set(0)
         self.watch(self.queue_depth.labels(name), depth)
         self.watch(self.model_ready.labels(name), lambda: float(ready()))
         self.batch_size.labels(name)
@@ -142,7 +162,7 @@ class Metrics:
 
     def unwatch_model(self, name: str) -> None:
         """The model is gone, and its gauges with it; what was counted stays."""
-        for gauge in (self.queue_depth, self.queue_limit, self.model_ready):
+        for gauge in (self.queue_depth, self.queue_limit, self.model_ready, self.last_batch):
             self.drop(gauge, name)
 
     def answered(self, route: str, status: int) -> None:
@@ -166,6 +186,14 @@ class Metrics:
         for phase, histogram in phases.items():
             histogram.observe(seconds[phase])
 
+    def computed(self, model: str, size: int, seconds: float) -> None:
+        """Counts a batch of `size` images; called by engine threads."""
+        self.batch_size.labels(model).observe(size)
+        padded = str(1 << (size - 1).bit_length())
+        self.batches.labels(model, padded).inc()
+        self.batch_seconds.labels(model, padded).inc(seconds)
+        self.last_batch.labels(model).set_to_current_time()
+
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
         """Makes `read` give the gauge's value whenever it is asked for."""
         gauge.set_function(read)
@@ -176,7 +204,22 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text exposition of everything, `CONTENT_TYPE`."""
-        return generate_latest(self._registry)
+        return generate_latest(self.whole())
+
+    def whole(self) -> CollectorRegistry:
+        """What is exposed."""
+        return self._registry
+
+    def counted(self) -> dict[str, dict[str, float]]:
+        """The samples of each model, by the metric's name and its other labels: NAME/LABEL."""
+        found: dict[str, dict[str, float]] = {}
+        for family in self.whole().collect():
+            for sample in family.samples:
+                labels = dict(sample.labels)
+                name = "/".join([sample.name, *(v for k, v in labels.items() if k != "model")])
+                if "model" in labels:
+                    found.setdefault(labels["model"], {})[name] = sample.value
+        return found
 
 
 class ModelInfo:

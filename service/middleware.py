@@ -35,7 +35,7 @@ QUIET_SECONDS = 1.0  # between two lines of one such reason
 LONGEST = 500  # characters of a path or a detail, which may repeat what the caller sent
 TOO_LATE = "the service has shut down before the request was whole; ask another replica"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-API = "/v1/"
+API = ("/v1/", "/v2")
 
 
 class Observe:
@@ -94,7 +94,7 @@ class Observe:
             if not status:
                 name = request_id.decode("ascii")
                 detail = f"an unforeseen error; the service's log has it under {name}"
-                answer = problem(500, detail, errors.ServiceError.reason)
+                answer = problem(scope["path"], 500, detail, errors.ServiceError.reason)
                 await answer(scope, receive, send_marked)
         except asyncio.CancelledError:
             # Only the end of a shutdown's patience cancels a request. Who still sends the body must

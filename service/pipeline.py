@@ -72,11 +72,14 @@ class Model(Protocol):
     is the mean of; `batch_share` how many places in the queue one request with many images takes
     at a time;
     `lease` is held while a request uses the model, which may be replaced meanwhile; `reason` says
-    why the model is not ready; `describe` gives its entry in `GET /v1/models`.
+    why the model is not ready; `row` is how it was asked for, maybe without a name of its own;
+    `describe` gives its entry in `GET /v1/models`.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def row(self) -> ModelSettings: ...
     @property
     def spec(self) -> InputSpec: ...
     @property

@@ -1,4 +1,7 @@
-"""Refusals as RFC 9457 problem documents: one table from exceptions to statuses."""
+"""Refusals as RFC 9457 problem documents: one table from exceptions to statuses.
+
+Under /v2 they have the form that its protocol's clients read.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from starlette.types import Scope
 from service import errors
 
 CONTENT_TYPE = "application/problem+json"
+V2 = "/v2"
 CALLER_LEFT = 499  # nginx's; nobody receives it, logs and metrics show it
 
 STATUSES: dict[type[errors.ServiceError], int] = {
@@ -25,6 +29,7 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BadParameter: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.InvalidInput: HTTPStatus.BAD_REQUEST,
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
     errors.HeadersTooLarge: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     errors.RequestTooSlow: HTTPStatus.REQUEST_TIMEOUT,
@@ -43,9 +48,13 @@ STATUSES: dict[type[errors.ServiceError], int] = {
 
 
 def problem(
-    status: int, detail: str, reason: str, headers: dict[str, str] | None = None
+    path: str, status: int, detail: str, reason: str, headers: dict[str, str] | None = None
 ) -> Response:
     """A problem document; `reason` is its type, and is what the metrics count it as."""
+    if path == V2 or path.startswith(f"{V2}/"):
+        return Response(
+            to_json({"error": detail}), status, headers=headers, media_type="application/json"
+        )
     title = "Client Closed Request" if status == CALLER_LEFT else HTTPStatus(status).phrase
     # What `service.schemas.Problem` describes, as plain data: under overload it is most answers.
     document = {
@@ -57,20 +66,20 @@ def problem(
     return Response(to_json(document), status, headers=headers, media_type=CONTENT_TYPE)
 
 
-def answer(error: errors.ServiceError) -> Response:
-    """The answer to what the service refuses."""
+def answer(path: str, error: errors.ServiceError) -> Response:
+    """The answer to what the service refuses; `path` is what was asked for, as far as known."""
     headers = {}
     if isinstance(error, errors.Busy):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     elif isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(STATUSES[type(error)], str(error), error.reason, headers)
+    return problem(path, STATUSES[type(error)], str(error), error.reason, headers)
 
 
 def refused(scope: Scope, error: errors.ServiceError) -> Response:
     """The answer to a request that the service refuses."""
     scope["state"]["refusal"] = (error.reason, str(error))  # The middleware logs it.
-    return answer(error)
+    return answer(scope["path"], error)
 
 
 def install(app: FastAPI) -> None:
@@ -119,4 +128,4 @@ def _answer(
 ) -> Response:
     # The middleware logs these beside the request's id.
     scope["state"]["refusal"] = (reason, detail)
-    return problem(status, detail, reason, headers)
+    return problem(scope["path"], status, detail, reason, headers)

@@ -36,7 +36,7 @@ LINGER_SECONDS = 2.0
 # Whoever reads nothing of the answers so long has left without saying so.
 STALLED_SECONDS = 30.0
 RETRY_SECONDS = 1.0
-HEALTH = b"/health/"
+HEALTH = (b"/health/", b"/v2/health/")
 # Requests of one connection that wait for answers; each costs more memory than its bytes.
 MAX_PIPELINED = 100
 # Between two lines that say what was refused: a line for each would add to the load.
@@ -66,12 +66,12 @@ class Door:
         status = problems.STATUSES[type(error)]
         log.info("%s %d %s: %s%s", request_id, status, error.reason, error, and_more(unlogged))
 
-    def refuse(self, error: ServiceError) -> bytes:
+    def refuse(self, error: ServiceError, path: str) -> bytes:
         """The answer to what is refused without an endpoint; counts and logs it."""
         request_id = uuid.uuid4().hex
         self.count(error, request_id)
         self._metrics.answered("other", problems.STATUSES[type(error)])
-        answer = problems.answer(error)
+        answer = problems.answer(path, error)
         head = [
             *answer.raw_headers,
             (b"x-content-type-options", b"nosniff"),
@@ -98,6 +98,7 @@ class Guarded(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.url = b""  # of the latest request, as far as it has come
         self._door = door
         self._in_head = self._in_body = False
         self._surplus = False  # answered where it asks for health, so that probes tell the truth
@@ -246,7 +247,8 @@ class Guarded(HttpToolsProtocol):
         """Ends the connection, with the error as an answer where one can still be given."""
         self._deaf = True
         self._stop_waiting()
-        message = self._door.refuse(error)
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        message = self._door.refuse(error, path)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not self._in_body or self.pipeline or cycle.response_started:

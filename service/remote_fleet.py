@@ -38,6 +38,7 @@ class RemoteModel:
 
     def __init__(self, told: dict[str, Any], index: int, path: str, ledger: Ledger) -> None:
         settings = ModelSettings.model_validate(told["settings"])
+        self.row = settings
         self.number: int = told["number"]
         self.name: str = told["name"]
         self.spec = InputSpec(**told["input"])

@@ -47,9 +47,8 @@ MOST_MODELS = 256
 
 S = TypeVar("S", bound="Strict")
 
-ModelName = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 
 
 def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -78,7 +77,7 @@ class ModelSettings(Strict):
 
     spec: str = Field(
         description="builtin:NAME, random:VARIANT, torchvision:VARIANT[:WEIGHTS], hf:OWNER/NAME, "
-        "or the path of a bundle or an ONNX file"
+        "or the path of a bundle or an ONNX file, or of a folder with one"
     )
     name: ModelName | None = Field(None, description="what requests call it; the bundle's own name")
     architecture: dict[str, Any] | None = Field(
@@ -178,7 +177,7 @@ class Settings(Strict):
         default_factory=lambda: [ModelSettings(spec=DEFAULT_SPEC)],
         min_length=1,
         max_length=MOST_MODELS,
-        description="the models; in the environment and as flags a list of SPECs",
+        description="the models; in the environment and as flags a list of SPECs or NAME=SPECs",
     )
     request_timeout_ms: float = Field(
         10_000, gt=0, description="a request's deadline unless X-Request-Timeout-Ms says otherwise"
@@ -382,13 +381,20 @@ def _merge(file: dict[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if key not in MODEL_WIDE}
         if "models" in layer:
-            merged["models"] = [{"spec": spec} for spec in layer["models"]]
+            merged["models"] = [_row(entry) for entry in layer["models"]]
     for layer in layers:
         wide = {key: layer[key] for key in MODEL_WIDE if key in layer}
         rows = merged.get("models", [{"spec": DEFAULT_SPEC}])
         if wide and isinstance(rows, list):  # Anything else is an error that validation will name.
             merged["models"] = [row | wide if isinstance(row, dict) else row for row in rows]
     return merged
+
+
+def _row(entry: str) -> dict[str, str]:
+    """A model's settings from SPEC or NAME=SPEC; the path of a file called like that needs a ./"""
+    name, equals, spec = entry.partition("=")
+    named = equals and re.fullmatch(NAME_PATTERN, name)
+    return {"name": name, "spec": spec} if named else {"spec": entry}
 
 
 def _one_line(error: ErrorDetails, kind: type[Strict]) -> str:

@@ -20,7 +20,6 @@ from prometheus_client import (
     Metric,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
     multiprocess,
 )
 
@@ -128,12 +127,12 @@ class SharedMetrics(Metrics):
             self.refresh()
             await asyncio.sleep(REFRESH_SECONDS)
 
-    def render(self) -> bytes:
+    def whole(self) -> CollectorRegistry:
         self.refresh()
         registry = CollectorRegistry()
         PlatformCollector(registry=registry)
         Whole(registry, self._folder)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        return registry
 
 
 class Whole(multiprocess.MultiProcessCollector):

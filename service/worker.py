@@ -63,7 +63,7 @@ class Worker(threading.Thread):
         timeout: float,
         serves: Callable[[], bool],
         on_ready: Callable[[Warm], None],
-        on_batch: Callable[[int], None],
+        on_batch: Callable[[int, float], None],
         on_error: Callable[[], None],
         on_out_of_memory: Callable[[], None],
     ) -> None:
@@ -233,7 +233,7 @@ class Worker(threading.Thread):
             batch = [job for job, finite in zip(batch, sound, strict=True) if finite]
         if batch:
             self._largest = max(self._largest, len(batch))
-            self._on_batch(len(batch))
+            self._on_batch(len(batch), time.perf_counter() - batch[0].started)
             self._batcher.finish(batch, rows)
 
     def _rows(self, batch: Batch, ranking: Ranking) -> list[Row]:

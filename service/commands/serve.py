@@ -15,7 +15,13 @@ from service.commands.options import fail_in_one_line
 
 @click.command()
 @click.option("--config", metavar="FILE", help="A YAML file of settings.")
-@click.option("--model", "models", metavar="SPEC", multiple=True, help="Repeat for several.")
+@click.option(
+    "--model",
+    "models",
+    metavar="[NAME=]SPEC",
+    multiple=True,
+    help="Repeat for several; NAME is what requests call it, by default the bundle's own name.",
+)
 @click.option("--host", help="Default 127.0.0.1.")
 @click.option("--port", type=int, help="Default 8000.")
 @click.option("--workers", type=int, help="Front-end processes.")

@@ -125,7 +125,7 @@ def test_404_for_an_unknown_model_names_what_there_is(service: Service) -> None:
     response = classify(service, encoded(), params={"model": "resnet20-cifar"})
     assert "resnet20-cifar10" in is_problem(response, 404)["detail"]
     assert is_problem(client.get(f"{service.url}/v1/models/nope"), 404)
-    assert is_problem(client.get(f"{service.url}/v2/nowhere"), 404)
+    assert is_problem(client.get(f"{service.url}/v3/nowhere"), 404)
 
 
 def test_405_names_the_method(service: Service) -> None:

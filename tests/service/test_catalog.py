@@ -28,6 +28,18 @@ def test_a_bundles_file_is_named_without_its_folder(tmp_path: Path) -> None:
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_a_folder_stands_for_the_one_file_in_it_that_can_be_served(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing to serve")
+    with pytest.raises(ConfigError, match=r"\A[^\n]*one file .safetensors or .onnx; it has none\Z"):
+        catalog.load(str(tmp_path))
+    bundle.write(catalog.load("random:resnet20").bundle, tmp_path / "x.safetensors")
+    loaded = catalog.load(str(tmp_path))
+    assert (loaded.source, loaded.bundle.name) == ("x.safetensors", "resnet20")
+    (tmp_path / "y.onnx").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"it has x.safetensors, y.onnx\Z"):
+        catalog.load(str(tmp_path))
+
+
 def test_a_random_network_can_be_changed_or_described() -> None:
     changed = catalog.load("random:resnet20", {"shortcut": "C", "num_classes": 7}).bundle
     assert (changed.architecture.shortcut, changed.labels[-1]) == ("C", "class 6")

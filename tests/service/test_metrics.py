@@ -29,3 +29,22 @@ def test_a_model_has_its_series_before_its_first_request() -> None:
 def test_the_buckets_rise_from_a_quarter_millisecond_to_ten_seconds() -> None:
     assert (SECONDS[0], SECONDS[-1]) == (0.00025, 10.0)
     assert list(SECONDS) == sorted(SECONDS)
+
+
+def test_batches_are_counted_by_their_size_and_time() -> None:
+    metrics = Metrics()
+    for size in (1, 3, 4, 5):
+        metrics.computed("a", size, 0.25)
+    metrics.images.labels("b").inc()
+    counted = metrics.counted()
+    assert set(counted) == {"a", "b"}
+    found = counted["a"]
+    sizes = {name: value for name, value in found.items() if "batches_total/" in name}
+    assert sizes == {
+        "resnet_serve_batches_total/1": 1,
+        "resnet_serve_batches_total/4": 2,
+        "resnet_serve_batches_total/8": 1,
+    }
+    assert found["resnet_serve_batch_seconds_total/4"] == 0.5
+    assert found["resnet_serve_batch_size_sum"] == 13
+    assert found["resnet_serve_last_batch_timestamp_seconds"] > 1.6e9

@@ -38,6 +38,14 @@ def test_models_in_the_environment_are_a_list_of_specs() -> None:
     assert [m.spec for m in settings.models] == ["random:resnet18", "/bundles/a.safetensors"]
 
 
+def test_a_model_in_the_environment_or_as_a_flag_can_have_a_name() -> None:
+    environ = {f"{PREFIX}MODELS": "cats=/mnt/models,./a=b.safetensors,/x/a=b"}
+    rows = [(m.name, m.spec) for m in load(environ=environ).models]
+    assert rows == [("cats", "/mnt/models"), (None, "./a=b.safetensors"), (None, "/x/a=b")]
+    (row,) = load({"models": ["cats=torchvision:resnet18"]}, environ={}).models
+    assert (row.name, row.spec) == ("cats", "torchvision:resnet18")
+
+
 def test_a_model_setting_in_the_environment_or_as_a_flag_goes_to_every_model(
     tmp_path: Path,
 ) -> None:

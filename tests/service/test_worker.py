@@ -121,7 +121,7 @@ class Bench:
             timeout=0.3,
             serves=serves or (lambda: self.worker.state == "ready"),
             on_ready=lambda warm: self.ready.append(warm.engine.name),
-            on_batch=self.batches.append,
+            on_batch=lambda size, seconds: self.batches.append(size),
             on_error=self._on_error,
             on_out_of_memory=self._on_out_of_memory,
         )
