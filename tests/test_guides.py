@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from tests.guides.blocks import Block, Command, blocks, commands, pattern
 from tests.guides.checks import CHECKS, check_flags
 from tests.guides.fixtures import ROOT, lay_out
-from tests.guides.session import Session, Started
+from tests.guides.session import Session, Shared
 
 DOCUMENTS = sorted(
     [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/guides").glob("*.md")]
@@ -22,6 +23,7 @@ DOCUMENTS = sorted(
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 # Those that train, or start services that no other document needs.
 SLOW = {
+    "docs/guides/cpu-host.md",
     "docs/guides/own-architecture.md",
     "docs/guides/own-weights.md",
     "docs/guides/tuning.md",
@@ -40,16 +42,12 @@ GUIDES = [
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[contextlib.ExitStack]:
-    with contextlib.ExitStack() as stack:
-        yield stack
+def shared() -> Iterator[Shared]:
+    with Shared() as running:
+        yield running
 
 
-@pytest.fixture(scope="module")
-def services(running: contextlib.ExitStack) -> Started:
-    return {}
-
-
+@pytest.mark.timeout(400)  # A busy machine takes its time to train, compile and serve.
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES],
@@ -58,8 +56,7 @@ def test_a_document_does_as_it_says(
     name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    services: Started,
-    running: contextlib.ExitStack,
+    shared: Shared,
 ) -> None:
     text = (ROOT / name).read_text("utf-8")
     found = list(blocks(text))
@@ -69,12 +66,12 @@ def test_a_document_does_as_it_says(
         pytest.skip("needs curl")
     lay_out(tmp_path, "".join(block.text for block in found))
     monkeypatch.chdir(tmp_path)
-    session = Session(tmp_path, services, running)
-    for block in found:
-        try:
-            session.run(block)
-        except Exception as error:
-            raise AssertionError(f"{name}, line {block.line}: {error}") from error
+    with Session(tmp_path, shared) as session:
+        for block in found:
+            try:
+                session.run(block)
+            except Exception as error:
+                raise AssertionError(f"{name}, line {block.line}: {error}") from error
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,6 +96,27 @@ def test_links_lead_somewhere(name: str) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text("utf-8")):
         if "://" not in link:
             assert (path.parent / link).exists(), link
+
+
+def test_every_alert_and_no_other_is_explained() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8"))
+    alerts = [
+        rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule
+    ]
+    text = (ROOT / "docs/guides/dashboard.md").read_text("utf-8")
+    assert re.findall(r"^\| `(ResnetServe\w+)` \|", text, re.MULTILINE) == alerts
+
+
+def test_every_panel_that_is_explained_exists() -> None:
+    dashboard = json.loads(
+        (ROOT / "deploy/grafana/dashboards/resnet-serve.json").read_text("utf-8")
+    )
+    titles = {panel["title"] for panel in dashboard["panels"]}
+    text = (ROOT / "docs/guides/dashboard.md").read_text("utf-8")
+    table = text.partition("| panel |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| ([^|`-][^|]*) \|", table, re.MULTILINE)
+    assert len(named) >= 10
+    assert {name for row in named for name in row.split(", ")} <= titles
 
 
 def test_blocks_are_found_with_their_marks() -> None:
@@ -156,14 +174,15 @@ def test_a_wrong_command_is_found_without_what_it_needs(needs: str, line: str) -
         Block("sh", "resnet-serve models resnet21\n", None, 1),
         Block("console", "$ echo a\nb\n", None, 1),
         Block("python", "assert False\n", None, 1),
+        Block("sh", "resnet-serve models resnet20 --jso > x\n", None, 1),
         Block("yaml", "ports: 1\n", None, 1),
         Block("ruby", "", None, 1),
     ],
     ids=lambda block: block.language + block.text,
 )
 def test_a_block_that_does_not_do_as_it_says_fails(block: Block, tmp_path: Path) -> None:
-    with contextlib.ExitStack() as running, pytest.raises((AssertionError, ValueError)):
-        Session(tmp_path, {}, running).run(block)
+    with Session(tmp_path, Shared()) as session, pytest.raises((AssertionError, ValueError)):
+        session.run(block)
 
 
 def test_flags_are_parsed_by_the_command_itself() -> None:

@@ -38,7 +38,7 @@ def test_every_peer_has_a_column_and_a_version_with_its_date() -> None:
 def test_a_claim_about_a_peer_has_its_source(cells: list[str]) -> None:
     for cell in cells[2:8]:
         match = CLAIM.fullmatch(cell)
-        assert cell == "–" or (match and match[1] in LINKS), cell
+        assert cell == "-" or (match and match[1] in LINKS), cell
 
 
 @pytest.mark.parametrize("cells", FEATURES, ids=lambda cells: cells[0])

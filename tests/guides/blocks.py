@@ -48,7 +48,7 @@ class Command:
     @property
     def is_plain(self) -> bool:
         """Whether it is a program and its arguments, nothing that only a shell understands."""
-        return not re.search(r"[|<>&;$`]", self.line)
+        return not re.search(r"[|<>&;$`]", re.sub(r"\s#.*", "", self.line))
 
     def _split(self) -> list[str]:
         return shlex.split(self.line, comments=True)

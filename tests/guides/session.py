@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner
 
@@ -24,16 +25,25 @@ SHORTER = {
 }
 ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8000")
 FIRST_LINE = re.compile(r"# (\S+\.ya?ml)\n")
-Started = dict[str, Service]
 
 
-class Session:
-    """`services` are kept by the command that started them, for every document that uses it."""
+class Shared(contextlib.ExitStack):
+    """A service, and its end."""
 
-    def __init__(self, folder: Path, services: Started, running: contextlib.ExitStack) -> None:
+    service: Service | None = None
+
+    def start(self) -> Service:
+        self.service = self.service or self.enter_context(started())
+        return self.service
+
+
+class Session(contextlib.ExitStack):
+    """`shared` outlives it: the service with the default settings, once one of them needed it."""
+
+    def __init__(self, folder: Path, shared: Shared) -> None:
+        super().__init__()
         self.folder = folder
-        self.services = services
-        self.running = running
+        self.shared = shared
         self.service: Service | None = None
         self.said = ""
         self.scope: dict[str, object] = {}
@@ -69,12 +79,13 @@ class Session:
             self._serve(command)
             return ""
         line = self._addressed(command.line)
-        if words[0] == "resnet-serve":
-            extra = SHORTER.get(words[1], [])
-            if command.is_plain and not command.assignments:
-                return self._invoke([*Command(line).words[1:], *extra])
-            head, redirection, rest = line.partition(" >")
-            line = " ".join([head, *extra]) + redirection + rest
+        if words[0] == "resnet-serve" and not command.assignments:
+            head, _, path = line.partition(" > ")
+            if Command(head).is_plain:
+                said = self._invoke(Command(head).words[1:])
+                if path:
+                    (self.folder / Command(path).words[0]).write_text(said)
+                return said
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", line],
             env=self._environment(),
@@ -89,6 +100,7 @@ class Session:
 
     def _invoke(self, arguments: list[str]) -> str:
         """In this process, which has torch already."""
+        arguments = [*arguments, *SHORTER.get(arguments[0], [])]
         done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 0, f"resnet-serve {' '.join(arguments)}\n{done.output}"
         return done.stdout
@@ -96,21 +108,16 @@ class Session:
     def _serve(self, command: Command) -> None:
         arguments = [] if command.words[0] == "make" else command.words[2:]
         arguments = [word for word in arguments if word != "&"]
-        key = " ".join([*command.assignments, *arguments])
-        # A file of this folder is not another folder's of the same name.
-        local = any((self.folder / word).exists() for word in arguments)
-        key = f"{self.folder}: {key}" if local else key
-        if key not in self.services:
-            service = started(*arguments, cwd=self.folder, **command.environment)
-            self.services[key] = self.running.enter_context(service)
-        self.service = self.services[key]
+        if not arguments and not command.assignments:
+            self.service = self.shared.start()
+            return
+        variables: dict[str, Any] = {**command.environment}
+        self.service = self.enter_context(started(*arguments, cwd=self.folder, **variables))
 
     def _addressed(self, text: str) -> str:
         if not ADDRESS.search(text):
             return text
-        if self.service is None:
-            self._serve(Command("resnet-serve serve"))
-        assert self.service is not None
+        self.service = self.service or self.shared.start()
         return ADDRESS.sub(f"127.0.0.1:{self.service.port}", text)
 
     def _environment(self) -> dict[str, str]:
