@@ -45,16 +45,19 @@ class Rendered:
         return found
 
 
-def render(*sets: Values, release: str = RELEASE) -> list[Rendered]:
-    """The chart with each of `sets` over its own values; skips where there is no Helm."""
+def render(*sets: Values, release: str = RELEASE, lint: bool = False) -> list[Rendered]:
+    """The chart with each of `sets` over its own values; skips where there is no Helm.
+
+    `lint` has Helm look for faults as well.
+    """
     if util.find_spec("helm_python") is None:
         import pytest
 
         pytest.skip("Helm is not to be had for this machine")
     done = subprocess.run(
-        [sys.executable, "-m", __name__, release],
+        [sys.executable, "-m", __name__],
         cwd=ROOT,
-        input=json.dumps(sets),
+        input=json.dumps({"sets": sets, "release": release, "lint": lint}),
         capture_output=True,
         text=True,
         check=False,
@@ -75,29 +78,29 @@ def _read(files: dict[str, str], findings: list[str], refusal: str) -> Rendered:
     return Rendered(documents[False], documents[True], notes, findings, refusal)
 
 
-def _answer(chart: Any, values: Values, release: str) -> dict[str, Any]:
+def main() -> None:
     import helm_python
 
-    try:
-        files = chart.render(values, name=release, namespace=NAMESPACE)
-    except helm_python.HelmError as error:
-        return {"files": {}, "findings": [], "refusal": error.detail}
-    report = helm_python.lint(CHART, values, strict=True)
-    findings = [
-        f"{each['path']}: {each['error']}"
-        for each in report["messages"]
-        if each["severity"] >= WARNING
-    ]
-    return {"files": files, "findings": findings, "refusal": ""}
-
-
-def main(release: str) -> None:
-    import helm_python
-
+    asked = json.load(sys.stdin)
+    answers: list[dict[str, Any]] = []
     with helm_python.Chart.load(CHART) as chart:
-        answers = [_answer(chart, values, release) for values in json.load(sys.stdin)]
+        for values in asked["sets"]:
+            answers.append({"files": {}, "findings": [], "refusal": ""})
+            try:
+                answers[-1]["files"] = chart.render(
+                    values, name=asked["release"], namespace=NAMESPACE
+                )
+            except helm_python.HelmError as error:
+                answers[-1]["refusal"] = error.detail
+            if asked["lint"]:
+                report = helm_python.lint(CHART, values, strict=True)
+                answers[-1]["findings"] = [
+                    f"{each['path']}: {each['error']}"
+                    for each in report["messages"]
+                    if each["severity"] >= WARNING
+                ]
     json.dump(answers, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

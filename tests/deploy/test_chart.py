@@ -14,18 +14,18 @@ import jsonschema
 import pytest
 import yaml
 
+from service.routes import router
+from service.v2.routes import ROUTES
 from tests.conftest import client, started
 from tests.deploy.chart import CHART, RELEASE, ROOT, SETS, Rendered, Values, render
 from tests.deploy.crds import check
-from tests.deploy.test_monitoring import promtool
-from tests.deploy.test_schemas import ADAPTER
 
 TEMPLATES = "".join(path.read_text("utf-8") for path in sorted((CHART / "templates").rglob("*.*")))
-ALERTS = ROOT / "deploy/prometheus/alerts.yml"
 OF_A_BUNDLE = {"models": [{"spec": "/bundles/a.safetensors"}]}
 OTHERS: dict[str, Values] = {
     "more replicas": {"replicas": 5},
     "other settings": {"config": {"max_batch_images": 32}},
+    "longer drain": {"config": {"shutdown_grace_s": 2.5, "shutdown_timeout_s": 60}},
     "policy": {"networkPolicy": {"enabled": True}},
     "policy for nobody": {"networkPolicy": {"enabled": True, "sameNamespace": False}},
     "claim": {"config": OF_A_BUNDLE, "bundles": {"existingClaim": "b"}},
@@ -116,32 +116,26 @@ def test_a_release_of_another_name_has_objects_of_its_own() -> None:
     assert labels["app.kubernetes.io/instance"] == "cats"
 
 
-def test_the_alerts_are_those_of_prometheus(charts: dict[str, Rendered]) -> None:
-    rules = charts["everything"].one("PrometheusRule")["spec"]
-    assert rules == yaml.safe_load(ALERTS.read_text("utf-8"))
-    # One file, which Helm packs.
-    assert (CHART / "alerts.yml").resolve() == ALERTS
+def test_a_longer_drain_has_longer_until_the_kill(others: dict[str, Rendered]) -> None:
+    pod = others["longer drain"].one("Deployment")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 5 + 63 + 10
 
 
-def test_prometheus_finds_pods_under_the_name_that_alerts_ask_for(
-    charts: dict[str, Rendered],
-) -> None:
-    monitor = charts["everything"].one("ServiceMonitor")["spec"]
-    service = charts["everything"].one("Service")
-    labels = service["metadata"]["labels"]
-    assert monitor["selector"]["matchLabels"].items() <= labels.items()
-    assert f'job="{labels[monitor["jobLabel"]]}"' in ALERTS.read_text("utf-8")
-    (endpoint,) = monitor["endpoints"]
-    assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
-    assert endpoint["scheme"] == "https"
-
-
-def test_pods_are_scraped_once(charts: dict[str, Rendered]) -> None:
-    for name in SETS:
-        kinds = {each["kind"] for each in charts[name].documents}
-        template = charts[name].one("Deployment")["spec"]["template"]
-        annotated = "prometheus.io/scrape" in template["metadata"]["annotations"]
-        assert annotated is not ("ServiceMonitor" in kinds)
+def test_what_is_passed_on_from_outside_exists(charts: dict[str, Rendered]) -> None:
+    everything = charts["everything"]
+    routes = [*router.routes, *ROUTES]
+    values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    for prefix in (*values["ingress"]["paths"], *values["httpRoute"]["paths"]):
+        assert any(getattr(route, "path", "").startswith(f"{prefix}/") for route in routes)
+    service = everything.one("Service")
+    (port,) = service["spec"]["ports"]
+    for rule in everything.one("Ingress")["spec"]["rules"]:
+        for path in rule["http"]["paths"]:
+            asked = path["backend"]["service"]
+            assert asked == {"name": service["metadata"]["name"], "port": {"name": port["name"]}}
+    (rule,) = everything.one("HTTPRoute")["spec"]["rules"]
+    (backend,) = rule["backendRefs"]
+    assert backend == {"name": service["metadata"]["name"], "port": port["port"]}
 
 
 def test_only_those_named_connect(charts: dict[str, Rendered]) -> None:
@@ -220,61 +214,6 @@ def test_notes_say_what_is_missing(charts: dict[str, Rendered]) -> None:
     assert "--from-literal=administrators=" in charts["everything"].notes
     assert "Everybody who reaches the pods is served" in charts["minimal"].notes
     assert "custom.metrics.k8s.io" in charts["gpu"].notes
-
-
-def adapter_rule() -> dict[str, Any]:
-    (rule,) = yaml.safe_load(ADAPTER.read_text("utf-8"))["rules"]["custom"]
-    assert isinstance(rule, dict)
-    return rule
-
-
-def test_the_adapter_gives_the_metric_that_the_autoscaler_asks_for(
-    charts: dict[str, Rendered],
-) -> None:
-    rule = adapter_rule()
-    (asked, _) = charts["everything"].one("HorizontalPodAutoscaler")["spec"]["metrics"]
-    name = asked["pods"]["metric"]["name"]
-    assert rule["name"]["as"] == name
-    assert re.fullmatch(rule["name"]["matches"], rule["seriesQuery"].partition("{")[0])
-    assert set(rule["resources"]["overrides"]) == {"namespace", "pod"}
-
-
-def test_the_adapters_query_adds_a_pods_models(tmp_path: Path) -> None:
-    query = adapter_rule()["metricsQuery"]
-    for placeholder, text in (
-        ("<<.Series>>", "resnet_serve_queue_depth"),
-        ("<<.LabelMatchers>>", 'namespace="n",pod=~"a|b"'),
-        ("<<.GroupBy>>", "pod"),
-    ):
-        query = query.replace(placeholder, text)
-    series = 'resnet_serve_queue_depth{{namespace="n",pod="{}",model="{}"}}'
-    test = {
-        "evaluation_interval": "15s",
-        "tests": [
-            {
-                "interval": "15s",
-                "input_series": [
-                    {"series": series.format("a", "x"), "values": "4x20"},
-                    {"series": series.format("a", "y"), "values": "8x20"},
-                    {"series": series.format("b", "x"), "values": "1x20"},
-                    {"series": series.format("c", "x"), "values": "99x20"},
-                ],
-                "promql_expr_test": [
-                    {
-                        "expr": query,
-                        "eval_time": "3m",
-                        "exp_samples": [
-                            {"labels": '{pod="a"}', "value": 12},
-                            {"labels": '{pod="b"}', "value": 1},
-                        ],
-                    }
-                ],
-            }
-        ],
-    }
-    path = tmp_path / "adapter_test.yml"
-    path.write_text(yaml.safe_dump(test))
-    promtool("test", "rules", path)
 
 
 @pytest.mark.slow  # Starts a service and has it drain.

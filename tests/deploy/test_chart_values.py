@@ -84,6 +84,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "unknown value within": ({"gpu": {"number": 1}}, "at '/gpu': additional properties 'number'"),
     "wrong type": ({"replicas": "two"}, "at '/replicas': got string, want integer"),
     "no quantity": ({"tmp": {"sizeLimit": "much"}}, "at '/tmp/sizeLimit'"),
+    "no name of a Service": ({"fullnameOverride": "1.cat"}, "at '/fullnameOverride'"),
     "no name": ({"tls": {"existingSecret": "My Secret"}}, "at '/tls/existingSecret'"),
     "tag in the repository": ({"image": {"repository": "a:b"}}, "at '/image/repository'"),
     "no setting": ({"config": {"prot": 1}}, "at '/config': additional properties 'prot'"),
