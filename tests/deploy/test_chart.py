@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def test_what_it_makes_is_valid(charts: dict[str, Rendered], name: str) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_helm_finds_no_fault(charts: dict[str, Rendered], name: str) -> None:
     assert charts[name].findings == []
+
+
+def test_it_is_of_the_services_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert chart["appVersion"] == chart["version"] == project["version"]
+    assert chart["name"] == project["name"]
 
 
 def test_every_kind_is_made_by_some_values(charts: dict[str, Rendered]) -> None:

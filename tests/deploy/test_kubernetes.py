@@ -142,6 +142,10 @@ def test_it_is_killed_only_after_it_has_drained(deployed: Deployed, tmp_path: Pa
     )
 
 
+def test_it_is_not_process_1(deployed: Deployed) -> None:
+    assert deployed.pod["shareProcessNamespace"] is True
+
+
 def test_the_files_of_secrets_are_not_too_open(deployed: Deployed) -> None:
     secrets = [volume["secret"] for volume in deployed.pod["volumes"] if "secret" in volume]
     for secret in secrets:
