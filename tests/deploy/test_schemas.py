@@ -78,6 +78,15 @@ MODEL = {
     "protocolVersion": PROTOCOLS,
 }
 
+# What Prometheus' data source adds to an annotation; Grafana's own types leave such fields open.
+PROMETHEUS_MARKS = {
+    "step": str,
+    "titleFormat": str,
+    "textFormat": str,
+    "tagKeys": str,
+    "useValueForTime": bool,
+}
+
 
 def documents(path: Path) -> list[dict[str, Any]]:
     return [each for each in yaml.safe_load_all(path.read_text("utf-8")) if each]
@@ -140,6 +149,12 @@ def check_dashboard(content: dict[str, Any]) -> None:
         ValueError: a field does not exist, or holds what it cannot.
     """
     plugins.register_default_plugins()
+    content = copy.deepcopy(content)
+    for mark in content.get("annotations", {}).get("list", []):
+        if mark["datasource"]["type"] == "prometheus":
+            held = {name: mark.pop(name) for name in PROMETHEUS_MARKS.keys() & mark.keys()}
+            if wrong := [n for n, v in held.items() if not isinstance(v, PROMETHEUS_MARKS[n])]:
+                raise ValueError(f"dashboard.annotations: {', '.join(wrong)} of another type")
     model = Dashboard.from_json(content)
     _check_types(model, "dashboard")
     # What the types do not know is not there any more.
@@ -309,6 +324,10 @@ BREAKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "wrong type": lambda content: content.update(schemaVersion="new"),
     "wrong type within": lambda content: content["panels"][0]["gridPos"].update(w="wide"),
     "unknown option": lambda content: _panel(content, "timeseries")["options"].update(legends={}),
+    "wrong type of a mark": lambda content: content["annotations"]["list"].append(
+        {"name": "x", "datasource": {"type": "prometheus", "uid": "x"}, "step": 5}
+    ),
+    "unknown field of a mark": lambda content: content["annotations"]["list"][0].update(titel="x"),
     "unknown field of a query": lambda content: _panel(content, "timeseries")["targets"][0].update(
         expression="up"
     ),
