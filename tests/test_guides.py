@@ -156,6 +156,10 @@ def test_words_know_variables_and_comments() -> None:
         ("cluster", "kubectl apply -f deploy/kubernetes/none.yml"),
         ("cluster", "kubectl rollout status deployment/none"),
         ("cluster", "kubectl create secret generic none"),
+        ("cluster", "helm upgrade --install resnet-serve deploy/kubernetes/none"),
+        ("cluster", "helm upgrade --install resnet-serve deploy/kubernetes/chart --set none=1"),
+        ("cluster", "helm upgrade --install resnet-serve deploy/kubernetes/chart --values none"),
+        ("cluster", "helm delete resnet-serve"),
         ("gpu", "resnet-serve serve --gpu 1"),
         ("gpu", "resnet-serve serve --device tpu"),
         ("internet", "resnet-serve serve --model builtin:resnet10-cifar10"),
@@ -163,7 +167,7 @@ def test_words_know_variables_and_comments() -> None:
     ],
 )
 def test_a_wrong_command_is_found_without_what_it_needs(needs: str, line: str) -> None:
-    with pytest.raises((AssertionError, ValueError, click.ClickException)):
+    with pytest.raises((AssertionError, LookupError, ValueError, click.ClickException)):
         CHECKS[needs](Command(line))
 
 

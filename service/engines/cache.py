@@ -34,7 +34,8 @@ def keep(path: Path | None, write: Callable[[Path], object]) -> None:
     """Has `write` make the file, whole or not at all: another process may be reading there."""
     if path is None:
         return
-    part = path.with_name(f"{os.getpid()}-{path.name}")
+    # Pods that share a volume have the same numbers for their processes.
+    part = path.with_name(f"{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
         write(part)
         with part.open("rb") as file:

@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
+from service.child import MARGIN_SECONDS
+from service.listener import NEW_CONNECTION_SECONDS
+from service.settings import load
 from tests.conftest import client, encoded, started
 from tests.deploy.test_image import one, stages
 from tests.e2e.test_runtime_models import write
 
 ROOT = Path(__file__).parents[2]
+# Kubernetes' own terminationGracePeriodSeconds, which serverless InferenceServices cannot change.
+BY_DEFAULT = 30
 RUNTIME, SERVICE = yaml.safe_load_all((ROOT / "deploy/kubernetes/kserve.yml").read_text("utf-8"))
 
 
@@ -45,6 +50,13 @@ def test_it_may_do_nothing_but_serve(container: dict[str, Any]) -> None:
     assert set(mounted.values()) <= writable
     environ = {entry["name"]: entry["value"] for entry in container["env"]}
     assert environ["RESNET_SERVE_CACHE_DIR"] in mounted
+
+
+def test_it_has_drained_before_it_is_killed(container: dict[str, Any]) -> None:
+    assert "terminationGracePeriodSeconds" not in SERVICE["spec"]["predictor"]
+    settings = load(environ={entry["name"]: entry["value"] for entry in container["env"]})
+    taken = settings.shutdown_grace_s + NEW_CONNECTION_SECONDS + settings.shutdown_timeout_s
+    assert taken + MARGIN_SECONDS < BY_DEFAULT
 
 
 def test_its_command_serves_the_bundle_under_the_services_name(

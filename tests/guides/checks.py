@@ -13,7 +13,8 @@ import yaml
 
 from service import settings
 from service.cli import main
-from tests.deploy.test_schemas import check_compose, check_manifest, documents
+from tests.deploy.chart import CHART
+from tests.deploy.test_schemas import MANIFESTS, check_compose, check_manifest, documents
 from tests.guides.blocks import Command
 
 ROOT = Path(__file__).parents[2]
@@ -81,13 +82,16 @@ def _cluster(command: Command) -> None:
     if words[0] == "curl":
         assert any(ADDRESS.fullmatch(word) for word in words)
         return
+    if words[0] == "helm":
+        _helm(words)
+        return
     assert words[0] == "kubectl", command.line
     known: set[str] = set()
-    for path in (ROOT / "deploy/kubernetes").glob("*.yml"):
+    for path in MANIFESTS:
         for document in documents(path):
             check_manifest(document)
             known |= {f"{document['kind']}/{document['metadata']['name']}".lower()}
-    text = "".join(each.read_text("utf-8") for each in (ROOT / "deploy/kubernetes").glob("*.yml"))
+    text = "".join(each.read_text("utf-8") for each in MANIFESTS)
     for at, word in enumerate(words):
         if words[at - 1] == "-f":
             assert (ROOT / word).is_file(), word
@@ -100,6 +104,25 @@ def _cluster(command: Command) -> None:
             "secret",
         ]:
             assert word == "generic" or word in text, f"{word}: no file asks for it"
+
+
+def _helm(words: list[str]) -> None:
+    """Values of our chart that exist, and files that do; what others' charts take is not known."""
+    named = [word for word in words[1:] if not word.startswith("-")]
+    if words[1] == "test":
+        assert named[1:] == ["resnet-serve"]
+        return
+    assert words[1:3] == ["upgrade", "--install"], " ".join(words)
+    values: Any = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    for at, word in enumerate(words):
+        if words[at - 1] == "--values":
+            assert (ROOT / word).is_file(), word
+        elif words[at - 1] == "--set":
+            place = values
+            for name in word.partition("=")[0].split("."):
+                place = place[name]
+    chart = words[4]
+    assert chart.startswith("prometheus-community/") or (ROOT / chart / "Chart.yaml").is_file()
 
 
 def _gpu(command: Command) -> None:

@@ -1,0 +1,53 @@
+{{/* What each value allows by itself says values.schema.json; this is about several at once. */}}
+{{- define "resnet-serve.contradictions" -}}
+{{- $config := .Values.config -}}
+{{- if and (not .Values.keys.existingSecret) (not $config.allow_anonymous) -}}
+{{- fail "keys.existingSecret is empty: name a Secret with keys, or set config.allow_anonymous to true to serve everybody" -}}
+{{- end -}}
+{{- if and (hasKey $config "port") (eq (int $config.port) 0) -}}
+{{- fail "config.port is 0, a port that nobody would know: give another" -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if hasPrefix "RESNET_SERVE_" .name -}}
+{{- fail (printf "extraEnv has %s, which would win over config behind the chart's back: give it as config.%s" .name (.name | trimPrefix "RESNET_SERVE_" | lower)) -}}
+{{- end -}}
+{{- end -}}
+{{- $sources := compact (list .Values.bundles.existingClaim .Values.bundles.image .Values.bundles.fetch.image) -}}
+{{- if gt (len $sources) 1 -}}
+{{- fail (printf "bundles can come from one place only, not from each of %s: leave all but one of bundles.existingClaim, bundles.image and bundles.fetch.image empty" (join ", " $sources)) -}}
+{{- end -}}
+{{- if and .Values.bundles.fetch.image (not .Values.bundles.fetch.command) -}}
+{{- fail "bundles.fetch.command is empty: say what shall write the bundles to /bundles" -}}
+{{- end -}}
+{{- $gpus := int .Values.gpu.count -}}
+{{- range $number, $model := $config.models -}}
+{{- if and (hasPrefix "/bundles/" $model.spec) (not $sources) -}}
+{{- fail (printf "config.models[%d].spec is %s, but nothing is mounted there: set bundles.existingClaim, bundles.image or bundles.fetch" $number $model.spec) -}}
+{{- end -}}
+{{- $device := $model.device | default "auto" -}}
+{{- range (kindIs "slice" $device | ternary $device (list $device)) -}}
+{{- if and (hasPrefix "cuda" .) (ge (int (trimPrefix ":" (trimPrefix "cuda" .) | default "0")) $gpus) -}}
+{{- fail (printf "config.models[%d].device is %s, but pods have %d GPUs: raise gpu.count" $number . $gpus) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.autoscaling -}}
+{{- if .enabled -}}
+{{- if gt (int .minReplicas) (int .maxReplicas) -}}
+{{- fail (printf "autoscaling.minReplicas is %d, more than maxReplicas, %d" (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- if not (or .queueDepth .cpuUtilization) -}}
+{{- fail "autoscaling has nothing to go by: set autoscaling.queueDepth or autoscaling.cpuUtilization" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq (toString .Values.rollingUpdate.maxUnavailable | trimSuffix "%") "0") (eq (toString .Values.rollingUpdate.maxSurge | trimSuffix "%") "0") -}}
+{{- fail "rollingUpdate.maxUnavailable and maxSurge are both 0, so no pod could be replaced" -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled .Values.serviceMonitor.enabled (not .Values.networkPolicy.prometheusNamespace) -}}
+{{- fail "networkPolicy would keep Prometheus out: set networkPolicy.prometheusNamespace" -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.parentRefs is empty: name the Gateway" -}}
+{{- end -}}
+{{- end -}}
