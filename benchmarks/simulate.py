@@ -162,6 +162,10 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     )
     due = due_times(given.arrivals, rate / given.grain, given.seconds, given.seed)
     with tqdm(total=given.seconds, unit="s", disable=None, leave=False) as bar:
+
+        def advance(now: float) -> None:
+            bar.update(min(now, given.seconds) - bar.n)
+
         try:
             found = simulate(
                 fleet,
@@ -171,7 +175,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                 slo=given.slo_ms / 1000,
                 grain=given.grain,
                 seed=given.seed,
-                on_progress=lambda now: bar.update(min(now, given.seconds) - bar.n) and None,
+                on_progress=advance,
             )
         except ValueError as error:
             raise SystemExit(str(error)) from None

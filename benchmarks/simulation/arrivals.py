@@ -26,7 +26,7 @@ def times(rates: Floats, seconds: float, random: np.random.Generator) -> Floats:
     edges = np.linspace(0.0, seconds, len(rates) + 1)
     expected = np.concatenate(([0.0], np.cumsum(rates) * (seconds / len(rates))))
     drawn = random.uniform(0.0, expected[-1], random.poisson(expected[-1]))
-    return np.interp(np.sort(drawn), expected, edges)
+    return np.asarray(np.interp(np.sort(drawn), expected, edges), dtype=np.float64)
 
 
 def steady(rate: float) -> Floats:

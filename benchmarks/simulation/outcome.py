@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class Outcome:
             "offered": round(int(counted.sum()) * self.grain / seconds, 1),
             "images_per_second": round(int(in_time.sum()) * self.grain / seconds, 1),
             "goodput": round(within * self.grain / seconds, 1),
-            "slo_ms": round(self.slo * 1000, 3),
+            "slo_ms": round(self.slo * 1000, 3) if math.isfinite(self.slo) else None,
             "latency_ms": {
                 name: round(float(np.quantile(waited, share)) * 1000, 3)
                 for name, share in QUANTILES.items()
