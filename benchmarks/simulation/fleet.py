@@ -44,7 +44,8 @@ class Fleet:
     `balancers` choose independently, each by `policy` (see POLICIES). A caller who is refused or
     loses the connection tries `retries` times more, after Retry-After. A host fails on average
     after `mtbf`; balancers go on sending to it for `detect`; after `cold_start` another takes its
-    place, which is also how long a host that `scaling` wants takes to come.
+    place, which is also how long a host that `scaling` wants takes to come. Of the hosts, each
+    `slow_every`th (0: none) takes twice as long for a batch.
     """
 
     host: Host
@@ -56,6 +57,7 @@ class Fleet:
     detect: float = 2.0
     cold_start: float = 120.0
     scaling: Scaling | None = None
+    slow_every: int = 0
 
 
 def simulate(
@@ -168,7 +170,10 @@ class _Run:
 
     def _join(self) -> None:
         """A host is ready."""
-        node = Node(self._host, self._events, self._came, self._answered, self._random)
+        host, every = self._host, self._fleet.slow_every
+        if every and len(self._nodes) % every == every - 1:
+            host = host.slower(2.0)
+        node = Node(host, self._events, self._came, self._answered, self._random)
         self._nodes.append(node)
         self._ready.append(node)
         for balancer in self._balancers:

@@ -69,8 +69,13 @@ class Host:
             rates.append(1 / self.loop)
         return min(rates)
 
+    def slower(self, times: float) -> Host:
+        """The same host with batches that take `times` as long."""
+        slow = {size: seconds * times for size, seconds in self.batch_seconds.items()}
+        return replace(self, batch_seconds=slow)
+
     def in_grains(self, grain: int) -> Host:
-        """The same host for requests that are `grain` images each.
+        """The same host for requests that are `grain` images each, which all threads decode.
 
         Raises:
             ValueError: no batch is large enough.
@@ -85,7 +90,8 @@ class Host:
         return replace(
             self,
             batch_seconds=sizes,
-            decode=self.decode * grain,
+            decode_slots=min(1, self.decode_slots),
+            decode=self.decode * grain / max(1, self.decode_slots),
             loop=self.loop * grain,
             slowdown=self.slowdown * grain,
             max_queue=max(1, self.max_queue // grain),
