@@ -2,10 +2,13 @@
 
 python -m benchmarks.check_simulation --output benchmarks/results/simulation.json
 
-For each model: the service starts and says how long its batches take; one connection shows what
+For each host: the service starts and says how long its batches take; one connection shows what
 decoding and the event loop take; 16 and 64 connections show its capacity. Then open loops at four
 shares of the capacity are measured and simulated, with the same times of arrival. The generator
 shares the machine's CPUs with the service. Nothing is fitted to the loads that are compared.
+
+One host has a device that computes nothing and leaves the CPUs alone, as a GPU does; the others
+are ResNets on the CPUs, which decoding, the event loop and the generator want as well.
 """
 
 from __future__ import annotations
@@ -51,22 +54,29 @@ COMPARED = ("images_per_second", "p50_ms", "p99_ms", "batch_size", "refused_shar
 class Plan:
     """What to measure: `seconds` for each load, callers who wait for `patience` seconds.
 
-    `inline`: images so small that the event loop decodes them; `threads` of the engine.
+    `inline`: images so small that the event loop decodes them; `threads` of the engine on the
+    CPUs, 0 if it leaves them alone; `program` is what Python is told to run.
     """
 
+    name: str
     model: str
     images: Sequence[bytes]
     inline: bool
     threads: int
     patience: float
     seconds: float
+    program: Sequence[str] = ("-m", "service.cli")
 
 
 def plans(seconds: float) -> list[Plan]:
     cpus = len(os.sched_getaffinity(0))
+    small, photos = made.small(32), made.photos(16)
+    sleeping = ("-m", "benchmarks.sleeping_engine")
+    fewer = max(1, cpus - 1)
     return [
-        Plan("builtin:resnet20-cifar10", made.small(32), True, max(1, cpus - 1), 0.3, seconds / 2),
-        Plan("random:resnet50", made.photos(16), False, cpus, 2.0, seconds),
+        Plan("a device of its own", "random:resnet20", small, True, 0, 1.0, seconds, sleeping),
+        Plan("ResNet-20", "builtin:resnet20-cifar10", small, True, fewer, 0.3, seconds / 2),
+        Plan("ResNet-50", "random:resnet50", photos, False, cpus, 2.0, seconds),
     ]
 
 
@@ -75,17 +85,17 @@ def measure(plan: Plan) -> dict[str, Any]:
     arguments = ["--model", plan.model, "--workers", "1"]
     threads = {
         "RESNET_SERVE_DECODE_THREADS": str(DECODE_THREADS),
-        "RESNET_SERVE_ENGINE_THREADS": str(plan.threads),
+        "RESNET_SERVE_ENGINE_THREADS": str(max(1, plan.threads)),
     }
     with (
         tempfile.TemporaryDirectory() as cache,
-        started(arguments, plan.images[0], Path(cache), **threads) as service,
+        started(arguments, plan.images[0], Path(cache), program=plan.program, **threads) as service,
     ):
         target = Target.of(service.url, plan.images)
         host = calibrated(service, target, plan)
         capacity = 0.0
         for connections in CONNECTIONS:
-            _say(f"{plan.model}: {connections} connections")
+            _say(f"{plan.name}: {connections} connections")
             report = closed_loop(target, connections=connections, seconds=plan.seconds / 4)
             capacity = max(capacity, report.images_per_second)
         hurried = Target.of(
@@ -93,6 +103,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         )
         loads = [compare(service, plan, hurried, host, share, capacity) for share in SHARES]
     return {
+        "name": plan.name,
         "model": plan.model,
         "seconds": plan.seconds,
         "patience_s": plan.patience,
@@ -109,7 +120,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 def calibrated(service: Started, target: Target, plan: Plan) -> Host:
     """The host as one connection shows it, to which nothing else happens meanwhile."""
     batch_ms = _batch_ms(service.url)
-    _say(f"{plan.model}: 1 connection; batches take {batch_ms} ms")
+    _say(f"{plan.name}: 1 connection; batches take {batch_ms} ms")
     before = _loop_seconds(service.pid)
     seconds, warm_up = plan.seconds / 4, 1.0
     report = closed_loop(target, connections=1, seconds=seconds, warm_up=warm_up)
@@ -148,7 +159,7 @@ def compare(
 ) -> dict[str, Any]:
     """A load as measured, as simulated, and by how much the second is off."""
     rate = round(share * capacity, 1)
-    _say(f"{plan.model}: {share:.0%} of {capacity:g} images/s")
+    _say(f"{plan.name}: {share:.0%} of {capacity:g} images/s")
     before = settled(service.url)
     report = open_loop(
         target,
@@ -171,7 +182,7 @@ def compare(
         "load_average": round(os.getloadavg()[0], 2),
         "measured": measured,
         "simulated": simulated,
-        "error": {name: _error(name, simulated, measured) for name in COMPARED},
+        "error": {name: error(name, simulated, measured) for name in COMPARED},
         "phases_ms": report.phases_ms,
     }
 
@@ -205,7 +216,7 @@ def _figures(
     }
 
 
-def _error(name: str, simulated: dict[str, float], measured: dict[str, float]) -> float | None:
+def error(name: str, simulated: dict[str, float], measured: dict[str, float]) -> float | None:
     """Relative to what was measured; of a share, the difference."""
     if name == "refused_share":
         return round(simulated[name] - measured[name], 4)
@@ -220,7 +231,7 @@ def table(figures: dict[str, Any]) -> str:
     """Rows of a Markdown table for one model: measured, simulated, and the error."""
     capacity = figures["capacity"]
     lines = [
-        f"{figures['model']}: capacity {capacity['measured']:g} images/s measured, "
+        f"{figures['name']}: capacity {capacity['measured']:g} images/s measured, "
         f"{capacity['simulated']:g} simulated ({capacity['error']:+.0%})",
         "",
         "| load | images/s | p50, ms | p99, ms | batch | refused |",
@@ -250,10 +261,13 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="for each load of ResNet-50")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file")
+    parser.add_argument("--only", help="of the hosts, the one with this name")
     given = parser.parse_args()
     before = [round(each, 2) for each in os.getloadavg()]
     found = []
     for plan in plans(given.seconds):
+        if given.only not in (None, plan.name):
+            continue
         figures = measure(plan)
         print(table(figures), end="\n\n", flush=True)
         found.append(figures)
