@@ -171,7 +171,7 @@ def compare(
     )
     rose = {name: value - before.get(name, 0.0) for name, value in settled(service.url).items()}
     batches = rose["resnet_serve_batch_size_count"]
-    due = arrival_times(rate, WARM_UP + plan.seconds, report.run.arrivals, report.run.seed)
+    due = arrival_times(rate, WARM_UP + plan.seconds, "poisson", report.run.seed)
     outcome = simulate(Fleet(host), due, WARM_UP + plan.seconds, warm_up=WARM_UP)
     measured = of_report(report, rose["resnet_serve_batch_size_sum"] / max(1.0, batches))
     simulated = of_outcome(outcome)

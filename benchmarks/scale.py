@@ -26,11 +26,11 @@ from service.load.environment import machine, versions
 
 HOST = HOSTS["t4"]
 LOADS = (0.5, 0.7, 0.8, 0.9, 0.95)
-# Three views of the same 50 hosts: all alike; every tenth half as fast; ten balancers.
-CROWDS: Mapping[str, dict[str, int]] = {
-    "alike": {},
-    "one in ten slow": {"slow_every": 10},
-    "ten balancers": {"balancers": 10, "slow_every": 10},
+# All alike; every tenth half as fast; and ten balancers that do not know of each other.
+CROWDS: Mapping[str, Fleet] = {
+    "alike": Fleet(HOST, 50),
+    "one in ten slow": Fleet(HOST, 50, slow_every=10),
+    "ten balancers": Fleet(HOST, 50, slow_every=10, balancers=10),
 }
 COLD_STARTS = (30.0, 120.0, 300.0)
 # Unanswered requests for each host: more, and hosts are fuller.
@@ -55,15 +55,14 @@ def _steady(fleet: Fleet, load: float, seconds: float, *, grain: int = 1) -> Out
     return simulate(fleet, due, seconds, warm_up=warm_up, slo=0.1, grain=grain, seed=1)
 
 
-def policies(hosts: int = 50, seconds: float = SHORT) -> list[dict[str, Any]]:
+def policies(seconds: float = SHORT) -> list[dict[str, Any]]:
     """Latency by balancer and load."""
     found = []
-    for crowd, options in CROWDS.items():
+    for crowd, fleet in CROWDS.items():
         for policy in POLICIES:
             _say(f"{policy}, {crowd}")
             for load in LOADS:
-                fleet = Fleet(HOST, hosts, policy, **options)
-                outcome = _steady(fleet, load, seconds).as_json()
+                outcome = _steady(replace(fleet, policy=policy), load, seconds).as_json()
                 found.append({"crowd": crowd, "policy": policy, "load": load, **outcome})
     return found
 

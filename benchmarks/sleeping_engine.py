@@ -31,7 +31,7 @@ ENVIRONMENT = {
 
 
 def launch(
-    engine: HostEngine, images: Sequence[Pixels], size: int, *, maps: bool = False
+    self: HostEngine, images: Sequence[Pixels], size: int, *, maps: bool = False
 ) -> Callable[[], Ranking]:
     """In the place of `HostEngine.launch`; there are no maps."""
     ready = time.perf_counter() + SECONDS[size]
