@@ -9,12 +9,13 @@ is worth, what a failure costs, how late autoscaling is, and a thousand hosts fo
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,8 +34,11 @@ CROWDS: Mapping[str, Fleet] = {
     "ten balancers": Fleet(HOST, 50, slow_every=10, balancers=10),
 }
 COLD_STARTS = (30.0, 120.0, 300.0)
-# Unanswered requests for each host: more, and hosts are fuller.
-TARGETS = (30.0, 40.0)
+# What each host shall have of it: unanswered images, or 70 % of the images a second that it can.
+TARGETS: Mapping[Literal["unanswered", "rate"], float] = {
+    "unanswered": 30.0,
+    "rate": 0.7 * HOST.capacity,
+}
 SHORT, WARM_UP = 1.2, 0.3
 # When the load doubles, and how long is looked at.
 STEP_AT, STEP_SECONDS = 60.0, 450.0
@@ -82,20 +86,21 @@ def failures(hosts: int = 20, seconds: float = 8.0) -> list[dict[str, Any]]:
 
 
 def scaling(seconds: float = STEP_SECONDS) -> list[dict[str, Any]]:
-    """A load that doubles at once, by the cold start and by how full hosts may be."""
+    """A load that doubles at once, by the cold start and by what hosts are added for."""
     rates = np.where(np.arange(seconds) < STEP_AT, 1.0, 2.0) * 4 * HOST.capacity
     due = arrivals.times(rates / GRAIN, seconds, np.random.default_rng(1))
     found = []
     for cold_start in COLD_STARTS:
-        for target in TARGETS:
-            _say(f"autoscaling: cold start {cold_start:g} s, {target:g} unanswered a host")
-            wanted = Scaling(target / GRAIN, least=5, most=20)
+        for signal, target in TARGETS.items():
+            _say(f"autoscaling: cold start {cold_start:g} s, by {signal}")
+            wanted = Scaling(target / GRAIN, least=5, most=20, signal=signal)
             fleet = Fleet(replace(HOST, timeout=1.0), 5, scaling=wanted, cold_start=cold_start)
             outcome = simulate(fleet, due, seconds, warm_up=STEP_AT, grain=GRAIN, seed=1)
             bad = outcome.due[(outcome.status != 200) & (outcome.due >= STEP_AT)]
             found.append(
                 {
                     "cold_start": cold_start,
+                    "signal": signal,
                     "target": target,
                     "hosts_before": max(n for t, n in outcome.hosts if t < STEP_AT),
                     "refused_until_s": round(float(bad.max()) - STEP_AT, 1) if len(bad) else 0.0,
@@ -111,7 +116,7 @@ def sizes() -> list[dict[str, Any]]:
     found = []
     for hosts in (1, 10, 100, 1000):
         _say(f"{hosts} hosts")
-        seconds = min(20.0, max(0.4, 200 / hosts))
+        seconds = min(20.0, max(1.0, 200 / hosts))
         outcome = _steady(Fleet(HOST, hosts), 0.8, seconds).as_json()
         found.append({"hosts": hosts, "seconds": seconds, **outcome})
     return found
@@ -121,7 +126,7 @@ def minute() -> dict[str, Any]:
     """A thousand hosts for a minute, in which some fail."""
     _say("1000 hosts for a minute")
     began = time.process_time()
-    fleet = Fleet(HOST, 1000, retries=2, mtbf=50 * 3600.0, detect=2.0)
+    fleet = Fleet(HOST, 1000, retries=2, mtbf=12_000.0, detect=2.0)
     outcome = _steady(fleet, 0.8, 60.0, grain=MINUTE_GRAIN)
     return {
         "grain": MINUTE_GRAIN,
@@ -159,21 +164,37 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         left.set_ylabel("p99 latency, ms")
         left.legend(frameon=False)
         for colour, cold_start in zip(COLOURS, COLD_STARTS, strict=False):
-            row = next(
-                row
-                for row in figures["scaling"]
-                if row["cold_start"] == cold_start and row["target"] == TARGETS[1]
-            )
-            times, hosts = zip(*row["hosts_over_time"], (STEP_SECONDS, 0), strict=True)
-            counts: Sequence[int] = (*hosts[:-1], hosts[-2])
-            right.step(times, counts, color=colour, where="post", label=f"{cold_start:g} s")
+            for signal, line in (("rate", "-"), ("unanswered", ":")):
+                times, hosts = _steps(figures["scaling"], cold_start, signal)
+                label = f"by {signal}, {cold_start:g} s"
+                right.step(times, hosts, line, color=colour, where="post", label=label)
         right.axvline(STEP_AT, color="#777777", linestyle="--", linewidth=1)
         right.set_xlim(0, STEP_SECONDS)
         right.set_title("The load doubles at 60 s")
         right.set_xlabel("time, s")
         right.set_ylabel("ready hosts")
-        right.legend(frameon=False, title="cold start")
+        right.set_ylim(0, 29)
+        right.legend(frameon=False, ncols=2, loc="upper left", fontsize=7)
         figure.savefig(path, dpi=110)
+
+
+def _steps(
+    rows: Sequence[dict[str, Any]], cold_start: float, signal: str
+) -> tuple[list[float], list[int]]:
+    """Times at which the number of ready hosts changed, and that number."""
+    row = next(r for r in rows if r["cold_start"] == cold_start and r["signal"] == signal)
+    times = [time for time, _ in row["hosts_over_time"]]
+    hosts = [count for _, count in row["hosts_over_time"]]
+    return [*times, STEP_SECONDS], [*hosts, hosts[-1]]
+
+
+PARTS: Mapping[str, Callable[[], Any]] = {
+    "sizes": sizes,
+    "failures": failures,
+    "scaling": scaling,
+    "policies": policies,
+    "minute": minute,
+}
 
 
 def main() -> None:
@@ -182,17 +203,14 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="a JSON file")
     parser.add_argument("--plot", type=Path, help="a .png or .svg")
+    parser.add_argument("--only", nargs="*", choices=PARTS, help="the others stay as they are")
     given = parser.parse_args()
-    figures = {
-        "machine": machine(),
-        "versions": versions(),
-        "host": asdict(HOST),
-        "sizes": sizes(),
-        "failures": failures(),
-        "scaling": scaling(),
-        "policies": policies(),
-        "minute": minute(),
-    }
+    figures: dict[str, Any] = {"machine": machine(), "versions": versions(), "host": asdict(HOST)}
+    if given.only is not None:
+        figures = json.loads(given.output.read_text("utf-8")) | figures
+    for name, part in PARTS.items():
+        if given.only is None or name in given.only:
+            figures[name] = part()
     given.output.write_text(as_text(figures), "utf-8")
     if given.plot:
         draw(figures, given.plot)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +25,17 @@ PROGRESS_EVERY = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Enough hosts that each has `target` unanswered requests on average; times in seconds.
+    """Enough hosts that each has `target` of a signal on average; times in seconds.
 
-    Every `interval` the mean since the last time is looked at; hosts are given back when for
-    `hold` no more were wanted (Kubernetes' defaults).
+    The signal is `unanswered` requests, or their `rate` a second. Every `interval` its mean since
+    the last time is looked at; hosts are given back when for `hold` no more were wanted
+    (Kubernetes' defaults).
     """
 
     target: float
     least: int
     most: int
+    signal: Literal["unanswered", "rate"] = "unanswered"
     interval: float = 15.0
     hold: float = 300.0
 
@@ -109,7 +112,7 @@ class _Run:
         self._history: list[tuple[float, int]] = []
         self._ended: dict[Node, float] = {}
         self._wanted: deque[tuple[float, int]] = deque()
-        self._looked = (0.0, 0.0)
+        self._looked = 0.0
         for _ in range(fleet.hosts):
             self._join()
         if fleet.scaling:
@@ -219,12 +222,13 @@ class _Run:
     def _scale(self, scaling: Scaling) -> None:
         self._events.at(self._events.now + scaling.interval, self._scale, scaling)
         self._count(0)
-        now, (since, area) = self._events.now, self._looked
-        inside = (self._inside_seconds - area) / (now - since)
-        self._looked = (now, self._inside_seconds)
+        now = self._events.now
+        total = self._inside_seconds if scaling.signal == "unanswered" else float(self._tries)
+        needed = (total - self._looked) / scaling.interval / scaling.target
+        self._looked = total
         have = len(self._ready) + self._coming
-        wanted = math.ceil(inside / scaling.target)
-        if abs(inside / scaling.target / max(1, have) - 1) <= TOLERANCE:
+        wanted = math.ceil(needed)
+        if abs(needed / max(1, have) - 1) <= TOLERANCE:
             wanted = have
         wanted = min(scaling.most, max(scaling.least, wanted))
         self._wanted.append((now, wanted))

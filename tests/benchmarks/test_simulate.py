@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -160,13 +161,18 @@ def test_a_failed_host_loses_what_it_had_and_another_takes_it() -> None:
     assert 0 < Counter(alone.status.tolist())[503] < 0.2 * len(alone.due)
 
 
-def test_scaling_follows_the_load_after_a_cold_start() -> None:
+@pytest.mark.parametrize(
+    ("signal", "target"), [("unanswered", 8.0), ("rate", 0.7 * HOST.capacity)]
+)
+def test_scaling_follows_the_load_after_a_cold_start(
+    signal: Literal["unanswered", "rate"], target: float
+) -> None:
     low, high = 200.0, 4 * HOST.capacity
-    rates = np.concatenate((np.full(2, low), np.full(8, high), np.full(10, low)))
-    due = arrivals.times(rates, 20.0, np.random.default_rng(0))
-    scaling = Scaling(8.0, least=1, most=8, interval=0.5, hold=2.0)
+    rates = np.concatenate((np.full(2, low), np.full(6, high), np.full(8, low)))
+    due = arrivals.times(rates, 16.0, np.random.default_rng(0))
+    scaling = Scaling(target, least=1, most=8, interval=0.5, hold=2.0, signal=signal)
     fleet = Fleet(replace(HOST, timeout=0.3), scaling=scaling, cold_start=1.5)
-    found = simulate(fleet, due, 20.0)
+    found = simulate(fleet, due, 16.0)
     grew = next(time for time, hosts in found.hosts if hosts > 1)
     assert 2.0 + 1.5 <= grew <= 2.0 + 1.5 + 2 * 0.5
     assert max(hosts for _, hosts in found.hosts) >= 4
