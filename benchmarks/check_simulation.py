@@ -261,23 +261,18 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="for each load of ResNet-50")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file")
-    parser.add_argument("--only", help="of the hosts, the one with this name")
+    parser.add_argument("--only", help="the host with this name; the others stay as they are")
     given = parser.parse_args()
-    before = [round(each, 2) for each in os.getloadavg()]
-    found = []
+    known: dict[str, Any] = {}
+    if given.only and given.output.exists():
+        content = json.loads(given.output.read_text("utf-8"))
+        known = {figures["name"]: figures for figures in content["hosts"]}
     for plan in plans(given.seconds):
-        if given.only not in (None, plan.name):
-            continue
-        figures = measure(plan)
-        print(table(figures), end="\n\n", flush=True)
-        found.append(figures)
-    content = {
-        "machine": machine(),
-        "versions": versions(),
-        "load_average_before": before,
-        "models": found,
-    }
-    given.output.write_text(as_text(content), "utf-8")
+        if given.only in (None, plan.name):
+            known[plan.name] = measure(plan)
+            print(table(known[plan.name]), end="\n\n", flush=True)
+            content = {"machine": machine(), "versions": versions(), "hosts": [*known.values()]}
+            given.output.write_text(as_text(content), "utf-8")
 
 
 if __name__ == "__main__":
