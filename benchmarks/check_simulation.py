@@ -267,12 +267,14 @@ def main() -> None:
     if given.only and given.output.exists():
         content = json.loads(given.output.read_text("utf-8"))
         known = {figures["name"]: figures for figures in content["hosts"]}
-    for plan in plans(given.seconds):
-        if given.only in (None, plan.name):
-            known[plan.name] = measure(plan)
-            print(table(known[plan.name]), end="\n\n", flush=True)
-            content = {"machine": machine(), "versions": versions(), "hosts": [*known.values()]}
-            given.output.write_text(as_text(content), "utf-8")
+    wanted = [plan for plan in plans(given.seconds) if given.only in (None, plan.name)]
+    if not wanted:
+        parser.error(f"there is no host {given.only!r}")
+    for plan in wanted:
+        known[plan.name] = measure(plan)
+        print(table(known[plan.name]), end="\n\n", flush=True)
+        content = {"machine": machine(), "versions": versions(), "hosts": [*known.values()]}
+        given.output.write_text(as_text(content), "utf-8")
 
 
 if __name__ == "__main__":
