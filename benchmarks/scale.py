@@ -168,7 +168,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
                 times, hosts = _steps(figures["scaling"], cold_start, signal)
                 label = f"by {signal}, {cold_start:g} s"
                 right.step(times, hosts, line, color=colour, where="post", label=label)
-        right.axvline(STEP_AT, color="#777777", linestyle="--", linewidth=1)
+        right.axvline(STEP_AT, ymax=0.75, color="#777777", linestyle="--", linewidth=1)
         right.set_xlim(0, STEP_SECONDS)
         right.set_title("The load doubles at 60 s")
         right.set_xlabel("time, s")
