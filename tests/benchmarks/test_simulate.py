@@ -161,9 +161,7 @@ def test_a_failed_host_loses_what_it_had_and_another_takes_it() -> None:
     assert 0 < Counter(alone.status.tolist())[503] < 0.2 * len(alone.due)
 
 
-@pytest.mark.parametrize(
-    ("signal", "target"), [("unanswered", 8.0), ("rate", 0.7 * HOST.capacity)]
-)
+@pytest.mark.parametrize(("signal", "target"), [("unanswered", 8.0), ("rate", 0.7 * HOST.capacity)])
 def test_scaling_follows_the_load_after_a_cold_start(
     signal: Literal["unanswered", "rate"], target: float
 ) -> None:
