@@ -26,11 +26,14 @@ CORS_TOLD = ["Retry-After", "Server-Timing", "X-Request-ID"]
 
 
 def create_app(
-    settings: Settings, metrics: Metrics | None = None, fleet: Fleet | None = None
+    settings: Settings,
+    metrics: Metrics | None = None,
+    fleet: Fleet | None = None,
+    kind: type[Pipeline] = Pipeline,
 ) -> FastAPI:
     """The application; its engines start with its lifespan, and load in the background.
 
-    `fleet` has the models where they do not run in this process.
+    `fleet` has the models where they do not run in this process, `kind` what computes with them.
 
     Raises:
         ConfigError: a model cannot be served.
@@ -41,7 +44,7 @@ def create_app(
         from service import fleet as local  # noqa: PLC0415
 
         fleet = local.Fleet(settings, metrics)
-    pipeline = Pipeline(settings, metrics, fleet)
+    pipeline = kind(settings, metrics, fleet)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

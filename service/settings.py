@@ -275,20 +275,24 @@ MODEL_WIDE = tuple(set(ModelSettings.model_fields) - {"spec", "name", "architect
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
-    config: str | None = None,
+    config: str | Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings in force.
 
     `flags` maps settings to values (None: not given); `config` is the path of the YAML file,
-    else RESNET_SERVE_CONFIG names it.
+    else RESNET_SERVE_CONFIG names it; or what such a file would hold.
 
     Raises:
         ConfigError: a file is missing or unreadable, a key unknown, a value impossible.
     """
     environ = os.environ if environ is None else environ
-    path = config or environ.get(f"{PREFIX}CONFIG")
-    file = _read_file(Path(path)) if path else {}
+    path = None
+    if isinstance(config, Mapping):
+        file = dict(config)
+    else:
+        path = config or environ.get(f"{PREFIX}CONFIG")
+        file = _read_file(Path(path)) if path else {}
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     layers = [_split_lists(layer) for layer in (_from_environment(environ), given)]
     try:
