@@ -20,6 +20,8 @@ INGRESS = "ingress"
 # A new version is started before the old one ends, so that there is no moment without any.
 SURGE_PERCENT = 100
 DRAIN_LOOK_SECONDS = 0.5
+# A line for each call would add to the load; ours says what was refused, and why.
+QUIET = {"enable_access_log": False}
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -55,6 +57,7 @@ def app(args: dict[str, Any]) -> Application:
         max_queued_requests=settings.max_connections,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         max_surge_percent=SURGE_PERCENT,
+        logging_config=QUIET,
         graceful_shutdown_wait_loop_s=DRAIN_LOOK_SECONDS,
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
     )
@@ -71,6 +74,7 @@ def _options(row: ModelSettings, name: str, settings: Settings) -> dict[str, Any
         "max_ongoing_requests": 2 * row.max_queue,
         "max_queued_requests": row.max_queue,
         "max_surge_percent": SURGE_PERCENT,
+        "logging_config": QUIET,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOK_SECONDS,
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
         "ray_actor_options": {
