@@ -35,34 +35,34 @@ ENVIRONMENT = {
 class Nodes:
     """`url` is where the one HTTP proxy listens, on the first node."""
 
-    def __init__(self, count: int, cpus: int, commands: Path) -> None:
-        import ray
-        from ray import serve
+    def __init__(self, cpus: int, commands: Path) -> None:
         from ray.cluster_utils import Cluster
 
         self._commands = commands
         self.command("")
         self._node = {"num_cpus": cpus, "object_store_memory": STORE_BYTES}
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args=self._node
-            | {"include_dashboard": False, "_system_config": {"metrics_report_interval_ms": 1000}},
-        )
+        self.cluster = Cluster()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def start(self, count: int) -> None:
+        import ray
+        from ray import serve
+
+        self.add(include_dashboard=False, _system_config={"metrics_report_interval_ms": 1000})
         for _ in range(count - 1):
             self.add()
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="warning")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": "127.0.0.1", "port": port},
+            http_options={"host": "127.0.0.1", "port": self._port},
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
 
-    def add(self) -> Any:
+    def add(self, **more: Any) -> Any:
         """Another node."""
-        return self.cluster.add_node(**self._node)
+        return self.cluster.add_node(**self._node, **more)
 
     def command(self, fault: str) -> None:
         """What engines do from now on; nothing: what they should."""
@@ -74,7 +74,7 @@ class Nodes:
     def deploy(
         self, settings: dict[str, Any], wait: bool = True, **options: dict[str, Any]
     ) -> None:
-        """What `serve deploy` does with our YAML, with other settings and options of deployments."""
+        """Does what `serve deploy` does with our YAML, but for settings and deployments' options."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
@@ -113,8 +113,9 @@ class Nodes:
         import ray
         from ray import serve
 
-        serve.shutdown()
-        ray.shutdown()
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
         self.cluster.shutdown()
 
 
@@ -123,16 +124,14 @@ def nodes(count: int, cpus: int, folder: Path) -> Iterator[Nodes]:
     """A cluster of so many nodes with so many CPUs each, as far as Ray knows."""
     before = dict(os.environ)
     commands = folder / "commands"
-    commands.write_text("")
     path = filter(None, (str(ROOT / "tests" / "faults"), os.environ.get("PYTHONPATH")))
     os.environ.update(ENVIRONMENT, FAULTS=str(commands), PYTHONPATH=os.pathsep.join(path))
-    running = None
+    running = Nodes(cpus, commands)
     try:
-        running = Nodes(count, cpus, commands)
+        running.start(count)
         yield running
     finally:
-        if running is not None:
-            running.close()
+        running.close()
         os.environ.clear()
         os.environ.update(before)
 

@@ -40,9 +40,7 @@ def app(args: dict[str, Any]) -> Application:
     )
     if not (settings.api_keys or settings.admin_keys or settings.allow_anonymous):
         log.warning("everybody who reaches Ray's proxies may use the models: api_keys changes that")
-    told = settings.model_dump(
-        mode="json", exclude_unset=True, exclude={"models"}, context=SECRETS
-    )
+    told = settings.model_dump(mode="json", exclude_unset=True, exclude={"models"}, context=SECRETS)
     rows = [row.model_dump(mode="json", exclude_unset=True) for row in settings.models]
     # Engines need no keys.
     private = told.keys() & {*SECRETS, *(f"{name}_file" for name in SECRETS)}

@@ -9,8 +9,8 @@ import ray
 from ray import serve
 
 from service import interpreter
-from service.exchange import refusal_of
 from service.errors import BadParameter, ServiceError
+from service.exchange import refusal_of
 from service.logs import log_to_stderr
 from service.pipeline import Pipeline
 from service.ray.metrics import REPLICA, RayMetrics
@@ -46,7 +46,7 @@ class Replica:
         self._pipeline = Pipeline(settings, metrics, fleet)
         self._model: Model = next(iter(fleet.models.values()))
         self._pipeline.start()
-        while self._model.state == "loading":
+        while self._model.state == "loading":  # noqa: ASYNC110 - engines are threads
             await asyncio.sleep(LOOK_SECONDS)
         if not self._model.ready:
             raise RuntimeError(f"{self._model.name}: {self._model.reason}")
