@@ -74,7 +74,7 @@ class Nodes:
     def deploy(
         self, settings: dict[str, Any], wait: bool = True, **options: dict[str, Any]
     ) -> None:
-        """Does what `serve deploy` does with our YAML, but for settings and deployments' options."""
+        """Does as `serve deploy` with our YAML, but for the settings and deployments' options."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 

@@ -20,6 +20,8 @@ INGRESS = "ingress"
 # A new version is started before the old one ends, so that there is no moment without any.
 SURGE_PERCENT = 100
 DRAIN_LOOK_SECONDS = 0.5
+# Ray counts also those that it is just handing over.
+LEAST_QUEUED = 100
 # A line for each call would add to the load; ours says what was refused, and why.
 QUIET = {"enable_access_log": False}
 
@@ -70,7 +72,7 @@ def _options(row: ModelSettings, name: str, settings: Settings) -> dict[str, Any
         "name": name,
         # Our own queue refuses first, and knows how long it takes.
         "max_ongoing_requests": 2 * row.max_queue,
-        "max_queued_requests": row.max_queue,
+        "max_queued_requests": max(LEAST_QUEUED, row.max_queue),
         "max_surge_percent": SURGE_PERCENT,
         "logging_config": QUIET,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOK_SECONDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -228,28 +229,24 @@ async def ask(method: Any, *given: Any) -> Any:
         QueueFull: as many wait for a replica as may.
         NotReady: the replica was lost.
     """
-    answered = False
     response = method.remote(*given)
     try:
-        found = await response
-        answered = True
+        return await response
     except BackPressureError:
         raise QueueFull("as many requests wait for a replica as may", RETRY_SECONDS) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise _lost() from None  # The replica's call was cancelled, not this one.
+        if task is None or not task.cancelling():
+            raise _lost() from None  # The replica's call was cancelled, not this one.
+        with contextlib.suppress(Exception):  # It may just have failed: nobody asks any more.
+            response.cancel()
+        raise
     except RayTaskError as error:
         if isinstance(error.cause, RayError):
             raise _lost() from None
         raise  # A fault of the replica's own.
     except (RayError, RayServeException):
         raise _lost() from None
-    finally:
-        if not answered:
-            response.cancel()
-    return found
 
 
 def _lost() -> NotReady:

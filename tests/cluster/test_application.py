@@ -34,7 +34,7 @@ def built(**args: Any) -> tuple[Any, list[Any]]:
 
 def test_a_deployment_for_each_model() -> None:
     rows = [
-        {"spec": "builtin:resnet20-cifar10", "device": ["cuda:0", "cuda:1"], "max_queue": 10},
+        {"spec": "builtin:resnet20-cifar10", "device": ["cuda:0", "cuda:1"], "max_queue": 300},
         {"spec": "path/to/mine.safetensors"},
         {"spec": "random:resnet20", "name": "untrained"},
     ]
@@ -42,8 +42,8 @@ def test_a_deployment_for_each_model() -> None:
     assert ingress.name == "ingress"
     assert [model.name for model in models] == ["resnet20-cifar10", "mine", "untrained"]
     assert [model.ray_actor_options["num_gpus"] for model in models] == [2, 0, 0]
-    assert models[0].max_queued_requests == 10
-    assert models[0].max_ongoing_requests > 10
+    assert models[0].max_queued_requests == 300
+    assert models[0].max_ongoing_requests > 300
     assert [model.init_args[0]["models"] for model in models] == [[row] for row in rows]
 
 
