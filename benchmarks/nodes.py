@@ -62,7 +62,26 @@ class Nodes:
 
     def add(self, **more: Any) -> Any:
         """Another node."""
-        return self.cluster.add_node(**self._node, **more)
+        from ray._private import services
+
+        known = services.get_node
+
+        def patient(address: str, node: str) -> Any:
+            end = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                try:
+                    return known(address, node)
+                except RuntimeError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.2)
+
+        # Ray gives a node 30 seconds, which are too few where all processes share few CPUs.
+        services.get_node = patient
+        try:
+            return self.cluster.add_node(**self._node, **more)
+        finally:
+            services.get_node = known
 
     def command(self, fault: str) -> None:
         """What engines do from now on; nothing: what they should."""
@@ -71,9 +90,7 @@ class Nodes:
         part.write_text(fault)
         part.replace(self._commands)
 
-    def deploy(
-        self, settings: dict[str, Any], wait: bool = True, **options: dict[str, Any]
-    ) -> None:
+    def deploy(self, settings: dict[str, Any], wait: bool = True, **options: Any) -> None:
         """Does as `serve deploy` with our YAML, but for the settings and deployments' options."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema

@@ -30,6 +30,7 @@ from service.waiting import NORMAL
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5  # between two looks at a model
 GREETING_SECONDS = 5.0
+ASKED = 3
 SILENT = "no replica of it answers; Ray starts another"
 UNCHANGEABLE = (
     "models of a Ray cluster are changed by deploying another configuration: edit it, then "
@@ -70,14 +71,17 @@ class Replicas:
         self.latest = version
 
     async def look(self) -> None:
-        """Asks one of the replicas how the model is."""
+        """Asks how the model is: several replicas, if the first cannot serve just now."""
         try:
             async with asyncio.timeout(GREETING_SECONDS):
-                told = await ask(self.handle.greet, self.latest)
+                for _ in range(ASKED):
+                    told = await ask(self.handle.greet, self.latest)
+                    self.adopt(told["facts"])
+                    if told["ready"]:
+                        break
         except (TimeoutError, NotReady, QueueFull):
             self.ready, self.reason = False, SILENT
             return
-        self.adopt(told["facts"])
         self.ready, self.reason, self.card = told["ready"], told["reason"], told["card"]
 
     # What `service.pipeline.Gate` describes. Places are the replicas' to count.
@@ -130,6 +134,7 @@ class RayFleet:
         for replicas in self._replicas:
             while not replicas.ready:
                 await replicas.look()
+                await asyncio.sleep(0 if replicas.ready else LOOK_SECONDS)
             self._metrics.watch_model(
                 replicas.name,
                 (),
