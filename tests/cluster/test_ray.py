@@ -30,7 +30,14 @@ IMAGE = encoded()
 KEY, ADMIN = "a-key-of-many-letters", "an-admin-key-of-many-letters"
 KEYS = {"Authorization": f"Bearer {KEY}"}
 FORM = [("image", ("a.png", IMAGE)), ("image", ("b.png", b"no image"))]
-ROW = {"name": "cifar", "spec": "builtin:resnet20-cifar10", "engine": "eager", "max_batch": 4}
+ROW = {
+    "name": "cifar",
+    "spec": "builtin:resnet20-cifar10",
+    "engine": "eager",
+    "max_batch": 1,
+    "max_queue": 3,
+}
+ROOMY = ROW | {"max_queue": 100}
 SETTINGS: dict[str, Any] = {
     "models": [ROW],
     "api_keys": [KEY],
@@ -198,30 +205,28 @@ def waiting() -> float:
     return exported().get('ray_resnet_serve_queue_depthdeployment="cifar"model="cifar"', 0.0)
 
 
-def test_full_queues_late_answers_and_callers_who_left(cluster: Nodes) -> None:
-    row = ROW | {"max_queue": 3, "max_batch": 1}
-    cluster.deploy(SETTINGS | {"models": [row]}, cifar=ONE)
+def test_full_queues_late_answers_and_callers_who_left(deployed: Nodes) -> None:
     try:
-        cluster.command("slow 1")
+        deployed.command("slow 1")
         started_at = time.monotonic()
-        late = classify(cluster.url, **{"X-Request-Timeout-Ms": "400"})
+        late = classify(deployed.url, **{"X-Request-Timeout-Ms": "400"})
         assert late.status_code == 504, late.text
         assert time.monotonic() - started_at < 20
-        with many(cluster.url, 12) as answers:
+        with many(deployed.url, 12) as answers:
             until(lambda: answers.count(429) > 0)
         refused = next(each for each in answers.all if each.status_code == 429)
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.headers["content-type"] == "application/problem+json"
         assert set(answers.statuses) == {200, 429}
-        # Two that compute or wait, and leave.
-        cluster.command("slow 5")
-        for _ in range(3):
-            leave(cluster.url)
-        cluster.command("")
+        # One computes, the others wait, and all leave: then nothing is left to compute.
+        deployed.command("slow 5")
+        for _ in range(4):
+            leave(deployed.url)
+        deployed.command("")
         until(lambda: waiting() == 0, waiting)
-        assert classify(cluster.url, **{"X-Request-Timeout-Ms": "30000"}).status_code == 200
+        assert classify(deployed.url, **{"X-Request-Timeout-Ms": "30000"}).status_code == 200
     finally:
-        cluster.command("")
+        deployed.command("")
 
 
 def leave(url: str) -> None:
@@ -282,18 +287,17 @@ def likeliest(answer: httpx.Response) -> tuple[str, float]:
     return first["label"], round(first["probability"], 3)
 
 
-def test_a_new_model_takes_over_without_a_failed_request(cluster: Nodes) -> None:
+def test_a_new_model_takes_over_without_a_failed_request(deployed: Nodes) -> None:
     """With other weights, other labels and more of them."""
-    cluster.deploy(SETTINGS, cifar=ONE)
-    old = likeliest(classify(cluster.url))
+    old = likeliest(classify(deployed.url))
     row = ROW | {"spec": "random:resnet18", "architecture": {"num_classes": 12}}
-    with many(cluster.url, 3) as answers:
-        cluster.deploy(SETTINGS | {"models": [row]}, cifar=ONE)
-        new = likeliest(classify(cluster.url))
+    with many(deployed.url, 3) as answers:
+        deployed.deploy(SETTINGS | {"models": [row]}, cifar=ONE)
+        new = likeliest(classify(deployed.url))
         until(lambda: likeliest(answers.all[-1]) == new)
     assert set(answers.statuses) == {200}
     assert set(map(likeliest, answers.all)) == {old, new}
-    assert ask(cluster.url, "GET", "/v1/models/cifar").json()["num_classes"] == 12
+    assert ask(deployed.url, "GET", "/v1/models/cifar").json()["num_classes"] == 12
 
 
 @pytest.mark.slow
@@ -311,8 +315,7 @@ def test_replicas_come_with_load_and_go_with_it(cluster: Nodes) -> None:
         "min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 3,
         "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 3,
     }  # fmt: skip
-    row = ROW | {"max_batch": 1}
-    cluster.deploy(SETTINGS | {"models": [row]}, cifar={"autoscaling_config": scaling})
+    cluster.deploy(SETTINGS | {"models": [ROOMY]}, cifar={"autoscaling_config": scaling})
     assert cluster.replicas("cifar") == 1
     try:
         cluster.command("slow 0.2")
@@ -328,9 +331,8 @@ def test_replicas_come_with_load_and_go_with_it(cluster: Nodes) -> None:
 def test_a_node_that_is_lost_fails_nobody_for_long(cluster: Nodes) -> None:
     """Last: it ends a node. Each has a replica, and two of them an ingress."""
     spread = {"num_replicas": 3, "max_replicas_per_node": 1}
-    row = ROW | {"max_batch": 1}
     cluster.deploy(
-        SETTINGS | {"models": [row]},
+        SETTINGS | {"models": [ROOMY]},
         ingress={"num_replicas": 3, "max_replicas_per_node": 1},
         cifar=spread,
     )
