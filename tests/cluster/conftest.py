@@ -1,4 +1,4 @@
-"""Ray reads its environment when it is imported, which any of these tests may be the first to do."""
+"""Ray reads its environment when it is imported, which any of these tests may do first."""
 
 from __future__ import annotations
 
