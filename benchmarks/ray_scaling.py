@@ -77,7 +77,7 @@ def measure(url: str, image: bytes, callers: int, seconds: float) -> dict[str, A
 
 def with_replicas(cluster: Nodes, replicas: int, delay: float, seconds: float) -> dict[str, Any]:
     cluster.command("")
-    cluster.deploy(SETTINGS, **{MODEL: {"num_replicas": replicas}})
+    cluster.deploy(SETTINGS, cifar={"num_replicas": replicas})
     until(lambda: cluster.replicas(MODEL) == replicas, cluster.told)
     cluster.command(f"slow {delay}")
     callers = CALLERS_PER_REPLICA * replicas

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ray import serve
 from ray.serve import Application
 
 from service import settings as configuration
@@ -48,10 +49,12 @@ def app(args: dict[str, Any]) -> Application:
     private = told.keys() & {*SECRETS, *(f"{name}_file" for name in SECRETS)}
     shared = {name: value for name, value in told.items() if name not in private}
     models = [
-        Replica.options(**_options(row, name, settings)).bind(shared | {"models": [plain]})
+        serve.deployment(**_options(row, name, settings))(Replica).bind(
+            shared | {"models": [plain]}
+        )
         for row, plain, name in zip(settings.models, rows, _names(settings), strict=True)
     ]
-    ingress = Ingress.options(
+    ingress = serve.deployment(
         name=INGRESS,
         max_ongoing_requests=settings.max_connections,
         max_queued_requests=settings.max_connections,
@@ -61,7 +64,7 @@ def app(args: dict[str, Any]) -> Application:
         graceful_shutdown_wait_loop_s=DRAIN_LOOK_SECONDS,
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
     )
-    bound: Application = ingress.bind(told | {"models": rows}, *models)
+    bound: Application = ingress(serve.ingress()(Ingress)).bind(told | {"models": rows}, *models)
     return bound
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from service.app import create_app
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-@serve.deployment
-@serve.ingress()
 class Ingress:
     """Begins to serve when all models do: until then those of the last deployment are asked."""
 
-    async def __init__(self, told: dict[str, Any], *handles: DeploymentHandle) -> None:
+    async def __init__(  # type: ignore[misc] # Ray awaits it.
+        self, told: dict[str, Any], *handles: DeploymentHandle
+    ) -> None:
         # Of one process: what is said of all front ends holds for each ingress.
         self._settings = validated(Settings, **told | {"workers": 1})
         log_to_stderr(self._settings.log_level, self._settings.log_format)

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import serve
 
 from service import interpreter
 from service.errors import BadParameter, ServiceError
@@ -25,7 +24,6 @@ LOOK_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
 
 
-@serve.deployment
 class Replica:
     """Begins to serve when its model does; one that cannot fails, and Ray starts another.
 
@@ -33,7 +31,7 @@ class Replica:
     decided here, from the CPUs that Ray has assigned.
     """
 
-    async def __init__(self, told: dict[str, Any]) -> None:
+    async def __init__(self, told: dict[str, Any]) -> None:  # type: ignore[misc] # Ray awaits it.
         # Whoever composes the application, as the ingress, must not import torch.
         from service.engine_process import facts_of  # noqa: PLC0415
         from service.fleet import Fleet  # noqa: PLC0415

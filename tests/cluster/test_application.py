@@ -117,7 +117,7 @@ TWICE = ((b"x-request-id", b"mine"), (b"X-Request-ID", b"mine"))
     ],
 )
 def test_what_ray_refuses_is_said_as_all_else_is(messages: list[Message], status: int) -> None:
-    from service.ray.proxy import middlewares
+    from service.ray.proxy import Front, middlewares
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         for message in [*messages, {"type": "http.response.body", "body": b"what Ray says"}]:
@@ -132,9 +132,9 @@ def test_what_ray_refuses_is_said_as_all_else_is(messages: list[Message], status
     async def send(message: Message) -> None:
         sent.append(message)
 
-    (middleware,) = middlewares()
+    assert [str(each) for each in middlewares()] == ["Middleware(Front)"]
     scope = {"type": "http", "headers": [(b"x-request-id", b"mine")]}
-    asyncio.run(middleware.cls(app)(scope, receive, send))
+    asyncio.run(Front(app)(scope, receive, send))
     start, body = sent
     headers = start["headers"]
     assert start["status"] == status

@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -152,7 +152,7 @@ def test_keys_and_request_ids(deployed: Nodes) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 def test_models_change_with_the_deployment_only(deployed: Nodes, method: str) -> None:
-    more = {"json": {"spec": "random:resnet20"}} if method == "PUT" else {}
+    more: dict[str, Any] = {"json": {"spec": "random:resnet20"}} if method == "PUT" else {}
     headers = {"Authorization": f"Bearer {ADMIN}"}
     answer = client.request(method, f"{deployed.url}/v1/models/cifar", headers=headers, **more)
     assert answer.status_code == 409
@@ -163,7 +163,7 @@ def exported() -> dict[str, float]:
     """Ray's metrics on all nodes, by name and the value of their tags that are ours."""
     import ray
 
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for node in ray.nodes():
         if node["Alive"]:
             text = client.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics").text
