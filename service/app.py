@@ -35,11 +35,14 @@ CORS_TOLD = ["Inference-Header-Content-Length", "Retry-After", "Server-Timing", 
 
 
 def create_app(
-    settings: Settings, metrics: Metrics | None = None, fleet: Fleet | None = None
+    settings: Settings,
+    metrics: Metrics | None = None,
+    fleet: Fleet | None = None,
+    kind: type[Pipeline] = Pipeline,
 ) -> FastAPI:
     """The application; its engines start with its lifespan, and load in the background.
 
-    `fleet` has the models where they do not run in this process.
+    `fleet` has the models where they do not run in this process, `kind` what computes with them.
 
     Raises:
         ConfigError: a model cannot be served.
@@ -50,7 +53,7 @@ def create_app(
         from service import fleet as local  # noqa: PLC0415
 
         fleet = local.Fleet(settings, metrics)
-    pipeline = Pipeline(settings, metrics, fleet)
+    pipeline = kind(settings, metrics, fleet)
     tracing = None
     if settings.traced:
         # An extra, and nothing that is not asked for.

@@ -150,6 +150,14 @@ class EngineFailed(Busy):
 class DeadlineExceeded(ServiceError):
     reason = "deadline_exceeded"
 
+    @classmethod
+    def passed(cls) -> DeadlineExceeded:
+        """Before the answer was computed."""
+        return cls(
+            "the deadline passed before the answer was computed; "
+            "allow more time with X-Request-Timeout-Ms, or retry when the service is less busy"
+        )
+
 
 class CallerLeft(ServiceError):
     reason = "caller_left"

@@ -60,7 +60,7 @@ async def explain(
     task = EXPLAIN if class_id is None else class_id
     _check(served, task)
     computed = await compute(request, served, task, deadline)
-    body = _explanation(served, task, computed)
+    body = _explanation(task, computed)
     headers = timed(body["timing_ms"])
     if format == "json":
         return Response(to_json(body), 200, headers, "application/json")
@@ -79,9 +79,9 @@ def _check(model: Model, task: int) -> None:
         raise BadParameter(f"class_id must be from 0 to {len(model.labels) - 1}, not {task}")
 
 
-def _explanation(model: Model, task: int, computed: Computed) -> dict[str, Any]:
+def _explanation(task: int, computed: Computed) -> dict[str, Any]:
     """What `schemas.Explanation` describes."""
-    row, detail = computed.row, computed.row.detail
+    model, row, detail = computed.model, computed.row, computed.row.detail
     assert detail is not None
     grid, bias = detail[:-1].reshape(model.map_side, model.map_side), float(detail[-1])
     class_id = int(row.classes[0]) if task == EXPLAIN else task

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -39,9 +39,11 @@ LEAST, MOST = -255.0, 510.0
 class Computed:
     """What one image became; times in seconds.
 
-    `queue` is all waiting: for a thread to decode in, and for the engine.
+    `model` is what computed it, whose labels are the row's; `queue` is all waiting: for a thread to
+    decode in, and for the engine.
     """
 
+    model: Model
     row: Row
     decoded: Decoded
     decode: float
@@ -58,10 +60,15 @@ class Answer:
     computed: Computed
 
 
-class Queue(Protocol):
-    """Where a model's images wait, as `service.batcher.Batcher` describes it."""
+class Gate(Protocol):
+    """Whether a model takes more images, as `service.batcher.Batcher` describes it."""
 
     def check(self, cost: int = 0, within: float = math.inf) -> None: ...
+
+
+class Queue(Gate, Protocol):
+    """Where a model's images wait on this host."""
+
     def admit(self, cost: int, task: int = ..., priority: int = ...) -> Job[Pixels, Row]: ...
     def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None: ...
 
@@ -92,7 +99,7 @@ class Model(Protocol):
     @property
     def batch_share(self) -> int: ...
     @property
-    def batcher(self) -> Queue: ...
+    def batcher(self) -> Gate: ...
     @property
     def lease(self) -> Lease: ...
     @property
@@ -202,7 +209,7 @@ class Pipeline:
     async def classify(self, model: Model, data: bytes, k: int, deadline: float) -> Answer:
         """The `k` likeliest classes of one encoded image; raises as `compute` does."""
         computed = await self.compute(model, data, deadline)
-        return Answer(model.name, top_k(computed.row, model.labels, k), computed)
+        return Answer(model.name, top_k(computed.row, computed.model.labels, k), computed)
 
     async def compute(
         self,
@@ -227,23 +234,22 @@ class Pipeline:
         """
         started = time.perf_counter()
         cost = len(image) if isinstance(image, bytes) else _checked(image, model.spec).nbytes
-        job = model.batcher.admit(cost, task, priority)
+        queue = cast("Queue", model.batcher)
+        job = queue.admit(cost, task, priority)
         try:
             async with asyncio.timeout_at(deadline):
                 decoded = await self._decoded(image, model.spec)
                 job.decoding, job.decoded = decoded.began, decoded.ended
-                model.batcher.submit(job, decoded.pixels, decoded.pixels.nbytes)
+                queue.submit(job, decoded.pixels, decoded.pixels.nbytes)
                 row = await job.future
         except TimeoutError:
-            raise DeadlineExceeded(
-                "the deadline passed before the answer was computed; "
-                "allow more time with X-Request-Timeout-Ms, or retry when the service is less busy"
-            ) from None
+            raise DeadlineExceeded.passed() from None
         finally:
             job.future.cancel()  # A no-op when it is done; else it frees the place.
             exemplar = self.follow and self.follow(model, job, sys.exception())
         decode = job.decoded - job.decoding
         computed = Computed(
+            model=model,
             row=row,
             decoded=decoded,
             decode=decode,

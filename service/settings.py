@@ -342,20 +342,22 @@ class Reading:
 def read(
     flags: Mapping[str, Any] | None = None,
     *,
-    config: str | None = None,
+    config: str | Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Reading:
     """The settings in force and where they are from, or everything that is wrong.
 
     `flags` maps settings to values (None: not given); `config` is the path of the YAML file,
-    else RESNET_SERVE_CONFIG names it.
+    else RESNET_SERVE_CONFIG names it; or what such a file would hold.
     """
     environ = os.environ if environ is None else environ
-    path = config or environ.get(f"{PREFIX}CONFIG")
+    path = None
     problems: list[str] = []
-    file = Source("file")
+    file = Source("file", dict(config) if isinstance(config, Mapping) else {})
     try:
-        file = sources.of_file(Path(path)) if path else file
+        if not isinstance(config, Mapping):
+            path = config or environ.get(f"{PREFIX}CONFIG")
+            file = sources.of_file(Path(path)) if path else file
     except ConfigError as error:
         problems.append(str(error))
     known = [*Settings.model_fields, *MODEL_WIDE]
@@ -379,7 +381,7 @@ def read(
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
-    config: str | None = None,
+    config: str | Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings in force; arguments as for `read`.

@@ -6,6 +6,7 @@ Python imports it before anything else. The commands are in the file that FAULTS
     once        one forward fails
     nan         every forward gives NaN for its first image
     oom N       every forward of more than N images finds no memory
+    slow S      every forward takes S seconds longer for each of its images
     hang        a forward does not come back, as long as the file says so
     cuda        one forward poisons the process: none succeeds in it from then on
 """
@@ -46,6 +47,8 @@ class Faulty:
             COMMANDS.write_text("")
         while COMMANDS.read_text() == "hang":
             time.sleep(0.01)
+        if command == "slow":
+            time.sleep(float(number) * len(images))
         if command in ("raise", "once"):
             raise RuntimeError("the device does not answer")
         if command == "oom" and size > int(number):

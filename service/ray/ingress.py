@@ -1,0 +1,35 @@
+"""The HTTP of a Ray cluster: our application, whose models are other deployments."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from ray.serve.handle import DeploymentHandle
+
+from service.app import create_app
+from service.logs import log_to_stderr
+from service.ray.metrics import INGRESS, RayMetrics
+from service.ray.remote import RayFleet, RayPipeline
+from service.settings import Settings, validated
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class Ingress:
+    """Begins to serve when all models do: until then those of the last deployment are asked."""
+
+    async def __init__(  # type: ignore[misc] # Ray awaits it.
+        self, told: dict[str, Any], *handles: DeploymentHandle
+    ) -> None:
+        # Of one process: what is said of all front ends holds for each ingress.
+        self._settings = validated(Settings, **told | {"workers": 1})
+        log_to_stderr(self._settings.log_level, self._settings.log_format)
+        self._metrics = RayMetrics(INGRESS)
+        self._fleet = RayFleet(self._settings, list(handles), self._metrics)
+        await self._fleet.greet()
+        self._pushing = asyncio.create_task(self._metrics.keep_pushing())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._settings, self._metrics, self._fleet, RayPipeline)

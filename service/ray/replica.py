@@ -1,0 +1,104 @@
+"""One model on one node: decoding, our queue and our engines, as an actor of Ray's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from service import interpreter
+from service.errors import BadParameter, ServiceError
+from service.exchange import refusal_of
+from service.logs import log_to_stderr
+from service.pipeline import Pipeline
+from service.ray.metrics import REPLICA, RayMetrics
+from service.ray.reply import Reply, version_of
+from service.settings import Settings, validated
+from service.task import CLASSIFY, EMBED, Pixels
+
+if TYPE_CHECKING:
+    from service.fleet import Model
+
+LOOK_SECONDS = 0.05
+CLOSE_SECONDS = 5.0
+
+
+class Replica:
+    """Begins to serve when its model does; one that cannot fails, and Ray starts another.
+
+    `told`: the settings that were given, with this one model. What follows from the machine is
+    decided here, from the CPUs that Ray has assigned.
+    """
+
+    async def __init__(self, told: dict[str, Any]) -> None:  # type: ignore[misc] # Ray awaits it.
+        # Whoever composes the application, as the ingress, must not import torch.
+        from service.engine_process import facts_of  # noqa: PLC0415
+        from service.fleet import Fleet  # noqa: PLC0415
+
+        cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        settings = validated(Settings, **{"decode_threads": cpus, "engine_threads": cpus, **told})
+        log_to_stderr(settings.log_level, settings.log_format)
+        metrics = RayMetrics(REPLICA)
+        fleet = await asyncio.to_thread(Fleet, settings, metrics)
+        self._pipeline = Pipeline(settings, metrics, fleet)
+        self._model: Model = next(iter(fleet.models.values()))
+        self._pipeline.start()
+        while self._model.state == "loading":  # noqa: ASYNC110 - engines are threads
+            await asyncio.sleep(LOOK_SECONDS)
+        if not self._model.ready:
+            raise RuntimeError(f"{self._model.name}: {self._model.reason}")
+        self._facts = facts_of(self._model)
+        self._version = version_of(self._facts)
+        self._pushing = asyncio.create_task(metrics.keep_pushing())
+        interpreter.tune()
+
+    async def greet(self, known: str) -> dict[str, Any]:
+        """How the model is; and its facts, unless the caller knows them by their version."""
+        return {
+            "ready": self._model.ready,
+            "reason": self._model.reason,
+            "card": self._model.describe(),
+            "facts": self._unknown(known),
+        }
+
+    async def compute(
+        self, image: bytes | Pixels, within: float, task: int, priority: int, known: str
+    ) -> Reply | list[Any]:
+        """What `Pipeline.compute` makes of an image in `within` seconds, or a refusal.
+
+        The refusal is an answer, not an exception, which Ray would log and send as a traceback.
+        """
+        try:
+            self._pipeline.check(self._model, None, within)
+            if task >= len(self._model.labels):
+                raise BadParameter(f"class_id must be below {len(self._model.labels)}")
+            deadline = asyncio.get_running_loop().time() + within
+            found = await self._pipeline.compute(self._model, image, deadline, task, priority)
+        except ServiceError as error:
+            return refusal_of(error)
+        return Reply(
+            version=self._version,
+            facts=self._unknown(known),
+            row=found.row,
+            pixels=None if task in (CLASSIFY, EMBED) else found.decoded.pixels,
+            size=found.decoded.size,
+            decode=found.decode,
+            queue=found.queue,
+            inference=found.inference,
+            batch_size=found.batch_size,
+            pace=self._model.batcher.seconds_per_job,
+        )
+
+    def _unknown(self, known: str) -> dict[str, Any] | None:
+        return None if known == self._version else self._facts
+
+    def check_health(self) -> None:
+        """Ray's: what cannot recover in this process is replaced."""
+        for reason in self._pipeline.dead().values():
+            raise RuntimeError(reason)
+
+    def __del__(self) -> None:
+        # Ray calls it when the last request is answered.
+        if hasattr(self, "_pipeline"):
+            self._pipeline.close(CLOSE_SECONDS)
