@@ -20,7 +20,7 @@ PUSH_SECONDS = 2.0
 INGRESS = ("requests", "refusals", "in_flight")
 REPLICA = (
     "phase", "batch_size", "images", "engine_errors", "out_of_memory", "queue_depth", "queue_limit",
-    "model_ready", "model_info",
+    "model_ready", "model_info", "batches", "batch_seconds", "last_batch",
 )  # fmt: skip
 BOUNDARIES: dict[str, Sequence[float]] = {"phase": SECONDS, "batch_size": SIZES}
 
@@ -69,8 +69,8 @@ class Twin:
     def __init__(self, ours: Histogram, copy: Any, tags: dict[str, str]) -> None:
         self._ours, self._copy, self._tags = ours, copy, tags
 
-    def observe(self, value: float) -> None:
-        self._ours.observe(value)
+    def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
+        self._ours.observe(value, exemplar)
         self._copy.observe(value, self._tags)
 
 

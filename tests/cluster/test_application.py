@@ -133,7 +133,7 @@ def test_what_ray_refuses_is_said_as_all_else_is(messages: list[Message], status
         sent.append(message)
 
     assert [str(each) for each in middlewares()] == ["Middleware(Front)"]
-    scope = {"type": "http", "headers": [(b"x-request-id", b"mine")]}
+    scope = {"type": "http", "path": "/v1/classify", "headers": [(b"x-request-id", b"mine")]}
     asyncio.run(Front(app)(scope, receive, send))
     start, body = sent
     headers = start["headers"]
