@@ -99,13 +99,16 @@ class Journal:
                 if overwrite:
                     for path in (*layout.parts(), *layout.state.iterdir()):
                         path.unlink()
-                self.complete = self._begin()
+                rows_in_all = self._begin()
                 self._index = self._parts()
                 self._file, self._lines = self._opened()
             except BaseException:
                 os.close(self._lock)
                 raise
+        self.complete = rows_in_all is not None
         self.done = self._index * (layout.rows_per_file or 0) + self._lines
+        if rows_in_all is not None:
+            self.done = rows_in_all
 
     def write(self, batch: Iterable[Row]) -> None:
         """Keeps rows, in the order of the images; once this returns a kill does not lose them.
@@ -151,25 +154,25 @@ class Journal:
         except BlockingIOError:
             raise ConfigError(f"{self._layout.output}: another run is writing there") from None
 
-    def _begin(self) -> bool:
-        """Whether all is done. Refuses what was begun with other arguments."""
+    def _begin(self) -> int | None:
+        """How many rows there are, if all is done. Refuses what was begun with other arguments."""
         try:
             begun = json.loads((self._layout.state / ARGUMENTS).read_bytes())
         except FileNotFoundError:
             if self._layout.parts():
                 raise self._refused("has the parts of another run") from None
             self._write_arguments({})
-            return False
+            return None
         except ValueError:
             raise self._refused("has an unreadable state") from None
-        complete = begun.pop("rows", None) is not None
+        rows_in_all: int | None = begun.pop("rows", None)
         for name in {**begun, **self._arguments}:
             if begun.get(name) != self._arguments.get(name):
                 raise self._refused(
                     f"was begun with {name} {_shown(begun.get(name))}, "
                     f"not {_shown(self._arguments.get(name))}"
                 )
-        return complete
+        return rows_in_all
 
     def _refused(self, why: str) -> ConfigError:
         return ConfigError(

@@ -7,6 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,7 +38,8 @@ Entry = Callable[[], Encoded]
 Source = Callable[[Path], Iterator[Entry]]
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """The images whose positions, divided by `count`, leave `index`."""
 
     index: int
@@ -156,7 +158,7 @@ def _list(path: Path) -> Iterator[Entry]:
 def _tar(path: Path) -> Iterator[Entry]:
     with _whole(path), tarfile.open(path) as archive:
         while member := archive.next():
-            archive.members.clear()  # It would keep a description of each.
+            archive.members.clear()  # type: ignore[attr-defined]  # It would keep them all.
             if not member.isdir() and _is_image(member.name):
                 yield partial(_member, archive, member, path)
         position = archive.fileobj.tell() if archive.fileobj else 0
@@ -191,14 +193,15 @@ class _Group:
         self._path, self._before = path, before
         # No thread of its own for what is read one piece after another.
         self._batches = file.iter_batches(ROWS, [index], [column], use_threads=False)
-        self._begin, self._values = 0, ()
+        self._begin = 0
+        self._values: Any = ()
 
     def row(self, row: int) -> Encoded:
         with _whole(self._path):
             while row >= self._begin + len(self._values):
                 self._begin += len(self._values)
                 self._values = next(self._batches).column(0)
-            value = self._values[row - self._begin].as_py()
+            value: Any = self._values[row - self._begin].as_py()
         name, data = None, value
         if isinstance(value, dict):
             name, data = value.get("path"), value["bytes"]

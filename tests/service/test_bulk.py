@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import resource
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -113,7 +115,7 @@ def test_a_tar_archive_is_read_with_no_record_of_its_members(tmp_path: Path) -> 
     real = tarfile.TarFile.next
 
     def counted(self: tarfile.TarFile) -> tarfile.TarInfo | None:
-        held.append(len(self.members))
+        held.append(len(self.members))  # type: ignore[attr-defined]
         return real(self)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -136,18 +138,16 @@ def test_links_in_archives_and_rows_without_bytes_are_errors_of_their_own(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz"])
-@pytest.mark.parametrize("keep", [0.3, 0.52, 0.8])
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.7])
 def test_an_archive_cut_short_ends_with_one_line(tmp_path: Path, kind: str, keep: float) -> None:
     path = tmp_path / f"a.{kind}"
-    with tarfile.open(path, "w:gz" if "gz" in kind else "w") as tar:  # type: ignore[call-overload]
+    with tarfile.open(path, "w:gz" if "gz" in kind else "w") as tar:
         for number in range(20):
             member = tarfile.TarInfo(f"{number:03}.png")
             member.size = 700
-            tar.addfile(member, io.BytesIO(bytes(range(7)) * 100))
+            tar.addfile(member, io.BytesIO(random.Random(number).randbytes(700)))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep) + 100])
-    if kind == "tar" and keep == 0.8:
-        pytest.skip("what is cut off is the end's padding")
     with pytest.raises(ConfigError, match="damaged or truncated") as caught:
         read(sources.entries([path]))
     assert str(path) in str(caught.value)
@@ -156,7 +156,7 @@ def test_an_archive_cut_short_ends_with_one_line(tmp_path: Path, kind: str, keep
 def test_a_parquet_file_without_images_says_what_it_has(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"label": [1]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ConfigError, match="needs a column 'image'.*it has label"):
+    with pytest.raises(ConfigError, match=r"needs a column 'image'.*it has label"):
         sources.check([tmp_path / "a.parquet"])
     with pytest.raises(ConfigError, match="damaged or truncated"):
         sources.check([tmp_path / "b.parquet"])
@@ -216,6 +216,23 @@ def test_a_part_that_was_made_but_not_yet_its_journal_removed_is_not_made_twice(
     (place.state / "00000.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows(NAMES[:3])))
     again = Journal(place, {}, overwrite=False)
     assert (again.done, place.file(0).exists()) == (3, True)
+    again.close()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    place = layout(tmp_path / "out.jsonl", None, Shard(0, 1))
+    journal = Journal(place, {}, overwrite=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(ConfigError, match="File too large; what was done is kept"):
+            journal.write(rows([f"{number:04}.png" for number in range(1000)]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal.close()
+    again = Journal(place, {}, overwrite=False)
+    assert 0 < again.done < 1000
+    assert again.last == f"{again.done - 1:04}.png"
     again.close()
 
 
