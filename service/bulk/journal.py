@@ -59,7 +59,8 @@ class Layout:
 
     def parts(self) -> list[Path]:
         """Those parts that are there."""
-        name = re.compile(rf"part{self._of}-\d{{5,}}{re.escape(self.format)}")
+        # Those of a cluster are called by what is in them.
+        name = re.compile(rf"part{self._of}-(\d{{5,}}|ray-\w+){re.escape(self.format)}")
         folder = self.output.iterdir() if self.rows_per_file and self.output.is_dir() else ()
         return [path for path in folder if name.fullmatch(path.name)]
 
@@ -184,7 +185,7 @@ class Journal:
         path = self._layout.state / ARGUMENTS
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(self._arguments | more))
-        _rename(fresh, path)
+        rename(fresh, path)
 
     def _parts(self) -> int:
         if self._layout.rows_per_file is None:
@@ -223,11 +224,11 @@ class Journal:
         self._file.close()
         journal, file = self._path(self._index), self._layout.file(self._index)
         if self._layout.format == ".jsonl":
-            _rename(journal, file)
+            rename(journal, file)
             return
         fresh = self._layout.state / "made"
         rows.write(fresh, self._layout.format, _read(journal))
-        _rename(fresh, file)
+        rename(fresh, file)
         journal.unlink()
 
     @contextmanager
@@ -254,7 +255,7 @@ def _read(journal: Path) -> Iterator[Row]:
         yield from map(json.loads, lines)
 
 
-def _rename(fresh: Path, path: Path) -> None:
+def rename(fresh: Path, path: Path) -> None:
     """Gives `fresh` the name `path`; both survive a loss of power as they are."""
     with fresh.open("rb") as file:
         os.fsync(file.fileno())

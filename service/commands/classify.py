@@ -86,6 +86,7 @@ class ShardOf(click.ParamType[tuple[int, int]]):
     help="Only every N-th image, from the I-th on; N machines share the work.",
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew where --output has another run.")
+@click.option("--on", type=click.Choice(["ray"]), help="Work on all nodes of a Ray cluster.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @fail_in_one_line
@@ -99,6 +100,7 @@ def classify(
     rows_per_file: int | None,
     shard: tuple[int, int] | None,
     overwrite: bool,
+    on: str | None,
     quiet: bool,
     images: tuple[Path, ...],
     **flags: str | None,
@@ -122,6 +124,8 @@ def classify(
         )
     part = sources.Shard(*shard) if shard else sources.WHOLE
     place = layout(output, rows_per_file, part) if output else None
+    if on and (url or not place or not place.rows_per_file):
+        raise ConfigError("--on ray: needs --output FOLDER, and no --url")
     sources.check(images)
     try:
         if url:
@@ -135,9 +139,17 @@ def classify(
             return
         files = list(map(sources.printable, images))
         identity |= {"images": files, "shard": str(part), "rows-per-file": place.rows_per_file}
+        identity |= {"on": on}
         with closing(Journal(place, identity, overwrite)) as journal:
             if journal.complete:
                 click.echo(f"{output}: has all {journal.done} rows already", err=True)
+                return
+            if on:
+                from service.bulk import cluster
+
+                spec = model or DEFAULT_SPEC
+                journal.done = cluster.classify(images, part, place, spec, top_k or TOP_K, flags)
+                journal.finish()
                 return
             entries = sources.remaining(images, part, journal.done, journal.last)
             with closing(answers(entries)) as batches:

@@ -20,6 +20,7 @@ from PIL import Image
 from models import bundle, labels
 from models.preprocess import InputSpec
 from service import catalog, offline
+from service.bulk import sources, stream
 from service.cli import main
 from service.decode import decode
 from tests.models import tiny
