@@ -38,7 +38,7 @@ from service.settings import cpus
 # A SPEC, its images, and how many of them a round takes.
 CASES: dict[str, tuple[str, Callable[[], list[bytes]], int]] = {
     "resnet20, 32x32 PNG": ("builtin:resnet20-cifar10", lambda: images.small(32), 4000),
-    "resnet50, 500x375 JPEG": ("random:resnet50", images.photos, 96),
+    "resnet50, 500x375 JPEG": ("random:resnet50", images.photos, 32),
 }
 LONG = "builtin:resnet20-cifar10"
 SAMPLE_SECONDS = 2.0

@@ -23,7 +23,7 @@ COLUMNS = {
     "error": "string",
 }
 # Of a parquet file, in memory at a time.
-ROW_GROUP = 65_536
+ROW_GROUP = 16_384
 
 
 def check(path: Path) -> None:

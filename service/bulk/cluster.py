@@ -45,11 +45,7 @@ def classify(
     Raises:
         ConfigError: Ray is not installed, or an image's archive is damaged.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise ConfigError("--on ray needs Ray: pip install 'resnet-serve[ray]'") from None
+    ray = _ray()
     absolute = [path.absolute() for path in images]
     output = place.output.absolute()
     if not ray.is_initialized():
@@ -95,6 +91,15 @@ def classify(
             raise
         if not fresh:
             return len(done)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ConfigError(f"--on ray needs {error.name}: pip install 'resnet-serve[ray]'") from None
+    return ray
 
 
 def _done(place: Layout) -> NDArray[np.int64]:

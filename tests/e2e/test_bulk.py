@@ -12,6 +12,7 @@ import tarfile
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -67,7 +68,7 @@ def check(path: Path, images: int) -> None:
     names = [re.sub(r".*/", "", row["file"]) for row in rows]
     assert names == [f"{number:06}.png" for number in range(images)]
     assert [bool(row["error"]) for row in rows] == [number % 50 == 0 for number in range(images)]
-    answers = {}
+    answers: dict[int, dict[str, Any]] = {}
     for number, row in enumerate(rows):
         if not row["error"]:
             known = answers.setdefault(number % 5, row)
