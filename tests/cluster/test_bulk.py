@@ -25,7 +25,6 @@ PATIENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
-    "RAY_raylet_start_wait_time_s": "300",
 }
 MODEL = ("--model", "builtin:resnet10-cifar10", "--top-k", "1")
 
