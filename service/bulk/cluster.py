@@ -28,6 +28,8 @@ from service.errors import ConfigError
 # Encoded images that travel together.
 BATCH = 64
 PREFIX = "part-ray-"
+# Of a CPU, such that one CPU has all the stages.
+ENGINE_CPU, OTHER_CPU = 0.5, 0.25
 
 
 def classify(
@@ -40,7 +42,8 @@ def classify(
 ) -> int:
     """Writes the parts that are missing; gives the number of rows of all. `place` is a folder.
 
-    Joins the cluster that `RAY_ADDRESS` names, else it is one of this machine.
+    As Ray does, it joins the cluster that `RAY_ADDRESS` names, else one that runs on this machine,
+    else it starts one here.
 
     Raises:
         ConfigError: Ray is not installed, or an image's archive is damaged.
@@ -52,11 +55,11 @@ def classify(
         ray.init(log_to_driver=False)
     resources = ray.cluster_resources()
     readers = max(1, int(resources.get("CPU", 1)) // 2)
-    # A GPU for each engine where there are any; else what is left of the CPUs.
+    # A GPU for each engine where there are any.
     gpus = int(resources.get("GPU", 0)) if flags["device"] != "cpu" else 0
-    engines = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    engines = {"num_gpus": 1} if gpus else {"num_cpus": ENGINE_CPU}
+    done = _done(place)
     while True:
-        done = _done(place)
         written = (
             ray.data.from_items([{"reader": index} for index in range(readers)])
             .map_batches(
@@ -64,11 +67,16 @@ def classify(
                 fn_constructor_args=(absolute, shard, readers, done),
                 batch_size=1,
                 concurrency=(1, readers),
-                num_cpus=0.5,
+                num_cpus=OTHER_CPU,
             )
             .map_batches(
                 Classifier,
-                fn_constructor_args=(spec, k, flags),
+                # Workers may have another current folder.
+                fn_constructor_args=(
+                    str(Path(spec).absolute()) if Path(spec).exists() else spec,
+                    k,
+                    flags,
+                ),
                 batch_size=BATCH,
                 concurrency=(1, gpus or max(1, readers)),
                 **engines,
@@ -77,7 +85,7 @@ def classify(
                 write,
                 fn_args=(output, place.state.absolute()),
                 batch_size=place.rows_per_file,
-                num_cpus=0.5,
+                num_cpus=OTHER_CPU,
             )
         )
         fresh = 0
@@ -89,8 +97,9 @@ def classify(
             if isinstance(error.cause, ConfigError | OSError):
                 raise ConfigError(str(error.cause)) from None
             raise
-        if not fresh:
-            return len(done)
+        before, done = len(done), _done(place)
+        if len(done) == before + fresh:
+            return before + fresh
 
 
 def _ray() -> Any:

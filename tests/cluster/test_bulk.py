@@ -19,8 +19,9 @@ pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
 IMAGES = 300
-# Where all processes share few CPUs.
-PATIENT = {
+# And patient, where all processes share few CPUs.
+OWN_CLUSTER = {
+    "RAY_ADDRESS": "local",  # A cluster of its own, whichever others run here.
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "300000",
@@ -30,7 +31,7 @@ MODEL = ("--model", "builtin:resnet10-cifar10", "--top-k", "1")
 
 
 def on_ray(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | PATIENT | {"RESNET_SERVE_CACHE_DIR": CACHE}
+    environment = os.environ | OWN_CLUSTER | {"RESNET_SERVE_CACHE_DIR": CACHE}
     command = [sys.executable, "-m", "service.cli", "classify", *map(str, arguments)]
     return subprocess.run(
         [*command, "--on", "ray"], env=environment, capture_output=True, text=True, check=False
