@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from service import decode as decoding
 from service.bulk.sources import Encoded, Entry
 from service.engines import Warm
 from service.errors import CallerError
+from service.interpreter import SWITCH_SECONDS
 from service.postprocess import top_k
 from service.ranking import Ranking
 from service.rows import Row
@@ -48,6 +50,7 @@ def classify(
     once the rows before it are given.
     """
     decoding.prepare()
+    sys.setswitchinterval(SWITCH_SECONDS)
     size = engine.buckets.take(engine.buckets.largest)
     with (
         closing(_ahead(_loaded(entries, size), DEPTH)) as loaded,
