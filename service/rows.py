@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,44 @@ from service.errors import ConfigError
 
 # `file`, and `predictions` or `error`.
 Row = dict[str, Any]
-Writer = Callable[[Iterable[Row]], None]
+# A table's columns, by what Arrow calls their types.
+COLUMNS = {
+    "file": "string",
+    "rank": "int64",
+    "class_id": "int64",
+    "label": "string",
+    "probability": "float64",
+    "error": "string",
+}
+# Of a parquet file, in memory at a time.
+ROW_GROUP = 16_384
 
 
-def writer(path: Path) -> Writer:
-    """Writes rows to `path` in the format of its suffix.
+def check(path: Path) -> None:
+    """Raises what keeps rows from being written to `path`.
 
     Raises:
         ConfigError: no such format, or parquet without pyarrow.
     """
-    formats = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
-    if path.suffix not in formats:
-        raise ConfigError(f"--output {path}: must end in one of {', '.join(formats)}")
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"--output {path}: must end in one of {', '.join(FORMATS)}, or in none")
     if path.suffix == ".parquet":
-        _pyarrow()
-    write = formats[path.suffix]
-    return lambda rows: write(path, rows)
+        pyarrow("--output FILE.parquet")
+
+
+def write(path: Path, format: str, rows: Iterable[Row]) -> None:
+    """Writes rows to `path` in one of FORMATS."""
+    FORMATS[format](path, rows)
+
+
+def line(row: Row) -> bytes:
+    """One line of JSON."""
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with path.open("wb") as file:
+        file.writelines(map(line, rows))
 
 
 def _flat(rows: Iterable[Row]) -> Iterator[Row]:
@@ -52,23 +69,36 @@ def _flat(rows: Iterable[Row]) -> Iterator[Row]:
 
 def _write_csv(path: Path, rows: Iterable[Row]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        names = ("file", "rank", "class_id", "label", "probability", "error")
-        table = csv.DictWriter(file, names)
+        table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(_flat(rows))
 
 
 def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
-    pyarrow = _pyarrow()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(_flat(rows))), path)
+    arrow = pyarrow("--output FILE.parquet")
+    schema = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in COLUMNS.items()])
+    flat = _flat(rows)
+    with arrow.parquet.ParquetWriter(path, schema) as file:
+        while group := list(islice(flat, ROW_GROUP)):
+            file.write_table(arrow.Table.from_pylist(group, schema))
 
 
-def _pyarrow() -> Any:
+def pyarrow(purpose: str) -> Any:
+    """pyarrow with its reader of parquet.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
-        import pyarrow
+        import pyarrow as arrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError(
-            "--output FILE.parquet needs pyarrow: pip install 'resnet-serve[parquet]'"
-        ) from None
-    return pyarrow
+        raise ConfigError(f"{purpose} needs pyarrow: pip install 'resnet-serve[parquet]'") from None
+    return arrow
+
+
+FORMATS: dict[str, Callable[[Path, Iterable[Row]], None]] = {
+    ".jsonl": _write_jsonl,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}

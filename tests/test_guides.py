@@ -30,6 +30,7 @@ SLOW = {
     "docs/training.md",
 }
 GUIDES = [
+    "bulk",
     "clients",
     "cpu-host",
     "dashboard",

@@ -27,7 +27,7 @@ SERVICE = [
     {"engine_process"},
     {"fleet", "remote_fleet"},
     {"remote"},
-    {"pipeline", "offline"},
+    {"pipeline", "offline", "bulk"},
     {"worker"},
     {
         "decode",

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pyarrow.parquet
@@ -61,6 +62,25 @@ def test_tables_and_lines_are_written_too(service: Service, photos: Path, tmp_pa
     assert "the bytes are no image" in lines[3]
 
 
+def test_an_archive_is_sent_as_it_is_read_and_gone_on_with(
+    service: Service, photos: Path, tmp_path: Path
+) -> None:
+    archive, output = tmp_path / "photos.tar", tmp_path / "out.jsonl"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photos, ".")
+    asked = ("classify", archive, "--url", service.url, "--output", output)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: whole.index(b"broken.png") + 600])
+    run(*asked, status=2)
+    archive.write_bytes(whole)
+    run(*asked)
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    with tarfile.open(archive) as tar:
+        names = [member.name for member in tar if member.isfile()]
+    assert [row["file"] for row in found] == [str(archive / name) for name in names]
+    assert [row["file"] for row in found if row["error"]] == [str(archive / "broken.png")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -96,6 +116,7 @@ def test_what_is_wrong_without_a_service_is_one_line(
 def test_asking_a_service_does_not_import_torch(service: Service, photos: Path) -> None:
     probe = """
 import sys
+import tarfile
 from service.cli import main
 main(standalone_mode=False)
 print("torch" in sys.modules)

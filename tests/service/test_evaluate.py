@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from models import bundle, labels
 from models.preprocess import InputSpec
 from service import catalog, offline
+from service.bulk import sources, stream
 from service.cli import main
 from service.decode import decode
 from tests.models import tiny
@@ -85,7 +87,8 @@ def by_hand(model: Path, photos: Path) -> Iterator[tuple[int, NDArray[np.float64
     """The class of each photo and what `classify` answers to it."""
     opened, warm = offline.open_model(str(model), device="cpu", engine="eager", precision="fp32")
     files = sorted(path for path in photos.rglob("*") if path.is_file())
-    for file, row in zip(files, offline.classify(files, opened, warm, 10), strict=True):
+    batches = stream.classify(sources.entries([photos]), opened, warm, 10, 1)
+    for file, row in zip(files, chain.from_iterable(batches), strict=True):
         scores = {p["class_id"]: p["probability"] for p in row["predictions"]}
         yield opened.labels.index(file.parent.name), np.array([scores[i] for i in range(10)])
 
