@@ -94,9 +94,10 @@ def test_a_run_goes_on_after_a_signal(tmp_path: Path, sig: signal.Signals, statu
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("output", ["out", "out.parquet"])
 def test_no_row_is_lost_or_twice_however_often_it_is_killed(tmp_path: Path, output: str) -> None:
-    images = 20_000
+    images = 6_000
     draw = random.Random(output)
     tar = archive(tmp_path / "images.tar", images)
     to = tmp_path / output
