@@ -4,6 +4,7 @@ the internet. One row for each of these, and nothing else may be marked."""
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,35 @@ def _internet(command: Command) -> None:
     )
 
 
+def _ray(command: Command) -> None:
+    """That what is installed and deployed exists; tests/cluster deploys it."""
+    words = command.words
+    if words[:2] == ["pip", "install"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+        (extras,) = re.findall(r"^resnet-serve\[([\w,]+)\]$", words[2])
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    elif words[0] == "export":
+        _check_import_path(words[1].partition("=")[2])
+    elif words[0] == "serve" and words[1] == "run":
+        _check_import_path(words[2])
+    elif words[0] == "serve" and words[1] == "deploy":
+        (application,) = yaml.safe_load((ROOT / words[2]).read_text("utf-8"))["applications"]
+        _check_import_path(application["import_path"])
+        settings.load(config=application["args"])
+    else:
+        assert words[:2] in (["ray", "start"], ["serve", "status"]), command.line
+
+
+def _check_import_path(path: str) -> None:
+    module, _, name = path.partition(":")
+    text = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
+    assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), path
+
+
 CHECKS: dict[str, Callable[[Command], None]] = {
     "docker": _docker,
     "cluster": _cluster,
+    "ray": _ray,
     "gpu": _gpu,
     "internet": _internet,
 }
