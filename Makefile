@@ -5,6 +5,7 @@ PORT ?= 8000
 DURATION ?= 600
 WORKERS ?= 1
 BIN := .venv/bin
+ALONE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 .PHONY: serve test test-all lint bench soak clean
@@ -14,11 +15,14 @@ serve: .venv/serve.stamp
 
 # Files side by side. One thread for each of torch's operations: it has threads spin while they
 # wait, and processes that each have as many as there are CPUs keep each other from computing.
+# Clusters by themselves: beside others their nodes are late enough to be taken for dead.
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m 'not slow and not cluster'
+	$(ALONE) -m 'cluster and not slow'
 
 test-all: lint
-	$(PYTEST) -m ''
+	$(PYTEST) -m 'not cluster'
+	$(ALONE) -m cluster
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

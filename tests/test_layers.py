@@ -94,7 +94,7 @@ ONLY = {
         "body",
         "v2",
     },
-    "ray": {"ray"},
+    "ray": {"bulk", "ray"},
     "uvicorn": {"server", "protocol"},
     "opentelemetry": {"tracing"},
     "prometheus_client": {"metrics", "ray", "shared_metrics"},
