@@ -1,55 +1,51 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+
+import pytest
 
 from service.turns import Turns
 
 
 def contend(shares: dict[str, float], seconds: dict[str, float], turns_in_all: int) -> Counter[str]:
     """How many turns each had while all of them always wanted one; time is only claimed."""
-    turns, had, order = Turns(), Counter[str](), list[str]()
+    turns, order = Turns(), list[str]()
     turns.acquire("starter")
-    stop = threading.Event()
 
     def work(name: str) -> None:
-        while not stop.is_set():
-            turns.acquire(name)
+        turns.acquire(name)
+        while len(order) < turns_in_all:
             order.append(name)
-            if len(order) >= turns_in_all:
-                stop.set()
-            # Who has just had a turn must be able to come back before the next is given.
-            turns._changed.acquire()
-            turns._changed.release()
-            turns.release(name, seconds[name], shares[name])
+            # Back before the next turn is given, or it would be of the others' whatever they had.
+            with turns._changed:
+                turns.release(name, seconds[name], shares[name])
+                turns.acquire(name)
+        turns.release(name, 0.0)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in shares]
     for thread in threads:
         thread.start()
+    until = time.monotonic() + 20
+    while len(turns._waiting) < len(shares):
+        assert time.monotonic() < until
+        time.sleep(0.001)
     turns.release("starter", 0.0)
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
-    had.update(order)
-    return had
+    return Counter(order)
 
 
 def test_equal_shares_get_equal_time_whatever_their_batches_cost() -> None:
-    seconds = {"small": 0.001, "large": 0.01}
-
-    def ratio() -> float:
-        had = contend({"small": 1, "large": 1}, seconds, 1100)
-        return (had["small"] * 0.001) / (had["large"] * 0.01)
-
-    # Alone in the queue for a moment, either may take a turn out of order; for longer, where the
-    # machine lets one of the threads wait.
-    assert any(0.5 < ratio() < 2 for _ in range(3))
+    had = contend({"small": 1, "large": 1}, {"small": 0.001, "large": 0.01}, 1100)
+    assert had["small"] / had["large"] == pytest.approx(10, rel=0.03)
 
 
 def test_a_larger_share_gets_more() -> None:
-    seconds = {"a": 0.01, "b": 0.01}
-    had = contend({"a": 3, "b": 1}, seconds, 400)
-    assert had["a"] > 1.3 * had["b"]
+    had = contend({"a": 3, "b": 1}, {"a": 0.01, "b": 0.01}, 400)
+    assert had["a"] / had["b"] == pytest.approx(3, rel=0.03)
 
 
 def test_who_was_idle_saves_up_no_turns() -> None:
