@@ -104,10 +104,16 @@ def count_macs(network: nn.Module, size: int, channels: int = 3) -> int:
 
 
 def map_side(network: ResNet, size: int) -> int:
-    """Height and width of the last maps, of images `size` pixels high and wide; the network must
-    be on the meta device."""
-    images = torch.empty(1, network.architecture.in_channels, size, size, device="meta")
-    return network.eval().maps(images).shape[-1]
+    """Height and width of the last maps, of images `size` pixels high and wide; nothing is computed
+    either. (On the meta device torch would: importing what it does that with takes a second.)"""
+    sides: list[int] = []
+    watch = network.norm.register_forward_hook(lambda _, __, maps: sides.append(maps.shape[-1]))
+    try:
+        count_macs(network, size, network.architecture.in_channels)
+    finally:
+        watch.remove()
+    (side,) = sides
+    return side
 
 
 class _MacCounter(TorchFunctionMode):

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import from_json
-from starlette.requests import ClientDisconnect
 
 from service import schemas
-from service.errors import (
-    BadParameter,
-    CallerLeft,
-    ConfigError,
-    NotReady,
-    TooLarge,
-    UnsupportedMediaType,
-)
+from service.errors import BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.pipeline import RETRY_SECONDS, Pipeline
-from service.routes import PROBLEM, REFUSALS, pipeline_of
+from service.routes import PROBLEM, REFUSALS, pipeline_of, receive
 from service.settings import ModelSettings, validated
 from service.uploads import media_type
 
@@ -50,8 +43,10 @@ router = APIRouter()
         200: {"description": "it replaced the model of that name"},
         201: {"model": schemas.ModelDetails, "description": "it is served beside the others"},
         409: PROBLEM | {"description": "as many models as there can be"},
+        408: REFUSALS[408],
         413: PROBLEM | {"description": "body over 64 KiB"},
         415: PROBLEM | {"description": "a content type that is not JSON"},
+        429: PROBLEM | {"description": "too many bytes are being received; with Retry-After"},
         422: PROBLEM | {"description": "a field that cannot be, or a model that does not load"},
         503: UNAVAILABLE,
     },
@@ -98,21 +93,15 @@ async def read_json(request: Request) -> dict[str, Any]:
     """The JSON object of a request.
 
     Raises:
-        UnsupportedMediaType, TooLarge, BadParameter: it has none.
-        CallerLeft: the connection closed while it was sent.
+        UnsupportedMediaType, BadParameter: it has none.
+        TooLarge, UploadsFull, RequestTooSlow, CallerLeft: see `service.body.Body`.
     """
     if media_type(request) != "application/json":
         raise UnsupportedMediaType("send the model's settings as application/json")
-    body = bytearray()
+    with receive(request, MAX_BODY_BYTES, math.inf) as arriving:
+        body = await arriving.whole()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise TooLarge(f"the body has more than {MAX_BODY_BYTES} bytes, the limit")
-    except ClientDisconnect:
-        raise CallerLeft("the connection closed while the body was sent") from None
-    try:
-        found = from_json(bytes(body), allow_inf_nan=False)
+        found = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise BadParameter(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):

@@ -102,6 +102,14 @@ class Body:
         except ClientDisconnect:
             raise CallerLeft("the connection closed while the body was sent") from None
 
+    async def whole(self) -> bytes:
+        """All of it. Raises as `chunks`, and where it is not whole in time: see `late`."""
+        try:
+            async with asyncio.timeout_at(self.until):
+                return b"".join([chunk async for chunk in self.chunks()])
+        except TimeoutError:
+            raise self.late() from None
+
     def late(self) -> DeadlineExceeded | RequestTooSlow:
         """Why it is refused that was not whole in time."""
         if self.until == self._deadline:

@@ -59,11 +59,7 @@ async def read_image(body: Body) -> bytes:
             f"the content type {kind[:QUOTED]!r} is no image; send the bytes as image/* or "
             f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
         )
-    try:
-        async with asyncio.timeout_at(body.until):
-            return b"".join([chunk async for chunk in body.chunks()])
-    except TimeoutError:
-        raise body.late() from None
+    return await body.whole()
 
 
 async def read_images(body: Body, max_images: int) -> list[Upload]:

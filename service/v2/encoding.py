@@ -28,12 +28,12 @@ async def read(body: Body) -> bytes:
         UploadsFull, CallerLeft, DeadlineExceeded, RequestTooSlow: see `service.body.Body`.
     """
     encoding = body.request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        return await body.whole()
+    if encoding not in WINDOW_BITS:
+        raise InvalidInput("Content-Encoding must be gzip or deflate, or not be there")
     try:
         async with asyncio.timeout_at(body.until):
-            if encoding in ("", "identity"):
-                return b"".join([chunk async for chunk in body.chunks()])
-            if encoding not in WINDOW_BITS:
-                raise InvalidInput("Content-Encoding must be gzip or deflate, or not be there")
             return await _inflated(body, encoding)
     except TimeoutError:
         raise body.late() from None

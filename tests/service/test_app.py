@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from service.app import create_app
@@ -30,3 +33,18 @@ def test_a_model_that_cannot_be_served_is_named(model: ModelSettings, words: lis
     assert "\n" not in str(caught.value)
     for word in ["models[1]", *words]:
         assert word in str(caught.value)
+
+
+def test_nothing_is_imported_that_a_start_does_not_need() -> None:
+    """Of torch's compiler alone it is a second; of traces, where none are sent, the SDK."""
+    code = f"""if True:
+        import sys
+        import service.front_end
+        from service.app import create_app
+        from service.settings import ModelSettings, Settings
+
+        create_app(Settings(models=[ModelSettings(spec={RANDOM!r})]))
+        unneeded = {{"torch._dynamo", "sympy", "service.tracing", "opentelemetry.sdk"}}
+        assert not unneeded & {{*sys.modules}}, unneeded & {{*sys.modules}}
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
