@@ -8,21 +8,25 @@ BIN := .venv/bin
 ALONE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: serve test test-all lint bench soak clean
+# So that the tests' many processes compile what they import once, whatever the shell prefers.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: serve test test-all lint clusters bench soak clean
 
 serve: .venv/serve.stamp
 	$(BIN)/resnet-serve serve --host $(HOST) --port $(PORT)
 
 # Files side by side. One thread for each of torch's operations: it has threads spin while they
 # wait, and processes that each have as many as there are CPUs keep each other from computing.
-# Clusters by themselves: beside others their nodes are late enough to be taken for dead.
-test: lint
-	$(PYTEST) -m 'not slow and not cluster'
-	$(ALONE) -m 'cluster and not slow'
+# Clusters first, with nothing beside them but `lint`: among many others their nodes are late
+# enough to be taken for dead.
+test: FAST := and not slow
+test test-all: .venv/test.stamp
+	$(MAKE) --jobs 2 lint clusters FAST='$(FAST)'
+	$(PYTEST) -m 'not cluster $(FAST)'
 
-test-all: lint
-	$(PYTEST) -m 'not cluster'
-	$(ALONE) -m cluster
+clusters: .venv/test.stamp
+	$(ALONE) -m 'cluster $(FAST)' tests/cluster tests/test_guides.py
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ from models.resnet import on_meta
 torch_resnet = pytest.importorskip("torch_resnet")
 GUIDE = (Path(__file__).parents[1] / "docs" / "torch-resnet.md").read_text()
 CLASSES = re.findall(r"^\| `(\w+)\((.*)\)` \| `(\w+)` \|$", GUIDE, re.MULTILINE)
+# Layers take seconds to build.
+THOUSAND = [pytest.mark.slow]
 
 
 def test_every_class_is_in_the_table() -> None:
@@ -22,7 +24,13 @@ def test_every_class_is_in_the_table() -> None:
     assert len(named) == 34
 
 
-@pytest.mark.parametrize(("theirs", "given", "ours"), CLASSES, ids=str)
+@pytest.mark.parametrize(
+    ("theirs", "given", "ours"),
+    [
+        pytest.param(*row, id="-".join(row), marks=THOUSAND if re.search(r"\d{4}", row[0]) else [])
+        for row in CLASSES
+    ],
+)
 def test_a_row_of_the_table_holds(theirs: str, given: str, ours: str) -> None:
     arguments = dict(each.split("=") for each in given.split(", ") if each)
     keywords = {

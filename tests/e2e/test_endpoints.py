@@ -139,10 +139,12 @@ def test_the_description_shows_every_endpoint_and_its_refusals(service: Service)
         "201",
         "401",
         "403",
+        "408",
         "409",
         "413",
         "415",
         "422",
+        "429",
         "503",
     }
     fields = model["put"]["requestBody"]["content"]["application/json"]["schema"]

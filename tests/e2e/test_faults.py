@@ -168,7 +168,8 @@ def test_a_process_whose_device_is_lost_says_that_it_must_be_replaced(one: Comma
     assert not is_ready(one.service)
 
 
-@pytest.mark.parametrize("fault", ["hang", pytest.param("cuda", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["hang", "cuda"])
 def test_an_engine_process_that_cannot_recover_is_replaced(several: Commanded, fault: str) -> None:
     service = several.service
     front_ends = children(service, "front_end")

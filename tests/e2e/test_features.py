@@ -22,9 +22,19 @@ IMAGE = encoded(size=(40, 32))
 MODEL = "builtin:resnet20-cifar10"
 
 
-@pytest.fixture(scope="module", params=["1", "2"])
-def serving(request: pytest.FixtureRequest) -> Iterator[Service]:
-    with started("--model", MODEL, RESNET_SERVE_WORKERS=request.param) as running:
+@pytest.fixture(scope="module", params=[pytest.param("1", marks=pytest.mark.slow), "2"])
+def serving(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """One with maps to explain, and one whose last maps have one place."""
+    file = tmp_path_factory.mktemp("bundles") / "coarse.safetensors"
+    spec = InputSpec(size=32, resize=32, mean=CIFAR.mean, std=CIFAR.std)
+    halving = Architecture(
+        block="basic", blocks=(1, 1, 1, 1), planes=(8, 8, 8, 8), stem="imagenet", num_classes=5
+    )
+    bundle.write(bundle.untrained(halving, "coarse", spec), file)
+    models = ("--model", MODEL, "--model", str(file))
+    with started(*models, RESNET_SERVE_WORKERS=request.param) as running:
         yield running
 
 
@@ -141,22 +151,12 @@ def test_the_models_say_what_they_can(serving: Service) -> None:
     assert (card["embedding"], card["explain"]) == (64, True)
 
 
-def test_a_model_whose_last_maps_have_one_place_explains_nothing(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    file = tmp_path_factory.mktemp("bundles") / "coarse.safetensors"
-    spec = InputSpec(size=32, resize=32, mean=CIFAR.mean, std=CIFAR.std)
-    halving = Architecture(
-        block="basic", blocks=(1, 1, 1, 1), planes=(8, 8, 8, 8), stem="imagenet", num_classes=5
-    )
-    made = bundle.untrained(halving, "coarse", spec)
-    bundle.write(made, file)
-    with started("--model", str(file)) as serving:
-        problem = ask(serving, "explain", 422).json()
-        assert "coarse cannot explain: its last maps have one place only" in problem["detail"]
-        assert len(ask(serving, "embed").json()["embedding"]) == 8
-        card = client.get(f"{serving.url}/v1/models/coarse").json()
-        assert (card["embedding"], card["explain"]) == (8, False)
+def test_a_model_whose_last_maps_have_one_place_explains_nothing(serving: Service) -> None:
+    problem = ask(serving, "explain", 422, model="coarse").json()
+    assert "coarse cannot explain: its last maps have one place only" in problem["detail"]
+    assert len(ask(serving, "embed", model="coarse").json()["embedding"]) == 8
+    card = client.get(f"{serving.url}/v1/models/coarse").json()
+    assert (card["embedding"], card["explain"]) == (8, False)
 
 
 @pytest.mark.parametrize("crop", ["center", "center_floor", "before_resize"])

@@ -261,7 +261,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return self_signed(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_https(pair: tuple[Path, Path], tmp_path: Path, workers: str) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"{API}\n")

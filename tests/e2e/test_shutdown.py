@@ -65,12 +65,6 @@ def test_readiness_turns_false_at_once_while_requests_are_still_served() -> None
         assert not any("Traceback" in line for line in service.log)
 
 
-def test_an_idle_service_that_is_interrupted_exits_with_0() -> None:
-    with started("--model", "random:resnet20", RESNET_SERVE_SHUTDOWN_GRACE_S="0") as service:
-        assert service.end(signal.SIGINT) == 0
-        assert not any("Traceback" in line for line in service.log)
-
-
 def test_a_signal_while_loading_ends_it() -> None:
     with started("--model", "random:resnet18", ready=False) as service:
         assert service.end(signal.SIGTERM) == 0

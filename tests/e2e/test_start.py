@@ -63,8 +63,9 @@ def test_a_checkpoint_is_refused_with_the_command_that_converts_it(tmp_path: Pat
     assert "resnet-serve convert --from FORMAT SRC DST" in fail("--model", str(path))
 
 
-def test_while_loading_it_is_live_but_not_ready() -> None:
-    with started("--model", "random:resnet34", ready=False, RESNET_SERVE_MAX_BATCH="2") as service:
+def test_while_loading_it_is_live_but_not_ready_and_idle_it_exits_with_0() -> None:
+    quick = {"RESNET_SERVE_MAX_BATCH": "2", "RESNET_SERVE_SHUTDOWN_GRACE_S": "0"}
+    with started("--model", "random:resnet34", ready=False, **quick) as service:
         ready = client.get(f"{service.url}/health/ready")
         assert client.get(f"{service.url}/health/live").status_code == 200
         assert ready.status_code == 503
@@ -74,6 +75,8 @@ def test_while_loading_it_is_live_but_not_ready() -> None:
         assert early.headers["retry-after"] == "1"
         service.wait_until_ready()
         assert client.post(f"{service.url}/v1/classify", content=encoded()).status_code == 200
+        assert service.end(signal.SIGINT) == 0
+        assert not any("Traceback" in line for line in service.log)
 
 
 def test_a_file_configures_several_models_devices_and_a_nameless_network(tmp_path: Path) -> None:

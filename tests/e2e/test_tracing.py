@@ -27,7 +27,13 @@ def collector() -> Iterator[Collector]:
         yield running
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "several"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(1, id="one process", marks=pytest.mark.slow),
+        pytest.param(2, id="several"),
+    ],
+)
 def workers(request: pytest.FixtureRequest) -> int:
     number: int = request.param
     return number

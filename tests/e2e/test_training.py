@@ -34,6 +34,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made.folder(folder / "train", 72), made.folder(folder / "test", 24, seed=1)
 
 
+@pytest.mark.slow
 def test_train_kill_resume_evaluate_serve(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     epochs = ("--epochs", "12")

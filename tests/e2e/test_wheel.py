@@ -39,6 +39,7 @@ def test_it_contains_labels_page_and_the_embedded_bundle(wheel: Path) -> None:
         assert archive.getinfo(f"models/builtin/{name}.safetensors").file_size <= most
 
 
+@pytest.mark.slow
 def test_it_serves_from_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     # What it depends on is installed already; only its own packages must come from the wheel.

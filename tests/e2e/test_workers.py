@@ -321,12 +321,14 @@ def test_sigterm_under_load_loses_nothing() -> None:
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_ends_the_start_with_one_line() -> None:
     line = fail("--workers", "2", "--model", "random:resnet51")
     for word in ("models[0]", "resnet51", "nearest", "resnet50"):
         assert word in line
 
 
+@pytest.mark.slow
 def test_while_loading_it_is_live_but_not_ready_and_a_signal_ends_it() -> None:
     with started("--workers", "2", "--model", "random:resnet18", ready=False) as service:
         assert client.get(f"{service.url}/health/live").status_code == 200

@@ -13,13 +13,14 @@ SLOW = re.compile(
     r"test_keras\.py::.*applications.*\[ResNet(101|152)"
     r"|test_keras\.py::test_other_numerics.*\[ResNet50V2-(stride_block|preact)"
     r"|test_flax\.py::.*\[(34|152|200)\]"
+    r"|test_flax\.py::test_orbax.*\[50\]"
     r"|test_flax\.py::test_the_imagenet_examples.*\[50\]"
     r"|test_huggingface\.py::test_the_published.*resnet(34|101)"
     r"|test_torch_resnet\.py::test_the_deepest"
     r"|test_torch_resnet\.py::test_every_class.*ResNet(101|152|200)\]"
-    r"|test_onnx\.py::test_what_torchs_new_exporter.*bottleneck"
-    r"|test_export\.py::.*wide_resnet"
-    r"|test_(torchvision|timm)\.py::test_every.*\[(wide_resnet101_2|resnet(v2_)?1\d\d|resnet200)\]"
+    r"|test_onnx\.py::test_what_torchs_new_exporter"
+    r"|test_export\.py::(.*wide_resnet|test_a_round_trip.*(resnet18|timm.*pth))"
+    r"|test_(torchvision|timm)\.py::test_every.*\[(wide_resnet|resnet(26|34|(v2_)?1\d\d|200)\])"
     r"|test_onnx\.py::.*zoo.*resnet(101|152)"
 )
 

@@ -40,6 +40,7 @@ def run(*command: object) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_bundle_of_one(tmp_path: Path) -> None:
     """The same batches, normalised by the same statistics, and gradients averaged."""
     images = made.folder(tmp_path / "images", count=24)
