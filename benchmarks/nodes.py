@@ -93,6 +93,11 @@ class Nodes:
         part.write_text(fault)
         part.replace(self._commands)
 
+    @property
+    def forwards(self) -> int:
+        """How many all engines have begun, those of their warm-up among them."""
+        return self._commands.with_suffix(".forwards").stat().st_size
+
     def deploy(self, settings: dict[str, Any], wait: bool = True, **options: Any) -> None:
         """Does as `serve deploy` with our YAML, but for the settings and deployments' options."""
         from ray.serve.context import _get_global_client

@@ -82,9 +82,9 @@ def check(path: Path, images: int) -> None:
     [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
 )
 def test_a_run_goes_on_after_a_signal(tmp_path: Path, sig: signal.Signals, status: int) -> None:
-    images, output = 4000, tmp_path / "out"
+    images, output = 1500, tmp_path / "out"
     tar = archive(tmp_path / "images.tar", images)
-    arguments = (tar, *MODEL, "--output", output, "--rows-per-file", "400")
+    arguments = (tar, *MODEL, "--output", output, "--rows-per-file", "150")
     process = begun(*arguments)
     said = stopped(process, output / "_resume", 0.0, sig)
     assert process.returncode == status, said

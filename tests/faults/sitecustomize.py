@@ -9,6 +9,8 @@ Python imports it before anything else. The commands are in the file that FAULTS
     slow S      every forward takes S seconds longer for each of its images
     hang        a forward does not come back, as long as the file says so
     cuda        one forward poisons the process: none succeeds in it from then on
+
+Beside it, a file with the suffix `.forwards` grows by a byte with each forward that is begun.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 COMMANDS = Path(os.environ["FAULTS"])
+FORWARDS = COMMANDS.with_suffix(".forwards")
 POISON = (
     "CUDA error: an illegal memory access was encountered\n"
     "CUDA kernel errors might be asynchronously reported at some other API call"
@@ -42,6 +45,8 @@ class Faulty:
         return getattr(self._engine, name)
 
     def launch(self, images: Sequence[Any], size: int, **asked: bool) -> Callable[[], Any]:
+        with FORWARDS.open("ab") as forwards:
+            forwards.write(b".")
         command, _, number = COMMANDS.read_text().strip().partition(" ")
         if command in ("once", "cuda"):
             COMMANDS.write_text("")
