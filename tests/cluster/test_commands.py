@@ -108,8 +108,9 @@ def test_deploy_status_and_run(addresses: dict[str, str], tmp_path: Path) -> Non
     run(*command("serve", "deploy", *board, config))
 
     def told() -> dict[str, Any]:
-        found: dict[str, Any] = yaml.safe_load(run(*command("serve", "status", *board)))
-        return found["applications"]["resnet-serve"]
+        status = yaml.safe_load(run(*command("serve", "status", *board)))
+        found: dict[str, Any] = status["applications"]["resnet-serve"]
+        return found
 
     until(lambda: answers(url), told)
     until(lambda: told()["status"] == "RUNNING", told)
