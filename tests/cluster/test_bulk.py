@@ -19,14 +19,8 @@ pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
 IMAGES = 300
-# And patient, where all processes share few CPUs.
-OWN_CLUSTER = {
-    "RAY_ADDRESS": "local",  # A cluster of its own, whichever others run here.
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_agent_register_timeout_ms": "300000",
-    "RAY_worker_register_timeout_seconds": "300",
-}
+# A cluster of its own, whichever others run here.
+OWN_CLUSTER = {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"}
 MODEL = ("--model", "builtin:resnet10-cifar10", "--top-k", "1")
 
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.nodes import ENVIRONMENT, ROOT, STORE_BYTES, until
+from benchmarks.nodes import ROOT, STORE_BYTES, until
 from tests.conftest import client, encoded
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -44,7 +43,7 @@ def running(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
             words,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"},
+            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
             start_new_session=True,
         )
     try:
@@ -124,7 +123,5 @@ def test_deploy_status_and_run(addresses: dict[str, str], tmp_path: Path) -> Non
         until(lambda: answers(url) or process.poll() is not None, log.read_text)
         assert process.poll() is None, log.read_text()
         process.send_signal(signal.SIGINT)
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.1)
+        process.wait(60)
     assert not answers(url)
