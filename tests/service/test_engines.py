@@ -23,7 +23,6 @@ from models.resnet import Architecture
 from service import engines
 from service.engines import calibrate, faults, hardware, parity
 from service.engines.blueprint import Blueprint
-from service.engines.buckets import Buckets, measure, sizes
 from service.errors import ConfigError
 from service.ranking import rank
 from service.settings import ModelSettings, Settings
@@ -54,69 +53,6 @@ def expected(made: Bundle, batch: Images) -> NDArray[np.float32]:
         pixels = torch.from_numpy(np.stack(batch))
         found: NDArray[np.float32] = made.classifier()(pixels).numpy()
         return found
-
-
-@pytest.mark.parametrize(
-    ("max_batch", "expected"),
-    [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (32, [1, 2, 4, 8, 16, 32])],
-)
-def test_batch_sizes_are_powers_of_two_up_to_the_limit(max_batch: int, expected: list[int]) -> None:
-    assert sizes(max_batch) == expected
-
-
-def test_where_a_larger_batch_costs_no_more_everything_waiting_is_taken() -> None:
-    gpu = Buckets({1: 0.0020, 2: 0.0020, 4: 0.0021, 8: 0.0022})
-    assert [gpu.take(waiting) for waiting in (1, 2, 3, 5, 8, 100)] == [1, 2, 3, 5, 8, 8]
-    assert [gpu.fit(count) for count in (1, 3, 5, 8)] == [1, 4, 8, 8]
-
-
-def test_where_every_image_costs_its_own_nothing_is_computed_for_padding() -> None:
-    cpu = Buckets({1: 0.100, 2: 0.190, 4: 0.360, 8: 0.720})
-    assert [cpu.take(waiting) for waiting in (1, 2, 3, 5, 7, 100)] == [1, 2, 2, 4, 4, 4]
-
-
-def test_measuring_stops_where_larger_batches_gain_nothing(monkeypatch: Any) -> None:
-    now, ran = [0.0], []
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-
-    def run(size: int) -> None:
-        ran.append(size)
-        now[0] += 0.01 if size <= 4 else 0.0026 * size
-
-    assert list(measure(run, 256).seconds) == [1, 2, 4, 8, 16]
-    assert set(ran) == {1, 2, 4, 8, 16}
-
-
-def test_a_busy_moment_does_not_end_the_measuring_of_a_fast_network(monkeypatch: Any) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-
-    def run(size: int) -> None:
-        now[0] += 0.001 + 0.0005 * size + (0.02 if size in (2, 4) else 0.0)
-
-    assert list(measure(run, 32).seconds) == [1, 2, 4, 8, 16, 32]
-
-
-def test_measuring_stops_where_a_batch_would_take_too_long(monkeypatch: Any) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-
-    def run(size: int) -> None:
-        now[0] += 0.09 * size**0.9
-
-    assert list(measure(run, 256).seconds) == [1, 2]
-
-
-def test_a_disturbed_measurement_does_not_forbid_larger_batches(monkeypatch: Any) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-
-    def run(size: int) -> None:
-        now[0] += 0.002 + 0.0003 * size + (0.5 if size in (4, 8) else 0.0)
-
-    found = measure(run, 16)
-    assert found.take(100) == 16
-    assert found.seconds[8] == pytest.approx(4 * found.seconds[2])
 
 
 def test_a_ranking_is_stable_and_reversible() -> None:
@@ -349,16 +285,6 @@ def test_what_openvino_compiled_is_kept_whole_or_not_at_all(
     assert not caplog.records
     for warm in (second, third):
         np.testing.assert_allclose(warm.infer(images(3)), first.infer(images(3)), atol=1e-6)
-
-
-def test_batches_for_which_there_is_no_memory_are_not_made() -> None:
-    def run(size: int) -> None:
-        if size > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    assert list(measure(run, 32).seconds) == [1, 2, 4]
-    with pytest.raises(torch.OutOfMemoryError):
-        measure(lambda size: run(size + 4), 32)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,184 @@
+"""Which batch sizes are computed, by what each takes. An engine only claims how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from service.engines.buckets import Buckets, measure, sizes
+
+
+class Device:
+    """Its clock goes on by `seconds` of a batch's size when it runs one; `ran` are their sizes."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        self.now = 0.0
+        self.ran: list[int] = []
+        self._seconds = seconds
+
+    def run(self, size: int) -> None:
+        self.ran.append(size)
+        self.now += self._seconds(size)
+
+
+Make = Callable[[Callable[[int], float]], Device]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Make:
+    def make(seconds: Callable[[int], float]) -> Device:
+        made = Device(seconds)
+        monkeypatch.setattr("time.perf_counter", lambda: made.now)
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "expected"),
+    [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (32, [1, 2, 4, 8, 16, 32])],
+)
+def test_batch_sizes_are_powers_of_two_up_to_the_limit(max_batch: int, expected: list[int]) -> None:
+    assert sizes(max_batch) == expected
+
+
+def test_where_a_larger_batch_costs_no_more_everything_waiting_is_taken() -> None:
+    gpu = Buckets({1: 0.0020, 2: 0.0020, 4: 0.0021, 8: 0.0022})
+    assert [gpu.take(waiting) for waiting in (1, 2, 3, 5, 8, 100)] == [1, 2, 3, 5, 8, 8]
+    assert [gpu.fit(count) for count in (1, 3, 5, 8)] == [1, 4, 8, 8]
+
+
+def test_where_every_image_costs_its_own_nothing_is_computed_for_padding() -> None:
+    cpu = Buckets({1: 0.100, 2: 0.190, 4: 0.360, 8: 0.720})
+    assert [cpu.take(waiting) for waiting in (1, 2, 3, 5, 7, 100)] == [1, 2, 2, 4, 4, 4]
+
+
+# Forming and answering a batch costs 0.2 ms besides its engine.
+@pytest.mark.parametrize(
+    ("seconds", "waiting", "taken", "why"),
+    [
+        ({1: 0.0998, 2: 0.1958}, 2, 1, "2 % more images a second are not worth the latency"),
+        ({1: 0.0998, 2: 0.1921}, 2, 2, "4 % are"),
+        ({1: 0.0998, 2: 0.1958, 4: 0.3847}, 4, 4, "4 % over the best, if not over the one before"),
+        ({1: 0.0002, 2: 0.0004}, 2, 2, "0.2 ms once more for two images: 1.33 times as many"),
+        ({1: 0.0102, 2: 0.0204}, 2, 1, "0.2 ms are less than 3 % of so long a batch"),
+        ({1: 0.1, 2: 0.3, 4: 0.15}, 2, 1, "two would be padded to two, not to the faster four"),
+        ({1: 0.1, 2: 0.1, 4: 0.11}, 3, 3, "what fits into four is not computed as two and one"),
+        ({1: 0.1, 2: 0.1}, 0, 0, "nobody waits"),
+    ],
+)
+def test_so_many_of_those_that_wait_are_taken(
+    seconds: dict[int, float], waiting: int, taken: int, why: str
+) -> None:
+    assert Buckets(seconds).take(waiting) == taken, why
+
+
+def test_sizes_are_in_order_and_can_be_limited() -> None:
+    buckets = Buckets({4: 0.4, 1: 0.1, 8: 0.7, 2: 0.2})
+    assert list(buckets.seconds.items()) == [(1, 0.1), (2, 0.2), (4, 0.4), (8, 0.7)]
+    assert buckets.up_to(4).seconds == {1: 0.1, 2: 0.2, 4: 0.4}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "runs", "why"),
+    [
+        (1 / 128, 4, "30 ms in all, so that a clock's steps do not count"),
+        (1 / 64, 3, "at least three, of which one was disturbed the least"),
+        (1 / 16, 2, "fewer once they took 100 ms"),
+        (1 / 4, 1, "one of a batch so slow that a disturbance hardly counts"),
+    ],
+)
+def test_a_batch_is_timed_so_often(device: Make, seconds: float, runs: int, why: str) -> None:
+    made = device(lambda _: seconds)
+    assert measure(made.run, 1).seconds == {1: seconds}
+    assert made.ran == [1] * (1 + runs), f"once for what only the first pays for, and then {why}"
+
+
+def test_measuring_stops_where_larger_batches_gain_nothing(device: Make) -> None:
+    made = device(lambda size: 0.01 if size <= 4 else 0.0026 * size)
+    assert list(measure(made.run, 256).seconds) == [1, 2, 4, 8, 16]
+    assert set(made.ran) == {1, 2, 4, 8, 16}
+
+
+@pytest.mark.parametrize(
+    ("rates", "measured", "why"),
+    [
+        # Images a second of 1, 2, 4, ... at a time.
+        ([100, 100, 100, 200], [1, 2, 4], "2 and 4 gain nothing"),
+        ([100, 150, 200, 202, 203, 400], [1, 2, 4, 8, 16], "8 and 16 gain less than 3 %"),
+        ([100, 150, 200, 204, 208, 400], [1, 2, 4, 8, 16], "16 gains less over 8, the best yet"),
+        ([100, 101, 150, 151, 200], [1, 2, 4, 8, 16], "4 gains between 2 and 8, which do not"),
+        ([100, 103.5, 104, 105, 200], [1, 2, 4, 8], "2 gains 1 % by its handover, 3.5 % in all"),
+    ],
+)
+def test_measuring_ends_where_two_in_a_row_gain_nothing(
+    device: Make, rates: list[float], measured: list[int], why: str
+) -> None:
+    # The 0.2 ms of handing a batch over are part of its rate.
+    by_size = {2**power: 2**power / rate - 0.0002 for power, rate in enumerate(rates)}
+    made = device(by_size.__getitem__)
+    assert list(measure(made.run, max(by_size)).seconds) == measured, why
+
+
+@pytest.mark.parametrize(("each", "largest"), [(0.00095, 32), (0.00093, 64)])
+def test_batches_of_less_than_30_ms_are_not_relied_upon(
+    device: Make, each: float, largest: int
+) -> None:
+    """From 8 images on they gain less than 3 %; 32 take 30.4 ms, or 29.8."""
+    made = device(lambda size: each * size)
+    assert max(measure(made.run, 256).seconds) == largest
+
+
+def test_a_busy_moment_does_not_end_the_measuring_of_a_fast_network(device: Make) -> None:
+    made = device(lambda size: 0.001 + 0.0005 * size + (0.02 if size in (2, 4) else 0.0))
+    assert list(measure(made.run, 32).seconds) == [1, 2, 4, 8, 16, 32]
+
+
+def test_measuring_stops_where_a_batch_would_take_too_long(device: Make) -> None:
+    made = device(lambda size: 0.09 * size**0.9)
+    assert list(measure(made.run, 256).seconds) == [1, 2]
+
+
+@pytest.mark.parametrize(("seconds", "measured"), [(0.1499, [1, 2]), (0.1501, [1])])
+def test_no_batch_is_tried_that_would_take_longer_than_300_ms(
+    device: Make, seconds: float, measured: list[int]
+) -> None:
+    made = device(lambda _: seconds)
+    assert list(measure(made.run, 2).seconds) == measured
+
+
+def test_a_disturbed_measurement_does_not_forbid_larger_batches(device: Make) -> None:
+    made = device(lambda size: 0.002 + 0.0003 * size + (0.5 if size in (4, 8) else 0.0))
+    found = measure(made.run, 16)
+    assert found.take(100) == 16
+    assert found.seconds[8] == pytest.approx(4 * found.seconds[2])
+
+
+def test_batches_for_which_there_is_no_memory_are_not_made(
+    device: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = device(lambda _: 0.01)
+
+    def run(size: int) -> None:
+        made.run(size)
+        if size > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    assert list(measure(run, 32).seconds) == [1, 2, 4]
+    assert caplog.messages == ["no memory for batches of 8: CUDA out of memory."]
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(lambda size: run(size + 4), 32)
+
+
+def test_what_fails_for_another_reason_is_no_matter_of_size(device: Make) -> None:
+    made = device(lambda _: 0.01)
+
+    def run(size: int) -> None:
+        made.run(size)
+        if size == 4:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        measure(run, 32)
