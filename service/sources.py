@@ -16,8 +16,9 @@ from service.errors import ConfigError
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model
 
 PREFIX = "RESNET_SERVE_"
-# Read by others under the same prefix: the file's path, a client's key, and the tests' data.
-NOT_SETTINGS = {"CONFIG", "KEY", "SHARED"}
+# Read by others under the same prefix: the file's path, a client's key, the tests' data, and what
+# stands in for the processor's flags.
+NOT_SETTINGS = {"CONFIG", "KEY", "SHARED", "CPU_FLAGS"}
 # Settings whose values nobody may see in a log or a message.
 SECRETS = ("api_keys", "admin_keys")
 # Flags that are not called as their setting is.

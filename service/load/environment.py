@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from models import processor
+
 # What decides which kernels a network gets.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "bf16")
 PACKAGES = ("resnet-serve", "torch", "openvino", "uvicorn")
@@ -15,11 +17,10 @@ PACKAGES = ("resnet-serve", "torch", "openvino", "uvicorn")
 
 def machine() -> dict[str, Any]:
     """The processor, the CPUs this process may use, the flags that matter, devices, the system."""
-    facts = _first_processor()
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    flags = processor.flags()
     gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     described = {
-        "processor": facts.get("model name") or platform.processor() or platform.machine(),
+        "processor": processor.model(),
         "cpus": len(os.sched_getaffinity(0)),
         "flags": [flag for flag in FLAGS if flag in flags],
         "gpus": [_fields(gpu.read_text("utf-8")).get("Model", "") for gpu in gpus],
@@ -37,14 +38,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _first_processor() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return {}
-    return _fields(text.partition("\n\n")[0])
 
 
 def _fields(text: str) -> dict[str, str]:
