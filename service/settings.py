@@ -1,6 +1,6 @@
 """All settings: from a YAML file, then the environment, then flags; the later wins.
 
-This is the only module that reads the environment.
+Nothing else reads the environment, but for `models.processor`, whose variable is no setting.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
 # Each alone, as looking for what is inside a package that is not there is an error.
 TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 MOST_MODELS = 256
+# No folder for anybody, root included; as part of a path it tells why.
+NO_HOME = Path(os.devnull) / "no-home"
 
 S = TypeVar("S", bound="Strict")
 
@@ -70,7 +72,12 @@ def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+    """In the user's cache. A user without a home, such as a container's, keeps nothing: the place
+    cannot be made, which is logged like any other that cannot."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+    except RuntimeError:  # Neither HOME nor a line in /etc/passwd.
+        return NO_HOME
 
 
 class Strict(BaseModel):

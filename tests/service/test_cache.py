@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from service.engines import cache
+from service.settings import load
 
 
 def test_pods_that_share_a_volume_do_not_write_into_each_others_files(
@@ -28,3 +30,22 @@ def test_pods_that_share_a_volume_do_not_write_into_each_others_files(
     cache.keep(path, slowly)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_user_without_a_home_keeps_nothing_and_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    settings = load(environ={})
+    cache.folder.cache_clear()
+    assert cache.folder(settings.cache_dir) is None
+    assert cache.folder(settings.cache_dir) is None
+    (line,) = caplog.messages
+    assert line == ("nothing is kept between starts: cache_dir /dev/null/no-home: Not a directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/there")
+    assert load(environ={}).cache_dir == Path("/there/resnet-serve")
