@@ -8,13 +8,11 @@ after each epoch, and deterministic algorithms, which would only slow it.
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
-from functools import cache
 from io import StringIO
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.stopwatch import Enough
+from benchmarks.vision import import_torchvision
 from models.training.datasets import Dataset
 
 WORKERS = 8
@@ -48,7 +47,7 @@ def loader(
     data: Dataset, batch_size: int, workers: int = WORKERS
 ) -> torch.utils.data.DataLoader[tuple[Tensor, int]]:
     """Batches of float32 [N, 3, 32, 32] and int64 [N]."""
-    transforms = _transforms()
+    transforms = import_torchvision().transforms
     transform = transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),
@@ -64,21 +63,6 @@ def loader(
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-
-
-@cache
-def _transforms() -> Any:
-    """torchvision's. Its wheel may be built for another torch, without whose operators it is not
-    imported: they are declared then, as transforms of PIL images use none of them."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        DECLARED.append(cast("Any", torch.library.Library)("torchvision", "DEF"))
-        for name in ("nms", "qnms"):
-            DECLARED[-1].define(f"{name}(Tensor dets) -> Tensor")
-    return importlib.import_module("torchvision.transforms")
-
-
-# A library that is collected takes its operators with it.
-DECLARED: list[Any] = []
 
 
 def optimizer(network: nn.Module) -> torch.optim.SGD:

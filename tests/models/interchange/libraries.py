@@ -1,4 +1,4 @@
-"""Other libraries' networks, imported beside a torch for CPUs, and compared with ours."""
+"""Other libraries' networks, imported beside any build of torch, and compared with ours."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ import importlib
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.vision import import_torchvision
 from models import bundle
 from models.interchange.layout import Layout, to_ours
 from models.resnet import ResNet, on_meta
 
+__all__ = [
+    "difference",
+    "images",
+    "import_timm",
+    "import_torchvision",
+    "import_transformers",
+    "ours",
+    "randomised",
+]
+
 M = TypeVar("M", bound=nn.Module)
-
-
-@functools.cache
-def import_torchvision() -> ModuleType:
-    """torchvision, whose wheel may be built for CUDA: its operators are declared, not defined."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library: Any = cast("Any", torch.library.Library)("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets) -> Tensor")
-        KEPT.append(library)
-    return importlib.import_module("torchvision")
-
-
-KEPT: list[Any] = []
 
 
 @functools.cache
