@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,20 @@ def test_keys_come_from_the_environment_and_from_files(tmp_path: Path) -> None:
     settings = load(environ=environ)
     assert [key.get_secret_value() for key in settings.api_keys] == [API, f"{API}2", OTHER]
     assert [key.get_secret_value() for key in settings.admin_keys] == [ADMIN]
+
+
+def test_a_file_of_keys_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"# für den Laden\n{API}\n", "utf-8")
+    path.chmod(0o600)
+    code = (
+        "import locale, pathlib, sys; from service import keys; assert locale.getencoding() != "
+        "'UTF-8'; [key] = keys.read(pathlib.Path(sys.argv[1])); print(key.get_secret_value())"
+    )
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code, str(path)]
+    said = subprocess.run(command, env=os.environ | plain, capture_output=True, check=False)
+    assert (said.stdout.decode().strip(), said.stderr) == (API, b"")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,40 @@ import pytest
 from service.turns import Turns
 
 
+def until_waiting(turns: Turns, count: int) -> None:
+    """Until so many wait for their turn."""
+    until = time.monotonic() + 20
+    while len(turns._waiting) < count:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def order(turns: Turns, *names: str) -> list[str]:
+    """In which order they have one turn each, having come in the given one; time is not used."""
+    had = list[str]()
+    turns.acquire("starter")
+
+    def work(name: str) -> None:
+        turns.acquire(name)
+        had.append(name)
+        turns.release(name, 0.0)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for count, thread in enumerate(threads, start=1):
+        thread.start()
+        until_waiting(turns, count)
+    turns.release("starter", 0.0)
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    return had
+
+
+def use(turns: Turns, name: str, seconds: float) -> None:
+    turns.acquire(name)
+    turns.release(name, seconds)
+
+
 def contend(shares: dict[str, float], seconds: dict[str, float], turns_in_all: int) -> Counter[str]:
     """How many turns each had while all of them always wanted one; time is only claimed."""
     turns, order = Turns(), list[str]()
@@ -27,10 +61,7 @@ def contend(shares: dict[str, float], seconds: dict[str, float], turns_in_all: i
     threads = [threading.Thread(target=work, args=(name,)) for name in shares]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 20
-    while len(turns._waiting) < len(shares):
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    until_waiting(turns, len(shares))
     turns.release("starter", 0.0)
     for thread in threads:
         thread.join(20)
@@ -60,3 +91,18 @@ def test_who_was_idle_saves_up_no_turns() -> None:
     turns.acquire("busy")
     assert not turns.contended
     turns.release("busy", 1.0)
+
+
+def test_who_is_new_comes_before_who_has_used_the_device() -> None:
+    turns = Turns()
+    use(turns, "old", 0.25)
+    assert order(turns, "old", "new") == ["new", "old"]
+
+
+def test_who_was_forgotten_is_new_when_it_comes_again() -> None:
+    turns = Turns()
+    for name, seconds in (("replaced", 100.0), ("busy", 1.0)):
+        use(turns, name, seconds)
+    turns.forget("replaced")
+    turns.forget("never there")
+    assert order(turns, "busy", "replaced") == ["replaced", "busy"]
