@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from service.access import ADMIN_METHODS, OPEN, OPEN_FOLDERS, Keys, among, digest
+from service.access import ADMIN_METHODS, OPEN, OPEN_FOLDERS, Access, Keys, among, digest
 from service.errors import ConfigError, Forbidden, Unauthorized
 from service.listener import check_exposure, listen
 from service.routes import router
@@ -29,7 +32,7 @@ def keys(**given: list[str]) -> Keys:
 
 def scope(method: str, path: str, **headers: str) -> dict[str, Any]:
     sent = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
-    return {"type": "http", "method": method, "path": path, "headers": sent}
+    return {"type": "http", "method": method, "path": path, "headers": sent, "state": {}}
 
 
 BOTH = {"api_keys": [API, OTHER], "admin_keys": [ADMIN]}
@@ -95,6 +98,96 @@ def test_models_are_changed_with_an_admin_key_only() -> None:
         keys(admin_keys=[ADMIN]).check(scope("DELETE", "/v1/models/a", x_api_key=API))
     with pytest.raises(Forbidden, match="turn this on"):
         keys(api_keys=[API]).check(scope("DELETE", "/v1/models/a", x_api_key=API))
+
+
+SEND_ONE = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+NO_ADMINS = (
+    "models cannot be changed while the service runs: no admin key is configured; "
+    "the settings admin_keys and admin_keys_file turn this on"
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "path", "key", "error"),
+    [
+        (BOTH, "GET", "/v1/models", None, Unauthorized(f"a key is needed; {SEND_ONE}")),
+        (BOTH, "GET", "/v1/models", "x", Unauthorized(f"the key is not known here; {SEND_ONE}")),
+        (BOTH, "PUT", "/v1/models/a", None, Unauthorized(f"a key is needed; {SEND_ONE}")),
+        (
+            BOTH,
+            "PUT",
+            "/v1/models/a",
+            API,
+            Forbidden("this needs an admin key, and the key sent is none"),
+        ),
+        ({}, "PUT", "/v1/models/a", None, Forbidden(NO_ADMINS)),
+        ({}, "POST", "/v2/repository/models/a/load", None, Forbidden(NO_ADMINS)),
+        # What changes no model is everybody's, though there is no such method or path.
+        ({}, "GET", "/v1/models/a", None, None),
+        ({}, "PUT", "/v1/models", None, None),
+        ({}, "DELETE", "/v1/classify", None, None),
+        (BOTH, "GET", "/v1/models/a", API, None),
+        (BOTH, "DELETE", "/v1/classify", API, None),
+    ],
+)
+def test_a_refusal_says_what_to_do(
+    given: dict[str, list[str]], method: str, path: str, key: str | None, error: Exception | None
+) -> None:
+    headers = {"x_api_key": key} if key else {}
+    refused: Exception | None = None
+    try:
+        keys(**given).check(scope(method, path, **headers))
+    except (Unauthorized, Forbidden) as caught:
+        refused = caught
+    assert (type(refused), str(refused)) == (type(error), str(error))
+
+
+Message = MutableMapping[str, Any]
+
+
+def through(guarded: Scope) -> tuple[Scope | None, list[Message]]:
+    """What comes to the application behind the guard, and what is answered."""
+    came: list[Scope] = []
+    answered: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        answered.append(message)
+
+    async def app(inner: Scope, inner_receive: Receive, inner_send: Send) -> None:
+        came.append(inner)
+        assert await inner_receive() == {"type": "http.request"}
+        await inner_send({"type": "of the application"})
+
+    asyncio.run(Access(app, keys(**BOTH))(guarded, receive, send))
+    return (came[0] if came else None), answered
+
+
+def test_only_who_has_a_key_comes_to_the_application() -> None:
+    asked = scope("POST", "/v1/classify", x_api_key=API)
+    came, answered = through(asked)
+    assert came is asked
+    assert answered == [{"type": "of the application"}]
+
+    came, answered = through(scope("POST", "/v1/classify"))
+    assert came is None
+    start, body = answered
+    assert start["status"] == 401
+    assert (b"www-authenticate", b"Bearer") in start["headers"]
+    assert json.loads(body["body"])["detail"] == f"a key is needed; {SEND_ONE}"
+
+    came, answered = through(scope("POST", "/v2/models/a/infer"))
+    assert came is None
+    assert json.loads(answered[1]["body"]) == {"error": f"a key is needed; {SEND_ONE}"}
+
+
+def test_the_start_of_the_service_needs_no_key() -> None:
+    starting: Scope = {"type": "lifespan"}
+    came, answered = through(starting)
+    assert came is starting
+    assert answered == [{"type": "of the application"}]
 
 
 def test_every_route_that_is_there_is_guarded() -> None:
