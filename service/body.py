@@ -32,7 +32,7 @@ class Intake:
         """
         if self.held > own and self.held + count > self.max_bytes:
             raise UploadsFull(
-                f"{self.held} bytes of other bodies are being received, and the limit is "
+                f"{self.held - own} bytes of other bodies are being received, and the limit is "
                 f"{self.max_bytes} for all; retry after the given time",
                 RETRY_SECONDS,
             )

@@ -90,3 +90,92 @@ def test_who_sends_slowly_holds_nothing_for_long(
     with pytest.raises(error):
         read(sending(start, ends=False, content_type=kind), intake, 1000, seconds)
     assert intake.held == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "held", "words"),
+    [
+        (sending(content_length="101"), 0, "the body has 101 bytes; the limit is 100"),
+        (sending(b"x" * 50, b"x" * 51), 0, "the body has more than 100 bytes, the limit"),
+        (sending(b"x", None), 0, "the connection closed while the body was sent"),
+        (
+            sending(b"x" * 51),
+            50,
+            "50 bytes of other bodies are being received, and the limit is 100 for all; "
+            "retry after the given time",
+        ),
+        (
+            sending(b"x" * 30, b"x" * 21),
+            50,
+            "50 bytes of other bodies are being received, and the limit is 100 for all; "
+            "retry after the given time",
+        ),
+        (
+            sending(b"x", ends=False),
+            0,
+            "the body took longer than 0.01 s; send it faster",
+        ),
+    ],
+)
+def test_a_refusal_says_why(request_: Request, held: int, words: str) -> None:
+    intake = Intake(100, 0.01)
+    intake.take(held)
+    with pytest.raises(ServiceError) as caught:
+        whole(request_, intake)
+    assert str(caught.value) == words
+    if isinstance(caught.value, UploadsFull):
+        assert caught.value.retry_after == 1
+    assert intake.held == held
+
+
+def whole(request: Request, intake: Intake, seconds: float = 60) -> bytes:
+    async def within() -> bytes:
+        deadline = asyncio.get_running_loop().time() + seconds
+        with Body(request, intake, 100, deadline) as body:
+            return await body.whole()
+
+    return asyncio.run(within())
+
+
+def test_a_deadline_that_comes_first_is_what_is_said() -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        whole(sending(b"x", ends=False), Intake(100, 60), 0.01)
+    assert str(caught.value) == (
+        "the deadline passed while the body was sent; "
+        "allow more time with X-Request-Timeout-Ms, or send it faster"
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "held"),
+    [
+        (sending(b"x" * 100, content_length="100"), 0),
+        (sending(b"x" * 60, b"x" * 40), 0),
+        (sending(b"x" * 40, content_length="40"), 60),
+        (sending(b"x" * 20, b"x" * 20), 60),
+        # What is no number is no length.
+        (sending(b"x" * 40, content_length="-1"), 60),
+        (sending(b"x" * 40, content_length="4e9"), 60),
+    ],
+)
+def test_what_just_fits_is_taken(request_: Request, held: int) -> None:
+    intake = Intake(100, 60)
+    intake.take(held)
+    assert set(whole(request_, intake)) == {ord("x")}
+    assert intake.held == held
+
+
+def test_a_body_is_counted_once_and_from_when_it_says_its_length() -> None:
+    async def test() -> None:
+        intake = Intake(100, 60)
+        deadline = asyncio.get_running_loop().time() + 30
+        with Body(sending(content_length="40"), intake, 100, deadline) as body:
+            assert (intake.held, body.until) == (40, deadline)
+            for count, held in ((10, 40), (40, 40), (70, 70), (60, 70), (90, 90)):
+                body.hold(count)
+                assert intake.held == held
+            body.hold(120)
+            assert intake.held == 120, "alone it may become larger than all together"
+        assert intake.held == 0
+
+    asyncio.run(test())
