@@ -1,0 +1,196 @@
+"""Whether the unit tests notice when their module is changed: `make mutants`.
+
+Mutmut changes one expression of a module at a time and runs the module's own unit tests. What they
+let pass is a survivor. All of it happens in a copy of the tree, in the ignored folder `mutants`,
+where `mutmut browse` shows the details afterwards. The results go to a file that also says, in
+`why`, what a person thought of each survivor; a new one has no such text yet, and fails the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
+MUTMUT = Path(sys.executable).with_name("mutmut")
+# Each module, and the unit tests that are to know it.
+TESTS = {
+    "service/batcher.py": ["tests/service/test_batcher.py"],
+    "service/waiting.py": ["tests/service/test_batcher.py"],
+    "service/engines/buckets.py": ["tests/service/test_buckets.py"],
+    "service/turns.py": ["tests/service/test_turns.py"],
+    "service/roster.py": ["tests/service/test_roster.py"],
+    "service/ledger.py": ["tests/service/test_ledger.py"],
+    "service/headers.py": ["tests/service/test_headers.py"],
+    "service/body.py": ["tests/service/test_body.py"],
+    "service/access.py": ["tests/service/test_access.py"],
+    "service/keys.py": ["tests/service/test_access.py"],
+    "models/bundle.py": ["tests/models/test_bundle.py", "tests/models/test_bundle_refusals.py"],
+    "models/summary.py": ["tests/models/test_summary.py"],
+    "models/preprocess.py": ["tests/models/test_preprocess.py"],
+}
+GOAL = 0.9
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"  # with which mutmut says that it is at work
+# Who hangs or crashes is noticed as well.
+KILLED = {"killed", "timeout", "segfault"}
+# Processes that only fork have no threads of torch's that a fork would lose. A mutant that hangs
+# is given up after 5 times the seconds that its tests take, and 20 more.
+CONFIG = """[mutmut]
+source_paths=
+    service/
+    models/
+only_mutate={module}
+pytest_add_cli_args=
+    -p
+    no:cacheprovider
+pytest_add_cli_args_test_selection=
+    {tests}
+process_isolation=forkserver
+timeout_multiplier=5
+timeout_constant=4
+use_git_change_detection=false
+"""
+
+
+@dataclass
+class Survivor:
+    """A change that no test noticed: its lines as in a diff, and why that is right."""
+
+    function: str
+    change: list[str]
+    why: str = ""
+
+
+@dataclass
+class Outcome:
+    """What became of a module's mutants; `hanged` of those `killed` ran into the time limit."""
+
+    mutants: int
+    killed: int
+    hanged: int
+    survivors: list[Survivor] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether enough were killed, and each of the others was judged."""
+        return self.killed >= GOAL * self.mutants and all(each.why for each in self.survivors)
+
+
+def copy_tree(module: str) -> Path:
+    """A copy of what the tests of `module` need, as mutmut wants it."""
+    folder = ROOT / "mutants" / module.removesuffix(".py").replace("/", ".")
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("service", "models", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    config = CONFIG.format(module=module, tests="\n    ".join(TESTS[module]))
+    (folder / "setup.cfg").write_text(config)
+    return folder
+
+
+def mutmut(folder: Path, *arguments: str) -> str:
+    """What `mutmut` says there.
+
+    Raises:
+        click.ClickException: it failed; with what it said.
+    """
+    shared = os.environ.get("RESNET_SERVE_SHARED", "../shared")
+    environ = {"OMP_NUM_THREADS": "1", "RESNET_SERVE_SHARED": str((ROOT / shared).resolve())}
+    done = subprocess.run(
+        [MUTMUT, *arguments],
+        cwd=folder,
+        env=os.environ | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = [line for line in done.stdout.splitlines() if line[:1] not in SPINNER]
+        raise click.ClickException("\n".join([f"mutmut {' '.join(arguments)}:", *said[-50:]]))
+    return done.stdout
+
+
+def survivor(folder: Path, name: str) -> Survivor:
+    """The survivor that mutmut calls `name`, as in `service.turns.xǁTurnsǁrelease__mutmut_3`."""
+    lines = mutmut(folder, "show", name).splitlines()
+    change = [line for line in lines if line[:1] in "+-" and line[:3] not in {"+++", "---"}]
+    function = name.rpartition("__mutmut_")[0].rpartition(".")[2]
+    function = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    return Survivor(function, [" ".join(line.split()) for line in change if line])
+
+
+def measure(module: str, processes: int) -> Outcome:
+    """Runs all mutants of `module`."""
+    folder = copy_tree(module)
+    mutmut(folder, "run", "--max-children", str(processes))
+    lines = mutmut(folder, "results", "--all", "true").splitlines()
+    statuses = dict(line.strip().rsplit(": ", 1) for line in lines if "__mutmut_" in line)
+    count = Counter(statuses.values())
+    left = [name for name, status in statuses.items() if status not in KILLED]
+    return Outcome(
+        mutants=len(statuses),
+        killed=sum(count[status] for status in KILLED),
+        hanged=count["timeout"],
+        survivors=[survivor(folder, name) for name in left],
+    )
+
+
+def judged(outcome: Outcome, known: list[dict[str, Any]]) -> Outcome:
+    """`outcome` with what was said before of the same survivors."""
+    texts = {(each["function"], *each["change"]): each["why"] for each in known}
+    for each in outcome.survivors:
+        each.why = texts.get((each.function, *each.change), "")
+    return outcome
+
+
+def table(outcomes: dict[str, Outcome]) -> str:
+    """Markdown, a row for each module."""
+    rows = ["| module | mutants | killed | share | survivors |", "|---|---|---|---|---|"]
+    rows += [
+        f"| `{module}` | {found.mutants} | {found.killed} | {found.killed / found.mutants:.1%} "
+        f"| {len(found.survivors)} |"
+        for module, found in outcomes.items()
+    ]
+    return "\n".join(rows)
+
+
+@click.command()
+@click.argument("modules", nargs=-1, type=click.Choice(list(TESTS)))
+@click.option("--processes", default=os.cpu_count(), show_default=True, help="Mutants at a time.")
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(modules: tuple[str, ...], processes: int, output: Path) -> None:
+    """Mutates MODULES, or all of them, and writes what survived."""
+    before = json.loads(output.read_text()) if output.exists() else {"modules": {}}
+    written: dict[str, Any] = before["modules"]
+    outcomes: dict[str, Outcome] = {}
+    for module in modules or TESTS:
+        known = written.get(module, {}).get("survivors", [])
+        outcomes[module] = found = judged(measure(module, processes), known)
+        written[module] = asdict(found)
+        click.echo(f"{module}: {found.killed} of {found.mutants} killed")
+        for each in found.survivors:
+            if not each.why:
+                click.echo("\n".join([f"  {each.function}:", *map("    {}".format, each.change)]))
+        result = {
+            "tool": f"mutmut {version('mutmut')}",
+            "modules": {name: written[name] for name in TESTS if name in written},
+        }
+        output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    click.echo(table(outcomes))
+    sys.exit(not all(found.good for found in outcomes.values()))
+
+
+if __name__ == "__main__":
+    main()
