@@ -179,3 +179,26 @@ def test_a_body_is_counted_once_and_from_when_it_says_its_length() -> None:
         assert intake.held == 0
 
     asyncio.run(test())
+
+
+def test_a_body_of_unknown_length_is_counted_as_it_comes() -> None:
+    async def test() -> None:
+        intake = Intake(100, 60)
+        deadline = asyncio.get_running_loop().time() + 30
+        held: list[int] = []
+        with Body(sending(b"x" * 30, b"x" * 60), intake, 100, deadline) as body:
+            held.append(intake.held)
+            async for _ in body.chunks():
+                held.append(intake.held)  # noqa: PERF401
+        assert sorted(set(held)) == [0, 30, 90]
+
+    asyncio.run(test())
+
+
+def test_a_single_byte_of_others_bounds_all() -> None:
+    intake = Intake(100, 60)
+    intake.take(1)
+    intake.take(99)
+    with pytest.raises(UploadsFull):
+        intake.take(1)
+    assert intake.held == 100
