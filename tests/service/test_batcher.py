@@ -9,6 +9,7 @@ import pytest
 
 from service.batcher import Batcher, Job
 from service.errors import EngineFailed, QueueFull
+from service.task import CLASSIFY, EXPLAIN
 from service.waiting import FIRST, LAST, NORMAL
 
 Numbers = Batcher[int, int]
@@ -407,3 +408,210 @@ def test_the_time_of_an_outage_does_not_count_as_that_of_jobs() -> None:
         assert batcher.seconds_per_job < 0.1
 
     run(test)
+
+
+class Clock:
+    """What stands for `time.perf_counter`: it goes only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("time.perf_counter", made)
+    return made
+
+
+def compute(batcher: Numbers, clock: Clock, count: int, seconds: float) -> None:
+    """Takes a batch of `count`, and finishes it `seconds` later."""
+    batch = batcher.take(lambda _: count)
+    assert len(batch) == count
+    clock.now += seconds
+    batcher.finish(batch, [0] * count)
+
+
+def test_a_job_is_what_was_asked_for_and_has_nothing_yet(clock: Clock) -> None:
+    async def test() -> None:
+        batcher = make()
+        job = batcher.admit(30)
+        assert (job.cost, job.task, job.priority) == (30, CLASSIFY, NORMAL)
+        assert (job.payload, job.batch_size, job.final) == (None, 0, False)
+        assert (job.admitted, job.decoding, job.decoded) == (1000, 0, 0)
+        assert (job.started, job.finished) == (0, 0)
+        other = batcher.admit(1, EXPLAIN, LAST)
+        assert (other.task, other.priority) == (EXPLAIN, LAST)
+        clock.now = 1002.0
+        batcher.submit(job, 5, 40)
+        assert (job.payload, job.cost, job.admitted) == (5, 40, 1000)
+        compute(batcher, clock, 1, 3.0)
+        assert await job.future == 0
+        assert (job.batch_size, job.started, job.finished) == (1, 1002, 1005)
+
+    run(test)
+
+
+def test_a_queue_takes_all_that_fits_and_not_one_job_or_byte_more() -> None:
+    async def test() -> None:
+        batcher = make(max_jobs=2, max_bytes=100)
+        batcher.check(100)
+        with pytest.raises(QueueFull, match="0 images wait"):
+            batcher.check(101)
+        batcher.admit(100)
+        batcher.check()  # What has no bytes yet fits.
+        batcher.admit(0)
+        with pytest.raises(QueueFull, match="2 images wait"):
+            batcher.check()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "seconds", "after"),
+    [(0, 9.0, 1), (1, 0.1, 1), (3, 0.7, 3), (3, 1.0, 3), (3, 1.01, 4)],
+)
+def test_who_is_refused_may_come_back_when_the_queue_has_drained(
+    waiting: int, seconds: float, after: float
+) -> None:
+    """In whole seconds, as HTTP has it, and never at once."""
+
+    async def test() -> None:
+        batcher = make()
+        batcher.seconds_per_job = seconds
+        for number in range(waiting):
+            submit(batcher, number)
+        assert batcher.retry_after() == after
+        with pytest.raises(QueueFull) as refused:
+            batcher.check(1001)
+        assert refused.value.retry_after == after
+
+    run(test)
+
+
+def test_a_jobs_share_of_a_batch_is_the_seconds_since_the_one_before(clock: Clock) -> None:
+    async def test() -> None:
+        batcher = make(max_delay=0.5)
+        for number in range(4):
+            submit(batcher, number)
+        clock.now += 2.0
+        # Two seconds waiting, of which half a second was for company, and 2.5 of computing.
+        compute(batcher, clock, 2, 2.5)
+        assert batcher.seconds_per_job == 2.0
+        # The others came long before; they had their turn when the first two were finished.
+        compute(batcher, clock, 2, 6.0)
+        assert batcher.seconds_per_job == pytest.approx(0.8 * 2.0 + 0.2 * 3.0)
+        # Nobody was there for an hour, and then one who waited for company, and missed none.
+        clock.now += 3600
+        submit(batcher, 4)
+        clock.now += 0.1
+        compute(batcher, clock, 1, 4.2)
+        assert batcher.seconds_per_job == pytest.approx(0.8 * 2.2 + 0.2 * 4.2)
+
+    run(test)
+
+
+def test_a_new_job_begins_when_those_before_it_and_its_own_batch_are_done(clock: Clock) -> None:
+    async def test() -> None:
+        batcher = make()
+        first = submit(batcher, 0)
+        clock.now += 1.0
+        compute(batcher, clock, 1, 2.0)  # Three seconds a job, two a batch.
+        await first.future
+        batcher.check(within=0.0)  # Nobody is before it.
+        for number in range(3):
+            submit(batcher, number)
+        batcher.take(lambda _: 1)  # Who is computing is still before it.
+        batcher.check(within=11.1)
+        with pytest.raises(QueueFull) as refused:
+            batcher.check(within=10.9)
+        assert str(refused.value) == (
+            "the queue takes about 11000 ms, longer than the 10900 ms that X-Request-Timeout-Ms "
+            "or the default leaves; retry after the given time"
+        )
+        assert refused.value.retry_after == 6  # Two wait.
+
+    run(test)
+
+
+def test_a_delay_ends_when_the_oldest_has_waited_for_so_long(clock: Clock) -> None:
+    async def test() -> None:
+        batcher = make(max_delay=0.5)
+        submit(batcher, 1)
+        clock.now += 0.25
+        submit(batcher, 2)
+        assert batcher._delay_left(3) == 0.25
+        assert batcher._delay_left(2) == 0  # They are as many as there is room for.
+        clock.now += 0.25
+        assert batcher.wait(3)
+        clock.now -= 0.25
+        batcher.close()
+        assert batcher.wait(3)  # No company will come.
+
+    run(test)
+
+
+def test_an_engine_is_asked_only_about_those_that_wait() -> None:
+    async def test() -> None:
+        asked: list[int] = []
+        batcher = make()
+
+        def all_of(waiting: int) -> int:
+            asked.append(waiting)
+            return waiting
+
+        assert batcher.take(all_of) == []
+        submit(batcher, 1)
+        assert payloads(batcher.take(all_of)) == [1]
+        assert asked == [1]
+
+    run(test)
+
+
+def test_what_cannot_wait_fails_for_a_second_and_says_why() -> None:
+    async def test() -> None:
+        batcher = make()
+        jobs = [submit(batcher, 1), batcher.admit(1)]
+        batcher.suspend("down for good", unless=lambda: False)
+        batcher.submit(jobs[1], 2, 1)
+        for job in jobs:
+            with pytest.raises(EngineFailed, match=r"^down for good$") as failed:
+                await job.future
+            assert failed.value.retry_after == 1
+
+    run(test)
+
+
+def test_what_is_tried_again_holds_its_bytes_again() -> None:
+    async def test() -> None:
+        batcher = make(max_bytes=100)
+        submit(batcher, 1, cost=60)
+        failed = next_batch(batcher, 1)
+        batcher.check(100)
+        batcher.retry(failed, EngineFailed("again", 1.0))
+        batcher.check(40)
+        with pytest.raises(QueueFull):
+            batcher.check(41)
+
+    run(test)
+
+
+def test_who_computes_longer_than_the_service_lives_delivers_to_nobody() -> None:
+    batches: list[list[Job[int, int]]] = []
+    batcher = make()
+
+    async def test() -> None:
+        submit(batcher, 1)
+        batches.append(next_batch(batcher, 1))
+
+    run(test)
+    batcher.finish(batches[0], [1])
+    batcher.fail(batches[0], EngineFailed("late", 1.0))
+    assert not batches[0][0].future.done()
+
+
+def test_a_delay_is_none_unless_it_is_asked_for() -> None:
+    assert Batcher[int, int](max_jobs=1, max_bytes=1).max_delay == 0
