@@ -518,18 +518,18 @@ def test_a_new_job_begins_when_those_before_it_and_its_own_batch_are_done(clock:
     async def test() -> None:
         batcher = make()
         first = submit(batcher, 0)
-        clock.now += 1.0
-        compute(batcher, clock, 1, 2.0)  # Three seconds a job, two a batch.
+        clock.now += 0.75
+        compute(batcher, clock, 1, 2.0)  # 2.75 seconds a job, two a batch.
         await first.future
         batcher.check(within=0.0)  # Nobody is before it.
         for number in range(3):
             submit(batcher, number)
         batcher.take(lambda _: 1)  # Who is computing is still before it.
-        batcher.check(within=11.1)
+        batcher.check(within=10.3)
         with pytest.raises(QueueFull) as refused:
-            batcher.check(within=10.9)
+            batcher.check(within=10.2)
         assert str(refused.value) == (
-            "the queue takes about 11000 ms, longer than the 10900 ms that X-Request-Timeout-Ms "
+            "the queue takes about 10250 ms, longer than the 10200 ms that X-Request-Timeout-Ms "
             "or the default leaves; retry after the given time"
         )
         assert refused.value.retry_after == 6  # Two wait.
