@@ -46,6 +46,31 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
+class Clock:
+    """What stands for `time.perf_counter`: it goes only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("time.perf_counter", made)
+    return made
+
+
+def compute(batcher: Numbers, clock: Clock, count: int, seconds: float) -> None:
+    """Takes a batch of `count`, and finishes it `seconds` later."""
+    batch = batcher.take(lambda _: count)
+    assert len(batch) == count
+    clock.now += seconds
+    batcher.finish(batch, [0] * count)
+
+
 def test_a_batch_is_what_waits_in_the_order_of_arrival_up_to_the_limit() -> None:
     async def test() -> None:
         batcher = make()
@@ -214,16 +239,16 @@ def test_a_failure_reaches_every_caller_of_the_batch() -> None:
     run(test)
 
 
-def test_a_delay_waits_for_company_but_no_longer() -> None:
+def test_a_delay_waits_for_company_but_no_longer(clock: Clock) -> None:
     async def test() -> None:
         batcher = make(max_delay=0.15)
         submit(batcher, 1)
         taken: list[list[int | None]] = []
         engine = threading.Thread(target=lambda: taken.append(payloads(next_batch(batcher, 3))))
         engine.start()
-        await asyncio.sleep(0.03)
         submit(batcher, 2)
         assert taken == []
+        clock.now += 0.15
         await asyncio.to_thread(engine.join)
         assert taken == [[1, 2]]
 
@@ -396,43 +421,18 @@ def test_while_suspended_nobody_waits() -> None:
     run(test)
 
 
-def test_the_time_of_an_outage_does_not_count_as_that_of_jobs() -> None:
+def test_the_time_of_an_outage_does_not_count_as_that_of_jobs(clock: Clock) -> None:
     async def test() -> None:
         batcher = make()
         submit(batcher, 1)
         batch = next_batch(batcher, 1)
-        await asyncio.sleep(0.2)
+        clock.now += 60.0
         batcher.retry(batch, EngineFailed("again", 1.0))
         batcher.resume()
-        batcher.finish(next_batch(batcher, 1), [10])
-        assert batcher.seconds_per_job < 0.1
+        compute(batcher, clock, 1, 0.25)
+        assert batcher.seconds_per_job == 0.25
 
     run(test)
-
-
-class Clock:
-    """What stands for `time.perf_counter`: it goes only when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr("time.perf_counter", made)
-    return made
-
-
-def compute(batcher: Numbers, clock: Clock, count: int, seconds: float) -> None:
-    """Takes a batch of `count`, and finishes it `seconds` later."""
-    batch = batcher.take(lambda _: count)
-    assert len(batch) == count
-    clock.now += seconds
-    batcher.finish(batch, [0] * count)
 
 
 def test_a_job_is_what_was_asked_for_and_has_nothing_yet(clock: Clock) -> None:
