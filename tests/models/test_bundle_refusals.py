@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, labels
+from models import bundle, labels, variants
 from models.bundle import BundleError, WeightsMismatch
 from models.preprocess import IMAGENET
 from tests.models import tiny
@@ -299,3 +299,114 @@ def test_metadata_nested_without_end_is_refused(tmp_path: Path) -> None:
 def test_impossible_names_and_labels_are_refused(bundle_file: Path, change: dict[str, Any]) -> None:
     forge(bundle_file, **change)
     refusal(bundle_file)
+
+
+CONVERT = "`resnet-serve convert --from FORMAT SRC DST` makes one"
+
+
+@pytest.mark.parametrize(
+    ("forged", "message"),
+    [
+        ({"name": 7}, "name must be text, not 7"),
+        ({"name": "two words"}, "name must be printable characters other than spaces and"),
+        ({"labels": "ten chars!"}, "labels must be a list of texts"),
+        ({"labels": list(range(10))}, "labels must be a list of texts"),
+        ({"labels": ["one"] * 9 + [None]}, "labels must be a list of texts"),
+        ({"variant": "resnet20"}, "the architecture is not resnet20's"),
+        (
+            {"card": "x" * 20_001},
+            "card must have at most 20000 bytes, not 20001",
+        ),
+        ({"card": 3}, "card must be text, not 3"),
+        (
+            {"card": "a\vb"},
+            r"card must be Markdown text, without the control character '\x0b'",
+        ),
+        ({"temperature": 0}, "temperature must be a number from 1e-06 to 1e+06, not 0"),
+        ({"temperature": "1"}, "temperature must be a number from 1e-06 to 1e+06, not '1'"),
+        ({"format": 2}, "bundle format 2; this version reads format 1"),
+        (
+            {"surplus": 1},
+            "its resnet-serve metadata is incomplete "
+            "(Bundle.__init__() got an unexpected keyword argument 'surplus')",
+        ),
+        ({"drop": "input"}, "its resnet-serve metadata is incomplete ('input')"),
+        (
+            {"architecture": {**asdict(tiny.ARCHITECTURE), "planes": [10**12, 10**12]}},
+            "its architecture is too large for any network",
+        ),
+        (
+            # Three convolutions with four tensors of normalisation each, and the head's weight.
+            {"architecture": asdict(tiny.architecture(planes=(4, 6), num_classes=10))},
+            "weights do not fit its architecture: 16 tensors differ, "
+            "first - head.weight [10, 6]; + head.weight [10, 8] (- expected, + found)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_refusal_says_what_is_wrong(
+    bundle_file: Path, forged: dict[str, Any], message: str
+) -> None:
+    forge(bundle_file, **forged)
+    said = refusal(bundle_file)
+    assert said.startswith(message) if "spaces" in message else said == message
+
+
+def test_what_is_no_bundle_is_told_how_to_become_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"weight": torch.ones(2)}, path)
+    assert refusal(path) == f"safetensors, but no resnet-serve bundle; {CONVERT}"
+    # Without a tensor, a header is all there is.
+    safetensors.torch.save_file({}, path)
+    assert refusal(path) == f"safetensors, but no resnet-serve bundle; {CONVERT}"
+    path.write_bytes(pickle.dumps({"weight": 1}, 2))
+    assert refusal(path) == f"a PyTorch checkpoint (pickle), not a bundle; {CONVERT} from it"
+
+
+@pytest.mark.parametrize("start", [b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"])
+@pytest.mark.parametrize("length", [5, 8, 9, 100])
+def test_checkpoints_are_known_by_how_they_begin(tmp_path: Path, start: bytes, length: int) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(start.ljust(length, b"x"))
+    assert refusal(path) == f"a PyTorch checkpoint (pickle), not a bundle; {CONVERT} from it"
+    path.write_bytes(b"x" + start.ljust(length, b"x"))
+    assert refusal(path) == "not a safetensors file"
+
+
+def test_weights_of_a_named_network_are_refused_by_its_name(tmp_path: Path) -> None:
+    made = bundle.from_network(
+        variants.build("resnet20", shortcut="A", num_classes=10), **tiny.described()
+    )
+    assert made.variant == "resnet20"
+    path = tmp_path / "x.safetensors"
+    bundle.write(made, path)
+    del made.tensors["head.bias"]
+    words = "weights do not fit resnet20: 1 tensors differ, first - head.bias [10]"
+    with pytest.raises(WeightsMismatch) as caught:
+        made.network()
+    assert str(caught.value) == f"{words} (- expected, + found)"
+    with pytest.raises(WeightsMismatch) as caught:
+        bundle.write(made, path)
+    assert str(caught.value).startswith("weights do not fit its architecture: 1 tensors differ")
+    wider = {**asdict(made.architecture), "num_classes": 10, "planes": [16, 32, 65]}
+    forge(path, architecture=wider, variant=None)
+    assert refusal(path).startswith("weights do not fit its architecture: ")
+    forge(path, architecture=asdict(made.architecture), variant="resnet20", labels=["x"] * 10)
+    assert bundle.read(path).variant == "resnet20"
+
+
+def test_a_tensor_of_another_type_is_refused(bundle_file: Path) -> None:
+    made = tiny.made_bundle()
+    made.tensors["head.weight"] = made.tensors["head.weight"].half()
+    with pytest.raises(BundleError) as caught:
+        made.network()
+    assert str(caught.value) == "head.weight must be torch.float32, not torch.float16"
+    assert not isinstance(caught.value, WeightsMismatch)
+
+
+def test_a_refusal_by_the_system_says_the_systems_reason(tmp_path: Path) -> None:
+    path = tmp_path / "missing.safetensors"
+    assert refusal(path) == "No such file or directory"
+    with pytest.raises(BundleError) as caught:
+        bundle.read(str(tmp_path))
+    assert str(caught.value) == f"{tmp_path}: Is a directory"
