@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -119,6 +120,48 @@ def test_changes_take_turns_and_one_whose_caller_left_is_made_whole() -> None:
         first.cancel()
         assert await second is True
         assert service.installed == [["a", "b", "c"], ["a", "b", "c", "d"]]
+
+    run(test)
+
+
+def test_a_change_that_fails_when_its_caller_has_left_is_nobodys_error() -> None:
+    async def test(service: Service) -> None:
+        faults: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        left = asyncio.create_task(service.roster.put(row("c", "broken")))
+        await asyncio.sleep(0)
+        left.cancel()
+        assert await service.roster.put(row("d")) is True
+        assert left.cancelled()
+        del left
+        gc.collect()
+        await asyncio.sleep(0)
+        assert faults == []
+        assert not service.roster._changes, "what has ended is not kept"
+
+    run(test)
+
+
+def test_the_default_model_is_not_deleted_and_its_caller_is_told_what_to_do() -> None:
+    async def test(service: Service) -> None:
+        with pytest.raises(Conflict) as refused:
+            await service.roster.delete("a")
+        assert str(refused.value) == (
+            "a is the default model, which a service needs; PUT another under its name, "
+            "or change the configuration's first model and send SIGHUP"
+        )
+
+    run(test)
+
+
+def test_a_service_begins_with_no_model() -> None:
+    async def test(service: Service) -> None:
+        fresh = Roster[Loaded](
+            load=service.load, install=service.install, discard=service.discard, timeout=1
+        )
+        assert fresh.members == []
+        assert await fresh.put(row("a")) is True
 
     run(test)
 
