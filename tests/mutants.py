@@ -45,7 +45,7 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"  # with which mutmut says that it is 
 # Who hangs or crashes is noticed as well.
 KILLED = {"killed", "timeout", "segfault"}
 # Processes that only fork have no threads of torch's that a fork would lose. A mutant that hangs
-# is given up after 5 times the seconds that its tests take, and 20 more.
+# is given up after 3 times the seconds that its tests take, and 9 more.
 CONFIG = """[mutmut]
 source_paths=
     service/
@@ -57,8 +57,8 @@ pytest_add_cli_args=
 pytest_add_cli_args_test_selection=
     {tests}
 process_isolation=forkserver
-timeout_multiplier=5
-timeout_constant=4
+timeout_multiplier=3
+timeout_constant=3
 use_git_change_detection=false
 """
 
