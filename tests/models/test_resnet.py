@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models import variants
 from models.resnet import BLOCKS, Architecture, PaddedShortcut, ResNet, make_shortcut, on_meta
+from tests import rounding
 from tests.models import tiny
 
 Weights = Mapping[str, Tensor]
@@ -147,7 +148,7 @@ def test_width_multiplies_inner_channels_and_only_a_basic_blocks_output(block: A
         == (20 if block == "basic" else 32)
     )
     x = torch.randn(1, 3, 8, 8)
-    torch.testing.assert_close(network(x), network_by_the_figures(x, network))
+    rounding.assert_near(network(x), network_by_the_figures(x, network), network)
 
 
 def test_option_a_pads_both_sides_or_the_end_as_it_says() -> None:
@@ -274,14 +275,14 @@ def test_a_head_of_your_own_receives_the_features_and_keeps_its_weights() -> Non
     network.set_head(own)
     x = torch.randn(3, 3, 8, 8)
     assert torch.equal(linear.weight, before)
-    torch.testing.assert_close(network(x), own(network.features(x)))
+    rounding.assert_near(network(x), own(network.features(x)), network)
 
 
 def test_no_classes_build_a_backbone_that_gives_features() -> None:
     backbone = variants.build("resnet50", num_classes=0, planes=(4, 8, 16, 32)).eval()
     x = torch.randn(2, 3, 64, 48)
     assert backbone(x).shape == (2, backbone.out_channels) == (2, 128)
-    assert torch.equal(backbone(x), backbone.features(x))
+    rounding.assert_near(backbone(x), backbone.features(x), backbone)
     assert not any(name.startswith("head") for name in backbone.state_dict())
 
 

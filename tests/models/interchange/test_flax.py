@@ -68,7 +68,7 @@ def difference(
     theirs = np.asarray(reference.compiled(network)(weights, images))
     with torch.inference_mode():
         ours = bundle.network()(torch.from_numpy(images).permute(0, 3, 1, 2))
-    return far(ours.numpy(), theirs)
+    return far(ours.numpy(), theirs, bundle.network())
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -82,7 +82,7 @@ def test_the_imagenet_examples_networks_give_equal_logits(tmp_path: Path, depth:
     network = example(depth)
     weights = variables(network)
     bundle = convert(saved(tmp_path, weights), variant=f"resnet{depth}")
-    assert difference(bundle, network, weights, (33, 32)) < 1e-5
+    assert difference(bundle, network, weights, (33, 32)) <= 1
     assert bundle.input == replace(IMAGENET, crop="before_resize", interpolation="bicubic")
     assert bundle.labels == labels.read("imagenet1k")
     assert bundle.provenance["layout"] == "Flax ImageNet example"
@@ -93,7 +93,7 @@ def test_they_pad_images_of_any_size_alike(tmp_path: Path, size: tuple[int, int]
     network = example(18, filters=4)
     weights = variables(network)
     bundle = convert(saved(tmp_path, weights), mean=IMAGENET.mean, std=IMAGENET.std)
-    assert difference(bundle, network, weights, size) < 1e-5
+    assert difference(bundle, network, weights, size) <= 1
 
 
 @pytest.mark.parametrize("depth", [101, 152, 200])
@@ -106,7 +106,7 @@ def test_deep_ones_are_told_apart(tmp_path: Path, depth: int) -> None:
     if depth == 200:
         # Its operations are few, and each is compiled once.
         with jax.disable_jit():
-            assert difference(bundle, network, weights, (33, 32)) < 1e-4
+            assert difference(bundle, network, weights, (33, 32)) <= 1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -117,7 +117,7 @@ def test_a_tutorials_network_gives_equal_logits(
     network = Tutorial(partial(ResNetBlock, bare_shortcut=bare))
     weights = variables(network)
     bundle = convert(saved(tmp_path, weights), **PLAIN)
-    assert difference(bundle, network, weights, size) < 1e-5
+    assert difference(bundle, network, weights, size) <= 1
     assert bundle.architecture.shortcut_norm is not bare
     assert bundle.provenance["layout"] == "Flax modules"
     assert bundle.input.size == 32
@@ -127,7 +127,7 @@ def test_a_bottleneck_network_for_small_images_gives_equal_logits(tmp_path: Path
     network = Tutorial(BottleneckResNetBlock)
     weights = variables(network)
     bundle = convert(saved(tmp_path, weights), **PLAIN)
-    assert difference(bundle, network, weights, (31, 32)) < 1e-5
+    assert difference(bundle, network, weights, (31, 32)) <= 1
 
 
 def test_a_stem_padded_as_flax_pads_by_default_is_said_to_be(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_a_stem_padded_as_flax_pads_by_default_is_said_to_be(tmp_path: Path) -> 
     weights = variables(network)
     path = saved(tmp_path, weights)
     said = convert(path, numerics={"stem_padding": "same"})
-    assert difference(said, network, weights, (64, 64)) < 1e-5
-    assert difference(convert(path), network, weights, (64, 64)) > 1e-3
+    assert difference(said, network, weights, (64, 64)) <= 1
+    assert difference(convert(path), network, weights, (64, 64)) > 1
 
 
 def test_symmetric_padding_would_give_other_logits(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_symmetric_padding_would_give_other_logits(tmp_path: Path) -> None:
     path = saved(tmp_path, weights)
     for field in ("padding", "pool_padding"):
         bundle = convert(path, numerics={field: "symmetric"})
-        assert difference(bundle, NARROW, weights, (64, 64)) > 1e-3
+        assert difference(bundle, NARROW, weights, (64, 64)) > 1
 
 
 class TrainState(train_state.TrainState):
@@ -174,7 +174,7 @@ def test_every_usual_form_is_read(tmp_path: Path, form: str, kind: str) -> None:
         path = orbax_saved(tmp_path, serialization.to_state_dict(tree))
     else:
         path = saved(tmp_path, tree)
-    assert difference(convert(path, **PLAIN), SMALL, weights) < 1e-5
+    assert difference(convert(path, **PLAIN), SMALL, weights) <= 1
 
 
 def test_large_arrays_in_chunks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_large_arrays_in_chunks_are_read(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 1000)
     path = saved(tmp_path, weights)
     assert path.read_bytes().count(pytree.CHUNKED.encode()) > 3
-    assert difference(convert(path, **PLAIN), SMALL, weights) < 1e-5
+    assert difference(convert(path, **PLAIN), SMALL, weights) <= 1
 
 
 @pytest.mark.parametrize("kind", ["msgpack", "orbax"])
@@ -195,7 +195,7 @@ def test_bfloat16_becomes_the_same_float32(tmp_path: Path, kind: str) -> None:
     expected = np.asarray(weights["params"]["Dense_0"]["kernel"].astype(jnp.float32))
     assert np.array_equal(kernel.numpy().T, expected)
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
-    assert difference(bundle, SMALL, exact) < 1e-5
+    assert difference(bundle, SMALL, exact) <= 1
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -203,7 +203,7 @@ def test_orbax_folders_give_equal_logits(tmp_path: Path, depth: int) -> None:
     network = example(depth, filters=8)
     weights = variables(network)
     bundle = convert(orbax_saved(tmp_path, weights), mean=IMAGENET.mean, std=IMAGENET.std)
-    assert difference(bundle, network, weights, (65, 64)) < 1e-5
+    assert difference(bundle, network, weights, (65, 64)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_orbax_folders_give_equal_logits(tmp_path: Path, depth: int) -> None:
 def test_orbaxs_other_layouts_are_read(tmp_path: Path, options: dict[str, bool]) -> None:
     weights = variables(SMALL)
     bundle = convert(orbax_saved(tmp_path, weights, **options), **PLAIN)
-    assert difference(bundle, SMALL, weights) < 1e-5
+    assert difference(bundle, SMALL, weights) <= 1
 
 
 def test_a_managers_folder_is_read_where_it_has_one_step(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_managers_folder_is_read_where_it_has_one_step(tmp_path: Path) -> None
         manager.save(3, args=orbax.checkpoint.args.StandardSave(weights))
         manager.wait_until_finished()
         one = convert(tmp_path / "run", **PLAIN)
-        assert difference(one, SMALL, weights) < 1e-5
+        assert difference(one, SMALL, weights) <= 1
         manager.save(4, args=orbax.checkpoint.args.StandardSave(weights))
     message = refusal(lambda: convert(tmp_path / "run", **PLAIN))
     assert message.endswith("holds several checkpoints, name one: 3/default, 4/default")

@@ -60,7 +60,8 @@ def refusal(action: Callable[[], object]) -> str:
 def difference(bundle: Bundle, model: Any, size: tuple[int, int] = (32, 32)) -> float:
     """Of a network that is given pixels as they are."""
     images = pixels(size)
-    return far(ours(bundle, images), reference.logits(model, images.astype(np.float32)))
+    theirs = reference.logits(model, images.astype(np.float32))
+    return far(ours(bundle, images), theirs, bundle.network())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_the_applications_give_equal_logits_from_the_same_pixels(tmp_path: Path,
     model = reference.application(name)
     v2 = name.endswith("V2")
     bundle = convert(reference.save(model, tmp_path / FILES[0]))
-    assert preprocessed_difference(bundle, model, SIZES[1], 2 if v2 else 1) < 1e-4
+    assert preprocessed_difference(bundle, model, SIZES[1], 2 if v2 else 1) <= 1
     depth = name.removeprefix("ResNet").removesuffix("V2")
     assert bundle.variant == f"preact_resnet{depth}" if v2 else f"resnet{depth}"
     assert bundle.labels == labels.read("imagenet1k")
@@ -89,7 +90,7 @@ def preprocessed_difference(
     package = keras.applications.resnet if version == 1 else keras.applications.resnet_v2
     # It works in place.
     theirs = package.preprocess_input(images.astype(np.float32))
-    return far(ours(bundle, images), reference.logits(model, theirs))
+    return far(ours(bundle, images), reference.logits(model, theirs), bundle.network())
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -98,7 +99,7 @@ def test_every_file_of_an_application_is_read(tmp_path: Path, file: str, version
     model = reference.ending_in_logits(reference.narrow_body(version))
     bundle = convert(reference.save(model, tmp_path / file))
     for size in SIZES:
-        assert preprocessed_difference(bundle, model, size, version) < 1e-4
+        assert preprocessed_difference(bundle, model, size, version) <= 1
     assert bundle.architecture.blocks == (2, 2, 2, 2)
     assert bundle.provenance["layout"] == f"keras.applications ResNet v{version}"
 
@@ -124,7 +125,7 @@ def test_other_numerics_would_give_other_logits(
         return
     if name == "ResNet50":
         bundle.tensors["stem.conv.weight"] = bundle.tensors["stem.conv.weight"].flip(1)
-    assert difference(bundle, model, (64, 64)) > 1e-4
+    assert difference(bundle, model, (64, 64)) > 1
 
 
 def test_fine_tuned_ones_need_a_normalisation(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_fine_tuned_ones_need_a_normalisation(tmp_path: Path) -> None:
 def test_small_networks_are_read_by_their_order(tmp_path: Path, file: str, normed: bool) -> None:
     model = reference.small((2, 1, 2), 8, normed_shortcut=normed)
     bundle = convert(reference.save(model, tmp_path / file), **PLAIN)
-    assert difference(bundle, model) < 1e-5
+    assert difference(bundle, model) <= 1
     assert bundle.architecture == Architecture(
         block="basic",
         blocks=(2, 1, 2),
@@ -158,7 +159,7 @@ def test_the_cifar_examples_depths_have_their_names(tmp_path: Path, blocks: int)
     model = reference.small((blocks,) * 3)
     path = reference.save(model, tmp_path / "model.h5")
     bundle = convert(path, **PLAIN, variant=f"resnet{6 * blocks + 2}")
-    assert difference(bundle, model) < 1e-5
+    assert difference(bundle, model) <= 1
     assert find(bundle.architecture) is not None
     assert "give --mean r,g,b and --std r,g,b" in refusal(lambda: convert(path))
 
@@ -166,7 +167,7 @@ def test_the_cifar_examples_depths_have_their_names(tmp_path: Path, blocks: int)
 def test_small_networks_for_odd_sides_give_equal_logits(tmp_path: Path) -> None:
     model = reference.small((1, 2, 1), 8, side=33)
     bundle = convert(reference.save(model, tmp_path / "weights.h5"), **PLAIN)
-    assert difference(bundle, model, (33, 33)) < 1e-5
+    assert difference(bundle, model, (33, 33)) <= 1
 
 
 def test_another_epsilon_is_read_from_a_whole_model_or_said(tmp_path: Path) -> None:
@@ -176,16 +177,16 @@ def test_another_epsilon_is_read_from_a_whole_model_or_said(tmp_path: Path) -> N
             layer.epsilon = 0.02
     whole = convert(reference.save(model, tmp_path / "model.keras"), **PLAIN)
     assert whole.architecture.eps == 0.02
-    assert difference(whole, model) < 1e-5
+    assert difference(whole, model) <= 1
     path = reference.save(model, tmp_path / "weights.h5")
-    assert difference(convert(path, **PLAIN), model) > 1e-4
-    assert difference(convert(path, **PLAIN, numerics={"eps": 0.02}), model) < 1e-5
+    assert difference(convert(path, **PLAIN), model) > 1
+    assert difference(convert(path, **PLAIN, numerics={"eps": 0.02}), model) <= 1
 
 
 def test_mlperf_tinys_network_sees_pixels_as_they_are(tmp_path: Path) -> None:
     model = reference.small((1, 1, 1), 16)
     bundle = convert(reference.save(model, tmp_path / "pretrainedResnet.h5"))
-    assert difference(bundle, model) < 1e-5
+    assert difference(bundle, model) <= 1
     assert bundle.provenance["layout"] == "MLPerf Tiny ResNet-8"
     assert bundle.name == "pretrainedResnet"
     assert bundle.labels == labels.read("cifar10")
@@ -197,7 +198,7 @@ def test_a_second_network_of_a_session_is_read_as_well(tmp_path: Path) -> None:
         model = reference.small((2, 2, 1), 8)
     assert "conv2d" not in {layer.name for layer in model.layers}
     bundle = convert(reference.save(model, tmp_path / "weights.h5"), **PLAIN)
-    assert difference(bundle, model) < 1e-5
+    assert difference(bundle, model) <= 1
 
 
 def test_named_layers_are_read_in_the_files_order(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_named_layers_are_read_in_the_files_order(tmp_path: Path) -> None:
     for layer in model.layers:
         layer.name = layer.name[::-1] if "add" not in layer.name else layer.name
     bundle = convert(reference.save(model, tmp_path / "model.keras"), **PLAIN)
-    assert difference(bundle, model) < 1e-5
+    assert difference(bundle, model) <= 1
 
 
 def test_files_of_keras_2_are_read(tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_files_of_keras_2_are_read(tmp_path: Path) -> None:
         group.attrs["layer_names0"] = layers_listed[:7]
         group.attrs["layer_names1"] = layers_listed[7:]
     bundle = convert(path, **PLAIN)
-    assert difference(bundle, model) < 1e-5
+    assert difference(bundle, model) <= 1
 
 
 def test_files_of_early_keras_3_are_read_though_they_lack_names(tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ def test_files_of_early_keras_3_are_read_though_they_lack_names(tmp_path: Path) 
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", config)
         archive.writestr("model.weights.h5", weights.read_bytes())
-    assert difference(convert(path, **PLAIN), model) < 1e-5
+    assert difference(convert(path, **PLAIN), model) <= 1
 
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_a_model_within_a_model_is_read(tmp_path: Path) -> None:
     model = reference.random(keras.Model(images, layers.Dense(10)(inner(images))))
     for file in ("weights.h5", "model.keras"):
         bundle = convert(reference.save(model, tmp_path / file), **PLAIN)
-        assert difference(bundle, model, (64, 64)) < 1e-4
+        assert difference(bundle, model, (64, 64)) <= 1
 
 
 def layered(*added: Any) -> Any:
@@ -419,7 +420,7 @@ def test_what_is_no_such_resnet_is_refused_by_name(tmp_path: Path, case: str) ->
 def test_dropout_is_no_part_of_what_a_network_computes(tmp_path: Path) -> None:
     model = layered(layers.Dropout(0.5))
     for file in ("weights.h5", "model.keras"):
-        assert difference(convert(reference.save(model, tmp_path / file), **PLAIN), model) < 1e-5
+        assert difference(convert(reference.save(model, tmp_path / file), **PLAIN), model) <= 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -20,6 +19,7 @@ from models.classifier import Classifier
 from models.preprocess import IMAGENET
 from models.resnet import ResNet
 from models.variants import variant
+from tests import rounding
 from tests.models import tiny
 from tests.models.interchange.networks import IMAGES, NETWORKS, network
 
@@ -55,10 +55,7 @@ def test_logits_are_equal_at_every_batch_size_and_the_way_back_is_exact(
     for count in (1, 3):
         images = torch.randn(count, 3, size, size)
         with torch.no_grad():
-            expected = ours(images).numpy()
-        scale = np.abs(expected).max()
-        given = run(path, images.numpy())
-        np.testing.assert_allclose(given / scale, expected / scale, rtol=0, atol=1e-5)
+            rounding.assert_near(run(path, images.numpy()), ours(images), ours)
     back = interchange.convert("onnx", path)
     assert (back.name, back.input, back.labels) == (made.name, made.input, made.labels)
     if name != "biases":  # Where a norm follows, it has taken them in.
@@ -72,13 +69,11 @@ def test_same_padding_is_that_of_the_exported_size(tmp_path: Path, size: int) ->
     ours = network("same")
     path = export(described(ours, size), tmp_path / "x.onnx")
     images = torch.randn(2, 3, size, size)
-    with torch.no_grad():
-        expected = ours(images).numpy()
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(run(path, images.numpy()) / scale, expected / scale, atol=1e-5)
     back = interchange.convert("onnx", path).network()
     with torch.no_grad():
-        np.testing.assert_allclose(back(images).numpy() / scale, expected / scale, atol=1e-5)
+        expected = ours(images)
+        rounding.assert_near(run(path, images.numpy()), expected, ours)
+        rounding.assert_near(back(images), expected, ours)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "preact_resnet20", "wide_resnet16_2"])
@@ -93,9 +88,7 @@ def test_named_networks_are_exported_whole(tmp_path: Path, name: str) -> None:
     path = export(described(ours, size), tmp_path / "x.onnx")
     images = torch.randn(1, 3, size, size)
     with torch.no_grad():
-        expected = ours(images).numpy()
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(run(path, images.numpy()) / scale, expected / scale, atol=1e-5)
+        rounding.assert_near(run(path, images.numpy()), ours(images), ours)
     assert interchange.convert("onnx", path).variant == name
 
 
@@ -108,7 +101,7 @@ def test_with_preprocessing_it_is_the_classifier(tmp_path: Path) -> None:
     pixels = torch.randint(256, (3, 16, 16, 3), dtype=torch.uint8)
     with torch.no_grad():
         expected = Classifier(ours, made.input)(pixels).numpy()
-    np.testing.assert_allclose(run(path, pixels.numpy()), expected, rtol=0, atol=1e-5)
+    rounding.assert_probabilities_near(run(path, pixels.numpy()), expected, ours)
     back = interchange.convert("onnx", path)
     assert (back.input, back.labels, back.architecture) == (
         made.input,
@@ -127,15 +120,14 @@ def test_a_temperature_is_in_the_probabilities_and_beside_the_logits(tmp_path: P
     with torch.no_grad():
         expected, logits = made.classifier()(pixels).numpy(), ours(images).numpy()
     whole = export(made, tmp_path / "whole.onnx", with_preprocessing=True)
-    np.testing.assert_allclose(run(whole, pixels.numpy()), expected, rtol=0, atol=1e-5)
+    rounding.assert_probabilities_near(run(whole, pixels.numpy()), expected, ours)
     plain = export(made, tmp_path / "plain.onnx")
-    np.testing.assert_allclose(run(plain, images.numpy()), logits, rtol=0, atol=1e-5)
+    rounding.assert_near(run(plain, images.numpy()), logits, ours)
     for path, temperature in ((whole, 1.0), (plain, 2.5)):  # Within the head, and beside it.
         back = interchange.convert("onnx", path)
         assert (back.temperature, back.card) == (temperature, "# For a test")
         with torch.no_grad():
-            found = back.classifier()(pixels).numpy()
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+            rounding.assert_probabilities_near(back.classifier()(pixels), expected, ours)
 
 
 def test_metadata_of_other_programs_is_no_temperature(tmp_path: Path) -> None:
