@@ -9,9 +9,11 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from service import settings as configuration
 from service.errors import ConfigError
+from service.ray import router
 from service.ray.ingress import Ingress
 from service.ray.replica import Replica
 from service.settings import ModelSettings, Settings
@@ -78,6 +80,7 @@ def _options(row: ModelSettings, name: str, settings: Settings) -> dict[str, Any
         "max_ongoing_requests": 2 * row.max_queue,
         "max_queued_requests": max(LEAST_QUEUED, row.max_queue),
         "max_surge_percent": SURGE_PERCENT,
+        "request_router_config": RequestRouterConfig(request_router_class=router.PATH),
         "logging_config": QUIET,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOK_SECONDS,
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ from service.exchange import error_of
 from service.lease import Lease
 from service.metrics import PHASES, Metrics
 from service.pipeline import RETRY_SECONDS, Computed, Model, Pipeline
-from service.ray.reply import Reply, version_of
+from service.ray.reply import Refused, Reply, version_of
+from service.ray.resting import rest
 from service.settings import ModelSettings, Settings
 from service.task import CLASSIFY, Pixels
 from service.waiting import NORMAL
@@ -42,7 +44,8 @@ NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 class Replicas:
     """A deployment, and what its replicas have told; `models` has those of each version.
 
-    `jobs` and `bytes` are what this process has sent and not been answered.
+    `jobs` and `bytes` are what this process has sent and not been answered, `heard` when any
+    replica answered last, by the event loop's clock.
     """
 
     def __init__(self, handle: DeploymentHandle, settings: ModelSettings) -> None:
@@ -58,6 +61,7 @@ class Replicas:
         self.latest = ""  # version
         self.jobs = self.bytes = 0
         self.pace = 0.0
+        self.heard = -math.inf
 
     def adopt(self, facts: dict[str, Any] | None) -> None:
         """From now on these are the model's facts; its name stays."""
@@ -72,18 +76,45 @@ class Replicas:
         self.latest = version
 
     async def look(self) -> None:
-        """Asks how the model is: several replicas, if the first cannot serve just now."""
+        """Asks how the model is: several replicas, if the first is lost or cannot serve just now.
+
+        That none answers says something only if requests are not answered either: where all are
+        busy, or the machine is, what was known goes on being true.
+        """
         try:
             async with asyncio.timeout(GREETING_SECONDS):
-                for _ in range(ASKED):
-                    told = await ask(self.handle.greet, self.latest)
-                    self.adopt(told["facts"])
-                    if told["ready"]:
-                        break
+                told = await self._greeted()
         except (TimeoutError, NotReady, QueueFull):
-            self.ready, self.reason = False, SILENT
+            if asyncio.get_running_loop().time() - self.heard > GREETING_SECONDS:
+                self.ready, self.reason = False, SILENT
             return
         self.ready, self.reason, self.card = told["ready"], told["reason"], told["card"]
+
+    async def _greeted(self) -> dict[str, Any]:
+        """What the first of ASKED replicas says that serves, else the last that says anything.
+
+        Raises:
+            QueueFull: as `ask` does.
+            NotReady: all were lost.
+        """
+        told: dict[str, Any] | None = None
+        for _ in range(ASKED):
+            try:
+                told = await ask(self.handle.greet, self.latest)
+            except NotReady:
+                continue
+            self.hear(told["facts"])
+            if told["ready"]:
+                break
+            rest(told["replica"])
+        if told is None:
+            raise _lost()
+        return told
+
+    def hear(self, facts: dict[str, Any] | None) -> None:
+        """A replica has answered, with its model's facts if they were unknown here."""
+        self.heard = asyncio.get_running_loop().time()
+        self.adopt(facts)
 
     # What `service.pipeline.Gate` describes. Places are the replicas' to count.
     def check(self, cost: int = 0, within: float = math.inf) -> None:
@@ -192,7 +223,6 @@ class RayPipeline(Pipeline):
     ) -> Computed:
         assert isinstance(model, RayModel)
         started = time.perf_counter()
-        within = deadline - asyncio.get_running_loop().time()
         replicas = model.replicas
         cost = len(image) if isinstance(image, bytes) else image.nbytes
         replicas.check(cost)
@@ -200,9 +230,7 @@ class RayPipeline(Pipeline):
         replicas.bytes += cost
         try:
             async with asyncio.timeout_at(deadline):
-                told = await ask(
-                    replicas.handle.compute, image, within, task, priority, model.version
-                )
+                told = await _reply(replicas, deadline, image, task, priority, model.version)
         except TimeoutError:
             raise DeadlineExceeded.passed() from None
         except QueueFull:
@@ -210,9 +238,8 @@ class RayPipeline(Pipeline):
         finally:
             replicas.jobs -= 1
             replicas.bytes -= cost
-        if not isinstance(told, Reply):
-            raise error_of(told)
-        replicas.adopt(told.facts)
+        if isinstance(told, Refused):
+            raise error_of(told.refusal)
         replicas.pace = told.pace
         pixels = NO_PIXELS if told.pixels is None else told.pixels
         computed = Computed(
@@ -227,6 +254,29 @@ class RayPipeline(Pipeline):
         )
         self.metrics.classified(model.name, {phase: getattr(computed, phase) for phase in PHASES})
         return computed
+
+
+async def _reply(
+    replicas: Replicas, deadline: float, image: bytes | Pixels, *asked: Any
+) -> Reply | Refused:
+    """What the first replica answers that is ready: of another, that it refused is no answer.
+
+    Raises as `ask` does.
+    """
+    refusals: Counter[str] = Counter()
+    while True:
+        within = deadline - asyncio.get_running_loop().time()
+        told: Reply | Refused = await ask(replicas.handle.compute, image, within, *asked)
+        if isinstance(told, Reply):
+            replicas.hear(told.facts)
+            return told
+        replicas.hear(None)
+        if not isinstance(error_of(told.refusal), NotReady):
+            return told
+        rest(told.replica)
+        refusals[told.replica] += 1
+        if refusals[told.replica] == ASKED:
+            return told  # The router had no other, or it would not be the same one again.
 
 
 async def ask(method: Any, *given: Any) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import serve
 
 from service import interpreter
 from service.errors import BadParameter, ServiceError
@@ -13,7 +14,7 @@ from service.exchange import refusal_of
 from service.logs import log_to_stderr
 from service.pipeline import Pipeline
 from service.ray.metrics import REPLICA, RayMetrics
-from service.ray.reply import Reply, version_of
+from service.ray.reply import Refused, Reply, version_of
 from service.settings import Settings, validated
 from service.task import CLASSIFY, EMBED, Pixels
 
@@ -48,6 +49,7 @@ class Replica:
             await asyncio.sleep(LOOK_SECONDS)
         if not self._model.ready:
             raise RuntimeError(f"{self._model.name}: {self._model.reason}")
+        self._id = serve.get_replica_context().replica_id.unique_id
         self._facts = facts_of(self._model)
         self._version = version_of(self._facts)
         self._pushing = asyncio.create_task(metrics.keep_pushing())
@@ -60,15 +62,13 @@ class Replica:
             "reason": self._model.reason,
             "card": self._model.describe(),
             "facts": self._unknown(known),
+            "replica": self._id,
         }
 
     async def compute(
         self, image: bytes | Pixels, within: float, task: int, priority: int, known: str
-    ) -> Reply | list[Any]:
-        """What `Pipeline.compute` makes of an image in `within` seconds, or a refusal.
-
-        The refusal is an answer, not an exception, which Ray would log and send as a traceback.
-        """
+    ) -> Reply | Refused:
+        """What `Pipeline.compute` makes of an image in `within` seconds, or a refusal."""
         try:
             self._pipeline.check(self._model, None, within)
             if task >= len(self._model.labels):
@@ -76,7 +76,7 @@ class Replica:
             deadline = asyncio.get_running_loop().time() + within
             found = await self._pipeline.compute(self._model, image, deadline, task, priority)
         except ServiceError as error:
-            return refusal_of(error)
+            return Refused(refusal_of(error), self._id)
         return Reply(
             version=self._version,
             facts=self._unknown(known),

@@ -33,6 +33,14 @@ class Reply(NamedTuple):
     pace: float
 
 
+class Refused(NamedTuple):
+    """Why an image became nothing, as `service.exchange.refusal_of` has it, and which replica
+    says so: not an exception, which Ray would log and send as a traceback."""
+
+    refusal: list[Any]
+    replica: str
+
+
 def version_of(facts: dict[str, Any]) -> str:
     """Differs where rows of one model mean something else than rows of the other."""
     told = json.dumps([facts[name] for name in VERSIONED])

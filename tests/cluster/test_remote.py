@@ -1,0 +1,178 @@
+"""What the ingress makes of replicas that are lost, down, full or silent; without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.preprocess import CIFAR
+from service.errors import EngineFailed, NotReady, QueueFull, ServiceError
+from service.exchange import refusal_of
+from service.metrics import Metrics
+from service.ranking import Row
+from service.settings import ModelSettings, Settings
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytestmark = [
+    pytest.mark.cluster,
+    # Those of Ray, when it is imported.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+FACTS = {
+    "name": "cifar",
+    "input": asdict(CIFAR),
+    "labels": ["cat", "dog"],
+    "channels": 64,
+    "map_side": 8,
+}
+ROW = Row(np.array([1]), np.array([1.0]), None)
+LOST, FULL = "lost", "full"
+AB = {"a", "b"}
+DOWN, BUSY, FAILED = NotReady("down", 1), QueueFull("full", 1), EngineFailed("failed", 1)
+
+
+class Method:
+    """A handle's method that answers as it is told, call by call; then it is silent."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.calls = 0
+
+    def remote(self, *_: Any) -> asyncio.Future[Any]:
+        from ray.exceptions import ActorDiedError
+        from ray.serve.exceptions import BackPressureError
+
+        self.calls += 1
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.answers:
+            told = self.answers.pop(0)
+            if told == LOST:
+                future.set_exception(ActorDiedError())
+            elif told == FULL:
+                future.set_exception(BackPressureError(1, 1))
+            else:
+                future.set_result(told)
+        return future
+
+
+class Handle:
+    def __init__(self, greet: Method, compute: Method) -> None:
+        self.greet, self.compute = greet, compute
+
+
+def greeting(ready: bool, replica: str = "a") -> dict[str, Any]:
+    reason = "" if ready else "down"
+    return {"ready": ready, "reason": reason, "card": {}, "facts": FACTS, "replica": replica}
+
+
+def replied() -> Any:
+    from service.ray.reply import Reply, version_of
+
+    return Reply(version_of(FACTS), None, ROW, None, (1, 1), 0.0, 0.0, 0.0, 1, 0.0)
+
+
+def refused(error: ServiceError, replica: str = "a") -> Any:
+    from service.ray.reply import Refused
+
+    return Refused(refusal_of(error), replica)
+
+
+@pytest.fixture(autouse=True)
+def resting_until(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Who rests, by replica; nobody at first."""
+    from service.ray import resting
+
+    found: dict[str, float] = {}
+    monkeypatch.setattr(resting, "_until", found)
+    return found
+
+
+@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize(
+    ("answers", "ready", "calls"),
+    [
+        ([greeting(True)], True, 1),
+        ([LOST, greeting(True)], True, 2),
+        ([LOST, LOST, greeting(True)], True, 3),
+        ([greeting(False), greeting(True, "b")], True, 2),
+        ([greeting(False), LOST, LOST], False, 3),
+        ([greeting(False)] * 3, False, 3),
+        # Nobody says anything: that means what it seems to unless requests are answered.
+        ([LOST] * 3, None, 3),
+        ([FULL], None, 1),
+        ([], None, 1),
+    ],
+)
+def test_a_look_at_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[Any],
+    ready: bool | None,
+    calls: int,
+    heard: bool,
+) -> None:
+    from service.ray import remote
+
+    monkeypatch.setattr(remote, "GREETING_SECONDS", 0.5)
+    method = Method(*answers)
+
+    async def look() -> remote.Replicas:
+        handle: Any = Handle(method, Method())
+        replicas = remote.Replicas(handle, ModelSettings(spec="builtin:resnet20-cifar10"))
+        replicas.ready = True
+        if heard:
+            replicas.heard = math.inf
+        await replicas.look()
+        return replicas
+
+    replicas = asyncio.run(look())
+    assert replicas.ready == (heard if ready is None else ready)
+    assert (replicas.reason == remote.SILENT) == (ready is None and not heard)
+    assert method.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected", "rests"),
+    [
+        ([replied()], nullcontext(), set()),
+        ([refused(DOWN), replied()], nullcontext(), {"a"}),
+        ([refused(DOWN), refused(DOWN, "b"), replied()], nullcontext(), AB),
+        # All are down, so that the router had to give the same ones again.
+        ([refused(DOWN), refused(DOWN, "b")] * 3, pytest.raises(NotReady, match="down"), AB),
+        ([refused(BUSY)], pytest.raises(QueueFull, match=r"^full$"), set()),
+        # It may be the image that an engine fails with.
+        ([refused(FAILED)], pytest.raises(EngineFailed), set()),
+        # And the image that a process ends with.
+        ([LOST], pytest.raises(NotReady, match="gone"), set()),
+        ([FULL], pytest.raises(QueueFull, match="1 images wait"), set()),
+    ],
+)
+def test_an_image_is_computed_by_a_replica_that_is_ready(
+    answers: list[Any],
+    expected: AbstractContextManager[Any],
+    rests: set[str],
+    resting_until: dict[str, float],
+) -> None:
+    from service.ray import remote
+
+    settings = Settings(models=[ModelSettings(spec="builtin:resnet20-cifar10")])
+    method = Method(*answers)
+
+    async def compute() -> Any:
+        handle: Any = Handle(Method(greeting(True)), method)
+        fleet = remote.RayFleet(settings, [handle], metrics := Metrics())
+        await fleet.greet()
+        pipeline = remote.RayPipeline(settings, metrics, fleet)
+        deadline = asyncio.get_running_loop().time() + 100
+        return await pipeline.compute(pipeline.find(None), b"an image", deadline)
+
+    with expected:
+        assert asyncio.run(compute()).row is ROW
+    assert resting_until.keys() == rests
+    assert len(method.answers) <= 1
