@@ -18,6 +18,7 @@ from tests.models.training import made
 RUN = (
     *("--variant", "resnet20", "--set", "blocks=[1,1,1]", "--set", "planes=[4,8,8]"),
     *("--batch-size", "8", "--learning-rate", "0.05", "--hold-out", "6", "--device", "cpu"),
+    *("--precision", "fp32"),
 )
 
 
@@ -65,7 +66,9 @@ def test_train_kill_resume_evaluate_serve(tmp_path: Path, folders: tuple[Path, P
     assert left == {"log.jsonl", "log.csv", "curves.png"}
 
     evaluated = json.loads(
-        subprocess.check_output([COMMAND, "evaluate", "--model", cut, "--json", folders[1]])
+        subprocess.check_output(
+            [COMMAND, "evaluate", "--precision", "fp32", "--model", cut, "--json", folders[1]]
+        )
     )
     assert evaluated["top1"] == second.metrics["test"]["top1"] > 0.8
     with started("--model", str(cut)) as service:

@@ -16,7 +16,10 @@ from models.resnet import NormReLU
 from models.training.parallel import GlobalNorm, World, global_norms, join
 from tests.models.training import made
 
-TRAIN = ("train", "--recipe", "quick", "--epochs", "2", "--batch-size", "8", "--device", "cpu")
+TRAIN = (
+    *("train", "--recipe", "quick", "--epochs", "2", "--batch-size", "8", "--device", "cpu"),
+    *("--precision", "fp32"),
+)
 TINY = (
     "--set",
     "blocks=[1,1]",
