@@ -33,7 +33,7 @@ from service.bulk import sources, stream
 from service.bulk.journal import Journal, layout
 from service.bulk.sources import WHOLE, Encoded
 from service.load.environment import machine, versions
-from service.settings import cpus
+from service.runtime import cpus
 
 # A SPEC, its images, and how many of them a round takes.
 CASES: dict[str, tuple[str, Callable[[], list[bytes]], int]] = {

@@ -318,11 +318,12 @@ async def serve(
 
 def main(line_fd: int, listener_fd: int, folder: str) -> None:
     line = Line(line_fd, folder)
-    settings = Settings.model_validate(line.receive()["settings"])
+    start = line.receive()
+    settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
     try:
         metrics = SharedMetrics(folder, with_parent=True)
-        loader = Loader(settings, metrics)
+        loader = Loader(settings, metrics, start["request_seconds"])
         models = loader.open_all()
     except FORESEEN as error:  # What `serve` says in one line.
         line.send(error=str(error))

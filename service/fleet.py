@@ -16,7 +16,7 @@ from typing import Any
 from models.resnet import on_meta
 from models.summary import count_layers, count_macs, count_parameters, map_side
 from models.variants import variant
-from service import catalog, engines
+from service import capacity, catalog, engines
 from service.batcher import Batcher
 from service.daemon import in_daemon
 from service.errors import ConfigError, LoadFailed
@@ -24,6 +24,7 @@ from service.lease import Lease
 from service.metrics import Metrics, ModelInfo
 from service.ranking import Row
 from service.roster import Roster
+from service.runtime import cpus
 from service.settings import ModelSettings, Settings
 from service.task import Pixels
 from service.turns import Turns
@@ -47,7 +48,12 @@ class Model:
     """
 
     def __init__(
-        self, settings: ModelSettings, service: Settings, metrics: Metrics, turns: DeviceTurns
+        self,
+        settings: ModelSettings,
+        service: Settings,
+        metrics: Metrics,
+        turns: DeviceTurns,
+        request_seconds: float,
     ) -> None:
         loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
         bundle = loaded.bundle
@@ -68,13 +74,17 @@ class Model:
 
         def worker(device: str) -> Worker:
             first, *better = engines.engines_for(settings, device)
-            blueprint = engines.blueprint(bundle, settings, device, service)
+            blueprint = engines.blueprint(
+                bundle, settings, device, service, request_seconds=request_seconds
+            )
             tolerance = settings.parity_tolerance
             return Worker(
                 f"{self.name}/{device}",
                 self.batcher,
                 partial(engines.start_any, [first], blueprint, tolerance),
-                rebuild=partial(_start_again, settings, service, device, loaded.sha256),
+                rebuild=partial(
+                    _start_again, settings, service, request_seconds, device, loaded.sha256
+                ),
                 improve=[partial(engines.start, kind, blueprint, tolerance) for kind in better],
                 turns=turns[device],
                 share=settings.share,
@@ -176,7 +186,12 @@ class Model:
 
 
 def _start_again(
-    settings: ModelSettings, service: Settings, device: str, sha256: str | None, kind: str | None
+    settings: ModelSettings,
+    service: Settings,
+    request_seconds: float,
+    device: str,
+    sha256: str | None,
+    kind: str | None,
 ) -> engines.Warm:
     """An engine of `kind`, None: the usual one, from the SPEC, as its weights were not kept.
 
@@ -186,7 +201,9 @@ def _start_again(
     loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
     if loaded.sha256 != sha256:
         raise RuntimeError(f"{settings.spec} has changed since the start; start again to serve it")
-    blueprint = engines.blueprint(loaded.bundle, settings, device, service)
+    blueprint = engines.blueprint(
+        loaded.bundle, settings, device, service, request_seconds=request_seconds
+    )
     kinds = [kind or engines.engines_for(settings, device)[0]]
     return engines.start_any(kinds, blueprint, settings.parity_tolerance)
 
@@ -207,12 +224,16 @@ def _joined(values: Sequence[str]) -> str:
 
 
 class Loader:
-    """Opens models for this process, which share its devices, and shows them in its metrics."""
+    """Opens models for this process, which share its devices, and shows them in its metrics.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        engines.set_cpu_threads(settings.engine_threads or engines.usual_threads())
+    `request_seconds`: CPU time that a request's HTTP takes; see `service.plan`.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, request_seconds: float) -> None:
+        engines.set_cpu_threads(settings.engine_threads or cpus())
         self._settings = settings
         self._metrics = metrics
+        self._request_seconds = request_seconds
         self._turns: DeviceTurns = defaultdict(Turns)
         self._shown: list[Model] = []
         # Also those that only load; and threads that load, or compute for one that was replaced.
@@ -237,7 +258,7 @@ class Loader:
         return opened
 
     def _open(self, row: ModelSettings) -> Model:
-        return Model(row, self._settings, self._metrics, self._turns)
+        return Model(row, self._settings, self._metrics, self._turns, self._request_seconds)
 
     def start(self, model: Model) -> None:
         """Starts the engines; they load and warm up in their own threads."""
@@ -320,8 +341,13 @@ class Fleet:
         ConfigError: a model cannot be served, or two have the same name.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._loader = Loader(settings, metrics)
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        request_seconds: float = capacity.USUAL_REQUEST,
+    ) -> None:
+        self._loader = Loader(settings, metrics, request_seconds)
         self._roster: Roster[Model] = Roster(
             load=self._loader.load,
             install=self._install,

@@ -5,7 +5,6 @@ Nothing else reads the environment, but for `models.processor`, whose variable i
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -30,15 +29,11 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from models.builtin import DEFAULT_SPEC
 from models.nearest import nearest
 from service import keys, sources
+from service.capacity import MOST_FRONT_ENDS
 from service.choices import Engine, Precision
 from service.errors import ConfigError
+from service.runtime import cpus
 from service.sources import NAME_PATTERN, SECRETS, Merged, Place, Source, shown
-
-# The time a control group may take of each period, in versions 2 and 1.
-CPU_QUOTAS = (
-    ("cpu.max",),
-    ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
-)
 
 DEVICE, DEVICES = r"auto|cpu|cuda(:\d+)?", "should be auto, cpu, cuda, cuda:N, or a list of these"
 LITERALS = re.compile(r"'([^']*)'")
@@ -56,19 +51,6 @@ NO_HOME = Path(os.devnull) / "no-home"
 S = TypeVar("S", bound="Strict")
 
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
-
-
-def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPUs this process may use: those it may run on, and no more than its cgroup's quota."""
-    allowed = len(os.sched_getaffinity(0))
-    for files in CPU_QUOTAS:
-        try:
-            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
-            if int(quota) > 0:
-                allowed = min(allowed, math.ceil(int(quota) / int(period)))
-        except (OSError, ValueError):  # Another version of control groups, or no limit.
-            continue
-    return max(1, allowed)
 
 
 def default_cache_dir() -> Path:
@@ -179,12 +161,12 @@ class Settings(Strict):
         10, gt=0, description="time for a request's headers to arrive, and for a TLS handshake"
     )
     workers: int = Field(
-        # On few CPUs, what a second process would decode an engine would not compute.
+        # Until it is known what a request costs; see `service.trial`.
         default_factory=lambda: 1 if cpus() <= 4 else min(8, cpus() // 2),
         ge=1,
-        le=64,
+        le=MOST_FRONT_ENDS,
         description="front-end processes, which accept, decode and answer; above 1, one more has "
-        "the engines; default: 1 on up to 4 CPUs, else half of them, at most 8",
+        "the engines; default: chosen by measuring what a request costs",
     )
     models: list[ModelSettings] = Field(
         default_factory=lambda: [ModelSettings(spec=DEFAULT_SPEC)],
@@ -214,13 +196,13 @@ class Settings(Strict):
         default_factory=lambda given: max(1, min(4, cpus() // given.get("workers", 1))),
         ge=1,
         description="threads that decode images, in each front end; "
-        "default: the CPUs divided by the front ends, at most 4",
+        "default: chosen by measuring what a request costs",
     )
     engine_threads: int | None = Field(
         None,
         ge=1,
-        description="threads of a CPU engine's operators; unset: all CPUs but one, which OpenVINO "
-        "takes too where an image takes longer than 20 ms and measuring finds that it pays",
+        description="threads that compute on the CPU; unset: chosen for each model by measuring "
+        "what a request costs, so that decoding and HTTP keep the CPUs they need",
     )
     engine_timeout_s: float = Field(
         30,

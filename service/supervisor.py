@@ -36,14 +36,19 @@ BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
 LONG_LIFE_SECONDS = 30.0
 
 
-def supervise(settings: Settings, listener: socket.socket, reload: Reload) -> int:
+def supervise(
+    settings: Settings, listener: socket.socket, reload: Reload, request_seconds: float
+) -> int:
     """Serves with several processes until a signal ends it; the exit status.
+
+    `request_seconds`: CPU time that a request's HTTP takes; see `service.plan`.
 
     Raises:
         ConfigError: a model cannot be served.
     """
     with shared_metrics.new_folder(settings.workers + 1) as folder:
-        return asyncio.run(Supervisor(settings, listener, folder, reload).run())
+        supervisor = Supervisor(settings, listener, folder, reload, request_seconds)
+        return asyncio.run(supervisor.run())
 
 
 class Supervisor:
@@ -53,9 +58,15 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: Settings, listener: socket.socket, folder: str, reload: Reload
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        folder: str,
+        reload: Reload,
+        request_seconds: float,
     ) -> None:
         self._settings = settings
+        self._request_seconds = request_seconds
         self._reload = reload
         self._directory = Directory(settings.models, settings.load_timeout_s)
         self._listener = listener
@@ -177,7 +188,10 @@ class Supervisor:
         directory = self._directory
         asked = list(directory.roster.members)
         settings = self._settings.model_copy(update={"models": directory.rows()})
-        child.send(settings=settings.model_dump(mode="json", exclude=set(SECRETS)))
+        child.send(
+            settings=settings.model_dump(mode="json", exclude=set(SECRETS)),
+            request_seconds=self._request_seconds,
+        )
         told = await child.receive() or {"error": "the engine process ended while it started"}
         if "error" in told and not directory.known.is_set():
             raise ConfigError(told["error"])

@@ -144,6 +144,8 @@ class Worker(threading.Thread):
             parity.images,
             parity.max_difference,
         )
+        if engine.tuning is not None:
+            log.info("%s: computes with %s", self.name, engine.tuning)
 
     def _be_ready(self) -> None:
         self.state, self.reason = "ready", ""

@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import processor
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -46,6 +48,8 @@ CHROMIUM_FLAGS = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
+# What a test sees must not depend on how many CPUs there are, and a start need not measure them.
+CHOSEN = {"RESNET_SERVE_WORKERS": "1", "RESNET_SERVE_ENGINE_THREADS": "1"}
 COMMAND = str(Path(sys.executable).with_name("resnet-serve"))
 
 
@@ -61,6 +65,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def clean_environment() -> dict[str, str]:
+    """Without what whoever runs the tests has set for services of their own; which kind of CPU
+    this one passes for is the tests' own."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RESNET_SERVE_") or name == processor.VARIABLE
+    }
+
+
 class Service:
     """A started `resnet-serve serve`; `log` grows as it writes."""
 
@@ -72,15 +86,13 @@ class Service:
         **environment: str,
     ) -> None:
         self.log: list[str] = []
-        # What a test sees must not depend on how many CPUs there are.
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("RESNET_SERVE_")}
-        clean["RESNET_SERVE_CACHE_DIR"] = CACHE
+        clean = clean_environment() | {"RESNET_SERVE_CACHE_DIR": CACHE}
         self.process = subprocess.Popen(
             [*command, "serve", "--port", "0", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env=clean | {"RESNET_SERVE_WORKERS": "1"} | environment,
+            env=clean | CHOSEN | environment,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -144,8 +156,9 @@ def started(
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    """The embedded model and a random one, for all tests that only ask."""
-    with started("--model", "builtin:resnet20-cifar10", "--model", "random:resnet20") as running:
+    """The embedded model and a random one, for all tests that only ask; alike on every CPU."""
+    models = ("--model", "builtin:resnet20-cifar10", "--model", "random:resnet20")
+    with started(*models, "--precision", "fp32") as running:
         yield running
 
 

@@ -15,6 +15,7 @@ FILES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("models/**/*.py")])
 SERVICE = [
     {"cli"},
     {"commands"},
+    {"trial"},
     {"supervisor", "front_end", "ray"},
     {"server", "load", "acceptor"},
     {"app"},
@@ -39,12 +40,22 @@ SERVICE = [
         "shared_metrics",
         "catalog",
     },
-    {"directory"},
+    {"directory", "plan"},
     {"metrics", "exchange", "ledger", "child", "roster", "reload", "listener", "tls"},
     {"ranking", "control", "task", "waiting"},
     {"settings", "headers", "rows"},
     {"keys", "sources", "specs"},
-    {"errors", "interpreter", "logs", "lease", "daemon", "client", "choices"},
+    {
+        "errors",
+        "interpreter",
+        "logs",
+        "lease",
+        "daemon",
+        "client",
+        "choices",
+        "capacity",
+        "runtime",
+    },
 ]
 MODELS = [
     {"training", "interchange"},

@@ -166,7 +166,7 @@ def _local(spec: str, k: int, flags: dict[str, str | None]) -> tuple[dict[str, A
     """What the answers depend on, and what gives them: an engine of our own."""
     from service import catalog, offline
     from service.bulk import stream
-    from service.settings import cpus
+    from service.runtime import cpus
 
     loaded = catalog.load(spec)
 

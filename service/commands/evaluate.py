@@ -82,7 +82,7 @@ def evaluate(
     from models.training import plots, ten_crop
     from models.training.streamed import stream
     from service import offline
-    from service.settings import cpus
+    from service.runtime import cpus
 
     for picture in filter(None, (confusion, reliability)):
         plots.check(picture)

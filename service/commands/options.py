@@ -184,7 +184,7 @@ def open_source(
         ValueError: see `models.training.source.open_source` and `held_out`.
     """
     from models.training import augment, source
-    from service.settings import cpus
+    from service.runtime import cpus
 
     held_out = source.held_out(path, spec, hold_out, corrupt=corrupt) if hold_out else None
     with tqdm(desc=path.name, unit=" images", disable=not world.leads) as bar:

@@ -25,6 +25,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     from service import tls
     from service.listener import check_exposure, listen
     from service.logs import log_to_stderr
+    from service.plan import plan
     from service.reload import Reload
 
     flags["models"] = list(models) or None
@@ -42,10 +43,12 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     log_to_stderr(settings.log_level, settings.log_format)
     listener = listen(settings.host, settings.port)
     check_exposure(settings, listener)
+    planned = plan(settings)
+    settings = planned.applied(settings)
     if settings.workers > 1:
         from service.supervisor import supervise
 
-        sys.exit(supervise(settings, listener, reload))
+        sys.exit(supervise(settings, listener, reload, planned.request))
     # Only now: what is wrong so far is said without waiting for torch.
     from service.app import create_app
     from service.fleet import Fleet
@@ -53,7 +56,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     from service.server import serve as run
 
     metrics = Metrics()
-    fleet = Fleet(settings, metrics)
+    fleet = Fleet(settings, metrics, planned.request)
     change = partial(reload.attend, settings, fleet.reload)
     run(create_app(settings, metrics, fleet), settings, listener, change)
 

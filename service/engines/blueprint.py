@@ -17,18 +17,20 @@ from models.bundle import Bundle
 class Blueprint:
     """One network, where and how it shall run.
 
-    `device`: cpu or cuda:N; `precision`: fp32, bf16, fp16 or int8; `threads`: of a CPU engine's
-    operators, `most_threads` those that a slow network may have instead; `cache`: a writable
-    folder for what is worth keeping, or None.
+    `device`: cpu or cuda:N; `precision`: fp32, bf16, fp16 or int8; `threads`: of a CPU engine,
+    None: chosen by measuring; `request_seconds`: CPU time of a request's HTTP, which the CPUs
+    have to do beside the engine, 0: there is none; `cache`: a writable folder for what is worth
+    keeping, or None; `fresh`: what was measured at an earlier start is measured again.
     """
 
     bundle: Bundle
     device: str
     precision: str
     max_batch: int
-    threads: int
-    most_threads: int
+    threads: int | None
+    request_seconds: float
     cache: Path | None
+    fresh: bool = False
 
     def cached(self, kind: str, suffix: str, *details: object) -> Path | None:
         """Where a thing made of this blueprint lies between starts, in a folder that exists.

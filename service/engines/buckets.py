@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from service.engines import faults
 
@@ -19,6 +21,8 @@ LONGEST = 0.3
 # How long each batch size is timed, in seconds, and how often at least.
 TIMING = 0.03
 REPEATS = 3
+# Batches that take so many times what they took, or less by as much, are measured again.
+DRIFT = 2.0
 # What is shorter than this, in seconds, a busy moment of the machine makes look slow.
 RELIABLE = 0.03
 
@@ -60,6 +64,20 @@ class Buckets:
         """The batch size that `count` images are padded to."""
         return next(size for size in self.seconds if size >= count)
 
+    @property
+    def per_image(self) -> float:
+        """Seconds that an image takes in the batch that computes most of them."""
+        return min(seconds / size for size, seconds in self.seconds.items())
+
+    def write(self, file: Path) -> None:
+        file.write_text(json.dumps(self.seconds), "utf-8")
+
+    @staticmethod
+    def read(file: Path) -> Buckets:
+        """What `write` wrote."""
+        seconds = json.loads(file.read_text("utf-8"))
+        return Buckets({int(size): float(took) for size, took in seconds.items()})
+
     def up_to(self, largest: int) -> Buckets:
         """Those sizes of which no batch is larger than `largest`, which is one of them."""
         return Buckets({size: took for size, took in self.seconds.items() if size <= largest})
@@ -95,12 +113,25 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
     return Buckets(seconds)
 
 
+def confirmed(run: Callable[[int], object], buckets: Buckets) -> bool:
+    """Whether batches still take as long as they took; each size has been run by then."""
+    took = 0.0
+    for size in buckets.seconds:
+        run(size)  # The first may allocate.
+        took += _took(run, size)
+    return 1 / DRIFT <= took / sum(buckets.seconds.values()) <= DRIFT
+
+
+def _took(run: Callable[[int], object], size: int) -> float:
+    started = time.perf_counter()
+    run(size)
+    return time.perf_counter() - started
+
+
 def _shortest(run: Callable[[int], object], size: int) -> float:
     """Seconds of the fastest of a few runs; of a slow one, one is enough."""
     shortest, spent, runs = float("inf"), 0.0, 0
     while spent < TIMING or (runs < REPEATS and spent < LONGEST / REPEATS):
-        started = time.perf_counter()
-        run(size)
-        elapsed = time.perf_counter() - started
+        elapsed = _took(run, size)
         shortest, spent, runs = min(shortest, elapsed), spent + elapsed, runs + 1
     return shortest

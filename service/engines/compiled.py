@@ -17,8 +17,9 @@ from models import bundle as bundles
 from service.engines import cache
 from service.engines.blueprint import Blueprint
 from service.engines.cuda import CudaEngine
-from service.engines.eager import on_arrays
+from service.engines.eager import InPrecision, on_arrays
 from service.engines.host import HostEngine
+from service.engines.tuning import Forward, Tuning, Way, tune
 
 log = logging.getLogger(__name__)
 # Of what is kept: float32 pixels in, probabilities and maps out.
@@ -34,27 +35,41 @@ def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
     Raises:
         RuntimeError: it cannot be compiled, for instance for want of a C++ compiler.
     """
-    package = blueprint.cached("compiled", ".pt2", FORM)
-    if (engine := cache.kept(package, partial(_engine, blueprint))) is not None:
+    tuning = _tuning(blueprint)
+    threads = tuning.whole.threads
+    package = blueprint.cached("compiled", ".pt2", FORM, threads)
+    if (engine := cache.kept(package, partial(_engine, blueprint, tuning))) is not None:
         return engine
     with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
         made = Path(folder) / "network.pt2"
-        _compile_elsewhere(blueprint, made)
+        _compile_elsewhere(blueprint, threads, made)
         cache.keep(package, lambda path: shutil.copyfile(made, path))
-        return _engine(blueprint, made)
+        return _engine(blueprint, tuning, made)
 
 
-def _engine(blueprint: Blueprint, package: Path) -> HostEngine | CudaEngine:
+def _tuning(blueprint: Blueprint) -> Tuning:
+    """On the CPU, threads are compiled in: they are chosen by what the plain network does."""
+    if blueprint.device != "cpu":
+        return Tuning(Way(1))
+
+    def build(way: Way) -> Forward:
+        return on_arrays(InPrecision(blueprint), way.threads)
+
+    return tune(build, blueprint, "eager", streams=False)
+
+
+def _engine(blueprint: Blueprint, tuning: Tuning, package: Path) -> HostEngine | CudaEngine:
     on_cpu = blueprint.device == "cpu"
     index = -1 if on_cpu else int(blueprint.device.partition(":")[2])
     run: Any = torch._inductor.aoti_load_package(str(package), device_index=index)
     if not on_cpu:
         # The package takes one kind of number only.
         return CudaEngine("compile", blueprint, lambda images: run(images.float()), graphs=True)
-    return HostEngine("compile", blueprint, on_arrays(run))
+    forward = on_arrays(run, tuning.whole.threads)
+    return HostEngine("compile", blueprint, forward, tuning)
 
 
-def _compile_elsewhere(blueprint: Blueprint, package: Path) -> None:
+def _compile_elsewhere(blueprint: Blueprint, threads: int, package: Path) -> None:
     weights = package.with_name("weights.safetensors")
     bundles.write(blueprint.bundle, weights)
     log.info("compiling %s for %s", blueprint.bundle.name, blueprint.device)
@@ -67,7 +82,7 @@ def _compile_elsewhere(blueprint: Blueprint, package: Path) -> None:
             blueprint.device,
             blueprint.precision,
             str(blueprint.max_batch),
-            str(blueprint.threads),
+            str(threads),
             str(package),
         ],
         capture_output=True,

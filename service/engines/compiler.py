@@ -20,6 +20,7 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
         RuntimeError: there is no C++ compiler, or the network cannot be compiled.
     """
     cpp_builder.get_cpp_compiler()  # Says at once, and plainly, that there is none.
+    assert blueprint.threads is not None
     torch.set_num_threads(blueprint.threads)
     side = blueprint.bundle.input.size
     example = torch.zeros((2, side, side, 3), dtype=torch.float32, device=blueprint.device)
@@ -39,9 +40,7 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
 
 def main(weights: str, device: str, precision: str, max_batch: str, threads: str, to: str) -> None:
     bundle = bundles.read(weights)
-    blueprint = Blueprint(
-        bundle, device, precision, int(max_batch), int(threads), int(threads), None
-    )
+    blueprint = Blueprint(bundle, device, precision, int(max_batch), int(threads), 0.0, None)
     compile_to(blueprint, Path(to))
 
 

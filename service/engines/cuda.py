@@ -24,6 +24,7 @@ class CudaEngine:
     """
 
     in_flight = 2
+    tuning = None
 
     def __init__(
         self,

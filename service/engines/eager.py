@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from service.engines.blueprint import Blueprint
 from service.engines.cuda import CudaEngine
-from service.engines.host import Forward, HostEngine
+from service.engines.host import HostEngine
+from service.engines.tuning import Forward, Way, tune
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,7 +27,12 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
     classify = InPrecision(blueprint)
     if blueprint.device != "cpu":
         return CudaEngine("eager", blueprint, classify)
-    return HostEngine("eager", blueprint, on_arrays(classify))
+
+    def build(way: Way) -> Forward:
+        return on_arrays(classify, way.threads)
+
+    tuning = tune(build, blueprint, "eager", streams=False)
+    return HostEngine("eager", blueprint, build(tuning.whole), tuning)
 
 
 class InPrecision(nn.Module):
@@ -45,12 +51,15 @@ class InPrecision(nn.Module):
             return cast("tuple[Tensor, Tensor]", self.classifier.with_maps(images))
 
 
-def on_arrays(classify: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Forward:
-    """A classifier on the CPU as a function of arrays."""
+def on_arrays(classify: Callable[[Tensor], tuple[Tensor, Tensor]], threads: int) -> Forward:
+    """A classifier on the CPU as a function of arrays, with so many of torch's threads."""
 
     def forward(
         batch: NDArray[np.float32],
     ) -> tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]:
+        # Each thread that calls torch has a number of its own.
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         with torch.inference_mode():
             probabilities, maps = classify(torch.from_numpy(batch))
         return probabilities.numpy(), lambda: maps.float().numpy()

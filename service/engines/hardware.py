@@ -8,7 +8,7 @@ import torch
 
 from models.hardware import native_precision
 from service.errors import ConfigError
-from service.settings import ModelSettings, cpus
+from service.settings import ModelSettings
 
 
 def devices(settings: ModelSettings) -> list[str]:
@@ -73,9 +73,3 @@ def has_openvino() -> bool:
 def set_cpu_threads(count: int) -> None:
     """Sets how many threads torch's operators on the CPU use, for the whole process."""
     torch.set_num_threads(count)
-
-
-def usual_threads() -> int:
-    """All CPUs but one: a thread that decodes or answers on it would otherwise hold up all of an
-    operator's threads."""
-    return max(1, cpus() - 1)

@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.engines.blueprint import Blueprint
+from service.engines.tuning import Forward, Tuning
 from service.ranking import Ranking, rank
 from service.task import Pixels
 
-# Pixels 0 to 255, float32 [N, H, W, 3], to probabilities [N, K] and the maps that they came from
-# [N, C, h, w], which are fetched before the next call if they are wanted.
-Forward = Callable[
-    [NDArray[np.float32]], tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]
-]
-
 
 class HostEngine:
-    """See `service.engines.Engine`."""
+    """See `service.engines.Engine`; `tuning` says which threads compute `forward`."""
 
     in_flight = 1
 
-    def __init__(self, name: str, blueprint: Blueprint, forward: Forward) -> None:
+    def __init__(self, name: str, blueprint: Blueprint, forward: Forward, tuning: Tuning) -> None:
         self.name = name
         self.device = blueprint.device
         self.precision = blueprint.precision
+        self.tuning = tuning
         self._forward = forward
         side = blueprint.bundle.input.size
         self._slab = np.zeros((blueprint.max_batch, side, side, 3), dtype=np.float32)

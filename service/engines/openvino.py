@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import openvino as ov
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from models import hardware
 from service.engines import cache as disk
 from service.engines.blueprint import Blueprint
-from service.engines.host import Forward, HostEngine
+from service.engines.host import HostEngine
 from service.engines.openvino_graph import build
+from service.engines.tuning import Forward, Way, tune
 
-# Where an image takes longer than this, in seconds, the rest of a request is little beside it, and
-# need not have a CPU to itself ...
-SLOW = 0.02
-# ... if with all CPUs the network is so many times as fast.
-WORTH_A_CPU = 1.1
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # Python 3.12 has it in collections.abc.
+
 # Of what is kept: float32 pixels in, probabilities and maps out.
 FORM = 2
 
@@ -35,71 +34,128 @@ def openvino(blueprint: Blueprint) -> HostEngine:
     """
     bundle = blueprint.bundle
     ranges = bundle.calibration["ranges"] if blueprint.precision == "int8" else {}
-    model = build(bundle.classifier(), bundle.input.size, blueprint.max_batch, ranges)
     # Of a quantised network, what is not in 8 bits.
     use_bf16 = blueprint.precision == "bf16" or (ranges and hardware.cpu_has_bf16())
-    options = {
+    precision = "bf16" if use_bf16 else "f32"
+
+    @cache
+    def graph() -> Any:
+        return build(bundle.classifier(), bundle.input.size, blueprint.max_batch, ranges)
+
+    def on_trial(way: Way) -> Forward:
+        return _Streams(_compile(graph(), _options(way, precision)), way.streams)
+
+    tuning = tune(on_trial, blueprint, "openvino", streams=True)
+    forward: Forward = _kept(tuning.whole, graph, precision, blueprint)
+    if tuning.split is not None:
+        split = _kept(tuning.split, graph, precision, blueprint)
+        forward = _by_size(forward, split, tuning.split_from)
+    return HostEngine("openvino", blueprint, forward, tuning)
+
+
+def _options(way: Way, precision: str) -> dict[str, Any]:
+    return {
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "bf16" if use_bf16 else "f32",
+        "NUM_STREAMS": way.streams,
+        "INFERENCE_NUM_THREADS": way.streams * way.threads,
+        "INFERENCE_PRECISION_HINT": precision,
         # Pinned threads of several engines, or of several containers, would share a core while
         # others idle.
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = partial(_forward, model, options, blueprint)
-    forward = compiled(blueprint.threads)
-    if blueprint.most_threads > blueprint.threads:
-        blank = np.zeros((1, bundle.input.size, bundle.input.size, 3), np.float32)
-        seconds = _seconds(forward, blank)
-        if seconds > SLOW:
-            del forward  # Two at once would need twice the memory.
-            forward = compiled(blueprint.most_threads)
-            if _seconds(forward, blank) * WORTH_A_CPU > seconds:
-                del forward
-                forward = compiled(blueprint.threads)
-    return HostEngine("openvino", blueprint, forward)
 
 
-def _seconds(forward: Forward, batch: NDArray[np.float32]) -> float:
-    """Of the faster of two runs; the first may allocate."""
-    times = []
-    for _ in range(2):
-        started = time.perf_counter()
-        forward(batch)
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def _forward(model: Any, options: dict[str, Any], blueprint: Blueprint, threads: int) -> Forward:
-    options = options | {"INFERENCE_NUM_THREADS": threads}
-    request = _compile(model, options, blueprint).create_infer_request()
-
-    # Copies: the next batch overwrites the request's own memory.
-    def output(index: int) -> NDArray[np.float32]:
-        return np.array(request.get_output_tensor(index).data)
+def _by_size(small: Forward, large: Forward, limit: int) -> Forward:
+    """`large` from batches of `limit` images on."""
 
     def forward(
         batch: NDArray[np.float32],
     ) -> tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]:
-        request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
-        request.infer()
-        return output(0), partial(output, 1)
+        return (large if len(batch) >= limit else small)(batch)
 
     return forward
 
 
-def _compile(model: Any, options: dict[str, Any], blueprint: Blueprint) -> Any:
+class _Streams:
+    """Computes a batch in as many parts as there are streams, all at once.
+
+    `weights` is the memory that they read their weights from, if it is not their own.
+    """
+
+    def __init__(self, compiled: Any, streams: int, weights: object = None) -> None:
+        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+        self._weights = weights  # Last, so that it goes last.
+
+    def __call__(
+        self, batch: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]:
+        parts = np.array_split(batch, min(len(self._requests), len(batch)))
+        busy = self._requests[: len(parts)]
+        for request, part in zip(busy, parts, strict=True):
+            request.set_input_tensor(ov.Tensor(part, shared_memory=True))
+            request.start_async()
+        for request in busy:
+            request.wait()
+
+        # A copy: the next batch overwrites the requests' own memory.
+        def output(index: int) -> NDArray[np.float32]:
+            return np.concatenate([request.get_output_tensor(index).data for request in busy])
+
+        return output(0), partial(output, 1)
+
+
+def _compile(model: Any, options: dict[str, Any]) -> Any:
+    return _core().compile_model(model, "CPU", options)
+
+
+def _kept(way: Way, graph: Callable[[], Any], precision: str, blueprint: Blueprint) -> _Streams:
     """The model as it was kept, or compiled.
 
     OpenVINO's own cache would leave half a file on a full disk, and read it at the next start.
     """
-    core = _core()
+    options = _options(way, precision)
     path = blueprint.cached("openvino", ".blob", FORM, ov.__version__, sorted(options.items()))
-    found = disk.kept(path, lambda file: core.import_model(file.read_bytes(), "CPU", options))
-    if found is None:
-        made = found = core.compile_model(model, "CPU", options)
-        disk.keep(path, lambda file: file.write_bytes(_exported(made)))
-    return found
+
+    def read(file: Path) -> _Streams:
+        # The weights stay in the file, whose pages the system may drop and read again. The mapping
+        # is private: OpenVINO wants memory that it could write to.
+        weights = ov.Tensor(np.memmap(file, np.uint8, mode="c"), shared_memory=True)
+        return _Streams(_core().import_model(weights, "CPU", options), way.streams, weights)
+
+    streams = disk.kept(path, read)
+    if streams is None:
+        compiled = _compile(graph(), options)
+        disk.keep(path, partial(_export, compiled))
+        streams = _Streams(compiled, way.streams)
+    return streams
+
+
+class _File(io.BytesIO):
+    """A file for OpenVINO, which writes only to objects of this type: there is no copy in memory.
+
+    It ignores what fails while it writes; `failure` is what did.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.failure: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell  # type: ignore[method-assign]
+        self._file = file
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+def _export(compiled: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        stream = _File(file)
+        compiled.export_model(stream)
+    if stream.failure is not None:
+        raise stream.failure
 
 
 @cache
@@ -110,9 +166,3 @@ def _core() -> Any:
     frees that stack, and the first signal that the lender handles ends the process.
     """
     return ov.Core()
-
-
-def _exported(compiled: Any) -> bytes:
-    stream = io.BytesIO()
-    compiled.export_model(stream)
-    return stream.getvalue()

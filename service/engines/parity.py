@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service import runtime
 from service.engines import cache
 from service.engines.blueprint import Blueprint
 from service.engines.eager import eager
@@ -35,7 +36,9 @@ class Parity:
 
 def reference(blueprint: Blueprint) -> NDArray[np.float32]:
     """Probabilities [P, K] of the images, by plain PyTorch in fp32 on the CPU."""
-    exact = replace(blueprint, device="cpu", precision="fp32", max_batch=IMAGES)
+    exact = replace(
+        blueprint, device="cpu", precision="fp32", max_batch=IMAGES, threads=runtime.cpus()
+    )
     path = exact.cached("reference", ".npy", IMAGES)
     shape = (IMAGES, blueprint.bundle.architecture.num_classes)
     found = cache.kept(path, lambda file: np.load(file).reshape(shape))

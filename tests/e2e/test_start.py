@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks.process import processes
-from tests.conftest import COMMAND, client, encoded, started
+from models.hardware import native_precision
+from tests.conftest import COMMAND, clean_environment, client, encoded, started
 
 
 def fail(*arguments: str, **environment: str) -> str:
     """What a start that fails prints: one line, status 2."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RESNET_SERVE_")}
     done = subprocess.run(
         [COMMAND, "serve", "--port", "0", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env=clean | environment,
+        env=clean_environment() | environment,
     )
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
@@ -79,6 +79,7 @@ def test_while_loading_it_is_live_but_not_ready_and_idle_it_exits_with_0() -> No
         assert not any("Traceback" in line for line in service.log)
 
 
+@pytest.mark.precision
 def test_a_file_configures_several_models_devices_and_a_nameless_network(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text(
@@ -96,7 +97,11 @@ def test_a_file_configures_several_models_devices_and_a_nameless_network(tmp_pat
     )
     with started("--config", str(config)) as service:
         twins, own, c = client.get(f"{service.url}/v1/models").json()["models"]
-        assert (twins["name"], twins["device"], twins["precision"]) == ("twins", "cpu", "fp32")
+        assert (twins["name"], twins["device"], twins["precision"]) == (
+            "twins",
+            "cpu",
+            native_precision("cpu"),
+        )
         assert (own["architecture"], own["depth"], own["num_classes"]) == ("custom", 8, 7)
         assert own["precision"] == "bf16"
         assert (c["architecture"], c["configuration"]["shortcut"]) == ("preact_resnet20", "C")

@@ -16,6 +16,7 @@ import yaml
 from models import bundle
 from service import catalog
 from service.settings import read
+from tests.conftest import clean_environment
 from tests.service.test_commands import run
 
 CONTRACT = """
@@ -36,7 +37,7 @@ KEY = "an-api-key-0123456789"
 
 @pytest.fixture(autouse=True)
 def _only_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("RESNET_SERVE_")]:
+    for name in os.environ.keys() - clean_environment().keys():
         monkeypatch.delenv(name)
 
 

@@ -45,6 +45,7 @@ class Faulty:
     def __init__(self, *failures: str, in_flight: int = 1, memory: int = 4) -> None:
         self.failures = list(failures)
         self.in_flight = in_flight
+        self.tuning = None
         self.memory = memory
         self.freed = threading.Event()
         self.flying = self.most_flying = 0

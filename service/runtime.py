@@ -1,0 +1,94 @@
+"""What this process may use of the machine it runs on."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+# A control group's CPU time and the period it is counted over, by version of control groups.
+QUOTA_FILES = {
+    "cgroup2": ("cpu.max",),
+    "cgroup": ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
+}
+
+
+class _Mount(NamedTuple):
+    """A mounted hierarchy: its version, where it is mounted, and which of its groups is there."""
+
+    version: str
+    point: Path
+    root: PurePosixPath
+
+
+def cpu_time(proc: Path = Path("/proc/self")) -> float:
+    """Seconds of CPU time that this process may use in a second: 1.5 under a quota of 150 %.
+
+    It is the number of CPUs that the process may run on, or less where the quota of its control
+    group, or of any group above it, allows less. `proc` describes the process.
+    """
+    quotas = (
+        quota
+        for mount in _mounts(proc)
+        for folder in _groups(proc, mount)
+        if (quota := _quota(folder, mount.version)) is not None
+    )
+    return min([float(len(os.sched_getaffinity(0))), *quotas])
+
+
+def cpus(proc: Path = Path("/proc/self")) -> int:
+    """Threads that this process can keep busy: `cpu_time`, rounded up."""
+    return max(1, math.ceil(cpu_time(proc)))
+
+
+def _mounts(proc: Path) -> Iterator[_Mount]:
+    """The hierarchies that may limit CPU time.
+
+    The format is that of proc_pid_mountinfo(5): optional fields end with a hyphen.
+    """
+    for line in _lines(proc / "mountinfo"):
+        mount, _, file_system = line.partition(" - ")
+        try:
+            _, _, _, root, point, *_ = mount.split()
+            version, *_, options = file_system.split()
+        except ValueError:
+            continue
+        if version == "cgroup2" or (version == "cgroup" and "cpu" in options.split(",")):
+            yield _Mount(version, Path(point), PurePosixPath(root))
+
+
+def _groups(proc: Path, mount: _Mount) -> Iterator[Path]:
+    """Folders of the process's group and of those above it, as far as they can be seen here."""
+    for line in _lines(proc / "cgroup"):
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        ours = hierarchy == "0" if mount.version == "cgroup2" else "cpu" in controllers.split(",")
+        if not ours:
+            continue
+        group = PurePosixPath(path)
+        # A container may see only its own group, mounted as if it were the root, while the path
+        # is the host's; or a path that leads out of what it can see.
+        inside = group.relative_to(mount.root) if group.is_relative_to(mount.root) else None
+        if inside is None or ".." in inside.parts:
+            inside = PurePosixPath()
+        folder = mount.point / inside
+        yield from (folder, *folder.parents[: len(inside.parts)])
+
+
+def _quota(folder: Path, version: str) -> float | None:
+    """CPU seconds a second that a group may use; None: no limit."""
+    words = " ".join(" ".join(_lines(folder / name)) for name in QUOTA_FILES[version]).split()
+    try:
+        quota, period = map(int, words)
+    except ValueError:  # "max", or the root, which has no such file.
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8").splitlines()
+    except OSError:
+        return []
