@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from service.engines.buckets import Buckets, measure, sizes
+from service.engines.buckets import Buckets, confirmed, measure, sizes
 
 
 class Device:
@@ -183,3 +185,32 @@ def test_what_fails_for_another_reason_is_no_matter_of_size(device: Make) -> Non
 
     with pytest.raises(RuntimeError, match="broken"):
         measure(run, 32)
+
+
+def test_what_was_measured_comes_back_from_a_file(tmp_path: Path) -> None:
+    measured = Buckets({1: 0.1, 2: 0.15, 4: 0.4})
+    measured.write(tmp_path / "sizes")
+    assert json.loads((tmp_path / "sizes").read_text()) == {"1": 0.1, "2": 0.15, "4": 0.4}
+    read = Buckets.read(tmp_path / "sizes")
+    assert read.seconds == {1: 0.1, 2: 0.15, 4: 0.4}
+    assert [read.fit(count) for count in (1, 2, 3)] == [1, 2, 4]
+    assert read.per_image == 0.075, "in twos"
+
+
+@pytest.mark.parametrize(
+    ("times", "good"), [(1, True), (2, True), (2.01, False), (0.5, True), (0.49, False)]
+)
+def test_what_was_measured_holds_until_it_takes_twice_or_half_as_long(
+    device: Make, times: float, good: bool
+) -> None:
+    taken = {1: 0.125, 2: 0.25, 4: 0.375}
+    made = device(lambda size: times * taken[size])
+    assert confirmed(made.run, Buckets(taken)) is good
+    assert made.ran == [1, 1, 2, 2, 4, 4]
+
+
+def test_sizes_are_confirmed_all_together_and_without_their_first_run(device: Make) -> None:
+    """One alone may have been disturbed, and the first run of each may allocate."""
+    taken = {1: 0.125, 2: 0.25, 4: 0.375}
+    made = device(lambda size: 100.0 if made.ran.count(size) == 1 else {1: 0.875}.get(size, 0.25))
+    assert confirmed(made.run, Buckets(taken))
