@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from models import variants
 from models.resnet import on_meta
-from models.summary import Cost, cost, count_layers, count_macs, count_parameters
+from models.summary import (
+    Cost,
+    cost,
+    count_layers,
+    count_macs,
+    count_parameters,
+    map_side,
+)
 from tests.models import tiny
 
 
@@ -51,6 +58,7 @@ def test_macs_are_those_of_a_real_forward(block: Any, shortcut: Any, stem: Any, 
     "changes",
     [
         {},
+        {"blocks": (3, 5, 1, 2)},
         {"shortcut": "C"},
         {"shortcut": "A", "block": "bottleneck"},
         {"preact": True, "preact_stem": "activated_once"},
@@ -69,7 +77,7 @@ def test_the_cost_of_repeated_blocks_is_that_of_the_whole_network(changes: Any) 
 def test_macs_know_groups_dilation_and_any_padding() -> None:
     network = nn.Sequential(
         nn.Conv2d(4, 8, 3, stride=2, padding=(0, 2), groups=2),
-        nn.Conv2d(8, 8, (3, 5), dilation=2, padding="same"),
+        nn.Conv2d(8, 8, (3, 5), dilation=2, padding="same", groups=4),
         nn.Conv2d(8, 6, 3, dilation=(1, 2), padding="valid", bias=False),
         nn.Flatten(),
         nn.LazyLinear(5),
@@ -115,13 +123,49 @@ def test_layers_are_the_convolutions_and_linear_modules() -> None:
 class Functional(nn.Module):
     """A block that convolves without a module, as a user may write it."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(4, 3, 3, 3))
+        self.options = options
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv2d(x, self.weight, stride=2, padding=1)
+        return nn.functional.conv2d(x, self.weight, **self.options)
 
 
-def test_macs_of_functional_convolutions_are_counted_too() -> None:
-    assert count_macs(Functional(), 8) == 4 * 4 * 4 * 27
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [({}, 6), ({"stride": 2, "padding": 1}, 4), ({"padding": "same"}, 8), ({"dilation": 2}, 4)],
+    ids=str,
+)
+def test_macs_of_functional_convolutions_are_counted_too(
+    options: dict[str, Any], side: int
+) -> None:
+    assert count_macs(Functional(**options), 8) == side * side * 4 * 27
+
+
+def test_macs_of_a_linear_layer_are_those_of_every_row() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Linear(64, 5))
+    assert count_macs(network, 8) == 64 * 4 * 3 + 4 * 64 * 5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("preact", [False, True])
+@pytest.mark.parametrize(
+    ("stem", "size", "side"), [("small", 8, 4), ("small", 13, 7), ("imagenet", 33, 5)]
+)
+def test_the_side_of_the_last_maps_is_that_of_a_real_forward(
+    stem: Any, size: int, side: int, preact: bool, channels: int
+) -> None:
+    """The second stage halves it, and so does the stem of ImageNet, twice."""
+    network = tiny.network(stem=stem, preact=preact, in_channels=channels)
+    assert network.maps(torch.randn(1, channels, size, size)).shape[-2:] == (side, side)
+    assert map_side(network, size) == side
+    assert map_side(on_meta(network.architecture), size) == side
+    assert not network.norm._forward_hooks
+
+
+def test_an_image_that_vanishes_leaves_the_network_as_it_was() -> None:
+    network = tiny.network()
+    with pytest.raises(RuntimeError):
+        map_side(network, -3)
+    assert not network.norm._forward_hooks
