@@ -98,12 +98,14 @@ class Outcome:
         return self.share >= GOAL and all(each.why for each in self.survivors)
 
 
-def copy_tree(module: str) -> Path:
-    """A copy of what the tests of `module` need, as mutmut wants it."""
+def copy_tree(module: str, again: bool) -> Path:
+    """A copy of what the tests of `module` need, as mutmut wants it; `again`: with new tests."""
     folder = ROOT / "mutants" / module.removesuffix(".py").replace("/", ".")
-    shutil.rmtree(folder, ignore_errors=True)
-    for part in ("service", "models", "tests"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    if not again:
+        shutil.rmtree(folder, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for part in ["tests"] if again else ["service", "models", "tests"]:
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored, dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
     config = CONFIG.format(module=module, tests="\n    ".join(TESTS[module]))
     (folder / "setup.cfg").write_text(config)
@@ -142,19 +144,31 @@ def survivor(folder: Path, name: str) -> Survivor:
     return Survivor(function, [" ".join(line.split()) for line in change if line])
 
 
-def measure(module: str, processes: int) -> Outcome:
-    """Runs all mutants of `module`."""
-    folder = copy_tree(module)
-    mutmut(folder, "run", "--max-children", str(processes))
+def results(folder: Path) -> dict[str, str]:
+    """What became of each mutant, by its name."""
     lines = mutmut(folder, "results", "--all", "true").splitlines()
-    statuses = dict(line.strip().rsplit(": ", 1) for line in lines if "__mutmut_" in line)
+    return dict(line.strip().rsplit(": ", 1) for line in lines if "__mutmut_" in line)
+
+
+def alive(statuses: dict[str, str]) -> list[str]:
+    return [name for name, status in statuses.items() if status not in KILLED]
+
+
+def measure(module: str, processes: int, again: bool) -> Outcome:
+    """Runs all mutants of `module`, or `again` those that survived the last time."""
+    folder = copy_tree(module, again)
+    if names := alive(results(folder)) if again else []:
+        # Otherwise mutmut takes tests of the same names for the same tests.
+        (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
+    if names or not again:
+        mutmut(folder, "run", "--max-children", str(processes), *names)
+    statuses = results(folder)
     count = Counter(statuses.values())
-    left = [name for name, status in statuses.items() if status not in KILLED]
     return Outcome(
         mutants=len(statuses),
         killed=sum(count[status] for status in KILLED),
         hanged=count["timeout"],
-        survivors=[survivor(folder, name) for name in left],
+        survivors=[survivor(folder, name) for name in alive(statuses)],
     )
 
 
@@ -184,15 +198,16 @@ def table(outcomes: dict[str, Outcome]) -> str:
 @click.command()
 @click.argument("modules", nargs=-1, type=click.Choice(list(TESTS)))
 @click.option("--processes", default=os.cpu_count(), show_default=True, help="Mutants at a time.")
+@click.option("--again", is_flag=True, help="Only those that survived, with the present tests.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(modules: tuple[str, ...], processes: int, output: Path) -> None:
+def main(modules: tuple[str, ...], processes: int, again: bool, output: Path) -> None:
     """Mutates MODULES, or all of them, and writes what survived."""
     before = json.loads(output.read_text()) if output.exists() else {"modules": {}}
     written: dict[str, Any] = before["modules"]
     outcomes: dict[str, Outcome] = {}
     for module in modules or TESTS:
         known = written.get(module, {}).get("survivors", [])
-        outcomes[module] = found = judged(measure(module, processes), known)
+        outcomes[module] = found = judged(measure(module, processes, again), known)
         written[module] = asdict(found)
         click.echo(f"{module}: {found.killed} of {found.mutants} killed")
         for each in found.survivors:
