@@ -42,10 +42,10 @@ soak: .venv/test.stamp
 	mkdir -p benchmarks/results
 	$(BIN)/python -m benchmarks.soak --seconds $(DURATION) --workers $(WORKERS) --output benchmarks/results/soak.json --plot benchmarks/results/soak.png
 
-# Whether the unit tests notice that what they test was changed. It takes an hour on two CPUs:
-# MODULES='service/turns.py service/body.py' are some. In a copy, the folder `mutants`.
+# Whether the unit tests notice that what they test was changed, in copies in the folder `mutants`:
+# of all modules of the core, or MODULES='service/turns.py ...'; AGAIN=1 tries only what survived.
 mutants: .venv/mutants.stamp
-	$(BIN)/python -m tests.mutants $(MODULES)
+	$(BIN)/python -m tests.mutants $(if $(AGAIN),--again) $(MODULES)
 
 clean:
 	rm -rf .venv mutants
