@@ -66,7 +66,8 @@ def front_ends(costs: Costs, cpu_time: float) -> int:
     """
     alone = rate(costs, cpu_time, engine_threads(costs, cpu_time))
     exchange = EXCHANGE * costs.request
-    together = cpu_time / (costs.total + exchange)
+    # Half of it in the engine's process, whose event loop is one thread as well.
+    together = min(cpu_time / (costs.total + exchange), 2 / exchange)
     if together <= alone:
         return 1
     busy = together * (costs.request + exchange / 2)  # in seconds of event loops a second

@@ -69,6 +69,10 @@ class Buckets:
         """Seconds that an image takes in the batch that computes most of them."""
         return min(seconds / size for size, seconds in self.seconds.items())
 
+    def worthwhile(self) -> Buckets:
+        """Those sizes that are ever taken: larger ones would only need memory."""
+        return self.up_to(self.fit(max(self._take)))
+
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(self.seconds), "utf-8")
 

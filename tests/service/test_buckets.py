@@ -214,3 +214,23 @@ def test_sizes_are_confirmed_all_together_and_without_their_first_run(device: Ma
     taken = {1: 0.125, 2: 0.25, 4: 0.375}
     made = device(lambda size: 100.0 if made.ran.count(size) == 1 else {1: 0.875}.get(size, 0.25))
     assert confirmed(made.run, Buckets(taken))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "largest", "why"),
+    [
+        ({1: 0.1, 2: 0.15, 4: 0.3, 8: 0.6}, 2, "4 and 8 gain nothing, and are never taken"),
+        ({1: 0.1, 2: 0.2, 4: 0.3, 8: 0.6}, 4, "4 gains where 2 does not"),
+        ({1: 0.1, 2: 0.101, 4: 0.102}, 4, "each gains"),
+        ({1: 0.1, 2: 0.19, 4: 0.7, 8: 0.72}, 8, "5 are taken at once, and padded to 8"),
+        ({1: 0.1, 2: 0.2}, 1, "one at a time"),
+    ],
+)
+def test_sizes_that_are_never_taken_need_no_memory(
+    seconds: dict[int, float], largest: int, why: str
+) -> None:
+    buckets = Buckets(seconds)
+    useful = buckets.worthwhile()
+    assert useful.largest == largest, why
+    waiting = range(1, 2 * max(seconds))
+    assert [useful.take(count) for count in waiting] == [buckets.take(count) for count in waiting]

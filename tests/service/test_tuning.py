@@ -63,7 +63,7 @@ def test_an_engine_that_costs_much_gets_all_cpus(
     monkeypatch: pytest.MonkeyPatch, network: Bundle
 ) -> None:
     machine = Machine(monkeypatch, cpus=2)
-    machine.per_image = {Way(2): 0.010, Way(1, 2): 0.010}
+    machine.per_image = {Way(2): 0.010}
     found = machine.tuned(planned(network))
     assert (found.whole, found.split) == (Way(2), None)
     assert found.costs == Costs(engine=0.020, decode=1e-3, request=1e-4)
@@ -74,7 +74,7 @@ def test_an_engine_that_costs_little_leaves_cpus_to_the_rest(
     monkeypatch: pytest.MonkeyPatch, network: Bundle
 ) -> None:
     machine = Machine(monkeypatch, cpus=2)
-    machine.per_image = {Way(2): 100e-6, Way(1, 2): 100e-6, Way(1): 190e-6}
+    machine.per_image = {Way(2): 100e-6, Way(1): 190e-6}
     found = machine.tuned(planned(network, request_seconds=250e-6))
     assert (found.whole, found.split) == (Way(1), None)
     assert found.per_image == 190e-6, "that of the threads which were chosen"
@@ -137,6 +137,16 @@ def test_a_split_must_be_worth_its_memory() -> None:
     whole, split = {8: 0.100}, {Way(1, 2): {8: 0.099}}
     assert tuning.chosen(2, whole, split).split is None
     assert tuning.chosen(2, whole, {Way(1, 2): {8: 0.090}}).split == Way(1, 2)
+
+
+@pytest.mark.parametrize(("threads", "ways"), [(3, 1), (4, 3)])
+def test_few_threads_are_not_split(
+    monkeypatch: pytest.MonkeyPatch, network: Bundle, threads: int, ways: int
+) -> None:
+    machine = Machine(monkeypatch, cpus=threads)
+    machine.per_image = {Way(3): 0.01, Way(4): 0.01, Way(1, 4): 0.005, Way(2, 2): 0.006}
+    machine.tuned(planned(network))
+    assert len(machine.built) == ways
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
