@@ -38,7 +38,7 @@ TESTS = {
     "service/keys.py": ["tests/service/test_access.py"],
     "models/bundle.py": ["tests/models/test_bundle.py", "tests/models/test_bundle_refusals.py"],
     "models/summary.py": ["tests/models/test_summary.py"],
-    "models/preprocess.py": ["tests/models/test_preprocess.py"],
+    "models/preprocess.py": ["tests/models/test_preprocess.py", "tests/service/test_decode.py"],
 }
 GOAL = 0.9
 EQUIVALENT = "equivalent: "

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models import preprocess
 from models.classifier import Normalise
 from models.preprocess import (
     CIFAR,
@@ -21,6 +22,7 @@ from models.preprocess import (
     decode_at_scale,
     region,
     resize_and_crop,
+    upright_rgb,
 )
 from tests import rounding
 
@@ -265,3 +267,36 @@ def test_a_jpeg_is_decoded_at_the_scale_that_resizing_needs(
             decode_at_scale(image, CIFAR)
             image.load()
             assert (image.size, image.mode) == (expected, "RGB"), why
+
+
+def test_whole_numbers_beyond_16_bits_are_black_or_white() -> None:
+    values = np.array([[-1, 0, 255, 256, 65_535, 65_536, 2**31 - 1]], dtype=np.int32)
+    pixels = np.asarray(upright_rgb(Image.fromarray(values)))
+    assert pixels[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255, 255]
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0" + b"\xff" * 40, b"Exif\0\0MM", b"\0"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_image_with_broken_exif_stands_as_it_is(kind: str, exif: bytes) -> None:
+    buffer, options = io.BytesIO(), {"lossless": True} if kind == "WEBP" else {}
+    noise(9, 7).save(buffer, kind, exif=exif, **options)
+    with Image.open(buffer) as image:
+        assert np.array_equal(np.asarray(upright_rgb(image)), np.asarray(noise(9, 7)))
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9, 65_535])
+def test_an_orientation_that_means_nothing_turns_nothing(orientation: int) -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    noise(9, 7).save(buffer, "PNG", exif=exif)
+    with Image.open(buffer) as image:
+        assert np.array_equal(np.asarray(upright_rgb(image)), np.asarray(noise(9, 7)))
+
+
+@pytest.mark.parametrize("size", [(9, 7), (10, 2), (20, 3), (21, 1), (30, 3)])
+def test_a_large_image_is_converted_in_bands_of_at_least_a_row(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", 20)
+    image = noise(*size).convert("CMYK")
+    assert np.array_equal(np.asarray(upright_rgb(image)), np.asarray(image.convert("RGB")))
