@@ -100,6 +100,12 @@ class Parity(BaseModel):
     max_difference: float = Field(description="of any probability")
 
 
+class CpuMilliseconds(BaseModel):
+    engine: float = Field(description="of all its threads, with all CPUs computing")
+    decode: float = Field(description="of a typical file")
+    request: float = Field(description="of HTTP")
+
+
 class ModelCard(BaseModel):
     name: str
     architecture: str = Field(description="the variant's name, or custom")
@@ -115,6 +121,16 @@ class ModelCard(BaseModel):
     device: str
     precision: str
     engine: str | None = Field(description="null while it loads")
+    threads: int | None = Field(None, description="threads that compute, of an engine on the CPU")
+    streams: int | None = Field(
+        None, description="parts of a batch that are computed at once; unset: batches stay whole"
+    )
+    split_from: int | None = Field(None, description="the smallest batch that is split")
+    cpu_ms: CpuMilliseconds | None = Field(
+        None,
+        description="milliseconds of CPU time that an image was measured to cost, from which the "
+        "threads were chosen; unset where engine_threads is set",
+    )
     parity: Parity | None = Field(None, description="the engine against plain PyTorch in fp32")
     batch_ms: dict[int, float] | None = Field(
         None, description="milliseconds that each batch size took when it was warm"

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,7 @@ class Service:
         *arguments: str,
         command: Sequence[str] = (COMMAND,),
         cwd: Path | str | None = None,
+        chosen: Mapping[str, str] = CHOSEN,
         **environment: str,
     ) -> None:
         self.log: list[str] = []
@@ -92,7 +93,7 @@ class Service:
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env=clean | CHOSEN | environment,
+            env=clean | dict(chosen) | environment,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -142,10 +143,14 @@ def started(
     ready: bool = True,
     command: Sequence[str] = (COMMAND,),
     cwd: Path | str | None = None,
+    chosen: Mapping[str, str] = CHOSEN,
     **environment: str,
 ) -> Iterator[Service]:
-    """A service that is stopped afterwards, however the test ends."""
-    service = Service(*arguments, command=command, cwd=cwd, **environment)
+    """A service that is stopped afterwards, however the test ends.
+
+    `chosen` are settings that `environment` may replace; empty: the service chooses by itself.
+    """
+    service = Service(*arguments, command=command, cwd=cwd, chosen=chosen, **environment)
     try:
         if ready:
             service.wait_until_ready()
