@@ -45,11 +45,13 @@ class Replicas:
     """A deployment, and what its replicas have told; `models` has those of each version.
 
     `jobs` and `bytes` are what this process has sent and not been answered, `heard` when any
-    replica answered last, by the event loop's clock.
+    replica answered last, by the event loop's clock; `patience` how many seconds of silence mean
+    that none is left, or none that a caller would wait for.
     """
 
-    def __init__(self, handle: DeploymentHandle, settings: ModelSettings) -> None:
+    def __init__(self, handle: DeploymentHandle, settings: ModelSettings, patience: float) -> None:
         self.handle = handle
+        self.patience = patience
         self.row = settings
         self.max_bytes = settings.max_queue_bytes
         self.limit = settings.max_queue
@@ -78,14 +80,14 @@ class Replicas:
     async def look(self) -> None:
         """Asks how the model is: several replicas, if the first is lost or cannot serve just now.
 
-        That none answers says something only if requests are not answered either: where all are
-        busy, or the machine is, what was known goes on being true.
+        That none answers means something only after some time, in which no request is answered
+        either: where all are busy, or the machine is, what was known goes on being true.
         """
         try:
             async with asyncio.timeout(GREETING_SECONDS):
                 told = await self._greeted()
         except (TimeoutError, NotReady, QueueFull):
-            if asyncio.get_running_loop().time() - self.heard > GREETING_SECONDS:
+            if asyncio.get_running_loop().time() - self.heard > self.patience:
                 self.ready, self.reason = False, SILENT
             return
         self.ready, self.reason, self.card = told["ready"], told["reason"], told["card"]
@@ -158,7 +160,11 @@ class RayFleet:
     """All models, in the order of `handles`; their engines are the replicas'."""
 
     def __init__(self, settings: Settings, handles: list[DeploymentHandle], metrics: Metrics):
-        self._replicas = list(map(Replicas, handles, settings.models))
+        patience = max(GREETING_SECONDS, settings.request_timeout_ms / 1000)
+        self._replicas = [
+            Replicas(handle, row, patience)
+            for handle, row in zip(handles, settings.models, strict=True)
+        ]
         self._metrics = metrics
         self._looking: list[asyncio.Task[None]] = []
 

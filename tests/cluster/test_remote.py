@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -124,10 +123,10 @@ def test_a_look_at_a_model(
 
     async def look() -> remote.Replicas:
         handle: Any = Handle(method, Method())
-        replicas = remote.Replicas(handle, ModelSettings(spec="builtin:resnet20-cifar10"))
+        row = ModelSettings(spec="builtin:resnet20-cifar10")
+        replicas = remote.Replicas(handle, row, patience=10)
         replicas.ready = True
-        if heard:
-            replicas.heard = math.inf
+        replicas.heard = asyncio.get_running_loop().time() - (0 if heard else 11)
         await replicas.look()
         return replicas
 
