@@ -45,8 +45,10 @@ EQUIVALENT = "equivalent: "
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"  # with which mutmut says that it is at work
 # Who hangs or crashes is noticed as well.
 KILLED = {"killed", "timeout", "segfault"}
-# Processes that only fork have no threads of torch's that a fork would lose. A mutant that hangs
-# is given up after 3 times the seconds that its tests take, and 9 more.
+NOT_KILLED = {"survived", "no tests", "suspicious", "timeout", "segfault", "not checked"}
+# A mutant that hangs is given up after three times the seconds that its tests take, and these.
+PATIENCE = 6
+# Processes that only fork have no threads of torch's that a fork would lose.
 CONFIG = """[mutmut]
 source_paths=
     service/
@@ -59,7 +61,7 @@ pytest_add_cli_args_test_selection=
     {tests}
 process_isolation=forkserver
 timeout_multiplier=3
-timeout_constant=3
+timeout_constant={seconds}
 use_git_change_detection=false
 """
 
@@ -107,9 +109,14 @@ def copy_tree(module: str, again: bool) -> Path:
     for part in ["tests"] if again else ["service", "models", "tests"]:
         shutil.copytree(ROOT / part, folder / part, ignore=ignored, dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    config = CONFIG.format(module=module, tests="\n    ".join(TESTS[module]))
-    (folder / "setup.cfg").write_text(config)
     return folder
+
+
+def configure(folder: Path, module: str, seconds: float) -> None:
+    """Tells mutmut what to do there, and how long it waits for who hangs."""
+    tests = "\n    ".join(TESTS[module])
+    config = CONFIG.format(module=module, tests=tests, seconds=seconds / 3)
+    (folder / "setup.cfg").write_text(config)
 
 
 def mutmut(folder: Path, *arguments: str) -> str:
@@ -150,25 +157,28 @@ def results(folder: Path) -> dict[str, str]:
     return dict(line.strip().rsplit(": ", 1) for line in lines if "__mutmut_" in line)
 
 
-def alive(statuses: dict[str, str]) -> list[str]:
-    return [name for name, status in statuses.items() if status not in KILLED]
-
-
 def measure(module: str, processes: int, again: bool) -> Outcome:
-    """Runs all mutants of `module`, or `again` those that survived the last time."""
+    """Runs all mutants of `module`, or `again` those that no test's failure has killed."""
     folder = copy_tree(module, again)
-    if names := alive(results(folder)) if again else []:
-        # Otherwise mutmut takes tests of the same names for the same tests.
-        (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
-    if names or not again:
-        mutmut(folder, "run", "--max-children", str(processes), *names)
+    run = ("run", "--max-children", str(processes))
+    if not again:
+        configure(folder, module, seconds=PATIENCE)
+        mutmut(folder, *run)
+    # What was late may only have been slow, on a machine that has other things to do.
+    doubtful = NOT_KILLED if again else {"timeout"}
+    if names := [name for name, status in results(folder).items() if status in doubtful]:
+        configure(folder, module, seconds=5 * PATIENCE)
+        (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)  # of the old tests
+        mutmut(folder, *run, *names)
     statuses = results(folder)
     count = Counter(statuses.values())
     return Outcome(
         mutants=len(statuses),
         killed=sum(count[status] for status in KILLED),
         hanged=count["timeout"],
-        survivors=[survivor(folder, name) for name in alive(statuses)],
+        survivors=[
+            survivor(folder, name) for name, status in statuses.items() if status not in KILLED
+        ],
     )
 
 
