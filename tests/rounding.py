@@ -53,13 +53,15 @@ def parts(
     expected: Array,
     layers: nn.Module | Mapping[str, Tensor],
     precision: str = "fp32",
+    scale: float | None = None,
 ) -> float:
     """The largest difference, in parts of what rounding explains: 1 or less where both are right.
 
-    Of features, maps or logits: `layers` are those of the network that gave them.
+    Of features, maps or logits: `layers` are those of the network that gave them. `scale`: of what
+    was added up; None: the largest value itself.
     """
     wanted = _float64(expected)
-    allowed = relative(layers, precision) * np.abs(wanted).max()
+    allowed = relative(layers, precision) * (scale or np.abs(wanted).max())
     return float(np.abs(_float64(found) - wanted).max() / allowed)
 
 
@@ -68,9 +70,25 @@ def assert_near(
     expected: Array,
     layers: nn.Module | Mapping[str, Tensor],
     precision: str = "fp32",
+    scale: float | None = None,
 ) -> None:
     """That `parts` is at most 1."""
-    assert parts(found, expected, layers, precision) <= 1
+    assert parts(found, expected, layers, precision, scale) <= 1
+
+
+def of_probabilities(
+    expected: Array, layers: nn.Module | Mapping[str, Tensor], precision: str = "fp32"
+) -> float:
+    """How far rounding moves probabilities of all classes, along the last axis of `expected`.
+
+    A softmax moves by at most half of what its logits move by, and the logarithms of what it gives
+    tell how large those were, but for a constant. The softmax itself adds up as many exponentials
+    as there are classes.
+    """
+    wanted = _float64(expected)
+    logits = np.log(np.maximum(wanted, np.finfo(np.float32).tiny))
+    moved = relative(layers, precision) * np.ptp(logits, axis=-1).max() / 2
+    return float(moved + of_sums([wanted.shape[-1]]))
 
 
 def assert_probabilities_near(
@@ -79,17 +97,9 @@ def assert_probabilities_near(
     layers: nn.Module | Mapping[str, Tensor],
     precision: str = "fp32",
 ) -> None:
-    """Of probabilities of all classes, along the last axis.
-
-    A softmax moves by at most half of what its logits move by, and the logarithms of what it gives
-    tell how large those were, but for a constant.
-    """
-    wanted = _float64(expected)
-    logits = np.log(np.maximum(wanted, np.finfo(np.float32).tiny))
-    allowed = relative(layers, precision) * np.ptp(logits, axis=-1).max() / 2
-    # The softmax itself: as many exponentials as there are classes are added up and divided by.
-    allowed += of_sums([wanted.shape[-1]])
-    np.testing.assert_allclose(_float64(found), wanted, rtol=0, atol=allowed)
+    """Of all classes, along the last axis."""
+    allowed = of_probabilities(expected, layers, precision)
+    np.testing.assert_allclose(_float64(found), _float64(expected), rtol=0, atol=allowed)
 
 
 def _float64(values: Array) -> NDArray[np.float64]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from service import catalog
+from tests import rounding
 from tests.conftest import Service, encoded
 from tests.service.test_commands import run
 
@@ -29,21 +31,24 @@ def test_the_rows_are_those_of_the_local_way(
     service: Service, photos: Path, tmp_path: Path
 ) -> None:
     local, served = tmp_path / "local.jsonl", tmp_path / "served.jsonl"
-    flags = ("--top-k", "3", "--model")
-    run("classify", photos, *flags, "builtin:resnet20-cifar10", "--output", local)
+    flags = ("--top-k", "10", "--model")
+    model = "builtin:resnet20-cifar10"
+    run("classify", photos, "--precision", "fp32", *flags, model, "--output", local)
     run("classify", photos, *flags, "resnet20-cifar10", "--url", service.url, "--output", served)
     ours, theirs = (
         [json.loads(line) for line in path.read_text().splitlines()] for path in (local, served)
     )
     assert [row["file"] for row in theirs] == [row["file"] for row in ours]
     assert [row["error"] for row in theirs] == [row["error"] for row in ours]
-    assert [len(row["predictions"]) for row in theirs] == [3, 3, 3, 0]
+    assert [len(row["predictions"]) for row in theirs] == [10, 10, 10, 0]
+    network = catalog.load(model).bundle.tensors
     for mine, other in zip(ours[:3], theirs[:3], strict=True):
-        assert [p["label"] for p in other["predictions"]] == [
-            p["label"] for p in mine["predictions"]
-        ]
-        assert [p["probability"] for p in other["predictions"]] == pytest.approx(
-            [p["probability"] for p in mine["predictions"]], abs=0.01
+        here, there = (
+            {p["label"]: p["probability"] for p in row["predictions"]} for row in (mine, other)
+        )
+        assert there.keys() == here.keys()
+        rounding.assert_probabilities_near(
+            [there[label] for label in here], list(here.values()), network
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,26 @@ from models.preprocess import CIFAR, InputSpec
 from models.resnet import Architecture
 from service import catalog
 from service.decode import decode
+from tests import rounding
 from tests.conftest import Service, client, encoded, started
 
 IMAGE = encoded(size=(40, 32))
 MODEL = "builtin:resnet20-cifar10"
 
 
-@pytest.fixture(scope="module", params=[pytest.param("1", marks=pytest.mark.slow), "2"])
+SERVICES = [
+    pytest.param(("1", "fp32"), marks=pytest.mark.slow, id="1-fp32"),
+    pytest.param(("2", "fp32"), id="2-fp32"),
+    pytest.param(("2", "bf16"), marks=pytest.mark.precision, id="2-bf16"),
+]
+
+
+@pytest.fixture(scope="module", params=SERVICES)
 def serving(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """One with maps to explain, and one whose last maps have one place."""
+    workers, precision = request.param
     file = tmp_path_factory.mktemp("bundles") / "coarse.safetensors"
     spec = InputSpec(size=32, resize=32, mean=CIFAR.mean, std=CIFAR.std)
     halving = Architecture(
@@ -34,8 +44,15 @@ def serving(
     )
     bundle.write(bundle.untrained(halving, "coarse", spec), file)
     models = ("--model", MODEL, "--model", str(file))
-    with started(*models, RESNET_SERVE_WORKERS=request.param) as running:
+    settings = {"RESNET_SERVE_WORKERS": workers, "RESNET_SERVE_PRECISION": precision}
+    with started(*models, **settings) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def precision(serving: Service) -> str:
+    told: str = client.get(f"{serving.url}/v1/models/resnet20-cifar10").json()["precision"]
+    return told
 
 
 def ask(serving: Service, path: str, status: int = 200, **query: Any) -> Any:
@@ -46,7 +63,7 @@ def ask(serving: Service, path: str, status: int = 200, **query: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    """Features [C], maps [C, h, w] and logits [K], by plain PyTorch."""
+    """Features [C], maps [C, h, w] and logits [K], by plain PyTorch; and the network itself."""
     opened = catalog.load(MODEL).bundle
     network, classifier = opened.network(), opened.classifier()
     pixels = decode(IMAGE, opened.input, 10**6)
@@ -61,10 +78,13 @@ def expected() -> dict[str, Any]:
     return {name: value[0].numpy() for name, value in found.items()} | {
         "weight": opened.tensors["head.weight"].numpy(),
         "pixels": pixels,
+        "network": network,
     }
 
 
-def test_features_in_every_format(serving: Service, expected: dict[str, Any]) -> None:
+def test_features_in_every_format(
+    serving: Service, expected: dict[str, Any], precision: str
+) -> None:
     body = ask(serving, "embed").json()
     assert (body["model"], body["dimensions"], body["normalized"]) == (
         "resnet20-cifar10",
@@ -72,7 +92,7 @@ def test_features_in_every_format(serving: Service, expected: dict[str, Any]) ->
         False,
     )
     features = np.array(body["embedding"], np.float32)
-    np.testing.assert_allclose(features, expected["features"], atol=1e-4)
+    rounding.assert_near(features, expected["features"], expected["network"], precision)
     packed = ask(serving, "embed", format="f32")
     np.testing.assert_array_equal(np.frombuffer(packed.content, "<f4"), features)
     saved = ask(serving, "embed", format="npy")
@@ -88,13 +108,15 @@ def test_normalised_features_have_length_one(serving: Service) -> None:
     body = ask(serving, "embed", normalize=True).json()
     assert body["normalized"] is True
     found = np.array(body["embedding"])
-    assert np.linalg.norm(found) == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(found * np.linalg.norm(plain), plain, atol=1e-5)
+    # Of 64 numbers in float32.
+    assert np.linalg.norm(found) == pytest.approx(1, abs=rounding.of_sums([64]))
+    allowed = rounding.of_sums([64]) * np.abs(plain).max()
+    np.testing.assert_allclose(found * np.linalg.norm(plain), plain, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("class_id", [None, 0, 9])
 def test_a_map_adds_up_to_the_logit_of_its_class(
-    serving: Service, expected: dict[str, Any], class_id: int | None
+    serving: Service, expected: dict[str, Any], precision: str, class_id: int | None
 ) -> None:
     query = {} if class_id is None else {"class_id": class_id}
     body = ask(serving, "explain", **query).json()
@@ -104,9 +126,12 @@ def test_a_map_adds_up_to_the_logit_of_its_class(
     assert body["class_id"] == chosen
     grid = np.array(body["grid"])
     maps = np.tensordot(expected["weight"][chosen], expected["maps"], 1)
-    np.testing.assert_allclose(grid, maps, atol=1e-3)
+    within = partial(rounding.assert_near, layers=expected["network"], precision=precision)
+    # Each place adds up 64 maps with signs: to the scale of their sizes, not of what is left.
+    scale = np.tensordot(np.abs(expected["weight"][chosen]), np.abs(expected["maps"]), 1).max()
+    within(grid, maps, scale=scale)
     assert grid.mean() + body["bias"] == pytest.approx(body["logit"], abs=1e-9)
-    assert body["logit"] == pytest.approx(expected["logits"][chosen], abs=1e-3)
+    within([body["logit"]], [expected["logits"][chosen]], scale=scale)
     # 40 x 32 pixels: the middle 32 x 32 are seen.
     assert body["region"] == {"left": 0.1, "top": 0, "width": 0.8, "height": 1}
 
