@@ -38,15 +38,17 @@ ALONE = World(0, 1, "cpu")
 
 
 @contextmanager
-def join(device: str) -> Iterator[World]:
+def join(device: str, cpus: int | None = None) -> Iterator[World]:
     """The processes that `torchrun` started together, or this one alone.
 
     `device`: "cpu", "cuda:N", or "auto" for a GPU if there is one. Processes of one machine get
-    a GPU each.
+    a GPU each. `cpus`: torch uses no more threads than this; it knows of no quota.
 
     Raises:
         ValueError: there is no such GPU, or none for this process.
     """
+    if cpus is not None and cpus < torch.get_num_threads():
+        torch.set_num_threads(cpus)
     count = torch.cuda.device_count()
     if device == "auto":
         device = "cuda:0" if count else "cpu"

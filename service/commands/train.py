@@ -183,6 +183,7 @@ def train(
     from models.training.loop import Options
     from models.training.run import Plan
     from service import catalog
+    from service.runtime import cpus
 
     if resume and restart:
         raise ValueError("--resume or --restart, not both")
@@ -204,7 +205,7 @@ def train(
         global_norm=not local_norm,
     )
     text = card.read_text("utf-8") if card else ""
-    with parallel.join(device) as world:
+    with parallel.join(device, cpus()) as world:
         source, held_out = open_source(
             data, row.input, recipe, world, hold_out=hold_out, corrupt=corrupt, workers=workers
         )
