@@ -20,8 +20,9 @@ from PIL import Image
 
 from models.bundle import Bundle
 from models.preprocess import resize_and_crop
-from service import catalog, engines
+from service import capacity, catalog, engines
 from service.decode import decode
+from service.runtime import cpus
 from service.settings import ModelSettings, Settings
 
 Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
@@ -33,22 +34,22 @@ PORT = int(os.environ.get("PEER_PORT", "8000"))
 
 # Images computed at once.
 MAX_BATCH = {"tutorial": 8, "tuned": 32}[VARIANT]
-CPUS = len(os.sched_getaffinity(0))
-# Threads of an operator, as many as this project's service takes.
-ENGINE_THREADS = max(1, CPUS - 1)
-DECODE_THREADS = min(4, CPUS)
+DECODE_THREADS = min(4, cpus())
 MAX_PIXELS = 50_000_000
 
 
 def build_engine(spec: str, bundle: Bundle) -> Infer:
     """This project's engine for the CPU, warm; only the thread that calls this may drive it.
 
+    It chooses its threads by measuring, as in this project's service.
+
     The result gives probabilities [N, K] of images uint8 [H, W, 3].
     """
     model = ModelSettings(spec=spec, device="cpu", max_batch=MAX_BATCH)
     service = Settings(models=[model])
-    engines.set_cpu_threads(ENGINE_THREADS)
-    blueprint = engines.blueprint(bundle, model, "cpu", service)
+    blueprint = engines.blueprint(
+        bundle, model, "cpu", service, request_seconds=capacity.USUAL_REQUEST
+    )
     return engines.start_any(engines.engines_for(model, "cpu"), blueprint, None).infer
 
 
@@ -84,7 +85,6 @@ class Network(ABC):
 class Tutorial(Network):
     def __init__(self, spec: str) -> None:
         super().__init__(spec)
-        torch.set_num_threads(ENGINE_THREADS)
         self._network = self.bundle.network()
         self._mean = torch.tensor(self.bundle.input.mean).reshape(3, 1, 1)
         self._std = torch.tensor(self.bundle.input.std).reshape(3, 1, 1)
