@@ -34,7 +34,8 @@ PORT = int(os.environ.get("PEER_PORT", "8000"))
 
 # Images computed at once.
 MAX_BATCH = {"tutorial": 8, "tuned": 32}[VARIANT]
-DECODE_THREADS = min(4, cpus())
+CPUS = cpus()
+DECODE_THREADS = min(4, CPUS)
 MAX_PIXELS = 50_000_000
 
 

@@ -86,7 +86,7 @@ def main() -> None:
                 Tuned if network.VARIANT == "tuned" else Tutorial,
                 # More than a batch, or no batch would ever be full: the default is 5.
                 max_ongoing_requests=4 * network.MAX_BATCH,
-                ray_actor_options={"num_cpus": network.ENGINE_THREADS},
+                ray_actor_options={"num_cpus": max(1, network.CPUS - 1)},
             )
             serve.run(deployment.bind(), route_prefix="/classify")
             # After ray.init, which sets a handler of its own.
