@@ -22,6 +22,8 @@ EXCHANGE = 0.6
 MOST_FRONT_ENDS = 64
 # Decoding comes in bursts, as the requests of a finished batch are answered and sent anew.
 BURST = 2
+# What the files of plans in `cache_dir` begin with; see `service.plan`.
+PLAN = "plan"
 # Where HTTP has not been measured, in seconds.
 USUAL_REQUEST = 300e-6
 

@@ -65,7 +65,7 @@ def plan(settings: Settings) -> Plan:
     """
     if settings.engine_threads is not None:
         return UNMEASURED
-    path = settings.cache_dir / f"plan-{_digest(settings)}.json"
+    path = settings.cache_dir / f"{capacity.PLAN}-{_digest(settings)}.json"
     found = _kept(path)
     if found is None:
         log.info("measuring what requests cost on this machine, once")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,12 +22,11 @@ from PIL import Image
 from models import hardware
 from models.preprocess import InputSpec
 from service import capacity, runtime
-from service.capacity import Costs
+from service.capacity import PLAN, Costs
 from service.decode import decode
 from service.engines import cache
 from service.engines.blueprint import Blueprint
 
-log = logging.getLogger(__name__)
 # Of the kept file.
 FORM = 1
 # Seconds after which no further way to split batches is tried.
@@ -123,6 +121,10 @@ def tune(
     if kept is not None:
         return kept
     tuning = measured(build, blueprint, streams=streams)
+    if blueprint.fresh and blueprint.cache is not None:
+        # What was planned from costs that are wrong is wrong, too: the next start measures.
+        for plan in blueprint.cache.glob(f"{PLAN}-*.json"):
+            plan.unlink(missing_ok=True)
     cache.keep(path, lambda file: file.write_text(json.dumps(asdict(tuning)), "utf-8"))
     return tuning
 

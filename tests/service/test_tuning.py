@@ -209,10 +209,13 @@ def test_a_start_measures_again_what_a_busy_machine_made_slow(
     (file,) = tmp_path.glob("tuning-*.json")
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"per_image": 1.0}))
+    plan = tmp_path / "plan-0.json"
+    plan.touch()
     caplog.clear()
     engines.start("openvino", blueprint, None)
     assert "measured again" in caplog.text
     assert json.loads(file.read_text())["per_image"] < 1.0
+    assert not plan.exists(), "it was made from what was measured then"
 
 
 def test_batch_sizes_are_kept_and_measured_again_when_they_are_wrong(
