@@ -263,6 +263,11 @@ def test_a_photograph_is_typical_of_large_inputs_and_a_small_png_of_small_ones()
     assert tuning.decode_seconds(CIFAR) < tuning.decode_seconds(IMAGENET)
 
 
+def test_networks_of_any_input_have_a_typical_file() -> None:
+    huge = replace(IMAGENET, size=1200, resize=1300)
+    assert tuning.decode_seconds(huge) > 0
+
+
 def test_what_is_told_has_all_that_was_chosen() -> None:
     costs = Costs(engine=0.0172, decode=0.0015, request=0.00022)
     found = Tuning(Way(2), Way(1, 2), 4, costs, 0.0086)
