@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist load
 # So that the tests' many processes compile what they import once, whatever the shell prefers.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test test-all lint clusters bench soak mutants clean
+.PHONY: serve test test-all test-other-cpu test-random lint clusters bench soak mutants clean
 
 serve: .venv/serve.stamp
 	$(BIN)/resnet-serve serve --host $(HOST) --port $(PORT)
@@ -24,6 +24,18 @@ test: FAST := and not slow
 test test-all: .venv/test.stamp
 	$(MAKE) --jobs 2 lint clusters FAST='$(FAST)'
 	$(PYTEST) -m 'not cluster $(FAST)'
+	$(MAKE) test-other-cpu
+
+# What depends on the precision that the CPU computes in, once more: without bf16 where it has it,
+# and with it, emulated, where it has none. With MARKED= the whole suite.
+test-other-cpu: MARKED ?= precision and
+test-other-cpu: .venv/test.stamp
+	$(BIN)/python -m tests.other_cpu env $(PYTEST) -m '$(MARKED) not slow and not cluster'
+
+# No test needs another one before it: in an order of chance, which a failure can repeat by SEED=.
+test-random: SEED := $(or $(SEED),$(shell date +%s))
+test-random: .venv/test.stamp
+	RANDOM_ORDER=$(SEED) $(PYTEST) -m 'not cluster and not slow'
 
 clusters: .venv/test.stamp
 	$(ALONE) -m 'cluster $(FAST)' tests/cluster tests/test_guides.py

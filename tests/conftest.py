@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import re
 import shutil
 import signal
@@ -63,6 +64,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next(ranks, len(LONGEST))
 
     items.sort(key=place)
+    if seed := os.environ.get("RANDOM_ORDER"):
+        by_file: dict[Path, list[pytest.Item]] = {}
+        for item in items:
+            by_file.setdefault(item.path, []).append(item)
+        # Files stay together, since their tests share what is dear to start.
+        files, chance = list(by_file.values()), random.Random(seed)
+        chance.shuffle(files)
+        for file in files:
+            chance.shuffle(file)
+        items[:] = [item for file in files for item in file]
 
 
 def clean_environment() -> dict[str, str]:
