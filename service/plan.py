@@ -110,7 +110,7 @@ def _measured(settings: Settings) -> Plan | None:
     done = subprocess.run(  # noqa: S603
         command,
         input=settings.model_dump_json(exclude=set(SECRETS)),
-        capture_output=True,
+        stdout=subprocess.PIPE,  # It shows on stderr how a download gets on.
         text=True,
         check=False,
         env=environment(PYTHONPATH=os.pathsep.join(sys.path)),
@@ -118,8 +118,7 @@ def _measured(settings: Settings) -> Plan | None:
     try:
         return _read(json.loads(done.stdout))
     except (ValueError, TypeError, KeyError):
-        reasons = [line for line in done.stderr.splitlines() if line.strip()]
-        log.debug("the trial ended with %d: %s", done.returncode, reasons[-1:])
+        log.debug("the trial ended with status %d", done.returncode)
         return None
 
 

@@ -29,6 +29,7 @@ from service.app import create_app
 from service.batcher import Batcher
 from service.engines.tuning import decode_seconds, typical_file
 from service.lease import Lease
+from service.logs import log_to_stderr
 from service.metrics import Metrics
 from service.plan import Plan
 from service.ranking import Row
@@ -37,6 +38,7 @@ from service.server import Server
 from service.settings import ModelSettings, Settings
 from service.task import Pixels
 
+log = logging.getLogger(__name__)
 CONNECTIONS = 8
 ROUNDS, WARM_UP_ROUNDS = 40, 10
 PATIENCE_SECONDS = 10.0
@@ -129,10 +131,14 @@ def _ask(connections: Sequence[HTTPConnection], image: bytes) -> None:
 
 def measured(settings: Settings) -> Plan:
     """The plan; every engine has started once, and the cache has what it needs to start again."""
+    # First, as it is what a mistake in the settings makes fail.
+    bundles = [
+        catalog.load(row.spec, row.architecture, settings.cache_dir).bundle
+        for row in settings.models
+    ]
     request = request_seconds()
     models = []
-    for row in settings.models:
-        bundle = catalog.load(row.spec, row.architecture, settings.cache_dir).bundle
+    for row, bundle in zip(settings.models, bundles, strict=True):
         for device in engines.devices(row):
             if device != "cpu":
                 continue
@@ -148,9 +154,18 @@ def main() -> None:
     with contextlib.suppress(AttributeError, OSError):  # Where it is not Linux.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     settings = Settings.model_validate_json(sys.stdin.read())
-    logging.disable(logging.WARNING)  # The start will say the same.
-    print(json.dumps(asdict(measured(settings))), flush=True)
-    os._exit(0)  # Its threads compute nothing any more, and need not end in order.
+    log_to_stderr(settings.log_level, settings.log_format)
+    if settings.log_level != "debug":
+        logging.disable(logging.CRITICAL)  # The start says the same of its engines.
+    status = 0
+    try:
+        print(json.dumps(asdict(measured(settings))), flush=True)
+    # Whatever it is, the start meets it again, and says it as it should.
+    except Exception as error:
+        log.debug("the trial failed: %s", error, exc_info=True)
+        status = 1
+    logging.shutdown()
+    os._exit(status)  # Its threads compute nothing any more, and need not end in order.
 
 
 if __name__ == "__main__":
