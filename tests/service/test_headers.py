@@ -11,6 +11,7 @@ from PIL import Image
 
 from service import headers
 from service.errors import TooLarge, UndecodableImage
+from tests.hostile import formats
 from tests.hostile.formats import bmp, grey_tiff, long, png, riff, segment, short, uint24
 from tests.hostile.images import animation, many_scans, tiled_tiff
 
@@ -146,7 +147,7 @@ def chain(order: str, count: int) -> bytes:
 
 
 ORDERS = pytest.mark.parametrize("order", ["<", ">"])
-GPS = 8 + 2 + 2 * 12 + 4  # Where the second directory stands, behind a first of two tags.
+SECOND = 8 + 2 + 2 * 12 + 4  # Where the second directory stands, behind a first of two tags.
 
 
 def tiff_of(order: str, tag: Entry) -> bytes:
@@ -154,10 +155,19 @@ def tiff_of(order: str, tag: Entry) -> bytes:
 
 
 def nested(order: str, tag: Entry) -> bytes:
-    """A TIFF whose EXIF is good, and whose GPS has `tag` behind another one."""
-    good = (271, 2, 3, 0)
-    pointers = [(34853, 4, 1, GPS), (34665, 13, 1, GPS + 30)]
-    return tiff(order, pointers, [good, tag], [good])
+    """A TIFF whose EXIF has `tag` behind another one."""
+    return tiff(order, [(256, 3, 1, 1), (34665, 4, 1, SECOND)], [(271, 2, 3, 0), tag])
+
+
+@ORDERS
+@pytest.mark.parametrize("pointers", [(34665, 34853), (34853, 34665)])
+def test_a_directory_that_was_read_does_not_hide_others(
+    order: str, pointers: tuple[int, int]
+) -> None:
+    itself, other = pointers
+    entries = sorted([(itself, 4, 1, 8), (other, 4, 1, SECOND)])
+    assert refusal(tiff(order, entries, [(282, 5, 64, 0)])) is None
+    assert refusal(tiff(order, entries, [(282, 5, 65, 0)])) == too_many("values of tag 282")
 
 
 @ORDERS
@@ -176,7 +186,7 @@ def test_a_pointer_to_a_directory_is_one_number_of_32_bits(order: str, pointer: 
         assert refusal(tiff(order, entries)) == why
     # Whichever it is, it is followed.
     bad = (282, 5, 65, 0)
-    found = tiff(order, [(256, 3, 1, 1), (pointer, 4, 1, GPS)], [bad])
+    found = tiff(order, [(256, 3, 1, 1), (pointer, 4, 1, SECOND)], [bad])
     assert refusal(found) == too_many("values of tag 282")
 
 
@@ -348,3 +358,15 @@ def test_strips_cover_an_image_at_most_six_times(strips: int, why: str | None) -
     offsets, counts = long(273, *[8] * strips), long(279, *[512] * strips)
     file = grey_tiff(32, 32, long(278, 16), offsets, counts, data=bytes(1024))
     assert refusal_opened(file) == why
+
+
+def test_an_image_of_strips_has_no_tiles_and_one_of_tiles_is_covered_once() -> None:
+    assert refusal_opened(grey_tiff(1, 1, data=b"x"), 1) is None
+    tags = [
+        *(short(256, 128), short(257, 16), short(258, 8), short(259, 1), short(262, 1)),
+        *(short(322, 16), short(323, 16), long(324, *[8] * 8), long(325, *[256] * 8)),
+    ]
+    file = formats.tiff(tags, data=bytes(256))
+    with Image.open(io.BytesIO(file)) as image:
+        assert len(image.tile) == 8
+    assert refusal_opened(file) is None
