@@ -40,6 +40,28 @@ def test_all_that_waits_is_accepted_even_if_nobody_with_fewer_does() -> None:
     assert asyncio.run(accepted(lead=5, connections=20, hurry=True)) == 20
 
 
+def accepted_all(acceptor: Acceptor) -> bool:
+    return acceptor.pending > 0 and all(task.done() for task in acceptor._accepting)
+
+
+def test_closed_no_connection_is_pending() -> None:
+    """Not even where the last has just been accepted, and its task is done but not noticed yet."""
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            acceptor = Acceptor(listener, Counting, lambda: 0)
+            acceptor.start(1)
+            with socket.create_connection(listener.getsockname()):
+                # Each turn of the loop, so that none passes between done and closed.
+                while not accepted_all(acceptor):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                acceptor.close()
+                await acceptor.wait_closed()
+                assert acceptor.pending == 0
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
 def test_who_has_more_leaves_connections_to_who_has_fewer() -> None:
     async def test() -> None:
         counts = [0, 0]
