@@ -32,6 +32,7 @@ from service.waiting import NORMAL
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5  # between two looks at a model
 GREETING_SECONDS = 5.0
+# Times that the same replica is asked while it says that it is down, or that one may be lost.
 ASKED = 3
 SILENT = "no replica of it answers; Ray starts another"
 UNCHANGEABLE = (
@@ -93,22 +94,26 @@ class Replicas:
         self.ready, self.reason, self.card = told["ready"], told["reason"], told["card"]
 
     async def _greeted(self) -> dict[str, Any]:
-        """What the first of ASKED replicas says that serves, else the last that says anything.
+        """What the first replica says that serves; if none does, what one of them says.
 
         Raises:
             QueueFull: as `ask` does.
-            NotReady: all were lost.
+            NotReady: all that were asked were lost.
         """
         told: dict[str, Any] | None = None
-        for _ in range(ASKED):
+        lost = 0
+        refusals: Counter[str] = Counter()
+        while max(lost, 0, *refusals.values()) < ASKED:
             try:
                 told = await ask(self.handle.greet, self.latest)
             except NotReady:
+                lost += 1
                 continue
             self.hear(told["facts"])
             if told["ready"]:
-                break
+                return told
             rest(told["replica"])
+            refusals[told["replica"]] += 1
         if told is None:
             raise _lost()
         return told

@@ -101,8 +101,10 @@ def resting_until(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         ([LOST, greeting(True)], True, 2),
         ([LOST, LOST, greeting(True)], True, 3),
         ([greeting(False), greeting(True, "b")], True, 2),
-        ([greeting(False), LOST, LOST], False, 3),
+        ([*(greeting(False, name) for name in "abcd"), greeting(True, "e")], True, 5),
+        ([greeting(False), LOST, LOST, LOST], False, 4),
         ([greeting(False)] * 3, False, 3),
+        ([greeting(False), greeting(False, "b")] * 3, False, 5),
         # Nobody says anything: that means what it seems to unless requests are answered.
         ([LOST] * 3, None, 3),
         ([FULL], None, 1),
