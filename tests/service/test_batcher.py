@@ -132,10 +132,9 @@ def test_results_reach_their_own_callers_with_clock_and_batch_size() -> None:
             batch = next_batch(batcher, 8)
             batcher.finish(batch, [-(job.payload or 0) for job in batch])
 
-        engine = threading.Thread(target=compute)
-        engine.start()
-        assert await asyncio.gather(*(job.future for job in jobs)) == [0, -1, -2]
-        engine.join()
+        computing = asyncio.to_thread(compute)
+        *answers, _ = await asyncio.gather(*(job.future for job in jobs), computing)
+        assert answers == [0, -1, -2]
         for job in jobs:
             assert job.batch_size == 3
             assert job.admitted <= job.started <= job.finished
@@ -313,14 +312,16 @@ def test_several_engines_share_one_queue_and_compute_each_job_once() -> None:
                 time.sleep(0.0005)
                 batcher.finish(batch, [job.payload or 0 for job in batch])
 
-        engines = [threading.Thread(target=engine) for _ in range(3)]
-        for thread in engines:
-            thread.start()
-        jobs = [submit(batcher, number) for number in range(300)]
-        assert await asyncio.gather(*(job.future for job in jobs)) == list(range(300))
-        batcher.close()
-        for thread in engines:
-            await asyncio.to_thread(thread.join)
+        engines = [asyncio.ensure_future(asyncio.to_thread(engine)) for _ in range(3)]
+        answers = asyncio.gather(*(submit(batcher, number).future for number in range(300)))
+        try:
+            # Until there are all, or an engine has failed, which may only end.
+            await asyncio.wait([answers, *engines], return_when=asyncio.FIRST_COMPLETED)
+            assert answers.done()
+            assert await answers == list(range(300))
+        finally:
+            batcher.close()
+        await asyncio.gather(*engines)
         assert batcher.depth == 0
 
     run(test)
