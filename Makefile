@@ -27,10 +27,12 @@ test test-all: .venv/test.stamp
 	$(MAKE) test-other-cpu
 
 # What depends on the precision that the CPU computes in, once more: without bf16 where it has it,
-# and with it, emulated, where it has none. With MARKED= the whole suite.
-test-other-cpu: MARKED ?= precision and
+# and with it, emulated, where it has none. The files are named, as most of the others take longer
+# to import than this takes. `make test-other-cpu MARKED= MARKED_FILES=` is the whole suite.
+MARKED ?= precision and
+MARKED_FILES ?= $(shell grep -rl --include='*.py' 'mark[.]precision' tests)
 test-other-cpu: .venv/test.stamp
-	$(BIN)/python -m tests.other_cpu env $(PYTEST) -m '$(MARKED) not slow and not cluster'
+	$(BIN)/python -m tests.other_cpu env $(PYTEST) -m '$(MARKED) not slow and not cluster' $(MARKED_FILES)
 
 # No test needs another one before it: in an order of chance, which a failure can repeat by SEED=.
 test-random: SEED := $(or $(SEED),$(shell date +%s))
