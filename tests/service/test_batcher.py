@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -316,7 +317,8 @@ def test_several_engines_share_one_queue_and_compute_each_job_once() -> None:
         answers = asyncio.gather(*(submit(batcher, number).future for number in range(300)))
         try:
             # Until there are all, or an engine has failed, which may only end.
-            await asyncio.wait([answers, *engines], return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {answers, *engines}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             assert answers.done()
             assert await answers == list(range(300))
         finally:
