@@ -19,7 +19,7 @@ Array = Tensor | NDArray[np.float32] | NDArray[np.float64] | list[float]
 
 def unit(precision: str) -> float:
     """The most that one rounding changes a number, relative to it: half of machine epsilon."""
-    return torch.finfo(DTYPES[precision]).eps / 2
+    return float(torch.finfo(DTYPES[precision]).eps) / 2
 
 
 def of_sums(lengths: Iterable[int], precision: str = "fp32") -> float:
