@@ -51,8 +51,19 @@ async def answer(job: Job[int, int]) -> int:
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
+        faults: list[dict[str, Any]] = []
+        task = asyncio.ensure_future(test())
+
+        def failed(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            faults.append(context)
+            task.cancel()
+
+        # What fails while it delivers would have its callers wait for ever.
+        asyncio.get_running_loop().set_exception_handler(failed)
         async with asyncio.timeout(20):
-            await test()
+            await asyncio.wait([task])
+        assert faults == []
+        await task
 
     asyncio.run(bounded())
 
