@@ -53,13 +53,22 @@ S = TypeVar("S", bound="Strict")
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 
 
-def default_cache_dir() -> Path:
-    """In the user's cache. A user without a home, such as a container's, keeps nothing: the place
-    cannot be made, which is logged like any other that cannot."""
+def settle_home() -> None:
+    """Gives a user without a home, such as a container's, one that cannot be made.
+
+    Libraries ask where it is when they are imported, OpenVINO's telemetry among them, and raise if
+    nobody knows; that nothing can be kept there they take.
+    """
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+        Path.home()
     except RuntimeError:  # Neither HOME nor a line in /etc/passwd.
-        return NO_HOME
+        os.environ["HOME"] = str(NO_HOME)
+
+
+def default_cache_dir() -> Path:
+    """In the user's cache. That there is no home is logged like any folder that cannot be made."""
+    settle_home()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
 
 
 class Strict(BaseModel):

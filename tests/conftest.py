@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from models import processor
+from service.settings import settle_home
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -51,6 +52,8 @@ CHROMIUM_FLAGS = (
 )
 # What a test sees must not depend on how many CPUs there are, and a start need not measure them.
 CHOSEN = {"RESNET_SERVE_WORKERS": "1", "RESNET_SERVE_ENGINE_THREADS": "1"}
+# As the command does, for the libraries that tests import.
+settle_home()
 COMMAND = str(Path(sys.executable).with_name("resnet-serve"))
 
 

@@ -39,13 +39,15 @@ def test_a_user_without_a_home_keeps_nothing_and_is_told_so(
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setenv("HOME", "")  # So that it is put back.
+    monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     settings = load(environ={})
     cache.folder.cache_clear()
     assert cache.folder(settings.cache_dir) is None
     assert cache.folder(settings.cache_dir) is None
     (line,) = caplog.messages
-    assert line == ("nothing is kept between starts: cache_dir /dev/null/no-home: Not a directory")
+    where = "/dev/null/no-home/.cache/resnet-serve"
+    assert line == f"nothing is kept between starts: cache_dir {where}: Not a directory"
     monkeypatch.setenv("XDG_CACHE_HOME", "/there")
     assert load(environ={}).cache_dir == Path("/there/resnet-serve")
