@@ -27,6 +27,8 @@ ENVIRONMENT = {
     # Where all processes share few CPUs.
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",  # After 5 s it would end the proxy.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     # Looked at more often than by default, so that scaling shows within seconds.
