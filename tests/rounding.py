@@ -6,6 +6,7 @@ rounding explains, and never within a number that one machine happened to meet.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -32,8 +33,8 @@ def of_sums(lengths: Iterable[int], precision: str = "fp32") -> float:
     SIAM J. Sci. Comput. 41, 2019, theorem 2.4). k = 6: one value in 30 million lies outside.
     """
     terms = list(lengths)
-    stored = 0.0 if precision == "fp32" else unit(precision) * len(terms) ** 0.5
-    return 6 * (unit("fp32") * (sum(terms) + len(terms)) ** 0.5 + stored)
+    stored = 0.0 if precision == "fp32" else unit(precision) * math.sqrt(len(terms))
+    return 6 * (unit("fp32") * math.sqrt(sum(terms) + len(terms)) + stored)
 
 
 def sums(layers: nn.Module | Mapping[str, Tensor]) -> list[int]:
