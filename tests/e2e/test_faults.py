@@ -49,7 +49,7 @@ class Commanded:
 
 
 @contextmanager
-def commanded(folder: Path, *arguments: str, **environment: str) -> Iterator[Commanded]:
+def commanded(folder: Path, *arguments: str, **environment: Any) -> Iterator[Commanded]:
     commands = folder / "commands"
     commands.write_text("")
     found = filter(None, (str(FAULTS), os.environ.get("PYTHONPATH")))

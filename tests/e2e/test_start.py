@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_checkpoint_is_refused_with_the_command_that_converts_it(tmp_path: Pat
 
 
 def test_while_loading_it_is_live_but_not_ready_and_idle_it_exits_with_0() -> None:
-    quick = {"RESNET_SERVE_MAX_BATCH": "2", "RESNET_SERVE_SHUTDOWN_GRACE_S": "0"}
+    quick: dict[str, Any] = {"RESNET_SERVE_MAX_BATCH": "2", "RESNET_SERVE_SHUTDOWN_GRACE_S": "0"}
     with started("--model", "random:resnet34", ready=False, **quick) as service:
         ready = client.get(f"{service.url}/health/ready")
         assert client.get(f"{service.url}/health/live").status_code == 200

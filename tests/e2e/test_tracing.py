@@ -17,7 +17,7 @@ from tests.conftest import Service, client, encoded, started
 
 SERVER, ERROR = 2, 2  # as the protocol numbers them
 PHASES = {"decode", "queue", "inference"}
-SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
+SOON: dict[str, Any] = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 PARENT = "00f067aa0ba902b7"
 
 
@@ -41,7 +41,7 @@ def workers(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="module")
 def traced(workers: int, collector: Collector) -> Iterator[Service]:
-    environment = {
+    environment: dict[str, Any] = {
         "RESNET_SERVE_OTLP_ENDPOINT": collector.url,
         "RESNET_SERVE_LOG_FORMAT": "json",
         "RESNET_SERVE_LOG_LEVEL": "debug",
@@ -255,7 +255,10 @@ def test_exemplars_lead_from_a_bucket_to_a_trace(traced: Service, workers: int) 
 def test_a_collector_that_is_dead_costs_a_line() -> None:
     with collecting() as gone:
         pass
-    settings = {"RESNET_SERVE_OTLP_ENDPOINT": gone.url, "OTEL_BSP_SCHEDULE_DELAY": "10"}
+    settings: dict[str, Any] = {
+        "RESNET_SERVE_OTLP_ENDPOINT": gone.url,
+        "OTEL_BSP_SCHEDULE_DELAY": "10",
+    }
     with started(
         ready=True, **settings, OTEL_BSP_MAX_QUEUE_SIZE="64", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="32"
     ) as s:
