@@ -28,12 +28,13 @@ def submit(batcher: Numbers, payload: int, cost: int = 1) -> Job[int, int]:
 
 def next_batch(batcher: Numbers, at_most: int) -> list[Job[int, int]]:
     """As an engine's thread takes it; empty once closed and drained."""
-    if threading.current_thread() is threading.main_thread():
+    alone = threading.current_thread() is threading.main_thread()
+    if alone:
         assert batcher._waiting or batcher._closed, "this thread would wait for itself"
     while batcher.wait(at_most):
-        # Several engines may be woken for one job.
         if batch := batcher.take(lambda waiting: min(waiting, at_most)):
             return batch
+        assert not alone, "only other engines could have taken what was there"
     return []
 
 
