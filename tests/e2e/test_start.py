@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.process import processes
 from models.hardware import native_precision
-from tests.conftest import COMMAND, clean_environment, client, encoded, started
+from tests.conftest import CACHE, CHOSEN, COMMAND, clean_environment, client, encoded, started
 
 
 def fail(*arguments: str, **environment: str) -> str:
@@ -27,7 +27,7 @@ def fail(*arguments: str, **environment: str) -> str:
         text=True,
         timeout=60,
         check=False,
-        env=clean_environment() | environment,
+        env=clean_environment() | CHOSEN | {"RESNET_SERVE_CACHE_DIR": CACHE} | environment,
     )
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
