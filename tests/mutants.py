@@ -101,12 +101,12 @@ class Outcome:
 
 
 def copy_tree(module: str, again: bool) -> Path:
-    """A copy of what the tests of `module` need, as mutmut wants it; `again`: with new tests."""
+    """A copy of what the tests of `module` need, as mutmut wants it; `again`: brought up to date."""
     folder = ROOT / "mutants" / module.removesuffix(".py").replace("/", ".")
     if not again:
         shutil.rmtree(folder, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
-    for part in ["tests"] if again else ["service", "models", "tests"]:
+    for part in ("service", "models", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=ignored, dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder

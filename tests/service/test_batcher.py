@@ -433,6 +433,7 @@ def test_while_suspended_nobody_waits() -> None:
         batcher.suspend("down", unless=lambda: True)
         assert batcher.depth == 2
         batcher.suspend("down", unless=lambda: False)
+        assert batcher.take(lambda number: number) == []  # An engine that just comes is too late.
         batcher.submit(decoding, 2, 1)
         for job in (waiting, decoding, submit(batcher, 3)):
             with pytest.raises(EngineFailed, match="down"):
