@@ -101,7 +101,7 @@ class Outcome:
 
 
 def copy_tree(module: str, again: bool) -> Path:
-    """A copy of what the tests of `module` need, as mutmut wants it; `again`: brought up to date."""
+    """A copy of what the tests of `module` need, as mutmut wants it; `again`: made new."""
     folder = ROOT / "mutants" / module.removesuffix(".py").replace("/", ".")
     if not again:
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.access import ADMIN_METHODS, OPEN, OPEN_FOLDERS, Access, Keys, among, digest
 from service.errors import ConfigError, Forbidden, Unauthorized
+from service.keys import read
 from service.listener import check_exposure, listen
 from service.routes import router
 from service.settings import PREFIX, Settings, load
@@ -250,6 +251,7 @@ def test_a_file_of_keys_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# für den Laden\n{API}\n", "utf-8")
     path.chmod(0o600)
+    assert [key.get_secret_value() for key in read(path)] == [API]
     code = (
         "import locale, pathlib, sys; from service import keys; assert locale.getencoding() != "
         "'UTF-8'; [key] = keys.read(pathlib.Path(sys.argv[1])); print(key.get_secret_value())"
