@@ -18,11 +18,14 @@ GAIN = 1.03
 # A larger batch is not tried where it would take longer than this, in seconds: callers would wait
 # for each other's images, and a device this slow gains nothing from batches.
 LONGEST = 0.3
-# How long each batch size is timed, in seconds, and how often at least.
-TIMING = 0.03
+# Each size is timed by a few samples of equal length, and the fastest of them counts. A sample is
+# as long as this many batches of one image, within bounds in seconds: what disturbs a busy machine
+# hits a long batch more often than a short one, but no sample more often than another.
 REPEATS = 3
+SAMPLE = 10
+SHORTEST_SAMPLE, LONGEST_SAMPLE = 0.01, 0.1
 # Batches that take so many times what they took, or less by as much, are measured again.
-DRIFT = 2.0
+DRIFT = 1.5
 # What is shorter than this, in seconds, a busy moment of the machine makes look slow.
 RELIABLE = 0.03
 
@@ -69,10 +72,6 @@ class Buckets:
         """Seconds that an image takes in the batch that computes most of them."""
         return min(seconds / size for size, seconds in self.seconds.items())
 
-    def worthwhile(self) -> Buckets:
-        """Those sizes that are ever taken: larger ones would only need memory."""
-        return self.up_to(self.fit(max(self._take)))
-
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(self.seconds), "utf-8")
 
@@ -95,11 +94,12 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
     the choice of algorithms or for memory.
     """
     seconds: dict[int, float] = {}
-    best_rate, without_gain, smaller = 0.0, 0, 0
+    best_rate, without_gain, smaller, sample = 0.0, 0, 0, 0.0
     for size in sizes(max_batch):
         try:
             run(size)
-            took = _shortest(run, size)
+            sample = sample or _sample(_took(run, size))
+            took = _shortest(run, size, sample)
         except Exception as error:
             if not seconds or not faults.out_of_memory(error):
                 raise
@@ -126,16 +126,25 @@ def confirmed(run: Callable[[int], object], buckets: Buckets) -> bool:
     return 1 / DRIFT <= took / sum(buckets.seconds.values()) <= DRIFT
 
 
+def _sample(single: float) -> float:
+    """How long a sample lasts where a batch of one takes `single`; all in seconds."""
+    return min(max(SAMPLE * single, SHORTEST_SAMPLE), LONGEST_SAMPLE)
+
+
 def _took(run: Callable[[int], object], size: int) -> float:
     started = time.perf_counter()
     run(size)
     return time.perf_counter() - started
 
 
-def _shortest(run: Callable[[int], object], size: int) -> float:
-    """Seconds of the fastest of a few runs; of a slow one, one is enough."""
-    shortest, spent, runs = float("inf"), 0.0, 0
-    while spent < TIMING or (runs < REPEATS and spent < LONGEST / REPEATS):
-        elapsed = _took(run, size)
-        shortest, spent, runs = min(shortest, elapsed), spent + elapsed, runs + 1
+def _shortest(run: Callable[[int], object], size: int, sample: float) -> float:
+    """Seconds of a batch in the fastest of a few samples; of a slow one, one is enough."""
+    shortest = float("inf")
+    for _ in range(REPEATS):
+        spent, runs = 0.0, 0
+        while spent < sample:
+            spent, runs = spent + _took(run, size), runs + 1
+        shortest = min(shortest, spent / runs)
+        if shortest > LONGEST / REPEATS:
+            break
     return shortest
