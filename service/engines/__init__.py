@@ -178,7 +178,7 @@ def _buckets(run: Callable[[int], object], engine: Engine, blueprint: Blueprint)
     path = blueprint.cached("batches", ".json", engine.name, *machine(), engine.tuning.ways)
     buckets = None if blueprint.fresh else cache.kept(path, Buckets.read)
     if buckets is None or not confirmed(run, buckets):
-        buckets = measured = measure(run, blueprint.max_batch)
+        buckets = measured = measure(run, blueprint.max_batch).worthwhile()
         cache.keep(path, measured.write)
     return buckets
 

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 HANDOVER = 200e-6
 # A larger batch must be this much faster by the image to be worth its latency.
 GAIN = 1.03
+# Batches of up to this size are kept, whether or not they gain anything today.
+SMALL = 8
 # A larger batch is not tried where it would take longer than this, in seconds: callers would wait
 # for each other's images, and a device this slow gains nothing from batches.
 LONGEST = 0.3
@@ -72,6 +74,11 @@ class Buckets:
         """Seconds that an image takes in the batch that computes most of them."""
         return min(seconds / size for size, seconds in self.seconds.items())
 
+    def worthwhile(self) -> Buckets:
+        """Those sizes that are ever taken, and small ones: larger ones would only need memory."""
+        small = max(size for size in self.seconds if size <= SMALL or size == min(self.seconds))
+        return self.up_to(max(self.fit(max(self._take)), small))
+
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(self.seconds), "utf-8")
 
@@ -118,12 +125,16 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
 
 
 def confirmed(run: Callable[[int], object], buckets: Buckets) -> bool:
-    """Whether batches still take as long as they took; each size has been run by then."""
-    took = 0.0
-    for size in buckets.seconds:
+    """Whether batches still take as long as they took: all of them together, and none much less,
+    which would have been disturbed when it was measured. Each size has been run by then."""
+    total = 0.0
+    for size, seconds in buckets.seconds.items():
         run(size)  # The first may allocate.
-        took += _took(run, size)
-    return 1 / DRIFT <= took / sum(buckets.seconds.values()) <= DRIFT
+        took = _took(run, size)
+        if took * DRIFT < seconds:
+            return False
+        total += took
+    return total <= DRIFT * sum(buckets.seconds.values())
 
 
 def _sample(single: float) -> float:

@@ -226,7 +226,15 @@ def test_what_was_measured_holds_until_it_takes_half_as_long_again_or_two_thirds
     taken = {1: 0.125, 2: 0.25, 4: 0.375}
     made = device(lambda size: times * taken[size])
     assert confirmed(made.run, Buckets(taken)) is good
-    assert made.ran == [1, 1, 2, 2, 4, 4]
+    if good:
+        assert made.ran == [1, 1, 2, 2, 4, 4], "all are warm"
+
+
+@pytest.mark.parametrize(("times", "good"), [(1.5, True), (1.6, False)])
+def test_one_size_that_was_disturbed_is_noticed(device: Make, times: float, good: bool) -> None:
+    """As long as it took so long, it would not be taken for a batch."""
+    made = device(lambda size: {1: 0.125, 2: 0.25, 4: 0.5}[size])
+    assert confirmed(made.run, Buckets({1: 0.125, 2: 0.25, 4: times * 0.5})) is good
 
 
 def test_sizes_are_confirmed_all_together_and_without_their_first_run(device: Make) -> None:
@@ -234,3 +242,23 @@ def test_sizes_are_confirmed_all_together_and_without_their_first_run(device: Ma
     taken = {1: 0.125, 2: 0.25, 4: 0.375}
     made = device(lambda size: 100.0 if made.ran.count(size) == 1 else {1: 0.5}.get(size, 0.25))
     assert confirmed(made.run, Buckets(taken))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "largest", "why"),
+    [
+        ({1: 0.1, 2: 0.15, 4: 0.3, 8: 0.6, 16: 1.2}, 8, "16 gains nothing; small ones stay"),
+        ({1: 0.1, 2: 0.15, 4: 0.3, 8: 0.6, 16: 1.0, 32: 2.0}, 16, "16 gains where 8 does not"),
+        ({1: 0.1, 8: 0.19, 16: 0.7, 32: 0.72}, 32, "17 are taken at once, and padded to 32"),
+        ({1: 0.1, 2: 0.2}, 2, "there are no others"),
+        ({12: 0.1, 24: 0.2}, 12, "nor smaller ones"),
+    ],
+)
+def test_sizes_that_are_never_taken_need_no_memory(
+    seconds: dict[int, float], largest: int, why: str
+) -> None:
+    buckets = Buckets(seconds)
+    useful = buckets.worthwhile()
+    assert useful.largest == largest, why
+    waiting = range(1, 2 * max(seconds))
+    assert [useful.take(count) for count in waiting] == [buckets.take(count) for count in waiting]
