@@ -143,6 +143,23 @@ def test_macs_of_functional_convolutions_are_counted_too(
     assert count_macs(Functional(**options), 8) == side * side * 4 * 27
 
 
+class Named(nn.Module):
+    """A head that gives its arguments by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5, 3 * 64))
+        self.kernel = nn.Parameter(torch.ones(3, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.conv2d(x, weight=self.kernel)
+        return nn.functional.linear(x.flatten(1), weight=self.weight)
+
+
+def test_macs_of_arguments_by_name_are_counted_too() -> None:
+    assert count_macs(Named(), 8) == 64 * 3 * 3 + 5 * 3 * 64
+
+
 def test_macs_of_a_linear_layer_are_those_of_every_row() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Linear(64, 5))
     assert count_macs(network, 8) == 64 * 4 * 3 + 4 * 64 * 5
