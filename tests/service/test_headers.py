@@ -62,6 +62,7 @@ def test_what_is_read_is_what_is_there() -> None:
     file = headers.source(bytes(65_536) + b"end")
     assert file.read(65_535) == bytes(65_535)
     assert file.read() == b"\0end"
+    assert headers.source(b"small").read() == b"small"
 
 
 @pytest.mark.parametrize(
