@@ -15,13 +15,15 @@ from service.commands.models import models
 from service.commands.results import results
 from service.commands.serve import serve
 from service.commands.train import train
-from service.settings import settle_home
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="resnet-serve")
 def main() -> None:
     """Serves ResNets over HTTP, and makes the bundles it serves."""
+    # Here, since completing must not wait for it.
+    from service.settings import settle_home  # noqa: PLC0415
+
     settle_home()
 
 

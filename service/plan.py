@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from models import processor
-from service import capacity, runtime
+from service import capacity, runtime, specs
 from service.capacity import Costs
+from service.errors import ConfigError
 from service.settings import ModelSettings, Settings, environment
 from service.sources import SECRETS
 
@@ -64,6 +65,11 @@ def plan(settings: Settings) -> Plan:
     Whoever sets `engine_threads` needs none, and nothing is measured.
     """
     if settings.engine_threads is not None:
+        return UNMEASURED
+    try:
+        for row in settings.models:
+            specs.check(row.spec)
+    except ConfigError:  # The start says what is wrong.
         return UNMEASURED
     path = settings.cache_dir / f"{capacity.PLAN}-{_digest(settings)}.json"
     found = _kept(path)

@@ -95,7 +95,7 @@ def kept_by(given: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
 def test_another_machine_or_another_model_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tmp_path / "model.safetensors"
+    model = tmp_path / "model.onnx"
     model.write_bytes(b"one")
     plans = kept_by(settings(tmp_path, str(model)), monkeypatch)
     model.write_bytes(b"another")
@@ -133,6 +133,13 @@ def test_where_nothing_can_be_kept_it_is_measured_each_time(
     assert planning.plan(nowhere) == Plan(1e-4, [SLOW])
 
 
-def test_a_model_that_cannot_be_served_is_left_to_the_start_to_tell(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_served_is_left_to_the_start_to_tell(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     assert planning.plan(settings(tmp_path, str(tmp_path / "none.safetensors"))) is UNMEASURED
+    assert not caplog.text, "nothing that is not there is measured"
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"damaged")
+    assert planning.plan(settings(tmp_path, str(damaged))) is UNMEASURED
     assert not list(tmp_path.glob("plan-*"))
