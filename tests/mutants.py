@@ -43,6 +43,7 @@ TESTS = {
 GOAL = 0.9
 EQUIVALENT = "equivalent: "
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"  # with which mutmut says that it is at work
+UNNAMEABLE = 255  # its exit status where pytest does not run
 # Who hangs or crashes is noticed as well.
 KILLED = {"killed", "timeout", "segfault"}
 NOT_KILLED = {"survived", "no tests", "suspicious", "timeout", "segfault", "not checked"}
@@ -151,8 +152,16 @@ def survivor(folder: Path, name: str) -> Survivor:
     return Survivor(function, [" ".join(line.split()) for line in change if line])
 
 
-def results(folder: Path) -> dict[str, str]:
-    """What became of each mutant, by its name."""
+def results(folder: Path, module: str) -> dict[str, str]:
+    """What became of each mutant, by its name.
+
+    Raises:
+        click.ClickException: mutmut could not name a test to pytest, and took that for a hang.
+    """
+    written = json.loads((folder / "mutants" / f"{module}.meta").read_text("utf-8"))
+    codes: dict[str, int | None] = written["exit_code_by_key"]
+    if UNNAMEABLE in codes.values():
+        raise click.ClickException(f"a test of {module} has a parameter that cannot be named")
     lines = mutmut(folder, "results", "--all", "true").splitlines()
     return dict(line.strip().rsplit(": ", 1) for line in lines if "__mutmut_" in line)
 
@@ -166,11 +175,11 @@ def measure(module: str, processes: int, again: bool) -> Outcome:
         mutmut(folder, *run)
     # What was late may only have been slow, on a machine that has other things to do.
     doubtful = NOT_KILLED if again else {"timeout"}
-    if names := [name for name, status in results(folder).items() if status in doubtful]:
+    if names := [name for name, status in results(folder, module).items() if status in doubtful]:
         configure(folder, module, seconds=5 * PATIENCE)
         (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)  # of the old tests
         mutmut(folder, *run, *names)
-    statuses = results(folder)
+    statuses = results(folder, module)
     count = Counter(statuses.values())
     return Outcome(
         mutants=len(statuses),

@@ -304,45 +304,48 @@ def test_impossible_names_and_labels_are_refused(bundle_file: Path, change: dict
 CONVERT = "`resnet-serve convert --from FORMAT SRC DST` makes one"
 
 
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"name": 7}, "name must be text, not 7"),
+    ({"name": "two words"}, "name must be printable characters other than spaces and"),
+    ({"labels": "ten chars!"}, "labels must be a list of texts"),
+    ({"labels": list(range(10))}, "labels must be a list of texts"),
+    ({"labels": ["one"] * 9 + [None]}, "labels must be a list of texts"),
+    ({"variant": "resnet20"}, "the architecture is not resnet20's"),
+    (
+        {"card": "x" * 20_001},
+        "card must have at most 20000 bytes, not 20001",
+    ),
+    ({"card": 3}, "card must be text, not 3"),
+    (
+        {"card": "a\vb"},
+        r"card must be Markdown text, without the control character '\x0b'",
+    ),
+    ({"temperature": 0}, "temperature must be a number from 1e-06 to 1e+06, not 0"),
+    ({"temperature": "1"}, "temperature must be a number from 1e-06 to 1e+06, not '1'"),
+    ({"format": 2}, "bundle format 2; this version reads format 1"),
+    (
+        {"surplus": 1},
+        "its resnet-serve metadata is incomplete "
+        "(Bundle.__init__() got an unexpected keyword argument 'surplus')",
+    ),
+    ({"drop": "input"}, "its resnet-serve metadata is incomplete ('input')"),
+    (
+        {"architecture": {**asdict(tiny.ARCHITECTURE), "planes": [10**12, 10**12]}},
+        "its architecture is too large for any network",
+    ),
+    (
+        # Three convolutions with four tensors of normalisation each, and the head's weight.
+        {"architecture": asdict(tiny.architecture(planes=(4, 6), num_classes=10))},
+        "weights do not fit its architecture: 16 tensors differ, "
+        "first - head.weight [10, 6]; + head.weight [10, 8] (- expected, + found)",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("forged", "message"),
-    [
-        ({"name": 7}, "name must be text, not 7"),
-        ({"name": "two words"}, "name must be printable characters other than spaces and"),
-        ({"labels": "ten chars!"}, "labels must be a list of texts"),
-        ({"labels": list(range(10))}, "labels must be a list of texts"),
-        ({"labels": ["one"] * 9 + [None]}, "labels must be a list of texts"),
-        ({"variant": "resnet20"}, "the architecture is not resnet20's"),
-        (
-            {"card": "x" * 20_001},
-            "card must have at most 20000 bytes, not 20001",
-        ),
-        ({"card": 3}, "card must be text, not 3"),
-        (
-            {"card": "a\vb"},
-            r"card must be Markdown text, without the control character '\x0b'",
-        ),
-        ({"temperature": 0}, "temperature must be a number from 1e-06 to 1e+06, not 0"),
-        ({"temperature": "1"}, "temperature must be a number from 1e-06 to 1e+06, not '1'"),
-        ({"format": 2}, "bundle format 2; this version reads format 1"),
-        (
-            {"surplus": 1},
-            "its resnet-serve metadata is incomplete "
-            "(Bundle.__init__() got an unexpected keyword argument 'surplus')",
-        ),
-        ({"drop": "input"}, "its resnet-serve metadata is incomplete ('input')"),
-        (
-            {"architecture": {**asdict(tiny.ARCHITECTURE), "planes": [10**12, 10**12]}},
-            "its architecture is too large for any network",
-        ),
-        (
-            # Three convolutions with four tensors of normalisation each, and the head's weight.
-            {"architecture": asdict(tiny.architecture(planes=(4, 6), num_classes=10))},
-            "weights do not fit its architecture: 16 tensors differ, "
-            "first - head.weight [10, 6]; + head.weight [10, 8] (- expected, + found)",
-        ),
-    ],
-    ids=str,
+    REFUSALS,
+    ids=[f"{at}-{next(iter(row))}" for at, (row, _) in enumerate(REFUSALS)],
 )
 def test_a_refusal_says_what_is_wrong(
     bundle_file: Path, forged: dict[str, Any], message: str
