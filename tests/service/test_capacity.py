@@ -34,6 +34,10 @@ MEASURED = {
     "EPYC (Zen 5), 2 cores, ResNet-50, bf16": Measured(2, 17.24, 1.5, 0.22, 2, 1),
     # 4,597 images/s with one, 4,194 with two, 3,539 with two front ends.
     "EPYC (Zen 5), 2 cores, ResNet-20, bf16": Measured(2, 0.192, 0.03, 0.22, 1, 1),
+    # 118 images/s with two engine threads, 92 with one.
+    "Xeon with AMX, 2 cores, ResNet-50, bf16": Measured(2, 10.2, 2.3, 0.23, 2, 1),
+    # 2,467 images/s with one, 2,366 with two.
+    "Xeon with AMX, 2 cores, ResNet-20, bf16": Measured(2, 0.13, 0.085, 0.233, 1, 1),
     # 15.2 images/s with two threads, which it took because they were 1.1 times as fast as one.
     "Xeon (Cascade Lake), 2 hyper-threads of a core, ResNet-50, fp32": Measured(
         2, 119, 5.5, 0.9, 2, 1
