@@ -24,7 +24,7 @@ from service.lease import Lease
 from service.metrics import Metrics, ModelInfo
 from service.ranking import Row
 from service.roster import Roster
-from service.runtime import cpus
+from service.runtime import spinning_threads
 from service.settings import ModelSettings, Settings
 from service.task import Pixels
 from service.turns import Turns
@@ -230,7 +230,7 @@ class Loader:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, request_seconds: float) -> None:
-        engines.set_cpu_threads(settings.engine_threads or cpus())
+        engines.set_cpu_threads(settings.engine_threads or spinning_threads())
         self._settings = settings
         self._metrics = metrics
         self._request_seconds = request_seconds

@@ -37,7 +37,11 @@ class Parity:
 def reference(blueprint: Blueprint) -> NDArray[np.float32]:
     """Probabilities [P, K] of the images, by plain PyTorch in fp32 on the CPU."""
     exact = replace(
-        blueprint, device="cpu", precision="fp32", max_batch=IMAGES, threads=runtime.cpus()
+        blueprint,
+        device="cpu",
+        precision="fp32",
+        max_batch=IMAGES,
+        threads=runtime.spinning_threads(),
     )
     path = exact.cached("reference", ".npy", IMAGES)
     shape = (IMAGES, blueprint.bundle.architecture.num_classes)

@@ -28,7 +28,7 @@ from service.engines import cache
 from service.engines.blueprint import Blueprint
 
 # Of the kept file.
-FORM = 1
+FORM = 2
 # Seconds after which no further way to split batches is tried.
 BUDGET = 1.0
 # Batches are timed up to the size that takes this many seconds.
@@ -109,8 +109,9 @@ class Tuning:
 def tune(
     build: Callable[[Way], Forward], blueprint: Blueprint, kind: str, *, streams: bool
 ) -> Tuning:
-    """The tuning of an engine of a kind, whose forwards `build` makes; `streams`: whether batches
-    can be split.
+    """The tuning of an engine of a kind, whose forwards `build` makes.
+
+    `streams`: whether batches can be split, and threads sleep while they wait; torch's spin.
 
     It is kept between starts: for the same network, on the same machine.
     """
@@ -149,7 +150,7 @@ def _read(file: Path) -> Tuning:
 
 def measured(build: Callable[[Way], Forward], blueprint: Blueprint, *, streams: bool) -> Tuning:
     """The tuning by what this machine does now."""
-    threads = blueprint.threads or runtime.cpus()
+    threads = blueprint.threads or (runtime.cpus() if streams else runtime.spinning_threads())
     began = time.perf_counter()
 
     def timed(way: Way) -> Seconds:

@@ -81,6 +81,16 @@ def test_an_engine_that_costs_little_leaves_cpus_to_the_rest(
     assert found.per_image == 190e-6, "that of the threads which were chosen"
 
 
+@pytest.mark.parametrize(("cpus", "threads"), [(1, 1), (2, 1), (4, 3)])
+def test_threads_that_spin_leave_a_cpu_to_the_rest(
+    monkeypatch: pytest.MonkeyPatch, network: Bundle, cpus: int, threads: int
+) -> None:
+    """As torch's do: with a decoder on the last CPU, all of them would wait for one."""
+    machine = Machine(monkeypatch, cpus)
+    machine.per_image = {Way(threads): 0.010}
+    assert machine.tuned(planned(network), streams=False).whole == Way(threads)
+
+
 def test_streams_serve_where_threads_wait_for_each_other(
     monkeypatch: pytest.MonkeyPatch, network: Bundle
 ) -> None:
