@@ -110,7 +110,7 @@ def test_temperatures_that_nothing_can_be_divided_by_are_refused(temperature: An
     [
         (None, "card must be text, not None"),
         ("ü" * 10_001, "at most 20000 bytes, not 20002"),
-        ("half \ud800", "half a character"),
+        ("half \ud800", r"^card must be whole Unicode text: it holds half a character$"),
         ("bell \a", r"control character '\\x07'"),
     ],
 )
@@ -226,6 +226,7 @@ def test_tensors_that_do_not_fit_make_no_network() -> None:
     made.tensors["surplus"] = torch.ones(1)
     with pytest.raises(WeightsMismatch, match="1 tensors differ") as caught:
         made.network()
+    assert str(caught.value).startswith("weights do not fit its architecture: 1 tensors differ")
     assert caught.value.difference == ["+ surplus [1]"]
 
 

@@ -376,6 +376,16 @@ def test_checkpoints_are_known_by_how_they_begin(tmp_path: Path, start: bytes, l
     assert refusal(path) == "not a safetensors file"
 
 
+@pytest.mark.parametrize("length", [1, 2**31, 2**63, 2**64 - 1])
+def test_a_header_beyond_the_file_is_refused(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{")
+    cut = "truncated: the file ends inside its header"
+    assert refusal(path).partition(" (")[0] == (
+        "not a whole safetensors file" if length == 1 else cut
+    )
+
+
 def test_weights_of_a_named_network_are_refused_by_its_name(tmp_path: Path) -> None:
     made = bundle.from_network(
         variants.build("resnet20", shortcut="A", num_classes=10), **tiny.described()
