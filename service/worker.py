@@ -128,8 +128,6 @@ class Worker(threading.Thread):
     def _serve_with(self, warm: Warm, seconds: float) -> None:
         self.running = warm
         interpreter.settle()
-        self._on_ready(warm)
-        self._be_ready()
         engine, parity = warm.engine, warm.parity
         log.info(
             "%s: ready with %s in %s on %s after %.1f s; batches of %s; "
@@ -146,6 +144,8 @@ class Worker(threading.Thread):
         )
         if engine.tuning is not None:
             log.info("%s: computes with %s", self.name, engine.tuning)
+        self._on_ready(warm)
+        self._be_ready()
 
     def _be_ready(self) -> None:
         self.state, self.reason = "ready", ""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from models import hardware
@@ -17,6 +16,7 @@ from service.engines import cache as disk
 from service.engines.blueprint import Blueprint
 from service.engines.host import HostEngine
 from service.engines.openvino_graph import build
+from service.engines.openvino_library import ov
 from service.engines.tuning import Forward, Way, tune
 
 if TYPE_CHECKING:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino import opset14 as ops
 from torch import Tensor
 
 from models.classifier import Classifier
 from models.recorder import Operation, record
+from service.engines.openvino_library import ops, ov
 
 Ranges = Mapping[str, tuple[float, float]]
 
