@@ -32,7 +32,7 @@ test test-all: .venv/test.stamp
 MARKED ?= precision and
 MARKED_FILES ?= $(shell grep -rl --include='*.py' 'mark[.]precision' tests)
 test-other-cpu: .venv/test.stamp
-	$(BIN)/python -m tests.other_cpu env $(PYTEST) -m '$(MARKED) not slow and not cluster' $(MARKED_FILES)
+	$(BIN)/python -m tests.support.other_cpu env $(PYTEST) -m '$(MARKED) not slow and not cluster' $(MARKED_FILES)
 
 # No test needs another one before it: in an order of chance, which a failure can repeat by SEED=.
 test-random: SEED := $(or $(SEED),$(shell date +%s))
@@ -49,17 +49,17 @@ lint: .venv/test.stamp
 
 bench: .venv/serve.stamp
 	mkdir -p benchmarks/results
-	$(BIN)/python -m benchmarks.service --short --output benchmarks/results/short.json
+	$(BIN)/python -m benchmarks.serving.service --short --output benchmarks/results/short.json
 
 # Ten minutes of good, bad, slow and leaving callers: no growth of memory or files, no wrong answer.
 soak: .venv/test.stamp
 	mkdir -p benchmarks/results
-	$(BIN)/python -m benchmarks.soak --seconds $(DURATION) --workers $(WORKERS) --output benchmarks/results/soak.json --plot benchmarks/results/soak.png
+	$(BIN)/python -m benchmarks.serving.soak --seconds $(DURATION) --workers $(WORKERS) --output benchmarks/results/soak.json --plot benchmarks/results/soak.png
 
 # Whether the unit tests notice that what they test was changed, in copies in the folder `mutants`:
-# of all modules of the core, or MODULES='service/turns.py ...'; AGAIN=1 tries only what survived.
+# of all modules of the core, or MODULES='service/engines/device_share.py ...'; AGAIN=1 tries only what survived.
 mutants: .venv/mutants.stamp
-	$(BIN)/python -m tests.mutants $(if $(AGAIN),--again) $(MODULES)
+	$(BIN)/python -m tests.support.mutants $(if $(AGAIN),--again) $(MODULES)
 
 clean:
 	rm -rf .venv mutants

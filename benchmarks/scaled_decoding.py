@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import images
-from benchmarks.ceilings import MAX_PIXELS
+from benchmarks.common import images
+from benchmarks.serving.ceilings import MAX_PIXELS
 from models.preprocess import InputSpec, resize_and_crop, upright_rgb
-from service import catalog
-from service.decode import decode
+from service.inference.decoding import decode
+from service.repository import catalog
 
 
 def decoded_whole(data: bytes, spec: InputSpec) -> NDArray[np.uint8]:

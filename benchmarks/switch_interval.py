@@ -2,7 +2,7 @@
 
 python -m benchmarks.switch_interval --output results.json
 
-The service under full load with each value of `service.interpreter.SWITCH_SECONDS`, all of them in
+The service under full load with each value of `service.runtime.SWITCH_SECONDS`, all of them in
 each round, so that the machine's drift hits all alike.
 """
 
@@ -14,18 +14,19 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks import images
-from benchmarks.process import started
-from service.load import Target, closed_loop
-from service.load.document import as_text, document
+from benchmarks.common import images
+from benchmarks.common.process import started
+from service.cli.load.document import as_text, document
+from service.cli.load.runs import closed_loop
+from service.cli.load.target import Target
 
 SECONDS = (5e-3, 500e-6, 100e-6, 20e-6)  # CPython's own comes first
 CONNECTIONS = (16, 32, 64)
 PROGRAM = """
 import sys
-from service import interpreter
-interpreter.SWITCH_SECONDS = {}
-from service.cli import main
+from service import runtime
+runtime.SWITCH_SECONDS = {}
+from service.cli.main import main
 main()
 """
 

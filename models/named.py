@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from models.nearest import nearest
+from models.suggestions import nearest
 
 if TYPE_CHECKING:
     from models.resnet import Block

@@ -7,9 +7,9 @@ from typing import Any
 
 from models import named
 from models.named import CIFAR_PLANES, WIDE_STAGES, names
-from models.nearest import hint
 from models.preprocess import CIFAR, IMAGENET, InputSpec
 from models.resnet import Architecture, BlockFactory, ResNet
+from models.suggestions import hint
 
 __all__ = ["Variant", "build", "find", "names", "override", "variant"]
 

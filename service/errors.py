@@ -26,14 +26,15 @@
 
     ConfigError                   the configuration is impossible: one line, before the start
 
-HTTP statuses are the concern of `service.problems`. `reason` is the metrics' label.
+HTTP statuses are the concern of `service.http.problems`. `reason` is the metrics' label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
-from models.nearest import LISTED, nearest
+from models.suggestions import LISTED, nearest
 
 
 class ServiceError(Exception):
@@ -187,5 +188,21 @@ REFUSALS: tuple[type[ServiceError], ...] = (
 )
 
 
+KINDS = {kind.reason: kind for kind in REFUSALS}
+
+
 class ConfigError(ValueError):
     pass
+
+
+def refusal_of(error: BaseException) -> list[Any]:
+    """A refusal as JSON can hold it."""
+    reason = error.reason if isinstance(error, ServiceError) else ServiceError.reason
+    return [reason, str(error), error.retry_after if isinstance(error, Busy) else None]
+
+
+def error_of(refusal: list[Any]) -> ServiceError:
+    """What `refusal_of` was given."""
+    reason, detail, retry_after = refusal
+    kind = KINDS.get(reason, ServiceError)
+    return kind(detail, retry_after) if issubclass(kind, Busy) else kind(detail)

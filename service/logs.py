@@ -20,7 +20,7 @@ TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # The least that is told of these. What they warn of is what clients have sent, who are told of it
 # in their answers; in detail they repeat it, several lines for one image.
 LEVELS = {
-    # It also tells its own life; ours is told by service.server.
+    # It also tells its own life; ours is told by service.http.server.
     "uvicorn.error": logging.ERROR,
     "python_multipart": logging.CRITICAL,
 }

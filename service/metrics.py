@@ -33,7 +33,7 @@ PHASES = ("decode", "queue", "inference", "total")
 class Metrics:
     """One attribute for each metric; labels in the order in which they are given.
 
-    `multiprocess_mode` is for several processes; see `service.shared_metrics`.
+    `multiprocess_mode` is for several processes; see `service.workers.shared_metrics`.
     """
 
     def __init__(self) -> None:

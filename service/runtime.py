@@ -1,13 +1,25 @@
-"""What this process may use of the machine it runs on."""
+"""This process on its machine: its CPUs, its interpreter, its files and its threads."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ctypes
+import gc
 import math
 import os
-from collections.abc import Iterator
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator, MutableSet
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+T = TypeVar("T")
+# An engine that comes back from native code waits this long, in seconds, for a busy loop to give
+# the interpreter up: 5 ms a batch by CPython's own setting. How much that costs depends on the
+# load; benchmarks/results/switch_interval.json has a run in which drift hid most of it.
+SWITCH_SECONDS = 100e-6
 # A control group's CPU time and the period it is counted over, by version of control groups.
 QUOTA_FILES = {
     "cgroup2": ("cpu.max",),
@@ -101,3 +113,61 @@ def _lines(path: Path) -> list[str]:
         return path.read_text("utf-8").splitlines()
     except OSError:
         return []
+
+
+def tune_interpreter() -> None:
+    """Called by each process that serves, before it serves."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    settle_memory()
+
+
+def settle_memory() -> None:
+    """Exempts all that exists from garbage collection; called when something large has loaded.
+
+    A full collection visits every object of PyTorch, and stops all threads for 150 ms. What loading
+    took and freed goes back to the system: hundreds of megabytes, which malloc would keep.
+    """
+    gc.freeze()
+    with contextlib.suppress(AttributeError, OSError):  # Another C library than GNU's.
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def allow_files(count: int) -> None:
+    """Lets this process open so many files, if the hard limit does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def in_daemon(work: Callable[[], T], threads: MutableSet[threading.Thread]) -> T:
+    """What `work` returns, computed in a daemon thread, which is added to `threads`.
+
+    The end of the process does not wait for it, unlike for asyncio's own threads. Cancelling stops
+    the waiting, not the work.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(deliver: Callable[[], None]) -> None:
+        if not done.done():
+            deliver()
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            failure = error
+            _call(loop, lambda: settle(lambda: done.set_exception(failure)))
+        else:
+            _call(loop, lambda: settle(lambda: done.set_result(result)))
+
+    thread = threading.Thread(target=run, name="load", daemon=True)
+    threads.add(thread)
+    thread.start()
+    return await done
+
+
+def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(callback)

@@ -1,170 +1,222 @@
-"""Imports point one way, and each library is known only where it belongs."""
+"""The rooms of the house, and what holds in them: CONTRIBUTING.md has the picture."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("models/**/*.py")])
-
-# A module may import those of its own row and of any row below it.
-SERVICE = [
-    {"cli"},
-    {"commands"},
-    {"trial"},
-    {"supervisor", "front_end", "ray"},
-    {"server", "load", "acceptor"},
-    {"app"},
-    {"v2", "tracing"},
-    {"express", "admin", "embed", "explain"},
-    {"routes", "middleware", "access", "protocol"},
-    {"problems", "uploads"},
-    {"body"},
-    {"schemas"},
-    {"engine_process"},
-    {"fleet", "remote_fleet"},
-    {"remote"},
-    {"pipeline", "offline", "bulk"},
-    {"worker"},
-    {
-        "decode",
-        "batcher",
-        "engines",
-        "turns",
-        "watchdog",
-        "postprocess",
-        "shared_metrics",
-        "catalog",
-    },
-    {"directory", "plan"},
-    {"metrics", "exchange", "ledger", "child", "roster", "reload", "listener", "tls"},
-    {"ranking", "control", "task", "waiting"},
-    {"settings", "headers", "rows"},
-    {"keys", "sources", "specs"},
-    {
-        "errors",
-        "interpreter",
-        "logs",
-        "lease",
-        "daemon",
-        "client",
-        "choices",
-        "capacity",
-        "runtime",
-    },
-]
-MODELS = [
-    {"training", "interchange"},
-    {"bundle"},
-    {"classifier", "variants", "summary"},
-    {
-        "resnet",
-        "named",
-        "published",
-        "recorder",
-        "preprocess",
-        "labels",
-        "naming",
-        "builtin",
-        "digest",
-        "hardware",
-        "style",
-    },
-    {"formats", "nearest", "processor"},
-]
-# Libraries that only some modules of `service` may import.
-ONLY = {
+SERVICE = [path for path in FILES if path.is_relative_to(ROOT / "service")]
+GROUND = {"errors", "logs", "metrics", "runtime"}
+# What a room may import, beside itself and the ground files. `models` never imports `service`.
+ROOMS = {
+    "cli": {"ray", "workers", "http", "repository", "engines", "inference", "config", "client"},
+    "ray": {"http", "repository", "inference", "config"},
+    "workers": {"http", "repository", "inference", "config"},
+    "http": {"inference", "config"},
+    "repository": {"engines", "inference", "config"},
+    "engines": {"inference", "config"},
+    "inference": {"config"},
+    "config": set(),
+    "client": set(),
+}
+# Files that may import one room more than theirs.
+EXCEPTIONS = {("service.http.app", "repository")}
+# The same for `models`, whose files at the root are below all of them.
+MODEL_ROOMS = {
+    "interchange": {"labels"},
+    "training": {"data", "evaluation"},
+    "data": {"labels"},
+    "evaluation": {"data"},
+    "reports": {"training", "labels"},
+    "labels": set(),
+    "builtin": set(),
+}
+# Which rooms may import a library.
+LIBRARIES = {
     "torch": {"engines"},
     "openvino": {"engines"},
-    "fastapi": {
-        "admin",
-        "embed",
-        "explain",
-        "routes",
-        "problems",
-        "uploads",
-        "body",
-        "app",
-        "ray",
-        "server",
-    },
-    "starlette": {
-        "admin",
-        "express",
-        "middleware",
-        "tracing",
-        "access",
-        "problems",
-        "routes",
-        "ray",
-        "uploads",
-        "body",
-        "v2",
-    },
-    "ray": {"bulk", "ray"},
-    "uvicorn": {"server", "protocol"},
-    "opentelemetry": {"tracing"},
-    "prometheus_client": {"metrics", "ray", "shared_metrics"},
-    "PIL": {"decode", "explain", "headers", "engines", "client"},
+    "fastapi": {"http"},
+    "starlette": {"http", "ray"},
+    "uvicorn": {"http"},
+    "opentelemetry": {"http"},
+    "PIL": {"inference", "http", "client", "engines"},  # engines are timed with real files
+    "prometheus_client": {"metrics", "workers", "ray"},
+    "ray": {"ray", "cli"},
     "httpx": {"client"},
-    "click": {"cli", "commands"},
-    "yaml": {"sources"},
+    "click": {"cli"},
+    "yaml": {"config"},
 }
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def module_of(path: Path) -> str:
+    """A file's dotted name; that of a package is its `__init__`'s."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def module_of(path: Path) -> tuple[str, str]:
-    """The package and the name of its direct child that a file belongs to."""
-    package, *rest = path.relative_to(ROOT).with_suffix("").parts
-    return package, rest[0]
+NAMES = {module_of(path) for path in FILES}
 
 
-def row_of(rows: list[set[str]], name: str) -> int:
-    return next(i for i, row in enumerate(rows) if name in row)
+def room_of(module: str) -> str:
+    """The first folder or file below the package: `service.http.v2.codec` is in `http`."""
+    return module.partition(".")[2].partition(".")[0]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
-    package, name = module_of(path)
-    if name == "__init__":
-        return
-    rows = SERVICE if package == "service" else MODELS
-    for imported in imports(path):
-        head, _, rest = imported.partition(".")
-        target = rest.partition(".")[0]
-        assert not (package == "models" and head == "service"), "models never import service"
-        if head == package and any(target in row for row in rows):
-            assert row_of(rows, name) <= row_of(rows, target), f"{name} imports {target} above it"
-        if package == "service" and head in ONLY:
-            assert name in ONLY[head], f"{name} must not know {head}"
+def imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """The modules that a statement imports; names in a module of ours are that module."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    else:
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}"
+            yield name if name in NAMES else str(node.module)
 
 
-def test_every_module_has_its_row() -> None:
-    for path in FILES:
-        package, name = module_of(path)
-        if name not in ("__init__", "web"):
-            row_of(SERVICE if package == "service" else MODELS, name)
+def runtime_imports(path: Path, *, at_start: bool = False) -> Iterator[str]:
+    """What a file imports: not for type checkers only; `at_start`: as it is itself imported."""
+    skipped = (ast.FunctionDef, ast.AsyncFunctionDef) if at_start else ()
+    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imported(node)
+        typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not typing and not isinstance(node, skipped):
+            waiting += ast.iter_child_nodes(node)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_room_imports_only_rooms_below_it(path: Path) -> None:
+    module = module_of(path)
+    package, room = module.partition(".")[0], room_of(module)
+    rooms = ROOMS if package == "service" else MODEL_ROOMS
+    for target in runtime_imports(path):
+        if target.partition(".")[0] != package:
+            assert not (package == "models" and target.startswith("service")), target
+            assert not (room == "client" and target.startswith("models")), target
+            continue
+        other = room_of(target)
+        if room and room in rooms and other in rooms and other != room:
+            allowed = other in rooms[room] or (module, other) in EXCEPTIONS
+            assert allowed, f"{module} imports {target}: {room} may not know {other}"
+        if room not in rooms and room and package == "service":
+            assert other in GROUND, f"{module} is below all rooms, and imports {target}"
+        if room == "client":
+            assert other == "client", f"the client imports nothing of the service: {target}"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    graph = {
+        module_of(path): {
+            target for target in runtime_imports(path, at_start=True) if target in NAMES
+        }
+        - {module_of(path)}
+        for path in FILES
+    }
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("path", SERVICE, ids=name)
+def test_each_library_is_known_only_where_it_belongs(path: Path) -> None:
+    room = room_of(module_of(path))
+    for target in runtime_imports(path):
+        library = target.partition(".")[0]
+        assert room in LIBRARIES.get(library, {room}), f"{name(path)} must not know {library}"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "service.workers.supervisor",
+        "service.workers.front_end",
+        "service.inference.pipeline",
+        "service.cli.main",
+        "service.client",
+    ],
+)
+def test_what_does_not_compute_does_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_packages_have_empty_init_files() -> None:
+    """But those whose names users import, and data that is found by its package."""
+    spoken = {"models", "models.builtin", "models.labels", "service.client"}
+    full = {
+        module_of(path)
+        for path in FILES
+        if path.name == "__init__.py" and path.read_text("utf-8").strip()
+    }
+    assert full == spoken
+
+
+# Names that the client, whose names are its users', shares with the service's JSON and refusals.
+SPOKEN = {
+    "Busy", "Classification", "Embedding", "Explanation", "Health", "Input", "ModelInfo", "Models",
+    "Parity", "Prediction", "Region", "Timing", "UnknownModel", "Weights",
+}  # fmt: skip
+TO_RENAME = {"Answer", "Connection", "Decoded", "Fleet", "Model"}
+# Each is called so by whoever runs or imports it.
+SAME_STEMS = {
+    "__init__", "__main__",
+    "app",  # `service.ray.app:app`, and http's
+    "routes",
+    "metrics",  # Ray's
+    "models", "classify",  # a command, and the endpoints
+    "config", "convert", "train", "evaluate", "results",
+}  # fmt: skip
+
+
+def test_no_file_and_no_public_class_has_the_name_of_another() -> None:
+    stems = Counter(path.stem for path in SERVICE)
+    assert {stem for stem, count in stems.items() if count > 1} <= SAME_STEMS
+    classes = Counter(
+        node.name
+        for path in SERVICE
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert {name for name, count in classes.items() if count > 1} <= SPOKEN | TO_RENAME
+
+
+def test_only_the_ground_is_outside_the_rooms() -> None:
+    files = {path.stem for path in ROOT.glob("service/*.py")}
+    assert files == GROUND | {"__init__"}
+    folders = {path.parent.name for path in ROOT.glob("service/*/__init__.py")}
+    assert folders == set(ROOMS)
+
+
+def test_tests_mirror_modules() -> None:
+    """A test in a room's folder is called after a module of that room."""
+    for package in ("service", "models"):
+        for path in ROOT.glob(f"tests/{package}/*/**/test_*.py"):
+            folder = ROOT / path.parent.relative_to(ROOT / "tests")
+            assert folder.is_dir(), f"{name(path)} tests no room"
 
 
 # Settings, and what stands in for the processor.
-READ_THE_ENVIRONMENT = {ROOT / "service" / "settings.py", ROOT / "models" / "processor.py"}
+READ_THE_ENVIRONMENT = {
+    ROOT / "service" / "config" / "settings.py",
+    ROOT / "models" / "processor.py",
+}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=name)
 def test_only_settings_reads_the_environment(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text("utf-8")
     reads = "os.environ" in text or "getenv" in text
     assert not reads or path in READ_THE_ENVIRONMENT
 
@@ -173,12 +225,9 @@ def test_only_settings_reads_the_environment(path: Path) -> None:
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today"}
 
 
-SERVING = [path for path in FILES if module_of(path)[0] == "service"]
-
-
-@pytest.mark.parametrize("path", SERVING, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SERVICE, ids=name)
 def test_nothing_is_timed_by_a_clock_that_may_jump(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Attribute):
             assert ".".join(ast.unparse(node).split(".")[-2:]) not in WALL_CLOCKS
         elif isinstance(node, ast.ImportFrom) and node.module == "time":

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from models import variants
-from service.cli import main
-from service.problems import STATUSES
-from service.settings import ModelSettings, Settings
+from service.cli.main import main
+from service.config.settings import ModelSettings, Settings
+from service.http.problems import STATUSES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

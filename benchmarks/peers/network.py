@@ -20,10 +20,13 @@ from PIL import Image
 
 from models.bundle import Bundle
 from models.preprocess import resize_and_crop
-from service import capacity, catalog, engines
-from service.decode import decode
+from service.config import capacity
+from service.config.settings import ModelSettings, Settings
+from service.engines.devices import engines_for
+from service.engines.start import blueprint_of, start_first
+from service.inference.decoding import decode
+from service.repository import catalog
 from service.runtime import cpus
-from service.settings import ModelSettings, Settings
 
 Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
 
@@ -48,10 +51,8 @@ def build_engine(spec: str, bundle: Bundle) -> Infer:
     """
     model = ModelSettings(spec=spec, device="cpu", max_batch=MAX_BATCH)
     service = Settings(models=[model])
-    blueprint = engines.blueprint(
-        bundle, model, "cpu", service, request_seconds=capacity.USUAL_REQUEST
-    )
-    return engines.start_any(engines.engines_for(model, "cpu"), blueprint, None).infer
+    blueprint = blueprint_of(bundle, model, "cpu", service, request_seconds=capacity.USUAL_REQUEST)
+    return start_first(engines_for(model, "cpu"), blueprint, None).infer
 
 
 class Network(ABC):

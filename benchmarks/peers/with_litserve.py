@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from benchmarks.peers import network
 from models.preprocess import InputSpec
-from service import catalog
-from service.decode import decode
+from service.inference.decoding import decode
+from service.repository import catalog
 
 Row = NDArray[np.float32]
 RawImage = Annotated[bytes, Body(media_type="application/octet-stream")]

@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from models import published
 from models.bundle import Bundle, BundleError
-from models.interchange import convert
-from models.interchange.checkpoint import IN_FOLDERS, read_json
+from models.interchange import torchvision_weights
+from models.interchange.convert import convert
 from models.interchange.download import fetch
-from models.interchange.extra import INSTALL
+from models.interchange.extras import INSTALL
+from models.interchange.pytorch.checkpoint import IN_FOLDERS, read_json
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
 
@@ -26,8 +26,8 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
         ValueError: there are no such weights, or they cannot be had; one line says why.
     """
     variant, _, weights = spec.partition(":")
-    row = published.find(variant, weights)
-    url = f"{published.URL}/{row.file}"
+    row = torchvision_weights.find(variant, weights)
+    url = f"{torchvision_weights.URL}/{row.file}"
     try:
         return _published(row, fetch(url, cache, row.sha256))
     except OSError as error:
@@ -39,7 +39,7 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
         raise BundleError(f"{unwritable}; nor can it be kept for once: {error}") from None
 
 
-def _published(row: published.Published, path: Path) -> Bundle:
+def _published(row: torchvision_weights.Published, path: Path) -> Bundle:
     return convert("torchvision", path, name=row.variant, variant=row.variant)
 
 

@@ -1,1 +1,0 @@
-"""Training and evaluation: data sets, augmentation, recipes and the loop."""

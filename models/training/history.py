@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.style import STYLE
+from models.plotting import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

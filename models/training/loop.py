@@ -17,15 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.classifier import Normalise
+from models.data import augment
+from models.data.seeds import mix
+from models.data.source import Source
 from models.hardware import native_precision
 from models.preprocess import InputSpec
 from models.resnet import ResNet
-from models.training import augment
+from models.training.checkpoint import CannotResume, Checkpoint
 from models.training.parallel import ALONE, World, global_norms
 from models.training.recipes import Recipe
-from models.training.seeds import mix
-from models.training.source import Source
-from models.training.state import CannotResume, Checkpoint
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_FROM = 200  # steps; compiling takes as long as tens of them

@@ -15,7 +15,7 @@ def keep_freed() -> None:
 
     glibc returns each block of over 32 MiB when it is freed, and Linux fills it with zeros, page
     by page, when it is taken again: for a small network a third of a training step on a CPU
-    (`python -m benchmarks.training`). Does nothing where there is no glibc.
+    (`python -m benchmarks.training.compare`). Does nothing where there is no glibc.
     """
     os.putenv("THP_MEM_ALLOC_ENABLE", "1")  # Read by torch when it first allocates.
     if not sys.platform.startswith("linux"):

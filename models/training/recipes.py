@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
-from models.nearest import hint
+from models.suggestions import hint
 
 Shape = Literal["constant", "linear", "cosine"]
 Unit = Literal["iterations", "epochs"]
@@ -30,7 +30,7 @@ class Recipe:
     """How to train.
 
     `paper`: where it comes from; `published`: how the source of the results that it is to give
-        begins in `models.training.published`.
+        begins in `models.reports.published`.
     `unit`, `phases`: the schedule; the last phase's end is the end of training.
     `batch_size`: images a step, over all processes. `learning_rate`: the schedule's peak.
     `weight_decay`: of "weights" (of convolutions and linear layers) or of "all" parameters, by

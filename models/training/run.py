@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from models import bundle, hardware, variants
 from models.bundle import Bundle
 from models.classifier import Classifier
+from models.data.datasets import Dataset
+from models.data.seeds import mix
+from models.data.source import Source
+from models.evaluation import temperature
+from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
 from models.preprocess import InputSpec
 from models.resnet import Architecture, ResNet
-from models.training import recipes, temperature
-from models.training.datasets import Dataset
-from models.training.evaluate import Evaluation, batches, evaluate, inference
+from models.training import recipes
+from models.training.checkpoint import Checkpoint
 from models.training.history import Epoch, History
 from models.training.loop import DEFAULT, Options, Progress, precision, train
 from models.training.parallel import ALONE, World
 from models.training.recipes import Recipe
-from models.training.seeds import mix
-from models.training.source import Source
-from models.training.state import Checkpoint
 
 STATE = "state.pt"
 

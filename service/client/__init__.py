@@ -10,22 +10,9 @@
 
 from __future__ import annotations
 
-from service.client.answers import (
-    Classification,
-    Embedding,
-    Explanation,
-    Health,
-    Input,
-    Item,
-    ModelInfo,
-    Prediction,
-    Region,
-    Timing,
-    Weights,
-)
 from service.client.asynchronous import AsyncClient
 from service.client.blocking import Client
-from service.client.failures import (
+from service.client.exceptions import (
     Busy,
     ClientError,
     DeadlinePassed,
@@ -37,6 +24,19 @@ from service.client.failures import (
     Unreachable,
     UnreadableAnswer,
     UnreadableImage,
+)
+from service.client.responses import (
+    Classification,
+    Embedding,
+    Explanation,
+    Health,
+    Input,
+    Item,
+    ModelInfo,
+    Prediction,
+    Region,
+    Timing,
+    Weights,
 )
 
 __all__ = [

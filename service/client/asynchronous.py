@@ -16,17 +16,7 @@ from urllib.parse import quote
 
 import httpx
 
-from service.client.answers import (
-    Classification,
-    Embedding,
-    Explanation,
-    Health,
-    Item,
-    ModelInfo,
-    Models,
-    read,
-)
-from service.client.failures import (
+from service.client.exceptions import (
     Busy,
     ClientError,
     DeadlinePassed,
@@ -39,6 +29,16 @@ from service.client.failures import (
     refusal,
 )
 from service.client.images import ImageLike, encoded, in_folder
+from service.client.responses import (
+    Classification,
+    Embedding,
+    Explanation,
+    Health,
+    Item,
+    ModelInfo,
+    Models,
+    read,
+)
 from service.client.retry import AGAIN, pause, retry_after
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class AsyncClient:
         `image`: a path, the bytes of a file, a binary file, a PIL image, or uint8 [H, W, 3].
 
         Raises:
-            ClientError: see `service.client.failures`.
+            ClientError: see `service.client.exceptions`.
         """
         asked = {"model": model, "top_k": top_k}
         return read(Classification, await self._ask("/v1/classify", image, asked))
@@ -133,7 +133,7 @@ class AsyncClient:
         """The features of an image that the network's head sees; `normalize`: of length 1.
 
         Raises:
-            ClientError: see `service.client.failures`.
+            ClientError: see `service.client.exceptions`.
         """
         asked = {"model": model, "normalize": normalize}
         return read(Embedding, await self._ask("/v1/embed", image, asked))
@@ -144,7 +144,7 @@ class AsyncClient:
         """Which parts of an image speak for a class, by default the likeliest.
 
         Raises:
-            ClientError: see `service.client.failures`.
+            ClientError: see `service.client.exceptions`.
         """
         asked = {"model": model, "class_id": class_id}
         return read(Explanation, await self._ask("/v1/explain", image, asked))
@@ -155,7 +155,7 @@ class AsyncClient:
         """A PNG of `explain`'s map over what the network saw of the image.
 
         Raises:
-            ClientError: see `service.client.failures`.
+            ClientError: see `service.client.exceptions`.
         """
         asked = {"model": model, "class_id": class_id, "format": "png"}
         return await self._ask("/v1/explain", image, asked)
@@ -221,7 +221,7 @@ class AsyncClient:
         """What is served, the default model first.
 
         Raises:
-            ClientError: see `service.client.failures`.
+            ClientError: see `service.client.exceptions`.
         """
         return read(Models, await self._answer("GET", "/v1/models")).models
 
@@ -229,7 +229,7 @@ class AsyncClient:
         """One model, with its card.
 
         Raises:
-            ClientError: see `service.client.failures`.
+            ClientError: see `service.client.exceptions`.
         """
         return read(ModelInfo, await self._answer("GET", f"/v1/models/{quote(name, safe='')}"))
 

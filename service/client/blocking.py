@@ -19,7 +19,9 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client.answers import (
+from service.client.asynchronous import AsyncClient
+from service.client.images import ImageLike, in_folder
+from service.client.responses import (
     Classification,
     Embedding,
     Explanation,
@@ -27,8 +29,6 @@ from service.client.answers import (
     Item,
     ModelInfo,
 )
-from service.client.asynchronous import AsyncClient
-from service.client.images import ImageLike, in_folder
 
 T = TypeVar("T")
 Loop = tuple[asyncio.AbstractEventLoop, asyncio.Event]

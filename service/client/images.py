@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from PIL import Image, ImageOps
 
-from service.client.failures import UnreadableImage
+from service.client.exceptions import UnreadableImage
 
 if TYPE_CHECKING:
     import numpy as np

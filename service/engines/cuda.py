@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from service.engines.blueprint import Blueprint
-from service.ranking import Ranking
-from service.task import Pixels
+from service.inference.ranking import Ranking
+from service.inference.tasks import Pixels
 
 
 class CudaEngine:
-    """See `service.engines.Engine`.
+    """See `service.engines.engine.Engine`.
 
     `classify`: pixels [N, H, W, 3] to probabilities [N, K] and maps [N, C, h, w]. With `graphs`,
     each batch size is captured once as a CUDA graph and replayed from then on: a ResNet's hundreds

@@ -8,12 +8,12 @@ import numpy as np
 
 from service.engines.blueprint import Blueprint
 from service.engines.tuning import Forward, Tuning
-from service.ranking import Ranking, rank
-from service.task import Pixels
+from service.inference.ranking import Ranking, rank
+from service.inference.tasks import Pixels
 
 
 class HostEngine:
-    """See `service.engines.Engine`; `tuning` says which threads compute `forward`."""
+    """See `service.engines.engine.Engine`; `tuning` says which threads compute `forward`."""
 
     in_flight = 1
 

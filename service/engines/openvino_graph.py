@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.classifier import Classifier
-from models.recorder import Operation, record
+from models.operations import Operation, record
 from service.engines.openvino_library import ops, ov
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -25,11 +25,11 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> 
     and the maps [N, C, h, w] that they came from.
 
     N is anything from 1 to `max_batch`, so that all batch sizes share one set of weights.
-    `ranges`, from `service.engines.calibrate` or empty, quantise the inputs of convolutions and of
-    the head to 8 bits per tensor, and their weights to 8 bits per output channel.
+    `ranges`, from `service.engines.quantisation` or empty, quantise the inputs of convolutions and
+    of the head to 8 bits per tensor, and their weights to 8 bits per output channel.
 
     Raises:
-        NotImplementedError: the network has an operation that `models.recorder` does not know.
+        NotImplementedError: the network has an operation that `models.operations` does not know.
     """
     images = ops.parameter(
         ov.PartialShape([ov.Dimension(1, max_batch), size, size, 3]), ov.Type.f32, name="images"

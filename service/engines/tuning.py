@@ -21,11 +21,12 @@ from PIL import Image
 
 from models import hardware
 from models.preprocess import InputSpec
-from service import capacity, runtime
-from service.capacity import PLAN, Costs
-from service.decode import decode
+from service import runtime
+from service.config import capacity
+from service.config.capacity import PLAN, Costs
 from service.engines import cache
 from service.engines.blueprint import Blueprint
+from service.inference.decoding import decode
 
 # Of the kept file.
 FORM = 2

@@ -11,13 +11,13 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from service import settings as configuration
+from service.config import settings as configuration
+from service.config.settings import ModelSettings, Settings
+from service.config.sources import SECRETS
 from service.errors import ConfigError
 from service.ray import router
 from service.ray.ingress import Ingress
 from service.ray.replica import Replica
-from service.settings import ModelSettings, Settings
-from service.sources import SECRETS
 
 log = logging.getLogger(__name__)
 INGRESS = "ingress"

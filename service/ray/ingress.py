@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
-from service.app import create_app
+from service.config.settings import Settings, validated
+from service.http.app import create_app
 from service.logs import log_to_stderr
 from service.ray.metrics import INGRESS, RayMetrics
-from service.ray.remote import RayFleet, RayPipeline
-from service.settings import Settings, validated
+from service.ray.repository import RayFleet, RayPipeline
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -11,8 +11,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import DeadlineExceeded, NotReady, QueueFull, ServiceError
-from service.pipeline import RETRY_SECONDS
-from service.problems import answer
+from service.http.problems import answer
+from service.inference.pipeline import RETRY_SECONDS
 
 TEXT = b"text/plain"
 ID = b"x-request-id"

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve
 
-from service import interpreter
-from service.errors import BadParameter, ServiceError
-from service.exchange import refusal_of
+from service import runtime
+from service.config.settings import Settings, validated
+from service.errors import BadParameter, ServiceError, refusal_of
+from service.inference.pipeline import Pipeline
+from service.inference.tasks import CLASSIFY, EMBED, Pixels
 from service.logs import log_to_stderr
-from service.pipeline import Pipeline
 from service.ray.metrics import REPLICA, RayMetrics
 from service.ray.reply import Refused, Reply, version_of
-from service.settings import Settings, validated
-from service.task import CLASSIFY, EMBED, Pixels
 
 if TYPE_CHECKING:
-    from service.fleet import Model
+    from service.repository.local import Model
 
 LOOK_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
@@ -34,8 +33,7 @@ class Replica:
 
     async def __init__(self, told: dict[str, Any]) -> None:  # type: ignore[misc] # Ray awaits it.
         # Whoever composes the application, as the ingress, must not import torch.
-        from service.engine_process import facts_of  # noqa: PLC0415
-        from service.fleet import Fleet  # noqa: PLC0415
+        from service.repository.local import Fleet, facts_of  # noqa: PLC0415
 
         cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         settings = validated(Settings, **{"decode_threads": cpus, "engine_threads": cpus, **told})
@@ -53,7 +51,7 @@ class Replica:
         self._facts = facts_of(self._model)
         self._version = version_of(self._facts)
         self._pushing = asyncio.create_task(metrics.keep_pushing())
-        interpreter.tune()
+        runtime.tune_interpreter()
 
     async def greet(self, known: str) -> dict[str, Any]:
         """How the model is; and its facts, unless the caller knows them by their version."""

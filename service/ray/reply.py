@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from service.ranking import Row
-from service.task import Pixels
+from service.inference.ranking import Row
+from service.inference.tasks import Pixels
 
 # What the row of an answer is read by: it must be that of the replica that computed it.
 VERSIONED = ("input", "labels", "channels", "map_side")
@@ -16,7 +16,7 @@ VERSIONED = ("input", "labels", "channels", "map_side")
 class Reply(NamedTuple):
     """What one image became; times in seconds.
 
-    `facts` are the model's (see `service.engine_process.facts_of`), where the caller has those of
+    `facts` are the model's (see `facts_of`), where the caller has those of
     another version, as while a new model takes over; `pixels` what the network was given, for tasks
     that draw on them; `pace` the seconds of the engine's time for an image, as measured lately.
     """
@@ -34,7 +34,7 @@ class Reply(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Why an image became nothing, as `service.exchange.refusal_of` has it, and which replica
+    """Why an image became nothing, as `service.errors.refusal_of` has it, and which replica
     says so: not an exception, which Ray would log and send as a traceback."""
 
     refusal: list[Any]

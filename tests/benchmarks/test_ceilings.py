@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import ceilings, images
+from benchmarks.common import images
+from benchmarks.serving import ceilings
 from models.preprocess import CIFAR
 from tests.conftest import encoded
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import check_simulation as check
-from service.load.document import as_text
+from benchmarks.scale import check_simulation as check
+from service.cli.load.document import as_text
 
 
 @pytest.mark.slow

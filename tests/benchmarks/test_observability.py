@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from benchmarks import observability
-from benchmarks.observability import Turn
+from benchmarks.serving import observability
+from benchmarks.serving.observability import Turn
 
 
 def test_services_are_compared_within_a_round() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks import images, overload
+from benchmarks.common import images
+from benchmarks.serving import overload
 
 
 @pytest.mark.slow

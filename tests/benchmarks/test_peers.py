@@ -17,8 +17,8 @@ from benchmarks.peers.figures import failures_of, summarise, table
 from benchmarks.peers.servers import HERE, PEERS, PeerFailed, multipart, started
 from benchmarks.peers.supervise import descendants
 from models.classifier import Classifier
-from service import catalog
-from service.decode import decode
+from service.inference.decoding import decode
+from service.repository import catalog
 
 SPEC = "builtin:resnet20-cifar10"
 

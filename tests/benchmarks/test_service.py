@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import images, service
-from benchmarks.process import peak_memory, started
-from service.load.document import as_text
+from benchmarks.common import images
+from benchmarks.common.process import peak_memory, started
+from benchmarks.serving import service
+from service.cli.load.document import as_text
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import simulate as command
-from benchmarks.simulation import Fleet, Host, Outcome, Scaling, arrivals, simulate
-from benchmarks.simulation.balancers import POLICIES
+from benchmarks.scale import simulate as command
+from benchmarks.scale.simulation import Fleet, Host, Outcome, Scaling, arrivals, simulate
+from benchmarks.scale.simulation.balancers import POLICIES
 from service.engines.buckets import HANDOVER, Buckets
 
 TABLE = {1: 0.004, 2: 0.005, 4: 0.007, 8: 0.012}
@@ -131,7 +131,7 @@ class Recorded(Buckets):
 
 
 def test_batches_are_those_of_the_services_own_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.simulation.node.Buckets", Recorded)
+    monkeypatch.setattr("benchmarks.scale.simulation.node.Buckets", Recorded)
     # Five are best as four and one here: eight take longer than both.
     uneven = {1: 0.003, 4: 0.005, 8: 0.02}
     found = simulate(Fleet(replace(HOST, batch_seconds=uneven)), poisson(600, 2.0), 2.0)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import soak
-from benchmarks.callers import KINDS
-from benchmarks.soak import MIB, Plan, Sample
+from benchmarks.serving import soak
+from benchmarks.serving.callers import KINDS
+from benchmarks.serving.soak import MIB, Plan, Sample
 
 
 @pytest.mark.slow

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import torch_resnet_example, training
-from benchmarks.stopwatch import Enough, Stopwatch
+from benchmarks.common.stopwatch import Enough, Stopwatch
+from benchmarks.training import compare, torch_resnet_example
 from models import labels, variants
 from models.classifier import Normalise
+from models.data.datasets import Dataset
 from models.hardware import native_precision
 from models.preprocess import CIFAR
-from models.training.datasets import Dataset
 
-PLAN = training.Plan(steps=4, warm_up=2, batch_size=8, images=24, workers=0, compiled=False)
+PLAN = compare.Plan(steps=4, warm_up=2, batch_size=8, images=24, workers=0, compiled=False)
 
 
 def test_a_stopwatch_leaves_the_first_steps_out() -> None:
@@ -35,7 +35,7 @@ def test_a_stopwatch_leaves_the_first_steps_out() -> None:
 
 @pytest.mark.precision
 def test_our_side_trains_for_as_long_as_asked() -> None:
-    figures = training.ours(PLAN, keep_freed=False)
+    figures = compare.ours(PLAN, keep_freed=False)
     assert figures["steps"] >= PLAN.steps
     assert figures["images_per_second"] == pytest.approx(
         8 * figures["steps"] / figures["seconds"], rel=0.05
@@ -47,15 +47,15 @@ def test_our_side_trains_for_as_long_as_asked() -> None:
 
 
 def test_their_side_is_the_library_itself() -> None:
-    pytest.importorskip("deep_trainer", reason=training.INSTALL)
-    figures = training.theirs(PLAN)
+    pytest.importorskip("deep_trainer", reason=compare.INSTALL)
+    figures = compare.theirs(PLAN)
     assert figures["steps"] == PLAN.steps
     assert figures["images_per_second"] > 0
 
 
 def test_their_loop_really_learns() -> None:
-    pytest.importorskip("deep_trainer", reason=training.INSTALL)
-    data = training.images(16)
+    pytest.importorskip("deep_trainer", reason=compare.INSTALL)
+    data = compare.images(16)
     laps: list[int] = []
     torch.manual_seed(0)
     network = torch_resnet_example.train(
@@ -105,24 +105,24 @@ def test_their_optimizer_decays_weights_alone() -> None:
 
 
 def test_a_round_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(training.__file__).parents[1])
-    figures = training._in_a_process(training.OURS, PLAN)
+    monkeypatch.chdir(Path(compare.__file__).parents[1])
+    figures = compare._in_a_process(compare.OURS, PLAN)
     assert figures["steps"] >= PLAN.steps
 
 
 def test_a_side_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(SystemExit, match="torch-resnet failed: status 1"):
-        training._in_a_process(training.THEIRS, PLAN)
+        compare._in_a_process(compare.THEIRS, PLAN)
 
 
 def test_what_is_missing_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "NEEDED", ("torch", "no_such_package"))
+    monkeypatch.setattr(compare, "NEEDED", ("torch", "no_such_package"))
     with pytest.raises(SystemExit, match=r"needs no_such_package: pip install --no-deps -r bench"):
-        training.measure(PLAN, rounds=1)
-    requirements = Path(training.__file__).parent / "training-requirements.txt"
+        compare.measure(PLAN, rounds=1)
+    requirements = Path(compare.__file__).parent / "training-requirements.txt"
     assert requirements.is_file()
-    assert training.INSTALL.endswith(f"benchmarks/{requirements.name}")
+    assert compare.INSTALL.endswith(f"benchmarks/{requirements.name}")
 
 
 def test_a_table_has_both_sides_and_their_ratio() -> None:
@@ -136,12 +136,12 @@ def test_a_table_has_both_sides_and_their_ratio() -> None:
         "n": 3,
         "plan": {"device": "cpu"},
         "images_per_second": {
-            training.THEIRS: side(100.0, 90.0, 110.0),
-            training.OURS: side(250.0, 240.0, 255.0, busy=0.97),
+            compare.THEIRS: side(100.0, 90.0, 110.0),
+            compare.OURS: side(250.0, 240.0, 255.0, busy=0.97),
         },
         "ratio": 2.5,
     }
-    lines = training.table(figures).splitlines()
+    lines = compare.table(figures).splitlines()
     assert lines[0] == "A CPU, 2 threads, n = 3"
     assert "100.0 images/s (90 to 110; eager, fp32)" in lines[1]
     assert "250.0 images/s (240 to 255; compiled, fp32, device busy 97%)" in lines[2]

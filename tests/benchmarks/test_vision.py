@@ -11,7 +11,7 @@ PROGRAM = """
 import sys
 import torch
 from PIL import Image
-from benchmarks.vision import DECLARED, import_torchvision
+from benchmarks.common.vision import DECLARED, import_torchvision
 
 if "for another torch" in sys.argv:
     def refuse(path):

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import os
 
-from benchmarks.nodes import ENVIRONMENT
+from benchmarks.ray.nodes import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)

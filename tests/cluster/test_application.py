@@ -89,7 +89,7 @@ def test_our_yaml_is_what_ray_and_we_expect() -> None:
 
 
 def test_only_replicas_import_torch() -> None:
-    code = "import service.ray.app, service.ray.remote, sys; sys.exit('torch' in sys.modules)"
+    code = "import service.ray.app, service.ray.repository, sys; sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-W", "ignore", "-c", code]
     assert subprocess.run(command, check=False).returncode == 0
 

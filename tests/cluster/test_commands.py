@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.nodes import ROOT, STORE_BYTES, until
+from benchmarks.ray.nodes import ROOT, STORE_BYTES, until
 from tests.conftest import client, encoded
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.nodes import PATIENCE_SECONDS, Nodes, nodes, until
+from benchmarks.ray.nodes import PATIENCE_SECONDS, Nodes, nodes, until
 from tests.conftest import Service, client, encoded, started
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")

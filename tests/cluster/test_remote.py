@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from models.preprocess import CIFAR
-from service.errors import EngineFailed, NotReady, QueueFull, ServiceError
-from service.exchange import refusal_of
+from service.config.settings import ModelSettings, Settings
+from service.errors import EngineFailed, NotReady, QueueFull, ServiceError, refusal_of
+from service.inference.ranking import Row
 from service.metrics import Metrics
-from service.ranking import Row
-from service.settings import ModelSettings, Settings
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [
@@ -118,15 +117,15 @@ def test_a_look_at_a_model(
     calls: int,
     heard: bool,
 ) -> None:
-    from service.ray import remote
+    from service.ray import repository
 
-    monkeypatch.setattr(remote, "GREETING_SECONDS", 0.5)
+    monkeypatch.setattr(repository, "GREETING_SECONDS", 0.5)
     method = Method(*answers)
 
-    async def look() -> remote.Replicas:
+    async def look() -> repository.Replicas:
         handle: Any = Handle(method, Method())
         row = ModelSettings(spec="builtin:resnet20-cifar10")
-        replicas = remote.Replicas(handle, row, patience=10)
+        replicas = repository.Replicas(handle, row, patience=10)
         replicas.ready = True
         replicas.heard = asyncio.get_running_loop().time() - (0 if heard else 11)
         await replicas.look()
@@ -134,7 +133,7 @@ def test_a_look_at_a_model(
 
     replicas = asyncio.run(look())
     assert replicas.ready == (heard if ready is None else ready)
-    assert (replicas.reason == remote.SILENT) == (ready is None and not heard)
+    assert (replicas.reason == repository.SILENT) == (ready is None and not heard)
     assert method.calls == calls
 
 
@@ -160,16 +159,16 @@ def test_an_image_is_computed_by_a_replica_that_is_ready(
     rests: set[str],
     resting_until: dict[str, float],
 ) -> None:
-    from service.ray import remote
+    from service.ray import repository
 
     settings = Settings(models=[ModelSettings(spec="builtin:resnet20-cifar10")])
     method = Method(*answers)
 
     async def compute() -> Any:
         handle: Any = Handle(Method(greeting(True)), method)
-        fleet = remote.RayFleet(settings, [handle], metrics := Metrics())
+        fleet = repository.RayFleet(settings, [handle], metrics := Metrics())
         await fleet.greet()
-        pipeline = remote.RayPipeline(settings, metrics, fleet)
+        pipeline = repository.RayPipeline(settings, metrics, fleet)
         deadline = asyncio.get_running_loop().time() + 100
         return await pipeline.compute(pipeline.find(None), b"an image", deadline)
 

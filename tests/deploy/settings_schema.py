@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service.settings import Settings
+from service.config.settings import Settings
 
 CHART = Path(__file__).parents[2] / "deploy/kubernetes/chart"
 FILE = CHART / "values.schema.json"
@@ -26,7 +26,7 @@ NEEDED = ["shutdown_grace_s", "shutdown_timeout_s"]
 
 
 def of_settings() -> dict[str, Any]:
-    """The schema's `$defs`: settings and models as `service.settings` describes them."""
+    """The schema's `$defs`: settings and models as `service.config.settings` describes them."""
     whole = _without_noise(Settings.model_json_schema())
     models = whole.pop("$defs")
     settings = dict(whole["properties"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import PREFIX, Settings
+from service.config.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {"gpu": "service-gpu", "cpu": "service-cpu"}

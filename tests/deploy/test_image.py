@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.test_tls import self_signed
+from tests.service.http.test_tls import self_signed
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from service.child import MARGIN_SECONDS
-from service.listener import NEW_CONNECTION_SECONDS
-from service.settings import load
+from service.config.settings import load
+from service.http.listener import NEW_CONNECTION_SECONDS
+from service.workers.process import MARGIN_SECONDS
 from tests.conftest import client, encoded, started
 from tests.deploy.test_image import one, stages
 from tests.e2e.test_runtime_models import write

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from service.child import MARGIN_SECONDS
-from service.keys import TOO_OPEN
-from service.listener import NEW_CONNECTION_SECONDS
+from service.config.keys import TOO_OPEN
+from service.config.settings import PREFIX, Settings, load
+from service.http.listener import NEW_CONNECTION_SECONDS
+from service.http.routers.classify import router
 from service.metrics import Metrics
-from service.routes import router
-from service.settings import PREFIX, Settings, load
+from service.workers.process import MARGIN_SECONDS
 from tests.deploy.chart import SETS
 from tests.deploy.test_image import one, stages
 from tests.deploy.test_monitoring import exposed

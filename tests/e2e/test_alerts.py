@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from service.load import Target, open_loop
-from tests.collector import collecting
+from service.cli.load.runs import open_loop
+from service.cli.load.target import Target
 from tests.conftest import PATIENCE, Service, client, encoded
 from tests.deploy.test_monitoring import alerts
 from tests.e2e.test_faults import commanded
 from tests.e2e.test_prometheus import panels, query, scraping
 from tests.e2e.test_workers import until
+from tests.support.collector import collecting
 
 pytestmark = [
     pytest.mark.slow,

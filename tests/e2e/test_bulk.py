@@ -18,11 +18,11 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from service import catalog
-from service.decode import decode
-from tests import rounding
+from service.inference.decoding import decode
+from service.repository import catalog
 from tests.conftest import CACHE, COMMAND, PATIENCE, encoded
-from tests.service.test_commands import run
+from tests.service.cli.test_commands import run
+from tests.support import rounding
 
 DISTINCT = [encoded(size=(32, 8 + 8 * number)) for number in range(5)]
 SPEC = "builtin:resnet10-cifar10"

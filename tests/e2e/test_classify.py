@@ -11,9 +11,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from service import catalog
-from tests import rounding
+from service.repository import catalog
 from tests.conftest import Service, client, encoded
+from tests.support import rounding
 
 PNG = {"Content-Type": "image/png"}
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from service import catalog
-from tests import rounding
+from service.repository import catalog
 from tests.conftest import Service, encoded
-from tests.service.test_commands import run
+from tests.service.cli.test_commands import run
+from tests.support import rounding
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_asking_a_service_does_not_import_torch(service: Service, photos: Path) 
     probe = """
 import sys
 import tarfile
-from service.cli import main
+from service.cli.main import main
 main(standalone_mode=False)
 print("torch" in sys.modules)
 """

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from service.http.routers.classify import WEB
 from service.metrics import PHASES
-from service.routes import WEB
 from tests.conftest import Service, client, encoded
 
 FIELDS = {
@@ -242,5 +242,5 @@ def test_the_pages_and_their_parts_are_served_with_a_strict_policy(service: Serv
 
 
 def test_every_part_of_the_pages_is_listed() -> None:
-    folder = resources.files("service.web")
+    folder = resources.files("service.http.web")
     assert set(WEB) == {file.name for file in folder.iterdir()} - {"__init__.py", "__pycache__"}

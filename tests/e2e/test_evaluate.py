@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import bundle
-from models.training import datasets
-from models.training.evaluate import batches, evaluate
-from service import catalog, offline
-from service.cli import main
-from tests import rounding
+from models.data import datasets
+from models.evaluation.evaluate import batches, evaluate
+from service.cli.main import main
+from service.repository import catalog, offline
 from tests.conftest import Service, client, started
+from tests.support import rounding
 
 CARD = "# For a test\n\nNot for *anybody* else.\n"
 KINDS = ("PNG", "JPEG", "WEBP")

@@ -15,10 +15,10 @@ from PIL import Image
 from models import bundle, preprocess
 from models.preprocess import CIFAR, InputSpec
 from models.resnet import Architecture
-from service import catalog
-from service.decode import decode
-from tests import rounding
+from service.inference.decoding import decode
+from service.repository import catalog
 from tests.conftest import Service, client, encoded, started
+from tests.support import rounding
 
 IMAGE = encoded(size=(40, 32))
 MODEL = "builtin:resnet20-cifar10"

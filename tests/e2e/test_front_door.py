@@ -20,7 +20,7 @@ from tests.conftest import COMMAND, Service, client, encoded, started
 from tests.e2e.test_classify import is_problem
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_start import fail
-from tests.service.test_tls import self_signed
+from tests.service.http.test_tls import self_signed
 
 API, OTHER, ADMIN = "an-api-key-0123456789", "another-key-0123456789", "an-admin-key-0123456789"
 KEY = {"X-API-Key": API}

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import Service, client, encoded, started
-from tests.hostile import images, wire
+from tests.support.hostile import images, wire
 
 MEGABYTE = 2**20
 # Over what the service had before: an image of the most pixels, converted, and its body.

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.process import processes
+from benchmarks.common.process import processes
 from models.hardware import native_precision
 from tests.conftest import CACHE, CHOSEN, COMMAND, clean_environment, client, encoded, started
 

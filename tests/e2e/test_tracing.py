@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.collector import Collector, Span, collecting
 from tests.conftest import Service, client, encoded, started
+from tests.support.collector import Collector, Span, collecting
 
 SERVER, ERROR = 2, 2  # as the protocol numbers them
 PHASES = {"decode", "queue", "inference"}
@@ -265,12 +265,12 @@ def test_a_collector_that_is_dead_costs_a_line() -> None:
         for _ in range(60):
             assert client.post(f"{s.url}/v1/classify", content=encoded()).status_code == 200
         until = time.monotonic() + 60
-        while not any("service.tracing" in line for line in s.log):
+        while not any("service.http.tracing" in line for line in s.log):
             assert time.monotonic() < until, s.log
             time.sleep(0.02)
         before = time.monotonic()
         assert s.end() == 0
         assert time.monotonic() - before < 20
     lines = [line for line in s.log if "WARNING" in line or "ERROR" in line]
-    assert len([line for line in lines if "service.tracing" in line]) <= 2
+    assert len([line for line in lines if "service.http.tracing" in line]) <= 2
     assert not any("Traceback" in line for line in s.log)

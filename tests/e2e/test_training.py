@@ -12,8 +12,7 @@ import pytest
 from models import bundle
 from models.training.history import LOG
 from tests.conftest import COMMAND, client, started
-from tests.models import tiny
-from tests.models.training import made
+from tests.support import made, tiny
 
 RUN = (
     *("--variant", "resnet20", "--set", "blocks=[1,1,1]", "--set", "planes=[4,8,8]"),

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from service import catalog
 from service.metrics import REASONS
-from tests import rounding
+from service.repository import catalog
 from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_runtime_models import ADMIN, KEY, write
 from tests.e2e.test_workers import until
-from tests.service.test_v2_inference import MALFORMED
+from tests.service.http.v2.test_codec import MALFORMED
+from tests.support import rounding
 
 NAME = "resnet20-cifar10"
 CLASSES = 10

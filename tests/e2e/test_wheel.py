@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.routes import WEB
+from service.http.routers.classify import WEB
 from tests.conftest import client, encoded, started
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def test_it_contains_labels_page_and_the_embedded_bundle(wheel: Path) -> None:
         "models/labels/cifar10.txt",
         "models/labels/cifar100.txt",
         "models/labels/imagenet1k.txt",
-        *(f"service/web/{file}" for file in WEB),
+        *(f"service/http/web/{file}" for file in WEB),
     ):
         assert wanted in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

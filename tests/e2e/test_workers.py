@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import catalog
-from tests import rounding
+from service.repository import catalog
 from tests.conftest import PATIENCE, Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_load import post, send_all, wait_for
 from tests.e2e.test_shutdown import load_until_gone
 from tests.e2e.test_start import fail
+from tests.support import rounding
 
 BUILTIN = 'model="resnet20-cifar10"'
 
@@ -35,7 +35,7 @@ BUILTIN = 'model="resnet20-cifar10"'
 def children(service: Service, module: str = "") -> list[int]:
     """The service's processes that run `service.MODULE`."""
     pids = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text()
-    return [pid for pid in map(int, pids.split()) if f"service.{module}" in command_of(pid)]
+    return [pid for pid in map(int, pids.split()) if f"service.workers.{module}" in command_of(pid)]
 
 
 def command_of(pid: int) -> str:

@@ -75,7 +75,7 @@ def spoiled(ranking: Any) -> Any:
 
 
 class Loader(importlib.abc.Loader):
-    """Loads `service.engines`, and then puts itself between the worker and every engine."""
+    """Loads `service.engines.start`, and then puts itself between the worker and every engine."""
 
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
@@ -97,7 +97,7 @@ class Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != "service.engines":
+        if name != "service.engines.start":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         assert spec is not None

@@ -12,8 +12,8 @@ from typing import Any
 import click
 import yaml
 
-from service import settings
-from service.cli import main
+from service.cli.main import main
+from service.config import settings
 from tests.deploy.chart import CHART
 from tests.deploy.test_schemas import MANIFESTS, check_compose, check_manifest, documents
 from tests.guides.blocks import Command
@@ -21,7 +21,7 @@ from tests.guides.blocks import Command
 ROOT = Path(__file__).parents[2]
 COMPOSE_COMMANDS = {"up", "down", "build", "logs", "ps", "exec", "pull", "restart"}
 ADDRESS = re.compile(r"https?://[\w.-]+(:\d+)?(/\S*)?")
-# A SPEC that is downloaded, as in service.catalog.
+# A SPEC that is downloaded, as in service.repository.catalog.
 DOWNLOADED = re.compile(r"hf:[\w.-]+/[\w.-]+|torchvision:\w+(:\w+)?")
 
 

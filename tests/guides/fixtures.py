@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 from models import bundle, labels
-from service import catalog
-from tests.models.interchange import reference
-from tests.models.tiny import randomised
-from tests.models.training import made
-from tests.models.training.test_cifar import packed, python
+from service.repository import catalog
+from tests.models.data.test_cifar import packed, python
+from tests.support import made, reference
+from tests.support.tiny import randomised
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from service import settings
-from service.cli import main
+from service.cli.main import main
+from service.config import settings
 from tests.conftest import CACHE, Service, started
 from tests.guides.blocks import Block, Command, commands, pattern
 from tests.guides.checks import CHECKS

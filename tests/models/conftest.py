@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models import bundle
-from tests.models import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from models.resnet import Architecture
-from tests.models import tiny
+from tests.support import tiny
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"block": "plain"}, "block must be one of basic, bottleneck, not 'plain'"),

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from models import bundle
-from models.training import datasets
-from models.training.evaluate import batches, evaluate, inference
-from tests.shared import SHARED, needs_shared
+from models.data import datasets
+from models.evaluation.evaluate import batches, evaluate, inference
+from tests.support.shared import SHARED, needs_shared
 
 NAMES = ("resnet10-cifar10", "resnet20-cifar10")
 

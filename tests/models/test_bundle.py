@@ -20,8 +20,7 @@ from models import bundle, labels, variants
 from models.bundle import Bundle, BundleError, WeightsMismatch
 from models.resnet import BasicBlock, ResNet
 from models.summary import count_parameters
-from tests import rounding
-from tests.models import tiny
+from tests.support import rounding, tiny
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import torch
 from models import bundle, labels, variants
 from models.bundle import BundleError, WeightsMismatch
 from models.preprocess import IMAGENET
-from tests.models import tiny
+from tests.support import tiny
 
 CHANGED = "its checksum does not match: the file was changed or damaged"
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from models.classifier import Classifier, Normalise
 from models.preprocess import CIFAR, IMAGENET, InputSpec
 from models.resnet import ResNet
-from tests import rounding
-from tests.models import tiny
+from tests.support import rounding, tiny
 
 
 def noise(count: int = 4, side: int = 8) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models import labels
-from tests.shared import SHARED, needs_shared
+from tests.support.shared import SHARED, needs_shared
 
 
 @pytest.mark.parametrize(

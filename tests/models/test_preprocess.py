@@ -24,7 +24,7 @@ from models.preprocess import (
     resize_and_crop,
     upright_rgb,
 )
-from tests import rounding
+from tests.support import rounding
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from service.cli.load.environment import machine
 
 from models import hardware, processor
-from service.load.environment import machine
-from service.settings import load
-from tests import other_cpu
+from service.config.settings import load
+from tests.support import other_cpu
 
 AMX = ("amx_bf16", "amx_int8", "amx_tile", "avx2", "avx512_bf16", "avx512_fp16", "avx512_vnni")
 
@@ -68,6 +68,6 @@ def test_every_process_below_is_told() -> None:
         found = subprocess.check_output(command, text=True).strip()
         assert found == hardware.native_precision("cpu")
         other = subprocess.check_output(
-            [sys.executable, "-m", "tests.other_cpu", *command], text=True
+            [sys.executable, "-m", "tests.support.other_cpu", *command], text=True
         )
         assert other.split()[-1] == {"bf16": "fp32", "fp32": "bf16"}[found]

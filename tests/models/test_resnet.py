@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from models import variants
 from models.resnet import BLOCKS, Architecture, PaddedShortcut, ResNet, make_shortcut, on_meta
-from tests import rounding
-from tests.models import tiny
+from tests.support import rounding, tiny
 
 Weights = Mapping[str, Tensor]
 FAMILIES = [("basic", False), ("bottleneck", False), ("basic", True), ("bottleneck", True)]

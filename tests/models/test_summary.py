@@ -19,7 +19,7 @@ from models.summary import (
     count_parameters,
     map_side,
 )
-from tests.models import tiny
+from tests.support import tiny
 
 
 def measured_macs(network: nn.Module, images: Tensor) -> int:

@@ -9,7 +9,9 @@ import pytest
 
 from service.logs import TEXT, Json, Text, fields, printable
 
-HOSTILE = 'a"b\\\r\n2026-01-01 00:00:00,000 INFO service.server: forged\x1b[31m\u2028\u202e\x85'
+HOSTILE = (
+    'a"b\\\r\n2026-01-01 00:00:00,000 INFO service.http.server: forged\x1b[31m\u2028\u202e\x85'
+)
 
 
 def record(message: str, *args: object, **more: Any) -> logging.LogRecord:
@@ -31,7 +33,7 @@ def test_text_is_one_line_whatever_it_repeats() -> None:
     line = Text(TEXT).format(record("said %s", HOSTILE))
     assert line.isprintable()
     assert line.endswith(
-        r"""INFO service.test: said a"b\\r\n2026-01-01 00:00:00,000 INFO service.server: """
+        r"""INFO service.test: said a"b\\r\n2026-01-01 00:00:00,000 INFO service.http.server: """
         r"forged\x1b[31m\u2028\u202e\x85"
     )
 

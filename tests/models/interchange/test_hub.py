@@ -15,13 +15,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, interchange, published, variants
-from models.interchange import hub
+from models import bundle, variants
+from models.interchange import convert, hub, torchvision_weights
 from models.interchange.download import DownloadError
 from models.preprocess import IMAGENET
-from service import catalog
 from service.errors import ConfigError
-from tests.models.interchange import libraries
+from service.repository import catalog
+from tests.support import libraries
 
 # A hub with these files; nothing else.
 Files = dict[str, bytes]
@@ -99,23 +99,25 @@ def resnet18_pth(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         labels=[f"class {i}" for i in range(network.architecture.num_classes)],
         provenance={},
     )
-    interchange.export_to("torchvision", made, path)
+    convert.export_to("torchvision", made, path)
     return path.read_bytes()
 
 
 @pytest.fixture
-def row(server: Hub, resnet18_pth: bytes, monkeypatch: pytest.MonkeyPatch) -> published.Published:
+def row(
+    server: Hub, resnet18_pth: bytes, monkeypatch: pytest.MonkeyPatch
+) -> torchvision_weights.Published:
     """A resnet18 that a server on this machine publishes."""
     digest = hashlib.sha256(resnet18_pth).hexdigest()[:8]
-    made = published.Published("resnet18", "IMAGENET1K_V9", digest, 232, 70.5, 90.25)
+    made = torchvision_weights.Published("resnet18", "IMAGENET1K_V9", digest, 232, 70.5, 90.25)
     server.files[f"/{made.file}"] = resnet18_pth
-    monkeypatch.setattr(published, "WEIGHTS", (*published.WEIGHTS, made))
-    monkeypatch.setattr(published, "URL", server.url)
+    monkeypatch.setattr(torchvision_weights, "WEIGHTS", (*torchvision_weights.WEIGHTS, made))
+    monkeypatch.setattr(torchvision_weights, "URL", server.url)
     return made
 
 
 def test_published_weights_are_downloaded_once_and_described(
-    server: Hub, row: published.Published, tmp_path: Path
+    server: Hub, row: torchvision_weights.Published, tmp_path: Path
 ) -> None:
     for spec in ("resnet18", "resnet18:V9", "resnet18:IMAGENET1K_V9", "resnet18:DEFAULT"):
         made = hub.from_torchvision(spec, tmp_path / "cache")
@@ -131,7 +133,7 @@ def test_published_weights_are_downloaded_once_and_described(
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
-    row: published.Published, tmp_path: Path
+    row: torchvision_weights.Published, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     assert hub.from_torchvision("resnet18", tmp_path / "file").input.resize == 232
@@ -139,7 +141,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_what_is_wrong_is_one_line(
-    server: Hub, row: published.Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Hub, row: torchvision_weights.Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refusal(spec: str) -> str:
         with pytest.raises(ConfigError, match=r"\A[^\n]+\Z") as caught:
@@ -151,7 +153,7 @@ def test_what_is_wrong_is_one_line(
     assert "404" in refusal("torchvision:resnet34")
     server.files[f"/{row.file}"] += b"more"
     assert "nothing was kept" in refusal("torchvision:resnet18")
-    monkeypatch.setattr(published, "URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(torchvision_weights, "URL", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="cannot be downloaded"):
         hub.from_torchvision("resnet18", tmp_path)
     assert "name a repository as OWNER/NAME" in refusal("hf:resnet-50")

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from models.data.datasets import Dataset
+from models.data.source import Resident
 from models.resnet import ResNet
 from models.training import loop
-from models.training.datasets import Dataset
+from models.training.checkpoint import CannotResume, Checkpoint
 from models.training.loop import Diverged, Options, Progress, train
 from models.training.parallel import World
 from models.training.recipes import RECIPES, Phase, Recipe
-from models.training.source import Resident
-from models.training.state import CannotResume, Checkpoint
-from tests import rounding
-from tests.models import tiny
+from tests.support import rounding, tiny
 
 RECIPE = replace(
     RECIPES["quick"],

@@ -14,8 +14,7 @@ from torch import nn
 from models import bundle
 from models.resnet import NormReLU
 from models.training.parallel import GlobalNorm, World, global_norms, join
-from tests import rounding
-from tests.models.training import made
+from tests.support import made, rounding
 
 TRAIN = (
     *("train", "--recipe", "quick", "--epochs", "2", "--batch-size", "8", "--device", "cpu"),

@@ -12,17 +12,17 @@ import torch
 
 from models import bundle
 from models.classifier import Classifier
+from models.data.datasets import Dataset
+from models.data.source import Resident
+from models.evaluation.evaluate import accuracy, inference
 from models.hardware import native_precision
-from models.training.datasets import Dataset
-from models.training.evaluate import accuracy, inference
+from models.training.checkpoint import CannotResume
 from models.training.history import Epoch, read
 from models.training.loop import Options, Progress
 from models.training.recipes import RECIPES
 from models.training.run import STATE, Plan, train_bundle
-from models.training.source import Resident
-from models.training.state import CannotResume
-from tests.models import tiny
-from tests.models.training.made import coloured
+from tests.support import tiny
+from tests.support.made import coloured
 
 RECIPE = replace(RECIPES["quick"], batch_size=8, learning_rate=0.02, crop_padding=1).lasting(
     "epochs", 6

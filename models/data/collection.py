@@ -1,0 +1,161 @@
+"""A set of labelled images that are opened one by one, whatever holds them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from models.data import cifar
+from models.data.listing import PARTS, Split, listing
+from models.labels import synsets
+from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
+
+Transform = Callable[[Image.Image, int], NDArray[np.uint8]]
+
+
+class Images(Protocol):
+    """Images in an order; `compressed` ones are opened in it only, by `each`."""
+
+    @property
+    def compressed(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def open(self, index: int) -> Image.Image: ...
+
+    def each(self) -> Iterator[Callable[[], Image.Image]]: ...
+
+    def part(self, rows: NDArray[np.int64]) -> Images: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """Images that are decoded already: `pixels` uint8 [N, H, W, 3]."""
+
+    pixels: NDArray[np.uint8]
+    compressed: bool = False
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def each(self) -> Iterator[Callable[[], Image.Image]]:
+        return (partial(self.open, index) for index in range(len(self)))
+
+    def part(self, rows: NDArray[np.int64]) -> InMemory:
+        return InMemory(self.pixels[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """`images`, their `targets` int64 [N] into `classes`, and where they came from."""
+
+    images: Images
+    targets: NDArray[np.int64]
+    classes: tuple[str, ...]
+    path: Path
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def part(self, rows: NDArray[np.int64]) -> Collection:
+        """The images `rows` int64 [n], which rise."""
+        return replace(self, images=self.images.part(rows), targets=self.targets[rows])
+
+    def relabelled(self, labels: Sequence[str]) -> Collection:
+        """The same images with targets that index `labels`.
+
+        Raises:
+            ValueError: a class is none of `labels`.
+        """
+        targets = positions(self.classes, labels, self.path.name)[self.targets]
+        return replace(self, targets=targets, classes=tuple(labels))
+
+
+def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDArray[np.int64]:
+    """Each class's index among `labels`: int64 [K]. A class may be called by its synset.
+
+    Raises:
+        ValueError: a class of `source` is none of `labels`.
+    """
+    index = {label: position for position, label in enumerate(labels)}
+    index |= {synset: position for position, synset in enumerate(synsets(labels))}
+    unknown = [label for label in classes if label not in index]
+    if unknown:
+        raise ValueError(f"{source}: class {unknown[0]!r} is no label of the model")
+    return np.array([index[label] for label in classes], dtype=np.int64)
+
+
+def find(path: Path, split: Split | None = None) -> Collection:
+    """The set at `path`: an official CIFAR archive, or a folder or tar archive of images.
+
+    Raises:
+        ValueError: see `cifar.Archive.read` and `listing.listing`.
+    """
+    archive = cifar.find(path)
+    if archive is not None:
+        pixels, targets, classes = archive.read(split)
+        return Collection(InMemory(pixels), targets, classes, path)
+    files = listing(path, split)
+    return Collection(files, files.targets, files.classes, path)
+
+
+def has_test_set(path: Path) -> bool:
+    """Whether `find` has a "test" split to give; a folder is not searched image by image."""
+    if cifar.find(path) is not None:
+        return True
+    if not path.is_dir():
+        try:
+            return len(listing(path, "test")) > 0
+        except ValueError:
+            return False
+    for folder, inner, _ in os.walk(path):
+        if set(inner) & (set(PARTS) - {"train"}):
+            return True
+        if len(Path(folder).relative_to(path).parts) >= 3:
+            inner.clear()
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """The transform that serving and evaluation use."""
+
+    spec: InputSpec
+
+    def __call__(self, image: Image.Image, seed: int = 0) -> NDArray[np.uint8]:
+        decode_at_scale(image, self.spec)
+        return resize_and_crop(upright_rgb(image), self.spec)
+
+
+def decoded(
+    opener: Callable[[], Image.Image], name: str, transform: Transform, seed: int = 0
+) -> NDArray[np.uint8]:
+    """`transform` of one image: uint8 [S, S, 3].
+
+    Raises:
+        ValueError: it cannot be read; the message names it.
+    """
+    try:
+        with opener() as image:
+            return transform(image, seed)
+    except UnidentifiedImageError:  # It would name an object of ours.
+        raise ValueError(f"{name} is no readable image (unknown format)") from None
+    except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} is no readable image ({reason})") from None

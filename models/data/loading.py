@@ -1,0 +1,161 @@
+"""Images read, cropped and collated by worker processes that go on living from epoch to epoch."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from models.data.collection import Images, Transform, decoded
+from models.data.datasets import Corrupt
+from models.data.seeds import mix
+
+
+class Request(NamedTuple):
+    """The rows `rank::world` of a batch. Unreadable images are `replaced` by others of it."""
+
+    indices: NDArray[np.int64]
+    rank: int = 0
+    world: int = 1
+    seed: int = 0
+    epoch: int = 0
+    replaced: bool = False
+
+
+class Answer(NamedTuple):
+    """Images uint8 [n, S, S, 3], targets int64 [n], what could not be read, and what is wrong.
+
+    An error travels as text: a worker's exceptions arrive with its traceback.
+    """
+
+    images: Tensor
+    targets: Tensor
+    unreadable: list[str]
+    error: str
+
+
+class Reader(TorchDataset[Answer]):
+    """What a worker has: it answers requests."""
+
+    def __init__(
+        self,
+        images: Images,
+        targets: NDArray[np.int64],
+        size: int,
+        transform: Transform,
+        corrupt: Corrupt,
+    ) -> None:
+        self.images, self.targets, self.size = images, targets, size
+        self.transform, self.corrupt = transform, corrupt
+
+    def __getitem__(self, request: Request) -> Answer:
+        rows = range(request.rank, len(request.indices), request.world)
+        pixels = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
+        kept: list[int] = []
+        unreadable: list[str] = []
+        for row in rows:
+            following = len(request.indices) if request.replaced else 1
+            for index in np.roll(request.indices, -row)[:following].tolist():
+                seed = mix("crop", request.seed, request.epoch, index) if request.replaced else 0
+                try:
+                    pixels[len(kept)] = self._decoded(index, seed)
+                except ValueError as error:
+                    unreadable.append(str(error))
+                else:
+                    kept.append(index)
+                    break
+                if self.corrupt == "fail":
+                    return self._answer(pixels[:0], [], unreadable, unreadable[-1])
+            else:
+                if request.replaced:
+                    reason = f"{unreadable[-1]}, nor is any other of its batch"
+                    return self._answer(pixels[:0], [], unreadable, reason)
+        # A view would be sent to the main process with all that it is a view of.
+        whole = pixels if len(kept) == len(rows) else pixels[: len(kept)].copy()
+        return self._answer(whole, kept, unreadable, "")
+
+    def _decoded(self, index: int, seed: int) -> NDArray[np.uint8]:
+        opener = partial(self.images.open, index)
+        return decoded(opener, self.images.name(index), self.transform, seed)
+
+    def _answer(
+        self, pixels: NDArray[np.uint8], kept: list[int], unreadable: list[str], error: str
+    ) -> Answer:
+        targets = torch.from_numpy(self.targets[kept])
+        return Answer(torch.from_numpy(pixels), targets, unreadable, error)
+
+
+class _Requests:
+    """The sampler of one loader for many epochs, whose workers go on living."""
+
+    def __init__(self) -> None:
+        self.pending: Iterator[Request] = iter(())
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.pending
+
+
+class Loader:
+    """Answers to requests in their order, by `workers` processes or, with none, right here."""
+
+    def __init__(
+        self, reader: Reader, source: str, workers: int, report: Callable[[str], object]
+    ) -> None:
+        if workers < 0:
+            raise ValueError(f"workers must be at least 0, not {workers}")
+        self.reader, self.source, self.workers = reader, source, workers
+        self.report, self.named = report, set[str]()
+        self.requests = _Requests()
+        self._loaders: dict[bool, DataLoader[Answer]] = {}
+
+    def answers(self, requests: Iterator[Request], *, pinned: bool = False) -> Iterator[Answer]:
+        self.requests.pending = requests
+        if pinned not in self._loaders:
+            self._loaders[pinned] = self._made(pinned)
+        for answer in self._loaders[pinned]:
+            yield self.checked(answer)
+
+    def checked(self, answer: Answer) -> Answer:
+        """The answer, with its unreadable images reported once each.
+
+        Raises:
+            ValueError: the answer is an error.
+        """
+        if answer.error:
+            raise ValueError(f"{self.source}: {answer.error}")
+        for line in answer.unreadable:
+            if line not in self.named:
+                self.named.add(line)
+                self.report(f"{self.source}: {line}; left out")
+        return answer
+
+    def _made(self, pinned: bool) -> DataLoader[Answer]:
+        context = None
+        if self.workers and "forkserver" in multiprocessing.get_all_start_methods():
+            # A fork of this process would have its locks, but not the threads that hold them.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["__main__", __name__])
+        return DataLoader(
+            self.reader,
+            batch_size=None,
+            sampler=self.requests,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            collate_fn=_as_it_is,
+            pin_memory=pinned,
+            multiprocessing_context=context,
+            # Else each epoch would take a number from the generator that dropout draws from.
+            generator=torch.Generator(),
+        )
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer

@@ -1,0 +1,221 @@
+"""Sets too large for memory: each image is opened when its batch comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from models.data.collection import Centre, Collection, Images, Transform, find
+from models.data.crops import RandomCrop
+from models.data.datasets import Corrupt
+from models.data.listing import Split
+from models.data.loading import Loader, Reader, Request
+from models.data.seeds import mix
+from models.preprocess import InputSpec, Interpolation
+
+
+def global_batches(
+    count: int, seed: int, epoch: int, start: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Indices int64 [batch_size] of each whole batch of an epoch, from batch `start` on."""
+    # A CPU's order, which is the same on every machine.
+    generator = torch.Generator().manual_seed(mix("order", seed, epoch))
+    order = torch.randperm(count, generator=generator)
+    for at in range(start * batch_size, count - batch_size + 1, batch_size):
+        yield order[at : at + batch_size]
+
+
+class Streamed:
+    """A set of which each image is opened when its batch comes: a `Source` for ImageNet.
+
+    Every image is cropped at random, see `crops.RandomCrop`; by seed, epoch and its index alone.
+    With `augment` false it is resized and its centre cropped. `workers` processes read ahead.
+    `corrupt`: an image that cannot be read is an error, or the next image of its batch that can
+    be takes its place; `report` is called with a line for each, once. One epoch at a time.
+
+    Raises:
+        ValueError: a value is impossible, or the set is in a compressed archive.
+    """
+
+    def __init__(
+        self,
+        files: Images,
+        targets: NDArray[np.int64],
+        classes: tuple[str, ...],
+        source: str,
+        size: int,
+        workers: int,
+        *,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        shorter_side: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bilinear",
+        flip: bool = True,
+        augment: bool = True,
+        corrupt: Corrupt = "fail",
+        report: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        if files.compressed:
+            raise ValueError(
+                f"{source}: images in a compressed archive have no order but its own; decompress it"
+            )
+        transform: Transform = RandomCrop(
+            size=size,
+            scale=scale,
+            ratio=ratio,
+            shorter_side=shorter_side,
+            interpolation=interpolation,
+            flip=flip,
+        )
+        if not augment:
+            plain = InputSpec(
+                size=size, resize=size, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1)
+            )
+            transform = Centre(plain)
+        self.classes, self.source = classes, source
+        self._count = len(targets)
+        reader = Reader(files, targets, size, transform, corrupt)
+        self._loader = Loader(reader, source, workers, report)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(
+        self,
+        *,
+        seed: int,
+        epoch: int,
+        start: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        device: str,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Source`.
+
+        Raises:
+            ValueError: an image cannot be read, or with "skip" none of its batch; named.
+        """
+        requests = (
+            Request(indices.numpy(), rank, world, seed, epoch, replaced=True)
+            for indices in global_batches(self._count, seed, epoch, start, batch_size)
+        )
+        pinned = torch.device(device).type == "cuda"
+        for answer in self._loader.answers(requests, pinned=pinned):
+            yield (
+                answer.images.to(device, non_blocking=True),
+                answer.targets.to(device, non_blocking=True),
+            )
+
+
+class Stream:
+    """Every image of a set once, in order, as evaluation wants them; one batch in memory.
+
+    `skipped`: after a whole pass, why each unreadable image was left out.
+    """
+
+    def __init__(
+        self,
+        found: Collection,
+        spec: InputSpec,
+        *,
+        batch_size: int,
+        corrupt: Corrupt = "fail",
+        workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.classes, self.source = found.classes, found.path.name
+        self.skipped: list[str] = []
+        self._found, self._spec, self._batch_size = found, spec, batch_size
+        self._corrupt: Corrupt = corrupt
+        self._workers = 0 if found.images.compressed else workers
+        self._reader = Reader(found.images, found.targets, spec.size, Centre(spec), corrupt)
+        self._loader = Loader(self._reader, str(found.path), self._workers, lambda line: None)
+
+    def __len__(self) -> int:
+        """Images, the unreadable ones among them."""
+        return len(self._found)
+
+    def relabelled(self, labels: Sequence[str]) -> Stream:
+        """The same images with targets that index `labels`.
+
+        Raises:
+            ValueError: a class is none of `labels`.
+        """
+        return Stream(
+            self._found.relabelled(labels),
+            self._spec,
+            batch_size=self._batch_size,
+            corrupt=self._corrupt,
+            workers=self._workers,
+        )
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Batches of images uint8 [n, S, S, 3] and targets int64 [n]; the last may be smaller.
+
+        Raises:
+            ValueError: an image cannot be read; the message names it.
+        """
+        self.skipped = []
+        if self._found.images.compressed:
+            self._reader.images = _InOrder(self._found.images)
+        count = len(self)
+        requests = (
+            Request(np.arange(at, min(at + self._batch_size, count)))
+            for at in range(0, count, self._batch_size)
+        )
+        for answer in self._loader.answers(requests):
+            self.skipped += answer.unreadable
+            if len(answer.targets):
+                yield answer.images.numpy(), answer.targets.numpy()
+
+
+class _InOrder:
+    """Images of a compressed archive, each asked for once and in order."""
+
+    compressed = True
+
+    def __init__(self, images: Images) -> None:
+        self._images, self._openers = images, images.each()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return self._images.name(index)
+
+    def open(self, index: int) -> Image.Image:
+        return next(self._openers)()
+
+    def each(self) -> Iterator[Callable[[], Image.Image]]:
+        return self._openers
+
+    def part(self, rows: NDArray[np.int64]) -> Images:
+        return self._images.part(rows)
+
+
+def stream(
+    path: Path,
+    spec: InputSpec,
+    *,
+    batch_size: int,
+    split: Split | None = None,
+    corrupt: Corrupt = "fail",
+    workers: int = 0,
+) -> Stream:
+    """The images that `datasets.read` would give, batch by batch.
+
+    `workers` processes read ahead; a compressed archive is read by this one.
+
+    Raises:
+        ValueError: see `datasets.read`.
+    """
+    found = find(path, split)
+    return Stream(found, spec, batch_size=batch_size, corrupt=corrupt, workers=workers)

@@ -1,0 +1,146 @@
+"""What a network gets right and how sure it is of it, through whatever forward serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.classifier import Classifier
+from models.data.datasets import Dataset
+from models.evaluation.confidence import Reliability, reliability
+
+Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
+# Images uint8 [N, H, W, 3], and their classes int64 [N].
+Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+# A probability may underflow to zero, whose logarithm would hide all other images.
+LEAST = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Fractions of `images` whose class is the first, or among the first five predictions."""
+
+    top1: float
+    top5: float
+    images: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """One pass over labelled images.
+
+    `top1`, `top5`: fractions of `images` whose class is the first, or among the first five.
+    `nll`: the mean negative log-likelihood of the images' classes, in nats.
+    `confusion`: int64 [K, K], images of the row's class that were taken for the column's.
+    `reliability`: the images by the confidence of their answer.
+    """
+
+    top1: float
+    top5: float
+    images: int
+    nll: float
+    confusion: NDArray[np.int64]
+    reliability: Reliability
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error; see `Reliability`."""
+        return self.reliability.ece
+
+    @property
+    def per_class(self) -> NDArray[np.float64]:
+        """The accuracy on each class's images, float64 [K]; NaN for a class without images."""
+        counts = self.confusion.sum(axis=1)
+        unknown = np.full(len(counts), np.nan)
+        right = self.confusion.diagonal()
+        shares: NDArray[np.float64] = np.divide(right, counts, out=unknown, where=counts > 0)
+        return shares
+
+
+def evaluate(
+    infer: Infer,
+    batches: Iterable[Batch],
+    *,
+    progress: Callable[[int], object] = lambda count: None,
+    observe: Callable[[NDArray[np.float32], NDArray[np.int64]], object] = lambda rows, targets: (
+        None
+    ),
+) -> Evaluation:
+    """What `infer`, images uint8 [H, W, 3] to probabilities [N, K], makes of labelled images.
+
+    `batches` may come from a stream: only one of them is held at a time. `progress` is called
+    with the number of images that each has, `observe` with the probabilities [N, K] and the classes
+    [N] of each. Equal probabilities rank in the order of the classes.
+
+    Raises:
+        ValueError: there are no images, or a class is none of the network's K.
+    """
+    first = fifth = total = 0
+    nll = 0.0
+    confusion: NDArray[np.int64] | None = None
+    bins: Reliability | None = None
+    for images, targets in batches:
+        probabilities = infer(list(images))
+        count, classes = probabilities.shape
+        strange = targets[(targets < 0) | (targets >= classes)]
+        if strange.size:
+            raise ValueError(f"class {strange[0]} is none of the network's {classes}")
+        ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+        right = ranked == targets[:, None]
+        first += int(right[:, 0].sum())
+        fifth += int(right.sum())
+        likelihoods = probabilities[np.arange(count), targets].astype(np.float64)
+        nll -= float(np.log(np.maximum(likelihoods, LEAST)).sum())
+        if confusion is None:
+            confusion = np.zeros((classes, classes), np.int64)
+        np.add.at(confusion, (targets, ranked[:, 0]), 1)
+        found = reliability(probabilities, targets)
+        bins = found if bins is None else bins + found
+        total += count
+        observe(probabilities, targets)
+        progress(count)
+    if confusion is None or bins is None:
+        raise ValueError("there are no images to evaluate on")
+    return Evaluation(first / total, fifth / total, total, nll / total, confusion, bins)
+
+
+def batches(data: Dataset, batch_size: int) -> Iterator[Batch]:
+    """The images of `data` in its order, the last batch with what is left."""
+    for start in range(0, len(data.images), batch_size):
+        part = slice(start, start + batch_size)
+        yield data.images[part], data.targets[part]
+
+
+def accuracy(
+    infer: Infer,
+    data: Dataset,
+    *,
+    batch_size: int,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Accuracy:
+    """Top-1 and top-5 accuracy of `infer`: images uint8 [H, W, 3] to probabilities [N, K].
+
+    `progress` is called with the number of images each step has done.
+
+    Raises:
+        ValueError: see `evaluate`.
+    """
+    found = evaluate(infer, batches(data, batch_size), progress=progress)
+    return Accuracy(found.top1, found.top5, found.images)
+
+
+def inference(classifier: Classifier) -> Infer:
+    """`evaluate`'s forward for a classifier as it is, in the caller's precision."""
+    device = classifier.normalise.scale.device
+
+    def infer(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(images)).to(device)
+            probabilities: NDArray[np.float32] = classifier(batch).cpu().numpy()
+            return probabilities
+
+    return infer

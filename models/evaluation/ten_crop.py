@@ -1,0 +1,63 @@
+"""Ten views of an image, whose answers are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.evaluation.evaluate import Infer
+from models.preprocess import InputSpec
+
+Pixels = NDArray[np.uint8]
+
+
+def whole(spec: InputSpec) -> InputSpec:
+    """What to read images by, so that `ten` finds its crops in them.
+
+    The square in the middle of the resized image, `spec.resize` pixels a side (Krizhevsky 2012,
+    sections 2 and 4.1, whose 10-crop testing He 2015 names as its own, arXiv:1512.03385,
+    section 3.4).
+
+    Raises:
+        ValueError: the images are not resized to more than what the network sees.
+    """
+    if spec.resize == spec.size:
+        raise ValueError(
+            f"ten crops need images resized to more than the {spec.size} pixels that the network "
+            "sees; this model's are not, use --crops center"
+        )
+    return replace(spec, size=spec.resize)
+
+
+def ten(image: Pixels, size: int) -> list[Pixels]:
+    """The corners and the centre of uint8 [H, W, 3], `size` pixels a side, and their mirrors.
+
+    In the order: top left, top right, bottom left, bottom right, centre, and these five mirrored.
+    """
+    bottom, right = (side - size for side in image.shape[:2])
+    # The centre's corner rounds halves to even, as serving does.
+    corners = (
+        (0, 0),
+        (0, right),
+        (bottom, 0),
+        (bottom, right),
+        (round(bottom / 2), round(right / 2)),
+    )
+    views = [image[top : top + size, left : left + size] for top, left in corners]
+    return views + [view[:, ::-1] for view in views]
+
+
+def averaged(infer: Infer, size: int) -> Infer:
+    """`infer` on `ten` crops of each image: the mean of their probabilities, float32 [N, K]."""
+
+    def ten_times(images: Sequence[Pixels]) -> NDArray[np.float32]:
+        views = [view for image in images for view in ten(image, size)]
+        rows = infer(views)
+        means = rows.reshape(len(images), 10, -1).mean(axis=1, dtype=np.float64)
+        found: NDArray[np.float32] = means.astype(np.float32)
+        return found
+
+    return ten_times

@@ -1,0 +1,163 @@
+"""Keras's weight and model files (`.h5`, `.weights.h5`, `.keras`), read as data."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import BundleError
+from models.interchange import extras
+
+Arrays = Mapping[str, NDArray[Any]]
+"""A layer's `kernel` and `bias`, or `gamma`, `beta`, `moving_mean` and `moving_variance`."""
+
+NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+# What Keras 3 calls the list of a model's layers, and what Keras 2.13 to 2.15 did.
+LAYER_LISTS = ("layers", "_layer_checkpoint_dependencies")
+COUNTED = {"Conv2D": "conv2d", "BatchNormalization": "batch_normalization", "Dense": "dense"}
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """`layers`: every layer that the file lists, in its order, with its arrays, if it has any.
+    `configs`: the class and the settings of each layer, where the file holds the whole model."""
+
+    layers: dict[str, Arrays]
+    configs: dict[str, dict[str, Any]]
+
+
+def read_keras(path: Path) -> KerasFile:
+    """What is in a file that Keras 2 or 3 wrote.
+
+    Raises:
+        BundleError: it is no such file, or damaged; or the library that reads it is missing.
+    """
+    try:
+        h5py = extras.load("h5py")
+        config, source = None, path.open("rb")
+        with source:
+            if zipfile.is_zipfile(source):
+                with zipfile.ZipFile(source) as archive:
+                    config = json.loads(archive.read("config.json"))
+                    weights: Any = io.BytesIO(archive.read("model.weights.h5"))
+            else:
+                weights = path
+        with h5py.File(weights, "r") as file:
+            return _read(file, config)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+    except OSError as error:
+        reason = error.strerror or "no HDF5 file, or a damaged one"
+        raise BundleError(f"{path}: {reason}") from None
+    # h5py raises whatever damage leads to.
+    except Exception as error:  # noqa: BLE001
+        raise BundleError(f"{path}: no Keras file ({type(error).__name__})") from None
+
+
+def _read(file: Any, config: Any) -> KerasFile:
+    if "model_config" in file.attrs:
+        config = json.loads(file.attrs["model_config"])
+    configs = dict(_configs(config)) if config else {}
+    weights = file.get("model_weights", file)
+    if _texts(weights, "layer_names"):
+        return KerasFile(dict(_legacy_layers(weights)), configs)
+    stored = [entry for each in LAYER_LISTS if each in file for entry in _layers(file[each])]
+    if not stored:
+        raise BundleError("no Keras weights: it lists no layers")
+    named = all(entry.name for entry in stored)
+    found = {entry.name if named else entry.key: entry.arrays for entry in stored}
+    if len(found) < len(stored):
+        raise BundleError("holds models within models, and not the names of their layers")
+    if not configs:
+        return KerasFile(found, {})
+    keys = {} if named else _counted(configs)
+    return KerasFile({name: found.get(keys.get(name, name), {}) for name in configs}, configs)
+
+
+def _texts(group: Any, name: str) -> list[str]:
+    """A list of names; one that HDF5 had no room for is split into numbered ones."""
+    values = list(group.attrs.get(name, ()))
+    for index in range(len(group.attrs)):
+        values += list(group.attrs.get(f"{name}{index}", ()))
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _legacy_layers(group: Any) -> Iterator[tuple[str, Arrays]]:
+    for name in _texts(group, "layer_names"):
+        arrays: dict[str, dict[str, NDArray[Any]]] = {name: {}}
+        weights = {
+            each: each.split(":")[0].split("/") for each in _texts(group[name], "weight_names")
+        }
+        kinds = [parts[-1] for parts in weights.values()]
+        # A model within the model keeps all of its layers in one group.
+        nested = len(set(kinds)) < len(kinds)
+        for weight, parts in weights.items():
+            layer = parts[-2] if nested and len(parts) > 1 else name
+            arrays.setdefault(layer, {})[parts[-1]] = np.asarray(group[name][weight])
+        yield from arrays.items()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A layer of Keras 3: under its class's name and a number, and later under its own as well."""
+
+    key: str
+    name: str
+    arrays: Arrays
+
+
+def _layers(group: Any) -> Iterator[_Stored]:
+    for key in sorted(group, key=natural):
+        child = group[key]
+        variables = child.get("vars", {})
+        arrays = [np.asarray(variables[str(index)]) for index in range(len(variables))]
+        if arrays:
+            yield _Stored(key, str(variables.attrs.get("name", "")), _named(arrays))
+        for each in LAYER_LISTS:
+            if each in child:
+                yield from _layers(child[each])
+
+
+def natural(name: str) -> list[str | int]:
+    """Sorts layer 10 behind layer 9, and one without a number before all that have one."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _named(arrays: list[NDArray[Any]]) -> Arrays:
+    """Arrays that are only numbered, named by the order in which Keras makes them."""
+    dimensions = [array.ndim for array in arrays]
+    if dimensions == [1, 1, 1, 1]:
+        return dict(zip(NORM, arrays, strict=True))
+    if dimensions[0] in (2, 4) and dimensions[1:] in ([], [1]):
+        return dict(zip(("kernel", "bias"), arrays, strict=False))
+    return {f"variable {index}": array for index, array in enumerate(arrays)}
+
+
+def _configs(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    for layer in node["config"]["layers"]:
+        if "layers" in layer["config"]:
+            yield from _configs(layer)
+        else:
+            config = layer["config"]
+            yield config["name"], {**config, "class_name": layer["class_name"]}
+
+
+def _counted(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What layers are stored as where their own names are not kept: Keras numbers each class."""
+    counts: dict[str, int] = {}
+    found = {}
+    for name, config in configs.items():
+        if stored := COUNTED.get(config["class_name"]):
+            count = counts.get(stored, 0)
+            counts[stored] = count + 1
+            found[name] = f"{stored}_{count}" if count else stored
+    return found

@@ -1,0 +1,211 @@
+"""A bundle as an ONNX file, built from the operations of its network's own forward."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.bundle import Bundle, BundleError
+from models.classifier import Normalise
+from models.interchange.onnx.importer import MISSING
+from models.operations import Operation, record
+from models.resnet import ResNet
+
+OPSET, IR_VERSION = 17, 8
+BATCH = "N"
+
+
+def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
+    """Writes `bundle` for any batch size and images of its own size.
+
+    The graph computes float32 logits [N, K] from normalised float32 images [N, 3, H, W]; with the
+    option `with_preprocessing`, probabilities [N, K] from uint8 images [N, H, W, 3]. The bundle's
+    temperature is within those probabilities; beside logits, which stay as they are, the file's
+    metadata has it. Equal bundles give equal files.
+
+    Raises:
+        BundleError: the package onnx is not installed.
+    """
+    try:
+        content = _serialised(bundle, with_preprocessing=bool(options.get("with_preprocessing")))
+    except ImportError:
+        raise BundleError(f"{path}: {MISSING}") from None
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
+    from onnx import TensorProto, helper
+
+    network, size = bundle.network(), bundle.input.size
+    builder = _Builder(network)
+    images: Sequence[int | str]
+    if with_preprocessing:
+        images, kind = (BATCH, size, size, 3), TensorProto.UINT8
+        normalise = Normalise(bundle.input)
+        pixels = builder.node("Cast", ["images"], to=TensorProto.FLOAT)
+        scaled = builder.node("Mul", [pixels, builder.array("scale", normalise.scale)])
+        shifted = builder.node("Add", [scaled, builder.array("shift", normalise.shift)])
+        first = builder.node("Transpose", [shifted], perm=[0, 3, 1, 2])
+    else:
+        images, kind, first = (BATCH, 3, size, size), TensorProto.FLOAT, "images"
+    values = [first]
+    for operation in record(network, (3, size, size))[1:]:
+        inputs = [values[place] for place in operation.inputs]
+        values.append(NODES[operation.kind](builder, operation, inputs))
+    last = values[-1]
+    output = "probabilities" if with_preprocessing else "logits"
+    described: dict[str, Any] = {"labels": list(bundle.labels), **asdict(bundle.input)}
+    if bundle.temperature != 1.0:
+        if with_preprocessing:
+            # In the head's own operation: it stays a network that any reader knows.
+            (head,) = [each for each in builder.nodes if each.op_type == "Gemm"]
+            for name in ("alpha", "beta"):
+                head.attribute.append(helper.make_attribute(name, 1 / bundle.temperature))
+        else:
+            described["temperature"] = bundle.temperature
+    if bundle.card:
+        described["card"] = bundle.card
+    if with_preprocessing:
+        builder.node("Softmax", [last], output, axis=1)
+    else:
+        builder.node("Identity", [last], output)
+    graph = helper.make_graph(
+        builder.nodes,
+        bundle.variant or "resnet",
+        [helper.make_tensor_value_info("images", kind, images)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, (BATCH, len(bundle.labels)))],
+        builder.initializers,
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="resnet-serve",
+    )
+    helper.set_model_props(
+        model,
+        {"name": bundle.name}
+        | {key: json.dumps(value, ensure_ascii=False) for key, value in described.items()},
+    )
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+class _Builder:
+    """Nodes and their constants, with names that depend on nothing but the network."""
+
+    def __init__(self, network: ResNet) -> None:
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self.names = {id(value): name for name, value in network.state_dict(keep_vars=True).items()}
+        self.counts: dict[str, int] = {}
+
+    def node(self, op: str, inputs: Sequence[str], name: str = "", **attributes: Any) -> str:
+        """Adds a node; the name of its output, which is its own."""
+        from onnx import helper
+
+        name = name or self._numbered(op.lower())
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def _numbered(self, name: str) -> str:
+        self.counts[name] = number = self.counts.get(name, -1) + 1
+        return f"{name}_{number}"
+
+    def array(self, name: str, value: Tensor | NDArray[Any]) -> str:
+        """Adds a constant; its name."""
+        from onnx import numpy_helper
+
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous().numpy()
+        self.initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+    def layer(
+        self, op: str, inputs: list[str], tensors: Sequence[Tensor], **attributes: Any
+    ) -> str:
+        """Adds a node with the network's own tensors; both have the names they have there."""
+        added = [self.array(self.names[id(tensor)], tensor) for tensor in tensors]
+        name = self.names[id(tensors[0])].rpartition(".")[0]
+        return self.node(op, [*inputs, *added], name, **attributes)
+
+    def integers(self, name: str, values: Sequence[int]) -> str:
+        return self.array(self._numbered(name), np.array(values, np.int64))
+
+
+def _convolution(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    if it.options["dilations"] != (1, 1):
+        raise NotImplementedError("the export to ONNX knows plain convolutions only")
+    return to.layer(
+        "Conv",
+        inputs,
+        it.tensors,
+        kernel_shape=list(it.tensors[0].shape[2:]),
+        strides=list(it.options["strides"]),
+        pads=list(it.options["pads"] * 2),
+    )
+
+
+def _batch_norm(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    mean, variance, weight, bias = it.tensors
+    tensors = (weight, bias, mean, variance)
+    return to.layer("BatchNormalization", inputs, tensors, epsilon=it.options["eps"])
+
+
+def _max_pool(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    # onnxruntime would join zeros that were padded before to `pads`, which are minus infinity.
+    apart = any(each.op_type == "Pad" and each.name == inputs[0] for each in to.nodes)
+    pads = {"auto_pad": "VALID"} if apart else {"pads": list(it.options["pads"] * 2)}
+    return to.node(
+        "MaxPool",
+        inputs,
+        kernel_shape=list(it.options["kernel"]),
+        strides=list(it.options["strides"]),
+        ceil_mode=int(it.options["ceil"]),
+        **pads,
+    )
+
+
+def _pad(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    inputs = [*inputs, to.integers("pads", it.options["before"] + it.options["after"])]
+    if it.options["value"]:
+        value = np.array(it.options["value"], np.float32)
+        inputs.append(to.array(f"value_{len(to.nodes)}", value))
+    return to.node("Pad", inputs, mode="constant")
+
+
+def _slice(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    steps = it.options["steps"]
+    values = (
+        ("starts", [0] * len(steps)),
+        ("ends", [2**31 - 1] * len(steps)),
+        ("axes", list(steps)),
+        ("steps", list(steps.values())),
+    )
+    return to.node("Slice", [*inputs, *(to.integers(name, each) for name, each in values)])
+
+
+# Adds an operation on values of these names; the name of its result.
+NODES: dict[str, Callable[[_Builder, Operation, list[str]], str]] = {
+    "convolution": _convolution,
+    "linear": lambda to, it, inputs: to.layer("Gemm", inputs, it.tensors, transB=1),
+    "batch_norm": _batch_norm,
+    "relu": lambda to, it, inputs: to.node("Relu", inputs),
+    "max_pool": _max_pool,
+    "pad": _pad,
+    "add": lambda to, it, inputs: to.node("Add", inputs),
+    "slice": _slice,
+    "mean": lambda to, it, inputs: to.node("Flatten", [to.node("GlobalAveragePool", inputs)]),
+}

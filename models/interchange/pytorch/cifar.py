@@ -1,0 +1,165 @@
+"""Public CIFAR weights: the state dicts of widely copied PyTorch repositories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.bundle import BundleError
+from models.interchange.imported import Source
+from models.interchange.pytorch.checkpoint import read_checkpoint
+from models.interchange.pytorch.layout import (
+    TORCHVISION_RENAMES,
+    Layout,
+    Rename,
+    find,
+    shown,
+    stage,
+    to_ours,
+)
+from models.preprocess import CIFAR, IMAGENET, RGB
+
+# The mean of each image's deviation: not the data's, but what these repositories train with.
+MEAN_OF_STDS = (0.2023, 0.1994, 0.2010)
+CIFAR100: tuple[RGB, RGB] = (
+    (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
+    (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
+)
+# The wide networks' authors use one for both data sets, rounded in [0, 255].
+WIDE: tuple[RGB, RGB] = (
+    (125.3 / 255, 123.0 / 255, 113.9 / 255),
+    (63.0 / 255, 62.1 / 255, 66.7 / 255),
+)
+
+WEIAICUNZAI_HEAD: Rename = (r"^(?:fc|linear)\.", "head.")
+
+LAYOUTS = (
+    Layout(
+        name="akamaster/pytorch_resnet_cifar10",
+        has=(r"layer3\.", r"linear\.weight"),
+        lacks=(r"layer4\.",),
+        renames=TORCHVISION_RENAMES,
+        numerics={"shortcut_padding": "both"},
+        normalised={10: (IMAGENET.mean, IMAGENET.std)},
+    ),
+    Layout(
+        name="chenyaofo/pytorch-cifar-models",
+        has=(r"layer3\.", r"layer\d\.0\.downsample\.0\.weight", r"fc\.weight"),
+        lacks=(r"layer4\.",),
+        renames=TORCHVISION_RENAMES,
+        normalised={10: (CIFAR.mean, MEAN_OF_STDS)},
+    ),
+    # Its pre-activation networks too: no norm behind the stem, nor after the last block.
+    Layout(
+        name="kuangliu/pytorch-cifar",
+        has=(r"layer4\.", r"linear\.weight"),
+        lacks=(r"layer5\.",),
+        renames=TORCHVISION_RENAMES,
+        normalised={10: (CIFAR.mean, MEAN_OF_STDS)},
+    ),
+    Layout(
+        name="weiaicunzai/pytorch-cifar100",
+        has=(r"conv2_x\.0\.residual_function\.0\.weight",),
+        renames=(
+            (r"^conv1\.0\.", "stem.conv."),
+            (r"^conv1\.1\.", "stem.norm."),
+            (r"^conv(\d+)_x\.", lambda match: f"stages.{int(match[1]) - 2}."),
+            (r"\.residual_function\.([036])\.", lambda m: f".conv{int(m[1]) // 3 + 1}."),
+            (r"\.residual_function\.([147])\.", lambda m: f".bn{int(m[1]) // 3 + 1}."),
+            (r"\.shortcut\.0\.", ".shortcut.conv."),
+            (r"\.shortcut\.1\.", ".shortcut.bn."),
+            WEIAICUNZAI_HEAD,
+        ),
+        normalised={100: CIFAR100},
+    ),
+    Layout(
+        name="weiaicunzai/pytorch-cifar100 (pre-activation)",
+        has=(r"pre\.0\.weight", r"stage1\.0\.residual\.0\.weight"),
+        renames=(
+            (r"^pre\.0\.", "stem.conv."),
+            (r"^pre\.1\.", "stem.norm."),
+            (r"^stage(\d+)\.", stage),
+            (r"\.residual\.([036])\.", lambda match: f".bn{int(match[1]) // 3 + 1}."),
+            (r"\.residual\.([258])\.", lambda match: f".conv{int(match[1]) // 3 + 1}."),
+            (r"\.shortcut\.", ".shortcut.conv."),
+            WEIAICUNZAI_HEAD,
+        ),
+        numerics={"preact_shortcut": "raw", "stride_at": "1x1"},
+        normalised={100: CIFAR100},
+    ),
+    Layout(
+        name="weiaicunzai/pytorch-cifar100 (wide)",
+        has=(r"init_conv\.weight", r"conv2\.0\.residual\.6\.weight"),
+        renames=(
+            (r"^init_conv\.", "stem.conv."),
+            (r"^conv(\d+)\.", lambda match: f"stages.{int(match[1]) - 2}."),
+            (r"\.residual\.0\.", ".bn1."),
+            (r"\.residual\.2\.", ".conv1."),
+            (r"\.residual\.3\.", ".bn2."),
+            (r"\.residual\.6\.", ".conv2."),
+            (r"\.shortcut\.0\.", ".shortcut.conv."),
+            (r"^bn\.", "norm."),
+            WEIAICUNZAI_HEAD,
+        ),
+        numerics={"preact_shortcut": "raw"},
+        normalised={100: CIFAR100},
+    ),
+    Layout(
+        name="xternalz/WideResNet-pytorch",
+        has=(r"block1\.layer\.0\.conv1\.weight",),
+        renames=(
+            (r"^conv1\.", "stem.conv."),
+            (r"^bn1\.", "norm."),
+            (r"^block(\d+)\.layer\.", stage),
+            (r"\.convShortcut\.", ".shortcut.conv."),
+            (r"^fc\.", "head."),
+        ),
+        normalised={10: WIDE, 100: WIDE},
+    ),
+    Layout(
+        name="szagoruyko/wide-residual-networks",
+        has=(r"conv0$", r"group0\.block0\.conv0$"),
+        renames=(
+            (r"^conv0$", "stem.conv.weight"),
+            (r"^group(\d+)\.block(\d+)\.", r"stages.\1.\2."),
+            (r"\.bn([01])\.", lambda match: f".bn{int(match[1]) + 1}."),
+            (r"\.conv([01])$", lambda match: f".conv{int(match[1]) + 1}.weight"),
+            (r"\.convdim$", ".shortcut.conv.weight"),
+            (r"^bn\.", "norm."),
+            (r"^fc\.", "head."),
+        ),
+        normalised={10: WIDE, 100: WIDE},
+    ),
+    Layout(
+        name="torchvision names",
+        has=(r"layer1\.", r"fc\.weight"),
+        renames=TORCHVISION_RENAMES,
+    ),
+)
+
+
+def read(path: Path) -> Source:
+    """The weights in a checkpoint of one of `LAYOUTS`, under our names.
+
+    Raises:
+        BundleError: it cannot be read, has none of the layouts, or is for large images.
+    """
+    tensors = read_checkpoint(path)
+    layout = find(LAYOUTS, tensors)
+    if layout is None:
+        raise BundleError(
+            f"{path}: none of the known CIFAR layouts; its first tensors: {shown(tensors)}"
+        )
+    renamed, architecture = to_ours(layout, tensors, path)
+    if architecture.stem == "imagenet":
+        raise BundleError(f"{path}: has a stem for ImageNet; the format cifar is for small images")
+    if architecture.shortcut == "A" and "shortcut_padding" not in layout.numerics:
+        raise BundleError(f"{path}: option A, but its layout does not say on which side it pads")
+    mean, std = layout.normalised.get(architecture.num_classes, (None, None))
+    return Source(
+        layout=layout.name,
+        tensors=renamed,
+        architecture=architecture,
+        spec=CIFAR,
+        mean=mean,
+        std=std,
+    )

@@ -1,0 +1,120 @@
+"""Weights of transformers' `ResNetForImageClassification`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.bundle import BundleError
+from models.interchange.imported import Source
+from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
+from models.interchange.pytorch.layout import Layout, find, shown, to_ours
+from models.preprocess import IMAGENET, InputSpec, Interpolation
+
+LAYOUT = Layout(
+    name="transformers resnet",
+    has=(r"(?:resnet\.)?encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight",),
+    renames=(
+        (r"^resnet\.", ""),
+        (r"^embedder\.embedder\.convolution\.", "stem.conv."),
+        (r"^embedder\.embedder\.normalization\.", "stem.norm."),
+        (r"^encoder\.stages\.(\d+)\.layers\.(\d+)\.", r"stages.\1.\2."),
+        (r"\.layer\.(\d)\.convolution\.", lambda match: f".conv{int(match[1]) + 1}."),
+        (r"\.layer\.(\d)\.normalization\.", lambda match: f".bn{int(match[1]) + 1}."),
+        (r"\.shortcut\.convolution\.", ".shortcut.conv."),
+        (r"\.shortcut\.normalization\.", ".shortcut.bn."),
+        (r"^classifier\.1\.", "head."),
+    ),
+    # It projects where the shape changes, also where a stage strides without widening.
+    numerics={"shortcut": "B"},
+)
+INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def read(path: Path) -> Source:
+    """The weights in a folder, or in a file with its `config.json` beside it, under our names.
+
+    A `preprocessor_config.json` there says how images are prepared; without one, that is open.
+
+    Raises:
+        BundleError: it cannot be read, has no config, or is something else.
+    """
+    file = weights_file(path)
+    tensors = read_checkpoint(file)
+    if find([LAYOUT], tensors) is None:
+        raise BundleError(f"{path}: no transformers ResNet; its first tensors: {shown(tensors)}")
+    config = read_json(file.with_name("config.json"))
+    if config is None:
+        raise BundleError(f"{path}: without its config.json nothing says where it strides")
+    if config.get("hidden_act", "relu") != "relu":
+        raise BundleError(f"{path}: activates with {config['hidden_act']}, not with relu")
+    renamed, architecture = to_ours(
+        LAYOUT,
+        tensors,
+        path,
+        stride_at="1x1" if config.get("downsample_in_bottleneck") else "3x3",
+        stride_stages="all" if config.get("downsample_in_first_stage") else "later",
+    )
+    spec = None
+    prepared = read_json(file.with_name("preprocessor_config.json"))
+    try:
+        if prepared is not None:
+            spec = input_spec(prepared)
+        labels = _labels(config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{path}: {error}") from None
+    return Source(
+        layout=LAYOUT.name,
+        tensors=renamed,
+        architecture=architecture,
+        spec=spec or IMAGENET,
+        mean=spec.mean if spec else None,
+        std=spec.std if spec else None,
+        labels=labels,
+        file=file,
+    )
+
+
+def input_spec(prepared: Mapping[str, Any]) -> InputSpec:
+    """What a `preprocessor_config.json` describes, if it is `ConvNextImageProcessor`'s.
+
+    Below 384 pixels that resizes the shorter side to size / crop_pct and crops; from there on it
+    squashes the image, as no `InputSpec` does.
+
+    Raises:
+        ValueError: it prepares images otherwise.
+    """
+    kind = str(prepared.get("image_processor_type") or prepared.get("feature_extractor_type"))
+    if not kind.startswith("ConvNext"):
+        raise ValueError(f"images are prepared by {kind}, which is not known here")
+    size = prepared["size"]
+    size = size.get("shortest_edge") if isinstance(size, dict) else size
+    if type(size) is not int or size >= 384:
+        raise ValueError(f"images of size {size!r}; from 384 on they are squashed")
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if prepared.get(step, True) is not True:
+            raise ValueError(f"images are prepared without {step}")
+    if not math.isclose(prepared.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"images are scaled by {prepared['rescale_factor']}, not by 1/255")
+    resample = prepared.get("resample", 2)
+    if resample not in INTERPOLATION:
+        raise ValueError(f"images are resized by filter {resample!r}, which is not known here")
+    return InputSpec(
+        size=size,
+        resize=int(size / prepared.get("crop_pct", 224 / 256)),
+        interpolation=INTERPOLATION[resample],
+        mean=prepared["image_mean"],
+        std=prepared["image_std"],
+    )
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names = config.get("id2label")
+    if not isinstance(names, dict):
+        return None
+    indices = [str(index) for index in range(len(names))]
+    if set(indices) != set(names):
+        raise ValueError("id2label must name the classes from 0 on")
+    return tuple(str(names[index]) for index in indices)

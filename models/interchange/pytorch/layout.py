@@ -1,0 +1,136 @@
+"""How a PyTorch library names the tensors of its ResNets, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.bundle import BundleError
+from models.interchange.architecture import infer_architecture
+from models.preprocess import RGB
+from models.resnet import Architecture
+
+Rename = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one library names its tensors, and what its code does that names do not reveal.
+
+    A state dict has this layout if every pattern of `has` matches one of its names and none of
+    `lacks` does. `renames`: patterns and what they become, applied in turn to every name.
+    `numerics`: as for `infer_architecture`. `normalised`: by the number of classes, the mean and
+    deviation that the library trains with.
+    """
+
+    name: str
+    has: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
+    renames: tuple[Rename, ...]
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+    normalised: Mapping[int, tuple[RGB, RGB]] = field(default_factory=dict)
+
+
+def stage(match: re.Match[str]) -> str:
+    """Stages are counted from 1 by most, from 0 by us."""
+    return f"stages.{int(match[1]) - 1}."
+
+
+TORCHVISION_RENAMES: tuple[Rename, ...] = (
+    (r"^conv1\.", "stem.conv."),
+    (r"^bn1\.", "stem.norm."),
+    (r"^layer(\d+)\.", stage),
+    (r"\.(?:shortcut|downsample)\.0\.", ".shortcut.conv."),
+    (r"\.(?:shortcut|downsample)\.1\.", ".shortcut.bn."),
+    (r"^(?:linear|fc)\.", "head."),
+)
+
+# What names reveal, under ours where they have one, of networks that are none of ours.
+FOREIGN = (
+    (r".*\.(?:bn|norm)\d?\.v$", "EvoNorm"),
+    (r".*\.(?:se|se_module|attn)\.", "attention within its blocks (SE-ResNet, ECA-ResNet)"),
+    (r"stem\.conv\.?\d", "a deep stem (ResNet-C, -D, -S or -T)"),
+    (r"(?:stem|pool|maxpool)\.(?:\d|pool|reduce)", "a stem that pools otherwise"),
+    (r".*downsample\.2\.", "shortcuts that average (ResNet-D)"),
+    (r".*\.(?:_packed_params|zero_point)", "quantised weights"),
+)
+NORM = re.compile(r"((?:.*\.)?(?:bn|norm)\d?)\.weight")
+
+
+def find(layouts: Iterable[Layout], tensors: Mapping[str, Tensor]) -> Layout | None:
+    """The first layout that the names have."""
+
+    def found(pattern: str) -> bool:
+        return any(re.match(pattern, name) for name in tensors)
+
+    for layout in layouts:
+        if all(map(found, layout.has)) and not any(map(found, layout.lacks)):
+            return layout
+    return None
+
+
+def to_ours(
+    layout: Layout, tensors: Mapping[str, Tensor], path: Path, **numerics: Any
+) -> tuple[dict[str, Tensor], Architecture]:
+    """`tensors` under our names, and the architecture they have.
+
+    `numerics` are what the file says itself of how it computes; they win over the layout's.
+
+    Raises:
+        BundleError: the tensors are no ResNet's of ours; the message says whose they seem to be.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        renamed = rename(name, layout.renames)
+        if renamed in ours:
+            raise BundleError(f"{path}: two of its tensors stand for {renamed}")
+        ours[renamed] = value
+    head = ours.get("head.weight")
+    if head is not None and head.ndim == 4 and head.shape[2:] == (1, 1):
+        ours["head.weight"] = head.flatten(1)
+    try:
+        _refuse_foreign(ours)
+        return ours, infer_architecture(ours, **{**layout.numerics, **numerics})
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from None
+
+
+def shown(tensors: Mapping[str, Tensor]) -> str:
+    """The first names, for a message that none of them is known."""
+    return ", ".join(list(tensors)[:3])
+
+
+def rename(name: str, renames: Iterable[Rename]) -> str:
+    """`name` after every rename in turn."""
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _refuse_foreign(ours: Mapping[str, Tensor]) -> None:
+    for pattern, what in FOREIGN:
+        if any(re.match(pattern, name) for name in ours):
+            raise BundleError(f"has {what}, which no network here has")
+    if any(map(NORM.fullmatch, ours)) and not any(name.endswith(".running_mean") for name in ours):
+        raise BundleError(
+            "its norms have no running statistics: GroupNorm (as in BiT, whose convolutions are "
+            "standardised besides); the networks here have batch normalisation"
+        )
+    for name, value in ours.items():
+        if name.endswith(".conv2.weight") and value.ndim == 4:
+            before = ours.get(name.replace(".conv2.", ".conv1."))
+            if before is None or before.ndim != 4 or not value.shape[1]:
+                continue
+            groups, rest = divmod(before.shape[0], value.shape[1])
+            if groups > 1 and not rest:
+                raise BundleError(
+                    f"{name.removesuffix('.weight')} has {groups} groups (ResNeXt); no network "
+                    "here has grouped convolutions"
+                )
+    if "stem.conv.weight" in ours and "head.weight" not in ours:
+        raise BundleError("a backbone without a head: there are no classes to answer with")

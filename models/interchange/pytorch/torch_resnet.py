@@ -1,0 +1,53 @@
+"""Weights of the PyPI package torch-resnet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.bundle import BundleError
+from models.interchange.imported import Source
+from models.interchange.pytorch.checkpoint import read_checkpoint
+from models.interchange.pytorch.layout import Layout, find, shown, to_ours
+from models.preprocess import CIFAR, IMAGENET
+
+LAYOUT = Layout(
+    name="torch-resnet",
+    has=(r"init_layer\.", r"layers\.0\.0\."),
+    renames=(
+        (r"^init_layer\.(?:0\.)?(weight|bias)$", r"stem.conv.\1"),
+        (r"^init_layer\.1\.", "stem.norm."),
+        (r"^layers\.", "stages."),
+        (r"\.shortcut\.0\.conv\.", ".shortcut.conv."),
+        (r"\.shortcut\.1\.", ".shortcut.bn."),
+    ),
+    numerics={"shortcut_padding": "end"},
+    # Those of its example, which trains on CIFAR only.
+    normalised={
+        10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        100: ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    },
+)
+
+
+def read(path: Path) -> Source:
+    """The weights of any of its networks with a linear head, under our names.
+
+    Raises:
+        BundleError: it cannot be read, or is none of them; a file without a head is one that
+            `set_head` was never called for.
+    """
+    tensors = read_checkpoint(path)
+    if find([LAYOUT], tensors) is None:
+        raise BundleError(f"{path}: no torch-resnet network; its first tensors: {shown(tensors)}")
+    renamed, architecture = to_ours(LAYOUT, tensors, path)
+    small = architecture.stem == "small"
+    normalised = LAYOUT.normalised if small else {}
+    mean, std = normalised.get(architecture.num_classes, (None, None))
+    return Source(
+        layout=LAYOUT.name,
+        tensors=renamed,
+        architecture=architecture,
+        spec=CIFAR if small else IMAGENET,
+        mean=mean,
+        std=std,
+    )

@@ -1,0 +1,47 @@
+"""Weights of torchvision's ResNets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.bundle import BundleError
+from models.interchange import torchvision_weights
+from models.interchange.imported import Source
+from models.interchange.pytorch.checkpoint import read_checkpoint
+from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
+from models.preprocess import IMAGENET
+
+LAYOUT = Layout(
+    name="torchvision",
+    has=(r"conv1\.", r"layer1\.0\.conv1\.weight"),
+    lacks=(r"linear\.",),
+    renames=TORCHVISION_RENAMES,
+)
+
+
+def read(path: Path) -> Source:
+    """The weights of `resnet*` or `wide_resnet*`, under our names.
+
+    A file that torchvision publishes is recognised by its checksum and gets the resolution and
+    the accuracy that are published with it; others get those of `IMAGENET1K_V1` and none.
+
+    Raises:
+        BundleError: it cannot be read, or is something else.
+    """
+    tensors = read_checkpoint(path)
+    if find([LAYOUT], tensors) is None:
+        raise BundleError(f"{path}: no torchvision ResNet; its first tensors: {shown(tensors)}")
+    renamed, architecture = to_ours(LAYOUT, tensors, path)
+    if architecture.stem != "imagenet":
+        raise BundleError(f"{path}: has a stem for small images, which torchvision's have not")
+    row = torchvision_weights.of_file(path)
+    return Source(
+        layout=LAYOUT.name,
+        tensors=renamed,
+        architecture=architecture,
+        spec=row.input if row else IMAGENET,
+        mean=IMAGENET.mean,
+        std=IMAGENET.std,
+        metrics=row.metrics if row else {},
+        provenance={"weights": row.weights} if row else {},
+    )

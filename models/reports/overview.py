@@ -1,0 +1,100 @@
+"""The recipes as a person reads them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from models import variants
+from models.reports.published import PUBLISHED, Published
+from models.summary import cost
+from models.training.recipes import RECIPES, Recipe
+
+CLASSES = {"CIFAR-10": 10, "CIFAR-100": 100, "ImageNet": 1000}
+
+
+def overview() -> str:
+    """Each recipe: its paper, schedule, optimizer, augmentation, and the errors it is to give."""
+    return "\n\n".join(
+        "\n".join([f"{name}: {recipe.paper}", *_described(recipe)])
+        for name, recipe in RECIPES.items()
+    )
+
+
+def expected(recipe: Recipe) -> list[Published]:
+    """The published results that `recipe` is to give."""
+    if not recipe.published:
+        return []
+    dropout = recipe.dropout or 0.0
+    found = [row for row in PUBLISHED if row.source.startswith(recipe.published)]
+    return [row for row in found if row.dropout == dropout]
+
+
+def parameters(row: Published) -> int:
+    """Learnable scalars of the network that a published result is of."""
+    named = variants.variant(row.variant)
+    changes = {"num_classes": CLASSES[row.data], "shortcut": row.shortcut}
+    return cost(variants.override(named.architecture, **changes), named.input.size).parameters
+
+
+def _described(recipe: Recipe) -> Iterator[str]:
+    yield _wrapped("schedule", schedule(recipe))
+    nesterov = ", Nesterov" if recipe.nesterov else ""
+    decaying = {"weights": "convolutions and linear layers", "all": "all parameters"}
+    yield _wrapped(
+        "optimizer",
+        f"SGD, momentum {recipe.momentum:g}{nesterov}, batch {recipe.batch_size}, "
+        f"weight decay {recipe.weight_decay:g} of {decaying[recipe.decays]}",
+    )
+    yield _wrapped("augmentation", augmentation(recipe))
+    others = {
+        "label smoothing": recipe.label_smoothing,
+        "moving average": recipe.ema,
+        "dropout": recipe.dropout,
+        "shortcut": recipe.shortcut,
+    }
+    if said := [f"{name} {value}" for name, value in others.items() if value]:
+        yield _wrapped("besides", ", ".join(said))
+    yield from _errors(expected(recipe))
+
+
+def _errors(rows: list[Published]) -> Iterator[str]:
+    """A table: a line for each network, a column for each data set."""
+    sets = [name for name in CLASSES if name in {row.data for row in rows}]
+    if not rows:
+        return
+    yield f"  {'published error':<34} {'parameters':>10} " + " ".join(f"{s:>10}" for s in sets)
+    networks: dict[tuple[str, float], list[Published]] = {}
+    for row in rows:
+        networks.setdefault((row.variant, row.dropout), []).append(row)
+    for (name, _), found in networks.items():
+        errors = {row.data: f"{row.error:.2f} %" for row in found}
+        columns = " ".join(f"{errors.get(each, ''):>10}" for each in sets)
+        yield f"    {name:<32} {parameters(found[0]) / 1e6:>9.2f}M {columns}".rstrip()
+
+
+def _wrapped(name: str, text: str) -> str:
+    indent = f"  {name:<12} "
+    return textwrap.fill(text, 98, initial_indent=indent, subsequent_indent=" " * len(indent))
+
+
+def schedule(recipe: Recipe) -> str:
+    """The schedule in words: "64,000 iterations: 0.01 to 400, 0.1 to 32,000, ..."."""
+    words = {"constant": "", "linear": "linearly to ", "cosine": "along a cosine to "}
+    parts = [
+        f"{words[phase.shape]}{recipe.learning_rate * phase.factor:g} until {phase.until:,g}"
+        for phase in recipe.phases
+    ]
+    return f"{recipe.length:,g} {recipe.unit}: {', '.join(parts)}"
+
+
+def augmentation(recipe: Recipe) -> str:
+    """What happens to images, in words."""
+    crops = {
+        "padded": f"crops behind {recipe.crop_padding} pixels of {recipe.padding_mode}",
+        "resized": "random resized crops",
+    }
+    said = [crops[recipe.crops], "alternating flips" if recipe.alternate_flip else "flips"]
+    said += [f"cutout {recipe.cutout}"] if recipe.cutout else []
+    said += [f"mixup {recipe.mixup:g}"] if recipe.mixup else []
+    return ", ".join(said)

@@ -1,0 +1,250 @@
+"""Finished training runs brought together: the seeds of each configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median, pstdev
+from typing import Any
+
+from models import bundle, labels, variants
+from models.bundle import Bundle, BundleError
+from models.reports import published
+from models.reports.published import DataSet, Published
+from models.resnet import Architecture
+from models.training import history
+from models.training.history import Epoch
+
+SUFFIX, RUN_FOLDER = ".safetensors", ".run"
+DATA_SETS: dict[str, DataSet] = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet1k": "ImageNet",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One bundle, measured on one test set; `top1` and `top5` are fractions of `images`.
+
+    `rows` is the log of its run folder, empty where there is none.
+    """
+
+    path: Path
+    variant: str | None
+    architecture: Architecture
+    data_set: DataSet | None
+    data: str
+    recipe: dict[str, Any]
+    seed: int
+    test: str
+    top1: float
+    top5: float | None
+    images: int
+    hardware: str
+    images_per_second: float | None
+    seconds: float | None
+    rows: tuple[Epoch, ...]
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What the architecture changes of its variant, but for the classes that data decide."""
+        if self.variant is None:
+            return {}
+        named = variants.variant(self.variant).architecture
+        return {
+            field.name: value
+            for field in fields(Architecture)
+            if field.name != "num_classes"
+            and (value := getattr(self.architecture, field.name)) != getattr(named, field.name)
+        }
+
+    @property
+    def configuration(self) -> str:
+        """Equal for runs that differ by their seed alone."""
+        parts = [asdict(self.architecture), self.data, self.test, self.images, self.recipe]
+        return json.dumps(parts, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """`mean` and population standard deviation, as torch-resnet aggregates its own."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """None where a value is missing, or there is none."""
+        everything = list(values)
+        known = [value for value in everything if value is not None]
+        if not known or len(known) < len(everything):
+            return None
+        return cls(fmean(known), pstdev(known))
+
+
+def collect(
+    paths: Sequence[Path], skipped: Callable[[str], object] = lambda line: None
+) -> list[Run]:
+    """The runs of `paths`: bundles, their run folders, or folders of bundles.
+
+    `skipped` is told of each file in a folder that is no measured training run.
+
+    Raises:
+        ValueError: a path that was named is none, or there is none at all; the message names it.
+    """
+    runs: dict[tuple[Path, str], Run] = {}
+    for path in paths:
+        for file in _files(path):
+            try:
+                found = list(_runs(file))
+            except ValueError as error:
+                if file == path or not path.is_dir() or path.suffix == RUN_FOLDER:
+                    raise
+                skipped(str(error))
+                continue
+            runs |= {(file.resolve(), run.test): run for run in found}
+    if not runs:
+        raise ValueError(f"{', '.join(map(str, paths))}: no finished training run")
+    return list(runs.values())
+
+
+def _files(path: Path) -> list[Path]:
+    if path.suffix == RUN_FOLDER and path.is_dir():
+        file = path.with_suffix(SUFFIX)
+        if not file.is_file():
+            raise ValueError(f"{path}: the run has not finished: there is no {file.name} beside it")
+        return [file]
+    return sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+
+
+def _runs(path: Path) -> Iterator[Run]:
+    """One for each test set that the bundle was measured on."""
+    read = bundle.read(path)
+    provenance = read.provenance
+    recipe, seed = provenance.get("recipe"), provenance.get("seed")
+    if not (isinstance(recipe, dict) and isinstance(seed, int)):
+        raise BundleError(f"{path}: not of `resnet-serve train`: it tells no recipe and seed")
+    tests = {
+        source: figures
+        for source, figures in read.metrics.items()
+        if isinstance(figures, dict)
+        and isinstance(figures.get("top1"), int | float)
+        and isinstance(figures.get("images"), int)
+    }
+    if not tests:
+        raise BundleError(f"{path}: was not measured; train with test data")
+    folder = path.with_suffix(RUN_FOLDER)
+    rows = tuple(history.read(folder)) if (folder / history.LOG).exists() else ()
+    for source, figures in tests.items():
+        yield Run(
+            path=path,
+            variant=read.variant,
+            architecture=read.architecture,
+            data_set=_data_set(read),
+            data=str(provenance.get("data", "")),
+            recipe=recipe,
+            seed=seed,
+            test=source,
+            top1=figures["top1"],
+            top5=figures.get("top5"),
+            images=figures["images"],
+            hardware=_hardware(provenance),
+            images_per_second=provenance.get("images_per_second") or _speed(rows),
+            seconds=provenance.get("seconds") or sum(row.seconds for row in rows) or None,
+            rows=rows,
+        )
+
+
+def _data_set(read: Bundle) -> DataSet | None:
+    """The classes tell it, in whatever order; a file may be called anything."""
+    for name, data_set in DATA_SETS.items():
+        known = labels.read(name)
+        if set(read.labels) in (set(known), set(labels.synsets(known))):
+            return data_set
+    return None
+
+
+def _hardware(provenance: dict[str, Any]) -> str:
+    machine = provenance.get("hardware") or provenance.get("machine")
+    parts = (machine, provenance.get("device"), provenance.get("precision"))
+    return " ".join(str(part) for part in parts if part)
+
+
+def _speed(rows: Sequence[Epoch]) -> float | None:
+    return median(row.images_per_second for row in rows) if rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Runs that differ by their seeds alone."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def error(self) -> Spread:
+        """Top-1 error of the bundles as they were saved, in per cent."""
+        spread = Spread.of([100 * (1 - run.top1) for run in self.runs])
+        assert spread is not None
+        return spread
+
+    @property
+    def best_error(self) -> Spread | None:
+        """Of each run's epoch with the least error on the test images, where all have a log."""
+        return Spread.of(
+            [
+                min(
+                    (100 * (1 - row.test_top1) for row in run.rows if row.test_top1 is not None),
+                    default=None,
+                )
+                for run in self.runs
+            ]
+        )
+
+    @property
+    def hours(self) -> Spread | None:
+        return Spread.of([run.seconds and run.seconds / 3600 for run in self.runs])
+
+    @property
+    def images_per_second(self) -> Spread | None:
+        return Spread.of([run.images_per_second for run in self.runs])
+
+    def published(self, *, by_torch_resnet: bool) -> list[Published]:
+        run = self.runs[0]
+        if run.variant is None or run.data_set is None:
+            return []
+        architecture = run.architecture
+        return published.find(
+            run.variant,
+            architecture.shortcut,
+            run.data_set,
+            architecture.dropout,
+            by_torch_resnet=by_torch_resnet,
+        )
+
+
+def aggregate(runs: Sequence[Run]) -> list[Result]:
+    """Results by data and network, in the order of `variants.names()`.
+
+    Raises:
+        ValueError: two runs of a configuration have the same seed; the message names them.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.configuration, []).append(run)
+    for group in groups.values():
+        group.sort(key=lambda run: run.seed)
+        for one, other in pairwise(group):
+            if one.seed == other.seed:
+                raise ValueError(f"{one.path} and {other.path} are both of seed {one.seed}")
+    order = {name: position for position, name in enumerate(variants.names())}
+
+    def place(group: list[Run]) -> tuple[Any, ...]:
+        first = group[0]
+        position = order.get(first.variant or "", len(order))
+        return (first.data, position, first.variant or "", first.configuration)
+
+    return [Result(tuple(group)) for group in sorted(groups.values(), key=place)]

@@ -1,0 +1,206 @@
+"""The same on all nodes of a Ray cluster, by Ray Data: reading, decoding and computing.
+
+Encoded images travel between nodes. Inputs and output must be on a file system that all nodes see.
+A part is written under another name and renamed, beside the positions of its images: the next run
+leaves those out. Ray may repeat a task, so that two parts may hold the same image: the later one is
+removed, and what only it had is done again, until nothing remains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.cli.bulk import inputs, rows, stream
+from service.cli.bulk.inputs import Encoded, Shard
+from service.cli.bulk.journal import Layout, rename
+from service.errors import ConfigError
+
+# Encoded images that travel together.
+BATCH = 64
+PREFIX = "part-ray-"
+# Of a CPU, such that one CPU has all the stages.
+ENGINE_CPU, OTHER_CPU = 0.5, 0.25
+
+
+def classify(
+    images: Sequence[Path],
+    shard: Shard,
+    place: Layout,
+    spec: str,
+    k: int,
+    flags: dict[str, str | None],
+) -> int:
+    """Writes the parts that are missing; gives the number of rows of all. `place` is a folder.
+
+    As Ray does, it joins the cluster that `RAY_ADDRESS` names, else one that runs on this machine,
+    else it starts one here.
+
+    Raises:
+        ConfigError: Ray is not installed, or an image's archive is damaged.
+    """
+    ray = _ray()
+    absolute = [path.absolute() for path in images]
+    output = place.output.absolute()
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    resources = ray.cluster_resources()
+    readers = max(1, int(resources.get("CPU", 1)) // 2)
+    # A GPU for each engine where there are any.
+    gpus = int(resources.get("GPU", 0)) if flags["device"] != "cpu" else 0
+    engines = {"num_gpus": 1} if gpus else {"num_cpus": ENGINE_CPU}
+    done = _done(place)
+    while True:
+        written = (
+            ray.data.from_items([{"reader": index} for index in range(readers)])
+            .map_batches(
+                Reader,
+                fn_constructor_args=(absolute, shard, readers, done),
+                batch_size=1,
+                concurrency=(1, readers),
+                num_cpus=OTHER_CPU,
+            )
+            .map_batches(
+                Classifier,
+                # Workers may have another current folder.
+                fn_constructor_args=(
+                    str(Path(spec).absolute()) if Path(spec).exists() else spec,
+                    k,
+                    flags,
+                ),
+                batch_size=BATCH,
+                concurrency=(1, gpus or max(1, readers)),
+                **engines,
+            )
+            .map_batches(
+                write,
+                fn_args=(output, place.state.absolute()),
+                batch_size=place.rows_per_file,
+                num_cpus=OTHER_CPU,
+            )
+        )
+        fresh = 0
+        try:
+            for part in written.iter_rows():
+                fresh += int(part["rows"])
+        except ray.exceptions.RayTaskError as error:
+            # What a user's file is to blame for, without Ray's account of its own frames.
+            if isinstance(error.cause, ConfigError | OSError):
+                raise ConfigError(str(error.cause)) from None
+            raise
+        before, done = len(done), _done(place)
+        if len(done) == before + fresh:
+            return before + fresh
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ConfigError(f"--on ray needs {error.name}: pip install 'resnet-serve[ray]'") from None
+    return ray
+
+
+def _done(place: Layout) -> NDArray[np.int64]:
+    """The positions of the images that whole parts have, rising."""
+    seen = np.empty(0, np.int64)
+    for part in sorted(place.parts()):
+        positions = np.load(_positions(place.state, part.name))
+        if np.isin(positions, seen).any():
+            part.unlink()
+        else:
+            seen = np.union1d(seen, positions)
+    return seen
+
+
+def _positions(state: Path, part: str) -> Path:
+    return state / f"{part}.npy"
+
+
+class Reader:
+    """One of `count` readers: its images of a shard, in batches, but those that are done."""
+
+    def __init__(
+        self, paths: Sequence[Path], shard: Shard, count: int, done: NDArray[np.int64]
+    ) -> None:
+        self._paths, self._shard, self._count, self._done = paths, shard, count, done
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> Iterator[dict[str, list[Any]]]:
+        for reader in batch["reader"].tolist():
+            step = self._shard.count * self._count
+            own = Shard(self._shard.index + reader * self._shard.count, step)
+            found: list[tuple[int, Encoded]] = []
+            for number, entry in enumerate(inputs.remaining(self._paths, own)):
+                position = own.index + number * step
+                at = int(np.searchsorted(self._done, position))
+                if at < len(self._done) and self._done[at] == position:
+                    continue
+                found.append((position, _read(entry())))
+                if len(found) == BATCH:
+                    yield _columns(found)
+                    found = []
+            if found:
+                yield _columns(found)
+
+
+def _read(image: Encoded) -> Encoded:
+    """With its bytes: the node that decodes it has enough to do."""
+    if isinstance(image.data, bytes):
+        return image
+    try:
+        return image._replace(data=image.data.read_bytes())
+    except OSError as error:
+        return Encoded(image.name, b"", error.strerror or str(error))
+
+
+def _columns(found: Sequence[tuple[int, Encoded]]) -> dict[str, list[Any]]:
+    return {
+        "position": [position for position, _ in found],
+        "file": [image.name for _, image in found],
+        "data": [image.data for _, image in found],
+        "error": [image.error for _, image in found],
+    }
+
+
+class Classifier:
+    """An actor with a decoder and a warm engine."""
+
+    def __init__(self, spec: str, k: int, flags: dict[str, str | None]) -> None:
+        from service.repository import catalog, offline
+
+        self._bundle = catalog.load(spec).bundle
+        self._engine = offline.warm(self._bundle, **flags)
+        self._k = k
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        columns = zip(batch["file"], batch["data"], batch["error"], strict=True)
+        entries = [partial(Encoded, str(name), data, str(error)) for name, data, error in columns]
+        # One thread: other actors have the other CPUs.
+        found = stream.classify(entries, self._bundle, self._engine, self._k, 1)
+        lines = [rows.line(row) for row in chain.from_iterable(found)]
+        return {"position": batch["position"], "row": lines}
+
+
+def write(batch: dict[str, Any], output: Path, state: Path) -> dict[str, list[int]]:
+    """Makes a part of the rows of a batch."""
+    positions = np.asarray(batch["position"], np.int64)
+    order = np.argsort(positions)
+    # A task that is repeated with the same rows writes the same part.
+    digest = hashlib.sha256(positions[order].tobytes()).hexdigest()[:16]
+    part = output / f"{PREFIX}{digest}.parquet"
+    known = _positions(state, part.name)
+    fresh = state / f"{part.name}.new"
+    with known.open("wb") as file:
+        np.save(file, positions[order])
+    rows.write(fresh, ".parquet", (json.loads(batch["row"][index]) for index in order))
+    rename(fresh, part)
+    return {"rows": [len(order)]}

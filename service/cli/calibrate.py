@@ -1,0 +1,84 @@
+"""`resnet-serve calibrate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from models.builtin import DEFAULT_SPEC
+from service.cli import completers
+from service.cli.options import fail_in_one_line, read_dataset
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from models.data.datasets import Dataset
+
+
+@click.command()
+@click.option(
+    "--model", "spec", default=DEFAULT_SPEC, show_default=True, shell_complete=completers.spec
+)
+@click.option("--images", type=click.IntRange(1), default=512, show_default=True)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@fail_in_one_line
+def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
+    """Writes a bundle that `--precision int8` can serve.
+
+    DATA is a folder or tar archive of CLASS/FILE images like those to be served. So many of them,
+    evenly spread, set the ranges of the activations; on all of them the 8-bit answers are compared
+    with those in fp32. The figures are kept in the bundle.
+    """
+    from models import bundle as bundles
+    from service.engines.quantisation import ranges
+    from service.repository import catalog
+
+    bundle = catalog.load(spec).bundle
+    dataset = read_dataset(data, bundle.input)
+    step = max(1, len(dataset.images) // images)
+    chosen = list(dataset.images[::step][:images])
+    with tqdm(total=len(chosen), desc="calibrating", unit=" images") as bar:
+        found = ranges(bundle, chosen, bar.update)
+    calibration = {"ranges": found, "images": len(chosen), "source": data.name}
+    calibrated = replace(bundle, calibration=calibration)
+    compared = _compare(calibrated, dataset)
+    bundles.write(replace(calibrated, calibration=calibration | compared), out)
+    accuracy = compared.get("top1_int8")
+    click.echo(
+        f"{out}: of {compared['compared']} images {compared['top1_agreement']:.2%} keep their "
+        f"class, probabilities differ by {compared['mean_difference']:.2g} on average"
+        + (f"; top-1 {compared['top1_fp32']:.2%} to {accuracy:.2%}" if accuracy else "")
+    )
+
+
+def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
+    """How the 8-bit answers on `dataset` differ, and their accuracy where its classes are known."""
+    import numpy as np
+
+    from service.repository import offline
+
+    both = []
+    for precision in ("fp32", "int8"):
+        warm = offline.warm(bundle, engine="openvino", precision=precision)
+        with tqdm(total=len(dataset.images), desc=precision, unit=" images") as bar:
+            parts = []
+            for start in range(0, len(dataset.images), 256):
+                part = dataset.images[start : start + 256]
+                parts.append(warm.infer(list(part)))
+                bar.update(len(part))
+        both.append(np.concatenate(parts))
+    exact, quantised = both
+    found: dict[str, Any] = {
+        "compared": len(dataset.images),
+        "top1_agreement": float((exact.argmax(1) == quantised.argmax(1)).mean()),
+        "mean_difference": float(np.abs(exact - quantised).max(1).mean()),
+    }
+    if set(dataset.classes) <= set(bundle.labels):
+        targets = dataset.relabelled(bundle.labels).targets
+        for name, probabilities in zip(("fp32", "int8"), both, strict=True):
+            found[f"top1_{name}"] = float((probabilities.argmax(1) == targets).mean())
+    return found

@@ -1,0 +1,161 @@
+"""What a run's times mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from service.cli.load.generator import BROKEN, TIMED_OUT, Samples
+from service.cli.load.histogram import Histogram
+
+OK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a run is made. Times in seconds, except for `slo_ms`.
+
+    `rate` is requests a second in an open loop, None in a closed one; `arrivals` are "poisson" or
+    "fixed". What is due in the first `warm_up` seconds is sent and not counted; a request that is
+    not answered `timeout` seconds after it was due is given up.
+    """
+
+    connections: int
+    seconds: float
+    rate: float | None = None
+    arrivals: str = "poisson"
+    seed: int = 0
+    warm_up: float = 1.0
+    timeout: float = 10.0
+    slo_ms: float | None = None
+
+    @property
+    def mode(self) -> str:
+        return "closed" if self.rate is None else "open"
+
+    @property
+    def load(self) -> str:
+        """In words for a table or a legend."""
+        if self.rate is None:
+            return f"{self.connections} connection{'s' if self.connections > 1 else ''}"
+        return f"{self.rate:g}/s {self.arrivals}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of the requests that were due in the `seconds` that count.
+
+    `images_per_second` counts the answers with status 200 that came in these seconds; `goodput`
+    those that came within the run's `slo_ms`, per second. `answers` counts statuses, and under 0
+    the requests without an answer, of which `timeouts` were given up. `latency_ms` has the
+    quantiles of the 200s, `refused_ms` those of each other status: in an open loop from the time
+    when a request was due, in a closed one from when it was sent.
+
+    `phases_ms` has the median and the p99 of what the server says of itself in Server-Timing, and
+    under `rest` what its total does not cover: the network, HTTP, waiting for a connection.
+    `generator_cpu` is how much of one CPU the generator used: near 1, it was the limit.
+    """
+
+    run: Run
+    images_per_second: float
+    goodput: float | None
+    latency_ms: dict[str, float]
+    answers: dict[int, int]
+    timeouts: int
+    refused_ms: dict[int, dict[str, float]]
+    phases_ms: dict[str, dict[str, float]]
+    generator_cpu: float
+    histogram: Histogram
+
+    def as_json(self) -> dict[str, Any]:
+        """The report for `json.dumps`; what a run had nothing of is left out."""
+        document = {"mode": self.run.mode, **asdict(self.run)}
+        if self.run.rate is None:
+            for name in ("rate", "arrivals", "seed"):
+                del document[name]
+        document |= {
+            "images_per_second": self.images_per_second,
+            "goodput": self.goodput,
+            "latency_ms": self.latency_ms,
+            "answers": {str(status): count for status, count in self.answers.items()},
+            "timeouts": self.timeouts,
+            "refused_ms": {str(status): ms for status, ms in self.refused_ms.items()} or None,
+            "phases_ms": self.phases_ms or None,
+            "generator_cpu": self.generator_cpu,
+            "histogram": self.histogram.as_json(),
+        }
+        return {name: value for name, value in document.items() if value is not None}
+
+
+def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Report:
+    """The report of a run that counts from `begin`, a time of `time.perf_counter`.
+
+    `elapsed` seconds went by from the first request to the last answer.
+    """
+    end = begin + run.seconds
+    counted = (samples.intended >= begin) & (samples.intended < end)
+    answered = counted & (samples.status > BROKEN)
+    latency = samples.done - samples.intended
+    good = answered & (samples.status == OK)
+    histogram = Histogram.of(latency[good])
+    in_time = (samples.status == OK) & (samples.done >= begin) & (samples.done < end)
+    statuses, counts = np.unique(np.maximum(samples.status[counted], BROKEN), return_counts=True)
+    found = dict(zip(statuses.tolist(), counts.tolist(), strict=True))
+    goodput = None
+    if run.slo_ms is not None:
+        goodput = round(int((good & (latency <= run.slo_ms / 1000)).sum()) / run.seconds, 1)
+    return Report(
+        run=run,
+        images_per_second=round(int(in_time.sum()) / run.seconds, 1),
+        goodput=goodput,
+        latency_ms=histogram.summary_ms(),
+        answers=found,
+        timeouts=int((counted & (samples.status == TIMED_OUT)).sum()),
+        refused_ms={
+            status: Histogram.of(latency[counted & (samples.status == status)]).summary_ms()
+            for status in found
+            if status not in (BROKEN, OK)
+        },
+        phases_ms=_phases(
+            [samples.timing[index] for index in np.flatnonzero(good)],
+            (latency[good] * 1000).tolist(),
+        ),
+        generator_cpu=round(samples.cpu / elapsed, 3),
+        histogram=histogram,
+    )
+
+
+def _phases(timings: Sequence[bytes], latencies: Sequence[float]) -> dict[str, dict[str, float]]:
+    """The quantiles of each phase, from values of Server-Timing and latencies in milliseconds."""
+    phases: dict[str, list[float]] = {}
+    for timing, latency in zip(timings, latencies, strict=True):
+        if timing:
+            for name, milliseconds in durations(timing).items():
+                phases.setdefault(name, []).append(milliseconds)
+                if name == "total":
+                    phases.setdefault("rest", []).append(max(0.0, latency - milliseconds))
+    return {
+        name: {
+            "p50": round(float(np.quantile(values, 0.5)), 3),
+            "p99": round(float(np.quantile(values, 0.99)), 3),
+        }
+        for name, values in phases.items()
+    }
+
+
+def durations(timing: bytes) -> dict[str, float]:
+    """Milliseconds by phase, of `decode;dur=0.2, total;dur=1.5`; what has none is left out."""
+    found = {}
+    for metric in timing.decode("latin-1").split(","):
+        name, *parameters = (part.strip() for part in metric.split(";"))
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip() == "dur":
+                try:
+                    found[name] = float(value.strip().strip('"'))
+                except ValueError:
+                    continue  # A server's slip is no reason to lose a run.
+    return found

@@ -1,0 +1,46 @@
+"""The command `resnet-serve`."""
+
+from __future__ import annotations
+
+import click
+
+from service.cli.bench import bench
+from service.cli.calibrate import calibrate
+from service.cli.classify import classify
+from service.cli.completion import completion
+from service.cli.config import config
+from service.cli.convert import convert
+from service.cli.evaluate import evaluate
+from service.cli.models import models
+from service.cli.results import results
+from service.cli.serve import serve
+from service.cli.train import train
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="resnet-serve")
+def main() -> None:
+    """Serves ResNets over HTTP, and makes the bundles it serves."""
+    # Here, since completing must not wait for it.
+    from service.config.settings import settle_home
+
+    settle_home()
+
+
+for command in (
+    serve,
+    config,
+    classify,
+    models,
+    convert,
+    train,
+    evaluate,
+    results,
+    calibrate,
+    bench,
+    completion,
+):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""`resnet-serve models`."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from models import builtin, named
+from models.suggestions import nearest
+from service.cli import completers
+from service.cli.options import fail_in_one_line
+
+COLUMNS = ("name", "parameters", "layers", "depth", "macs", "input", "classes")
+# Of a table for people, with what a narrow terminal does without first.
+SHOWN = ("name", "parameters", "layers", "depth", "MACs", "input", "classes", "weights")
+LESS = ("weights", "layers", "classes", "input", "depth")
+PATTERN = frozenset("*?[")
+# Words that stand for the networks they describe.
+FAMILIES = ("imagenet", "cifar", "small", "wide", "preact")
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=completers.variant)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@fail_in_one_line
+def models(name: str | None, as_json: bool) -> None:
+    """Every named network, or some: what they cost and what they see.
+
+    NAME is a network's, a pattern such as 'wide*' in quotes, or a family: imagenet, cifar, small,
+    wide or preact. It may be the SPEC of weights too, such as a bundle's path: what they are, and
+    their card. Parameters and multiply-accumulates (MACs) are those of option B shortcuts and of
+    the usual number of classes; wide networks exist for any width, as in wide_resnet28_7.
+    """
+    if name is not None and (":" in name or Path(name).is_file()):
+        _show(name, as_json=as_json)
+        return
+    chosen = _chosen(name)
+    one = name is not None and len(chosen) == 1 and name not in FAMILIES and not PATTERN & {*name}
+    quiet = len(chosen) < 2 or not sys.stderr.isatty()
+    rows = [_row(each) for each in tqdm(chosen, unit=" networks", leave=False, disable=quiet)]
+    if as_json:
+        click.echo(json.dumps(rows[0] if one else rows, indent=2))
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in table(rows, width):
+        click.echo(line)
+    if name is None:
+        others = [f"builtin:{each}" for each in builtin.names()]
+        click.echo(f"\nShipped with weights: {', '.join(others)}")
+
+
+def _chosen(name: str | None) -> list[str]:
+    """The names that a name, a pattern or a family stands for.
+
+    Raises:
+        ValueError: none; it offers the nearest.
+    """
+    if name is None:
+        return list(named.names())
+    if name in FAMILIES:
+        return [each for each in named.names() if name in _families(each)]
+    if PATTERN & {*name}:
+        found = fnmatch.filter(named.names(), name)
+        if not found:
+            raise ValueError(f"no network's name is like {name!r}; `resnet-serve models` lists all")
+        return found
+    try:
+        return [named.find(name).name]
+    except ValueError:
+        if near := nearest(name, FAMILIES):
+            hint = f"did you mean {near[0]}?"
+            raise ValueError(f"no network or family is called {name!r}; {hint}") from None
+        raise
+
+
+def _families(name: str) -> list[str]:
+    row = named.find(name)
+    words = ["imagenet" if row.large else "small" if name.endswith("_small") else "cifar"]
+    return words + ["wide"] * ("wide" in name) + ["preact"] * row.preact
+
+
+def _heading(name: str) -> str:
+    data, *kinds = _families(name)
+    kind = " ".join(["pre-activation"] * ("preact" in kinds) + ["wide"] * ("wide" in kinds))
+    seen = {
+        "imagenet": "ImageNet",
+        "cifar": "CIFAR",
+        "small": "small images, the depths of ImageNet's",
+    }
+    return f"ResNets for {seen[data]}{f', {kind}' if kind else ''}"
+
+
+def table(rows: list[dict[str, Any]], width: int | None) -> Iterator[str]:
+    """Lines no longer than `width`, if it is possible, by family."""
+    cells = [
+        {
+            "name": row["name"],
+            "parameters": f"{row['parameters']:,}",
+            "layers": f"{row['layers']:,}",
+            "depth": f"{row['depth']:,}",
+            "MACs": _scaled(row["macs"]),
+            "input": str(row["input"]),
+            "classes": f"{row['classes']:,}",
+            "weights": _weights(row["name"]),
+        }
+        for row in rows
+    ]
+    sizes = {
+        column: max(len(row[column]) for row in [*cells, {column: column}]) for column in SHOWN
+    }
+    columns = list(SHOWN)
+    for column in LESS:
+        if width is not None and sum(sizes[each] + 2 for each in columns) - 2 > width:
+            columns.remove(column)
+
+    def line(row: dict[str, str]) -> str:
+        parts = [
+            f"{row[each]:{'<' if each in ('name', 'weights') else '>'}{sizes[each]}}"
+            for each in columns
+        ]
+        return "  ".join(parts).rstrip()
+
+    header = line(dict(zip(SHOWN, SHOWN, strict=True)))
+    if len(rows) == 1:
+        yield from (header, line(cells[0]))
+        return
+    for number, (heading, family) in enumerate(groupby(cells, lambda row: _heading(row["name"]))):
+        if number:
+            yield ""
+        yield _bold(heading)
+        yield header
+        yield from map(line, family)
+
+
+def _bold(text: str) -> str:
+    from service.config.settings import environment
+
+    # click leaves the style out where nobody watches.
+    return text if environment().get("NO_COLOR") else click.style(text, bold=True)
+
+
+def _weights(name: str) -> str:
+    """SPECs of a network's weights."""
+    from models.interchange import torchvision_weights
+
+    found = [f"builtin:{each}" for each in builtin.names() if each.partition("-")[0] == name]
+    if any(row.variant == name for row in torchvision_weights.WEIGHTS):
+        found.append(f"torchvision:{name}")
+    return ", ".join(found)
+
+
+def _show(spec: str, *, as_json: bool) -> None:
+    from service.repository import catalog
+
+    loaded = catalog.load(spec)
+    bundle = loaded.bundle
+    facts = {
+        "name": bundle.name,
+        "architecture": bundle.variant or "custom",
+        "classes": len(bundle.labels),
+        "input": bundle.input.size,
+        "sha256": loaded.sha256,
+        "temperature": bundle.temperature,
+        "metrics": bundle.metrics,
+    }
+    if as_json:
+        click.echo(
+            json.dumps(facts | {"provenance": bundle.provenance, "card": bundle.card}, indent=2)
+        )
+        return
+    for key, value in facts.items():
+        click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict) else value}")
+    if bundle.card:
+        click.echo(f"\n{bundle.card.rstrip()}")
+
+
+def _row(name: str) -> dict[str, Any]:
+    from models import summary, variants
+
+    variant = variants.variant(name)
+    size = variant.input.size
+    cost = summary.cost(variant.architecture, size)
+    values = (
+        variant.name,
+        cost.parameters,
+        cost.layers,
+        variant.depth,
+        cost.macs,
+        size,
+        variant.architecture.num_classes,
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _scaled(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"

@@ -1,0 +1,66 @@
+"""`resnet-serve serve`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from functools import partial
+from typing import Any
+
+import click
+
+from service.cli.options import fail_in_one_line, settings_flags
+
+
+@click.command()
+@settings_flags
+@fail_in_one_line
+def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
+    """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
+    # Until the server takes them over: nothing is accepted yet, so nothing is lost.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)
+    from service.config import settings as configuration
+    from service.config.plan import plan
+    from service.config.reload import Reload
+    from service.http import tls
+    from service.http.listener import check_exposure, listen
+    from service.logs import log_to_stderr
+
+    flags["models"] = list(models) or None
+    listener = None
+
+    def read() -> configuration.Settings:
+        found = configuration.load(flags, config=config)
+        tls.context(found)  # Before processes are started, or keep, what would fail of it.
+        if listener is not None:
+            check_exposure(found, listener)
+        return found
+
+    reload = Reload(read)
+    settings = read()
+    log_to_stderr(settings.log_level, settings.log_format)
+    listener = listen(settings.host, settings.port)
+    check_exposure(settings, listener)
+    planned = plan(settings)
+    settings = planned.applied(settings)
+    if settings.workers > 1:
+        from service.workers.supervisor import supervise
+
+        sys.exit(supervise(settings, listener, reload, planned.request))
+    # Only now: what is wrong so far is said without waiting for torch.
+    from service.http.app import create_app
+    from service.http.server import serve as run
+    from service.metrics import Metrics
+    from service.repository.local import Fleet
+
+    metrics = Metrics()
+    fleet = Fleet(settings, metrics, planned.request)
+    change = partial(reload.attend, settings, fleet.reload)
+    run(create_app(settings, metrics, fleet), settings, listener, change)
+
+
+def _end_at_once(*_: object) -> None:
+    # An exception would have to come through whatever is being imported or loaded.
+    os._exit(0)

@@ -1,0 +1,174 @@
+"""Measures what requests cost, before the service starts.
+
+`python -m service.cli.trial`, started by `service.config.plan`: settings as JSON on stdin, the plan
+as JSON on stdout. Engines that it starts leave in the cache what they compile and measure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from http.client import HTTPConnection
+from typing import Any
+
+import numpy as np
+
+from models.preprocess import CIFAR, InputSpec
+from service.config.plan import Plan
+from service.config.settings import ModelSettings, Settings
+from service.engines.devices import devices_of, engines_for
+from service.engines.start import blueprint_of, start_first
+from service.engines.tuning import decode_seconds, typical_file
+from service.http.app import create_app
+from service.http.routers.classify import CLASSIFY
+from service.http.server import Server
+from service.inference.batcher import Batcher
+from service.inference.ranking import Row
+from service.inference.refcount import Lease
+from service.inference.tasks import Pixels
+from service.logs import log_to_stderr
+from service.metrics import Metrics
+from service.repository import catalog
+
+log = logging.getLogger(__name__)
+CONNECTIONS = 8
+ROUNDS, WARM_UP_ROUNDS = 40, 10
+PATIENCE_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Instant:
+    """A model whose engine answers at once; see `service.inference.pipeline.Model`."""
+
+    name = "trial"
+    row = ModelSettings(spec="random:resnet20")
+    spec: InputSpec = CIFAR
+    labels = tuple(map(str, range(10)))
+    channels, map_side, batch_share = 64, 8, 1
+    ready, reason = True, ""
+
+    def __init__(self) -> None:
+        self.lease = Lease()
+        self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=CONNECTIONS, max_bytes=2**20)
+        self._row = Row(np.arange(10, dtype=np.int32), np.full(10, 0.1, np.float32))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def answer(self) -> None:
+        """For a thread of its own."""
+        while self.batcher.wait(CONNECTIONS):
+            jobs = self.batcher.take(lambda waiting: waiting)
+            self.batcher.finish(jobs, [self._row] * len(jobs))
+
+
+class InstantModels:
+    """See `service.inference.pipeline.Fleet`."""
+
+    def __init__(self) -> None:
+        self._model = Instant()
+        self.models = {self._model.name: self._model}
+
+    def start(self) -> None:
+        threading.Thread(target=self._model.answer, daemon=True).start()
+
+    async def put(self, row: ModelSettings) -> bool:
+        raise NotImplementedError
+
+    async def delete(self, name: str) -> None:
+        raise NotImplementedError
+
+    def dead(self) -> dict[str, str]:
+        return {}
+
+    def close(self, timeout: float) -> bool:
+        return True
+
+
+def request_seconds() -> float:
+    """CPU time of the event loop for one request, without the decoding that it does itself."""
+    settings = Settings(port=0, workers=1, decode_threads=1)
+    with socket.create_server(("127.0.0.1", 0), backlog=CONNECTIONS) as listener:
+        metrics = Metrics()
+        metrics.watch_model(Instant.name, ["cpu"], CONNECTIONS, depth=lambda: 0, ready=lambda: True)
+        app = create_app(settings, metrics, InstantModels())
+        server = threading.Thread(target=Server(app, settings).run, args=([listener],), daemon=True)
+        server.start()
+        port = listener.getsockname()[1]
+        connections = [
+            HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS) for _ in range(CONNECTIONS)
+        ]
+        image = typical_file(CIFAR)
+        for _ in range(WARM_UP_ROUNDS):
+            _ask(connections, image)
+        assert server.ident is not None
+        clock = time.pthread_getcpuclockid(server.ident)
+        before = time.clock_gettime(clock)
+        for _ in range(ROUNDS):
+            _ask(connections, image)
+        spent = time.clock_gettime(clock) - before
+    return max(spent / (ROUNDS * CONNECTIONS) - decode_seconds(CIFAR), sys.float_info.epsilon)
+
+
+def _ask(connections: Sequence[HTTPConnection], image: bytes) -> None:
+    """A request on each connection, all at once."""
+    for connection in connections:
+        connection.request("POST", CLASSIFY, image, {"Content-Type": "image/png"})
+    for connection in connections:
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"the trial's request was answered {response.status}: {body!r}")
+
+
+def measured(settings: Settings) -> Plan:
+    """The plan; every engine has started once, and the cache has what it needs to start again."""
+    # First, as it is what a mistake in the settings makes fail.
+    bundles = [
+        catalog.load(row.spec, row.architecture, settings.cache_dir).bundle
+        for row in settings.models
+    ]
+    request = request_seconds()
+    models = []
+    for row, bundle in zip(settings.models, bundles, strict=True):
+        for device in devices_of(row):
+            if device != "cpu":
+                continue
+            blueprint = blueprint_of(bundle, row, device, settings, request_seconds=request)
+            kinds = engines_for(row, device)[:1]
+            warm = start_first(kinds, blueprint, row.parity_tolerance)
+            if warm.engine.tuning is not None and warm.engine.tuning.costs is not None:
+                models.append(warm.engine.tuning.costs)
+    return Plan(request, models)
+
+
+def main() -> None:
+    with contextlib.suppress(AttributeError, OSError):  # Where it is not Linux.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    settings = Settings.model_validate_json(sys.stdin.read())
+    log_to_stderr(settings.log_level, settings.log_format)
+    if settings.log_level != "debug":
+        logging.disable(logging.CRITICAL)  # The start says the same of its engines.
+    status = 0
+    try:
+        print(json.dumps(asdict(measured(settings))), flush=True)
+    # Whatever it is, the start meets it again, and says it as it should.
+    except Exception as error:
+        log.debug("the trial failed: %s", error, exc_info=True)
+        status = 1
+    logging.shutdown()
+    os._exit(status)  # Its threads compute nothing any more, and need not end in order.
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Devices, and what they compute in."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+from models.hardware import native_precision
+from service.config.settings import ModelSettings
+from service.errors import ConfigError
+
+
+def devices_of(settings: ModelSettings) -> list[str]:
+    """Where the model runs, one engine for each.
+
+    Raises:
+        ConfigError: a device is not there, or cannot compute in the precision.
+    """
+    wanted = settings.device if isinstance(settings.device, list) else [settings.device]
+    available = torch.cuda.device_count()
+    found = []
+    for device in wanted:
+        if device == "auto":
+            device = "cuda:0" if available else "cpu"  # noqa: PLW2901
+        elif device == "cuda":
+            device = "cuda:0"  # noqa: PLW2901
+        if device.startswith("cuda") and int(device.partition(":")[2]) >= available:
+            raise ConfigError(
+                f"device: {device} is not here, torch sees {available} CUDA devices; "
+                "use auto or cpu"
+            )
+        _check(settings, device)
+        found.append(device)
+    return found
+
+
+def _check(settings: ModelSettings, device: str) -> None:
+    on_cpu = device == "cpu"
+    if on_cpu and settings.precision == "fp16":
+        raise ConfigError("precision: fp16 needs a CUDA device; use auto, bf16 or fp32")
+    if settings.engine == "openvino" and not on_cpu:
+        raise ConfigError(f"engine: openvino runs on the CPU, not on {device}; use auto or compile")
+    if settings.engine == "openvino" and not has_openvino():
+        raise ConfigError("engine: openvino is not installed; pip install 'resnet-serve[cpu]'")
+    if settings.precision == "int8":
+        if not on_cpu or settings.engine not in ("auto", "openvino"):
+            raise ConfigError("precision: int8 needs device cpu and engine openvino")
+        if not has_openvino():
+            raise ConfigError("precision: int8 needs openvino; pip install 'resnet-serve[cpu]'")
+
+
+def engines_for(settings: ModelSettings, device: str) -> list[str]:
+    """Kinds of engines for one of `devices(settings)`: the first serves first, and each later
+    one replaces the one before it as soon as it is warm."""
+    if settings.engine != "auto":
+        return [settings.engine]
+    # OpenVINO compiles in less time than plain PyTorch needs for its first batches.
+    return ["openvino"] if device == "cpu" and has_openvino() else ["eager", "compile"]
+
+
+def precision_of(settings: ModelSettings, device: str) -> str:
+    """The precision in force on `device`: what is asked for, or the fastest in hardware."""
+    if settings.precision != "auto":
+        return settings.precision
+    return native_precision(device)
+
+
+def has_openvino() -> bool:
+    return find_spec("openvino") is not None
+
+
+def set_cpu_threads(count: int) -> None:
+    """Sets how many threads torch's operators on the CPU use, for the whole process."""
+    torch.set_num_threads(count)

@@ -1,0 +1,78 @@
+"""An engine: one network on one device, from pixels to ranked probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engines.buckets import Buckets
+from service.engines.parity import Parity
+from service.engines.tuning import Tuning
+from service.inference.ranking import Ranking
+from service.inference.tasks import Head, Pixels
+
+
+class Engine(Protocol):
+    """What a worker thread drives; only that one thread calls it.
+
+    `name`: the kind; `device`: where it runs; `precision`: fp32, bf16, fp16 or int8;
+    `in_flight`: how many batches may be launched before the first of them is collected;
+    `tuning`: of an engine on the CPU, how many threads it has, and why.
+    """
+
+    name: str
+    device: str
+    precision: str
+    in_flight: int
+
+    @property
+    def tuning(self) -> Tuning | None: ...
+
+    def launch(
+        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+    ) -> Callable[[], Ranking]:
+        """Begins to compute N images [H, W, 3], padded to `size`.
+
+        The result waits for the end and gives the ranking, with the network's `maps` if they are
+        wanted; batches are collected in the order in which they were launched.
+        """
+
+
+@dataclass(frozen=True)
+class Warm:
+    """An engine that has run every batch size and was compared with fp32.
+
+    `probe` is one real forward, which raises if it fails or gives NaN; `head` is the network's.
+    """
+
+    engine: Engine
+    buckets: Buckets
+    parity: Parity
+    probe: Callable[[], None]
+    head: Head
+
+    def launch(self, images: Sequence[Pixels], *, maps: bool = False) -> Callable[[], Ranking]:
+        """As the engine's, for at most `buckets.largest` images."""
+        return self.engine.launch(images, self.buckets.fit(len(images)), maps=maps)
+
+    def up_to(self, largest: int) -> Warm:
+        """The same engine, for batches of at most as many images as `largest` are padded to."""
+        return replace(self, buckets=self.buckets.up_to(self.buckets.fit(largest)))
+
+    def infer(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Probabilities [N, K] of any number of images, in the order of the classes."""
+        step = self.buckets.largest
+        pieces = [images[start : start + step] for start in range(0, len(images), step)]
+        return np.concatenate([self.launch(piece)().by_class() for piece in pieces])
+
+    def describe(self) -> dict[str, Any]:
+        tuning = self.engine.tuning
+        return {
+            **({} if tuning is None else tuning.describe()),
+            "batch_ms": {n: round(s * 1000, 3) for n, s in self.buckets.seconds.items()},
+            "parity": asdict(self.parity),
+        }

@@ -1,0 +1,136 @@
+"""Starts an engine: built, warmed up with every batch size, and compared with fp32."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from models.bundle import Bundle
+from service.config.settings import ModelSettings, Settings
+from service.engines import cache
+from service.engines.blueprint import Blueprint
+from service.engines.buckets import Buckets, confirmed, measure
+from service.engines.compiled import compiled
+from service.engines.devices import precision_of
+from service.engines.eager import eager
+from service.engines.engine import Engine, Warm
+from service.engines.parity import Parity, check
+from service.engines.tuning import machine
+from service.errors import ConfigError
+from service.inference.tasks import Head
+
+log = logging.getLogger(__name__)
+
+
+def _openvino(blueprint: Blueprint) -> Engine:
+    from service.engines.openvino import openvino  # noqa: PLC0415 - an extra
+
+    return openvino(blueprint)
+
+
+KINDS: dict[str, Callable[[Blueprint], Engine]] = {
+    "eager": eager,
+    "compile": compiled,
+    "openvino": _openvino,
+}
+
+
+def blueprint_of(
+    bundle: Bundle,
+    model: ModelSettings,
+    device: str,
+    service: Settings,
+    *,
+    request_seconds: float = 0.0,
+) -> Blueprint:
+    """What an engine for `model` on one of `devices(model)` is built from.
+
+    `request_seconds`: CPU time of a request's HTTP; 0: nothing comes over HTTP.
+
+    Raises:
+        ConfigError: int8 is asked for, and the bundle was not calibrated.
+    """
+    if model.precision == "int8" and not bundle.calibration:
+        raise ConfigError(
+            "precision: int8 needs a calibrated bundle; "
+            "`resnet-serve calibrate --model SPEC IMAGES OUT.safetensors` makes one"
+        )
+    return Blueprint(
+        bundle=bundle,
+        device=device,
+        precision=precision_of(model, device),
+        max_batch=model.max_batch,
+        threads=service.engine_threads,
+        request_seconds=request_seconds,
+        cache=cache.folder(service.cache_dir),
+    )
+
+
+def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Warm:
+    """A warm engine of a kind in `KINDS`.
+
+    Raises:
+        RuntimeError: it cannot be built, gives NaN, or differs too much from fp32. Libraries
+            may raise other things as well.
+    """
+    warm = _warm(kind, blueprint)
+    tuning = warm.engine.tuning
+    if tuning is not None and tuning.outdated(warm.buckets.per_image):
+        log.info("%s: measured again: the machine is faster than it was", blueprint.bundle.name)
+        warm = _warm(kind, replace(blueprint, fresh=True))
+    return replace(warm, parity=check(warm.infer, blueprint, tolerance))
+
+
+def _warm(kind: str, blueprint: Blueprint) -> Warm:
+    """An engine that has run every batch size, not yet compared with fp32."""
+    engine = KINDS[kind](blueprint)
+    blank = np.zeros((blueprint.bundle.input.size,) * 2 + (3,), dtype=np.uint8)
+
+    def run(size: int, *, maps: bool = False) -> None:
+        ranking = engine.launch([blank] * size, size, maps=maps)()
+        if not np.isfinite(ranking.probabilities).all():
+            raise RuntimeError(f"the network gives NaN in {engine.precision} on {engine.device}")
+
+    run(1, maps=True)  # What is needed for them is taken now, too.
+    buckets = _buckets(run, engine, blueprint)
+    last: Any = blueprint.bundle.network().head
+    head = Head(*(part.detach().float().numpy().copy() for part in (last.weight, last.bias)))
+    return Warm(engine, buckets, Parity(0, 0.0, 0.0), lambda: run(1), head)
+
+
+def _buckets(run: Callable[[int], object], engine: Engine, blueprint: Blueprint) -> Buckets:
+    """The batch sizes, which have all been run: as they were measured at an earlier start, if that
+    is still true, else as they are measured now."""
+    if engine.tuning is None:  # A GPU measures its own in less time than a start takes.
+        return measure(run, blueprint.max_batch)
+    path = blueprint.cached("batches", ".json", engine.name, *machine(), engine.tuning.ways)
+    buckets = None if blueprint.fresh else cache.kept(path, Buckets.read)
+    if buckets is None or not confirmed(run, buckets):
+        buckets = measured = measure(run, blueprint.max_batch).worthwhile()
+        cache.keep(path, measured.write)
+    return buckets
+
+
+def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | None) -> Warm:
+    """The first of `kinds` that starts, else plain PyTorch; a log line for each that does not.
+
+    Raises:
+        RuntimeError: plain PyTorch does not start either.
+    """
+    for kind in kinds:
+        if kind == "eager":
+            break
+        try:
+            return start_engine(kind, blueprint, tolerance)
+        # Compilers fail in many ways; whichever it is, plain PyTorch can still serve.
+        except Exception as error:  # noqa: BLE001
+            log.warning(
+                "%s: engine %s did not start, eager serves: %s", blueprint.bundle.name, kind, error
+            )
+    if blueprint.precision == "int8":
+        blueprint = replace(blueprint, precision="fp32")
+    return start_engine("eager", blueprint, tolerance)

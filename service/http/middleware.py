@@ -1,0 +1,162 @@
+"""Around every request: its id, its count, and at most one log line."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import errors
+from service.http.problems import problem, refused
+from service.inference.pipeline import RETRY_SECONDS, Pipeline
+from service.logs import Quiet, and_more, fields
+from service.metrics import Metrics
+
+log = logging.getLogger(__name__)
+# What load alone brings about: a line for each would add to the load.
+OF_LOAD = frozenset(
+    error.reason
+    for error in (
+        errors.QueueFull,
+        errors.UploadsFull,
+        errors.NotReady,
+        errors.EngineFailed,
+        errors.DeadlineExceeded,
+        errors.CallerLeft,
+    )
+)
+QUIET_SECONDS = 1.0  # between two lines of one such reason
+LONGEST = 500  # characters of a path or a detail, which may repeat what the caller sent
+TOO_LATE = "the service has shut down before the request was whole; ask another replica"
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+API = ("/v1/", "/v2")
+
+
+class Observe:
+    """Pure ASGI, so that it sees exactly what is sent.
+
+    The caller's `X-Request-ID` is kept where it is one printable word, else a new one is made.
+    Whatever goes wrong unforeseen is logged with the id, and the caller gets a plain 500.
+    `headers` are those that every answer has.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        pipeline: Pipeline,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._pipeline = pipeline
+        self._headers = headers
+        self._quiet = Quiet(QUIET_SECONDS)
+        # A random part for each process, then a count: asking the kernel for randomness would
+        # give the interpreter's lock away in every request.
+        self._process, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
+
+    def _id_of(self, scope: Scope) -> bytes:
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                given: bytes = value
+                return given
+        return b"%s%012x" % (self._process, next(self._count))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = self._id_of(scope)
+        state = scope.setdefault("state", {})
+        state["started"] = started
+        status = 0
+        private = scope["path"].startswith(API)
+        failure: Exception | None = None
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message["headers"], (b"x-request-id", request_id), *self._headers]
+                if private:
+                    headers.append((b"cache-control", b"no-store"))
+                if self._pipeline.draining:
+                    # Kept-alive connections should find another replica.
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
+            await send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception as error:  # noqa: BLE001
+            failure = state["failure"] = error
+            state["refusal"] = (errors.ServiceError.reason, "see the exception")
+            if not status:
+                name = request_id.decode("ascii")
+                detail = f"an unforeseen error; the service's log has it under {name}"
+                answer = problem(scope["path"], 500, detail, errors.ServiceError.reason)
+                await answer(scope, receive, send_marked)
+        except asyncio.CancelledError:
+            # Only the end of a shutdown's patience cancels a request. Who still sends the body must
+            # not have to guess what became of it.
+            if status:
+                raise
+            answer = refused(scope, errors.NotReady(TOO_LATE, RETRY_SECONDS))
+            await answer(scope, receive, send_marked)
+        finally:
+            self._metrics.in_flight.dec()
+            seconds = time.perf_counter() - started
+            self._record(scope, status, request_id, seconds, failure)
+
+    def _record(
+        self,
+        scope: Scope,
+        status: int,
+        request_id: bytes,
+        seconds: float,
+        failure: Exception | None,
+    ) -> None:
+        self._metrics.answered(getattr(scope.get("route"), "path", "other"), status)
+        state = scope["state"]
+        reason, detail = state.get("refusal", ("", ""))
+        model = state.get("model", "")
+        unlogged = 0
+        if reason:
+            self._metrics.refused(model, reason)
+            if reason in OF_LOAD:
+                unlogged = self._quiet.unlogged(reason)
+        level = logging.ERROR if failure else logging.INFO if reason else logging.DEBUG
+        if unlogged < 0 or not log.isEnabledFor(level):
+            return
+        method, name = scope["method"], request_id.decode("ascii")
+        path = quote(scope["path"])[:LONGEST]  # Without the query, which may hold secrets.
+        what = f"{reason} in" if reason else "in"
+        colon = f": {detail[:LONGEST]}" if reason else ""
+        log.log(
+            level,
+            "%s %s %s %d %s %.1f ms%s%s",
+            *(name, method, path, status, what, seconds * 1000, colon, and_more(unlogged)),
+            exc_info=failure,
+            extra=fields(
+                detail[:LONGEST] or "answered",
+                request_id=name,
+                method=method,
+                path=path,
+                status=status,
+                reason=reason,
+                duration_ms=round(seconds * 1000, 3),
+                model=model,
+                unlogged=unlogged or None,
+                **state.get("trace", {}),
+            ),
+        )

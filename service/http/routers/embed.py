@@ -1,0 +1,83 @@
+"""`POST /v1/embed`: what a network knows of an image before its last layer."""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+from pydantic_core import to_json
+
+from service.http import schemas
+from service.http.problems import timed
+from service.http.routers.classify import (
+    BINARY,
+    ONE_IMAGE,
+    REFUSALS,
+    TIMEOUT_HEADER,
+    Name,
+    admit,
+    compute,
+)
+from service.inference.tasks import EMBED
+
+Format = Literal["json", "npy", "f32"]
+MEDIA_TYPES = {"npy": "application/x-npy", "f32": "application/octet-stream"}
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/embed",
+    response_model=schemas.Embedding,
+    responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)}, **REFUSALS},
+    openapi_extra={
+        "requestBody": {"required": True, "content": ONE_IMAGE},
+        "parameters": [TIMEOUT_HEADER],
+    },
+)
+async def embed(
+    request: Request,
+    model: Name = None,
+    normalize: Annotated[
+        bool, Query(description="divide by the Euclidean length, so that a product is a cosine")
+    ] = False,
+    format: Annotated[
+        Format, Query(description="f32: little-endian float32 alone; npy: with NumPy's header")
+    ] = "json",
+) -> Response:
+    """The features of one image, float32 [C]: raw bytes, or a form with the field `image`."""
+    _, served, _, deadline = admit(request.scope, model, None)
+    computed = await compute(request, served, EMBED, deadline)
+    assert computed.row.detail is not None
+    features = normalized(computed.row.detail) if normalize else computed.row.detail
+    timing = schemas.timing_of(computed)
+    if format != "json":
+        return Response(_packed(features, format), 200, timed(timing), MEDIA_TYPES[format])
+    body = {
+        "model": served.name,
+        "dimensions": len(features),
+        "normalized": normalize,
+        "embedding": features.tolist(),
+        "timing_ms": timing,
+        "batch_size": computed.batch_size,
+    }
+    return Response(to_json(body), 200, timed(timing), "application/json")
+
+
+def normalized(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of length 1; zeros stay zeros."""
+    length = np.linalg.norm(features.astype(np.float64))
+    return (features / length).astype(np.float32) if length else features
+
+
+def _packed(features: NDArray[np.float32], format: Format) -> bytes:
+    little = features.astype("<f4")
+    if format == "f32":
+        return little.tobytes()
+    buffer = io.BytesIO()
+    np.save(buffer, little)
+    return buffer.getvalue()

@@ -1,0 +1,127 @@
+"""`POST /v1/explain`: where in an image a network sees a class.
+
+A class activation map (Zhou 2016, arXiv:1512.04150, section 2) is exact for a network that averages
+its last maps and ends in a linear layer, as ResNets do: a class's logit is the mean of its map and
+a bias.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import anyio.to_thread
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic_core import to_json
+
+from models import preprocess
+from service.errors import BadParameter
+from service.http import schemas
+from service.http.problems import timed
+from service.http.routers.classify import (
+    BINARY,
+    ONE_IMAGE,
+    REFUSALS,
+    TIMEOUT_HEADER,
+    Name,
+    admit,
+    compute,
+)
+from service.inference.pipeline import Computed, Model
+from service.inference.postprocess import top_k
+from service.inference.tasks import EXPLAIN
+
+# From what speaks little for the class to what speaks most for it.
+COLOURS = np.array([(20, 0, 60), (150, 20, 110), (240, 90, 40), (255, 210, 60)], float)
+COVER = 0.75  # of the image, where a place speaks most for the class
+LEAST_SIDE = 224  # pixels of the picture: smaller inputs are enlarged
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/explain",
+    response_model=schemas.Explanation,
+    responses={200: {"content": {"image/png": BINARY}}, **REFUSALS},
+    openapi_extra={
+        "requestBody": {"required": True, "content": ONE_IMAGE},
+        "parameters": [TIMEOUT_HEADER],
+    },
+)
+async def explain(
+    request: Request,
+    model: Name = None,
+    class_id: Annotated[
+        int | None, Query(description="the class to look for; default: the likeliest", ge=0)
+    ] = None,
+    format: Annotated[
+        Literal["json", "png"], Query(description="png: the map over what the network was given")
+    ] = "json",
+) -> Response:
+    """What each place of one image adds to a class's logit (before the temperature)."""
+    _, served, _, deadline = admit(request.scope, model, None)
+    task = EXPLAIN if class_id is None else class_id
+    _check(served, task)
+    computed = await compute(request, served, task, deadline)
+    body = _explanation(task, computed)
+    headers = timed(body["timing_ms"])
+    if format == "json":
+        return Response(to_json(body), 200, headers, "application/json")
+    grid = np.array(body["grid"], np.float32)
+    picture = await anyio.to_thread.run_sync(partial(_drawn, computed.decoded.pixels, grid))
+    return Response(picture, 200, headers, "image/png")
+
+
+def _check(model: Model, task: int) -> None:
+    if model.map_side < 2:
+        raise BadParameter(
+            f"{model.name} cannot explain: its last maps have one place only, "
+            f"as it halves images of {model.spec.size} pixels too often"
+        )
+    if task >= len(model.labels):
+        raise BadParameter(f"class_id must be from 0 to {len(model.labels) - 1}, not {task}")
+
+
+def _explanation(task: int, computed: Computed) -> dict[str, Any]:
+    """What `schemas.Explanation` describes."""
+    model, row, detail = computed.model, computed.row, computed.row.detail
+    assert detail is not None
+    grid, bias = detail[:-1].reshape(model.map_side, model.map_side), float(detail[-1])
+    class_id = int(row.classes[0]) if task == EXPLAIN else task
+    probability = float(row.probabilities[row.classes == class_id][0])
+    seen = preprocess.region(*computed.decoded.size, model.spec)
+    predictions = top_k(row, model.labels, min(5, len(model.labels)))
+    return {
+        "model": model.name,
+        "class_id": class_id,
+        "label": model.labels[class_id],
+        "probability": round(probability, 6),
+        "logit": float(grid.mean(dtype=np.float64)) + bias,
+        "bias": bias,
+        "grid": grid.tolist(),
+        "region": dict(zip(schemas.Region.model_fields, seen, strict=True)),
+        "predictions": schemas.predictions_of(predictions),
+        "timing_ms": schemas.timing_of(computed),
+        "batch_size": computed.batch_size,
+    }
+
+
+def _drawn(pixels: NDArray[Any], grid: NDArray[np.float32]) -> bytes:
+    """A PNG: what speaks for the class, as colour over the pixels uint8 [H, W, 3]."""
+    side = max(1, round(LEAST_SIDE / len(pixels))) * len(pixels)
+    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
+    smooth = Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)
+    strength = np.maximum(np.asarray(smooth), 0) / max(float(grid.max()), 1e-6)
+    strength = np.minimum(strength, 1)
+    steps = np.linspace(0, 1, len(COLOURS))
+    colour = np.stack([np.interp(strength, steps, channel) for channel in COLOURS.T], axis=-1)
+    share = COVER * strength[..., None]
+    mixed = np.asarray(image, float) * (1 - share) + colour * share
+    buffer = io.BytesIO()
+    Image.fromarray(mixed.round().astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,119 @@
+"""Models that come and go while others serve."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic_core import from_json
+
+from service.config.settings import ModelSettings, validated
+from service.errors import BadParameter, ConfigError, NotReady, UnsupportedMediaType
+from service.http import schemas
+from service.http.routers.classify import PROBLEM, REFUSALS, pipeline_of, receive
+from service.http.uploads import media_type
+from service.inference.pipeline import RETRY_SECONDS, Pipeline
+
+MAX_BODY_BYTES = 2**16
+DENIED: dict[int | str, dict[str, Any]] = {
+    401: REFUSALS[401],
+    403: PROBLEM | {"description": "the key is no admin key, or none is configured"},
+}
+UNAVAILABLE = PROBLEM | {"description": "draining, or the engine is down; with Retry-After"}
+
+
+def described() -> dict[str, Any]:
+    """The schema of a model's settings; the name is the path's."""
+    schema = ModelSettings.model_json_schema()
+    del schema["properties"]["name"]
+    return schema | {"title": "Model"}
+
+
+router = APIRouter()
+
+
+@router.put(
+    "/v1/models/{name}",
+    response_model=schemas.ModelDetails,
+    responses={
+        **DENIED,
+        200: {"description": "it replaced the model of that name"},
+        201: {"model": schemas.ModelDetails, "description": "it is served beside the others"},
+        408: REFUSALS[408],
+        409: PROBLEM | {"description": "as many models as there can be"},
+        413: PROBLEM | {"description": "body over 64 KiB"},
+        415: PROBLEM | {"description": "a content type that is not JSON"},
+        422: PROBLEM | {"description": "a field that cannot be, or a model that does not load"},
+        429: PROBLEM | {"description": "too many bytes are being received; with Retry-After"},
+        503: UNAVAILABLE,
+    },
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": described()}}}
+    },
+)
+async def put_model(request: Request, name: str) -> Response:
+    """Loads a model, and serves it under this name once it is ready, in place of the one that has
+    it now: no request fails meanwhile. If it does not load, nothing changes."""
+    pipeline = serving(request)
+    row = settings_of_model(name, await read_json(request))
+    created = await pipeline.fleet.put(row)
+    card = schemas.ModelDetails.model_validate(pipeline.find(name).describe())
+    status = HTTPStatus.CREATED if created else HTTPStatus.OK
+    return Response(card.model_dump_json(), status, media_type="application/json")
+
+
+@router.delete(
+    "/v1/models/{name}",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses={
+        **DENIED,
+        404: REFUSALS[404],
+        422: REFUSALS[422],
+        409: PROBLEM | {"description": "the default model, which a service needs"},
+        503: UNAVAILABLE,
+    },
+)
+async def delete_model(request: Request, name: str) -> Response:
+    """Serves a model no longer; requests that have found it are still answered."""
+    await serving(request).fleet.delete(name)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def serving(request: Request) -> Pipeline:
+    pipeline = pipeline_of(request)
+    if pipeline.draining:
+        raise NotReady("the service is shutting down; ask another replica", RETRY_SECONDS)
+    return pipeline
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        UnsupportedMediaType, BadParameter: it has none.
+        TooLarge, UploadsFull, RequestTooSlow, CallerLeft: see `service.http.body.Body`.
+    """
+    if media_type(request) != "application/json":
+        raise UnsupportedMediaType("send the model's settings as application/json")
+    with receive(request, MAX_BODY_BYTES, math.inf) as arriving:
+        body = await arriving.whole()
+    try:
+        found = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise BadParameter(f"the body is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadParameter('the body must be an object such as {"spec": "builtin:NAME"}')
+    return found
+
+
+def settings_of_model(name: str, fields: dict[str, Any]) -> ModelSettings:
+    """Raises `BadParameter`: a field is unknown or has an impossible value."""
+    if "name" in fields:
+        raise BadParameter("name: the path gives it; leave it out of the body")
+    try:
+        return validated(ModelSettings, name=name, **fields)
+    except ConfigError as error:
+        raise BadParameter(str(error)) from None

@@ -1,0 +1,201 @@
+"""The JSON that goes out, as the OpenAPI description shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.inference import postprocess
+from service.inference.pipeline import Answer, Computed
+
+
+class Prediction(BaseModel):
+    class_id: int
+    label: str
+    probability: float = Field(description="0 to 1")
+
+
+class Timing(BaseModel):
+    """Milliseconds."""
+
+    decode: float
+    queue: float = Field(description="waiting for a decoding thread and for the engine")
+    inference: float = Field(description="the batch that the image was in")
+    total: float
+
+
+class Classification(BaseModel):
+    model: str
+    predictions: list[Prediction] = Field(description="by falling probability")
+    timing_ms: Timing
+    batch_size: int = Field(description="images computed together with this one")
+
+
+class BatchItem(BaseModel):
+    """Either predictions or an error."""
+
+    filename: str
+    predictions: list[Prediction] | None = None
+    error: str | None = None
+
+
+class BatchClassification(BaseModel):
+    model: str
+    results: list[BatchItem] = Field(description="in the order of the images")
+
+
+class Embedding(BaseModel):
+    model: str
+    dimensions: int
+    normalized: bool = Field(description="divided by its Euclidean length")
+    embedding: list[float] = Field(description="what the network's last layer is given")
+    timing_ms: Timing
+    batch_size: int = Field(description="images computed together with this one")
+
+
+class Region(BaseModel):
+    """In parts of the upright image's width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Explanation(BaseModel):
+    model: str
+    class_id: int
+    label: str
+    probability: float = Field(description="0 to 1")
+    logit: float = Field(description="the mean of the grid, and the bias")
+    bias: float
+    grid: list[list[float]] = Field(description="rows, from the top; what each place adds")
+    region: Region = Field(description="the part of the image that the grid covers")
+    predictions: list[Prediction] = Field(description="by falling probability")
+    timing_ms: Timing
+    batch_size: int = Field(description="images computed together with this one")
+
+
+class Input(BaseModel):
+    size: int
+    resize: int
+    crop: str
+    interpolation: str
+    mean: list[float]
+    std: list[float]
+
+
+class Weights(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    source: str
+    sha256: str | None = Field(description="of the bundle's file; null for random weights")
+
+
+class Parity(BaseModel):
+    images: int
+    top1_agreement: float = Field(description="share of images with the same likeliest class")
+    max_difference: float = Field(description="of any probability")
+
+
+class CpuMilliseconds(BaseModel):
+    engine: float = Field(description="of all its threads, with all CPUs computing")
+    decode: float = Field(description="of a typical file")
+    request: float = Field(description="of HTTP")
+
+
+class ModelCard(BaseModel):
+    name: str
+    architecture: str = Field(description="the variant's name, or custom")
+    depth: int
+    parameters: int = Field(description="learnable scalars")
+    layers: int = Field(description="Conv2d and Linear modules")
+    macs: int = Field(description="multiply-accumulates for one image")
+    num_classes: int
+    configuration: dict[str, Any] = Field(description="every field of the architecture")
+    input: Input
+    embedding: int = Field(description="numbers that POST /v1/embed gives")
+    explain: bool = Field(description="whether POST /v1/explain can tell places apart")
+    device: str
+    precision: str
+    engine: str | None = Field(description="null while it loads")
+    threads: int | None = Field(None, description="threads that compute, of an engine on the CPU")
+    streams: int | None = Field(
+        None, description="parts of a batch that are computed at once; unset: batches stay whole"
+    )
+    split_from: int | None = Field(None, description="the smallest batch that is split")
+    cpu_ms: CpuMilliseconds | None = Field(
+        None,
+        description="milliseconds of CPU time that an image was measured to cost, from which the "
+        "threads were chosen; unset where engine_threads is set",
+    )
+    parity: Parity | None = Field(None, description="the engine against plain PyTorch in fp32")
+    batch_ms: dict[int, float] | None = Field(
+        None, description="milliseconds that each batch size took when it was warm"
+    )
+    state: str = Field(description="loading, ready, failed, or lost: only another process can")
+    reason: str = Field(description="why it is not ready")
+    weights: Weights
+    metrics: dict[str, Any] = Field(description="measured accuracy by data set")
+    temperature: float = Field(description="divides the logits; 1 where none was fitted")
+
+
+class ModelDetails(ModelCard):
+    card: str = Field(description="what a person should know of the model, in Markdown")
+
+
+class Models(BaseModel):
+    models: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: str
+    reasons: dict[str, str] = Field(default_factory=dict, description="by model")
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def predictions_of(predictions: Iterable[postprocess.Prediction]) -> list[dict[str, Any]]:
+    """What `Prediction` describes, of each."""
+    return [
+        {"class_id": p.class_id, "label": p.label, "probability": round(p.probability, 6)}
+        for p in predictions
+    ]
+
+
+def classification_of(answer: Answer) -> dict[str, Any]:
+    """What `Classification` describes, as plain data: its models would cost more than the rest."""
+    return {
+        "model": answer.model,
+        "predictions": predictions_of(answer.predictions),
+        "timing_ms": timing_of(answer.computed),
+        "batch_size": answer.computed.batch_size,
+    }
+
+
+def slowest_of(computed: Sequence[Computed], total: float) -> dict[str, float]:
+    """The milliseconds of several images: each phase of the slowest in it, and `total` seconds."""
+    longest = {
+        phase: max((getattr(each, phase) for each in computed), default=0.0)
+        for phase in ("decode", "queue", "inference")
+    }
+    return {phase: round(s * 1000, 3) for phase, s in (longest | {"total": total}).items()}
+
+
+def timing_of(computed: Computed) -> dict[str, float]:
+    """What `Timing` describes."""
+    return {
+        "decode": round(computed.decode * 1000, 3),
+        "queue": round(computed.queue * 1000, 3),
+        "inference": round(computed.inference * 1000, 3),
+        "total": round(computed.total * 1000, 3),
+    }

@@ -1,0 +1,118 @@
+"""Images out of HTTP bodies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.errors import (
+    BadParameter,
+    CallerLeft,
+    TooLarge,
+    UndecodableImage,
+    UnsupportedMediaType,
+)
+from service.http.body import Body
+
+T = TypeVar("T")
+FIELD = "image"
+MULTIPART = "multipart/form-data"
+QUOTED = 200  # characters of a caller's words that a refusal repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    filename: str
+    data: bytes
+
+
+def media_type(request: Request) -> str:
+    """The content type without its parameters; empty if there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_image(body: Body) -> bytes:
+    """The one image of a raw or multipart request.
+
+    Raises:
+        UnsupportedMediaType: the content type is no image.
+        TooLarge, UploadsFull: see `service.http.body.Body`.
+        BadParameter: a multipart body has not exactly one field `image`.
+        UndecodableImage: a multipart body is malformed.
+        DeadlineExceeded, RequestTooSlow: it took too long to arrive.
+        CallerLeft: the connection closed while the body was sent.
+    """
+    kind = media_type(body.request)
+    if kind == MULTIPART:
+        uploads = await read_images(body, max_images=1)
+        return uploads[0].data
+    # No type at all is taken as octets: the decoder looks at the bytes anyway.
+    if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
+        raise UnsupportedMediaType(
+            f"the content type {kind[:QUOTED]!r} is no image; send the bytes as image/* or "
+            f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
+        )
+    return await body.whole()
+
+
+async def read_images(body: Body, max_images: int) -> list[Upload]:
+    """The fields `image` of a multipart request; raises as `read_image`."""
+    if media_type(body.request) != MULTIPART:
+        raise UnsupportedMediaType(f"send several images as {MULTIPART}, each in a field {FIELD!r}")
+    _, parameters = parse_options_header(body.request.headers["content-type"])
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
+        # Python's codecs do not stop at charsets: some take minutes, some give no text.
+        raise UnsupportedMediaType(f"send {MULTIPART} without a charset, or with utf-8")
+    parser = MultiPartParser(
+        body.request.headers, body.chunks(), max_files=max_images, max_fields=16
+    )
+    parser.spool_max_size = body.max_bytes  # The whole body fits; no detour over a disk.
+    try:
+        async with asyncio.timeout_at(body.until):
+            form = await parser.parse()
+    except TimeoutError:
+        raise body.late() from None
+    except MultiPartException as error:
+        message = error.message
+        if "Too many files" in message and max_images == 1:
+            raise BadParameter("send one image here, several to /v1/classify/batch") from None
+        if "Too many files" in message:
+            raise TooLarge(f"more than {max_images} images in one request") from None
+        raise UndecodableImage(f"the multipart body is malformed: {message}") from None
+    try:
+        files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
+        if not files:
+            names = ", ".join(map(repr, dict.fromkeys(form.keys())))[:QUOTED] or "none"
+            raise BadParameter(f"the form has no whole file in a field {FIELD!r}; fields: {names}")
+        return [Upload(file.filename or "", await file.read()) for file in files]
+    finally:
+        await form.close()
+
+
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work`, and cancels it as soon as the caller closes the connection.
+
+    The body must have been read: then the next message can only be the disconnect.
+
+    Raises:
+        CallerLeft: the caller closed the connection first.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    gone = asyncio.ensure_future(request.receive())
+    gone.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone.done() or task.uncancel():
+            raise  # Someone else wants this task to end.
+        raise CallerLeft("the connection closed before the answer") from None
+    finally:
+        gone.cancel()

@@ -1,0 +1,133 @@
+"""What the service and its models tell of themselves."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from service.config.settings import Settings
+from service.http.v2.codec import (
+    DATATYPES,
+    EMBEDDING,
+    IMAGE,
+    INPUT,
+    PIXELS,
+    PRIORITIES,
+    PROBABILITIES,
+    VERSION,
+    shapes,
+)
+from service.inference.pipeline import Model, Pipeline
+from service.inference.waiting import NORMAL
+
+PLATFORM = "resnet-serve"
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+]
+STATES = {"ready": "READY", "loading": "LOADING"}
+# The configuration's words for datatypes and layouts.
+TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
+FORMATS = {IMAGE: "FORMAT_NONE", PIXELS: "FORMAT_NHWC", INPUT: "FORMAT_NCHW"}
+
+
+def server() -> dict[str, Any]:
+    return {"name": PLATFORM, "version": version("resnet-serve"), "extensions": EXTENSIONS}
+
+
+def outputs(model: Model) -> dict[str, int]:
+    """The outputs, all FP32, and the length of each for one image."""
+    return {PROBABILITIES: len(model.labels), EMBEDDING: model.channels}
+
+
+def metadata(model: Model) -> dict[str, Any]:
+    """The inputs are alternatives: a request sends one of them. The first dimension is the images
+    of a request."""
+    inputs = shapes(model.spec)
+    return {
+        "name": model.name,
+        "versions": [VERSION],
+        "platform": PLATFORM,
+        "inputs": [
+            {"name": name, "datatype": datatype, "shape": [-1, *inputs[name][0]]}
+            for name, datatype in DATATYPES.items()
+        ],
+        "outputs": [
+            {"name": name, "datatype": "FP32", "shape": [-1, length]}
+            for name, length in outputs(model).items()
+        ],
+    }
+
+
+def configuration(model: Model, settings: Settings) -> dict[str, Any]:
+    """The part of Triton's ModelConfig that has a meaning here.
+
+    `max_batch_size` is what one request may hold; batches of several requests are the service's.
+    """
+    row = model.row
+    inputs = shapes(model.spec)
+    described = model.describe()
+    kind = "KIND_GPU" if "cuda" in described["device"] else "KIND_CPU"
+    return {
+        "name": model.name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": settings.max_batch_images,
+        "input": [
+            {
+                "name": name,
+                "data_type": TYPES[datatype],
+                "format": FORMATS[name],
+                "dims": list(inputs[name][0]),
+                "optional": True,
+            }
+            for name, datatype in DATATYPES.items()
+        ],
+        "output": [
+            {"name": name, "data_type": "TYPE_FP32", "dims": [length]}
+            for name, length in outputs(model).items()
+        ],
+        "instance_group": [{"name": model.name, "kind": kind, "count": 1}],
+        "dynamic_batching": {
+            "preferred_batch_size": [row.max_batch],
+            "max_queue_delay_microseconds": round(row.max_delay_ms * 1000),
+            "priority_levels": len(PRIORITIES),
+            "default_priority_level": NORMAL,
+            "default_queue_policy": {
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": round(settings.request_timeout_ms * 1000),
+                "allow_timeout_override": True,
+                "max_queue_size": row.max_queue,
+            },
+        },
+        "parameters": {
+            name: {"string_value": str(described[name])} for name in ("engine", "precision")
+        },
+    }
+
+
+def index(pipeline: Pipeline, settings: Settings, *, only_ready: bool) -> list[dict[str, str]]:
+    """The models that are served, and those that the configuration names and nobody serves now."""
+    unready = pipeline.unready()
+    found = []
+    for name, model in pipeline.models.items():
+        state = model.describe()["state"]
+        told = STATES.get(state, "UNAVAILABLE")
+        if told == "READY" and name in unready:
+            told = "UNAVAILABLE"  # The service is shutting down.
+        if told == "READY" or not only_ready:
+            reason = unready.get(name, "")
+            found.append({"name": name, "version": VERSION, "state": told, "reason": reason})
+    if not only_ready:
+        found += [
+            {"name": row.name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
+            for row in settings.models
+            if row.name is not None and row.name not in pipeline.models
+        ]
+    return found

@@ -1,0 +1,42 @@
+"""Probabilities in falling order, so that an answer is a slice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Row(NamedTuple):
+    """One image's `classes` int32 [K], their `probabilities` float32 [K], and the `detail` that
+    its task asked for (see `service.inference.tasks`)."""
+
+    classes: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+    detail: NDArray[np.float32] | None = None
+
+
+class Ranking(NamedTuple):
+    """`classes` int32 [N, K] and their `probabilities` float32 [N, K], falling in each row; and
+    the network's last `maps` float32 [N, C, h, w], if they were asked for."""
+
+    classes: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+    maps: NDArray[np.float32] | None = None
+
+    def rows(self) -> list[Row]:
+        """Each image's."""
+        return list(map(Row, self.classes, self.probabilities))
+
+    def by_class(self) -> NDArray[np.float32]:
+        """Probabilities [N, K] in the order of the classes."""
+        found = np.empty_like(self.probabilities)
+        np.put_along_axis(found, self.classes.astype(np.intp), self.probabilities, axis=1)
+        return found
+
+
+def rank(probabilities: NDArray[np.float32], maps: NDArray[np.float32] | None = None) -> Ranking:
+    """The ranking of float32 [N, K]; equal probabilities by class."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return Ranking(order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1), maps)

@@ -1,0 +1,30 @@
+"""The engines that serve, without a server."""
+
+from __future__ import annotations
+
+from models.bundle import Bundle
+from service.config import settings as configuration
+from service.engines.devices import devices_of, engines_for
+from service.engines.engine import Warm
+from service.engines.start import blueprint_of, start_first
+from service.repository import catalog
+
+
+def open_model(spec: str, **flags: str | None) -> tuple[Bundle, Warm]:
+    """The bundle that `spec` names and a warm engine for it; `flags` as those of `serve`.
+
+    Raises:
+        ConfigError: see `service.config.settings.load` and `service.repository.catalog.load`.
+    """
+    bundle = catalog.load(spec).bundle
+    return bundle, warm(bundle, **flags)
+
+
+def warm(bundle: Bundle, **flags: str | None) -> Warm:
+    """A warm engine for `bundle`, by the flags of `serve` and by its environment."""
+    settings = configuration.load({"models": [bundle.name], **flags})
+    model = settings.models[0]
+    device = devices_of(model)[0]
+    blueprint = blueprint_of(bundle, model, device, settings)
+    kinds = engines_for(model, device)[:1]
+    return start_first(kinds, blueprint, model.parity_tolerance)

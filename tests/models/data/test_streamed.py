@@ -1,0 +1,238 @@
+"""Streamed batches depend on seed and epoch alone, and evaluation's are what `read` gives."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.data import datasets
+from models.data.collection import InMemory, find
+from models.data.crops import RandomCrop
+from models.data.seeds import mix
+from models.data.streamed import Stream, Streamed, global_batches, stream
+from models.preprocess import CIFAR, InputSpec
+
+SPEC = InputSpec(size=8, resize=10, mean=CIFAR.mean, std=CIFAR.std)
+COUNT = 14
+
+
+def folder(path: Path) -> Path:
+    """Noise, of which every other image is a photograph's format and size."""
+    random = np.random.default_rng(0)
+    for number in range(COUNT):
+        file = path / ("cat", "dog")[number % 2] / f"{number:02}.{('png', 'jpg')[number % 2]}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        height, width = random.integers(12, 60, 2)
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+    return path
+
+
+def archive(path: Path, mode: str) -> Path:
+    with tarfile.open(path / "set.tar", mode) as made:  # type: ignore[call-overload]
+        for file in sorted(folder(path / "set").rglob("*.*g")):
+            made.add(file, f"set/{file.parent.name}/{file.name}")
+    return path / "set.tar"
+
+
+def streamed(path: Path, workers: int = 0, **options: Any) -> Streamed:
+    found = find(path)
+    return Streamed(found.images, found.targets, found.classes, path.name, 8, workers, **options)
+
+
+def epoch(source: Streamed, **options: Any) -> list[tuple[Tensor, Tensor]]:
+    defaults: dict[str, Any] = {
+        "seed": 1,
+        "epoch": 0,
+        "start": 0,
+        "batch_size": 4,
+        "rank": 0,
+        "world": 1,
+        "device": "cpu",
+    }
+    return list(source.batches(**defaults | options))
+
+
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b)
+        for x, y in zip(first, second, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_a_batch_holds_the_crops_of_its_images(tmp_path: Path) -> None:
+    found = find(folder(tmp_path))
+    batches = epoch(streamed(tmp_path), epoch=2)
+    crop = RandomCrop(size=8)
+    chosen = list(global_batches(COUNT, 1, 2, 0, 4))
+    assert len(batches) == len(chosen) == 3
+    for (images, targets), indices in zip(batches, chosen, strict=True):
+        assert images.dtype == torch.uint8
+        assert targets.tolist() == found.targets[indices].tolist()
+        for image, index in zip(images, indices.tolist(), strict=True):
+            expected = crop(found.images.open(index), mix("crop", 1, 2, index))
+            assert np.array_equal(image.numpy(), expected)
+
+
+def test_ranks_together_see_what_one_process_sees_from_any_batch_on(tmp_path: Path) -> None:
+    source = streamed(folder(tmp_path))
+    whole = epoch(source)
+    for world in (2, 3):
+        for rank in range(world):
+            expected = [(images[rank::world], targets[rank::world]) for images, targets in whole]
+            assert same(epoch(source, rank=rank, world=world), expected)
+    for start in range(4):
+        assert same(epoch(source, start=start), whole[start:])
+    assert not same(epoch(source, epoch=1), whole)
+    assert not same(epoch(source, seed=2), whole)
+
+
+@pytest.mark.timeout(300)  # The processes import torch.
+def test_worker_processes_change_nothing_and_live_on(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    (path / "cat" / "00.png").write_bytes(b"")
+    lines: list[str] = []
+    source = streamed(path, workers=2, corrupt="skip", report=lines.append)
+    alone = streamed(path, corrupt="skip")
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = source.batches(seed=1, epoch=0, start=0, batch_size=4, rank=0, world=1, device="cpu")
+    next(first)  # An epoch that is broken off leaves nothing for the next.
+    first.close()  # type: ignore[attr-defined]
+    loader = source._loader._loaders[False]
+    workers = loader._iterator._workers  # type: ignore[union-attr]
+    for number in range(3):
+        assert same(epoch(source, epoch=number), epoch(alone, epoch=number))
+    assert same(epoch(source, start=1, rank=1, world=2), epoch(alone, start=1, rank=1, world=2))
+    assert loader._iterator._workers is workers  # type: ignore[union-attr]
+    assert len(workers) == 2
+    assert torch.equal(torch.get_rng_state(), before), "dropout draws the same, whatever is read"
+    assert lines == [f"{path.name}: cat/00.png is no readable image (unknown format); left out"]
+    with pytest.raises(ValueError, match=rf"\A{path.name}: cat/00\.png is no readable[^\n]+\Z"):
+        epoch(streamed(path, workers=1), batch_size=COUNT)
+
+
+def test_another_of_its_batch_stands_in_for_an_unreadable_image(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    broken = {0, 1, 5}
+    names = [find(path).images.name(index) for index in range(COUNT)]
+    for index in broken:
+        (path / names[index]).write_bytes(b"no image")
+    lines: list[str] = []
+    source = streamed(path, corrupt="skip", report=lines.append)
+    found, crop = find(path), RandomCrop(size=8)
+    whole = epoch(source, batch_size=7)
+    for (images, targets), indices in zip(whole, global_batches(COUNT, 1, 0, 0, 7), strict=True):
+        for row in range(7):
+            order = [*indices[row:].tolist(), *indices[:row].tolist()]
+            index = next(each for each in order if each not in broken)
+            expected = crop(found.images.open(index), mix("crop", 1, 0, index))
+            assert np.array_equal(images[row].numpy(), expected)
+            assert targets[row] == found.targets[index]
+    for rank in range(3):
+        expected_part = [(images[rank::3], targets[rank::3]) for images, targets in whole]
+        assert same(epoch(source, batch_size=7, rank=rank, world=3), expected_part)
+    assert len(lines) == 3, "each is named once, in whatever epoch it comes"
+    assert {line.split()[1] for line in lines} == {names[index] for index in broken}
+
+
+def test_a_batch_of_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    for file in path.rglob("*.*g"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="nor is any other of its batch"):
+        epoch(streamed(path, corrupt="skip"))
+
+
+def test_without_augmentation_the_centre_is_taken(tmp_path: Path) -> None:
+    source = streamed(folder(tmp_path), augment=False)
+    data = datasets.read(tmp_path, InputSpec(size=8, resize=8, mean=CIFAR.mean, std=CIFAR.std))
+    for (images, _), indices in zip(epoch(source), global_batches(COUNT, 1, 0, 0, 4), strict=True):
+        assert np.array_equal(images.numpy(), data.images[indices])
+
+
+def test_archives_are_streamed_unless_they_are_compressed(tmp_path: Path) -> None:
+    path = archive(tmp_path, "w")
+    assert same(epoch(streamed(path)), epoch(streamed(tmp_path / "set")))
+    with pytest.raises(ValueError, match=r"set\.tar: .*; decompress it"):
+        streamed(archive(tmp_path, "w:gz"))
+
+
+def test_images_in_memory_are_streamed_too() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    source = Streamed(InMemory(pixels), np.arange(9), tuple("abcdefghi"), "made", 48, 0)
+    batches = epoch(source)
+    assert [images.shape for images, _ in batches] == [(4, 48, 48, 3)] * 2
+
+
+@pytest.mark.parametrize("options", [{"scale": (2.0, 3.0)}, {"workers": -1}])
+def test_impossible_options_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"scale must|workers must"):
+        streamed(folder(tmp_path), **options)
+
+
+def gathered(batches: Stream) -> tuple[list[int], Any, list[int]]:
+    read = list(batches)
+    images = np.concatenate([images for images, _ in read])
+    targets = np.concatenate([targets for _, targets in read])
+    return [len(targets) for _, targets in read], images.tolist(), targets.tolist()
+
+
+@pytest.mark.parametrize("kind", ["folder", "w", "w:gz", "w:xz"])
+def test_evaluation_sees_every_image_once_as_read_gives_it(tmp_path: Path, kind: str) -> None:
+    path = folder(tmp_path) if kind == "folder" else archive(tmp_path, kind)
+    data = datasets.read(path, SPEC)
+    batches = stream(path, SPEC, batch_size=4)
+    assert (batches.classes, batches.source, len(batches)) == (data.classes, data.source, COUNT)
+    for _ in range(2):
+        sizes, images, targets = gathered(batches)
+        assert sizes == [4, 4, 4, 2]
+        assert images == data.images.tolist()
+        assert targets == data.targets.tolist()
+    labels = ("dog", "ape", "cat")
+    other = batches.relabelled(labels)
+    assert other.classes == labels
+    assert gathered(other)[2] == data.relabelled(labels).targets.tolist()
+    assert gathered(batches)[2] == data.targets.tolist()
+    with pytest.raises(ValueError, match="class 'cat' is no label of the model"):
+        batches.relabelled(("dog",))
+
+
+@pytest.mark.parametrize("kind", ["folder", "w", "w:gz"])
+def test_evaluation_leaves_unreadable_images_out_or_names_them(tmp_path: Path, kind: str) -> None:
+    path = folder(tmp_path) if kind == "folder" else archive(tmp_path, kind)
+    if kind == "folder":
+        (path / "cat" / "04.png").write_bytes(b"")
+    else:
+        content = path.read_bytes()
+        entry, bad = tarfile.TarInfo("set/cat/zz.png"), io.BytesIO(b"no image")
+        entry.size = 8
+        with tarfile.open(path, kind) as made, tarfile.open(fileobj=io.BytesIO(content)) as old:  # type: ignore[call-overload]
+            for number, member in enumerate(old):
+                if number == 2:
+                    made.addfile(entry, bad)
+                made.addfile(member, old.extractfile(member))
+    batches = stream(path, SPEC, batch_size=4, corrupt="skip")
+    data = datasets.read(path, SPEC, corrupt="skip")
+    for _ in range(2):
+        _, images, targets = gathered(batches)
+        assert images == data.images.tolist()
+        assert targets == data.targets.tolist()
+        assert [line.split()[0] for line in batches.skipped] == list(data.skipped)
+    assert len(data.skipped) == 1
+    with pytest.raises(ValueError, match=rf"\A{path}: \S+ is no readable image \([^\n]+\Z"):
+        list(stream(path, SPEC, batch_size=4))
+
+
+def test_a_batch_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        stream(folder(tmp_path), SPEC, batch_size=0)

@@ -1,0 +1,181 @@
+"""What we export computes in onnxruntime what our own forward computes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from models import bundle
+from models.bundle import Bundle, BundleError
+from models.classifier import Classifier
+from models.interchange import convert
+from models.preprocess import IMAGENET
+from models.resnet import ResNet
+from models.variants import variant
+from tests.support import rounding, tiny
+from tests.support.networks import IMAGES, NETWORKS, network
+
+
+@pytest.fixture(autouse=True)
+def same_every_time() -> None:
+    torch.manual_seed(0)
+
+
+def described(network: ResNet, size: int, **changes: Any) -> Bundle:
+    spec = replace(IMAGENET, size=size, resize=size + 8, interpolation="bicubic")
+    return bundle.from_network(network, **tiny.described(input=spec, **changes))
+
+
+def export(made: Bundle, path: Path, **options: Any) -> Path:
+    convert.EXPORTERS["onnx"](made, path, options)
+    onnx.checker.check_model(path, full_check=True)
+    return path
+
+
+def run(path: Path, images: Any) -> Any:
+    return onnxruntime.InferenceSession(str(path)).run(None, {"images": images})[0]
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_logits_are_equal_at_every_batch_size_and_the_way_back_is_exact(
+    tmp_path: Path, name: str
+) -> None:
+    ours = network(name)
+    size = IMAGES[ours.architecture.stem]
+    made = described(ours, size)
+    path = export(made, tmp_path / "x.onnx")
+    for count in (1, 3):
+        images = torch.randn(count, 3, size, size)
+        with torch.no_grad():
+            rounding.assert_near(run(path, images.numpy()), ours(images), ours)
+    back = convert.convert("onnx", path)
+    assert (back.name, back.input, back.labels) == (made.name, made.input, made.labels)
+    if name != "biases":  # Where a norm follows, it has taken them in.
+        assert back.architecture == made.architecture
+        floats = {k: v for k, v in made.tensors.items() if v.is_floating_point()}
+        assert tiny.same_bits({name: back.tensors[name] for name in floats}, floats)
+
+
+@pytest.mark.parametrize("size", [31, 45, 50])
+def test_same_padding_is_that_of_the_exported_size(tmp_path: Path, size: int) -> None:
+    ours = network("same")
+    path = export(described(ours, size), tmp_path / "x.onnx")
+    images = torch.randn(2, 3, size, size)
+    back = convert.convert("onnx", path).network()
+    with torch.no_grad():
+        expected = ours(images)
+        rounding.assert_near(run(path, images.numpy()), expected, ours)
+        rounding.assert_near(back(images), expected, ours)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "preact_resnet20", "wide_resnet16_2"])
+def test_named_networks_are_exported_whole(tmp_path: Path, name: str) -> None:
+    row = variant(name)
+    ours = tiny.randomised(ResNet(replace(row.architecture, num_classes=10))).eval()
+    with torch.no_grad():
+        for each in ours.modules():
+            if isinstance(each, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(each.weight)
+    size = row.input.size
+    path = export(described(ours, size), tmp_path / "x.onnx")
+    images = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        rounding.assert_near(run(path, images.numpy()), ours(images), ours)
+    assert convert.convert("onnx", path).variant == name
+
+
+def test_with_preprocessing_it_is_the_classifier(tmp_path: Path) -> None:
+    ours = network("option A")
+    with torch.no_grad():  # So that no class is certain: there, nothing would show.
+        ours.head.weight.mul_(0.03)  # type: ignore[operator]
+    made = described(ours, 16)
+    path = export(made, tmp_path / "x.onnx", with_preprocessing=True)
+    pixels = torch.randint(256, (3, 16, 16, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = Classifier(ours, made.input)(pixels).numpy()
+    rounding.assert_probabilities_near(run(path, pixels.numpy()), expected, ours)
+    back = convert.convert("onnx", path)
+    assert (back.input, back.labels, back.architecture) == (
+        made.input,
+        made.labels,
+        made.architecture,
+    )
+
+
+def test_a_temperature_is_in_the_probabilities_and_beside_the_logits(tmp_path: Path) -> None:
+    ours = network("option A")
+    with torch.no_grad():
+        ours.head.weight.mul_(0.03)  # type: ignore[operator]
+    made = described(ours, 16, temperature=2.5, card="# For a test")
+    pixels = torch.randint(256, (3, 16, 16, 3), dtype=torch.uint8)
+    images = Classifier(ours, made.input).normalise(pixels)
+    with torch.no_grad():
+        expected, logits = made.classifier()(pixels).numpy(), ours(images).numpy()
+    whole = export(made, tmp_path / "whole.onnx", with_preprocessing=True)
+    rounding.assert_probabilities_near(run(whole, pixels.numpy()), expected, ours)
+    plain = export(made, tmp_path / "plain.onnx")
+    rounding.assert_near(run(plain, images.numpy()), logits, ours)
+    for path, temperature in ((whole, 1.0), (plain, 2.5)):  # Within the head, and beside it.
+        back = convert.convert("onnx", path)
+        assert (back.temperature, back.card) == (temperature, "# For a test")
+        with torch.no_grad():
+            rounding.assert_probabilities_near(back.classifier()(pixels), expected, ours)
+
+
+def test_metadata_of_other_programs_is_no_temperature(tmp_path: Path) -> None:
+    path = export(described(network("option B"), 16), tmp_path / "x.onnx")
+    model = onnx.load(path)
+    kept = [each for each in model.metadata_props if each.key != "mean"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.helper.set_model_props(
+        model, {each.key: each.value for each in kept} | {"temperature": "3"}
+    )
+    onnx.save(model, path)
+    read = convert.convert("onnx", path, mean=IMAGENET.mean, std=IMAGENET.std)
+    assert read.temperature == 1.0
+
+
+def test_the_file_says_what_it_is_and_is_the_same_every_time(tmp_path: Path) -> None:
+    made = described(network("option B"), 16)
+    first, second = (export(made, tmp_path / name) for name in ("a.onnx", "b.onnx"))
+    assert first.read_bytes() == second.read_bytes()
+    assert not list(tmp_path.glob("*.part"))
+    model = onnx.load(first)
+    said = {each.key: each.value for each in model.metadata_props}
+    assert said["name"] == "tiny-cifar10"
+    assert json.loads(said["labels"])[0] == "Müsli"
+    assert json.loads(said["mean"]) == list(IMAGENET.mean)
+    assert json.loads(said["std"]) == list(IMAGENET.std)
+    names = {each.name for each in model.graph.initializer}
+    assert {"stem.conv.weight", "stages.1.0.bn1.running_var", "head.bias"} <= names
+
+
+@pytest.mark.parametrize("name", ["no name", "", None])
+def test_a_name_that_is_none_gives_way_to_the_files(tmp_path: Path, name: str | None) -> None:
+    path = export(described(network("option B"), 16), tmp_path / "my net.v2.onnx")
+    model = onnx.load(path)
+    said = {each.key: each.value for each in model.metadata_props if each.key != "name"}
+    onnx.helper.set_model_props(model, said if name is None else said | {"name": name})
+    onnx.save(model, path)
+    back = convert.convert("onnx", path)
+    assert (back.name, back.labels[0]) == ("my-net", "Müsli")
+    assert convert.convert("onnx", path, name="given").name == "given"
+
+
+def test_without_the_package_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = described(network("option B"), 16)
+    for name in [each for each in sys.modules if each.partition(".")[0] == "onnx"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BundleError, match=r"pip install 'resnet-serve\[interchange\]'"):
+        convert.EXPORTERS["onnx"](made, tmp_path / "x.onnx", {})

@@ -1,0 +1,172 @@
+"""Checkpoints are read as data, or refused with one line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.bundle import BundleError
+from models.interchange.pytorch.checkpoint import read_checkpoint
+
+PLAIN = OrderedDict(
+    {"conv.weight": torch.arange(6.0).view(2, 3), "bn.num_batches_tracked": torch.tensor(7)}
+)
+
+
+def saved(tmp_path: Path, content: Any, *, zipped: bool = True) -> Path:
+    path = tmp_path / "model.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name])
+        for name in ours
+    )
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        read_checkpoint(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_is_read_from_both_of_torchs_file_formats(
+    tmp_path: Path, zipped: bool
+) -> None:
+    assert equal(read_checkpoint(saved(tmp_path, PLAIN, zipped=zipped)), PLAIN)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "net"])
+def test_common_wrappers_are_taken_off(tmp_path: Path, wrapper: str) -> None:
+    content = {wrapper: PLAIN, "epoch": 200, "best_prec1": 91.7, "optimizer": {"state": {}}}
+    assert equal(read_checkpoint(saved(tmp_path, content)), PLAIN)
+
+
+def test_a_wrapper_in_a_wrapper_is_taken_off_too(tmp_path: Path) -> None:
+    content = {"state_dict": {"net": PLAIN}, "epoch": 1}
+    assert equal(read_checkpoint(saved(tmp_path, content)), PLAIN)
+
+
+def test_the_prefix_of_parallel_training_is_taken_off(tmp_path: Path) -> None:
+    parallel = {f"module.{name}": value for name, value in PLAIN.items()}
+    assert equal(read_checkpoint(saved(tmp_path, {"state_dict": parallel})), PLAIN)
+
+
+def test_lower_precision_becomes_float32_and_counters_stay(tmp_path: Path) -> None:
+    low = {
+        "half": torch.tensor([1.5]).half(),
+        "bfloat": torch.tensor([2.5]).bfloat16(),
+        "double": torch.tensor([3.5]).double(),
+        "count": torch.tensor(3),
+    }
+    read = read_checkpoint(saved(tmp_path, low))
+    expected = {"half": [1.5], "bfloat": [2.5], "double": [3.5]}
+    assert {name: read[name].tolist() for name in expected} == expected
+    assert all(read[name].dtype == torch.float32 for name in expected)
+    assert read["count"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds no state dict"),
+        ({}, "holds no state dict"),
+        ({"state_dict": {}}, "holds no state dict"),
+        (torch.ones(2), "holds no state dict"),
+        ({**PLAIN, "epoch": 3}, "holds 'epoch', which is no tensor"),
+        ({3: torch.ones(1)}, "holds 3, which is no tensor"),
+        ({"weight": [1.0, 2.0]}, "holds 'weight', which is no tensor"),
+    ],
+    ids=str,
+)
+def test_what_holds_no_tensors_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    assert refusal(saved(tmp_path, content)) == message
+
+
+class Runs:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.made),)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_a_pickled_object_is_refused_and_does_not_run(tmp_path: Path, form: str) -> None:
+    made = tmp_path / "made"
+    content = {**PLAIN, "evil": Runs(made)}
+    path = saved(tmp_path, content, zipped=form == "zip")
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    assert refusal(path).startswith("no PyTorch checkpoint of plain tensors (")
+    assert not made.exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, nn.Linear(2, 2))
+    assert refusal(path).startswith("no PyTorch checkpoint of plain tensors (")
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    assert refusal(path) == "No such file or directory"
+    path.mkdir()
+    assert refusal(path) == "Is a directory"
+    path.rmdir()
+    for content in (
+        b"",
+        b"PK\x03\x04 and nothing else",
+        b'{"json": 1}',
+        b"\0" * 64,
+        b"\xff\xd8\xff",
+    ):
+        path.write_bytes(content)
+        assert refusal(path).startswith("no PyTorch checkpoint of plain tensors (")
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello world\n", pickle.dumps(PLAIN, 4)], ids=["text", "pickle"]
+)
+def test_any_other_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    assert "no PyTorch checkpoint" in refusal(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_cut_or_changed_anywhere_is_read_or_refused(tmp_path: Path, zipped: bool) -> None:
+    path = saved(tmp_path, PLAIN, zipped=zipped)
+    whole = path.read_bytes()
+    choose = random.Random(0)
+    for offset in choose.sample(range(len(whole)), min(300, len(whole))):
+        changed = bytes([whole[offset] ^ (1 << choose.randrange(8))])
+        for content in (whole[:offset], whole[:offset] + changed + whole[offset + 1 :]):
+            path.write_bytes(content)
+            try:
+                read_checkpoint(path)
+            except BundleError:
+                refusal(path)
+
+
+def test_a_refusal_does_not_advise_to_run_the_file(tmp_path: Path) -> None:
+    for content in ({"evil": Runs(tmp_path / "made")}, nn.Linear(2, 2)):
+        message = refusal(saved(tmp_path, content))
+        assert "weights_only" not in message
+        assert "two options" not in message
+        assert message.isprintable(), "no control characters"

@@ -1,0 +1,140 @@
+"""`resnet-serve bench`, against the service and against a scripted server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from service.cli.main import main
+from tests.conftest import Service, encoded
+from tests.support.scripted import Scripted, answer, scripted
+
+SHORT = ("--seconds", "0.3", "--warm-up-s", "0.1")
+
+
+def bench(*arguments: str | Path, status: int = 0) -> Result:
+    done = CliRunner().invoke(main, ["bench", *map(str, arguments)])
+    assert done.exit_code == status, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, kind in enumerate(("PNG", "JPEG", "WEBP")):
+        (folder / f"{index}.{kind.lower()}").write_bytes(encoded(kind))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Scripted]:
+    with scripted(lambda number, body: [answer()]) as running:
+        yield running
+
+
+def document(*arguments: str | Path) -> dict[str, Any]:
+    printed: dict[str, Any] = json.loads(bench(*SHORT, "--json", *arguments).stdout)
+    return printed
+
+
+def test_the_service_answers_the_raw_images_of_a_folder(service: Service, photos: Path) -> None:
+    found = document("--url", f"{service.url}/v1/classify", "--connections", "2", photos)
+    assert found["images"] == 3
+    assert found["machine"]["cpus"] >= 1
+    assert {"python", "resnet-serve", "torch", "uvicorn"} <= set(found["versions"])
+    (run,) = found["runs"]
+    assert run["mode"] == "closed"
+    assert run["connections"] == 2
+    assert set(run["answers"]) == {"200"}
+    assert list(run["latency_ms"]) == ["p50", "p90", "p95", "p99", "p99.9", "max"]
+    assert {"decode", "queue", "inference", "total", "rest"} <= set(run["phases_ms"])
+    assert sum(run["histogram"]["counts"]) == run["answers"]["200"]
+
+
+def test_the_service_answers_forms(service: Service, photos: Path) -> None:
+    load = ("--rate", "20", "--arrivals", "fixed", "--form", "image", "--content-type", "image/png")
+    found = document("--url", f"{service.url}/v1/classify", *load, "--slo-ms", "60000", photos)
+    (run,) = found["runs"]
+    assert run["mode"] == "open"
+    assert run["rate"] == 20
+    assert run["arrivals"] == "fixed"
+    assert set(run["answers"]) == {"200"}
+    assert run["goodput"] == pytest.approx(run["answers"]["200"] / 0.3, abs=0.1)
+
+
+def test_a_header_reaches_the_service(service: Service, photos: Path) -> None:
+    url = f"{service.url}/v1/classify"
+    header = ("--header", "X-Request-Timeout-Ms: nonsense")
+    (run,) = document("--url", url, "--connections", "1", *header, photos)["runs"]
+    assert set(run["answers"]) == {"422"}
+    assert set(run["refused_ms"]) == {"422"}
+    assert run["latency_ms"] == {}
+
+
+def test_a_table_a_file_and_a_picture(server: Scripted, photos: Path, tmp_path: Path) -> None:
+    output, plot = tmp_path / "out.json", tmp_path / "out.png"
+    loads = ("--connections", "1", "--connections", "3", "--output", output, "--plot", plot)
+    lines = bench(*SHORT, "--url", server.url, *loads, photos).stdout.splitlines()
+    assert lines[0].split()[:3] == ["load", "images/s", "goodput"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["1", "connection"], ["3", "connections"]]
+    assert [run["connections"] for run in json.loads(output.read_text())["runs"]] == [1, 3]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_one_open_loop_as_svg(server: Scripted, photos: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "out.svg"
+    bench(*SHORT, "--url", server.url, "--rate", "50", "--slo-ms", "5", "--plot", plot, photos)
+    assert "<svg" in plot.read_text()
+
+
+def test_a_picture_of_nothing_but_refusals(photos: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "out.svg"
+    with scripted(lambda number, body: [answer(429)]) as server:
+        loads = ("--connections", "1", "--connections", "2")
+        printed = bench(*SHORT, "--url", server.url, *loads, "--plot", plot, photos).stdout
+    assert "429: p50" in printed
+    assert plot.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--url", "https://127.0.0.1/", "IMAGE"], "TLS"),
+        (["--url", "nonsense", "IMAGE"], "must be an http:// URL"),
+        (["--url", "http://127.0.0.1:9/", "IMAGE"], "refused"),
+        (["--header", "nonsense", "IMAGE"], "is no header"),
+        (["--rate", "1", "--connections", "1", "--connections", "2", "IMAGE"], "one number"),
+        (["--plot", "x.gif", "IMAGE"], ".png or .svg"),
+        (["--plot", "/nowhere/x.png", "IMAGE"], "there is no folder"),
+        (["--output", "/nowhere/x.json", "IMAGE"], "there is no folder"),
+        (["/nowhere.png"], "no such file or folder"),
+        (["EMPTY"], "has no images"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    arguments: list[str], words: str, photos: Path, tmp_path: Path
+) -> None:
+    places = {"IMAGE": photos, "EMPTY": tmp_path}
+    line = bench(*(places.get(argument, argument) for argument in arguments), status=2).stderr
+    assert line.count("\n") == 1
+    assert line.startswith("resnet-serve: ")
+    assert words in line
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_load(
+    monkeypatch: pytest.MonkeyPatch, server: Scripted, photos: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "service.cli.load.plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    before = len(server.bodies)
+    line = bench("--url", server.url, "--plot", "x.png", photos, status=2).stderr
+    assert "pip install 'resnet-serve[bench]'" in line
+    assert len(server.bodies) == before

@@ -1,0 +1,285 @@
+"""`resnet-serve config`: every mistake at once, and where each setting is from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from models import bundle
+from service.config.settings import read
+from service.repository import catalog
+from tests.conftest import clean_environment
+from tests.service.cli.test_commands import run
+
+CONTRACT = """
+host: 127.0.0.1
+port: 8000
+models:
+  - name: resnet50
+    spec: torchvision:resnet50
+    device: auto
+    precision: auto
+    engine: auto
+    max_batch: 32
+    max_delay_ms: 0
+    max_queue: 256
+"""
+KEY = "an-api-key-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _only_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ.keys() - clean_environment().keys():
+        monkeypatch.delenv(name)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    return path
+
+
+def checked(tmp_path: Path, text: str) -> list[str]:
+    """What `config check` says of a file, without the file's path."""
+    path = write(tmp_path, text)
+    lines = run("config", "check", "--config", path, status=2).stderr.splitlines()
+    return [line.removeprefix(f"{path}:") for line in lines]
+
+
+def test_every_problem_is_a_line_with_its_place_and_what_is_allowed(tmp_path: Path) -> None:
+    text = """prot: 1
+port: eighty
+host: a
+host: b
+log_level: infos
+models:
+  - spec: random:resnet20
+    engine: opnvino
+  - {name: b, max_bach: 3, device: 3}
+  - 4
+workers: 1.5
+"""
+    assert checked(tmp_path, text) == [
+        "4: host: is given in line 3 already",
+        "1: prot: unknown key; did you mean port?",
+        "2: port: should be a whole number, not 'eighty'",
+        "5: log_level: should be 'debug', 'info', 'warning' or 'error', not 'infos'; "
+        "did you mean info?",
+        "8: models[0].engine: should be 'auto', 'eager', 'compile' or 'openvino', "
+        "not 'opnvino'; did you mean openvino?",
+        "9: models[1].spec: is missing",
+        "9: models[1].device: should be auto, cpu, cuda, cuda:N, or a list of these, not 3",
+        "9: models[1].max_bach: unknown key; did you mean max_batch?",
+        "10: models[2]: should be a mapping of settings, not 4",
+        "11: workers: should be a whole number, not 1.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "not YAML near line 1"),
+        ("a: *b", "not YAML"),
+        ("? [1]\n: 2", "not YAML"),
+        ("[" * 600, "nested too deeply"),
+        ("[1]", "must be a mapping"),
+        ("1: 2", "1: 1: unknown key"),
+        ("models: [{spec: 'random:resnet20', 3: 4}]", "keys should be strings, not 3"),
+        ("models: &m [*m]", "models[0]"),
+        ("port: \x00", "not YAML"),
+    ],
+)
+def test_a_file_of_something_else_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    (line,) = checked(tmp_path, text)
+    assert words in line
+
+
+def test_what_is_wrong_elsewhere_is_told_where_a_person_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "models: [{spec: 'random:resnet20'}, {spec: 'random:resnet32'}]")
+    monkeypatch.setenv("RESNET_SERVE_PORTT", "1")
+    monkeypatch.setenv("RESNET_SERVE_MAX_QUEUE", "many")
+    said = run("config", "check", "--config", path, "--workers", "70", status=2).stderr
+    assert said.splitlines() == [
+        "environment variable RESNET_SERVE_PORTT is no setting; did you mean RESNET_SERVE_PORT?",
+        "--workers: workers: should be less than or equal to 64, not 70",
+        "RESNET_SERVE_MAX_QUEUE: models[0].max_queue: should be a whole number, not 'many'",
+    ]
+
+
+def test_specs_files_and_addresses_are_looked_at_too(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    bundle.write(catalog.load("random:resnet20").bundle, whole)
+    part = tmp_path / "part.safetensors"
+    part.write_bytes(whole.read_bytes()[:-1])
+    other = tmp_path / "other.safetensors"
+    other.write_bytes((2).to_bytes(8, "little") + b"{}")
+    text = f"""host: 0.0.0.0
+tls_key: /nowhere.pem
+models:
+  - spec: {whole}
+  - spec: {part}
+  - spec: {other}
+  - spec: {tmp_path}
+  - spec: bultin:x
+  - spec: builtin:resnet20-cifar100
+  - spec: random:resnt20
+  - spec: torchvision:resnt50
+  - spec: hf:nobody
+  - spec: hf:owner/name
+  - {{spec: 'random:', name: own, architecture: {{blocks: [1]}}}}
+"""
+    lines = checked(tmp_path, text)
+    expected = [
+        "2: tls_certificate: is missing",
+        "1: host: on 0.0.0.0 other hosts",
+        "5: models[1].spec: ",
+        "6: models[2].spec: ",
+        "7: models[3].spec: ",
+        "8: models[4].spec: ",
+        "9: models[5].spec: ",
+        "10: models[6].spec: ",
+        "11: models[7].spec: ",
+        "12: models[8].spec: ",
+    ]
+    assert [line[: len(begin)] for line, begin in zip(lines[1:], expected[1:], strict=True)] == (
+        expected[1:]
+    )
+    assert "tls_certificate: is missing" in lines[0]
+    for line, words in zip(
+        lines[2:],
+        [
+            "not a whole safetensors file",
+            "but no bundle",
+            "a folder must have one file",
+            "did you mean builtin:?",
+            "did you mean resnet20-cifar10?",
+            "nearest: resnet20",
+            "did you mean resnet50?",
+            "OWNER/NAME",
+        ],
+        strict=True,
+    ):
+        assert words in line
+
+
+def test_what_is_right_is_one_line_and_needs_no_torch(tmp_path: Path) -> None:
+    path = write(tmp_path, CONTRACT)
+    assert run("config", "check", "--config", path).stdout == f"{path}: ok; serves resnet50\n"
+    probe = """
+import sys
+from service.cli.main import main
+main(standalone_mode=False)
+print("torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", probe, "config", "check", "--config", str(path)]
+    assert subprocess.check_output(command, text=True).splitlines()[-1] == "False"
+
+
+def test_each_setting_is_shown_with_its_origin_and_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"""port: 1
+api_keys: [{KEY}]
+models:
+  - &first {{spec: 'random:resnet20', max_batch: 4}}
+  - {{<<: *first, name: other}}
+"""
+    path = write(tmp_path, text)
+    monkeypatch.setenv("RESNET_SERVE_PORT", "2")
+    monkeypatch.setenv("RESNET_SERVE_MAX_QUEUE", "3")
+    arguments = ("config", "show", "--config", path, "--engine", "eager")
+    said = run(*arguments).stdout
+    assert KEY not in said
+    origins: dict[str, str] = {}
+    for line in said.splitlines():
+        setting, _, origin = line.partition("  # ")
+        origins[setting.strip()] = origin.strip()
+    assert origins["port: 2"] == "RESNET_SERVE_PORT"
+    assert origins['host: "127.0.0.1"'] == "default"
+    assert origins['api_keys: ["**********"]'] == f"{path}:2"
+    assert origins['- spec: "random:resnet20"'] in (f"{path}:4", f"{path}:5")
+    assert origins['engine: "eager"'] == "--engine"
+    assert origins["max_queue: 3"] == "RESNET_SERVE_MAX_QUEUE"
+    # It is YAML that says the same again.
+    shown = yaml.safe_load(said)
+    assert shown["port"] == 2
+    assert [row["name"] for row in shown["models"]] == [None, "other"]
+
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert KEY not in json.dumps(found)
+    assert found["port"] == {"value": 2, "source": "environment", "place": "RESNET_SERVE_PORT"}
+    assert found["host"] == {"value": "127.0.0.1", "source": "default", "place": None}
+    first, second = found["models"]
+    assert first["max_batch"] == {"value": 4, "source": "file", "place": f"{path}:4"}
+    assert second["max_batch"] == {"value": 4, "source": "file", "place": f"{path}:5"}
+    assert second["engine"] == {"value": "eager", "source": "flag", "place": "--engine"}
+
+
+def test_models_as_flags_are_shown_as_such() -> None:
+    found = json.loads(run("config", "show", "--json", "--model", "random:resnet20").stdout)
+    (row,) = found["models"]
+    assert row["spec"] == {"value": "random:resnet20", "source": "flag", "place": "--model"}
+    assert row["max_batch"]["source"] == "default"
+    (line,) = run("config", "show", "--port", "x", status=2).stderr.splitlines()[-1:]
+    assert "'x' is not a valid integer" in line
+    assert "port: should be less" in run("config", "show", "--port", "70000", status=2).stderr
+
+
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    return json.loads(run("config", "schema").stdout)
+
+
+def test_the_schema_is_one(schema: Any) -> None:
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CONTRACT,
+        "models: [{spec: a, device: [cuda:0, cuda:1]}]\ncors_origins: ['https://example.org']",
+        f"api_keys: [{KEY}]\ncache_dir: /tmp\nlog_format: json\nengine_threads: 3",
+    ],
+)
+def test_what_the_service_takes_the_schema_takes(schema: Any, tmp_path: Path, text: str) -> None:
+    assert read(config=str(write(tmp_path, text)), environ={}).problems == []
+    jsonschema.validate(yaml.safe_load(text), schema)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prot: 1",
+        "port: eighty",
+        "port: 70000",
+        "models: []",
+        "models: [{name: a}]",
+        "models: [{spec: a, engine: triton}]",
+        "models: [{spec: a, max_bach: 2}]",
+        "models: [{spec: a, device: gpu}]",
+        "models: [{spec: a, device: [cpu, gpu]}]",
+        "models: [{spec: a, name: x y}]",
+        "device: cpu",
+        "workers: 0",
+        "log_level: loud",
+        "cors_origins: [example.org]",
+    ],
+)
+def test_what_the_service_refuses_the_schema_refuses(
+    schema: Any, tmp_path: Path, text: str
+) -> None:
+    assert read(config=str(write(tmp_path, text)), environ={}).problems
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), schema)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.config.settings import PREFIX, Settings, load
+from service.errors import ConfigError
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_embedded_model_is_served_by_default() -> None:
+    settings = load(environ={})
+    assert [model.spec for model in settings.models] == ["builtin:resnet10-cifar10"]
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    config = write(tmp_path, "{host: file, port: 1, request_timeout_ms: 5}")
+    environ = {f"{PREFIX}HOST": "environment", f"{PREFIX}PORT": "2"}
+    settings = load({"port": 3, "host": None}, config=config, environ=environ)
+    assert (settings.host, settings.port, settings.request_timeout_ms) == ("environment", 3, 5)
+
+
+def test_the_environment_can_name_the_file(tmp_path: Path) -> None:
+    config = write(tmp_path, "port: 4711")
+    assert load(environ={f"{PREFIX}CONFIG": config}).port == 4711
+
+
+def test_models_in_the_environment_are_a_list_of_specs() -> None:
+    settings = load(environ={f"{PREFIX}MODELS": "random:resnet18, /bundles/a.safetensors"})
+    assert [m.spec for m in settings.models] == ["random:resnet18", "/bundles/a.safetensors"]
+
+
+def test_a_model_in_the_environment_or_as_a_flag_can_have_a_name() -> None:
+    environ = {f"{PREFIX}MODELS": "cats=/mnt/models,./a=b.safetensors,/x/a=b"}
+    rows = [(m.name, m.spec) for m in load(environ=environ).models]
+    assert rows == [("cats", "/mnt/models"), (None, "./a=b.safetensors"), (None, "/x/a=b")]
+    (row,) = load({"models": ["cats=torchvision:resnet18"]}, environ={}).models
+    assert (row.name, row.spec) == ("cats", "torchvision:resnet18")
+
+
+def test_a_model_setting_in_the_environment_or_as_a_flag_goes_to_every_model(
+    tmp_path: Path,
+) -> None:
+    config = write(
+        tmp_path, "models: [{spec: a, max_batch: 4, precision: bf16}, {spec: b, max_batch: 8}]"
+    )
+    settings = load({"precision": "fp32"}, config=config, environ={f"{PREFIX}MAX_QUEUE": "7"})
+    rows = [(m.spec, m.max_batch, m.precision, m.max_queue) for m in settings.models]
+    assert rows == [("a", 4, "fp32", 7), ("b", 8, "fp32", 7)]
+
+
+def test_a_model_setting_in_the_environment_goes_to_models_given_as_flags() -> None:
+    settings = load({"models": ["a", "b"]}, environ={f"{PREFIX}MAX_DELAY_MS": "5"})
+    assert [(m.spec, m.max_delay_ms) for m in settings.models] == [("a", 5), ("b", 5)]
+
+
+def test_devices_as_a_flag_are_a_list_as_in_the_environment() -> None:
+    assert load({"device": "cpu, cpu"}, environ={}).models[0].device == ["cpu", "cpu"]
+    assert load({"device": "cpu"}, environ={}).models[0].device == "cpu"
+
+
+def test_a_model_setting_applies_to_the_embedded_model_too() -> None:
+    settings = load(environ={f"{PREFIX}DEVICE": "cpu,cpu"})
+    assert settings.models[0].spec == "builtin:resnet10-cifar10"
+    assert settings.models[0].device == ["cpu", "cpu"]
+
+
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
+    environ = {
+        "RESNET_SERVE_PORT": "tcp://10.0.0.1:8000",
+        "RESNET_SERVE_SERVICE_HOST": "10.0.0.1",
+        "RESNET_SERVE_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(environ=environ) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot: 1", ["prot", "unknown key", "did you mean port?"]),
+        ("zzz: 1", ["zzz", "allowed: host, port"]),
+        ("port: eighty", ["port", "whole number", "'eighty'"]),
+        ("port: 70000", ["port", "less than or equal to 65535", "70000"]),
+        ("models: []", ["models", "at least 1"]),
+        ("models: [{name: a}]", ["models[0].spec", "missing"]),
+        ("models: [{spec: a, engine: triton}]", ["models[0].engine", "'auto'", "'triton'"]),
+        ("models: [{spec: a, max_bach: 2}]", ["models[0].max_bach", "did you mean max_batch?"]),
+        (
+            "models: [{spec: a, device: gpu}]",
+            ["models[0].device", "cuda:N, or a list", "'gpu'"],
+        ),
+        ("models: [{spec: a, device: 3}]", ["models[0].device: ", "3"]),
+        ("models: [{spec: a, name: x y}]", ["models[0].name", "'x y'"]),
+        ("models: [{spec: a, name: x/y}]", ["models[0].name", "'x/y'"]),
+        ("models: [{spec: a, name: ''}]", ["models[0].name", "''"]),
+        (f"models: [{{spec: a, name: {'x' * 101}}}]", ["models[0].name", "at most 100"]),
+        ("models: [{spec: a, name: n}, {spec: b, name: n}]", ["models", "'n'", "twice"]),
+        ("device: cpu", ["device", "belongs to a model", "models[0].device"]),
+        ("workers: 0", ["workers", "greater than or equal to 1", "0"]),
+        ("models: 3", ["models", "should be a list", "3"]),
+        ("[1, 2]", ["mapping", "list"]),
+        ("a: [", ["not YAML"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    config = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(config=config, environ={})
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in [config, *words]:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({f"{PREFIX}PROT": "1"}, ["RESNET_SERVE_PROT", "did you mean RESNET_SERVE_PORT?"]),
+        ({f"{PREFIX}PORT": "x"}, ["port", "whole number", "'x'"]),
+        ({f"{PREFIX}CONFIG": "/nowhere.yaml"}, ["/nowhere.yaml", "No such file"]),
+        ({f"{PREFIX}ARCHITECTURE": "{}"}, ["RESNET_SERVE_ARCHITECTURE", "only a file"]),
+        ({f"{PREFIX}MAX_BATCH": "0"}, ["models[0].max_batch", "greater than or equal to 1"]),
+    ],
+)
+def test_a_wrong_environment_is_said_in_one_line(environ: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(environ=environ)
+    message: Any = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message

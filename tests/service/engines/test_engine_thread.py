@@ -1,0 +1,468 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from service.engines import engine_thread as workers
+from service.engines.buckets import Buckets
+from service.engines.device_share import Turns
+from service.engines.engine import Warm
+from service.engines.engine_thread import Worker
+from service.engines.parity import Parity
+from service.errors import EngineFailed
+from service.inference.batcher import Batcher
+from service.inference.ranking import Ranking, Row, rank
+from service.inference.tasks import Head, Pixels
+
+POISON = "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits long for what fails for good."""
+    monkeypatch.setattr(workers, "PROBE_SECONDS", (0.0, 0.05, 0.05))
+    monkeypatch.setattr(workers, "BUILD_SECONDS", (0.05,))
+    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("service.engines.watchdog.LOOK_SECONDS", 0.02)
+
+
+class Faulty:
+    """An engine that fails as it is told, forward by forward, and counts its forwards.
+
+    What it is given in the first pixel comes back as the first probability, in hundredths. It has
+    memory for batches of `memory`; "hang" lasts until `freed` is set.
+    """
+
+    name, device, precision = "faulty", "cpu", "fp32"
+
+    def __init__(self, *failures: str, in_flight: int = 1, memory: int = 4) -> None:
+        self.failures = list(failures)
+        self.in_flight = in_flight
+        self.tuning = None
+        self.memory = memory
+        self.freed = threading.Event()
+        self.flying = self.most_flying = 0
+        self.sizes: list[int] = []
+
+    @property
+    def forwards(self) -> int:
+        return len(self.sizes)
+
+    def launch(
+        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+    ) -> Callable[[], Ranking]:
+        assert len(images) <= size
+        self.sizes.append(size)
+        failure = self.failures.pop(0) if self.failures else ""
+        if failure == "raise":
+            raise RuntimeError("the device is gone")
+        if failure == "poison":
+            raise RuntimeError(POISON)
+        if size > self.memory:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        first = np.array([image[0, 0, 0] for image in images], dtype=np.float32) / 100
+        found = np.stack([first, 1 - first], axis=1, dtype=np.float32)
+        if failure == "nan":
+            found[0] = np.nan
+        self.flying += 1
+        self.most_flying = max(self.flying, self.most_flying)
+
+        def collect() -> Ranking:
+            self.flying -= 1
+            if failure == "hang":
+                assert self.freed.wait(20)
+            return rank(found, np.stack([found, found], 2)[..., None] if maps else None)
+
+        return collect
+
+    def warm(self) -> Warm:
+        blank = np.zeros((4, 4, 3), dtype=np.uint8)
+
+        def probe() -> None:
+            self.launch([blank], 1)()
+
+        buckets = Buckets({1: 0.001, 2: 0.0011, 4: 0.0012})
+        head = Head(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+        return Warm(self, buckets, Parity(0, 1.0, 0.0), probe, head)
+
+
+class Bench:
+    """A worker with its batcher, and what it told."""
+
+    def __init__(
+        self,
+        engine: Faulty,
+        *,
+        rebuild: Callable[[str | None], Warm] | None = None,
+        improve: Sequence[Callable[[], Warm]] = (),
+        turns: Turns | None = None,
+        batcher: Batcher[Pixels, Row] | None = None,
+        serves: Callable[[], bool] | None = None,
+        start: bool = True,
+    ) -> None:
+        self.engine = engine
+        self.errors = self.out_of_memory = 0
+        self.ready: list[str] = []
+        self.batches: list[int] = []
+        self.batcher = batcher or Batcher[Pixels, Row](max_jobs=64, max_bytes=10**6)
+        self.worker = Worker(
+            "test",
+            self.batcher,
+            engine.warm,
+            rebuild=rebuild or (lambda kind: engine.warm()),
+            improve=improve,
+            turns=turns or Turns(),
+            timeout=0.3,
+            serves=serves or (lambda: self.worker.state == "ready"),
+            on_ready=lambda warm: self.ready.append(warm.engine.name),
+            on_batch=lambda size, seconds: self.batches.append(size),
+            on_error=self._on_error,
+            on_out_of_memory=self._on_out_of_memory,
+        )
+        if start:
+            self.worker.start()
+
+    def _on_error(self) -> None:
+        self.errors += 1
+
+    def _on_out_of_memory(self) -> None:
+        self.out_of_memory += 1
+
+    async def ask(self, value: int = 75) -> dict[int, float]:
+        """Probabilities by class."""
+        job = self.batcher.admit(1)
+        self.batcher.submit(job, np.full((4, 4, 3), value, dtype=np.uint8), 48)
+        async with asyncio.timeout(20):
+            row = await job.future
+        probabilities = np.round(row.probabilities, 4).tolist()
+        return dict(zip(row.classes.tolist(), probabilities, strict=True))
+
+    async def ask_together(self, count: int) -> list[dict[int, float] | BaseException]:
+        """The outcomes of jobs that wait when the worker starts."""
+        asking = asyncio.gather(*(self.ask(v) for v in range(count)), return_exceptions=True)
+        await asyncio.sleep(0.05)
+        self.worker.start()
+        return await asking
+
+    def until(self, state: str) -> None:
+        end = time.monotonic() + 20
+        while self.worker.state != state:
+            assert time.monotonic() < end, self.worker.state
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        self.batcher.close()
+        self.worker.stop()
+        self.worker.join(20)
+        assert not self.worker.is_alive()
+
+
+def numbers(outcomes: Sequence[dict[int, float] | BaseException]) -> list[int]:
+    """What the jobs were given, of those that were answered."""
+    return [round(outcome[0] * 100) for outcome in outcomes if isinstance(outcome, dict)]
+
+
+def test_answers_come_from_the_engine() -> None:
+    bench = Bench(Faulty())
+    assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
+    assert bench.worker.state == "ready"
+    bench.close()
+
+
+@pytest.mark.parametrize("failure", ["raise", "nan"])
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_batch_that_failed_is_computed_once_more(failure: str, in_flight: int) -> None:
+    bench = Bench(Faulty(failure, in_flight=in_flight))
+    assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
+    assert bench.errors == 1
+    assert bench.worker.state == "ready"
+    # The failed one, the probe that showed it works again, and the answer.
+    assert bench.engine.forwards == 3
+    bench.close()
+
+
+@pytest.mark.parametrize("failure", ["raise", "nan"])
+def test_the_second_failure_is_told_and_the_worker_goes_on(failure: str) -> None:
+    bench = Bench(Faulty(failure, "", failure))
+
+    async def both() -> dict[int, float]:
+        with pytest.raises(EngineFailed, match="retry"):
+            await bench.ask()
+        return await bench.ask()
+
+    assert asyncio.run(both()) == {0: 0.75, 1: 0.25}
+    assert bench.errors == 2
+    bench.close()
+
+
+def test_only_the_images_that_gave_nan_are_computed_again() -> None:
+    bench = Bench(Faulty("nan"), start=False)
+    assert numbers(asyncio.run(bench.ask_together(4))) == [0, 1, 2, 3]
+    assert bench.batches == [3, 1]
+    assert bench.engine.sizes == [4, 1, 1]
+    bench.close()
+
+
+def test_what_failed_is_computed_before_what_came_later() -> None:
+    bench = Bench(Faulty("raise"), start=False)
+    answered: list[int] = []
+
+    async def ask(value: int) -> None:
+        await bench.ask(value)
+        answered.append(value)
+
+    async def all_of_them() -> None:
+        asking = asyncio.gather(*map(ask, range(8)))
+        await asyncio.sleep(0.05)
+        bench.worker.start()
+        await asking
+
+    asyncio.run(all_of_them())
+    assert answered == list(range(8))
+    bench.close()
+
+
+def test_it_is_not_ready_until_a_forward_succeeds_and_nobody_waits_for_long() -> None:
+    bench = Bench(Faulty(*["raise"] * 10_000), rebuild=fails)
+
+    async def fail() -> None:
+        with pytest.raises(EngineFailed, match="engine is down"):
+            await bench.ask()
+        started = time.monotonic()
+        with pytest.raises(EngineFailed, match="engine is down"):
+            await bench.ask()  # Now it does not wait at all.
+        assert time.monotonic() < started + 0.4
+
+    asyncio.run(fail())
+    assert bench.worker.state == "failed"
+    assert bench.batcher.depth == 0
+    bench.close()
+
+
+def fails(kind: str | None = None) -> Warm:
+    raise RuntimeError("no driver")
+
+
+def test_an_engine_that_cannot_be_probed_is_built_anew_without_holding_the_old_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # Kept records hold tracebacks, and these the engine.
+    broken = Faulty(*["raise"] * 10_000)
+    new = Faulty()
+    old: list[weakref.ref[Warm]] = []
+    kinds: list[str | None] = []
+
+    def rebuild(kind: str | None) -> Warm:
+        assert old[0]() is None
+        kinds.append(kind)
+        if len(kinds) < 3:
+            raise RuntimeError("no driver")
+        return new.warm()
+
+    bench = Bench(broken, rebuild=rebuild)
+    bench.until("ready")
+    assert bench.worker.running is not None
+    old.append(weakref.ref(bench.worker.running))
+    assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
+    assert kinds == ["faulty"] * 3
+    assert broken.forwards == 1 + len(workers.PROBE_SECONDS)
+    assert bench.ready == ["faulty"] * 2
+    bench.close()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_batch_that_does_not_fit_is_computed_in_halves_and_no_larger_one_is_made(
+    in_flight: int,
+) -> None:
+    engine = Faulty(memory=2, in_flight=in_flight)
+    bench = Bench(engine, start=False)
+    assert numbers(asyncio.run(bench.ask_together(16))) == list(range(16))
+    assert bench.out_of_memory == in_flight  # as many as were under way
+    assert bench.errors == 0
+    assert (bench.worker.state, bench.ready) == ("ready", ["faulty"])
+    assert bench.batches == [2] * 8
+    assert engine.sizes.count(4) == in_flight
+    assert bench.worker.running is not None
+    assert list(bench.worker.running.buckets.seconds) == [1, 2]
+    bench.close()
+
+
+def test_one_image_that_does_not_fit_is_a_failure() -> None:
+    bench = Bench(Faulty(memory=0), start=False, rebuild=fails)
+    outcomes = asyncio.run(bench.ask_together(3))
+    assert [type(outcome) for outcome in outcomes] == [EngineFailed] * 3
+    assert bench.worker.state == "failed"
+    assert "out of memory" in bench.worker.reason or "no driver" in bench.worker.reason
+    bench.close()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_nobody_waits_for_an_engine_that_hangs_and_it_serves_when_it_comes_back(
+    in_flight: int,
+) -> None:
+    bench = Bench(Faulty("hang", in_flight=in_flight), start=False)
+
+    async def hang() -> None:
+        started = time.monotonic()
+        outcomes = await bench.ask_together(9)
+        assert {str(outcome) for outcome in outcomes} <= {
+            "the engine hangs; retry",
+            "the engine is down; retry",
+        }
+        assert bench.worker.state == "lost"
+        assert "has not come back" in bench.worker.reason
+        with pytest.raises(EngineFailed, match="engine is down"):
+            await bench.ask()
+        assert time.monotonic() < started + 10
+        bench.engine.freed.set()
+        bench.until("ready")
+        assert numbers([await bench.ask(7)]) == [7]
+
+    asyncio.run(hang())
+    assert bench.errors == 1
+    assert bench.batcher.seconds_per_job < 0.1  # The outage does not count.
+    bench.close()
+
+
+def test_while_an_engine_hangs_another_has_its_turn_on_the_device() -> None:
+    turns = Turns()
+    hung = Bench(Faulty("hang"), turns=turns)
+    other = Bench(Faulty(), turns=turns)
+
+    async def both() -> None:
+        with pytest.raises(EngineFailed):
+            await hung.ask()
+        for value in range(5):
+            assert numbers([await other.ask(value)]) == [value]
+        hung.engine.freed.set()
+        hung.until("ready")
+        assert numbers(await asyncio.gather(hung.ask(3), other.ask(4))) == [3, 4]
+
+    asyncio.run(both())
+    hung.close()
+    other.close()
+
+
+def test_after_an_error_that_poisons_the_process_nothing_is_tried_again() -> None:
+    bench = Bench(Faulty(*["poison"] * 10_000), rebuild=fails)
+
+    async def lose() -> None:
+        for _ in range(2):
+            with pytest.raises(EngineFailed, match="retry"):
+                await bench.ask()
+
+    asyncio.run(lose())
+    bench.worker.join(20)
+    assert not bench.worker.is_alive()
+    assert bench.worker.state == "lost"
+    assert bench.worker.reason == "the engine failed: CUDA error: device-side assert triggered"
+    assert bench.engine.forwards == 1
+
+
+def test_what_one_engine_fails_to_compute_another_of_the_same_queue_does() -> None:
+    benches: list[Bench] = []
+
+    def serves() -> bool:
+        return any(bench.worker.state == "ready" for bench in benches)
+
+    broken = Bench(Faulty(*["raise"] * 10_000), rebuild=fails, serves=serves, start=False)
+    sound = Bench(Faulty(), batcher=broken.batcher, serves=serves, start=False)
+    benches += [broken, sound]
+
+    async def ask() -> None:
+        broken.worker.start()
+        first = asyncio.gather(*(broken.ask(value) for value in range(4)))
+        await asyncio.to_thread(broken.until, "failed")
+        sound.worker.start()
+        assert numbers(await first) == [0, 1, 2, 3]
+        await asyncio.sleep(2 * workers.PATIENCE_SECONDS)
+        assert numbers(await asyncio.gather(*map(broken.ask, range(20)))) == list(range(20))
+
+    asyncio.run(ask())
+    assert (broken.worker.state, sound.worker.state) == ("failed", "ready")
+    broken.batcher.close()
+    for bench in benches:
+        bench.close()
+
+
+def test_an_engine_that_does_not_start_is_said_to_have_failed_and_is_tried_again() -> None:
+    may_start = threading.Event()
+
+    def rebuild(kind: str | None) -> Warm:
+        assert kind is None
+        return engine.warm() if may_start.is_set() else fails()
+
+    engine = Faulty()
+    bench = Bench(engine, rebuild=rebuild, start=False)
+    bench.worker._build = fails
+    bench.worker.start()
+    bench.until("failed")
+    assert "no driver" in bench.worker.reason
+    assert not bench.ready
+    may_start.set()
+    bench.until("ready")
+    assert bench.ready == ["faulty"]
+    bench.close()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_every_caller_gets_its_own_answer_with_batches_in_flight(in_flight: int) -> None:
+    bench = Bench(Faulty(in_flight=in_flight), start=False)
+
+    async def ask_all() -> list[dict[int, float]]:
+        asking = asyncio.gather(*(bench.ask(value) for value in range(60)))
+        await asyncio.sleep(0.05)
+        bench.worker.start()  # Now a queue waits for it.
+        return await asking
+
+    answers = asyncio.run(ask_all())
+    assert [round(answer[0] * 100) for answer in answers] == list(range(60))
+    assert bench.engine.most_flying == in_flight
+    bench.close()
+
+
+def test_a_better_engine_takes_over_and_no_request_is_lost() -> None:
+    better = Faulty()
+    better.name = "better"
+    may_come = threading.Event()
+
+    def improve() -> Warm:
+        assert may_come.wait(20)
+        return better.warm()
+
+    bench = Bench(Faulty(), improve=[improve])
+
+    async def ask_on() -> int:
+        asked = 0
+        while bench.ready != ["faulty", "better"]:
+            answers = await asyncio.gather(*(bench.ask(value) for value in range(10)))
+            assert [round(answer[0] * 100) for answer in answers] == list(range(10))
+            asked += 10
+            if asked == 50:
+                may_come.set()
+        return asked + len(await asyncio.gather(*(bench.ask() for _ in range(10))))
+
+    assert asyncio.run(ask_on()) > 50
+    assert bench.errors == 0
+    assert better.forwards > 0
+    bench.close()
+
+
+def test_a_better_engine_that_fails_leaves_the_one_that_serves() -> None:
+    def fails() -> Warm:
+        raise RuntimeError("no compiler")
+
+    bench = Bench(Faulty(), improve=[fails])
+    time.sleep(0.05)
+    assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
+    assert bench.ready == ["faulty"]
+    assert bench.worker.state == "ready"
+    bench.close()

@@ -1,0 +1,204 @@
+"""Bodies of requests: how many bytes at a time, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from service.errors import (
+    CallerLeft,
+    DeadlineExceeded,
+    RequestTooSlow,
+    ServiceError,
+    TooLarge,
+    UploadsFull,
+)
+from service.http.body import Body, Intake
+from service.http.uploads import read_image
+
+FORM = "multipart/form-data; boundary=b"
+
+
+def sending(*chunks: bytes | None, ends: bool = True, **headers: str) -> Request:
+    """A request with these chunks as its body, then silence unless it `ends`; None: who leaves."""
+    told = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
+    left = list(chunks)
+
+    async def receive() -> dict[str, Any]:
+        if not left:
+            await asyncio.Event().wait()
+        chunk = left.pop(0)
+        if chunk is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": chunk, "more_body": bool(left) or not ends}
+
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": told}, receive)
+
+
+def read(request: Request, intake: Intake, max_bytes: int = 100, seconds: float = 60) -> bytes:
+    async def within() -> bytes:
+        deadline = asyncio.get_running_loop().time() + seconds
+        with Body(request, intake, max_bytes, deadline) as body:
+            return await read_image(body)
+
+    return asyncio.run(within())
+
+
+def test_what_was_received_is_given_back() -> None:
+    intake = Intake(100, 60)
+    assert read(sending(b"ab", b"c", content_length="3"), intake) == b"abc"
+    assert read(sending(b"ab", b"c"), intake) == b"abc"
+    assert intake.held == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (sending(b"x" * 60, content_length="60"), UploadsFull),
+        (sending(b"x" * 30, b"x" * 31), UploadsFull),
+        (sending(content_length="101"), TooLarge),
+        (sending(b"x" * 50, b"x" * 51, b""), TooLarge),
+        (sending(b"x", None, content_length="9"), CallerLeft),
+    ],
+)
+def test_refusals_give_everything_back(request_: Request, error: type[ServiceError]) -> None:
+    intake = Intake(100, 60)
+    held = 50 if error is UploadsFull else 0
+    intake.take(held)
+    with pytest.raises(error):
+        read(request_, intake)
+    assert intake.held == held
+
+
+def test_a_body_that_comes_alone_is_taken_whatever_its_size() -> None:
+    intake = Intake(10, 60)
+    assert len(read(sending(b"x" * 40, b"y" * 41, content_length="81"), intake)) == 81
+    assert len(read(sending(b"x" * 40, b"y" * 41), intake)) == 81
+    assert intake.held == 0
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(0.05, DeadlineExceeded), (60, RequestTooSlow)])
+@pytest.mark.parametrize("kind", ["image/png", FORM])
+def test_who_sends_slowly_holds_nothing_for_long(
+    seconds: float, error: type[ServiceError], kind: str
+) -> None:
+    intake = Intake(100, 0.2)
+    start = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx'
+    with pytest.raises(error):
+        read(sending(start, ends=False, content_type=kind), intake, 1000, seconds)
+    assert intake.held == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "held", "words"),
+    [
+        (sending(content_length="101"), 0, "the body has 101 bytes; the limit is 100"),
+        (sending(b"x" * 50, b"x" * 51), 0, "the body has more than 100 bytes, the limit"),
+        (sending(b"x", None), 0, "the connection closed while the body was sent"),
+        (
+            sending(b"x" * 51),
+            50,
+            "50 bytes of other bodies are being received, and the limit is 100 for all; "
+            "retry after the given time",
+        ),
+        (
+            sending(b"x" * 30, b"x" * 21),
+            50,
+            "50 bytes of other bodies are being received, and the limit is 100 for all; "
+            "retry after the given time",
+        ),
+        (
+            sending(b"x", ends=False),
+            0,
+            "the body took longer than 0.01 s; send it faster",
+        ),
+    ],
+)
+def test_a_refusal_says_why(request_: Request, held: int, words: str) -> None:
+    intake = Intake(100, 0.01)
+    intake.take(held)
+    with pytest.raises(ServiceError) as caught:
+        whole(request_, intake)
+    assert str(caught.value) == words
+    if isinstance(caught.value, UploadsFull):
+        assert caught.value.retry_after == 1
+    assert intake.held == held
+
+
+def whole(request: Request, intake: Intake, seconds: float = 60) -> bytes:
+    async def within() -> bytes:
+        deadline = asyncio.get_running_loop().time() + seconds
+        with Body(request, intake, 100, deadline) as body:
+            return await body.whole()
+
+    return asyncio.run(within())
+
+
+def test_a_deadline_that_comes_first_is_what_is_said() -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        whole(sending(b"x", ends=False), Intake(100, 60), 0.01)
+    assert str(caught.value) == (
+        "the deadline passed while the body was sent; "
+        "allow more time with X-Request-Timeout-Ms, or send it faster"
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "held"),
+    [
+        (sending(b"x" * 100, content_length="100"), 0),
+        (sending(b"x" * 60, b"x" * 40), 0),
+        (sending(b"x" * 40, content_length="40"), 60),
+        (sending(b"x" * 20, b"x" * 20), 60),
+        # What is no number is no length.
+        (sending(b"x" * 40, content_length="-1"), 60),
+        (sending(b"x" * 40, content_length="4e9"), 60),
+    ],
+)
+def test_what_just_fits_is_taken(request_: Request, held: int) -> None:
+    intake = Intake(100, 60)
+    intake.take(held)
+    assert set(whole(request_, intake)) == {ord("x")}
+    assert intake.held == held
+
+
+def test_a_body_is_counted_once_and_from_when_it_says_its_length() -> None:
+    async def test() -> None:
+        intake = Intake(100, 60)
+        deadline = asyncio.get_running_loop().time() + 30
+        with Body(sending(content_length="40"), intake, 100, deadline) as body:
+            assert (intake.held, body.until) == (40, deadline)
+            for count, held in ((10, 40), (40, 40), (70, 70), (60, 70), (90, 90)):
+                body.hold(count)
+                assert intake.held == held
+            body.hold(120)
+            assert intake.held == 120, "alone it may become larger than all together"
+        assert intake.held == 0
+
+    asyncio.run(test())
+
+
+def test_a_body_of_unknown_length_is_counted_as_it_comes() -> None:
+    async def test() -> None:
+        intake = Intake(100, 60)
+        deadline = asyncio.get_running_loop().time() + 30
+        held: list[int] = []
+        with Body(sending(b"x" * 30, b"x" * 60), intake, 100, deadline) as body:
+            held.append(intake.held)
+            async for _ in body.chunks():
+                held.append(intake.held)  # noqa: PERF401
+        assert sorted(set(held)) == [0, 30, 90]
+
+    asyncio.run(test())
+
+
+def test_a_single_byte_of_others_bounds_all() -> None:
+    intake = Intake(100, 60)
+    intake.take(1)
+    with pytest.raises(UploadsFull):
+        intake.take(100)
+    intake.take(99)
+    assert intake.held == 100

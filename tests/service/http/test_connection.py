@@ -1,0 +1,419 @@
+"""The limits on connections and headers, on a real socket, around an application of a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from service.config.settings import Settings
+from service.http import connection as protocol
+from service.http.connection import MAX_PIPELINED, Door, Guarded
+from service.metrics import Metrics
+
+GET = b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+LIMIT = 2000
+LARGE = 2**25
+
+
+class Open:
+    """A running service and one connection to it."""
+
+    def __init__(
+        self,
+        door: Door,
+        metrics: Metrics,
+        connections: set[Any],
+        left: list[str],
+        host: tuple[str, int],
+    ) -> None:
+        self.door = door
+        self.metrics = metrics
+        self.connections = connections
+        self.left = left  # paths whose callers left, as the application sees it
+        self.host = host
+        self.opened: list[asyncio.StreamWriter] = []
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    async def connect(self) -> Open:
+        other = Open(self.door, self.metrics, self.connections, self.left, self.host)
+        other.reader, other.writer = await asyncio.open_connection(*self.host)
+        self.opened.append(other.writer)
+        other.opened = self.opened
+        return other
+
+    async def answer(self) -> tuple[int, bytes]:
+        """The next answer's status and body."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        length = re.search(r"content-length: (\d+)", head)
+        body = await self.reader.readexactly(int(length[1])) if length else b""
+        return int(head.split()[1]), body
+
+    async def refusal(self, status: int) -> str:
+        """The detail of the problem that comes next, after which the connection closes."""
+        got, body = await self.answer()
+        assert got == status, body
+        assert await self.reader.read() == b""
+        problem = json.loads(body)
+        assert problem["status"] == status
+        return str(problem["detail"])
+
+    def refusals(self, reason: str) -> float:
+        sample = f'resnet_serve_refusals_total{{model="",reason="{reason}"}} '
+        (line,) = [
+            line for line in self.metrics.render().decode().splitlines() if line.startswith(sample)
+        ]
+        return float(line.removeprefix(sample))
+
+
+@asynccontextmanager
+async def serving(**limits: Any) -> AsyncIterator[Open]:
+    left: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+        while scope["path"] != "/early":
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                left.append(scope["path"])
+                return
+            size += len(message["body"])
+            if not message["more_body"]:
+                break
+        body = b"x" * LARGE if scope["path"] == "/large" else str(size).encode()
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    settings = Settings(**{"max_header_bytes": LIMIT, "header_timeout_s": 60, **limits})
+    metrics = Metrics()
+    door = Door(settings, metrics)
+    config = uvicorn.Config(app, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    make = partial(Guarded, door, config=config, server_state=state, app_state={})
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    first = Open(door, metrics, state.connections, left, server.sockets[0].getsockname())
+    try:
+        async with asyncio.timeout(60):
+            yield await first.connect()
+    finally:
+        server.close()
+        for writer in first.opened:
+            writer.close()
+        for connection in [*state.connections, *door.outside]:
+            assert isinstance(connection, Guarded)
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+def head_of(size: int) -> bytes:
+    """A request whose first line and headers are about so long."""
+    start = b"GET /echo HTTP/1.1\r\nHost: a\r\n"
+    return start + b"X: " + b"x" * (size - len(start) - 40) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [10_000, 7])
+def test_headers_may_be_as_long_as_the_limit_and_no_longer(piece: int) -> None:
+    async def test() -> None:
+        async with serving() as caller:
+            fits = head_of(LIMIT)
+            for start in range(0, len(fits), piece):
+                caller.writer.write(fits[start : start + piece])
+                await asyncio.sleep(0)
+            assert await caller.answer() == (200, b"0")
+            large = head_of(LIMIT + 200)
+            for start in range(0, len(large), piece):
+                caller.writer.write(large[start : start + piece])
+                await asyncio.sleep(0)
+            assert str(LIMIT) in await caller.refusal(431)
+            assert caller.refusals("headers_too_large") == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("start", "more", "status"),
+    [
+        (b"GET /" + b"a" * 10, b"a" * 999, 431),
+        (b"GET / HTTP/1.1\r\nX: ", b"x" * 999, 431),
+        (b"GET / HTTP/1.1\r\nX: 1\r\n", b"X: 1\r\n" * 99, 431),
+        (b"", b"\r\n" * 99, 431),
+        (CHUNKED + b"1\r\nx\r\n0\r\n", b"Trailer: 1\r\n" * 99, 431),
+        (CHUNKED + b"1;", b"extension;" * 99, 431),
+    ],
+)
+def test_what_never_ends_is_refused(start: bytes, more: bytes, status: int) -> None:
+    async def test() -> None:
+        async with serving() as caller:
+            caller.writer.write(start)
+            sent = 0
+            while not caller.door.outside and sent < 2**22:
+                caller.writer.write(more)
+                await caller.writer.drain()
+                await asyncio.sleep(0.001)
+                sent += len(more)
+            assert sent < LIMIT + 2**19
+            await caller.refusal(status)
+            assert caller.refusals("headers_too_large") == 1
+
+    run(test)
+
+
+def test_a_large_body_that_comes_with_its_headers_is_no_header() -> None:
+    async def test() -> None:
+        async with serving() as caller:
+            request = b"POST /echo HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000
+            for _ in range(3):
+                caller.writer.write(request + request + GET)
+                assert await caller.answer() == (200, b"100000")
+                assert await caller.answer() == (200, b"100000")
+                assert await caller.answer() == (200, b"0")
+
+    run(test)
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", GET + b"GET "])
+def test_headers_that_do_not_end_in_time_are_408(sent: bytes) -> None:
+    async def test() -> None:
+        async with serving(header_timeout_s=0.2) as caller:
+            caller.writer.write(sent)
+            if sent.startswith(GET):
+                assert await caller.answer() == (200, b"0")
+            assert "0.2 s" in await caller.refusal(408)
+            assert caller.refusals("request_too_slow") == 1
+
+    run(test)
+
+
+def test_a_byte_at_a_time_buys_no_more_time() -> None:
+    async def test() -> None:
+        async with serving(header_timeout_s=0.3) as caller:
+            dribble, sent = b"GET /" + b"a" * 1000, 0
+            while not caller.door.outside:
+                caller.writer.write(dribble[sent : sent + 1])
+                sent += 1
+                await asyncio.sleep(0.02)
+            assert sent < 200
+            await caller.refusal(408)
+
+    run(test)
+
+
+def test_who_sends_nothing_is_left_without_a_word() -> None:
+    async def test() -> None:
+        async with serving(header_timeout_s=0.1) as caller:
+            assert await caller.reader.read() == b""
+            assert caller.refusals("request_too_slow") == 0
+
+    run(test)
+
+
+def test_a_slow_body_is_not_the_headers_affair() -> None:
+    async def test() -> None:
+        async with serving(header_timeout_s=0.1) as caller:
+            caller.writer.write(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\na")
+            await asyncio.sleep(0.3)
+            caller.writer.write(b"b")
+            assert await caller.answer() == (200, b"2")
+
+    run(test)
+
+
+def test_connections_beyond_the_limit_are_503_until_others_close() -> None:
+    async def test() -> None:
+        async with serving(max_connections=2) as first:
+            second = await first.connect()
+            for caller in (first, second):
+                caller.writer.write(GET)
+                assert await caller.answer() == (200, b"0")
+            probe = await first.connect()
+            probe.writer.write(GET.replace(b"/echo", b"/health/live"))
+            assert await probe.answer() == (200, b"0")
+            assert await probe.reader.read() == b""
+            assert first.refusals("too_many_connections") == 0
+            third = await first.connect()
+            third.writer.write(GET)
+            head = (await third.reader.readuntil(b"\r\n\r\n")).decode()
+            assert head.startswith("HTTP/1.1 503 ")
+            assert "retry-after: 1" in head
+            assert "connection: close" in head
+            assert first.refusals("too_many_connections") == 1
+            second.writer.close()
+            await second.writer.wait_closed()
+            fourth = await first.connect()
+            fourth.writer.write(GET)
+            assert await fourth.answer() == (200, b"0")
+
+    run(test)
+
+
+def test_a_flood_of_connections_is_not_even_answered() -> None:
+    async def test() -> None:
+        async with serving(max_connections=1) as first:
+            first.writer.write(GET)
+            await first.answer()
+            others = [await first.connect() for _ in range(6)]
+            others[0].writer.write(GET)
+            answers = []
+            for other in others:
+                try:
+                    answers.append((await other.reader.read(12)).decode())
+                except ConnectionResetError:
+                    answers.append("")
+            assert answers.count("HTTP/1.1 503") == 1
+            assert len(first.door.outside) <= 1
+            assert first.refusals("too_many_connections") == 6
+
+    run(test)
+
+
+def test_each_front_end_has_its_part_of_the_connections() -> None:
+    door = Door(Settings(max_connections=100, workers=3), Metrics())
+    assert door.max_connections == 34
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00",  # TLS
+        b"HELLO\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nBroken Header\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        CHUNKED + b"no number\r\n",
+    ],
+)
+def test_what_is_no_http_is_400(sent: bytes) -> None:
+    async def test() -> None:
+        async with serving() as caller:
+            caller.writer.write(sent)
+            assert "HTTP/1.1" in await caller.refusal(400)
+            assert caller.refusals("malformed_request") == 1
+            assert caller.left == (["/echo"] if sent.startswith(CHUNKED) else [])
+
+    run(test)
+
+
+def test_what_was_asked_before_nonsense_is_answered() -> None:
+    async def test() -> None:
+        async with serving() as caller:
+            caller.writer.write(GET + GET + b"nonsense\r\n\r\n" + GET)
+            assert await caller.answer() == (200, b"0")
+            assert await caller.answer() == (200, b"0")
+            assert await caller.reader.read() == b""
+
+    run(test)
+
+
+def test_requests_may_be_sent_ahead_of_answers_up_to_a_number() -> None:
+    async def test() -> None:
+        async with serving() as caller:
+            for _ in range(2):
+                caller.writer.write(GET * 60)
+                assert [await caller.answer() for _ in range(60)] == [(200, b"0")] * 60
+            caller.writer.write(GET * (MAX_PIPELINED + 50))
+            answered = re.findall(rb"HTTP/1\.1 200", await caller.reader.read())
+            assert len(answered) == MAX_PIPELINED + 1  # and the one that was being answered
+
+    run(test)
+
+
+def test_a_caller_who_asks_first_is_told_to_continue() -> None:
+    async def test() -> None:
+        async with serving() as caller:
+            caller.writer.write(
+                b"POST /echo HTTP/1.1\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert await caller.answer() == (100, b"")
+            caller.writer.write(b"x")
+            assert await caller.answer() == (200, b"1")
+
+    run(test)
+
+
+def test_what_follows_an_upgrade_is_no_request() -> None:
+    async def test() -> None:
+        async with serving() as caller:
+            # The parser would take the body for the next request.
+            body = GET.replace(b"echo", b"smuggled")
+            caller.writer.write(
+                b"POST /echo HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(body)
+            )
+            await caller.writer.drain()
+            caller.writer.write(body)
+            answers = await caller.reader.read()
+            assert answers.count(b"HTTP/1.1 ") == 1
+            assert b"connection: close" in answers
+
+    run(test)
+
+
+def test_after_an_early_answer_the_body_may_end_but_not_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.5)
+    early = b"POST /early HTTP/1.1\r\nContent-Length: 5\r\n\r\n"
+
+    async def test() -> None:
+        async with serving() as caller:
+            caller.writer.write(early)
+            assert await caller.answer() == (200, b"0")
+            caller.writer.write(b"abcde" + GET)
+            assert await caller.answer() == (200, b"0")
+            caller.writer.write(early)
+            assert await caller.answer() == (200, b"0")
+            caller.writer.write(b"abc")
+            assert await caller.reader.read() == b""
+
+    run(test)
+
+
+def test_who_reads_no_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "STALLED_SECONDS", 0.1)
+
+    async def test() -> None:
+        async with serving() as caller:
+            caller.writer.write(b"GET /large HTTP/1.1\r\n\r\n")
+            await caller.reader.readuntil(b"\r\n\r\n")
+            while caller.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+                await caller.reader.readexactly(LARGE)
+
+    run(test)
+
+
+def test_a_flood_of_refusals_is_one_line_in_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "QUIET_SECONDS", 1000)
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with serving() as caller:
+            for _ in range(5):
+                other = await caller.connect()
+                other.writer.write(b"nonsense\r\n\r\n")
+                await other.refusal(400)
+
+    run(test)
+    assert len([each for each in caplog.messages if "malformed_request" in each]) == 1

@@ -1,0 +1,69 @@
+"""What a server does of itself, without being asked anything."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from service.config.settings import Settings
+from service.errors import ConfigError, Unauthorized
+from service.http.app import create_app
+from service.http.server import Server
+from service.metrics import Metrics
+from service.runtime import allow_files
+from tests.service.http.test_access import API, OTHER, scope
+from tests.service.http.test_tls import der, presented, self_signed
+
+FLEET: Any = SimpleNamespace(models={}, start=lambda: None, close=lambda timeout: True)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_keys_and_certificate_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    def settings(name: str, key: str) -> Settings:
+        folder = tmp_path / name
+        if not folder.exists():
+            folder.mkdir()
+            self_signed(folder)
+        return Settings.model_validate(
+            {
+                "tls_certificate": folder / "certificate.pem",
+                "tls_key": folder / "key.pem",
+                "api_keys": [key],
+            }
+        )
+
+    before, after = settings("before", API), settings("after", OTHER)
+    app = create_app(before, Metrics(), FLEET)
+    server = Server(app, before)
+    assert server._tls is not None
+    broken = after.model_copy(update={"tls_key": before.tls_key})
+    with pytest.raises(ConfigError, match="is not the key of"):
+        server.apply(broken)
+    app.state.keys.check(scope("GET", "/v1/models", x_api_key=API))
+    assert presented(server._tls) == der(tmp_path / "before/certificate.pem")
+    server.apply(after)
+    app.state.keys.check(scope("GET", "/v1/models", x_api_key=OTHER))
+    with pytest.raises(Unauthorized):
+        app.state.keys.check(scope("GET", "/v1/models", x_api_key=API))
+    assert presented(server._tls) == der(tmp_path / "after/certificate.pem")
+
+
+def test_as_many_files_may_be_open_as_there_may_be_connections() -> None:
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lower = 256 if hard == resource.RLIM_INFINITY else min(256, hard - 1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lower, hard))
+    try:
+        allow_files(lower - 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == lower
+        allow_files(lower + 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == lower + 1
+        if hard != resource.RLIM_INFINITY:
+            allow_files(hard + 1)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

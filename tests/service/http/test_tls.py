@@ -1,0 +1,119 @@
+"""Certificates: what is wrong with one is said at the start; a new one is taken later."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.config.settings import Settings
+from service.errors import ConfigError
+from service.http import tls
+
+pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+
+
+def self_signed(folder: Path, *more: str) -> tuple[Path, Path]:
+    """A certificate for this host and its key, which `more` may encrypt."""
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 2 "
+        "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [*command.split(), *(more or ["-nodes"]), "-out", certificate, "-keyout", key],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+def settings(certificate: Path | None, key: Path | None) -> Settings:
+    return Settings(tls_certificate=certificate, tls_key=key)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return self_signed(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return self_signed(tmp_path_factory.mktemp("other"))
+
+
+def presented(server: ssl.SSLContext) -> bytes:
+    """The certificate that who connects now is shown."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(to_client, to_server),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    for end in ends * 3:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    found = ends[0].getpeercert(binary_form=True)
+    assert found is not None
+    return found
+
+
+def der(certificate: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(certificate.read_text())
+
+
+def test_without_files_there_is_no_tls() -> None:
+    assert tls.context(Settings()) is None
+
+
+def test_a_certificate_is_shown_over_tls_1_2_and_later(pair: tuple[Path, Path]) -> None:
+    made = tls.context(settings(*pair))
+    assert made is not None
+    assert made.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert presented(made) == der(pair[0])
+
+
+def test_what_cannot_be_used_is_one_line(
+    pair: tuple[Path, Path], other: tuple[Path, Path], tmp_path: Path
+) -> None:
+    certificate, key = pair
+    missing, nonsense = tmp_path / "missing.pem", tmp_path / "nonsense.pem"
+    nonsense.write_text("nothing of use\n")
+    encrypted = self_signed(tmp_path, "-passout", "pass:a-password")[1]
+    for given, words in (
+        ((certificate, None), ["tls_key: is missing"]),
+        ((None, key), ["tls_certificate: is missing"]),
+        ((missing, key), ["tls_certificate: ", "missing.pem", "No such file"]),
+        ((certificate, missing), ["tls_key: ", "missing.pem", "No such file"]),
+        ((certificate, tmp_path), ["tls_key: ", "Is a directory"]),
+        ((nonsense, key), ["tls_certificate: ", "nonsense.pem", "no certificate in PEM"]),
+        ((certificate, nonsense), ["tls_key: ", "nonsense.pem", "no private key in PEM"]),
+        ((key, certificate), ["tls_certificate: ", "no certificate in PEM"]),
+        ((certificate, other[1]), ["tls_key: ", "is not the key of"]),
+        ((certificate, encrypted), ["tls_key: ", "needs a password"]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            tls.context(settings(*given))
+        message = str(caught.value)
+        assert "\n" not in message
+        for word in words:
+            assert word in message, message
+
+
+def test_a_new_certificate_is_shown_to_who_connects_next(
+    pair: tuple[Path, Path], other: tuple[Path, Path]
+) -> None:
+    live = tls.context(settings(*pair))
+    assert live is not None
+    for bad in ((other[0], pair[1]), (other[0], None), (None, None)):
+        with pytest.raises(ConfigError):
+            tls.reload(live, settings(*bad))
+        assert presented(live) == der(pair[0])
+    tls.reload(live, settings(*other))
+    assert presented(live) == der(other[0])

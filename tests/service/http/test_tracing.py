@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from service.config import settings as configuration
+from service.config.settings import Settings
+from service.errors import ConfigError
+from service.http.tracing import Traced, Tracing
+from tests.support.collector import collecting
+
+SCOPE: dict[str, Any] = {
+    "type": "http",
+    "method": "GET",
+    "path": "/",
+    "scheme": "http",
+    "http_version": "1.1",
+    "query_string": b"",
+    "headers": [],
+}
+
+
+async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def ask(tracing: Tracing, times: int, app: Any = answers) -> None:
+    async def nothing(_: Message) -> None:
+        pass
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def many() -> None:
+        traced = Traced(app, tracing)
+        for _ in range(times):
+            await traced(dict(SCOPE), receive, nothing)
+
+    asyncio.run(many())
+
+
+def test_a_share_is_traced_and_the_end_sends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "ours")
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        tracing = Tracing(Settings(tracing=True, trace_ratio=0.5))
+        ask(tracing, 400)
+        tracing.close(30)
+    # Less likely to fail than once in 10^15.
+    assert 120 < len(collector.spans) < 280
+    assert {span.resource["service.name"] for span in collector.spans} == {"ours"}
+
+
+@pytest.mark.parametrize(("sampler", "spans"), [("always_off", 0), ("always_on", 10)])
+def test_without_a_share_the_standard_variable_counts(
+    sampler: str, spans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    with collecting() as collector:
+        tracing = Tracing(Settings(otlp_endpoint=collector.url))
+        ask(tracing, 10)
+        tracing.close(30)
+    assert len(collector.spans) == spans
+
+
+def test_what_goes_wrong_unforeseen_is_in_the_span() -> None:
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["failure"] = KeyError("a bug of ours")
+        scope["state"]["refusal"] = ("internal_error", "see the exception")
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+
+    with collecting() as collector:
+        tracing = Tracing(Settings(otlp_endpoint=collector.url))
+        ask(tracing, 1, fails)
+        tracing.close(30)
+    (span,) = collector.spans
+    assert (span.status, span.events) == (2, ["exception"])
+    assert span.attributes["error.type"] == "internal_error"
+
+
+@pytest.mark.parametrize("status", [400, 503])
+def test_a_dead_collector_is_a_line_a_minute_and_delays_no_end(
+    status: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
+    with collecting(status) as collector:
+        tracing = Tracing(Settings(otlp_endpoint=collector.url))
+        ask(tracing, 1)
+        until = time.monotonic() + 60
+        while not caplog.records:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        ask(tracing, 100)
+        tracing.close(0.2)
+    ours = [record for record in caplog.records if "sent in time" not in record.message]
+    assert len(ours) == 1
+    assert ours[0].name == "service.http.tracing"
+
+
+def test_a_slow_collector_keeps_nobody_waiting(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "20")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
+    with collecting() as collector:
+        collector.open.clear()
+        tracing = Tracing(Settings(otlp_endpoint=collector.url))
+        ask(tracing, 200)
+        assert not collector.spans
+        collector.open.set()
+        tracing.close(30)
+    assert 20 <= len(collector.spans) <= 40
+    assert [record.message for record in caplog.records] == ["Queue full, dropping Span."]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("otlp_endpoint", "localhost:4318", "should be a URL such as http://localhost:4318"),
+        ("trace_ratio", "1.5", "trace_ratio: should be less than or equal to 1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(name: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configuration.load({name: value}, environ={})
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"^--tracing: .* pip install 'resnet-serve\[otel\]'"):
+        configuration.load({"tracing": True}, environ={})
+
+
+def test_an_impossible_variable_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
+    with pytest.raises(ConfigError, match=r"OTEL_.*queue"):
+        Tracing(Settings(tracing=True))

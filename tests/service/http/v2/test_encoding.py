@@ -1,0 +1,119 @@
+"""Compressed bodies: read as they arrive, and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import tracemalloc
+import zlib
+
+import pytest
+
+from service.errors import InvalidInput, ServiceError, TooLarge, UploadsFull
+from service.http.body import Body, Intake
+from service.http.v2 import encoding
+from tests.service.http.test_body import sending
+
+TEXT = bytes(range(256)) * 40
+
+
+def read(
+    *chunks: bytes, encoded: str, max_bytes: int = 100_000, intake: Intake | None = None
+) -> bytes:
+    async def within() -> bytes:
+        deadline = asyncio.get_running_loop().time() + 60
+        request = sending(*chunks, content_encoding=encoded)
+        with Body(request, intake or Intake(10**9, 60), max_bytes, deadline) as body:
+            return await encoding.read(body)
+
+    return asyncio.run(within())
+
+
+@pytest.mark.parametrize(
+    ("encoded", "compressed"),
+    [
+        ("gzip", gzip.compress(TEXT)),
+        (" GZIP ", gzip.compress(TEXT)),
+        ("deflate", zlib.compress(TEXT)),
+        ("identity", TEXT),
+        ("", TEXT),
+    ],
+)
+def test_a_body_is_what_it_was_before(encoded: str, compressed: bytes) -> None:
+    assert read(compressed, encoded=encoded) == TEXT
+    single = [bytes([each]) for each in compressed]
+    assert read(*single, b"", encoded=encoded) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("encoded", "sent", "words"),
+    [
+        ("br", TEXT, "gzip or deflate"),
+        ("gzip, gzip", TEXT, "gzip or deflate"),
+        ("gzip", TEXT, "not gzip"),
+        ("deflate", gzip.compress(TEXT), "not deflate"),
+        ("gzip", gzip.compress(TEXT)[:-1], "ends within"),
+        ("gzip", b"", "ends within"),
+        ("gzip", gzip.compress(TEXT) + b"x", "bytes follow"),
+    ],
+)
+def test_what_is_not_as_it_says_is_refused(encoded: str, sent: bytes, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        read(sent, encoded=encoded)
+
+
+def test_bytes_behind_the_end_are_refused_however_they_come() -> None:
+    with pytest.raises(InvalidInput, match="bytes follow"):
+        read(gzip.compress(TEXT), b"x", b"", encoded="gzip")
+
+
+def test_a_bomb_takes_no_more_memory_than_the_limit() -> None:
+    bomb = gzip.compress(bytes(40 * 2**20))
+    limit = 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="decompresses to more than"):
+            read(bomb, encoded="gzip", max_bytes=limit)
+        assert tracemalloc.get_traced_memory()[1] < 2 * limit + 2 * encoding.STEP_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_was_decompressed_counts_among_all_bodies() -> None:
+    intake = Intake(1000 + len(TEXT) // 2, 60)
+    intake.take(1000)
+    with pytest.raises(UploadsFull):
+        read(gzip.compress(TEXT), encoded="gzip", intake=intake)
+    assert intake.held == 1000
+    assert issubclass(UploadsFull, ServiceError)
+
+
+@pytest.mark.parametrize(
+    ("header", "chosen"),
+    [
+        (None, None),
+        ("", None),
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("deflate, gzip", "gzip"),
+        ("gzip;q=0.2, deflate;q=0.9", "deflate"),
+        ("gzip;q=0, deflate;q=0", None),
+        ("*", "gzip"),
+        ("gzip;q=0, *", "deflate"),
+        ("identity, gzip;q=0.5", None),
+        ("br, zstd", None),
+        ("gzip;q=x", None),
+        ("gzip;q=1.1.1", None),
+        (", ,;;q", None),
+    ],
+)
+def test_the_answer_comes_as_the_caller_likes_it_most(
+    header: str | None, chosen: str | None
+) -> None:
+    assert encoding.accepted(header) == chosen
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate"])
+def test_answers_can_be_read_by_others(name: str) -> None:
+    content = encoding.deflated(TEXT, name)
+    assert (gzip.decompress if name == "gzip" else zlib.decompress)(content) == TEXT

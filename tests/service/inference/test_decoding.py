@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import io
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from models import preprocess
+from models.preprocess import CIFAR, IMAGENET, upright_rgb
+from service.errors import TooLarge, UndecodableImage
+from service.inference.decoding import Decoder, decode, prepare
+from tests.conftest import encoded
+from tests.support.hostile import formats
+
+LIMIT = 1_000_000
+
+
+def saved(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def gradient(side: int = 32) -> Image.Image:
+    x = np.linspace(0, 255, side, dtype=np.uint8)
+    red, green = np.meshgrid(x, x)
+    return Image.fromarray(np.stack([red, green, np.full_like(red, 40)], axis=2))
+
+
+def pixels_of(data: bytes) -> NDArray[np.uint8]:
+    return decode(data, CIFAR, LIMIT)
+
+
+def test_pixels_are_those_of_the_image() -> None:
+    assert np.array_equal(pixels_of(saved(gradient(), "PNG")), np.asarray(gradient()))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("size", [(32, 32), (500, 375), (31, 200)])
+def test_every_format_gives_the_specs_size(format: str, size: tuple[int, int]) -> None:
+    pixels = decode(encoded(format, size), IMAGENET, LIMIT)
+    assert pixels.shape == (224, 224, 3)
+    assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation: int, format: str) -> None:
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpositions
+    upright = gradient()
+    stored = upright
+    if orientation > 1:
+        stored = upright.transpose(Image.Transpose(inverse[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(stored, format, exif=exif, **options)
+    assert np.array_equal(pixels_of(data), np.asarray(upright))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_does_not_hide_the_image(format: str) -> None:
+    data = saved(gradient(), format, exif=b"Exif\x00\x00" + b"\xff" * 40)
+    assert pixels_of(data).shape == (32, 32, 3)
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    pixels = pixels_of(saved(gradient().convert("L"), "PNG"))
+    assert np.array_equal(pixels[..., 0], np.asarray(gradient().convert("L")))
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_bilevel_is_black_and_white() -> None:
+    assert set(np.unique(pixels_of(saved(gradient().convert("1"), "PNG")))) == {0, 255}
+
+
+def half_transparent() -> Image.Image:
+    image = gradient().convert("RGBA")
+    alpha = Image.new("L", image.size, 0)
+    alpha.paste(255, (0, 0, 16, 32))
+    image.putalpha(alpha)
+    return image
+
+
+def palette_with_transparency() -> Image.Image:
+    return half_transparent().quantize(256)
+
+
+def grey_with_alpha() -> Image.Image:
+    return half_transparent().convert("LA")
+
+
+@pytest.mark.parametrize(
+    "make", [half_transparent, palette_with_transparency, grey_with_alpha], ids=lambda f: f.__name__
+)
+def test_transparency_is_laid_on_white(make: Callable[[], Image.Image]) -> None:
+    pixels = pixels_of(saved(make(), "PNG"))
+    assert (pixels[:, 16:] == 255).all()
+    assert not (pixels[:, :16] == 255).all()
+
+
+def test_a_transparent_colour_of_an_rgb_png_is_laid_on_white() -> None:
+    image = Image.new("RGB", (32, 32), (1, 2, 3))
+    image.paste((9, 9, 9), (0, 0, 32, 8))
+    pixels = pixels_of(saved(image, "PNG", transparency=(1, 2, 3)))
+    assert (pixels[:8] == 9).all()
+    assert (pixels[8:] == 255).all()
+
+
+def test_a_palette_gives_its_colours() -> None:
+    image = Image.new("P", (32, 32), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    assert (pixels_of(saved(image, "PNG")) == (200, 100, 50)).all()
+
+
+def test_cmyk_jpegs_have_natural_colours() -> None:
+    red = Image.new("RGB", (32, 32), (220, 30, 30)).convert("CMYK")
+    mean = pixels_of(saved(red, "JPEG", quality=95)).mean((0, 1))
+    assert mean == pytest.approx((220, 30, 30), abs=12)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bits_keep_their_upper_8(format: str) -> None:
+    values = np.linspace(0, 65535, 32 * 32, dtype=np.uint16).reshape(32, 32)
+    pixels = pixels_of(saved(Image.fromarray(values), format))
+    assert np.array_equal(pixels[..., 0], (values >> 8).astype(np.uint8))
+
+
+def test_a_gif_shows_its_first_frame() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (pixels_of(data) == (255, 0, 0)).all()
+
+
+def test_rgb_is_passed_on_as_it_is() -> None:
+    image = gradient()
+    assert np.array_equal(np.asarray(upright_rgb(image)), np.asarray(image))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_no_truncated_file_gives_anything_but_a_clear_refusal(format: str) -> None:
+    whole = encoded(format, (64, 48))
+    refusals = []
+    for end in range(0, len(whole), max(1, len(whole) // 40)):
+        try:
+            decode(whole[:end], CIFAR, LIMIT)
+        except UndecodableImage as error:
+            refusals.append(str(error))
+    assert len(refusals) >= 20
+    for refusal in refusals:
+        assert "send a whole" in refusal
+        assert "\n" not in refusal
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00" * 100,
+        b"GIF89a",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"\xff\xd8\xff",
+        b"BM" + b"\xff" * 60,
+        b"II*\x00\x08\x00\x00\x00\xff\xff",
+    ],
+)
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(UndecodableImage):
+        pixels_of(data)
+
+
+def test_formats_that_are_not_offered_are_refused() -> None:
+    with pytest.raises(UndecodableImage):
+        pixels_of(saved(gradient(), "PPM"))
+
+
+def test_the_pixel_limit_is_checked_without_decoding() -> None:
+    data = saved(Image.new("1", (2000, 2000)), "PNG")
+    with pytest.raises(TooLarge, match="2000 x 2000 pixels; the limit is 1000000"):
+        pixels_of(data)
+
+
+@pytest.mark.parametrize("pillows_limit", [None, 89_478_485])
+def test_an_absurd_size_is_refused_whatever_pillows_own_limit(
+    pillows_limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
+    header = encoded("BMP")
+    absurd = header[:18] + (2**20).to_bytes(4, "little") * 2 + header[26:]
+    with pytest.raises(TooLarge):
+        pixels_of(absurd)
+
+
+def test_slivers_that_would_grow_are_refused() -> None:
+    with pytest.raises(TooLarge, match="too unequal"):
+        decode(saved(Image.new("1", (1, 60_000)), "PNG"), IMAGENET, 50_000_000)
+
+
+def test_the_decoder_gives_the_same_and_says_how_long_it_took() -> None:
+    decoder = Decoder(2, LIMIT)
+    data = saved(gradient(), "PNG")
+    decoded = asyncio.run(decoder.decode(data, CIFAR))
+    decoder.close()
+    assert np.array_equal(decoded.pixels, pixels_of(data))
+    assert decoded.ended > decoded.began
+
+
+def test_decoding_never_uses_more_threads_than_it_may() -> None:
+    decoder = Decoder(2, LIMIT)
+    data = encoded("PNG", (300, 300))
+
+    async def many() -> None:
+        await asyncio.gather(*(decoder.decode(data, IMAGENET) for _ in range(20)))
+
+    asyncio.run(many())
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+    decoder.close()
+    assert 1 <= len(names) <= 2
+
+
+def test_resizing_after_orientation_equals_resizing_the_upright_image() -> None:
+    upright = Image.open(io.BytesIO(encoded("PNG", (300, 200))))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size == (300, 200)
+    assert np.array_equal(
+        decode(data, IMAGENET, LIMIT), decode(saved(upright, "PNG"), IMAGENET, LIMIT)
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16", "F", "1"])
+def test_conversion_in_bands_equals_conversion_at_once(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = half_transparent().resize((37, 53))
+    if mode == "P":
+        image = image.quantize(64)
+    elif mode == "I;16":
+        image = Image.fromarray(np.arange(53 * 37, dtype=np.uint16).reshape(53, 37) * 33)
+    else:
+        image = image.convert(mode)
+    at_once = upright_rgb(image)
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", 37 * 10)
+    in_bands = upright_rgb(image)
+    assert in_bands.size == (37, 53)
+    assert np.array_equal(np.asarray(in_bands), np.asarray(at_once))
+
+
+def test_large_images_are_decoded_one_at_a_time_and_small_ones_meanwhile() -> None:
+    async def scene() -> None:
+        decoder = Decoder(2, 40_000)
+        large, small = encoded("BMP", (150, 150)), encoded("BMP", (70, 70))
+        with decoder._alone:
+            waiting = asyncio.ensure_future(decoder.decode(large, CIFAR))
+            assert (await decoder.decode(small, CIFAR)).pixels.shape == (32, 32, 3)
+            assert not waiting.done()
+        assert (await waiting).pixels.shape == (32, 32, 3)
+        decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_who_leaves_while_waiting_for_a_thread_leaves_nothing_there() -> None:
+    async def scene() -> None:
+        decoder = Decoder(1, 40_000)
+        large, small = encoded("BMP", (150, 150)), encoded("BMP", (70, 70))
+        with decoder._alone:
+            late = asyncio.ensure_future(decoder.decode(large, CIFAR))
+            left = asyncio.ensure_future(decoder.decode(small, CIFAR))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            for each in (late, left):
+                each.cancel()
+            done, _ = await asyncio.wait([late, left], timeout=10)
+            assert done == {late, left}, "at once, though the thread goes on"
+            assert decoder._pool._work_queue.empty()
+        assert (await decoder.decode(small, CIFAR)).pixels.shape == (32, 32, 3)
+        decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_who_leaves_while_a_bad_image_is_decoded_leaves_no_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        decoder = Decoder(1, 40_000)
+        with decoder._alone:
+            bad = encoded("BMP", (150, 150))[:-5000]
+            late = asyncio.ensure_future(decoder.decode(bad, CIFAR))
+            await asyncio.sleep(0.01)
+            late.cancel()
+        assert (await decoder.decode(encoded("BMP", (70, 70)), CIFAR)).pixels.shape == (32, 32, 3)
+        decoder.close()
+
+    asyncio.run(scene())
+    gc.collect()
+    assert not caplog.records
+
+
+def test_a_webp_may_have_half_the_pixels() -> None:
+    data = encoded("WEBP", (300, 200))
+    assert decode(data, CIFAR, 2 * 300 * 200).shape == (32, 32, 3)
+    with pytest.raises(TooLarge, match="300 x 200 pixels; the limit is 59999"):
+        decode(data, CIFAR, 2 * 300 * 200 - 1)
+
+
+def test_prepared_libraries_say_nothing_of_what_they_find_odd(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare()
+    fax = bytearray(saved(gradient().convert("1"), "TIFF", compression="group4"))
+    fax[8:20] = bytes(range(100, 112))
+    with contextlib.suppress(UndecodableImage):
+        pixels_of(bytes(fax))
+    cut = saved(gradient(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09")
+    assert pixels_of(cut).shape == (32, 32, 3)
+    for samples in (8, 259):
+        odd = formats.grey_tiff(32, 32, formats.short(277, samples), data=bytes(1024))
+        with pytest.raises(UndecodableImage):
+            pixels_of(odd)
+    assert capfd.readouterr().err == ""
+    assert not caplog.records

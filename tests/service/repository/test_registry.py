@@ -1,0 +1,257 @@
+"""The rules of changing models, and what becomes of those that were replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from service.config.settings import MOST_MODELS, ModelSettings, Settings
+from service.errors import Conflict, LoadFailed, UnknownModel
+from service.metrics import Metrics
+from service.repository.local import Fleet
+from service.repository.registry import Roster
+
+
+@dataclass(eq=False)
+class Loaded:
+    name: str
+    row: ModelSettings
+
+
+class Service:
+    """What a roster changes: rows whose SPEC says how long they take to load, or that they fail."""
+
+    def __init__(self, *names: str, timeout: float) -> None:
+        self.roster: Roster[Loaded] = Roster(
+            load=self.load, install=self.install, discard=self.discard, timeout=timeout
+        )
+        self.roster.members = [Loaded(name, row(name)) for name in names]
+        self.installed: list[list[str]] = []
+        self.discarded: list[str] = []
+        self.loading = 0
+
+    async def load(self, row: ModelSettings) -> Loaded:
+        self.loading += 1
+        assert self.loading == 1, "one change at a time"
+        try:
+            await asyncio.sleep(float(row.spec))
+        except ValueError:
+            raise LoadFailed(row.spec) from None
+        finally:
+            self.loading -= 1
+        return Loaded(row.name or "own", row)
+
+    async def install(self) -> None:
+        await asyncio.sleep(0)
+        self.installed.append(self.names)
+
+    def discard(self, loaded: Loaded) -> None:
+        self.discarded.append(loaded.name)
+
+    @property
+    def names(self) -> list[str]:
+        return [member.name for member in self.roster.members]
+
+
+def row(name: str | None = None, spec: str = "0", max_batch: int = 32) -> ModelSettings:
+    return ModelSettings(spec=spec, name=name, max_batch=max_batch)
+
+
+def run(test: Callable[[Service], Awaitable[None]], timeout: float = 30) -> None:
+    async def inside() -> None:
+        await test(Service("a", "b", timeout=timeout))
+
+    asyncio.run(inside())
+
+
+def test_a_new_one_is_last_and_a_replaced_one_keeps_its_place() -> None:
+    async def test(service: Service) -> None:
+        before = service.roster.members
+        assert await service.roster.put(row("c")) is True
+        assert await service.roster.put(row("a")) is False
+        assert service.names == ["a", "b", "c"]
+        assert service.roster.members[0] is not before[0]
+        assert service.roster.members[1] is before[1]
+        await service.roster.delete("b")
+        assert service.installed == [["a", "b", "c"], ["a", "b", "c"], ["a", "c"]]
+
+    run(test)
+
+
+def test_what_does_not_load_in_time_or_at_all_changes_nothing() -> None:
+    async def test(service: Service) -> None:
+        with pytest.raises(LoadFailed, match="broken"):
+            await service.roster.put(row("a", "broken"))
+        with pytest.raises(LoadFailed, match=r"not ready after 0\.2 s; load_timeout_s"):
+            await service.roster.put(row("a", "60"))
+        with pytest.raises(UnknownModel, match="there is a"):
+            await service.roster.delete("aa")
+        with pytest.raises(Conflict, match="default model"):
+            await service.roster.delete("a")
+        assert (service.names, service.installed) == (["a", "b"], [])
+
+    run(test, timeout=0.2)
+
+
+def test_there_is_room_for_so_many() -> None:
+    async def test(service: Service) -> None:
+        service.roster.members = [
+            Loaded(f"n{index}", row(f"n{index}")) for index in range(MOST_MODELS)
+        ]
+        with pytest.raises(Conflict, match="256 models"):
+            await service.roster.put(row("one-more"))
+        assert await service.roster.put(row("n7")) is False
+
+    run(test)
+
+
+def test_changes_take_turns_and_one_whose_caller_left_is_made_whole() -> None:
+    async def test(service: Service) -> None:
+        first = asyncio.create_task(service.roster.put(row("c", "0.05")))
+        second = asyncio.create_task(service.roster.put(row("d")))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        assert await second is True
+        assert service.installed == [["a", "b", "c"], ["a", "b", "c", "d"]]
+
+    run(test)
+
+
+def test_a_change_that_fails_when_its_caller_has_left_is_nobodys_error() -> None:
+    async def test(service: Service) -> None:
+        faults: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        left = asyncio.create_task(service.roster.put(row("c", "broken")))
+        await asyncio.sleep(0)
+        left.cancel()
+        assert await service.roster.put(row("d")) is True
+        assert left.cancelled()
+        del left
+        gc.collect()
+        await asyncio.sleep(0)
+        assert faults == []
+        assert not service.roster._changes, "what has ended is not kept"
+
+    run(test)
+
+
+def test_the_default_model_is_not_deleted_and_its_caller_is_told_what_to_do() -> None:
+    async def test(service: Service) -> None:
+        with pytest.raises(Conflict) as refused:
+            await service.roster.delete("a")
+        assert str(refused.value) == (
+            "a is the default model, which a service needs; PUT another under its name, "
+            "or change the configuration's first model and send SIGHUP"
+        )
+
+    run(test)
+
+
+def test_a_service_begins_with_no_model() -> None:
+    async def test(service: Service) -> None:
+        fresh = Roster[Loaded](
+            load=service.load, install=service.install, discard=service.discard, timeout=1
+        )
+        assert fresh.members == []
+        assert await fresh.put(row("a")) is True
+
+    run(test)
+
+
+def test_a_configuration_replaces_what_differs_and_keeps_what_does_not() -> None:
+    async def test(service: Service) -> None:
+        kept = service.roster.members[1]
+        said = await service.roster.reload([row("c"), row("b"), row("a", max_batch=7), row()])
+        assert said == "a replaced; c, own added; b unchanged"
+        assert service.names == ["c", "b", "a", "own"]
+        assert service.roster.members[1] is kept
+        # A row without a name is what was asked for without one, however alike the others are.
+        assert await service.roster.reload([row()]) == "a, b, c removed; own unchanged"
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row("c"), row("d"), row("a", "broken")], r"^models\[2\]: broken$"),
+        ([row("c"), row("d"), row("a", "60")], r"^models\[2\]: 60: not ready"),
+        ([row("c"), row("own"), row(max_batch=1)], r"models\[2\]\.name: 'own' is taken"),
+    ],
+)
+def test_a_configuration_of_which_one_model_does_not_load_changes_nothing(
+    rows: list[ModelSettings], message: str
+) -> None:
+    async def test(service: Service) -> None:
+        with pytest.raises(LoadFailed, match=message):
+            await service.roster.reload(rows)
+        assert (service.names, service.installed) == (["a", "b"], [])
+        assert service.discarded[:2] == [rows[0].name, rows[1].name]
+
+    run(test, timeout=0.2)
+
+
+def test_a_replaced_model_is_freed_with_its_engine_and_thread() -> None:
+    tiny = {"block": "basic", "blocks": [1], "planes": [4], "stem": "small", "num_classes": 2}
+    settings = Settings(
+        models=[
+            ModelSettings(
+                spec="random:", name="main", architecture=tiny, engine="eager", max_batch=1
+            )
+        ]
+    )
+
+    async def test() -> None:
+        metrics = Metrics()
+        fleet = Fleet(settings, metrics)
+        fleet.start()
+        while not fleet.models["main"].ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        gone: list[weakref.ref[object]] = []
+        for _ in range(3):
+            model = fleet.models["main"]
+            thread = model.workers[0]
+            assert thread.running is not None
+            gone += [weakref.ref[object](model), weakref.ref[object](thread.running.engine)]
+            with model.lease:
+                await fleet.put(settings.models[0])
+                assert thread.is_alive()
+            thread.join(10)
+            assert not thread.is_alive()
+            del model, thread
+        # By counting references alone: what serves is exempt from the search for cycles.
+        assert [found() for found in gone] == [None] * 6
+        assert b'resnet_serve_model_ready{model="main"} 1.0' in metrics.render()
+        assert fleet.close(10)
+
+    gc.disable()
+    try:
+        asyncio.run(test())
+    finally:
+        gc.enable()
+
+
+def test_a_load_that_takes_too_long_leaves_no_thread_behind() -> None:
+    settings = Settings(models=[ModelSettings(spec="random:resnet20", engine="eager")])
+    hasty = settings.model_copy(update={"load_timeout_s": 1e-3})
+
+    async def test() -> None:
+        fleet = Fleet(hasty, Metrics())
+        with pytest.raises(LoadFailed, match="load_timeout_s"):
+            await fleet.put(ModelSettings(spec="random:resnet20", name="late", engine="eager"))
+        assert list(fleet.models) == ["resnet20"]
+        # What still loads is not waited for, but known: a process must not end under it.
+        until = time.monotonic() + 20
+        while not fleet.close(0):
+            assert time.monotonic() < until
+            time.sleep(0.01)  # noqa: ASYNC251
+
+    asyncio.run(test())

@@ -1,0 +1,348 @@
+"""Front end and engine process, each on its side of a real socket and real shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from models.preprocess import CIFAR
+from service.config.settings import ModelSettings
+from service.errors import Conflict, EngineFailed, NotReady, QueueFull
+from service.inference.batcher import Batcher
+from service.inference.ranking import Row
+from service.inference.tasks import CLASSIFY, EMBED, EXPLAIN, Pixels
+from service.metrics import Metrics
+from service.repository.local import Model
+from service.workers.engine_process import Exchange
+from service.workers.occupancy import Ledger
+from service.workers.remote import RemoteFleet, RemoteModel
+
+CLASSES = 3
+CHANNELS, MAP_SIDE = 4, 2
+DETAIL = {CLASSIFY: 0, EMBED: CHANNELS, EXPLAIN: MAP_SIDE**2 + 1}  # numbers, by task
+CLASS_NUMBERS = np.arange(CLASSES, dtype=np.int32)
+FAILS = 255
+
+
+class Echo:
+    """Stands for a model in the engine process: it answers what number an image was made of."""
+
+    def __init__(self, name: str, max_queue: int) -> None:
+        self.name = name
+        self.spec = CIFAR
+        self.labels = tuple("abc")
+        self.ready, self.reason = True, ""
+        self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=max_queue, max_bytes=2**30)
+        self.batches = self.computed = 0
+        self.go = threading.Event()
+        self.go.set()
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "state": "ready"}
+
+    def close(self) -> None:
+        self.batcher.close()
+
+    def run(self) -> None:
+        while self.batcher.wait(8):
+            if not (batch := self.batcher.take(lambda waiting: min(waiting, 8))):
+                continue
+            self.batches += 1
+            self.go.wait()
+            time.sleep(random.random() / 500)
+            images = np.stack([job.payload for job in batch if job.payload is not None])
+            if (images == FAILS).all((1, 2, 3)).any():
+                self.batcher.fail(batch, EngineFailed("retry", retry_after=4.0))
+                continue
+            # A slot that two wrote at once would differ between its pixels.
+            values = (images.min((1, 2, 3)).astype(np.int64) << 8) + images.max((1, 2, 3))
+            probabilities = np.repeat(values[:, None], CLASSES, 1).astype(np.float32)
+            self.computed += len(batch)
+            rows = [
+                Row(CLASS_NUMBERS, row, np.repeat(row[:1], DETAIL[job.task]))
+                for job, row in zip(batch, probabilities, strict=True)
+            ]
+            self.batcher.finish(batch, rows)
+
+
+class Pair:
+    """The front end's models, and what is behind them."""
+
+    def __init__(self, folder: Path, max_queue: int) -> None:
+        self.echoes = [Echo("first", max_queue), Echo("second", max_queue)]
+        self.path = str(folder / "engine")
+        self.listed = [self.told(number, echo) for number, echo in enumerate(self.echoes)]
+        fd = Ledger.allocate(1)
+        self.ledger = Ledger(fd, 1)
+        os.close(fd)
+        self.said: list[dict[str, Any]] = []  # to the supervisor
+
+        def say(**message: Any) -> None:
+            self.said.append(message)
+
+        self.fleet = RemoteFleet(self.listed, 0, self.path, self.ledger, Metrics(), say)
+        self.models: list[RemoteModel] = list(self.fleet.models.values())
+        self.tasks: list[asyncio.Task[None]] = []
+        self.exchange: Exchange
+
+    def told(self, number: int, echo: Echo) -> dict[str, Any]:
+        """As the supervisor lists a model."""
+        settings = ModelSettings(spec="x", name=echo.name, max_queue=echo.batcher.max_jobs)
+        return {
+            "number": number,
+            "name": echo.name,
+            "settings": settings.model_dump(mode="json"),
+            "input": {"size": 32, "resize": 32, "mean": (0, 0, 0), "std": (1, 1, 1)},
+            "labels": list(echo.labels),
+            "channels": CHANNELS,
+            "map_side": MAP_SIDE,
+            "card": echo.describe(),
+        }
+
+    def start_engine(self) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        Path(self.path).unlink(missing_ok=True)
+        listener.bind(self.path)
+        listener.listen()
+        self.exchange = Exchange()
+        for number, echo in enumerate(self.echoes):
+            self.exchange.add(number, cast("Model", echo))
+        loop = asyncio.get_running_loop()
+
+        async def accept() -> None:
+            with listener:
+                await self.exchange.accept(listener)
+
+        self.tasks = [loop.create_task(accept()), loop.create_task(self.exchange.watch())]
+
+    def stop_engine(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        for callers in self.exchange._callers.values():
+            for caller in list(callers):
+                caller.hang_up()
+
+    async def until_ready(self, ready: bool = True) -> None:
+        await until(lambda: all(model.ready for model in self.models) is ready)
+
+
+@asynccontextmanager
+async def paired(folder: Path, max_queue: int) -> AsyncIterator[Pair]:
+    pair = Pair(folder, max_queue)
+    threads = [threading.Thread(target=echo.run) for echo in pair.echoes]
+    for thread in threads:
+        thread.start()
+    pair.start_engine()
+    pair.fleet.start()
+    try:
+        await pair.until_ready()
+        yield pair
+    finally:
+        pair.stop_engine()
+        for model in pair.fleet.models.values():
+            model.close()
+        await asyncio.sleep(0.05)
+        for echo in pair.echoes:
+            echo.go.set()
+            echo.batcher.close()
+        for thread in threads:
+            thread.join()
+
+
+async def ask(model: RemoteModel, value: int) -> float:
+    """What an image whose pixels all are `value` is answered with."""
+    job = model.batcher.admit(10, random.choice(list(DETAIL)))
+    try:
+        whole = np.full((32, 32, 3), value, np.uint8)
+        image = random.choice((whole, whole.astype(np.float32)))
+        model.batcher.submit(job, image, image.nbytes)
+        classes, row, detail = await job.future
+        assert job.admitted <= job.started <= job.finished
+        assert job.batch_size > 0
+        assert np.array_equal(classes, CLASS_NUMBERS)
+        assert row.shape == (CLASSES,)
+        assert np.all(row == row[0])
+        expected = DETAIL[job.task]
+        assert (0 if detail is None else len(detail)) == expected
+        assert detail is None or np.all(detail == row[0])
+        return float(row[0])
+    finally:
+        job.future.cancel()
+
+
+def expected(value: int) -> float:
+    return float((value << 8) + value)
+
+
+def run(folder: Path, test: Callable[[Pair], Awaitable[None]], max_queue: int = 16) -> None:
+    async def inside() -> None:
+        async with paired(folder, max_queue) as pair:
+            await test(pair)
+
+    asyncio.run(inside())
+
+
+def test_whoever_stays_gets_its_own_answer_however_many_leave(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        counts = {"right": 0, "left": 0, "full": 0}
+
+        async def caller(seed: int) -> None:
+            chance = random.Random(seed)
+            for _ in range(150):
+                value = chance.randrange(FAILS)
+                patience = chance.choice((0.0, 0.0005, 0.001, 0.003, 10.0, 10.0))
+                try:
+                    async with asyncio.timeout(patience):
+                        answer = await ask(chance.choice(pair.models), value)
+                    assert answer == expected(value)
+                    counts["right"] += 1
+                except TimeoutError:
+                    counts["left"] += 1
+                except QueueFull:
+                    counts["full"] += 1
+                    await asyncio.sleep(0.001)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(caller(seed) for seed in range(40)))
+        assert min(counts.values()) > 20, counts
+        # Every slot came back: all places can be had again, and answer rightly.
+        await asyncio.sleep(0.1)
+        values = range(16)
+        answers = await asyncio.gather(*(ask(pair.models[0], value) for value in values))
+        assert answers == [expected(value) for value in values]
+        assert [pair.ledger.total(model) for model in range(2)] == [(0, 0)] * 2
+
+    run(tmp_path, test)
+
+
+def test_a_full_queue_is_refused_and_a_waiting_job_that_left_is_never_computed(
+    tmp_path: Path,
+) -> None:
+    async def test(pair: Pair) -> None:
+        echo, model = pair.echoes[0], pair.models[0]
+        echo.go.clear()
+        first = asyncio.create_task(ask(model, 1))
+        await until(lambda: echo.batches == 1)
+        others = [asyncio.create_task(ask(model, 2)) for _ in range(3)]
+        await until(lambda: echo.batcher.depth == 3)
+        with pytest.raises(QueueFull, match="the queue is full"):
+            model.batcher.check()
+        for task in others:
+            task.cancel()
+        await until(lambda: echo.batcher.depth == 0)
+        # What computes keeps its slot even when its caller leaves.
+        first.cancel()
+        await asyncio.sleep(0.05)
+        model.batcher.check()
+        late = [asyncio.create_task(ask(model, value)) for value in (5, 6, 7)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFull):
+            model.batcher.check()
+        echo.go.set()
+        assert await asyncio.gather(*late) == [expected(value) for value in (5, 6, 7)]
+        assert echo.computed == 4
+
+    run(tmp_path, test, max_queue=4)
+
+
+def test_refusals_and_states_of_the_engine_process_arrive(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        with pytest.raises(EngineFailed, match="retry") as caught:
+            await ask(pair.models[1], FAILS)
+        assert caught.value.retry_after == 4.0
+        assert await ask(pair.models[1], 9) == expected(9)
+        pair.echoes[0].ready, pair.echoes[0].reason = False, "the engine failed: out of memory"
+        await pair.until_ready(False)
+        assert pair.models[0].describe()["reason"] == "the engine failed: out of memory"
+        assert pair.models[1].ready
+
+    run(tmp_path, test)
+
+
+def test_a_lost_engine_process_fails_every_job_at_once_and_the_next_one_serves(
+    tmp_path: Path,
+) -> None:
+    async def test(pair: Pair) -> None:
+        pair.echoes[0].go.clear()
+        model = pair.models[0]
+        decoding = model.batcher.admit(10)
+        jobs = [asyncio.create_task(ask(model, value)) for value in range(5)]
+        await asyncio.sleep(0.05)
+        pair.stop_engine()
+        results = await asyncio.gather(*jobs, return_exceptions=True)
+        assert {type(result) for result in results} == {NotReady}
+        assert isinstance(decoding.future.exception(), NotReady)
+        assert (model.ready, model.describe()["state"]) == (False, "loading")
+        with pytest.raises(NotReady):
+            model.batcher.admit(10)
+        pair.start_engine()
+        await pair.until_ready()
+        # What has been decoded meanwhile belongs to the old connection.
+        model.batcher.submit(decoding, np.zeros((32, 32, 3), np.uint8), 3072)
+        late = [asyncio.create_task(ask(model, 100 + value)) for value in range(5)]
+        await asyncio.sleep(0.05)
+        # The old jobs' batch ends now, into memory that nobody reads.
+        pair.echoes[0].go.set()
+        assert await asyncio.gather(*late) == [expected(100 + value) for value in range(5)]
+
+    run(tmp_path, test)
+
+
+def test_a_replaced_model_answers_its_last_requests_and_is_then_freed(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        old, kept = pair.models
+        echo = Echo("first", 16)
+        thread = threading.Thread(target=echo.run)
+        thread.start()
+        pair.exchange.add(7, cast("Model", echo))
+        with old.lease:
+            pair.fleet.hear({"models": [pair.told(7, echo), pair.listed[1]], "version": 1})
+            await until(lambda: pair.said == [{"version": 1}])
+            pair.exchange.retire(0)
+            new = pair.fleet.models["first"]
+            assert new is not old
+            assert list(pair.fleet.models.values()) == [new, kept]
+            assert await ask(old, 3) == await ask(new, 3) == expected(3)
+            assert (pair.echoes[0].computed, echo.computed) == (1, 1)
+            assert set(pair.exchange.models) == {1, 7}
+            assert 0 in pair.exchange._models
+        await until(lambda: 0 not in pair.exchange._models)
+        assert pair.echoes[0].batcher.wait(1) is False
+        assert [pair.ledger.total(row) for row in (0, 1, 7)] == [(0, 0)] * 3
+        assert await ask(new, 4) == expected(4)
+        echo.batcher.close()
+        thread.join()
+
+    run(tmp_path, test)
+
+
+def test_what_the_supervisor_refuses_is_raised_where_it_was_asked(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        asking = asyncio.create_task(pair.fleet.delete("first"))
+        await until(lambda: len(pair.said) == 1)
+        assert pair.said[0]["delete"] == "first"
+        number = pair.said[0]["question"]
+        pair.fleet.hear({"answer": number, "refusal": ["conflict", "the default model", None]})
+        with pytest.raises(Conflict, match="the default model"):
+            await asking
+        # Who asked may have been cancelled meanwhile.
+        pair.fleet.hear({"answer": number, "created": False})
+
+    run(tmp_path, test)
+
+
+async def until(is_met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_met():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)

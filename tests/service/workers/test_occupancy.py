@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+
+from service.config.settings import MOST_MODELS
+from service.workers.occupancy import Ledger
+
+
+def test_everyone_sees_what_all_hold_and_the_dead_hold_nothing() -> None:
+    fd = Ledger.allocate(3)
+    first, second = Ledger(fd, 3), Ledger(fd, 3)
+    os.close(fd)
+    first.hold(0, 1, 5, 100)
+    second.hold(2, 1, 7, 2**40)
+    second.hold(2, 0, 1, 1)
+    assert first.total(1) == second.total(1) == (12, 2**40 + 100)
+    first.clear(2)
+    assert second.total(1) == (5, 100)
+    assert second.total(0) == (0, 0)
+
+
+def test_a_lead_is_over_the_one_with_the_fewest_connections_who_still_accepts() -> None:
+    fd = Ledger.allocate(3)
+    ledger = Ledger(fd, 3)
+    os.close(fd)
+    assert ledger.lead(0, 5) == 0
+    assert ledger.lead(1, 2) == 0
+    assert ledger.lead(0, 5) == 3
+    ledger.clear(1)
+    assert ledger.lead(0, 5) == 0
+    assert ledger.total(0) == (0, 0)
+
+
+def test_one_that_is_gone_is_forgotten_and_no_other() -> None:
+    fd = Ledger.allocate(3)
+    ledger = Ledger(fd, 3)
+    os.close(fd)
+    for front_end, callers in enumerate((5, 1, 2)):
+        ledger.lead(front_end, callers)
+        ledger.hold(front_end, 7, 1, 10)
+    ledger.clear(1)
+    assert ledger.lead(0, 5) == 3
+    assert ledger.total(7) == (2, 20)
+    ledger.leave(2)
+    assert ledger.lead(0, 5) == 0
+    assert ledger.total(7) == (2, 20), "what it has admitted is still to be computed"
+
+
+def test_all_numbers_are_whole_ones_of_64_bits() -> None:
+    fd = Ledger.allocate(3)
+    assert os.fstat(fd).st_size == 8 * (MOST_MODELS * 3 * 2 + 3)
+    ledger = Ledger(fd, 3)
+    os.close(fd)
+    many = 2**53 + 1  # which is not among the floats of 64 bits
+    ledger.hold(2, MOST_MODELS - 1, 1, many)
+    assert ledger.total(MOST_MODELS - 1) == (1, many)
+    assert ledger.lead(2, many) == 0

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from service.inference.ranking import Row
+from service.inference.tasks import CLASSIFY, EMBED, EXPLAIN
+from service.workers import wire
+from service.workers.wire import Answer, Frames, Kind, Region, Shape, Submit
+
+
+def regions(shape: Shape) -> tuple[Region, Region]:
+    """The same memory, as two processes have it."""
+    fd = Region.allocate(shape)
+    here, there = Region(fd, shape), Region(fd, shape)
+    os.close(fd)
+    return here, there
+
+
+def test_frames_are_whole_however_the_stream_is_cut() -> None:
+    answers = [Answer(2**40, 1.5, 2.5, 32, 1.0), Answer(1, 0.0, 0.0, 0, 3.0)]
+    submits = [Submit(7, 3, 12.25, -1, 2, True)]
+    stream = (
+        wire.frame(Kind.ANSWER, b"".join(wire.ANSWER.pack(*each) for each in answers))
+        + wire.message(Kind.STATE, {"models": ["é"]})
+        + wire.frame(Kind.SUBMIT, wire.SUBMIT.pack(*submits[0]))
+    )
+    for step in (1, 2, 7, len(stream)):
+        frames = Frames()
+        found = [
+            received
+            for start in range(0, len(stream), step)
+            for received in frames.feed(stream[start : start + step])
+        ]
+        assert [kind for kind, _ in found] == [Kind.ANSWER, Kind.STATE, Kind.SUBMIT]
+        assert list(wire.answers(found[0][1])) == answers
+        assert wire.content(found[1][1]) == {"models": ["é"]}
+        assert list(wire.submits(found[2][1])) == submits
+
+
+def test_both_sides_of_a_region_see_the_same_slots_and_no_slot_overlaps_another() -> None:
+    here, there = regions(Shape(3, 5, 7, channels=4, cells=9))
+    for pixels in (here.whole, here.fractional):
+        assert pixels.shape == (3, 5, 5, 3)
+        for value, slot in enumerate([*pixels, *here.rows], start=1):
+            slot[...] = value
+        for value, slot in enumerate([*there.rows], start=4):
+            assert np.all(slot == value)
+        for slot in range(3):
+            assert np.all(there.pixels(slot, whole=pixels is here.whole) == slot + 1)
+
+
+@pytest.mark.parametrize(("task", "length"), [(CLASSIFY, 0), (EMBED, 4), (EXPLAIN, 10), (2, 10)])
+def test_a_row_is_read_as_it_was_written(task: int, length: int) -> None:
+    here, there = regions(Shape(2, 1, 3, channels=4, cells=9))
+    detail = np.arange(length, dtype=np.float32) if length else None
+    classes = np.array([2, 0, 1], np.int32)
+    probabilities = np.array([0.5, 0.3, 0.2], np.float32)
+    here.write_row(1, Row(classes, probabilities, detail))
+    found = there.read_row(1, task)
+    here.rows[...] = 0  # The next job's.
+    np.testing.assert_array_equal(found.classes, classes)
+    np.testing.assert_array_equal(found.probabilities, probabilities)
+    if detail is None:
+        assert found.detail is None
+    else:
+        np.testing.assert_array_equal(found.detail, detail)
+
+
+def test_a_region_that_is_too_small_is_refused() -> None:
+    fd = Region.allocate(Shape(1, 4, 10, 3, 4))
+    with pytest.raises(ValueError, match="needs"):
+        Region(fd, Shape(2, 4, 10, 3, 4))
+    os.close(fd)

@@ -1,0 +1,128 @@
+"""ResNets in Flax: one with the names and the padding of its ImageNet example, and one as
+tutorials write them, with names that Flax makes up and 3x3 stems.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from functools import partial
+from typing import Any
+
+# Each network computes once: what compiling it better takes is never won back.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from tests.support.random_weights import randomised
+
+STAGES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+conv = partial(nn.Conv, use_bias=False)
+norm = partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
+
+
+class ResNetBlock(nn.Module):
+    filters: int
+    strides: int
+    bare_shortcut: bool = False
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        y = nn.relu(norm()(conv(self.filters, (3, 3), self.strides)(x)))
+        y = norm()(conv(self.filters, (3, 3))(y))
+        if x.shape != y.shape:
+            if self.bare_shortcut:
+                x = nn.Conv(self.filters, (1, 1), self.strides)(x)
+            else:
+                x = conv(self.filters, (1, 1), self.strides, name="conv_proj")(x)
+                x = norm(name="norm_proj")(x)
+        return nn.relu(x + y)
+
+
+class BottleneckResNetBlock(nn.Module):
+    filters: int
+    strides: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        y = nn.relu(norm()(conv(self.filters, (1, 1))(x)))
+        y = nn.relu(norm()(conv(self.filters, (3, 3), self.strides)(y)))
+        y = norm()(conv(4 * self.filters, (1, 1))(y))
+        if x.shape != y.shape:
+            x = conv(4 * self.filters, (1, 1), self.strides, name="conv_proj")(x)
+            x = norm(name="norm_proj")(x)
+        return nn.relu(x + y)
+
+
+class Example(nn.Module):
+    """The ImageNet example's form; its stem may be padded SAME, which the example's is not."""
+
+    block: Any
+    stages: tuple[int, ...]
+    filters: int = 64
+    classes: int = 1000
+    same_stem: bool = False
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        padding: Any = "SAME" if self.same_stem else [(3, 3), (3, 3)]
+        x = conv(self.filters, (7, 7), 2, padding=padding, name="conv_init")(x)
+        x = nn.relu(norm(name="bn_init")(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        for stage, count in enumerate(self.stages):
+            for index in range(count):
+                strides = 2 if stage > 0 and index == 0 else 1
+                x = self.block(self.filters * 2**stage, strides)(x)
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+class Tutorial(nn.Module):
+    """A network for small images."""
+
+    block: Any
+    stages: tuple[int, ...] = (2, 1, 2)
+    filters: int = 8
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.relu(norm()(conv(self.filters, (3, 3))(x)))
+        for stage, count in enumerate(self.stages):
+            for index in range(count):
+                strides = 2 if stage > 0 and index == 0 else 1
+                x = self.block(self.filters * 2**stage, strides)(x)
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+def example(depth: int, **changes: Any) -> Example:
+    block = ResNetBlock if depth < 50 else BottleneckResNetBlock
+    return Example(**{"block": block, "stages": STAGES[depth], **changes})
+
+
+@functools.cache
+def compiled(network: nn.Module) -> Any:
+    """`network.apply`, compiled once for all equal networks."""
+    return jax.jit(network.apply)
+
+
+def variables(network: nn.Module, seed: int = 0) -> Any:
+    """`params` and `batch_stats`, random in every value."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
+    random = np.random.default_rng(seed)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(randomised(path[-1].key, leaf.shape, random)), shapes
+    )
