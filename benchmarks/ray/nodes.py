@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 APPLICATION = "resnet-serve"
 STORE_BYTES = 80 * 2**20
 PATIENCE_SECONDS = 300
