@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from service.cli.load.environment import machine, versions
 
 from benchmarks.common.images import small
 from benchmarks.ray.nodes import Nodes, nodes, until
+from service.cli.load.environment import machine, versions
 
 MODEL = "cifar"
 SETTINGS: dict[str, Any] = {

@@ -25,13 +25,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from service.cli.load.environment import machine, versions
-
 from benchmarks.common import images
 from models.preprocess import InputSpec
 from service.cli.bulk import inputs, stream
 from service.cli.bulk.inputs import WHOLE, Encoded
 from service.cli.bulk.journal import Journal, layout
+from service.cli.load.environment import machine, versions
 from service.inference import decoding
 from service.repository import catalog, offline
 from service.runtime import cpus

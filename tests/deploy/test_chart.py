@@ -14,9 +14,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from service.http.v2.routes import ROUTES
 
 from service.http.routers.classify import router
+from service.http.v2.routes import ROUTES
 from tests.conftest import client, started
 from tests.deploy.chart import CHART, RELEASE, ROOT, SETS, Rendered, Values, render
 from tests.deploy.crds import check

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from service.cli.load.environment import machine
 
 from models import hardware, processor
+from service.cli.load.environment import machine
 from service.config.settings import load
 from tests.support import other_cpu
 

@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
+
+from service.cli.load.document import as_text
 from service.cli.load.generator import BROKEN, TIMED_OUT, Samples
 from service.cli.load.histogram import QUANTILES, Histogram
 from service.cli.load.report import Report, Run, durations, summarised
 from service.cli.load.runs import arrival_times
-
-from service.cli.load.document import as_text
 
 LATENCIES = np.random.default_rng(0).lognormal(-5, 1.5, 200_000)
 SHARES = [*QUANTILES.values(), 0.05, 0.25]
