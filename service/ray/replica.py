@@ -18,7 +18,7 @@ from service.ray.metrics import REPLICA, RayMetrics
 from service.ray.reply import Refused, Reply, version_of
 
 if TYPE_CHECKING:
-    from service.repository.local import Model
+    from service.repository.model import Model
 
 LOOK_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
@@ -33,7 +33,8 @@ class Replica:
 
     async def __init__(self, told: dict[str, Any]) -> None:  # type: ignore[misc] # Ray awaits it.
         # Whoever composes the application, as the ingress, must not import torch.
-        from service.repository.local import Fleet, facts_of  # noqa: PLC0415
+        from service.repository.local import Fleet  # noqa: PLC0415
+        from service.repository.model import facts_of  # noqa: PLC0415
 
         cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         settings = validated(Settings, **{"decode_threads": cpus, "engine_threads": cpus, **told})

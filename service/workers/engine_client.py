@@ -22,7 +22,8 @@ from service.inference.ranking import Row
 from service.inference.tasks import CLASSIFY, Pixels
 from service.inference.waiting import NORMAL
 from service.workers import wire
-from service.workers.wire import Answer, Frames, Kind, Region, Submit
+from service.workers.shared_memory import Region
+from service.workers.wire import Answer, Frames, Kind, Submit
 
 
 class RemoteQueue:

@@ -20,7 +20,8 @@ from service.metrics import Metrics
 from service.workers import wire
 from service.workers.engine_client import Connection, RemoteQueue
 from service.workers.occupancy import Ledger
-from service.workers.wire import Kind, Region, Shape
+from service.workers.shared_memory import Region, Shape
+from service.workers.wire import Kind
 
 log = logging.getLogger(__name__)
 RECONNECT_SECONDS = 0.1

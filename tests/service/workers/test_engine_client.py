@@ -23,8 +23,8 @@ from service.inference.batcher import Batcher
 from service.inference.ranking import Row
 from service.inference.tasks import CLASSIFY, EMBED, EXPLAIN, Pixels
 from service.metrics import Metrics
-from service.repository.local import Model
-from service.workers.engine_process import Exchange
+from service.repository.model import Model
+from service.workers.engine_server import Exchange
 from service.workers.occupancy import Ledger
 from service.workers.remote import RemoteFleet, RemoteModel
 

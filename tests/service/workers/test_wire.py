@@ -8,7 +8,8 @@ import pytest
 from service.inference.ranking import Row
 from service.inference.tasks import CLASSIFY, EMBED, EXPLAIN
 from service.workers import wire
-from service.workers.wire import Answer, Frames, Kind, Region, Shape, Submit
+from service.workers.shared_memory import Region, Shape
+from service.workers.wire import Answer, Frames, Kind, Submit
 
 
 def regions(shape: Shape) -> tuple[Region, Region]:

@@ -1,0 +1,137 @@
+"""Opens models for this process, and loads them beside those that serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from service.config.settings import ModelSettings, Settings
+from service.engines.device_share import Turns
+from service.engines.devices import set_cpu_threads
+from service.engines.engine_thread import Worker
+from service.errors import ConfigError, LoadFailed
+from service.metrics import Metrics
+from service.repository.model import DeviceTurns, Model
+from service.runtime import in_daemon, spinning_threads
+
+log = logging.getLogger(__name__)
+# Between two looks at engines that load in threads of their own.
+LOOK_SECONDS = 0.02
+# Errors caused by bad configuration or input; anything else is a bug.
+FORESEEN = (ValueError, OSError, ArithmeticError)
+
+
+class Loader:
+    """Opens models for this process, which share its devices, and shows them in its metrics.
+
+    `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, request_seconds: float) -> None:
+        set_cpu_threads(settings.engine_threads or spinning_threads())
+        self._settings = settings
+        self._metrics = metrics
+        self._request_seconds = request_seconds
+        self._turns: DeviceTurns = defaultdict(Turns)
+        self._shown: list[Model] = []
+        # Also those that only load; and threads that load, or compute for one that was replaced.
+        self._started: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    def open_all(self) -> list[Model]:
+        """The models of the settings, not yet started.
+
+        Raises:
+            ConfigError: a model cannot be served, or two have the same name.
+        """
+        opened: list[Model] = []
+        for index, row in enumerate(self._settings.models):
+            try:
+                model = self._open(row)
+            except ConfigError as error:
+                raise ConfigError(f"models[{index}]: {error}") from None
+            if model.name in [other.name for other in opened]:
+                raise ConfigError(f"models[{index}].name: {model.name!r} is taken; give it another")
+            opened.append(model)
+        return opened
+
+    def _open(self, row: ModelSettings) -> Model:
+        return Model(row, self._settings, self._metrics, self._turns, self._request_seconds)
+
+    def start(self, model: Model) -> None:
+        """Starts the engines; they load and warm up in their own threads."""
+        self._started.add(model)
+        for worker in model.workers:
+            self._threads.add(worker)
+            worker.start()
+
+    async def load(self, row: ModelSettings) -> Model:
+        """A model whose engines are all warm; cancelled, it leaves none behind.
+
+        Raises:
+            LoadFailed: it cannot be served.
+        """
+        log.info("%s: loading %s", row.name or "a model", row.spec)
+        try:
+            model = await in_daemon(lambda: self._open(row), self._threads)
+        except FORESEEN as error:
+            raise LoadFailed(" ".join(str(error).split())) from None
+        # A file can be damaged in ways that a library answers with an exception of its own.
+        except Exception as error:  # noqa: BLE001
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise LoadFailed(f"{row.spec}: {what}") from None
+        self.start(model)
+        try:
+            reasons = await _failures(model)
+        except BaseException:
+            model.close()
+            raise
+        if reasons:
+            model.close()
+            raise LoadFailed(f"{row.spec}: {' '.join(reasons[0].split())}")
+        return model
+
+    def show(self, models: Sequence[Model]) -> None:
+        """Makes the metrics tell of these and no others."""
+        before, self._shown = self._shown, list(models)
+        for model in before:
+            if model not in models:
+                model.hide()
+        for name in {model.name for model in before} - {model.name for model in models}:
+            self._metrics.unwatch_model(name)
+        for model in models:
+            if model not in before:
+                model.show()
+
+    def close(self, timeout: float) -> bool:
+        """Lets the engines finish what waits, for at most `timeout` seconds; whether they did.
+
+        An engine that is loading or does not come back has nothing to finish, and is not waited
+        for.
+        """
+        until = time.monotonic() + timeout
+        for model in list(self._started):
+            model.close()
+        threads = [thread for thread in self._threads if thread.is_alive()]
+        for thread in threads:
+            finishes = isinstance(thread, Worker) and thread.running and thread.state != "lost"
+            if finishes:
+                thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+
+async def _failures(model: Model) -> list[str]:
+    """Why engines did not start, once none is loading any more."""
+    while any(worker.state == "loading" for worker in model.workers):  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_SECONDS)
+    return [worker.reason for worker in model.workers if worker.state in ("failed", "lost")]
+
+
+def lost(models: Iterable[Model]) -> dict[str, str]:
+    """Why only another process can serve again, by model; empty if this one can."""
+    return {model.name: model.lost for model in models if model.lost}

@@ -1,0 +1,232 @@
+"""A model that this process serves: its queue, its engines, and the facts of its network."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from models.resnet import on_meta
+from models.summary import count_layers, count_macs, count_parameters, map_side
+from models.variants import variant
+from service.config.settings import ModelSettings, Settings
+from service.engines.device_share import Turns
+from service.engines.devices import devices_of, engines_for, precision_of
+from service.engines.engine import Warm
+from service.engines.engine_thread import Worker
+from service.engines.start import blueprint_of, start_engine, start_first
+from service.inference.batcher import Batcher
+from service.inference.ranking import Row
+from service.inference.refcount import Lease
+from service.inference.tasks import Pixels
+from service.metrics import Metrics, ModelInfo
+from service.repository import catalog
+
+log = logging.getLogger(__name__)
+DeviceTurns = defaultdict[str, Turns]
+
+
+class Model:
+    """A served model: its queue, its engines, and what is true of its network.
+
+    `batch_share` is how many places in the queue one request with many images takes at a time.
+
+    Raises:
+        ConfigError: its SPEC, device or precision cannot be served.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        service: Settings,
+        metrics: Metrics,
+        turns: DeviceTurns,
+        request_seconds: float,
+    ) -> None:
+        loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
+        bundle = loaded.bundle
+        self.name = settings.name or bundle.name
+        self.row = settings
+        self.lease = Lease()
+        self.spec = bundle.input
+        self.labels = bundle.labels
+        self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
+        self.batcher: Batcher[Pixels, Row] = Batcher(
+            max_jobs=settings.max_queue,
+            max_bytes=settings.max_queue_bytes,
+            max_delay=settings.max_delay_ms / 1000,
+        )
+        devices = devices_of(settings)
+        architecture = bundle.variant or "custom"
+        self._info = ModelInfo(metrics, self.name, architecture, loaded.sha256 or "")
+
+        def worker(device: str) -> Worker:
+            first, *better = engines_for(settings, device)
+            blueprint = blueprint_of(
+                bundle, settings, device, service, request_seconds=request_seconds
+            )
+            tolerance = settings.parity_tolerance
+            return Worker(
+                f"{self.name}/{device}",
+                self.batcher,
+                partial(start_first, [first], blueprint, tolerance),
+                rebuild=partial(
+                    _start_again, settings, service, request_seconds, device, loaded.sha256
+                ),
+                improve=[partial(start_engine, kind, blueprint, tolerance) for kind in better],
+                turns=turns[device],
+                share=settings.share,
+                timeout=service.engine_timeout_s,
+                serves=partial(_is_ready, weakref.ref(self)),
+                on_ready=partial(_announce, self._info),
+                on_batch=partial(metrics.computed, self.name),
+                on_error=metrics.engine_errors.labels(self.name, device).inc,
+                on_out_of_memory=metrics.out_of_memory.labels(self.name, device).inc,
+            )
+
+        self.workers = [worker(device) for device in devices]
+        network = on_meta(bundle.architecture)
+        self.channels = network.out_channels
+        self.map_side = map_side(network, bundle.input.size)
+        # What /v1/models tells, in its order; the engine's part is known once it runs.
+        self._facts = {
+            "architecture": architecture,
+            "depth": variant(bundle.variant).depth if bundle.variant else bundle.architecture.depth,
+            "parameters": count_parameters(network),
+            "layers": count_layers(network),
+            "macs": count_macs(network, bundle.input.size),
+            "num_classes": bundle.architecture.num_classes,
+            "configuration": asdict(bundle.architecture),
+            "input": asdict(bundle.input),
+            "embedding": self.channels,
+            "explain": self.map_side > 1,
+            "device": _joined(devices),
+        }
+        self._precision = _joined([precision_of(settings, device) for device in devices])
+        self._origin = {
+            # The file's own digest; a provenance may carry that of the file it was converted from.
+            "weights": {
+                "source": loaded.source,
+                "sha256": loaded.sha256,
+                "provenance": bundle.provenance,
+            },
+            "metrics": bundle.metrics,
+            "temperature": bundle.temperature,
+            "card": bundle.card,
+        }
+        self._metrics = metrics
+        self._devices = devices
+
+    def show(self) -> None:
+        """Lets the metrics tell of this model under its name."""
+        self._info.show()
+        self._metrics.watch_model(
+            self.name,
+            self._devices,
+            self.row.max_queue,
+            depth=lambda: self.batcher.depth,
+            ready=lambda: self.ready,
+        )
+
+    def hide(self) -> None:
+        """Another has this name now, or none."""
+        self._info.hide()
+
+    def close(self) -> None:
+        """Lets the engines finish what waits, and end."""
+        self.batcher.close()
+        for worker in self.workers:
+            worker.stop()
+
+    @property
+    def ready(self) -> bool:
+        return any(worker.state == "ready" for worker in self.workers)
+
+    @property
+    def state(self) -> str:
+        """ "ready" if any engine is, else "loading" if any may be, else "failed" or "lost"."""
+        states = {worker.state for worker in self.workers}
+        return next(state for state in ("ready", "loading", "failed", "lost") if state in states)
+
+    @property
+    def reason(self) -> str:
+        """Why the model is not ready; empty if it is."""
+        return "" if self.ready else "; ".join(sorted({w.reason for w in self.workers}))
+
+    @property
+    def lost(self) -> str:
+        """Why an engine of this model cannot recover in this process; empty if all may."""
+        return "; ".join(sorted({w.reason for w in self.workers if w.state == "lost"}))
+
+    def describe(self) -> dict[str, Any]:
+        """The model's entry in `GET /v1/models`."""
+        running = [worker.running for worker in self.workers if worker.running is not None]
+        return {
+            "name": self.name,
+            **self._facts,
+            "precision": _joined([warm.engine.precision for warm in running]) or self._precision,
+            "engine": _joined([warm.engine.name for warm in running]) or None,
+            **(running[0].describe() if running else {}),
+            "state": self.state,
+            "reason": self.reason,
+            **self._origin,
+        }
+
+
+def _start_again(
+    settings: ModelSettings,
+    service: Settings,
+    request_seconds: float,
+    device: str,
+    sha256: str | None,
+    kind: str | None,
+) -> Warm:
+    """An engine of `kind`, None: the usual one, from the SPEC, as its weights were not kept.
+
+    Raises:
+        RuntimeError: it does not start, or the weights are not those of `sha256` any more.
+    """
+    loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
+    if loaded.sha256 != sha256:
+        raise RuntimeError(f"{settings.spec} has changed since the start; start again to serve it")
+    blueprint = blueprint_of(
+        loaded.bundle, settings, device, service, request_seconds=request_seconds
+    )
+    kinds = [kind or engines_for(settings, device)[0]]
+    return start_first(kinds, blueprint, settings.parity_tolerance)
+
+
+# What a worker is given must not hold its model: a circle would never be collected, because what
+# exists while serving is exempt from garbage collection.
+def _announce(info: ModelInfo, warm: Warm) -> None:
+    info.announce(warm.engine.device, warm.engine.precision, warm.engine.name)
+
+
+def _is_ready(model: weakref.ref[Model]) -> bool:
+    found = model()
+    return found is not None and found.ready
+
+
+def _joined(values: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def state_of(model: Model) -> dict[str, Any]:
+    return {"ready": model.ready, "reason": model.reason, "card": model.describe()}
+
+
+def facts_of(model: Model) -> dict[str, Any]:
+    """What others must know of a model, as JSON can hold it."""
+    return {
+        "name": model.name,
+        "settings": model.row.model_dump(mode="json"),
+        "input": asdict(model.spec),
+        "labels": list(model.labels),
+        "channels": model.channels,
+        "map_side": model.map_side,
+        "card": model.describe(),
+    }
