@@ -1,7 +1,7 @@
 """Everything the service refuses, as exceptions whose message tells the caller what to do.
 
     ServiceError
-    ├── CallerError               the request cannot be served as it is
+    ├── RequestError               the request cannot be served as it is
     │   ├── UndecodableImage      bytes that no decoder reads, truncated images
     │   ├── UnknownModel          no such model
     │   ├── TooLarge              body or pixel count over the limit
@@ -22,7 +22,7 @@
     │   ├── NotReady              loading, draining, or the engine is down
     │   └── EngineFailed          the engine failed while computing this request
     ├── DeadlineExceeded          the request's deadline passed
-    └── CallerLeft                the connection closed before the answer
+    └── ClientLeft                the connection closed before the answer
 
     ConfigError                   the configuration is impossible: one line, before the start
 
@@ -41,15 +41,15 @@ class ServiceError(Exception):
     reason = "internal_error"
 
 
-class CallerError(ServiceError):
+class RequestError(ServiceError):
     pass
 
 
-class UndecodableImage(CallerError):
+class UndecodableImage(RequestError):
     reason = "undecodable_image"
 
 
-class UnknownModel(CallerError):
+class UnknownModel(RequestError):
     reason = "unknown_model"
 
     @classmethod
@@ -60,47 +60,47 @@ class UnknownModel(CallerError):
         return cls(f"no model is called {name!r}; there is {', '.join(near)}")
 
 
-class TooLarge(CallerError):
+class TooLarge(RequestError):
     reason = "too_large"
 
 
-class UnsupportedMediaType(CallerError):
+class UnsupportedMediaType(RequestError):
     reason = "unsupported_media_type"
 
 
-class BadParameter(CallerError):
+class BadParameter(RequestError):
     reason = "bad_parameter"
 
 
-class InvalidInput(CallerError):
+class InvalidInput(RequestError):
     reason = "invalid_input"
 
 
-class MalformedRequest(CallerError):
+class MalformedRequest(RequestError):
     reason = "malformed_request"
 
 
-class HeadersTooLarge(CallerError):
+class HeadersTooLarge(RequestError):
     reason = "headers_too_large"
 
 
-class RequestTooSlow(CallerError):
+class RequestTooSlow(RequestError):
     reason = "request_too_slow"
 
 
-class Unauthorized(CallerError):
+class Unauthorized(RequestError):
     reason = "unauthorized"
 
 
-class Forbidden(CallerError):
+class Forbidden(RequestError):
     reason = "forbidden"
 
 
-class LoadFailed(CallerError):
+class LoadFailed(RequestError):
     reason = "load_failed"
 
 
-class Conflict(CallerError):
+class Conflict(RequestError):
     reason = "conflict"
 
 
@@ -160,7 +160,7 @@ class DeadlineExceeded(ServiceError):
         )
 
 
-class CallerLeft(ServiceError):
+class ClientLeft(ServiceError):
     reason = "caller_left"
 
 
@@ -184,7 +184,7 @@ REFUSALS: tuple[type[ServiceError], ...] = (
     NotReady,
     EngineFailed,
     DeadlineExceeded,
-    CallerLeft,
+    ClientLeft,
 )
 
 

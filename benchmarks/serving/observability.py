@@ -196,7 +196,8 @@ def _endpoint(tracing: Tracing | None) -> ASGIApp:
     model: Any = SimpleNamespace(name="m", describe=lambda: card)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        job: Job[Any, Any] = Job(asyncio.get_running_loop().create_future(), 0, 0, 0)
+        job: Job[Any, Any] = Job()
+        job.admitted = time.perf_counter()
         job.decoding = job.decoded = job.started = job.finished = job.admitted
         job.decoded += 1e-4
         if tracing is not None:

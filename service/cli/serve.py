@@ -53,12 +53,12 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     from service.http.app import create_app
     from service.http.server import serve as run
     from service.metrics import Metrics
-    from service.repository.local import Fleet
+    from service.repository.local import LocalRepository
 
     metrics = Metrics()
-    fleet = Fleet(settings, metrics, planned.request)
-    change = partial(reload.attend, settings, fleet.reload)
-    run(create_app(settings, metrics, fleet), settings, listener, change)
+    repository = LocalRepository(settings, metrics, planned.request)
+    change = partial(reload.attend, settings, repository.reload)
+    run(create_app(settings, metrics, repository), settings, listener, change)
 
 
 def _end_at_once(*_: object) -> None:

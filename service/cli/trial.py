@@ -32,9 +32,12 @@ from service.engines.tuning import decode_seconds, typical_file
 from service.http.app import create_app
 from service.http.routers.classify import CLASSIFY
 from service.http.server import Server
-from service.inference.batcher import Batcher
+from service.inference.batcher import Batcher, Job
+from service.inference.decoding import Decoder
+from service.inference.interfaces import Computed
+from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
-from service.inference.refcount import Lease
+from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
 from service.logs import log_to_stderr
 from service.metrics import Metrics
@@ -48,22 +51,31 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Instant:
-    """A model whose engine answers at once; see `service.inference.pipeline.Model`."""
+    """A model whose engine answers at once; see `service.inference.interfaces.Model`."""
 
     name = "trial"
-    row = ModelSettings(spec="random:resnet20")
-    spec: InputSpec = CIFAR
+    settings = ModelSettings(spec="random:resnet20")
+    input: InputSpec = CIFAR
     labels = tuple(map(str, range(10)))
     channels, map_side, batch_share = 64, 8, 1
     ready, reason = True, ""
 
     def __init__(self) -> None:
-        self.lease = Lease()
+        self.users = RefCount()
         self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=CONNECTIONS, max_bytes=2**20)
+        self._decoder = Decoder(1, CIFAR.size**2)
         self._row = Row(np.arange(10, dtype=np.int32), np.full(10, 0.1, np.float32))
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
+
+    def check(self, within: float) -> None:
+        self.batcher.check(within=within)
+
+    async def compute(
+        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+    ) -> Computed:
+        return await decode_and_queue(self, self._decoder, self.batcher, image, job, deadline)
 
     def answer(self) -> None:
         """For a thread of its own."""
@@ -73,7 +85,7 @@ class Instant:
 
 
 class InstantModels:
-    """See `service.inference.pipeline.Fleet`."""
+    """See `service.inference.interfaces.Repository`."""
 
     def __init__(self) -> None:
         self._model = Instant()
@@ -82,7 +94,7 @@ class InstantModels:
     def start(self) -> None:
         threading.Thread(target=self._model.answer, daemon=True).start()
 
-    async def put(self, row: ModelSettings) -> bool:
+    async def put(self, settings: ModelSettings) -> bool:
         raise NotImplementedError
 
     async def delete(self, name: str) -> None:

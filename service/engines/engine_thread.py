@@ -22,7 +22,7 @@ from service.engines.watchdog import Late, Watchdog
 from service.errors import EngineFailed
 from service.inference.batcher import Batcher, Job
 from service.inference.ranking import Ranking, Row
-from service.inference.tasks import CLASSIFY, Pixels
+from service.inference.tasks import Classify, Pixels
 
 # "lost": only another process can serve again, or one hung call that comes back after all.
 State = Literal["loading", "ready", "failed", "lost"]
@@ -197,7 +197,7 @@ class Worker(threading.Thread):
         images = [job.payload for job in batch if job.payload is not None]
         limit = self._limit(warm, len(images))
         try:
-            maps = any(job.task != CLASSIFY for job in batch)
+            maps = any(not isinstance(job.task, Classify) for job in batch)
             result = self._watchdog.call(partial(warm.launch, images, maps=maps), limit)
         except Late:
             raise
@@ -245,7 +245,7 @@ class Worker(threading.Thread):
             assert self.running is not None
             head = self.running.head
             for index, job in enumerate(batch):
-                if job.task != CLASSIFY:
+                if not isinstance(job.task, Classify):
                     likeliest = int(rows[index].classes[0])
                     detail = head.detail(job.task, ranking.maps[index], likeliest)
                     rows[index] = rows[index]._replace(detail=detail)

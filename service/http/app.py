@@ -11,15 +11,15 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from service.config.settings import Settings
-from service.http import problems
+from service.http import openapi, problems
 from service.http.access import Access, Keys
 from service.http.body import Intake
-from service.http.express import Express
 from service.http.middleware import Observe
-from service.http.routers import embed, explain, models
-from service.http.routers.classify import router
+from service.http.routers import classify, embed, explain, health, models, pages
+from service.http.services import Services
 from service.http.v2 import routes as v2
-from service.inference.pipeline import Fleet, Pipeline
+from service.inference.interfaces import Repository
+from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
 # What a page of another origin may send, and may read of an answer.
@@ -34,27 +34,28 @@ CORS_ASKED = [
 ]
 CORS_TOLD = ["Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-ID"]
 
+ENDPOINTS = (classify, embed, explain, models, health, pages)
+
 
 def create_app(
     settings: Settings,
     metrics: Metrics | None = None,
-    fleet: Fleet | None = None,
-    kind: type[Pipeline] = Pipeline,
+    repository: Repository | None = None,
 ) -> FastAPI:
     """The application; its engines start with its lifespan, and load in the background.
 
-    `fleet` has the models where they do not run in this process, `kind` what computes with them.
+    `repository` has the models where their engines do not run in this process.
 
     Raises:
         ConfigError: a model cannot be served.
     """
     metrics = metrics or Metrics()
-    if fleet is None:
+    if repository is None:
         # A front end, whose engines are elsewhere, must not import torch.
         from service.repository import local  # noqa: PLC0415
 
-        fleet = local.Fleet(settings, metrics)
-    pipeline = kind(settings, metrics, fleet)
+        repository = local.LocalRepository(settings, metrics)
+    pipeline = Pipeline(metrics, repository)
     tracing = None
     if settings.traced:
         # An extra, and nothing that is not asked for.
@@ -65,11 +66,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        pipeline.start()
+        repository.start()
         yield
         pipeline.draining = pipeline.refusing = True
-        app.state.ended = await anyio.to_thread.run_sync(
-            pipeline.close, settings.shutdown_timeout_s
+        services.ended = await anyio.to_thread.run_sync(
+            repository.close, settings.shutdown_timeout_s
         )
         if tracing is not None:
             await anyio.to_thread.run_sync(tracing.close, settings.shutdown_timeout_s)
@@ -85,18 +86,20 @@ def create_app(
         # It would look for OpenTelemetry's providers in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.settings, app.state.metrics, app.state.pipeline = settings, metrics, pipeline
-    app.state.keys = Keys(settings)
-    app.state.intake = Intake(
-        settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
+    services = app.state.services = Services(
+        settings=settings,
+        metrics=metrics,
+        pipeline=pipeline,
+        keys=Keys(settings),
+        intake=Intake(settings.max_upload_bytes // settings.workers, settings.upload_timeout_s),
     )
     problems.install(app)
-    # First: they tell at once whether a path is theirs.
-    app.router.routes.extend(v2.ROUTES)
-    for each in (router, embed.router, explain.router, models.router):
-        app.include_router(each)
-    app.add_middleware(Express)
-    app.add_middleware(Access, keys=app.state.keys)
+    openapi.describe(app, classify.plain)
+    # First: most requests are theirs, and they say at once whether one is.
+    app.router.routes.extend([*classify.ROUTES, *v2.ROUTES])
+    for endpoints in ENDPOINTS:
+        app.include_router(endpoints.router)
+    app.add_middleware(Access, keys=services.keys)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

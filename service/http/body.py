@@ -9,7 +9,7 @@ from types import TracebackType
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from service.errors import CallerLeft, DeadlineExceeded, RequestTooSlow, TooLarge, UploadsFull
+from service.errors import ClientLeft, DeadlineExceeded, RequestTooSlow, TooLarge, UploadsFull
 
 RETRY_SECONDS = 1.0
 
@@ -89,7 +89,7 @@ class Body:
         Raises:
             TooLarge: there is more than the limit.
             UploadsFull: it did not say its length, and others have too many bytes.
-            CallerLeft: the connection closed before its end.
+            ClientLeft: the connection closed before its end.
         """
         received = 0
         try:
@@ -100,7 +100,7 @@ class Body:
                 self.hold(received)
                 yield chunk
         except ClientDisconnect:
-            raise CallerLeft("the connection closed while the body was sent") from None
+            raise ClientLeft("the connection closed while the body was sent") from None
 
     async def whole(self) -> bytes:
         """All of it. Raises as `chunks`, and where it is not whole in time: see `late`."""

@@ -15,7 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 from service.http.problems import problem, refused
-from service.inference.pipeline import RETRY_SECONDS, Pipeline
+from service.http.record import RequestRecord, record_of
+from service.inference.interfaces import RETRY_SECONDS
+from service.inference.pipeline import Pipeline
 from service.logs import Quiet, and_more, fields
 from service.metrics import Metrics
 
@@ -29,7 +31,7 @@ OF_LOAD = frozenset(
         errors.NotReady,
         errors.EngineFailed,
         errors.DeadlineExceeded,
-        errors.CallerLeft,
+        errors.ClientLeft,
     )
 )
 QUIET_SECONDS = 1.0  # between two lines of one such reason
@@ -74,13 +76,10 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        record = record_of(scope)
         request_id = self._id_of(scope)
-        state = scope.setdefault("state", {})
-        state["started"] = started
         status = 0
         private = scope["path"].startswith(API)
-        failure: Exception | None = None
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -99,8 +98,8 @@ class Observe:
         try:
             await self._app(scope, receive, send_marked)
         except Exception as error:  # noqa: BLE001
-            failure = state["failure"] = error
-            state["refusal"] = (errors.ServiceError.reason, "see the exception")
+            record.failure = error
+            record.reason, record.detail = errors.ServiceError.reason, "see the exception"
             if not status:
                 name = request_id.decode("ascii")
                 detail = f"an unforeseen error; the service's log has it under {name}"
@@ -115,24 +114,16 @@ class Observe:
             await answer(scope, receive, send_marked)
         finally:
             self._metrics.in_flight.dec()
-            seconds = time.perf_counter() - started
-            self._record(scope, status, request_id, seconds, failure)
+            self._log(scope, record, status, request_id)
 
-    def _record(
-        self,
-        scope: Scope,
-        status: int,
-        request_id: bytes,
-        seconds: float,
-        failure: Exception | None,
-    ) -> None:
+    def _log(self, scope: Scope, record: RequestRecord, status: int, request_id: bytes) -> None:
+        """Counts the request, and logs at most one line."""
+        seconds = time.perf_counter() - record.started
         self._metrics.answered(getattr(scope.get("route"), "path", "other"), status)
-        state = scope["state"]
-        reason, detail = state.get("refusal", ("", ""))
-        model = state.get("model", "")
+        reason, detail, failure = record.reason, record.detail, record.failure
         unlogged = 0
         if reason:
-            self._metrics.refused(model, reason)
+            self._metrics.refused(record.model, reason)
             if reason in OF_LOAD:
                 unlogged = self._quiet.unlogged(reason)
         level = logging.ERROR if failure else logging.INFO if reason else logging.DEBUG
@@ -155,8 +146,8 @@ class Observe:
                 status=status,
                 reason=reason,
                 duration_ms=round(seconds * 1000, 3),
-                model=model,
+                model=record.model,
                 unlogged=unlogged or None,
-                **state.get("trace", {}),
+                **record.trace,
             ),
         )

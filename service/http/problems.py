@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from service import errors
+from service.http.record import record_of
 
 CONTENT_TYPE = "application/problem+json"
 V2 = "/v2"
@@ -45,7 +46,7 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.EngineFailed: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
-    errors.CallerLeft: CALLER_LEFT,
+    errors.ClientLeft: CALLER_LEFT,
 }
 
 
@@ -89,6 +90,12 @@ def timed(timing_ms: Mapping[str, float]) -> dict[str, str]:
     return {"Server-Timing": ", ".join(phases)}
 
 
+def invalid(place: str, problems: Sequence[Any]) -> str:
+    """What pydantic finds first, and where."""
+    first = problems[0]
+    return f"{' '.join(map(str, (place, *first['loc']))).strip()}: {first['msg']}"
+
+
 def install(app: FastAPI) -> None:
     """Makes every refusal of `app` a problem document, counted and logged by the middleware."""
 
@@ -96,14 +103,9 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, errors.ServiceError)
         return refused(request.scope, error)
 
-    def invalid(request: Request, error: Exception) -> Response:
+    def unvalidated(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        place = " ".join(map(str, first["loc"]))
-        detail = f"{place}: {first['msg']}"
-        return _answer(
-            request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors.BadParameter.reason, {}
-        )
+        return refused(request.scope, errors.BadParameter(invalid("", error.errors())))
 
     def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -113,20 +115,8 @@ def install(app: FastAPI) -> None:
         reason = HTTPStatus(error.status_code).name.lower()
         return _answer(request.scope, error.status_code, detail, reason, dict(error.headers or {}))
 
-    def describe() -> dict[str, Any]:
-        description = undescribed()
-        operations = [each for path in description["paths"].values() for each in path.values()]
-        for answer in [each for one in operations for each in one["responses"].values()]:
-            content = answer.get("content", {})
-            if CONTENT_TYPE in content and "application/json" in content:
-                content[CONTENT_TYPE] = content.pop("application/json")
-        return description
-
-    # FastAPI describes every model as plain JSON.
-    undescribed = app.openapi
-    app.openapi = describe  # type: ignore[method-assign]
     app.add_exception_handler(errors.ServiceError, ours)
-    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(RequestValidationError, unvalidated)
     app.add_exception_handler(HTTPException, unrouted)
 
 
@@ -138,10 +128,9 @@ def _answer(
 
 
 def _counted(response: Response, scope: Scope, reason: str, detail: str) -> Response:
-    """`response`, with what is known of the request's time."""
-    state = scope["state"]
-    state["refusal"] = (reason, detail)  # The middleware logs it beside the request's id.
-    if "started" in state:
-        total = (time.perf_counter() - state["started"]) * 1000
-        response.headers.update(timed({"total": round(total, 3)}))
+    """`response`, with the request's time so far."""
+    record = record_of(scope)
+    record.reason, record.detail = reason, detail  # The middleware logs them.
+    total = (time.perf_counter() - record.started) * 1000
+    response.headers.update(timed({"total": round(total, 3)}))
     return response

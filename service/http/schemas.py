@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.inference import postprocess
-from service.inference.pipeline import Answer, Computed
+from service.inference import ranking
+from service.inference.interfaces import Computed
+from service.inference.pipeline import Classified
 
 
 class Prediction(BaseModel):
@@ -28,7 +29,7 @@ class Timing(BaseModel):
 
 class Classification(BaseModel):
     model: str
-    predictions: list[Prediction] = Field(description="by falling probability")
+    predictions: list[Prediction] = Field(description="in descending order of probability")
     timing_ms: Timing
     batch_size: int = Field(description="images computed together with this one")
 
@@ -73,7 +74,7 @@ class Explanation(BaseModel):
     bias: float
     grid: list[list[float]] = Field(description="rows, from the top; what each place adds")
     region: Region = Field(description="the part of the image that the grid covers")
-    predictions: list[Prediction] = Field(description="by falling probability")
+    predictions: list[Prediction] = Field(description="in descending order of probability")
     timing_ms: Timing
     batch_size: int = Field(description="images computed together with this one")
 
@@ -164,7 +165,7 @@ class Problem(BaseModel):
     detail: str
 
 
-def predictions_of(predictions: Iterable[postprocess.Prediction]) -> list[dict[str, Any]]:
+def predictions_of(predictions: Iterable[ranking.Prediction]) -> list[dict[str, Any]]:
     """What `Prediction` describes, of each."""
     return [
         {"class_id": p.class_id, "label": p.label, "probability": round(p.probability, 6)}
@@ -172,13 +173,13 @@ def predictions_of(predictions: Iterable[postprocess.Prediction]) -> list[dict[s
     ]
 
 
-def classification_of(answer: Answer) -> dict[str, Any]:
+def classification_of(classified: Classified) -> dict[str, Any]:
     """What `Classification` describes, as plain data: its models would cost more than the rest."""
     return {
-        "model": answer.model,
-        "predictions": predictions_of(answer.predictions),
-        "timing_ms": timing_of(answer.computed),
-        "batch_size": answer.computed.batch_size,
+        "model": classified.model,
+        "predictions": predictions_of(classified.predictions),
+        "timing_ms": timing_of(classified.computed),
+        "batch_size": classified.computed.batch_size,
     }
 
 

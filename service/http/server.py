@@ -67,9 +67,9 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
             )
         )
-        self._pipeline: Pipeline = app.state.pipeline
-        self._keys: Keys = app.state.keys
-        self._door = Door(settings, app.state.metrics)
+        self._pipeline: Pipeline = app.state.services.pipeline
+        self._keys: Keys = app.state.services.keys
+        self._door = Door(settings, app.state.services.metrics)
         self._tls = tls.context(settings)
         # asyncio takes the second only with the first.
         self._encryption: dict[str, Any] = (
@@ -154,7 +154,7 @@ def serve(
     """Serves until a signal ends it."""
     Server(app, settings, reloading).run(sockets=[listener])
     log.info("ended; everything accepted was answered")
-    if not app.state.ended:
+    if not app.state.services.ended:
         # An engine is still inside native code; unloading the interpreter under it would abort.
         logging.shutdown()
         os._exit(0)

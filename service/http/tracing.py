@@ -34,8 +34,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config.settings import Settings
 from service.errors import ConfigError, ServiceError
+from service.http.record import record_of
 from service.inference.batcher import Job
-from service.inference.pipeline import Model
+from service.inference.interfaces import Model
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 from service.logs import Quiet, and_more
@@ -121,7 +122,7 @@ class Tracing:
         )
         context = span.get_span_context()
         # For the request's line in the log, whether or not its spans are kept.
-        scope.setdefault("state", {})["trace"] = {
+        record_of(scope).trace = {
             "trace_id": f"{context.trace_id:032x}",
             "span_id": f"{context.span_id:016x}",
         }
@@ -141,18 +142,17 @@ class Tracing:
             span.set_attribute("http.response.status_code", status)
         if request_id:
             span.set_attribute("http.response.header.x-request-id", [request_id])
-        state = scope["state"]
-        reason, detail = state.get("refusal", ("", ""))
-        if reason:
-            span.set_attribute("resnet_serve.refusal", reason)
-        if state.get("model"):
-            span.set_attribute("resnet_serve.model", state["model"])
+        record = record_of(scope)
+        if record.reason:
+            span.set_attribute("resnet_serve.refusal", record.reason)
+        if record.model:
+            span.set_attribute("resnet_serve.model", record.model)
         # By HTTP's semantic conventions, what a caller did wrong is no error of a server's span.
         if status >= 500:
-            span.set_attribute("error.type", reason or str(status))
-            span.set_status(Status(StatusCode.ERROR, detail[:LONGEST]))
-        if (failure := state.get("failure")) is not None:
-            span.record_exception(failure, timestamp=ended)
+            span.set_attribute("error.type", record.reason or str(status))
+            span.set_status(Status(StatusCode.ERROR, record.detail[:LONGEST]))
+        if record.failure is not None:
+            span.record_exception(record.failure, timestamp=ended)
         span.end(ended)
 
     def follow(

@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import (
     BadParameter,
-    CallerLeft,
+    ClientLeft,
     TooLarge,
     UndecodableImage,
     UnsupportedMediaType,
@@ -47,7 +47,7 @@ async def read_image(body: Body) -> bytes:
         BadParameter: a multipart body has not exactly one field `image`.
         UndecodableImage: a multipart body is malformed.
         DeadlineExceeded, RequestTooSlow: it took too long to arrive.
-        CallerLeft: the connection closed while the body was sent.
+        ClientLeft: the connection closed while the body was sent.
     """
     kind = media_type(body.request)
     if kind == MULTIPART:
@@ -102,7 +102,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     The body must have been read: then the next message can only be the disconnect.
 
     Raises:
-        CallerLeft: the caller closed the connection first.
+        ClientLeft: the caller closed the connection first.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -113,6 +113,6 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         if not gone.done() or task.uncancel():
             raise  # Someone else wants this task to end.
-        raise CallerLeft("the connection closed before the answer") from None
+        raise ClientLeft("the connection closed before the answer") from None
     finally:
         gone.cancel()

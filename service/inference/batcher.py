@@ -10,25 +10,34 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import IntEnum
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 from service.errors import EngineFailed, QueueFull, ServiceError
-from service.inference.tasks import CLASSIFY
-from service.inference.waiting import NORMAL, Waiting
+from service.inference.tasks import CLASSIFY, Task
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
 
-class Job(Generic[Payload, Result]):
-    """One image's way through: its future, and its clock in seconds of `time.perf_counter`.
+class Priority(IntEnum):
+    """Which jobs are computed first."""
 
-    `admitted` when it got its place, `decoding` and `decoded` when its pixels were begun and made,
-    `started` when its batch was formed, `finished` when the batch was computed; 0: not yet.
-    `cost` is what it occupies, in bytes; `final` whether a failure is its last.
-    `task` is what its engine shall do, `priority` when (see `service.inference.waiting`).
+    AGAIN = 0  # those of a batch that failed
+    FIRST = 1
+    NORMAL = 2
+    LAST = 3
+
+
+class Job(Generic[Payload, Result]):
+    """One image's way through the service: its future, and its clock.
+
+    Times are seconds of `time.perf_counter`, 0 until they are known: `admitted` when it got its
+    slot in the queue, `decoding` and `decoded` when decoding began and ended, `started` when its
+    batch was formed, `finished` when the batch was computed. `cost` is what it occupies, in bytes;
+    `final`: it is not computed again after a failure.
     """
 
     __slots__ = (
@@ -36,16 +45,47 @@ class Job(Generic[Payload, Result]):
         "payload", "priority", "started", "task",
     )  # fmt: skip
 
-    def __init__(self, future: asyncio.Future[Result], cost: int, task: int, priority: int) -> None:
-        self.future = future
-        self.cost = cost
+    def __init__(self, task: Task = CLASSIFY, priority: Priority = Priority.NORMAL) -> None:
+        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.task = task
         self.priority = priority
+        self.cost = 0
         self.payload: Payload | None = None
-        self.admitted = time.perf_counter()
-        self.decoding = self.decoded = self.started = self.finished = 0.0
+        self.admitted = self.decoding = self.decoded = self.started = self.finished = 0.0
         self.batch_size = 0
         self.final = False
+
+
+class WaitingJobs(Generic[Payload, Result]):
+    """Jobs in the order in which they are computed: by priority, then by arrival.
+
+    It is not thread-safe: the batcher's lock guards it.
+    """
+
+    def __init__(self) -> None:
+        self._lines: tuple[dict[Job[Payload, Result], None], ...] = ({}, {}, {}, {})
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines))
+
+    def __iter__(self) -> Iterator[Job[Payload, Result]]:
+        return chain.from_iterable(self._lines)
+
+    def add(self, job: Job[Payload, Result]) -> None:
+        self._lines[job.priority][job] = None
+
+    def put_back(self, jobs: Iterable[Job[Payload, Result]]) -> None:
+        """In front of all others, in their order."""
+        line = self._lines[Priority.AGAIN]
+        before = list(line)
+        line.clear()
+        for job in jobs:
+            job.priority = Priority.AGAIN
+            line[job] = None
+        line.update(dict.fromkeys(before))
+
+    def discard(self, job: Job[Payload, Result]) -> None:
+        self._lines[job.priority].pop(job, None)
 
 
 class Batcher(Generic[Payload, Result]):
@@ -57,7 +97,7 @@ class Batcher(Generic[Payload, Result]):
         self.max_delay = max_delay
         self._changed = threading.Condition()
         self._admitted: set[Job[Payload, Result]] = set()
-        self._waiting: Waiting[Job[Payload, Result]] = Waiting()
+        self._waiting: WaitingJobs[Payload, Result] = WaitingJobs()
         self._bytes = 0
         self._unanswered = 0
         self._closed = False
@@ -89,23 +129,19 @@ class Batcher(Generic[Payload, Result]):
         if wait > within:
             raise QueueFull.too_late(wait, within, self.retry_after())
 
-    def admit(
-        self, cost: int, task: int = CLASSIFY, priority: int = NORMAL
-    ) -> Job[Payload, Result]:
-        """A place in the queue, which the job holds until it is computed or its future is done.
+    def admit(self, job: Job[Payload, Result], cost: int) -> None:
+        """Gives a job of `cost` bytes a slot, until it is computed or its future is done.
 
         Raises:
-            QueueFull: there is none.
+            QueueFull: no slot is free.
         """
         self.check(cost)
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        job: Job[Payload, Result] = Job(future, cost, task, priority)
+        job.cost, job.admitted = cost, time.perf_counter()
         with self._changed:
             self._admitted.add(job)
             self._bytes += cost
         self._unanswered += 1
         job.future.add_done_callback(lambda _: self._release(job))
-        return job
 
     def submit(self, job: Job[Payload, Result], payload: Payload, cost: int) -> None:
         """Hands over an admitted job's input, which now occupies `cost` bytes."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, _imaging
 
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
-from service.errors import CallerError, TooLarge, UndecodableImage
+from service.errors import RequestError, TooLarge, UndecodableImage
 from service.inference import image_headers
 from service.inference.tasks import Pixels
 
@@ -138,7 +138,7 @@ def _decode(
                 decode_at_scale(image, spec)
                 upright = upright_rgb(image)
                 return resize_and_crop(upright, spec), upright.size
-    except CallerError:
+    except RequestError:
         raise
     except Image.DecompressionBombError:  # Where no `Decoder` has lifted Pillow's own limit.
         raise TooLarge(f"the image has more than {max_pixels} pixels") from None

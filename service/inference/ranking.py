@@ -1,7 +1,9 @@
-"""Probabilities in falling order, so that an answer is a slice."""
+"""Probabilities in descending order, so that the likeliest classes are a slice."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +20,8 @@ class Row(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """`classes` int32 [N, K] and their `probabilities` float32 [N, K], falling in each row; and
-    the network's last `maps` float32 [N, C, h, w], if they were asked for."""
+    """`classes` int32 [N, K] and their `probabilities` float32 [N, K], descending in each row;
+    and the network's last `maps` float32 [N, C, h, w], if they were asked for."""
 
     classes: NDArray[np.int32]
     probabilities: NDArray[np.float32]
@@ -40,3 +42,18 @@ def rank(probabilities: NDArray[np.float32], maps: NDArray[np.float32] | None = 
     """The ranking of float32 [N, K]; equal probabilities by class."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     return Ranking(order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1), maps)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A class of one image; `probability` is from 0 to 1."""
+
+    class_id: int
+    label: str
+    probability: float
+
+
+def top_k(row: Row, labels: Sequence[str], k: int) -> list[Prediction]:
+    """The `k` likeliest classes of one image, in descending order of probability."""
+    ranked = zip(row.classes[:k].tolist(), row.probabilities[:k].tolist(), strict=True)
+    return [Prediction(index, labels[index], probability) for index, probability in ranked]

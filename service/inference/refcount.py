@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-class Lease:
+class RefCount:
     """Counts users of something, as a context; what is retired ends with the last of them."""
 
     def __init__(self) -> None:

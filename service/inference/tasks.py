@@ -1,7 +1,8 @@
-"""What an engine is given of an image, and what is wanted besides its ranking: a number."""
+"""What an engine is given of an image, and what is wanted besides its ranking."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,26 @@ from numpy.typing import NDArray
 # Values 0 to 255 [H, W, 3]; float32 where they are no whole numbers.
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
-CLASSIFY, EMBED = -3, -2
-# The activation map of the likeliest class; a task of 0 or more is a class whose map is wanted.
-EXPLAIN = -1
+
+@dataclass(frozen=True, slots=True)
+class Classify:
+    """The ranking alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """The features that the network's last layer is given, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """The activation map of a class, too; None: of the most likely class."""
+
+    class_id: int | None = None
+
+
+Task = Classify | Embed | Explain
+CLASSIFY = Classify()
 
 
 class Head(NamedTuple):
@@ -21,16 +39,24 @@ class Head(NamedTuple):
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
 
-    def detail(self, task: int, maps: NDArray[np.float32], likeliest: int) -> NDArray[np.float32]:
-        """What a task other than CLASSIFY asks of one image's maps float32 [C, h, w].
+    def embedding(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the layer is given: the means float32 [C] of one image's maps float32 [C, h, w]."""
+        means: NDArray[np.float32] = maps.mean((1, 2))
+        return means
 
-        EMBED: their means [C], which the head is given. Else the class's activation map
-        [h * w + 1] and, last, its bias (Zhou 2016, arXiv:1512.04150, section 2): the mean of the
-        map and the bias add up to the logit.
+    def activation_map(self, class_id: int, maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A class's activation map of one image's maps float32 [C, h, w], float32 [h * w + 1].
+
+        Its last number is the class's bias (Zhou 2016, arXiv:1512.04150, section 2): the mean of
+        the map and the bias add up to the logit.
         """
-        if task == EMBED:
-            means: NDArray[np.float32] = maps.mean((1, 2))
-            return means
-        chosen = likeliest if task == EXPLAIN else task
-        grid = np.tensordot(self.weight[chosen], maps, 1)
-        return np.append(grid, self.bias[chosen])
+        grid = np.tensordot(self.weight[class_id], maps, 1)
+        return np.append(grid, self.bias[class_id])
+
+    def detail(
+        self, task: Embed | Explain, maps: NDArray[np.float32], likeliest: int
+    ) -> NDArray[np.float32]:
+        """What a task asks for besides the ranking; `likeliest`: the most likely class."""
+        if isinstance(task, Embed):
+            return self.embedding(maps)
+        return self.activation_map(likeliest if task.class_id is None else task.class_id, maps)

@@ -11,7 +11,7 @@ from service.config.settings import Settings, validated
 from service.http.app import create_app
 from service.logs import log_to_stderr
 from service.ray.metrics import INGRESS, RayMetrics
-from service.ray.repository import RayFleet, RayPipeline
+from service.ray.repository import RayRepository
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -27,9 +27,9 @@ class Ingress:
         self._settings = validated(Settings, **told | {"workers": 1})
         log_to_stderr(self._settings.log_level, self._settings.log_format)
         self._metrics = RayMetrics(INGRESS)
-        self._fleet = RayFleet(self._settings, list(handles), self._metrics)
-        await self._fleet.greet()
+        self._repository = RayRepository(self._settings, list(handles), self._metrics)
+        await self._repository.greet()
         self._pushing = asyncio.create_task(self._metrics.keep_pushing())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._settings, self._metrics, self._fleet, RayPipeline)
+        return create_app(self._settings, self._metrics, self._repository)

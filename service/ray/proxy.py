@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import DeadlineExceeded, NotReady, QueueFull, ServiceError
 from service.http.problems import answer
-from service.inference.pipeline import RETRY_SECONDS
+from service.inference.interfaces import RETRY_SECONDS
 
 TEXT = b"text/plain"
 ID = b"x-request-id"

@@ -11,14 +11,15 @@ from ray import serve
 from service import runtime
 from service.config.settings import Settings, validated
 from service.errors import BadParameter, ServiceError, refusal_of
+from service.inference.batcher import Priority
 from service.inference.pipeline import Pipeline
-from service.inference.tasks import CLASSIFY, EMBED, Pixels
+from service.inference.tasks import Explain, Pixels, Task
 from service.logs import log_to_stderr
 from service.ray.metrics import REPLICA, RayMetrics
 from service.ray.reply import Refused, Reply, version_of
 
 if TYPE_CHECKING:
-    from service.repository.model import Model
+    from service.repository.model import LocalModel
 
 LOOK_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
@@ -33,17 +34,18 @@ class Replica:
 
     async def __init__(self, told: dict[str, Any]) -> None:  # type: ignore[misc] # Ray awaits it.
         # Whoever composes the application, as the ingress, must not import torch.
-        from service.repository.local import Fleet  # noqa: PLC0415
+        from service.repository.local import LocalRepository  # noqa: PLC0415
         from service.repository.model import facts_of  # noqa: PLC0415
 
         cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         settings = validated(Settings, **{"decode_threads": cpus, "engine_threads": cpus, **told})
         log_to_stderr(settings.log_level, settings.log_format)
         metrics = RayMetrics(REPLICA)
-        fleet = await asyncio.to_thread(Fleet, settings, metrics)
-        self._pipeline = Pipeline(settings, metrics, fleet)
-        self._model: Model = next(iter(fleet.models.values()))
-        self._pipeline.start()
+        repository = await asyncio.to_thread(LocalRepository, settings, metrics)
+        self._repository = repository
+        self._pipeline = Pipeline(metrics, repository)
+        self._model: LocalModel = next(iter(repository.models.values()))
+        repository.start()
         while self._model.state == "loading":  # noqa: ASYNC110 - engines are threads
             await asyncio.sleep(LOOK_SECONDS)
         if not self._model.ready:
@@ -65,12 +67,12 @@ class Replica:
         }
 
     async def compute(
-        self, image: bytes | Pixels, within: float, task: int, priority: int, known: str
+        self, image: bytes | Pixels, within: float, task: Task, priority: Priority, known: str
     ) -> Reply | Refused:
         """What `Pipeline.compute` makes of an image in `within` seconds, or a refusal."""
         try:
             self._pipeline.check(self._model, None, within)
-            if task >= len(self._model.labels):
+            if isinstance(task, Explain) and (task.class_id or 0) >= len(self._model.labels):
                 raise BadParameter(f"class_id must be below {len(self._model.labels)}")
             deadline = asyncio.get_running_loop().time() + within
             found = await self._pipeline.compute(self._model, image, deadline, task, priority)
@@ -80,7 +82,7 @@ class Replica:
             version=self._version,
             facts=self._unknown(known),
             row=found.row,
-            pixels=None if task in (CLASSIFY, EMBED) else found.decoded.pixels,
+            pixels=found.decoded.pixels if isinstance(task, Explain) else None,
             size=found.decoded.size,
             decode=found.decode,
             queue=found.queue,
@@ -94,10 +96,10 @@ class Replica:
 
     def check_health(self) -> None:
         """Ray's: what cannot recover in this process is replaced."""
-        for reason in self._pipeline.dead().values():
+        for reason in self._repository.dead().values():
             raise RuntimeError(reason)
 
     def __del__(self) -> None:
         # Ray calls it when the last request is answered.
-        if hasattr(self, "_pipeline"):
-            self._pipeline.close(CLOSE_SECONDS)
+        if hasattr(self, "_repository"):
+            self._repository.close(CLOSE_SECONDS)

@@ -19,12 +19,13 @@ from ray.serve.handle import DeploymentHandle
 from models.preprocess import InputSpec
 from service.config.settings import ModelSettings, Settings
 from service.errors import Conflict, DeadlineExceeded, NotReady, QueueFull, error_of
+from service.inference.batcher import Job
 from service.inference.decoding import Decoded
-from service.inference.pipeline import RETRY_SECONDS, Computed, Model, Pipeline
-from service.inference.refcount import Lease
-from service.inference.tasks import CLASSIFY, Pixels
-from service.inference.waiting import NORMAL
-from service.metrics import PHASES, Metrics
+from service.inference.interfaces import RETRY_SECONDS, Computed, Model, batch_share
+from service.inference.ranking import Row
+from service.inference.refcount import RefCount
+from service.inference.tasks import Pixels
+from service.metrics import Metrics
 from service.ray.reply import Refused, Reply, version_of
 from service.ray.resting import rest
 
@@ -52,10 +53,8 @@ class Replicas:
     def __init__(self, handle: DeploymentHandle, settings: ModelSettings, patience: float) -> None:
         self.handle = handle
         self.patience = patience
-        self.row = settings
+        self.settings = settings
         self.max_bytes = settings.max_queue_bytes
-        self.limit = settings.max_queue
-        self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
         self.name = ""
         self.ready, self.reason = False, "it has not been heard of yet"
         self.card: dict[str, Any] = {}
@@ -122,8 +121,12 @@ class Replicas:
         self.heard = asyncio.get_running_loop().time()
         self.adopt(facts)
 
-    # What `service.inference.pipeline.Gate` describes. Places are the replicas' to count.
-    def check(self, cost: int = 0, within: float = math.inf) -> None:
+    def check(self, cost: int = 0) -> None:
+        """Refuses what makes too many bytes under way; slots are the replicas' to count.
+
+        Raises:
+            QueueFull: there are too many.
+        """
         if self.bytes + cost > self.max_bytes:
             raise QueueFull.of(self.jobs, self.retry_after())
 
@@ -132,19 +135,19 @@ class Replicas:
 
 
 class RayModel:
-    """One version of a model; see `service.inference.pipeline.Model`."""
+    """One version of a model; see `service.inference.interfaces.Model`."""
 
     def __init__(self, replicas: Replicas, facts: dict[str, Any], version: str) -> None:
-        self.replicas = self.batcher = replicas
+        self.replicas = replicas
         self.version = version
         self.name = replicas.name
-        self.row = replicas.row
-        self.spec = InputSpec(**facts["input"])
+        self.settings = replicas.settings
+        self.input = InputSpec(**facts["input"])
         self.labels: list[str] = facts["labels"]
         self.channels: int = facts["channels"]
         self.map_side: int = facts["map_side"]
-        self.batch_share = replicas.batch_share
-        self.lease = Lease()
+        self.batch_share = batch_share(replicas.settings)
+        self.users = RefCount()
 
     @property
     def ready(self) -> bool:
@@ -159,8 +162,46 @@ class RayModel:
         state = told.card["state"] if told.ready else "loading"
         return told.card | {"name": self.name, "state": state, "reason": told.reason}
 
+    def check(self, within: float) -> None:
+        self.replicas.check()
 
-class RayFleet:
+    async def compute(
+        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+    ) -> Computed:
+        """Sends the image as it came to a replica, which decodes it."""
+        started = time.perf_counter()
+        replicas = self.replicas
+        cost = len(image) if isinstance(image, bytes) else image.nbytes
+        replicas.check(cost)
+        replicas.jobs += 1
+        replicas.bytes += cost
+        try:
+            async with asyncio.timeout_at(deadline):
+                told = await _reply(replicas, deadline, image, job.task, job.priority, self.version)
+        except TimeoutError:
+            raise DeadlineExceeded.passed() from None
+        except QueueFull:
+            raise QueueFull.of(replicas.jobs, replicas.retry_after()) from None
+        finally:
+            replicas.jobs -= 1
+            replicas.bytes -= cost
+        if isinstance(told, Refused):
+            raise error_of(told.refusal)
+        replicas.pace = told.pace
+        pixels = NO_PIXELS if told.pixels is None else told.pixels
+        return Computed(
+            model=replicas.models.get(told.version, self),
+            row=told.row,
+            decoded=Decoded(pixels, 0.0, told.decode, told.size),
+            decode=told.decode,
+            queue=told.queue,
+            inference=told.inference,
+            total=time.perf_counter() - started,
+            batch_size=told.batch_size,
+        )
+
+
+class RayRepository:
     """All models, in the order of `handles`; their engines are the replicas'."""
 
     def __init__(self, settings: Settings, handles: list[DeploymentHandle], metrics: Metrics):
@@ -181,7 +222,7 @@ class RayFleet:
             self._metrics.watch_model(
                 replicas.name,
                 (),
-                replicas.limit,
+                replicas.settings.max_queue,
                 depth=lambda told=replicas: told.jobs,  # type: ignore[misc]
                 ready=lambda told=replicas: told.ready,  # type: ignore[misc]
             )
@@ -204,7 +245,7 @@ class RayFleet:
             task.get_loop().call_soon_threadsafe(task.cancel)
         return True
 
-    async def put(self, row: ModelSettings) -> bool:
+    async def put(self, settings: ModelSettings) -> bool:
         raise Conflict(UNCHANGEABLE)
 
     async def delete(self, name: str) -> None:
@@ -218,52 +259,6 @@ async def _look_on(replicas: Replicas) -> None:
         if before and not replicas.ready:
             log.warning("%s: %s", replicas.name, replicas.reason)
         await asyncio.sleep(LOOK_SECONDS)
-
-
-class RayPipeline(Pipeline):
-    """Sends images as they came to the replicas, which decode them."""
-
-    async def compute(
-        self,
-        model: Model,
-        image: bytes | Pixels,
-        deadline: float,
-        task: int = CLASSIFY,
-        priority: int = NORMAL,
-    ) -> Computed:
-        assert isinstance(model, RayModel)
-        started = time.perf_counter()
-        replicas = model.replicas
-        cost = len(image) if isinstance(image, bytes) else image.nbytes
-        replicas.check(cost)
-        replicas.jobs += 1
-        replicas.bytes += cost
-        try:
-            async with asyncio.timeout_at(deadline):
-                told = await _reply(replicas, deadline, image, task, priority, model.version)
-        except TimeoutError:
-            raise DeadlineExceeded.passed() from None
-        except QueueFull:
-            raise QueueFull.of(replicas.jobs, replicas.retry_after()) from None
-        finally:
-            replicas.jobs -= 1
-            replicas.bytes -= cost
-        if isinstance(told, Refused):
-            raise error_of(told.refusal)
-        replicas.pace = told.pace
-        pixels = NO_PIXELS if told.pixels is None else told.pixels
-        computed = Computed(
-            model=replicas.models.get(told.version, model),
-            row=told.row,
-            decoded=Decoded(pixels, 0.0, told.decode, told.size),
-            decode=told.decode,
-            queue=told.queue,
-            inference=told.inference,
-            total=time.perf_counter() - started,
-            batch_size=told.batch_size,
-        )
-        self.metrics.classified(model.name, {phase: getattr(computed, phase) for phase in PHASES})
-        return computed
 
 
 async def _reply(

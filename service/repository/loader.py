@@ -15,8 +15,10 @@ from service.engines.device_share import Turns
 from service.engines.devices import set_cpu_threads
 from service.engines.engine_thread import Worker
 from service.errors import ConfigError, LoadFailed
+from service.inference.decoding import Decoder
 from service.metrics import Metrics
-from service.repository.model import DeviceTurns, Model
+from service.repository import catalog
+from service.repository.model import LocalModel, Shared
 from service.runtime import in_daemon, spinning_threads
 
 log = logging.getLogger(__name__)
@@ -34,25 +36,28 @@ class Loader:
 
     def __init__(self, settings: Settings, metrics: Metrics, request_seconds: float) -> None:
         set_cpu_threads(settings.engine_threads or spinning_threads())
-        self._settings = settings
-        self._metrics = metrics
-        self._request_seconds = request_seconds
-        self._turns: DeviceTurns = defaultdict(Turns)
-        self._shown: list[Model] = []
+        self._shared = Shared(
+            settings=settings,
+            metrics=metrics,
+            request_seconds=request_seconds,
+            decoder=Decoder(settings.decode_threads, settings.max_pixels),
+            turns=defaultdict(Turns),
+        )
+        self._shown: list[LocalModel] = []
         # Also those that only load; and threads that load, or compute for one that was replaced.
-        self._started: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._started: weakref.WeakSet[LocalModel] = weakref.WeakSet()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
-    def open_all(self) -> list[Model]:
+    def open_all(self) -> list[LocalModel]:
         """The models of the settings, not yet started.
 
         Raises:
             ConfigError: a model cannot be served, or two have the same name.
         """
-        opened: list[Model] = []
-        for index, row in enumerate(self._settings.models):
+        opened: list[LocalModel] = []
+        for index, settings in enumerate(self._shared.settings.models):
             try:
-                model = self._open(row)
+                model = self._open(settings)
             except ConfigError as error:
                 raise ConfigError(f"models[{index}]: {error}") from None
             if model.name in [other.name for other in opened]:
@@ -60,31 +65,32 @@ class Loader:
             opened.append(model)
         return opened
 
-    def _open(self, row: ModelSettings) -> Model:
-        return Model(row, self._settings, self._metrics, self._turns, self._request_seconds)
+    def _open(self, settings: ModelSettings) -> LocalModel:
+        loaded = catalog.load(settings.spec, settings.architecture, self._shared.settings.cache_dir)
+        return LocalModel(settings, loaded, self._shared)
 
-    def start(self, model: Model) -> None:
+    def start(self, model: LocalModel) -> None:
         """Starts the engines; they load and warm up in their own threads."""
         self._started.add(model)
         for worker in model.workers:
             self._threads.add(worker)
             worker.start()
 
-    async def load(self, row: ModelSettings) -> Model:
+    async def load(self, settings: ModelSettings) -> LocalModel:
         """A model whose engines are all warm; cancelled, it leaves none behind.
 
         Raises:
             LoadFailed: it cannot be served.
         """
-        log.info("%s: loading %s", row.name or "a model", row.spec)
+        log.info("%s: loading %s", settings.name or "a model", settings.spec)
         try:
-            model = await in_daemon(lambda: self._open(row), self._threads)
+            model = await in_daemon(lambda: self._open(settings), self._threads)
         except FORESEEN as error:
             raise LoadFailed(" ".join(str(error).split())) from None
         # A file can be damaged in ways that a library answers with an exception of its own.
         except Exception as error:  # noqa: BLE001
             what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise LoadFailed(f"{row.spec}: {what}") from None
+            raise LoadFailed(f"{settings.spec}: {what}") from None
         self.start(model)
         try:
             reasons = await _failures(model)
@@ -93,17 +99,17 @@ class Loader:
             raise
         if reasons:
             model.close()
-            raise LoadFailed(f"{row.spec}: {' '.join(reasons[0].split())}")
+            raise LoadFailed(f"{settings.spec}: {' '.join(reasons[0].split())}")
         return model
 
-    def show(self, models: Sequence[Model]) -> None:
+    def show(self, models: Sequence[LocalModel]) -> None:
         """Makes the metrics tell of these and no others."""
         before, self._shown = self._shown, list(models)
         for model in before:
             if model not in models:
                 model.hide()
         for name in {model.name for model in before} - {model.name for model in models}:
-            self._metrics.unwatch_model(name)
+            self._shared.metrics.unwatch_model(name)
         for model in models:
             if model not in before:
                 model.show()
@@ -122,16 +128,17 @@ class Loader:
             finishes = isinstance(thread, Worker) and thread.running and thread.state != "lost"
             if finishes:
                 thread.join(max(0.0, until - time.monotonic()))
+        self._shared.decoder.close()
         return not any(thread.is_alive() for thread in threads)
 
 
-async def _failures(model: Model) -> list[str]:
+async def _failures(model: LocalModel) -> list[str]:
     """Why engines did not start, once none is loading any more."""
     while any(worker.state == "loading" for worker in model.workers):  # noqa: ASYNC110
         await asyncio.sleep(LOOK_SECONDS)
     return [worker.reason for worker in model.workers if worker.state in ("failed", "lost")]
 
 
-def lost(models: Iterable[Model]) -> dict[str, str]:
+def lost(models: Iterable[LocalModel]) -> dict[str, str]:
     """Why only another process can serve again, by model; empty if this one can."""
     return {model.name: model.lost for model in models if model.lost}

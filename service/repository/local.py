@@ -8,11 +8,11 @@ from service.config import capacity
 from service.config.settings import ModelSettings, Settings
 from service.metrics import Metrics
 from service.repository.loader import Loader, lost
-from service.repository.model import Model
-from service.repository.registry import Roster
+from service.repository.model import LocalModel
+from service.repository.registry import Registry
 
 
-class Fleet:
+class LocalRepository:
     """All models, with engines in threads of this process.
 
     Raises:
@@ -26,42 +26,42 @@ class Fleet:
         request_seconds: float = capacity.USUAL_REQUEST,
     ) -> None:
         self._loader = Loader(settings, metrics, request_seconds)
-        self._roster: Roster[Model] = Roster(
+        self._registry: Registry[LocalModel] = Registry(
             load=self._loader.load,
             install=self._install,
-            discard=Model.close,
+            discard=LocalModel.close,
             timeout=settings.load_timeout_s,
         )
-        self._roster.members = self._loader.open_all()
+        self._registry.members = self._loader.open_all()
         self._serve()
 
     @property
-    def models(self) -> Mapping[str, Model]:
+    def models(self) -> Mapping[str, LocalModel]:
         return self._models
 
     def start(self) -> None:
-        for model in self._roster.members:
+        for model in self._registry.members:
             self._loader.start(model)
 
-    async def put(self, row: ModelSettings) -> bool:
-        return await self._roster.put(row)
+    async def put(self, settings: ModelSettings) -> bool:
+        return await self._registry.put(settings)
 
     async def delete(self, name: str) -> None:
-        await self._roster.delete(name)
+        await self._registry.delete(name)
 
-    async def reload(self, rows: Sequence[ModelSettings]) -> str:
-        return await self._roster.reload(rows)
+    async def reload(self, models: Sequence[ModelSettings]) -> str:
+        return await self._registry.reload(models)
 
     async def _install(self) -> None:
         before = self._models
         self._serve()
         for name, model in before.items():
             if self._models.get(name) is not model:
-                model.lease.retire(model.close)
+                model.users.retire(model.close)
 
     def _serve(self) -> None:
-        self._models = {model.name: model for model in self._roster.members}
-        self._loader.show(self._roster.members)
+        self._models = {model.name: model for model in self._registry.members}
+        self._loader.show(self._registry.members)
 
     def dead(self) -> dict[str, str]:
         return lost(self.models.values())

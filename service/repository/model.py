@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,12 @@ from service.engines.devices import devices_of, engines_for, precision_of
 from service.engines.engine import Warm
 from service.engines.engine_thread import Worker
 from service.engines.start import blueprint_of, start_engine, start_first
-from service.inference.batcher import Batcher
+from service.inference.batcher import Batcher, Job
+from service.inference.decoding import Decoder
+from service.inference.interfaces import Computed, batch_share
+from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
-from service.inference.refcount import Lease
+from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
 from service.metrics import Metrics, ModelInfo
 from service.repository import catalog
@@ -30,36 +33,43 @@ log = logging.getLogger(__name__)
 DeviceTurns = defaultdict[str, Turns]
 
 
-class Model:
-    """A served model: its queue, its engines, and what is true of its network.
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the models of a process share: its settings and metrics, its devices, its decoder.
 
-    `batch_share` is how many places in the queue one request with many images takes at a time.
-
-    Raises:
-        ConfigError: its SPEC, device or precision cannot be served.
+    `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`.
     """
 
-    def __init__(
-        self,
-        settings: ModelSettings,
-        service: Settings,
-        metrics: Metrics,
-        turns: DeviceTurns,
-        request_seconds: float,
-    ) -> None:
-        loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
-        bundle = loaded.bundle
+    settings: Settings
+    metrics: Metrics
+    request_seconds: float
+    decoder: Decoder
+    turns: DeviceTurns
+
+
+class LocalModel:
+    """A served model: its queue, its engines, and the facts of its network.
+
+    See `service.inference.interfaces.Model`.
+
+    Raises:
+        ConfigError: its device or precision cannot be served.
+    """
+
+    def __init__(self, settings: ModelSettings, loaded: catalog.Loaded, shared: Shared) -> None:
+        bundle, service, metrics = loaded.bundle, shared.settings, shared.metrics
         self.name = settings.name or bundle.name
-        self.row = settings
-        self.lease = Lease()
-        self.spec = bundle.input
+        self.settings = settings
+        self.users = RefCount()
+        self.input = bundle.input
         self.labels = bundle.labels
-        self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
+        self.batch_share = batch_share(settings)
         self.batcher: Batcher[Pixels, Row] = Batcher(
             max_jobs=settings.max_queue,
             max_bytes=settings.max_queue_bytes,
             max_delay=settings.max_delay_ms / 1000,
         )
+        self._decoder = shared.decoder
         devices = devices_of(settings)
         architecture = bundle.variant or "custom"
         self._info = ModelInfo(metrics, self.name, architecture, loaded.sha256 or "")
@@ -67,7 +77,7 @@ class Model:
         def worker(device: str) -> Worker:
             first, *better = engines_for(settings, device)
             blueprint = blueprint_of(
-                bundle, settings, device, service, request_seconds=request_seconds
+                bundle, settings, device, service, request_seconds=shared.request_seconds
             )
             tolerance = settings.parity_tolerance
             return Worker(
@@ -75,10 +85,10 @@ class Model:
                 self.batcher,
                 partial(start_first, [first], blueprint, tolerance),
                 rebuild=partial(
-                    _start_again, settings, service, request_seconds, device, loaded.sha256
+                    _start_again, settings, service, shared.request_seconds, device, loaded.sha256
                 ),
                 improve=[partial(start_engine, kind, blueprint, tolerance) for kind in better],
-                turns=turns[device],
+                turns=shared.turns[device],
                 share=settings.share,
                 timeout=service.engine_timeout_s,
                 serves=partial(_is_ready, weakref.ref(self)),
@@ -127,7 +137,7 @@ class Model:
         self._metrics.watch_model(
             self.name,
             self._devices,
-            self.row.max_queue,
+            self.settings.max_queue,
             depth=lambda: self.batcher.depth,
             ready=lambda: self.ready,
         )
@@ -135,6 +145,14 @@ class Model:
     def hide(self) -> None:
         """Another has this name now, or none."""
         self._info.hide()
+
+    def check(self, within: float) -> None:
+        self.batcher.check(within=within)
+
+    async def compute(
+        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+    ) -> Computed:
+        return await decode_and_queue(self, self._decoder, self.batcher, image, job, deadline)
 
     def close(self) -> None:
         """Lets the engines finish what waits, and end."""
@@ -206,7 +224,7 @@ def _announce(info: ModelInfo, warm: Warm) -> None:
     info.announce(warm.engine.device, warm.engine.precision, warm.engine.name)
 
 
-def _is_ready(model: weakref.ref[Model]) -> bool:
+def _is_ready(model: weakref.ref[LocalModel]) -> bool:
     found = model()
     return found is not None and found.ready
 
@@ -215,16 +233,16 @@ def _joined(values: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def state_of(model: Model) -> dict[str, Any]:
+def state_of(model: LocalModel) -> dict[str, Any]:
     return {"ready": model.ready, "reason": model.reason, "card": model.describe()}
 
 
-def facts_of(model: Model) -> dict[str, Any]:
+def facts_of(model: LocalModel) -> dict[str, Any]:
     """What others must know of a model, as JSON can hold it."""
     return {
         "name": model.name,
-        "settings": model.row.model_dump(mode="json"),
-        "input": asdict(model.spec),
+        "settings": model.settings.model_dump(mode="json"),
+        "input": asdict(model.input),
         "labels": list(model.labels),
         "channels": model.channels,
         "map_side": model.map_side,

@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 class Member(Protocol):
-    """A model that serves; `row` is how it was asked for, maybe without a name of its own."""
+    """A model that serves; its settings may leave its name open."""
 
     @property
     def name(self) -> str: ...
     @property
-    def row(self) -> ModelSettings: ...
+    def settings(self) -> ModelSettings: ...
 
 
 M = TypeVar("M", bound=Member)
 
 
-class Roster(Generic[M]):
+class Registry(Generic[M]):
     """The models in their order; the first is the default one.
 
     Changes come one after another. Whatever is new is loaded first, beside what serves, and takes
@@ -51,14 +51,14 @@ class Roster(Generic[M]):
         self._turn = asyncio.Lock()
         self._changes: set[asyncio.Task[Any]] = set()
 
-    async def put(self, row: ModelSettings) -> bool:
-        """Serves `row`, which has a name, in place of the model of that name; whether it is new.
+    async def put(self, settings: ModelSettings) -> bool:
+        """Serves a model under the name that its settings have; whether the name is new.
 
         Raises:
             LoadFailed: it cannot be served; what was served still is.
             Conflict: there are as many models as there can be.
         """
-        return await self._whole(self._put(row))
+        return await self._whole(self._put(settings))
 
     async def delete(self, name: str) -> None:
         """Serves a model no longer.
@@ -69,13 +69,13 @@ class Roster(Generic[M]):
         """
         await self._whole(self._delete(name))
 
-    async def reload(self, rows: Sequence[ModelSettings]) -> str:
-        """Serves exactly `rows`; says in words what changed. Those that stay as they are serve on.
+    async def reload(self, models: Sequence[ModelSettings]) -> str:
+        """Serves exactly `models`; says in words what changed. Unchanged ones serve on.
 
         Raises:
             LoadFailed: one of them cannot be served, or two have the same name; nothing changed.
         """
-        return await self._whole(self._reload(rows))
+        return await self._whole(self._reload(models))
 
     async def _whole(self, change: Coroutine[Any, Any, T]) -> T:
         async def in_turn() -> T:
@@ -92,17 +92,17 @@ class Roster(Generic[M]):
         if not task.cancelled():
             task.exception()  # Who asked may have left, and never look.
 
-    async def _put(self, row: ModelSettings) -> bool:
+    async def _put(self, settings: ModelSettings) -> bool:
         names = [member.name for member in self.members]
-        created = row.name not in names
+        created = settings.name not in names
         if created and len(names) >= MOST_MODELS:
             raise Conflict(f"there are {len(names)} models, the most there can be; delete one")
-        loaded = await self._load(row)
+        loaded = await self._load(settings)
         if created:
             self.members = [*self.members, loaded]
         else:
             self.members = [
-                loaded if name == row.name else member
+                loaded if name == settings.name else member
                 for name, member in zip(names, self.members, strict=True)
             ]
         await self._install()
@@ -120,14 +120,14 @@ class Roster(Generic[M]):
         self.members = [m for m in self.members if m.name != name]
         await self._install()
 
-    async def _reload(self, rows: Sequence[ModelSettings]) -> str:
+    async def _reload(self, models: Sequence[ModelSettings]) -> str:
         wanted: list[M] = []
         loaded: list[M] = []
         try:
-            for index, row in enumerate(rows):
-                member = next((m for m in self.members if m.row == row), None)
+            for index, settings in enumerate(models):
+                member = next((m for m in self.members if m.settings == settings), None)
                 if member is None:
-                    member = await self._load_row(index, row)
+                    member = await self._load_numbered(index, settings)
                     loaded.append(member)
                 _check_name(index, member, wanted)
                 wanted.append(member)
@@ -149,19 +149,19 @@ class Roster(Generic[M]):
         said = [f"{_listed(names)} {what}" for what, names in changes.items() if names]
         return "; ".join(said)
 
-    async def _load_row(self, index: int, row: ModelSettings) -> M:
+    async def _load_numbered(self, index: int, settings: ModelSettings) -> M:
         try:
-            return await self._load(row)
+            return await self._load(settings)
         except LoadFailed as error:
             raise LoadFailed(f"models[{index}]: {error}") from None
 
-    async def _load(self, row: ModelSettings) -> M:
+    async def _load(self, settings: ModelSettings) -> M:
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._load_one(row)
+                return await self._load_one(settings)
         except TimeoutError:
             raise LoadFailed(
-                f"{row.spec}: not ready after {self._timeout:g} s; load_timeout_s allows more"
+                f"{settings.spec}: not ready after {self._timeout:g} s; load_timeout_s allows more"
             ) from None
 
 

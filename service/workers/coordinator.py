@@ -16,8 +16,8 @@ from typing import Any
 
 from service.config.settings import MOST_MODELS, ModelSettings
 from service.errors import NotReady, ServiceError, error_of, refusal_of
-from service.repository.registry import Roster
-from service.workers.process import Child
+from service.repository.registry import Registry
+from service.workers.process import ChildProcess
 
 log = logging.getLogger(__name__)
 # For every front end to say that it serves other models; one that takes longer is as good as dead.
@@ -29,7 +29,7 @@ class Served:
     """A model as it was asked for, and what the engine process told of it."""
 
     number: int
-    row: ModelSettings
+    settings: ModelSettings
     told: dict[str, Any]
 
     @property
@@ -37,7 +37,7 @@ class Served:
         return str(self.told["name"])
 
 
-class Directory:
+class Coordinator:
     """Keeps the engine process and the front ends at the same models.
 
     `roster` changes them: the engine process loads, then every front end turns to what is new,
@@ -46,7 +46,7 @@ class Directory:
     """
 
     def __init__(self, rows: Sequence[ModelSettings], timeout: float) -> None:
-        self.roster: Roster[Served] = Roster(
+        self.roster: Registry[Served] = Registry(
             load=self._load,
             install=self._install,
             discard=lambda served: self._serve(),
@@ -55,18 +55,20 @@ class Directory:
         self._first = list(rows)
         self.known = asyncio.Event()  # once the first engine process has told its models
         self._numbers = count()
-        self._engine: Child | None = None
+        self._engine: ChildProcess | None = None
         self._engine_up = asyncio.Event()
         self._loaded: set[int] = set()  # by the present engine process
         self._loading: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._front_ends: dict[Child, int] = {}  # and the version that each serves
+        self._front_ends: dict[ChildProcess, int] = {}  # and the version that each serves
         self._version = 0
         self._agreed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def rows(self) -> list[ModelSettings]:
         """What an engine process that starts now shall open."""
-        named = [each.row.model_copy(update={"name": each.name}) for each in self.roster.members]
+        named = [
+            each.settings.model_copy(update={"name": each.name}) for each in self.roster.members
+        ]
         return named if self.known.is_set() else self._first
 
     def listed(self) -> list[dict[str, Any]]:
@@ -75,12 +77,12 @@ class Directory:
 
     # The engine process
 
-    def engines(self) -> list[Child]:
+    def engines(self) -> list[ChildProcess]:
         """The one there is, unless it is just starting."""
         return [] if self._engine is None else [self._engine]
 
     async def engine_started(
-        self, child: Child, asked: Sequence[Served], told: Sequence[dict[str, Any]]
+        self, child: ChildProcess, asked: Sequence[Served], told: Sequence[dict[str, Any]]
     ) -> None:
         """It has opened the models of `asked`; of the first start where nothing serves yet."""
         if self.known.is_set():
@@ -102,7 +104,7 @@ class Directory:
         if all(served.told[key] == told[key] for key in ("input", "labels")):
             return served
         log.warning("%s has changed on disk; it is served as it is now", served.name)
-        other = Served(self._number(), served.row, told)
+        other = Served(self._number(), served.settings, told)
         self.roster.members = [other if m is served else m for m in self.roster.members]
         return other
 
@@ -159,16 +161,16 @@ class Directory:
 
     # The front ends
 
-    def join(self, child: Child) -> None:
+    def join(self, child: ChildProcess) -> None:
         """A front end has been told the present models."""
         self._front_ends[child] = self._version
 
-    async def leave(self, child: Child) -> None:
+    async def leave(self, child: ChildProcess) -> None:
         async with self._agreed:
             self._front_ends.pop(child, None)
             self._agreed.notify_all()
 
-    async def hear_front_end(self, child: Child, message: dict[str, Any]) -> None:
+    async def hear_front_end(self, child: ChildProcess, message: dict[str, Any]) -> None:
         """It serves the models of a version, or asks for a change."""
         if "version" in message:
             async with self._agreed:
@@ -180,7 +182,7 @@ class Directory:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, child: Child, message: dict[str, Any]) -> None:
+    async def _answer(self, child: ChildProcess, message: dict[str, Any]) -> None:
         created = False
         try:
             if "put" in message:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any, cast
@@ -17,16 +18,15 @@ import numpy as np
 
 from service.errors import NotReady, QueueFull, ServiceError, error_of
 from service.inference.batcher import Job
-from service.inference.pipeline import RETRY_SECONDS
+from service.inference.interfaces import RETRY_SECONDS
 from service.inference.ranking import Row
-from service.inference.tasks import CLASSIFY, Pixels
-from service.inference.waiting import NORMAL
+from service.inference.tasks import Pixels
 from service.workers import wire
-from service.workers.shared_memory import Region
-from service.workers.wire import Answer, Frames, Kind, Submit
+from service.workers.shared_memory import SharedMemory
+from service.workers.wire import Finished, Frames, Kind, Submit, number_of
 
 
-class RemoteQueue:
+class SlotQueue:
     """A model's queue, in which all front ends together have `max_jobs` places.
 
     A job holds its place until it is answered, so those being computed count too. `hold` writes
@@ -46,7 +46,7 @@ class RemoteQueue:
         self._hold = hold
         self._total = total
         self._seconds_per_job = 0.0
-        self._connection: Connection | None = None
+        self._connection: EngineConnection | None = None
         self._free: list[int] = []
         self._admitted: dict[Job[Pixels, Row], int] = {}  # and the slot of each
         self._numbers: dict[Job[Pixels, Row], int] = {}  # of those that were submitted
@@ -68,8 +68,8 @@ class RemoteQueue:
         if wait > within:
             raise QueueFull.too_late(wait, within, retry_after)
 
-    def admit(self, cost: int, task: int = CLASSIFY, priority: int = NORMAL) -> Job[Pixels, Row]:
-        """A place, which the job holds until it is answered, or has left before it is submitted.
+    def admit(self, job: Job[Pixels, Row], cost: int) -> None:
+        """Gives a job a slot until it is answered, or has left before it is submitted.
 
         Raises:
             QueueFull: there is none.
@@ -78,12 +78,10 @@ class RemoteQueue:
         self.check(cost)
         if self._connection is None:
             raise NotReady("the engine process is starting; retry", RETRY_SECONDS)
-        future: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
-        job: Job[Pixels, Row] = Job(future, cost, task, priority)
+        job.cost, job.admitted = cost, time.perf_counter()
         self._admitted[job] = self._free.pop()
         self._occupy(cost)
         job.future.add_done_callback(lambda _: self._leave(job))
-        return job
 
     def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None:
         """Copies an admitted job's pixels into its slot; the decoding thread never sees slots."""
@@ -112,7 +110,7 @@ class RemoteQueue:
         self._bytes += more_bytes
         self._hold(len(self._admitted), self._bytes)
 
-    def deliver(self, job: Job[Pixels, Row], answer: Answer, region: Region) -> None:
+    def deliver(self, job: Job[Pixels, Row], answer: Finished, region: SharedMemory) -> None:
         """The engine process has no more use for the job's slot."""
         self._seconds_per_job = answer.seconds_per_job
         if answer.batch_size and not job.future.done():
@@ -125,7 +123,7 @@ class RemoteQueue:
         self._release(job)
         _set_exception(job, error)
 
-    def connect(self, connection: Connection) -> None:
+    def connect(self, connection: EngineConnection) -> None:
         self._connection = connection
         # The last given back is the first to be taken: memory is touched as needed, not all of it.
         self._free = list(reversed(range(self.max_jobs)))
@@ -147,7 +145,7 @@ def _set_exception(job: Job[Pixels, Row], error: ServiceError) -> None:
         job.future.exception()  # Who still decodes may fail first, and never ask.
 
 
-class Connection(asyncio.Protocol):
+class EngineConnection(asyncio.Protocol):
     """A model's connection to one engine process, with memory of its own.
 
     `update` is given what the engine process tells of the model; `lose` is called and `lost` set
@@ -156,8 +154,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        queue: RemoteQueue,
-        region: Region,
+        queue: SlotQueue,
+        region: SharedMemory,
         update: Callable[[dict[str, Any]], None],
         lose: Callable[[], None],
     ) -> None:
@@ -203,7 +201,7 @@ class Connection(asyncio.Protocol):
         self._jobs[number] = job
         self._schedule()
         self._submits += wire.SUBMIT.pack(
-            *Submit(number, slot, job.admitted, job.task, job.priority, whole)
+            *Submit(number, slot, job.admitted, number_of(job.task), job.priority, whole)
         )
         return number
 

@@ -21,9 +21,9 @@ from service.config.settings import ModelSettings, Settings
 from service.errors import LoadFailed, refusal_of
 from service.logs import log_to_stderr, set_log_level
 from service.repository.loader import FORESEEN, Loader, lost
-from service.repository.model import Model, facts_of
+from service.repository.model import LocalModel, facts_of
 from service.workers.control import Line
-from service.workers.engine_server import Exchange
+from service.workers.engine_server import EngineServer
 from service.workers.shared_metrics import SharedMetrics
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ WATCH_SECONDS = 0.1
 LOST_STATUS = 70  # sysexits.h: EX_SOFTWARE
 
 
-async def leave_when_lost(exchanging: Exchange) -> None:
+async def leave_when_lost(exchanging: EngineServer) -> None:
     """Ends the process, for another to take its place, when an engine cannot recover in it."""
     while not (reasons := lost(exchanging.models.values())):  # noqa: ASYNC110 - engines are threads
         await asyncio.sleep(WATCH_SECONDS)
@@ -46,7 +46,7 @@ async def leave_when_lost(exchanging: Exchange) -> None:
 class Orders:
     """What the supervisor wants: models loaded beside those that serve, then others served."""
 
-    def __init__(self, loader: Loader, exchanging: Exchange, send: Callable[..., None]) -> None:
+    def __init__(self, loader: Loader, exchanging: EngineServer, send: Callable[..., None]) -> None:
         self._loader = loader
         self._exchange = exchanging
         self._send = send
@@ -89,14 +89,14 @@ def apply(settings: Settings) -> None:
 
 async def serve(
     loader: Loader,
-    models: dict[int, Model],
+    models: dict[int, LocalModel],
     line: Line,
     listener: socket.socket,
     metrics: SharedMetrics,
 ) -> None:
     runtime.tune_interpreter()
     loop = asyncio.get_running_loop()
-    exchanging = Exchange()
+    exchanging = EngineServer()
     for number, model in models.items():
         exchanging.add(number, model)
         loader.start(model)

@@ -11,19 +11,19 @@ from functools import partial
 from typing import cast
 
 from service.errors import QueueFull, refusal_of
-from service.inference.batcher import Job
+from service.inference.batcher import Job, Priority
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
-from service.repository.model import Model, state_of
+from service.repository.model import LocalModel, state_of
 from service.workers import wire
-from service.workers.shared_memory import Region, Shape
-from service.workers.wire import Answer, Frames, Kind, Submit
+from service.workers.shared_memory import MemoryShape, SharedMemory
+from service.workers.wire import Finished, Frames, Kind, Submit, task_of
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
 
 
-class Caller(asyncio.Protocol):
+class FrontEndConnection(asyncio.Protocol):
     """The connection of one front end to one model.
 
     Results are written by the event loop, and only while the connection lives, to memory that is
@@ -32,11 +32,11 @@ class Caller(asyncio.Protocol):
 
     def __init__(
         self,
-        model: Model,
-        region: Region,
+        model: LocalModel,
+        region: SharedMemory,
         *,
-        greet: Callable[[Caller], None],
-        forget: Callable[[Caller], None],
+        greet: Callable[[FrontEndConnection], None],
+        forget: Callable[[FrontEndConnection], None],
     ) -> None:
         self._greet = greet
         self._forget = forget
@@ -74,8 +74,9 @@ class Caller(asyncio.Protocol):
     def _submit(self, submitted: Submit) -> None:
         batcher = self._model.batcher
         pixels = self._region.pixels(submitted.slot, whole=submitted.whole)
+        job: Job[Pixels, Row] = Job(task_of(submitted.task), Priority(submitted.priority))
         try:
-            job = batcher.admit(pixels.nbytes, submitted.task, submitted.priority)
+            batcher.admit(job, pixels.nbytes)
         except QueueFull as error:
             self._refuse(submitted.job, error)
             return
@@ -104,7 +105,7 @@ class Caller(asyncio.Protocol):
         size = 0 if future.cancelled() else job.batch_size
         pace = self._model.batcher.seconds_per_job
         self._answers += wire.ANSWER.pack(
-            *Answer(submitted.job, job.started, job.finished, size, pace)
+            *Finished(submitted.job, job.started, job.finished, size, pace)
         )
 
     def _refuse(self, number: int, error: BaseException) -> None:
@@ -115,22 +116,22 @@ class Caller(asyncio.Protocol):
         self._answers.clear()
 
 
-class Exchange:
+class EngineServer:
     """The models by their numbers, the front ends connected to each, and what those are told."""
 
     def __init__(self) -> None:
-        self._models: dict[int, Model] = {}
-        self._callers: dict[int, set[Caller]] = {}
+        self._models: dict[int, LocalModel] = {}
+        self._callers: dict[int, set[FrontEndConnection]] = {}
         self._states: dict[int, bytes] = {}
         self._retired: set[int] = set()
         self._greetings: set[asyncio.Task[None]] = set()
 
     @property
-    def models(self) -> dict[int, Model]:
+    def models(self) -> dict[int, LocalModel]:
         """Those that serve, not those whose last answers are awaited."""
         return {n: model for n, model in self._models.items() if n not in self._retired}
 
-    def add(self, number: int, model: Model) -> None:
+    def add(self, number: int, model: LocalModel) -> None:
         self._models[number] = model
         self._callers[number] = set()
         self._states[number] = wire.message(Kind.STATE, state_of(model))
@@ -168,15 +169,15 @@ class Exchange:
             return
         ((_, body),) = Frames().feed(data)
         hello = wire.content(body)
-        shape, number = Shape(*hello["shape"]), hello["model"]
+        shape, number = MemoryShape(*hello["shape"]), hello["model"]
         model = self.models.get(number)
         try:
             if model is None:
                 stream.close()  # The front end will hear of other models.
                 return
-            caller = Caller(
+            caller = FrontEndConnection(
                 model,
-                Region(fds[0], shape),
+                SharedMemory(fds[0], shape),
                 greet=partial(self._add, number),
                 forget=partial(self._leave, number),
             )
@@ -184,14 +185,14 @@ class Exchange:
             os.close(fds[0])
         await loop.connect_accepted_socket(lambda: caller, stream)
 
-    def _add(self, number: int, caller: Caller) -> None:
+    def _add(self, number: int, caller: FrontEndConnection) -> None:
         if number not in self.models:
             caller.hang_up()  # It was retired this moment.
             return
         caller.tell(self._states[number])
         self._callers[number].add(caller)
 
-    def _leave(self, number: int, caller: Caller) -> None:
+    def _leave(self, number: int, caller: FrontEndConnection) -> None:
         if number in self._callers:
             self._callers[number].discard(caller)
             self._free(number)

@@ -18,11 +18,12 @@ from service.config.settings import Settings
 from service.http.app import create_app
 from service.http.listener import BACKLOG
 from service.http.server import Server
+from service.inference.decoding import Decoder
 from service.logs import log_to_stderr
 from service.workers.acceptor import Acceptor
 from service.workers.control import Line, engine_socket
-from service.workers.occupancy import Ledger
-from service.workers.remote import RemoteFleet
+from service.workers.occupancy import Occupancy
+from service.workers.remote import RemoteRepository, Surroundings
 from service.workers.shared_metrics import SharedMetrics
 
 
@@ -36,15 +37,15 @@ class FrontEnd(Server):
     def __init__(
         self,
         settings: Settings,
-        fleet: RemoteFleet,
+        repository: RemoteRepository,
         metrics: SharedMetrics,
         line: Line,
         listener: socket.socket,
-        ledger: Ledger,
+        ledger: Occupancy,
         index: int,
     ) -> None:
-        super().__init__(create_app(settings, metrics, fleet), settings)
-        self._fleet = fleet
+        super().__init__(create_app(settings, metrics, repository), settings)
+        self._repository = repository
         self._metrics = metrics
         self._line = line
         self._listener = listener
@@ -70,7 +71,7 @@ class FrontEnd(Server):
             elif "apply" in message:
                 self.apply(Settings.model_validate(message["apply"]))
             else:
-                self._fleet.hear(message)
+                self._repository.hear(message)
 
         self._line.send(up=True)
         self._line.follow(lambda message: loop.call_soon_threadsafe(act, message))
@@ -96,10 +97,12 @@ def main(line_fd: int, listener_fd: int, folder: str) -> None:
     log_to_stderr(settings.log_level, settings.log_format)
     metrics = SharedMetrics(folder)
     index = start["index"]
-    ledger = Ledger(start["ledger"], settings.workers)
-    fleet = RemoteFleet(start["models"], index, engine_socket(folder), ledger, metrics, line.send)
+    ledger = Occupancy(start["ledger"], settings.workers)
+    decoder = Decoder(settings.decode_threads, settings.max_pixels)
+    shared = Surroundings(index, engine_socket(folder), ledger, decoder)
+    repository = RemoteRepository(start["models"], shared, metrics, line.send)
     listener = socket.socket(fileno=listener_fd)
-    FrontEnd(settings, fleet, metrics, line, listener, ledger, index).run(sockets=[])
+    FrontEnd(settings, repository, metrics, line, listener, ledger, index).run(sockets=[])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from service.config.settings import MOST_MODELS
 ABSENT = -1
 
 
-class Ledger:
+class Occupancy:
     """Shared memory of int64; each front end writes its own rows and reads all.
 
     `held`, [MOST_MODELS, N front ends, 2]: places in the queue, and their bytes. Two front ends
@@ -31,7 +31,7 @@ class Ledger:
         """The file descriptor of a ledger in which nobody holds anything."""
         fd = os.memfd_create("resnet-serve-ledger", os.MFD_CLOEXEC)
         os.ftruncate(fd, (MOST_MODELS * front_ends * 2 + front_ends) * 8)
-        ledger = Ledger(fd, front_ends)
+        ledger = Occupancy(fd, front_ends)
         for index in range(front_ends):
             ledger.clear(index)
         return fd

@@ -19,7 +19,7 @@ MARGIN_SECONDS = 5.0
 MAX_MESSAGE = 2**26
 
 
-class Child:
+class ChildProcess:
     """A started process and this end of its line."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Child:
     @classmethod
     async def start(
         cls, module: str, listener: socket.socket, folder: str, inherited: Sequence[int]
-    ) -> Child:
+    ) -> ChildProcess:
         """Runs `service.MODULE`, which also inherits the file descriptors `inherited`."""
         ours, theirs = socket.socketpair()
         with theirs:

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -15,12 +16,18 @@ from typing import Any
 from models.preprocess import InputSpec
 from service.config.settings import MOST_MODELS, ModelSettings
 from service.errors import error_of
-from service.inference.refcount import Lease
+from service.inference.batcher import Job
+from service.inference.decoding import Decoder
+from service.inference.interfaces import Computed, batch_share
+from service.inference.pipeline import decode_and_queue
+from service.inference.ranking import Row
+from service.inference.refcount import RefCount
+from service.inference.tasks import Pixels
 from service.metrics import Metrics
 from service.workers import wire
-from service.workers.engine_client import Connection, RemoteQueue
-from service.workers.occupancy import Ledger
-from service.workers.shared_memory import Region, Shape
+from service.workers.engine_client import EngineConnection, SlotQueue
+from service.workers.occupancy import Occupancy
+from service.workers.shared_memory import MemoryShape, SharedMemory
 from service.workers.wire import Kind
 
 log = logging.getLogger(__name__)
@@ -30,37 +37,47 @@ GREETING_SECONDS = 5.0
 STARTING = "the engine process is starting"
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the models of a front end share: `index` says which of the front ends it is, `path` is
+    the socket where the engine process listens."""
+
+    index: int
+    path: str
+    occupancy: Occupancy
+    decoder: Decoder
+
+
 class RemoteModel:
-    """What the engine process has told of a model; see `service.inference.pipeline.Model`.
+    """A model whose engines run in the engine process; see `service.inference.interfaces.Model`.
 
     It stays connected: the connection is made again whenever it breaks. `told` is its entry in
-    the supervisor's list, `index` which of the front ends this is, `path` the socket where the
-    engine process listens.
+    the supervisor's list.
     """
 
-    def __init__(self, told: dict[str, Any], index: int, path: str, ledger: Ledger) -> None:
+    def __init__(self, told: dict[str, Any], shared: Surroundings) -> None:
         settings = ModelSettings.model_validate(told["settings"])
-        self.row = settings
+        self.settings = settings
         self.number: int = told["number"]
         self.name: str = told["name"]
-        self.spec = InputSpec(**told["input"])
+        self.input = InputSpec(**told["input"])
         self.labels: Sequence[str] = told["labels"]
         self.channels: int = told["channels"]
         self.map_side: int = told["map_side"]
-        self.limit = settings.max_queue
-        self.batch_share = max(1, min(settings.max_batch, settings.max_queue // 2))
+        self.batch_share = batch_share(settings)
         row = self.number % MOST_MODELS
-        self.batcher = RemoteQueue(
+        self._decoder = shared.decoder
+        self.queue = SlotQueue(
             settings.max_queue,
             settings.max_queue_bytes,
-            hold=partial(ledger.hold, index, row),
-            total=partial(ledger.total, row),
+            hold=partial(shared.occupancy.hold, shared.index, row),
+            total=partial(shared.occupancy.total, row),
         )
-        self.lease = Lease()
+        self.users = RefCount()
         self.ready, self.reason = False, STARTING
         self.greeted = asyncio.Event()
         self._card: dict[str, Any] = told["card"]
-        self._path = path
+        self._path = shared.path
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -73,6 +90,14 @@ class RemoteModel:
 
     def describe(self) -> dict[str, Any]:
         return self._card | {"reason": self.reason}
+
+    def check(self, within: float) -> None:
+        self.queue.check(within=within)
+
+    async def compute(
+        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+    ) -> Computed:
+        return await decode_and_queue(self, self._decoder, self.queue, image, job, deadline)
 
     def _update(self, state: dict[str, Any]) -> None:
         self.ready, self.reason, self._card = state["ready"], state["reason"], state["card"]
@@ -94,17 +119,25 @@ class RemoteModel:
         self.ready, self.reason = False, "the engine process ended; another is starting"
         self._card = self._card | {"engine": None, "state": "loading"}
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> EngineConnection:
         loop = asyncio.get_running_loop()
-        shape = Shape(self.limit, self.spec.size, len(self.labels), self.channels, self.map_side**2)
+        shape = MemoryShape(
+            self.settings.max_queue,
+            self.input.size,
+            len(self.labels),
+            self.channels,
+            self.map_side**2,
+        )
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         stream.setblocking(False)
-        fd = Region.allocate(shape)
+        fd = SharedMemory.allocate(shape)
         try:
             await loop.sock_connect(stream, self._path)
             hello = {"model": self.number, "shape": shape}
             socket.send_fds(stream, [wire.message(Kind.HELLO, hello)], [fd])
-            connection = Connection(self.batcher, Region(fd, shape), self._update, self._lose)
+            connection = EngineConnection(
+                self.queue, SharedMemory(fd, shape), self._update, self._lose
+            )
             await loop.create_unix_connection(lambda: connection, sock=stream)
         except BaseException:
             stream.close()
@@ -114,23 +147,20 @@ class RemoteModel:
         return connection
 
 
-class RemoteFleet:
+class RemoteRepository:
     """All models, and the way of their changes: they are the supervisor's to make.
 
-    `listed`: the supervisor's list of models; `send`: to the supervisor. For the rest, see
-    `RemoteModel`.
+    `listed`: the supervisor's list of models; `send`: to the supervisor.
     """
 
     def __init__(
         self,
         listed: Sequence[dict[str, Any]],
-        index: int,
-        path: str,
-        ledger: Ledger,
+        shared: Surroundings,
         metrics: Metrics,
         send: Callable[..., None],
     ) -> None:
-        self._make = partial(RemoteModel, index=index, path=path, ledger=ledger)
+        self._shared = shared
         self._metrics = metrics
         self._send = send
         self._asked: dict[int, asyncio.Future[bool]] = {}
@@ -138,7 +168,7 @@ class RemoteFleet:
         self._turn = asyncio.Lock()
         self._adopting: set[asyncio.Task[None]] = set()
         self.models: dict[str, RemoteModel] = {}
-        self._serve([self._make(told) for told in listed])
+        self._serve([RemoteModel(told, shared) for told in listed])
 
     def start(self) -> None:
         for model in self.models.values():
@@ -149,11 +179,12 @@ class RemoteFleet:
         return {}
 
     def close(self, timeout: float) -> bool:
-        """Nothing computes in this process."""
+        """No engine computes in this process."""
+        self._shared.decoder.close()
         return True
 
-    async def put(self, row: ModelSettings) -> bool:
-        return await self._ask(put=row.model_dump(mode="json"))
+    async def put(self, settings: ModelSettings) -> bool:
+        return await self._ask(put=settings.model_dump(mode="json"))
 
     async def delete(self, name: str) -> None:
         await self._ask(delete=name)
@@ -185,7 +216,9 @@ class RemoteFleet:
     async def _adopt(self, models: list[dict[str, Any]], version: int) -> None:
         async with self._turn:
             present = {model.number: model for model in self.models.values()}
-            listed = [present.get(told["number"]) or self._make(told) for told in models]
+            listed = [
+                present.get(told["number"]) or RemoteModel(told, self._shared) for told in models
+            ]
             fresh = [model for model in listed if model.number not in present]
             for model in fresh:
                 model.start()
@@ -206,13 +239,13 @@ class RemoteFleet:
                 self._watch(model)
         for name, model in before.items():
             if self.models.get(name) is not model:
-                model.lease.retire(model.close)
+                model.users.retire(model.close)
 
     def _watch(self, model: RemoteModel) -> None:
         self._metrics.watch_model(
             model.name,
             (),
-            model.limit,
-            depth=lambda: model.batcher.depth,
+            model.settings.max_queue,
+            depth=lambda: model.queue.depth,
             ready=lambda: model.ready,
         )

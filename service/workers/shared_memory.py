@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.inference.ranking import Row
-from service.inference.tasks import CLASSIFY, EMBED, Pixels
+from service.inference.tasks import Classify, Embed, Pixels, Task
 
 LINE = 64  # bytes of a cache line
 
 
-class Shape(NamedTuple):
+class MemoryShape(NamedTuple):
     """What a region holds: slots for images of `size` pixels a side and of `classes`, and for
     details: `channels` that the head is given, `cells` in each of the last maps.
     """
@@ -41,18 +41,18 @@ class Shape(NamedTuple):
         """Numbers of a slot's row: classes, probabilities, the longest detail."""
         return 2 * self.classes + max(self.channels, self.cells + 1)
 
-    def detail(self, task: int) -> int:
+    def detail(self, task: Task) -> int:
         """How many numbers the detail of a task has (see `service.inference.tasks`)."""
-        if task == CLASSIFY:
+        if isinstance(task, Classify):
             return 0
-        return self.channels if task == EMBED else self.cells + 1
+        return self.channels if isinstance(task, Embed) else self.cells + 1
 
     @property
     def nbytes(self) -> int:
         return self.pixel_bytes + self.slots * self.row * 4
 
 
-class Region:
+class SharedMemory:
     """Shared memory of one connection: S slots of pixels and of rankings.
 
     `whole`: uint8 [S, H, W, 3], or `fractional`: float32, in the same memory, of which a page
@@ -65,7 +65,7 @@ class Region:
         ValueError: the file is smaller than the shape needs.
     """
 
-    def __init__(self, fd: int, shape: Shape) -> None:
+    def __init__(self, fd: int, shape: MemoryShape) -> None:
         slots, size = shape.slots, shape.size
         if os.fstat(fd).st_size < shape.nbytes:
             raise ValueError(f"the region needs {shape.nbytes} bytes")
@@ -79,7 +79,7 @@ class Region:
         self._shape = shape
 
     @staticmethod
-    def allocate(shape: Shape) -> int:
+    def allocate(shape: MemoryShape) -> int:
         """The file descriptor of new memory for `shape`; pages exist once they are written."""
         fd = os.memfd_create("resnet-serve", os.MFD_CLOEXEC)
         os.ftruncate(fd, shape.nbytes)
@@ -98,7 +98,7 @@ class Region:
         if found.detail is not None:
             row[2 * classes :][: len(found.detail)] = found.detail.view(np.int32)
 
-    def read_row(self, slot: int, task: int) -> Row:
+    def read_row(self, slot: int, task: Task) -> Row:
         """A copy of what `write_row` has put there."""
         classes, length = self._shape.classes, self._shape.detail(task)
         row = self.rows[slot, : 2 * classes + length].copy()

@@ -26,9 +26,9 @@ from service.http.listener import BACKLOG, NEW_CONNECTION_SECONDS, announce
 from service.logs import set_log_level
 from service.workers import shared_metrics
 from service.workers.control import engine_socket
-from service.workers.coordinator import Directory
-from service.workers.occupancy import Ledger
-from service.workers.process import MARGIN_SECONDS, Child
+from service.workers.coordinator import Coordinator
+from service.workers.occupancy import Occupancy
+from service.workers.process import MARGIN_SECONDS, ChildProcess
 
 log = logging.getLogger(__name__)
 # Between a death and its replacement; who has lived for a while starts again at the first.
@@ -68,20 +68,20 @@ class Supervisor:
         self._settings = settings
         self._request_seconds = request_seconds
         self._reload = reload
-        self._directory = Directory(settings.models, settings.load_timeout_s)
+        self._directory = Coordinator(settings.models, settings.load_timeout_s)
         self._listener = listener
         self._folder = folder
         # It outlives every engine process: who connects meanwhile waits for the next one.
         self._engine_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._engine_listener.bind(engine_socket(folder))
         self._engine_listener.listen(BACKLOG)
-        self._ledger_fd = Ledger.allocate(settings.workers)
-        self._ledger = Ledger(self._ledger_fd, settings.workers)
+        self._ledger_fd = Occupancy.allocate(settings.workers)
+        self._ledger = Occupancy(self._ledger_fd, settings.workers)
         self._stopping = asyncio.Event()
         self._up: set[int] = set()
-        self._engine: Child | None = None
-        self._front_ends: set[Child] = set()  # those that have what they need to start
-        self._children: set[Child] = set()
+        self._engine: ChildProcess | None = None
+        self._front_ends: set[ChildProcess] = set()  # those that have what they need to start
+        self._children: set[ChildProcess] = set()
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -149,12 +149,12 @@ class Supervisor:
         name: str,
         module: str,
         listener: socket.socket,
-        attend: Callable[[Child], Awaitable[None]],
+        attend: Callable[[ChildProcess], Awaitable[None]],
     ) -> int:
         """Keeps a process running; the status of the one that lived when the service stopped."""
         attempt = 0
         while True:
-            child = await Child.start(module, listener, self._folder, [self._ledger_fd])
+            child = await ChildProcess.start(module, listener, self._folder, [self._ledger_fd])
             self._children.add(child)
             await attend(child)
             status = await child.process.wait()
@@ -178,7 +178,7 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), delay)
                 return 0
 
-    async def _hear(self, child: Child) -> None:
+    async def _hear(self, child: ChildProcess) -> None:
         """Starts an engine process and hears it until it ends.
 
         Raises:
@@ -203,7 +203,7 @@ class Supervisor:
             directory.hear_engine(message)
         directory.engine_ended()
 
-    async def _instruct(self, index: int, child: Child) -> None:
+    async def _instruct(self, index: int, child: ChildProcess) -> None:
         """Tells a new front end what it must know, until when it has only imported, and hears it
         until it ends."""
         directory = self._directory

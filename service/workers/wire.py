@@ -9,7 +9,7 @@ one clock for a host.
                           SUBMIT     Submit records
                           WITHDRAW   job numbers: their callers left
     engine → front end    STATE      JSON {"ready", "reason", "card"}
-                          ANSWER     Answer records
+                          ANSWER     Finished records
                           REFUSAL    JSON [job, refusal]
 
 Every submitted job gets exactly one ANSWER or REFUSAL, withdrawn or not: until then its slot is
@@ -23,6 +23,8 @@ import struct
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple
+
+from service.inference.tasks import CLASSIFY, Classify, Embed, Explain, Task
 
 HEADER = struct.Struct("<IB")
 SUBMIT = struct.Struct("<QIdiB?")
@@ -45,7 +47,7 @@ class Submit(NamedTuple):
     whole: bool
 
 
-class Answer(NamedTuple):
+class Finished(NamedTuple):
     """A job whose ranking lies in its slot, unless it was withdrawn before (`batch_size` 0).
 
     `seconds_per_job`: of the device's time, as measured lately.
@@ -72,6 +74,27 @@ def content(body: bytes) -> Any:
     return json.loads(body)
 
 
+# A task's number; those from 0 on are classes to explain.
+CLASSIFYING, EMBEDDING, EXPLAINING = -3, -2, -1
+
+
+def number_of(task: Task) -> int:
+    if isinstance(task, Classify):
+        return CLASSIFYING
+    if isinstance(task, Embed):
+        return EMBEDDING
+    return EXPLAINING if task.class_id is None else task.class_id
+
+
+def task_of(number: int) -> Task:
+    """What `number_of` was given."""
+    if number == CLASSIFYING:
+        return CLASSIFY
+    if number == EMBEDDING:
+        return Embed()
+    return Explain(None if number == EXPLAINING else number)
+
+
 def submits(body: bytes) -> Iterator[Submit]:
     return map(Submit._make, SUBMIT.iter_unpack(body))
 
@@ -80,8 +103,8 @@ def withdrawals(body: bytes) -> Iterator[int]:
     return (job for (job,) in WITHDRAW.iter_unpack(body))
 
 
-def answers(body: bytes) -> Iterator[Answer]:
-    return map(Answer._make, ANSWER.iter_unpack(body))
+def answers(body: bytes) -> Iterator[Finished]:
+    return map(Finished._make, ANSWER.iter_unpack(body))
 
 
 class Frames:

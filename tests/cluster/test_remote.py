@@ -13,6 +13,7 @@ import pytest
 from models.preprocess import CIFAR
 from service.config.settings import ModelSettings, Settings
 from service.errors import EngineFailed, NotReady, QueueFull, ServiceError, refusal_of
+from service.inference.pipeline import Pipeline
 from service.inference.ranking import Row
 from service.metrics import Metrics
 
@@ -166,9 +167,9 @@ def test_an_image_is_computed_by_a_replica_that_is_ready(
 
     async def compute() -> Any:
         handle: Any = Handle(Method(greeting(True)), method)
-        fleet = repository.RayFleet(settings, [handle], metrics := Metrics())
-        await fleet.greet()
-        pipeline = repository.RayPipeline(settings, metrics, fleet)
+        models = repository.RayRepository(settings, [handle], metrics := Metrics())
+        await models.greet()
+        pipeline = Pipeline(metrics, models)
         deadline = asyncio.get_running_loop().time() + 100
         return await pipeline.compute(pipeline.find(None), b"an image", deadline)
 

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
-from service.http.routers.classify import router
+from service.http.app import ENDPOINTS
 from service.http.v2.routes import ROUTES
 from tests.conftest import client, started
 from tests.deploy.chart import CHART, RELEASE, ROOT, SETS, Rendered, Values, render
@@ -131,7 +131,7 @@ def test_a_longer_drain_has_longer_until_the_kill(others: dict[str, Rendered]) -
 
 def test_what_is_passed_on_from_outside_exists(charts: dict[str, Rendered]) -> None:
     everything = charts["everything"]
-    routes = [*router.routes, *ROUTES]
+    routes = [*ROUTES, *(route for each in ENDPOINTS for route in each.router.routes)]
     values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
     for prefix in (*values["ingress"]["paths"], *values["httpRoute"]["paths"]):
         assert any(getattr(route, "path", "").startswith(f"{prefix}/") for route in routes)

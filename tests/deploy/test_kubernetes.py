@@ -13,7 +13,7 @@ import yaml
 from service.config.keys import TOO_OPEN
 from service.config.settings import PREFIX, Settings, load
 from service.http.listener import NEW_CONNECTION_SECONDS
-from service.http.routers.classify import router
+from service.http.routers.health import router
 from service.metrics import Metrics
 from service.workers.process import MARGIN_SECONDS
 from tests.deploy.chart import SETS

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from service.http.routers.classify import WEB
+from service.http.routers.pages import WEB
 from service.metrics import PHASES
 from tests.conftest import Service, client, encoded
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.http.routers.classify import WEB
+from service.http.routers.pages import WEB
 from tests.conftest import client, encoded, started
 
 ROOT = Path(__file__).parents[2]

@@ -17,10 +17,9 @@ from service.cli.bulk.inputs import Encoded, Entry
 from service.cli.bulk.rows import Row
 from service.config.settings import Settings
 from service.engines.engine import Warm
-from service.errors import CallerError
+from service.errors import RequestError
 from service.inference import decoding
-from service.inference.postprocess import top_k
-from service.inference.ranking import Ranking
+from service.inference.ranking import Ranking, top_k
 from service.inference.tasks import Pixels
 from service.runtime import SWITCH_SECONDS
 
@@ -116,7 +115,7 @@ def decode(image: Encoded, spec: InputSpec) -> Decoded:
         return Decoded(image.name, decoding.decode(data, spec, MAX_PIXELS), "")
     except OSError as error:
         return Decoded(image.name, None, error.strerror or str(error))
-    except (CallerError, ValueError) as error:
+    except (RequestError, ValueError) as error:
         return Decoded(image.name, None, str(error))
 
 

@@ -12,17 +12,11 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from service.http import schemas
+from service.http.admission import admit
+from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, taking
 from service.http.problems import timed
-from service.http.routers.classify import (
-    BINARY,
-    ONE_IMAGE,
-    REFUSALS,
-    TIMEOUT_HEADER,
-    Name,
-    admit,
-    compute,
-)
-from service.inference.tasks import EMBED
+from service.http.routers.classify import compute
+from service.inference.tasks import Embed
 
 Format = Literal["json", "npy", "f32"]
 MEDIA_TYPES = {"npy": "application/x-npy", "f32": "application/octet-stream"}
@@ -34,10 +28,7 @@ router = APIRouter()
     "/v1/embed",
     response_model=schemas.Embedding,
     responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)}, **REFUSALS},
-    openapi_extra={
-        "requestBody": {"required": True, "content": ONE_IMAGE},
-        "parameters": [TIMEOUT_HEADER],
-    },
+    openapi_extra=taking(ONE_IMAGE),
 )
 async def embed(
     request: Request,
@@ -50,15 +41,15 @@ async def embed(
     ] = "json",
 ) -> Response:
     """The features of one image, float32 [C]: raw bytes, or a form with the field `image`."""
-    _, served, _, deadline = admit(request.scope, model, None)
-    computed = await compute(request, served, EMBED, deadline)
+    admission = admit(request.scope, model, None)
+    computed = await compute(request, admission, Embed())
     assert computed.row.detail is not None
     features = normalized(computed.row.detail) if normalize else computed.row.detail
     timing = schemas.timing_of(computed)
     if format != "json":
         return Response(_packed(features, format), 200, timed(timing), MEDIA_TYPES[format])
     body = {
-        "model": served.name,
+        "model": admission.model.name,
         "dimensions": len(features),
         "normalized": normalize,
         "embedding": features.tolist(),

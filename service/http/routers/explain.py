@@ -22,19 +22,13 @@ from pydantic_core import to_json
 from models import preprocess
 from service.errors import BadParameter
 from service.http import schemas
+from service.http.admission import admit
+from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, taking
 from service.http.problems import timed
-from service.http.routers.classify import (
-    BINARY,
-    ONE_IMAGE,
-    REFUSALS,
-    TIMEOUT_HEADER,
-    Name,
-    admit,
-    compute,
-)
-from service.inference.pipeline import Computed, Model
-from service.inference.postprocess import top_k
-from service.inference.tasks import EXPLAIN
+from service.http.routers.classify import compute
+from service.inference.interfaces import Computed, Model
+from service.inference.ranking import top_k
+from service.inference.tasks import Explain
 
 # From what speaks little for the class to what speaks most for it.
 COLOURS = np.array([(20, 0, 60), (150, 20, 110), (240, 90, 40), (255, 210, 60)], float)
@@ -48,10 +42,7 @@ router = APIRouter()
     "/v1/explain",
     response_model=schemas.Explanation,
     responses={200: {"content": {"image/png": BINARY}}, **REFUSALS},
-    openapi_extra={
-        "requestBody": {"required": True, "content": ONE_IMAGE},
-        "parameters": [TIMEOUT_HEADER],
-    },
+    openapi_extra=taking(ONE_IMAGE),
 )
 async def explain(
     request: Request,
@@ -64,11 +55,10 @@ async def explain(
     ] = "json",
 ) -> Response:
     """What each place of one image adds to a class's logit (before the temperature)."""
-    _, served, _, deadline = admit(request.scope, model, None)
-    task = EXPLAIN if class_id is None else class_id
-    _check(served, task)
-    computed = await compute(request, served, task, deadline)
-    body = _explanation(task, computed)
+    admission = admit(request.scope, model, None)
+    _check(admission.model, class_id)
+    computed = await compute(request, admission, Explain(class_id))
+    body = _explanation(class_id, computed)
     headers = timed(body["timing_ms"])
     if format == "json":
         return Response(to_json(body), 200, headers, "application/json")
@@ -77,24 +67,25 @@ async def explain(
     return Response(picture, 200, headers, "image/png")
 
 
-def _check(model: Model, task: int) -> None:
+def _check(model: Model, class_id: int | None) -> None:
     if model.map_side < 2:
         raise BadParameter(
             f"{model.name} cannot explain: its last maps have one place only, "
-            f"as it halves images of {model.spec.size} pixels too often"
+            f"as it halves images of {model.input.size} pixels too often"
         )
-    if task >= len(model.labels):
-        raise BadParameter(f"class_id must be from 0 to {len(model.labels) - 1}, not {task}")
+    if class_id is not None and class_id >= len(model.labels):
+        raise BadParameter(f"class_id must be from 0 to {len(model.labels) - 1}, not {class_id}")
 
 
-def _explanation(task: int, computed: Computed) -> dict[str, Any]:
+def _explanation(class_id: int | None, computed: Computed) -> dict[str, Any]:
     """What `schemas.Explanation` describes."""
     model, row, detail = computed.model, computed.row, computed.row.detail
     assert detail is not None
     grid, bias = detail[:-1].reshape(model.map_side, model.map_side), float(detail[-1])
-    class_id = int(row.classes[0]) if task == EXPLAIN else task
+    if class_id is None:
+        class_id = int(row.classes[0])
     probability = float(row.probabilities[row.classes == class_id][0])
-    seen = preprocess.region(*computed.decoded.size, model.spec)
+    seen = preprocess.region(*computed.decoded.size, model.input)
     predictions = top_k(row, model.labels, min(5, len(model.labels)))
     return {
         "model": model.name,

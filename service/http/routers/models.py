@@ -1,4 +1,4 @@
-"""Models that come and go while others serve."""
+"""Which models serve, and how that changes while others serve."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from pydantic_core import from_json
 from service.config.settings import ModelSettings, validated
 from service.errors import BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
-from service.http.routers.classify import PROBLEM, REFUSALS, pipeline_of, receive
+from service.http.admission import receive
+from service.http.openapi import PROBLEM, REFUSALS
+from service.http.services import services_of
 from service.http.uploads import media_type
-from service.inference.pipeline import RETRY_SECONDS, Pipeline
+from service.inference.interfaces import RETRY_SECONDS
+from service.inference.pipeline import Pipeline
 
 MAX_BODY_BYTES = 2**16
 DENIED: dict[int | str, dict[str, Any]] = {
     401: REFUSALS[401],
-    403: PROBLEM | {"description": "the key is no admin key, or none is configured"},
+    403: PROBLEM | {"description": "the key is not an admin key, or no admin key is configured"},
 }
 UNAVAILABLE = PROBLEM | {"description": "draining, or the engine is down; with Retry-After"}
 
@@ -35,6 +38,21 @@ def described() -> dict[str, Any]:
 router = APIRouter()
 
 
+@router.get("/v1/models", responses={401: REFUSALS[401]})
+async def list_models(request: Request) -> schemas.Models:
+    """What is served, the default model first."""
+    described = [model.describe() for model in services_of(request.scope).pipeline.models.values()]
+    return schemas.Models.model_validate({"models": described})
+
+
+@router.get("/v1/models/{name}", responses={code: REFUSALS[code] for code in (401, 404, 422)})
+async def show_model(request: Request, name: str) -> schemas.ModelDetails:
+    """One model, with its card."""
+    return schemas.ModelDetails.model_validate(
+        services_of(request.scope).pipeline.find(name).describe()
+    )
+
+
 @router.put(
     "/v1/models/{name}",
     response_model=schemas.ModelDetails,
@@ -45,8 +63,9 @@ router = APIRouter()
         408: REFUSALS[408],
         409: PROBLEM | {"description": "as many models as there can be"},
         413: PROBLEM | {"description": "body over 64 KiB"},
-        415: PROBLEM | {"description": "a content type that is not JSON"},
-        422: PROBLEM | {"description": "a field that cannot be, or a model that does not load"},
+        415: PROBLEM | {"description": "the content type is not JSON"},
+        422: PROBLEM
+        | {"description": "a field has an impossible value, or the model does not load"},
         429: PROBLEM | {"description": "too many bytes are being received; with Retry-After"},
         503: UNAVAILABLE,
     },
@@ -59,7 +78,7 @@ async def put_model(request: Request, name: str) -> Response:
     it now: no request fails meanwhile. If it does not load, nothing changes."""
     pipeline = serving(request)
     row = settings_of_model(name, await read_json(request))
-    created = await pipeline.fleet.put(row)
+    created = await pipeline.repository.put(row)
     card = schemas.ModelDetails.model_validate(pipeline.find(name).describe())
     status = HTTPStatus.CREATED if created else HTTPStatus.OK
     return Response(card.model_dump_json(), status, media_type="application/json")
@@ -78,12 +97,12 @@ async def put_model(request: Request, name: str) -> Response:
 )
 async def delete_model(request: Request, name: str) -> Response:
     """Serves a model no longer; requests that have found it are still answered."""
-    await serving(request).fleet.delete(name)
+    await serving(request).repository.delete(name)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
 def serving(request: Request) -> Pipeline:
-    pipeline = pipeline_of(request)
+    pipeline = services_of(request.scope).pipeline
     if pipeline.draining:
         raise NotReady("the service is shutting down; ask another replica", RETRY_SECONDS)
     return pipeline
@@ -94,7 +113,7 @@ async def read_json(request: Request) -> dict[str, Any]:
 
     Raises:
         UnsupportedMediaType, BadParameter: it has none.
-        TooLarge, UploadsFull, RequestTooSlow, CallerLeft: see `service.http.body.Body`.
+        TooLarge, UploadsFull, RequestTooSlow, ClientLeft: see `service.http.body.Body`.
     """
     if media_type(request) != "application/json":
         raise UnsupportedMediaType("send the model's settings as application/json")

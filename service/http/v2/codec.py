@@ -14,17 +14,17 @@ from models.preprocess import InputSpec
 from service.errors import InvalidInput, TooLarge
 from service.http.v2 import messages, tensors
 from service.http.v2.messages import InferenceRequest, Input, Output
+from service.inference.batcher import Priority
 from service.inference.pipeline import LEAST, MOST
 from service.inference.ranking import Ranking, Row, rank
-from service.inference.tasks import CLASSIFY, EMBED, Pixels
-from service.inference.waiting import FIRST, LAST, NORMAL
+from service.inference.tasks import CLASSIFY, Embed, Pixels, Task
 
 VERSION = "1"
 IMAGE, PIXELS, INPUT = "image", "pixels", "input"
 DATATYPES = {IMAGE: "BYTES", PIXELS: "UINT8", INPUT: "FP32"}
 PROBABILITIES, EMBEDDING = "probabilities", "embedding"
 # Triton's levels; 0 and all that are lower than the lowest are the usual one.
-PRIORITIES = {1: FIRST, 2: NORMAL, 3: LAST}
+PRIORITIES = {1: Priority.FIRST, 2: Priority.NORMAL, 3: Priority.LAST}
 # Parsing takes time, and memory many times the text's; larger tensors go into the binary data. An
 # image of 224 x 224 pixels has 3 MB of JSON at the most, 150,528 values and 50,400 lists.
 MAX_JSON_BYTES = 4 * 2**20
@@ -49,12 +49,12 @@ class Asked:
         return self.request.outputs or [Output(name=PROBABILITIES)]
 
     @property
-    def task(self) -> int:
-        return EMBED if any(each.name == EMBEDDING for each in self.outputs) else CLASSIFY
+    def task(self) -> Task:
+        return Embed() if any(each.name == EMBEDDING for each in self.outputs) else CLASSIFY
 
     @property
-    def priority(self) -> int:
-        return PRIORITIES.get(self.request.parameters.priority, NORMAL)
+    def priority(self) -> Priority:
+        return PRIORITIES.get(self.request.parameters.priority, Priority.NORMAL)
 
 
 def shapes(spec: InputSpec) -> dict[str, list[tuple[int, ...]]]:

@@ -25,7 +25,7 @@ async def read(body: Body) -> bytes:
     Raises:
         InvalidInput: it is compressed in another way than gzip or deflate, or damaged.
         TooLarge: it is larger than the limit, as it comes or decompressed.
-        UploadsFull, CallerLeft, DeadlineExceeded, RequestTooSlow: see `service.http.body.Body`.
+        UploadsFull, ClientLeft, DeadlineExceeded, RequestTooSlow: see `service.http.body.Body`.
     """
     encoding = body.request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("", "identity"):

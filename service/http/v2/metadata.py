@@ -17,8 +17,9 @@ from service.http.v2.codec import (
     VERSION,
     shapes,
 )
-from service.inference.pipeline import Model, Pipeline
-from service.inference.waiting import NORMAL
+from service.inference.batcher import Priority
+from service.inference.interfaces import Model
+from service.inference.pipeline import Pipeline
 
 PLATFORM = "resnet-serve"
 EXTENSIONS = [
@@ -48,7 +49,7 @@ def outputs(model: Model) -> dict[str, int]:
 def metadata(model: Model) -> dict[str, Any]:
     """The inputs are alternatives: a request sends one of them. The first dimension is the images
     of a request."""
-    inputs = shapes(model.spec)
+    inputs = shapes(model.input)
     return {
         "name": model.name,
         "versions": [VERSION],
@@ -69,8 +70,8 @@ def configuration(model: Model, settings: Settings) -> dict[str, Any]:
 
     `max_batch_size` is what one request may hold; batches of several requests are the service's.
     """
-    row = model.row
-    inputs = shapes(model.spec)
+    row = model.settings
+    inputs = shapes(model.input)
     described = model.describe()
     kind = "KIND_GPU" if "cuda" in described["device"] else "KIND_CPU"
     return {
@@ -98,7 +99,7 @@ def configuration(model: Model, settings: Settings) -> dict[str, Any]:
             "preferred_batch_size": [row.max_batch],
             "max_queue_delay_microseconds": round(row.max_delay_ms * 1000),
             "priority_levels": len(PRIORITIES),
-            "default_priority_level": NORMAL,
+            "default_priority_level": int(Priority.NORMAL),
             "default_queue_policy": {
                 "timeout_action": "REJECT",
                 "default_timeout_microseconds": round(settings.request_timeout_ms * 1000),

@@ -7,26 +7,25 @@ own, so `/openapi.json` leaves it out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
-from starlette.types import Scope
 
 from service.config.settings import ModelSettings
-from service.errors import CallerError, InvalidInput, NotReady, UnknownModel
-from service.http.problems import V2
-from service.http.routers.classify import TIMEOUT, admit, pipeline_of, receive, settings_of
+from service.errors import InvalidInput, NotReady, RequestError, UnknownModel
+from service.http.admission import TIMEOUT, admit, receive
+from service.http.plain_route import Endpoint, PlainRoute
 from service.http.routers.models import MAX_BODY_BYTES, serving, settings_of_model
+from service.http.services import services_of
 from service.http.uploads import until_disconnect
 from service.http.v2 import codec, encoding, messages, metadata
 from service.http.v2.codec import VERSION, Asked, Image
 from service.http.v2.statistics import statistics
-from service.inference.pipeline import RETRY_SECONDS, Model, Pipeline
+from service.inference.interfaces import RETRY_SECONDS, Model
+from service.inference.pipeline import Pipeline
 from service.inference.ranking import Row
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -35,8 +34,6 @@ LARGE_BYTES = 2**16
 # Of a load request, what is not a setting of the model.
 CONFIG = "config"
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
 
 def json(content: Any, status: int = 200) -> Response:
     return Response(to_json(content), status, media_type="application/json")
@@ -44,7 +41,7 @@ def json(content: Any, status: int = 200) -> Response:
 
 def model_of(request: Request) -> Model:
     """Raises `UnknownModel`: there is none of that name, or not in that version."""
-    model = pipeline_of(request).find(request.path_params["name"])
+    model = services_of(request.scope).pipeline.find(request.path_params["name"])
     version = request.path_params.get("version", VERSION)
     if version != VERSION:
         raise UnknownModel(f"{model.name} has the version {VERSION} and no other")
@@ -55,11 +52,12 @@ async def infer(request: Request) -> Response:
     """The outputs that a request asks for, of each of its images."""
     name = model_of(request).name
     arrived = asyncio.get_running_loop().time()
-    pipeline, served, _, deadline = admit(request.scope, name, None)
-    limits = settings_of(request)
-    with served.lease, receive(request, limits.max_batch_body_bytes, deadline) as arriving:
+    admission = admit(request.scope, name, None)
+    served, deadline = admission.model, admission.deadline
+    limits = admission.services.settings
+    with served.users, receive(request, limits.max_batch_body_bytes, deadline) as arriving:
         body = await encoding.read(arriving)
-        reading = (body, request.headers.get(JSON_LENGTH), served.spec, limits.max_batch_images)
+        reading = (body, request.headers.get(JSON_LENGTH), served.input, limits.max_batch_images)
         if len(body) < LARGE_BYTES:
             asked = codec.read(*reading)
         else:
@@ -71,7 +69,7 @@ async def infer(request: Request) -> Response:
             limit = arrived + asked.timeout
             headed = any(header == TIMEOUT for header, _ in request.scope["headers"])
             deadline = min(deadline, limit) if headed else limit
-        work = compute_all(pipeline, served, asked, deadline)
+        work = compute_all(admission.services.pipeline, served, asked, deadline)
         rows = await until_disconnect(request, work)
     content, length = codec.answer(served.name, served.labels, asked, rows)
     headers = {} if length is None else {JSON_LENGTH: str(length)}
@@ -97,7 +95,7 @@ async def compute_all(
                 computed = await pipeline.compute(
                     served, image, deadline, asked.task, asked.priority
                 )
-        except CallerError as error:
+        except RequestError as error:
             if len(asked.images) == 1:
                 raise
             raise type(error)(f"image {number} of {len(asked.images)}: {error}") from None
@@ -126,11 +124,11 @@ async def server(request: Request) -> Response:
 
 
 async def live(request: Request) -> Response:
-    return health("live", pipeline_of(request).dead())
+    return health("live", services_of(request.scope).pipeline.repository.dead())
 
 
 async def ready(request: Request) -> Response:
-    return health("ready", pipeline_of(request).unready())
+    return health("ready", services_of(request.scope).pipeline.unready())
 
 
 def health(what: str, reasons: dict[str, str]) -> Response:
@@ -146,14 +144,14 @@ async def model(request: Request) -> Response:
 
 async def model_ready(request: Request) -> Response:
     name = model_of(request).name
-    reason = pipeline_of(request).unready().get(name)
+    reason = services_of(request.scope).pipeline.unready().get(name)
     if reason is not None:
         raise NotReady(f"{name} is not ready: {reason}", RETRY_SECONDS)
     return json({"name": name, "ready": True})
 
 
 async def configuration(request: Request) -> Response:
-    return json(metadata.configuration(model_of(request), settings_of(request)))
+    return json(metadata.configuration(model_of(request), services_of(request.scope).settings))
 
 
 async def model_statistics(request: Request) -> Response:
@@ -161,17 +159,17 @@ async def model_statistics(request: Request) -> Response:
 
 
 async def all_statistics(request: Request) -> Response:
-    return told_of(request, list(pipeline_of(request).models))
+    return told_of(request, list(services_of(request.scope).pipeline.models))
 
 
 def told_of(request: Request, names: list[str]) -> Response:
-    counted = pipeline_of(request).metrics.counted()
+    counted = services_of(request.scope).pipeline.metrics.counted()
     return json({"model_stats": [statistics(name, counted.get(name, {})) for name in names]})
 
 
 async def index(request: Request) -> Response:
     asked = await small(request, messages.RepositoryIndex)
-    pipeline, settings = pipeline_of(request), settings_of(request)
+    pipeline, settings = services_of(request.scope).pipeline, services_of(request.scope).settings
     return json(metadata.index(pipeline, settings, only_ready=asked.ready))
 
 
@@ -180,7 +178,7 @@ async def load(request: Request) -> Response:
     pipeline = serving(request)
     name = request.path_params["name"]
     asked = await small(request, messages.RepositoryChange)
-    await pipeline.fleet.put(row_of(request, name, asked.parameters))
+    await pipeline.repository.put(row_of(request, name, asked.parameters))
     return json({})
 
 
@@ -208,9 +206,9 @@ def row_of(request: Request, name: str, parameters: dict[str, Any]) -> ModelSett
     fields = {key: value for key, value in fields.items() if key != "name" or value != name}
     if fields:
         return settings_of_model(name, fields)
-    served = pipeline_of(request).models.get(name)
-    rows = settings_of(request).models
-    row = served.row if served else next((r for r in rows if name_of(r) == name), None)
+    served = services_of(request.scope).pipeline.models.get(name)
+    rows = services_of(request.scope).settings.models
+    row = served.settings if served else next((r for r in rows if name_of(r) == name), None)
     if row is None:
         raise UnknownModel(
             f"{name} is not configured; say what to load in the parameters: spec, or config with "
@@ -227,29 +225,17 @@ def name_of(row: ModelSettings) -> str:
 async def unload(request: Request) -> Response:
     pipeline = serving(request)
     await small(request, messages.RepositoryChange)
-    await pipeline.fleet.delete(request.path_params["name"])
+    await pipeline.repository.delete(request.path_params["name"])
     return json({})
 
 
 async def small(request: Request, kind: type[messages.M]) -> messages.M:
     """A request's JSON, whatever type it says to have; none at all is an empty object."""
-    within = settings_of(request).request_timeout_ms / 1000
+    within = services_of(request.scope).settings.request_timeout_ms / 1000
     deadline = asyncio.get_running_loop().time() + within
     with receive(request, MAX_BODY_BYTES, deadline) as arriving:
         body = await encoding.read(arriving)
     return messages.parse(kind, body or b"{}")
-
-
-class Recorded(Route):
-    """A route that those who count requests find in the scope, as FastAPI's."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if not scope["path"].startswith(V2):
-            return Match.NONE, {}
-        match, child = super().matches(scope)
-        if match is not Match.NONE:
-            child["route"] = self
-        return match, child
 
 
 MODEL = "/v2/models/{name}"
@@ -274,7 +260,7 @@ PATHS: list[tuple[str, Endpoint, str]] = [
     ("/v2/repository/models/{name}/unload", unload, "POST"),
 ]
 ROUTES = [
-    Recorded(f"{path}{slash}", endpoint, methods=[method])
+    PlainRoute(f"{path}{slash}", endpoint, method)
     for path, endpoint, method in PATHS
     for slash in ("", "/")
 ]

@@ -18,7 +18,7 @@ from service.engines.engine import Warm
 from service.engines.engine_thread import Worker
 from service.engines.parity import Parity
 from service.errors import EngineFailed
-from service.inference.batcher import Batcher
+from service.inference.batcher import Batcher, Job
 from service.inference.ranking import Ranking, Row, rank
 from service.inference.tasks import Head, Pixels
 
@@ -138,7 +138,8 @@ class Bench:
 
     async def ask(self, value: int = 75) -> dict[int, float]:
         """Probabilities by class."""
-        job = self.batcher.admit(1)
+        job: Job[Pixels, Row] = Job()
+        self.batcher.admit(job, 1)
         self.batcher.submit(job, np.full((4, 4, 3), value, dtype=np.uint8), 48)
         async with asyncio.timeout(20):
             row = await job.future

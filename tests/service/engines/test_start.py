@@ -30,7 +30,7 @@ from service.engines.engine import Warm
 from service.engines.start import blueprint_of, start_engine, start_first
 from service.errors import ConfigError
 from service.inference.ranking import rank
-from service.inference.tasks import EMBED, EXPLAIN, Pixels
+from service.inference.tasks import Embed, Explain, Pixels
 from tests.support import rounding
 
 TINY = Architecture(
@@ -150,10 +150,14 @@ def check_maps(warm: Warm, made: Bundle, precision: str = "fp32") -> None:
     near(ranking.maps, maps)
     assert warm.launch(images(3))().maps is None
     for image in range(3):
-        features = warm.head.detail(EMBED, ranking.maps[image], 0)
+        features = warm.head.detail(Embed(), ranking.maps[image], 0)
         found = warm.head.weight @ features + warm.head.bias
         near(found, logits[image])
-        for task, likeliest, class_id in ((EXPLAIN, 4, 4), (2, 4, 2), (0, 4, 0)):
+        for task, likeliest, class_id in (
+            (Explain(), 4, 4),
+            (Explain(2), 4, 2),
+            (Explain(0), 4, 0),
+        ):
             *grid, bias = warm.head.detail(task, ranking.maps[image], likeliest)
             assert len(grid) == 16 * 16
             near([np.mean(grid) + bias], [logits[image, class_id]], scale=np.abs(logits).max())

@@ -21,8 +21,9 @@ from service.config.keys import read
 from service.config.settings import PREFIX, Settings, load
 from service.errors import ConfigError, Forbidden, Unauthorized
 from service.http.access import ADMIN_METHODS, OPEN, OPEN_FOLDERS, Access, Keys, among, digest
+from service.http.app import ENDPOINTS
 from service.http.listener import check_exposure, listen
-from service.http.routers.classify import router
+from service.http.routers import classify
 
 API, OTHER, ADMIN = "an-api-key-0123456789", "another-key-0123456789", "an-admin-key-0123456789"
 
@@ -191,10 +192,14 @@ def test_the_start_of_the_service_needs_no_key() -> None:
     assert answered == [{"type": "of the application"}]
 
 
+IMAGES = ("/v1/classify", "/v1/embed", "/v1/explain")
+
+
 def test_every_route_that_is_there_is_guarded() -> None:
     """A route that is added must be open on purpose, and what changes something for admins."""
     both = keys(**BOTH)
-    routes = [route for route in router.routes if isinstance(route, Route)]
+    every = [*classify.ROUTES, *(r for each in ENDPOINTS for r in each.router.routes)]
+    routes = [route for route in every if isinstance(route, Route)]
     assert len(routes) > 8
     for route in routes:
         for method in route.methods or ():
@@ -204,7 +209,7 @@ def test_every_route_that_is_there_is_guarded() -> None:
                 continue
             with pytest.raises(Unauthorized):
                 both.check(scope(method, path))
-            if method not in {"GET", "HEAD"} and not path.startswith("/v1/classify"):
+            if method not in {"GET", "HEAD"} and not path.startswith(IMAGES):
                 assert method in ADMIN_METHODS
                 with pytest.raises(Forbidden):
                     both.check(scope(method, path, x_api_key=API))

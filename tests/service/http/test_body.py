@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import Request
 
 from service.errors import (
-    CallerLeft,
+    ClientLeft,
     DeadlineExceeded,
     RequestTooSlow,
     ServiceError,
@@ -61,7 +61,7 @@ def test_what_was_received_is_given_back() -> None:
         (sending(b"x" * 30, b"x" * 31), UploadsFull),
         (sending(content_length="101"), TooLarge),
         (sending(b"x" * 50, b"x" * 51, b""), TooLarge),
-        (sending(b"x", None, content_length="9"), CallerLeft),
+        (sending(b"x", None, content_length="9"), ClientLeft),
     ],
 )
 def test_refusals_give_everything_back(request_: Request, error: type[ServiceError]) -> None:

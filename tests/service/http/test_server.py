@@ -44,12 +44,12 @@ def test_keys_and_certificate_are_replaced_together_or_not_at_all(tmp_path: Path
     broken = after.model_copy(update={"tls_key": before.tls_key})
     with pytest.raises(ConfigError, match="is not the key of"):
         server.apply(broken)
-    app.state.keys.check(scope("GET", "/v1/models", x_api_key=API))
+    app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=API))
     assert presented(server._tls) == der(tmp_path / "before/certificate.pem")
     server.apply(after)
-    app.state.keys.check(scope("GET", "/v1/models", x_api_key=OTHER))
+    app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=OTHER))
     with pytest.raises(Unauthorized):
-        app.state.keys.check(scope("GET", "/v1/models", x_api_key=API))
+        app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=API))
     assert presented(server._tls) == der(tmp_path / "after/certificate.pem")
 
 

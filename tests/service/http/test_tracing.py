@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.config import settings as configuration
 from service.config.settings import Settings
 from service.errors import ConfigError
+from service.http.record import record_of
 from service.http.tracing import Traced, Tracing
 from tests.support.collector import collecting
 
@@ -70,8 +71,9 @@ def test_without_a_share_the_standard_variable_counts(
 
 def test_what_goes_wrong_unforeseen_is_in_the_span() -> None:
     async def fails(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["failure"] = KeyError("a bug of ours")
-        scope["state"]["refusal"] = ("internal_error", "see the exception")
+        record = record_of(scope)
+        record.failure = KeyError("a bug of ours")
+        record.reason, record.detail = "internal_error", "see the exception"
         await send({"type": "http.response.start", "status": 500, "headers": []})
 
     with collecting() as collector:

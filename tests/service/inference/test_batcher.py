@@ -9,19 +9,28 @@ from typing import Any
 import pytest
 
 from service.errors import EngineFailed, QueueFull
-from service.inference.batcher import Batcher, Job
-from service.inference.tasks import CLASSIFY, EXPLAIN
-from service.inference.waiting import FIRST, LAST, NORMAL
+from service.inference.batcher import Batcher, Job, Priority
+from service.inference.tasks import CLASSIFY, Explain, Task
 
 Numbers = Batcher[int, int]
+FIRST, NORMAL, LAST = Priority.FIRST, Priority.NORMAL, Priority.LAST
+ORDER = (NORMAL, LAST, FIRST, NORMAL, FIRST)
 
 
 def make(max_jobs: int = 8, max_bytes: int = 1000, max_delay: float = 0.0) -> Numbers:
     return Batcher(max_jobs=max_jobs, max_bytes=max_bytes, max_delay=max_delay)
 
 
+def admit(
+    batcher: Numbers, cost: int, task: Task = CLASSIFY, priority: Priority = Priority.NORMAL
+) -> Job[int, int]:
+    job: Job[int, int] = Job(task, priority)
+    batcher.admit(job, cost)
+    return job
+
+
 def submit(batcher: Numbers, payload: int, cost: int = 1) -> Job[int, int]:
-    job = batcher.admit(cost)
+    job = admit(batcher, cost)
     batcher.submit(job, payload, cost)
     return job
 
@@ -108,12 +117,12 @@ def test_a_batch_is_what_waits_in_the_order_of_arrival_up_to_the_limit() -> None
 def test_priorities_come_first_and_what_was_begun_before_them() -> None:
     async def test() -> None:
         batcher = make(16)
-        for number, priority in enumerate((NORMAL, LAST, FIRST, NORMAL, FIRST)):
-            job = batcher.admit(1, priority=priority)
+        for number, priority in enumerate(ORDER):
+            job = admit(batcher, 1, priority=priority)
             batcher.submit(job, number, 1)
         begun = next_batch(batcher, 2)
         assert payloads(begun) == [2, 4]
-        late = batcher.admit(1, priority=FIRST)
+        late = admit(batcher, 1, priority=Priority.FIRST)
         batcher.submit(late, 5, 1)
         batcher.retry(begun, EngineFailed("once", retry_after=1.0))
         (first,) = next_batch(batcher, 1)
@@ -126,10 +135,10 @@ def test_priorities_come_first_and_what_was_begun_before_them() -> None:
 def test_with_a_delay_the_oldest_counts_whatever_its_priority() -> None:
     async def test() -> None:
         batcher = make(max_delay=0.2)
-        oldest = batcher.admit(1, priority=LAST)
+        oldest = admit(batcher, 1, priority=Priority.LAST)
         batcher.submit(oldest, 1, 1)
         await asyncio.sleep(0.15)
-        batcher.submit(batcher.admit(1, priority=FIRST), 2, 1)
+        batcher.submit(admit(batcher, 1, priority=Priority.FIRST), 2, 1)
         assert payloads(next_batch(batcher, 8)) == [2, 1]
         assert oldest.started - oldest.admitted >= 0.2
 
@@ -158,10 +167,10 @@ def test_results_reach_their_own_callers_with_clock_and_batch_size() -> None:
 def test_the_count_is_bounded_from_admission_to_computation() -> None:
     async def test() -> None:
         batcher = make(max_jobs=2)
-        first = batcher.admit(1)
+        first = admit(batcher, 1)
         submit(batcher, 1)
         with pytest.raises(QueueFull, match="2 images wait"):
-            batcher.admit(1)
+            admit(batcher, 1)
         next_batch(batcher, 1)
         assert batcher.depth == 1
         submit(batcher, 2)
@@ -176,7 +185,7 @@ def test_the_count_is_bounded_from_admission_to_computation() -> None:
 def test_bytes_are_bounded_and_change_from_body_to_pixels() -> None:
     async def test() -> None:
         batcher = make(max_bytes=100)
-        job = batcher.admit(80)
+        job = admit(batcher, 80)
         with pytest.raises(QueueFull):
             batcher.check(30)
         batcher.submit(job, 1, 20)
@@ -204,7 +213,7 @@ def test_a_caller_who_left_is_dropped_and_frees_the_place() -> None:
 def test_a_caller_who_left_while_decoding_is_never_queued() -> None:
     async def test() -> None:
         batcher = make()
-        job = batcher.admit(1)
+        job = admit(batcher, 1)
         job.future.cancel()
         await asyncio.sleep(0)
         batcher.submit(job, 1, 1)
@@ -390,7 +399,7 @@ def test_a_batch_that_failed_waits_in_front_again_but_once() -> None:
         batcher.retry(failed, EngineFailed("again", 1.0))
         assert batcher.depth == 4  # Whoever was admitted is not refused ...
         with pytest.raises(QueueFull):
-            batcher.admit(1)  # ... and others are.
+            admit(batcher, 1)  # ... and others are.
         batch = next_batch(batcher, 3)
         assert payloads(batch) == [0, 1, 2]
         batcher.retry(batch, EngineFailed("again", 1.0))
@@ -429,7 +438,7 @@ def test_a_failed_job_whose_caller_left_does_not_wait_again() -> None:
 def test_while_suspended_nobody_waits() -> None:
     async def test() -> None:
         batcher = make()
-        waiting, decoding = submit(batcher, 1), batcher.admit(1)
+        waiting, decoding = submit(batcher, 1), admit(batcher, 1)
         batcher.suspend("down", unless=lambda: True)
         assert batcher.depth == 2
         batcher.suspend("down", unless=lambda: False)
@@ -464,13 +473,13 @@ def test_the_time_of_an_outage_does_not_count_as_that_of_jobs(clock: Clock) -> N
 def test_a_job_is_what_was_asked_for_and_has_nothing_yet(clock: Clock) -> None:
     async def test() -> None:
         batcher = make()
-        job = batcher.admit(30)
+        job = admit(batcher, 30)
         assert (job.cost, job.task, job.priority) == (30, CLASSIFY, NORMAL)
         assert (job.payload, job.batch_size, job.final) == (None, 0, False)
         assert (job.admitted, job.decoding, job.decoded) == (1000, 0, 0)
         assert (job.started, job.finished) == (0, 0)
-        other = batcher.admit(1, EXPLAIN, LAST)
-        assert (other.task, other.priority) == (EXPLAIN, LAST)
+        other = admit(batcher, 1, Explain(), Priority.LAST)
+        assert (other.task, other.priority) == (Explain(), Priority.LAST)
         clock.now = 1002.0
         batcher.submit(job, 5, 40)
         assert (job.payload, job.cost, job.admitted) == (5, 40, 1000)
@@ -487,9 +496,9 @@ def test_a_queue_takes_all_that_fits_and_not_one_job_or_byte_more() -> None:
         batcher.check(100)
         with pytest.raises(QueueFull, match="0 images wait"):
             batcher.check(101)
-        batcher.admit(100)
+        admit(batcher, 100)
         batcher.check()  # What has no bytes yet fits.
-        batcher.admit(0)
+        admit(batcher, 0)
         with pytest.raises(QueueFull, match="2 images wait"):
             batcher.check()
 
@@ -600,7 +609,7 @@ def test_an_engine_is_asked_only_about_those_that_wait() -> None:
 def test_what_cannot_wait_fails_for_a_second_and_says_why() -> None:
     async def test() -> None:
         batcher = make()
-        jobs = [submit(batcher, 1), batcher.admit(1)]
+        jobs = [submit(batcher, 1), admit(batcher, 1)]
         batcher.suspend("down for good", unless=lambda: False)
         batcher.submit(jobs[1], 2, 1)
         for job in jobs:

@@ -15,21 +15,21 @@ import pytest
 from service.config.settings import MOST_MODELS, ModelSettings, Settings
 from service.errors import Conflict, LoadFailed, UnknownModel
 from service.metrics import Metrics
-from service.repository.local import Fleet
-from service.repository.registry import Roster
+from service.repository.local import LocalRepository
+from service.repository.registry import Registry
 
 
 @dataclass(eq=False)
 class Loaded:
     name: str
-    row: ModelSettings
+    settings: ModelSettings
 
 
 class Service:
     """What a roster changes: rows whose SPEC says how long they take to load, or that they fail."""
 
     def __init__(self, *names: str, timeout: float) -> None:
-        self.roster: Roster[Loaded] = Roster(
+        self.roster: Registry[Loaded] = Registry(
             load=self.load, install=self.install, discard=self.discard, timeout=timeout
         )
         self.roster.members = [Loaded(name, row(name)) for name in names]
@@ -157,7 +157,7 @@ def test_the_default_model_is_not_deleted_and_its_caller_is_told_what_to_do() ->
 
 def test_a_service_begins_with_no_model() -> None:
     async def test(service: Service) -> None:
-        fresh = Roster[Loaded](
+        fresh = Registry[Loaded](
             load=service.load, install=service.install, discard=service.discard, timeout=1
         )
         assert fresh.members == []
@@ -211,18 +211,18 @@ def test_a_replaced_model_is_freed_with_its_engine_and_thread() -> None:
 
     async def test() -> None:
         metrics = Metrics()
-        fleet = Fleet(settings, metrics)
-        fleet.start()
-        while not fleet.models["main"].ready:  # noqa: ASYNC110
+        repository = LocalRepository(settings, metrics)
+        repository.start()
+        while not repository.models["main"].ready:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         gone: list[weakref.ref[object]] = []
         for _ in range(3):
-            model = fleet.models["main"]
+            model = repository.models["main"]
             thread = model.workers[0]
             assert thread.running is not None
             gone += [weakref.ref[object](model), weakref.ref[object](thread.running.engine)]
-            with model.lease:
-                await fleet.put(settings.models[0])
+            with model.users:
+                await repository.put(settings.models[0])
                 assert thread.is_alive()
             thread.join(10)
             assert not thread.is_alive()
@@ -230,7 +230,7 @@ def test_a_replaced_model_is_freed_with_its_engine_and_thread() -> None:
         # By counting references alone: what serves is exempt from the search for cycles.
         assert [found() for found in gone] == [None] * 6
         assert b'resnet_serve_model_ready{model="main"} 1.0' in metrics.render()
-        assert fleet.close(10)
+        assert repository.close(10)
 
     gc.disable()
     try:
@@ -244,13 +244,13 @@ def test_a_load_that_takes_too_long_leaves_no_thread_behind() -> None:
     hasty = settings.model_copy(update={"load_timeout_s": 1e-3})
 
     async def test() -> None:
-        fleet = Fleet(hasty, Metrics())
+        repository = LocalRepository(hasty, Metrics())
         with pytest.raises(LoadFailed, match="load_timeout_s"):
-            await fleet.put(ModelSettings(spec="random:resnet20", name="late", engine="eager"))
-        assert list(fleet.models) == ["resnet20"]
+            await repository.put(ModelSettings(spec="random:resnet20", name="late", engine="eager"))
+        assert list(repository.models) == ["resnet20"]
         # What still loads is not waited for, but known: a process must not end under it.
         until = time.monotonic() + 20
-        while not fleet.close(0):
+        while not repository.close(0):
             assert time.monotonic() < until
             time.sleep(0.01)  # noqa: ASYNC251
 

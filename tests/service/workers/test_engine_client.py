@@ -19,18 +19,23 @@ import pytest
 from models.preprocess import CIFAR
 from service.config.settings import ModelSettings
 from service.errors import Conflict, EngineFailed, NotReady, QueueFull
-from service.inference.batcher import Batcher
+from service.inference.batcher import Batcher, Job
+from service.inference.decoding import Decoder
 from service.inference.ranking import Row
-from service.inference.tasks import CLASSIFY, EMBED, EXPLAIN, Pixels
+from service.inference.tasks import CLASSIFY, Embed, Explain, Pixels, Task
 from service.metrics import Metrics
-from service.repository.model import Model
-from service.workers.engine_server import Exchange
-from service.workers.occupancy import Ledger
-from service.workers.remote import RemoteFleet, RemoteModel
+from service.repository.model import LocalModel
+from service.workers.engine_server import EngineServer
+from service.workers.occupancy import Occupancy
+from service.workers.remote import RemoteModel, RemoteRepository, Surroundings
 
 CLASSES = 3
 CHANNELS, MAP_SIDE = 4, 2
-DETAIL = {CLASSIFY: 0, EMBED: CHANNELS, EXPLAIN: MAP_SIDE**2 + 1}  # numbers, by task
+DETAIL: dict[Task, int] = {
+    CLASSIFY: 0,
+    Embed(): CHANNELS,
+    Explain(): MAP_SIDE**2 + 1,
+}  # numbers, by task
 CLASS_NUMBERS = np.arange(CLASSES, dtype=np.int32)
 FAILS = 255
 
@@ -83,18 +88,19 @@ class Pair:
         self.echoes = [Echo("first", max_queue), Echo("second", max_queue)]
         self.path = str(folder / "engine")
         self.listed = [self.told(number, echo) for number, echo in enumerate(self.echoes)]
-        fd = Ledger.allocate(1)
-        self.ledger = Ledger(fd, 1)
+        fd = Occupancy.allocate(1)
+        self.ledger = Occupancy(fd, 1)
         os.close(fd)
         self.said: list[dict[str, Any]] = []  # to the supervisor
 
         def say(**message: Any) -> None:
             self.said.append(message)
 
-        self.fleet = RemoteFleet(self.listed, 0, self.path, self.ledger, Metrics(), say)
-        self.models: list[RemoteModel] = list(self.fleet.models.values())
+        shared = Surroundings(0, self.path, self.ledger, Decoder(1, 32**2))
+        self.repository = RemoteRepository(self.listed, shared, Metrics(), say)
+        self.models: list[RemoteModel] = list(self.repository.models.values())
         self.tasks: list[asyncio.Task[None]] = []
-        self.exchange: Exchange
+        self.exchange: EngineServer
 
     def told(self, number: int, echo: Echo) -> dict[str, Any]:
         """As the supervisor lists a model."""
@@ -115,9 +121,9 @@ class Pair:
         Path(self.path).unlink(missing_ok=True)
         listener.bind(self.path)
         listener.listen()
-        self.exchange = Exchange()
+        self.exchange = EngineServer()
         for number, echo in enumerate(self.echoes):
-            self.exchange.add(number, cast("Model", echo))
+            self.exchange.add(number, cast("LocalModel", echo))
         loop = asyncio.get_running_loop()
 
         async def accept() -> None:
@@ -144,13 +150,13 @@ async def paired(folder: Path, max_queue: int) -> AsyncIterator[Pair]:
     for thread in threads:
         thread.start()
     pair.start_engine()
-    pair.fleet.start()
+    pair.repository.start()
     try:
         await pair.until_ready()
         yield pair
     finally:
         pair.stop_engine()
-        for model in pair.fleet.models.values():
+        for model in pair.repository.models.values():
             model.close()
         await asyncio.sleep(0.05)
         for echo in pair.echoes:
@@ -160,13 +166,20 @@ async def paired(folder: Path, max_queue: int) -> AsyncIterator[Pair]:
             thread.join()
 
 
+def admitted(model: RemoteModel) -> Job[Pixels, Row]:
+    job: Job[Pixels, Row] = Job()
+    model.queue.admit(job, 10)
+    return job
+
+
 async def ask(model: RemoteModel, value: int) -> float:
     """What an image whose pixels all are `value` is answered with."""
-    job = model.batcher.admit(10, random.choice(list(DETAIL)))
+    job: Job[Pixels, Row] = Job(random.choice(list(DETAIL)))
+    model.queue.admit(job, 10)
     try:
         whole = np.full((32, 32, 3), value, np.uint8)
         image = random.choice((whole, whole.astype(np.float32)))
-        model.batcher.submit(job, image, image.nbytes)
+        model.queue.submit(job, image, image.nbytes)
         classes, row, detail = await job.future
         assert job.admitted <= job.started <= job.finished
         assert job.batch_size > 0
@@ -237,18 +250,18 @@ def test_a_full_queue_is_refused_and_a_waiting_job_that_left_is_never_computed(
         others = [asyncio.create_task(ask(model, 2)) for _ in range(3)]
         await until(lambda: echo.batcher.depth == 3)
         with pytest.raises(QueueFull, match="the queue is full"):
-            model.batcher.check()
+            model.queue.check()
         for task in others:
             task.cancel()
         await until(lambda: echo.batcher.depth == 0)
         # What computes keeps its slot even when its caller leaves.
         first.cancel()
         await asyncio.sleep(0.05)
-        model.batcher.check()
+        model.queue.check()
         late = [asyncio.create_task(ask(model, value)) for value in (5, 6, 7)]
         await asyncio.sleep(0.05)
         with pytest.raises(QueueFull):
-            model.batcher.check()
+            model.queue.check()
         echo.go.set()
         assert await asyncio.gather(*late) == [expected(value) for value in (5, 6, 7)]
         assert echo.computed == 4
@@ -276,7 +289,7 @@ def test_a_lost_engine_process_fails_every_job_at_once_and_the_next_one_serves(
     async def test(pair: Pair) -> None:
         pair.echoes[0].go.clear()
         model = pair.models[0]
-        decoding = model.batcher.admit(10)
+        decoding = admitted(model)
         jobs = [asyncio.create_task(ask(model, value)) for value in range(5)]
         await asyncio.sleep(0.05)
         pair.stop_engine()
@@ -285,11 +298,11 @@ def test_a_lost_engine_process_fails_every_job_at_once_and_the_next_one_serves(
         assert isinstance(decoding.future.exception(), NotReady)
         assert (model.ready, model.describe()["state"]) == (False, "loading")
         with pytest.raises(NotReady):
-            model.batcher.admit(10)
+            admitted(model)
         pair.start_engine()
         await pair.until_ready()
         # What has been decoded meanwhile belongs to the old connection.
-        model.batcher.submit(decoding, np.zeros((32, 32, 3), np.uint8), 3072)
+        model.queue.submit(decoding, np.zeros((32, 32, 3), np.uint8), 3072)
         late = [asyncio.create_task(ask(model, 100 + value)) for value in range(5)]
         await asyncio.sleep(0.05)
         # The old jobs' batch ends now, into memory that nobody reads.
@@ -305,14 +318,14 @@ def test_a_replaced_model_answers_its_last_requests_and_is_then_freed(tmp_path: 
         echo = Echo("first", 16)
         thread = threading.Thread(target=echo.run)
         thread.start()
-        pair.exchange.add(7, cast("Model", echo))
-        with old.lease:
-            pair.fleet.hear({"models": [pair.told(7, echo), pair.listed[1]], "version": 1})
+        pair.exchange.add(7, cast("LocalModel", echo))
+        with old.users:
+            pair.repository.hear({"models": [pair.told(7, echo), pair.listed[1]], "version": 1})
             await until(lambda: pair.said == [{"version": 1}])
             pair.exchange.retire(0)
-            new = pair.fleet.models["first"]
+            new = pair.repository.models["first"]
             assert new is not old
-            assert list(pair.fleet.models.values()) == [new, kept]
+            assert list(pair.repository.models.values()) == [new, kept]
             assert await ask(old, 3) == await ask(new, 3) == expected(3)
             assert (pair.echoes[0].computed, echo.computed) == (1, 1)
             assert set(pair.exchange.models) == {1, 7}
@@ -329,15 +342,15 @@ def test_a_replaced_model_answers_its_last_requests_and_is_then_freed(tmp_path: 
 
 def test_what_the_supervisor_refuses_is_raised_where_it_was_asked(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
-        asking = asyncio.create_task(pair.fleet.delete("first"))
+        asking = asyncio.create_task(pair.repository.delete("first"))
         await until(lambda: len(pair.said) == 1)
         assert pair.said[0]["delete"] == "first"
         number = pair.said[0]["question"]
-        pair.fleet.hear({"answer": number, "refusal": ["conflict", "the default model", None]})
+        pair.repository.hear({"answer": number, "refusal": ["conflict", "the default model", None]})
         with pytest.raises(Conflict, match="the default model"):
             await asking
         # Who asked may have been cancelled meanwhile.
-        pair.fleet.hear({"answer": number, "created": False})
+        pair.repository.hear({"answer": number, "created": False})
 
     run(tmp_path, test)
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import os
 
 from service.config.settings import MOST_MODELS
-from service.workers.occupancy import Ledger
+from service.workers.occupancy import Occupancy
 
 
 def test_everyone_sees_what_all_hold_and_the_dead_hold_nothing() -> None:
-    fd = Ledger.allocate(3)
-    first, second = Ledger(fd, 3), Ledger(fd, 3)
+    fd = Occupancy.allocate(3)
+    first, second = Occupancy(fd, 3), Occupancy(fd, 3)
     os.close(fd)
     first.hold(0, 1, 5, 100)
     second.hold(2, 1, 7, 2**40)
@@ -20,8 +20,8 @@ def test_everyone_sees_what_all_hold_and_the_dead_hold_nothing() -> None:
 
 
 def test_a_lead_is_over_the_one_with_the_fewest_connections_who_still_accepts() -> None:
-    fd = Ledger.allocate(3)
-    ledger = Ledger(fd, 3)
+    fd = Occupancy.allocate(3)
+    ledger = Occupancy(fd, 3)
     os.close(fd)
     assert ledger.lead(0, 5) == 0
     assert ledger.lead(1, 2) == 0
@@ -32,8 +32,8 @@ def test_a_lead_is_over_the_one_with_the_fewest_connections_who_still_accepts() 
 
 
 def test_one_that_is_gone_is_forgotten_and_no_other() -> None:
-    fd = Ledger.allocate(3)
-    ledger = Ledger(fd, 3)
+    fd = Occupancy.allocate(3)
+    ledger = Occupancy(fd, 3)
     os.close(fd)
     for front_end, callers in enumerate((5, 1, 2)):
         ledger.lead(front_end, callers)
@@ -47,9 +47,9 @@ def test_one_that_is_gone_is_forgotten_and_no_other() -> None:
 
 
 def test_all_numbers_are_whole_ones_of_64_bits() -> None:
-    fd = Ledger.allocate(3)
+    fd = Occupancy.allocate(3)
     assert os.fstat(fd).st_size == 8 * (MOST_MODELS * 3 * 2 + 3)
-    ledger = Ledger(fd, 3)
+    ledger = Occupancy(fd, 3)
     os.close(fd)
     many = 2**53 + 1  # which is not among the floats of 64 bits
     ledger.hold(2, MOST_MODELS - 1, 1, many)

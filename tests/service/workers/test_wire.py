@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 
 from service.inference.ranking import Row
-from service.inference.tasks import CLASSIFY, EMBED, EXPLAIN
+from service.inference.tasks import CLASSIFY, Embed, Explain, Task
 from service.workers import wire
-from service.workers.shared_memory import Region, Shape
-from service.workers.wire import Answer, Frames, Kind, Submit
+from service.workers.shared_memory import MemoryShape, SharedMemory
+from service.workers.wire import Finished, Frames, Kind, Submit
 
 
-def regions(shape: Shape) -> tuple[Region, Region]:
+def regions(shape: MemoryShape) -> tuple[SharedMemory, SharedMemory]:
     """The same memory, as two processes have it."""
-    fd = Region.allocate(shape)
-    here, there = Region(fd, shape), Region(fd, shape)
+    fd = SharedMemory.allocate(shape)
+    here, there = SharedMemory(fd, shape), SharedMemory(fd, shape)
     os.close(fd)
     return here, there
 
 
 def test_frames_are_whole_however_the_stream_is_cut() -> None:
-    answers = [Answer(2**40, 1.5, 2.5, 32, 1.0), Answer(1, 0.0, 0.0, 0, 3.0)]
+    answers = [Finished(2**40, 1.5, 2.5, 32, 1.0), Finished(1, 0.0, 0.0, 0, 3.0)]
     submits = [Submit(7, 3, 12.25, -1, 2, True)]
     stream = (
         wire.frame(Kind.ANSWER, b"".join(wire.ANSWER.pack(*each) for each in answers))
@@ -42,7 +42,7 @@ def test_frames_are_whole_however_the_stream_is_cut() -> None:
 
 
 def test_both_sides_of_a_region_see_the_same_slots_and_no_slot_overlaps_another() -> None:
-    here, there = regions(Shape(3, 5, 7, channels=4, cells=9))
+    here, there = regions(MemoryShape(3, 5, 7, channels=4, cells=9))
     for pixels in (here.whole, here.fractional):
         assert pixels.shape == (3, 5, 5, 3)
         for value, slot in enumerate([*pixels, *here.rows], start=1):
@@ -53,9 +53,11 @@ def test_both_sides_of_a_region_see_the_same_slots_and_no_slot_overlaps_another(
             assert np.all(there.pixels(slot, whole=pixels is here.whole) == slot + 1)
 
 
-@pytest.mark.parametrize(("task", "length"), [(CLASSIFY, 0), (EMBED, 4), (EXPLAIN, 10), (2, 10)])
-def test_a_row_is_read_as_it_was_written(task: int, length: int) -> None:
-    here, there = regions(Shape(2, 1, 3, channels=4, cells=9))
+@pytest.mark.parametrize(
+    ("task", "length"), [(CLASSIFY, 0), (Embed(), 4), (Explain(), 10), (Explain(2), 10)]
+)
+def test_a_row_is_read_as_it_was_written(task: Task, length: int) -> None:
+    here, there = regions(MemoryShape(2, 1, 3, channels=4, cells=9))
     detail = np.arange(length, dtype=np.float32) if length else None
     classes = np.array([2, 0, 1], np.int32)
     probabilities = np.array([0.5, 0.3, 0.2], np.float32)
@@ -71,7 +73,12 @@ def test_a_row_is_read_as_it_was_written(task: int, length: int) -> None:
 
 
 def test_a_region_that_is_too_small_is_refused() -> None:
-    fd = Region.allocate(Shape(1, 4, 10, 3, 4))
+    fd = SharedMemory.allocate(MemoryShape(1, 4, 10, 3, 4))
     with pytest.raises(ValueError, match="needs"):
-        Region(fd, Shape(2, 4, 10, 3, 4))
+        SharedMemory(fd, MemoryShape(2, 4, 10, 3, 4))
     os.close(fd)
+
+
+@pytest.mark.parametrize("task", [CLASSIFY, Embed(), Explain(), Explain(0), Explain(999)])
+def test_a_task_arrives_as_it_was_sent(task: Task) -> None:
+    assert wire.task_of(wire.number_of(task)) == task

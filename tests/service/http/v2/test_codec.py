@@ -13,9 +13,9 @@ from models.preprocess import CIFAR, InputSpec
 from service.errors import InvalidInput, TooLarge
 from service.http.v2 import codec
 from service.http.v2.codec import MAX_JSON_BYTES, MAX_JSON_LISTS, MAX_JSON_VALUES, Asked
+from service.inference.batcher import Priority
 from service.inference.ranking import rank
-from service.inference.tasks import CLASSIFY, EMBED
-from service.inference.waiting import FIRST, LAST, NORMAL
+from service.inference.tasks import CLASSIFY, Embed
 
 SPEC = InputSpec(size=2, resize=2, mean=CIFAR.mean, std=CIFAR.std)
 PIXELS = list(range(12))
@@ -243,7 +243,7 @@ def test_classes_are_told_by_falling_probability(count: int, shape: list[int]) -
 def test_an_embedding_comes_where_it_is_asked_for() -> None:
     names: list[dict[str, Any]] = [{"name": "embedding"}, {"name": "probabilities"}]
     asked = read({"inputs": [GOOD], "outputs": names})
-    assert asked.task == EMBED
+    assert asked.task == Embed()
     assert read({"inputs": [GOOD]}).task == CLASSIFY
     told, _ = answered(asked)
     assert [each["name"] for each in told["outputs"]] == ["embedding", "probabilities"]
@@ -255,7 +255,14 @@ def test_an_embedding_comes_where_it_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "priority"), [(0, NORMAL), (1, FIRST), (2, NORMAL), (3, LAST), (4, NORMAL)]
+    ("given", "priority"),
+    [
+        (0, Priority.NORMAL),
+        (1, Priority.FIRST),
+        (2, Priority.NORMAL),
+        (3, Priority.LAST),
+        (4, Priority.NORMAL),
+    ],
 )
 def test_one_is_the_highest_priority(given: int, priority: int) -> None:
     assert read({"inputs": [GOOD], "parameters": {"priority": given}}).priority == priority

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.inference.postprocess import Prediction, top_k
-from service.inference.ranking import Row, rank
+from service.inference.ranking import Prediction, Row, rank, top_k
 
 LABELS = ["a", "b", "c", "d"]
 

@@ -1,0 +1,66 @@
+"""Refuses what can be refused before a request's body is read."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from service.errors import BadParameter
+from service.http.body import Body
+from service.http.record import record_of
+from service.http.services import Services, services_of
+from service.inference.interfaces import Model
+
+MAX_TIMEOUT_MS = 3_600_000
+TIMEOUT = b"x-request-timeout-ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What serves a request: its model, how many predictions to give, and until when, in the event
+    loop's time."""
+
+    services: Services
+    model: Model
+    k: int
+    deadline: float
+
+
+def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
+    """Admits a request for the model called `name`, None: the default one.
+
+    Raises:
+        UnknownModel, BadParameter, NotReady, QueueFull: see `service.inference.pipeline.Pipeline`.
+    """
+    services = services_of(scope)
+    model = services.pipeline.find(name)
+    record_of(scope).model = model.name
+    timeout_ms = services.settings.request_timeout_ms
+    for header, value in scope["headers"]:
+        if header == TIMEOUT:
+            timeout_ms = milliseconds(value)
+    k = services.pipeline.check(model, top_k, timeout_ms / 1000)
+    deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
+    return Admission(services, model, k, deadline)
+
+
+def milliseconds(value: bytes) -> float:
+    """The value of the header X-Request-Timeout-Ms."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 < number <= MAX_TIMEOUT_MS:
+        raise BadParameter(
+            f"X-Request-Timeout-Ms must be above 0 and up to {MAX_TIMEOUT_MS}, "
+            f"not {value.decode('latin-1')!r}"
+        )
+    return number
+
+
+def receive(request: Request, max_bytes: int, deadline: float) -> Body:
+    """The request's body, not read yet; refused where the headers show that it cannot be."""
+    return Body(request, services_of(request.scope).intake, max_bytes, deadline)

@@ -1,0 +1,68 @@
+"""Probes for orchestrators, and metrics for Prometheus."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from service.http import schemas
+from service.http.services import services_of
+from service.metrics import CONTENT_TYPE, OPENMETRICS, OPENMETRICS_TYPE
+
+router = APIRouter()
+
+
+@router.get(
+    "/health/live", response_model=schemas.Health, responses={503: {"model": schemas.Health}}
+)
+async def live(request: Request) -> JSONResponse:
+    """200 as long as the process can serve or recover, else 503 and why: it must be replaced."""
+    return health_of("live", "lost", services_of(request.scope).pipeline.repository.dead())
+
+
+@router.get(
+    "/health/ready", response_model=schemas.Health, responses={503: {"model": schemas.Health}}
+)
+async def ready(request: Request) -> JSONResponse:
+    """200 if every model can answer now, else 503 and why."""
+    return health_of("ready", "not ready", services_of(request.scope).pipeline.unready())
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {
+                "text/plain": {"schema": {"type": "string"}},
+                OPENMETRICS: {"schema": {"type": "string"}},
+            }
+        }
+    },
+)
+async def metrics(request: Request) -> Response:
+    """Prometheus's text format, or OpenMetrics for who would rather have it."""
+    openmetrics = prefers_openmetrics(request.headers.get("accept", ""))
+    content_type = OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE
+    return Response(
+        services_of(request.scope).metrics.render(openmetrics=openmetrics),
+        headers={"Content-Type": content_type, "Vary": "Accept"},
+    )
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether an Accept header has OpenMetrics at least as high as plain text."""
+    weights = {OPENMETRICS: 0.0, "text/plain": 0.0}
+    for offer in accept.split(","):
+        kind, *parameters = [part.strip() for part in offer.lower().split(";")]
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        if kind in weights and re.fullmatch(r"[01](\.[0-9]{0,3})?", quality):
+            weights[kind] = max(weights[kind], float(quality))
+    return 0 < weights[OPENMETRICS] >= weights["text/plain"]
+
+
+def health_of(well: str, ill: str, reasons: dict[str, str]) -> JSONResponse:
+    health = schemas.Health(status=ill if reasons else well, reasons=reasons)
+    return JSONResponse(health.model_dump(), 503 if reasons else 200)

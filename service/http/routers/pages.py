@@ -1,0 +1,69 @@
+"""The pages for people, and their parts."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+WEB = {
+    "index.html": "text/html",
+    "page.css": "text/css",
+    "style.css": "text/css",
+    "docs.html": "text/html",
+    "docs.js": "text/javascript",
+    "docs.css": "text/css",
+    "icon.svg": "image/svg+xml",
+    "ship.png": "image/png",
+}
+# The modules of the page.
+WEB |= {
+    f"{name}.js": "text/javascript"
+    for name in (
+        "api",
+        "app",
+        "camera",
+        "elements",
+        "key",
+        "live",
+        "map",
+        "models",
+        "predictions",
+        "sending",
+        "snippets",
+    )
+}
+# The pages need nothing from elsewhere, and must not be made to.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+}
+
+router = APIRouter()
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    return web_file("index.html")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    return web_file("docs.html")
+
+
+@router.get("/web/{file}", include_in_schema=False)
+async def page_part(file: str) -> Response:
+    if file not in WEB:
+        return Response(status_code=404)
+    return web_file(file)
+
+
+def web_file(name: str) -> Response:
+    content = resources.files("service.http.web").joinpath(name).read_bytes()
+    return Response(content, media_type=WEB[name], headers=PAGE_HEADERS)

@@ -1,0 +1,30 @@
+"""What the endpoints use, made by the composition root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from service.config.settings import Settings
+from service.http.access import Keys
+from service.http.body import Intake
+from service.inference.pipeline import Pipeline
+from service.metrics import Metrics
+
+
+@dataclass(slots=True)
+class Services:
+    """`ended`: whether the engines had finished when the application ended."""
+
+    settings: Settings
+    metrics: Metrics
+    pipeline: Pipeline
+    keys: Keys
+    intake: Intake
+    ended: bool = True
+
+
+def services_of(scope: Scope) -> Services:
+    services: Services = scope["app"].state.services
+    return services
