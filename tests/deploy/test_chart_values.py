@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy import settings_schema
+from deploy.kubernetes import settings_schema
 from tests.deploy.chart import CHART, SETS, Values, render
 
 VALUES = (CHART / "values.yaml").read_text("utf-8")
@@ -75,7 +75,7 @@ def test_every_value_has_a_rule() -> None:
 
 def test_settings_are_those_of_the_service() -> None:
     held = {name: SCHEMA["$defs"][name] for name in settings_schema.of_settings()}
-    assert held == settings_schema.of_settings(), "python -m tests.deploy.settings_schema writes it"
+    assert held == settings_schema.of_settings(), "python -m deploy.kubernetes.settings_schema"
 
 
 MODEL = {"spec": "random:resnet18"}

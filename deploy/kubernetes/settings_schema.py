@@ -1,4 +1,7 @@
-"""`python -m tests.deploy.settings_schema` writes what a settings file may hold into the chart."""
+"""Writes the schema of a settings file into the Helm chart's schema of values.
+
+python -m deploy.kubernetes.settings_schema
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from service.config.settings import Settings
 
-CHART = Path(__file__).parents[2] / "deploy/kubernetes/chart"
+CHART = Path(__file__).parent / "chart"
 FILE = CHART / "values.schema.json"
 # The chart sets these itself, from `keys`, `tls` and `cache`; and pods listen on all addresses.
 OF_THE_CHART = {
