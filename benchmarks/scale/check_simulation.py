@@ -29,9 +29,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.common import images as made
+from benchmarks.common.metrics import settled
 from benchmarks.common.process import Started, started
 from benchmarks.scale.simulation import Fleet, Host, Outcome, simulate
-from benchmarks.serving.overload import settled
 from service.cli.load.document import as_text
 from service.cli.load.environment import machine, versions
 from service.cli.load.report import Report

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import re
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.common import images as made
+from benchmarks.common.metrics import counts, settled
 from benchmarks.common.process import Started, peak_memory, started
 from service.cli.load.document import as_text
 from service.cli.load.environment import machine, versions
@@ -116,37 +116,6 @@ class Beside:
             else [],
             "answered_at_the_next_try": self.served_after_wait,
         }
-
-
-def counts(url: str) -> dict[str, float]:
-    """The service's metrics, as `sums` has them."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-    try:
-        connection.request("GET", "/metrics")
-        return sums(connection.getresponse().read().decode())
-    finally:
-        connection.close()
-
-
-def settled(url: str) -> dict[str, float]:
-    """The metrics once nothing of an earlier load is under way."""
-    while (found := counts(url))["resnet_serve_requests_in_flight"] > 1:
-        time.sleep(LOOK_SECONDS)
-    return found
-
-
-def sums(text: str) -> dict[str, float]:
-    """Sums over models of an exposition by name; of refusals by `refusals:REASON`."""
-    found: dict[str, float] = defaultdict(float)
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            series, _, value = line.rpartition(" ")
-            name, _, labels = series.partition("{")
-            if name == "resnet_serve_refusals_total":
-                reason = re.search(r'reason="(\w+)"', labels)
-                name = f"refusals:{reason[1] if reason else ''}"
-            found[name] += float(value)
-    return found
 
 
 def measure(plan: Plan) -> dict[str, Any]:

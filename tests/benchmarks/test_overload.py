@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.common import images
+from benchmarks.common import images, metrics
 from benchmarks.serving import overload
 
 
@@ -44,4 +44,4 @@ resnet_serve_refusals_total{model="a",reason="queue_full"} 2.0
 resnet_serve_refusals_total{model="b",reason="queue_full"} 3.0
 resnet_serve_queue_depth{model="a"} 4.0
 """
-    assert overload.sums(text) == {"refusals:queue_full": 5, "resnet_serve_queue_depth": 4}
+    assert metrics.sums(text) == {"refusals:queue_full": 5, "resnet_serve_queue_depth": 4}
