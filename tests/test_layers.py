@@ -6,16 +6,17 @@ import ast
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FILES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("models/**/*.py")])
-SERVICE = [path for path in FILES if path.is_relative_to(ROOT / "service")]
-GROUND = {"errors", "logs", "metrics", "runtime"}
+from tests.support import rooms
+from tests.support.rooms import GROUND, NAMES, ROOT, module_of, package_of, room_of, runtime_imports
+
+SERVICE = [path for path in rooms.FILES if path.is_relative_to(ROOT / "service")]
+FILES = [path for path in rooms.FILES if not path.is_relative_to(ROOT / "benchmarks")]
+BENCHMARKS = [path for path in rooms.FILES if path.is_relative_to(ROOT / "benchmarks")]
 # What a room may import, beside itself and the ground files. `models` never imports `service`.
 ROOMS = {
     "cli": {"ray", "workers", "http", "repository", "engines", "inference", "config", "client"},
@@ -57,43 +58,6 @@ LIBRARIES = {
 }
 
 
-def module_of(path: Path) -> str:
-    """A file's dotted name; that of a package is its `__init__`'s."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-NAMES = {module_of(path) for path in FILES}
-
-
-def room_of(module: str) -> str:
-    """The first folder or file below the package: `service.http.v2.codec` is in `http`."""
-    return module.partition(".")[2].partition(".")[0]
-
-
-def imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    """The modules that a statement imports; names in a module of ours are that module."""
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    else:
-        for alias in node.names:
-            name = f"{node.module}.{alias.name}"
-            yield name if name in NAMES else str(node.module)
-
-
-def runtime_imports(path: Path, *, at_start: bool = False) -> Iterator[str]:
-    """What a file imports: not for type checkers only; `at_start`: as it is itself imported."""
-    skipped = (ast.FunctionDef, ast.AsyncFunctionDef) if at_start else ()
-    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from imported(node)
-        typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        if not typing and not isinstance(node, skipped):
-            waiting += ast.iter_child_nodes(node)
-
-
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -101,21 +65,39 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_a_room_imports_only_rooms_below_it(path: Path) -> None:
     module = module_of(path)
-    package, room = module.partition(".")[0], room_of(module)
-    rooms = ROOMS if package == "service" else MODEL_ROOMS
+    package, room = package_of(module), room_of(module)
+    below = ROOMS if package == "service" else MODEL_ROOMS
     for target in runtime_imports(path):
-        if target.partition(".")[0] != package:
+        if package_of(target) != package:
             assert not (package == "models" and target.startswith("service")), target
             assert not (room == "client" and target.startswith("models")), target
             continue
         other = room_of(target)
-        if room and room in rooms and other in rooms and other != room:
-            allowed = other in rooms[room] or (module, other) in EXCEPTIONS
+        if room in below and other in below and other != room:
+            allowed = other in below[room] or (module, other) in EXCEPTIONS
             assert allowed, f"{module} imports {target}: {room} may not know {other}"
-        if room not in rooms and room and package == "service":
+        if room not in below and room and package == "service":
             assert other in GROUND, f"{module} is below all rooms, and imports {target}"
         if room == "client":
             assert other == "client", f"the client imports nothing of the service: {target}"
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=name)
+def test_a_room_of_benchmarks_imports_no_other_but_common(path: Path) -> None:
+    module = module_of(path)
+    for target in runtime_imports(path):
+        if package_of(target) == "benchmarks":
+            assert room_of(target) in {room_of(module), "common"}, f"{module} imports {target}"
+        assert package_of(target) != "tests", f"{module} imports {target}"
+
+
+def test_only_rooms_are_in_benchmarks() -> None:
+    assert {path.name for path in ROOT.glob("benchmarks/*.py")} == {"__init__.py"}
+
+
+def test_the_picture_of_the_rooms_is_true() -> None:
+    (shown,) = rooms.PICTURE.findall(rooms.CONTRIBUTING.read_text("utf-8"))
+    assert shown == rooms.picture(rooms.boxes()), "python -m tests.support.rooms --write"
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
@@ -124,7 +106,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
             target for target in runtime_imports(path, at_start=True) if target in NAMES
         }
         - {module_of(path)}
-        for path in FILES
+        for path in rooms.FILES
     }
     TopologicalSorter(graph).prepare()
 
@@ -194,17 +176,31 @@ def test_no_file_and_no_public_class_has_the_name_of_another() -> None:
 
 def test_only_the_ground_is_outside_the_rooms() -> None:
     files = {path.stem for path in ROOT.glob("service/*.py")}
-    assert files == GROUND | {"__init__"}
+    assert files == {*GROUND, "__init__"}
     folders = {path.parent.name for path in ROOT.glob("service/*/__init__.py")}
     assert folders == set(ROOMS)
 
 
+# A test of something else than one module, and what it is.
+NOT_OF_ONE_MODULE = {
+    "tests/models/test_architecture.py": "models.resnet: the dataclass, apart from the network",
+    "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
+    "tests/service/cli/bulk/test_bulk.py": "the modules of bulk together",
+    "tests/service/cli/test_commands.py": "all commands",
+    "tests/service/inference/test_decoding_fuzz.py": "decoding, with thousands of mutated files",
+    "tests/service/client/test_client.py": "the client, whose modules are private",
+}
+
+
 def test_tests_mirror_modules() -> None:
-    """A test in a room's folder is called after a module of that room."""
+    """`tests/ROOM/test_x.py` is of `ROOM/x.py`, or of the package `ROOM/x`."""
+    others = set()
     for package in ("service", "models"):
-        for path in ROOT.glob(f"tests/{package}/*/**/test_*.py"):
-            folder = ROOT / path.parent.relative_to(ROOT / "tests")
-            assert folder.is_dir(), f"{name(path)} tests no room"
+        for path in ROOT.glob(f"tests/{package}/**/test_*.py"):
+            mirrored = ROOT / path.parent.relative_to(ROOT / "tests") / path.stem[len("test_") :]
+            if not mirrored.with_suffix(".py").is_file() and not mirrored.is_dir():
+                others.add(name(path))
+    assert others == set(NOT_OF_ONE_MODULE)
 
 
 # Settings, and what stands in for the processor.
