@@ -1,20 +1,19 @@
-# The service, for GPUs or for CPUs alone, chosen by one argument:
+# The service for GPUs or for CPUs only, selected by one argument:
 #
 #   docker build --tag resnet-serve:cuda .
 #   docker build --tag resnet-serve:cpu --build-arg DEVICE=cpu .
 #
-# torch from the default package index brings the CUDA libraries along, so the GPU image needs no
-# CUDA base: the host adds its driver through the NVIDIA container toolkit. The same torch runs on
-# CPUs. The argument TORCH_INDEX_URL names one more index, which PyTorch's installation page gives
-# for each build: the one for CPUs spares that image gigabytes, one of an older CUDA suits an older
-# driver.
+# torch from the default package index includes the CUDA libraries, so the GPU image needs no CUDA
+# base: the host adds its driver through the NVIDIA container toolkit. The same torch runs on CPUs.
+# The argument TORCH_INDEX_URL adds another index, from PyTorch's installation page: the index of CPU
+# builds makes the CPU image gigabytes smaller, one of an older CUDA suits an older driver.
 FROM python:3.11-slim-bookworm AS base
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
 
 
-# A stage of its own, because the next one is then rebuilt when this list changes and not with
-# every other line of pyproject.toml.
+# A separate stage, so that the next one is rebuilt only when this list changes, not with every
+# change of pyproject.toml.
 FROM base AS requirements
 WORKDIR /build
 COPY pyproject.toml .
@@ -31,15 +30,15 @@ ARG TORCH_INDEX_URL=
 WORKDIR /build
 COPY constraints.txt .
 COPY --from=requirements /build/requirements.txt /build/cpu.txt .
-# The cache outlives a failed or repeated build; it does not end up in the image.
+# The cache survives a failed or repeated build and is not part of the image.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
  && pip --python /opt/venv/bin/python install \
         --constraint constraints.txt \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
         --requirement requirements.txt
-# Without this, a GPU image that was given a torch without CUDA would serve from the CPU and look
-# healthy. DEVICE comes this late so that both images share the layers above where they can.
+# Without this check, a GPU image with a torch without CUDA would serve from the CPU and look
+# healthy. DEVICE comes this late so that both images can share the layers above.
 ARG DEVICE=cuda
 RUN --mount=type=cache,target=/root/.cache/pip \
     if [ "$DEVICE" = cpu ]; then \
@@ -59,19 +58,19 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 
 FROM base
-# A number, so that Kubernetes' runAsNonRoot can tell; a name, because libraries ask for one.
+# A number for Kubernetes' runAsNonRoot; a name because libraries ask for one.
 RUN groupadd --gid 10001 resnet-serve \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp \
         --shell /usr/sbin/nologin resnet-serve
 COPY --from=dependencies /opt/venv /opt/venv
-# Installed here and not in the venv's stage: a change of the source adds a small layer over the
-# gigabytes of dependencies, and only that layer travels.
+# Installed here and not in the venv's stage: a source change then adds one small layer over the
+# gigabytes of dependencies, and only that layer is pushed and pulled.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl
-# A volume that is mounted here for the first time is given this folder's owner.
+# A new volume mounted here gets this folder's owner.
 RUN install --directory --owner=10001 --group=10001 /cache
-# The root filesystem may be read-only: nothing is written but below /tmp, or to /cache if told so.
-# To other hosts than this container it answers with keys, or RESNET_SERVE_ALLOW_ANONYMOUS=true.
+# The root file system may be read-only: the service writes only below /tmp, or to /cache if set.
+# It needs API keys, or RESNET_SERVE_ALLOW_ANONYMOUS=true, because it listens beyond loopback.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -80,9 +79,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Ready, not live: those who read a container's health (`up --wait`, `depends_on`, a load
-# balancer) ask whether to send requests. Docker restarts nothing for being unhealthy; what does,
-# like Kubernetes, has probes of its own. `http.client` because `urllib` would ask a proxy.
+# Ready, not live: readers of a container's health (`up --wait`, `depends_on`, a load balancer) want
+# to know whether to send requests. Docker does not restart unhealthy containers; Kubernetes has its
+# own probes. `http.client` because `urllib` would use a proxy.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
     CMD ["python", "-c", "import http.client, os, ssl, sys; from functools import partial; \
          port = int(os.environ.get('RESNET_SERVE_PORT', 8000)); \

@@ -220,7 +220,7 @@ def test_bundles_come_from_a_volume(
 def test_notes_say_what_is_missing(charts: dict[str, Rendered]) -> None:
     assert "create secret generic resnet-serve-keys" in charts["default"].notes
     assert "--from-literal=administrators=" in charts["everything"].notes
-    assert "Everybody who reaches the pods is served" in charts["minimal"].notes
+    assert "Anyone who can reach the pods is served" in charts["minimal"].notes
     assert "custom.metrics.k8s.io" in charts["gpu"].notes
 
 

@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "bundles from two places": (
         {"bundles": {"existingClaim": "a", "image": "b"}},
-        "not from each of a, b",
+        "not each of a, b",
     ),
     "bundles from nowhere": (
         {"config": {"models": [{"spec": "/bundles/a.safetensors"}]}},
@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "scaled by nothing": (
         {"autoscaling": {"enabled": True, "cpuUtilization": None}},
-        "autoscaling has nothing to go by",
+        "autoscaling has no metric",
     ),
     "no way to roll": ({"rollingUpdate": {"maxSurge": "0%"}}, "no pod could be replaced"),
     "Prometheus kept out": (

@@ -1,23 +1,23 @@
-{{/* What each value allows by itself says values.schema.json; this is about several at once. */}}
+{{/* values.schema.json checks each value; this checks combinations. */}}
 {{- define "resnet-serve.contradictions" -}}
 {{- $config := .Values.config -}}
 {{- if and (not .Values.keys.existingSecret) (not $config.allow_anonymous) -}}
-{{- fail "keys.existingSecret is empty: name a Secret with keys, or set config.allow_anonymous to true to serve everybody" -}}
+{{- fail "keys.existingSecret is empty: name a Secret with keys, or set config.allow_anonymous to true to serve anyone" -}}
 {{- end -}}
 {{- if and (hasKey $config "port") (eq (int $config.port) 0) -}}
-{{- fail "config.port is 0, a port that nobody would know: give another" -}}
+{{- fail "config.port is 0, an unpredictable port: set another" -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if hasPrefix "RESNET_SERVE_" .name -}}
-{{- fail (printf "extraEnv has %s, which would win over config behind the chart's back: give it as config.%s" .name (.name | trimPrefix "RESNET_SERVE_" | lower)) -}}
+{{- fail (printf "extraEnv has %s, which would override config: give it as config.%s" .name (.name | trimPrefix "RESNET_SERVE_" | lower)) -}}
 {{- end -}}
 {{- end -}}
 {{- $sources := compact (list .Values.bundles.existingClaim .Values.bundles.image .Values.bundles.fetch.image) -}}
 {{- if gt (len $sources) 1 -}}
-{{- fail (printf "bundles can come from one place only, not from each of %s: leave all but one of bundles.existingClaim, bundles.image and bundles.fetch.image empty" (join ", " $sources)) -}}
+{{- fail (printf "bundles can have only one source, not each of %s: leave all but one of bundles.existingClaim, bundles.image and bundles.fetch.image empty" (join ", " $sources)) -}}
 {{- end -}}
 {{- if and .Values.bundles.fetch.image (not .Values.bundles.fetch.command) -}}
-{{- fail "bundles.fetch.command is empty: say what shall write the bundles to /bundles" -}}
+{{- fail "bundles.fetch.command is empty: set the command that writes the bundles to /bundles" -}}
 {{- end -}}
 {{- $gpus := int .Values.gpu.count -}}
 {{- range $number, $model := $config.models -}}
@@ -37,7 +37,7 @@
 {{- fail (printf "autoscaling.minReplicas is %d, more than maxReplicas, %d" (int .minReplicas) (int .maxReplicas)) -}}
 {{- end -}}
 {{- if not (or .queueDepth .cpuUtilization) -}}
-{{- fail "autoscaling has nothing to go by: set autoscaling.queueDepth or autoscaling.cpuUtilization" -}}
+{{- fail "autoscaling has no metric: set autoscaling.queueDepth or autoscaling.cpuUtilization" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -45,7 +45,7 @@
 {{- fail "rollingUpdate.maxUnavailable and maxSurge are both 0, so no pod could be replaced" -}}
 {{- end -}}
 {{- if and .Values.networkPolicy.enabled .Values.serviceMonitor.enabled (not .Values.networkPolicy.prometheusNamespace) -}}
-{{- fail "networkPolicy would keep Prometheus out: set networkPolicy.prometheusNamespace" -}}
+{{- fail "networkPolicy would block Prometheus: set networkPolicy.prometheusNamespace" -}}
 {{- end -}}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.parentRefs is empty: name the Gateway" -}}

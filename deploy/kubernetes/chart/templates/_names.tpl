@@ -43,7 +43,7 @@ capabilities: {drop: [ALL]}
 runAsNonRoot: true
 runAsUser: 10001
 runAsGroup: 10001
-# With it the group may read the Secrets' files, and write to the volumes.
+# Lets the group read the Secrets' files and write to the volumes.
 fsGroup: 10001
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
