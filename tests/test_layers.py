@@ -181,26 +181,23 @@ def test_only_the_ground_is_outside_the_rooms() -> None:
     assert folders == set(ROOMS)
 
 
-# A test of something else than one module, and what it is.
-NOT_OF_ONE_MODULE = {
-    "tests/models/test_architecture.py": "models.resnet: the dataclass, apart from the network",
+# Tests that are apart from those of their module, and what of it they test.
+APART = {
+    "tests/models/test_architecture.py": "models.resnet: the dataclass",
     "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
-    "tests/service/cli/bulk/test_bulk.py": "the modules of bulk together",
-    "tests/service/cli/test_commands.py": "all commands",
-    "tests/service/inference/test_decoding_fuzz.py": "decoding, with thousands of mutated files",
-    "tests/service/client/test_client.py": "the client, whose modules are private",
+    "tests/service/inference/test_decoding_fuzz.py": "decoding: thousands of mutated files",
 }
 
 
 def test_tests_mirror_modules() -> None:
-    """`tests/ROOM/test_x.py` is of `ROOM/x.py`, or of the package `ROOM/x`."""
-    others = set()
+    """`tests/ROOM/test_x.py` tests `ROOM/x.py`, or the package `ROOM/x`, or as `ROOM/test_ROOM.py`
+    the whole room."""
     for package in ("service", "models"):
         for path in ROOT.glob(f"tests/{package}/**/test_*.py"):
-            mirrored = ROOT / path.parent.relative_to(ROOT / "tests") / path.stem[len("test_") :]
-            if not mirrored.with_suffix(".py").is_file() and not mirrored.is_dir():
-                others.add(name(path))
-    assert others == set(NOT_OF_ONE_MODULE)
+            room = ROOT / path.parent.relative_to(ROOT / "tests")
+            tested = path.stem.removeprefix("test_")
+            mirrors = (room / f"{tested}.py").is_file() or (room / tested).is_dir()
+            assert mirrors or tested == room.name or name(path) in APART, f"{name(path)}: of what?"
 
 
 # Settings, and what stands in for the processor.

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import CACHE
 from tests.e2e.test_bulk import archive
-from tests.service.cli.test_commands import run
+from tests.support.commands import run
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]

@@ -21,8 +21,8 @@ import torch
 from service.inference.decoding import decode
 from service.repository import catalog
 from tests.conftest import CACHE, COMMAND, PATIENCE, encoded
-from tests.service.cli.test_commands import run
 from tests.support import rounding
+from tests.support.commands import run
 
 DISTINCT = [encoded(size=(32, 8 + 8 * number)) for number in range(5)]
 SPEC = "builtin:resnet10-cifar10"

@@ -14,8 +14,8 @@ import pytest
 
 from service.repository import catalog
 from tests.conftest import Service, encoded
-from tests.service.cli.test_commands import run
 from tests.support import rounding
+from tests.support.commands import run
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from service.client import (
 from service.client.images import ImageLike
 from tests.conftest import Service, encoded, started
 from tests.e2e.test_endpoints import samples
-from tests.service.cli.test_commands import run
+from tests.support.commands import run
 
 IMAGE = encoded()
 KEY = "a-key-of-sixteen-or-more"

@@ -16,7 +16,7 @@ from models.training.recipes import RECIPES
 from service.cli import completers
 from service.config import specs
 from tests.conftest import COMMAND
-from tests.service.cli.test_commands import run
+from tests.support.commands import run
 
 # What readline does with what is typed, without a terminal: words as bash itself takes them apart.
 DRIVER = """

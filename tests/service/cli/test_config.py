@@ -17,7 +17,7 @@ from models import bundle
 from service.config.settings import read
 from service.repository import catalog
 from tests.conftest import clean_environment
-from tests.service.cli.test_commands import run
+from tests.support.commands import run
 
 CONTRACT = """
 host: 127.0.0.1

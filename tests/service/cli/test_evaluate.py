@@ -23,7 +23,9 @@ from service.cli.bulk import inputs, stream
 from service.cli.main import main
 from service.inference.decoding import decode
 from service.repository import catalog, offline
+from tests.conftest import encoded
 from tests.support import tiny
+from tests.support.commands import run as command
 
 CLASSES = ("cat", "dog", "frog")
 SIDE = 12
@@ -220,3 +222,16 @@ def test_conversion_and_calibration_keep_temperature_and_card(
     assert "temperature   1.5\n" in said
     shown = json.loads(CliRunner().invoke(main, ["models", "--json", str(copied)]).stdout)
     assert (shown["card"], shown["name"]) == ("# Tiny", "tiny-cifar10")
+
+
+def test_any_network_is_measured_by_its_own_engine(photos: Path) -> None:
+    found = json.loads(command("evaluate", photos, "--model", "random:resnet20", "--json").stdout)
+    assert found["images"] == 16
+    assert 0 <= found["top1"] <= 1
+
+
+def test_it_refuses_classes_that_the_model_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "unicorn").mkdir()
+    (tmp_path / "unicorn" / "a.png").write_bytes(encoded())
+    done = command("evaluate", tmp_path, "--model", "random:resnet20", status=2)
+    assert "'unicorn' is no label of the model" in done.stderr

@@ -11,7 +11,7 @@ from PIL import Image
 from models import bundle
 from models.reports.results import RUN_FOLDER
 from tests.models.reports.test_results import columns, written
-from tests.service.cli.test_commands import run
+from tests.support.commands import run
 
 
 def test_a_table_of_seeds_for_people_and_for_programs(tmp_path: Path) -> None:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
-import pickle
 import subprocess
 import sys
 import threading
 import time
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from models.data import listing
 from service.client import (
     AsyncClient,
     Busy,
@@ -35,14 +29,15 @@ from service.client import (
     UnreadableImage,
 )
 from service.client.exceptions import refusal
-from service.client.images import SUFFIXES
-from service.client.images import encoded as encode
-from service.client.retry import AGAIN, pause, retry_after
 from tests.conftest import encoded
 from tests.support.unruly import answer, breaks_off, drips, is_silent, unruly
 
 IMAGE = encoded()
+
+
 TIMING = {"decode": 1, "queue": 2, "inference": 3, "total": 6}
+
+
 CLASSIFIED = {
     "model": "m",
     "predictions": [{"class_id": 3, "label": "cat", "probability": 0.9, "new": 1}],
@@ -50,6 +45,8 @@ CLASSIFIED = {
     "batch_size": 1,
     "later": "fields of later versions are no error",
 }
+
+
 GOOD = answer(200, json.dumps(CLASSIFIED).encode())
 
 
@@ -198,112 +195,6 @@ def test_a_proxys_answer_is_told_in_its_words() -> None:
         client.classify(IMAGE)
     deep = b'{"type":' + b"[" * 100_000
     assert refusal(503, deep, {}, None).reason == "service_unavailable"
-
-
-def test_refusals_cross_processes() -> None:
-    told = Busy(429, "queue_full", "later", "r1", 2.0)
-    again = pickle.loads(pickle.dumps(told))
-    assert type(again) is Busy
-    assert vars(again) == vars(told)
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after": "7"}, 7.0),
-        ({"retry-after": " 0 "}, 0.0),
-        ({"retry-after": "-1"}, None),
-        ({"retry-after": "9" * 5000}, None),
-        ({"retry-after": "soon"}, None),
-        ({}, None),
-        (
-            {
-                "date": "Wed, 21 Oct 2015 07:28:00 GMT",
-                "retry-after": "Wed, 21 Oct 2015 07:28:05 GMT",
-            },
-            5.0,
-        ),
-        (
-            {
-                "date": "Wed, 21 Oct 2015 07:28:00 GMT",
-                "retry-after": "Wed, 21 Oct 2015 07:27:00 GMT",
-            },
-            0.0,
-        ),
-        (
-            {"date": "Wed, 21 Oct 2015 07:28:00", "retry-after": "Wed, 21 Oct 2015 07:29:00 GMT"},
-            None,
-        ),
-        ({"retry-after": "Wed, 21 Oct 2015 07:27:00 GMT"}, None),
-    ],
-)
-def test_retry_after_as_seconds_and_as_a_date(
-    headers: dict[str, str], seconds: float | None
-) -> None:
-    assert retry_after(headers) == seconds
-
-
-def test_waits_grow_and_differ_and_never_undercut_what_was_told() -> None:
-    for attempt in (0, 3, 10_000):
-        waits = {pause(attempt, None) for _ in range(50)}
-        bound = min(5.0, 0.1 * 2**attempt) if attempt < 20 else 5.0
-        assert len(waits) > 1
-        assert bound / 2 <= min(waits) <= max(waits) <= bound
-    told = {pause(0, 4.0) for _ in range(50)}
-    assert len(told) > 1
-    assert 4.0 <= min(told) <= max(told) <= 4.4
-    assert 504 not in AGAIN
-
-
-def test_an_image_is_given_in_many_ways(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(IMAGE)
-    picture = Image.open(io.BytesIO(IMAGE))
-    pixels = np.asarray(picture)
-    with path.open("rb") as file:
-        assert encode(file) == IMAGE
-    for same in (path, str(path), IMAGE, bytearray(IMAGE), memoryview(IMAGE), io.BytesIO(IMAGE)):
-        assert encode(same) == IMAGE
-    for made in (picture, pixels, pixels[:, ::-1][:, ::-1]):
-        again = Image.open(io.BytesIO(encode(made)))
-        assert np.array_equal(np.asarray(again), pixels)
-    assert Image.open(io.BytesIO(encode(picture.convert("CMYK")))).mode == "RGB"
-
-
-def test_a_folder_has_the_same_images_as_for_training() -> None:
-    assert listing.SUFFIXES == SUFFIXES
-
-
-def test_a_picture_is_sent_upright() -> None:
-    buffer = io.BytesIO()
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Turned by a quarter.
-    Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=exif)
-    assert Image.open(io.BytesIO(encode(Image.open(buffer)))).size == (20, 40)
-
-
-@pytest.mark.parametrize(
-    ("image", "words"),
-    [
-        ("/nowhere.png", "/nowhere.png: No such file"),
-        ("/", "/: Is a directory"),
-        ("a\0b", "null"),
-        (np.zeros((4, 4), np.uint8), r"uint8 \[H, W, 3\], not uint8 \[4, 4\]"),
-        (np.zeros((4, 4, 3), np.float32), "not float32"),
-        (np.zeros((0, 4, 3), np.uint8), r"\[0, 4, 3\]"),
-        (Image.new("RGB", (0, 3)), "cannot be read"),
-        (Image.open(io.BytesIO(IMAGE[:300])), "cannot be read"),
-    ],
-)
-def test_an_image_that_is_none_is_told_before_it_is_sent(image: Any, words: str) -> None:
-    with pytest.raises(UnreadableImage, match=words):
-        encode(image)
-
-
-@pytest.mark.parametrize(("image", "words"), [(3, "not int"), (io.StringIO("x"), "mode 'rb'")])
-def test_what_is_no_image_at_all_is_a_mistake_of_the_program(image: Any, words: str) -> None:
-    with pytest.raises(TypeError, match=words):
-        encode(image)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""The command `models`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from models import variants
+from service.cli.models import table as table_of
+from tests.support.commands import run
+
+
+def test_models_as_a_table_and_as_json() -> None:
+    table = run("models", "preact_wide_resnet28_10").stdout
+    assert "36,479,194" in table
+    assert "5.24 G" in table
+    row = json.loads(run("models", "wrn_28_10", "--json").stdout)
+    assert row["parameters"] == 36_479_194
+    assert row["layers"] == 29
+
+
+def test_models_lists_every_named_network() -> None:
+    rows = json.loads(run("models", "--json").stdout)
+    assert [row["name"] for row in rows] == list(variants.names())
+
+
+def test_some_networks_are_chosen_by_pattern_or_family() -> None:
+    rows = json.loads(run("models", "wide_resnet50*", "--json").stdout)
+    assert [row["name"] for row in rows] == ["wide_resnet50_2"]
+    rows = json.loads(run("models", "preact", "--json").stdout)
+    assert len(rows) == len(list(variants.names())) / 2
+    lines = run("models", "cifar").stdout.splitlines()
+    headings = [line for line in lines if line.startswith("ResNets for CIFAR")]
+    assert headings[0] == "ResNets for CIFAR"
+    assert len(headings) == len(set(headings)) == 4
+    assert len({line.index("parameters") for line in lines if line.startswith("name")}) == 1
+    (shipped,) = [line for line in lines if line.startswith("resnet20 ")]
+    assert shipped.split() == [
+        *("resnet20", "272,474", "22", "20", "40.8", "M", "32", "10", "builtin:resnet20-cifar10")
+    ]
+    assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("wied", "did you mean wide?"), ("x*", "no network's name is like 'x*'")],
+)
+def test_what_stands_for_no_network_is_one_line(name: str, words: str) -> None:
+    line = run("models", name, status=2).stderr
+    assert line.count("\n") == 1
+    assert words in line
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, None])
+def test_a_table_leaves_out_what_its_terminal_has_no_place_for(width: int | None) -> None:
+    rows = [
+        {
+            "name": name,
+            "parameters": 11_689_512,
+            "layers": 21,
+            "depth": 18,
+            "macs": 1_814_073_344,
+            "input": 224,
+            "classes": 1000,
+        }
+        for name in ("resnet18", "resnet34")
+    ]
+    heading, header, *lines = table_of(rows, width)
+    assert "ResNets for ImageNet" in heading
+    for line in (header, *lines):
+        assert len(line) <= (width or 200)
+        assert "11,689,512" in line or line is header
+    assert ("weights" in header) == (width is None or width > 80)
+    assert ("depth" in header) == (width != 30)
+    assert "MACs" in header
+
+
+def test_headings_are_bold_but_where_nobody_wants_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"name": "resnet18", "parameters": 1, "layers": 1, "depth": 1}
+    row |= {"macs": 10**6, "input": 32, "classes": 10}
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1m" in "".join(table_of([row, row], None))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in "".join(table_of([row, row], None))
+
+
+def test_an_unknown_network_is_one_line_with_the_nearest() -> None:
+    line = run("models", "resnt50", status=2).stderr
+    assert line.count("\n") == 1
+    assert "resnet50" in line
