@@ -1,4 +1,4 @@
-{{/* Seconds from preStop to the kill: what the drain takes, and 10 s for the processes to end. */}}
+{{/* Seconds from preStop to the kill: the drain, and 10 s for the processes to exit. */}}
 {{- define "resnet-serve.terminationGracePeriodSeconds" -}}
 {{- $config := .Values.config -}}
 {{- $drain := addf $config.shutdown_grace_s $config.shutdown_timeout_s -}}
@@ -7,7 +7,7 @@
 {{- if kindIs "invalid" $given -}}
 {{- $least -}}
 {{- else if lt (int $given) (int $least) -}}
-{{- fail (printf "drain.terminationGracePeriodSeconds is %d, but preStopSeconds, config.shutdown_grace_s, config.shutdown_timeout_s and 10 s to end are %d: pods would be killed while they answer; raise it, or leave it null" (int $given) (int $least)) -}}
+{{- fail (printf "drain.terminationGracePeriodSeconds is %d, but preStopSeconds, config.shutdown_grace_s, config.shutdown_timeout_s and 10 s to end are %d: pods would be killed during requests; raise it, or leave it null" (int $given) (int $least)) -}}
 {{- else -}}
 {{- int $given -}}
 {{- end -}}
