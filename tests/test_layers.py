@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -98,6 +99,13 @@ def test_only_rooms_are_in_benchmarks() -> None:
 def test_the_picture_of_the_rooms_is_true() -> None:
     (shown,) = rooms.PICTURE.findall(rooms.CONTRIBUTING.read_text("utf-8"))
     assert shown == rooms.picture(rooms.boxes()), "python -m tests.support.rooms --write"
+
+
+def test_what_contributing_names_is_there() -> None:
+    text = rooms.CONTRIBUTING.read_text("utf-8")
+    paths = re.findall(r"`((?:service|models|tests|benchmarks|docs|deploy)/[\w./-]+)`", text)
+    assert len(paths) > 20
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:

@@ -27,7 +27,6 @@ MUTMUT = Path(sys.executable).with_name("mutmut")
 # Each module, and the unit tests that are to know it.
 TESTS = {
     "service/inference/batcher.py": ["tests/service/inference/test_batcher.py"],
-    "service/inference/waiting.py": ["tests/service/inference/test_batcher.py"],
     "service/engines/buckets.py": ["tests/service/engines/test_buckets.py"],
     "service/engines/device_share.py": ["tests/service/engines/test_device_share.py"],
     "service/repository/registry.py": ["tests/service/repository/test_registry.py"],
