@@ -61,7 +61,7 @@ class Bundle:
     `metrics`: measured figures, for instance `{"cifar10-test": {"top1": 0.91, "images": 10000}}`.
     `calibration`: for 8-bit engines, `{"ranges": {module: [low, high]}, ...}`; else empty.
     `temperature`: what logits are divided by before the softmax (Guo 2017, arXiv:1706.04599).
-    `card`: what a person should know of the model, in Markdown; at most 20 kB.
+    `card`: what users should know about the model, in Markdown; at most 20 kB.
     """
 
     name: str

@@ -22,7 +22,7 @@
     │   ├── NotReady              loading, draining, or the engine is down
     │   └── EngineFailed          the engine failed while computing this request
     ├── DeadlineExceeded          the request's deadline passed
-    └── ClientLeft                the connection closed before the answer
+    └── ClientLeft                the client disconnected before the response
 
     ConfigError                   the configuration is impossible: one line, before the start
 
@@ -54,10 +54,13 @@ class UnknownModel(RequestError):
 
     @classmethod
     def called(cls, name: str, known: Collection[str]) -> UnknownModel:
-        near = nearest(name, known) or list(known)
-        if len(near) > LISTED:
-            return cls(f"no model is called {name!r}; GET /v1/models lists those there are")
-        return cls(f"no model is called {name!r}; there is {', '.join(near)}")
+        if near := nearest(name, known):
+            hint = f"did you mean {' or '.join(near)}?"
+        elif len(known) <= LISTED:
+            hint = f"the models are {', '.join(known)}"
+        else:
+            hint = "GET /v1/models lists the models"
+        return cls(f"no model is called {name!r}; {hint}")
 
 
 class TooLarge(RequestError):
@@ -126,8 +129,8 @@ class QueueFull(Busy):
     def too_late(cls, wait: float, within: float, retry_after: float) -> QueueFull:
         """Because the queue takes `wait` seconds, and the caller gives it `within` seconds."""
         return cls(
-            f"the queue takes about {wait * 1000:.0f} ms, longer than the {within * 1000:.0f} ms "
-            "that X-Request-Timeout-Ms or the default leaves; retry after the given time",
+            f"the queue needs about {wait * 1000:.0f} ms, longer than the {within * 1000:.0f} ms "
+            "that X-Request-Timeout-Ms or the default allows; retry after the given time",
             retry_after,
         )
 
@@ -155,7 +158,7 @@ class DeadlineExceeded(ServiceError):
     def passed(cls) -> DeadlineExceeded:
         """Before the answer was computed."""
         return cls(
-            "the deadline passed before the answer was computed; "
+            "the deadline passed before the response was computed; "
             "allow more time with X-Request-Timeout-Ms, or retry when the service is less busy"
         )
 

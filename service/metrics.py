@@ -48,7 +48,7 @@ class Metrics:
         PlatformCollector(registry=registry)
         self.phase = Histogram(
             "resnet_serve_phase_seconds",
-            "Time of a classified image by phase: decoding, all waiting, its batch, in total",
+            "Time of a classified image by phase: decoding, waiting, computing its batch, in total",
             ("model", "phase"),
             buckets=SECONDS,
             registry=registry,
@@ -62,13 +62,13 @@ class Metrics:
         )
         self.batches = Counter(
             "resnet_serve_batches",
-            "Computed batches by their size, rounded up to a power of two",
+            "Computed batches by size, rounded up to a power of two",
             ("model", "size"),
             registry=registry,
         )
         self.batch_seconds = Counter(
             "resnet_serve_batch_seconds",
-            "Time from forming to answering batches by their size, rounded up to a power of two",
+            "Time from forming a batch to its results, by batch size rounded up to a power of two",
             ("model", "size"),
             registry=registry,
         )
@@ -96,19 +96,19 @@ class Metrics:
         )
         self.engine_errors = Counter(
             "resnet_serve_engine_errors",
-            "Failures of engines",
+            "Engine failures",
             ("model", "device"),
             registry=registry,
         )
         self.out_of_memory = Counter(
             "resnet_serve_engine_out_of_memory",
-            "Batches that did not fit into memory, and were computed in halves",
+            "Batches that did not fit into memory and were computed in halves",
             ("model", "device"),
             registry=registry,
         )
         self.in_flight = Gauge(
             "resnet_serve_requests_in_flight",
-            "HTTP requests being answered",
+            "HTTP requests in progress",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -121,7 +121,7 @@ class Metrics:
         )
         self.queue_limit = Gauge(
             "resnet_serve_queue_limit",
-            "Images accepted and not yet computing, at most",
+            "Limit on images that are accepted and not yet computing",
             ("model",),
             multiprocess_mode="livemax",
             registry=registry,
@@ -135,7 +135,7 @@ class Metrics:
         )
         self.model_info = Gauge(
             "resnet_serve_model_info",
-            "Always 1; what serves, in its labels",
+            "Always 1; its labels describe the model",
             ("model", "architecture", "device", "precision", "engine", "sha256"),
             multiprocess_mode="livemax",
             registry=registry,

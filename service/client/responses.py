@@ -25,7 +25,7 @@ class Prediction:
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds in the service; `queue` is what was waited for a thread and for the engine,
-    `inference` the time of the batch that the image was in."""
+    `inference` the time of computing the image's batch."""
 
     decode: float
     queue: float

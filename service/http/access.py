@@ -59,18 +59,18 @@ class Keys:
             return
         if admin and not self._admin:
             raise Forbidden(
-                "models cannot be changed while the service runs: no admin key is configured; "
-                "the settings admin_keys and admin_keys_file turn this on"
+                "models cannot be changed over HTTP: no admin key is configured; "
+                "set admin_keys or admin_keys_file"
             )
         if not admin and (path in OPEN or path.startswith(OPEN_FOLDERS)):
             return
         given = sent(scope)
         if given is None:
-            raise Unauthorized(f"a key is needed; {HOW}")
+            raise Unauthorized(f"a key is required; {HOW}")
         if not among(given, self._all):
-            raise Unauthorized(f"the key is not known here; {HOW}")
+            raise Unauthorized(f"unknown key; {HOW}")
         if admin and not among(given, self._admin):
-            raise Forbidden("this needs an admin key, and the key sent is none")
+            raise Forbidden("this needs an admin key, and the key is not one")
 
 
 def sent(scope: Scope) -> bytes | None:

@@ -32,8 +32,8 @@ class Intake:
         """
         if self.held > own and self.held + count > self.max_bytes:
             raise UploadsFull(
-                f"{self.held - own} bytes of other bodies are being received, and the limit is "
-                f"{self.max_bytes} for all; retry after the given time",
+                f"{self.held - own} bytes of other requests' bodies are being received, and the "
+                f"limit is {self.max_bytes} for all; retry after the given time",
                 RETRY_SECONDS,
             )
         self.held += count
@@ -96,11 +96,11 @@ class Body:
             async for chunk in self.request.stream():
                 received += len(chunk)
                 if received > self.max_bytes:
-                    raise TooLarge(f"the body has more than {self.max_bytes} bytes, the limit")
+                    raise TooLarge(f"the body exceeds the limit of {self.max_bytes} bytes")
                 self.hold(received)
                 yield chunk
         except ClientDisconnect:
-            raise ClientLeft("the connection closed while the body was sent") from None
+            raise ClientLeft("the client disconnected while sending the body") from None
 
     async def whole(self) -> bytes:
         """All of it. Raises as `chunks`, and where it is not whole in time: see `late`."""
@@ -114,8 +114,8 @@ class Body:
         """Why it is refused that was not whole in time."""
         if self.until == self._deadline:
             return DeadlineExceeded(
-                "the deadline passed while the body was sent; "
+                "the deadline passed while the body was being sent; "
                 "allow more time with X-Request-Timeout-Ms, or send it faster"
             )
         seconds = self._intake.max_seconds
-        return RequestTooSlow(f"the body took longer than {seconds:g} s; send it faster")
+        return RequestTooSlow(f"the body took longer than {seconds:g} s to arrive; send it faster")

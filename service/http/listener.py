@@ -56,7 +56,7 @@ def check_address(settings: Settings, bound: str) -> None:
         address = address.ipv4_mapped
     if not address.is_loopback:
         raise ConfigError(
-            f"host: on {settings.host} other hosts could use the service and nobody is asked for "
+            f"host: on {settings.host} other hosts could use the service without "
             "a key; set api_keys or api_keys_file, or host: 127.0.0.1, or allow_anonymous: true"
         )
 

@@ -36,7 +36,7 @@ OF_LOAD = frozenset(
 )
 QUIET_SECONDS = 1.0  # between two lines of one such reason
 LONGEST = 500  # characters of a path or a detail, which may repeat what the caller sent
-TOO_LATE = "the service has shut down before the request was whole; ask another replica"
+TOO_LATE = "the service shut down before the whole request had arrived; retry on another replica"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 API = ("/v1/", "/v2")
 
@@ -102,7 +102,7 @@ class Observe:
             record.reason, record.detail = errors.ServiceError.reason, "see the exception"
             if not status:
                 name = request_id.decode("ascii")
-                detail = f"an unforeseen error; the service's log has it under {name}"
+                detail = f"an unexpected error; the service's log has it under {name}"
                 answer = problem(scope["path"], 500, detail, errors.ServiceError.reason)
                 await answer(scope, receive, send_marked)
         except asyncio.CancelledError:

@@ -111,7 +111,7 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         # Not `request.url`: a Host header may make it no URL.
         path = quote(request.scope["path"])
-        detail = f"{request.method} {path}: {error.detail}; /docs lists what there is"
+        detail = f"{request.method} {path}: {error.detail}; /docs lists the endpoints"
         reason = HTTPStatus(error.status_code).name.lower()
         return _answer(request.scope, error.status_code, detail, reason, dict(error.headers or {}))
 

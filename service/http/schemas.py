@@ -22,8 +22,8 @@ class Timing(BaseModel):
     """Milliseconds."""
 
     decode: float
-    queue: float = Field(description="waiting for a decoding thread and for the engine")
-    inference: float = Field(description="the batch that the image was in")
+    queue: float = Field(description="waiting for a decoding thread, then for the engine")
+    inference: float = Field(description="computing the image's batch")
     total: float
 
 
@@ -31,7 +31,7 @@ class Classification(BaseModel):
     model: str
     predictions: list[Prediction] = Field(description="in descending order of probability")
     timing_ms: Timing
-    batch_size: int = Field(description="images computed together with this one")
+    batch_size: int = Field(description="images in the same batch, this one included")
 
 
 class BatchItem(BaseModel):
@@ -50,10 +50,12 @@ class BatchClassification(BaseModel):
 class Embedding(BaseModel):
     model: str
     dimensions: int
-    normalized: bool = Field(description="divided by its Euclidean length")
-    embedding: list[float] = Field(description="what the network's last layer is given")
+    normalized: bool = Field(
+        description="whether it was whether it was divided by its Euclidean length"
+    )
+    embedding: list[float] = Field(description="the input of the network's last layer")
     timing_ms: Timing
-    batch_size: int = Field(description="images computed together with this one")
+    batch_size: int = Field(description="images in the same batch, this one included")
 
 
 class Region(BaseModel):
@@ -70,13 +72,13 @@ class Explanation(BaseModel):
     class_id: int
     label: str
     probability: float = Field(description="0 to 1")
-    logit: float = Field(description="the mean of the grid, and the bias")
+    logit: float = Field(description="the mean of the grid plus the bias")
     bias: float
-    grid: list[list[float]] = Field(description="rows, from the top; what each place adds")
+    grid: list[list[float]] = Field(description="rows from the top; each position's contribution")
     region: Region = Field(description="the part of the image that the grid covers")
     predictions: list[Prediction] = Field(description="in descending order of probability")
     timing_ms: Timing
-    batch_size: int = Field(description="images computed together with this one")
+    batch_size: int = Field(description="images in the same batch, this one included")
 
 
 class Input(BaseModel):
@@ -97,12 +99,14 @@ class Weights(BaseModel):
 
 class Parity(BaseModel):
     images: int
-    top1_agreement: float = Field(description="share of images with the same likeliest class")
-    max_difference: float = Field(description="of any probability")
+    top1_agreement: float = Field(description="share of images with the same most likely class")
+    max_difference: float = Field(
+        description="largest difference largest difference of any probability"
+    )
 
 
 class CpuMilliseconds(BaseModel):
-    engine: float = Field(description="of all its threads, with all CPUs computing")
+    engine: float = Field(description="all of its threads, with all CPUs busy")
     decode: float = Field(description="of a typical file")
     request: float = Field(description="of HTTP")
 
@@ -117,26 +121,28 @@ class ModelCard(BaseModel):
     num_classes: int
     configuration: dict[str, Any] = Field(description="every field of the architecture")
     input: Input
-    embedding: int = Field(description="numbers that POST /v1/embed gives")
-    explain: bool = Field(description="whether POST /v1/explain can tell places apart")
+    embedding: int = Field(description="length of the vector that POST /v1/embed returns")
+    explain: bool = Field(description="whether POST /v1/explain works for this model")
     device: str
     precision: str
     engine: str | None = Field(description="null while it loads")
-    threads: int | None = Field(None, description="threads that compute, of an engine on the CPU")
+    threads: int | None = Field(None, description="threads of an engine on the CPU")
     streams: int | None = Field(
-        None, description="parts of a batch that are computed at once; unset: batches stay whole"
+        None, description="parts of a batch that are computed in parallel; unset: it is not split"
     )
     split_from: int | None = Field(None, description="the smallest batch that is split")
     cpu_ms: CpuMilliseconds | None = Field(
         None,
-        description="milliseconds of CPU time that an image was measured to cost, from which the "
-        "threads were chosen; unset where engine_threads is set",
+        description="measured CPU time of one image in milliseconds, from which the number of "
+        "threads was chosen; unset where engine_threads is set",
     )
-    parity: Parity | None = Field(None, description="the engine against plain PyTorch in fp32")
+    parity: Parity | None = Field(
+        None, description="the engine compared with plain PyTorch in fp32"
+    )
     batch_ms: dict[int, float] | None = Field(
-        None, description="milliseconds that each batch size took when it was warm"
+        None, description="milliseconds that each batch size took after warming up"
     )
-    state: str = Field(description="loading, ready, failed, or lost: only another process can")
+    state: str = Field(description="loading, ready, failed, or lost (only a restart can help)")
     reason: str = Field(description="why it is not ready")
     weights: Weights
     metrics: dict[str, Any] = Field(description="measured accuracy by data set")
@@ -144,7 +150,7 @@ class ModelCard(BaseModel):
 
 
 class ModelDetails(ModelCard):
-    card: str = Field(description="what a person should know of the model, in Markdown")
+    card: str = Field(description="what users should know about the model, in Markdown")
 
 
 class Models(BaseModel):

@@ -22,7 +22,7 @@ def context(settings: Settings) -> ssl.SSLContext | None:
         missing, given = "tls_certificate", "tls_key"
         if key is None:
             missing, given = given, missing
-        raise ConfigError(f"{missing}: is missing; {given} is of no use without it")
+        raise ConfigError(f"{missing}: is missing; {given} needs it")
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.set_alpn_protocols(["http/1.1"])

@@ -47,7 +47,7 @@ async def read_image(body: Body) -> bytes:
         BadParameter: a multipart body has not exactly one field `image`.
         UndecodableImage: a multipart body is malformed.
         DeadlineExceeded, RequestTooSlow: it took too long to arrive.
-        ClientLeft: the connection closed while the body was sent.
+        ClientLeft: the client disconnected while sending the body.
     """
     kind = media_type(body.request)
     if kind == MULTIPART:
@@ -56,7 +56,7 @@ async def read_image(body: Body) -> bytes:
     # No type at all is taken as octets: the decoder looks at the bytes anyway.
     if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
         raise UnsupportedMediaType(
-            f"the content type {kind[:QUOTED]!r} is no image; send the bytes as image/* or "
+            f"unsupported content type {kind[:QUOTED]!r}; send the bytes as image/* or "
             f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
         )
     return await body.whole()
@@ -82,7 +82,9 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
     except MultiPartException as error:
         message = error.message
         if "Too many files" in message and max_images == 1:
-            raise BadParameter("send one image here, several to /v1/classify/batch") from None
+            raise BadParameter(
+                "this endpoint takes one image; send several to /v1/classify/batch"
+            ) from None
         if "Too many files" in message:
             raise TooLarge(f"more than {max_images} images in one request") from None
         raise UndecodableImage(f"the multipart body is malformed: {message}") from None
@@ -90,7 +92,7 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
         files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
         if not files:
             names = ", ".join(map(repr, dict.fromkeys(form.keys())))[:QUOTED] or "none"
-            raise BadParameter(f"the form has no whole file in a field {FIELD!r}; fields: {names}")
+            raise BadParameter(f"the form has no file in a field {FIELD!r}; fields: {names}")
         return [Upload(file.filename or "", await file.read()) for file in files]
     finally:
         await form.close()
@@ -113,6 +115,6 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         if not gone.done() or task.uncancel():
             raise  # Someone else wants this task to end.
-        raise ClientLeft("the connection closed before the answer") from None
+        raise ClientLeft("the client disconnected before the response") from None
     finally:
         gone.cancel()

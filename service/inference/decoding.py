@@ -143,9 +143,9 @@ def _decode(
     except Image.DecompressionBombError:  # Where no `Decoder` has lifted Pillow's own limit.
         raise TooLarge(f"the image has more than {max_pixels} pixels") from None
     except MemoryError:
-        raise TooLarge("decoding the image takes more memory than there is") from None
+        raise TooLarge("not enough memory to decode the image") from None
     except UnidentifiedImageError:
-        raise UndecodableImage(f"the bytes are no image that can be read; {ADVICE}") from None
+        raise UndecodableImage(f"not a readable image; {ADVICE}") from None
     # PIL's decoders raise whatever broken data makes them raise, IndexError and struct.error
     # included. Whatever it is, the data is what is wrong.
     except Exception as error:
@@ -157,4 +157,4 @@ def _check_sides(width: int, height: int, spec: InputSpec, max_pixels: int) -> N
     # A sliver one pixel wide would grow as it is resized.
     longer = spec.resize * max(width, height) // min(width, height)
     if spec.resize * longer > max_pixels:
-        raise TooLarge(f"the image's sides ({width} x {height} pixels) are too unequal; crop it")
+        raise TooLarge(f"the image's sides ({width} x {height} pixels) differ too much; crop it")

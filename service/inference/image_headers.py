@@ -65,7 +65,7 @@ class Counted(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise UndecodableImage("the image is cut into too many pieces; save it anew")
+            raise UndecodableImage("the image is split into too many pieces; save it again")
         return super().read(size)
 
 
@@ -109,7 +109,7 @@ def check_pixels(width: int, height: int, limit: int) -> None:
 
 
 def _absurd(what: str) -> UndecodableImage:
-    return UndecodableImage(f"the image's header has too many {what}; save it anew without them")
+    return UndecodableImage(f"the image's header has too many {what}; save it again without them")
 
 
 def _check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
@@ -149,7 +149,7 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
 def _check_tiff(data: bytes) -> None:
     """Follows the directories that Pillow reads: the first, and those for EXIF."""
     if data[:4] not in TIFF_MAGIC:
-        raise UndecodableImage("the bytes are no TIFF image of the classic kind (below 4 GB)")
+        raise UndecodableImage("not a classic TIFF image (BigTIFF is not supported)")
     order = TIFF_MAGIC[data[:4]]
     try:
         waiting = [struct.unpack_from(f"{order}I", data, 4)[0]]
@@ -163,7 +163,7 @@ def _check_tiff(data: bytes) -> None:
                 raise _absurd("directories")
             waiting += _check_directory(data, offset, order, nested=len(seen) > 1)
     except struct.error:
-        raise UndecodableImage("the TIFF image ends within its header") from None
+        raise UndecodableImage("the TIFF image is truncated within its header") from None
 
 
 def _check_directory(data: bytes, offset: int, order: str, nested: bool) -> list[int]:
@@ -188,7 +188,7 @@ def _check_directory(data: bytes, offset: int, order: str, nested: bool) -> list
 def _check_tiff_tiles(image: Image.Image, max_pixels: int) -> None:
     compression = image.info.get("compression")
     if compression not in TIFF_COMPRESSIONS:
-        raise UndecodableImage(f"TIFF images with the compression {compression} are not read here")
+        raise UndecodableImage(f"TIFF compression {compression} is not supported")
     tags = getattr(image, "tag_v2", {})
     sides = [tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH)]
     if not all(isinstance(side, int) for side in sides):

@@ -97,7 +97,7 @@ class Pipeline:
             QueueFull: its queue has no slot, or would not come to it in time.
         """
         if self.refusing:
-            raise NotReady("the service is shutting down; ask another replica", RETRY_SECONDS)
+            raise NotReady("the service is shutting down; retry on another replica", RETRY_SECONDS)
         classes = len(model.labels)
         if k is not None and not 1 <= k <= classes:
             raise BadParameter(f"top_k must be from 1 to {classes}, not {k}")

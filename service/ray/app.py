@@ -45,7 +45,7 @@ def app(args: dict[str, Any]) -> Application:
         configuration.load(given, config=config) if config else configuration.load(config=given)
     )
     if not (settings.api_keys or settings.admin_keys or settings.allow_anonymous):
-        log.warning("everybody who reaches Ray's proxies may use the models: api_keys changes that")
+        log.warning("anyone who reaches Ray's proxies can use the models; api_keys requires keys")
     told = settings.model_dump(mode="json", exclude_unset=True, exclude={"models"}, context=SECRETS)
     rows = [row.model_dump(mode="json", exclude_unset=True) for row in settings.models]
     # Engines need no keys.

@@ -17,7 +17,7 @@ from service.inference.interfaces import RETRY_SECONDS
 TEXT = b"text/plain"
 ID = b"x-request-id"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
-GONE = "the process that had the request is gone, or none is there yet; retry"
+GONE = "the process that had the request is gone, or none has started yet; retry"
 
 
 def middlewares() -> list[Middleware]:
@@ -30,7 +30,7 @@ def meant(status: int) -> ServiceError | None:
     if status == 429:
         return QueueFull("every ingress is busy; retry after the given time", RETRY_SECONDS)
     if status == 408:
-        return DeadlineExceeded("the time that Ray's request_timeout_s allows has passed")
+        return DeadlineExceeded("Ray's request_timeout_s passed before the response was computed")
     return NotReady(GONE, RETRY_SECONDS) if status >= 500 else None
 
 

@@ -34,10 +34,10 @@ LOOK_SECONDS = 0.5  # between two looks at a model
 GREETING_SECONDS = 5.0
 # Times that the same replica is asked while it says that it is down, or that one may be lost.
 ASKED = 3
-SILENT = "no replica of it answers; Ray starts another"
+SILENT = "no replica responds; Ray starts another"
 UNCHANGEABLE = (
-    "models of a Ray cluster are changed by deploying another configuration: edit it, then "
-    "`serve deploy` it; no request fails meanwhile"
+    "models on Ray change with the deployment: edit its configuration, then "
+    "run `serve deploy`; no request fails meanwhile"
 )
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
@@ -56,7 +56,7 @@ class Replicas:
         self.settings = settings
         self.max_bytes = settings.max_queue_bytes
         self.name = ""
-        self.ready, self.reason = False, "it has not been heard of yet"
+        self.ready, self.reason = False, "it has not responded yet"
         self.card: dict[str, Any] = {}
         self.models: dict[str, RayModel] = {}
         self.latest = ""  # version
@@ -295,7 +295,7 @@ async def ask(method: Any, *given: Any) -> Any:
     try:
         return await response
     except BackPressureError:
-        raise QueueFull("as many requests wait for a replica as may", RETRY_SECONDS) from None
+        raise QueueFull("too many requests wait for a replica", RETRY_SECONDS) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or not task.cancelling():

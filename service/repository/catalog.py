@@ -43,7 +43,7 @@ def load(
         if kind == "random" and colon:
             return Loaded(_untrained(rest, architecture or {}), spec, None)
         if architecture:
-            raise ConfigError("architecture: only random networks take one; a bundle has its own")
+            raise ConfigError("architecture: only random networks take one; bundles have their own")
         if kind == "builtin" and colon:
             specs.check_builtin(rest)
             with resources.as_file(
@@ -76,7 +76,7 @@ def _from_file(path: Path, source: str) -> Loaded:
     try:
         found = convert.convert(foreign, path) if foreign else bundle.read(path)
     except convert.NormalisationUnknown as error:
-        hint = f"`resnet-serve convert --from {foreign}` makes a bundle that says it"
+        hint = f"`resnet-serve convert --from {foreign}` makes a bundle that records it"
         raise ConfigError(f"{error}; {hint}") from None
     return Loaded(found, source, digest.sha256(path))
 

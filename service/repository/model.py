@@ -210,7 +210,7 @@ def _start_again(
     """
     loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
     if loaded.sha256 != sha256:
-        raise RuntimeError(f"{settings.spec} has changed since the start; start again to serve it")
+        raise RuntimeError(f"{settings.spec} has changed on disk; restart the service to serve it")
     blueprint = blueprint_of(
         loaded.bundle, settings, device, service, request_seconds=request_seconds
     )

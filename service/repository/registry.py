@@ -56,7 +56,7 @@ class Registry(Generic[M]):
 
         Raises:
             LoadFailed: it cannot be served; what was served still is.
-            Conflict: there are as many models as there can be.
+            Conflict: there are the limit on the number of models is reached.
         """
         return await self._whole(self._put(settings))
 
@@ -96,7 +96,7 @@ class Registry(Generic[M]):
         names = [member.name for member in self.members]
         created = settings.name not in names
         if created and len(names) >= MOST_MODELS:
-            raise Conflict(f"there are {len(names)} models, the most there can be; delete one")
+            raise Conflict(f"the limit of {len(names)} models is reached; delete one first")
         loaded = await self._load(settings)
         if created:
             self.members = [*self.members, loaded]
@@ -114,8 +114,8 @@ class Registry(Generic[M]):
             raise UnknownModel.called(name, names)
         if name == names[0]:
             raise Conflict(
-                f"{name} is the default model, which a service needs; PUT another under its name, "
-                "or change the configuration's first model and send SIGHUP"
+                f"{name} is the default model and cannot be deleted; PUT another one under "
+                "its name, or change the configuration's first model and send SIGHUP"
             )
         self.members = [m for m in self.members if m.name != name]
         await self._install()
@@ -161,7 +161,7 @@ class Registry(Generic[M]):
                 return await self._load_one(settings)
         except TimeoutError:
             raise LoadFailed(
-                f"{settings.spec}: not ready after {self._timeout:g} s; load_timeout_s allows more"
+                f"{settings.spec}: not ready after {self._timeout:g} s; increase load_timeout_s"
             ) from None
 
 

@@ -103,7 +103,7 @@ class Coordinator:
         """The model as another engine process has opened it, which is another if it differs."""
         if all(served.told[key] == told[key] for key in ("input", "labels")):
             return served
-        log.warning("%s has changed on disk; it is served as it is now", served.name)
+        log.warning("%s has changed on disk; the new version serves", served.name)
         other = Served(self._number(), served.settings, told)
         self.roster.members = [other if m is served else m for m in self.roster.members]
         return other
@@ -113,7 +113,7 @@ class Coordinator:
         self._engine_up.clear()
         for loading in self._loading.values():
             if not loading.done():
-                ended = "the engine process ended while it loaded the model; retry"
+                ended = "the engine process ended while loading the model; retry"
                 loading.set_exception(NotReady(ended, 1.0))
 
     def hear_engine(self, message: dict[str, Any]) -> None:

@@ -58,8 +58,8 @@ def new_folder(processes: int) -> tempfile.TemporaryDirectory[str]:
         (Path(made.name) / "room").unlink()
         return made
     raise ConfigError(
-        f"what the processes share has no room in {MEMORY} ({reasons[0]}) nor in a folder for "
-        f"temporary files ({reasons[1]}); make room in one of them, or set workers to 1"
+        f"no space for the processes' shared files in {MEMORY} ({reasons[0]}) or in the folder for "
+        f"temporary files ({reasons[1]}); free space in one of them, or set workers to 1"
     )
 
 

@@ -119,9 +119,9 @@ class Supervisor:
             for child in sorted(self._children, key=lambda child: child is self._engine):
                 await child.end()
         if any(statuses):
-            log.error("ended, but not every front end did so in order: %s", statuses)
+            log.error("ended, but some front ends did not end cleanly: %s", statuses)
             return 1
-        log.info("ended; everything accepted was answered")
+        log.info("ended; every accepted request was answered")
         return 0
 
     def _stop(self, number: int) -> None:
@@ -192,7 +192,7 @@ class Supervisor:
             settings=settings.model_dump(mode="json", exclude=set(SECRETS)),
             request_seconds=self._request_seconds,
         )
-        told = await child.receive() or {"error": "the engine process ended while it started"}
+        told = await child.receive() or {"error": "the engine process ended while starting"}
         if "error" in told and not directory.known.is_set():
             raise ConfigError(told["error"])
         if "error" in told:

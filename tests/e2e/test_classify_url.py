@@ -89,7 +89,7 @@ def test_an_archive_is_sent_as_it_is_read_and_gone_on_with(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "resnt20"], "there is resnet20"),
+        (["--model", "resnt20"], "did you mean resnet20?"),
         (["--top-k", "11"], "top_k must be from 1 to 10, not 11"),
         (["--engine", "eager"], "--engine: only without --url"),
         (["--key-file", "/nowhere"], "/nowhere: No such file"),

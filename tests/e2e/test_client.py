@@ -82,7 +82,7 @@ def test_refusals_are_exceptions_with_what_to_do(service: Service, client: Clien
         client.classify(IMAGE[:100])
     assert (broken.value.status, broken.value.reason) == (400, "undecodable_image")
     assert broken.value.request_id
-    with pytest.raises(UnknownModel, match="there is resnet20"):
+    with pytest.raises(UnknownModel, match="did you mean resnet20"):
         client.classify(IMAGE, model="resnt20")
     with pytest.raises(UnknownModel):
         client.model("b?c#d%")
@@ -162,7 +162,7 @@ def test_the_service_is_told_how_long_the_caller_waits(small: Service) -> None:
 
 
 def test_a_key_opens_the_service_and_is_nowhere_shown(small: Service) -> None:
-    with Client(small.url) as client, pytest.raises(KeyRefused, match="a key is needed"):
+    with Client(small.url) as client, pytest.raises(KeyRefused, match="a key is required"):
         client.classify(IMAGE)
     wrong = KEY[::-1]
     with Client(small.url, key=wrong) as client, pytest.raises(KeyRefused) as caught:
@@ -180,7 +180,7 @@ def test_classify_takes_the_key_from_a_file_or_the_environment(
     file.touch(0o600)
     file.write_text(f"# ours\n{KEY}\n")
     arguments = ("classify", image, "--url", small.url)
-    assert "a key is needed" in run(*arguments, status=2).stderr
+    assert "a key is required" in run(*arguments, status=2).stderr
     assert "%" in run(*arguments, "--key-file", file).stdout
     monkeypatch.setenv("RESNET_SERVE_KEY", KEY)
     assert "%" in run(*arguments).stdout

@@ -178,7 +178,9 @@ def test_the_models_say_what_they_can(serving: Service) -> None:
 
 def test_a_model_whose_last_maps_have_one_place_explains_nothing(serving: Service) -> None:
     problem = ask(serving, "explain", 422, model="coarse").json()
-    assert "coarse cannot explain: its last maps have one place only" in problem["detail"]
+    assert (
+        "coarse cannot explain: its last feature maps have a single position" in problem["detail"]
+    )
     assert len(ask(serving, "embed", model="coarse").json()["embedding"]) == 8
     card = client.get(f"{serving.url}/v1/models/coarse").json()
     assert (card["embedding"], card["explain"]) == (8, False)

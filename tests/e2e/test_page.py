@@ -404,7 +404,7 @@ def test_without_a_clipboard_text_is_copied_all_the_same(page: Page) -> None:
 def test_the_page_asks_for_a_key_until_it_fits(browser: Browser, keyed: Service) -> None:
     with visiting(browser, keyed.url) as page:
         field = page.get_by_label("API key")
-        page.get_by_role("alert").filter(has_text="a key is needed").wait_for()
+        page.get_by_role("alert").filter(has_text="a key is required").wait_for()
         assert page.evaluate(FOCUSED)[0] == "key"
         page.get_by_role("button", name="Try an example").click()
         for wrong, told in (("no key: \u00e9", "printable"), ("wrong-key-012345", "not known")):

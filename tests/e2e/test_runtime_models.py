@@ -172,7 +172,7 @@ def test_a_model_is_added_last_and_deleted_again(served: Service, folder: Path) 
     assert gone.status_code == 404
     until(lambda: not gauges(served, "other"))
     again = delete(served, "other")
-    assert (again.status_code, "there is main" in again.json()["detail"]) == (404, True)
+    assert (again.status_code, "the models are main" in again.json()["detail"]) == (404, True)
     last = delete(served, "main")
     assert (last.status_code, "default model" in last.json()["detail"]) == (409, True)
     assert everywhere(served, ["main"])

@@ -27,4 +27,4 @@ def test_a_long_list_is_not_recited() -> None:
     assert hint("zzz", MANY[:3], "`list` has them") == "one of model-0, model-1, model-2"
     assert nearest("model-1", MANY, 3)[0] == "model-1"
     assert "GET /v1/models" in str(UnknownModel.called("zzz", MANY))
-    assert str(UnknownModel.called("modl-7", MANY)).endswith("there is model-7")
+    assert str(UnknownModel.called("modl-7", MANY)).endswith("did you mean model-7?")

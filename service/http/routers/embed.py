@@ -34,10 +34,12 @@ async def embed(
     request: Request,
     model: Name = None,
     normalize: Annotated[
-        bool, Query(description="divide by the Euclidean length, so that a product is a cosine")
+        bool,
+        Query(description="divide by the Euclidean length: a dot product is then a cosine"),
     ] = False,
     format: Annotated[
-        Format, Query(description="f32: little-endian float32 alone; npy: with NumPy's header")
+        Format,
+        Query(description="f32: raw little-endian float32; npy: the same with NumPy's header"),
     ] = "json",
 ) -> Response:
     """The features of one image, float32 [C]: raw bytes, or a form with the field `image`."""

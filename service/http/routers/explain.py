@@ -48,10 +48,10 @@ async def explain(
     request: Request,
     model: Name = None,
     class_id: Annotated[
-        int | None, Query(description="the class to look for; default: the likeliest", ge=0)
+        int | None, Query(description="the class to explain; default: the most likely one", ge=0)
     ] = None,
     format: Annotated[
-        Literal["json", "png"], Query(description="png: the map over what the network was given")
+        Literal["json", "png"], Query(description="png: the map drawn over the network's input")
     ] = "json",
 ) -> Response:
     """What each place of one image adds to a class's logit (before the temperature)."""
@@ -70,8 +70,8 @@ async def explain(
 def _check(model: Model, class_id: int | None) -> None:
     if model.map_side < 2:
         raise BadParameter(
-            f"{model.name} cannot explain: its last maps have one place only, "
-            f"as it halves images of {model.input.size} pixels too often"
+            f"{model.name} cannot explain: its last feature maps have a single position, "
+            f"because it downsamples inputs of {model.input.size} pixels too far"
         )
     if class_id is not None and class_id >= len(model.labels):
         raise BadParameter(f"class_id must be from 0 to {len(model.labels) - 1}, not {class_id}")

@@ -58,10 +58,10 @@ async def show_model(request: Request, name: str) -> schemas.ModelDetails:
     response_model=schemas.ModelDetails,
     responses={
         **DENIED,
-        200: {"description": "it replaced the model of that name"},
-        201: {"model": schemas.ModelDetails, "description": "it is served beside the others"},
+        200: {"description": "it replaced the model with that name"},
+        201: {"model": schemas.ModelDetails, "description": "it now serves beside the others"},
         408: REFUSALS[408],
-        409: PROBLEM | {"description": "as many models as there can be"},
+        409: PROBLEM | {"description": "the limit on the number of models is reached"},
         413: PROBLEM | {"description": "body over 64 KiB"},
         415: PROBLEM | {"description": "the content type is not JSON"},
         422: PROBLEM
@@ -91,7 +91,7 @@ async def put_model(request: Request, name: str) -> Response:
         **DENIED,
         404: REFUSALS[404],
         422: REFUSALS[422],
-        409: PROBLEM | {"description": "the default model, which a service needs"},
+        409: PROBLEM | {"description": "it is the default model, which every service needs"},
         503: UNAVAILABLE,
     },
 )
@@ -104,7 +104,7 @@ async def delete_model(request: Request, name: str) -> Response:
 def serving(request: Request) -> Pipeline:
     pipeline = services_of(request.scope).pipeline
     if pipeline.draining:
-        raise NotReady("the service is shutting down; ask another replica", RETRY_SECONDS)
+        raise NotReady("the service is shutting down; retry on another replica", RETRY_SECONDS)
     return pipeline
 
 
@@ -116,7 +116,9 @@ async def read_json(request: Request) -> dict[str, Any]:
         TooLarge, UploadsFull, RequestTooSlow, ClientLeft: see `service.http.body.Body`.
     """
     if media_type(request) != "application/json":
-        raise UnsupportedMediaType("send the model's settings as application/json")
+        raise UnsupportedMediaType(
+            "unsupported content type; unsupported content type; send the model's settings as application/json"
+        )
     with receive(request, MAX_BODY_BYTES, math.inf) as arriving:
         body = await arriving.whole()
     try:
@@ -131,7 +133,7 @@ async def read_json(request: Request) -> dict[str, Any]:
 def settings_of_model(name: str, fields: dict[str, Any]) -> ModelSettings:
     """Raises `BadParameter`: a field is unknown or has an impossible value."""
     if "name" in fields:
-        raise BadParameter("name: the path gives it; leave it out of the body")
+        raise BadParameter("name: the path has it; leave it out of the body")
     try:
         return validated(ModelSettings, name=name, **fields)
     except ConfigError as error:

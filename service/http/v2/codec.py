@@ -30,7 +30,7 @@ PRIORITIES = {1: Priority.FIRST, 2: Priority.NORMAL, 3: Priority.LAST}
 MAX_JSON_BYTES = 4 * 2**20
 MAX_JSON_VALUES = 2**20
 MAX_JSON_LISTS = 2**17
-SHARED_MEMORY = "shared memory is not served here; send the tensor itself"
+SHARED_MEMORY = "shared memory is not supported; send the tensor itself"
 
 Image = bytes | Pixels
 
@@ -126,7 +126,7 @@ def check_json(text: bytes) -> None:
 def the_input(request: InferenceRequest) -> Input:
     """The one input of the request, whose name and datatype go together."""
     if request.parameters.sequence_id:
-        raise InvalidInput("sequence_id: the models keep no state between requests; leave it out")
+        raise InvalidInput("sequence_id: models are stateless; leave it out")
     if len(request.inputs) != 1:
         names = ", ".join(f"{name} ({datatype})" for name, datatype in DATATYPES.items())
         raise InvalidInput(f"inputs: send exactly one of {names}, not {len(request.inputs)}")

@@ -44,7 +44,7 @@ def model_of(request: Request) -> Model:
     model = services_of(request.scope).pipeline.find(request.path_params["name"])
     version = request.path_params.get("version", VERSION)
     if version != VERSION:
-        raise UnknownModel(f"{model.name} has the version {VERSION} and no other")
+        raise UnknownModel(f"{model.name} has only version {VERSION}")
     return model
 
 
@@ -116,7 +116,7 @@ def check_outputs(asked: Asked, known: dict[str, int]) -> None:
         if name not in known:
             raise InvalidInput(f"outputs: no output is called {name!r}; see {', '.join(known)}")
         if names.count(name) > 1:
-            raise InvalidInput(f"outputs: {name} is asked for twice")
+            raise InvalidInput(f"outputs: {name} is requested twice")
 
 
 async def server(request: Request) -> Response:
@@ -191,7 +191,7 @@ def row_of(request: Request, name: str, parameters: dict[str, Any]) -> ModelSett
         UnknownModel: nothing tells what to load.
     """
     if any(key.startswith("file:") for key in parameters):
-        raise InvalidInput("file: is not taken; name a bundle with spec, such as builtin:NAME")
+        raise InvalidInput("file: is not supported; name a bundle with spec, such as builtin:NAME")
     fields = {key: value for key, value in parameters.items() if key != CONFIG}
     if CONFIG in parameters:
         try:
@@ -211,7 +211,7 @@ def row_of(request: Request, name: str, parameters: dict[str, Any]) -> ModelSett
     row = served.settings if served else next((r for r in rows if name_of(r) == name), None)
     if row is None:
         raise UnknownModel(
-            f"{name} is not configured; say what to load in the parameters: spec, or config with "
+            f"{name} is not configured; give spec in the parameters, or config with "
             'a JSON object such as {"spec": "builtin:NAME"}'
         )
     return row.model_copy(update={"name": name})

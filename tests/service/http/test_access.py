@@ -85,7 +85,7 @@ def test_without_keys_everybody_may_use_and_nobody_may_change() -> None:
     open_to_all = keys()
     open_to_all.check(scope("POST", "/v1/classify"))
     for method in ("PUT", "DELETE"):
-        with pytest.raises(Forbidden, match="admin_keys_file turn this on"):
+        with pytest.raises(Forbidden, match="set admin_keys or admin_keys_file"):
             open_to_all.check(scope(method, "/v1/models/a"))
 
 
@@ -98,29 +98,29 @@ def test_models_are_changed_with_an_admin_key_only() -> None:
         both.check(scope("DELETE", "/v1/models/a"))
     with pytest.raises(Unauthorized):
         keys(admin_keys=[ADMIN]).check(scope("DELETE", "/v1/models/a", x_api_key=API))
-    with pytest.raises(Forbidden, match="turn this on"):
+    with pytest.raises(Forbidden, match="set admin_keys"):
         keys(api_keys=[API]).check(scope("DELETE", "/v1/models/a", x_api_key=API))
 
 
 SEND_ONE = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 NO_ADMINS = (
-    "models cannot be changed while the service runs: no admin key is configured; "
-    "the settings admin_keys and admin_keys_file turn this on"
+    "models cannot be changed over HTTP: no admin key is configured; "
+    "set admin_keys or admin_keys_file"
 )
 
 
 @pytest.mark.parametrize(
     ("given", "method", "path", "key", "error"),
     [
-        (BOTH, "GET", "/v1/models", None, Unauthorized(f"a key is needed; {SEND_ONE}")),
-        (BOTH, "GET", "/v1/models", "x", Unauthorized(f"the key is not known here; {SEND_ONE}")),
-        (BOTH, "PUT", "/v1/models/a", None, Unauthorized(f"a key is needed; {SEND_ONE}")),
+        (BOTH, "GET", "/v1/models", None, Unauthorized(f"a key is required; {SEND_ONE}")),
+        (BOTH, "GET", "/v1/models", "x", Unauthorized(f"unknown key; {SEND_ONE}")),
+        (BOTH, "PUT", "/v1/models/a", None, Unauthorized(f"a key is required; {SEND_ONE}")),
         (
             BOTH,
             "PUT",
             "/v1/models/a",
             API,
-            Forbidden("this needs an admin key, and the key sent is none"),
+            Forbidden("this needs an admin key, and the key is not one"),
         ),
         ({}, "PUT", "/v1/models/a", None, Forbidden(NO_ADMINS)),
         ({}, "POST", "/v2/repository/models/a/load", None, Forbidden(NO_ADMINS)),
@@ -178,11 +178,11 @@ def test_only_who_has_a_key_comes_to_the_application() -> None:
     start, body = answered
     assert start["status"] == 401
     assert (b"www-authenticate", b"Bearer") in start["headers"]
-    assert json.loads(body["body"])["detail"] == f"a key is needed; {SEND_ONE}"
+    assert json.loads(body["body"])["detail"] == f"a key is required; {SEND_ONE}"
 
     came, answered = through(scope("POST", "/v2/models/a/infer"))
     assert came is None
-    assert json.loads(answered[1]["body"]) == {"error": f"a key is needed; {SEND_ONE}"}
+    assert json.loads(answered[1]["body"]) == {"error": f"a key is required; {SEND_ONE}"}
 
 
 def test_the_start_of_the_service_needs_no_key() -> None:

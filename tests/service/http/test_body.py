@@ -96,24 +96,24 @@ def test_who_sends_slowly_holds_nothing_for_long(
     ("request_", "held", "words"),
     [
         (sending(content_length="101"), 0, "the body has 101 bytes; the limit is 100"),
-        (sending(b"x" * 50, b"x" * 51), 0, "the body has more than 100 bytes, the limit"),
-        (sending(b"x", None), 0, "the connection closed while the body was sent"),
+        (sending(b"x" * 50, b"x" * 51), 0, "the body exceeds the limit of 100 bytes"),
+        (sending(b"x", None), 0, "the client disconnected while sending the body"),
         (
             sending(b"x" * 51),
             50,
-            "50 bytes of other bodies are being received, and the limit is 100 for all; "
+            "50 bytes of other requests' bodies are being received, and the limit is 100 for all; "
             "retry after the given time",
         ),
         (
             sending(b"x" * 30, b"x" * 21),
             50,
-            "50 bytes of other bodies are being received, and the limit is 100 for all; "
+            "50 bytes of other requests' bodies are being received, and the limit is 100 for all; "
             "retry after the given time",
         ),
         (
             sending(b"x", ends=False),
             0,
-            "the body took longer than 0.01 s; send it faster",
+            "the body took longer than 0.01 s to arrive; send it faster",
         ),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_deadline_that_comes_first_is_what_is_said() -> None:
     with pytest.raises(DeadlineExceeded) as caught:
         whole(sending(b"x", ends=False), Intake(100, 60), 0.01)
     assert str(caught.value) == (
-        "the deadline passed while the body was sent; "
+        "the deadline passed while the body was being sent; "
         "allow more time with X-Request-Timeout-Ms, or send it faster"
     )
 

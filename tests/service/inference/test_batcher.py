@@ -377,7 +377,7 @@ def test_who_cannot_be_served_in_time_is_refused_at_once() -> None:
         batcher.check(within=0.001)  # Nobody is before it.
         for number in range(3):
             submit(batcher, number)
-        with pytest.raises(QueueFull, match=r"takes about 6\d\d\d ms, longer than the 1000 ms"):
+        with pytest.raises(QueueFull, match=r"needs about 6\d\d\d ms, longer than the 1000 ms"):
             batcher.check(within=1)
         computing = next_batch(batcher, 2)
         with pytest.raises(QueueFull):
@@ -564,8 +564,8 @@ def test_a_new_job_begins_when_those_before_it_and_its_own_batch_are_done(clock:
         with pytest.raises(QueueFull) as refused:
             batcher.check(within=10.2)
         assert str(refused.value) == (
-            "the queue takes about 10250 ms, longer than the 10200 ms that X-Request-Timeout-Ms "
-            "or the default leaves; retry after the given time"
+            "the queue needs about 10250 ms, longer than the 10200 ms that X-Request-Timeout-Ms "
+            "or the default allows; retry after the given time"
         )
         assert refused.value.retry_after == 6  # Two wait.
 

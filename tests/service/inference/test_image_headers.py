@@ -40,7 +40,7 @@ def refusal_opened(file: bytes, max_pixels: int = PLENTY, data: bytes | None = N
 
 
 def too_many(what: str) -> str:
-    return f"the image's header has too many {what}; save it anew without them"
+    return f"the image's header has too many {what}; save it again without them"
 
 
 def too_large(width: int, height: int, limit: int) -> str:
@@ -55,7 +55,7 @@ def test_a_decoder_may_read_131_072_times() -> None:
         file.read(0)
     with pytest.raises(UndecodableImage) as caught:
         file.read(0)
-    assert str(caught.value) == "the image is cut into too many pieces; save it anew"
+    assert str(caught.value) == "the image is split into too many pieces; save it again"
 
 
 def test_what_is_read_is_what_is_there() -> None:
@@ -211,7 +211,7 @@ def test_a_directory_has_at_most_1024_tags(order: str) -> None:
 
 @ORDERS
 def test_a_tiff_holds_its_directories(order: str) -> None:
-    cut = "the TIFF image ends within its header"
+    cut = "the TIFF image is truncated within its header"
     whole = tiff(order, [(256, 3, 1, 1), (257, 3, 1, 1)])
     assert refusal(whole[:34]) is None  # All but the offset of the next page, which is not read.
     for end in (4, 7, 8, 9, 10, 33):
@@ -221,7 +221,7 @@ def test_a_tiff_holds_its_directories(order: str) -> None:
 
 @pytest.mark.parametrize("magic", [b"II+\0", b"MM\0+", b"II", b"MM", b"II\0*", b"MM*\0"])
 def test_only_the_classic_tiff_is_read(magic: bytes) -> None:
-    words = "the bytes are no TIFF image of the classic kind (below 4 GB)"
+    words = "not a classic TIFF image (BigTIFF is not supported)"
     assert refusal(magic + bytes(100)) == words
 
 
@@ -332,7 +332,7 @@ def test_a_tiff_is_of_a_compression_whose_cost_is_known(number: int, name: str |
     file = grey_tiff(32, 32, short(259, number), data=bytes(1024))
     with Image.open(io.BytesIO(file)) as image:
         said = image.info["compression"]
-    words = f"TIFF images with the compression {said} are not read here"
+    words = f"TIFF compression {said} is not supported"
     assert refusal_opened(file) == (None if said == name else words)
     assert name in {None, said}
 

@@ -89,7 +89,7 @@ def test_what_does_not_load_in_time_or_at_all_changes_nothing() -> None:
     async def test(service: Service) -> None:
         with pytest.raises(LoadFailed, match="broken"):
             await service.roster.put(row("a", "broken"))
-        with pytest.raises(LoadFailed, match=r"not ready after 0\.2 s; load_timeout_s"):
+        with pytest.raises(LoadFailed, match=r"not ready after 0\.2 s; increase load_timeout_s"):
             await service.roster.put(row("a", "60"))
         with pytest.raises(UnknownModel, match="there is a"):
             await service.roster.delete("aa")
@@ -148,7 +148,7 @@ def test_the_default_model_is_not_deleted_and_its_caller_is_told_what_to_do() ->
         with pytest.raises(Conflict) as refused:
             await service.roster.delete("a")
         assert str(refused.value) == (
-            "a is the default model, which a service needs; PUT another under its name, "
+            "a is the default model and cannot be deleted; PUT another one under its name, "
             "or change the configuration's first model and send SIGHUP"
         )
 
