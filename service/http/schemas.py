@@ -51,7 +51,7 @@ class Embedding(BaseModel):
     model: str
     dimensions: int
     normalized: bool = Field(
-        description="whether it was whether it was divided by its Euclidean length"
+        description="whether it was divided by its Euclidean length"
     )
     embedding: list[float] = Field(description="the input of the network's last layer")
     timing_ms: Timing
@@ -101,7 +101,7 @@ class Parity(BaseModel):
     images: int
     top1_agreement: float = Field(description="share of images with the same most likely class")
     max_difference: float = Field(
-        description="largest difference largest difference of any probability"
+        description="largest difference of any probability"
     )
 
 

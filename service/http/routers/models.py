@@ -117,7 +117,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     """
     if media_type(request) != "application/json":
         raise UnsupportedMediaType(
-            "unsupported content type; unsupported content type; send the model's settings as application/json"
+            "unsupported content type; send the model's settings as application/json"
         )
     with receive(request, MAX_BODY_BYTES, math.inf) as arriving:
         body = await arriving.whole()
