@@ -27,7 +27,7 @@ class ParityError(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Parity:
     """Against fp32: the share of `images` with the same likeliest class, and the largest
-    difference largest difference of any probability."""
+    difference of any probability."""
 
     images: int
     top1_agreement: float
