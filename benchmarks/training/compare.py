@@ -1,6 +1,6 @@
 """How many images a second ResNet-20 trains on, here and in torch-resnet's own example.
 
-python -m pip install --no-deps -r benchmarks/training-requirements.txt
+python -m pip install --no-deps -r benchmarks/training/requirements.txt
 python -m benchmarks.training.compare --json results.json
 
 The example is run by `torch_resnet_example`: eager and in fp32 on a CPU, with mixed precision on a
@@ -49,7 +49,7 @@ from service.cli.load.environment import machine
 OURS, THEIRS = "resnet-serve", "torch-resnet"
 GIVING_BACK = "without keeping memory"  # See models.training.memory.
 NEEDED = ("deep_trainer", "tensorboard", "torch_resnet", "torchvision")
-INSTALL = "pip install --no-deps -r benchmarks/training-requirements.txt"
+INSTALL = "pip install --no-deps -r benchmarks/training/requirements.txt"
 PACKAGES = ("resnet-serve", "torch", "torchvision", "torch-resnet", "deep-trainer", "numpy")
 
 

@@ -50,9 +50,7 @@ class BatchClassification(BaseModel):
 class Embedding(BaseModel):
     model: str
     dimensions: int
-    normalized: bool = Field(
-        description="whether it was divided by its Euclidean length"
-    )
+    normalized: bool = Field(description="whether it was divided by its Euclidean length")
     embedding: list[float] = Field(description="the input of the network's last layer")
     timing_ms: Timing
     batch_size: int = Field(description="images in the same batch, this one included")
@@ -100,9 +98,7 @@ class Weights(BaseModel):
 class Parity(BaseModel):
     images: int
     top1_agreement: float = Field(description="share of images with the same most likely class")
-    max_difference: float = Field(
-        description="largest difference of any probability"
-    )
+    max_difference: float = Field(description="largest difference of any probability")
 
 
 class CpuMilliseconds(BaseModel):

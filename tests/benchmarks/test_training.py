@@ -120,9 +120,9 @@ def test_what_is_missing_is_named_with_what_installs_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(compare, "NEEDED", ("torch", "no_such_package"))
     with pytest.raises(SystemExit, match=r"needs no_such_package: pip install --no-deps -r bench"):
         compare.measure(PLAN, rounds=1)
-    requirements = Path(compare.__file__).parent / "training-requirements.txt"
+    requirements = Path(compare.__file__).parent / "requirements.txt"
     assert requirements.is_file()
-    assert compare.INSTALL.endswith(f"benchmarks/{requirements.name}")
+    assert compare.INSTALL.endswith(f"benchmarks/training/{requirements.name}")
 
 
 def test_a_table_has_both_sides_and_their_ratio() -> None:
