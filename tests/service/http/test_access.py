@@ -259,7 +259,8 @@ def test_a_file_of_keys_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     assert [key.get_secret_value() for key in read(path)] == [API]
     code = (
         "import locale, pathlib, sys; from service.config import keys; "
-        "assert locale.getencoding() != 'UTF-8'; [key] = keys.read(pathlib.Path(sys.argv[1])); print(key.get_secret_value())"
+        "assert locale.getencoding() != 'UTF-8'; [key] = keys.read(pathlib.Path(sys.argv[1])); "
+        "print(key.get_secret_value())"
     )
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-c", code, str(path)]
