@@ -1,4 +1,4 @@
-"""Who computes next on a device that several models share."""
+"""Fair scheduling of a device shared by several models."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import threading
 from collections.abc import Hashable
 
 
-class Turns:
-    """One holder at a time; of those who wait, the one that has had least of the device's time.
+class DeviceShare:
+    """One holder at a time; next is the model that has used the least of the device's time.
 
-    Time counts in proportion to a model's share. Who was idle starts level with those who were
-    not, so that nobody saves up turns.
+    Time counts in proportion to a model's share. A model that was idle starts level with the
+    others, so that nobody saves up time.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class Turns:
 
     @property
     def contended(self) -> bool:
-        """Whether anyone waits."""
+        """Whether anyone waits for the device."""
         return bool(self._waiting)
 
     def acquire(self, key: Hashable) -> None:
-        """Waits until it is `key`'s turn."""
+        """Waits for `key`'s turn, and begins it."""
         with self._changed:
             self._used[key] = max(self._used.get(key, 0.0), self._level)
             self._waiting.add(key)
@@ -38,7 +38,7 @@ class Turns:
         return min(self._waiting, key=lambda key: self._used[key])
 
     def release(self, key: Hashable, seconds: float, share: float = 1.0) -> None:
-        """Ends `key`'s turn, if it has not ended, in which it used the device for `seconds`."""
+        """Charges `key` with `seconds` of the device, and ends its turn if it has not ended."""
         with self._changed:
             self._used[key] += seconds / share
             if self._holder == key:
@@ -46,6 +46,6 @@ class Turns:
             self._changed.notify_all()
 
     def forget(self, key: Hashable) -> None:
-        """It wants no more turns."""
+        """Drops what `key` has used: it wants no more turns."""
         with self._changed:
             self._used.pop(key, None)

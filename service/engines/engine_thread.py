@@ -16,7 +16,7 @@ import numpy as np
 
 from service import runtime
 from service.engines import faults
-from service.engines.device_share import Turns
+from service.engines.device_share import DeviceShare
 from service.engines.engine import Warm
 from service.engines.watchdog import Late, Watchdog
 from service.errors import EngineFailed
@@ -59,7 +59,7 @@ class Worker(threading.Thread):
         *,
         rebuild: Callable[[str | None], Warm],
         improve: Sequence[Callable[[], Warm]] = (),
-        turns: Turns,
+        turns: DeviceShare,
         share: float = 1.0,
         timeout: float,
         serves: Callable[[], bool],

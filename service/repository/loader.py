@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from service.config.settings import ModelSettings, Settings
-from service.engines.device_share import Turns
+from service.engines.device_share import DeviceShare
 from service.engines.devices import set_cpu_threads
 from service.engines.engine_thread import Worker
 from service.errors import ConfigError, LoadFailed
@@ -41,7 +41,7 @@ class Loader:
             metrics=metrics,
             request_seconds=request_seconds,
             decoder=Decoder(settings.decode_threads, settings.max_pixels),
-            turns=defaultdict(Turns),
+            turns=defaultdict(DeviceShare),
         )
         self._shown: list[LocalModel] = []
         # Also those that only load; and threads that load, or compute for one that was replaced.

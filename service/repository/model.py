@@ -14,7 +14,7 @@ from models.resnet import on_meta
 from models.summary import count_layers, count_macs, count_parameters, map_side
 from models.variants import variant
 from service.config.settings import ModelSettings, Settings
-from service.engines.device_share import Turns
+from service.engines.device_share import DeviceShare
 from service.engines.devices import devices_of, engines_for, precision_of
 from service.engines.engine import Warm
 from service.engines.engine_thread import Worker
@@ -30,7 +30,7 @@ from service.metrics import Metrics, ModelInfo
 from service.repository import catalog
 
 log = logging.getLogger(__name__)
-DeviceTurns = defaultdict[str, Turns]
+DeviceTurns = defaultdict[str, DeviceShare]
 
 
 @dataclass(frozen=True, slots=True)

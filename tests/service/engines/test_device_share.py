@@ -6,63 +6,63 @@ from collections import Counter
 
 import pytest
 
-from service.engines.device_share import Turns
+from service.engines.device_share import DeviceShare
 
 
-def until_waiting(turns: Turns, count: int) -> None:
+def until_waiting(device: DeviceShare, count: int) -> None:
     """Until so many wait for their turn."""
     until = time.monotonic() + 20
-    while len(turns._waiting) < count:
+    while len(device._waiting) < count:
         assert time.monotonic() < until
         time.sleep(0.001)
 
 
-def order(turns: Turns, *names: str) -> list[str]:
+def order(device: DeviceShare, *names: str) -> list[str]:
     """In which order they have one turn each, having come in the given one; time is not used."""
     had = list[str]()
-    turns.acquire("starter")
+    device.acquire("starter")
 
     def work(name: str) -> None:
-        turns.acquire(name)
+        device.acquire(name)
         had.append(name)
-        turns.release(name, 0.0)
+        device.release(name, 0.0)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in names]
     for count, thread in enumerate(threads, start=1):
         thread.start()
-        until_waiting(turns, count)
-    turns.release("starter", 0.0)
+        until_waiting(device, count)
+    device.release("starter", 0.0)
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
     return had
 
 
-def use(turns: Turns, name: str, seconds: float) -> None:
-    turns.acquire(name)
-    turns.release(name, seconds)
+def use(device: DeviceShare, name: str, seconds: float) -> None:
+    device.acquire(name)
+    device.release(name, seconds)
 
 
 def contend(shares: dict[str, float], seconds: dict[str, float], turns_in_all: int) -> Counter[str]:
     """How many turns each had while all of them always wanted one; time is only claimed."""
-    turns, order = Turns(), list[str]()
-    turns.acquire("starter")
+    device, order = DeviceShare(), list[str]()
+    device.acquire("starter")
 
     def work(name: str) -> None:
-        turns.acquire(name)
+        device.acquire(name)
         while len(order) < turns_in_all:
             order.append(name)
             # Back before the next turn is given, or it would be of the others' whatever they had.
-            with turns._changed:
-                turns.release(name, seconds[name], shares[name])
-                turns.acquire(name)
-        turns.release(name, 0.0)
+            with device._changed:
+                device.release(name, seconds[name], shares[name])
+                device.acquire(name)
+        device.release(name, 0.0)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in shares]
     for thread in threads:
         thread.start()
-    until_waiting(turns, len(shares))
-    turns.release("starter", 0.0)
+    until_waiting(device, len(shares))
+    device.release("starter", 0.0)
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
@@ -80,29 +80,29 @@ def test_a_larger_share_gets_more() -> None:
 
 
 def test_who_was_idle_saves_up_no_turns() -> None:
-    turns = Turns()
+    device = DeviceShare()
     for _ in range(100):
-        turns.acquire("busy")
-        turns.release("busy", 1.0)
-    turns.acquire("late")
-    turns.release("late", 1.0)
+        device.acquire("busy")
+        device.release("busy", 1.0)
+    device.acquire("late")
+    device.release("late", 1.0)
     # Level with the other's latest turn, not a hundred seconds ahead of it.
-    assert turns._used["late"] >= 99
-    turns.acquire("busy")
-    assert not turns.contended
-    turns.release("busy", 1.0)
+    assert device._used["late"] >= 99
+    device.acquire("busy")
+    assert not device.contended
+    device.release("busy", 1.0)
 
 
 def test_who_is_new_comes_before_who_has_used_the_device() -> None:
-    turns = Turns()
-    use(turns, "old", 0.25)
-    assert order(turns, "old", "new") == ["new", "old"]
+    device = DeviceShare()
+    use(device, "old", 0.25)
+    assert order(device, "old", "new") == ["new", "old"]
 
 
 def test_who_was_forgotten_is_new_when_it_comes_again() -> None:
-    turns = Turns()
+    device = DeviceShare()
     for name, seconds in (("replaced", 100.0), ("busy", 1.0)):
-        use(turns, name, seconds)
-    turns.forget("replaced")
-    turns.forget("never there")
-    assert order(turns, "busy", "replaced") == ["replaced", "busy"]
+        use(device, name, seconds)
+    device.forget("replaced")
+    device.forget("never there")
+    assert order(device, "busy", "replaced") == ["replaced", "busy"]

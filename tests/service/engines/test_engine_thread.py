@@ -13,7 +13,7 @@ import torch
 
 from service.engines import engine_thread as workers
 from service.engines.buckets import Buckets
-from service.engines.device_share import Turns
+from service.engines.device_share import DeviceShare
 from service.engines.engine import Warm
 from service.engines.engine_thread import Worker
 from service.engines.parity import Parity
@@ -103,7 +103,7 @@ class Bench:
         *,
         rebuild: Callable[[str | None], Warm] | None = None,
         improve: Sequence[Callable[[], Warm]] = (),
-        turns: Turns | None = None,
+        turns: DeviceShare | None = None,
         batcher: Batcher[Pixels, Row] | None = None,
         serves: Callable[[], bool] | None = None,
         start: bool = True,
@@ -119,7 +119,7 @@ class Bench:
             engine.warm,
             rebuild=rebuild or (lambda kind: engine.warm()),
             improve=improve,
-            turns=turns or Turns(),
+            turns=turns or DeviceShare(),
             timeout=0.3,
             serves=serves or (lambda: self.worker.state == "ready"),
             on_ready=lambda warm: self.ready.append(warm.engine.name),
@@ -334,7 +334,7 @@ def test_nobody_waits_for_an_engine_that_hangs_and_it_serves_when_it_comes_back(
 
 
 def test_while_an_engine_hangs_another_has_its_turn_on_the_device() -> None:
-    turns = Turns()
+    turns = DeviceShare()
     hung = Bench(Faulty("hang"), turns=turns)
     other = Bench(Faulty(), turns=turns)
 
