@@ -63,6 +63,10 @@ class Warm:
         """The same engine, for batches of at most as many images as `largest` are padded to."""
         return replace(self, buckets=self.buckets.up_to(self.buckets.fit(largest)))
 
+    def expected(self, count: int) -> float:
+        """Seconds that a batch of `count` images was measured to take."""
+        return self.buckets.seconds[self.buckets.fit(count)]
+
     def infer(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
         """Probabilities [N, K] of any number of images, in the order of the classes."""
         step = self.buckets.largest
@@ -76,3 +80,14 @@ class Warm:
             "batch_ms": {n: round(s * 1000, 3) for n, s in self.buckets.seconds.items()},
             "parity": asdict(self.parity),
         }
+
+
+@dataclass(frozen=True)
+class EngineEvents:
+    """What is told of an engine: it serves; a batch of so many images took so many seconds; it
+    failed; a batch did not fit into memory."""
+
+    ready: Callable[[Warm], None]
+    batch: Callable[[int, float], None]
+    error: Callable[[], None]
+    out_of_memory: Callable[[], None]

@@ -1,4 +1,4 @@
-"""Notices, from a thread of its own, that a call takes longer than it may."""
+"""Detects, from a thread of its own, that a call to an engine hangs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from typing import TypeVar
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.2
+# A call hangs if it takes so many times what it was measured to take, and the timeout as well.
+SLOWER = 20
 
 
 class Late(Exception):
-    """A call came back, but only after it had been given up."""
+    """A call returned, but only after it had been given up."""
 
 
 class Watchdog:
-    """Watches one call at a time; `give_up` is told, once, the seconds that a late one had.
+    """Watches one call at a time; calls `give_up` once with the seconds that a late call had.
 
-    Nobody can end a thread inside native code: `give_up` answers those who wait for it.
+    Nobody can end a thread inside native code: `give_up` answers those who wait for it. `timeout`,
+    in seconds, is the least that a call has.
     """
 
-    def __init__(self, name: str, give_up: Callable[[float], None]) -> None:
+    def __init__(self, name: str, timeout: float, give_up: Callable[[float], None]) -> None:
+        self._timeout = timeout
         self._give_up = give_up
         self._lock = threading.Lock()
         self._until, self._seconds = math.inf, 0.0
@@ -36,23 +40,23 @@ class Watchdog:
     def stop(self) -> None:
         self._stopping.set()
 
-    def call(self, function: Callable[[], T], seconds: float) -> T:
-        """What `function` returns or raises.
+    def call(self, function: Callable[[], T], expected: float) -> T:
+        """What `function`, which is expected to take so many seconds, returns or raises.
 
         Raises:
-            Late: it took longer than `seconds`, and was given up.
+            Late: it took too long and was given up.
         """
-        self._seconds = seconds
-        self._until = time.monotonic() + seconds
+        self._seconds = max(self._timeout, SLOWER * expected)
+        self._until = time.monotonic() + self._seconds
         try:
-            returned = function()
+            result = function()
         except Exception:
             if self._was_late():
                 raise Late from None
             raise
         if self._was_late():
             raise Late
-        return returned
+        return result
 
     def _was_late(self) -> bool:
         with self._lock:  # `give_up` ends before the call does.

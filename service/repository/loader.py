@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from service.config.settings import ModelSettings, Settings
 from service.engines.device_share import DeviceShare
 from service.engines.devices import set_cpu_threads
-from service.engines.engine_thread import Worker
+from service.engines.engine_thread import EngineThread
 from service.errors import ConfigError, LoadFailed
 from service.inference.decoding import Decoder
 from service.metrics import Metrics
@@ -41,7 +41,7 @@ class Loader:
             metrics=metrics,
             request_seconds=request_seconds,
             decoder=Decoder(settings.decode_threads, settings.max_pixels),
-            turns=defaultdict(DeviceShare),
+            devices=defaultdict(DeviceShare),
         )
         self._shown: list[LocalModel] = []
         # Also those that only load; and threads that load, or compute for one that was replaced.
@@ -125,8 +125,7 @@ class Loader:
             model.close()
         threads = [thread for thread in self._threads if thread.is_alive()]
         for thread in threads:
-            finishes = isinstance(thread, Worker) and thread.running and thread.state != "lost"
-            if finishes:
+            if isinstance(thread, EngineThread) and thread.running and thread.state != "lost":
                 thread.join(max(0.0, until - time.monotonic()))
         self._shared.decoder.close()
         return not any(thread.is_alive() for thread in threads)

@@ -10,15 +10,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from models.bundle import Bundle
 from models.resnet import on_meta
 from models.summary import count_layers, count_macs, count_parameters, map_side
 from models.variants import variant
 from service.config.settings import ModelSettings, Settings
+from service.engines.builder import EngineBuilder
 from service.engines.device_share import DeviceShare
-from service.engines.devices import devices_of, engines_for, precision_of
-from service.engines.engine import Warm
-from service.engines.engine_thread import Worker
-from service.engines.start import blueprint_of, start_engine, start_first
+from service.engines.devices import devices_of, precision_of
+from service.engines.engine import EngineEvents, Warm
+from service.engines.engine_thread import EngineThread
 from service.inference.batcher import Batcher, Job
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
@@ -30,7 +31,6 @@ from service.metrics import Metrics, ModelInfo
 from service.repository import catalog
 
 log = logging.getLogger(__name__)
-DeviceTurns = defaultdict[str, DeviceShare]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Shared:
     metrics: Metrics
     request_seconds: float
     decoder: Decoder
-    turns: DeviceTurns
+    devices: defaultdict[str, DeviceShare]
 
 
 class LocalModel:
@@ -74,28 +74,24 @@ class LocalModel:
         architecture = bundle.variant or "custom"
         self._info = ModelInfo(metrics, self.name, architecture, loaded.sha256 or "")
 
-        def worker(device: str) -> Worker:
-            first, *better = engines_for(settings, device)
-            blueprint = blueprint_of(
-                bundle, settings, device, service, request_seconds=shared.request_seconds
-            )
-            tolerance = settings.parity_tolerance
-            return Worker(
+        read = partial(_read_again, settings, service, loaded.sha256)
+
+        def worker(device: str) -> EngineThread:
+            builder = EngineBuilder(bundle, read, settings, service, device, shared.request_seconds)
+            return EngineThread(
                 f"{self.name}/{device}",
                 self.batcher,
-                partial(start_first, [first], blueprint, tolerance),
-                rebuild=partial(
-                    _start_again, settings, service, shared.request_seconds, device, loaded.sha256
+                builder,
+                EngineEvents(
+                    ready=partial(_announce, self._info),
+                    batch=partial(metrics.computed, self.name),
+                    error=metrics.engine_errors.labels(self.name, device).inc,
+                    out_of_memory=metrics.out_of_memory.labels(self.name, device).inc,
                 ),
-                improve=[partial(start_engine, kind, blueprint, tolerance) for kind in better],
-                turns=shared.turns[device],
+                device=shared.devices[device],
                 share=settings.share,
                 timeout=service.engine_timeout_s,
                 serves=partial(_is_ready, weakref.ref(self)),
-                on_ready=partial(_announce, self._info),
-                on_batch=partial(metrics.computed, self.name),
-                on_error=metrics.engine_errors.labels(self.name, device).inc,
-                on_out_of_memory=metrics.out_of_memory.labels(self.name, device).inc,
             )
 
         self.workers = [worker(device) for device in devices]
@@ -195,38 +191,27 @@ class LocalModel:
         }
 
 
-def _start_again(
-    settings: ModelSettings,
-    service: Settings,
-    request_seconds: float,
-    device: str,
-    sha256: str | None,
-    kind: str | None,
-) -> Warm:
-    """An engine of `kind`, None: the usual one, from the SPEC, as its weights were not kept.
+def _read_again(settings: ModelSettings, service: Settings, sha256: str | None) -> Bundle:
+    """The bundle of a model whose weights were not kept.
 
     Raises:
-        RuntimeError: it does not start, or the weights are not those of `sha256` any more.
+        RuntimeError: the weights are not those of `sha256` any more.
     """
     loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
     if loaded.sha256 != sha256:
         raise RuntimeError(f"{settings.spec} has changed on disk; restart the service to serve it")
-    blueprint = blueprint_of(
-        loaded.bundle, settings, device, service, request_seconds=request_seconds
-    )
-    kinds = [kind or engines_for(settings, device)[0]]
-    return start_first(kinds, blueprint, settings.parity_tolerance)
+    return loaded.bundle
 
 
-# What a worker is given must not hold its model: a circle would never be collected, because what
-# exists while serving is exempt from garbage collection.
+# An engine thread must not hold its model: a cycle would never be collected, because objects that
+# exist while serving are exempt from garbage collection.
 def _announce(info: ModelInfo, warm: Warm) -> None:
     info.announce(warm.engine.device, warm.engine.precision, warm.engine.name)
 
 
 def _is_ready(model: weakref.ref[LocalModel]) -> bool:
-    found = model()
-    return found is not None and found.ready
+    served = model()
+    return served is not None and served.ready
 
 
 def _joined(values: Sequence[str]) -> str:

@@ -141,7 +141,7 @@ def test_while_an_engine_hangs_the_process_says_that_it_must_be_replaced(one: Co
         one.command("hang")
         with timed("hang: given up, with a timeout of 1 s, after"):
             until(lambda: not one.is_live())
-        assert "has not come back" in one.live()[1]
+        assert "has not returned" in one.live()[1]
         assert not is_ready(one.service)
         until(lambda: counts[503] >= 16)
         assert counts[504] == 0

@@ -146,7 +146,7 @@ def mutmut(folder: Path, *arguments: str) -> str:
 
 
 def survivor(folder: Path, name: str) -> Survivor:
-    """The survivor that mutmut calls `name`, as in `m.device_share.xǁDeviceShareǁrelease__mutmut_3`."""
+    """The survivor that mutmut calls `name`, as in `x.xǁDeviceShareǁrelease__mutmut_3`."""
     lines = mutmut(folder, "show", name).splitlines()
     change = [line for line in lines if line[:1] in "+-" and line[:3] not in {"+++", "---"}]
     function = name.rpartition("__mutmut_")[0].rpartition(".")[2]

@@ -5,17 +5,18 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from service.engines import engine_thread as workers
+from service.engines import recovery
 from service.engines.buckets import Buckets
+from service.engines.builder import EngineBuilder
 from service.engines.device_share import DeviceShare
-from service.engines.engine import Warm
-from service.engines.engine_thread import Worker
+from service.engines.engine import EngineEvents, Warm
+from service.engines.engine_thread import EngineThread
 from service.engines.parity import Parity
 from service.errors import EngineFailed
 from service.inference.batcher import Batcher, Job
@@ -28,9 +29,9 @@ POISON = "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for what fails for good."""
-    monkeypatch.setattr(workers, "PROBE_SECONDS", (0.0, 0.05, 0.05))
-    monkeypatch.setattr(workers, "BUILD_SECONDS", (0.05,))
-    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(recovery, "PROBE_SECONDS", (0.0, 0.05, 0.05))
+    monkeypatch.setattr(recovery, "BUILD_SECONDS", (0.05,))
+    monkeypatch.setattr(recovery, "PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr("service.engines.watchdog.LOOK_SECONDS", 0.02)
 
 
@@ -94,6 +95,30 @@ class Faulty:
         return Warm(self, buckets, Parity(0, 1.0, 0.0), probe, head)
 
 
+class Builder(EngineBuilder):
+    """Builds what it is given instead of the engines of a bundle."""
+
+    def __init__(
+        self,
+        first: Callable[[], Warm],
+        rebuild: Callable[[str | None], Warm],
+        improve: Sequence[Callable[[], Warm]],
+    ) -> None:
+        self.build_first = first
+        self.build_again = rebuild
+        self.improve = improve
+        self.better_kinds = ["better"] * len(improve)
+
+    def first(self) -> Warm:
+        return self.build_first()
+
+    def better(self) -> Iterator[Callable[[], Warm]]:
+        return iter(self.improve)
+
+    def rebuild(self, kind: str | None) -> Warm:
+        return self.build_again(kind)
+
+
 class Bench:
     """A worker with its batcher, and what it told."""
 
@@ -103,7 +128,7 @@ class Bench:
         *,
         rebuild: Callable[[str | None], Warm] | None = None,
         improve: Sequence[Callable[[], Warm]] = (),
-        turns: DeviceShare | None = None,
+        device: DeviceShare | None = None,
         batcher: Batcher[Pixels, Row] | None = None,
         serves: Callable[[], bool] | None = None,
         start: bool = True,
@@ -113,19 +138,20 @@ class Bench:
         self.ready: list[str] = []
         self.batches: list[int] = []
         self.batcher = batcher or Batcher[Pixels, Row](max_jobs=64, max_bytes=10**6)
-        self.worker = Worker(
+        self.builder = Builder(engine.warm, rebuild or (lambda kind: engine.warm()), improve)
+        self.worker = EngineThread(
             "test",
             self.batcher,
-            engine.warm,
-            rebuild=rebuild or (lambda kind: engine.warm()),
-            improve=improve,
-            turns=turns or DeviceShare(),
+            self.builder,
+            EngineEvents(
+                ready=lambda warm: self.ready.append(warm.engine.name),
+                batch=lambda size, seconds: self.batches.append(size),
+                error=self._on_error,
+                out_of_memory=self._on_out_of_memory,
+            ),
+            device=device or DeviceShare(),
             timeout=0.3,
             serves=serves or (lambda: self.worker.state == "ready"),
-            on_ready=lambda warm: self.ready.append(warm.engine.name),
-            on_batch=lambda size, seconds: self.batches.append(size),
-            on_error=self._on_error,
-            on_out_of_memory=self._on_out_of_memory,
         )
         if start:
             self.worker.start()
@@ -274,7 +300,7 @@ def test_an_engine_that_cannot_be_probed_is_built_anew_without_holding_the_old_o
     old.append(weakref.ref(bench.worker.running))
     assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
     assert kinds == ["faulty"] * 3
-    assert broken.forwards == 1 + len(workers.PROBE_SECONDS)
+    assert broken.forwards == 1 + len(recovery.PROBE_SECONDS)
     assert bench.ready == ["faulty"] * 2
     bench.close()
 
@@ -319,7 +345,7 @@ def test_nobody_waits_for_an_engine_that_hangs_and_it_serves_when_it_comes_back(
             "the engine is down; retry",
         }
         assert bench.worker.state == "lost"
-        assert "has not come back" in bench.worker.reason
+        assert "has not returned" in bench.worker.reason
         with pytest.raises(EngineFailed, match="engine is down"):
             await bench.ask()
         assert time.monotonic() < started + 10
@@ -334,9 +360,9 @@ def test_nobody_waits_for_an_engine_that_hangs_and_it_serves_when_it_comes_back(
 
 
 def test_while_an_engine_hangs_another_has_its_turn_on_the_device() -> None:
-    turns = DeviceShare()
-    hung = Bench(Faulty("hang"), turns=turns)
-    other = Bench(Faulty(), turns=turns)
+    device = DeviceShare()
+    hung = Bench(Faulty("hang"), device=device)
+    other = Bench(Faulty(), device=device)
 
     async def both() -> None:
         with pytest.raises(EngineFailed):
@@ -384,7 +410,7 @@ def test_what_one_engine_fails_to_compute_another_of_the_same_queue_does() -> No
         await asyncio.to_thread(broken.until, "failed")
         sound.worker.start()
         assert numbers(await first) == [0, 1, 2, 3]
-        await asyncio.sleep(2 * workers.PATIENCE_SECONDS)
+        await asyncio.sleep(2 * recovery.PATIENCE_SECONDS)
         assert numbers(await asyncio.gather(*map(broken.ask, range(20)))) == list(range(20))
 
     asyncio.run(ask())
@@ -403,7 +429,7 @@ def test_an_engine_that_does_not_start_is_said_to_have_failed_and_is_tried_again
 
     engine = Faulty()
     bench = Bench(engine, rebuild=rebuild, start=False)
-    bench.worker._build = fails
+    bench.builder.build_first = fails
     bench.worker.start()
     bench.until("failed")
     assert "no driver" in bench.worker.reason

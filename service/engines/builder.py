@@ -1,0 +1,72 @@
+"""Builds a model's engines for one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from models.bundle import Bundle
+from service.config.settings import ModelSettings, Settings
+from service.engines.blueprint import Blueprint
+from service.engines.devices import engines_for
+from service.engines.engine import Warm
+from service.engines.start import blueprint_of, start_engine, start_first
+
+
+class EngineBuilder:
+    """The first engine, better ones while it serves, and another after a failure.
+
+    It holds the weights of `bundle` until the first engine and the better ones are built; for
+    another, `read` reads them again. `request_seconds`: see `blueprint_of`.
+
+    Raises:
+        ConfigError: int8 is asked for, and the bundle was not calibrated.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        read: Callable[[], Bundle],
+        settings: ModelSettings,
+        service: Settings,
+        device: str,
+        request_seconds: float,
+    ) -> None:
+        self._kind, *self.better_kinds = engines_for(settings, device)
+        self._tolerance = settings.parity_tolerance
+        self._read = read
+        self._blueprint_of = partial(
+            blueprint_of,
+            model=settings,
+            device=device,
+            service=service,
+            request_seconds=request_seconds,
+        )
+        self._blueprint: Blueprint | None = self._blueprint_of(bundle)
+
+    def first(self) -> Warm:
+        """The engine that serves first; called once."""
+        blueprint = self._take()
+        if self.better_kinds:
+            self._blueprint = blueprint
+        return start_first([self._kind], blueprint, self._tolerance)
+
+    def better(self) -> Iterator[Callable[[], Warm]]:
+        """What builds each of `better_kinds`, to replace the engine before it; called once."""
+        blueprint = self._take()
+        for kind in self.better_kinds:
+            yield partial(start_engine, kind, blueprint, self._tolerance)
+
+    def rebuild(self, kind: str | None) -> Warm:
+        """An engine of the kind that failed; None: of the first, which never started.
+
+        Raises:
+            RuntimeError: it does not start, or the weights cannot be read again.
+        """
+        blueprint = self._blueprint_of(self._read())
+        return start_first([kind or self._kind], blueprint, self._tolerance)
+
+    def _take(self) -> Blueprint:
+        blueprint, self._blueprint = self._blueprint, None
+        assert blueprint is not None
+        return blueprint
