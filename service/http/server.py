@@ -18,7 +18,7 @@ import uvicorn
 from service import runtime
 from service.config.settings import Settings
 from service.http import tls
-from service.http.connection import Door, Guarded
+from service.http.connection import ConnectionLimits, ServerConnection
 from service.http.listener import (
     BACKLOG,
     NEW_CONNECTION_SECONDS,
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Guarded,
+                http=ServerConnection,
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
         )
         self._pipeline: Pipeline = app.state.services.pipeline
         self._keys: Keys = app.state.services.keys
-        self._door = Door(settings, app.state.services.metrics)
+        self._limits = ConnectionLimits(settings, app.state.services.metrics)
         self._tls = tls.context(settings)
         # asyncio takes the second only with the first.
         self._encryption: dict[str, Any] = (
@@ -95,7 +95,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         runtime.tune_interpreter()
-        runtime.allow_files(self._door.max_connections + FILES_BESIDE_CONNECTIONS)
+        runtime.allow_files(self._limits.max_connections + FILES_BESIDE_CONNECTIONS)
         await super().startup([])  # The listeners are ours, for they need our protocol.
         self._listeners = sockets or []
         for listener in self._listeners:
@@ -105,11 +105,11 @@ class Server(uvicorn.Server):
             self.servers.append(server)
         self.announce()
 
-    def protocol(self) -> Callable[[], Guarded]:
+    def protocol(self) -> Callable[[], ServerConnection]:
         """Makes what reads a new connection."""
         return partial(
-            Guarded,
-            self._door,
+            ServerConnection,
+            self._limits,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,

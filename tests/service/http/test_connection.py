@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 
 from service.config.settings import Settings
 from service.http import connection as protocol
-from service.http.connection import MAX_PIPELINED, Door, Guarded
+from service.http.connection import MAX_PIPELINED, ConnectionLimits, ServerConnection
 from service.metrics import Metrics
 
 GET = b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -31,13 +31,13 @@ class Open:
 
     def __init__(
         self,
-        door: Door,
+        limits: ConnectionLimits,
         metrics: Metrics,
         connections: set[Any],
         left: list[str],
         host: tuple[str, int],
     ) -> None:
-        self.door = door
+        self.limits = limits
         self.metrics = metrics
         self.connections = connections
         self.left = left  # paths whose callers left, as the application sees it
@@ -47,7 +47,7 @@ class Open:
         self.writer: asyncio.StreamWriter
 
     async def connect(self) -> Open:
-        other = Open(self.door, self.metrics, self.connections, self.left, self.host)
+        other = Open(self.limits, self.metrics, self.connections, self.left, self.host)
         other.reader, other.writer = await asyncio.open_connection(*self.host)
         self.opened.append(other.writer)
         other.opened = self.opened
@@ -78,7 +78,7 @@ class Open:
 
 
 @asynccontextmanager
-async def serving(**limits: Any) -> AsyncIterator[Open]:
+async def serving(**overrides: Any) -> AsyncIterator[Open]:
     left: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,15 +96,15 @@ async def serving(**limits: Any) -> AsyncIterator[Open]:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    settings = Settings(**{"max_header_bytes": LIMIT, "header_timeout_s": 60, **limits})
+    settings = Settings(**{"max_header_bytes": LIMIT, "header_timeout_s": 60, **overrides})
     metrics = Metrics()
-    door = Door(settings, metrics)
+    limits = ConnectionLimits(settings, metrics)
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     config.load()
     state = ServerState()
-    make = partial(Guarded, door, config=config, server_state=state, app_state={})
+    make = partial(ServerConnection, limits, config=config, server_state=state, app_state={})
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
-    first = Open(door, metrics, state.connections, left, server.sockets[0].getsockname())
+    first = Open(limits, metrics, state.connections, left, server.sockets[0].getsockname())
     try:
         async with asyncio.timeout(60):
             yield await first.connect()
@@ -112,8 +112,8 @@ async def serving(**limits: Any) -> AsyncIterator[Open]:
         server.close()
         for writer in first.opened:
             writer.close()
-        for connection in [*state.connections, *door.outside]:
-            assert isinstance(connection, Guarded)
+        for connection in [*state.connections, *limits.uncounted]:
+            assert isinstance(connection, ServerConnection)
             connection.transport.abort()
         await asyncio.sleep(0)
 
@@ -163,7 +163,7 @@ def test_what_never_ends_is_refused(start: bytes, more: bytes, status: int) -> N
         async with serving() as caller:
             caller.writer.write(start)
             sent = 0
-            while not caller.door.outside and sent < 2**22:
+            while not caller.limits.uncounted and sent < 2**22:
                 caller.writer.write(more)
                 await caller.writer.drain()
                 await asyncio.sleep(0.001)
@@ -205,7 +205,7 @@ def test_a_byte_at_a_time_buys_no_more_time() -> None:
     async def test() -> None:
         async with serving(header_timeout_s=0.3) as caller:
             dribble, sent = b"GET /" + b"a" * 1000, 0
-            while not caller.door.outside:
+            while not caller.limits.uncounted:
                 caller.writer.write(dribble[sent : sent + 1])
                 sent += 1
                 await asyncio.sleep(0.02)
@@ -277,15 +277,15 @@ def test_a_flood_of_connections_is_not_even_answered() -> None:
                 except ConnectionResetError:
                     answers.append("")
             assert answers.count("HTTP/1.1 503") == 1
-            assert len(first.door.outside) <= 1
+            assert len(first.limits.uncounted) <= 1
             assert first.refusals("too_many_connections") == 6
 
     run(test)
 
 
 def test_each_front_end_has_its_part_of_the_connections() -> None:
-    door = Door(Settings(max_connections=100, workers=3), Metrics())
-    assert door.max_connections == 34
+    limits = ConnectionLimits(Settings(max_connections=100, workers=3), Metrics())
+    assert limits.max_connections == 34
 
 
 @pytest.mark.parametrize(
