@@ -26,9 +26,9 @@ import numpy as np
 from models.preprocess import CIFAR, InputSpec
 from service.config.plan import Plan
 from service.config.settings import ModelSettings, Settings
+from service.engines.decode_cost import decode_seconds, typical_file
 from service.engines.devices import devices_of, engines_for
 from service.engines.start import blueprint_of, start_first
-from service.engines.tuning import decode_seconds, typical_file
 from service.http.app import create_app
 from service.http.routers.classify import CLASSIFY
 from service.http.server import Server

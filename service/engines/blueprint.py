@@ -15,12 +15,12 @@ from models.bundle import Bundle
 
 @dataclass(frozen=True)
 class Blueprint:
-    """One network, where and how it shall run.
+    """One network, and where and how it runs.
 
     `device`: cpu or cuda:N; `precision`: fp32, bf16, fp16 or int8; `threads`: of a CPU engine,
-    None: chosen by measuring; `request_seconds`: CPU time of a request's HTTP, which the CPUs
-    have to do beside the engine, 0: there is none; `cache`: a writable folder for what is worth
-    keeping, or None; `fresh`: what was measured at an earlier start is measured again.
+    None: chosen by measuring; `request_seconds`: CPU time that HTTP takes for a request beside the
+    engine, 0: there is no HTTP; `cache`: a writable folder, or None; `fresh`: measures again what
+    an earlier start measured.
     """
 
     bundle: Bundle
@@ -33,9 +33,10 @@ class Blueprint:
     fresh: bool = False
 
     def cached(self, kind: str, suffix: str, *details: object) -> Path | None:
-        """Where a thing made of this blueprint lies between starts, in a folder that exists.
+        """The path of a cached file, in a folder that exists.
 
-        Its name holds all that it depends on: weights, precision, hardware, versions, `details`.
+        Its name depends on all that the file does: weights, precision, hardware, versions and
+        `details`.
         """
         if self.cache is None:
             return None

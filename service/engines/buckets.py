@@ -1,4 +1,4 @@
-"""Which batch sizes an engine computes, and how many waiting images it takes at once."""
+"""The batch sizes that an engine computes, and how many queued images it takes at once."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from service.engines import faults
 
 log = logging.getLogger(__name__)
-# What forming and answering a batch costs besides the engine, in seconds.
+# Seconds that a batch costs besides the engine, to form and to answer.
 HANDOVER = 200e-6
 # A larger batch must be this much faster by the image to be worth its latency.
 GAIN = 1.03
-# Batches of up to this size are kept, whether or not they gain anything today.
+# Batches of up to this size are kept even if they gain nothing today.
 SMALL = 8
-# A larger batch is not tried where it would take longer than this, in seconds: callers would wait
-# for each other's images, and a device this slow gains nothing from batches.
+# A larger batch is not tried if it would take longer than this, in seconds: clients would wait for
+# each other's images, and a device this slow gains nothing from batches.
 LONGEST = 0.3
-# Each size is timed by a few samples of equal length, and the fastest of them counts. A sample is
-# as long as this many batches of one image, within bounds in seconds: what disturbs a busy machine
-# hits a long batch more often than a short one, but no sample more often than another.
+# Each size is timed in a few samples of equal length, and the fastest counts. A sample is as long
+# as this many batches of one image, within bounds in seconds: a busy machine disturbs long batches
+# more often than short ones, but all samples alike.
 REPEATS = 3
 SAMPLE = 10
 SHORTEST_SAMPLE, LONGEST_SAMPLE = 0.01, 0.1
-# Batches that take so many times what they took, or less by as much, are measured again.
+# Batches that are slower or faster than cached by this factor are measured again.
 DRIFT = 1.5
-# What is shorter than this, in seconds, a busy moment of the machine makes look slow.
+# A busy moment of the machine makes batches that are shorter than this, in seconds, look slow.
 RELIABLE = 0.03
 
 
@@ -39,7 +39,7 @@ def sizes(max_batch: int) -> list[int]:
 
 
 class Buckets:
-    """Batch sizes by the seconds that each takes."""
+    """Batch sizes, and the seconds that each takes."""
 
     def __init__(self, seconds: Mapping[int, float]) -> None:
         self.seconds = dict(sorted(seconds.items()))
@@ -61,7 +61,7 @@ class Buckets:
     def take(self, waiting: int) -> int:
         """How many of `waiting` images to compute in the next batch.
 
-        On a CPU five may be best as four and one, on a GPU as five padded to eight.
+        Five images may be fastest as four and one on a CPU, and padded to eight on a GPU.
         """
         return self._take[min(waiting, self.largest)]
 
@@ -71,11 +71,11 @@ class Buckets:
 
     @property
     def per_image(self) -> float:
-        """Seconds that an image takes in the batch that computes most of them."""
+        """Seconds for an image, at the batch size with the highest throughput."""
         return min(seconds / size for size, seconds in self.seconds.items())
 
     def worthwhile(self) -> Buckets:
-        """Those sizes that are ever taken, and small ones: larger ones would only need memory."""
+        """Only sizes that are ever taken, and small ones: the others would only cost memory."""
         small = max(size for size in self.seconds if size <= SMALL or size == min(self.seconds))
         return self.up_to(max(self.fit(max(self._take)), small))
 
@@ -84,21 +84,21 @@ class Buckets:
 
     @staticmethod
     def read(file: Path) -> Buckets:
-        """What `write` wrote."""
+        """Reads what `write` wrote."""
         seconds = json.loads(file.read_text("utf-8"))
         return Buckets({int(size): float(took) for size, took in seconds.items()})
 
     def up_to(self, largest: int) -> Buckets:
-        """Those sizes of which no batch is larger than `largest`, which is one of them."""
+        """Only sizes up to `largest`, which is one of them."""
         return Buckets({size: took for size, took in self.seconds.items() if size <= largest})
 
 
 def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
-    """Runs batches of growing size, until two in a row reliably compute no more images a second,
-    or the next would take too long, or does not fit into memory.
+    """Runs larger and larger batches, until two in a row reliably gain no throughput, or the next
+    would take too long or does not fit into memory.
 
-    Each size runs for real before it is timed, so that no request pays for compiling it, for
-    the choice of algorithms or for memory.
+    Each size runs once before it is timed, so that no request pays for compiling, for the choice
+    of algorithms or for allocating memory.
     """
     seconds: dict[int, float] = {}
     best_rate, without_gain, smaller, sample = 0.0, 0, 0, 0.0
@@ -110,9 +110,9 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
         except Exception as error:
             if not seconds or not faults.out_of_memory(error):
                 raise
-            log.warning("no memory for batches of %d: %s", size, faults.in_one_line(error))
+            log.warning("out of memory for batches of %d: %s", size, faults.in_one_line(error))
             break
-        # Two batches of half the size would do: what took longer was disturbed.
+        # It cannot be slower than batches of half the size: then the machine was busy.
         seconds[size] = min(took, seconds[smaller] * size / smaller) if smaller else took
         smaller = size
         rate = size / (seconds[size] + HANDOVER)
@@ -125,8 +125,8 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
 
 
 def confirmed(run: Callable[[int], object], buckets: Buckets) -> bool:
-    """Whether batches still take as long as they took: all of them together, and none much less,
-    which would have been disturbed when it was measured. Each size has been run by then."""
+    """Whether batches still take as long as they did: all of them together, and none much less,
+    which means that the machine was busy when it was measured. Runs each size."""
     total = 0.0
     for size, seconds in buckets.seconds.items():
         run(size)  # The first may allocate.
@@ -138,7 +138,7 @@ def confirmed(run: Callable[[int], object], buckets: Buckets) -> bool:
 
 
 def _sample(single: float) -> float:
-    """How long a sample lasts where a batch of one takes `single`; all in seconds."""
+    """How long a sample lasts if a batch of one takes `single`; all in seconds."""
     return min(max(SAMPLE * single, SHORTEST_SAMPLE), LONGEST_SAMPLE)
 
 
@@ -149,7 +149,7 @@ def _took(run: Callable[[int], object], size: int) -> float:
 
 
 def _shortest(run: Callable[[int], object], size: int, sample: float) -> float:
-    """Seconds of a batch in the fastest of a few samples; of a slow one, one is enough."""
+    """Seconds of a batch in the fastest of a few samples; one is enough for a slow batch."""
     shortest = float("inf")
     for _ in range(REPEATS):
         spent, runs = 0.0, 0

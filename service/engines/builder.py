@@ -20,7 +20,7 @@ class EngineBuilder:
     another, `read` reads them again. `request_seconds`: see `blueprint_of`.
 
     Raises:
-        ConfigError: int8 is asked for, and the bundle was not calibrated.
+        ConfigError: the precision is int8, and the bundle was not calibrated.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Files worth keeping between starts; no start fails for want of them, or for a damaged one."""
+"""Files that are cached between starts; none of them is needed, and a corrupt one is replaced."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ log = logging.getLogger(__name__)
 
 @cache
 def folder(path: Path) -> Path | None:
-    """`path`, made if need be; None where nothing can be written, which is logged once."""
+    """`path`, created if it does not exist; None if it is not writable, which is logged once."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         writable = os.access(path, os.W_OK)
     except OSError as error:
-        log.warning("nothing is kept between starts: cache_dir %s: %s", path, error.strerror)
+        log.warning("caching is off: cache_dir %s: %s", path, error.strerror)
         return None
     if not writable:
-        log.warning("nothing is kept between starts: cache_dir %s is read-only", path)
+        log.warning("caching is off: cache_dir %s is read-only", path)
     return path if writable else None
 
 
-def keep(path: Path | None, write: Callable[[Path], object]) -> None:
-    """Has `write` make the file, whole or not at all: another process may be reading there."""
+def store(path: Path | None, write: Callable[[Path], object]) -> None:
+    """Has `write` write the file, whole or not at all: another process may read it now."""
     if path is None:
         return
-    # Pods that share a volume have the same numbers for their processes.
+    # Pods that share a volume have the same process ids.
     part = path.with_name(f"{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
         write(part)
         with part.open("rb") as file:
-            os.fsync(file.fileno())  # Else a power failure could leave its name without its bytes.
+            os.fsync(file.fileno())  # A power failure must not leave an empty file.
         part.replace(path)
-    except (OSError, RuntimeError) as error:  # The latter from libraries that write themselves.
-        log.warning("%s is not kept: %s", path, getattr(error, "strerror", None) or error)
+    except (OSError, RuntimeError) as error:  # The latter is from libraries.
+        log.warning("cannot cache %s: %s", path, getattr(error, "strerror", None) or error)
         with suppress(OSError):
             part.unlink(missing_ok=True)
 
 
-def kept(path: Path | None, read: Callable[[Path], T]) -> T | None:
-    """What `read` makes of the file; None if there is none, or it is damaged and now removed."""
+def load(path: Path | None, read: Callable[[Path], T]) -> T | None:
+    """What `read` returns for the file; None if there is none, or it is corrupt and now removed."""
     if path is None or not path.exists():
         return None
     try:
         return read(path)
-    # Whatever the library that reads it says of a damaged file.
+    # Libraries report a corrupt file in many ways.
     except Exception as error:
         if faults.out_of_memory(error) or faults.poisons(error):
             raise
-        log.warning("%s is damaged and is made again: %s", path, faults.in_one_line(error))
+        log.warning("%s is corrupt and will be replaced: %s", path, faults.in_one_line(error))
         with suppress(OSError):
             path.unlink()
     return None

@@ -1,4 +1,4 @@
-"""Compiled by torch's inductor into a package on disk, which a second start only loads."""
+"""Compiled by torch's Inductor into a package on disk, which later starts load."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from service.engines.host import HostEngine
 from service.engines.tuning import Forward, Tuning, Way, tune
 
 log = logging.getLogger(__name__)
-# Of what is kept: float32 pixels in, probabilities and maps out.
+# Version of the cached package: float32 pixels in, probabilities and maps out.
 FORM = 2
 
 
 def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
     """The network compiled ahead of time with frozen weights, one package for all batch sizes.
 
-    Compiling takes a minute of one CPU; it runs in a process of its own, so that it neither
-    slows the service's threads down nor leaves its memory behind.
+    Compiling takes a minute of one CPU. It runs in its own process, so that it neither slows the
+    service's threads down nor leaves its memory behind.
 
     Raises:
-        RuntimeError: it cannot be compiled, for instance for want of a C++ compiler.
+        RuntimeError: it cannot be compiled, for instance because there is no C++ compiler.
     """
     tuning = _tuning(blueprint)
     threads = tuning.whole.threads
     package = blueprint.cached("compiled", ".pt2", FORM, threads)
-    if (engine := cache.kept(package, partial(_engine, blueprint, tuning))) is not None:
+    if (engine := cache.load(package, partial(_engine, blueprint, tuning))) is not None:
         return engine
     with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
-        made = Path(folder) / "network.pt2"
-        _compile_elsewhere(blueprint, threads, made)
-        cache.keep(package, lambda path: shutil.copyfile(made, path))
-        return _engine(blueprint, tuning, made)
+        compiled_package = Path(folder) / "network.pt2"
+        _compile_in_process(blueprint, threads, compiled_package)
+        cache.store(package, lambda path: shutil.copyfile(compiled_package, path))
+        return _engine(blueprint, tuning, compiled_package)
 
 
 def _tuning(blueprint: Blueprint) -> Tuning:
-    """On the CPU, threads are compiled in: they are chosen by what the plain network does."""
+    """On the CPU, threads are compiled in: the plain network is timed to choose them."""
     if blueprint.device != "cpu":
         return Tuning(Way(1))
 
@@ -63,17 +63,17 @@ def _engine(blueprint: Blueprint, tuning: Tuning, package: Path) -> HostEngine |
     index = -1 if on_cpu else int(blueprint.device.partition(":")[2])
     run: Any = torch._inductor.aoti_load_package(str(package), device_index=index)
     if not on_cpu:
-        # The package takes one kind of number only.
+        # The package takes only one dtype.
         return CudaEngine("compile", blueprint, lambda images: run(images.float()), graphs=True)
     forward = on_arrays(run, tuning.whole.threads)
     return HostEngine("compile", blueprint, forward, tuning)
 
 
-def _compile_elsewhere(blueprint: Blueprint, threads: int, package: Path) -> None:
+def _compile_in_process(blueprint: Blueprint, threads: int, package: Path) -> None:
     weights = package.with_name("weights.safetensors")
     bundles.write(blueprint.bundle, weights)
     log.info("compiling %s for %s", blueprint.bundle.name, blueprint.device)
-    done = subprocess.run(  # noqa: S603
+    process = subprocess.run(  # noqa: S603
         [
             sys.executable,
             "-m",
@@ -89,6 +89,8 @@ def _compile_elsewhere(blueprint: Blueprint, threads: int, package: Path) -> Non
         text=True,
         check=False,
     )
-    if done.returncode != 0 or not package.exists():
-        reasons = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RuntimeError(f"torch could not compile it: {reasons[-1] if reasons else 'no reason'}")
+    if process.returncode != 0 or not package.exists():
+        lines = [line for line in process.stderr.splitlines() if line.strip()]
+        raise RuntimeError(
+            f"torch could not compile it: {lines[-1] if lines else 'no reason given'}"
+        )

@@ -14,19 +14,19 @@ from service.engines.eager import InPrecision
 
 
 def compile_to(blueprint: Blueprint, package: Path) -> None:
-    """Writes the package; for a process of its own.
+    """Writes the package; runs in its own process.
 
     Raises:
         RuntimeError: there is no C++ compiler, or the network cannot be compiled.
     """
-    cpp_builder.get_cpp_compiler()  # Says at once, and plainly, that there is none.
+    cpp_builder.get_cpp_compiler()  # Raises a clear error at once if there is none.
     assert blueprint.threads is not None
     torch.set_num_threads(blueprint.threads)
     side = blueprint.bundle.input.size
     example = torch.zeros((2, side, side, 3), dtype=torch.float32, device=blueprint.device)
     configs = {"freezing": True}
     # Compiling torch's headers beforehand takes longer than the two files that would read them.
-    if hasattr(config.aot_inductor, "precompile_headers"):  # Older ones never do.
+    if hasattr(config.aot_inductor, "precompile_headers"):  # Older versions never do.
         configs["aot_inductor.precompile_headers"] = False
     count = torch.export.Dim("count", min=1, max=max(2, blueprint.max_batch))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Engines on a CUDA device: copies and computation overlap, with two batches in flight."""
+"""Engines on a CUDA device: copies and kernels overlap, with two batches in flight."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class CudaEngine:
     """See `service.engines.engine.Engine`.
 
     `classify`: pixels [N, H, W, 3] to probabilities [N, K] and maps [N, C, h, w]. With `graphs`,
-    each batch size is captured once as a CUDA graph and replayed from then on: a ResNet's hundreds
-    of launches become one.
+    each batch size is captured once as a CUDA graph and then replayed: a ResNet's hundreds of
+    kernel launches become one.
     """
 
     in_flight = 2
@@ -50,31 +50,31 @@ class CudaEngine:
     def launch(
         self, images: Sequence[Pixels], size: int, *, maps: bool = False
     ) -> Callable[[], Ranking]:
-        # The worker collects a lane's batch before it launches the next one there.
+        # The engine thread collects a lane's batch before it launches the next one there.
         index, self._next = self._next, (self._next + 1) % self.in_flight
         lane, count = self._lanes[index], len(images)
         whole = all(image.dtype == np.uint8 for image in images)
-        arriving = lane.whole if whole else lane.fractional()
-        np.stack(images, out=arriving.staging.numpy()[:count])
+        buffer = lane.whole if whole else lane.fractional()
+        np.stack(images, out=buffer.staging.numpy()[:count])
         with torch.inference_mode():
             with torch.cuda.stream(self._copying):
-                arriving.images[:size].copy_(arriving.staging[:size], non_blocking=True)
+                buffer.images[:size].copy_(buffer.staging[:size], non_blocking=True)
                 lane.copied.record(self._copying)
             with torch.cuda.stream(self._computing):
                 self._computing.wait_event(lane.copied)
                 self._compute(index, size, whole=whole)
-                found_maps = lane.fetch_maps(count) if maps else None
-                lane.found_classes[:count].copy_(lane.classes[:count], non_blocking=True)
-                lane.found[:count].copy_(lane.probabilities[:count], non_blocking=True)
+                host_maps = lane.fetch_maps(count) if maps else None
+                lane.host_classes[:count].copy_(lane.classes[:count], non_blocking=True)
+                lane.host_probabilities[:count].copy_(lane.probabilities[:count], non_blocking=True)
                 lane.computed.record(self._computing)
 
         def collect() -> Ranking:
             lane.computed.synchronize()
             # Copies: the lane's memory is the next batch's.
             return Ranking(
-                lane.found_classes[:count].numpy().copy(),
-                lane.found[:count].numpy().copy(),
-                None if found_maps is None else found_maps.numpy().copy(),
+                lane.host_classes[:count].numpy().copy(),
+                lane.host_probabilities[:count].numpy().copy(),
+                None if host_maps is None else host_maps.numpy().copy(),
             )
 
         return collect
@@ -93,14 +93,14 @@ class CudaEngine:
     def _forward(self, lane: _Lane, images: Tensor) -> None:
         size = len(images)
         probabilities, maps = self._classify(images)
-        # Stable, so that equal probabilities stay in the order of their classes.
-        found, classes = probabilities.sort(dim=1, descending=True, stable=True)
-        lane.probabilities[:size].copy_(found)
+        # Stable: equal probabilities stay in the order of their classes.
+        ordered, classes = probabilities.sort(dim=1, descending=True, stable=True)
+        lane.probabilities[:size].copy_(ordered)
         lane.classes[:size].copy_(classes)
         lane.keep_maps(maps)
 
     def _capture(self, lane: _Lane, images: Tensor) -> torch.cuda.CUDAGraph:
-        # Algorithms are chosen and memory is taken in plain runs: neither can be captured.
+        # Plain runs choose algorithms and allocate memory: neither can be captured.
         for _ in range(3):
             self._forward(lane, images)
         self._computing.synchronize()
@@ -110,53 +110,53 @@ class CudaEngine:
         return graph
 
     def _pool(self) -> Any:
-        """The memory of the graphs so far: they run one after another and can share it."""
+        """The memory of earlier graphs, which all share: they run one after another."""
         assert self._graphs is not None
         return next(iter(self._graphs.values())).pool() if self._graphs else None
 
 
-class _Arriving(NamedTuple):
+class _PixelBuffer(NamedTuple):
     """Memory for the pixels of a batch: `staging` pinned on the host, `images` on the device."""
 
     staging: Tensor
     images: Tensor
 
     @staticmethod
-    def allocate(blueprint: Blueprint, device: torch.device, dtype: torch.dtype) -> _Arriving:
+    def allocate(blueprint: Blueprint, device: torch.device, dtype: torch.dtype) -> _PixelBuffer:
         side = blueprint.bundle.input.size
         shape = (blueprint.max_batch, side, side, 3)
         pinned = torch.zeros(shape, dtype=dtype, pin_memory=True)
-        return _Arriving(pinned, torch.zeros(shape, dtype=dtype, device=device))
+        return _PixelBuffer(pinned, torch.zeros(shape, dtype=dtype, device=device))
 
 
 class _Lane:
     """Memory for one batch in flight: pinned on the host, and on the device."""
 
     def __init__(self, blueprint: Blueprint, device: torch.device) -> None:
-        self.whole = _Arriving.allocate(blueprint, device, torch.uint8)
-        # Few send anything but whole numbers.
-        self.fractional = cache(partial(_Arriving.allocate, blueprint, device, torch.float32))
+        self.whole = _PixelBuffer.allocate(blueprint, device, torch.uint8)
+        # Few clients send anything but whole numbers.
+        self.fractional = cache(partial(_PixelBuffer.allocate, blueprint, device, torch.float32))
         ranks = (blueprint.max_batch, blueprint.bundle.architecture.num_classes)
-        self.found_classes = torch.empty(ranks, dtype=torch.int32, pin_memory=True)
-        self.found = torch.empty(ranks, dtype=torch.float32, pin_memory=True)
+        self.host_classes = torch.empty(ranks, dtype=torch.int32, pin_memory=True)
+        self.host_probabilities = torch.empty(ranks, dtype=torch.float32, pin_memory=True)
         self.classes = torch.empty(ranks, dtype=torch.int32, device=device)
         self.probabilities = torch.empty(ranks, dtype=torch.float32, device=device)
         self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._most = blueprint.max_batch
+        self._max_batch = blueprint.max_batch
         self._maps: Tensor | None = None
-        self._found_maps: Tensor | None = None
+        self._host_maps: Tensor | None = None
 
     def keep_maps(self, maps: Tensor) -> None:
-        """Copies a batch's maps [N, C, h, w] to where the next forward does not write."""
+        """Copies a batch's maps [N, C, h, w] out of memory that the next forward overwrites."""
         if self._maps is None:
-            self._maps = maps.new_empty((self._most, *maps.shape[1:]), dtype=torch.float32)
+            self._maps = maps.new_empty((self._max_batch, *maps.shape[1:]), dtype=torch.float32)
         self._maps[: len(maps)].copy_(maps)
 
     def fetch_maps(self, count: int) -> Tensor:
-        """Where the first `count` images' maps will be on the host, once all is computed."""
+        """The host memory that holds the first `count` images' maps once the batch is computed."""
         assert self._maps is not None
-        if self._found_maps is None:
-            self._found_maps = torch.empty(self._maps.shape, pin_memory=True)
-        self._found_maps[:count].copy_(self._maps[:count], non_blocking=True)
-        return self._found_maps[:count]
+        if self._host_maps is None:
+            self._host_maps = torch.empty(self._maps.shape, pin_memory=True)
+        self._host_maps[:count].copy_(self._maps[:count], non_blocking=True)
+        return self._host_maps[:count]

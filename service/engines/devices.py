@@ -1,4 +1,4 @@
-"""Devices, and what they compute in."""
+"""The devices, engines and precisions that serve a model."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from service.errors import ConfigError
 
 
 def devices_of(settings: ModelSettings) -> list[str]:
-    """Where the model runs, one engine for each.
+    """The devices that the model runs on, each with its own engine.
 
     Raises:
-        ConfigError: a device is not there, or cannot compute in the precision.
+        ConfigError: a device is not available, or cannot compute in the precision.
     """
-    wanted = settings.device if isinstance(settings.device, list) else [settings.device]
+    requested = settings.device if isinstance(settings.device, list) else [settings.device]
     available = torch.cuda.device_count()
-    found = []
-    for device in wanted:
+    devices = []
+    for device in requested:
         if device == "auto":
             device = "cuda:0" if available else "cpu"  # noqa: PLW2901
         elif device == "cuda":
             device = "cuda:0"  # noqa: PLW2901
         if device.startswith("cuda") and int(device.partition(":")[2]) >= available:
             raise ConfigError(
-                f"device: {device} is not here, torch sees {available} CUDA devices; "
+                f"device: {device} is not available, torch sees {available} CUDA devices; "
                 "use auto or cpu"
             )
         _check(settings, device)
-        found.append(device)
-    return found
+        devices.append(device)
+    return devices
 
 
 def _check(settings: ModelSettings, device: str) -> None:
@@ -51,7 +51,7 @@ def _check(settings: ModelSettings, device: str) -> None:
 
 
 def engines_for(settings: ModelSettings, device: str) -> list[str]:
-    """Kinds of engines for one of `devices(settings)`: the first serves first, and each later
+    """Kinds of engines for one of `devices_of(settings)`: the first serves first, and each later
     one replaces the one before it as soon as it is warm."""
     if settings.engine != "auto":
         return [settings.engine]
@@ -60,7 +60,7 @@ def engines_for(settings: ModelSettings, device: str) -> list[str]:
 
 
 def precision_of(settings: ModelSettings, device: str) -> str:
-    """The precision in force on `device`: what is asked for, or the fastest in hardware."""
+    """The precision on `device`: the one in the settings, or the fastest in hardware."""
     if settings.precision != "auto":
         return settings.precision
     return native_precision(device)
@@ -71,5 +71,5 @@ def has_openvino() -> bool:
 
 
 def set_cpu_threads(count: int) -> None:
-    """Sets how many threads torch's operators on the CPU use, for the whole process."""
+    """Sets how many threads torch's CPU operators use, in the whole process."""
     torch.set_num_threads(count)

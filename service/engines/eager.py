@@ -37,7 +37,7 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
 
 class InPrecision(nn.Module):
     """Probabilities float32 [N, K] of pixels [N, H, W, 3], and the maps [N, C, h, w] that they
-    came from; all on the blueprint's device."""
+    are made of; all on the blueprint's device."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class InPrecision(nn.Module):
 
 
 def on_arrays(classify: Callable[[Tensor], tuple[Tensor, Tensor]], threads: int) -> Forward:
-    """A classifier on the CPU as a function of arrays, with so many of torch's threads."""
+    """A classifier on the CPU as a function of arrays, computed by `threads` of torch's threads."""
 
     def forward(
         batch: NDArray[np.float32],
     ) -> tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]:
-        # Each thread that calls torch has a number of its own.
+        # Each thread that calls torch has its own setting.
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         with torch.inference_mode():

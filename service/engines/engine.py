@@ -17,11 +17,11 @@ from service.inference.tasks import Head, Pixels
 
 
 class Engine(Protocol):
-    """What a worker thread drives; only that one thread calls it.
+    """What an engine thread drives; no other thread calls it.
 
     `name`: the kind; `device`: where it runs; `precision`: fp32, bf16, fp16 or int8;
-    `in_flight`: how many batches may be launched before the first of them is collected;
-    `tuning`: of an engine on the CPU, how many threads it has, and why.
+    `in_flight`: how many batches may be launched before the first is collected; `tuning`: of an
+    engine on the CPU, how many threads it has, and why.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Engine(Protocol):
     def launch(
         self, images: Sequence[Pixels], size: int, *, maps: bool = False
     ) -> Callable[[], Ranking]:
-        """Begins to compute N images [H, W, 3], padded to `size`.
+        """Starts to compute N images [H, W, 3], padded to `size`.
 
-        The result waits for the end and gives the ranking, with the network's `maps` if they are
-        wanted; batches are collected in the order in which they were launched.
+        Calling the result waits for the ranking, which has the network's `maps` on request.
+        Batches are collected in the order in which they were launched.
         """
 
 
 @dataclass(frozen=True)
 class Warm:
-    """An engine that has run every batch size and was compared with fp32.
+    """An engine that has run every batch size and has been compared with fp32.
 
     `probe` is one real forward, which raises if it fails or gives NaN; `head` is the network's.
     """
@@ -60,7 +60,7 @@ class Warm:
         return self.engine.launch(images, self.buckets.fit(len(images)), maps=maps)
 
     def up_to(self, largest: int) -> Warm:
-        """The same engine, for batches of at most as many images as `largest` are padded to."""
+        """The same engine, with no larger batches than `largest` images are padded to."""
         return replace(self, buckets=self.buckets.up_to(self.buckets.fit(largest)))
 
     def expected(self, count: int) -> float:

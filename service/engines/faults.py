@@ -1,4 +1,4 @@
-"""What an engine's failure means: whether less at once would fit, and whether a retry can help."""
+"""What an engine's failure means: whether a smaller batch would fit, or a retry can help."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ NO_MEMORY = (
     "could not allocate memory",
     "failed to allocate",
 )
-# What CUDA says of errors after which every call fails, until the process is started again: those
-# of which the runtime's manual says so, and those of a device that is gone.
+# CUDA errors after which every call fails until the process is restarted: those of which the
+# runtime's manual says so, and those of a lost device.
 POISON = (
     "all cuda-capable devices are busy or unavailable",
     "an illegal instruction was encountered",
@@ -37,7 +37,7 @@ POISON = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory did not suffice, on the device or on the host."""
+    """Whether `error` says that memory ran out, on the device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
@@ -45,17 +45,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def poisons(error: BaseException) -> bool:
-    """Whether no further call of CUDA can succeed in this process."""
+    """Whether no later CUDA call can succeed in this process."""
     text = str(error).lower()
     return "cuda" in text and any(phrase in text for phrase in POISON)
 
 
 def in_one_line(error: BaseException) -> str:
-    """What `error` says, without the advice to programmers in the lines that follow."""
+    """The first line of `error`, without the advice to programmers in the lines that follow."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def give_memory_back() -> None:
-    """Frees the device memory that torch keeps for later."""
+    """Frees the device memory that torch caches."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Engines on the CPU: one batch at a time, from a slab that is never allocated again."""
+"""Engines on the CPU: one batch at a time, from a slab that is allocated once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: quantised or in bf16 where the CPU has it."""
+"""OpenVINO on the CPU: in int8, in bf16 or in fp32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.engines.tuning import Forward, Way, tune
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # Python 3.12 has it in collections.abc.
 
-# Of what is kept: float32 pixels in, probabilities and maps out.
+# Version of the cached model: float32 pixels in, probabilities and maps out.
 FORM = 2
 
 
@@ -34,7 +34,7 @@ def openvino(blueprint: Blueprint) -> HostEngine:
     """
     bundle = blueprint.bundle
     ranges = bundle.calibration["ranges"] if blueprint.precision == "int8" else {}
-    # Of a quantised network, what is not in 8 bits.
+    # In a quantised network, for the operations that are not in 8 bits.
     use_bf16 = blueprint.precision == "bf16" or (ranges and hardware.cpu_has_bf16())
     precision = "bf16" if use_bf16 else "f32"
 
@@ -46,9 +46,9 @@ def openvino(blueprint: Blueprint) -> HostEngine:
         return _Streams(_compile(graph(), _options(way, precision)), way.streams)
 
     tuning = tune(on_trial, blueprint, "openvino", streams=True)
-    forward: Forward = _kept(tuning.whole, graph, precision, blueprint)
+    forward: Forward = _load(tuning.whole, graph, precision, blueprint)
     if tuning.split is not None:
-        split = _kept(tuning.split, graph, precision, blueprint)
+        split = _load(tuning.split, graph, precision, blueprint)
         forward = _by_size(forward, split, tuning.split_from)
     return HostEngine("openvino", blueprint, forward, tuning)
 
@@ -66,7 +66,7 @@ def _options(way: Way, precision: str) -> dict[str, Any]:
 
 
 def _by_size(small: Forward, large: Forward, limit: int) -> Forward:
-    """`large` from batches of `limit` images on."""
+    """`large` for batches of at least `limit` images, else `small`."""
 
     def forward(
         batch: NDArray[np.float32],
@@ -77,33 +77,33 @@ def _by_size(small: Forward, large: Forward, limit: int) -> Forward:
 
 
 class _Streams:
-    """Computes a batch in as many parts as there are streams, all at once.
+    """Computes a batch in as many parts as there are streams, in parallel.
 
-    `weights` is the memory that they read their weights from, if it is not their own.
+    `weights` is the memory that holds the weights, if the model does not own it.
     """
 
     def __init__(self, compiled: Any, streams: int, weights: object = None) -> None:
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
-        self._weights = weights  # Last, so that it goes last.
+        self._weights = weights  # Set last, so that it is freed last.
 
     def __call__(
         self, batch: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]:
         parts = np.array_split(batch, min(len(self._requests), len(batch)))
-        busy = self._requests[: len(parts)]
-        for request, part in zip(busy, parts, strict=True):
+        requests = self._requests[: len(parts)]
+        for request, part in zip(requests, parts, strict=True):
             request.set_input_tensor(ov.Tensor(part, shared_memory=True))
-        if len(busy) == 1:
-            busy[0].infer()  # In this thread: to wake another takes as long as a small network.
+        if len(requests) == 1:
+            requests[0].infer()  # In this thread: waking another takes as long as a small network.
         else:
-            for request in busy:
+            for request in requests:
                 request.start_async()
-            for request in busy:
+            for request in requests:
                 request.wait()
 
-        # A copy: the next batch overwrites the requests' own memory.
+        # Copies: the next batch overwrites the requests' memory.
         def output(index: int) -> NDArray[np.float32]:
-            return np.concatenate([request.get_output_tensor(index).data for request in busy])
+            return np.concatenate([request.get_output_tensor(index).data for request in requests])
 
         return output(0), partial(output, 1)
 
@@ -112,8 +112,8 @@ def _compile(model: Any, options: dict[str, Any]) -> Any:
     return _core().compile_model(model, "CPU", options)
 
 
-def _kept(way: Way, graph: Callable[[], Any], precision: str, blueprint: Blueprint) -> _Streams:
-    """The model as it was kept, or compiled.
+def _load(way: Way, graph: Callable[[], Any], precision: str, blueprint: Blueprint) -> _Streams:
+    """The model from the cache, else compiled.
 
     OpenVINO's own cache would leave half a file on a full disk, and read it at the next start.
     """
@@ -122,22 +122,22 @@ def _kept(way: Way, graph: Callable[[], Any], precision: str, blueprint: Bluepri
 
     def read(file: Path) -> _Streams:
         # The weights stay in the file, whose pages the system may drop and read again. The mapping
-        # is private: OpenVINO wants memory that it could write to.
+        # is private, because OpenVINO requires writable memory.
         weights = ov.Tensor(np.memmap(file, np.uint8, mode="c"), shared_memory=True)
         return _Streams(_core().import_model(weights, "CPU", options), way.streams, weights)
 
-    streams = disk.kept(path, read)
+    streams = disk.load(path, read)
     if streams is None:
         compiled = _compile(graph(), options)
-        disk.keep(path, partial(_export, compiled))
+        disk.store(path, partial(_export, compiled))
         streams = _Streams(compiled, way.streams)
     return streams
 
 
 class _File(io.BytesIO):
-    """A file for OpenVINO, which writes only to objects of this type: there is no copy in memory.
+    """A file for OpenVINO, which writes only to objects of this type, without a copy in memory.
 
-    It ignores what fails while it writes; `failure` is what did.
+    OpenVINO ignores errors of `write`: `failure` is the last one.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -164,9 +164,9 @@ def _export(compiled: Any, path: Path) -> None:
 
 @cache
 def _core() -> Any:
-    """One for the process, for ever.
+    """One for the process, which lives as long.
 
-    Its CPU plugin lends the thread that makes it a stack for signals. Unmade by another thread, it
-    frees that stack, and the first signal that the lender handles ends the process.
+    Its CPU plugin gives the thread that creates it a signal stack. When another thread destroys
+    it, it frees that stack, and the next signal that the first thread handles ends the process.
     """
     return ov.Core()

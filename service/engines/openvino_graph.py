@@ -1,7 +1,7 @@
-"""A network as an OpenVINO model, built from the operations of its own forward.
+"""A network as an OpenVINO model, built from the operations of its forward.
 
-OpenVINO's own converter goes through TorchScript, which torch has deprecated, and reports each
-conversion to its vendor. A ResNet needs ten operations, and its weights stay where they are.
+OpenVINO's own converter uses TorchScript, which torch has deprecated, and reports each conversion
+to its vendor. A ResNet needs ten operations, and its weights are not copied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> Any:
     """An `openvino.Model`: probabilities float32 [N, K] of pixels float32 [N, `size`, `size`, 3],
-    and the maps [N, C, h, w] that they came from.
+    and the maps [N, C, h, w] that they are made of.
 
     N is anything from 1 to `max_batch`, so that all batch sizes share one set of weights.
     `ranges`, from `service.engines.quantisation` or empty, quantise the inputs of convolutions and
@@ -37,15 +37,17 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> 
     normalise = classifier.normalise
     scaled = ops.multiply(images, _constant(normalise.scale))
     pixels = ops.transpose(ops.add(scaled, _constant(normalise.shift)), [0, 3, 1, 2])
-    limits = {id(classifier.network.get_submodule(n).weight): each for n, each in ranges.items()}
+    limits = {
+        id(classifier.network.get_submodule(name).weight): limit for name, limit in ranges.items()
+    }
     nodes, operations = [pixels], record(classifier.network, (3, size, size))
     for operation in operations[1:]:
         inputs = [nodes[place] for place in operation.inputs]
         if operation.tensors and id(operation.tensors[0]) in limits:
-            made = _quantised(operation, inputs[0], limits[id(operation.tensors[0])])
+            node = _quantised(operation, inputs[0], limits[id(operation.tensors[0])])
         else:
-            made = NODES[operation.kind](operation, *inputs)
-        nodes.append(made)
+            node = NODES[operation.kind](operation, *inputs)
+        nodes.append(node)
     logits = nodes[-1]
     if classifier.temperature != 1.0:
         logits = ops.divide(logits, np.float32(classifier.temperature))
@@ -56,7 +58,7 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> 
 
 
 def _constant(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Any:
-    """The tensor's own memory as a constant."""
+    """The tensor as a constant that shares its memory."""
     array = tensor.detach().contiguous().numpy()
     return ops.constant(array if shape is None else array.reshape(shape), shared_memory=True)
 
@@ -76,12 +78,12 @@ def _biased(it: Operation, y: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _quantised(it: Operation, x: Any, limits: tuple[float, float]) -> Any:
-    """A convolution or a linear layer, both operands of which are behind fake quantisation."""
+    """A convolution or a linear layer with both operands fake-quantised."""
     weight = it.tensors[0]
     low, high = (np.float32(limit) for limit in limits)
     operand = ops.fake_quantize(x, low, high, low, high, 256)
     largest = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
-    # A channel of zeros needs a range too.
+    # A channel of zeros needs a range, too.
     top, bottom = (_constant(sign * largest.clamp(min=1e-12)) for sign in (1, -1))
     rounded = ops.fake_quantize(_constant(weight), bottom, top, bottom, top, 255)
     return WEIGHTED[it.kind](it, operand, rounded)
@@ -101,7 +103,7 @@ def _max_pool(it: Operation, x: Any) -> Any:
     )
     rounding = "ceil_torch" if it.options["ceil"] else "floor"
     pooled = ops.max_pool(x, strides, dilations, pads, pads, kernel, rounding)
-    return pooled.output(0)  # The second output has the maxima's places.
+    return pooled.output(0)  # The second output holds the indices of the maxima.
 
 
 def _pad(it: Operation, x: Any) -> Any:
@@ -110,7 +112,7 @@ def _pad(it: Operation, x: Any) -> Any:
 
 
 def _slice(it: Operation, x: Any) -> Any:
-    axes, steps = (np.array(list(each)) for each in zip(*it.options["steps"].items(), strict=True))
+    axes, steps = (np.array(column) for column in zip(*it.options["steps"].items(), strict=True))
     limit = np.full(len(axes), np.iinfo(np.int32).max)
     return ops.slice(x, np.zeros(len(axes), int), limit, steps, axes)
 
@@ -119,7 +121,7 @@ WEIGHTED: dict[str, Callable[[Operation, Any, Any], Any]] = {
     "convolution": _convolution,
     "linear": _linear,
 }
-# An operation on the nodes that compute its operands.
+# Builds an operation's node from the nodes of its operands.
 NODES: dict[str, Callable[..., Any]] = {
     "convolution": lambda it, x: _convolution(it, x, _constant(it.tensors[0])),
     "linear": lambda it, x: _linear(it, x, _constant(it.tensors[0])),

@@ -1,7 +1,7 @@
 """OpenVINO without its telemetry.
 
-Importing OpenVINO reports to its vendor, from a forked process which may never end, and then the
-service does not end either. It imports as well where the package that reports is not installed.
+Importing OpenVINO sends a report to its vendor, from a forked process that may never end; then the
+service does not end either. OpenVINO also works without the package that sends it.
 """
 
 from __future__ import annotations

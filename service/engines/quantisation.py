@@ -1,4 +1,4 @@
-"""What a network's activations range over, for engines that compute in 8 bits."""
+"""The ranges of a network's activations, for engines that compute in 8 bits."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def ranges(
     images: Sequence[NDArray[np.uint8]],
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, tuple[float, float]]:
-    """The least and the largest input of each convolution and of the head, by module.
+    """The smallest and largest input of each convolution and of the head, by module.
 
     Extremes are averaged over batches of the `images` (uint8 [H, W, 3], as preprocessed): one
     outlier would otherwise coarsen every other activation's steps (Krishnamoorthi 2018,
-    arXiv:1806.08342, section 3). `progress` is called with the number of images each step did.
+    arXiv:1806.08342, section 3). `progress` is called with the number of images of each step.
     """
     classifier = bundle.classifier()
-    seen: dict[str, list[tuple[float, float]]] = {}
+    extremes: dict[str, list[tuple[float, float]]] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             x: Tensor = inputs[0]
-            seen.setdefault(name, []).append((x.min().item(), x.max().item()))
+            extremes.setdefault(name, []).append((x.min().item(), x.max().item()))
 
         return note
 
@@ -44,10 +44,10 @@ def ranges(
         with torch.inference_mode():
             classifier(torch.from_numpy(batch))
         progress(len(batch))
-    return {name: _range(extremes) for name, extremes in seen.items()}
+    return {name: _range(batches) for name, batches in extremes.items()}
 
 
 def _range(extremes: list[tuple[float, float]]) -> tuple[float, float]:
     low, high = np.mean(extremes, axis=0)
-    # Zero is what padding adds, and must be exact; a range needs a width.
+    # Padding adds zeros, which must be exact; a range needs a width.
     return min(0.0, float(low)), max(float(high), float(low) + 1e-6, 1e-6)

@@ -47,12 +47,12 @@ def blueprint_of(
     *,
     request_seconds: float = 0.0,
 ) -> Blueprint:
-    """What an engine for `model` on one of `devices(model)` is built from.
+    """What an engine for `model` on one of `devices_of(model)` is built from.
 
-    `request_seconds`: CPU time of a request's HTTP; 0: nothing comes over HTTP.
+    `request_seconds`: CPU time that HTTP takes for a request; 0: there is no HTTP.
 
     Raises:
-        ConfigError: int8 is asked for, and the bundle was not calibrated.
+        ConfigError: the precision is int8, and the bundle was not calibrated.
     """
     if model.precision == "int8" and not bundle.calibration:
         raise ConfigError(
@@ -74,13 +74,13 @@ def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Wa
     """A warm engine of a kind in `KINDS`.
 
     Raises:
-        RuntimeError: it cannot be built, gives NaN, or differs too much from fp32. Libraries
-            may raise other things as well.
+        RuntimeError: it cannot be built, produces NaN, or differs too much from fp32. Libraries
+            may raise other exceptions.
     """
     warm = _warm(kind, blueprint)
     tuning = warm.engine.tuning
     if tuning is not None and tuning.outdated(warm.buckets.per_image):
-        log.info("%s: measured again: the machine is faster than it was", blueprint.bundle.name)
+        log.info("%s: measuring again: the machine was busy before", blueprint.bundle.name)
         warm = _warm(kind, replace(blueprint, fresh=True))
     return replace(warm, parity=check(warm.infer, blueprint, tolerance))
 
@@ -93,9 +93,9 @@ def _warm(kind: str, blueprint: Blueprint) -> Warm:
     def run(size: int, *, maps: bool = False) -> None:
         ranking = engine.launch([blank] * size, size, maps=maps)()
         if not np.isfinite(ranking.probabilities).all():
-            raise RuntimeError(f"the network gives NaN in {engine.precision} on {engine.device}")
+            raise RuntimeError(f"the network produces NaN in {engine.precision} on {engine.device}")
 
-    run(1, maps=True)  # What is needed for them is taken now, too.
+    run(1, maps=True)  # Also allocates what the maps need.
     buckets = _buckets(run, engine, blueprint)
     last: Any = blueprint.bundle.network().head
     head = Head(*(part.detach().float().numpy().copy() for part in (last.weight, last.bias)))
@@ -103,20 +103,19 @@ def _warm(kind: str, blueprint: Blueprint) -> Warm:
 
 
 def _buckets(run: Callable[[int], object], engine: Engine, blueprint: Blueprint) -> Buckets:
-    """The batch sizes, which have all been run: as they were measured at an earlier start, if that
-    is still true, else as they are measured now."""
-    if engine.tuning is None:  # A GPU measures its own in less time than a start takes.
+    """The batch sizes, all of which have run: from the cache if still true, else measured now."""
+    if engine.tuning is None:  # On a GPU, measuring takes less time than the rest of a start.
         return measure(run, blueprint.max_batch)
     path = blueprint.cached("batches", ".json", engine.name, *machine(), engine.tuning.ways)
-    buckets = None if blueprint.fresh else cache.kept(path, Buckets.read)
+    buckets = None if blueprint.fresh else cache.load(path, Buckets.read)
     if buckets is None or not confirmed(run, buckets):
         buckets = measured = measure(run, blueprint.max_batch).worthwhile()
-        cache.keep(path, measured.write)
+        cache.store(path, measured.write)
     return buckets
 
 
 def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | None) -> Warm:
-    """The first of `kinds` that starts, else plain PyTorch; a log line for each that does not.
+    """The first of `kinds` that starts, else plain PyTorch; logs each that does not.
 
     Raises:
         RuntimeError: plain PyTorch does not start either.
@@ -126,10 +125,10 @@ def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | N
             break
         try:
             return start_engine(kind, blueprint, tolerance)
-        # Compilers fail in many ways; whichever it is, plain PyTorch can still serve.
+        # Compilers fail in many ways; plain PyTorch can still serve.
         except Exception as error:  # noqa: BLE001
             log.warning(
-                "%s: engine %s did not start, eager serves: %s", blueprint.bundle.name, kind, error
+                "%s: engine %s did not start, using eager: %s", blueprint.bundle.name, kind, error
             )
     if blueprint.precision == "int8":
         blueprint = replace(blueprint, precision="fp32")

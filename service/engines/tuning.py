@@ -1,13 +1,12 @@
-"""With how many threads and streams an engine computes on the CPU: chosen by measuring.
+"""How many threads and streams an engine uses on the CPU: chosen by measuring.
 
-A batch is computed whole, by all of the engine's threads, or shared among streams, each of which
+A batch is computed whole, by all of the engine's threads, or split among streams, each of which
 computes its part with fewer threads that wait less for each other. Small batches are faster whole,
-large ones shared; on which machine, and from which size on, only measuring tells.
+large ones split; from which size on depends on the machine.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,38 +16,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from models import hardware
-from models.preprocess import InputSpec
 from service import runtime
 from service.config import capacity
 from service.config.capacity import PLAN, Costs
 from service.engines import cache
 from service.engines.blueprint import Blueprint
-from service.inference.decoding import decode
+from service.engines.decode_cost import decode_seconds
 
-# Of the kept file.
+# Version of the cached file.
 FORM = 2
-# Seconds after which no further way to split batches is tried.
+# Seconds after which no more ways to split batches are tried.
 BUDGET = 1.0
 # Batches are timed up to the size that takes this many seconds.
 LONGEST = 0.1
 REPEATS = 3
-# Splitting must be this much faster, since it needs a second copy of the weights.
+# Splitting must be this much faster, because it needs a second copy of the weights.
 GAIN = 1.05
-# Of fewer threads, none waits long for another: on two CPUs, splits gained 3 and 5 %.
+# Fewer threads do not wait long for each other: on two CPUs, splitting gained 3 and 5 %.
 FEWEST_TO_SPLIT = 4
-# What was measured on a machine so much slower than it is now is measured again.
+# If the machine is now faster by this factor, it is measured again.
 OUTDATED = 1.5
-# Up to this many pixels a side, images are sent as PNG, and beyond as photographs.
-SMALL_SIDE = 64
-PHOTO = (500, 375)
-# Of the typical file as a network sees it: more than any asks for.
-MAX_PIXELS = 2**30
 Seconds = Mapping[int, float]  # by the size of the batch
-# Pixels 0 to 255, float32 [N, H, W, 3], to probabilities [N, K] and the maps that they came from
-# [N, C, h, w], which are fetched before the next call if they are wanted.
+# Pixels 0 to 255, float32 [N, H, W, 3], to probabilities [N, K] and a function that fetches their
+# maps [N, C, h, w] until the next call.
 Forward = Callable[
     [NDArray[np.float32]], tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]
 ]
@@ -64,9 +56,9 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """`whole` is how small batches are computed; `split`, where it is any faster, is how those of
-    `split_from` images and more are. `costs` led to it, None where the user chose; `per_image`:
-    the seconds for an image that were measured with it, 0: none were."""
+    """`whole` computes small batches; `split`, if it is faster, those of `split_from` images and
+    more. `costs` led to this choice, None: the user chose; `per_image`: the seconds that were
+    measured for an image, 0: none were."""
 
     whole: Way
     split: Way | None = None
@@ -76,16 +68,16 @@ class Tuning:
 
     @property
     def ways(self) -> tuple[object, ...]:
-        """All that decides how long a batch takes."""
+        """All that determines how long a batch takes."""
         return self.whole, self.split, self.split_from
 
     def outdated(self, per_image: float) -> bool:
-        """Whether the machine is now, when an image takes `per_image` seconds, so much faster that
-        another choice may be right: it was busy when it was measured."""
+        """Whether the machine was busy when it was measured: an image now takes `per_image`
+        seconds, so much less that another choice may be right."""
         return self.per_image > OUTDATED * per_image
 
     def describe(self) -> dict[str, Any]:
-        """As `GET /v1/models` tells it."""
+        """The part of `GET /v1/models`."""
         figures: dict[str, Any] = {"threads": self.whole.threads}
         if self.split is not None:
             figures |= {"streams": self.split.streams, "split_from": self.split_from}
@@ -110,30 +102,29 @@ class Tuning:
 def tune(
     build: Callable[[Way], Forward], blueprint: Blueprint, kind: str, *, streams: bool
 ) -> Tuning:
-    """The tuning of an engine of a kind, whose forwards `build` makes.
+    """The tuning of an engine of a kind, whose forwards `build` makes; cached between starts for
+    the same network and machine.
 
     `streams`: whether batches can be split, and threads sleep while they wait; torch's spin.
-
-    It is kept between starts: for the same network, on the same machine.
     """
     if blueprint.threads is not None and (blueprint.threads < FEWEST_TO_SPLIT or not streams):
         return Tuning(Way(blueprint.threads))
     facts = (FORM, kind, streams, blueprint.threads, blueprint.request_seconds > 0)
     path = blueprint.cached("tuning", ".json", *facts, *machine())
-    kept = None if blueprint.fresh else cache.kept(path, _read)
-    if kept is not None:
-        return kept
-    tuning = measured(build, blueprint, streams=streams)
+    cached = None if blueprint.fresh else cache.load(path, _read)
+    if cached is not None:
+        return cached
+    tuning = measure(build, blueprint, streams=streams)
     if blueprint.fresh and blueprint.cache is not None:
-        # What was planned from costs that are wrong is wrong, too: the next start measures.
+        # Plans made from wrong costs are wrong, too: the next start measures.
         for plan in blueprint.cache.glob(f"{PLAN}-*.json"):
             plan.unlink(missing_ok=True)
-    cache.keep(path, lambda file: file.write_text(json.dumps(asdict(tuning)), "utf-8"))
+    cache.store(path, lambda file: file.write_text(json.dumps(asdict(tuning)), "utf-8"))
     return tuning
 
 
 def machine() -> tuple[str, float]:
-    """What figures that were measured are true of."""
+    """What measurements depend on."""
     return hardware.name("cpu"), runtime.cpu_time()
 
 
@@ -149,13 +140,13 @@ def _read(file: Path) -> Tuning:
     )
 
 
-def measured(build: Callable[[Way], Forward], blueprint: Blueprint, *, streams: bool) -> Tuning:
-    """The tuning by what this machine does now."""
+def measure(build: Callable[[Way], Forward], blueprint: Blueprint, *, streams: bool) -> Tuning:
+    """The tuning for this machine, measured now."""
     threads = blueprint.threads or (runtime.cpus() if streams else runtime.spinning_threads())
     began = time.perf_counter()
 
     def timed(way: Way) -> Seconds:
-        return seconds_of(build(way), blueprint)  # No two at once: each has its own weights.
+        return seconds_of(build(way), blueprint)  # One at a time: each has its own weights.
 
     whole = timed(Way(threads))
     splits: dict[Way, Seconds] = {}
@@ -164,7 +155,7 @@ def measured(build: Callable[[Way], Forward], blueprint: Blueprint, *, streams: 
         slower = len(splits) > 1 and per_image(splits[way]) >= min(map(per_image, splits.values()))
         if slower or time.perf_counter() - began > BUDGET:
             break
-    tuning = chosen(threads, whole, splits)
+    tuning = choose(threads, whole, splits)
     if blueprint.threads is not None:
         return tuning
     costs = Costs(
@@ -178,8 +169,8 @@ def measured(build: Callable[[Way], Forward], blueprint: Blueprint, *, streams: 
     return replace(with_fewer(tuning, fewer), costs=costs, per_image=per_image(timed(Way(fewer))))
 
 
-def chosen(threads: int, whole: Seconds, splits: Mapping[Way, Seconds]) -> Tuning:
-    """The fastest of all ways that use so many threads."""
+def choose(threads: int, whole: Seconds, splits: Mapping[Way, Seconds]) -> Tuning:
+    """The fastest of the ways that use `threads` threads."""
     tuning = Tuning(Way(threads), per_image=per_image(whole))
     if not splits:
         return tuning
@@ -190,7 +181,7 @@ def chosen(threads: int, whole: Seconds, splits: Mapping[Way, Seconds]) -> Tunin
 
 
 def with_fewer(tuning: Tuning, threads: int) -> Tuning:
-    """The same for fewer threads: fewer streams of as many as before."""
+    """The tuning for fewer threads: fewer streams of the same number of threads."""
     split = tuning.split and Way(tuning.split.threads, threads // tuning.split.threads)
     if split is None or split.streams < 2:
         return Tuning(Way(threads))
@@ -198,7 +189,7 @@ def with_fewer(tuning: Tuning, threads: int) -> Tuning:
 
 
 def _splits(threads: int, max_batch: int) -> Iterator[Way]:
-    """Streams of as few threads as use all of them, then of twice as many, and so on."""
+    """Streams of as few threads as can use all of them, then of twice as many, and so on."""
     if threads < FEWEST_TO_SPLIT:
         return
     per_stream = -(-threads // max_batch)
@@ -208,25 +199,25 @@ def _splits(threads: int, max_batch: int) -> Iterator[Way]:
 
 
 def per_image(seconds: Seconds) -> float:
-    """Seconds for an image in the batch size that computes most of them."""
+    """Seconds for an image, at the batch size with the highest throughput."""
     return min(took / size for size, took in seconds.items())
 
 
 def first_faster(split: Seconds, whole: Seconds) -> int:
-    """The smallest size from which on every batch is faster when it is split."""
+    """The smallest size from which on every batch is faster split."""
     sizes = sorted(split.keys() & whole.keys())
     slower = [size for size in sizes if split[size] >= whole[size]]
     return next((size for size in sizes if not slower or size > slower[-1]), sizes[-1])
 
 
 def seconds_of(forward: Forward, blueprint: Blueprint) -> Seconds:
-    """How long batches of 1, 2, 4 ... images take, as far as they take no longer than LONGEST."""
+    """How long batches of 1, 2, 4 ... images take, up to those that take LONGEST."""
     side = blueprint.bundle.input.size
     seconds: dict[int, float] = {}
     size = 1
     while size <= blueprint.max_batch:
         blank = np.zeros((size, side, side, 3), np.float32)
-        # The first run allocates; it is one of those that count where it takes long.
+        # The first run allocates; of a slow batch, it is the only one.
         times = [_took(forward, blank)]
         while len(times) <= REPEATS and sum(times) < LONGEST:
             times.append(_took(forward, blank))
@@ -241,32 +232,3 @@ def _took(forward: Forward, batch: NDArray[np.float32]) -> float:
     started = time.perf_counter()
     forward(batch)
     return time.perf_counter() - started
-
-
-def decode_seconds(spec: InputSpec) -> float:
-    """How long one thread decodes a typical file for: a photograph, or a small PNG."""
-    file = typical_file(spec)
-
-    def took() -> float:
-        started = time.perf_counter()
-        decode(file, spec, MAX_PIXELS)
-        return time.perf_counter() - started
-
-    return min(took() for _ in range(2 * REPEATS))
-
-
-def typical_file(spec: InputSpec) -> bytes:
-    """A JPEG of about 45 kB and 500 x 375 pixels; for small networks a PNG of their input's size.
-
-    Noise makes it take as long as a photograph, which a smooth picture of that size does not.
-    """
-    small = spec.size <= SMALL_SIDE
-    width, height = (spec.size, spec.size) if small else PHOTO
-    random = np.random.default_rng(0)
-    coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    noisy = smooth + random.normal(0, 10, (height, width, 1))
-    buffer = io.BytesIO()
-    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-    image.save(buffer, "PNG" if small else "JPEG")
-    return buffer.getvalue()

@@ -190,7 +190,7 @@ def test_batches_for_which_there_is_no_memory_are_not_made(
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
     assert list(measure(run, 32).seconds) == [1, 2, 4]
-    assert caplog.messages == ["no memory for batches of 8: CUDA out of memory."]
+    assert caplog.messages == ["out of memory for batches of 8: CUDA out of memory."]
     with pytest.raises(torch.OutOfMemoryError):
         measure(lambda size: run(size + 4), 32)
 

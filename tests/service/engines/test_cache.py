@@ -22,12 +22,12 @@ def test_pods_that_share_a_volume_do_not_write_into_each_others_files(
     def slowly(part: Path) -> None:
         part.write_bytes(b"first")
         in_pod("b")
-        cache.keep(path, lambda other: other.write_bytes(b"second"))
+        cache.store(path, lambda other: other.write_bytes(b"second"))
         assert path.read_bytes() == b"second"
         in_pod("a")
 
     in_pod("a")
-    cache.keep(path, slowly)
+    cache.store(path, slowly)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -48,6 +48,6 @@ def test_a_user_without_a_home_keeps_nothing_and_is_told_so(
     assert cache.folder(settings.cache_dir) is None
     (line,) = caplog.messages
     where = "/dev/null/no-home/.cache/resnet-serve"
-    assert line == f"nothing is kept between starts: cache_dir {where}: Not a directory"
+    assert line == f"caching is off: cache_dir {where}: Not a directory"
     monkeypatch.setenv("XDG_CACHE_HOME", "/there")
     assert load(environ={}).cache_dir == Path("/there/resnet-serve")
