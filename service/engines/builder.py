@@ -7,7 +7,6 @@ from functools import partial
 
 from models.bundle import Bundle
 from service.config.settings import ModelSettings, Settings
-from service.engines.blueprint import Blueprint
 from service.engines.devices import engines_for
 from service.engines.engine import Warm
 from service.engines.start import blueprint_of, start_engine, start_first
@@ -42,18 +41,16 @@ class EngineBuilder:
             service=service,
             request_seconds=request_seconds,
         )
-        self._blueprint: Blueprint | None = self._blueprint_of(bundle)
+        # One for the first engine and one for the better ones, which take them away.
+        self._blueprints = [self._blueprint_of(bundle)] * (2 if self.better_kinds else 1)
 
     def first(self) -> Warm:
         """The engine that serves first; called once."""
-        blueprint = self._take()
-        if self.better_kinds:
-            self._blueprint = blueprint
-        return start_first([self._kind], blueprint, self._tolerance)
+        return start_first([self._kind], self._blueprints.pop(), self._tolerance)
 
     def better(self) -> Iterator[Callable[[], Warm]]:
         """What builds each of `better_kinds`, to replace the engine before it; called once."""
-        blueprint = self._take()
+        blueprint = self._blueprints.pop()
         for kind in self.better_kinds:
             yield partial(start_engine, kind, blueprint, self._tolerance)
 
@@ -65,8 +62,3 @@ class EngineBuilder:
         """
         blueprint = self._blueprint_of(self._read())
         return start_first([kind or self._kind], blueprint, self._tolerance)
-
-    def _take(self) -> Blueprint:
-        blueprint, self._blueprint = self._blueprint, None
-        assert blueprint is not None
-        return blueprint

@@ -63,58 +63,61 @@ def _constant(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Any:
     return ops.constant(array if shape is None else array.reshape(shape), shared_memory=True)
 
 
-def _convolution(it: Operation, x: Any, weight: Any) -> Any:
-    pads = list(it.options["pads"])
-    steps = [list(it.options[name]) for name in ("strides", "dilations")]
-    return _biased(it, ops.convolution(x, weight, steps[0], pads, pads, steps[1]), (1, -1, 1, 1))
+def _convolution(operation: Operation, x: Any, weight: Any) -> Any:
+    strides, dilations, pads = (
+        list(operation.options[name]) for name in ("strides", "dilations", "pads")
+    )
+    y = ops.convolution(x, weight, strides, pads, pads, dilations)
+    return _biased(operation, y, (1, -1, 1, 1))
 
 
-def _linear(it: Operation, x: Any, weight: Any) -> Any:
-    return _biased(it, ops.matmul(x, weight, False, True), (-1,))
+def _linear(operation: Operation, x: Any, weight: Any) -> Any:
+    return _biased(operation, ops.matmul(x, weight, False, True), (-1,))
 
 
-def _biased(it: Operation, y: Any, shape: tuple[int, ...]) -> Any:
-    return ops.add(y, _constant(it.tensors[1], shape)) if len(it.tensors) > 1 else y
+def _biased(operation: Operation, y: Any, shape: tuple[int, ...]) -> Any:
+    return ops.add(y, _constant(operation.tensors[1], shape)) if len(operation.tensors) > 1 else y
 
 
-def _quantised(it: Operation, x: Any, limits: tuple[float, float]) -> Any:
+def _quantised(operation: Operation, x: Any, limits: tuple[float, float]) -> Any:
     """A convolution or a linear layer with both operands fake-quantised."""
-    weight = it.tensors[0]
+    weight = operation.tensors[0]
     low, high = (np.float32(limit) for limit in limits)
     operand = ops.fake_quantize(x, low, high, low, high, 256)
     largest = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
     # A channel of zeros needs a range, too.
     top, bottom = (_constant(sign * largest.clamp(min=1e-12)) for sign in (1, -1))
     rounded = ops.fake_quantize(_constant(weight), bottom, top, bottom, top, 255)
-    return WEIGHTED[it.kind](it, operand, rounded)
+    return WEIGHTED[operation.kind](operation, operand, rounded)
 
 
-def _batch_norm(it: Operation, x: Any) -> Any:
-    mean, variance, weight, bias = it.tensors
-    scale = weight / torch.sqrt(variance + it.options["eps"])
+def _batch_norm(operation: Operation, x: Any) -> Any:
+    mean, variance, weight, bias = operation.tensors
+    scale = weight / torch.sqrt(variance + operation.options["eps"])
     shift = bias - mean * scale
     shape = (1, -1, 1, 1)
     return ops.add(ops.multiply(x, _constant(scale, shape)), _constant(shift, shape))
 
 
-def _max_pool(it: Operation, x: Any) -> Any:
+def _max_pool(operation: Operation, x: Any) -> Any:
     strides, dilations, pads, kernel = (
-        list(it.options[name]) for name in ("strides", "dilations", "pads", "kernel")
+        list(operation.options[name]) for name in ("strides", "dilations", "pads", "kernel")
     )
-    rounding = "ceil_torch" if it.options["ceil"] else "floor"
+    rounding = "ceil_torch" if operation.options["ceil"] else "floor"
     pooled = ops.max_pool(x, strides, dilations, pads, pads, kernel, rounding)
     return pooled.output(0)  # The second output holds the indices of the maxima.
 
 
-def _pad(it: Operation, x: Any) -> Any:
-    before, after = (list(it.options[name]) for name in ("before", "after"))
-    return ops.pad(x, before, after, "constant", np.float32(it.options["value"]))
+def _pad(operation: Operation, x: Any) -> Any:
+    before, after = (list(operation.options[name]) for name in ("before", "after"))
+    return ops.pad(x, before, after, "constant", np.float32(operation.options["value"]))
 
 
-def _slice(it: Operation, x: Any) -> Any:
-    axes, steps = (np.array(column) for column in zip(*it.options["steps"].items(), strict=True))
+def _slice(operation: Operation, x: Any) -> Any:
+    steps = operation.options["steps"]
+    axes, strides = np.array(list(steps)), np.array(list(steps.values()))
     limit = np.full(len(axes), np.iinfo(np.int32).max)
-    return ops.slice(x, np.zeros(len(axes), int), limit, steps, axes)
+    return ops.slice(x, np.zeros(len(axes), int), limit, strides, axes)
 
 
 WEIGHTED: dict[str, Callable[[Operation, Any, Any], Any]] = {
@@ -123,13 +126,13 @@ WEIGHTED: dict[str, Callable[[Operation, Any, Any], Any]] = {
 }
 # Builds an operation's node from the nodes of its operands.
 NODES: dict[str, Callable[..., Any]] = {
-    "convolution": lambda it, x: _convolution(it, x, _constant(it.tensors[0])),
-    "linear": lambda it, x: _linear(it, x, _constant(it.tensors[0])),
+    "convolution": lambda operation, x: _convolution(operation, x, _constant(operation.tensors[0])),
+    "linear": lambda operation, x: _linear(operation, x, _constant(operation.tensors[0])),
     "batch_norm": _batch_norm,
-    "relu": lambda it, x: ops.relu(x),
+    "relu": lambda operation, x: ops.relu(x),
     "max_pool": _max_pool,
     "pad": _pad,
-    "add": lambda it, x, y: ops.add(x, y),
+    "add": lambda operation, x, y: ops.add(x, y),
     "slice": _slice,
-    "mean": lambda it, x: ops.reduce_mean(x, [2, 3], keep_dims=False),
+    "mean": lambda operation, x: ops.reduce_mean(x, [2, 3], keep_dims=False),
 }

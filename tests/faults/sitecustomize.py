@@ -75,7 +75,7 @@ def spoiled(ranking: Any) -> Any:
 
 
 class Loader(importlib.abc.Loader):
-    """Loads `service.engines.start`, and then puts itself between the worker and every engine."""
+    """Loads `service.engines.start`, then puts itself between the thread and every engine."""
 
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader

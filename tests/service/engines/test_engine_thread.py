@@ -120,7 +120,7 @@ class Builder(EngineBuilder):
 
 
 class Bench:
-    """A worker with its batcher, and what it told."""
+    """An engine thread with its batcher, and its events."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Bench:
         self.batches: list[int] = []
         self.batcher = batcher or Batcher[Pixels, Row](max_jobs=64, max_bytes=10**6)
         self.builder = Builder(engine.warm, rebuild or (lambda kind: engine.warm()), improve)
-        self.worker = EngineThread(
+        self.thread = EngineThread(
             "test",
             self.batcher,
             self.builder,
@@ -151,10 +151,10 @@ class Bench:
             ),
             device=device or DeviceShare(),
             timeout=0.3,
-            serves=serves or (lambda: self.worker.state == "ready"),
+            serves=serves or (lambda: self.thread.state == "ready"),
         )
         if start:
-            self.worker.start()
+            self.thread.start()
 
     def _on_error(self) -> None:
         self.errors += 1
@@ -173,23 +173,23 @@ class Bench:
         return dict(zip(row.classes.tolist(), probabilities, strict=True))
 
     async def ask_together(self, count: int) -> list[dict[int, float] | BaseException]:
-        """The outcomes of jobs that wait when the worker starts."""
+        """The outcomes of jobs that wait when the thread starts."""
         asking = asyncio.gather(*(self.ask(v) for v in range(count)), return_exceptions=True)
         await asyncio.sleep(0.05)
-        self.worker.start()
+        self.thread.start()
         return await asking
 
     def until(self, state: str) -> None:
         end = time.monotonic() + 20
-        while self.worker.state != state:
-            assert time.monotonic() < end, self.worker.state
+        while self.thread.state != state:
+            assert time.monotonic() < end, self.thread.state
             time.sleep(0.005)
 
     def close(self) -> None:
         self.batcher.close()
-        self.worker.stop()
-        self.worker.join(20)
-        assert not self.worker.is_alive()
+        self.thread.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
 
 
 def numbers(outcomes: Sequence[dict[int, float] | BaseException]) -> list[int]:
@@ -200,7 +200,7 @@ def numbers(outcomes: Sequence[dict[int, float] | BaseException]) -> list[int]:
 def test_answers_come_from_the_engine() -> None:
     bench = Bench(Faulty())
     assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
-    assert bench.worker.state == "ready"
+    assert bench.thread.state == "ready"
     bench.close()
 
 
@@ -210,14 +210,14 @@ def test_a_batch_that_failed_is_computed_once_more(failure: str, in_flight: int)
     bench = Bench(Faulty(failure, in_flight=in_flight))
     assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
     assert bench.errors == 1
-    assert bench.worker.state == "ready"
+    assert bench.thread.state == "ready"
     # The failed one, the probe that showed it works again, and the answer.
     assert bench.engine.forwards == 3
     bench.close()
 
 
 @pytest.mark.parametrize("failure", ["raise", "nan"])
-def test_the_second_failure_is_told_and_the_worker_goes_on(failure: str) -> None:
+def test_the_second_failure_is_told_and_the_thread_goes_on(failure: str) -> None:
     bench = Bench(Faulty(failure, "", failure))
 
     async def both() -> dict[int, float]:
@@ -249,7 +249,7 @@ def test_what_failed_is_computed_before_what_came_later() -> None:
     async def all_of_them() -> None:
         asking = asyncio.gather(*map(ask, range(8)))
         await asyncio.sleep(0.05)
-        bench.worker.start()
+        bench.thread.start()
         await asking
 
     asyncio.run(all_of_them())
@@ -269,7 +269,7 @@ def test_it_is_not_ready_until_a_forward_succeeds_and_nobody_waits_for_long() ->
         assert time.monotonic() < started + 0.4
 
     asyncio.run(fail())
-    assert bench.worker.state == "failed"
+    assert bench.thread.state == "failed"
     assert bench.batcher.depth == 0
     bench.close()
 
@@ -296,8 +296,8 @@ def test_an_engine_that_cannot_be_probed_is_built_anew_without_holding_the_old_o
 
     bench = Bench(broken, rebuild=rebuild)
     bench.until("ready")
-    assert bench.worker.running is not None
-    old.append(weakref.ref(bench.worker.running))
+    assert bench.thread.running is not None
+    old.append(weakref.ref(bench.thread.running))
     assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
     assert kinds == ["faulty"] * 3
     assert broken.forwards == 1 + len(recovery.PROBE_SECONDS)
@@ -314,11 +314,11 @@ def test_a_batch_that_does_not_fit_is_computed_in_halves_and_no_larger_one_is_ma
     assert numbers(asyncio.run(bench.ask_together(16))) == list(range(16))
     assert bench.out_of_memory == in_flight  # as many as were under way
     assert bench.errors == 0
-    assert (bench.worker.state, bench.ready) == ("ready", ["faulty"])
+    assert (bench.thread.state, bench.ready) == ("ready", ["faulty"])
     assert bench.batches == [2] * 8
     assert engine.sizes.count(4) == in_flight
-    assert bench.worker.running is not None
-    assert list(bench.worker.running.buckets.seconds) == [1, 2]
+    assert bench.thread.running is not None
+    assert list(bench.thread.running.buckets.seconds) == [1, 2]
     bench.close()
 
 
@@ -326,8 +326,8 @@ def test_one_image_that_does_not_fit_is_a_failure() -> None:
     bench = Bench(Faulty(memory=0), start=False, rebuild=fails)
     outcomes = asyncio.run(bench.ask_together(3))
     assert [type(outcome) for outcome in outcomes] == [EngineFailed] * 3
-    assert bench.worker.state == "failed"
-    assert "out of memory" in bench.worker.reason or "no driver" in bench.worker.reason
+    assert bench.thread.state == "failed"
+    assert "out of memory" in bench.thread.reason or "no driver" in bench.thread.reason
     bench.close()
 
 
@@ -344,8 +344,8 @@ def test_nobody_waits_for_an_engine_that_hangs_and_it_serves_when_it_comes_back(
             "the engine hangs; retry",
             "the engine is down; retry",
         }
-        assert bench.worker.state == "lost"
-        assert "has not returned" in bench.worker.reason
+        assert bench.thread.state == "lost"
+        assert "has not returned" in bench.thread.reason
         with pytest.raises(EngineFailed, match="engine is down"):
             await bench.ask()
         assert time.monotonic() < started + 10
@@ -387,10 +387,10 @@ def test_after_an_error_that_poisons_the_process_nothing_is_tried_again() -> Non
                 await bench.ask()
 
     asyncio.run(lose())
-    bench.worker.join(20)
-    assert not bench.worker.is_alive()
-    assert bench.worker.state == "lost"
-    assert bench.worker.reason == "the engine failed: CUDA error: device-side assert triggered"
+    bench.thread.join(20)
+    assert not bench.thread.is_alive()
+    assert bench.thread.state == "lost"
+    assert bench.thread.reason == "the engine failed: CUDA error: device-side assert triggered"
     assert bench.engine.forwards == 1
 
 
@@ -398,23 +398,23 @@ def test_what_one_engine_fails_to_compute_another_of_the_same_queue_does() -> No
     benches: list[Bench] = []
 
     def serves() -> bool:
-        return any(bench.worker.state == "ready" for bench in benches)
+        return any(bench.thread.state == "ready" for bench in benches)
 
     broken = Bench(Faulty(*["raise"] * 10_000), rebuild=fails, serves=serves, start=False)
     sound = Bench(Faulty(), batcher=broken.batcher, serves=serves, start=False)
     benches += [broken, sound]
 
     async def ask() -> None:
-        broken.worker.start()
+        broken.thread.start()
         first = asyncio.gather(*(broken.ask(value) for value in range(4)))
         await asyncio.to_thread(broken.until, "failed")
-        sound.worker.start()
+        sound.thread.start()
         assert numbers(await first) == [0, 1, 2, 3]
         await asyncio.sleep(2 * recovery.PATIENCE_SECONDS)
         assert numbers(await asyncio.gather(*map(broken.ask, range(20)))) == list(range(20))
 
     asyncio.run(ask())
-    assert (broken.worker.state, sound.worker.state) == ("failed", "ready")
+    assert (broken.thread.state, sound.thread.state) == ("failed", "ready")
     broken.batcher.close()
     for bench in benches:
         bench.close()
@@ -430,9 +430,9 @@ def test_an_engine_that_does_not_start_is_said_to_have_failed_and_is_tried_again
     engine = Faulty()
     bench = Bench(engine, rebuild=rebuild, start=False)
     bench.builder.build_first = fails
-    bench.worker.start()
+    bench.thread.start()
     bench.until("failed")
-    assert "no driver" in bench.worker.reason
+    assert "no driver" in bench.thread.reason
     assert not bench.ready
     may_start.set()
     bench.until("ready")
@@ -447,7 +447,7 @@ def test_every_caller_gets_its_own_answer_with_batches_in_flight(in_flight: int)
     async def ask_all() -> list[dict[int, float]]:
         asking = asyncio.gather(*(bench.ask(value) for value in range(60)))
         await asyncio.sleep(0.05)
-        bench.worker.start()  # Now a queue waits for it.
+        bench.thread.start()  # Now a queue waits for it.
         return await asking
 
     answers = asyncio.run(ask_all())
@@ -491,5 +491,5 @@ def test_a_better_engine_that_fails_leaves_the_one_that_serves() -> None:
     time.sleep(0.05)
     assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
     assert bench.ready == ["faulty"]
-    assert bench.worker.state == "ready"
+    assert bench.thread.state == "ready"
     bench.close()
