@@ -40,7 +40,7 @@ class Open:
         self.limits = limits
         self.metrics = metrics
         self.connections = connections
-        self.left = left  # paths whose callers left, as the application sees it
+        self.left = left  # paths whose clients left, as the application sees it
         self.host = host
         self.opened: list[asyncio.StreamWriter] = []
         self.reader: asyncio.StreamReader
@@ -131,18 +131,18 @@ def head_of(size: int) -> bytes:
 @pytest.mark.parametrize("piece", [10_000, 7])
 def test_headers_may_be_as_long_as_the_limit_and_no_longer(piece: int) -> None:
     async def test() -> None:
-        async with serving() as caller:
+        async with serving() as client:
             fits = head_of(LIMIT)
             for start in range(0, len(fits), piece):
-                caller.writer.write(fits[start : start + piece])
+                client.writer.write(fits[start : start + piece])
                 await asyncio.sleep(0)
-            assert await caller.answer() == (200, b"0")
+            assert await client.answer() == (200, b"0")
             large = head_of(LIMIT + 200)
             for start in range(0, len(large), piece):
-                caller.writer.write(large[start : start + piece])
+                client.writer.write(large[start : start + piece])
                 await asyncio.sleep(0)
-            assert str(LIMIT) in await caller.refusal(431)
-            assert caller.refusals("headers_too_large") == 1
+            assert str(LIMIT) in await client.refusal(431)
+            assert client.refusals("headers_too_large") == 1
 
     run(test)
 
@@ -160,30 +160,30 @@ def test_headers_may_be_as_long_as_the_limit_and_no_longer(piece: int) -> None:
 )
 def test_what_never_ends_is_refused(start: bytes, more: bytes, status: int) -> None:
     async def test() -> None:
-        async with serving() as caller:
-            caller.writer.write(start)
+        async with serving() as client:
+            client.writer.write(start)
             sent = 0
-            while not caller.limits.uncounted and sent < 2**22:
-                caller.writer.write(more)
-                await caller.writer.drain()
+            while not client.limits.uncounted and sent < 2**22:
+                client.writer.write(more)
+                await client.writer.drain()
                 await asyncio.sleep(0.001)
                 sent += len(more)
             assert sent < LIMIT + 2**19
-            await caller.refusal(status)
-            assert caller.refusals("headers_too_large") == 1
+            await client.refusal(status)
+            assert client.refusals("headers_too_large") == 1
 
     run(test)
 
 
 def test_a_large_body_that_comes_with_its_headers_is_no_header() -> None:
     async def test() -> None:
-        async with serving() as caller:
+        async with serving() as client:
             request = b"POST /echo HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000
             for _ in range(3):
-                caller.writer.write(request + request + GET)
-                assert await caller.answer() == (200, b"100000")
-                assert await caller.answer() == (200, b"100000")
-                assert await caller.answer() == (200, b"0")
+                client.writer.write(request + request + GET)
+                assert await client.answer() == (200, b"100000")
+                assert await client.answer() == (200, b"100000")
+                assert await client.answer() == (200, b"0")
 
     run(test)
 
@@ -191,46 +191,46 @@ def test_a_large_body_that_comes_with_its_headers_is_no_header() -> None:
 @pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", GET + b"GET "])
 def test_headers_that_do_not_end_in_time_are_408(sent: bytes) -> None:
     async def test() -> None:
-        async with serving(header_timeout_s=0.2) as caller:
-            caller.writer.write(sent)
+        async with serving(header_timeout_s=0.2) as client:
+            client.writer.write(sent)
             if sent.startswith(GET):
-                assert await caller.answer() == (200, b"0")
-            assert "0.2 s" in await caller.refusal(408)
-            assert caller.refusals("request_too_slow") == 1
+                assert await client.answer() == (200, b"0")
+            assert "0.2 s" in await client.refusal(408)
+            assert client.refusals("request_too_slow") == 1
 
     run(test)
 
 
 def test_a_byte_at_a_time_buys_no_more_time() -> None:
     async def test() -> None:
-        async with serving(header_timeout_s=0.3) as caller:
+        async with serving(header_timeout_s=0.3) as client:
             dribble, sent = b"GET /" + b"a" * 1000, 0
-            while not caller.limits.uncounted:
-                caller.writer.write(dribble[sent : sent + 1])
+            while not client.limits.uncounted:
+                client.writer.write(dribble[sent : sent + 1])
                 sent += 1
                 await asyncio.sleep(0.02)
             assert sent < 200
-            await caller.refusal(408)
+            await client.refusal(408)
 
     run(test)
 
 
 def test_who_sends_nothing_is_left_without_a_word() -> None:
     async def test() -> None:
-        async with serving(header_timeout_s=0.1) as caller:
-            assert await caller.reader.read() == b""
-            assert caller.refusals("request_too_slow") == 0
+        async with serving(header_timeout_s=0.1) as client:
+            assert await client.reader.read() == b""
+            assert client.refusals("request_too_slow") == 0
 
     run(test)
 
 
 def test_a_slow_body_is_not_the_headers_affair() -> None:
     async def test() -> None:
-        async with serving(header_timeout_s=0.1) as caller:
-            caller.writer.write(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\na")
+        async with serving(header_timeout_s=0.1) as client:
+            client.writer.write(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\na")
             await asyncio.sleep(0.3)
-            caller.writer.write(b"b")
-            assert await caller.answer() == (200, b"2")
+            client.writer.write(b"b")
+            assert await client.answer() == (200, b"2")
 
     run(test)
 
@@ -239,9 +239,9 @@ def test_connections_beyond_the_limit_are_503_until_others_close() -> None:
     async def test() -> None:
         async with serving(max_connections=2) as first:
             second = await first.connect()
-            for caller in (first, second):
-                caller.writer.write(GET)
-                assert await caller.answer() == (200, b"0")
+            for client in (first, second):
+                client.writer.write(GET)
+                assert await client.answer() == (200, b"0")
             probe = await first.connect()
             probe.writer.write(GET.replace(b"/echo", b"/health/live"))
             assert await probe.answer() == (200, b"0")
@@ -303,34 +303,34 @@ def test_each_front_end_has_its_part_of_the_connections() -> None:
 )
 def test_what_is_no_http_is_400(sent: bytes) -> None:
     async def test() -> None:
-        async with serving() as caller:
-            caller.writer.write(sent)
-            assert "HTTP/1.1" in await caller.refusal(400)
-            assert caller.refusals("malformed_request") == 1
-            assert caller.left == (["/echo"] if sent.startswith(CHUNKED) else [])
+        async with serving() as client:
+            client.writer.write(sent)
+            assert "HTTP/1.1" in await client.refusal(400)
+            assert client.refusals("malformed_request") == 1
+            assert client.left == (["/echo"] if sent.startswith(CHUNKED) else [])
 
     run(test)
 
 
 def test_what_was_asked_before_nonsense_is_answered() -> None:
     async def test() -> None:
-        async with serving() as caller:
-            caller.writer.write(GET + GET + b"nonsense\r\n\r\n" + GET)
-            assert await caller.answer() == (200, b"0")
-            assert await caller.answer() == (200, b"0")
-            assert await caller.reader.read() == b""
+        async with serving() as client:
+            client.writer.write(GET + GET + b"nonsense\r\n\r\n" + GET)
+            assert await client.answer() == (200, b"0")
+            assert await client.answer() == (200, b"0")
+            assert await client.reader.read() == b""
 
     run(test)
 
 
 def test_requests_may_be_sent_ahead_of_answers_up_to_a_number() -> None:
     async def test() -> None:
-        async with serving() as caller:
+        async with serving() as client:
             for _ in range(2):
-                caller.writer.write(GET * 60)
-                assert [await caller.answer() for _ in range(60)] == [(200, b"0")] * 60
-            caller.writer.write(GET * (MAX_PIPELINED + 50))
-            answered = re.findall(rb"HTTP/1\.1 200", await caller.reader.read())
+                client.writer.write(GET * 60)
+                assert [await client.answer() for _ in range(60)] == [(200, b"0")] * 60
+            client.writer.write(GET * (MAX_PIPELINED + 50))
+            answered = re.findall(rb"HTTP/1\.1 200", await client.reader.read())
             assert len(answered) == MAX_PIPELINED + 1  # and the one that was being answered
 
     run(test)
@@ -338,29 +338,29 @@ def test_requests_may_be_sent_ahead_of_answers_up_to_a_number() -> None:
 
 def test_a_caller_who_asks_first_is_told_to_continue() -> None:
     async def test() -> None:
-        async with serving() as caller:
-            caller.writer.write(
+        async with serving() as client:
+            client.writer.write(
                 b"POST /echo HTTP/1.1\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
             )
-            assert await caller.answer() == (100, b"")
-            caller.writer.write(b"x")
-            assert await caller.answer() == (200, b"1")
+            assert await client.answer() == (100, b"")
+            client.writer.write(b"x")
+            assert await client.answer() == (200, b"1")
 
     run(test)
 
 
 def test_what_follows_an_upgrade_is_no_request() -> None:
     async def test() -> None:
-        async with serving() as caller:
+        async with serving() as client:
             # The parser would take the body for the next request.
             body = GET.replace(b"echo", b"smuggled")
-            caller.writer.write(
+            client.writer.write(
                 b"POST /echo HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
                 b"Content-Length: %d\r\n\r\n" % len(body)
             )
-            await caller.writer.drain()
-            caller.writer.write(body)
-            answers = await caller.reader.read()
+            await client.writer.drain()
+            client.writer.write(body)
+            answers = await client.reader.read()
             assert answers.count(b"HTTP/1.1 ") == 1
             assert b"connection: close" in answers
 
@@ -374,15 +374,15 @@ def test_after_an_early_answer_the_body_may_end_but_not_go_on(
     early = b"POST /early HTTP/1.1\r\nContent-Length: 5\r\n\r\n"
 
     async def test() -> None:
-        async with serving() as caller:
-            caller.writer.write(early)
-            assert await caller.answer() == (200, b"0")
-            caller.writer.write(b"abcde" + GET)
-            assert await caller.answer() == (200, b"0")
-            caller.writer.write(early)
-            assert await caller.answer() == (200, b"0")
-            caller.writer.write(b"abc")
-            assert await caller.reader.read() == b""
+        async with serving() as client:
+            client.writer.write(early)
+            assert await client.answer() == (200, b"0")
+            client.writer.write(b"abcde" + GET)
+            assert await client.answer() == (200, b"0")
+            client.writer.write(early)
+            assert await client.answer() == (200, b"0")
+            client.writer.write(b"abc")
+            assert await client.reader.read() == b""
 
     run(test)
 
@@ -391,13 +391,13 @@ def test_who_reads_no_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "STALLED_SECONDS", 0.1)
 
     async def test() -> None:
-        async with serving() as caller:
-            caller.writer.write(b"GET /large HTTP/1.1\r\n\r\n")
-            await caller.reader.readuntil(b"\r\n\r\n")
-            while caller.connections:  # noqa: ASYNC110
+        async with serving() as client:
+            client.writer.write(b"GET /large HTTP/1.1\r\n\r\n")
+            await client.reader.readuntil(b"\r\n\r\n")
+            while client.connections:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-                await caller.reader.readexactly(LARGE)
+                await client.reader.readexactly(LARGE)
 
     run(test)
 
@@ -409,11 +409,11 @@ def test_a_flood_of_refusals_is_one_line_in_a_while(
     caplog.set_level("INFO")
 
     async def test() -> None:
-        async with serving() as caller:
+        async with serving() as client:
             for _ in range(5):
-                other = await caller.connect()
+                other = await client.connect()
                 other.writer.write(b"nonsense\r\n\r\n")
                 await other.refusal(400)
 
     run(test)
-    assert len([each for each in caplog.messages if "malformed_request" in each]) == 1
+    assert len([line for line in caplog.messages if "malformed_request" in line]) == 1
