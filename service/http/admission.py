@@ -18,7 +18,7 @@ MAX_TIMEOUT_MS = 3_600_000
 TIMEOUT = b"x-request-timeout-ms"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Admission:
     """What serves a request: its model, how many predictions to give, and until when, in the event
     loop's time."""

@@ -15,6 +15,7 @@ from service.http import openapi, problems
 from service.http.access import Access, Keys
 from service.http.body import Intake
 from service.http.middleware import Observe
+from service.http.plain_route import PlainRoutes
 from service.http.routers import classify, embed, explain, health, models, pages
 from service.http.services import Services
 from service.http.v2 import routes as v2
@@ -95,10 +96,9 @@ def create_app(
     )
     problems.install(app)
     openapi.describe(app, classify.plain)
-    # First: most requests are theirs, and they say at once whether one is.
-    app.router.routes.extend([*classify.ROUTES, *v2.ROUTES])
     for endpoints in ENDPOINTS:
         app.include_router(endpoints.router)
+    app.add_middleware(PlainRoutes, routes=[*classify.ROUTES, *v2.ROUTES])
     app.add_middleware(Access, keys=services.keys)
     if settings.cors_origins:
         app.add_middleware(

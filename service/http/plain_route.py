@@ -1,29 +1,63 @@
-"""Routes that cost little: without FastAPI's dependencies and validation."""
+"""Routes that cost little: without FastAPI's dependencies, validation and middleware.
+
+FastAPI's take longer than a small network needs for its image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import ServiceError
+from service.http.problems import refused, unrouted
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class PlainRoute(Route):
-    """A route that metrics and traces find in the scope, as they find FastAPI's."""
+class PlainRoutes:
+    """Pure ASGI, around the application: requests for `routes` go straight to their endpoints."""
 
-    def __init__(self, path: str, endpoint: Endpoint, method: str) -> None:
-        super().__init__(path, endpoint, methods=[method])
-        self._prefix = path.partition("{")[0]
+    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
+        self._app = app
+        self._exact = {route.path: route for route in routes if "{" not in route.path}
+        self._patterns = [route for route in routes if "{" in route.path]
+        # What every pattern begins with: most requests are for other routes.
+        self._prefixes = tuple({route.path.partition("{")[0] for route in self._patterns})
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        # Most requests are for another route, and a prefix is compared faster than a pattern.
-        if not scope["path"].startswith(self._prefix):
-            return Match.NONE, {}
-        match, child = super().matches(scope)
-        if match is not Match.NONE:
-            child["route"] = self
-        return match, child
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._route(scope) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route  # Metrics and traces find it there, as they find FastAPI's.
+        try:
+            response = await respond(route, Request(scope, receive))
+        except ServiceError as error:
+            response = refused(scope, error)
+        await response(scope, receive, send)
+
+    def _route(self, scope: Scope) -> Route | None:
+        path = scope["path"]
+        if (exact := self._exact.get(path)) is not None:
+            return exact
+        if path.startswith(self._prefixes):
+            for route in self._patterns:
+                match, child = route.matches(scope)
+                if match is not Match.NONE:
+                    scope["path_params"] = child["path_params"]
+                    return route
+        return None
+
+
+async def respond(route: Route, request: Request) -> Response:
+    methods = route.methods or ()
+    if request.scope["method"] in methods:
+        endpoint: Endpoint = route.endpoint
+        return await endpoint(request)
+    allowed = {"Allow": ", ".join(sorted(methods))}
+    return unrouted(request, HTTPException(405, headers=allowed))

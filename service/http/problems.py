@@ -96,6 +96,15 @@ def invalid(place: str, problems: Sequence[Any]) -> str:
     return f"{' '.join(map(str, (place, *first['loc']))).strip()}: {first['msg']}"
 
 
+def unrouted(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    # Not `request.url`: a Host header may make it no URL.
+    path = quote(request.scope["path"])
+    detail = f"{request.method} {path}: {error.detail}; /docs lists the endpoints"
+    reason = HTTPStatus(error.status_code).name.lower()
+    return _answer(request.scope, error.status_code, detail, reason, dict(error.headers or {}))
+
+
 def install(app: FastAPI) -> None:
     """Makes every refusal of `app` a problem document, counted and logged by the middleware."""
 
@@ -106,14 +115,6 @@ def install(app: FastAPI) -> None:
     def unvalidated(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         return refused(request.scope, errors.BadParameter(invalid("", error.errors())))
-
-    def unrouted(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        # Not `request.url`: a Host header may make it no URL.
-        path = quote(request.scope["path"])
-        detail = f"{request.method} {path}: {error.detail}; /docs lists the endpoints"
-        reason = HTTPStatus(error.status_code).name.lower()
-        return _answer(request.scope, error.status_code, detail, reason, dict(error.headers or {}))
 
     app.add_exception_handler(errors.ServiceError, ours)
     app.add_exception_handler(RequestValidationError, unvalidated)

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
+from starlette.routing import Route
 from starlette.types import Scope
 
 from service.errors import BadParameter, RequestError
 from service.http import schemas
 from service.http.admission import Admission, admit, receive
 from service.http.openapi import IMAGES, ONE_IMAGE, REFUSALS, Name, TopK, taking
-from service.http.plain_route import PlainRoute
 from service.http.problems import invalid, timed
 from service.http.record import record_of
 from service.http.uploads import Upload, read_image, read_images, until_disconnect
@@ -64,7 +64,7 @@ async def classify_by_query(request: Request) -> Response:
 
 
 NO_QUERY = ClassifyQuery()
-ROUTES = [PlainRoute(CLASSIFY, classify_by_query, "POST")]
+ROUTES = [Route(CLASSIFY, classify_by_query, methods=["POST"])]
 
 
 def query_of(scope: Scope) -> ClassifyQuery:

@@ -13,11 +13,12 @@ from typing import Any
 from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from service.config.settings import ModelSettings
 from service.errors import InvalidInput, NotReady, RequestError, UnknownModel
 from service.http.admission import TIMEOUT, admit, receive
-from service.http.plain_route import Endpoint, PlainRoute
+from service.http.plain_route import Endpoint
 from service.http.routers.models import MAX_BODY_BYTES, serving, settings_of_model
 from service.http.services import services_of
 from service.http.uploads import until_disconnect
@@ -260,7 +261,7 @@ PATHS: list[tuple[str, Endpoint, str]] = [
     ("/v2/repository/models/{name}/unload", unload, "POST"),
 ]
 ROUTES = [
-    PlainRoute(f"{path}{slash}", endpoint, method)
+    Route(f"{path}{slash}", endpoint, methods=[method])
     for path, endpoint, method in PATHS
     for slash in ("", "/")
 ]
