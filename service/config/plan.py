@@ -135,7 +135,7 @@ def _kept(path: Path) -> Plan | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError):
-        log.warning("%s is damaged and is made again", path)
+        log.warning("%s is corrupt and will be replaced", path)
         return None
 
 

@@ -91,7 +91,7 @@ def test_what_does_not_load_in_time_or_at_all_changes_nothing() -> None:
             await service.roster.put(row("a", "broken"))
         with pytest.raises(LoadFailed, match=r"not ready after 0\.2 s; increase load_timeout_s"):
             await service.roster.put(row("a", "60"))
-        with pytest.raises(UnknownModel, match="there is a"):
+        with pytest.raises(UnknownModel, match="did you mean a"):
             await service.roster.delete("aa")
         with pytest.raises(Conflict, match="default model"):
             await service.roster.delete("a")
