@@ -107,6 +107,10 @@ class Conflict(RequestError):
     reason = "conflict"
 
 
+# For another attempt, where nothing tells how long it takes.
+RETRY_SECONDS = 1.0
+
+
 class Busy(ServiceError):
     """`retry_after` is the number of seconds until a retry is expected to succeed."""
 

@@ -9,9 +9,14 @@ from types import TracebackType
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from service.errors import ClientLeft, DeadlineExceeded, RequestTooSlow, TooLarge, UploadsFull
-
-RETRY_SECONDS = 1.0
+from service.errors import (
+    RETRY_SECONDS,
+    ClientLeft,
+    DeadlineExceeded,
+    RequestTooSlow,
+    TooLarge,
+    UploadsFull,
+)
 
 
 class Intake:

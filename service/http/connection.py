@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from service.config.settings import Settings
 from service.errors import (
+    RETRY_SECONDS,
     HeadersTooLarge,
     MalformedRequest,
     RequestTooSlow,
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 2.0
 # A client that reads nothing of its responses for so long is gone.
 STALLED_SECONDS = 30.0
-RETRY_SECONDS = 1.0
 HEALTH = (b"/health/", b"/v2/health/")
 # Requests of one connection that wait for responses; each costs more memory than its bytes.
 MAX_PIPELINED = 100

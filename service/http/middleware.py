@@ -14,9 +14,9 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
+from service.errors import RETRY_SECONDS
 from service.http.problems import problem, refused
 from service.http.record import RequestRecord, record_of
-from service.inference.interfaces import RETRY_SECONDS
 from service.inference.pipeline import Pipeline
 from service.logs import Quiet, and_more, fields
 from service.metrics import Metrics

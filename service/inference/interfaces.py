@@ -15,9 +15,6 @@ from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
 from service.metrics import PHASES
 
-# For another attempt, where nothing tells how long it takes.
-RETRY_SECONDS = 1.0
-
 
 def batch_share(settings: ModelSettings) -> int:
     """How many slots of a model's queue one request with many images takes at a time."""

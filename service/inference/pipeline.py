@@ -16,10 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from models.preprocess import InputSpec
-from service.errors import BadParameter, DeadlineExceeded, NotReady, UnknownModel
+from service.errors import RETRY_SECONDS, BadParameter, DeadlineExceeded, NotReady, UnknownModel
 from service.inference.batcher import Job, Priority
 from service.inference.decoding import Decoded, Decoder
-from service.inference.interfaces import RETRY_SECONDS, Computed, Model, Repository
+from service.inference.interfaces import Computed, Model, Repository
 from service.inference.ranking import Prediction, Row, top_k
 from service.inference.tasks import CLASSIFY, Pixels, Task
 from service.metrics import Metrics

@@ -10,9 +10,8 @@ from __future__ import annotations
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import DeadlineExceeded, NotReady, QueueFull, ServiceError
+from service.errors import RETRY_SECONDS, DeadlineExceeded, NotReady, QueueFull, ServiceError
 from service.http.problems import answer
-from service.inference.interfaces import RETRY_SECONDS
 
 TEXT = b"text/plain"
 ID = b"x-request-id"

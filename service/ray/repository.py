@@ -18,10 +18,10 @@ from ray.serve.handle import DeploymentHandle
 
 from models.preprocess import InputSpec
 from service.config.settings import ModelSettings, Settings
-from service.errors import Conflict, DeadlineExceeded, NotReady, QueueFull, error_of
+from service.errors import RETRY_SECONDS, Conflict, DeadlineExceeded, NotReady, QueueFull, error_of
 from service.inference.batcher import Job
 from service.inference.decoding import Decoded
-from service.inference.interfaces import RETRY_SECONDS, Computed, Model, batch_share
+from service.inference.interfaces import Computed, Model, batch_share
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels

@@ -16,9 +16,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from service.errors import NotReady, QueueFull, ServiceError, error_of
+from service.errors import RETRY_SECONDS, NotReady, QueueFull, ServiceError, error_of
 from service.inference.batcher import Job
-from service.inference.interfaces import RETRY_SECONDS
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 from service.workers import wire

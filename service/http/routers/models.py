@@ -11,13 +11,12 @@ from fastapi.responses import Response
 from pydantic_core import from_json
 
 from service.config.settings import ModelSettings, validated
-from service.errors import BadParameter, ConfigError, NotReady, UnsupportedMediaType
+from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
 from service.http.admission import receive
 from service.http.openapi import PROBLEM, REFUSALS
 from service.http.services import services_of
 from service.http.uploads import media_type
-from service.inference.interfaces import RETRY_SECONDS
 from service.inference.pipeline import Pipeline
 
 MAX_BODY_BYTES = 2**16

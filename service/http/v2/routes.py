@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.config.settings import ModelSettings
-from service.errors import InvalidInput, NotReady, RequestError, UnknownModel
+from service.errors import RETRY_SECONDS, InvalidInput, NotReady, RequestError, UnknownModel
 from service.http.admission import TIMEOUT, admit, receive
 from service.http.plain_route import Endpoint
 from service.http.routers.models import MAX_BODY_BYTES, serving, settings_of_model
@@ -25,7 +25,7 @@ from service.http.uploads import until_disconnect
 from service.http.v2 import codec, encoding, messages, metadata
 from service.http.v2.codec import VERSION, Asked, Image
 from service.http.v2.statistics import statistics
-from service.inference.interfaces import RETRY_SECONDS, Model
+from service.inference.interfaces import Model
 from service.inference.pipeline import Pipeline
 from service.inference.ranking import Row
 
