@@ -85,14 +85,15 @@ SQUARES = [
 ]
 
 
+@pytest.mark.parametrize("interpolation", list(RESAMPLING))
 @pytest.mark.parametrize(("image_size", "box"), SQUARES)
 def test_an_image_may_be_cropped_before_it_is_resized(
-    image_size: tuple[int, int], box: tuple[int, int, int, int]
+    image_size: tuple[int, int], box: tuple[int, int, int, int], interpolation: Any
 ) -> None:
     """Of the shorter side 7/8, in whole pixels; an odd one is left out before, not after."""
     image = noise(*image_size)
-    spec = replace(IMAGENET, crop="before_resize", interpolation="bicubic")
-    expected = image.crop(box).resize((224, 224), Image.Resampling.BICUBIC)
+    spec = replace(IMAGENET, crop="before_resize", interpolation=interpolation)
+    expected = image.crop(box).resize((224, 224), RESAMPLING[interpolation])
     assert np.array_equal(resize_and_crop(image, spec), np.asarray(expected))
 
 
@@ -242,6 +243,13 @@ def test_the_region_of_the_model_zoo_is_of_a_rounded_side() -> None:
     spec = replace(IMAGENET, crop="center_floor")
     assert region(333, 250, spec) == (58 / 341, 16 / 256, 224 / 341, 224 / 256)
     assert region(250, 333, spec) == (16 / 256, 58 / 341, 224 / 256, 224 / 341)
+
+
+def test_the_model_zoo_crops_an_odd_size_at_a_whole_pixel() -> None:
+    spec = replace(IMAGENET, crop="center_floor", size=7, resize=8)
+    assert region(8, 11, spec) == (1 / 8, 2 / 11, 7 / 8, 7 / 11)
+    image = noise(8, 11)
+    assert np.array_equal(resize_and_crop(image, spec), np.asarray(image.crop((1, 2, 8, 9))))
 
 
 @pytest.mark.parametrize(
