@@ -28,7 +28,8 @@ from benchmarks.common import images
 from models.preprocess import InputSpec
 from service.cli.load.runs import closed_loop
 from service.cli.load.target import Target
-from service.config.settings import ModelSettings, Settings, validated
+from service.config.loading import validated
+from service.config.settings import ModelSettings, Settings
 from service.engines.devices import devices_of, engines_for, set_cpu_threads
 from service.engines.start import blueprint_of, start_first
 from service.errors import ConfigError

@@ -181,13 +181,13 @@ def _served(
     url: str, key_file: Path | None, model: str | None, top_k: int | None, concurrency: int
 ) -> tuple[dict[str, Any], Answers]:
     """As `_local`, by the service at `url`."""
-    from service.config import settings
+    from service.config import loading
 
     try:
         from service.client import Client, ClientError
     except ModuleNotFoundError as error:
         raise ConfigError(f"--url needs {error.name}: pip install 'resnet-serve[client]'") from None
-    key = settings.client_key(key_file)
+    key = loading.client_key(key_file)
 
     def answers(entries: Iterator[Entry]) -> Batches:
         asked: deque[Encoded] = deque()

@@ -15,7 +15,8 @@ from service.cli.options import fail_in_one_line, settings_flags
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
-    from service.config.settings import Reading, Settings
+    from service.config.loading import Reading
+    from service.config.settings import Settings
     from service.config.sources import Place
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -91,16 +92,16 @@ def schema() -> None:
 
 
 def _read(config: str | None, models: tuple[str, ...], flags: dict[str, Any]) -> Reading:
-    from service.config import settings
+    from service.config import loading
 
-    return settings.read(flags | {"models": list(models) or None}, config=config)
+    return loading.read(flags | {"models": list(models) or None}, config=config)
 
 
 def _origin(reading: Reading, place: Place) -> tuple[str, str]:
     """The kind of a value's source and where in it the value is; of a default one word."""
     # Of a list as a flag has it, the entries are from there too.
-    found = reading.given.origin(place) if place[-1] == "spec" else None
-    return found or reading.given.origins.get(place) or ("default", "default")
+    found = reading.merged.origin(place) if place[-1] == "spec" else None
+    return found or reading.merged.origins.get(place) or ("default", "default")
 
 
 def _told(reading: Reading, place: Place, value: Any) -> dict[str, Any]:
@@ -117,10 +118,7 @@ def _problems(reading: Reading) -> Iterator[str]:
     settings: Settings | None = reading.settings
     assert settings is not None
 
-    def named(place: Place, problem: object) -> str:
-        found = reading.given.origin(place)
-        return f"{found[1] + ': ' if found else ''}{problem}"
-
+    named = reading.merged.located
     try:
         tls.context(settings)
     except ConfigError as error:

@@ -18,6 +18,7 @@ from models import builtin, named
 from models.suggestions import nearest
 from service.cli import completers
 from service.cli.options import fail_in_one_line
+from service.config.variables import environment
 
 COLUMNS = ("name", "parameters", "layers", "depth", "macs", "input", "classes")
 # Of a table for people, with what a narrow terminal does without first.
@@ -142,8 +143,6 @@ def table(rows: list[dict[str, Any]], width: int | None) -> Iterator[str]:
 
 
 def _bold(text: str) -> str:
-    from service.config.settings import environment
-
     # click leaves the style out where nobody watches.
     return text if environment().get("NO_COLOR") else click.style(text, bold=True)
 

@@ -21,9 +21,10 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     # Until the server takes them over: nothing is accepted yet, so nothing is lost.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_at_once)
-    from service.config import settings as configuration
+    from service.config import loading
     from service.config.plan import plan
     from service.config.reload import Reload
+    from service.config.settings import Settings
     from service.http import tls
     from service.http.listener import check_exposure, listen
     from service.logs import log_to_stderr
@@ -31,8 +32,8 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     flags["models"] = list(models) or None
     listener = None
 
-    def read() -> configuration.Settings:
-        found = configuration.load(flags, config=config)
+    def read() -> Settings:
+        found = loading.load(flags, config=config)
         tls.context(found)  # Before processes are started, or keep, what would fail of it.
         if listener is not None:
             check_exposure(found, listener)

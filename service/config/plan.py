@@ -24,8 +24,9 @@ from models import processor
 from service import runtime
 from service.config import capacity, specs
 from service.config.capacity import Costs
-from service.config.settings import ModelSettings, Settings, environment
+from service.config.settings import ModelSettings, Settings
 from service.config.sources import SECRETS
+from service.config.variables import environment
 from service.errors import ConfigError
 
 log = logging.getLogger(__name__)

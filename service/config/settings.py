@@ -1,17 +1,11 @@
-"""All settings: from a YAML file, then the environment, then flags; the later wins.
-
-Nothing else reads the environment, but for `models.processor`, whose variable is no setting.
-"""
+"""All settings, as fields with their defaults, limits and descriptions."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -20,55 +14,28 @@ from pydantic import (
     FieldSerializationInfo,
     SecretStr,
     StringConstraints,
-    ValidationError,
     field_serializer,
     field_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from models.builtin import DEFAULT_SPEC
-from models.suggestions import nearest
-from service.config import keys, sources
+from service.config import keys
 from service.config.capacity import MOST_FRONT_ENDS
 from service.config.choices import Engine, Precision
-from service.config.sources import NAME_PATTERN, SECRETS, Merged, Place, Source, shown
-from service.errors import ConfigError
+from service.config.sources import NAME_PATTERN, SECRETS
+from service.config.variables import default_cache_dir
 from service.runtime import cpus
 
-DEVICE, DEVICES = r"auto|cpu|cuda(:\d+)?", "should be auto, cpu, cuda, cuda:N, or a list of these"
-LITERALS = re.compile(r"'([^']*)'")
-PREFIX = sources.PREFIX
-# What only one model can have.
-OF_ONE_MODEL = ("spec", "name", "architecture")
+DEVICE = r"auto|cpu|cuda(:\d+)?"
+DEVICE_RULE = "should be auto, cpu, cuda, cuda:N, or a list of these"
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
 COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
 # Each alone, as looking for what is inside a package that is not there is an error.
 TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 MOST_MODELS = 256
-# No folder for anybody, root included; as part of a path it tells why.
-NO_HOME = Path(os.devnull) / "no-home"
-
-S = TypeVar("S", bound="Strict")
 
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
-
-
-def settle_home() -> None:
-    """Gives a user without a home, such as a container's, one that cannot be made.
-
-    Libraries ask where it is when they are imported, OpenVINO's telemetry among them, and raise if
-    nobody knows; that nothing can be kept there they take.
-    """
-    try:
-        Path.home()
-    except RuntimeError:  # Neither HOME nor a line in /etc/passwd.
-        os.environ["HOME"] = str(NO_HOME)
-
-
-def default_cache_dir() -> Path:
-    """In the user's cache. That there is no home is logged like any folder that cannot be made."""
-    settle_home()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
 
 
 class Strict(BaseModel):
@@ -126,7 +93,7 @@ class ModelSettings(Strict):
     def _devices_are_devices(cls, device: str | list[str]) -> str | list[str]:
         wanted = device if isinstance(device, list) else [device]
         if not wanted or not all(re.fullmatch(DEVICE, name) for name in wanted):
-            raise PydanticCustomError("device", DEVICES)
+            raise PydanticCustomError("device", DEVICE_RULE)
         return device
 
 
@@ -300,182 +267,3 @@ class Settings(Strict):
             if names.count(name) > 1:
                 raise PydanticCustomError("twice", f"the name {name!r} is given twice")
         return models
-
-
-# pydantic names the type it tried in the place of an error; a key is what a person looks for.
-DEVICE_TYPES = ("str", "list[str]")
-# What RESNET_SERVE_DEVICE and --device mean: the same for every model.
-MODEL_WIDE = tuple(name for name in ModelSettings.model_fields if name not in OF_ONE_MODEL)
-LISTS = ("models", "device", "cors_origins", *SECRETS)
-# What pydantic calls them, in its own words.
-WORDS = {
-    "int_parsing": "should be a whole number",
-    "int_type": "should be a whole number",
-    "int_from_float": "should be a whole number",
-    "float_parsing": "should be a number",
-    "float_type": "should be a number",
-    "finite_number": "should be a number",
-    "bool_parsing": "should be true or false",
-    "bool_type": "should be true or false",
-    "string_type": "should be text",
-    "list_type": "should be a list",
-    "dict_type": "should be a mapping",
-    "model_type": "should be a mapping of settings",
-    "path_type": "should be a path",
-    "missing": "is missing",
-}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was read: the `settings` that it makes, or None and the `problems`, a line each;
-    `given`: the values before they were checked, with their origins; `path`: the file's."""
-
-    settings: Settings | None
-    problems: list[str]
-    given: Merged
-    path: str | None
-
-
-def read(
-    flags: Mapping[str, Any] | None = None,
-    *,
-    config: str | Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Reading:
-    """The settings in force and where they are from, or everything that is wrong.
-
-    `flags` maps settings to values (None: not given); `config` is the path of the YAML file,
-    else RESNET_SERVE_CONFIG names it; or what such a file would hold.
-    """
-    environ = os.environ if environ is None else environ
-    path = None
-    problems: list[str] = []
-    file = Source("file", dict(config) if isinstance(config, Mapping) else {})
-    try:
-        if not isinstance(config, Mapping):
-            path = config or environ.get(f"{PREFIX}CONFIG")
-            file = sources.of_file(Path(path)) if path else file
-    except ConfigError as error:
-        problems.append(str(error))
-    known = [*Settings.model_fields, *MODEL_WIDE]
-    layers = (
-        file,
-        sources.of_environment(environ, known, LISTS),
-        sources.of_flags(flags or {}, LISTS),
-    )
-    problems += [problem for layer in layers for problem in layer.problems]
-    given = sources.merged(layers, MODEL_WIDE, DEFAULT_SPEC)
-    settings = None
-    try:
-        settings = Settings.model_validate(given.values)
-    except ValidationError as error:
-        problems += _each_once(error, given)
-    if settings and not problems:
-        settings, problems = _with_keys_of_files(settings, given)
-    return Reading(None if problems else settings, problems, given, path)
-
-
-def load(
-    flags: Mapping[str, Any] | None = None,
-    *,
-    config: str | Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Settings:
-    """The settings in force; arguments as for `read`.
-
-    Raises:
-        ConfigError: a file is missing or unreadable, a key unknown, a value impossible.
-    """
-    reading = read(flags, config=config, environ=environ)
-    if reading.settings is None:
-        raise ConfigError(reading.problems[0])
-    return reading.settings
-
-
-def client_key(file: Path | None) -> str | None:
-    """The key to send to a service: the first of a file, else RESNET_SERVE_KEY's; None: neither.
-
-    Raises:
-        ConfigError: see `service.config.keys.read`.
-    """
-    if file is not None:
-        return keys.read(file)[0].get_secret_value()
-    return os.environ.get(f"{PREFIX}KEY") or None
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment and `more`, for a child."""
-    return dict(os.environ) | more
-
-
-def validated(kind: type[S], /, **values: Any) -> S:
-    """Settings of a kind from values of any types.
-
-    Raises:
-        ConfigError: one line that names the key and what it allows.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error.errors()[0], kind)) from None
-
-
-def _with_keys_of_files(settings: Settings, given: Merged) -> tuple[Settings, list[str]]:
-    more, problems = {}, []
-    for name in SECRETS:
-        path: Path | None = getattr(settings, f"{name}_file")
-        if path is not None:
-            try:
-                more[name] = [*getattr(settings, name), *keys.read(path)]
-            except ConfigError as error:
-                where = given.origin((f"{name}_file",))
-                problems.append(f"{where[1] + ': ' if where else ''}{name}_file: {error}")
-    return settings.model_copy(update=more), problems
-
-
-def _each_once(errors: ValidationError, given: Merged) -> list[str]:
-    """A line for each value that is wrong, in the order of a file's lines; the others first."""
-    found: dict[tuple[str, str], tuple[int, str]] = {}
-    for error in errors.errors():
-        if error["type"] == "default_factory_not_called":  # It needs what is wrong elsewhere.
-            continue
-        place = _place(error)
-        kind, where = given.origin(place) or ("", "")
-        line = int(where.rpartition(":")[2]) if re.search(r":\d+$", where) else 0
-        # What goes to every model is wrong only once.
-        once = (where, shown(place) if kind == "file" else str(place[-1]))
-        said = f"{where + ': ' if where else ''}{_one_line(error, Settings)}"
-        found.setdefault(once, (line, said))
-    return [said for _, said in sorted(found.values(), key=lambda each: each[0])]
-
-
-def _place(error: ErrorDetails) -> Place:
-    return tuple(part for part in error["loc"] if part not in DEVICE_TYPES)
-
-
-def _one_line(error: ErrorDetails, kind: type[Strict]) -> str:
-    """What is wrong with which key, and what it allows."""
-    parts = _place(error)
-    place = shown(parts)
-    if error["type"] == "extra_forbidden":
-        fields = ModelSettings.model_fields if len(parts) > 1 else kind.model_fields
-        key = str(parts[-1])
-        if len(parts) == 1 and key in MODEL_WIDE:
-            return f"{key}: belongs to a model, as models[0].{key}"
-        near = nearest(key, fields)
-        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
-        return f"{place}: unknown key; {hint}"
-    message = WORDS.get(error["type"], error["msg"])
-    if parts[-1:] == ("device",):  # It may be of two types.
-        message = DEVICES
-    message = message[0].lower() + message[1:]
-    said = f"{place}: {message.replace('input should', 'should')}"
-    # A secret is not shown; of what is missing or given twice there is nothing to show.
-    if place.partition("[")[0] in SECRETS or error["type"] in ("missing", "twice"):
-        return said
-    value = error["input"]
-    near = (
-        nearest(str(value), LITERALS.findall(message)) if error["type"] == "literal_error" else []
-    )
-    return f"{said}, not {value!r}{f'; did you mean {near[0]}?' if near else ''}"

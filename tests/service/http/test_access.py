@@ -18,7 +18,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.config.keys import read
-from service.config.settings import PREFIX, Settings, load
+from service.config.loading import load
+from service.config.settings import Settings
+from service.config.variables import PREFIX
 from service.errors import ConfigError, Forbidden, Unauthorized
 from service.http.access import ADMIN_METHODS, OPEN, OPEN_FOLDERS, Access, Keys, among, digest
 from service.http.app import ENDPOINTS
