@@ -31,7 +31,7 @@ BATCH_BYTES = 32 * 2**20
 MAX_PIXELS: int = Settings.model_fields["max_pixels"].default
 
 
-class Decoded(NamedTuple):
+class DecodedFile(NamedTuple):
     """An image's `pixels`, or why it has none."""
 
     name: str
@@ -83,9 +83,9 @@ def _loaded(entries: Iterable[Entry], size: int) -> Iterator[list[Encoded]]:
 
 def _decoded(
     batches: Iterator[list[Encoded]], pool: ThreadPoolExecutor, spec: InputSpec, most: int
-) -> Iterator[list[Decoded]]:
+) -> Iterator[list[DecodedFile]]:
     """Every batch with its pixels, `most` of them being decoded or waiting at a time."""
-    waiting: deque[Future[list[Decoded]]] = deque()
+    waiting: deque[Future[list[DecodedFile]]] = deque()
     try:
         for batch in batches:
             waiting.append(pool.submit(_decode_all, batch, spec))
@@ -102,30 +102,30 @@ def _decoded(
             each.cancel()
 
 
-def _decode_all(batch: list[Encoded], spec: InputSpec) -> list[Decoded]:
+def _decode_all(batch: list[Encoded], spec: InputSpec) -> list[DecodedFile]:
     return [decode(image, spec) for image in batch]
 
 
-def decode(image: Encoded, spec: InputSpec) -> Decoded:
+def decode(image: Encoded, spec: InputSpec) -> DecodedFile:
     """The image read, if it is a file, and decoded."""
     if image.error:
-        return Decoded(image.name, None, image.error)
+        return DecodedFile(image.name, None, image.error)
     try:
         data = image.data if isinstance(image.data, bytes) else image.data.read_bytes()
-        return Decoded(image.name, decoding.decode(data, spec, MAX_PIXELS), "")
+        return DecodedFile(image.name, decoding.decode(data, spec, MAX_PIXELS), "")
     except OSError as error:
-        return Decoded(image.name, None, error.strerror or str(error))
+        return DecodedFile(image.name, None, error.strerror or str(error))
     except (RequestError, ValueError) as error:
-        return Decoded(image.name, None, str(error))
+        return DecodedFile(image.name, None, str(error))
 
 
 def _ranked(
-    batches: Iterable[list[Decoded]], engine: Warm
-) -> Iterator[tuple[list[Decoded], Ranking | None]]:
+    batches: Iterable[list[DecodedFile]], engine: Warm
+) -> Iterator[tuple[list[DecodedFile], Ranking | None]]:
     """Every batch with the ranking of what could be decoded of it."""
-    flying: deque[tuple[list[Decoded], Callable[[], Ranking] | None]] = deque()
+    flying: deque[tuple[list[DecodedFile], Callable[[], Ranking] | None]] = deque()
 
-    def landed() -> tuple[list[Decoded], Ranking | None]:
+    def landed() -> tuple[list[DecodedFile], Ranking | None]:
         images, collect = flying.popleft()
         return images, collect() if collect else None
 
@@ -143,7 +143,7 @@ def _ranked(
         yield landed()
 
 
-def _rows(images: list[Decoded], ranking: Ranking | None, bundle: Bundle, k: int) -> list[Row]:
+def _rows(images: list[DecodedFile], ranking: Ranking | None, bundle: Bundle, k: int) -> list[Row]:
     found = iter(ranking.rows() if ranking else ())
     return [
         {
