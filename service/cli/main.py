@@ -21,7 +21,7 @@ from service.config.variables import settle_home
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="resnet-serve")
 def main() -> None:
-    """Serves ResNets over HTTP, and makes the bundles it serves."""
+    """Serves ResNets over HTTP, and creates the bundles to serve."""
     settle_home()
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from models import builtin, named
 from models.interchange import torchvision_weights
 from models.suggestions import hint, nearest
+from service.config.choices import SPEC_KINDS
 from service.errors import ConfigError
 
-KINDS = ("builtin:", "random:", "torchvision:", "hf:")
 SUFFIXES = (".safetensors", ".onnx")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
 NO_FILE = (
@@ -57,7 +57,7 @@ def check(spec: str) -> None:
 def no_file(spec: str) -> str:
     """What to say of a SPEC that is no file's path and nothing else either."""
     kind, colon, _ = spec.partition(":")
-    near = nearest(kind, [each.rstrip(":") for each in KINDS]) if colon else []
+    near = nearest(kind, [name.rstrip(":") for name in SPEC_KINDS]) if colon else []
     return f"{NO_FILE}{f'; did you mean {near[0]}:?' if near else ''}"
 
 
