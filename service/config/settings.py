@@ -31,7 +31,7 @@ DEVICE = r"auto|cpu|cuda(:\d+)?"
 DEVICE_RULE = "should be auto, cpu, cuda, cuda:N, or a list of these"
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
 COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
-# Each alone, as looking for what is inside a package that is not there is an error.
+# Checked one by one, as looking inside a missing package raises.
 TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 MOST_MODELS = 256
 
@@ -47,50 +47,64 @@ class ModelSettings(Strict):
 
     spec: str = Field(
         description="builtin:NAME, random:VARIANT, torchvision:VARIANT[:WEIGHTS], hf:OWNER/NAME, "
-        "or the path of a bundle or an ONNX file, or of a folder with one"
+        "or the path of a bundle, an ONNX file, or a folder that contains one"
     )
-    name: ModelName | None = Field(None, description="what requests call it; the bundle's own name")
+    name: ModelName | None = Field(
+        None, description="the name that requests use; default: the bundle's own name"
+    )
     architecture: dict[str, Any] | None = Field(
-        None, description="fields of an architecture: overrides for random:VARIANT, all for random:"
+        None,
+        description="fields of the architecture: overrides for random:VARIANT, all fields for "
+        "random:",
     )
     device: str | list[str] = Field(
         "auto",
-        description="auto, cpu, cuda:N, or a list: one engine each, sharing the queue",
+        description="auto, cpu, cuda:N, or a list: one engine on each, all serving the same queue",
         json_schema_extra={"pattern": f"^({DEVICE})$", "items": {"pattern": f"^({DEVICE})$"}},
     )
     precision: Precision = Field(
         "auto",
-        description="auto: bf16 where the hardware has it, else fp16 on CUDA, fp32 on CPU; "
-        "int8 needs a bundle from `resnet-serve calibrate`",
+        description="auto: bf16 if the hardware supports it, else fp16 on CUDA and fp32 on CPU; "
+        "int8 requires a bundle from `resnet-serve calibrate`",
     )
     engine: Engine = Field(
         "auto",
-        description="auto: openvino on CPU where installed, else eager until compile is ready",
+        description="auto: openvino on CPU if installed, else eager until compile is ready",
     )
     parity_tolerance: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="refuse an engine with a probability this far from fp32's; "
-        "unset: by precision, 0.005 for fp32 to 0.25 for int8",
+        description="reject an engine if any probability differs from fp32 by more than this; "
+        "unset: depends on the precision, from 0.005 for fp32 to 0.25 for int8",
     )
     share: float = Field(
-        1, gt=0, le=1000, description="of the device's time, against other models' that wait for it"
+        1,
+        gt=0,
+        le=1000,
+        description="weight in the fair scheduling of a device shared with other models",
     )
     max_batch: int = Field(
-        32, ge=1, le=1024, description="images computed at once, where measuring finds that it pays"
+        32,
+        ge=1,
+        le=1024,
+        description="maximum number of images in a batch; lower if measuring shows that more do "
+        "not pay",
     )
     max_delay_ms: float = Field(
-        0, ge=0, le=60_000, description="wait this long for a fuller batch; 0: compute what waits"
+        0,
+        ge=0,
+        le=60_000,
+        description="time to wait for a fuller batch; 0: compute what is waiting",
     )
-    max_queue: int = Field(256, ge=1, description="images accepted and not yet computing")
+    max_queue: int = Field(256, ge=1, description="maximum number of images in the queue")
     max_queue_bytes: int = Field(
-        256 * 2**20, ge=1, description="bytes of bodies and pixels accepted and not yet computing"
+        256 * 2**20, ge=1, description="maximum total size of bodies and pixels in the queue"
     )
 
     @field_validator("device")
     @classmethod
-    def _devices_are_devices(cls, device: str | list[str]) -> str | list[str]:
+    def _check_devices(cls, device: str | list[str]) -> str | list[str]:
         wanted = device if isinstance(device, list) else [device]
         if not wanted or not all(re.fullmatch(DEVICE, name) for name in wanted):
             raise PydanticCustomError("device", DEVICE_RULE)
@@ -98,136 +112,160 @@ class ModelSettings(Strict):
 
 
 class Settings(Strict):
-    """The service. `models`: the first is the default one."""
+    """The service. The first of `models` is the default model."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
     allow_anonymous: bool = Field(
-        False, description="serve other hosts without api_keys; otherwise that is refused"
+        False,
+        description="accept requests from other hosts even without api_keys; if false, the service "
+        "refuses to start like that",
     )
     api_keys: list[keys.Key] = Field(
         [],
-        description="one of them is needed for /v1; in the environment separated by commas; "
-        "none: everybody may",
+        description="API keys, one of which is required for /v1; in the environment, separated by "
+        "commas; empty: no key required",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="more of them, one a line, # begins a comment; others than its owner and group "
-        "must not read it",
+        description="file with more API keys, one per line, # starts a comment; must be readable "
+        "only by its owner and group",
     )
     admin_keys: list[keys.Key] = Field(
-        [], description="one of them is needed to change models; each is an API key too"
+        [],
+        description="admin keys, one of which is required to change models; each is also an API "
+        "key",
     )
-    admin_keys_file: Path | None = Field(None, description="more of them, as in api_keys_file")
+    admin_keys_file: Path | None = Field(
+        None, description="file with more admin keys, like api_keys_file"
+    )
     tls_certificate: Path | None = Field(
-        None, description="PEM file of the certificate and its chain; with it, HTTPS is served"
+        None, description="PEM file with the certificate and its chain; enables HTTPS"
     )
-    tls_key: Path | None = Field(None, description="PEM file of its private key, no password")
+    tls_key: Path | None = Field(
+        None, description="PEM file with the private key, without a password"
+    )
     cors_origins: list[str] = Field(
         [],
         description="origins, such as https://example.org, whose pages may use the API, or *; "
-        "none: no other than the service's own",
+        "empty: only the service's own",
         json_schema_extra={"items": {"type": "string", "pattern": f"^({ORIGIN.pattern})$"}},
     )
     max_connections: int = Field(
-        4096, ge=1, description="connections, of all front ends together; more are refused"
+        4096,
+        ge=1,
+        description="maximum number of connections, over all front ends; more are refused",
     )
-    max_header_bytes: int = Field(65_536, ge=1024, description="a request's first line and headers")
+    max_header_bytes: int = Field(
+        65_536, ge=1024, description="maximum size of a request line and headers"
+    )
     header_timeout_s: float = Field(
-        10, gt=0, description="time for a request's headers to arrive, and for a TLS handshake"
+        10,
+        gt=0,
+        description="time limit for receiving a request's headers, and for a TLS handshake",
     )
     workers: int = Field(
-        # Until it is known what a request costs; see `service.cli.trial`.
+        # Until the cost of a request has been measured; see `service.cli.trial`.
         default_factory=lambda: 1 if cpus() <= 4 else min(8, cpus() // 2),
         ge=1,
         le=MOST_FRONT_ENDS,
-        description="front-end processes, which accept, decode and answer; above 1, one more has "
-        "the engines; default: chosen by measuring what a request costs",
+        description="front-end processes, which accept requests, decode and respond; if more than "
+        "1, the engines run in one more process; default: chosen by measuring the cost of a "
+        "request",
     )
     models: list[ModelSettings] = Field(
         default_factory=lambda: [ModelSettings(spec=DEFAULT_SPEC)],
         min_length=1,
         max_length=MOST_MODELS,
-        description="the models; in the environment and as flags a list of SPECs or NAME=SPECs",
+        description="models to serve; in the environment and as flags, a list of SPEC or NAME=SPEC",
     )
     request_timeout_ms: float = Field(
-        10_000, gt=0, description="a request's deadline unless X-Request-Timeout-Ms says otherwise"
+        10_000, gt=0, description="a request's deadline, unless X-Request-Timeout-Ms sets another"
     )
-    max_body_bytes: int = Field(20 * 2**20, ge=1, description="one image's request body")
-    max_batch_body_bytes: int = Field(100 * 2**20, ge=1, description="a batch request's body")
+    max_body_bytes: int = Field(
+        20 * 2**20, ge=1, description="maximum body size of a request with one image"
+    )
+    max_batch_body_bytes: int = Field(
+        100 * 2**20, ge=1, description="maximum body size of a batch request"
+    )
     max_upload_bytes: int = Field(
         512 * 2**20,
         ge=1,
-        description="bodies that are being received, of all front ends together; one that comes "
-        "alone is taken whatever its size",
+        description="maximum total size of the bodies being received, over all front ends; a "
+        "single body is accepted whatever its size",
     )
     upload_timeout_s: float = Field(
-        60, gt=0, description="time for a body to arrive, if its deadline is not earlier"
+        60, gt=0, description="time limit for receiving a body, unless the deadline is earlier"
     )
-    max_batch_images: int = Field(64, ge=1, description="images in a batch request")
+    max_batch_images: int = Field(
+        64, ge=1, description="maximum number of images in a batch request"
+    )
     max_pixels: int = Field(
-        50_000_000, ge=1, description="an image's width times height; half of it for WebP"
+        50_000_000, ge=1, description="maximum number of pixels in an image; half as many for WebP"
     )
     decode_threads: int = Field(
-        default_factory=lambda given: max(1, min(4, cpus() // given.get("workers", 1))),
+        default_factory=lambda values: max(1, min(4, cpus() // values.get("workers", 1))),
         ge=1,
-        description="threads that decode images, in each front end; "
-        "default: chosen by measuring what a request costs",
+        description="threads per front end that decode images; "
+        "default: chosen by measuring the cost of a request",
     )
     engine_threads: int | None = Field(
         None,
         ge=1,
-        description="threads that compute on the CPU; unset: chosen for each model by measuring "
-        "what a request costs, so that decoding and HTTP keep the CPUs they need",
+        description="threads per engine on the CPU; unset: chosen for each model by measuring the "
+        "cost of a request, which leaves decoding and HTTP the CPUs that they need",
     )
     engine_timeout_s: float = Field(
         30,
         gt=0,
         le=3600,
-        description="a batch that takes longer, and 20 times as long as measured, is taken to "
-        "hang: its requests and those that wait are answered 503, and the process must be replaced",
+        description="a batch that takes longer than this, and 20 times longer than measured, "
+        "counts as hung: its requests and those in the queue get 503, and the process must be "
+        "replaced",
     )
     shutdown_grace_s: float = Field(
-        1.0, ge=0, description="after SIGTERM, go on serving this long while /health/ready is 503"
+        1.0,
+        ge=0,
+        description="after SIGTERM, keep serving this long while /health/ready responds 503",
     )
     shutdown_timeout_s: float = Field(
-        30, gt=0, description="after the grace, wait this long for accepted requests"
+        30, gt=0, description="after the grace period, wait this long for accepted requests"
     )
     load_timeout_s: float = Field(
-        600, gt=0, description="a model loaded while serving (PUT, SIGHUP) must be ready this soon"
+        600, gt=0, description="time limit for loading a model while serving (PUT, SIGHUP)"
     )
     cache_dir: Path = Field(
         default_factory=default_cache_dir,
-        description="compiled engines and downloads are kept here between starts; default: "
+        description="folder that keeps compiled engines and downloads between starts; default: "
         "$XDG_CACHE_HOME/resnet-serve, or ~/.cache/resnet-serve",
     )
     tracing: bool = Field(
         False,
-        description="send OpenTelemetry traces, as the standard OTEL_* variables say; needs the "
-        "extra otel",
+        description="send OpenTelemetry traces, configured by the standard OTEL_* variables; "
+        "requires the extra otel",
     )
     otlp_endpoint: str | None = Field(
         None,
-        description="send them to this collector, such as http://localhost:4318, by OTLP over "
-        "HTTP; the same as tracing and OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="send traces to this collector, such as http://localhost:4318, by OTLP over "
+        "HTTP; equivalent to tracing with OTEL_EXPORTER_OTLP_ENDPOINT",
     )
     trace_ratio: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of the requests that are traced where their caller does not say; unset: "
+        description="share of requests to trace if the client does not decide; unset: "
         "OTEL_TRACES_SAMPLER, or all",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="the least that is logged"
+        "info", description="least severe level that is logged"
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="of the lines on stderr; json: one object a line"
+        "text", description="format of the log on stderr; json: one object per line"
     )
 
     @field_validator("cors_origins")
     @classmethod
-    def _origins_are_origins(cls, origins: list[str]) -> list[str]:
+    def _check_origins(cls, origins: list[str]) -> list[str]:
         for origin in origins:
             if not ORIGIN.fullmatch(origin):
                 raise PydanticCustomError(
@@ -237,33 +275,33 @@ class Settings(Strict):
 
     @field_validator("tracing", "otlp_endpoint")
     @classmethod
-    def _can_be_traced(cls, asked: bool | str | None) -> bool | str | None:
-        if isinstance(asked, str) and not COLLECTOR.fullmatch(asked):
+    def _check_tracing(cls, value: bool | str | None) -> bool | str | None:
+        if isinstance(value, str) and not COLLECTOR.fullmatch(value):
             raise PydanticCustomError("collector", "should be a URL such as http://localhost:4318")
-        if asked and not all(find_spec(package) for package in TRACING_PACKAGES):
+        if value and not all(find_spec(package) for package in TRACING_PACKAGES):
             raise PydanticCustomError(
-                "extra", "should be unset without OpenTelemetry: pip install 'resnet-serve[otel]'"
+                "extra", "should be unset without OpenTelemetry; pip install 'resnet-serve[otel]'"
             )
-        return asked
+        return value
 
     @property
     def traced(self) -> bool:
-        """Whether traces are sent."""
+        """Whether to send traces."""
         return self.tracing or self.otlp_endpoint is not None
 
     @field_serializer(*SECRETS, when_used="json")
-    def _told_on_purpose(self, given: list[SecretStr], info: FieldSerializationInfo) -> list[str]:
-        return [key.get_secret_value() if info.context == SECRETS else str(key) for key in given]
+    def _mask(self, secrets: list[SecretStr], info: FieldSerializationInfo) -> list[str]:
+        return [key.get_secret_value() if info.context == SECRETS else str(key) for key in secrets]
 
     def revealed(self) -> dict[str, Any]:
-        """As JSON can hold it, for a process that shall have the same settings: with the keys."""
+        """As JSON with the keys unmasked, for another process with the same settings."""
         return self.model_dump(mode="json", context=SECRETS)
 
     @field_validator("models")
     @classmethod
-    def _names_differ(cls, models: list[ModelSettings]) -> list[ModelSettings]:
+    def _check_names(cls, models: list[ModelSettings]) -> list[ModelSettings]:
         names = [model.name for model in models if model.name]
         for name in names:
             if names.count(name) > 1:
-                raise PydanticCustomError("twice", f"the name {name!r} is given twice")
+                raise PydanticCustomError("twice", f"the name {name!r} is used twice")
         return models

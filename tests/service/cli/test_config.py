@@ -158,9 +158,9 @@ models:
     for line, words in zip(
         lines[2:],
         [
-            "not a whole safetensors file",
-            "but no bundle",
-            "a folder must have one file",
+            "not a complete safetensors file",
+            "but not a bundle",
+            "a folder must contain exactly one",
             "did you mean builtin:?",
             "did you mean resnet20-cifar10?",
             "nearest: resnet20",
