@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from service.cli.options import fail_in_one_line
+from service.cli.options import PATH, fail_in_one_line
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ PICTURES = (".png", ".svg")
 
 
 @click.command()
-@click.option("--url", default="http://127.0.0.1:8000/v1/classify", show_default=True)
+@click.option("--url", default="http://127.0.0.1:8000/v1/classify")
 @click.option(
     "--connections",
     type=click.IntRange(1),
@@ -44,15 +44,13 @@ PICTURES = (".png", ".svg")
     "--arrivals",
     type=click.Choice(["poisson", "fixed"]),
     default="poisson",
-    show_default=True,
     help="Timing of an open loop's requests: independent of each other, or evenly spaced.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
+@click.option("--seed", type=int, default=0, help="Seed of the arrivals.")
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1),
     default=10.0,
-    show_default=True,
     help="Length of a run, without its warm-up.",
 )
 @click.option(
@@ -60,7 +58,6 @@ PICTURES = (".png", ".svg")
     "warm_up",
     type=click.FloatRange(0),
     default=1.0,
-    show_default=True,
     help="Seconds of load before measuring starts.",
 )
 @click.option(
@@ -68,7 +65,6 @@ PICTURES = (".png", ".svg")
     "timeout",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
-    show_default=True,
     help="Give up on a request after this many seconds.",
 )
 @click.option(
@@ -78,10 +74,7 @@ PICTURES = (".png", ".svg")
 )
 @click.option("--form", metavar="FIELD", help="Send a form with the image in this field.")
 @click.option(
-    "--content-type",
-    default="application/octet-stream",
-    show_default=True,
-    help="Content type of the images.",
+    "--content-type", default="application/octet-stream", help="Content type of the images."
 )
 @click.option(
     "--header",
@@ -90,10 +83,10 @@ PICTURES = (".png", ".svg")
     multiple=True,
     help="Header to send; repeat for several.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Write results to a JSON file.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw results to a .png or .svg.")
+@click.option("--output", type=PATH, help="Write results to a JSON file.")
+@click.option("--plot", type=PATH, help="Draw results to a .png or .svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @fail_in_one_line
 def bench(
     url: str,

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import fail_in_one_line, read_dataset
+from service.cli.options import PATH, fail_in_one_line, read_dataset
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -23,19 +23,14 @@ if TYPE_CHECKING:
     "--model",
     "spec",
     default=DEFAULT_SPEC,
-    show_default=True,
     shell_complete=completers.spec,
     help="Model to calibrate.",
 )
 @click.option(
-    "--images",
-    type=click.IntRange(1),
-    default=512,
-    show_default=True,
-    help="Number of images that set the ranges.",
+    "--images", type=click.IntRange(1), default=512, help="Number of images that set the ranges."
 )
-@click.argument("data", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
+@click.argument("out", type=PATH)
 @fail_in_one_line
 def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
     """Writes a bundle that can be served with `--precision int8`.

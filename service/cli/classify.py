@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import engine_flags, fail_in_one_line, take
+from service.cli.options import PATH, engine_flags, fail_in_one_line, take
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class BulkJob:
 @click.option("--url", help="Use the service at this address, such as http://127.0.0.1:8000.")
 @click.option(
     "--key-file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="With --url: file whose first line is the API key.  [default: RESNET_SERVE_KEY, if set]",
 )
 @click.option(
@@ -132,7 +132,7 @@ class BulkJob:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write to a .jsonl, .csv or .parquet file, or to a folder of parquet files. To continue "
     "after an interruption, run the same command again.",
 )
@@ -149,7 +149,7 @@ class BulkJob:
 @click.option("--overwrite", is_flag=True, help="Discard another run's results in --output.")
 @click.option("--on", type=click.Choice(["ray"]), help="Use all nodes of a Ray cluster.")
 @click.option("--quiet", is_flag=True, help="Do not show a progress bar.")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @fail_in_one_line
 def classify(
     model: str | None, top_k: int | None, quiet: bool, images: tuple[Path, ...], **options: Any

@@ -57,17 +57,14 @@ def show(config: str | None, models: tuple[str, ...], as_json: bool, **flags: An
     values = reading.settings.model_dump(mode="json")
     rows = values.pop("models")
     if as_json:
-        document: dict[str, Any] = {
-            name: _with_origin(reading, (name,), value) for name, value in values.items()
-        }
-        document["models"] = [
-            {
-                name: _with_origin(reading, ("models", at, name), value)
-                for name, value in row.items()
+
+        def described(place: Place, row: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: _with_origin(reading, (*place, name), value) for name, value in row.items()
             }
-            for at, row in enumerate(rows)
-        ]
-        click.echo(json.dumps(document, indent=2))
+
+        models_described = [described(("models", at), row) for at, row in enumerate(rows)]
+        click.echo(json.dumps(described((), values) | {"models": models_described}, indent=2))
         return
     lines: list[tuple[str, Place]]
     lines = [(f"{name}: {json.dumps(value)}", (name,)) for name, value in values.items()]

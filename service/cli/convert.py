@@ -10,7 +10,7 @@ import click
 from models import formats
 from models.suggestions import hint
 from service.cli import completers
-from service.cli.options import Field, Rgb, fail_in_one_line
+from service.cli.options import FILE, Field, Rgb, fail_in_one_line
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 )
 @click.option("--name", help="Name of the model.  [default: the name in SRC, or its file name]")
 @click.argument("src", shell_complete=completers.spec)
-@click.argument("dst", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("dst", type=FILE)
 @fail_in_one_line
 def convert(
     format: str | None,

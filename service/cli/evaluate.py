@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import engine_flags, fail_in_one_line, part_of
+from service.cli.options import FILE, PATH, engine_flags, fail_in_one_line, part_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ BATCH = 64
     "--model",
     "spec",
     default=DEFAULT_SPEC,
-    show_default=True,
     shell_complete=completers.spec,
     help="Model to evaluate.",
 )
@@ -42,35 +41,25 @@ BATCH = 64
     "--crops",
     type=click.Choice(["center", "ten"]),
     default="center",
-    show_default=True,
     help="ten: average over the four corners, the centre and their mirror images.",
 )
 @click.option(
     "--corrupt",
     type=click.Choice(["fail", "skip"]),
     default="fail",
-    show_default=True,
     help="What to do about unreadable images.",
 )
-@click.option(
-    "--confusion",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the confusion matrix to this .png.",
-)
-@click.option(
-    "--reliability",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the reliability diagram to this .png.",
-)
+@click.option("--confusion", type=FILE, help="Draw the confusion matrix to this .png.")
+@click.option("--reliability", type=FILE, help="Draw the reliability diagram to this .png.")
 @click.option(
     "--fit-temperature",
     "out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="OUT.safetensors",
     help="Write the bundle with a temperature fitted on DATA.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @fail_in_one_line
 def evaluate(
     spec: str,

@@ -18,7 +18,7 @@ from service.cli.train import train
 from service.config.variables import settle_home
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="resnet-serve")
 def main() -> None:
     """Serves ResNets over HTTP, and creates the bundles to serve."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from models.data.datasets import Corrupt, Dataset, Split
     from models.preprocess import InputSpec
 
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 D = TypeVar("D")
@@ -37,9 +39,7 @@ def engine_flags(command: F) -> F:
             help="auto, fp32, bf16, fp16 or int8.",
         ),
         click.option(
-            "--engine",
-            shell_complete=completers.engine,
-            help="auto, eager, compile or openvino.",
+            "--engine", shell_complete=completers.engine, help="auto, eager, compile or openvino."
         ),
         click.option(
             "--device",

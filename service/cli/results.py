@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from service.cli.options import fail_in_one_line
+from service.cli.options import FILE, PATH, fail_in_one_line
 
 
 @click.command()
@@ -16,10 +16,10 @@ from service.cli.options import fail_in_one_line
 @click.option(
     "--curves",
     "picture",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="Draw one configuration's curves to this .png, .svg or .pdf, with all seeds overlaid.",
 )
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @fail_in_one_line
 def results(as_json: bool, picture: Path | None, runs: tuple[Path, ...]) -> None:
     """Prints accuracy over seeds beside the published figures, as a Markdown table.

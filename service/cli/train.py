@@ -15,7 +15,16 @@ from tqdm import tqdm
 
 from models.training.recipes import CHOICES, LIMITS, Recipe, by_name
 from service.cli import completers
-from service.cli.options import Field, Seeds, fail_in_one_line, part_of, read_dataset, take
+from service.cli.options import (
+    FILE,
+    PATH,
+    Field,
+    Seeds,
+    fail_in_one_line,
+    part_of,
+    read_dataset,
+    take,
+)
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -165,21 +174,21 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds an option for each of FIELDS; without it the recipe keeps its value."""
     hints = get_type_hints(Recipe)
     # The architecture limits dropout; a recipe may leave it open.
-    limits = {name: (low, high) for name, low, high in LIMITS} | {"dropout": (0.0, 1.0)}
+    limits = {name: (low, high) for name, low, high in LIMITS} | {"dropout": (0, 1)}
     for name, text in reversed(FIELDS.items()):
-        flag, kind = f"--{name.replace('_', '-')}", hints[name]
+        flag, kind = name.replace("_", "-"), hints[name]
         option: click.ParamType[Any] | None = None
         if kind is bool:
-            flag = f"{flag}/--no-{name.replace('_', '-')}"
+            flag = f"{flag}/--no-{flag}"
         elif get_origin(kind) is Literal:
             option = click.Choice(get_args(kind))
         else:
-            low, high = limits[name]
-            numbers = click.IntRange if kind is int else click.FloatRange
-            bounded = high < math.inf
-            option = numbers(low, high if bounded else None, max_open=bounded)  # type: ignore[arg-type]
+            low, high = (int(limit) if limit < math.inf else None for limit in limits[name])
+            option = (click.IntRange if kind is int else click.FloatRange)(
+                low, high, min_open=name == "learning_rate", max_open=high is not None
+            )
         command = click.option(
-            flag, default=None, type=option, metavar=METAVARS.get(name), help=text
+            f"--{flag}", type=option, default=None, metavar=METAVARS.get(name), help=text
         )(command)
     return command
 
@@ -208,12 +217,10 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(CHOICES["shortcut"][1:]),
     help="Shortcut option.  [default: the recipe's, or B]",
 )
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Folder or archive of images."
-)
+@click.option("--data", required=True, type=PATH, help="Folder or archive of images.")
 @click.option(
     "--test-data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     help="Test set, measured at the end; repeat for several. The first is also measured after "
     "each epoch.",
@@ -229,7 +236,6 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     "--corrupt",
     type=click.Choice(["fail", "skip"]),
     default="fail",
-    show_default=True,
     help="What to do about unreadable images.",
 )
 @click.option(
@@ -241,7 +247,6 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     "--recipe",
     "recipe_name",
     default="quick",
-    show_default=True,
     shell_complete=completers.recipe,
     help="A recipe of --list-recipes. The options below replace its values.",
 )
@@ -254,27 +259,21 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     "--iterations", type=click.IntRange(1), help="Stretch the schedule to this many steps."
 )
 @recipe_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers.")
+@click.option("--seed", type=int, default=0, help="Seed of all random numbers.")
 @click.option("--seeds", type=Seeds(), help="Make one run per seed: OUT-111, OUT-222, and so on.")
 @click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    shell_complete=completers.device,
-    help="auto, cpu or cuda:N.",
+    "--device", default="auto", shell_complete=completers.device, help="auto, cpu or cuda:N."
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
-    show_default=True,
     help="Precision to compute in; auto is the fastest on this hardware.",
 )
 @click.option(
     "--accumulate",
     type=click.IntRange(1),
     default=1,
-    show_default=True,
     help="Compute each batch in this many parts, to save memory.",
 )
 @click.option(
@@ -285,9 +284,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--eager", is_flag=True, help="Do not compile the network.")
 @click.option("--name", help="Name of the model.  [default: made of the variant and the data]")
 @click.option(
-    "--card",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Markdown file that describes the model and its intended use.",
+    "--card", type=FILE, help="Markdown file that describes the model and its intended use."
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run.")
@@ -299,7 +296,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     callback=show_recipes,
     help="Print the recipes and exit.",
 )
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("out", type=FILE)
 @fail_in_one_line
 def train(
     recipe_name: str,

@@ -77,10 +77,7 @@ def read(
         path = config or environ.get(f"{PREFIX}CONFIG")
         file = sources.of_file(Path(path)) if path else Source("file")
     known = [*Settings.model_fields, *MODEL_WIDE]
-    layers = (
-        sources.of_environment(environ, known, LISTS),
-        sources.of_flags(flags or {}, LISTS),
-    )
+    layers = (sources.of_environment(environ, known, LISTS), sources.of_flags(flags or {}, LISTS))
     merged = sources.merge(file, layers, MODEL_WIDE, DEFAULT_SPEC)
     problems = [problem for source in (file, *layers) for problem in source.problems]
     settings = None

@@ -49,13 +49,9 @@ class ModelSettings(Strict):
         description="builtin:NAME, random:VARIANT, torchvision:VARIANT[:WEIGHTS], hf:OWNER/NAME, "
         "or the path of a bundle, an ONNX file, or a folder that contains one"
     )
-    name: ModelName | None = Field(
-        None, description="the name that requests use; default: the bundle's own name"
-    )
+    name: ModelName | None = Field(None, description="name in requests; default: the bundle's own")
     architecture: dict[str, Any] | None = Field(
-        None,
-        description="fields of the architecture: overrides for random:VARIANT, all fields for "
-        "random:",
+        None, description="fields of an architecture: overrides for random:VARIANT, all for random:"
     )
     device: str | list[str] = Field(
         "auto",
@@ -68,8 +64,7 @@ class ModelSettings(Strict):
         "int8 requires a bundle from `resnet-serve calibrate`",
     )
     engine: Engine = Field(
-        "auto",
-        description="auto: openvino on CPU if installed, else eager until compile is ready",
+        "auto", description="auto: openvino on CPU if installed, else eager until compile is ready"
     )
     parity_tolerance: float | None = Field(
         None,
@@ -79,23 +74,16 @@ class ModelSettings(Strict):
         "unset: depends on the precision, from 0.005 for fp32 to 0.25 for int8",
     )
     share: float = Field(
-        1,
-        gt=0,
-        le=1000,
-        description="weight in the fair scheduling of a device shared with other models",
+        1, gt=0, le=1000, description="weight in the fair scheduling of a device that models share"
     )
     max_batch: int = Field(
         32,
         ge=1,
         le=1024,
-        description="maximum number of images in a batch; lower if measuring shows that more do "
-        "not pay",
+        description="maximum batch size; lower where measuring finds that more does not pay",
     )
     max_delay_ms: float = Field(
-        0,
-        ge=0,
-        le=60_000,
-        description="time to wait for a fuller batch; 0: compute what is waiting",
+        0, ge=0, le=60_000, description="time to wait for a fuller batch; 0: do not wait"
     )
     max_queue: int = Field(256, ge=1, description="maximum number of images in the queue")
     max_queue_bytes: int = Field(
@@ -117,34 +105,26 @@ class Settings(Strict):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
     allow_anonymous: bool = Field(
-        False,
-        description="accept requests from other hosts even without api_keys; if false, the service "
-        "refuses to start like that",
+        False, description="accept other hosts without api_keys; otherwise the start fails"
     )
     api_keys: list[keys.Key] = Field(
         [],
-        description="API keys, one of which is required for /v1; in the environment, separated by "
-        "commas; empty: no key required",
+        description="one of them is required for /v1; in the environment, separated by commas; "
+        "empty: no key required",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="file with more API keys, one per line, # starts a comment; must be readable "
-        "only by its owner and group",
+        description="more API keys, one per line, # starts a comment; must be readable only by its "
+        "owner and group",
     )
     admin_keys: list[keys.Key] = Field(
-        [],
-        description="admin keys, one of which is required to change models; each is also an API "
-        "key",
+        [], description="keys, one of which is required to change models; each is an API key too"
     )
-    admin_keys_file: Path | None = Field(
-        None, description="file with more admin keys, like api_keys_file"
-    )
+    admin_keys_file: Path | None = Field(None, description="more admin keys, like api_keys_file")
     tls_certificate: Path | None = Field(
         None, description="PEM file with the certificate and its chain; enables HTTPS"
     )
-    tls_key: Path | None = Field(
-        None, description="PEM file with the private key, without a password"
-    )
+    tls_key: Path | None = Field(None, description="PEM file with the private key, no password")
     cors_origins: list[str] = Field(
         [],
         description="origins, such as https://example.org, whose pages may use the API, or *; "
@@ -152,17 +132,11 @@ class Settings(Strict):
         json_schema_extra={"items": {"type": "string", "pattern": f"^({ORIGIN.pattern})$"}},
     )
     max_connections: int = Field(
-        4096,
-        ge=1,
-        description="maximum number of connections, over all front ends; more are refused",
+        4096, ge=1, description="limit for all front ends together; more are refused"
     )
-    max_header_bytes: int = Field(
-        65_536, ge=1024, description="maximum size of a request line and headers"
-    )
+    max_header_bytes: int = Field(65_536, ge=1024, description="limit for request line and headers")
     header_timeout_s: float = Field(
-        10,
-        gt=0,
-        description="time limit for receiving a request's headers, and for a TLS handshake",
+        10, gt=0, description="time limit for receiving headers, and for a TLS handshake"
     )
     workers: int = Field(
         # Until the cost of a request has been measured; see `service.cli.trial`.
@@ -182,11 +156,9 @@ class Settings(Strict):
     request_timeout_ms: float = Field(
         10_000, gt=0, description="a request's deadline, unless X-Request-Timeout-Ms sets another"
     )
-    max_body_bytes: int = Field(
-        20 * 2**20, ge=1, description="maximum body size of a request with one image"
-    )
+    max_body_bytes: int = Field(20 * 2**20, ge=1, description="limit for one image's request body")
     max_batch_body_bytes: int = Field(
-        100 * 2**20, ge=1, description="maximum body size of a batch request"
+        100 * 2**20, ge=1, description="limit for a batch request's body"
     )
     max_upload_bytes: int = Field(
         512 * 2**20,
@@ -197,9 +169,7 @@ class Settings(Strict):
     upload_timeout_s: float = Field(
         60, gt=0, description="time limit for receiving a body, unless the deadline is earlier"
     )
-    max_batch_images: int = Field(
-        64, ge=1, description="maximum number of images in a batch request"
-    )
+    max_batch_images: int = Field(64, ge=1, description="limit of images in a batch request")
     max_pixels: int = Field(
         50_000_000, ge=1, description="maximum number of pixels in an image; half as many for WebP"
     )
@@ -224,9 +194,7 @@ class Settings(Strict):
         "replaced",
     )
     shutdown_grace_s: float = Field(
-        1.0,
-        ge=0,
-        description="after SIGTERM, keep serving this long while /health/ready responds 503",
+        1.0, ge=0, description="after SIGTERM, keep serving this long with /health/ready at 503"
     )
     shutdown_timeout_s: float = Field(
         30, gt=0, description="after the grace period, wait this long for accepted requests"
