@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from models import processor
-from service.config.settings import settle_home
+from service.config.variables import settle_home
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -34,8 +34,8 @@ from benchmarks.common.process import Started, started
 from benchmarks.scale.simulation import Fleet, Host, Outcome, simulate
 from service.cli.load.document import as_text
 from service.cli.load.environment import machine, versions
-from service.cli.load.report import Report
-from service.cli.load.runs import arrival_times, closed_loop, open_loop
+from service.cli.load.report import Report, Run
+from service.cli.load.runs import arrival_times, run_load
 from service.cli.load.target import Target
 
 SHARES = (0.3, 0.6, 0.8, 1.2)
@@ -97,7 +97,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         capacity = 0.0
         for connections in CONNECTIONS:
             _say(f"{plan.name}: {connections} connections")
-            report = closed_loop(target, connections=connections, seconds=plan.seconds / 4)
+            report = run_load(target, Run(connections, plan.seconds / 4))
             capacity = max(capacity, report.images_per_second)
         hurried = Target.of(
             service.url, plan.images, headers=[f"X-Request-Timeout-Ms: {plan.patience * 1000:g}"]
@@ -124,7 +124,7 @@ def calibrated(service: Started, target: Target, plan: Plan) -> Host:
     _say(f"{plan.name}: 1 connection; batches take {batch_ms} ms")
     before = _loop_seconds(service.pid)
     seconds, warm_up = plan.seconds / 4, 1.0
-    report = closed_loop(target, connections=1, seconds=seconds, warm_up=warm_up)
+    report = run_load(target, Run(1, seconds, warm_up=warm_up))
     requests = report.images_per_second * (seconds + warm_up)
     loop = (_loop_seconds(service.pid) - before) / requests
     client = report.generator_cpu / report.images_per_second
@@ -162,14 +162,8 @@ def compare(
     rate = round(share * capacity, 1)
     _say(f"{plan.name}: {share:.0%} of {capacity:g} images/s")
     before = settled(service.url)
-    report = open_loop(
-        target,
-        rate=rate,
-        seconds=plan.seconds,
-        connections=OPEN_CONNECTIONS,
-        warm_up=WARM_UP,
-        timeout=30.0,
-    )
+    run = Run(OPEN_CONNECTIONS, plan.seconds, rate=rate, warm_up=WARM_UP, timeout=30.0)
+    report = run_load(target, run)
     rose = {name: value - before.get(name, 0.0) for name, value in settled(service.url).items()}
     batches = rose["resnet_serve_batch_size_count"]
     due = arrival_times(rate, WARM_UP + plan.seconds, "poisson", report.run.seed)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from service.cli.load.http_response import read_answer
+from service.cli.load.http_response import read_response
 
 PATIENCE = 120.0  # seconds for any answer
 BOUNDARY = "between-the-parts-4f1c"
@@ -72,7 +72,7 @@ class Connection:
         while True:
             more = await asyncio.wait_for(self._reader.read(65_536), PATIENCE)
             data += more
-            answer = read_answer(data, ended=not more)
+            answer = read_response(data, ended=not more)
             if answer is not None:
                 return answer.status
             if not more:

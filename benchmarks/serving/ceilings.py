@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 
 from benchmarks.common import images
 from models.preprocess import InputSpec
-from service.cli.load.runs import closed_loop
+from service.cli.load.report import Run
+from service.cli.load.runs import run_load
 from service.cli.load.target import Target
-from service.config.settings import ModelSettings, Settings, validated
+from service.config.loading import validated
+from service.config.settings import ModelSettings, Settings
 from service.engines.devices import devices_of, engines_for, set_cpu_threads
 from service.engines.start import blueprint_of, start_first
 from service.errors import ConfigError
@@ -79,9 +81,7 @@ def echo_rates(encoded: Sequence[bytes], seconds: float) -> dict[str, float]:
     with echo() as url:
         target = Target.of(url, encoded)
         return {
-            str(count): closed_loop(
-                target, connections=count, seconds=seconds, warm_up=0.3
-            ).images_per_second
+            str(count): run_load(target, Run(count, seconds, warm_up=0.3)).images_per_second
             for count in ECHO_CONNECTIONS
         }
 

@@ -35,7 +35,8 @@ from benchmarks.common import images as made
 from benchmarks.common.process import Started, started
 from service.cli.load.document import as_text
 from service.cli.load.environment import machine, versions
-from service.cli.load.runs import closed_loop
+from service.cli.load.report import Run
+from service.cli.load.runs import run_load
 from service.cli.load.target import Target
 from service.config.settings import Settings
 from service.http.tracing import Traced, Tracing
@@ -107,7 +108,7 @@ def cpu_microseconds(pid: int) -> float:
 def turn(service: Started, images: Sequence[bytes], seconds: float) -> Turn:
     target = Target.of(service.url, images)
     before = cpu_microseconds(service.pid)
-    report = closed_loop(target, connections=CONNECTIONS, seconds=seconds, warm_up=0.0)
+    report = run_load(target, Run(CONNECTIONS, seconds, warm_up=0.0))
     time.sleep(2 * SEND_SECONDS)
     used = cpu_microseconds(service.pid) - before
     if set(report.answers) != {200}:

@@ -29,8 +29,8 @@ from benchmarks.common.metrics import counts, settled
 from benchmarks.common.process import Started, peak_memory, started
 from service.cli.load.document import as_text
 from service.cli.load.environment import machine, versions
-from service.cli.load.report import Report
-from service.cli.load.runs import closed_loop, open_loop
+from service.cli.load.report import Report, Run
+from service.cli.load.runs import run_load
 from service.cli.load.target import Target
 
 CONNECTIONS = (16, 64)
@@ -128,7 +128,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         capacity = 0.0
         for connections in CONNECTIONS:
             _say(f"{plan.model}: {connections} connections")
-            report = closed_loop(target, connections=connections, seconds=plan.seconds)
+            report = run_load(target, Run(connections, plan.seconds))
             capacity = max(capacity, report.images_per_second)
         if not capacity:
             raise SystemExit(f"no image was answered with 200: {report.answers}")
@@ -161,16 +161,16 @@ def _load(
     before = settled(service.url)
     with Beside(service.url, plan.images[0]) as beside:
         # Every request counts, so that both sides' sums can be compared.
-        report = open_loop(
-            target,
+        run = Run(
+            OPEN_CONNECTIONS,
+            plan.seconds,
             rate=round(factor * capacity, 1),
-            seconds=plan.seconds,
-            connections=OPEN_CONNECTIONS,
             warm_up=0.0,
             # Who gave up sooner would look like a caller whom the service forgot.
             timeout=GIVE_UP_SECONDS + (patience_ms or 0.0) / 1000,
             slo_ms=patience_ms,
         )
+        report = run_load(target, run)
     rose = {name: value - before.get(name, 0.0) for name, value in settled(service.url).items()}
     return _figures(report, beside, rose, factor, capacity) | {
         "peak_memory_mib": round(peak_memory(service.pid) / MIB, 1)

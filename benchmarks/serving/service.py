@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.common import images as made
 from benchmarks.common.process import Started, peak_memory, started
 from service.cli.load.document import as_text, document
-from service.cli.load.report import Report
-from service.cli.load.runs import closed_loop, open_loop
+from service.cli.load.report import Report, Run
+from service.cli.load.runs import run_load
 from service.cli.load.target import Target
 
 CONNECTIONS = (1, 16, 32, 64)
@@ -32,6 +32,7 @@ SHARE = 0.8  # of the highest throughput: busy, and not yet a growing queue
 SUSTAINED = 0.95  # of the rate, to be called kept up with; arrivals vary by chance
 OVERLOAD = 2.0
 SLO = 5.0  # times the median at SHARE
+OPEN_CONNECTIONS = 256
 # More than any queue holds: else callers would wait for a connection, and none be refused.
 OVERLOAD_CONNECTIONS = 2048
 QUANTILES = ("p50", "p95", "p99")
@@ -128,31 +129,26 @@ def _loads(plan: Plan, target: Target) -> list[Report]:
     reports = []
     for count in CONNECTIONS:
         _say(f"{count} connections")
-        reports.append(
-            closed_loop(target, connections=count, seconds=plan.seconds, warm_up=plan.warm_up)
-        )
+        reports.append(run_load(target, Run(count, plan.seconds, warm_up=plan.warm_up)))
     best = max(report.images_per_second for report in reports)
     if not best:
         raise SystemExit(f"no image was answered with 200: {reports[-1].answers}")
     _say(f"{SHARE:.0%} of {best:g} images/s")
-    normal = open_loop(
-        target, rate=round(SHARE * best, 1), seconds=plan.seconds, warm_up=plan.warm_up
-    )
+    rate = round(SHARE * best, 1)
+    normal = run_load(target, Run(OPEN_CONNECTIONS, plan.seconds, rate=rate, warm_up=plan.warm_up))
     slo_ms = max(1.0, round(SLO * normal.latency_ms.get("p50", 0.0), 3))
     hurried = Target.of(target.url, plan.images, headers=[f"X-Request-Timeout-Ms: {slo_ms}"])
     overloads = []
     for callers, what in ((hurried, f"who wait {slo_ms:g} ms"), (target, "who just wait")):
         _say(f"{OVERLOAD:g} times {best:g} images/s from callers {what}")
-        overloads.append(
-            open_loop(
-                callers,
-                rate=round(OVERLOAD * best, 1),
-                seconds=plan.seconds,
-                warm_up=plan.warm_up,
-                connections=OVERLOAD_CONNECTIONS,
-                slo_ms=slo_ms,
-            )
+        run = Run(
+            OVERLOAD_CONNECTIONS,
+            plan.seconds,
+            rate=round(OVERLOAD * best, 1),
+            warm_up=plan.warm_up,
+            slo_ms=slo_ms,
         )
+        overloads.append(run_load(callers, run))
     return [*reports, normal, *overloads]
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import fail_in_one_line, read_dataset
+from service.cli.options import PATH, fail_in_one_line, read_dataset
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -20,18 +20,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--model", "spec", default=DEFAULT_SPEC, show_default=True, shell_complete=completers.spec
+    "--model",
+    "spec",
+    default=DEFAULT_SPEC,
+    shell_complete=completers.spec,
+    help="Model to calibrate.",
 )
-@click.option("--images", type=click.IntRange(1), default=512, show_default=True)
-@click.argument("data", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--images", type=click.IntRange(1), default=512, help="Number of images that set the ranges."
+)
+@click.argument("data", type=PATH)
+@click.argument("out", type=PATH)
 @fail_in_one_line
 def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
-    """Writes a bundle that `--precision int8` can serve.
+    """Writes a bundle that can be served with `--precision int8`.
 
-    DATA is a folder or tar archive of CLASS/FILE images like those to be served. So many of them,
-    evenly spread, set the ranges of the activations; on all of them the 8-bit answers are compared
-    with those in fp32. The figures are kept in the bundle.
+    DATA is a folder or tar archive of CLASS/FILE images like those to be served. An evenly spaced
+    part of them sets the ranges of the activations; the 8-bit predictions for all of them are
+    compared with those in fp32. The bundle records the results.
     """
     from models import bundle as bundles
     from service.engines.quantisation import ranges
@@ -42,8 +48,8 @@ def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
     step = max(1, len(dataset.images) // images)
     chosen = list(dataset.images[::step][:images])
     with tqdm(total=len(chosen), desc="calibrating", unit=" images") as bar:
-        found = ranges(bundle, chosen, bar.update)
-    calibration = {"ranges": found, "images": len(chosen), "source": data.name}
+        activations = ranges(bundle, chosen, bar.update)
+    calibration = {"ranges": activations, "images": len(chosen), "source": data.name}
     calibrated = replace(bundle, calibration=calibration)
     compared = _compare(calibrated, dataset)
     bundles.write(replace(calibrated, calibration=calibration | compared), out)
@@ -56,7 +62,7 @@ def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
 
 
 def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
-    """How the 8-bit answers on `dataset` differ, and their accuracy where its classes are known."""
+    """How the 8-bit predictions differ, and both accuracies if the model knows the classes."""
     import numpy as np
 
     from service.repository import offline
@@ -72,7 +78,7 @@ def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
                 bar.update(len(part))
         both.append(np.concatenate(parts))
     exact, quantised = both
-    found: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "compared": len(dataset.images),
         "top1_agreement": float((exact.argmax(1) == quantised.argmax(1)).mean()),
         "mean_difference": float(np.abs(exact - quantised).max(1).mean()),
@@ -80,5 +86,5 @@ def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     if set(dataset.classes) <= set(bundle.labels):
         targets = dataset.relabelled(bundle.labels).targets
         for name, probabilities in zip(("fp32", "int8"), both, strict=True):
-            found[f"top1_{name}"] = float((probabilities.argmax(1) == targets).mean())
-    return found
+            comparison[f"top1_{name}"] = float((probabilities.argmax(1) == targets).mean())
+    return comparison

@@ -1,4 +1,4 @@
-"""What shells offer for a word that is being typed; nothing here imports torch or NumPy."""
+"""Completions for shells. Nothing here imports torch or NumPy, so they are quick."""
 
 from __future__ import annotations
 
@@ -8,32 +8,30 @@ import click
 from click.shell_completion import CompletionItem
 
 from models import builtin, formats, named
+from models import labels as label_sets
 from service.config import choices
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
-KINDS = ("builtin:", "random:", "torchvision:", "hf:")
-LABELS = ("cifar10", "cifar100", "imagenet1k")
+
+
+def matching(names: Iterable[str], incomplete: str) -> list[CompletionItem[str]]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 def one_of(names: Callable[[], Iterable[str]]) -> Complete:
-    """Offers those of `names` that begin as the word does."""
-
-    def complete(
-        context: click.Context, parameter: click.Parameter, incomplete: str
-    ) -> list[CompletionItem[str]]:
-        return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
-
-    return complete
+    """Completes to one of `names`."""
+    return lambda context, parameter, incomplete: matching(names(), incomplete)
 
 
 def spec(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
-    """Offers SPECs, one part after the other, and files."""
+    """Completes SPECs part by part, and files."""
     kind, colon, _ = incomplete.partition(":")
-    offered = (f"{kind}:{name}" for name in AFTER[kind]()) if kind in AFTER and colon else KINDS
-    found = [CompletionItem(each) for each in offered if each.startswith(incomplete)]
-    return found or [CompletionItem(incomplete, type="file")]
+    specs: Iterable[str] = choices.SPEC_KINDS
+    if kind in AFTER and colon:
+        specs = (f"{kind}:{name}" for name in AFTER[kind]())
+    return matching(specs, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
 def _published() -> Iterable[str]:
@@ -67,6 +65,5 @@ written_format = one_of(lambda: formats.WRITTEN)
 def labels(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
-    """Offers known sets of labels, and files."""
-    found = [CompletionItem(name) for name in LABELS if name.startswith(incomplete)]
-    return found or [CompletionItem(incomplete, type="file")]
+    """Completes known sets of labels, and files."""
+    return matching(label_sets.NAMES, incomplete) or [CompletionItem(incomplete, type="file")]

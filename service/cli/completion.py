@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 COMMAND, VARIABLE = "resnet-serve", "_RESNET_SERVE_COMPLETE"
-# Unlike click's own: bash takes words apart at colons and equals signs, which SPECs have. They are
-# put together before they are asked about, and answers lose what stands before the last colon.
+# click's own script does not handle bash's word breaks: bash splits words at colons and equals
+# signs, which SPECs contain. This one joins them before it asks for completions, and strips what
+# precedes the last colon from those.
 BASH = """\
 %(complete_func)s() {
     local word before rest=$COMP_LINE response type value current prefix="" i
@@ -39,7 +40,7 @@ BASH = """\
             plain) COMPREPLY+=("${value#"$prefix"}") ;;
         esac
     done <<< "$response"
-    # A SPEC goes on after its colon.
+    # More of a SPEC follows its colon.
     [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *: ]] && compopt -o nospace
     return 0
 }
@@ -52,14 +53,14 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Prints what makes a shell complete this command.
+    """Prints a script that makes a shell complete this command.
 
-    In ~/.bashrc: eval "$(resnet-serve completion bash)"; in ~/.zshrc the same with zsh; in fish:
+    In ~/.bashrc: eval "$(resnet-serve completion bash)"; in ~/.zshrc, the same with zsh; for fish:
     resnet-serve completion fish > ~/.config/fish/completions/resnet-serve.fish
     """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
     assert kind is not None
-    made = kind(context.find_root().command, {}, COMMAND, VARIABLE)
-    click.echo(BASH % made.source_vars() if shell == "bash" else made.source(), nl=False)
+    script = kind(context.find_root().command, {}, COMMAND, VARIABLE)
+    click.echo(BASH % script.source_vars() if shell == "bash" else script.source(), nl=False)

@@ -15,7 +15,8 @@ from service.cli.options import fail_in_one_line, settings_flags
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
-    from service.config.settings import Reading, Settings
+    from service.config.loading import Reading
+    from service.config.settings import Settings
     from service.config.sources import Place
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -30,9 +31,9 @@ def config() -> None:
 @settings_flags
 @fail_in_one_line
 def check(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
-    """Everything that would stop `serve` from starting, a line each, and exit status 2.
+    """Lists all problems that would prevent `serve` from starting; exits with status 2 if any.
 
-    Weights are not loaded, and nothing is downloaded.
+    Does not load weights or download anything.
     """
     reading = _read(config, models, flags)
     problems = reading.problems or list(_problems(reading))
@@ -49,21 +50,21 @@ def check(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @fail_in_one_line
 def show(config: str | None, models: tuple[str, ...], as_json: bool, **flags: Any) -> None:
-    """The settings in force as YAML, each with where it is from. Keys are not shown."""
+    """Prints the settings in force as YAML, each with its origin. Keys are masked."""
     reading = _read(config, models, flags)
     if reading.settings is None:
         raise ConfigError(reading.problems[0])
     values = reading.settings.model_dump(mode="json")
     rows = values.pop("models")
     if as_json:
-        document: dict[str, Any] = {
-            name: _told(reading, (name,), value) for name, value in values.items()
-        }
-        document["models"] = [
-            {name: _told(reading, ("models", at, name), value) for name, value in row.items()}
-            for at, row in enumerate(rows)
-        ]
-        click.echo(json.dumps(document, indent=2))
+
+        def described(place: Place, row: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: _with_origin(reading, (*place, name), value) for name, value in row.items()
+            }
+
+        models_described = [described(("models", at), row) for at, row in enumerate(rows)]
+        click.echo(json.dumps(described((), values) | {"models": models_described}, indent=2))
         return
     lines: list[tuple[str, Place]]
     lines = [(f"{name}: {json.dumps(value)}", (name,)) for name, value in values.items()]
@@ -80,9 +81,9 @@ def show(config: str | None, models: tuple[str, ...], as_json: bool, **flags: An
 
 @config.command()
 def schema() -> None:
-    """The YAML file's JSON Schema (2020-12), for editors.
+    """Prints the JSON Schema (2020-12) of the settings file, for editors.
 
-    Put `# yaml-language-server: $schema=FILE` in the first line of the settings.
+    Start the settings file with the line `# yaml-language-server: $schema=FILE`.
     """
     from service.config.settings import Settings
 
@@ -91,25 +92,25 @@ def schema() -> None:
 
 
 def _read(config: str | None, models: tuple[str, ...], flags: dict[str, Any]) -> Reading:
-    from service.config import settings
+    from service.config import loading
 
-    return settings.read(flags | {"models": list(models) or None}, config=config)
+    return loading.read(flags | {"models": list(models) or None}, config=config)
 
 
 def _origin(reading: Reading, place: Place) -> tuple[str, str]:
-    """The kind of a value's source and where in it the value is; of a default one word."""
-    # Of a list as a flag has it, the entries are from there too.
-    found = reading.given.origin(place) if place[-1] == "spec" else None
-    return found or reading.given.origins.get(place) or ("default", "default")
+    """The source of a value, and where it is set there."""
+    # If a flag gives a list of models, each model comes from that flag.
+    origin = reading.merged.origin(place) if place[-1] == "spec" else None
+    return origin or reading.merged.origins.get(place) or ("default", "default")
 
 
-def _told(reading: Reading, place: Place, value: Any) -> dict[str, Any]:
+def _with_origin(reading: Reading, place: Place, value: Any) -> dict[str, Any]:
     source, where = _origin(reading, place)
     return {"value": value, "source": source, "place": None if source == where else where}
 
 
 def _problems(reading: Reading) -> Iterator[str]:
-    """What is wrong with settings that are right each by itself."""
+    """What is wrong with settings that are valid individually."""
     from service.config import specs
     from service.http import tls
     from service.http.listener import check_address
@@ -117,15 +118,12 @@ def _problems(reading: Reading) -> Iterator[str]:
     settings: Settings | None = reading.settings
     assert settings is not None
 
-    def named(place: Place, problem: object) -> str:
-        found = reading.given.origin(place)
-        return f"{found[1] + ': ' if found else ''}{problem}"
-
+    named = reading.merged.located
     try:
         tls.context(settings)
     except ConfigError as error:
         yield named((str(error).partition(":")[0],), error)
-    # On another machine the name may mean something, or nothing.
+    # On another machine the name may resolve differently, or not at all.
     with suppress(OSError):
         address = socket.getaddrinfo(settings.host, None, type=socket.SOCK_STREAM)[0][4][0]
         try:
@@ -138,4 +136,4 @@ def _problems(reading: Reading) -> Iterator[str]:
         except ConfigError as error:
             yield named(("models", at, "spec"), f"models[{at}].spec: {error}")
     if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
-        yield named(("cache_dir",), f"cache_dir: {Path(settings.cache_dir)} is no folder")
+        yield named(("cache_dir",), f"cache_dir: {Path(settings.cache_dir)} is not a folder")

@@ -10,7 +10,7 @@ import click
 from models import formats
 from models.suggestions import hint
 from service.cli import completers
-from service.cli.options import Field, Rgb, fail_in_one_line
+from service.cli.options import FILE, Field, Rgb, fail_in_one_line
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,37 +23,41 @@ if TYPE_CHECKING:
     "format",
     metavar="FORMAT",
     shell_complete=completers.read_format,
-    help=f"Whose weights SRC has: {', '.join(formats.READ)}.",
+    help=f"Library that wrote SRC: {', '.join(formats.READ)}.",
 )
 @click.option(
     "--to",
     metavar="FORMAT",
     shell_complete=completers.written_format,
-    help=f"Write DST for another library: {', '.join(formats.WRITTEN)}.",
+    help=f"Library to write DST for: {', '.join(formats.WRITTEN)}.",
 )
 @click.option(
-    "--with-preprocessing", is_flag=True, help="DST takes uint8 pixels, gives probabilities: onnx."
+    "--with-preprocessing",
+    is_flag=True,
+    help="With --to onnx: DST takes uint8 pixels and returns probabilities.",
 )
 @click.option(
-    "--variant", shell_complete=completers.variant, help="Checked against what the file holds."
+    "--variant",
+    shell_complete=completers.variant,
+    help="Network that SRC must contain; by default whatever it contains.",
 )
-@click.option("--mean", type=Rgb(), help="r,g,b of values scaled to [0, 1].")
-@click.option("--std", type=Rgb(), help="r,g,b of values scaled to [0, 1].")
+@click.option("--mean", type=Rgb(), help="Mean of each channel, for values in [0, 1].")
+@click.option("--std", type=Rgb(), help="Standard deviation of each channel, for values in [0, 1].")
 @click.option(
     "--labels",
     shell_complete=completers.labels,
-    help="cifar10, cifar100, imagenet1k, or a file with one label a line.",
+    help="cifar10, cifar100, imagenet1k, or a file with one label per line.",
 )
 @click.option(
     "--set",
     "numerics",
     type=Field(),
     multiple=True,
-    help="What no file reveals, if it is not what FORMAT stands for: --set stride_at=1x1.",
+    help="What SRC cannot tell, if it is not the default of FORMAT: --set stride_at=1x1.",
 )
-@click.option("--name", help="The model's name; default: the one in SRC, else its file's.")
+@click.option("--name", help="Name of the model.  [default: the name in SRC, or its file name]")
 @click.argument("src", shell_complete=completers.spec)
-@click.argument("dst", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("dst", type=FILE)
 @fail_in_one_line
 def convert(
     format: str | None,
@@ -65,8 +69,8 @@ def convert(
 ) -> None:
     """Converts the weights in SRC to the bundle DST.
 
-    With --from, SRC is a file of that library. Without, it is a SPEC as `serve --model` takes:
-    a bundle, an ONNX file, torchvision:VARIANT or hf:OWNER/NAME. With --to, DST is for another
+    With --from, SRC is a file of that library. Otherwise it is a SPEC, as for `serve --model`: a
+    bundle, an ONNX file, torchvision:VARIANT or hf:OWNER/NAME. With --to, DST is a file for another
     library.
     """
     from tqdm import tqdm
@@ -79,8 +83,8 @@ def convert(
     if format is not None and format not in formats.READ:
         raise ConfigError(f"--from {format}: {hint(format, formats.READ)}")
     if with_preprocessing and to != "onnx":
-        raise ConfigError("--with-preprocessing goes with --to onnx")
-    # For files so large that it takes seconds, on a terminal.
+        raise ConfigError("--with-preprocessing: only with --to onnx")
+    # On a terminal, for files that take seconds.
     with tqdm(total=2, desc=f"reading {src}", disable=None, leave=False) as steps:
         converted = _foreign(format, Path(src), **options) if format else _own(src, **options)
         steps.update()
@@ -93,9 +97,9 @@ def convert(
         steps.update()
     spec = converted.input
     click.echo(
-        f"wrote {dst}: {converted.variant or 'a network without a name'}, shortcut option "
+        f"wrote {dst}: {converted.variant or 'unnamed network'}, shortcut option "
         f"{converted.architecture.shortcut}, {len(converted.labels)} classes, "
-        f"layout {to or converted.provenance.get('layout', 'of a bundle')}, mean {spec.mean}, "
+        f"layout {to or converted.provenance.get('layout', 'bundle')}, mean {spec.mean}, "
         f"std {spec.std}"
     )
 
@@ -117,7 +121,7 @@ def _foreign(
 def _own(src: str, **options: Any) -> Bundle:
     from service.repository import catalog
 
-    if given := [name for name, value in options.items() if value]:
-        flag = {"numerics": "set"}.get(given[0], given[0])
-        raise ConfigError(f"--{flag}: only with --from; a SPEC says it itself")
+    if used := [name for name, value in options.items() if value]:
+        flag = {"numerics": "set"}.get(used[0], used[0])
+        raise ConfigError(f"--{flag}: only with --from; a SPEC determines it")
     return catalog.load(src).bundle

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import engine_flags, fail_in_one_line, part_of
+from service.cli.options import FILE, PATH, engine_flags, fail_in_one_line, part_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,46 +24,45 @@ if TYPE_CHECKING:
     from models.data.datasets import Corrupt
     from models.evaluation.evaluate import Evaluation, Infer
 
-# Images read at a time, at least.
+# The least images to read at a time.
 BATCH = 64
 
 
 @click.command()
 @click.option(
-    "--model", "spec", default=DEFAULT_SPEC, show_default=True, shell_complete=completers.spec
+    "--model",
+    "spec",
+    default=DEFAULT_SPEC,
+    shell_complete=completers.spec,
+    help="Model to evaluate.",
 )
 @engine_flags
 @click.option(
     "--crops",
     type=click.Choice(["center", "ten"]),
     default="center",
-    show_default=True,
-    help="ten: the mean answer to four corners, the centre and their mirrors.",
+    help="ten: average over the four corners, the centre and their mirror images.",
 )
 @click.option(
     "--corrupt",
     type=click.Choice(["fail", "skip"]),
     default="fail",
-    show_default=True,
-    help="What to do with files that are no readable images.",
+    help="What to do about unreadable images.",
 )
-@click.option("--confusion", type=click.Path(path_type=Path, dir_okay=False), help="A .png.")
-@click.option("--reliability", type=click.Path(path_type=Path, dir_okay=False), help="A .png.")
+@click.option("--confusion", type=FILE, help="Draw the confusion matrix to this .png.")
+@click.option("--reliability", type=FILE, help="Draw the reliability diagram to this .png.")
 @click.option(
     "--fit-temperature",
     "out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="OUT.safetensors",
-    help="Write the bundle with the temperature that calibrates it on DATA.",
+    help="Write the bundle with a temperature fitted on DATA.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @fail_in_one_line
 def evaluate(
     spec: str,
-    device: str | None,
-    engine: str | None,
-    precision: str | None,
     crops: str,
     corrupt: Corrupt,
     confusion: Path | None,
@@ -71,12 +70,12 @@ def evaluate(
     out: Path | None,
     as_json: bool,
     data: Path,
+    **flags: str | None,
 ) -> None:
-    """Accuracy and calibration on DATA, a folder or tar archive of CLASS/FILE images.
+    """Measures accuracy and calibration on DATA, a folder or tar archive of CLASS/FILE images.
 
-    Images go through the engine that serves; classes are matched with the model's labels.
-    A temperature (Guo 2017) should be fitted on images that the model was not trained on, and
-    judged on yet others.
+    Images go through the engine that serves; classes are matched with the model's labels. Fit a
+    temperature (Guo 2017) on images that the model was not trained on, and evaluate it on others.
     """
     from models.data.streamed import stream
     from models.evaluation import evaluate as evaluation
@@ -87,10 +86,10 @@ def evaluate(
     for picture in filter(None, (confusion, reliability)):
         plots.check(picture)
     if out and crops == "ten":
-        raise ValueError("--fit-temperature: only with --crops center, which is what is served")
+        raise ValueError("--fit-temperature: only with --crops center, as in serving")
     if out and not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}")
-    bundle, warm = offline.open_model(spec, device=device, engine=engine, precision=precision)
+    bundle, warm = offline.open_model(spec, **flags)
     infer: Infer = warm.infer
     seen = bundle.input
     if crops == "ten":
@@ -102,7 +101,7 @@ def evaluate(
         batch_size=step,
         split=part_of(data, "test"),
         corrupt=corrupt,
-        # Starting processes takes longer than reading small images.
+        # For small images, starting processes takes longer than reading.
         workers=cpus() if seen.size > 64 else 0,
     ).relabelled(bundle.labels)
     answers: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
@@ -111,10 +110,10 @@ def evaluate(
             infer,
             images,
             progress=bar.update,
-            observe=lambda *both: answers.append(both) if out else None,
+            observe=lambda *batch: answers.append(batch) if out else None,
         )
     if images.skipped:
-        click.echo(f"left out {_some(images.skipped)}", err=True)
+        click.echo(f"left out {_listed(images.skipped)}", err=True)
     title = f"{bundle.name} on {images.source}"
     if confusion:
         heading = f"{title}: top-1 {measured.top1:.2%} of {measured.images:,} images"
@@ -137,7 +136,12 @@ def evaluate(
         return
     click.echo("\n".join(_lines(measured, bundle.labels, run)))
     if out:
-        click.echo(_told(run["fitted"], out))
+        fitted = run["fitted"]
+        click.echo(
+            f"wrote {out}: temperature {fitted['temperature']:.4g}; on the images it was fitted "
+            f"on, ECE {fitted['ece_before']:.2%} to {fitted['ece']:.2%}, "
+            f"NLL {fitted['nll_before']:.4f} to {fitted['nll']:.4f}"
+        )
 
 
 def _fit(
@@ -146,27 +150,18 @@ def _fit(
     run: dict[str, Any],
     out: Path,
 ) -> dict[str, Any]:
-    """Writes the bundle with the temperature fitted on the answers; what it says of the fit."""
+    """Writes the bundle with a temperature fitted on the answers; returns the fit's record."""
     import numpy as np
 
     from models import bundle as bundles
     from models.evaluation import temperature
 
-    probabilities, targets = (np.concatenate(each) for each in zip(*answers, strict=True))
-    found = temperature.calibrate(probabilities, targets, bundle.temperature)
-    told = asdict(found) | {key: run[key] for key in ("data", "engine", "precision")}
-    provenance = bundle.provenance | {"temperature": told}
-    fitted = replace(bundle, temperature=found.temperature, provenance=provenance)
-    bundles.write(fitted, out)
-    return told
-
-
-def _told(fitted: dict[str, Any], out: Path) -> str:
-    return (
-        f"wrote {out}: temperature {fitted['temperature']:.4g}; on the images it was fitted on, "
-        f"ECE {fitted['ece_before']:.2%} to {fitted['ece']:.2%}, "
-        f"NLL {fitted['nll_before']:.4f} to {fitted['nll']:.4f}"
-    )
+    probabilities, targets = map(np.concatenate, zip(*answers, strict=True))
+    fit = temperature.calibrate(probabilities, targets, bundle.temperature)
+    record = asdict(fit) | {key: run[key] for key in ("data", "engine", "precision")}
+    provenance = bundle.provenance | {"temperature": record}
+    bundles.write(replace(bundle, temperature=fit.temperature, provenance=provenance), out)
+    return record
 
 
 def _described(measured: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
@@ -193,7 +188,7 @@ def _described(measured: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _known(values: NDArray[np.float64]) -> list[float | None]:
-    """With null, which JSON has, for NaN, which it has not."""
+    """With null for NaN, which JSON does not have."""
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
@@ -223,7 +218,7 @@ def _lines(measured: Evaluation, labels: Sequence[str], run: dict[str, Any]) -> 
     return lines
 
 
-def _some(names: Sequence[str]) -> str:
-    """How many, and the first of them."""
+def _listed(names: Sequence[str]) -> str:
+    """The number of names and the first few."""
     rest = len(names) - 3
     return f"{len(names)}: {', '.join(names[:3])}" + (f" and {rest} more" if rest > 0 else "")

@@ -15,15 +15,13 @@ from service.cli.models import models
 from service.cli.results import results
 from service.cli.serve import serve
 from service.cli.train import train
+from service.config.variables import settle_home
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="resnet-serve")
 def main() -> None:
-    """Serves ResNets over HTTP, and makes the bundles it serves."""
-    # Here, since completing must not wait for it.
-    from service.config.settings import settle_home
-
+    """Serves ResNets over HTTP, and creates the bundles to serve."""
     settle_home()
 
 

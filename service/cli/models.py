@@ -18,13 +18,14 @@ from models import builtin, named
 from models.suggestions import nearest
 from service.cli import completers
 from service.cli.options import fail_in_one_line
+from service.config.variables import environment
 
 COLUMNS = ("name", "parameters", "layers", "depth", "macs", "input", "classes")
-# Of a table for people, with what a narrow terminal does without first.
+# The columns of the table, and those that a narrow terminal omits, in order.
 SHOWN = ("name", "parameters", "layers", "depth", "MACs", "input", "classes", "weights")
 LESS = ("weights", "layers", "classes", "input", "depth")
 PATTERN = frozenset("*?[")
-# Words that stand for the networks they describe.
+# Words that select the networks they describe.
 FAMILIES = ("imagenet", "cifar", "small", "wide", "preact")
 
 
@@ -33,12 +34,12 @@ FAMILIES = ("imagenet", "cifar", "small", "wide", "preact")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @fail_in_one_line
 def models(name: str | None, as_json: bool) -> None:
-    """Every named network, or some: what they cost and what they see.
+    """Lists the named networks with their cost and input size, or describes weights.
 
-    NAME is a network's, a pattern such as 'wide*' in quotes, or a family: imagenet, cifar, small,
-    wide or preact. It may be the SPEC of weights too, such as a bundle's path: what they are, and
-    their card. Parameters and multiply-accumulates (MACs) are those of option B shortcuts and of
-    the usual number of classes; wide networks exist for any width, as in wide_resnet28_7.
+    NAME is a network, a quoted pattern such as 'wide*', or a family: imagenet, cifar, small, wide
+    or preact. If it is the SPEC of weights, such as a bundle's path, their details and card are
+    printed. Parameters and multiply-accumulates (MACs) assume option B shortcuts and the usual
+    number of classes; wide networks exist in any width, as in wide_resnet28_7.
     """
     if name is not None and (":" in name or Path(name).is_file()):
         _show(name, as_json=as_json)
@@ -46,7 +47,7 @@ def models(name: str | None, as_json: bool) -> None:
     chosen = _chosen(name)
     one = name is not None and len(chosen) == 1 and name not in FAMILIES and not PATTERN & {*name}
     quiet = len(chosen) < 2 or not sys.stderr.isatty()
-    rows = [_row(each) for each in tqdm(chosen, unit=" networks", leave=False, disable=quiet)]
+    rows = [_row(network) for network in tqdm(chosen, unit=" networks", leave=False, disable=quiet)]
     if as_json:
         click.echo(json.dumps(rows[0] if one else rows, indent=2))
         return
@@ -54,25 +55,25 @@ def models(name: str | None, as_json: bool) -> None:
     for line in table(rows, width):
         click.echo(line)
     if name is None:
-        others = [f"builtin:{each}" for each in builtin.names()]
-        click.echo(f"\nShipped with weights: {', '.join(others)}")
+        shipped = ", ".join(f"builtin:{name}" for name in builtin.names())
+        click.echo(f"\nShipped with weights: {shipped}")
 
 
 def _chosen(name: str | None) -> list[str]:
-    """The names that a name, a pattern or a family stands for.
+    """The networks that a name, a pattern or a family selects.
 
     Raises:
-        ValueError: none; it offers the nearest.
+        ValueError: there are none; the message suggests the nearest name.
     """
     if name is None:
         return list(named.names())
     if name in FAMILIES:
-        return [each for each in named.names() if name in _families(each)]
+        return [network for network in named.names() if name in _families(network)]
     if PATTERN & {*name}:
-        found = fnmatch.filter(named.names(), name)
-        if not found:
-            raise ValueError(f"no network's name is like {name!r}; `resnet-serve models` lists all")
-        return found
+        matches = fnmatch.filter(named.names(), name)
+        if not matches:
+            raise ValueError(f"no network matches {name!r}; `resnet-serve models` lists all")
+        return matches
     try:
         return [named.find(name).name]
     except ValueError:
@@ -100,7 +101,7 @@ def _heading(name: str) -> str:
 
 
 def table(rows: list[dict[str, Any]], width: int | None) -> Iterator[str]:
-    """Lines no longer than `width`, if it is possible, by family."""
+    """The lines of a table by family, at most `width` wide if possible."""
     cells = [
         {
             "name": row["name"],
@@ -119,13 +120,13 @@ def table(rows: list[dict[str, Any]], width: int | None) -> Iterator[str]:
     }
     columns = list(SHOWN)
     for column in LESS:
-        if width is not None and sum(sizes[each] + 2 for each in columns) - 2 > width:
+        if width is not None and sum(sizes[name] + 2 for name in columns) - 2 > width:
             columns.remove(column)
 
     def line(row: dict[str, str]) -> str:
         parts = [
-            f"{row[each]:{'<' if each in ('name', 'weights') else '>'}{sizes[each]}}"
-            for each in columns
+            f"{row[name]:{'<' if name in ('name', 'weights') else '>'}{sizes[name]}}"
+            for name in columns
         ]
         return "  ".join(parts).rstrip()
 
@@ -142,20 +143,18 @@ def table(rows: list[dict[str, Any]], width: int | None) -> Iterator[str]:
 
 
 def _bold(text: str) -> str:
-    from service.config.settings import environment
-
-    # click leaves the style out where nobody watches.
+    # click omits styles if the output is not a terminal.
     return text if environment().get("NO_COLOR") else click.style(text, bold=True)
 
 
 def _weights(name: str) -> str:
-    """SPECs of a network's weights."""
+    """The SPECs of a network's weights."""
     from models.interchange import torchvision_weights
 
-    found = [f"builtin:{each}" for each in builtin.names() if each.partition("-")[0] == name]
+    specs = [f"builtin:{model}" for model in builtin.names() if model.partition("-")[0] == name]
     if any(row.variant == name for row in torchvision_weights.WEIGHTS):
-        found.append(f"torchvision:{name}")
-    return ", ".join(found)
+        specs.append(f"torchvision:{name}")
+    return ", ".join(specs)
 
 
 def _show(spec: str, *, as_json: bool) -> None:

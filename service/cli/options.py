@@ -1,12 +1,13 @@
-"""What several commands share."""
+"""Options, types and helpers that several commands share."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import click
 from tqdm import tqdm
@@ -15,17 +16,22 @@ from service.cli import completers
 
 if TYPE_CHECKING:
     from models.data.datasets import Corrupt, Dataset, Split
-    from models.data.source import Source
     from models.preprocess import InputSpec
-    from models.training.parallel import World
-    from models.training.recipes import Recipe
 
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
+D = TypeVar("D")
+
+
+def take(kind: Callable[..., D], options: dict[str, Any]) -> D:
+    """Moves the fields of a dataclass from a command's options to an instance of it."""
+    return kind(**{field.name: options.pop(field.name) for field in fields(cast("Any", kind))})
 
 
 def engine_flags(command: F) -> F:
-    """What an engine is: --device, --engine and --precision."""
+    """Adds --device, --engine and --precision."""
     for option in (
         click.option(
             "--precision",
@@ -33,14 +39,12 @@ def engine_flags(command: F) -> F:
             help="auto, fp32, bf16, fp16 or int8.",
         ),
         click.option(
-            "--engine",
-            shell_complete=completers.engine,
-            help="auto, eager, compile or openvino.",
+            "--engine", shell_complete=completers.engine, help="auto, eager, compile or openvino."
         ),
         click.option(
             "--device",
             shell_complete=completers.device,
-            help="auto, cpu or cuda:N; serve takes several, with commas.",
+            help="auto, cpu or cuda:N; serve also takes several, separated by commas.",
         ),
     ):
         command = option(command)
@@ -48,37 +52,39 @@ def engine_flags(command: F) -> F:
 
 
 def settings_flags(command: F) -> F:
-    """The flags of `serve`, all of which are settings."""
+    """Adds the flags of `serve`, all of which are settings."""
     command = engine_flags(command)
     for option in (
-        click.option("--workers", type=int, help="Front-end processes."),
-        click.option("--port", type=int, help="Default 8000."),
-        click.option("--host", help="Default 127.0.0.1."),
+        click.option(
+            "--workers",
+            type=int,
+            help="Number of front-end processes.  [default: chosen by measuring]",
+        ),
+        click.option("--port", type=int, help="Port to listen on.  [default: 8000]"),
+        click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
         click.option(
             "--model",
             "models",
             metavar="[NAME=]SPEC",
             multiple=True,
             shell_complete=completers.spec,
-            help="Repeat for several; NAME is what requests call it, by default the bundle's own.",
+            help="Model to serve; repeat for several. NAME defaults to the bundle's own.",
         ),
-        click.option(
-            "--config", metavar="FILE", type=click.Path(), help="A YAML file of settings."
-        ),
+        click.option("--config", metavar="FILE", type=click.Path(), help="YAML file of settings."),
     ):
         command = option(command)
     return command
 
 
 def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
-    """Turns what a user can get wrong into one line on stderr and exit status 2."""
+    """Turns a user's mistake into one line on stderr and exit status 2."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
-            raise  # Who read what was printed has seen enough; click ends quietly.
+            raise  # The reader of a pipe has seen enough; click exits quietly.
         except (ValueError, OSError, ArithmeticError) as error:
             raise OneLine(" ".join(str(error).split())) from None
 
@@ -137,22 +143,22 @@ class Seeds(click.ParamType[tuple[int, ...]]):
         try:
             seeds = tuple(int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} are not whole numbers separated by commas", param, ctx)
+            self.fail(f"{value!r} is not a list of whole numbers separated by commas", param, ctx)
         if len(set(seeds)) != len(seeds):
-            self.fail(f"{value!r} names a seed twice", param, ctx)
+            self.fail(f"{value!r} repeats a seed", param, ctx)
         return seeds
 
 
 def part_of(path: Path, split: Split) -> Split | None:
-    """`split`, where the set at `path` has parts."""
+    """`split` if the data set at `path` has such parts."""
     from models.data.collection import has_test_set
 
     return split if has_test_set(path) else None
 
 
 def read_dataset(path: Path, spec: InputSpec, corrupt: Corrupt = "fail") -> Dataset:
-    """The test images under `path`, or all where it has no such part, with a progress bar; those
-    left out are named on stderr."""
+    """The test images under `path`, or all images if it has no test part, with a progress bar;
+    images that are left out are named on stderr."""
     from models.data import datasets
 
     with tqdm(desc=path.name, unit=" images") as bar:
@@ -164,44 +170,5 @@ def read_dataset(path: Path, spec: InputSpec, corrupt: Corrupt = "fail") -> Data
             split=part_of(path, "test"),
         )
     for name in data.skipped:
-        click.echo(f"{path}: {name} is no readable image; left out", err=True)
+        click.echo(f"{path}: {name} is unreadable and left out", err=True)
     return data
-
-
-def open_source(
-    path: Path,
-    spec: InputSpec,
-    recipe: Recipe,
-    world: World,
-    *,
-    hold_out: int,
-    corrupt: Corrupt,
-    workers: int | None,
-) -> tuple[Source, Dataset | None]:
-    """What a recipe trains from, and `hold_out` images that are kept from it, if any.
-
-    Raises:
-        ValueError: see `models.data.source.open_source` and `held_out`.
-    """
-    from models.data import augment, source
-    from service.runtime import cpus
-
-    held_out = source.held_out(path, spec, hold_out, corrupt=corrupt) if hold_out else None
-    with tqdm(desc=path.name, unit=" images", disable=not world.leads) as bar:
-        found = source.open_source(
-            path,
-            spec,
-            world.device,
-            hold_out=hold_out,
-            corrupt=corrupt,
-            resident=None if recipe.crops == "padded" else False,
-            crop_padding=recipe.crop_padding,
-            padding_mode=recipe.padding_mode,
-            alternate_flip=recipe.alternate_flip,
-            cutout=recipe.cutout,
-            cutout_fill=augment.grey(spec),
-            workers=cpus() if workers is None else workers,
-            report=tqdm.write,
-            progress=lambda count: bar.update(count - bar.n),
-        )
-    return found, held_out

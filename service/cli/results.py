@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from service.cli.options import fail_in_one_line
+from service.cli.options import FILE, PATH, fail_in_one_line
 
 
 @click.command()
@@ -16,13 +16,13 @@ from service.cli.options import fail_in_one_line
 @click.option(
     "--curves",
     "picture",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="A .png, .svg or .pdf file of one configuration's curves, its seeds overlaid.",
+    type=FILE,
+    help="Draw one configuration's curves to this .png, .svg or .pdf, with all seeds overlaid.",
 )
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @fail_in_one_line
 def results(as_json: bool, picture: Path | None, runs: tuple[Path, ...]) -> None:
-    """Accuracy over seeds, as a Markdown table beside the published figures.
+    """Prints accuracy over seeds beside the published figures, as a Markdown table.
 
     RUNS are bundles that `train` wrote, their run folders, or folders of bundles.
     """
@@ -30,15 +30,15 @@ def results(as_json: bool, picture: Path | None, runs: tuple[Path, ...]) -> None
     from models.reports.results import RUN_FOLDER, aggregate, collect
     from models.training import history
 
-    found = aggregate(collect(runs, partial(click.echo, err=True)))
+    results = aggregate(collect(runs, partial(click.echo, err=True)))
     if picture:
-        if len(found) > 1:
+        if len(results) > 1:
             raise ValueError(
-                f"{picture}: these runs are of {len(found)} configurations, not of one"
+                f"{picture}: these runs belong to {len(results)} configurations, not to one"
             )
-        folders = [run.path.with_suffix(RUN_FOLDER) for run in found[0].runs]
+        folders = [run.path.with_suffix(RUN_FOLDER) for run in results[0].runs]
         history.curves(folders, picture, ", ".join(sorted({path.stem for path in folders})))
     if as_json:
-        click.echo(json.dumps(table.as_json(found), indent=2))
+        click.echo(json.dumps(table.as_json(results), indent=2))
     else:
-        click.echo(table.markdown(found), nl=False)
+        click.echo(table.markdown(results), nl=False)

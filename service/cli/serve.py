@@ -17,13 +17,17 @@ from service.cli.options import fail_in_one_line, settings_flags
 @settings_flags
 @fail_in_one_line
 def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
-    """Serves models over HTTP. Flags win over RESNET_SERVE_* variables, those over the file."""
-    # Until the server takes them over: nothing is accepted yet, so nothing is lost.
+    """Serves models over HTTP.
+
+    Flags override RESNET_SERVE_* variables, which override the settings file.
+    """
+    # Until the server handles them: no request has been accepted yet, so none is lost.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end_at_once)
-    from service.config import settings as configuration
+        signal.signal(number, _exit_at_once)
+    from service.config import loading
     from service.config.plan import plan
     from service.config.reload import Reload
+    from service.config.settings import Settings
     from service.http import tls
     from service.http.listener import check_exposure, listen
     from service.logs import log_to_stderr
@@ -31,12 +35,12 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     flags["models"] = list(models) or None
     listener = None
 
-    def read() -> configuration.Settings:
-        found = configuration.load(flags, config=config)
-        tls.context(found)  # Before processes are started, or keep, what would fail of it.
+    def read() -> Settings:
+        settings = loading.load(flags, config=config)
+        tls.context(settings)  # Fails before any process starts or changes.
         if listener is not None:
-            check_exposure(found, listener)
-        return found
+            check_exposure(settings, listener)
+        return settings
 
     reload = Reload(read)
     settings = read()
@@ -49,7 +53,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
         from service.workers.supervisor import supervise
 
         sys.exit(supervise(settings, listener, reload, planned.request))
-    # Only now: what is wrong so far is said without waiting for torch.
+    # Imported late, so that earlier errors need not wait for torch.
     from service.http.app import create_app
     from service.http.server import serve as run
     from service.metrics import Metrics
@@ -61,6 +65,6 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     run(create_app(settings, metrics, repository), settings, listener, change)
 
 
-def _end_at_once(*_: object) -> None:
-    # An exception would have to come through whatever is being imported or loaded.
+def _exit_at_once(*_: object) -> None:
+    # An exception would have to pass through whatever is being imported or loaded.
     os._exit(0)

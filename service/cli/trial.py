@@ -1,7 +1,8 @@
-"""Measures what requests cost, before the service starts.
+"""Measures the cost of requests before the service starts.
 
-`python -m service.cli.trial`, started by `service.config.plan`: settings as JSON on stdin, the plan
-as JSON on stdout. Engines that it starts leave in the cache what they compile and measure.
+`service.config.plan` runs `python -m service.cli.trial` with settings as JSON on stdin and reads
+the plan as JSON from stdout. The engines that it starts leave their compiled code and measurements
+in the cache.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Instant:
-    """A model whose engine answers at once; see `service.inference.interfaces.Model`."""
+    """A model whose engine responds immediately; see `service.inference.interfaces.Model`."""
 
     name = "trial"
     settings = ModelSettings(spec="random:resnet20")
@@ -78,7 +79,7 @@ class Instant:
         return await decode_and_queue(self, self._decoder, self.batcher, image, job, deadline)
 
     def answer(self) -> None:
-        """For a thread of its own."""
+        """Runs in its own thread."""
         while self.batcher.wait(CONNECTIONS):
             jobs = self.batcher.take(lambda waiting: waiting)
             self.batcher.finish(jobs, [self._row] * len(jobs))
@@ -108,7 +109,7 @@ class InstantModels:
 
 
 def request_seconds() -> float:
-    """CPU time of the event loop for one request, without the decoding that it does itself."""
+    """The event loop's CPU time for one request, excluding decoding."""
     settings = Settings(port=0, workers=1, decode_threads=1)
     with socket.create_server(("127.0.0.1", 0), backlog=CONNECTIONS) as listener:
         metrics = Metrics()
@@ -133,19 +134,19 @@ def request_seconds() -> float:
 
 
 def _ask(connections: Sequence[HTTPConnection], image: bytes) -> None:
-    """A request on each connection, all at once."""
+    """Sends a request on each connection concurrently."""
     for connection in connections:
         connection.request("POST", CLASSIFY, image, {"Content-Type": "image/png"})
     for connection in connections:
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:
-            raise RuntimeError(f"the trial's request was answered {response.status}: {body!r}")
+            raise RuntimeError(f"the trial's request got status {response.status}: {body!r}")
 
 
 def measured(settings: Settings) -> Plan:
-    """The plan; every engine has started once, and the cache has what it needs to start again."""
-    # First, as it is what a mistake in the settings makes fail.
+    """The plan, after starting every engine once, which fills the cache."""
+    # First, since wrong settings make this fail.
     bundles = [
         catalog.load(row.spec, row.architecture, settings.cache_dir).bundle
         for row in settings.models
@@ -170,16 +171,16 @@ def main() -> None:
     settings = Settings.model_validate_json(sys.stdin.read())
     log_to_stderr(settings.log_level, settings.log_format)
     if settings.log_level != "debug":
-        logging.disable(logging.CRITICAL)  # The start says the same of its engines.
+        logging.disable(logging.CRITICAL)  # The start logs the same about its engines.
     status = 0
     try:
         print(json.dumps(asdict(measured(settings))), flush=True)
-    # Whatever it is, the start meets it again, and says it as it should.
+    # The start runs into the same error and reports it properly.
     except Exception as error:
         log.debug("the trial failed: %s", error, exc_info=True)
         status = 1
     logging.shutdown()
-    os._exit(status)  # Its threads compute nothing any more, and need not end in order.
+    os._exit(status)  # Its threads are idle and need no orderly end.
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A client of the service, for programs: `pip install 'resnet-serve[client]'`.
+"""A Python client for the service: `pip install 'resnet-serve[client]'`.
 
 >>> with Client("http://127.0.0.1:8000") as client:
 ...     print(client.classify("cat.jpg").best.label)
 ...     for item in client.classify_folder("photos"):
 ...         print(item.source, item.error or item.classification.best.label)
 
-`AsyncClient` is the same for asyncio. Neither imports torch.
+`AsyncClient` is its counterpart for asyncio. Neither imports torch.
 """
 
 from __future__ import annotations

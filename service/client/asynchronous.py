@@ -1,4 +1,4 @@
-"""The client for asyncio, and all that the other one is made of."""
+"""The client for asyncio, on which the blocking client is built."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from types import TracebackType
 from typing import Literal, Self, TypeVar
 from urllib.parse import quote
 
@@ -43,12 +42,12 @@ from service.client.retry import AGAIN, pause, retry_after
 
 T = TypeVar("T")
 Parameters = Mapping[str, str | int | bool | None]
-# Of one image alone: many go on without it. Anything else would befall the next one too.
-ALONE = (ImageRefused, UnreadableImage, Busy, DeadlinePassed, TimedOut)
+# Errors that concern a single image; any other error would recur for the next one.
+PER_IMAGE = (ImageRefused, UnreadableImage, Busy, DeadlinePassed, TimedOut)
 CONNECT_SECONDS = 5.0
 KEPT_CONNECTIONS = 64
-LARGEST = 64 * 2**20  # bytes of an answer, unpacked
-MOST_TIMEOUT_MS = 3_600_000  # What the service takes.
+MAX_RESPONSE = 64 * 2**20  # bytes, uncompressed
+MAX_TIMEOUT_MS = 3_600_000  # The service's limit.
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +58,16 @@ class Raw:
 
 
 class AsyncClient:
-    """Asks the service at `url`, such as http://127.0.0.1:8000; one object for all calls, so that
-    they share connections. Use it in one event loop, best with `async with`.
+    """A client for the service at `url`, such as http://127.0.0.1:8000. Use one object for all
+    calls, so that they share connections, in one event loop, preferably with `async with`.
 
-    `model` answers where a call names none; by default the service's first. `key` is sent where
-    the service asks for one. `timeout`: seconds for a call in all, with its retries and the waits
-    between them; the service is told what is left of it. `retries`: how often a call is sent again
-    when the service is busy or out of reach. `verify`: as for httpx, for certificates of one's own.
+    `model` is the default model of calls; without it, the service's default. `key` is the API key
+    to send. `timeout`: seconds for a whole call, including retries and the waits between them; the
+    service learns how much of it remains. `retries`: how often to repeat a call if the service is
+    busy or unreachable. `verify`: as for httpx, for custom certificates.
 
     Raises:
-        ValueError: an argument is impossible.
+        ValueError: an argument is invalid.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class AsyncClient:
             headers=_authorization(key),
             verify=verify,
             transport=transport,
-            # What a call may take in all is bounded as a whole.
+            # A call as a whole has a time limit.
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_keepalive_connections=KEPT_CONNECTIONS),
         )
@@ -103,12 +102,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -117,48 +111,48 @@ class AsyncClient:
     async def classify(
         self, image: ImageLike, *, model: str | None = None, top_k: int | None = None
     ) -> Classification:
-        """The `top_k` likeliest classes of an image, 5 unless told.
+        """The `top_k` most probable classes of an image, 5 by default.
 
         `image`: a path, the bytes of a file, a binary file, a PIL image, or uint8 [H, W, 3].
 
         Raises:
             ClientError: see `service.client.exceptions`.
         """
-        asked = {"model": model, "top_k": top_k}
-        return read(Classification, await self._ask("/v1/classify", image, asked))
+        parameters = {"model": model, "top_k": top_k}
+        return read(Classification, await self._post("/v1/classify", image, parameters))
 
     async def embed(
         self, image: ImageLike, *, model: str | None = None, normalize: bool = False
     ) -> Embedding:
-        """The features of an image that the network's head sees; `normalize`: of length 1.
+        """The features of an image before the last layer; `normalize` scales them to length 1.
 
         Raises:
             ClientError: see `service.client.exceptions`.
         """
-        asked = {"model": model, "normalize": normalize}
-        return read(Embedding, await self._ask("/v1/embed", image, asked))
+        parameters = {"model": model, "normalize": normalize}
+        return read(Embedding, await self._post("/v1/embed", image, parameters))
 
     async def explain(
         self, image: ImageLike, *, model: str | None = None, class_id: int | None = None
     ) -> Explanation:
-        """Which parts of an image speak for a class, by default the likeliest.
+        """Which parts of an image are evidence for a class, by default the most probable one.
 
         Raises:
             ClientError: see `service.client.exceptions`.
         """
-        asked = {"model": model, "class_id": class_id}
-        return read(Explanation, await self._ask("/v1/explain", image, asked))
+        parameters = {"model": model, "class_id": class_id}
+        return read(Explanation, await self._post("/v1/explain", image, parameters))
 
     async def explain_png(
         self, image: ImageLike, *, model: str | None = None, class_id: int | None = None
     ) -> bytes:
-        """A PNG of `explain`'s map over what the network saw of the image.
+        """A PNG that overlays the map of `explain` on the network's view of the image.
 
         Raises:
             ClientError: see `service.client.exceptions`.
         """
-        asked = {"model": model, "class_id": class_id, "format": "png"}
-        return await self._ask("/v1/explain", image, asked)
+        parameters = {"model": model, "class_id": class_id, "format": "png"}
+        return await self._post("/v1/explain", image, parameters)
 
     async def classify_many(
         self,
@@ -168,20 +162,20 @@ class AsyncClient:
         top_k: int | None = None,
         concurrency: int = 8,
     ) -> AsyncGenerator[Item, None]:
-        """An item for each image, in order, as soon as it is there; `concurrency` of them are
-        asked for at a time, and no more are taken from `images` ahead.
+        """An item for each image, in order, as soon as it is available. Sends `concurrency`
+        requests at a time, and takes no more than that from `images` in advance.
 
-        What is wrong with one image, or befalls it, is its item's error. Whoever stops early closes
-        it: `async with contextlib.aclosing(client.classify_many(images)) as items`.
+        An error that concerns a single image is the `error` of its item. To stop early, use
+        `async with contextlib.aclosing(client.classify_many(images)) as items`.
 
         Raises:
-            ClientError: no image can be classified: the service is out of reach, the key wrong.
+            ClientError: no image can be classified, as the service is unreachable or the key wrong.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency: should be 1 or more, not {concurrency!r}")
         tasks: deque[asyncio.Task[Item]] = deque()
         try:
-            async for source in _each(images):
+            async for source in _iterate(images):
                 tasks.append(asyncio.create_task(self.item(source, model=model, top_k=top_k)))
                 if len(tasks) == concurrency:
                     yield await tasks.popleft()
@@ -200,10 +194,10 @@ class AsyncClient:
         top_k: int | None = None,
         concurrency: int = 8,
     ) -> AsyncGenerator[Item, None]:
-        """As `classify_many`, for the images in a folder and below it, by name.
+        """Like `classify_many`, for the images in a folder and its subfolders, sorted by name.
 
         Raises:
-            UnreadableImage: there is no such folder.
+            UnreadableImage: the folder does not exist.
         """
         files = in_folder(folder)
         return self.classify_many(files, model=model, top_k=top_k, concurrency=concurrency)
@@ -211,19 +205,19 @@ class AsyncClient:
     async def item(
         self, source: ImageLike, *, model: str | None = None, top_k: int | None = None
     ) -> Item:
-        """One of `classify_many`."""
+        """One item of `classify_many`."""
         try:
             return Item(source, await self.classify(source, model=model, top_k=top_k))
-        except ALONE as error:
+        except PER_IMAGE as error:
             return Item(source, error=error)
 
     async def models(self) -> tuple[ModelInfo, ...]:
-        """What is served, the default model first.
+        """The served models, the default model first.
 
         Raises:
             ClientError: see `service.client.exceptions`.
         """
-        return read(Models, await self._answer("GET", "/v1/models")).models
+        return read(Models, await self._request("GET", "/v1/models")).models
 
     async def model(self, name: str) -> ModelInfo:
         """One model, with its card.
@@ -231,42 +225,42 @@ class AsyncClient:
         Raises:
             ClientError: see `service.client.exceptions`.
         """
-        return read(ModelInfo, await self._answer("GET", f"/v1/models/{quote(name, safe='')}"))
+        return read(ModelInfo, await self._request("GET", f"/v1/models/{quote(name, safe='')}"))
 
     async def ready(self) -> Health:
-        """Whether every model can answer now; asked once, and nothing is raised."""
+        """Whether every model can serve now; makes one attempt and does not raise."""
         return await self._health("ready")
 
     async def live(self) -> Health:
-        """Whether the service is there and can recover by itself; as `ready`."""
+        """Whether the service is up or can recover by itself; otherwise like `ready`."""
         return await self._health("live")
 
     async def _health(self, which: Literal["ready", "live"]) -> Health:
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._send("GET", f"/health/{which}", {}, b"", {})
+                response = await self._send("GET", f"/health/{which}", {}, b"", {})
         except TimeoutError:
-            return Health(False, "no answer", {"": f"none within {self._timeout:g} s"})
+            return Health(False, "no response", {"": f"none within {self._timeout:g} s"})
         except ClientError as error:
             return Health(False, "unreachable", {"": str(error)})
         try:
-            told = read(Told, answer.body)
+            report = read(HealthReport, response.body)
         except UnreadableAnswer as error:
-            return Health(False, f"answered {answer.status}", {"": str(error)})
-        return Health(answer.status == httpx.codes.OK, told.status, told.reasons)
+            return Health(False, f"status {response.status}", {"": str(error)})
+        return Health(response.status == httpx.codes.OK, report.status, report.reasons)
 
-    async def _ask(self, path: str, image: ImageLike, asked: Parameters) -> bytes:
-        model = asked["model"] or self._model
-        given = {name: value for name, value in asked.items() if value is not None}
+    async def _post(self, path: str, image: ImageLike, parameters: Parameters) -> bytes:
+        model = parameters["model"] or self._model
+        query = {name: value for name, value in parameters.items() if value is not None}
         if model is not None:
-            given["model"] = model
+            query["model"] = model
         content = image if isinstance(image, bytes) else await asyncio.to_thread(encoded, image)
-        return await self._answer("POST", path, given, content)
+        return await self._request("POST", path, query, content)
 
-    async def _answer(
-        self, method: str, path: str, asked: Parameters | None = None, content: bytes = b""
+    async def _request(
+        self, method: str, path: str, parameters: Parameters | None = None, content: bytes = b""
     ) -> bytes:
-        """The body of the answer 200, retried until there is one or no time is left."""
+        """The body of a response 200, with retries as long as time remains."""
         clock = asyncio.get_running_loop().time
         until = clock() + self._timeout
         headers = {"X-Request-ID": uuid.uuid4().hex}
@@ -274,59 +268,69 @@ class AsyncClient:
         try:
             async with asyncio.timeout_at(until):
                 for attempt in count():
-                    left_ms = min(1000 * (until - clock()), MOST_TIMEOUT_MS)
+                    left_ms = min(1000 * (until - clock()), MAX_TIMEOUT_MS)
                     headers["X-Request-Timeout-Ms"] = f"{max(1, left_ms):.0f}"
                     try:
-                        return await self._once(method, path, asked or {}, content, headers)
+                        return await self._once(method, path, parameters or {}, content, headers)
                     except (Unreachable, RequestRefused) as error:
                         last = error
-                    told = None
+                    delay = None
                     if isinstance(last, RequestRefused):
-                        told = last.retry_after
+                        delay = last.retry_after
                         if last.status not in AGAIN:
                             raise last
-                    wait = pause(attempt, told)
-                    # Whoever would not get an answer any more is told at once.
+                    wait = pause(attempt, delay)
+                    # Without time for another attempt, fail immediately.
                     if attempt == self._retries or clock() + wait >= until:
                         raise last
                     await asyncio.sleep(wait)
         except TimeoutError:
             why = f"; before that: {last}" if last else ""
-            raise TimedOut(f"no answer within {self._timeout:g} s{why}") from None
+            raise TimedOut(f"no response within {self._timeout:g} s{why}") from None
         raise AssertionError("unreachable")
 
     async def _once(
-        self, method: str, path: str, asked: Parameters, content: bytes, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        parameters: Parameters,
+        content: bytes,
+        headers: dict[str, str],
     ) -> bytes:
-        answer = await self._send(method, path, asked, content, headers)
-        if answer.status == httpx.codes.OK:
-            return answer.body
-        wait = retry_after(answer.headers)
-        raise refusal(answer.status, answer.body, answer.headers, wait)
+        response = await self._send(method, path, parameters, content, headers)
+        if response.status == httpx.codes.OK:
+            return response.body
+        wait = retry_after(response.headers)
+        raise refusal(response.status, response.body, response.headers, wait)
 
     async def _send(
-        self, method: str, path: str, asked: Parameters, content: bytes, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        parameters: Parameters,
+        content: bytes,
+        headers: dict[str, str],
     ) -> Raw:
         try:
             async with self._http.stream(
-                method, path, params=asked, content=content, headers=headers
+                method, path, params=parameters, content=content, headers=headers
             ) as response:
                 body = bytearray()
                 async for chunk in response.aiter_bytes():
                     body += chunk
-                    if len(body) > LARGEST:
-                        raise UnreadableAnswer(f"the answer has more than {LARGEST} bytes")
+                    if len(body) > MAX_RESPONSE:
+                        raise UnreadableAnswer(f"the response has more than {MAX_RESPONSE} bytes")
                 return Raw(response.status_code, response.headers, bytes(body))
         except httpx.DecodingError as error:
-            raise UnreadableAnswer(f"the answer cannot be unpacked: {error}") from None
+            raise UnreadableAnswer(f"the response cannot be decompressed: {error}") from None
         except httpx.TransportError as error:
             why = str(error) or type(error).__name__
             raise Unreachable(f"{self.url}: {why}") from None
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What /health answers."""
+class HealthReport:
+    """The JSON of /health."""
 
     status: str
     reasons: dict[str, str]
@@ -345,13 +349,13 @@ def _address(url: str) -> str:
 def _authorization(key: str | None) -> dict[str, str]:
     if key is None:
         return {}
-    # Said here without showing it; httpx would, and later.
+    # httpx would fail later, and show the key.
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError("key: should be printable ASCII characters without spaces")
     return {"Authorization": f"Bearer {key}"}
 
 
-async def _each(images: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+async def _iterate(images: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
     if isinstance(images, AsyncIterable):
         async for image in images:
             yield image

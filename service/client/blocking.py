@@ -1,7 +1,7 @@
-"""The client for programs without asyncio: the other one, in an event loop of its own thread.
+"""The client for programs without asyncio: `AsyncClient` in an event loop in another thread.
 
-So a call's time is bounded as a whole, a name server's and a dripping answer's included, which
-timeouts of single socket operations would not do.
+This limits the time of a call as a whole, including name resolution and slow responses; timeouts of
+single socket operations would not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import weakref
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -35,9 +34,9 @@ Loop = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 
 
 class Client:
-    """Asks the service at `url`; arguments, results and errors as for `AsyncClient`.
+    """A client for the service at `url`; arguments, results and errors are those of `AsyncClient`.
 
-    Threads may share one. A process that was forked makes its own.
+    Threads may share a client. A forked process needs its own.
     """
 
     def __init__(
@@ -70,23 +69,18 @@ class Client:
         )
         self._thread.start()
         self._loop, stop = started.result()
-        # Ends the thread where nobody closes the client.
+        # Ends the thread even if the client is not closed.
         self._stop = weakref.finalize(self, _end, self._loop, stop)
         self._process = os.getpid()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends its connections and its thread; calls that still run in others are cancelled."""
+        """Closes the connections and ends the thread; cancels calls that run in other threads."""
         if self._stop.alive and self._process == os.getpid():
             self._stop()
             self._thread.join()
@@ -123,7 +117,7 @@ class Client:
         top_k: int | None = None,
         concurrency: int = 8,
     ) -> Iterator[Item]:
-        """See `AsyncClient.classify_many`; `images` is gone through in the caller's thread."""
+        """See `AsyncClient.classify_many`; `images` is iterated in the calling thread."""
         if concurrency < 1:
             raise ValueError(f"concurrency: should be 1 or more, not {concurrency!r}")
         items: deque[Future[Item]] = deque()
@@ -173,7 +167,7 @@ class Client:
         try:
             return future.result()
         finally:
-            future.cancel()  # Where an interrupt ended the wait: nobody wants the answer.
+            future.cancel()  # An interrupt may have ended the wait.
 
     def _begin(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         if self._process != os.getpid() or not self._stop.alive:
@@ -181,13 +175,13 @@ class Client:
             raise RuntimeError(
                 "the client is closed"
                 if self._process == os.getpid()
-                else "the client was made before this process was forked; make one here"
+                else "the client was created before this process was forked; create one here"
             )
         return asyncio.run_coroutine_threadsafe(call, self._loop)
 
 
 async def _live(client: AsyncClient, started: Future[Loop]) -> None:
-    """Keeps a loop running until it is told to stop."""
+    """Keeps the event loop running until it is told to stop."""
     stop = asyncio.Event()
     started.set_result((asyncio.get_running_loop(), stop))
     async with client:

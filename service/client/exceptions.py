@@ -1,16 +1,16 @@
-"""What can go wrong with a call, as exceptions whose message says what to do.
+"""Errors of a call, whose messages say what to do.
 
 ClientError
-├── RequestRefused        the service answered that it will not
-│   ├── ImageRefused      no image, a broken one, one too large; another may do
-│   ├── UnknownModel      no model of that name is served
-│   ├── KeyRefused        no key, or not one that may do this
-│   ├── Busy              not now; `retry_after` seconds later it may
-│   └── DeadlinePassed    the service had the request for too long
-├── TimedOut              the call's time was over before there was an answer
-├── Unreachable           no connection, or it broke
-├── UnreadableAnswer      not what the service answers
-└── UnreadableImage       it could not be read here, before it was sent
+├── RequestRefused        the service refused the request
+│   ├── ImageRefused      not an image, damaged, or too large; another image may work
+│   ├── UnknownModel      no served model has this name
+│   ├── KeyRefused        no key, or one without permission
+│   ├── Busy              temporary; retry after `retry_after` seconds
+│   └── DeadlinePassed    the request's deadline passed in the service
+├── TimedOut              the call's time limit passed without a response
+├── Unreachable           no connection, or a broken one
+├── UnreadableAnswer      not a response of the service
+└── UnreadableImage       the image could not be read locally, before sending it
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 PROBLEM = "urn:resnet-serve:problem:"
-QUOTED = 200  # characters of an answer that is not the service's own
+QUOTED = 200  # characters of a response that is not from the service
 
 
 class ClientError(Exception):
@@ -28,8 +28,9 @@ class ClientError(Exception):
 
 
 class RequestRefused(ClientError):
-    """`status` is HTTP's; `reason` a word to decide by, such as queue_full; `detail` a sentence to
-    show; `request_id` finds the request in the service's log; `retry_after` is in seconds."""
+    """`status` is HTTP's; `reason` is a word for programs, such as queue_full; `detail` is a
+    sentence for people; `request_id` identifies the request in the service's log; `retry_after` is
+    in seconds."""
 
     def __init__(
         self,
@@ -47,8 +48,8 @@ class RequestRefused(ClientError):
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[type[RequestRefused], tuple[object, ...]]:
-        told = (self.status, self.reason, self.detail, self.request_id, self.retry_after)
-        return type(self), told
+        arguments = (self.status, self.reason, self.detail, self.request_id, self.retry_after)
+        return type(self), arguments
 
 
 class ImageRefused(RequestRefused):
@@ -96,7 +97,7 @@ KINDS: dict[str, type[RequestRefused]] = {
     "forbidden": KeyRefused,
     "deadline_exceeded": DeadlinePassed,
 }
-# Of proxies too, which have no such words. 502: a proxy found the service gone.
+# Statuses, for responses of proxies, which give no reason. 502: the service is gone.
 STATUSES: dict[int, type[RequestRefused]] = {
     401: KeyRefused,
     403: KeyRefused,
@@ -111,13 +112,13 @@ STATUSES: dict[int, type[RequestRefused]] = {
 def refusal(
     status: int, body: bytes, headers: Mapping[str, str], retry_after: float | None
 ) -> RequestRefused:
-    """The exception for an answer other than 200, the service's own or a proxy's."""
-    reason, detail = _words(status, body, headers)
+    """The exception for a response other than 200, of the service or a proxy."""
+    reason, detail = _explanation(status, body, headers)
     kind = KINDS.get(reason) or STATUSES.get(status, RequestRefused)
     return kind(status, reason, detail, headers.get("x-request-id", ""), retry_after)
 
 
-def _words(status: int, body: bytes, headers: Mapping[str, str]) -> tuple[str, str]:
+def _explanation(status: int, body: bytes, headers: Mapping[str, str]) -> tuple[str, str]:
     try:
         document = json.loads(body)
         kind, detail = document["type"], document["detail"]
@@ -131,7 +132,7 @@ def _words(status: int, body: bytes, headers: Mapping[str, str]) -> tuple[str, s
         phrase = "Unknown Status"
     detail = f"{status} {phrase}"
     if location := headers.get("location"):
-        detail += f" to {location[:QUOTED]}: give the address that it leads to"
+        detail += f" to {location[:QUOTED]}; use that address"
     elif text := " ".join(body[:QUOTED].decode("utf-8", "replace").split()):
         detail += f": {text}"
     return phrase.lower().replace(" ", "_"), detail

@@ -1,4 +1,4 @@
-"""From whatever a caller has of an image to the bytes that are sent."""
+"""Converting images of all kinds to the bytes to send."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# An encoded image's path, bytes or file; or pixels, uint8 [H, W, 3] where they are an array.
+# The path, bytes or file of an encoded image; or pixels, as an array uint8 [H, W, 3].
 ImageLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image"
     " | NDArray[np.uint8]"
 )
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-# Modes of PIL that a PNG keeps as they are.
+# Modes of PIL that PNG supports.
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-# Pixels are sent without loss. The lowest level: on a local network the processor is slower.
+# The lowest level of compression: on a local network, the CPU is the bottleneck.
 PNG_LEVEL = 1
 
 
 def encoded(image: ImageLike) -> bytes:
-    """The bytes to send: an encoded image's own, or pixels as PNG.
+    """The bytes to send: those of an encoded image, or pixels as PNG.
 
     Raises:
-        UnreadableImage: a file cannot be read, or pixels are of a shape or type that no image has.
-        TypeError: `image` is nothing of the kind.
+        UnreadableImage: a file cannot be read, or pixels have the wrong shape or type.
+        TypeError: `image` is not an image.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
@@ -42,29 +42,29 @@ def encoded(image: ImageLike) -> bytes:
         try:
             return Path(image).read_bytes()
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise UnreadableImage(f"{os.fspath(image)}: {why}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableImage(f"{os.fspath(image)}: {reason}") from None
     if isinstance(image, Image.Image):
         return _png(image)
-    # Whoever has an array has imported NumPy.
+    # If the caller has an array, NumPy is imported.
     if "numpy" in sys.modules and isinstance(image, sys.modules["numpy"].ndarray):
         return _png(_from_array(image))
     if hasattr(image, "read"):
         data = image.read()
         if isinstance(data, bytes):
             return data
-        raise TypeError("open the image's file with mode 'rb': it gave text, not bytes")
+        raise TypeError("open the image's file with mode 'rb'; it returned text, not bytes")
     raise TypeError(
-        "an image is a path, bytes, a binary file, a PIL image or a uint8 array [H, W, 3], "
+        "an image must be a path, bytes, a binary file, a PIL image or a uint8 array [H, W, 3], "
         f"not {type(image).__name__}"
     )
 
 
 def in_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """The images in a folder and those below it, by name; what is none by its suffix is left out.
+    """The images, by suffix, in a folder and its subfolders, sorted by name.
 
     Raises:
-        UnreadableImage: there is no such folder.
+        UnreadableImage: the folder does not exist.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -75,7 +75,7 @@ def in_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 def _from_array(pixels: NDArray[Any]) -> Image.Image:
     if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise UnreadableImage(
-            f"an array of pixels is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}"
+            f"an array of pixels must be uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}"
         )
     return Image.fromarray(pixels)
 
@@ -83,7 +83,7 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     try:
-        # A camera's note of which side is up belongs to the file, which a PNG of it is not.
+        # The EXIF orientation would be lost.
         upright = ImageOps.exif_transpose(image)
         if upright.mode not in PNG_MODES:
             upright = upright.convert("RGB")

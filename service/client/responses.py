@@ -1,4 +1,4 @@
-"""What the service answers, as data with the names that its JSON has."""
+"""The service's responses, as dataclasses with the names of its JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds in the service; `queue` is what was waited for a thread and for the engine,
+    """Milliseconds in the service; `queue` is the wait for a decoding thread and for the engine,
     `inference` the time of computing the image's batch."""
 
     decode: float
@@ -35,7 +35,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """`predictions` by falling probability; `batch_size` images were computed together."""
+    """`predictions` in descending order of probability; `batch_size` images formed the batch."""
 
     model: str
     predictions: tuple[Prediction, ...]
@@ -49,7 +49,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """`embedding` has `dimensions` features: what the network's head would have seen."""
+    """`embedding` has `dimensions` features: the input of the network's last layer."""
 
     model: str
     dimensions: int
@@ -71,9 +71,9 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A class activation map (Zhou 2016): how much each part of `region` speaks for the class.
+    """A class activation map (Zhou 2016): how much each part of `region` contributes to the class.
 
-    The mean of `grid`, h rows of w, plus `bias` is `logit`.
+    `logit` is the mean of `grid`, h rows of w values, plus `bias`.
     """
 
     model: str
@@ -91,7 +91,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What a model sees of an image: `resize` and `size` in pixels."""
+    """How a model preprocesses an image; `resize` and `size` are in pixels."""
 
     size: int
     resize: int
@@ -109,9 +109,9 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """`macs`: multiply-accumulates for one image; `engine` is None while it loads; `metrics`:
-    measured accuracy by data set; `card` comes with one model, not with a list; `embedding` (its
-    length) and `explain` are None where the service does not tell."""
+    """`macs`: multiply-accumulates per image; `engine` is None while loading; `metrics`: measured
+    accuracy by data set; `card` is None in a list; `embedding` (its length) and `explain` are None
+    if the service does not report them."""
 
     name: str
     architecture: str
@@ -143,7 +143,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """True where `ok`; else `reasons` has a sentence for each model that is the cause."""
+    """True if `ok`; otherwise `reasons` explains, for each model that is the cause."""
 
     ok: bool
     status: str
@@ -155,8 +155,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One of many images: `source` is what was given for it, with its `classification` or, where
-    it failed alone, its `error`."""
+    """One of many images: `source` is the argument, with its `classification` or its `error`."""
 
     source: Any
     classification: Classification | None = None
@@ -169,18 +168,18 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def read(kind: type[T], body: bytes) -> T:
-    """One of the classes above from JSON; fields that it does not know are left out.
+    """One of the classes above from JSON, ignoring unknown fields.
 
     Raises:
-        UnreadableAnswer: the JSON is something else.
+        UnreadableAnswer: the JSON is invalid or something else.
     """
     try:
-        found: T = _adapter(cast("Any", kind)).validate_json(body)
+        response: T = _adapter(cast("Any", kind)).validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         raise UnreadableAnswer(
-            f"the answer is no {kind.__name__}: {place + ': ' if place else ''}{first['msg']}; "
-            "is this the address of a resnet-serve of about this version?"
+            f"the response is not a valid {kind.__name__}: {reason}; "
+            "is this the address of resnet-serve, in a similar version?"
         ) from None
-    return found
+    return response

@@ -1,4 +1,4 @@
-"""What some settings allow, for whoever offers it before the settings are read."""
+"""What some settings allow. Needs no pydantic, so that shell completion can import it."""
 
 from __future__ import annotations
 
@@ -8,4 +8,5 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["auto", "eager", "compile", "openvino"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)
+SPEC_KINDS = ("builtin:", "random:", "torchvision:", "hf:")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")

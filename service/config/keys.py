@@ -1,4 +1,4 @@
-"""Keys that callers send, as settings hold them: never shown, long enough to be no guess."""
+"""Keys that clients send, as settings hold them: never shown, and too long to guess."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic_core import PydanticCustomError
 
 from service.errors import ConfigError
 
-# What can be sent in a header as it is, and written in a list with commas.
+# Characters that need no encoding in a header, nor quoting in a list with commas.
 FORM = re.compile(r"[!-+\--~]{16,}")
-RULE = "should be at least 16 printable ASCII characters, without spaces and commas"
-# What nobody may do with a file of keys but its owner; its group may read it.
+RULE = "should be at least 16 printable ASCII characters, without spaces or commas"
+# A file of keys must not grant these permissions; its group may read it.
 TOO_OPEN = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
 
 
@@ -29,10 +29,11 @@ Key = Annotated[SecretStr, AfterValidator(checked)]
 
 
 def read(path: Path) -> list[SecretStr]:
-    """The keys of a file, one a line; lines that begin with # are comments.
+    """The keys of a file, one per line; lines that begin with # are comments.
 
     Raises:
-        ConfigError: it cannot be read, others can read it, or it has no key; no message has one.
+        ConfigError: it is unreadable, readable by others, or has no valid keys. The message never
+            contains a key.
     """
     try:
         mode = path.stat().st_mode
@@ -40,9 +41,11 @@ def read(path: Path) -> list[SecretStr]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no text") from None
+        raise ConfigError(f"{path} is not UTF-8 text") from None
     if mode & TOO_OPEN:
-        raise ConfigError(f"others can read or change {path}; `chmod 600` keeps them out")
+        raise ConfigError(
+            f"{path} must be readable only by its owner and group; run `chmod 600 {path}`"
+        )
     keys = []
     for number, line in enumerate(lines, start=1):
         text = line.strip()
@@ -51,5 +54,5 @@ def read(path: Path) -> list[SecretStr]:
                 raise ConfigError(f"line {number} of {path}: a key {RULE}")
             keys.append(SecretStr(text))
     if not keys:
-        raise ConfigError(f"{path} has no key; write one a line")
+        raise ConfigError(f"{path} contains no keys; write one per line")
     return keys

@@ -1,8 +1,8 @@
-"""How many processes and threads serve: planned from what requests cost on this machine.
+"""Planning the numbers of processes and threads from the cost of requests on this machine.
 
-The costs are measured before the first start, by `service.cli.trial` in a process of its own:
-nothing disturbs it, and the memory that measuring and compiling take ends with it. They are kept
-beside the compiled engines, so that every later start only reads them. This module needs no torch.
+`service.cli.trial` measures the costs before the first start, in a separate process: nothing
+disturbs it, and its exit frees the memory of measuring and compiling. The plan is kept beside the
+compiled engines, so that later starts only read it. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from models import processor
 from service import runtime
 from service.config import capacity, specs
 from service.config.capacity import Costs
-from service.config.settings import ModelSettings, Settings, environment
+from service.config.settings import ModelSettings, Settings
 from service.config.sources import SECRETS
+from service.config.variables import environment
 from service.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -34,23 +35,23 @@ VERSIONED = ("resnet-serve", "torch", "openvino", "fastapi", "uvicorn")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`request`: seconds of CPU time that a request's HTTP takes; `models`: what an image costs in
-    all, for each model that computes on the CPU with threads of our choice."""
+    """`request`: seconds of CPU time for a request's HTTP; `models`: the cost of an image, for
+    each model on the CPU whose threads are ours to choose."""
 
     request: float
     models: Sequence[Costs] = ()
 
     def applied(self, settings: Settings) -> Settings:
-        """The settings with what they leave open filled in: for the model that needs most."""
+        """The settings with unset values filled in, for the most demanding model."""
         available = runtime.cpu_time()
-        given = settings.model_fields_set
+        explicit = settings.model_fields_set
         if not self.models:
             return settings
         workers = settings.workers
-        if "workers" not in given:
+        if "workers" not in explicit:
             workers = max(capacity.front_ends(costs, available) for costs in self.models)
         decoders = settings.decode_threads
-        if "decode_threads" not in given:
+        if "decode_threads" not in explicit:
             decoders = max(
                 capacity.decode_threads(costs, available, workers) for costs in self.models
             )
@@ -61,29 +62,29 @@ UNMEASURED = Plan(capacity.USUAL_REQUEST)
 
 
 def plan(settings: Settings) -> Plan:
-    """As it was made at an earlier start of the same models on the same machine, else made now.
+    """The plan of an earlier start with the same models on the same machine, or a new one.
 
-    Whoever sets `engine_threads` needs none, and nothing is measured.
+    With `engine_threads` set there is nothing to plan or measure.
     """
     if settings.engine_threads is not None:
         return UNMEASURED
     try:
         for row in settings.models:
             specs.check(row.spec)
-    except ConfigError:  # The start says what is wrong.
+    except ConfigError:  # The start reports the problem.
         return UNMEASURED
     path = settings.cache_dir / f"{capacity.PLAN}-{_digest(settings)}.json"
-    found = _kept(path)
-    if found is None:
-        log.info("measuring what requests cost on this machine, once")
-        found = _measured(settings)
-        if found is not None:
-            _keep(path, found)
-    return found or UNMEASURED
+    plan = _cached(path)
+    if plan is None:
+        log.info("measuring the cost of requests on this machine, once")
+        plan = _measured(settings)
+        if plan is not None:
+            _cache(path, plan)
+    return plan or UNMEASURED
 
 
 def _digest(settings: Settings) -> str:
-    """Of all that the costs depend on."""
+    """A digest of everything that the costs depend on."""
     facts = [
         processor.model(),
         processor.flags(),
@@ -96,7 +97,7 @@ def _digest(settings: Settings) -> str:
 
 
 def _row(row: ModelSettings) -> tuple[str, list[int]]:
-    """A model's settings, and which file its SPEC names, if any."""
+    """A model's settings, and the identity of its SPEC's file, if any."""
     try:
         status = Path(row.spec).stat()
         file = [status.st_size, status.st_mtime_ns]
@@ -112,12 +113,12 @@ def _version(package: str) -> str:
 
 
 def _measured(settings: Settings) -> Plan | None:
-    """What `service.cli.trial` measures; None where it cannot, which the start will say, too."""
+    """The measurements of `service.cli.trial`; None if it fails, as the start then reports."""
     command = [sys.executable, "-P", "-m", "service.cli.trial"]
     done = subprocess.run(  # noqa: S603
         command,
         input=settings.model_dump_json(exclude=set(SECRETS)),
-        stdout=subprocess.PIPE,  # It shows on stderr how a download gets on.
+        stdout=subprocess.PIPE,  # Its stderr shows the progress of downloads.
         text=True,
         check=False,
         env=environment(PYTHONPATH=os.pathsep.join(sys.path)),
@@ -125,11 +126,11 @@ def _measured(settings: Settings) -> Plan | None:
     try:
         return _read(json.loads(done.stdout))
     except (ValueError, TypeError, KeyError):
-        log.debug("the trial ended with status %d", done.returncode)
+        log.debug("the trial exited with status %d", done.returncode)
         return None
 
 
-def _kept(path: Path) -> Plan | None:
+def _cached(path: Path) -> Plan | None:
     try:
         return _read(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
@@ -143,12 +144,12 @@ def _read(values: dict[str, Any]) -> Plan:
     return Plan(float(values["request"]), [Costs(**costs) for costs in values["models"]])
 
 
-def _keep(path: Path, plan: Plan) -> None:
-    """Whole or not at all: another process may be reading there."""
+def _cache(path: Path, plan: Plan) -> None:
+    """Atomically: another process may be reading the file."""
     part = path.with_name(f"{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
         part.write_text(json.dumps(asdict(plan)), "utf-8")
         part.replace(path)
-    except OSError:  # The engines' cache says why.
+    except OSError:  # The engines' cache logs the reason.
         with suppress(OSError):
             part.unlink(missing_ok=True)

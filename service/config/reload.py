@@ -1,4 +1,4 @@
-"""SIGHUP: the configuration is read again, and what can change while serving changes."""
+"""Reloading the configuration on SIGHUP, as far as it can change while serving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.config.settings import ModelSettings, Settings
 from service.errors import ConfigError, ServiceError
 
 log = logging.getLogger(__name__)
-# All others take effect with the next start.
+# Changes of all others take effect at the next start.
 CHANGEABLE = (
     "models", "log_level", "api_keys", "api_keys_file", "admin_keys", "admin_keys_file",
 )  # fmt: skip
@@ -19,10 +19,10 @@ TLS = ("tls_certificate", "tls_key")
 
 
 class Reload:
-    """Reads the settings again whenever SIGHUP comes: file, environment and the start's flags.
+    """Rereads the settings on SIGHUP: the file, the environment and the flags of the start.
 
-    Made at the start, before there is anything to change: a signal that comes while models load
-    is remembered. Only the main thread may make one.
+    Created at the start, before there is anything to change: a signal that arrives while models
+    load is remembered. Only the main thread may create one.
     """
 
     def __init__(self, read: Callable[[], Settings]) -> None:
@@ -42,8 +42,8 @@ class Reload:
         change: Callable[[Sequence[ModelSettings]], Awaitable[str]],
         apply: Callable[[Settings], None],
     ) -> None:
-        """Reloads for ever. `settings` are those in force; `change` makes others of the models
-        and says what it did, `apply` is for the rest of what can change."""
+        """Reloads forever. `settings` are those in force; `change` changes the models and returns
+        a summary, `apply` changes the rest."""
         loop = asyncio.get_running_loop()
         signalled = asyncio.Event()
         self._notice = lambda: loop.call_soon_threadsafe(signalled.set)
@@ -54,30 +54,30 @@ class Reload:
                 await signalled.wait()
                 signalled.clear()
                 try:
-                    found = self._read()
-                    changes = await change(found.models)
+                    latest = self._read()
+                    changes = await change(latest.models)
                 except (ConfigError, ServiceError) as error:
                     log.error("SIGHUP changed nothing: %s", error)  # noqa: TRY400
                     continue
                 except Exception:
                     log.exception("SIGHUP changed nothing")
                     continue
-                settings = _changed(settings, found)
-                log.info("the configuration was read again: %s", changes)
-                late = [key for key in Settings.model_fields if _differ(key, settings, found)]
+                settings = _changed(settings, latest)
+                log.info("reloaded the configuration: %s", changes)
+                late = [key for key in Settings.model_fields if _differ(key, settings, latest)]
                 if late:
-                    log.warning("changes of %s take effect with the next start", ", ".join(late))
-                apply(settings)  # After the lines that a higher level would hide.
+                    log.warning("changes to %s take effect at the next start", ", ".join(late))
+                apply(settings)  # Last, since a higher log level would hide the lines above.
         finally:
             self._notice = None
 
 
-def _changed(settings: Settings, found: Settings) -> Settings:
-    """Those in force from now on."""
+def _changed(settings: Settings, latest: Settings) -> Settings:
+    """The settings in force from now on."""
     keys: tuple[str, ...] = CHANGEABLE
-    if settings.tls_certificate and found.tls_certificate:  # HTTP stays HTTP.
+    if settings.tls_certificate and latest.tls_certificate:  # HTTP remains HTTP.
         keys += TLS
-    return settings.model_copy(update={key: getattr(found, key) for key in keys})
+    return settings.model_copy(update={key: getattr(latest, key) for key in keys})
 
 
 def _differ(key: str, one: Settings, other: Settings) -> bool:

@@ -1,4 +1,4 @@
-"""SPECs by their text and by the files they name, without torch: what completes and checks them."""
+"""Checking SPECs by their text and by the files that they name, without torch."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from pathlib import Path
 from models import builtin, named
 from models.interchange import torchvision_weights
 from models.suggestions import hint, nearest
+from service.config.choices import SPEC_KINDS
 from service.errors import ConfigError
 
-KINDS = ("builtin:", "random:", "torchvision:", "hf:")
 SUFFIXES = (".safetensors", ".onnx")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
 NO_FILE = (
-    "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, "
-    "hf:OWNER/NAME, or the path of a bundle or an ONNX file, or of a folder with one"
+    "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, hf:OWNER/NAME, or "
+    "the path of a bundle, an ONNX file, or a folder that contains one"
 )
-# Longer headers safetensors itself refuses.
+# safetensors refuses longer headers.
 MOST_HEADER = 100_000_000
 
 
 def check_builtin(name: str) -> None:
-    """Raises ConfigError where no such bundle is shipped."""
+    """Raises ConfigError if no such bundle ships with the package."""
     if name not in builtin.names():
         raise ConfigError(f"builtin: has no {name!r}; {hint(name, builtin.names())}")
 
 
 def check(spec: str) -> None:
-    """Refuses a SPEC that names nothing, or a file that is none to be served, as far as that can
-    be told without reading weights or asking anybody.
+    """Refuses a SPEC that names nothing, or a file that cannot be served, as far as can be
+    determined without reading weights or using the network.
 
     Raises:
-        ConfigError: one line that names the spec and what is wrong with it.
+        ConfigError: one line with the spec and the problem.
     """
     kind, colon, rest = spec.partition(":")
     try:
         if kind == "builtin" and colon:
             check_builtin(rest)
         elif kind == "random" and colon:
-            if rest:  # Else the setting `architecture` says all.
+            if rest:  # Otherwise the setting `architecture` has all fields.
                 named.find(rest)
         elif kind == "torchvision" and colon:
             variant, _, weights = rest.partition(":")
             torchvision_weights.find(variant, weights)
         elif kind == "hf" and colon:
             if not REPOSITORY.fullmatch(rest):
-                raise ConfigError("name a repository as OWNER/NAME or OWNER/NAME@REVISION")
+                raise ConfigError("write a repository as OWNER/NAME or OWNER/NAME@REVISION")
         else:
             _check_file(Path(spec))
     except ValueError as error:
@@ -55,23 +55,25 @@ def check(spec: str) -> None:
 
 
 def no_file(spec: str) -> str:
-    """What to say of a SPEC that is no file's path and nothing else either."""
+    """The message for a SPEC that is neither a file nor anything else."""
     kind, colon, _ = spec.partition(":")
-    near = nearest(kind, [each.rstrip(":") for each in KINDS]) if colon else []
+    near = nearest(kind, [name.rstrip(":") for name in SPEC_KINDS]) if colon else []
     return f"{NO_FILE}{f'; did you mean {near[0]}:?' if near else ''}"
 
 
 def only_one(folder: Path) -> Path:
-    """The file in a folder that can be served, as orchestrators put it there.
+    """The one file in a folder that can be served, as orchestrators place it.
 
     Raises:
-        ConfigError: there is none, or several.
+        ConfigError: there are none or several.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ConfigError(f"a folder must have one file {' or '.join(SUFFIXES)}; it has {names}")
-    return found[0]
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise ConfigError(
+            f"a folder must contain exactly one {' or '.join(SUFFIXES)} file; it has {names}"
+        )
+    return files[0]
 
 
 def _check_file(path: Path) -> None:
@@ -91,11 +93,11 @@ def _check_file(path: Path) -> None:
     try:
         described = json.loads(header)
         metadata = described.pop("__metadata__", {})
-        end = max((each["data_offsets"][1] for each in described.values()), default=0)
-        whole = size == 8 + length + end
+        end = max((tensor["data_offsets"][1] for tensor in described.values()), default=0)
+        complete = size == 8 + length + end
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
-        whole = False
-    if not whole:
-        raise ConfigError("not a whole safetensors file")
+        complete = False
+    if not complete:
+        raise ConfigError("not a complete safetensors file")
     if "resnet-serve" not in metadata:
-        raise ConfigError("safetensors, but no bundle; `resnet-serve convert` makes one")
+        raise ConfigError("safetensors, but not a bundle; `resnet-serve convert` makes one")

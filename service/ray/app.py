@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from service.config import settings as configuration
+from service.config import loading
 from service.config.settings import ModelSettings, Settings
 from service.config.sources import SECRETS
 from service.errors import ConfigError
@@ -41,9 +41,7 @@ def app(args: dict[str, Any]) -> Application:
     """
     given = dict(args)
     config = given.pop("config", None)
-    settings = (
-        configuration.load(given, config=config) if config else configuration.load(config=given)
-    )
+    settings = loading.load(given, config=config) if config else loading.load(config=given)
     if not (settings.api_keys or settings.admin_keys or settings.allow_anonymous):
         log.warning("anyone who reaches Ray's proxies can use the models; api_keys requires keys")
     told = settings.model_dump(mode="json", exclude_unset=True, exclude={"models"}, context=SECRETS)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
-from service.config.settings import Settings, validated
+from service.config.loading import validated
+from service.config.settings import Settings
 from service.http.app import create_app
 from service.logs import log_to_stderr
 from service.ray.metrics import INGRESS, RayMetrics

@@ -9,7 +9,8 @@ import ray
 from ray import serve
 
 from service import runtime
-from service.config.settings import Settings, validated
+from service.config.loading import validated
+from service.config.settings import Settings
 from service.errors import BadParameter, ServiceError, refusal_of
 from service.inference.batcher import Priority
 from service.inference.pipeline import Pipeline

@@ -12,7 +12,7 @@ from models.bundle import Bundle
 from models.interchange import convert, hub
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import Architecture
-from service.config import settings, specs
+from service.config import loading, specs
 from service.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ def load(
             ) as path:
                 return _from_file(path, spec)
         if kind == "torchvision" and colon:
-            folder = (cache_dir or settings.load().cache_dir) / "torchvision"
+            folder = (cache_dir or loading.load().cache_dir) / "torchvision"
             return _downloaded(hub.from_torchvision(rest, folder), spec)
         if kind == "hf" and colon:
             return _downloaded(hub.from_huggingface(rest), spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.bundle import Bundle
-from service.config import settings as configuration
+from service.config import loading
 from service.engines.devices import devices_of, engines_for
 from service.engines.engine import Warm
 from service.engines.start import blueprint_of, start_first
@@ -14,7 +14,7 @@ def open_model(spec: str, **flags: str | None) -> tuple[Bundle, Warm]:
     """The bundle that `spec` names and a warm engine for it; `flags` as those of `serve`.
 
     Raises:
-        ConfigError: see `service.config.settings.load` and `service.repository.catalog.load`.
+        ConfigError: see `service.config.loading.load` and `service.repository.catalog.load`.
     """
     bundle = catalog.load(spec).bundle
     return bundle, warm(bundle, **flags)
@@ -22,7 +22,7 @@ def open_model(spec: str, **flags: str | None) -> tuple[Bundle, Warm]:
 
 def warm(bundle: Bundle, **flags: str | None) -> Warm:
     """A warm engine for `bundle`, by the flags of `serve` and by its environment."""
-    settings = configuration.load({"models": [bundle.name], **flags})
+    settings = loading.load({"models": [bundle.name], **flags})
     model = settings.models[0]
     device = devices_of(model)[0]
     blueprint = blueprint_of(bundle, model, device, settings)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from service.config.settings import environment
+from service.config.variables import environment
 from service.workers.control import encode
 
 MARGIN_SECONDS = 5.0

@@ -53,7 +53,7 @@ def test_the_rows_are_those_of_one_machine_and_a_lost_part_is_made_again(tmp_pat
         assert [row["error"] for row in found] == [row["error"] for row in alone]
 
     check()
-    assert f"has all {IMAGES} rows" in on_ray(*arguments).stderr
+    assert f"already has all {IMAGES} rows" in on_ray(*arguments).stderr
     # As a kill leaves it: not complete, and a part missing.
     state = output / "_resume" / "arguments.json"
     state.write_text(state.read_text().replace(f', "rows": {IMAGES}', ""))

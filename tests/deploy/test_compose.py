@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.config.settings import PREFIX, Settings
+from service.config.settings import Settings
+from service.config.variables import PREFIX
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {"gpu": "service-gpu", "cpu": "service-cpu"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.config.settings import load
+from service.config.loading import load
 from service.http.listener import NEW_CONNECTION_SECONDS
 from service.workers.process import MARGIN_SECONDS
 from tests.conftest import client, encoded, started

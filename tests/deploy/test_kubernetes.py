@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from service.config.keys import TOO_OPEN
-from service.config.settings import PREFIX, Settings, load
+from service.config.loading import load
+from service.config.settings import Settings
+from service.config.variables import PREFIX
 from service.http.listener import NEW_CONNECTION_SECONDS
 from service.http.routers.health import router
 from service.metrics import Metrics

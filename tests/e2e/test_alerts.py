@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from service.cli.load.runs import open_loop
+from service.cli.load.report import Run
+from service.cli.load.runs import run_load
 from service.cli.load.target import Target
 from tests.conftest import PATIENCE, Service, client, encoded
 from tests.deploy.test_monitoring import alerts
@@ -64,8 +64,8 @@ def test_each_alert_fires_when_it_happens(tmp_path: Path) -> None:
         # More comes than an engine takes: eight wait, the others are refused.
         faulty.command("hang")
         target = Target.of(f"{service.url}/v1/classify", [encoded()])
-        loading = partial(open_loop, target, rate=50, seconds=4, warm_up=0, timeout=PATIENCE)
-        thread = threading.Thread(target=loading)
+        run = Run(256, seconds=4, rate=50, warm_up=0, timeout=PATIENCE)
+        thread = threading.Thread(target=run_load, args=(target, run))
         thread.start()
         until(lambda: fires("ResnetServeQueueNearlyFull"), PATIENCE)
         faulty.command("")

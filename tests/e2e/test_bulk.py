@@ -98,7 +98,7 @@ def test_a_run_goes_on_after_a_signal(tmp_path: Path, sig: signal.Signals, statu
     said = stopped(process, output / "_resume", 0.0, sig)
     assert process.returncode == status, said
     if sig == signal.SIGINT:
-        assert said == "resnet-serve: stopped; the same command goes on from here\n"
+        assert said == "resnet-serve: interrupted; run the same command to continue\n"
     assert rows_in(output / "_resume") > 0
     assert not (output / "part-00009.parquet").exists()
     assert run("classify", *arguments).stderr == ""

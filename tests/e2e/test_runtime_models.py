@@ -315,7 +315,7 @@ def test_sighup_makes_the_models_those_of_the_configuration(served: Service, fol
         file.write("log_level: error\nmax_pixels: 5000\n")
     with load(served, callers=2) as answers:
         until(partial(more, answers, 5))
-        hang_up("max_pixels take effect with the next start")
+        hang_up("max_pixels take effect at the next start")
         assert labels(served) == B
     assert {status for status, _ in answers} == {200}
     assert everywhere(served, ["main"])

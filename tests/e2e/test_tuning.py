@@ -27,7 +27,7 @@ def test_a_first_start_measures_and_a_second_does_not(tmp_path: Path) -> None:
             f"{service.url}/v1/classify", content=encoded(), headers={"Content-Type": "image/png"}
         )
     assert answer.status_code == 200
-    assert "measuring what requests cost on this machine, once" in log
+    assert "measuring the cost of requests on this machine, once" in log
     assert "ms of CPU in the engine" in log
     assert first["threads"] >= 1
     assert first["cpu_ms"].keys() == {"engine", "decode", "request"}
@@ -61,5 +61,5 @@ def test_several_front_ends_start_from_one_measurement(tmp_path: Path) -> None:
     with started("--model", "builtin:resnet20-cifar10", chosen={}, **several) as service:
         found, log = card(service), "".join(service.log)
     assert found["cpu_ms"]["request"] > 0
-    assert log.count("measuring what requests cost") == 1
+    assert log.count("measuring the cost of requests") == 1
     assert len(list(tmp_path.glob("tuning-*"))) == 1

@@ -13,7 +13,7 @@ import click
 import yaml
 
 from service.cli.main import main
-from service.config import settings
+from service.config import loading
 from tests.deploy.chart import CHART
 from tests.deploy.test_schemas import MANIFESTS, check_compose, check_manifest, documents
 from tests.guides.blocks import Command
@@ -40,7 +40,7 @@ def check_flags(words: list[str]) -> dict[str, Any]:
         params = context.params
     if name == "serve":
         given = {key: value for key, value in params.items() if key != "config"}
-        settings.load(given | {"models": list(given["models"]) or None}, config=params["config"])
+        loading.load(given | {"models": list(given["models"]) or None}, config=params["config"])
     return params
 
 
@@ -162,7 +162,7 @@ def _ray(command: Command) -> None:
     elif words[0] == "serve" and words[1] == "deploy":
         (application,) = yaml.safe_load((ROOT / words[2]).read_text("utf-8"))["applications"]
         _check_import_path(application["import_path"])
-        settings.load(config=application["args"])
+        loading.load(config=application["args"])
     else:
         assert words[:2] in (["ray", "start"], ["serve", "status"]), command.line
 

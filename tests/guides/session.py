@@ -13,7 +13,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from service.cli.main import main
-from service.config import settings
+from service.config import loading
 from tests.conftest import CACHE, Service, started
 from tests.guides.blocks import Block, Command, commands, pattern
 from tests.guides.checks import CHECKS
@@ -132,4 +132,4 @@ class Session(contextlib.ExitStack):
         named = FIRST_LINE.match(text)
         path = self.folder / (named[1] if named else "settings.yaml")
         path.write_text(text)
-        settings.load(config=str(path), environ={})
+        loading.load(config=str(path), environ={})

@@ -10,7 +10,7 @@ import pytest
 
 from models import hardware, processor
 from service.cli.load.environment import machine
-from service.config.settings import load
+from service.config.loading import load
 from tests.support import other_cpu
 
 AMX = ("amx_bf16", "amx_int8", "amx_tile", "avx2", "avx512_bf16", "avx512_fp16", "avx512_vnni")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service import runtime
-from service.config.settings import environment
+from service.config.variables import environment
 
 V2 = "26 25 0:23 {root} {point} rw,nosuid - cgroup2 cgroup2 rw"
 V1 = "26 25 0:23 {root} {point} rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"

@@ -1,4 +1,4 @@
-"""Encoded images from wherever they lie, one after another, in an order that stays the same."""
+"""Encoded images from files, folders, archives and tables, always in the same order."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from service.errors import ConfigError
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 LISTS = (".txt", ".lst")
-BLOCK = 512  # Bytes that a tar archive is a multiple of.
+BLOCK = 512  # The size of a tar archive is a multiple of this.
 COLUMN = "image"
-# Rows of a parquet file that are in memory at a time: its row groups may be larger than that.
+# Rows of a parquet file that are in memory at a time; its row groups may be larger.
 ROWS = 64
 
 
 class Encoded(NamedTuple):
-    """`data` may be a file that is yet to be read; with `error` there is none."""
+    """`data` may be a file that has not been read yet; it is empty if there is an `error`."""
 
     name: str
     data: bytes | Path
     error: str = ""
 
 
-# Gives one image, if it is called before the next entry is asked for; to pass over it costs little.
+# Returns one image, if called before the next entry is requested; skipping an entry is cheap.
 Entry = Callable[[], Encoded]
 Source = Callable[[Path], Iterator[Entry]]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The images whose positions, divided by `count`, leave `index`."""
+    """The images whose positions are `index` modulo `count`."""
 
     index: int
     count: int
@@ -56,7 +56,7 @@ def entries(paths: Sequence[Path]) -> Iterator[Entry]:
     """Every image in `paths`: images, folders, tar archives, parquet files and lists of paths.
 
     Raises:
-        ValueError: an archive or a parquet file ends early, or is none.
+        ValueError: an archive or a parquet file is truncated or invalid.
         OSError: a file or folder cannot be read.
     """
     for path in paths:
@@ -64,20 +64,20 @@ def entries(paths: Sequence[Path]) -> Iterator[Entry]:
 
 
 def check(paths: Sequence[Path]) -> None:
-    """Raises what is wrong with `paths` that can be told before reading them.
+    """Checks `paths` as far as possible without reading them.
 
     Raises:
         ConfigError: a parquet file without pyarrow, or without images.
-        OSError: there is no such file.
+        OSError: a file does not exist.
     """
     for path in paths:
         if _source(path) is _parquet:
-            with _whole(path):
+            with _undamaged(path):
                 _images(pyarrow(str(path)).parquet.ParquetFile(path), path)
 
 
 def count(paths: Sequence[Path]) -> int | None:
-    """How many entries there are; None where only reading it all could tell."""
+    """The number of entries; None if finding out requires reading everything."""
     total = 0
     for path in paths:
         source = _source(path)
@@ -93,22 +93,21 @@ def count(paths: Sequence[Path]) -> int | None:
 def remaining(
     paths: Sequence[Path], shard: Shard = WHOLE, done: int = 0, last: str | None = None
 ) -> Iterator[Entry]:
-    """The entries of a shard without the first `done`, the last of which is called `last`.
+    """The entries of a shard after the first `done`, of which the last must be called `last`.
 
     Raises:
-        ConfigError: it is called otherwise; the images are not those that they were.
+        ConfigError: it is not; the images have changed.
         ValueError, OSError: as `entries`.
     """
-    found = entries(paths)
     if last is None:
-        return islice(found, shard.index + done * shard.count, None, shard.count)
-    rest = islice(found, shard.index + (done - 1) * shard.count, None, shard.count)
-    before = next(rest, None)
-    name = before().name if before else "nothing"
+        return islice(entries(paths), shard.index + done * shard.count, None, shard.count)
+    rest = islice(entries(paths), shard.index + (done - 1) * shard.count, None, shard.count)
+    previous = next(rest, None)
+    name = previous().name if previous else "missing"
     if name != last:
         raise ConfigError(
             f"the images changed since the run began: number {done} was {last} and is {name}; "
-            "--overwrite begins anew"
+            "use --overwrite to start again"
         )
     return rest
 
@@ -124,7 +123,7 @@ def _source(path: Path) -> Source:
 
 
 def printable(name: str | Path) -> str:
-    """A file's name as UTF-8, which a name in a file system need not be."""
+    """A file's name as valid UTF-8, which a file system does not guarantee."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -139,16 +138,16 @@ def _file(path: Path) -> Iterator[Entry]:
 def _folder(path: Path) -> Iterator[Entry]:
     """One folder's names at a time, sorted; links to folders are not followed."""
     with os.scandir(path) as scan:
-        found = sorted((each.name, each.is_dir(follow_symlinks=False)) for each in scan)
-    for name, is_folder in found:
+        names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan)
+    for name, is_folder in names:
         if is_folder:
             yield from _folder(path / name)
-        elif _is_image(name):
+        elif is_image(name):
             yield partial(_of_file, path / name)
 
 
 def _list(path: Path) -> Iterator[Entry]:
-    # Names are bytes to the file system, and these are what it listed.
+    # To the file system, names are bytes.
     with path.open(encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             if name := line.strip():
@@ -156,10 +155,10 @@ def _list(path: Path) -> Iterator[Entry]:
 
 
 def _tar(path: Path) -> Iterator[Entry]:
-    with _whole(path), tarfile.open(path) as archive:
+    with _undamaged(path), tarfile.open(path) as archive:
         while member := archive.next():
-            archive.members.clear()  # type: ignore[attr-defined]  # It would keep them all.
-            if not member.isdir() and _is_image(member.name):
+            archive.members.clear()  # type: ignore[attr-defined]  # It would retain all.
+            if not member.isdir() and is_image(member.name):
                 yield partial(_member, archive, member, path)
         position = archive.fileobj.tell() if archive.fileobj else 0
         if position % BLOCK:
@@ -169,14 +168,14 @@ def _tar(path: Path) -> Iterator[Entry]:
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Encoded:
     name = printable(path / member.name)
     if not member.isreg():
-        return Encoded(name, b"", "a link; tar archives are read from front to back")
-    with _whole(path):
+        return Encoded(name, b"", "unsupported link in a tar archive")
+    with _undamaged(path):
         file = archive.extractfile(member)
         return Encoded(name, file.read() if file else b"")
 
 
 def _parquet(path: Path) -> Iterator[Entry]:
-    with _whole(path), pyarrow(str(path)).parquet.ParquetFile(path) as file:
+    with _undamaged(path), pyarrow(str(path)).parquet.ParquetFile(path) as file:
         column = _images(file, path)
         before = 0
         for index in range(file.num_row_groups):
@@ -187,17 +186,17 @@ def _parquet(path: Path) -> Iterator[Entry]:
 
 
 class _Group:
-    """A row group, which is read once a row of it is asked for; rows are, as they rise."""
+    """A row group, read when its first row is requested; rows must be requested in order."""
 
     def __init__(self, file: Any, index: int, column: str, path: Path, before: int) -> None:
         self._path, self._before = path, before
-        # No thread of its own for what is read one piece after another.
+        # Threads do not help sequential reading.
         self._batches = file.iter_batches(ROWS, [index], [column], use_threads=False)
         self._begin = 0
         self._values: Any = ()
 
     def row(self, row: int) -> Encoded:
-        with _whole(self._path):
+        with _undamaged(self._path):
             while row >= self._begin + len(self._values):
                 self._begin += len(self._values)
                 self._values = next(self._batches).column(0)
@@ -206,37 +205,38 @@ class _Group:
         if isinstance(value, dict):
             name, data = value.get("path"), value["bytes"]
         name = printable(self._path / (name or str(self._before + row)))
-        return Encoded(name, data or b"", "" if data else "the row has no bytes")
+        return Encoded(name, data or b"", "" if data else "the row has no image bytes")
 
 
 def _images(file: Any, path: Path) -> str:
-    """The column of images: bytes, or a struct with `bytes` as Hugging Face's data sets have."""
+    """The column of images: bytes, or a struct with `bytes`, as in Hugging Face data sets."""
     kinds = {field.name: field.type for field in file.schema_arrow}
-    found = str(kinds.get(COLUMN, "")) or "nothing"
-    if not found.startswith(("binary", "large_binary", "struct<")) or (
-        found.startswith("struct<") and "bytes: " not in found
+    kind = str(kinds.get(COLUMN, ""))
+    if not kind.startswith(("binary", "large_binary")) and not (
+        kind.startswith("struct<") and "bytes: " in kind
     ):
         raise ConfigError(
-            f"{path}: needs a column {COLUMN!r} of encoded images, bytes or a struct with bytes; "
-            f"it has {', '.join(kinds) or 'none'}"
+            f"{path}: needs a column {COLUMN!r} of encoded images, as bytes or a struct with "
+            f"bytes; it has {', '.join(kinds) or 'none'}"
         )
     return COLUMN
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
+def _undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError:
         raise
-    # pyarrow's own errors are ValueErrors or OSErrors.
+    # pyarrow's errors are ValueErrors or OSErrors.
     except (*BROKEN_ARCHIVE, zlib.error, ValueError, StopIteration) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{path}: is damaged or truncated ({reason})") from None
+        raise ConfigError(f"{path}: damaged or truncated ({reason})") from None
 
 
-def _is_image(name: str) -> bool:
-    # Asked a million times, of which pathlib would make seconds.
+def is_image(name: str) -> bool:
+    """By its suffix."""
+    # For a million names, pathlib would take seconds.
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122

@@ -1,9 +1,9 @@
-"""Rows on disk such that a run that was killed goes on where it was: none lost, none twice.
+"""Writing rows so that a killed run can continue: no row is lost or duplicated.
 
-Rows are appended to a journal, a line of JSON each, in the order of the images. A finished file is
-made of a journal under another name and renamed, so that a file that is there is whole; the row to
-go on with is told by the files that are there and by the journal's whole lines. Nothing else is
-kept but the arguments, which must stay the same.
+Rows are appended to a journal, one line of JSON each, in the order of the images. Each finished
+file is made from a journal under a temporary name and renamed, so that a file that exists is
+complete. The finished files and the journal's complete lines tell where to continue. The only other
+state is the arguments, which must stay the same.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ ARGUMENTS = "arguments.json"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of a run go: to one file, or, with `rows_per_file`, to a folder's parts.
+    """Where a run writes its rows: to one file or, with `rows_per_file`, to parts in a folder.
 
-    `state` is the folder of the journal, on the same file system.
+    `state` is the journal's folder, on the same file system.
     """
 
     output: Path
@@ -48,7 +48,7 @@ class Layout:
     @property
     def state(self) -> Path:
         if self.rows_per_file:
-            # Readers of folders of parquet pass over names that begin like this.
+            # Readers of parquet folders skip names that begin with an underscore.
             return self.output / f"_resume{self._of}"
         return self.output.with_name(f"{self.output.name}.resume")
 
@@ -58,41 +58,41 @@ class Layout:
         return self.output
 
     def parts(self) -> list[Path]:
-        """Those parts that are there."""
-        # Those of a cluster are called by what is in them.
+        """The existing parts."""
+        # Parts from a cluster are named after their content.
         name = re.compile(rf"part{self._of}-(\d{{5,}}|ray-\w+){re.escape(self.format)}")
         folder = self.output.iterdir() if self.rows_per_file and self.output.is_dir() else ()
         return [path for path in folder if name.fullmatch(path.name)]
 
 
 def layout(output: Path, rows_per_file: int | None, shard: Shard) -> Layout:
-    """A folder if `output` is one or has no suffix, else a file.
+    """The layout of `output`: a folder if it is one or has no suffix, else a file.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: it cannot be written to.
     """
     if output.is_dir() or not output.suffix:
         rows.pyarrow("--output FOLDER")
-        found = Layout(output, ".parquet", rows_per_file or ROWS_PER_FILE, shard)
+        made = Layout(output, ".parquet", rows_per_file or ROWS_PER_FILE, shard)
     elif rows_per_file:
-        raise ConfigError("--rows-per-file: only where --output is a folder, which has no suffix")
+        raise ConfigError("--rows-per-file: only if --output is a folder, without a suffix")
     else:
         rows.check(output)
-        found = Layout(output, output.suffix, None, shard)
+        made = Layout(output, output.suffix, None, shard)
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: there is no folder {output.parent}")
-    return found
+    return made
 
 
 class Journal:
-    """The rows of one run. `done`: how many are kept already; `last`: the name of the last of
-    those, if it is known; `complete`: there are no more."""
+    """The rows of one run. `done`: how many are already written; `last`: the name of the last of
+    them, if known; `complete`: the run has finished."""
 
     def __init__(self, layout: Layout, arguments: dict[str, Any], overwrite: bool) -> None:
         self._layout = layout
         self._arguments = arguments
         self.last: str | None = None
-        with self._explained():
+        with self._reporting():
             layout.state.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(layout.state, os.O_RDONLY)
             try:
@@ -100,24 +100,24 @@ class Journal:
                 if overwrite:
                     for path in (*layout.parts(), *layout.state.iterdir()):
                         path.unlink()
-                rows_in_all = self._begin()
+                total = self._begin()
                 self._index = self._parts()
                 self._file, self._lines = self._opened()
             except BaseException:
                 os.close(self._lock)
                 raise
-        self.complete = rows_in_all is not None
+        self.complete = total is not None
         self.done = self._index * (layout.rows_per_file or 0) + self._lines
-        if rows_in_all is not None:
-            self.done = rows_in_all
+        if total is not None:
+            self.done = total
 
     def write(self, batch: Iterable[Row]) -> None:
-        """Keeps rows, in the order of the images; once this returns a kill does not lose them.
+        """Appends rows, in the order of the images; after this returns, a kill does not lose them.
 
         Raises:
-            ConfigError: they cannot be written; what was kept before stays.
+            ConfigError: they cannot be written; earlier rows are unaffected.
         """
-        with self._explained():
+        with self._reporting():
             for row in batch:
                 self._file.write(rows.line(row))
                 self._lines += 1
@@ -129,12 +129,12 @@ class Journal:
             self._file.flush()
 
     def finish(self) -> None:
-        """Makes the last file: there are no more rows.
+        """Writes the last file.
 
         Raises:
             ConfigError: as `write`.
         """
-        with self._explained():
+        with self._reporting():
             if self._layout.rows_per_file is None:
                 self._seal()
                 shutil.rmtree(self._layout.state)
@@ -144,8 +144,8 @@ class Journal:
             self._write_arguments({"rows": self.done})
 
     def close(self) -> None:
-        """Ends the run, which may go on later."""
-        with suppress(OSError):  # The disk may be full, which `write` has said.
+        """Ends this run, which may be continued later."""
+        with suppress(OSError):  # `write` has already reported a full disk.
             self._file.close()
         os.close(self._lock)
 
@@ -153,32 +153,32 @@ class Journal:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{self._layout.output}: another run is writing there") from None
+            raise ConfigError(f"{self._layout.output}: another run is writing to it") from None
 
     def _begin(self) -> int | None:
-        """How many rows there are, if all is done. Refuses what was begun with other arguments."""
+        """The number of rows, if the run is complete. Refuses a run with other arguments."""
         try:
-            begun = json.loads((self._layout.state / ARGUMENTS).read_bytes())
+            started = json.loads((self._layout.state / ARGUMENTS).read_bytes())
         except FileNotFoundError:
             if self._layout.parts():
-                raise self._refused("has the parts of another run") from None
+                raise self._refusal("contains parts of another run") from None
             self._write_arguments({})
             return None
         except ValueError:
-            raise self._refused("has an unreadable state") from None
-        rows_in_all: int | None = begun.pop("rows", None)
-        for name in {**begun, **self._arguments}:
-            if begun.get(name) != self._arguments.get(name):
-                raise self._refused(
-                    f"was begun with {name} {_shown(begun.get(name))}, "
+            raise self._refusal("has a damaged state") from None
+        total: int | None = started.pop("rows", None)
+        for name in {**started, **self._arguments}:
+            if started.get(name) != self._arguments.get(name):
+                raise self._refusal(
+                    f"was started with {name} {_shown(started.get(name))}, "
                     f"not {_shown(self._arguments.get(name))}"
                 )
-        return rows_in_all
+        return total
 
-    def _refused(self, why: str) -> ConfigError:
+    def _refusal(self, why: str) -> ConfigError:
         return ConfigError(
-            f"{self._layout.output} {why}; repeat that command to go on with it, "
-            "or add --overwrite to begin anew"
+            f"{self._layout.output} {why}; run the same command as before to continue, "
+            "or add --overwrite to start again"
         )
 
     def _write_arguments(self, more: dict[str, Any]) -> None:
@@ -198,19 +198,21 @@ class Journal:
         return self._layout.state / f"{index:05}.jsonl"
 
     def _opened(self) -> tuple[Any, int]:
-        """The journal, cut after its last whole line, and how many it has."""
+        """The journal, truncated after its last complete line, and its number of lines."""
         file = self._path(self._index).open("ab+")
         file.seek(0)
         lines = length = 0
         for line in file:
-            name = _whole_line(line)
+            name = _name_in(line)
             if name is None:
                 break
             self.last = name
             lines, length = lines + 1, length + len(line)
         file.truncate(length)
         file.seek(length)
-        if lines and lines == self._layout.rows_per_file:  # It was killed as it made the part.
+        if (
+            lines and lines == self._layout.rows_per_file
+        ):  # The run was killed while writing the part.
             self._file = file
             self._seal()
             self._index += 1
@@ -218,7 +220,7 @@ class Journal:
         return file, lines
 
     def _seal(self) -> None:
-        """Makes the file that the journal is for."""
+        """Turns the journal into its file."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -232,18 +234,18 @@ class Journal:
         journal.unlink()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _reporting(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise ConfigError(
-                f"{self._layout.output}: {error.strerror or error}; what was done is kept, "
-                "and the same command goes on with it"
+                f"{self._layout.output}: {error.strerror or error}; completed work is kept, "
+                "run the same command to continue"
             ) from None
 
 
-def _whole_line(line: bytes) -> str | None:
-    """The name of the file whose row it is; None of a line that was cut short."""
+def _name_in(line: bytes) -> str | None:
+    """The file that the line's row is about; None if the line is incomplete."""
     try:
         return str(json.loads(line)["file"]) if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
@@ -256,7 +258,7 @@ def _read(journal: Path) -> Iterator[Row]:
 
 
 def rename(fresh: Path, path: Path) -> None:
-    """Gives `fresh` the name `path`; both survive a loss of power as they are."""
+    """Renames `fresh` to `path`, durably in case of a power failure."""
     with fresh.open("rb") as file:
         os.fsync(file.fileno())
     fresh.replace(path)

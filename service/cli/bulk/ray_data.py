@@ -1,9 +1,9 @@
-"""The same on all nodes of a Ray cluster, by Ray Data: reading, decoding and computing.
+"""Classification on all nodes of a Ray cluster with Ray Data.
 
-Encoded images travel between nodes. Inputs and output must be on a file system that all nodes see.
-A part is written under another name and renamed, beside the positions of its images: the next run
-leaves those out. Ray may repeat a task, so that two parts may hold the same image: the later one is
-removed, and what only it had is done again, until nothing remains.
+Encoded images travel between nodes. All nodes must share the file system of inputs and output. Each
+part is written under a temporary name and renamed, after the positions of its images: the next run
+skips those. Because Ray may repeat a task, two parts may contain the same image: the later one is
+deleted and the images that only it contained are processed again, until none remain.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from service.cli.bulk.inputs import Encoded, Shard
 from service.cli.bulk.journal import Layout, rename
 from service.errors import ConfigError
 
-# Encoded images that travel together.
+# Encoded images per message between nodes.
 BATCH = 64
 PREFIX = "part-ray-"
-# Of a CPU, such that one CPU has all the stages.
+# Fractions of a CPU, so that one CPU can run all the stages.
 ENGINE_CPU, OTHER_CPU = 0.5, 0.25
 
 
@@ -39,13 +39,13 @@ def classify(
     k: int,
     flags: dict[str, str | None],
 ) -> int:
-    """Writes the parts that are missing; gives the number of rows of all. `place` is a folder.
+    """Writes the missing parts and returns the total number of rows. `place` is a folder.
 
-    As Ray does, it joins the cluster that `RAY_ADDRESS` names, else one that runs on this machine,
-    else it starts one here.
+    Like Ray itself, it joins the cluster that `RAY_ADDRESS` names, else a cluster on this machine,
+    else it starts one.
 
     Raises:
-        ConfigError: Ray is not installed, or an image's archive is damaged.
+        ConfigError: Ray is not installed, or an archive is damaged.
     """
     ray = _ray()
     absolute = [path.absolute() for path in images]
@@ -54,7 +54,7 @@ def classify(
         ray.init(log_to_driver=False)
     resources = ray.cluster_resources()
     readers = max(1, int(resources.get("CPU", 1)) // 2)
-    # A GPU for each engine where there are any.
+    # A GPU for each engine, if there are any.
     gpus = int(resources.get("GPU", 0)) if flags["device"] != "cpu" else 0
     engines = {"num_gpus": 1} if gpus else {"num_cpus": ENGINE_CPU}
     done = _done(place)
@@ -70,7 +70,7 @@ def classify(
             )
             .map_batches(
                 Classifier,
-                # Workers may have another current folder.
+                # Workers may have another working directory.
                 fn_constructor_args=(
                     str(Path(spec).absolute()) if Path(spec).exists() else spec,
                     k,
@@ -92,7 +92,7 @@ def classify(
             for part in written.iter_rows():
                 fresh += int(part["rows"])
         except ray.exceptions.RayTaskError as error:
-            # What a user's file is to blame for, without Ray's account of its own frames.
+            # An error in a user's file, without Ray's stack trace.
             if isinstance(error.cause, ConfigError | OSError):
                 raise ConfigError(str(error.cause)) from None
             raise
@@ -111,7 +111,7 @@ def _ray() -> Any:
 
 
 def _done(place: Layout) -> NDArray[np.int64]:
-    """The positions of the images that whole parts have, rising."""
+    """The positions of the images in complete parts, in ascending order."""
     seen = np.empty(0, np.int64)
     for part in sorted(place.parts()):
         positions = np.load(_positions(place.state, part.name))
@@ -127,7 +127,7 @@ def _positions(state: Path, part: str) -> Path:
 
 
 class Reader:
-    """One of `count` readers: its images of a shard, in batches, but those that are done."""
+    """One of `count` readers: batches of its images in a shard, except those already `done`."""
 
     def __init__(
         self, paths: Sequence[Path], shard: Shard, count: int, done: NDArray[np.int64]
@@ -138,22 +138,22 @@ class Reader:
         for reader in batch["reader"].tolist():
             step = self._shard.count * self._count
             own = Shard(self._shard.index + reader * self._shard.count, step)
-            found: list[tuple[int, Encoded]] = []
+            images_read: list[tuple[int, Encoded]] = []
             for number, entry in enumerate(inputs.remaining(self._paths, own)):
                 position = own.index + number * step
                 at = int(np.searchsorted(self._done, position))
                 if at < len(self._done) and self._done[at] == position:
                     continue
-                found.append((position, _read(entry())))
-                if len(found) == BATCH:
-                    yield _columns(found)
-                    found = []
-            if found:
-                yield _columns(found)
+                images_read.append((position, _read(entry())))
+                if len(images_read) == BATCH:
+                    yield _columns(images_read)
+                    images_read = []
+            if images_read:
+                yield _columns(images_read)
 
 
 def _read(image: Encoded) -> Encoded:
-    """With its bytes: the node that decodes it has enough to do."""
+    """The image with its bytes, to spare the node that decodes it."""
     if isinstance(image.data, bytes):
         return image
     try:
@@ -162,17 +162,17 @@ def _read(image: Encoded) -> Encoded:
         return Encoded(image.name, b"", error.strerror or str(error))
 
 
-def _columns(found: Sequence[tuple[int, Encoded]]) -> dict[str, list[Any]]:
+def _columns(images: Sequence[tuple[int, Encoded]]) -> dict[str, list[Any]]:
     return {
-        "position": [position for position, _ in found],
-        "file": [image.name for _, image in found],
-        "data": [image.data for _, image in found],
-        "error": [image.error for _, image in found],
+        "position": [position for position, _ in images],
+        "file": [image.name for _, image in images],
+        "data": [image.data for _, image in images],
+        "error": [image.error for _, image in images],
     }
 
 
 class Classifier:
-    """An actor with a decoder and a warm engine."""
+    """A Ray actor with a decoder and a warm engine."""
 
     def __init__(self, spec: str, k: int, flags: dict[str, str | None]) -> None:
         from service.repository import catalog, offline
@@ -184,17 +184,17 @@ class Classifier:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         columns = zip(batch["file"], batch["data"], batch["error"], strict=True)
         entries = [partial(Encoded, str(name), data, str(error)) for name, data, error in columns]
-        # One thread: other actors have the other CPUs.
-        found = stream.classify(entries, self._bundle, self._engine, self._k, 1)
-        lines = [rows.line(row) for row in chain.from_iterable(found)]
+        # One thread, since other actors use the other CPUs.
+        batches = stream.classify(entries, self._bundle, self._engine, self._k, 1)
+        lines = [rows.line(row) for row in chain.from_iterable(batches)]
         return {"position": batch["position"], "row": lines}
 
 
 def write(batch: dict[str, Any], output: Path, state: Path) -> dict[str, list[int]]:
-    """Makes a part of the rows of a batch."""
+    """Writes the rows of a batch as a part."""
     positions = np.asarray(batch["position"], np.int64)
     order = np.argsort(positions)
-    # A task that is repeated with the same rows writes the same part.
+    # A repeated task with the same rows writes the same part.
     digest = hashlib.sha256(positions[order].tobytes()).hexdigest()[:16]
     part = output / f"{PREFIX}{digest}.parquet"
     known = _positions(state, part.name)

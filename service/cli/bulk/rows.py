@@ -1,4 +1,4 @@
-"""Predictions as rows of a file, whoever made them."""
+"""Predictions as rows of a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.errors import ConfigError
 
 # `file`, and `predictions` or `error`.
 Row = dict[str, Any]
-# A table's columns, by what Arrow calls their types.
+# A table's columns with their Arrow types.
 COLUMNS = {
     "file": "string",
     "rank": "int64",
@@ -22,18 +22,20 @@ COLUMNS = {
     "probability": "float64",
     "error": "string",
 }
-# Of a parquet file, in memory at a time.
+# Rows of a parquet file that are in memory at a time.
 ROW_GROUP = 16_384
 
 
 def check(path: Path) -> None:
-    """Raises what keeps rows from being written to `path`.
+    """Checks that rows can be written to `path`.
 
     Raises:
-        ConfigError: no such format, or parquet without pyarrow.
+        ConfigError: an unknown format, or parquet without pyarrow.
     """
     if path.suffix not in FORMATS:
-        raise ConfigError(f"--output {path}: must end in one of {', '.join(FORMATS)}, or in none")
+        raise ConfigError(
+            f"--output {path}: must end in one of {', '.join(FORMATS)}, or be a folder"
+        )
     if path.suffix == ".parquet":
         pyarrow("--output FILE.parquet")
 
@@ -54,7 +56,7 @@ def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _flat(rows: Iterable[Row]) -> Iterator[Row]:
-    """One row for each prediction, and one for each file that has none."""
+    """A row for each prediction, and one for each file without predictions."""
     for row in rows:
         for rank, prediction in enumerate(row["predictions"] or [{}], 1):
             yield {
@@ -84,7 +86,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
 
 
 def pyarrow(purpose: str) -> Any:
-    """pyarrow with its reader of parquet.
+    """pyarrow, including pyarrow.parquet.
 
     Raises:
         ConfigError: it is not installed.

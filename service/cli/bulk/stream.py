@@ -1,4 +1,4 @@
-"""From encoded images to rows: reading, decoding and computing at once, each waiting for none."""
+"""From encoded images to rows: reading, decoding and computing run concurrently."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from service.inference.tasks import Pixels
 from service.runtime import SWITCH_SECONDS
 
 T = TypeVar("T")
-# Batches that are read, or computed, before they are asked for.
+# Batches that are read, or computed, ahead of demand.
 DEPTH = 2
-# A batch of larger images than usual ends where it has so many bytes.
+# A batch of unusually large images ends at this size.
 BATCH_BYTES = 32 * 2**20
 MAX_PIXELS: int = Settings.model_fields["max_pixels"].default
 
 
-class Decoded(NamedTuple):
-    """An image's `pixels`, or why it has none."""
+class DecodedFile(NamedTuple):
+    """An image's `pixels`, or the `error` if it has none."""
 
     name: str
     pixels: Pixels | None
@@ -42,11 +42,11 @@ class Decoded(NamedTuple):
 def classify(
     entries: Iterable[Entry], bundle: Bundle, engine: Warm, k: int, threads: int
 ) -> Generator[list[Row], None, None]:
-    """The rows of each batch, in order; images are decoded by `threads` threads.
+    """The rows of each batch, in order; `threads` threads decode.
 
-    Memory does not depend on how many entries there are: no more than DEPTH batches wait before
-    and behind the engine, and two for each thread in between. Whatever `entries` raises is raised
-    once the rows before it are given.
+    Memory does not depend on the number of entries: at most DEPTH batches wait before and after
+    the engine, and two per thread in between. An exception of `entries` is raised after the rows
+    that precede it.
     """
     decoding.prepare()
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -62,17 +62,17 @@ def classify(
 
 
 def _loaded(entries: Iterable[Entry], size: int) -> Iterator[list[Encoded]]:
-    """Batches of `size` images, or of fewer that are large."""
+    """Batches of `size` images, or of fewer if they are large."""
     batch: list[Encoded] = []
-    held = 0
+    size_in_bytes = 0
     try:
         for entry in entries:
             image = entry()
             batch.append(image)
-            held += len(image.data) if isinstance(image.data, bytes) else 0
-            if len(batch) == size or held > BATCH_BYTES:
+            size_in_bytes += len(image.data) if isinstance(image.data, bytes) else 0
+            if len(batch) == size or size_in_bytes > BATCH_BYTES:
                 yield batch
-                batch, held = [], 0
+                batch, size_in_bytes = [], 0
     except (ValueError, OSError):
         if batch:
             yield batch
@@ -82,77 +82,77 @@ def _loaded(entries: Iterable[Entry], size: int) -> Iterator[list[Encoded]]:
 
 
 def _decoded(
-    batches: Iterator[list[Encoded]], pool: ThreadPoolExecutor, spec: InputSpec, most: int
-) -> Iterator[list[Decoded]]:
-    """Every batch with its pixels, `most` of them being decoded or waiting at a time."""
-    waiting: deque[Future[list[Decoded]]] = deque()
+    batches: Iterator[list[Encoded]], pool: ThreadPoolExecutor, spec: InputSpec, limit: int
+) -> Iterator[list[DecodedFile]]:
+    """Each batch with its pixels; at most `limit` are being decoded or waiting at a time."""
+    pending: deque[Future[list[DecodedFile]]] = deque()
     try:
         for batch in batches:
-            waiting.append(pool.submit(_decode_all, batch, spec))
-            if len(waiting) == most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(_decode_all, batch, spec))
+            if len(pending) == limit:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except (ValueError, OSError):
-        while waiting:
-            yield waiting.popleft().result()
+        while pending:
+            yield pending.popleft().result()
         raise
     finally:
-        for each in waiting:
-            each.cancel()
+        for future in pending:
+            future.cancel()
 
 
-def _decode_all(batch: list[Encoded], spec: InputSpec) -> list[Decoded]:
+def _decode_all(batch: list[Encoded], spec: InputSpec) -> list[DecodedFile]:
     return [decode(image, spec) for image in batch]
 
 
-def decode(image: Encoded, spec: InputSpec) -> Decoded:
-    """The image read, if it is a file, and decoded."""
+def decode(image: Encoded, spec: InputSpec) -> DecodedFile:
+    """Reads the image, if it is a file, and decodes it."""
     if image.error:
-        return Decoded(image.name, None, image.error)
+        return DecodedFile(image.name, None, image.error)
     try:
         data = image.data if isinstance(image.data, bytes) else image.data.read_bytes()
-        return Decoded(image.name, decoding.decode(data, spec, MAX_PIXELS), "")
+        return DecodedFile(image.name, decoding.decode(data, spec, MAX_PIXELS), "")
     except OSError as error:
-        return Decoded(image.name, None, error.strerror or str(error))
+        return DecodedFile(image.name, None, error.strerror or str(error))
     except (RequestError, ValueError) as error:
-        return Decoded(image.name, None, str(error))
+        return DecodedFile(image.name, None, str(error))
 
 
 def _ranked(
-    batches: Iterable[list[Decoded]], engine: Warm
-) -> Iterator[tuple[list[Decoded], Ranking | None]]:
-    """Every batch with the ranking of what could be decoded of it."""
-    flying: deque[tuple[list[Decoded], Callable[[], Ranking] | None]] = deque()
+    batches: Iterable[list[DecodedFile]], engine: Warm
+) -> Iterator[tuple[list[DecodedFile], Ranking | None]]:
+    """Each batch with the ranking of those images that could be decoded."""
+    in_flight: deque[tuple[list[DecodedFile], Callable[[], Ranking] | None]] = deque()
 
-    def landed() -> tuple[list[Decoded], Ranking | None]:
-        images, collect = flying.popleft()
+    def finished() -> tuple[list[DecodedFile], Ranking | None]:
+        images, collect = in_flight.popleft()
         return images, collect() if collect else None
 
     try:
         for images in batches:
             pixels = [image.pixels for image in images if image.pixels is not None]
-            flying.append((images, engine.launch(pixels) if pixels else None))
-            if len(flying) == engine.engine.in_flight:
-                yield landed()
+            in_flight.append((images, engine.launch(pixels) if pixels else None))
+            if len(in_flight) == engine.engine.in_flight:
+                yield finished()
     except (ValueError, OSError):
-        while flying:
-            yield landed()
+        while in_flight:
+            yield finished()
         raise
-    while flying:
-        yield landed()
+    while in_flight:
+        yield finished()
 
 
-def _rows(images: list[Decoded], ranking: Ranking | None, bundle: Bundle, k: int) -> list[Row]:
-    found = iter(ranking.rows() if ranking else ())
+def _rows(images: list[DecodedFile], ranking: Ranking | None, bundle: Bundle, k: int) -> list[Row]:
+    ranked = iter(ranking.rows() if ranking else ())
     return [
         {
             "file": image.name,
             "predictions": []
             if image.pixels is None
             else [
-                {"class_id": each.class_id, "label": each.label, "probability": each.probability}
-                for each in top_k(next(found), bundle.labels, k)
+                {"class_id": p.class_id, "label": p.label, "probability": p.probability}
+                for p in top_k(next(ranked), bundle.labels, k)
             ],
             "error": image.error,
         }
@@ -161,9 +161,9 @@ def _rows(images: list[Decoded], ranking: Ranking | None, bundle: Bundle, k: int
 
 
 def _ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """`items`, gone through by a thread of their own, at most `depth` ahead.
+    """`items`, iterated by another thread, at most `depth` ahead.
 
-    Once it is closed that thread has ended.
+    That thread has ended once this generator is closed.
     """
     ready: Queue[tuple[T] | BaseException | None] = Queue(depth)
     closed = Event()
@@ -175,20 +175,20 @@ def _ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
                 ready.put((item,))
                 if closed.is_set():
                     return
-        except BaseException as error:  # noqa: BLE001 - is raised where the items are wanted
+        except BaseException as error:  # noqa: BLE001 - raised in the consumer
             end = error
         ready.put(end)
 
     thread = Thread(target=fetch, daemon=True)
     thread.start()
     try:
-        while (got := ready.get()) is not None:
-            if isinstance(got, BaseException):
-                raise got
-            yield got[0]
+        while (entry := ready.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
     finally:
         closed.set()
-        while thread.is_alive():  # It may wait for a place in the queue.
+        while thread.is_alive():  # It may be waiting for space in the queue.
             try:
                 ready.get(timeout=0.01)
             except Empty:

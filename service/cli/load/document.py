@@ -1,4 +1,4 @@
-"""Reports as JSON that others can compute with, and people can read."""
+"""Reports as JSON, for programs and for people."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def document(target: Target, reports: Sequence[Report]) -> dict[str, Any]:
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """Indented JSON in which a list of numbers takes one line, however long a histogram is."""
+    """Indented JSON with each list of numbers on one line, since histograms are long."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    return NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+    return NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"

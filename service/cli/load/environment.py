@@ -1,4 +1,4 @@
-"""What figures depend on besides the code: the machine and the versions."""
+"""What results depend on besides the code: the machine and the versions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from models import processor
 
-# What decides which kernels a network gets.
+# The flags that decide which kernels a network uses.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "bf16")
 PACKAGES = ("resnet-serve", "torch", "openvino", "uvicorn")
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the CPUs this process may use, the flags that matter, devices, the system."""
+    """The processor, the CPUs that this process may use, the relevant flags, GPUs, the system."""
     flags = processor.flags()
     gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     described = {
@@ -30,14 +30,14 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of those of PACKAGES that are installed."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the installed PACKAGES."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _fields(text: str) -> dict[str, str]:

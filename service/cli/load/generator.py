@@ -1,6 +1,6 @@
-"""Sends requests when they are due, from one thread, with little Python for each.
+"""Sends requests when they are due, from one thread and with little Python per request.
 
-Nothing is measured here but times: what they mean is the concern of `service.cli.load.report`.
+This module only records times; `service.cli.load.report` interprets them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cli.load.http_response import Answer, read_answer
+from service.cli.load.http_response import HttpResponse, read_response
 from service.cli.load.target import Target
 
 RECEIVE = 16_384
-TICK = 0.1  # seconds between looks for requests that have waited too long
-PAUSE = 0.01  # seconds until a closed loop tries again after a connection broke
+TICK = 0.1  # seconds between checks for requests that have timed out
+PAUSE = 0.01  # seconds until a closed loop retries after a broken connection
 BROKEN, TIMED_OUT = 0, -1
-NONE = Answer(BROKEN, True, b"")
-LATE = Answer(TIMED_OUT, True, b"")
+NO_RESPONSE = HttpResponse(BROKEN, True, b"")
+TOO_LATE = HttpResponse(TIMED_OUT, True, b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Of N requests: when each was to be sent and when it was answered, float64 [N], in seconds of
-    `time.perf_counter`; its status, int16 [N], BROKEN or TIMED_OUT without an answer; its
-    Server-Timing [N]. `cpu` is the seconds that the generator's thread computed."""
+    """N requests: when each was due and when its response arrived, float64 [N], in seconds of
+    `time.perf_counter`; its status, int16 [N], BROKEN or TIMED_OUT without a response; its
+    Server-Timing [N]. `cpu` is the generator thread's CPU time in seconds."""
 
     intended: NDArray[np.float64]
     done: NDArray[np.float64]
@@ -42,8 +42,8 @@ class Samples:
     cpu: float
 
 
-class Connection:
-    """`intended`: when its request was to be sent; 0.0 if it carries none."""
+class HttpConnection:
+    """`intended`: when its request was due; 0.0 while it is idle."""
 
     __slots__ = ("fd", "intended", "received", "socket", "unsent")
 
@@ -58,13 +58,12 @@ class Connection:
 
 
 class Generator:
-    """Runs once. A request that is due takes a free connection, or opens one while there are fewer
-    than `connections`, else waits its turn. One that is not answered within `timeout` seconds
-    from when it was due is given up.
+    """Runs once. A request that is due takes a free connection, opens one while there are fewer
+    than `connections`, or else waits. It times out `timeout` seconds after it was due.
 
-    `due`: the times of `time.perf_counter` at which requests are due, rising. `again_until`:
-    until then a connection that has its answer sends the next request at once; else it is free.
-    `on_tick` is called about ten times a second.
+    `due`: ascending times of `time.perf_counter`. Until `again_until`, a connection sends its next
+    request as soon as it has a response; after that it becomes free. `on_tick` is called about ten
+    times a second.
     """
 
     def __init__(
@@ -86,18 +85,18 @@ class Generator:
         self._again_until = again_until
         self._on_tick = on_tick
         self._tick_at = 0.0
-        # The epoll object itself: an EpollSelector makes an object for each event and rounds what
-        # it waits for up to a millisecond, which an open loop would count as the server's.
+        # Not an EpollSelector, which creates an object for each event and rounds timeouts up to a
+        # millisecond; an open loop would attribute that to the server.
         self._epoll = select.epoll()
-        self._connections: dict[int, Connection] = {}
-        self._free: list[Connection] = []
+        self._connections: dict[int, HttpConnection] = {}
+        self._free: list[HttpConnection] = []
         self._in_flight = 0
         self._intended, self._done = array("d"), array("d")
         self._status = array("h")
         self._timing: list[bytes] = []
 
     def run(self) -> Samples:
-        """Returns when every request is answered or given up."""
+        """Returns when every request has its response or has timed out."""
         started = time.thread_time()
         try:
             self._loop()
@@ -133,7 +132,7 @@ class Generator:
             for fd, events in self._wait():
                 connection = self._connections.get(fd)
                 if connection is None:
-                    continue  # Closed a moment ago.
+                    continue  # Just closed.
                 if events & ~select.EPOLLOUT:
                     self._read(connection)
                 if connection.unsent is not None and events & select.EPOLLOUT:
@@ -145,12 +144,12 @@ class Generator:
             return self._epoll.poll(wait, self._limit)
         wait = min(self._due[0], self._tick_at) - time.perf_counter()
         if wait > 0:
-            # select() waits for microseconds where epoll_wait() knows only milliseconds.
+            # select() has a resolution of microseconds, epoll_wait() of milliseconds.
             select.select((self._epoll,), (), (), wait)
         return self._epoll.poll(0, self._limit)
 
     def _open(self, intended: float) -> None:
-        connection = Connection(self._target)
+        connection = HttpConnection(self._target)
         self._connections[connection.fd] = connection
         error = connection.socket.connect_ex(self._target.address)
         if error == 0:
@@ -162,9 +161,9 @@ class Generator:
             self._in_flight += 1
             connection.unsent = memoryview(next(self._requests))
             if error != errno.EINPROGRESS:
-                self._end(connection, NONE)
+                self._end(connection, NO_RESPONSE)
 
-    def _begin(self, connection: Connection, intended: float) -> None:
+    def _begin(self, connection: HttpConnection, intended: float) -> None:
         connection.intended = intended
         self._in_flight += 1
         request = next(self._requests)
@@ -173,26 +172,26 @@ class Generator:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._end(connection, NONE)
+            self._end(connection, NO_RESPONSE)
             return
         if sent != len(request):
             connection.unsent = memoryview(request)[sent:]
             self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
 
-    def _write(self, connection: Connection) -> None:
+    def _write(self, connection: HttpConnection) -> None:
         assert connection.unsent is not None
         try:
             rest = connection.unsent[connection.socket.send(connection.unsent) :]
         except BlockingIOError:
             return
         except OSError:
-            self._end(connection, NONE)
+            self._end(connection, NO_RESPONSE)
             return
         connection.unsent = rest if len(rest) else None
         if connection.unsent is None:
             self._epoll.modify(connection.fd, select.EPOLLIN)
 
-    def _read(self, connection: Connection) -> None:
+    def _read(self, connection: HttpConnection) -> None:
         try:
             data = connection.socket.recv(RECEIVE)
         except BlockingIOError:
@@ -200,32 +199,32 @@ class Generator:
         except OSError:
             data = b""
         if not connection.intended:
-            self._drop(connection)  # It was idle; nothing but its end can have come.
+            self._drop(connection)  # It was idle, so the server closed it.
             return
         received = connection.received + data if connection.received else data
         try:
-            answer = read_answer(received, ended=not data)
+            response = read_response(received, ended=not data)
         except ValueError:
-            answer = NONE
-        if answer is not None:
-            self._end(connection, answer)
+            response = NO_RESPONSE
+        if response is not None:
+            self._end(connection, response)
         elif data:
             connection.received = received
         else:
-            self._end(connection, NONE)
+            self._end(connection, NO_RESPONSE)
 
-    def _end(self, connection: Connection, answer: Answer) -> None:
-        """The request that the connection carries is answered or given up."""
+    def _end(self, connection: HttpConnection, response: HttpResponse) -> None:
+        """The connection's request has its response or has timed out."""
         now = time.perf_counter()
-        self._record(connection.intended, now, answer)
+        self._record(connection.intended, now, response)
         self._in_flight -= 1
         connection.intended = 0.0
         connection.received = b""
         again = now < self._again_until
-        # An answer before the end of the request leaves a connection that takes no other.
-        if answer.closes or connection.unsent is not None:
+        # A response that precedes the end of its request leaves the connection unusable.
+        if response.closes or connection.unsent is not None:
             self._drop(connection)
-            if answer.status > 0 and again:
+            if response.status > 0 and again:
                 self._waiting.append(now)
             elif now + PAUSE < self._again_until:
                 self._due.append(now + PAUSE)
@@ -236,26 +235,26 @@ class Generator:
         else:
             self._free.append(connection)
 
-    def _record(self, intended: float, now: float, answer: Answer) -> None:
+    def _record(self, intended: float, now: float, response: HttpResponse) -> None:
         self._intended.append(intended)
         self._done.append(now)
-        self._status.append(answer.status)
-        self._timing.append(answer.timing)
+        self._status.append(response.status)
+        self._timing.append(response.timing)
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: HttpConnection) -> None:
         if connection in self._free:
             self._free.remove(connection)
         connection.unsent = None
         del self._connections[connection.fd]
-        connection.socket.close()  # Which takes it out of the epoll object.
+        connection.socket.close()  # This also removes it from the epoll object.
 
     def _tick(self, now: float) -> None:
         self._tick_at = now + TICK
-        too_old = now - self._timeout
-        while self._waiting and self._waiting[0] < too_old:
-            self._record(self._waiting.popleft(), now, LATE)
+        overdue = now - self._timeout
+        while self._waiting and self._waiting[0] < overdue:
+            self._record(self._waiting.popleft(), now, TOO_LATE)
         for connection in list(self._connections.values()):
-            if 0.0 < connection.intended < too_old:
-                self._end(connection, LATE)
+            if 0.0 < connection.intended < overdue:
+                self._end(connection, TOO_LATE)
         if self._on_tick:
             self._on_tick()

@@ -1,4 +1,4 @@
-"""Reports as a picture. Needs matplotlib, which the extra `bench` brings."""
+"""Plots of reports. Needs matplotlib, from the extra `bench`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from models.plotting import STYLE
 from service.cli.load.report import Report
 
-# Okabe and Ito's colours, which people tell apart who do not see all colours.
+# Okabe and Ito's palette for colour-blind readers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 SHARES = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 
 def draw(reports: Sequence[Report], path: Path, title: str = "") -> None:
-    """Writes a .png or .svg: latency by quantile, and by throughput if there are several runs.
+    """Writes a .png or .svg: latency by quantile and, for several runs, by throughput.
 
     Raises:
-        ValueError: the suffix is of no format that matplotlib writes.
+        ValueError: matplotlib does not write files with this suffix.
     """
     several = len(reports) > 1
     with mpl.rc_context(STYLE):
@@ -38,12 +38,12 @@ def draw(reports: Sequence[Report], path: Path, title: str = "") -> None:
 
 
 def _by_quantile(axes: Axes, reports: Sequence[Report]) -> None:
-    """The x axis has equal steps from 90 to 99 to 99.9 %, so that the tail has the room."""
+    """The x axis has equal steps from 90 to 99 to 99.9 %, to give the tail room."""
     drawn = [report for report in reports if report.histogram.total]
     most = max([2, *(report.histogram.total for report in drawn)])
     for index, report in enumerate(drawn):
         total = report.histogram.total
-        tails = np.geomspace(1.0, total, 400)  # One in so many is slower.
+        tails = np.geomspace(1.0, total, 400)  # One in this many is slower.
         seconds = report.histogram.quantiles(1 - 1 / tails)
         colour = COLOURS[index % len(COLOURS)]
         axes.plot(tails, seconds * 1000, color=colour, label=report.run.load, linewidth=1.8)
@@ -64,7 +64,7 @@ def _by_quantile(axes: Axes, reports: Sequence[Report]) -> None:
     axes.set_xticks(ticks, [f"{100 * (1 - 1 / tick):.5g} %" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     _dress(axes, len(drawn))
-    axes.set_xlabel("share of the answers that came within")
+    axes.set_xlabel("share of responses within this latency")
     axes.set_title("Latency by quantile")
 
 
@@ -97,12 +97,12 @@ def _by_throughput(axes: Axes, reports: Sequence[Report]) -> None:
             )
     axes.set_xlim(left=0)
     _dress(axes, len(axes.get_legend_handles_labels()[0]))
-    axes.set_xlabel("images answered per second")
-    axes.set_title("Latency by throughput, each load marked")
+    axes.set_xlabel("images per second")
+    axes.set_title("Latency by throughput, labelled by load")
 
 
 def _dress(axes: Axes, entries: int) -> None:
-    """Milliseconds as people write them, and room for the legend above the lines."""
+    """Plain milliseconds on the y axis, and room for the legend above the lines."""
     axes.set_ylabel("ms")
     if not entries:
         axes.text(0.5, 0.5, "no image was classified", transform=axes.transAxes, ha="center")

@@ -1,4 +1,4 @@
-"""What a run's times mean."""
+"""The statistics of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ OK = 200
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a run is made. Times in seconds, except for `slo_ms`.
+    """A load; times are in seconds, except for `slo_ms`.
 
-    `rate` is requests a second in an open loop, None in a closed one; `arrivals` are "poisson" or
-    "fixed". What is due in the first `warm_up` seconds is sent and not counted; a request that is
-    not answered `timeout` seconds after it was due is given up.
+    `rate` is requests per second in an open loop, None in a closed one; `arrivals` is "poisson" or
+    "fixed". Requests due in the first `warm_up` seconds are sent but not counted; a request times
+    out `timeout` seconds after it was due.
     """
 
     connections: int
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def load(self) -> str:
-        """In words for a table or a legend."""
+        """A label for a table or a legend."""
         if self.rate is None:
             return f"{self.connections} connection{'s' if self.connections > 1 else ''}"
         return f"{self.rate:g}/s {self.arrivals}"
@@ -46,17 +46,17 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of the requests that were due in the `seconds` that count.
+    """The outcome of the requests that were due in the `seconds` that count.
 
-    `images_per_second` counts the answers with status 200 that came in these seconds; `goodput`
-    those that came within the run's `slo_ms`, per second. `answers` counts statuses, and under 0
-    the requests without an answer, of which `timeouts` were given up. `latency_ms` has the
-    quantiles of the 200s, `refused_ms` those of each other status: in an open loop from the time
-    when a request was due, in a closed one from when it was sent.
+    `images_per_second` is the rate of responses with status 200 that arrived in that time,
+    `goodput` of those within the run's `slo_ms`. `answers` counts statuses; 0 stands for requests
+    without a response, of which `timeouts` timed out. `latency_ms` has the quantiles of the 200s,
+    `refused_ms` those of each other status: in an open loop since the request was due, in a closed
+    loop since it was sent.
 
-    `phases_ms` has the median and the p99 of what the server says of itself in Server-Timing, and
-    under `rest` what its total does not cover: the network, HTTP, waiting for a connection.
-    `generator_cpu` is how much of one CPU the generator used: near 1, it was the limit.
+    `phases_ms` has the median and p99 of each phase in Server-Timing; `rest` is what the server's
+    total does not cover: the network, HTTP, waiting for a connection. `generator_cpu` is the share
+    of one CPU that the generator used; near 1, the generator was the bottleneck.
     """
 
     run: Run
@@ -71,7 +71,7 @@ class Report:
     histogram: Histogram
 
     def as_json(self) -> dict[str, Any]:
-        """The report for `json.dumps`; what a run had nothing of is left out."""
+        """The report for `json.dumps`, without what the run does not have."""
         document = {"mode": self.run.mode, **asdict(self.run)}
         if self.run.rate is None:
             for name in ("rate", "arrivals", "seed"):
@@ -93,7 +93,7 @@ class Report:
 def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Report:
     """The report of a run that counts from `begin`, a time of `time.perf_counter`.
 
-    `elapsed` seconds went by from the first request to the last answer.
+    `elapsed`: seconds from the first request to the last response.
     """
     end = begin + run.seconds
     counted = (samples.intended >= begin) & (samples.intended < end)
@@ -103,7 +103,7 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
     histogram = Histogram.of(latency[good])
     in_time = (samples.status == OK) & (samples.done >= begin) & (samples.done < end)
     statuses, counts = np.unique(np.maximum(samples.status[counted], BROKEN), return_counts=True)
-    found = dict(zip(statuses.tolist(), counts.tolist(), strict=True))
+    answers = dict(zip(statuses.tolist(), counts.tolist(), strict=True))
     goodput = None
     if run.slo_ms is not None:
         goodput = round(int((good & (latency <= run.slo_ms / 1000)).sum()) / run.seconds, 1)
@@ -112,11 +112,11 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
         images_per_second=round(int(in_time.sum()) / run.seconds, 1),
         goodput=goodput,
         latency_ms=histogram.summary_ms(),
-        answers=found,
+        answers=answers,
         timeouts=int((counted & (samples.status == TIMED_OUT)).sum()),
         refused_ms={
             status: Histogram.of(latency[counted & (samples.status == status)]).summary_ms()
-            for status in found
+            for status in answers
             if status not in (BROKEN, OK)
         },
         phases_ms=_phases(
@@ -129,7 +129,7 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
 
 
 def _phases(timings: Sequence[bytes], latencies: Sequence[float]) -> dict[str, dict[str, float]]:
-    """The quantiles of each phase, from values of Server-Timing and latencies in milliseconds."""
+    """The quantiles of each phase, from Server-Timing values and latencies in milliseconds."""
     phases: dict[str, list[float]] = {}
     for timing, latency in zip(timings, latencies, strict=True):
         if timing:
@@ -147,15 +147,15 @@ def _phases(timings: Sequence[bytes], latencies: Sequence[float]) -> dict[str, d
 
 
 def durations(timing: bytes) -> dict[str, float]:
-    """Milliseconds by phase, of `decode;dur=0.2, total;dur=1.5`; what has none is left out."""
-    found = {}
+    """Milliseconds by phase from `decode;dur=0.2, total;dur=1.5`; others are left out."""
+    phases = {}
     for metric in timing.decode("latin-1").split(","):
         name, *parameters = (part.strip() for part in metric.split(";"))
         for parameter in parameters:
             key, _, value = parameter.partition("=")
             if key.strip() == "dur":
                 try:
-                    found[name] = float(value.strip().strip('"'))
+                    phases[name] = float(value.strip().strip('"'))
                 except ValueError:
-                    continue  # A server's slip is no reason to lose a run.
-    return found
+                    continue  # A malformed header must not end the run.
+    return phases

@@ -1,4 +1,4 @@
-"""Where the load goes: an address, and requests that are bytes before the first is sent."""
+"""The server under load: its address, and the requests as bytes, prepared in advance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A socket's `family` and `address`, and the `requests` that are sent there in turn."""
+    """A socket's `family` and `address`, and the `requests` to send there in turn."""
 
     url: str
     family: int
@@ -36,18 +36,18 @@ class Target:
     ) -> Target:
         """Requests that POST each of `images` to `url`.
 
-        `form` names the field of a multipart body that holds the image, else it is the body;
-        `content_type` is the image's; `headers` are more of them, as in "Name: value".
+        `form` names the field of a multipart body for the image; without it the image is the body.
+        `content_type` is the image's; `headers` are further headers, as in "Name: value".
 
         Raises:
-            ConfigError: the URL is no http:// URL, nothing listens there, a header is none.
+            ConfigError: not an http:// URL, nothing listens there, or an invalid header.
         """
         for header in headers:
             name, colon, _ = header.partition(":")
             if not colon or not name.strip() or not header.isprintable():
-                raise ConfigError(f"{header!r} is no header; write it as 'Name: value'")
+                raise ConfigError(f"{header!r} is not a header; write it as 'Name: value'")
         if not images:
-            raise ConfigError("there is no image to send")
+            raise ConfigError("no image to send")
         host, port, start = _parts(url)
         family, address = _listening(url, host, port)
         lines = [*start, *headers]
@@ -56,7 +56,7 @@ class Target:
 
 
 def _parts(url: str) -> tuple[str, int, list[str]]:
-    """Host, port, and the first lines of each request."""
+    """Host, port and the first lines of each request."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or 80
@@ -64,7 +64,7 @@ def _parts(url: str) -> tuple[str, int, list[str]]:
         raise ConfigError(f"{url}: {error}") from None
     if parts.scheme == "https":
         raise ConfigError(
-            f"{url}: the generator speaks no TLS; load what is behind it over http://"
+            f"{url}: the generator does not support TLS; load the server behind it over http://"
         )
     if parts.scheme != "http" or not host or not url.isascii() or " " in url:
         raise ConfigError(f"{url}: must be an http:// URL, such as http://127.0.0.1:8000/path")
@@ -73,12 +73,12 @@ def _parts(url: str) -> tuple[str, int, list[str]]:
 
 
 def _listening(url: str, host: str, port: int) -> tuple[int, Any]:
-    """The first of the host's addresses where a connection is accepted."""
+    """The first of the host's addresses that accepts a connection."""
     try:
         with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as probe:
             return probe.family, probe.getpeername()
     except OSError as error:
-        raise ConfigError(f"{url}: {error.strerror or error}; does the server run?") from None
+        raise ConfigError(f"{url}: {error.strerror or error}; is the server running?") from None
 
 
 def _request(lines: Sequence[str], image: bytes, form: str | None, content_type: str) -> bytes:

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import from_json
 
-from service.config.settings import ModelSettings, validated
+from service.config.loading import validated
+from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
 from service.http.admission import receive

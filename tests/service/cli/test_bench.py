@@ -110,7 +110,7 @@ def test_a_picture_of_nothing_but_refusals(photos: Path, tmp_path: Path) -> None
         (["--url", "https://127.0.0.1/", "IMAGE"], "TLS"),
         (["--url", "nonsense", "IMAGE"], "must be an http:// URL"),
         (["--url", "http://127.0.0.1:9/", "IMAGE"], "refused"),
-        (["--header", "nonsense", "IMAGE"], "is no header"),
+        (["--header", "nonsense", "IMAGE"], "is not a header"),
         (["--rate", "1", "--connections", "1", "--connections", "2", "IMAGE"], "one number"),
         (["--plot", "x.gif", "IMAGE"], ".png or .svg"),
         (["--plot", "/nowhere/x.png", "IMAGE"], "there is no folder"),

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from models import builtin, formats, labels, named, variants
+from models import builtin, formats, named, variants
 from models.interchange import convert
 from models.training.recipes import RECIPES
-from service.cli import completers
-from service.config import specs
 from tests.conftest import COMMAND
 from tests.support.commands import run
 
@@ -161,8 +159,5 @@ print([name for name in ("torch", "numpy", "pydantic", "fastapi") if name in sys
 def test_what_is_offered_is_what_there_is() -> None:
     assert tuple(convert.FORMATS) == formats.READ
     assert tuple(convert.EXPORTERS) == formats.WRITTEN
-
-    assert completers.LABELS == labels.NAMES
-    assert completers.KINDS == specs.KINDS
     for name in named.names():
         assert variants.variant(name).name == name

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from models import bundle
-from service.config.settings import read
+from service.config.loading import read
 from service.repository import catalog
 from tests.conftest import clean_environment
 from tests.support.commands import run
@@ -68,7 +68,7 @@ models:
 workers: 1.5
 """
     assert checked(tmp_path, text) == [
-        "4: host: is given in line 3 already",
+        "4: host: already set in line 3",
         "1: prot: unknown key; did you mean port?",
         "2: port: should be a whole number, not 'eighty'",
         "5: log_level: should be 'debug', 'info', 'warning' or 'error', not 'infos'; "
@@ -110,7 +110,7 @@ def test_what_is_wrong_elsewhere_is_told_where_a_person_finds_it(
     monkeypatch.setenv("RESNET_SERVE_MAX_QUEUE", "many")
     said = run("config", "check", "--config", path, "--workers", "70", status=2).stderr
     assert said.splitlines() == [
-        "environment variable RESNET_SERVE_PORTT is no setting; did you mean RESNET_SERVE_PORT?",
+        "environment variable RESNET_SERVE_PORTT is not a setting; did you mean RESNET_SERVE_PORT?",
         "--workers: workers: should be less than or equal to 64, not 70",
         "RESNET_SERVE_MAX_QUEUE: models[0].max_queue: should be a whole number, not 'many'",
     ]
@@ -158,9 +158,9 @@ models:
     for line, words in zip(
         lines[2:],
         [
-            "not a whole safetensors file",
-            "but no bundle",
-            "a folder must have one file",
+            "not a complete safetensors file",
+            "but not a bundle",
+            "a folder must contain exactly one",
             "did you mean builtin:?",
             "did you mean resnet20-cifar10?",
             "nearest: resnet20",

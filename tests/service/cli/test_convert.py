@@ -71,7 +71,7 @@ def test_convert_writes_for_another_library_and_reads_it_back(tmp_path: Path) ->
         (["--from", "tensorflow", "nowhere"], "--from tensorflow: one of cifar, flax"),
         (["--set", "eps=0.001", "random:resnet18"], "--set: only with --from"),
         (["--labels", "cifar10", "random:resnet18"], "--labels: only with --from"),
-        (["--from", "onnx", "--with-preprocessing", "x"], "goes with --to onnx"),
+        (["--from", "onnx", "--with-preprocessing", "x"], "only with --to onnx"),
         (["--from", "onnx", "nowhere.onnx"], "nowhere.onnx: No such file"),
         (["torchvision:resnet19"], "torchvision publishes no weights for 'resnet19'"),
         (["nowhere"], "nowhere: no such file"),

@@ -136,7 +136,7 @@ def test_ten_crops_are_averaged(model: Path, photos: Path) -> None:
     assert ten["nll"] != centre["nll"]
     small = ("--model", "random:resnet20", "--crops", "ten")
     assert "use --crops center" in refusal(*small, photos)
-    assert "served" in refusal("--crops", "ten", "--fit-temperature", "x.safetensors", photos)
+    assert "serving" in refusal("--crops", "ten", "--fit-temperature", "x.safetensors", photos)
 
 
 def test_unreadable_files_fail_or_are_skipped_and_named(

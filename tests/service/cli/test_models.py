@@ -44,7 +44,7 @@ def test_some_networks_are_chosen_by_pattern_or_family() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("wied", "did you mean wide?"), ("x*", "no network's name is like 'x*'")],
+    [("wied", "did you mean wide?"), ("x*", "no network matches 'x*'")],
 )
 def test_what_stands_for_no_network_is_one_line(name: str, words: str) -> None:
     line = run("models", name, status=2).stderr

@@ -44,7 +44,7 @@ def test_curves_of_one_configuration(tmp_path: Path) -> None:
         assert image.width > image.height > 300
     written(tmp_path / "other.safetensors", overrides={"shortcut": "A"})
     line = run("results", tmp_path, "--curves", picture, status=2).stderr
-    assert "these runs are of 2 configurations" in line
+    assert "these runs belong to 2 configurations" in line
 
 
 @pytest.mark.parametrize(

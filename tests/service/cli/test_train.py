@@ -52,7 +52,7 @@ def test_train_with_seeds_tells_their_mean_and_deviation(photos: Path, tmp_path:
     assert f"{photos.name}, 2 seeds: top-1 {mean:.2%} +- {deviation:.2%}" in said
     assert (tmp_path / "trained-curves.png").read_bytes().startswith(b"\x89PNG")
     again = run(*command, "--iterations", "2", "--seeds", "111,222", "--resume", output).stdout
-    assert again.count("is done") == 2
+    assert again.count("is complete") == 2
 
 
 def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path
     (tmp_path / "x.run" / "state.pt").write_bytes(b"")
     done = run("train", "--data", photos, tmp_path / "x.safetensors", status=2)
     assert done.stderr == (
-        f"resnet-serve: {tmp_path / 'x.run'} holds a run that was stopped; "
-        "--resume goes on with it, --restart forgets it\n"
+        f"resnet-serve: {tmp_path / 'x.run'} holds an interrupted run; "
+        "use --resume to continue it or --restart to discard it\n"
     )
 
 

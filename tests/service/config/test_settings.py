@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from service.config.settings import PREFIX, Settings, load
+from service.config.loading import load
+from service.config.settings import Settings
+from service.config.variables import PREFIX
 from service.errors import ConfigError
 
 

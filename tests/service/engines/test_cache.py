@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.config.settings import load
+from service.config.loading import load
 from service.engines import cache
 
 

@@ -18,7 +18,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.config.keys import read
-from service.config.settings import PREFIX, Settings, load
+from service.config.loading import load
+from service.config.settings import Settings
+from service.config.variables import PREFIX
 from service.errors import ConfigError, Forbidden, Unauthorized
 from service.http.access import ADMIN_METHODS, OPEN, OPEN_FOLDERS, Access, Keys, among, digest
 from service.http.app import ENDPOINTS
@@ -272,13 +274,13 @@ def test_a_file_of_keys_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     ("content", "mode", "words"),
     [
         (None, 0, ["No such file"]),
-        (b"", 0o600, ["has no key"]),
-        (b"# nothing\n", 0o600, ["has no key"]),
-        (API.encode(), 0o644, ["others", "chmod 600"]),
-        (API.encode(), 0o660, ["others", "chmod 600"]),
+        (b"", 0o600, ["contains no keys"]),
+        (b"# nothing\n", 0o600, ["contains no keys"]),
+        (API.encode(), 0o644, ["only by its owner", "chmod 600"]),
+        (API.encode(), 0o660, ["only by its owner", "chmod 600"]),
         (f"{API}\nsecret-but-short".encode()[:-1], 0o600, ["line 2", "at least 16"]),
         (b"secret \xc3\xa9 0123456789 abcdef", 0o600, ["line 1", "ASCII"]),
-        (b"\xff\xfe", 0o600, ["no text"]),
+        (b"\xff\xfe", 0o600, ["not UTF-8 text"]),
     ],
 )
 def test_a_file_of_keys_that_cannot_be_used_is_one_line(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.config import settings as configuration
+from service.config import loading, settings
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.http.record import record_of
@@ -129,13 +129,13 @@ def test_a_slow_collector_keeps_nobody_waiting(
 )
 def test_a_setting_that_cannot_be_is_one_line(name: str, value: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        configuration.load({name: value}, environ={})
+        loading.load({name: value}, environ={})
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configuration, "find_spec", lambda _: None)
+    monkeypatch.setattr(settings, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"^--tracing: .* pip install 'resnet-serve\[otel\]'"):
-        configuration.load({"tracing": True}, environ={})
+        loading.load({"tracing": True}, environ={})
 
 
 def test_an_impossible_variable_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

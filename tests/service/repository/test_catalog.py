@@ -31,7 +31,9 @@ def test_a_bundles_file_is_named_without_its_folder(tmp_path: Path) -> None:
 
 def test_a_folder_stands_for_the_one_file_in_it_that_can_be_served(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing to serve")
-    with pytest.raises(ConfigError, match=r"\A[^\n]*one file .safetensors or .onnx; it has none\Z"):
+    with pytest.raises(
+        ConfigError, match=r"\A[^\n]*exactly one .safetensors or .onnx file; it has none\Z"
+    ):
         catalog.load(str(tmp_path))
     bundle.write(catalog.load("random:resnet20").bundle, tmp_path / "x.safetensors")
     loaded = catalog.load(str(tmp_path))

@@ -127,7 +127,11 @@ def test_links_in_archives_and_rows_without_bytes_are_errors_of_their_own(tmp_pa
     rows = pa.table({"image": pa.array([None, b"x"], pa.binary())})
     pyarrow.parquet.write_table(rows, tmp_path / "b.parquet")
     found = read(inputs.entries([path, tmp_path / "b.parquet"]))
-    assert ["link" in found[0].error, "no bytes" in found[1].error, found[2].error] == [1, 1, ""]
+    assert ["link" in found[0].error, "no image bytes" in found[1].error, found[2].error] == [
+        1,
+        1,
+        "",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz"])

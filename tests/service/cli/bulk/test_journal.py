@@ -74,7 +74,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
     try:
-        with pytest.raises(ConfigError, match="File too large; what was done is kept"):
+        with pytest.raises(ConfigError, match="File too large; completed work is kept"):
             journal.write(rows([f"{number:04}.png" for number in range(1000)]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -88,7 +88,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
 def test_two_runs_do_not_write_to_one_place(tmp_path: Path) -> None:
     place = layout(tmp_path / "out.jsonl", None, Shard(0, 1))
     first = Journal(place, {}, overwrite=False)
-    with pytest.raises(ConfigError, match="another run is writing there"):
+    with pytest.raises(ConfigError, match="another run is writing to it"):
         Journal(place, {}, overwrite=True)
     first.close()
     Journal(place, {}, overwrite=False).close()

@@ -6,16 +6,26 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from service.cli.load.runs import closed_loop, open_loop
+from service.cli.load.report import Report, Run
+from service.cli.load.runs import run_load
 from service.cli.load.target import Target
 from tests.support.scripted import CLOSE, answer, scripted
 
 # Short, and without a warm-up: what is asserted does not depend on how fast the machine is.
-closed = partial(closed_loop, connections=2, seconds=0.4, warm_up=0.0)
-opened = partial(open_loop, rate=100, seconds=0.5, warm_up=0.0)
+CLOSED: dict[str, Any] = {"connections": 2, "seconds": 0.4, "warm_up": 0.0}
+OPEN: dict[str, Any] = {"connections": 256, "rate": 100, "seconds": 0.5, "warm_up": 0.0}
+
+
+def closed(target: Target, **changes: Any) -> Report:
+    return run_load(target, Run(**CLOSED | changes))
+
+
+def opened(target: Target, **changes: Any) -> Report:
+    return run_load(target, Run(**OPEN | changes))
 
 
 def plain(number: int, body: bytes) -> Iterator[bytes]:
@@ -201,6 +211,6 @@ def test_what_is_never_answered_is_given_up_and_counted() -> None:
 def test_progress_is_told_while_a_run_lasts() -> None:
     told: list[float] = []
     with scripted(plain) as server:
-        closed(Target.of(server.url, [b""]), on_progress=told.append)
+        run_load(Target.of(server.url, [b""]), Run(**CLOSED), told.append)
     assert len(told) >= 2
     assert told == sorted(told)

@@ -8,7 +8,7 @@ from email.parser import BytesParser
 
 import pytest
 
-from service.cli.load.http_response import read_answer
+from service.cli.load.http_response import read_response
 from service.cli.load.target import Target
 from service.errors import ConfigError
 
@@ -49,13 +49,13 @@ def test_a_form_has_the_image_in_its_field(port: int) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("https://127.0.0.1/", "speaks no TLS"),
+        ("https://127.0.0.1/", "does not support TLS"),
         ("ftp://127.0.0.1/", "must be an http:// URL"),
         ("127.0.0.1:8000", "must be an http:// URL"),
         ("http://127.0.0.1:8000/a b", "must be an http:// URL"),
         ("http:///path", "must be an http:// URL"),
         ("http://127.0.0.1:99999/", "[Pp]ort"),
-        ("http://127.0.0.1:9/", "refused; does the server run"),
+        ("http://127.0.0.1:9/", "refused; is the server running"),
     ],
 )
 def test_an_impossible_url_is_refused(url: str, words: str) -> None:
@@ -65,7 +65,7 @@ def test_an_impossible_url_is_refused(url: str, words: str) -> None:
 
 @pytest.mark.parametrize("header", ["X", ": x", "A: b\r\nC: d", ""])
 def test_an_impossible_header_is_refused(port: int, header: str) -> None:
-    with pytest.raises(ConfigError, match="is no header"):
+    with pytest.raises(ConfigError, match="is not a header"):
         Target.of(f"http://127.0.0.1:{port}/", [b"image"], headers=[header])
 
 
@@ -91,14 +91,14 @@ def test_an_answer_is_read_when_it_is_whole_and_not_before(
     data: bytes, status: int, closes: bool
 ) -> None:
     for end in range(len(data)):
-        assert read_answer(data[:end]) is None
-        assert read_answer(data[:end], ended=True) is None
-    assert read_answer(data) == (status, closes, b"")
+        assert read_response(data[:end]) is None
+        assert read_response(data[:end], ended=True) is None
+    assert read_response(data) == (status, closes, b"")
 
 
 def test_server_timing_is_kept_as_it_is() -> None:
     data = b"HTTP/1.1 200 OK\r\nServer-Timing: total;dur=1\r\nContent-Length: 0\r\n\r\n"
-    answer = read_answer(data)
+    answer = read_response(data)
     assert answer is not None
     assert answer.timing.strip() == b"total;dur=1"
 
@@ -116,4 +116,4 @@ def test_server_timing_is_kept_as_it_is() -> None:
 )
 def test_what_is_no_answer_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"HTTP|invalid literal"):
-        read_answer(data)
+        read_response(data)

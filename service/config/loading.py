@@ -1,0 +1,194 @@
+"""Reading settings: from a YAML file, then environment variables, then flags; the last one wins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from models.builtin import DEFAULT_SPEC
+from models.suggestions import nearest
+from service.config import keys, sources
+from service.config.settings import DEVICE_RULE, ModelSettings, Settings, Strict
+from service.config.sources import SECRETS, Merged, Place, Source, shown
+from service.config.variables import PREFIX, environment
+from service.errors import ConfigError
+
+S = TypeVar("S", bound=Strict)
+# As a variable or a flag these apply to every model; the others can belong to only one.
+MODEL_WIDE = tuple(
+    name for name in ModelSettings.model_fields if name not in ("spec", "name", "architecture")
+)
+LISTS = ("models", "device", "cors_origins", *SECRETS)
+LITERALS = re.compile(r"'([^']*)'")
+# pydantic appends the type that it tried to the place of an error.
+DEVICE_TYPES = ("str", "list[str]")
+# pydantic's messages in our words, by type of error.
+MESSAGES = {
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "finite_number": "should be a number",
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+    "string_type": "should be text",
+    "list_type": "should be a list",
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping of settings",
+    "path_type": "should be a path",
+    "missing": "is missing",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The `settings`, or None and the `problems`, one line each; `merged`: the values before
+    validation, with their origins; `path`: the file's."""
+
+    settings: Settings | None
+    problems: list[str]
+    merged: Merged
+    path: str | None
+
+
+def read(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    config: str | Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Reading:
+    """The settings in force and where they come from, or everything that is wrong with them.
+
+    `flags` maps settings to values (None: not given). `config` is the path of the YAML file, by
+    default RESNET_SERVE_CONFIG's, or the content of such a file.
+    """
+    environ = environment() if environ is None else environ
+    if isinstance(config, Mapping):
+        path, file = None, Source("file", dict(config))
+    else:
+        path = config or environ.get(f"{PREFIX}CONFIG")
+        file = sources.of_file(Path(path)) if path else Source("file")
+    known = [*Settings.model_fields, *MODEL_WIDE]
+    layers = (sources.of_environment(environ, known, LISTS), sources.of_flags(flags or {}, LISTS))
+    merged = sources.merge(file, layers, MODEL_WIDE, DEFAULT_SPEC)
+    problems = [problem for source in (file, *layers) for problem in source.problems]
+    settings = None
+    try:
+        settings = Settings.model_validate(merged.values)
+    except ValidationError as error:
+        problems += _problems(error, merged)
+    else:
+        settings = _with_key_files(settings, merged, problems)
+    return Reading(None if problems else settings, problems, merged, path)
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    config: str | Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings in force; for the arguments see `read`.
+
+    Raises:
+        ConfigError: a file is missing or unreadable, a key unknown, a value impossible.
+    """
+    reading = read(flags, config=config, environ=environ)
+    if reading.settings is None:
+        raise ConfigError(reading.problems[0])
+    return reading.settings
+
+
+def client_key(file: Path | None) -> str | None:
+    """The key that a client sends: the first of `file`, else RESNET_SERVE_KEY, else None.
+
+    Raises:
+        ConfigError: see `service.config.keys.read`.
+    """
+    if file is not None:
+        return keys.read(file)[0].get_secret_value()
+    return environment().get(f"{PREFIX}KEY") or None
+
+
+def validated(kind: type[S], /, **values: Any) -> S:
+    """Settings of a kind from values of any type.
+
+    Raises:
+        ConfigError: one line that names the key and what it allows.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_described(error.errors()[0], kind)) from None
+
+
+def _with_key_files(settings: Settings, merged: Merged, problems: list[str]) -> Settings:
+    """The settings with the keys of the files that they name; adds to `problems`."""
+    secrets = {}
+    for name in SECRETS:
+        path: Path | None = getattr(settings, f"{name}_file")
+        if path is not None:
+            try:
+                secrets[name] = [*getattr(settings, name), *keys.read(path)]
+            except ConfigError as error:
+                setting = f"{name}_file"
+                problems.append(merged.located((setting,), f"{setting}: {error}"))
+    return settings.model_copy(update=secrets)
+
+
+def _problems(errors: ValidationError, merged: Merged) -> list[str]:
+    """One line for each wrong value, in the order of the file's lines, the others first."""
+    problems: dict[tuple[str, str], tuple[int, str]] = {}
+    for error in errors.errors():
+        if error["type"] == "default_factory_not_called":  # Another wrong value prevented it.
+            continue
+        place = _place(error)
+        origin = merged.origin(place)
+        source, where = origin or ("", "")
+        # A value that applies to every model is reported once.
+        key = (where, shown(place) if source == "file" else str(place[-1]))
+        line = re.search(r":(\d+)$", where)
+        problem = merged.located(place, _described(error, Settings))
+        problems.setdefault(key, (int(line[1]) if line else 0, problem))
+    return [problem for _, problem in sorted(problems.values(), key=itemgetter(0))]
+
+
+def _place(error: ErrorDetails) -> Place:
+    return tuple(part for part in error["loc"] if part not in DEVICE_TYPES)
+
+
+def _described(error: ErrorDetails, kind: type[Strict]) -> str:
+    """Which key is wrong, and what it allows."""
+    place, value = _place(error), error["input"]
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(place, kind)
+    message = MESSAGES.get(error["type"], error["msg"])
+    if place[-1:] == ("device",):  # It may have either of two types.
+        message = DEVICE_RULE
+    message = (message[0].lower() + message[1:]).replace("input should", "should")
+    problem = f"{shown(place)}: {message}"
+    # A secret is never shown; a missing or a repeated value has nothing to show.
+    if (place[:1] and place[0] in SECRETS) or error["type"] in ("missing", "twice"):
+        return problem
+    problem = f"{problem}, not {value!r}"
+    literals = LITERALS.findall(message) if error["type"] == "literal_error" else []
+    near = nearest(str(value), literals)
+    return f"{problem}; did you mean {near[0]}?" if near else problem
+
+
+def _unknown_key(place: Place, kind: type[Strict]) -> str:
+    key = str(place[-1])
+    if len(place) == 1 and key in MODEL_WIDE:
+        return f"{key}: belongs to a model, as models[0].{key}"
+    fields = ModelSettings.model_fields if len(place) > 1 else kind.model_fields
+    near = nearest(key, fields)
+    hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
+    return f"{shown(place)}: unknown key; {hint}"

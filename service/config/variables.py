@@ -1,0 +1,36 @@
+"""Environment variables. Nothing else reads them, but `models.processor` reads one of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PREFIX = "RESNET_SERVE_"
+# The same prefix, but not settings: the file's path, a client's key, the tests' data, and the
+# processor's flags.
+NOT_SETTINGS = {"CONFIG", "KEY", "SHARED", "CPU_FLAGS"}
+# Nobody can create this folder, root included; the path itself says why.
+NO_HOME = Path(os.devnull) / "no-home"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """A copy of this process's environment, with `more`."""
+    return dict(os.environ) | more
+
+
+def settle_home() -> None:
+    """Gives a user without a home, such as a container's, one that cannot be created.
+
+    Libraries, OpenVINO's telemetry among them, look it up on import and raise if there is none;
+    they cope with a home that they cannot write to.
+    """
+    try:
+        Path.home()
+    except RuntimeError:  # Neither HOME nor an entry in /etc/passwd.
+        os.environ["HOME"] = str(NO_HOME)
+
+
+def default_cache_dir() -> Path:
+    """In the user's cache. A missing home is logged like any folder that cannot be created."""
+    settle_home()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
