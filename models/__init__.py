@@ -13,15 +13,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from models.architecture import Architecture
     from models.bundle import Bundle, BundleError, WeightsMismatch, load
     from models.classifier import Classifier
     from models.preprocess import InputSpec, resize_and_crop
-    from models.resnet import Architecture, ResNet
+    from models.resnet import ResNet
     from models.summary import count_layers, count_macs, count_parameters
     from models.variants import Variant, build, names, variant
 
 _HOMES = {
-    "Architecture": "resnet",
+    "Architecture": "architecture",
     "Bundle": "bundle",
     "BundleError": "bundle",
     "Classifier": "classifier",

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from models import labels, naming, variants
+from models.architecture import Architecture
 from models.classifier import Classifier
 from models.preprocess import InputSpec
-from models.resnet import Architecture, ResNet, on_meta
+from models.resnet import ResNet, on_meta
 
 FORMAT = 1
 CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

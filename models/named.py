@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from models.suggestions import nearest
 
 if TYPE_CHECKING:
-    from models.resnet import Block
+    from models.architecture import Block
 
 # Depth: block, blocks per stage.
 IMAGENET_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # He 2015, table 1; 200: He 2016

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from models.resnet import Architecture, ResNet, on_meta
+from models.architecture import Architecture
+from models.resnet import ResNet, on_meta
 
 UNLIKE = 3  # A stage's first block, one of those between, its last.
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from models import named
+from models.architecture import Architecture
 from models.named import CIFAR_PLANES, WIDE_STAGES, names
 from models.preprocess import CIFAR, IMAGENET, InputSpec
-from models.resnet import Architecture, BlockFactory, ResNet
+from models.resnet import BlockFactory, ResNet
 from models.suggestions import hint
 
 __all__ = ["Variant", "build", "find", "names", "override", "variant"]

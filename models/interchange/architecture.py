@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from models.architecture import BIASED, EXPANSION, Architecture, Block, PreactStem, Shortcut
 from models.bundle import BundleError
-from models.resnet import BIASED, EXPANSION, Architecture, Block, PreactStem, Shortcut
 
 BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.")
 STEM, FIRST = "stem.conv.weight", "stages.0.0.conv1.weight"

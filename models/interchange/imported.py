@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.preprocess import RGB, InputSpec
-from models.resnet import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from statistics import fmean, median, pstdev
 from typing import Any
 
 from models import bundle, labels, variants
+from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.reports import published
 from models.reports.published import DataSet, Published
-from models.resnet import Architecture
 from models.training import history
 from models.training.history import Epoch
 

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from models import summary
+from models.architecture import Architecture
 from models.reports.published import Published
 from models.reports.results import Result, Spread
-from models.resnet import Architecture, on_meta
+from models.resnet import on_meta
 from models.training.recipes import RECIPES
 
 COLUMNS = (

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import bundle, hardware, variants
+from models.architecture import Architecture
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.data.datasets import Dataset
@@ -22,7 +23,7 @@ from models.data.source import Source
 from models.evaluation import temperature
 from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
 from models.preprocess import InputSpec
-from models.resnet import Architecture, ResNet
+from models.resnet import ResNet
 from models.training import recipes
 from models.training.checkpoint import Checkpoint
 from models.training.history import Epoch, History

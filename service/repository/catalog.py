@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from models import bundle, digest, variants
+from models.architecture import Architecture
 from models.bundle import Bundle
 from models.interchange import convert, hub
 from models.preprocess import CIFAR, IMAGENET
-from models.resnet import Architecture
 from service.config import settings, specs
 from service.errors import ConfigError
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import variants
-from models.resnet import BLOCKS, Architecture, PaddedShortcut, ResNet, make_shortcut, on_meta
+from models.architecture import Architecture
+from models.resnet import BLOCKS, PaddedShortcut, ResNet, make_shortcut, on_meta
 from tests.support import rounding, tiny
 
 Weights = Mapping[str, Tensor]

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.imported import Source, is_numbers
 from models.interchange.keras.file import Arrays, KerasFile, natural, read_keras
 from models.preprocess import CIFAR, IMAGENET
-from models.resnet import Architecture
 
 Layers = Mapping[str, Arrays]
 

@@ -19,18 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.architecture import Architecture, PreactShortcut, PreactStem
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.onnx.graph import Array, Graph, Step, misfit
 from models.preprocess import RGB
-from models.resnet import (
-    Architecture,
-    ConvShortcut,
-    PaddedShortcut,
-    PreactShortcut,
-    PreactStem,
-    on_meta,
-)
+from models.resnet import ConvShortcut, PaddedShortcut, on_meta
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.interchange.pytorch.layout import Rename, rename
-from models.resnet import Architecture
 
 TO_TORCHVISION: tuple[Rename, ...] = (
     (r"^stem\.conv\.", "conv1."),

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.preprocess import RGB
-from models.resnet import Architecture
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 

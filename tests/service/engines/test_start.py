@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from models import bundle
+from models.architecture import Architecture
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.hardware import cpu_has_bf16
 from models.preprocess import CIFAR, IMAGENET
-from models.resnet import Architecture
 from service.config.settings import ModelSettings, Settings
 from service.engines import devices, faults, parity, quantisation
 from service.engines.blueprint import Blueprint

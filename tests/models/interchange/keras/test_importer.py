@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from models import labels
+from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.classifier import Normalise
 from models.interchange import convert
-from models.resnet import Architecture
 from models.variants import find
 from tests.support import keras_reference as reference
 from tests.support.keras_reference import keras, layers
