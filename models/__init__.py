@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from models.bundle import Bundle, BundleError, WeightsMismatch, load
     from models.classifier import Classifier
     from models.preprocess import InputSpec, resize_and_crop
-    from models.resnet import ResNet
+    from models.resnet import ResNet, build
     from models.summary import count_layers, count_macs, count_parameters
-    from models.variants import Variant, build, names, variant
+    from models.variants import Variant, names, variant
 
 _HOMES = {
     "Architecture": "architecture",
@@ -30,7 +30,7 @@ _HOMES = {
     "ResNet": "resnet",
     "Variant": "variants",
     "WeightsMismatch": "bundle",
-    "build": "variants",
+    "build": "resnet",
     "count_layers": "summary",
     "count_macs": "summary",
     "count_parameters": "summary",

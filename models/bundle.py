@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import labels, naming, variants
+from models import labels, variants
 from models.architecture import Architecture
 from models.classifier import Classifier
 from models.preprocess import InputSpec
@@ -30,12 +30,42 @@ from models.resnet import ResNet, on_meta
 FORMAT = 1
 CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 METADATA_KEY = "resnet-serve"
+# `GET /v1/models/NAME`: what else may a URL's path not end in as it is?
+LONGEST_NAME = 100
+RESERVED = frozenset("/\\?#% ")
 # Beyond these, dividing logits by it could leave float32's range.
 TEMPERATURES = (1e-6, 1e6)
 CARD_BYTES = 20_000
 # Left out of the description where they have these values, so that the checksums of bundles from
 # before there were such fields still hold.
 OMITTED = {"temperature": 1.0, "card": ""}
+
+
+def check_name(name: str) -> str:
+    """`name`, if it is one.
+
+    Raises:
+        ValueError: it is not 1 to 100 printable characters, or one of them is a space or means
+            something else in a URL; one line says so.
+    """
+    if not 1 <= len(name) <= LONGEST_NAME:
+        raise ValueError(f"name must have 1 to {LONGEST_NAME} characters, not {len(name)}")
+    if name in (".", "..") or not all(map(_stands_for_itself, name)):
+        raise ValueError(
+            f"name must be printable characters other than spaces and / \\ ? # %, not {name!r}"
+        )
+    return name
+
+
+def name_from(text: str) -> str:
+    """A name as near to `text`, for instance a file's, as one can be."""
+    kept = "".join(each if _stands_for_itself(each) else " " for each in text)
+    name = "-".join(kept.split())[:LONGEST_NAME]
+    return "model" if name in ("", ".", "..") else name
+
+
+def _stands_for_itself(character: str) -> bool:
+    return character.isprintable() and character not in RESERVED
 
 
 class BundleError(ValueError):
@@ -54,7 +84,7 @@ class WeightsMismatch(BundleError):
 class Bundle:
     """Weights and what they mean.
 
-    `name`: what a service calls the model; see `models.naming`.
+    `name`: what a service calls the model; see `check_name`.
     `variant`: the named network that `architecture` modifies, or None.
     `labels`: class names; as many as the architecture has classes.
     `tensors`: the network's state dict.
@@ -82,7 +112,7 @@ class Bundle:
         if not isinstance(self.name, str):
             raise BundleError(f"name must be text, not {self.name!r}")
         try:
-            naming.check(self.name)
+            check_name(self.name)
         except ValueError as error:
             raise BundleError(str(error)) from None
         if isinstance(self.labels, str) or not all(isinstance(each, str) for each in self.labels):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import variants
 from models.architecture import (
     EXPANSION,
     Architecture,
@@ -408,6 +409,24 @@ def initialise(network: ResNet, *, zero_init_residual: bool = False) -> None:
         for stage in network.stages:
             for block in cast("nn.Sequential", stage):
                 nn.init.zeros_(cast("Any", block).residual_end.weight)
+
+
+def build(
+    name: str,
+    *,
+    block: BlockFactory | None = None,
+    zero_init_residual: bool = False,
+    **overrides: Any,
+) -> ResNet:
+    """A freshly initialised network: `build("resnet20", num_classes=100, shortcut="A")`.
+
+    `overrides` are fields of `Architecture`; `block` and `zero_init_residual` as in `ResNet`.
+
+    Raises:
+        ValueError: the name or an override is unknown, or its value impossible.
+    """
+    architecture = variants.override(variants.variant(name).architecture, **overrides)
+    return ResNet(architecture, block=block, zero_init_residual=zero_init_residual)
 
 
 def on_meta(architecture: Architecture) -> ResNet:

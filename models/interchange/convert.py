@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from models import digest, naming, variants
+from models import digest, variants
 from models import labels as label_files
-from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
+from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit, name_from
 from models.interchange.flax import importer as flax
 from models.interchange.imported import Source
 from models.interchange.keras import importer as keras
@@ -111,7 +111,7 @@ def convert(
         )
     classes = source.architecture.num_classes
     return Bundle(
-        name=name or source.name or naming.made_of(path.name.partition(".")[0]),
+        name=name or source.name or name_from(path.name.partition(".")[0]),
         variant=found.name if found else None,
         architecture=source.architecture,
         input=replace(source.spec, mean=mean, std=std),

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-from models import builtin, formats, named
+from models import builtin, variants
+from models.interchange import formats
 from service.config import choices
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
@@ -52,10 +53,10 @@ def _recipes() -> Iterable[str]:
 
 AFTER: dict[str, Callable[[], Iterable[str]]] = {
     "builtin": builtin.names,
-    "random": named.names,
+    "random": variants.names,
     "torchvision": lambda: dict.fromkeys(_published()),
 }
-variant = one_of(named.names)
+variant = one_of(variants.names)
 recipe = one_of(_recipes)
 device = one_of(lambda: choices.DEVICES)
 engine = one_of(lambda: choices.ENGINES)

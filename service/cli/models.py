@@ -14,7 +14,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from models import builtin, named
+from models import builtin, variants
 from models.suggestions import nearest
 from service.cli import completers
 from service.cli.options import fail_in_one_line
@@ -65,16 +65,16 @@ def _chosen(name: str | None) -> list[str]:
         ValueError: none; it offers the nearest.
     """
     if name is None:
-        return list(named.names())
+        return list(variants.names())
     if name in FAMILIES:
-        return [each for each in named.names() if name in _families(each)]
+        return [each for each in variants.names() if name in _families(each)]
     if PATTERN & {*name}:
-        found = fnmatch.filter(named.names(), name)
+        found = fnmatch.filter(variants.names(), name)
         if not found:
             raise ValueError(f"no network's name is like {name!r}; `resnet-serve models` lists all")
         return found
     try:
-        return [named.find(name).name]
+        return [variants.variant(name).name]
     except ValueError:
         if near := nearest(name, FAMILIES):
             hint = f"did you mean {near[0]}?"
@@ -83,9 +83,15 @@ def _chosen(name: str | None) -> list[str]:
 
 
 def _families(name: str) -> list[str]:
-    row = named.find(name)
-    words = ["imagenet" if row.large else "small" if name.endswith("_small") else "cifar"]
-    return words + ["wide"] * ("wide" in name) + ["preact"] * row.preact
+    row = variants.variant(name)
+    words = [
+        "imagenet"
+        if row.architecture.stem == "imagenet"
+        else "small"
+        if name.endswith("_small")
+        else "cifar"
+    ]
+    return words + ["wide"] * ("wide" in name) + ["preact"] * row.architecture.preact
 
 
 def _heading(name: str) -> str:
@@ -184,7 +190,7 @@ def _show(spec: str, *, as_json: bool) -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    from models import summary, variants
+    from models import summary
 
     variant = variants.variant(name)
     size = variant.input.size

@@ -178,7 +178,7 @@ def train(
     from models.training import memory
 
     memory.keep_freed()
-    from models import naming, variants
+    from models import bundle, variants
     from models.training import parallel, recipes
     from models.training.loop import Options
     from models.training.run import Plan
@@ -232,7 +232,7 @@ def train(
                 shutil.rmtree(_folder(path), ignore_errors=True)
             world.wait()
             network = (start.variant or start.name) if start else variant
-            called = name or naming.made_of(f"{network}-{source.source.split('.')[0]}")
+            called = name or bundle.name_from(f"{network}-{source.source.split('.')[0]}")
             _one(plan, path, called, text, world, options)
         if world.leads:
             _conclude(list(outs.values()), out)

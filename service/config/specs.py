@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from models import builtin, named
+from models import builtin, variants
 from models.interchange import torchvision_weights
 from models.suggestions import hint, nearest
 from service.errors import ConfigError
@@ -41,7 +41,7 @@ def check(spec: str) -> None:
             check_builtin(rest)
         elif kind == "random" and colon:
             if rest:  # Else the setting `architecture` says all.
-                named.find(rest)
+                variants.variant(rest)
         elif kind == "torchvision" and colon:
             variant, _, weights = rest.partition(":")
             torchvision_weights.find(variant, weights)

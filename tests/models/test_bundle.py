@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import models
-from models import bundle, labels, variants
+from models import bundle, labels
 from models.bundle import Bundle, BundleError, WeightsMismatch
-from models.resnet import BasicBlock, ResNet
+from models.resnet import BasicBlock, ResNet, build
 from models.summary import count_parameters
 from tests.support import rounding, tiny
 
@@ -35,7 +35,7 @@ from tests.support import rounding, tiny
 def test_every_field_and_bit_comes_back(
     tmp_path: Path, name: str, overrides: dict[str, Any]
 ) -> None:
-    network = tiny.randomised(variants.build(name, **overrides)).eval()
+    network = tiny.randomised(build(name, **overrides)).eval()
     classes = network.architecture.num_classes
     written = bundle.from_network(network, **tiny.described(labels=labels.default(classes)))
     bundle.write(written, tmp_path / "x.safetensors")
@@ -191,13 +191,13 @@ def test_a_bundle_knows_the_name_of_its_network() -> None:
     def named(network: ResNet) -> str | None:
         return bundle.from_network(network, **tiny.described()).variant
 
-    assert named(variants.build("resnet20", shortcut="A")) == "resnet20"
-    assert named(variants.build("wrn_16_3")) == "preact_wide_resnet16_3"
+    assert named(build("resnet20", shortcut="A")) == "resnet20"
+    assert named(build("wrn_16_3")) == "preact_wide_resnet16_3"
     assert named(tiny.network()) is None
 
 
 def test_networks_that_data_cannot_describe_are_refused() -> None:
-    custom = variants.build("resnet20", block=BasicBlock)
+    custom = build("resnet20", block=BasicBlock)
     with pytest.raises(BundleError, match="blocks of its own cannot be described"):
         bundle.from_network(custom, **tiny.described())
     headed = tiny.network()
@@ -391,7 +391,7 @@ def test_a_card_has_at_most_20_000_bytes_of_text() -> None:
 
 
 def test_a_network_may_be_called_by_any_of_its_names() -> None:
-    network = variants.build("preact_wide_resnet16_3")
+    network = build("preact_wide_resnet16_3")
     described = tiny.described(labels=labels.default(network.architecture.num_classes))
     made = bundle.from_network(network, **described)
     assert replace(made, variant="wrn_16_3").variant == "wrn_16_3"

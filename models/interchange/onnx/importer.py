@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models import naming
-from models.bundle import BundleError
+from models.bundle import BundleError, name_from
 from models.interchange.extras import INSTALL
 from models.interchange.imported import Source
 from models.interchange.onnx import blocks
@@ -151,7 +150,7 @@ def _described(
     except (ValueError, TypeError, RecursionError):
         return None, None, None, {}  # Somebody else's metadata, which may be anything.
     told = described.get("name", "")
-    name = told if spec and told == naming.made_of(told) else None
+    name = told if spec and told == name_from(told) else None
     fits = isinstance(labels, list) and len(labels) == classes
     ours = fits and spec is not None
     return name, (tuple(map(str, labels)) if fits else None), spec, (rest if ours else {})

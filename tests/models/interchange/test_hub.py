@@ -15,10 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, variants
+from models import bundle
 from models.interchange import convert, hub, torchvision_weights
 from models.interchange.download import DownloadError
 from models.preprocess import IMAGENET
+from models.resnet import build
 from service.errors import ConfigError
 from service.repository import catalog
 from tests.support import libraries
@@ -91,7 +92,7 @@ def server() -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def resnet18_pth(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("published") / "r.pth"
-    network = variants.build("resnet18")
+    network = build("resnet18")
     made = bundle.from_network(
         network,
         name="r",

@@ -15,6 +15,7 @@ from models import bundle, labels, variants
 from models.reports import published
 from models.reports import table as results_table
 from models.reports.results import RUN_FOLDER, aggregate, collect
+from models.resnet import build
 from models.training.history import LOG, Epoch, History
 from models.training.recipes import RECIPES
 from tests.support import tiny
@@ -36,7 +37,7 @@ def written(
 ) -> Path:
     """A bundle as training writes it; with `best`, also a log whose first epoch was better."""
     made = bundle.from_network(
-        variants.build(variant, num_classes=len(classes), **(overrides or {})),
+        build(variant, num_classes=len(classes), **(overrides or {})),
         name=path.stem,
         input=variants.variant(variant).input,
         labels=tuple(classes),

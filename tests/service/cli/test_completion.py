@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from models import builtin, formats, labels, named, variants
-from models.interchange import convert
+from models import builtin, labels, variants
+from models.interchange import convert, formats
 from models.training.recipes import RECIPES
 from service.cli import completers
 from service.config import specs
@@ -96,7 +96,7 @@ def test_bash_completes(
     found = in_bash(script, NAME, *words, line=line)
     if expected[-1] == "...":
         assert found[: len(expected) - 1] == expected[:-1]
-        assert found == [name for name in named.names() if name.startswith(words[-1])]
+        assert found == [name for name in variants.names() if name.startswith(words[-1])]
     else:
         assert sorted(found) == sorted(expected)
 
@@ -164,5 +164,5 @@ def test_what_is_offered_is_what_there_is() -> None:
 
     assert completers.LABELS == labels.NAMES
     assert completers.KINDS == specs.KINDS
-    for name in named.names():
+    for name in variants.names():
         assert variants.variant(name).name == name
