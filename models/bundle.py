@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import labels, variants
+from models import files, labels, variants
 from models.architecture import Architecture
 from models.classifier import Classifier
 from models.preprocess import InputSpec
@@ -270,17 +270,12 @@ def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     description = json.loads(json.dumps({"format": FORMAT, **bundle.description()}))
     description["checksum"] = _checksum(description, bundle.tensors)
     metadata = {METADATA_KEY: json.dumps(description, ensure_ascii=False)}
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
+    tensors = {name: value.cpu().contiguous() for name, value in bundle.tensors.items()}
     try:
-        tensors = {name: value.cpu().contiguous() for name, value in bundle.tensors.items()}
-        safetensors.torch.save_file(tensors, part, metadata)
-        part.chmod(0o644)  # safetensors makes it unreadable to others, and so to a container.
-        part.replace(path)
+        with files.atomic(Path(path)) as file:
+            safetensors.torch.save_file(tensors, file, metadata)
     except safetensors.SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:

@@ -233,3 +233,58 @@ def test_nothing_is_timed_by_a_clock_that_may_jump(path: Path) -> None:
             assert ".".join(ast.unparse(node).split(".")[-2:]) not in WALL_CLOCKS
         elif isinstance(node, ast.ImportFrom) and node.module == "time":
             assert not {"time", "time_ns"} & {alias.name for alias in node.names}
+
+
+def moves_or_synchronises(node: ast.AST) -> bool:
+    """`os.replace`, `os.fsync` and their kin, `path.replace(target)` and `path.rename(target)`.
+
+    Those of texts and dates take two arguments, or keywords.
+    """
+    if isinstance(node, ast.ImportFrom):
+        names = {alias.name for alias in node.names}
+        return node.module in ("os", "shutil") and bool(names & {"move", *MOVES, *SYNCHRONISES})
+    if isinstance(node, ast.Attribute):
+        return node.attr in SYNCHRONISES or ast.unparse(node) in FULL_MOVES
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return node.func.attr in MOVES and len(node.args) == 1 and not node.keywords
+    return False
+
+
+SYNCHRONISES = {"fsync", "fdatasync"}
+MOVES = {"replace", "rename", "renames"}
+FULL_MOVES = {"os.replace", "os.rename", "os.renames", "shutil.move"}
+
+
+@pytest.mark.parametrize("path", [*FILES, *ROOT.glob("benchmarks/**/*.py")], ids=name)
+def test_files_are_replaced_and_synchronised_in_one_place(path: Path) -> None:
+    found = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if moves_or_synchronises(node)
+    ]
+    assert bool(found) == (path == ROOT / "models" / "files.py"), f"{name(path)}: {found}"
+
+
+def test_the_files_of_models_at_the_root_know_no_room() -> None:
+    for path in ROOT.glob("models/*.py"):
+        rooms = {room_of(target) for target in runtime_imports(path) if target in NAMES}
+        assert rooms & set(MODEL_ROOMS) <= {"labels"}, name(path)
+
+
+def test_each_room_of_models_is_a_row() -> None:
+    assert {path.parent.name for path in ROOT.glob("models/*/__init__.py")} == set(MODEL_ROOMS)
+
+
+def test_the_loop_does_not_know_the_run_and_nothing_knows_the_reports() -> None:
+    for path in FILES:
+        module, targets = module_of(path), set(runtime_imports(path))
+        if room_of(module) != "cli" and not module.startswith("models.reports"):
+            assert not any(target.startswith("models.reports") for target in targets), module
+        if module != "models.training.run" and module.startswith("models."):
+            assert "models.training.run" not in targets, module
+
+
+@pytest.mark.parametrize("module", ["models.architecture", "models.variants", "models.files"])
+def test_what_describes_a_network_does_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'numpy'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models import digest, variants
+from models import files, variants
 from models import labels as label_files
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit, name_from
 from models.interchange.flax import importer as flax
@@ -125,7 +125,7 @@ def convert(
         provenance={
             **source.provenance,
             "source": path.name,
-            "sha256": digest.sha256(source.file or path),
+            "sha256": files.sha256(source.file or path),
             "format": format,
             "layout": source.layout,
         },

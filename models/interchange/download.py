@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from models import digest
+from models import files
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30
@@ -43,25 +43,25 @@ def fetch(url: str, folder: Path, sha256: str) -> Path:
         OSError: `folder` cannot be written.
     """
     path = folder / url.rpartition("/")[2]
-    if path.is_file() and digest.sha256(path).startswith(sha256):
+    if path.is_file() and files.sha256(path).startswith(sha256):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Another process may have finished it meanwhile, and so moved this very file.
-        if path.is_file() and digest.sha256(path).startswith(sha256):
+        if path.is_file() and files.sha256(path).startswith(sha256):
             return path
         file.seek(0, io.SEEK_END)
         _continue(url, file)
-        found = digest.sha256(part)
+        found = files.sha256(part)
         if not found.startswith(sha256):
             part.unlink()
             raise DownloadError(
                 f"{url}: its SHA-256 begins with {found[: len(sha256)]}, not with {sha256}; "
                 "nothing was kept"
             )
-        part.replace(path)
+        files.move(part, path)
     return path
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models import digest
+from models import files
 from models.preprocess import IMAGENET, InputSpec
 from models.suggestions import hint
 
@@ -57,7 +57,7 @@ WEIGHTS = (
 
 def of_file(path: Path) -> Published | None:
     """The published weights that a file is, whatever it is called."""
-    found = digest.sha256(path)
+    found = files.sha256(path)
     return next((row for row in WEIGHTS if found.startswith(row.sha256)), None)
 
 

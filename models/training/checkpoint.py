@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from models import files
 
 FORMAT = 1
 
@@ -29,12 +30,8 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes the state whole or not at all, whenever the process or the machine dies."""
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("wb") as file:
+        with files.atomic(self.path) as file:
             torch.save({"format": FORMAT, "run": self.run, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
 
     def load(self, device: str) -> dict[str, Any] | None:
         """The state last saved, its tensors on `device`; None if there is none.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import files
 from models.plotting import STYLE
 
 if TYPE_CHECKING:
@@ -135,10 +136,8 @@ class History:
     def _rewrite(self) -> None:
         log = "".join(_json(row) for row in self._rows)
         for name, text in ((LOG, log), (TABLE, _csv(self._rows, header=True))):
-            part = self.folder / f"{name}.part"
-            with part.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-            part.replace(self.folder / name)
+            with files.atomic(self.folder / name) as file:
+                file.write_text(text, "utf-8", newline="")
 
     def _open_board(self) -> None:
         try:
@@ -243,9 +242,8 @@ def curves(runs: Path | Sequence[Path | Sequence[Epoch]], path: Path, title: str
         tops = {"train": ("accuracy", TRAIN), "test": ("test_top1", TEST)}
         _panel(error, "Top-1 error, %", logs, tops, ".2f")
         _panel(rate, "Learning rate", logs, {"": ("learning_rate", RATE)}, "")
-        part = path.with_name(f"{path.name}.part")
-        figure.savefig(part, dpi=150, format=path.suffix[1:].lower())
-        part.replace(path)
+        with files.atomic(path) as file:
+            figure.savefig(file, dpi=150, format=path.suffix[1:].lower())
 
 
 def _panel(

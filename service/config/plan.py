@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from models import processor
+from models import files, processor
 from service import runtime
 from service.config import capacity, specs
 from service.config.capacity import Costs
@@ -144,11 +144,6 @@ def _read(values: dict[str, Any]) -> Plan:
 
 
 def _keep(path: Path, plan: Plan) -> None:
-    """Whole or not at all: another process may be reading there."""
-    part = path.with_name(f"{os.uname().nodename}-{os.getpid()}-{path.name}")
-    try:
-        part.write_text(json.dumps(asdict(plan)), "utf-8")
-        part.replace(path)
-    except OSError:  # The engines' cache says why.
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    # Where nothing can be written, the engines' cache says why.
+    with suppress(OSError), files.atomic(path) as file:
+        file.write_text(json.dumps(asdict(plan)), "utf-8")

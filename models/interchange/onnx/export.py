@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import files
 from models.bundle import Bundle, BundleError
 from models.classifier import Normalise
 from models.interchange.onnx.importer import MISSING
@@ -37,12 +38,8 @@ def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
         content = _serialised(bundle, with_preprocessing=bool(options.get("with_preprocessing")))
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.atomic(path) as file:
+        file.write_bytes(content)
 
 
 def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:

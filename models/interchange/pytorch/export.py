@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from models import files
 from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.interchange.pytorch.layout import Rename, rename
@@ -89,17 +90,12 @@ def _refuse_options(library: str, options: Mapping[str, Any]) -> None:
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     try:
-        if path.suffix == ".safetensors":
-            safetensors.torch.save_file(tensors, part, {"format": "pt"})
-        else:
-            torch.save(tensors, part)
-        part.chmod(0o644)
-        part.replace(path)
+        with files.atomic(path) as file:
+            if path.suffix == ".safetensors":
+                safetensors.torch.save_file(tensors, file, {"format": "pt"})
+            else:
+                torch.save(tensors, file)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise OSError(f"{path}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
