@@ -288,3 +288,39 @@ def test_the_loop_does_not_know_the_run_and_nothing_knows_the_reports() -> None:
 def test_what_describes_a_network_does_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'numpy'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MOST_PARAMETERS = 8
+# Functions that take more, and why.
+MANY_PARAMETERS = {
+    "models.training.loop.train": "what is trained on what, how, and who listens: told by name",
+    "service.cli.load.runs.open_loop": "one run's schedule and its three listeners",
+    "service.engines.engine_thread.Worker.__init__": "its collaborators, until they are few",
+}
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    first = [*arguments.posonlyargs, *arguments.args][:1]
+    bound = any(argument.arg in ("self", "cls") for argument in first)
+    return len([*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]) - bound
+
+
+def functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, int]]:
+    """Dotted names and how many parameters there are, but of click's commands."""
+    for node in ast.iter_child_nodes(tree):
+        inner = prefix
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            inner = f"{prefix}.{node.name}"
+            commands = ["click.command" in ast.unparse(each) for each in node.decorator_list]
+            if not isinstance(node, ast.ClassDef) and not any(commands):
+                yield inner, parameters(node)
+        yield from functions(node, inner)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_parameters_that_travel_together_are_one(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    for function, count in functions(tree, module_of(path)):
+        if count > MOST_PARAMETERS:
+            assert function in MANY_PARAMETERS, f"{function} has {count} parameters"

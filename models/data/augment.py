@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,36 @@ from torch import Tensor
 from models.preprocess import InputSpec
 
 PaddingMode = Literal["zeros", "reflect"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How small images are varied.
+
+    Images are padded by `crop_padding` pixels, cropped back and, if `flip`, mirrored half the
+    time. `alternate_flip`: an image is mirrored at random in epoch 0, and then in every epoch in
+    which it was not in the one before (Jordan 2024, arXiv:2404.00498, section 3.6). `cutout`: the
+    side of a square that becomes `cutout_fill`, see `cutout`; 0 for none.
+
+    Raises:
+        ValueError: a value is impossible; the message names it.
+    """
+
+    crop_padding: int = 4
+    padding_mode: PaddingMode = "zeros"
+    flip: bool = True
+    alternate_flip: bool = False
+    cutout: int = 0
+    cutout_fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0 or self.cutout < 0:
+            raise ValueError("crop_padding and cutout must be at least 0")
+        if self.padding_mode not in get_args(PaddingMode):
+            raise ValueError(f"padding_mode must be zeros or reflect, not {self.padding_mode!r}")
+
+
+DEFAULT_AUGMENTATION = Augmentation()
 
 
 @dataclass(frozen=True, slots=True)

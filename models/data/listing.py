@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, NamedTuple
 
@@ -35,6 +35,22 @@ class _Member(NamedTuple):
     offset: int
     length: int
     read: Callable[[], bytes]
+
+
+class _Place(NamedTuple):
+    """Where an image lies. `part`: the part of the set that its folders name, or "". `flat`: it is
+    one of ImageNet's validation images, in a folder that is not its class."""
+
+    folders: tuple[str, ...]
+    name: str
+    part: str
+    flat: bool
+
+
+class _Labelled(NamedTuple):
+    member: _Member
+    label: str
+    part: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,54 +143,64 @@ def listing(path: Path, split: Split | None = None) -> Listing:
     Raises:
         ValueError: there are none, or one has no class; the message names it.
     """
-    found: list[tuple[_Member, str, str]] = []
-    truths: dict[Path, tuple[Path, dict[str, str]]] = {}
+    ground_truth = cache(imagenet.ground_truth)  # A folder's file is read once.
+    images: list[_Labelled] = []
     parts: set[str] = set()
     flat = False
     for member in _members(path):
-        *folders, name = (part for part in member.name.split("/") if part not in ("", "."))
-        validation = bool(imagenet.VALIDATION.fullmatch(name)) and not imagenet.SYNSET.fullmatch(
-            folders[-1] if folders else path.name
-        )
-        above = folders if validation else folders[:-1]
-        part = next((each for each in reversed(above) if each in PARTS), "")
-        parts.add(part)
-        if part and split and (part == "train") != (split == "train"):
+        place = _place(path, member.name)
+        parts.add(place.part)
+        if place.part and split and (place.part == "train") != (split == "train"):
             continue
-        if validation:
-            folder = path.joinpath(*folders) if path.is_dir() else path.parent
-            if folder not in truths:
-                around = [folder, *list(folder.resolve().parents)[:LEVELS_ABOVE]]
-                truths[folder] = imagenet.ground_truth(around)
-            file, truth = truths[folder]
-            if PurePosixPath(name).stem not in truth:
-                raise ValueError(f"{file}: it has no line for {name}")
-            label, flat = truth[PurePosixPath(name).stem], True
-        elif folders and folders[-1] != "..":
-            label = folders[-1]
+        if place.flat:
+            flat, label = True, _synset(place.name, *ground_truth(_around(path, place.folders)))
+        elif place.folders and place.folders[-1] != "..":
+            label = place.folders[-1]
         else:
             raise ValueError(f"{path}: {member.name} lies in no folder named by its class")
-        found.append((member._replace(read=bytes), label, part))
+        images.append(_Labelled(member._replace(read=bytes), label, place.part))
     if not parts:
         raise ValueError(f"{path}: no images in folders named by class")
     chosen = _chosen(path, parts, split)
-    found = [each for each in found if chosen is None or each[2] == chosen]
-    classes = tuple(sorted({label for _, label, _ in found}))
-    if flat and set(classes) <= set(imagenet.synsets()):
-        classes = imagenet.synsets()
-    index = {label: position for position, label in enumerate(classes)}
-    if classes == imagenet.synsets():
-        classes = labels.read("imagenet1k")
+    images = [image for image in images if chosen is None or image.part == chosen]
+    names = tuple(sorted({image.label for image in images}))
+    if flat and set(names) <= set(imagenet.synsets()):
+        names = imagenet.synsets()
+    index = {name: position for position, name in enumerate(names)}
     archive = not path.is_dir()
+    members = [image.member for image in images]
     return Listing(
         path,
-        np.array([os.fsencode(member.name) for member, *_ in found]),
-        np.array([index[label] for _, label, _ in found], dtype=np.int64),
-        classes,
-        np.array([member.offset for member, *_ in found if archive], dtype=np.int64),
-        np.array([member.length for member, *_ in found if archive], dtype=np.int64),
+        np.array([os.fsencode(member.name) for member in members]),
+        np.array([index[image.label] for image in images], dtype=np.int64),
+        labels.read("imagenet1k") if names == imagenet.synsets() else names,
+        np.array([member.offset for member in members if archive], dtype=np.int64),
+        np.array([member.length for member in members if archive], dtype=np.int64),
         archive and _compressed(path),
     )
+
+
+def _place(path: Path, member: str) -> _Place:
+    *folders, name = (part for part in member.split("/") if part not in ("", "."))
+    flat = bool(imagenet.VALIDATION.fullmatch(name)) and not imagenet.SYNSET.fullmatch(
+        folders[-1] if folders else path.name
+    )
+    above = folders if flat else folders[:-1]
+    part = next((folder for folder in reversed(above) if folder in PARTS), "")
+    return _Place(tuple(folders), name, part, flat)
+
+
+def _around(path: Path, folders: tuple[str, ...]) -> tuple[Path, ...]:
+    """Where the ground truth of the images in `folders` may be: there, or above."""
+    folder = path.joinpath(*folders) if path.is_dir() else path.parent
+    return (folder, *list(folder.resolve().parents)[:LEVELS_ABOVE])
+
+
+def _synset(name: str, file: Path, synsets: dict[str, str]) -> str:
+    stem = PurePosixPath(name).stem
+    if stem not in synsets:
+        raise ValueError(f"{file}: it has no line for {name}")
+    return synsets[stem]
 
 
 def _chosen(path: Path, parts: set[str], split: Split | None) -> str | None:

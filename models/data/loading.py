@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,29 @@ from torch.utils.data import Dataset as TorchDataset
 from models.data.collection import Images, Transform, decoded
 from models.data.datasets import Corrupt
 from models.data.seeds import mix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How images are read.
+
+    `corrupt`: an image that cannot be read is an error ("fail") or is left out ("skip"); `report`
+        is called with a line for each of those, once.
+    `workers`: processes that read ahead.
+    `resident`: the whole set is decoded before training; by default where images are at most 64
+        pixels a side and all together at most `resident_bytes`. `progress` is called with the
+        number decoded so far.
+    """
+
+    corrupt: Corrupt = "fail"
+    workers: int = 0
+    resident: bool | None = None
+    resident_bytes: int = 2**31
+    report: Callable[[str], object] = lambda line: None
+    progress: Callable[[int], object] = lambda count: None
+
+
+DEFAULT_LOADING = Loading()
 
 
 class Request(NamedTuple):

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.data.collection import Centre, Collection, Images, Transform, find
+from models.data.collection import Centre, Collection, Images, find
 from models.data.crops import RandomCrop
 from models.data.datasets import Corrupt
 from models.data.listing import Split
-from models.data.loading import Loader, Reader, Request
+from models.data.loading import DEFAULT_LOADING, Loader, Loading, Reader, Request
 from models.data.seeds import mix
-from models.preprocess import InputSpec, Interpolation
+from models.preprocess import InputSpec
 
 
 def global_batches(
@@ -34,54 +34,26 @@ def global_batches(
 class Streamed:
     """A set of which each image is opened when its batch comes: a `Source` for ImageNet.
 
-    Every image is cropped at random, see `crops.RandomCrop`; by seed, epoch and its index alone.
-    With `augment` false it is resized and its centre cropped. `workers` processes read ahead.
-    `corrupt`: an image that cannot be read is an error, or the next image of its batch that can
-    be takes its place; `report` is called with a line for each, once. One epoch at a time.
+    Every image is cropped at random by `crop`, by seed, epoch and its index alone. With "skip",
+    the next readable image of its batch takes the place of one that cannot be read. One epoch at a
+    time.
 
     Raises:
         ValueError: a value is impossible, or the set is in a compressed archive.
     """
 
     def __init__(
-        self,
-        files: Images,
-        targets: NDArray[np.int64],
-        classes: tuple[str, ...],
-        source: str,
-        size: int,
-        workers: int,
-        *,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        shorter_side: tuple[int, int] | None = None,
-        interpolation: Interpolation = "bilinear",
-        flip: bool = True,
-        augment: bool = True,
-        corrupt: Corrupt = "fail",
-        report: Callable[[str], object] = lambda line: None,
+        self, collection: Collection, crop: RandomCrop, loading: Loading = DEFAULT_LOADING
     ) -> None:
-        if files.compressed:
+        self.classes, self.source = collection.classes, collection.path.name
+        if collection.images.compressed:
             raise ValueError(
-                f"{source}: images in a compressed archive have no order but its own; decompress it"
+                f"{self.source}: images in a compressed archive have no order but its own; "
+                "decompress it"
             )
-        transform: Transform = RandomCrop(
-            size=size,
-            scale=scale,
-            ratio=ratio,
-            shorter_side=shorter_side,
-            interpolation=interpolation,
-            flip=flip,
-        )
-        if not augment:
-            plain = InputSpec(
-                size=size, resize=size, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1)
-            )
-            transform = Centre(plain)
-        self.classes, self.source = classes, source
-        self._count = len(targets)
-        reader = Reader(files, targets, size, transform, corrupt)
-        self._loader = Loader(reader, source, workers, report)
+        self._count = len(collection)
+        reader = Reader(collection.images, collection.targets, crop.size, crop, loading.corrupt)
+        self._loader = Loader(reader, self.source, loading.workers, loading.report)
 
     def __len__(self) -> int:
         return self._count

@@ -183,7 +183,9 @@ def open_source(
     Raises:
         ValueError: see `models.data.source.open_source` and `held_out`.
     """
-    from models.data import augment, source
+    from models.data import source
+    from models.data.augment import Augmentation, grey
+    from models.data.loading import Loading
     from service.runtime import cpus
 
     held_out = source.held_out(path, spec, hold_out, corrupt=corrupt) if hold_out else None
@@ -193,15 +195,19 @@ def open_source(
             spec,
             world.device,
             hold_out=hold_out,
-            corrupt=corrupt,
-            resident=None if recipe.crops == "padded" else False,
-            crop_padding=recipe.crop_padding,
-            padding_mode=recipe.padding_mode,
-            alternate_flip=recipe.alternate_flip,
-            cutout=recipe.cutout,
-            cutout_fill=augment.grey(spec),
-            workers=cpus() if workers is None else workers,
-            report=tqdm.write,
-            progress=lambda count: bar.update(count - bar.n),
+            augmentation=Augmentation(
+                crop_padding=recipe.crop_padding,
+                padding_mode=recipe.padding_mode,
+                alternate_flip=recipe.alternate_flip,
+                cutout=recipe.cutout,
+                cutout_fill=grey(spec),
+            ),
+            loading=Loading(
+                corrupt=corrupt,
+                workers=cpus() if workers is None else workers,
+                resident=None if recipe.crops == "padded" else False,
+                report=tqdm.write,
+                progress=lambda count: bar.update(count - bar.n),
+            ),
         )
     return found, held_out

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, takewhile
 from math import prod
 from typing import Any, cast, get_args
 
@@ -364,30 +364,38 @@ class Stem:
 
 def _stems(preact: bool, conv: Step, block: Block) -> list[Stem]:
     """Every way to read the stem; a small one before a pre-activated block has two."""
-    count = 0
-    while preact and block.residual[count].kind != "conv":
-        count += 1
-    steps = block.before + block.residual[:count]
-    letters = "".join(step.kind[0] for step in steps)
-    layout = re.fullmatch("(n?r)?(p)?(n?r)?", letters)
-    entry = len(block.before)
-    found: list[Stem] = []
+    entrance = takewhile(lambda step: preact and step.kind != "conv", block.residual)
+    steps = (*block.before, *entrance)
+    layout = re.fullmatch("(n?r)?(p)?(n?r)?", "".join(step.kind[0] for step in steps))
+    stems: list[Stem] = []
     if layout is not None:
-        stem, pool, first = (steps[slice(*layout.span(group))] for group in (1, 2, 3))
+        norm, pool, first = (steps[slice(*layout.span(group))] for group in (1, 2, 3))
         one_pool = pool[0] if pool else None
-        seen = {len(steps): True, len(steps) - len(first): False}.get(entry)
-        if not preact:
-            found = [Stem("bare", stem, one_pool, (), None)] if stem and not first else []
-        elif first and seen is not None:
-            found = [Stem("activated" if stem else "bare", stem, one_pool, first, seen)]
-        elif stem and not first:
-            if not pool and entry in (0, len(steps)):
-                found = [Stem("bare", (), None, stem, entry > 0)]
-            if entry == len(steps):
-                found.append(Stem("activated_once", stem, one_pool, (), None))
-    if not found:
+        if preact:
+            stems = _preact_stems(norm, one_pool, first, len(block.before))
+        elif norm and not first:
+            stems = [Stem("bare", norm, one_pool, (), None)]
+    if not stems:
         raise misfit((steps or (conv,))[-1].said, "does not fit between a stem and its first block")
-    return found
+    return stems
+
+
+def _preact_stems(
+    norm: tuple[Step, ...], pool: Step | None, first: tuple[Step, ...], entry: int
+) -> list[Stem]:
+    """The same where a pre-activated block follows, whose branches part behind `entry` steps."""
+    end = len(norm) + (pool is not None) + len(first)
+    if first:
+        activated = {end: True, end - len(first): False}.get(entry)
+        if activated is None:
+            return []
+        return [Stem("activated" if norm else "bare", norm, pool, first, activated)]
+    stems: list[Stem] = []
+    if norm and not pool and entry in (0, end):  # The norm may be the block's own.
+        stems.append(Stem("bare", (), None, norm, entry > 0))
+    if norm and entry == end:
+        stems.append(Stem("activated_once", norm, pool, (), None))
+    return stems
 
 
 def _stride(steps: Sequence[Step]) -> int:

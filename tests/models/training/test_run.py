@@ -12,6 +12,7 @@ import torch
 
 from models import bundle
 from models.classifier import Classifier
+from models.data.augment import Augmentation
 from models.data.datasets import Dataset
 from models.data.source import Resident
 from models.evaluation.evaluate import accuracy, inference
@@ -40,7 +41,7 @@ def planned(data: Dataset, **fields: Any) -> Plan:
         "recipe_name": "quick",
         "seed": 3,
     }
-    source = Resident(data, "cpu", crop_padding=1)
+    source = Resident(data, "cpu", Augmentation(crop_padding=1))
     return Plan(source=source, overrides=overrides, **{**known, **fields})
 
 
@@ -151,7 +152,7 @@ def test_training_goes_on_from_a_bundles_weights() -> None:
     first = train(planned(data, overrides={"shortcut": "A"}), name="first")
     # The recipe's shortcut is for networks that begin at random.
     recipe = replace(RECIPE, shortcut="B", learning_rate=1e-6).lasting("epochs", 1)
-    source = Resident(data, "cpu", crop_padding=1)
+    source = Resident(data, "cpu", Augmentation(crop_padding=1))
     plan = Plan(start=first, source=source, recipe=recipe, recipe_name="quick", seed=5)
     assert tiny.same_bits(plan.network().state_dict(), first.tensors)
     second = train(plan, name="second")
