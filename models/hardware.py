@@ -13,14 +13,9 @@ from models import processor
 def native_precision(device: str) -> str:
     """The fastest of "fp32", "bf16" and "fp16" that `device` multiplies in hardware."""
     if torch.device(device).type == "cpu":
-        return "bf16" if cpu_has_bf16() else "fp32"
+        return "bf16" if processor.has_bf16() else "fp32"
     # Compute capability 8.0 (Ampere) is the first with bf16 in its matrix units.
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware, as far as `processor` says."""
-    return processor.has_bf16()
 
 
 def describe(device: str) -> str:

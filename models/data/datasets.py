@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.collection import Centre, Collection, decoded, find, positions
-from models.data.listing import MAX_PIXELS, SUFFIXES, Split
+from models.data.listing import Split
 from models.preprocess import InputSpec
-
-__all__ = ["MAX_PIXELS", "SUFFIXES", "Corrupt", "Dataset", "Split", "decode", "read"]
 
 Corrupt = Literal["fail", "skip"]
 

@@ -243,7 +243,7 @@ def _images(
     at: int,
 ) -> Iterator[_Member]:
     for member in members:
-        if not _is_image(member.name) or member.isdir():
+        if not is_image(member.name) or member.isdir():
             continue
         # A link has no bytes of its own; what it leads to has.
         target = member if member.isreg() else _target(archive, member)
@@ -276,11 +276,12 @@ def _walk(path: Path) -> Iterator[str]:
         below = Path(folder).relative_to(path).as_posix()
         prefix = "" if below == "." else f"{below}/"
         for file in files:
-            if _is_image(file):
+            if is_image(file):
                 yield prefix + file
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
     # Asked a million times, of which pathlib would make seconds.
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 

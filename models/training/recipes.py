@@ -43,7 +43,6 @@ class Recipe:
         distribution of two images' shares (arXiv:1710.09412); 0 is without.
     `ema`: decay of the exponential moving average of weights that is kept in the end; 0: none.
     `dropout`, `shortcut`: the network's own, where it is not told otherwise.
-    `precision`: "auto" is the fastest of the hardware.
 
     Raises:
         ValueError: a value is impossible; the message names the field.

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from service.cli import completers
 
 if TYPE_CHECKING:
-    from models.data.datasets import Corrupt, Dataset, Split
+    from models.data.datasets import Corrupt, Dataset
+    from models.data.listing import Split
     from models.data.source import Source
     from models.preprocess import InputSpec
     from models.training.parallel import World

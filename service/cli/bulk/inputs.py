@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.data.listing import BROKEN_ARCHIVE, SUFFIXES
+from models.data.listing import BROKEN_ARCHIVE, is_image
 from service.cli.bulk.rows import pyarrow
 from service.errors import ConfigError
 
@@ -143,7 +143,7 @@ def _folder(path: Path) -> Iterator[Entry]:
     for name, is_folder in found:
         if is_folder:
             yield from _folder(path / name)
-        elif _is_image(name):
+        elif is_image(name):
             yield partial(_of_file, path / name)
 
 
@@ -159,7 +159,7 @@ def _tar(path: Path) -> Iterator[Entry]:
     with _whole(path), tarfile.open(path) as archive:
         while member := archive.next():
             archive.members.clear()  # type: ignore[attr-defined]  # It would keep them all.
-            if not member.isdir() and _is_image(member.name):
+            if not member.isdir() and is_image(member.name):
                 yield partial(_member, archive, member, path)
         position = archive.fileobj.tell() if archive.fileobj else 0
         if position % BLOCK:
@@ -235,8 +235,3 @@ def _whole(path: Path) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path}: is damaged or truncated ({reason})") from None
-
-
-def _is_image(name: str) -> bool:
-    # Asked a million times, of which pathlib would make seconds.
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122

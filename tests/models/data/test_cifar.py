@@ -15,7 +15,8 @@ from PIL import Image
 from models import labels
 from models.data import datasets
 from models.data.collection import has_test_set
-from models.data.datasets import Dataset, Split
+from models.data.datasets import Dataset
+from models.data.listing import Split
 from models.preprocess import CIFAR, IMAGENET, resize_and_crop
 from tests.support.python2 import pickled
 
