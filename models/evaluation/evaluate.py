@@ -20,15 +20,6 @@ Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 LEAST = float(np.finfo(np.float32).tiny)
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Fractions of `images` whose class is the first, or among the first five predictions."""
-
-    top1: float
-    top5: float
-    images: int
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
     """One pass over labelled images.
@@ -113,24 +104,6 @@ def batches(data: Dataset, batch_size: int) -> Iterator[Batch]:
     for start in range(0, len(data.images), batch_size):
         part = slice(start, start + batch_size)
         yield data.images[part], data.targets[part]
-
-
-def accuracy(
-    infer: Infer,
-    data: Dataset,
-    *,
-    batch_size: int,
-    progress: Callable[[int], object] = lambda count: None,
-) -> Accuracy:
-    """Top-1 and top-5 accuracy of `infer`: images uint8 [H, W, 3] to probabilities [N, K].
-
-    `progress` is called with the number of images each step has done.
-
-    Raises:
-        ValueError: see `evaluate`.
-    """
-    found = evaluate(infer, batches(data, batch_size), progress=progress)
-    return Accuracy(found.top1, found.top5, found.images)
 
 
 def inference(classifier: Classifier) -> Infer:

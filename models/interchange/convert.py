@@ -13,7 +13,7 @@ from models import files, variants
 from models import labels as label_files
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit, name_from
 from models.interchange.flax import importer as flax
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.keras import importer as keras
 from models.interchange.onnx import export as onnx_export
 from models.interchange.onnx import importer as onnx
@@ -23,7 +23,7 @@ from models.resnet import on_meta
 from models.suggestions import hint
 
 COUNTER = "num_batches_tracked"
-FORMATS: dict[str, Callable[[Path], Source]] = {
+FORMATS: dict[str, Callable[[Path], Imported]] = {
     "cifar": cifar.read,
     "flax": flax.read,
     "huggingface": huggingface.read,

@@ -12,9 +12,8 @@ from models.interchange import torchvision_weights
 from models.interchange.convert import convert
 from models.interchange.download import fetch
 from models.interchange.extras import INSTALL
+from models.interchange.formats import REPOSITORY
 from models.interchange.pytorch.checkpoint import IN_FOLDERS, read_json
-
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
 
 
 def from_torchvision(spec: str, cache: Path) -> Bundle:

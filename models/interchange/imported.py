@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.architecture import Architecture
@@ -15,7 +18,7 @@ from models.preprocess import RGB, InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Imported:
     """Weights under our names, and what their format says of them.
 
     `layout`: the recognised form of the file. `tensors`: the network's state dict; counters that
@@ -50,3 +53,13 @@ def is_numbers(value: object, dimensions: int | None = None) -> bool:
         and value.dtype.kind in "fiu"
         and dimensions in (None, value.ndim)
     )
+
+
+def natural(name: str) -> list[str | int]:
+    """Sorts layer 10 behind layer 9, and one without a number before all that have one."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def float_tensor(array: NDArray[Any]) -> Tensor:
+    """A contiguous float32 copy."""
+    return torch.from_numpy(np.array(array, np.float32, order="C"))

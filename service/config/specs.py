@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from models import builtin, variants
 from models.interchange import torchvision_weights
+from models.interchange.formats import REPOSITORY
 from models.suggestions import hint, nearest
 from service.errors import ConfigError
 
 KINDS = ("builtin:", "random:", "torchvision:", "hf:")
 SUFFIXES = (".safetensors", ".onnx")
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
 NO_FILE = (
     "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, "
     "hf:OWNER/NAME, or the path of a bundle or an ONNX file, or of a folder with one"

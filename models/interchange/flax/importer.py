@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.flax.pytree import Tree, read_tree
-from models.interchange.imported import Source, is_numbers
+from models.interchange.imported import Imported, float_tensor, is_numbers, natural
 from models.preprocess import CIFAR, IMAGENET
 
 Leaves = Mapping[str, NDArray[Any]]
@@ -31,7 +30,7 @@ NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "runni
 BLOCKS = ([3, 3], [1, 3, 1])
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights in a msgpack file or an Orbax folder, under our names.
 
     Module names matter little: a convolution, a norm and a dense layer at the top are the stem and
@@ -51,7 +50,7 @@ def read(path: Path) -> Source:
     imagenet = architecture.stem == "imagenet"
     example = imagenet and "conv_init" in top
     known = example and architecture.num_classes == 1000
-    return Source(
+    return Imported(
         layout="Flax ImageNet example" if example else "Flax modules",
         tensors=tensors,
         architecture=replace(architecture, pool_padding="same") if imagenet else architecture,
@@ -126,7 +125,7 @@ def _tensors(top: Tree) -> dict[str, Tensor]:
     if len(templates) > 1:
         raise BundleError(f"blocks called {', '.join(templates)}: their order is not told")
     channels, stage, index = stem["kernel"].shape[-1], -1, 0
-    for name in sorted(blocks, key=_natural):
+    for name in sorted(blocks, key=natural):
         made = _block(name, blocks[name], channels)
         widened = _width(made) != channels
         first = stage < 0
@@ -138,11 +137,6 @@ def _tensors(top: Tree) -> dict[str, Tensor]:
     return tensors
 
 
-def _natural(name: str) -> list[str | int]:
-    """Sorts block 10 behind block 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
-
 def _sorted_modules(
     node: Tree, where: str
 ) -> tuple[dict[str, Leaves], dict[str, Leaves], dict[str, Leaves], dict[str, Tree]]:
@@ -152,7 +146,7 @@ def _sorted_modules(
     dense: dict[str, Leaves] = {}
     rest: dict[str, Tree] = {}
     kinds = {0: norms, 2: dense, 4: convs}
-    for name in sorted(node, key=_natural):
+    for name in sorted(node, key=natural):
         child = node[name]
         if not _is_module(child):
             if isinstance(child, dict):
@@ -232,9 +226,9 @@ def _width(block: Mapping[str, Tensor]) -> int:
 
 def _convolution(name: str, leaves: Leaves) -> dict[str, Tensor]:
     """From [H, W, in, out] to [out, in, H, W]."""
-    tensors = {f"{name}.weight": _tensor(leaves["kernel"].transpose(3, 2, 0, 1))}
+    tensors = {f"{name}.weight": float_tensor(leaves["kernel"].transpose(3, 2, 0, 1))}
     if "bias" in leaves:
-        tensors[f"{name}.bias"] = _tensor(leaves["bias"])
+        tensors[f"{name}.bias"] = float_tensor(leaves["bias"])
     return tensors
 
 
@@ -242,14 +236,10 @@ def _norm(name: str, leaves: Leaves) -> dict[str, Tensor]:
     """A norm may have been told to do without a scale or a bias."""
     mean = leaves["mean"]
     full = {"scale": np.ones_like(mean), "bias": np.zeros_like(mean), **leaves}
-    return {f"{name}.{ours}": _tensor(full[theirs]) for theirs, ours in NORM.items()}
+    return {f"{name}.{ours}": float_tensor(full[theirs]) for theirs, ours in NORM.items()}
 
 
 def _linear(name: str, leaves: Leaves) -> dict[str, Tensor]:
     kernel = leaves["kernel"]
     bias = leaves.get("bias", np.zeros(kernel.shape[1]))
-    return {f"{name}.weight": _tensor(kernel.T), f"{name}.bias": _tensor(bias)}
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.array(array, np.float32, order="C"))
+    return {f"{name}.weight": float_tensor(kernel.T), f"{name}.bias": float_tensor(bias)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.bundle import BundleError
 from models.interchange import extras
+from models.interchange.imported import natural
 
 Arrays = Mapping[str, NDArray[Any]]
 """A layer's `kernel` and `bias`, or `gamma`, `beta`, `moving_mean` and `moving_variance`."""
@@ -125,11 +125,6 @@ def _layers(group: Any) -> Iterator[_Stored]:
         for each in LAYER_LISTS:
             if each in child:
                 yield from _layers(child[each])
-
-
-def natural(name: str) -> list[str | int]:
-    """Sorts layer 10 behind layer 9, and one without a number before all that have one."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _named(arrays: list[NDArray[Any]]) -> Arrays:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
-from models.interchange.imported import Source, is_numbers
-from models.interchange.keras.file import Arrays, KerasFile, natural, read_keras
+from models.interchange.imported import Imported, float_tensor, is_numbers, natural
+from models.interchange.keras.file import Arrays, KerasFile, read_keras
 from models.preprocess import CIFAR, IMAGENET
 
 Layers = Mapping[str, Arrays]
@@ -54,7 +52,7 @@ CLASSES = {
 ACTIVATIONS = {"relu", "linear", "softmax"}
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights in a file of Keras, under our names.
 
     The networks of `keras.applications` are recognised by their layers' names. Others are read by
@@ -125,7 +123,7 @@ def _eps(file: KerasFile, default: float) -> float:
     return found.pop() if found else default
 
 
-def _application(file: KerasFile, layers: Layers) -> Source:
+def _application(file: KerasFile, layers: Layers) -> Imported:
     tensors = _head(layers)
     preact = any("preact" in name for name in layers)
     for name, arrays in layers.items():
@@ -139,7 +137,7 @@ def _application(file: KerasFile, layers: Layers) -> Source:
     architecture = infer_architecture(tensors, eps=eps, **(V2 if preact else V1))
     spec = HALF if preact else CAFFE
     known = architecture.num_classes == 1000
-    return Source(
+    return Imported(
         layout=f"keras.applications ResNet v{2 if preact else 1}",
         tensors=tensors,
         architecture=architecture,
@@ -175,7 +173,7 @@ class _Block:
     width: int = 0
 
 
-def _small(file: KerasFile, layers: Layers) -> Source:
+def _small(file: KerasFile, layers: Layers) -> Imported:
     """A network told by its layers' order: each convolution's norm follows it."""
     if old := next(filter(BEFORE_2019.match, layers), None):
         raise BundleError(f"has layers called {old}, as Keras before 2.3 had: its pooling differs")
@@ -212,7 +210,7 @@ def _small(file: KerasFile, layers: Layers) -> Source:
     if architecture.shortcut == "A":
         raise BundleError("widens without a convolution: on which side it pads is not told")
     tiny = _is_mlperf_tiny(architecture)
-    return Source(
+    return Imported(
         layout="MLPerf Tiny ResNet-8" if tiny else "Keras layers in order",
         tensors=tensors,
         architecture=architecture,
@@ -338,7 +336,7 @@ def _head(layers: Layers) -> dict[str, Tensor]:
         raise BundleError(f"has {len(found)} dense layers{shown}: a ResNet has one, its head")
     kernel = layers[found[0]]["kernel"]
     bias = layers[found[0]].get("bias", np.zeros(kernel.shape[1]))
-    return {"head.weight": _tensor(kernel.T), "head.bias": _tensor(bias)}
+    return {"head.weight": float_tensor(kernel.T), "head.bias": float_tensor(bias)}
 
 
 def _tensors(name: str, arrays: Arrays) -> dict[str, Tensor]:
@@ -349,8 +347,4 @@ def _tensors(name: str, arrays: Arrays) -> dict[str, Tensor]:
     elif "kernel" in arrays:
         # From [H, W, in, out].
         arrays = {**arrays, "kernel": arrays["kernel"].transpose(3, 2, 0, 1)}
-    return {f"{name}.{LEAVES[key]}": _tensor(value) for key, value in arrays.items()}
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.array(array, np.float32, order="C"))
+    return {f"{name}.{LEAVES[key]}": float_tensor(value) for key, value in arrays.items()}

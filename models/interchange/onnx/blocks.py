@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`softmax` was at the end and is none of the network; the rest is as `Source` has it."""
+    """`softmax` was at the end and is none of the network; the rest is as `Imported` has it."""
 
     architecture: Architecture
     tensors: dict[str, Tensor]

@@ -13,7 +13,7 @@ import numpy as np
 
 from models.bundle import BundleError, name_from
 from models.interchange.extras import INSTALL
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.onnx import blocks
 from models.interchange.onnx.graph import Reader
 from models.preprocess import CIFAR, IMAGENET, RGB, InputSpec
@@ -26,7 +26,7 @@ GLUON = re.compile(r"resnetv\d+_dense\d+_fwd")
 ZOO = replace(IMAGENET, crop="center_floor")
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The network in an `.onnx` file, found by what its graph computes.
 
     External data is read from the file's own folder only, and nothing is executed.
@@ -60,7 +60,7 @@ def read(path: Path) -> Source:
     elif zoo and mean is None:
         mean, std = ZOO.mean, ZOO.std
     producer = f"{model.producer_name} {model.producer_version}".strip()
-    return Source(
+    return Imported(
         layout=f"{layout}, without its softmax" if found.softmax else layout,
         tensors=found.tensors,
         architecture=found.architecture,

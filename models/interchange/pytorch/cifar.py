@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.bundle import BundleError
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import (
     TORCHVISION_RENAMES,
@@ -137,7 +137,7 @@ LAYOUTS = (
 )
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights in a checkpoint of one of `LAYOUTS`, under our names.
 
     Raises:
@@ -155,7 +155,7 @@ def read(path: Path) -> Source:
     if architecture.shortcut == "A" and "shortcut_padding" not in layout.numerics:
         raise BundleError(f"{path}: option A, but its layout does not say on which side it pads")
     mean, std = layout.normalised.get(architecture.num_classes, (None, None))
-    return Source(
+    return Imported(
         layout=layout.name,
         tensors=renamed,
         architecture=architecture,

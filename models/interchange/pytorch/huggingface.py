@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import BundleError
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
 from models.interchange.pytorch.layout import Layout, find, shown, to_ours
 from models.preprocess import IMAGENET, InputSpec, Interpolation
@@ -33,7 +33,7 @@ LAYOUT = Layout(
 INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights in a folder, or in a file with its `config.json` beside it, under our names.
 
     A `preprocessor_config.json` there says how images are prepared; without one, that is open.
@@ -65,7 +65,7 @@ def read(path: Path) -> Source:
         labels = _labels(config)
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path}: {error}") from None
-    return Source(
+    return Imported(
         layout=LAYOUT.name,
         tensors=renamed,
         architecture=architecture,

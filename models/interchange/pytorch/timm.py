@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from models.bundle import BundleError
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
 from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
 from models.preprocess import IMAGENET, RGB, InputSpec
@@ -57,7 +57,7 @@ WITHOUT_EFFECT = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zer
 AVERAGING = ("avg", "fast")
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights of a plain `resnet*`, `wide_resnet*` or `resnetv2_*`, under our names.
 
     `path` is a file or a folder. A `config.json` beside the weights says how images are prepared
@@ -83,7 +83,7 @@ def read(path: Path) -> Source:
             labels = label_names(config, architecture.num_classes)
         except (ValueError, TypeError, KeyError) as error:
             raise BundleError(f"{file.with_name('config.json')}: {error}") from None
-    return Source(
+    return Imported(
         layout=layout.name,
         tensors=renamed,
         architecture=architecture,

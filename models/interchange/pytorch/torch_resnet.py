@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.bundle import BundleError
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import Layout, find, shown, to_ours
 from models.preprocess import CIFAR, IMAGENET
@@ -29,7 +29,7 @@ LAYOUT = Layout(
 )
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights of any of its networks with a linear head, under our names.
 
     Raises:
@@ -43,7 +43,7 @@ def read(path: Path) -> Source:
     small = architecture.stem == "small"
     normalised = LAYOUT.normalised if small else {}
     mean, std = normalised.get(architecture.num_classes, (None, None))
-    return Source(
+    return Imported(
         layout=LAYOUT.name,
         tensors=renamed,
         architecture=architecture,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.bundle import BundleError
 from models.interchange import torchvision_weights
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
 from models.preprocess import IMAGENET
@@ -19,7 +19,7 @@ LAYOUT = Layout(
 )
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights of `resnet*` or `wide_resnet*`, under our names.
 
     A file that torchvision publishes is recognised by its checksum and gets the resolution and
@@ -35,7 +35,7 @@ def read(path: Path) -> Source:
     if architecture.stem != "imagenet":
         raise BundleError(f"{path}: has a stem for small images, which torchvision's have not")
     row = torchvision_weights.of_file(path)
-    return Source(
+    return Imported(
         layout=LAYOUT.name,
         tensors=renamed,
         architecture=architecture,

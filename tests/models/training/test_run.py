@@ -15,7 +15,7 @@ from models.classifier import Classifier
 from models.data.augment import Augmentation
 from models.data.datasets import Dataset
 from models.data.source import Resident
-from models.evaluation.evaluate import accuracy, inference
+from models.evaluation.evaluate import batches, evaluate, inference
 from models.hardware import native_precision
 from models.training.checkpoint import CannotResume
 from models.training.history import Epoch, read
@@ -82,7 +82,7 @@ def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: P
     bundle.write(trained, tmp_path / "x.safetensors")
     read_back = bundle.read(tmp_path / "x.safetensors")
     classifier = Classifier(read_back.network(), read_back.input, read_back.temperature)
-    measured = accuracy(inference(classifier), test, batch_size=256)
+    measured = evaluate(inference(classifier), batches(test, 256))
     assert measured.top1 == figures["top1"], "what was measured is what serves"
 
 
