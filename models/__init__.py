@@ -1,10 +1,10 @@
-"""Everything true of ResNets without a server.
+"""ResNets: architectures, weights, training and evaluation. Nothing here needs the service.
 
 >>> network = models.build("preact_resnet50", num_classes=10)
 >>> network = models.load("resnet20.safetensors")
 
-The names below are imported when first used, so that a process that only decodes images never
-imports torch.
+The public names are imported on first use, so that a process that only decodes images does not
+import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What decides a ResNet, as data. Needs no torch.
+"""The architecture of a ResNet as data, without torch.
 
 The papers are cited as He 2015 (arXiv:1512.03385), He 2016 (arXiv:1603.05027) and
 Zagoruyko 2016 (arXiv:1605.07146).
@@ -26,16 +26,16 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """Everything that decides what a ResNet computes, as data.
+    """Everything that determines what a ResNet computes.
 
-    `block`, `blocks`, `planes`: the block's kind, and per stage the number of blocks and the
-        channels of a block's inner convolutions. The stem is `planes[0]` wide. Every stage but
-        the first halves the resolution in its first block.
+    `block`, `blocks`, `planes`: the kind of block, and for each stage the number of blocks and
+        the channels of their inner convolutions. The stem has `planes[0]` channels. Every stage
+        but the first halves the resolution in its first block.
     `stem`: "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool (He 2015, table 1);
         "small" a 3x3 convolution alone (He 2015, section 4.2).
     `preact`: normalise and activate before each convolution (He 2016, figure 1b).
-    `width`: multiplies the inner channels; a basic block's output widens with it, a
-        bottleneck's does not (Zagoruyko 2016, section 2.3).
+    `width`: multiplies the inner channels. The output of a basic block widens with it, that of a
+        bottleneck does not (Zagoruyko 2016, section 2.3).
     `shortcut`: "A" pads new channels with zeros, "B" projects where the shape changes, "C"
         projects everywhere (He 2015, section 3.3); "conv" is B with a 3x3 kernel.
     `shortcut_padding`: option A's zeros on "both" sides of the channels, or at their "end".
@@ -45,34 +45,34 @@ class Architecture:
     `num_classes`: outputs of the linear head; 0 builds a backbone without one.
     `in_channels`: channels of the input images.
 
-    The rest says where other libraries' networks of the same names compute something else:
+    The other fields cover networks of other libraries that share a name but compute differently:
 
-    `stride_block`: a stage strides in its "first" block, or in its "last", but for the last stage
-        (Keras's V2).
+    `stride_block`: a stage strides in its "first" block or in its "last"; with "last", the last
+        stage does not stride (Keras V2).
     `stride_stages`: the "later" stages stride, or "all" do (transformers'
         `downsample_in_first_stage`).
-    `padding`: of strided 3x3 convolutions: "symmetric", or "same" as TensorFlow and Flax have it,
-        where an even side is padded at its end only.
-    `stem_padding`: likewise, of the stem's convolution.
-    `pool_padding`: of the stem's pooling: "symmetric" and "same" pad with minus infinity, "zero"
-        symmetrically with zeros (Keras's V2, before any activation); "ceil" pads nothing and
-        rounds the resolution up (Caffe).
-    `biases`: the convolutions that have one: any of "stem", "conv1", "conv2", "conv3", "shortcut".
-    `shortcut_norm`: a post-activation block's projection is normalised, as its other convolutions
-        are (Keras's CIFAR example leaves it bare).
+    `padding`: padding of strided 3x3 convolutions: "symmetric", or "same" as in TensorFlow and
+        Flax, which pad an even side at its end only.
+    `stem_padding`: the same for the stem's convolution.
+    `pool_padding`: padding of the stem's pooling: "symmetric" and "same" pad with minus infinity,
+        "zero" pads symmetrically with zeros (Keras V2, before any activation), "ceil" does not
+        pad and rounds the resolution up (Caffe).
+    `biases`: the convolutions with a bias: any of "stem", "conv1", "conv2", "conv3", "shortcut".
+    `shortcut_norm`: a post-activation block normalises its projection, like its other
+        convolutions (Keras's CIFAR example does not).
     `eps`: what normalisation adds to the variance.
-    `input_norm`: normalise the images with statistics of their own (MXNet's and ONNX's v2).
-    `preact_stem`: a pre-activation network's stem is "bare"; or "activated" like any other's, and
-        then every block activates again (MXNet's v2); or "activated_once", so that the first block
-        does not (He 2016, appendix).
-    `preact_shortcut`: a pre-activation block's shortcut sees the activated input where it is
-        "projected" by a convolution, and the raw one elsewhere; or always the "activated" or the
-        "raw" one; or the activated one in the "entry" block of each stage alone (He 2016, in
+    `input_norm`: normalise the images with a learnt layer (v2 of MXNet and ONNX).
+    `preact_stem`: the stem of a pre-activation network is "bare"; or "activated" as in other
+        networks, and every block activates again (MXNet v2); or "activated_once", and the first
+        block does not activate again (He 2016, appendix).
+    `preact_shortcut`: what the shortcut of a pre-activation block sees. "projected": the
+        activated input where it has a convolution, else the raw input. "activated", "raw": always
+        that one. "entry": the activated input in the first block of each stage (He 2016, in
         words).
     `final_norm`: a pre-activation network normalises and activates its features.
 
     Raises:
-        ValueError: a value is impossible; the message names the field and what it allows.
+        ValueError: a value is invalid; the message names the field and its valid values.
     """
 
     block: Block
@@ -138,7 +138,7 @@ class Architecture:
 
     @property
     def depth(self) -> int:
-        """Weighted layers as He 2015 counts them: shortcuts are not counted."""
+        """Layers with weights, as He 2015 counts them: without shortcuts."""
         return 2 + sum(self.blocks) * (2 if self.block == "basic" else 3)
 
 
@@ -150,7 +150,7 @@ def _sizes(name: str, value: object) -> tuple[int, ...]:
 
 
 def _biased(value: object) -> tuple[str, ...]:
-    """In one order, so that equal networks are equal values."""
+    """Biases in a fixed order, so that equal networks compare equal."""
     if not isinstance(value, list | tuple) or not all(each in BIASED for each in value):
         raise ValueError(f"biases must be some of {', '.join(BIASED)}, not {value!r}")
     return tuple(each for each in BIASED if each in value)

@@ -1,4 +1,4 @@
-"""Files: what identifies their content, and how they are written whole or not at all."""
+"""Files: checksums, and the one atomic writer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What file systems that cannot synchronise a folder say, and folders that only take new files.
+# Errors of file systems that cannot synchronise a folder, and of folders without read permission.
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of the names and digests of all files in a folder; in hex.
+    """SHA-256 in hex of a file, or of the names and digests of all files in a folder.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -30,15 +30,15 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its name when the context ends without an error.
+    """A temporary file beside `path`; it replaces `path` when the context ends without an error.
 
-    Readers see the old file or the new one, and so does whoever looks after a power failure. The
-    umask decides the permissions, whatever the library that writes the file does.
+    Readers see either the old file or the new one, also after a power failure. The umask
+    determines the permissions, whatever the writing library does.
 
     Raises:
-        OSError: the file cannot be written; nothing of it is left.
+        OSError: the file cannot be written; the temporary file is removed.
     """
-    # Unique on hosts that share a volume, and the same for a thread, so that litter is replaced.
+    # Unique among threads and hosts, and stable, so that a thread overwrites what it left behind.
     writer = f"{os.uname().nodename}-{threading.get_native_id()}"
     temporary = path.with_name(f"{path.name}.{writer}.part")
     try:
@@ -54,10 +54,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Gives a finished file its name in the same file system; both survive a power failure.
+    """Moves a finished file within a file system; the move survives a power failure.
 
     Raises:
-        OSError: it cannot be moved, or not be synchronised.
+        OSError: the file cannot be moved or synchronised.
     """
     with source.open("rb") as file:
         os.fsync(file.fileno())

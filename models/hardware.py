@@ -1,4 +1,4 @@
-"""What a device is, and what it computes fastest in."""
+"""Devices: their names, and their fastest precision."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def native_precision(device: str) -> str:
 
 
 def describe(device: str) -> str:
-    """What decides whether code compiled for one device runs as well on another."""
+    """All that determines whether code compiled for one device runs as well on another."""
     if torch.device(device).type == "cpu":
         return f"{platform.machine()} {' '.join(processor.flags())}"
-    found = torch.cuda.get_device_properties(device)
-    return f"{found.name} {found.major}.{found.minor} CUDA {torch.version.cuda}"
+    gpu = torch.cuda.get_device_properties(device)
+    return f"{gpu.name} {gpu.major}.{gpu.minor} CUDA {torch.version.cuda}"
 
 
 def name(device: str) -> str:
-    """What a person calls `device`: "2 x Intel(R) Xeon(R) ..." or "NVIDIA H100 ..."."""
+    """The product name of `device`: "2 x Intel(R) Xeon(R) ..." or "NVIDIA H100 ..."."""
     if torch.device(device).type == "cpu":
         return f"{os.cpu_count()} x {processor.model()}"
     return torch.cuda.get_device_name(device)

@@ -77,7 +77,7 @@ class _Recorded:
     ) -> _Recorded:
         if function not in FUNCTIONS:
             name = getattr(function, "__name__", function)
-            raise NotImplementedError(f"no export is told how to compute {name}")
+            raise NotImplementedError(f"exports do not support {name}")
         return FUNCTIONS[function](*args, **(kwargs or {}))
 
     def then(
@@ -113,7 +113,7 @@ class _Recorded:
 
     def mean(self, axes: tuple[int, ...]) -> _Recorded:
         if axes != (2, 3):
-            raise NotImplementedError("exports know means over images only")
+            raise NotImplementedError("exports support only means over height and width")
         return self.then("mean", self.shape[:2])
 
 
@@ -127,7 +127,7 @@ def _convolution(
     groups: int = 1,
 ) -> _Recorded:
     if groups != 1 or isinstance(padding, str):
-        raise NotImplementedError("exports know plain convolutions only")
+        raise NotImplementedError("exports support only plain convolutions")
     window: dict[str, Any] = {
         "strides": _pair(stride),
         "pads": _pair(padding),
@@ -180,7 +180,7 @@ def _pad(
 ) -> _Recorded:
     """Constants around the last axes, which torch names from the last to the first."""
     if mode != "constant":
-        raise NotImplementedError("exports know padding with constants only")
+        raise NotImplementedError("exports support only padding with constants")
     if not any(padding):
         return x
     leading = (0,) * (4 - len(padding) // 2)

@@ -1,4 +1,4 @@
-"""Residual networks as the papers draw them; an `Architecture` decides every layer.
+"""Residual networks as in the papers; an `Architecture` determines every layer.
 
 The papers are cited as in `models.architecture`.
 """
@@ -26,7 +26,7 @@ from models.architecture import (
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Images [N, C, H, W], padded for a window as TensorFlow's SAME: more at the end than before.
+    """Images [N, C, H, W] padded for a window like TensorFlow's SAME: more at the end.
 
     The result has ceil(H / stride) windows down and ceil(W / stride) across.
     """
@@ -36,7 +36,7 @@ def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
 
 
 class SameConv2d(nn.Conv2d):
-    """A strided convolution whose padding depends on the size of its input."""
+    """A strided convolution with padding that depends on the input's size."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(pad_same(input, self.kernel_size[0], self.stride[0]))
@@ -51,7 +51,7 @@ def conv(
     bias: bool = False,
     padding: Padding = "symmetric",
 ) -> nn.Conv2d:
-    """A convolution, padded so that stride 1 keeps the resolution."""
+    """A convolution with padding that keeps the resolution at stride 1."""
     if padding == "same" and stride > 1 and kernel > 1:
         return SameConv2d(in_channels, out_channels, kernel, stride, bias=bias)
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
@@ -65,7 +65,7 @@ class NormReLU(nn.BatchNorm2d):
 
 
 class PaddedShortcut(nn.Module):
-    """Option A (He 2015, section 3.3): subsample, and fill new channels with zeros."""
+    """Option A (He 2015, section 3.3): subsample, and pad new channels with zeros."""
 
     def __init__(self, new_channels: int, stride: int, padding: ShortcutPadding) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class PaddedShortcut(nn.Module):
 
 
 class ConvShortcut(nn.Module):
-    """Options B, C and "conv": a strided convolution, most often normalised in post-activation
-    blocks."""
+    """Options B, C and "conv": a strided convolution; post-activation blocks usually normalise
+    it."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ def make_shortcut(
     option = architecture.shortcut
     if same_shape and option != "C":
         return nn.Identity()
-    # A stage that strides at its end has widened long before: there is nothing to project.
+    # A stage that strides at its end has already widened: there is nothing to project.
     ends = architecture.stride_block == "last" and in_channels == out_channels
     if option == "A" or (ends and option != "C"):
         padding = architecture.shortcut_padding
@@ -125,7 +125,7 @@ def make_shortcut(
 
 
 def _convolutions(architecture: Architecture, count: int) -> list[Callable[..., nn.Conv2d]]:
-    """A block's convolutions, told whether they have a bias and how they are padded."""
+    """Constructors for a block's convolutions, with their bias and padding set."""
     return [
         partial(conv, bias=f"conv{number}" in architecture.biases, padding=architecture.padding)
         for number in range(1, count + 1)
@@ -133,10 +133,10 @@ def _convolutions(architecture: Architecture, count: int) -> list[Callable[..., 
 
 
 class ResidualBlock(Protocol):
-    """What `ResNet` asks of a block, its own or yours: a module that says how wide it comes out.
+    """What `ResNet` needs from a block, built-in or custom: a module with `out_channels`.
 
-    `residual_end` is the last module with a weight on the residual branch: zeroing it makes
-    the block an identity. It is only read for `zero_init_residual`.
+    `residual_end` is the last module with a weight on the residual branch: zeroing that weight
+    makes the block an identity. Only `zero_init_residual` reads it.
     """
 
     out_channels: int
@@ -148,7 +148,7 @@ class ResidualBlock(Protocol):
 
 
 BlockFactory = Callable[[int, int, int, Architecture], ResidualBlock]
-"""`(in_channels, planes, stride, architecture)` to a block that is an `nn.Module`."""
+"""From `(in_channels, planes, stride, architecture)` to a block, which is an `nn.Module`."""
 
 
 class BasicBlock(nn.Module):
@@ -208,9 +208,9 @@ class Bottleneck(nn.Module):
 
 
 class PreActBasicBlock(nn.Module):
-    """He 2016, figure 1b: the block's input is normalised and activated first.
+    """He 2016, figure 1b: the block first normalises and activates its input.
 
-    Which of the two its shortcut sees is the concern of `sees_activated`.
+    `sees_activated` decides whether the shortcut sees the raw or the activated input.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class PreActBasicBlock(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """The bottleneck of He 2016, section 4; its shortcut as in `PreActBasicBlock`."""
+    """The bottleneck of He 2016, section 4, with the shortcut of `PreActBasicBlock`."""
 
     def __init__(
         self, in_channels: int, planes: int, stride: int, architecture: Architecture
@@ -270,8 +270,8 @@ class PreActBottleneck(nn.Module):
 
 
 def sees_activated(shortcut: nn.Module, architecture: Architecture) -> bool:
-    """Whether a pre-activation shortcut sees the activated input; by default as in the authors'
-    own code for 164 and 1001 layers."""
+    """Whether a pre-activation shortcut sees the activated input. The default follows the
+    authors' code for 164 and 1001 layers."""
     rule = architecture.preact_shortcut
     if rule in ("projected", "entry"):
         return isinstance(shortcut, ConvShortcut)
@@ -303,7 +303,7 @@ class StemPool(nn.MaxPool2d):
 
 
 class ImageStem(nn.Module):
-    """The first layers; most pre-activation networks normalise only after them."""
+    """The first layers; most pre-activation networks do not normalise here."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -325,10 +325,10 @@ class ImageStem(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The network an `Architecture` describes, freshly initialised (He initialisation, fan-out).
+    """The network of an `Architecture`, freshly initialised (He initialisation, fan-out).
 
-    `block` replaces the architecture's own blocks by yours; such a network trains and runs, but
-    a bundle cannot describe it. `zero_init_residual` starts every residual branch at zero.
+    `block` replaces the built-in blocks; such a network trains and runs, but a bundle cannot
+    describe it. `zero_init_residual` starts every residual branch at zero.
     """
 
     def __init__(
@@ -364,7 +364,7 @@ class ResNet(nn.Module):
                 stack.append(cast("nn.Module", made))
             self.stages.append(stack)
         if architecture.preact and architecture.preact_stem == "activated_once" and not self.custom:
-            # What it is given is activated, and activating again changes nothing.
+            # The input is already activated; activating it again changes nothing.
             cast("Any", self.stages[0])[0].bn1 = nn.Identity()
         ends = architecture.preact and architecture.final_norm
         self.norm = NormReLU(channels, architecture.eps) if ends else nn.Identity()
@@ -388,12 +388,12 @@ class ResNet(nn.Module):
         return cast("Tensor", self.head(self.features(x)))
 
     def set_head(self, head: nn.Module) -> None:
-        """Replaces the head; it receives features [N, `out_channels`] and keeps its own init."""
+        """Replaces the head by one that takes features [N, `out_channels`]; not initialised."""
         self.head = head
 
 
 def _strided_block(architecture: Architecture, stage: int, count: int) -> int | None:
-    """The index of a stage's block that halves the resolution."""
+    """The index of the block in a stage that halves the resolution."""
     every = architecture.stride_stages == "all"
     if architecture.stride_block == "last":
         return count - 1 if every or stage < len(architecture.blocks) - 1 else None
@@ -401,7 +401,7 @@ def _strided_block(architecture: Architecture, stage: int, count: int) -> int | 
 
 
 def initialise(network: ResNet, *, zero_init_residual: bool = False) -> None:
-    """Fills convolutions with He-normal values by fan-out; norms start as the identity."""
+    """Initialises convolutions with He-normal values by fan-out; norms start as the identity."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -420,16 +420,16 @@ def build(
 ) -> ResNet:
     """A freshly initialised network: `build("resnet20", num_classes=100, shortcut="A")`.
 
-    `overrides` are fields of `Architecture`; `block` and `zero_init_residual` as in `ResNet`.
+    `overrides` are fields of `Architecture`; for `block` and `zero_init_residual` see `ResNet`.
 
     Raises:
-        ValueError: the name or an override is unknown, or its value impossible.
+        ValueError: the name or an override is unknown, or its value is invalid.
     """
     architecture = variants.override(variants.variant(name).architecture, **overrides)
     return ResNet(architecture, block=block, zero_init_residual=zero_init_residual)
 
 
 def on_meta(architecture: Architecture) -> ResNet:
-    """The network without storage: names and shapes only, however large it is."""
+    """The network on the meta device: names and shapes without storage."""
     with torch.device("meta"):
         return ResNet(architecture)

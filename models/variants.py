@@ -1,4 +1,4 @@
-"""Every named network: one row each. Needs no torch."""
+"""The named networks, without torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PAPER_WIDE = re.compile(r"wrn_(?P<depth>[1-9][0-9]*)_(?P<width>[1-9][0-9]*)")
 
 
 def names() -> Iterator[str]:
-    """The named variants in the papers' order; of the wide ones, the widths commonly used."""
+    """The named variants in the papers' order, with the usual widths of wide networks."""
     for family in ("", "preact_"):
         yield from (f"{family}resnet{depth}" for depth in IMAGENET_STAGES)
         yield from (f"{family}wide_resnet{depth}_{width}" for depth, width in WIDE_IMAGENET)
@@ -79,10 +79,10 @@ class Variant:
 
 
 def variant(name: str) -> Variant:
-    """The row called `name`; `wrn_28_10` and so on are short for the paper's own wide networks.
+    """The variant called `name`; `wrn_28_10` and the like are the wide networks of the paper.
 
     Raises:
-        ValueError: there is no such network; the message offers the nearest names.
+        ValueError: there is no such network; the message suggests the nearest names.
     """
     spelled = name
     if paper := PAPER_WIDE.fullmatch(name):
@@ -122,8 +122,8 @@ def _parse(name: str) -> Variant | None:
 
 
 def find(architecture: Architecture) -> Variant | None:
-    """The variant that `architecture` is, whatever its classes, shortcuts, stride or dropout, and
-    wherever another library's network of that name differs."""
+    """The variant of `architecture`, ignoring its classes, shortcuts, stride, dropout, and all
+    that other libraries do differently."""
     naming = ("block", "blocks", "planes", "stem", "preact", "width")
     free = [field.name for field in fields(Architecture) if field.name not in naming]
     wanted = replace(architecture, **{name: _default(name) for name in free})
@@ -149,7 +149,7 @@ def override(architecture: Architecture, **changes: Any) -> Architecture:
     """`architecture` with fields changed.
 
     Raises:
-        ValueError: a field does not exist or its value is impossible.
+        ValueError: a field does not exist or its value is invalid.
     """
     known = [field.name for field in fields(Architecture)]
     for key in changes:

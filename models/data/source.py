@@ -1,4 +1,4 @@
-"""What a network is trained from: batches that depend on seed and epoch, and on nothing else."""
+"""Training batches, which depend on nothing but seed and epoch."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from models.data.streamed import Streamed, global_batches
 from models.preprocess import InputSpec
 
 Batch = tuple[Tensor, Tensor]
-# Larger images are photographs, of which training takes other crops than shifted ones.
+# Larger images are photographs, which training does not crop by shifting.
 LARGEST_SHIFTED = 64
 
 
 class Source(Protocol):
-    """Images of `classes`, named by `source`.
+    """Labelled images of `classes`; `source` is the set's name.
 
-    `batches` gives one epoch from batch `start` on: images uint8 [n, S, S, 3] and targets int64
-    [n] on `device`. `batch_size` counts the images of all ranks together, of which each rank gets
-    its rows `rank::world`; an incomplete last batch is left out. Equal seeds and epochs give equal
-    batches on every machine, whatever `start`, the ranks and the number of workers are.
+    `batches` yields one epoch from batch `start` on: images uint8 [n, S, S, 3] and targets int64
+    [n] on `device`. `batch_size` is the number of images of all ranks together, of which each
+    rank gets the rows `rank::world`; an incomplete last batch is left out. Equal seeds and epochs
+    give equal batches on every machine, for any `start`, ranks and number of workers.
     """
 
     @property
@@ -68,10 +68,10 @@ class Source(Protocol):
 
 
 class Resident:
-    """A whole set on `device`, augmented there in whole batches: for images of CIFAR's size.
+    """A whole set on `device`, augmented there batch by batch: for images of CIFAR's size.
 
     Raises:
-        ValueError: the images are too small to be padded so far by reflection.
+        ValueError: the images are too small for this padding by reflection.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Resident:
         _, height, width = self._packed.shape
         chosen = global_batches(len(self), seed, epoch, start, batch_size)
         for step, indices in enumerate(chosen, start):
-            # Drawn for the whole batch on the CPU, so that ranks and machines agree.
+            # Drawn for the whole batch and on the CPU, so that ranks and machines agree.
             generator = torch.Generator().manual_seed(mix("augment", seed, epoch, step))
             crops = draw_crops(batch_size, padding, generator)
             if mirrored is not None:
@@ -123,7 +123,7 @@ class Resident:
             yield unpack(batch).to(device), self._targets[rows].to(device)
 
     def _mirrored(self, seed: int, epoch: int) -> Tensor | None:
-        """Which images are mirrored in an epoch, where no batch draws that: bool [N]."""
+        """The images mirrored in an epoch, bool [N]; None if each batch draws its own."""
         if not self._augmentation.flip:
             return torch.zeros(len(self), dtype=torch.bool)
         if not self._augmentation.alternate_flip:
@@ -144,9 +144,9 @@ def open_source(
     photo_crop: RandomCrop | None = None,
     loading: Loading = DEFAULT_LOADING,
 ) -> Source:
-    """The set at `path` for training at `spec`, without the images that `held_out` gives.
+    """The set at `path` for training at `spec`, without the images of `held_out`.
 
-    `Resident` with `augmentation`, or `Streamed` with `photo_crop`: see `Loading.resident`.
+    `Resident` with `augmentation`, or `Streamed` with `photo_crop`; see `Loading.resident`.
 
     Raises:
         ValueError: see `datasets.read`, `Resident` and `Streamed`.
@@ -163,7 +163,7 @@ def open_source(
         return Streamed(collection, crop, loading)
     data = decode(collection, spec, loading.progress, corrupt=loading.corrupt)
     for name in data.skipped:
-        loading.report(f"{path}: {name} is no readable image; left out")
+        loading.report(f"{path}: {name} is not a readable image; left out")
     return Resident(data, device, augmentation)
 
 
@@ -175,10 +175,10 @@ def held_out(
     split: Split | None = "train",
     corrupt: Corrupt = "fail",
 ) -> Dataset:
-    """The `count` images that `open_source` leaves out for `hold_out`, the same for all seeds.
+    """The `count` images that `open_source` leaves out for `hold_out`; equal for all seeds.
 
     Raises:
-        ValueError: see `datasets.read`; or there are not so many.
+        ValueError: see `datasets.read`; or the set has fewer.
     """
     collection = find(path, split)
     data = decode(collection.part(_drawn(collection, count)[0]), spec, corrupt=corrupt)
@@ -186,7 +186,7 @@ def held_out(
 
 
 def _drawn(collection: Collection, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of `count` images, and those of the others."""
+    """The rows of `count` random images, and those of the others."""
     if count >= len(collection):
         raise ValueError(
             f"{collection.path}: of {len(collection)} images {count} cannot be held out"

@@ -1,4 +1,4 @@
-"""Sets too large for memory: each image is opened when its batch comes."""
+"""Sets too large for memory: each image is opened for its batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def global_batches(
     count: int, seed: int, epoch: int, start: int, batch_size: int
 ) -> Iterator[Tensor]:
     """Indices int64 [batch_size] of each whole batch of an epoch, from batch `start` on."""
-    # A CPU's order, which is the same on every machine.
+    # A CPU's order is the same on every machine.
     generator = torch.Generator().manual_seed(mix("order", seed, epoch))
     order = torch.randperm(count, generator=generator)
     for at in range(start * batch_size, count - batch_size + 1, batch_size):
@@ -32,14 +32,13 @@ def global_batches(
 
 
 class Streamed:
-    """A set of which each image is opened when its batch comes: a `Source` for ImageNet.
+    """A `Source` that opens each image for its batch: for sets like ImageNet.
 
-    Every image is cropped at random by `crop`, by seed, epoch and its index alone. With "skip",
-    the next readable image of its batch takes the place of one that cannot be read. One epoch at a
-    time.
+    The random crop of an image depends only on seed, epoch and its index. With "skip", the next
+    readable image of the batch replaces an unreadable one. Only one epoch at a time.
 
     Raises:
-        ValueError: a value is impossible, or the set is in a compressed archive.
+        ValueError: a value is invalid, or the set is in a compressed archive.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Streamed:
         self.classes, self.source = collection.classes, collection.path.name
         if collection.images.compressed:
             raise ValueError(
-                f"{self.source}: images in a compressed archive have no order but its own; "
+                f"{self.source}: images in a compressed archive can only be read in order; "
                 "decompress it"
             )
         self._count = len(collection)
@@ -72,7 +71,7 @@ class Streamed:
         """See `Source`.
 
         Raises:
-            ValueError: an image cannot be read, or with "skip" none of its batch; named.
+            ValueError: an image cannot be read, or with "skip" no image of its batch can.
         """
         requests = (
             Request(indices.numpy(), rank, world, seed, epoch, replaced=True)
@@ -87,9 +86,9 @@ class Streamed:
 
 
 class Stream:
-    """Every image of a set once, in order, as evaluation wants them; one batch in memory.
+    """Every image of a set once and in order, for evaluation; one batch in memory.
 
-    `skipped`: after a whole pass, why each unreadable image was left out.
+    `skipped`: after a whole pass, the reason for each image left out.
     """
 
     def __init__(
@@ -112,14 +111,14 @@ class Stream:
         self._loader = Loader(self._reader, str(found.path), self._workers, lambda line: None)
 
     def __len__(self) -> int:
-        """Images, the unreadable ones among them."""
+        """The number of images, including unreadable ones."""
         return len(self._found)
 
     def relabelled(self, labels: Sequence[str]) -> Stream:
-        """The same images with targets that index `labels`.
+        """The same images with targets as indices into `labels`.
 
         Raises:
-            ValueError: a class is none of `labels`.
+            ValueError: a class is not in `labels`.
         """
         return Stream(
             self._found.relabelled(labels),
@@ -150,7 +149,7 @@ class Stream:
 
 
 class _InOrder:
-    """Images of a compressed archive, each asked for once and in order."""
+    """Images of a compressed archive, each opened once and in order."""
 
     compressed = True
 
@@ -182,9 +181,9 @@ def stream(
     corrupt: Corrupt = "fail",
     workers: int = 0,
 ) -> Stream:
-    """The images that `datasets.read` would give, batch by batch.
+    """The images of `datasets.read`, batch by batch.
 
-    `workers` processes read ahead; a compressed archive is read by this one.
+    `workers` processes read ahead; this process reads compressed archives itself.
 
     Raises:
         ValueError: see `datasets.read`.

@@ -1,4 +1,4 @@
-"""Whose weights can be read and written, by name; `models.interchange` does it."""
+"""Names of the formats that can be read and written, without torch."""
 
 from __future__ import annotations
 

@@ -127,7 +127,9 @@ def _runs(path: Path) -> Iterator[Run]:
     provenance = read.provenance
     recipe, seed = provenance.get("recipe"), provenance.get("seed")
     if not (isinstance(recipe, dict) and isinstance(seed, int)):
-        raise BundleError(f"{path}: not of `resnet-serve train`: it tells no recipe and seed")
+        raise BundleError(
+            f"{path}: not trained by `resnet-serve train`: it records no recipe and seed"
+        )
     tests = {
         source: figures
         for source, figures in read.metrics.items()
@@ -239,7 +241,7 @@ def aggregate(runs: Sequence[Run]) -> list[Result]:
         group.sort(key=lambda run: run.seed)
         for one, other in pairwise(group):
             if one.seed == other.seed:
-                raise ValueError(f"{one.path} and {other.path} are both of seed {one.seed}")
+                raise ValueError(f"{one.path} and {other.path} both have seed {one.seed}")
     order = {name: position for position, name in enumerate(variants.names())}
 
     def place(group: list[Run]) -> tuple[Any, ...]:

@@ -165,7 +165,7 @@ def read_dataset(path: Path, spec: InputSpec, corrupt: Corrupt = "fail") -> Data
             split=part_of(path, "test"),
         )
     for name in data.skipped:
-        click.echo(f"{path}: {name} is no readable image; left out", err=True)
+        click.echo(f"{path}: {name} is not a readable image; left out", err=True)
     return data
 
 

@@ -198,7 +198,7 @@ def test_a_bundle_knows_the_name_of_its_network() -> None:
 
 def test_networks_that_data_cannot_describe_are_refused() -> None:
     custom = build("resnet20", block=BasicBlock)
-    with pytest.raises(BundleError, match="blocks of its own cannot be described"):
+    with pytest.raises(BundleError, match="cannot describe a network with custom blocks"):
         bundle.from_network(custom, **tiny.described())
     headed = tiny.network()
     headed.set_head(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 10)))

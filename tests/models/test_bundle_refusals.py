@@ -243,7 +243,9 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert refusal(path) == "not a safetensors file"
     safetensors.torch.save_file({"weight": torch.ones(2)}, path)
-    assert refusal(path).startswith("safetensors, but no resnet-serve bundle; `resnet-serve conv")
+    assert refusal(path).startswith(
+        "safetensors, but not a resnet-serve bundle; `resnet-serve conv"
+    )
     for metadata in ("", "[]", "7", "{}", '{"format": 1}', '"text"'):
         safetensors.torch.save_file({"weight": torch.ones(2)}, path, {"resnet-serve": metadata})
         assert refusal(path) == "its resnet-serve metadata is damaged"
@@ -359,10 +361,10 @@ def test_a_refusal_says_what_is_wrong(
 def test_what_is_no_bundle_is_told_how_to_become_one(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file({"weight": torch.ones(2)}, path)
-    assert refusal(path) == f"safetensors, but no resnet-serve bundle; {CONVERT}"
+    assert refusal(path) == f"safetensors, but not a resnet-serve bundle; {CONVERT}"
     # Without a tensor, a header is all there is.
     safetensors.torch.save_file({}, path)
-    assert refusal(path) == f"safetensors, but no resnet-serve bundle; {CONVERT}"
+    assert refusal(path) == f"safetensors, but not a resnet-serve bundle; {CONVERT}"
     path.write_bytes(pickle.dumps({"weight": 1}, 2))
     assert refusal(path) == f"a PyTorch checkpoint (pickle), not a bundle; {CONVERT} from it"
 

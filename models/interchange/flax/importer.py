@@ -123,14 +123,14 @@ def _tensors(top: Tree) -> dict[str, Tensor]:
     blocks = dict(_blocks(rest, ""))
     templates = sorted({re.sub(r"\d+", "#", name) for name in blocks})
     if len(templates) > 1:
-        raise BundleError(f"blocks called {', '.join(templates)}: their order is not told")
+        raise BundleError(f"blocks called {', '.join(templates)}: their order is unknown")
     channels, stage, index = stem["kernel"].shape[-1], -1, 0
     for name in sorted(blocks, key=natural):
         made = _block(name, blocks[name], channels)
         widened = _width(made) != channels
         first = stage < 0
         if not first and not widened and "shortcut.conv.weight" in made:
-            raise BundleError(f"{name} projects without widening: where it strides is not told")
+            raise BundleError(f"{name} projects without widening: where it strides is unknown")
         stage, index = (stage + 1, 0) if first or widened else (stage, index + 1)
         channels = _width(made)
         tensors |= {f"stages.{stage}.{index}.{key}": value for key, value in made.items()}
@@ -153,10 +153,10 @@ def _sorted_modules(
                 rest[name] = child
             continue
         if strange := sorted(child.keys() - LEAVES):
-            raise BundleError(f"{where}{name} holds {', '.join(strange)}: no module of a ResNet's")
+            raise BundleError(f"{where}{name} holds {', '.join(strange)}: not a module of a ResNet")
         for leaf, value in child.items():
             if not is_numbers(value, None if leaf == "kernel" else 1):
-                raise BundleError(f"{where}{name} has a {leaf} that is no list of numbers")
+                raise BundleError(f"{where}{name} has a {leaf} that is not a list of numbers")
         dimensions = child["kernel"].ndim if "kernel" in child else 0
         if dimensions not in kinds:
             raise BundleError(f"{where}{name} has a kernel of {dimensions} dimensions")
@@ -184,7 +184,7 @@ def _block(name: str, node: Tree, channels: int) -> dict[str, Tensor]:
     if dense or rest:
         strange = ", ".join([*dense, *rest])
         raise BundleError(
-            f"{name} holds {strange}: no plain residual block (squeeze-and-excitation?)"
+            f"{name} holds {strange}: not a plain residual block (squeeze-and-excitation?)"
         )
     projection = next((each for each in convs if PROJECTION.search(each)), None)
     main = [each for each in convs if each != projection]
@@ -194,7 +194,7 @@ def _block(name: str, node: Tree, channels: int) -> dict[str, Tensor]:
         del kernels[-1]
     if kernels not in BLOCKS:
         shown = ", ".join(f"{kernel}x{kernel}" for kernel in kernels)
-        raise BundleError(f"{name} has convolutions of {shown}: no residual block's")
+        raise BundleError(f"{name} has convolutions of {shown}: not a residual block's")
     projection_norm = next((each for each in norms if PROJECTION.search(each)), None)
     main_norms = [each for each in norms if each != projection_norm]
     if projection and projection_norm is None and len(main_norms) == len(main) + 1:
@@ -210,7 +210,9 @@ def _block(name: str, node: Tree, channels: int) -> dict[str, Tensor]:
                 "grouped convolutions, or blocks out of order"
             )
         if len(norms[norm]["mean"]) != kernel.shape[3]:
-            raise BundleError(f"{name}/{norm} does not follow {conv}: pre-activation, or no ResNet")
+            raise BundleError(
+                f"{name}/{norm} does not follow {conv}: pre-activation, or not a ResNet"
+            )
         channels = kernel.shape[3]
         tensors |= _convolution(f"conv{number}", convs[conv]) | _norm(f"bn{number}", norms[norm])
     if projection:

@@ -39,9 +39,9 @@ def read_tree(path: Path) -> Tree:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     # The readers raise whatever damage leads to.
     except Exception as error:  # noqa: BLE001
-        raise BundleError(f"{path}: no Flax checkpoint ({type(error).__name__})") from None
+        raise BundleError(f"{path}: not a Flax checkpoint ({type(error).__name__})") from None
     if not isinstance(tree, dict):
-        raise BundleError(f"{path}: no Flax checkpoint: it holds no tree of arrays")
+        raise BundleError(f"{path}: not a Flax checkpoint: it holds no tree of arrays")
     return tree
 
 
@@ -128,5 +128,5 @@ def _orbax_folder(path: Path) -> Path:
     if len(found) != 1:
         shown = ", ".join(str(each.relative_to(path)) for each in found)
         reason = f"holds several checkpoints, name one: {shown}" if found else "holds none"
-        raise BundleError(f"no Orbax checkpoint: the folder {reason}")
+        raise BundleError(f"not an Orbax checkpoint: the folder {reason}")
     return found[0]

@@ -56,11 +56,11 @@ def read_keras(path: Path) -> KerasFile:
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
     except OSError as error:
-        reason = error.strerror or "no HDF5 file, or a damaged one"
+        reason = error.strerror or "not an HDF5 file, or a damaged one"
         raise BundleError(f"{path}: {reason}") from None
     # h5py raises whatever damage leads to.
     except Exception as error:  # noqa: BLE001
-        raise BundleError(f"{path}: no Keras file ({type(error).__name__})") from None
+        raise BundleError(f"{path}: not a Keras file ({type(error).__name__})") from None
 
 
 def _read(file: Any, config: Any) -> KerasFile:
@@ -72,7 +72,7 @@ def _read(file: Any, config: Any) -> KerasFile:
         return KerasFile(dict(_legacy_layers(weights)), configs)
     stored = [entry for each in LAYER_LISTS if each in file for entry in _layers(file[each])]
     if not stored:
-        raise BundleError("no Keras weights: it lists no layers")
+        raise BundleError("not Keras weights: it lists no layers")
     named = all(entry.name for entry in stored)
     found = {entry.name if named else entry.key: entry.arrays for entry in stored}
     if len(found) < len(stored):

@@ -88,17 +88,17 @@ def _check_classes(file: KerasFile) -> None:
         if kind == "Conv2D" and activation != "linear":
             raise BundleError(f"layer {name} activates what it gives: no normalisation follows it")
         if kind == "ReLU" and any(map(config.get, ("max_value", "negative_slope", "threshold"))):
-            raise BundleError(f"layer {name} is no plain ReLU")
+            raise BundleError(f"layer {name} is not a plain ReLU")
         for key in ("groups", "dilation_rate"):
             if kind == "Conv2D" and config.get(key, 1) not in (1, [1, 1]):
-                raise BundleError(f"layer {name} has {key} {config[key]}: no plain ResNet's")
+                raise BundleError(f"layer {name} has {key} {config[key]}: not a plain ResNet's")
 
 
 def _check_arrays(layers: Layers) -> None:
     for name, arrays in layers.items():
         if strange := sorted(arrays.keys() - LEAVES.keys()):
             raise BundleError(
-                f"layer {name} holds {', '.join(strange)}: no layer of a plain ResNet"
+                f"layer {name} holds {', '.join(strange)}: not a layer of a plain ResNet"
             )
         if ("gamma" in arrays or "beta" in arrays) and "moving_mean" not in arrays:
             raise BundleError(
@@ -106,7 +106,7 @@ def _check_arrays(layers: Layers) -> None:
             )
         for key, value in arrays.items():
             if not is_numbers(value, None if key == "kernel" else 1):
-                raise BundleError(f"layer {name} has a {key} that is no list of numbers")
+                raise BundleError(f"layer {name} has a {key} that is not a list of numbers")
         if "kernel" in arrays and arrays["kernel"].ndim not in (2, 4):
             raise BundleError(f"layer {name} has a kernel of {arrays['kernel'].ndim} dimensions")
 
@@ -152,7 +152,7 @@ def _application_name(name: str, preact: bool) -> str:
         return TOP[name]
     match = STAGE.fullmatch(name)
     if match is None:
-        raise BundleError(f"layer {name} is in no ResNet of keras.applications")
+        raise BundleError(f"layer {name} is not part of any keras.applications ResNet")
     stage, block, number, kind = match.groups()
     prefix = f"stages.{int(stage) - 2}.{int(block) - 1}"
     if number == "0":
@@ -196,7 +196,7 @@ def _small(file: KerasFile, layers: Layers) -> Imported:
     if len(norms) != len(followed):
         raise BundleError(
             f"has {len(convs)} convolutions and {len(norms)} BatchNorms: which follows which is "
-            "not told"
+            "unknown"
         )
     for conv, norm in zip(followed, norms, strict=True):
         if len(layers[norm]["moving_mean"]) != layers[conv]["kernel"].shape[3]:
@@ -208,7 +208,7 @@ def _small(file: KerasFile, layers: Layers) -> Imported:
     eps = _eps(file, EPS_DEFAULT)
     architecture = infer_architecture(tensors, eps=eps, padding="same")
     if architecture.shortcut == "A":
-        raise BundleError("widens without a convolution: on which side it pads is not told")
+        raise BundleError("widens without a convolution: on which side it pads is unknown")
     tiny = _is_mlperf_tiny(architecture)
     return Imported(
         layout="MLPerf Tiny ResNet-8" if tiny else "Keras layers in order",
@@ -254,10 +254,12 @@ def _blocks(layers: Layers, convs: list[str], channels: int) -> list[_Block]:
             elif opened.shortcut is None and seen == channels:
                 opened.shortcut = name
             else:
-                raise BundleError(f"layer {name} is the shortcut of no basic block")
+                raise BundleError(f"layer {name} does not fit as a basic block's shortcut")
             continue
         if (rows, columns) != (3, 3):
-            raise BundleError(f"layer {name} is a {rows}x{columns} convolution: no basic block's")
+            raise BundleError(
+                f"layer {name} is a {rows}x{columns} convolution: not part of a basic block"
+            )
         expected = opened.width if opened.main else channels
         if seen != expected:
             raise BundleError(
@@ -283,7 +285,7 @@ def _stages(blocks: list[_Block], channels: int) -> dict[str, str]:
         widened = block.width != channels
         if block.shortcut and not widened:
             raise BundleError(
-                f"layer {block.shortcut} projects without widening: where it strides is not told"
+                f"layer {block.shortcut} projects without widening: where it strides is unknown"
             )
         stage, index = (stage + 1, 0) if widened or stage < 0 else (stage, index + 1)
         channels = block.width
@@ -305,7 +307,7 @@ def _check_small(file: KerasFile, names: Mapping[str, str]) -> None:
     for name, config in file.configs.items():
         kind, ours = config["class_name"], names.get(name, "")
         if kind in ("MaxPooling2D", "ZeroPadding2D"):
-            raise BundleError(f"layer {name} is a {kind}: no ResNet's for small images")
+            raise BundleError(f"layer {name} is a {kind}: not part of a ResNet for small images")
         if kind == "Conv2D":
             strided = re.fullmatch(r"stages\.[1-9]\d*\.0\.(conv1|shortcut\.conv)", ours)
             expected = [2, 2] if strided else [1, 1]

@@ -216,7 +216,7 @@ class _Network:
         if not self.graph.pixels and all(step.kind != "affine" for step in steps):
             return None, None, norm, size
         if len(scale) != 3 or not (scale > 0).all():
-            raise misfit(steps[0].said, "normalises images as no data set is")
+            raise misfit(steps[0].said, "normalises images in an unsupported way")
         mean, std = -shift / scale, 1 / scale
         # Of values in [0, 1], neither a mean nor a deviation is so large.
         if self.graph.pixels or max(*np.abs(mean), *std) > 2:
@@ -320,7 +320,7 @@ class _Layers:
             allowed = set(step.settings["paddings"])
             self.paddings[where] = self.paddings.get(where, allowed) & allowed
             if not self.paddings[where]:
-                raise misfit(step.said, "is padded other than the convolutions before it")
+                raise misfit(step.said, "is padded differently from the convolutions before it")
         if bias:
             self.biased.setdefault(role, []).append(name)
             if step.settings["bias"] is not None:

@@ -144,7 +144,7 @@ class _Builder:
 
 def _convolution(to: _Builder, it: Operation, inputs: list[str]) -> str:
     if it.options["dilations"] != (1, 1):
-        raise NotImplementedError("the export to ONNX knows plain convolutions only")
+        raise NotImplementedError("the ONNX export supports only plain convolutions")
     return to.layer(
         "Conv",
         inputs,

@@ -88,7 +88,7 @@ FOREIGN = {
     "InstanceNormalization": "GroupNorm or InstanceNorm, where a ResNet here has BatchNorm",
     "LayerNormalization": "LayerNorm, where a ResNet here has BatchNorm",
     **dict.fromkeys(
-        ("Sigmoid", "HardSigmoid"), "a gate, as in squeeze-and-excitation; no plain ResNet"
+        ("Sigmoid", "HardSigmoid"), "a gate, as in squeeze-and-excitation; not a plain ResNet"
     ),
     **dict.fromkeys(
         ("LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Erf", "HardSwish", "Swish", "Mish", "Tanh"),
@@ -130,7 +130,7 @@ class Reader:
         if len(shape) != 4:
             raise misfit(said, f"has {len(shape)} dimensions; images have four")
         if kind.elem_type not in (*FLOATS, 2):
-            raise misfit(said, "is neither of floats nor of uint8")
+            raise misfit(said, "must be float or uint8")
         self.steps[name] = Step("input", said, (), shape)
         return name, kind.elem_type == 2
 
@@ -155,7 +155,7 @@ class Reader:
         inputs = tuple(self.same.get(name, name) for name in proto.input)
         for name in filter(None, inputs):
             if name not in self.steps and name not in self.constants:
-                raise misfit(said, f"its input {_shown(name)} is nowhere computed")
+                raise misfit(said, f"its input {_shown(name)} is never computed")
         given = [name for name in inputs if name]
         for known in (self.steps, self.constants, self.same):
             if proto.output[0] in known:
@@ -166,7 +166,7 @@ class Reader:
         elif all(name in self.constants for name in given):
             self.constants[proto.output[0]] = self._computed(proto, said, inputs)
         elif proto.op_type not in OPERATIONS or proto.domain not in ("", "ai.onnx"):
-            raise misfit(said, "no operation of a plain ResNet")
+            raise misfit(said, "not an operation of a plain ResNet")
         else:
             attributes = {each.name: helper.get_attribute_value(each) for each in proto.attribute}
             node = Node(proto.op_type, said, inputs, attributes)
@@ -196,7 +196,7 @@ class Reader:
         from onnx.reference import ReferenceEvaluator
 
         if proto.op_type not in COMPUTABLE or proto.domain not in ("", "ai.onnx"):
-            raise misfit(said, "no operation on weights that a plain ResNet needs")
+            raise misfit(said, "not an operation that a plain ResNet needs on weights")
         values = [self.constants[name] for name in inputs if name]
         self.computed += max(_elements(proto.op_type, values), 0)
         if self.computed > LARGEST:
@@ -222,7 +222,7 @@ class Reader:
         """The constant that a node's input is; `otherwise` says what is refused if it is none."""
         name = node.inputs[index] if index < len(node.inputs) else ""
         if name not in self.constants:
-            raise misfit(node.said, otherwise or "its parameters are no constants")
+            raise misfit(node.said, otherwise or "its parameters are not constants")
         return self.constants[name]
 
     def optional(self, node: Node, index: int, attribute: str = "") -> Any:
@@ -445,7 +445,7 @@ def _pool(reader: Reader, node: Node) -> Step:
     known = rounded | known if node.attributes.get("ceil_mode") else known | rounded
     paddings = _matching(fits, sides, known)
     if not paddings:
-        raise misfit(node.said, "pads its 3x3 pooling as no ResNet does")
+        raise misfit(node.said, "pads its 3x3 pooling unlike any ResNet")
     return Step("pool", node.said, (name,), shape, {"paddings": paddings})
 
 
@@ -716,7 +716,7 @@ def _linear(reader: Reader, node: Node) -> Step:
     matrix = np.asarray(reader.constant(node, 1))
     attributes = node.attributes
     if attributes.get("transA", 0) or matrix.ndim != 2:
-        raise misfit(node.said, "no linear layer")
+        raise misfit(node.said, "not a linear layer")
     weight = matrix if attributes.get("transB", 0) else matrix.T
     weight = weight * np.float32(attributes.get("alpha", 1.0))
     given = reader.optional(node, 2)

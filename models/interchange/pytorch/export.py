@@ -1,4 +1,4 @@
-"""Bundles as other PyTorch libraries have their weights."""
+"""Exports bundles to other PyTorch libraries."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TO_TIMM_V2: tuple[Rename, ...] = (
     (r"^head\.", "head.fc."),
 )
 PLANES = (64, 128, 256, 512)
-# Fields that both libraries let vary; the rest must be as their defaults and ours have it.
+# Fields that both libraries let vary; all others must have their defaults.
 FREE = ("block", "blocks", "planes", "num_classes", "preact", "width", "in_channels")
 
 
 def to_torchvision(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
-    """Writes a state dict for torchvision's `ResNet`; by the suffix as `.safetensors` or `.pth`.
+    """Writes a state dict for torchvision's `ResNet`, as safetensors or a checkpoint by suffix.
 
     Raises:
         BundleError: torchvision has no such network.
@@ -50,7 +50,7 @@ def to_torchvision(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> No
 
 
 def to_timm(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
-    """Writes a state dict for timm's `ResNet` or, of pre-activation networks, `ResNetV2`.
+    """Writes a state dict for timm's `ResNet`, or `ResNetV2` for pre-activation networks.
 
     Raises:
         BundleError: timm has no such network.

@@ -22,18 +22,18 @@ LAYOUT = Layout(
 def read(path: Path) -> Imported:
     """The weights of `resnet*` or `wide_resnet*`, under our names.
 
-    A file that torchvision publishes is recognised by its checksum and gets the resolution and
-    the accuracy that are published with it; others get those of `IMAGENET1K_V1` and none.
+    A file that torchvision publishes is recognised by its checksum and gets the published
+    resolution and accuracy; others get the resolution of `IMAGENET1K_V1`.
 
     Raises:
         BundleError: it cannot be read, or is something else.
     """
     tensors = read_checkpoint(path)
     if find([LAYOUT], tensors) is None:
-        raise BundleError(f"{path}: no torchvision ResNet; its first tensors: {shown(tensors)}")
+        raise BundleError(f"{path}: not a torchvision ResNet; its first tensors: {shown(tensors)}")
     renamed, architecture = to_ours(LAYOUT, tensors, path)
     if architecture.stem != "imagenet":
-        raise BundleError(f"{path}: has a stem for small images, which torchvision's have not")
+        raise BundleError(f"{path}: has a stem for small images, which no torchvision network has")
     row = torchvision_weights.of_file(path)
     return Imported(
         layout=LAYOUT.name,

@@ -223,8 +223,8 @@ def test_images_left_out_are_reported(tmp_path: Path) -> None:
     (path / "train" / "cat" / "0.png").write_bytes(b"")
     source = open_source(path, CIFAR, "cpu", loading=Loading(corrupt="skip", report=lines.append))
     assert len(source) == 6
-    assert lines == [f"{path}: train/cat/0.png is no readable image; left out"]
-    with pytest.raises(ValueError, match=r"train/cat/0\.png is no readable image"):
+    assert lines == [f"{path}: train/cat/0.png is not a readable image; left out"]
+    with pytest.raises(ValueError, match=r"train/cat/0\.png is not a readable image"):
         open_source(path, CIFAR, "cpu")
 
 

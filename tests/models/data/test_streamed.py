@@ -116,8 +116,8 @@ def test_worker_processes_change_nothing_and_live_on(tmp_path: Path) -> None:
     assert loader._iterator._workers is workers  # type: ignore[union-attr]
     assert len(workers) == 2
     assert torch.equal(torch.get_rng_state(), before), "dropout draws the same, whatever is read"
-    assert lines == [f"{path.name}: cat/00.png is no readable image (unknown format); left out"]
-    with pytest.raises(ValueError, match=rf"\A{path.name}: cat/00\.png is no readable[^\n]+\Z"):
+    assert lines == [f"{path.name}: cat/00.png is not a readable image (unknown format); left out"]
+    with pytest.raises(ValueError, match=rf"\A{path.name}: cat/00\.png is not a readable[^\n]+\Z"):
         epoch(streamed(path, workers=1), batch_size=COUNT)
 
 
@@ -196,7 +196,7 @@ def test_evaluation_sees_every_image_once_as_read_gives_it(tmp_path: Path, kind:
     assert other.classes == labels
     assert gathered(other)[2] == data.relabelled(labels).targets.tolist()
     assert gathered(batches)[2] == data.targets.tolist()
-    with pytest.raises(ValueError, match="class 'cat' is no label of the model"):
+    with pytest.raises(ValueError, match="class 'cat' is not one of the model's labels"):
         batches.relabelled(("dog",))
 
 
@@ -222,7 +222,7 @@ def test_evaluation_leaves_unreadable_images_out_or_names_them(tmp_path: Path, k
         assert targets == data.targets.tolist()
         assert [line.split()[0] for line in batches.skipped] == list(data.skipped)
     assert len(data.skipped) == 1
-    with pytest.raises(ValueError, match=rf"\A{path}: \S+ is no readable image \([^\n]+\Z"):
+    with pytest.raises(ValueError, match=rf"\A{path}: \S+ is not a readable image \([^\n]+\Z"):
         list(stream(path, SPEC, batch_size=4))
 
 

@@ -257,4 +257,4 @@ def test_repositories_become_bundles_and_are_kept(server: Hub, tmp_path: Path) -
     # The same without a network, and what was never asked for.
     offline = ask("http://127.0.0.1:9", tmp_path, timm, tiny_net, "other/one")
     assert offline[:2] == answers[:2]
-    assert offline[2] == "config.json is not kept here and the hub cannot be reached"
+    assert offline[2] == "config.json is not cached, and the hub cannot be reached"

@@ -211,7 +211,7 @@ def test_what_is_no_run_is_refused_by_name_and_skipped_in_a_folder(tmp_path: Pat
     bundle.write(tiny.made_bundle(provenance=recipe_and_seed, metrics={}), unmeasured)
     broken.write_bytes(b"no bundle")
     for path, words in (
-        (converted, "tells no recipe and seed"),
+        (converted, "records no recipe and seed"),
         (unmeasured, "was not measured"),
         (broken, "not a safetensors file"),
         (tmp_path / "nowhere", "No such file"),
@@ -235,7 +235,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
 def test_two_runs_of_one_seed_are_refused(tmp_path: Path) -> None:
     written(tmp_path / "a.safetensors", seed=3)
     written(tmp_path / "b.safetensors", seed=3)
-    with pytest.raises(ValueError, match=r"a\.safetensors and .*b\.safetensors are both of seed 3"):
+    with pytest.raises(ValueError, match=r"a\.safetensors and .*b\.safetensors both have seed 3"):
         aggregate(collect([tmp_path]))
 
 

@@ -267,7 +267,7 @@ def test_bf16_learns_too_and_keeps_float32_weights() -> None:
 
 
 def test_data_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="40 images are not one batch of 64"):
+    with pytest.raises(ValueError, match="40 images are fewer than one batch of 64"):
         trained(fresh(), replace(RECIPE, batch_size=64))
 
 
