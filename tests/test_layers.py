@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -191,7 +192,6 @@ def test_only_the_ground_is_outside_the_rooms() -> None:
 
 # Tests that are apart from those of their module, and what of it they test.
 APART = {
-    "tests/models/test_architecture.py": "models.resnet: the dataclass",
     "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
     "tests/service/inference/test_decoding_fuzz.py": "decoding: thousands of mutated files",
 }
@@ -255,7 +255,7 @@ MOVES = {"replace", "rename", "renames"}
 FULL_MOVES = {"os.replace", "os.rename", "os.renames", "shutil.move"}
 
 
-@pytest.mark.parametrize("path", [*FILES, *ROOT.glob("benchmarks/**/*.py")], ids=name)
+@pytest.mark.parametrize("path", rooms.FILES, ids=name)
 def test_files_are_replaced_and_synchronised_in_one_place(path: Path) -> None:
     found = [
         ast.unparse(node)

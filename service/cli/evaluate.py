@@ -45,7 +45,7 @@ BATCH = 64
     type=click.Choice(["fail", "skip"]),
     default="fail",
     show_default=True,
-    help="What to do with files that are no readable images.",
+    help="What to do with unreadable images.",
 )
 @click.option("--confusion", type=click.Path(path_type=Path, dir_okay=False), help="A .png.")
 @click.option("--reliability", type=click.Path(path_type=Path, dir_okay=False), help="A .png.")

@@ -7,7 +7,7 @@ import re
 import resource
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import models
-from models import bundle, labels
-from models.bundle import Bundle, BundleError, WeightsMismatch
+from models import builtin, bundle, labels, variants
+from models.bundle import Bundle, BundleError, WeightsMismatch, check_name, name_from
 from models.resnet import BasicBlock, ResNet, build
 from models.summary import count_parameters
 from tests.support import rounding, tiny
@@ -397,3 +397,47 @@ def test_a_network_may_be_called_by_any_of_its_names() -> None:
     assert replace(made, variant="wrn_16_3").variant == "wrn_16_3"
     with pytest.raises(BundleError, match=r"^the architecture is not resnet20's$"):
         replace(made, variant="resnet20")
+
+
+REFUSED_NAMES = [
+    "",
+    "a/b",
+    "a\\b",
+    "what?",
+    "#1",
+    "100%",
+    "two words",
+    "a\tb",
+    "a\nb",
+    "a\x00",
+    "a\x7f",
+    "no\u00a0break",
+    "\ud800",
+    ".",
+    "..",
+    "x" * 101,
+]
+
+
+@pytest.mark.parametrize("name", REFUSED_NAMES)
+def test_what_a_path_cannot_hold_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=r"\Aname must [^\n]+\Z"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", [*variants.names(), *builtin.names(), "resnet18.a_tag", "Größe-2", "x" * 100]
+)
+def test_usual_names_are_names(name: str) -> None:
+    assert check_name(name) == name
+    assert name_from(name) == name
+    assert PurePosixPath("/v1/models", name).name == name
+
+
+@pytest.mark.parametrize("text", REFUSED_NAMES)
+def test_any_text_becomes_a_name(text: str) -> None:
+    assert check_name(name_from(text))
+
+
+def test_words_are_kept() -> None:
+    assert name_from(" my net/v2 (best) ") == "my-net-v2-(best)"

@@ -193,7 +193,10 @@ def test_a_label_out_of_range_is_named_in_binary_records(tmp_path: Path, name: s
         ({"labels": [-1, 1, 9]}, "image 0 has a label outside the 10 classes 0 to 9"),
         ({"labels": [0, 1]}, "2 labels do not fit 3 images"),
         ({"labels": "012"}, "its 'labels' is not a list of integers"),
-        ({"data": np.zeros((3, 3071), np.uint8)}, "its 'data' is not an array of 3072 bytes an image"),
+        (
+            {"data": np.zeros((3, 3071), np.uint8)},
+            "its 'data' is not an array of 3072 bytes an image",
+        ),
         ({"data": [1, 2]}, "its 'data' is not an array of 3072 bytes an image"),
     ],
 )

@@ -234,4 +234,4 @@ def test_it_refuses_classes_that_the_model_does_not_know(tmp_path: Path) -> None
     (tmp_path / "unicorn").mkdir()
     (tmp_path / "unicorn" / "a.png").write_bytes(encoded())
     done = command("evaluate", tmp_path, "--model", "random:resnet20", status=2)
-    assert "'unicorn' is no label of the model" in done.stderr
+    assert "'unicorn' is not one of the model's labels" in done.stderr
