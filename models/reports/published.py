@@ -1,4 +1,4 @@
-"""Top-1 errors that the papers and torch-resnet published, to stand beside one's own."""
+"""Top-1 errors published by the papers and torch-resnet, to compare results with."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DataSet = Literal["CIFAR-10", "CIFAR-100", "ImageNet"]
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`error`: per cent of the test images of `data`, a mean where there is a `deviation`.
+    """`error`: percentage of the test images of `data`; a mean if there is a `deviation`.
 
-    `shortcut`, `dropout`: as in `Architecture`.
+    `shortcut`, `dropout`: see `Architecture`.
     """
 
     variant: str
@@ -32,7 +32,7 @@ class Published:
 
 
 def _rows() -> Iterator[Published]:
-    # Failed trainings are not listed, nor what was measured with ten crops.
+    # Without failed runs and without ten-crop results.
     with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             yield Published(
@@ -52,7 +52,7 @@ PUBLISHED = tuple(_rows())
 def find(
     variant: str, shortcut: str, data: str, dropout: float, *, by_torch_resnet: bool
 ) -> list[Published]:
-    """The rows of this network and data set; with other shortcuts only if none has this one."""
+    """The results for a network and data set; those with other shortcuts only if none has this."""
     rows = [
         row
         for row in PUBLISHED

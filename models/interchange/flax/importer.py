@@ -1,4 +1,4 @@
-"""ResNets of Flax (linen), named as its ImageNet example names them or similarly."""
+"""Imports ResNets of Flax (linen), with names like those of its ImageNet example."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.interchange.imported import Imported, float_tensor, is_numbers, natu
 from models.preprocess import CIFAR, IMAGENET
 
 Leaves = Mapping[str, NDArray[Any]]
-"""The arrays of one module: its parameters, and a norm's `mean` and `var`."""
+"""The arrays of one module: its parameters, and `mean` and `var` of a norm."""
 
 # The example crops before it resizes.
 EXAMPLE = replace(IMAGENET, crop="before_resize", interpolation="bicubic")
@@ -33,12 +33,12 @@ BLOCKS = ([3, 3], [1, 3, 1])
 def read(path: Path) -> Imported:
     """The weights in a msgpack file or an Orbax folder, under our names.
 
-    Module names matter little: a convolution, a norm and a dense layer at the top are the stem and
-    the head, and every module with convolutions of its own is a block. A stage begins where a
-    block comes out wider. Padding is the example's: SAME, but for the stem.
+    Names hardly matter: a convolution, a norm and a dense layer at the top are the stem and the
+    head, and every module with convolutions is a block. A stage begins where a block widens.
+    Padding is that of the example: SAME, except in the stem.
 
     Raises:
-        BundleError: it cannot be read, or is no such ResNet.
+        BundleError: it cannot be read, or is not such a ResNet.
     """
     tree = read_tree(path)
     try:
@@ -64,12 +64,12 @@ def _network(tree: Tree) -> Tree:
     """The network's modules, with `batch_stats` merged into `params`."""
     level, holder = [tree], None
     while level and holder is None:
-        holder = next((each for each in level if isinstance(each.get("params"), dict)), None)
+        holder = next((node for node in level if isinstance(node.get("params"), dict)), None)
         if holder is not None and not isinstance(holder.get("batch_stats"), dict):
-            # A training state's `params` may be all of the network's variables.
+            # The `params` of a training state may contain all variables of the network.
             inner = holder["params"]
             holder = inner if {"params", "batch_stats"} <= inner.keys() else holder
-        level = [v for each in level for v in each.values() if isinstance(v, dict)]
+        level = [v for node in level for v in node.values() if isinstance(v, dict)]
     if holder is None:
         raise BundleError("holds no params: is this a Flax checkpoint?")
     if not isinstance(holder.get("batch_stats"), dict):
@@ -101,7 +101,7 @@ def _is_module(node: Any) -> bool:
 
 
 def _tensors(top: Tree) -> dict[str, Tensor]:
-    """The state dict, and the refusal of whatever is not in ours."""
+    """The state dict; raises BundleError for anything that is not part of a ResNet."""
     convs, norms, dense, rest = _sorted_modules(top, "")
     for kind, found, place in (
         ("convolution", convs, "a stem"),
@@ -140,7 +140,7 @@ def _tensors(top: Tree) -> dict[str, Tensor]:
 def _sorted_modules(
     node: Tree, where: str
 ) -> tuple[dict[str, Leaves], dict[str, Leaves], dict[str, Leaves], dict[str, Tree]]:
-    """Its convolutions, norms and dense layers, in the order of their numbers, and the rest."""
+    """The convolutions, norms, dense layers and other modules of a node, in natural order."""
     convs: dict[str, Leaves] = {}
     norms: dict[str, Leaves] = {}
     dense: dict[str, Leaves] = {}
@@ -169,7 +169,7 @@ def _sorted_modules(
 
 
 def _blocks(children: Mapping[str, Tree], where: str) -> Iterator[tuple[str, Tree]]:
-    """The modules that have convolutions of their own, however deep."""
+    """All modules with convolutions, at any depth."""
     for name, child in children.items():
         convs, _, _, rest = _sorted_modules(child, f"{where}{name}/")
         if convs:
@@ -179,7 +179,7 @@ def _blocks(children: Mapping[str, Tree], where: str) -> Iterator[tuple[str, Tre
 
 
 def _block(name: str, node: Tree, channels: int) -> dict[str, Tensor]:
-    """The tensors of one block that gets `channels`, without the block's own prefix."""
+    """The tensors of one block with `channels` input channels, without the block's prefix."""
     convs, norms, dense, rest = _sorted_modules(node, f"{name}/")
     if dense or rest:
         strange = ", ".join([*dense, *rest])
@@ -235,7 +235,7 @@ def _convolution(name: str, leaves: Leaves) -> dict[str, Tensor]:
 
 
 def _norm(name: str, leaves: Leaves) -> dict[str, Tensor]:
-    """A norm may have been told to do without a scale or a bias."""
+    """The tensors of a norm, which may lack a scale or a bias."""
     mean = leaves["mean"]
     full = {"scale": np.ones_like(mean), "bias": np.zeros_like(mean), **leaves}
     return {f"{name}.{ours}": float_tensor(full[theirs]) for theirs, ours in NORM.items()}

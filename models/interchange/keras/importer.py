@@ -1,4 +1,4 @@
-"""Keras's ResNets: those of `keras.applications`, and small ones of its CIFAR-10 example's form."""
+"""Imports Keras's ResNets: `keras.applications`, and networks like its CIFAR-10 example."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from models.preprocess import CIFAR, IMAGENET
 
 Layers = Mapping[str, Arrays]
 
-# Caffe's: blue, green and red less their means, unscaled. Here in RGB order.
+# Caffe subtracts the means of blue, green and red, without scaling. Here in RGB order.
 CAFFE = replace(
     IMAGENET, mean=(123.68 / 255, 116.779 / 255, 103.939 / 255), std=(1 / 255, 1 / 255, 1 / 255)
 )
@@ -43,7 +43,7 @@ LEAVES = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-# All that a plain ResNet is made of; what these do is checked.
+# The layers of plain ResNets; their settings are checked.
 CLASSES = {
     *("InputLayer", "Conv2D", "BatchNormalization", "Activation", "ReLU", "Add", "ZeroPadding2D"),
     *("MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "Flatten", "Dense", "Dropout"),
@@ -53,11 +53,11 @@ ACTIVATIONS = {"relu", "linear", "softmax"}
 
 
 def read(path: Path) -> Imported:
-    """The weights in a file of Keras, under our names.
+    """The weights in a Keras file, under our names.
 
-    The networks of `keras.applications` are recognised by their layers' names. Others are read by
-    the order of their layers: basic blocks with a 3x3 stem and SAME padding, activated after each
-    addition.
+    The networks of `keras.applications` are recognised by the names of their layers. Others are
+    read by the order of their layers: basic blocks with a 3x3 stem and SAME padding, activated
+    after each addition.
 
     Raises:
         BundleError: it cannot be read, or is neither.
@@ -76,7 +76,7 @@ def read(path: Path) -> Imported:
 
 
 def _check_classes(file: KerasFile) -> None:
-    """Refuses layers that no network of ours has, as far as the file tells its classes."""
+    """Refuses unsupported layers, if the file has their classes."""
     for name, config in file.configs.items():
         kind, activation = config["class_name"], str(config.get("activation") or "linear")
         if kind == "TFOpLambda" and ADDITION.match(name):
@@ -131,7 +131,7 @@ def _application(file: KerasFile, layers: Layers) -> Imported:
             continue
         tensors |= _tensors(_application_name(name, preact), arrays)
     if not preact and "stem.conv.weight" in tensors:
-        # It sees blue first.
+        # Its input is in BGR order.
         tensors["stem.conv.weight"] = tensors["stem.conv.weight"].flip(1)
     eps = _eps(file, EPS_APPLICATIONS)
     architecture = infer_architecture(tensors, eps=eps, **(V2 if preact else V1))
@@ -158,14 +158,14 @@ def _application_name(name: str, preact: bool) -> str:
     if number == "0":
         return f"{prefix}.shortcut.{kind}"
     if kind == "bn" and preact:
-        # Its own first norm comes before the first convolution.
+        # The first norm precedes the first convolution.
         number = "1" if number == "preact" else str(int(number) + 1)
     return f"{prefix}.{kind}{number}"
 
 
 @dataclass
 class _Block:
-    """The layers' names of a basic block under construction, and its channels."""
+    """The layer names of a basic block under construction, and its channels."""
 
     main: list[str] = field(default_factory=list)
     shortcut: str | None = None
@@ -174,7 +174,7 @@ class _Block:
 
 
 def _small(file: KerasFile, layers: Layers) -> Imported:
-    """A network told by its layers' order: each convolution's norm follows it."""
+    """A network recognised by the order of its layers: norms follow their convolutions."""
     if old := next(filter(BEFORE_2019.match, layers), None):
         raise BundleError(f"has layers called {old}, as Keras before 2.3 had: its pooling differs")
     convs = _in_order(layers, "conv2d", lambda arrays: arrays.get("kernel", np.empty(0)).ndim == 4)
@@ -221,7 +221,7 @@ def _small(file: KerasFile, layers: Layers) -> Imported:
 
 
 def _check_order(file: KerasFile) -> None:
-    """Refuses pre-activation networks: their last norm follows the last addition."""
+    """Refuses pre-activation networks, which have a norm after the last addition."""
     order = list(file.layers)
     added = [i for i, name in enumerate(order) if ADDITION.match(name)]
     if not added:
@@ -234,7 +234,7 @@ def _check_order(file: KerasFile) -> None:
 
 
 def _in_order(layers: Layers, kind: str, chosen: Callable[[Arrays], bool]) -> list[str]:
-    """Names in the order in which Keras numbered them, or else in the file's."""
+    """Names in the order of Keras's numbers, or else of the file."""
     names = [name for name, arrays in layers.items() if chosen(arrays)]
     if all(re.fullmatch(rf"{kind}(_\d+)?", name) for name in names):
         names.sort(key=natural)
@@ -242,7 +242,7 @@ def _in_order(layers: Layers, kind: str, chosen: Callable[[Arrays], bool]) -> li
 
 
 def _blocks(layers: Layers, convs: list[str], channels: int) -> list[_Block]:
-    """Two 3x3 convolutions make a block; a 1x1 one is the shortcut of the block it fits."""
+    """Blocks of two 3x3 convolutions; a 1x1 convolution is the shortcut of the block it fits."""
     blocks: list[_Block] = []
     opened = _Block()
     for name in convs:
@@ -278,7 +278,7 @@ def _blocks(layers: Layers, convs: list[str], channels: int) -> list[_Block]:
 
 
 def _stages(blocks: list[_Block], channels: int) -> dict[str, str]:
-    """Our names of the blocks' convolutions; a stage begins where a block comes out wider."""
+    """Our names of the blocks' convolutions; a stage begins where a block widens."""
     names: dict[str, str] = {}
     stage, index = -1, 0
     for block in blocks:
@@ -303,7 +303,7 @@ def _norm_name(conv: str) -> str:
 
 
 def _check_small(file: KerasFile, names: Mapping[str, str]) -> None:
-    """Refuses strides, padding and pooling that are not this form's, as far as the file tells."""
+    """Refuses unsupported strides, padding and pooling, if the file has them."""
     for name, config in file.configs.items():
         kind, ours = config["class_name"], names.get(name, "")
         if kind in ("MaxPooling2D", "ZeroPadding2D"):
@@ -342,7 +342,7 @@ def _head(layers: Layers) -> dict[str, Tensor]:
 
 
 def _tensors(name: str, arrays: Arrays) -> dict[str, Tensor]:
-    """A convolution's or a norm's; a norm may have been told to do without a scale or an offset."""
+    """The tensors of a convolution or a norm; a norm may lack a scale or an offset."""
     if "moving_mean" in arrays:
         mean = arrays["moving_mean"]
         arrays = {"gamma": np.ones_like(mean), "beta": np.zeros_like(mean), **arrays}

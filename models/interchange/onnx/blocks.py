@@ -1,8 +1,8 @@
-"""The residual network that an ONNX graph computes, found by following its data from the end.
+"""Recognises the residual network in an ONNX graph by following its data flow from the output.
 
-Every block is two branches that part at one place and meet in a sum. What stands on them says
-which fields an `Architecture` has; at the end our own network of that architecture is laid beside
-the graph, and what differs is refused.
+A block is two branches that start at one value and meet in a sum. The steps on them determine the
+fields of an `Architecture`. Finally our network of that architecture is compared with the graph,
+and any difference is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from models.resnet import ConvShortcut, PaddedShortcut, on_meta
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A convolution and the norm behind it, if there is one."""
+    """A convolution, and the norm that follows it, if any."""
 
     conv: Step
     norm: Step | None
@@ -37,9 +37,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Two branches that part at `entry` and meet in the sum `said`, in the data's order.
+    """Two branches from `entry` to the sum `said`, in the order of the data.
 
-    `before` is what stands between the sum before and `entry`; of the first block, the stem.
+    `before`: the steps between the previous sum and `entry`; for the first block, the stem.
     """
 
     said: str
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`softmax` was at the end and is none of the network; the rest is as `Imported` has it."""
+    """`softmax`: the graph ends in a softmax, which is left out. For the rest see `Imported`."""
 
     architecture: Architecture
     tensors: dict[str, Tensor]
@@ -62,10 +62,10 @@ class Found:
 
 
 def find(graph: Graph) -> Found:
-    """What `graph` computes.
+    """The network that `graph` computes.
 
     Raises:
-        BundleError: no plain ResNet; the message names the first node that does not fit.
+        BundleError: it is not a plain ResNet; the message names the first node that does not fit.
     """
     return _Network(graph).find()
 
@@ -119,7 +119,7 @@ class _Network:
         return tuple(self.steps[value] for value in reversed(values))
 
     def _head(self) -> tuple[bool, tuple[Array, Array], str]:
-        """Whether there is a softmax, the head's weight and bias, and the pooled features."""
+        """Whether there is a softmax, the head's weight and bias, and the features to pool."""
         step = self.steps[self.graph.output]
         softmax = step.kind == "softmax"
         if softmax:
@@ -143,7 +143,7 @@ class _Network:
         return softmax, head, step.sources[0]
 
     def _end(self, features: str) -> tuple[bool, Step | None, str]:
-        """Whether blocks are pre-activated, the last norm, and the last sum."""
+        """Whether blocks are pre-activation blocks, the final norm, and the last sum."""
         values = self._chain(features)
         kinds = [self.steps[value].kind for value in values]
         if kinds[-1] != "add":
@@ -155,7 +155,7 @@ class _Network:
         raise misfit(self.steps[features].said, "does not end a residual network")
 
     def _blocks(self, value: str, preact: bool) -> list[Block]:
-        """All blocks, the last of which ends in the sum `value`, in the data's order."""
+        """All blocks in the order of the data; the last one ends in the sum `value`."""
         blocks: list[Block] = []
         between = ([], ["norm", "relu"]) if preact else (["relu"],)
         while True:
@@ -170,12 +170,12 @@ class _Network:
 
     def _block(self, value: str) -> Block:
         said = self.steps[value].said
-        left, right = (self._chain(each) for each in self.steps[value].sources)
+        left, right = (self._chain(source) for source in self.steps[value].sources)
         others = set(right)
-        entry = next((each for each in left if each in others), None)
+        entry = next((name for name in left if name in others), None)
         if entry is None:
-            raise misfit(said, "adds branches that do not part at one place")
-        branches = [self._forward(each[: each.index(entry)]) for each in (left, right)]
+            raise misfit(said, "adds branches that do not start at one value")
+        branches = [self._forward(chain[: chain.index(entry)]) for chain in (left, right)]
         branches.sort(key=_convolutions)
         shortcut, residual = branches
         if _convolutions(shortcut) > 1 or _convolutions(residual) not in (2, 3):
@@ -190,7 +190,7 @@ class _Network:
     def _front(
         self, steps: Sequence[Step]
     ) -> tuple[RGB | None, RGB | None, Step | None, int | None]:
-        """What happens to the images before the stem: mean, std, a norm; and how large they are."""
+        """Mean, std and a norm of the images before the stem; and the images' size."""
         scale, shift = np.ones(3), np.zeros(3)
         norm: Step | None = None
         transposed = any(step.kind == "transpose" for step in steps)
@@ -218,15 +218,15 @@ class _Network:
         if len(scale) != 3 or not (scale > 0).all():
             raise misfit(steps[0].said, "normalises images in an unsupported way")
         mean, std = -shift / scale, 1 / scale
-        # Of values in [0, 1], neither a mean nor a deviation is so large.
+        # Values in [0, 1] have no mean or deviation this large.
         if self.graph.pixels or max(*np.abs(mean), *std) > 2:
             mean, std = mean / 255, std / 255
         return _rgb(mean), _rgb(std), norm, size
 
     def _eps(self) -> float:
-        """What most norms add to the variance; others' variances make up for the difference."""
-        found = Counter(step.settings["eps"] for step in self.steps.values() if step.kind == "norm")
-        return found.most_common(1)[0][0] if found else 1e-5
+        """The most common epsilon of norms; the variances of other norms absorb the difference."""
+        counts = Counter(s.settings["eps"] for s in self.steps.values() if s.kind == "norm")
+        return counts.most_common(1)[0][0] if counts else 1e-5
 
 
 def _convolutions(steps: Sequence[Step]) -> int:
@@ -234,13 +234,13 @@ def _convolutions(steps: Sequence[Step]) -> int:
 
 
 def _rgb(values: Array) -> RGB:
-    # What float32 holds of them.
+    # The digits that float32 holds.
     red, green, blue = (float(f"{value:.7g}") for value in values)
     return red, green, blue
 
 
 def _parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
-    """What is before the stem's convolution, that, and what is behind it."""
+    """The steps before the stem's convolution, the convolution, and the steps after it."""
     index = next((i for i, step in enumerate(steps) if step.kind == "conv"), None)
     if index is None:
         raise BundleError("the first residual block has no stem before it")
@@ -264,7 +264,7 @@ def _parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
 
 
 def _units(steps: Sequence[Step]) -> list[Unit]:
-    """Convolutions with their norms, each but the last behind a ReLU."""
+    """Convolutions with their norms, with a ReLU between two units."""
     units: list[Unit] = []
     rest = list(steps)
     while rest:
@@ -281,8 +281,8 @@ def _units(steps: Sequence[Step]) -> list[Unit]:
 
 
 class _Layers:
-    """Our network's tensors, collected layer by layer. Norms that a graph has folded into
-    convolutions come back as norms that only add."""
+    """Collects our network's tensors layer by layer. A norm that was folded into a convolution
+    becomes one that only adds the bias."""
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
@@ -291,11 +291,11 @@ class _Layers:
         self.biased: dict[str, list[str]] = {}
 
     def put(self, name: str, value: Array) -> None:
-        # A copy: a file's constants are read-only, and a transposed one is not contiguous.
+        # A copy: constants of a file are read-only, and transposed ones are not contiguous.
         self.tensors[name] = torch.from_numpy(np.array(value, np.float32, order="C"))
 
     def norm(self, name: str, step: Step | None, bias: Array | None = None, width: int = 0) -> None:
-        """A norm of something that had `bias` added; where there is none, of `width` channels."""
+        """A norm that absorbs `bias` of the layer before; without `step`, of `width` channels."""
         if step is None:
             ones, zeros = np.ones(width), np.zeros(width)
             values = {"weight": ones, "bias": zeros if bias is None else bias, "mean": zeros}
@@ -313,7 +313,7 @@ class _Layers:
         self.put(f"{name}.running_var", var)
 
     def convolution(self, name: str, role: str, step: Step, *, bias: bool) -> None:
-        """`role` is its name in `Architecture.biases`; `bias` says that no norm takes that in."""
+        """`role`: the name in `Architecture.biases`; `bias`: no norm absorbs the bias."""
         self.put(f"{name}.weight", step.settings["weight"])
         if step.settings["weight"].shape[-1] > 1 and step.settings["stride"] > 1:
             where = "stem" if role == "stem" else "blocks"
@@ -327,13 +327,13 @@ class _Layers:
                 self.put(f"{name}.bias", step.settings["bias"])
 
     def normed(self, conv: str, norm: str, role: str, unit: Unit) -> None:
-        """A convolution and the norm that belongs to it."""
+        """A convolution and the norm that follows it."""
         self.convolution(conv, role, unit.conv, bias=False)
         width = len(unit.conv.settings["weight"])
         self.norm(norm, unit.norm, unit.conv.settings["bias"], width)
 
     def finish(self) -> dict[str, Tensor]:
-        """All tensors; where one convolution of a role has a bias, all have."""
+        """All tensors; if one convolution of a role has a bias, all of that role get one."""
         for names in self.biased.values():
             if any(f"{name}.bias" in self.tensors for name in names):
                 for name in names:
@@ -348,11 +348,12 @@ class _Layers:
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """What the steps between the first convolution and the first block's mean.
+    """An interpretation of the steps between the first convolution and the first block.
 
-    `normed` and `first` are the stem's and the first block's norm and ReLU, () where there is
-    none; a ReLU alone had its norm folded into the convolution before it. `activated` says whether
-    the first shortcut sees what `first` made, and is None where that is all the same.
+    `normed`, `first`: norm and ReLU of the stem and of the first block, or (); a ReLU alone had
+        its norm folded into the convolution before it.
+    `activated`: whether the first shortcut sees the output of `first`; None if it makes no
+        difference.
     """
 
     name: PreactStem
@@ -363,7 +364,7 @@ class Stem:
 
 
 def _stems(preact: bool, conv: Step, block: Block) -> list[Stem]:
-    """Every way to read the stem; a small one before a pre-activated block has two."""
+    """All interpretations of the stem; a small stem before a pre-activation block has two."""
     entrance = takewhile(lambda step: preact and step.kind != "conv", block.residual)
     steps = (*block.before, *entrance)
     layout = re.fullmatch("(n?r)?(p)?(n?r)?", "".join(step.kind[0] for step in steps))
@@ -383,7 +384,7 @@ def _stems(preact: bool, conv: Step, block: Block) -> list[Stem]:
 def _preact_stems(
     norm: tuple[Step, ...], pool: Step | None, first: tuple[Step, ...], entry: int
 ) -> list[Stem]:
-    """The same where a pre-activated block follows, whose branches part behind `entry` steps."""
+    """The interpretations before a pre-activation block; its branches start after `entry` steps."""
     end = len(norm) + (pool is not None) + len(first)
     if first:
         activated = {end: True, end - len(first): False}.get(entry)
@@ -403,7 +404,7 @@ def _stride(steps: Sequence[Step]) -> int:
 
 
 def _places(blocks: Sequence[Block]) -> tuple[str, list[tuple[int, int]]]:
-    """`stride_block`, and every block's stage and index in it."""
+    """`stride_block`, and the stage and the index in it of every block."""
     strided, widened = [], []
     for index, block in enumerate(blocks):
         first, *_, last = [step for step in block.residual if step.kind == "conv"]
@@ -425,7 +426,7 @@ def _places(blocks: Sequence[Block]) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _residual(block: Block) -> list[Unit]:
-    """The convolutions of the residual branch, without what comes before the first."""
+    """The units of the residual branch, from the first convolution on."""
     count = next(i for i, step in enumerate(block.residual) if step.kind == "conv")
     return _units(block.residual[count:])
 
@@ -451,13 +452,13 @@ def _norm_of(steps: Sequence[Step]) -> Step | None:
 def _assemble(
     layers: _Layers, stem: Stem, conv: Step, blocks: Sequence[Block], *, preact: bool
 ) -> dict[str, Any]:
-    """Puts everything between the images and the last norm into `layers`; the fields of
-    `Architecture` that tensors do not tell."""
+    """Adds everything between the images and the final norm to `layers`; returns the fields of
+    `Architecture` that tensors do not determine."""
     bias = None
     if stem.normed:
         layers.normed("stem.conv", "stem.norm", "stem", Unit(conv, _norm_of(stem.normed)))
     else:
-        # The first block's norm takes the bias in, unless somebody else sees it too.
+        # The first block's norm absorbs the bias, unless something else sees it too.
         taken = stem.activated is True and stem.pool is None
         layers.convolution("stem.conv", "stem", conv, bias=not taken)
         bias = conv.settings["bias"] if taken else None
@@ -524,7 +525,7 @@ def _shortcut(layers: _Layers, name: str, block: Block, *, preact: bool) -> None
 def _differences(
     architecture: Architecture, stem: Stem, blocks: Sequence[Block]
 ) -> Iterator[tuple[str, str]]:
-    """The nodes that our network of this architecture has otherwise, and how."""
+    """The nodes where our network of this architecture differs, and how."""
     network = on_meta(architecture)
     modules = [cast("Any", block) for stage in network.stages for block in cast("Any", stage)]
     for index, (module, block) in enumerate(zip(modules, blocks, strict=True)):
@@ -545,7 +546,7 @@ def _differences(
 
 
 def _equal(module: nn.Module, steps: Sequence[Step]) -> bool:
-    """Whether a shortcut of ours does what these steps do."""
+    """Whether our shortcut computes the same as these steps."""
     if isinstance(module, ConvShortcut):
         settings = steps[0].settings if steps and steps[0].kind == "conv" else {}
         return bool(settings) and settings["stride"] == module.conv.stride[0]

@@ -1,7 +1,7 @@
-"""An ONNX graph as the few kinds of steps that residual networks are made of.
+"""Reads an ONNX graph as the few kinds of steps that residual networks consist of.
 
-Names in a graph mean nothing here, and data flow means everything: constants are computed, what
-changes nothing is left out, and padding that stands apart joins the layer that it is for.
+Only data flow matters, not names: constants are computed, operations without effect are left out,
+and separate padding is merged into the layer that follows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from models.bundle import BundleError
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-OPEN = -1  # A length that the graph leaves open.
-EITHER = (64, 65)  # What an open side may be: padding depends on whether it is even.
-LARGEST = 2**28  # Elements; what a file has computed from its constants must not fill the memory.
+OPEN = -1  # A length that the graph does not fix.
+EITHER = (64, 65)  # Examples of an open side: padding depends on whether it is even.
+LARGEST = 2**28  # Elements; constants that a file computes must not fill the memory.
 MOST = 50_000  # Nodes; ResNet-1202 has 6000.
 FLOATS = (1, 10, 11, 16)  # ONNX's numbers of float32, float16, float64 and bfloat16.
 
@@ -30,10 +30,10 @@ FLOATS = (1, 10, 11, 16)  # ONNX's numbers of float32, float16, float64 and bflo
 class Step:
     """One value and how it is computed.
 
-    `kind` is one of input, conv, norm, affine, relu, pool, pad, subsample, widen, add, mean,
-    flatten, linear, softmax, transpose; `settings` are what that kind has. `sources` are the names
-    of the values it is computed from, `said` how messages name its node, and `shape` its own
-    shape, with `OPEN` lengths.
+    `kind`: one of input, conv, norm, affine, relu, pool, pad, subsample, widen, add, mean,
+        flatten, linear, softmax, transpose; `settings` depend on it.
+    `sources`: the names of its operands. `said`: its node in messages. `shape`: may have `OPEN`
+        lengths.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Every value that the output depends on, by name; `pixels` says that the input is uint8."""
+    """Every value that the output depends on, by name; `pixels`: the input is uint8."""
 
     steps: Mapping[str, Step]
     input: str
@@ -55,7 +55,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node whose `inputs` are names in `Reader.steps` or `Reader.constants`, "" where absent."""
+    """A node; its `inputs` are names in `Reader.steps` or `Reader.constants`, or "" if absent."""
 
     op: str
     said: str
@@ -67,7 +67,7 @@ def misfit(said: str, reason: str) -> BundleError:
     return BundleError(f"{said}: {reason}")
 
 
-# The first of these that a graph has says best why it is none of ours.
+# Operations of unsupported networks; the first one in a graph is the best explanation.
 FOREIGN = {
     **dict.fromkeys(
         (
@@ -100,9 +100,9 @@ FOREIGN = {
 
 
 class Reader:
-    """Goes through a graph's nodes in order; every one becomes a constant or a step.
+    """Turns each node of a graph, in order, into a constant or a step.
 
-    `batch` is the batch size that the graph fixes, else 1.
+    `batch`: the batch size that the graph fixes, else 1.
     """
 
     def __init__(self, model: Any) -> None:
@@ -160,7 +160,7 @@ class Reader:
         for known in (self.steps, self.constants, self.same):
             if proto.output[0] in known:
                 raise misfit(said, f"its output {_shown(proto.output[0])} is computed twice")
-        # A shape is known before the values are.
+        # Shapes are known before values.
         if proto.op_type == "Shape" and given[0] in self.steps:
             self._shape(proto, given[0])
         elif all(name in self.constants for name in given):
@@ -191,7 +191,7 @@ class Reader:
         self.constants[proto.output[0]] = np.array(chosen, np.int64)
 
     def _computed(self, proto: Any, said: str, inputs: Sequence[str]) -> Array:
-        """What a node makes of constants."""
+        """The result of a node with constant inputs."""
         from onnx import helper
         from onnx.reference import ReferenceEvaluator
 
@@ -219,14 +219,14 @@ class Reader:
         return np.asarray(value)
 
     def constant(self, node: Node, index: int, otherwise: str | None = None) -> Array:
-        """The constant that a node's input is; `otherwise` says what is refused if it is none."""
+        """A constant input of a node; `otherwise`: the message if it is not constant."""
         name = node.inputs[index] if index < len(node.inputs) else ""
         if name not in self.constants:
             raise misfit(node.said, otherwise or "its parameters are not constants")
         return self.constants[name]
 
     def optional(self, node: Node, index: int, attribute: str = "") -> Any:
-        """A constant input, or the attribute that it was in older graphs; None if not given."""
+        """A constant input, or the attribute of older graphs in its place; None if absent."""
         if index < len(node.inputs) and node.inputs[index]:
             return self.constant(node, index)
         return node.attributes.get(attribute)
@@ -241,7 +241,7 @@ class Reader:
         return name, self.steps[name]
 
     def in_front(self, name: str) -> bool:
-        """Whether no convolution has yet seen the images."""
+        """Whether the value precedes the first convolution."""
         step = self.steps[name]
         while step.kind in ("affine", "transpose", "pad"):
             step = self.steps[step.sources[0]]
@@ -260,12 +260,12 @@ def _said(proto: Any) -> str:
 
 
 def _shown(name: str) -> str:
-    """A file's own word for something, which may hold anything, on one line."""
+    """A name from a file, which may contain anything, on one line."""
     return name if name.isprintable() else ascii(name)
 
 
 def _needed(graph: Any, output: str) -> list[Any]:
-    """The nodes that the output depends on, in the graph's order, which is one of computation."""
+    """The nodes that the output depends on, in the graph's order, which is topological."""
     wanted, kept = {output}, []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
@@ -285,12 +285,12 @@ COMPUTABLE = (
 
 
 def _elements(op: str, values: Sequence[Array]) -> int:
-    """At least as many elements as the result has."""
+    """An upper bound of the result's number of elements."""
     if op in ELEMENTWISE:
         try:
             return _product(np.array(np.broadcast_shapes(*(each.shape for each in values))))
         except ValueError:
-            return 0  # They do not fit, as computing them will say.
+            return 0  # The shapes do not match; computing will raise the error.
     if op in SIZES:
         return SIZES[op](values)
     return sum(each.size for each in values)
@@ -313,7 +313,7 @@ SIZES: dict[str, Callable[[Sequence[Array]], int]] = {
 }
 
 
-# How a window sees a side of n pixels: the padding before it, and how often it fits.
+# A window on a side of n pixels: the padding before it, and the number of positions.
 Fit = Callable[[int], tuple[int, int]]
 
 
@@ -322,7 +322,7 @@ def explicit(kernel: int, stride: int, before: int, after: int, *, ceil: bool = 
         span = n + before + after - kernel
         count = (-(-span // stride) if ceil else span // stride) + 1
         if ceil and (count - 1) * stride >= n + before:
-            count -= 1  # No window starts in the padding at the end.
+            count -= 1  # No window may start in the padding at the end.
         return before, count
 
     return fit
@@ -338,7 +338,7 @@ def same(kernel: int, stride: int, *, lower: bool = False) -> Fit:
 
 
 def _fits(reader: Reader, node: Node, kernel: int, stride: int) -> tuple[str, Step, list[Fit]]:
-    """A window's input without padding of its own, and its fits down and across."""
+    """A window's input before separate padding, and its fits in height and width."""
     name, step = reader.images(node)
     apart = (0, 0, 0, 0)
     if step.kind == "pad":
@@ -367,7 +367,7 @@ def _fits(reader: Reader, node: Node, kernel: int, stride: int) -> tuple[str, St
 def _matching(
     fits: Sequence[Fit], sides: Sequence[int], known: Mapping[str, Fit]
 ) -> tuple[str, ...]:
-    """The names of `known` whose windows are where `fits` has them."""
+    """The names of `known` with the same windows as `fits`."""
 
     def equal(other: Fit) -> bool:
         return all(
@@ -437,7 +437,7 @@ def _pool(reader: Reader, node: Node) -> Step:
     known = {"symmetric": explicit(3, 2, 1, 1), "same": same(3, 2)}
     rounded = {"ceil": explicit(3, 2, 0, 0, ceil=True)}
     if step.kind == "pad" and step.settings["value"] > -1e30:
-        # After ReLU, zeros never win over a pixel: they do what minus infinity does.
+        # After a ReLU, zeros act like minus infinity: they never exceed a pixel.
         if step.settings["value"] != 0:
             raise misfit(step.said, "pads a pooling with something other than zeros")
         if reader.steps[name].kind != "relu":
@@ -483,7 +483,7 @@ def _norm(reader: Reader, node: Node) -> Step:
     if node.attributes.get("training_mode", 0) or not inferring:
         raise misfit(node.said, "a BatchNorm in training mode, or one for each pixel")
     weight, bias, mean, var = (reader.constant(node, index) for index in range(1, 5))
-    # A file has the nearest float32: 1e-5 was meant.
+    # The file has the nearest float32 of 1e-5.
     eps = float(str(np.float32(node.attributes.get("epsilon", 1e-5))))
     settings = {"weight": weight, "bias": bias, "mean": mean, "var": var, "eps": eps}
     if any(each.shape != (step.shape[1],) for each in (weight, bias, mean, var)):
@@ -495,7 +495,7 @@ def _norm(reader: Reader, node: Node) -> Step:
 
 
 def _rescaled(norm: Step, node: Node, scale: Any, shift: Any) -> Step:
-    """A norm and what multiplies and adds to its result, as one norm."""
+    """A norm combined with a scale and a shift of its result."""
     old = norm.settings
     changed = {"weight": old["weight"] * scale, "bias": old["bias"] * scale + shift}
     return Step("norm", node.said, norm.sources, norm.shape, {**old, **changed})
@@ -505,7 +505,7 @@ def _relu(reader: Reader, node: Node) -> Step | str:
     name, step = reader.images(node)
     before = reader.steps[step.sources[0]] if step.kind == "pool" else step
     if before.kind == "relu":
-        return name  # What is activated stays as it is.
+        return name  # A second ReLU has no effect.
     return Step("relu", node.said, (name,), step.shape)
 
 
@@ -517,7 +517,7 @@ def _clip(reader: Reader, node: Node) -> Step | str:
 
 
 def _arithmetic(reader: Reader, node: Node) -> Step:
-    """Add, Sub, Mul, Div and Sum: two branches that meet, or one with constants."""
+    """Add, Sub, Mul, Div and Sum, of two branches or of one with a constant."""
     if len(node.inputs) != 2:
         raise misfit(node.said, f"has {len(node.inputs)} operands, not two")
     branches = [name for name in node.inputs if name in reader.steps]
@@ -534,7 +534,7 @@ def _arithmetic(reader: Reader, node: Node) -> Step:
     step = reader.steps[name]
     (other,) = (reader.constants[each] for each in node.inputs if each != name)
     first = node.inputs[0] == name
-    if node.attributes.get("broadcast", 0):  # Before opset 7, it began at an axis.
+    if node.attributes.get("broadcast", 0):  # Before opset 7, broadcasting began at an axis.
         behind = len(step.shape) - node.attributes.get("axis", len(step.shape)) - other.ndim
         other = other.reshape(other.shape + (1,) * max(behind, 0))
     axis, vector = _per_channel(node, other.astype(np.float64), len(step.shape))
@@ -553,7 +553,7 @@ def _arithmetic(reader: Reader, node: Node) -> Step:
 
 
 def _per_channel(node: Node, value: Array, rank: int) -> tuple[int | None, Any]:
-    """A constant's one axis, None if it is a single number, and its values."""
+    """A constant's only axis, or None for a single number, and its values."""
     shape = (1,) * (rank - value.ndim) + value.shape
     axes = [axis for axis, length in enumerate(shape) if length != 1]
     if len(shape) > rank or len(axes) > 1 or axes == [0]:
@@ -630,7 +630,7 @@ def _pad(reader: Reader, node: Node) -> Step | str:
 
 
 def _concat(reader: Reader, node: Node) -> Step:
-    """Zeros beside features: option A."""
+    """Features concatenated with zeros: option A."""
     branches = [name for name in node.inputs if name in reader.steps]
     if len(branches) != 1 or node.attributes["axis"] not in (1, -3):
         raise misfit(node.said, "joins branches, which a ResNet adds")
@@ -647,7 +647,7 @@ def _concat(reader: Reader, node: Node) -> Step:
 
 
 def _slice(reader: Reader, node: Node) -> Step | str:
-    """Every second pixel, or everything."""
+    """A slice that takes every second pixel, or everything."""
     name, step = reader.images(node)
     starts = reader.optional(node, 1, "starts")
     ends = reader.optional(node, 2, "ends")
@@ -677,7 +677,7 @@ def _slice(reader: Reader, node: Node) -> Step | str:
 
 
 def _flatten(reader: Reader, node: Node) -> Step:
-    """Flatten, Reshape, Squeeze and Unsqueeze, of features that have no height and width left."""
+    """Flatten, Reshape, Squeeze and Unsqueeze, of pooled features."""
     name = node.inputs[0]
     if name not in reader.steps:
         raise misfit(node.said, "reshapes a constant")
@@ -700,7 +700,7 @@ def _flatten(reader: Reader, node: Node) -> Step:
 
 
 def _squeezed(shape: Shape, axes: Sequence[int] | None, added: bool) -> Shape:
-    """`shape` with lengths of 1 less, or more; () if others than heights and widths change."""
+    """`shape` after adding or removing lengths of 1; () if the first two axes change."""
     count = 0 if axes is None else len(axes)
     rank = len(shape) + (count if added else 0)
     if axes is None or any(int(each) % rank < 2 for each in axes):

@@ -616,7 +616,7 @@ REFUSED: list[tuple[Any, str]] = [
     (second_input, "the graph has 2 inputs"),
     (computed_weight, "its weights are computed: weight standardisation?"),
     (dangling, "its input nowhere is never computed"),
-    (moved_sum, "(Add): adds branches that do not part at one place"),
+    (moved_sum, "(Add): adds branches that do not start at one value"),
     (circle, "its output resnetv15_batchnorm0_fwd is computed twice"),
     (untrue_shape, "has 3 dimensions; images have four"),
 ]
