@@ -151,9 +151,9 @@ def _sizes(name: str, value: object) -> tuple[int, ...]:
 
 def _biased(value: object) -> tuple[str, ...]:
     """Biases in a fixed order, so that equal networks compare equal."""
-    if not isinstance(value, list | tuple) or not all(each in BIASED for each in value):
+    if not isinstance(value, list | tuple) or not all(name in BIASED for name in value):
         raise ValueError(f"biases must be some of {', '.join(BIASED)}, not {value!r}")
-    return tuple(each for each in BIASED if each in value)
+    return tuple(name for name in BIASED if name in value)
 
 
 CHOICES: dict[str, tuple[object, ...]] = {

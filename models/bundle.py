@@ -115,12 +115,12 @@ class Bundle:
             check_name(self.name)
         except ValueError as error:
             raise BundleError(str(error)) from None
-        if isinstance(self.labels, str) or not all(isinstance(each, str) for each in self.labels):
+        if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
             raise BundleError("labels must be a list of texts")
         self.labels = tuple(self.labels)
         if self.variant is not None:
-            named, found = variants.variant(self.variant), variants.find(self.architecture)
-            if found is None or found.architecture != named.architecture:
+            row, match = variants.variant(self.variant), variants.find(self.architecture)
+            if match is None or match.architecture != row.architecture:
                 raise BundleError(f"the architecture is not {self.variant}'s")
         if len(self.labels) != self.architecture.num_classes:
             raise BundleError(

@@ -156,6 +156,6 @@ def decoded(
             return transform(image, seed)
     except UnidentifiedImageError:  # Its message names a Python object.
         raise ValueError(f"{name} is not a readable image (unknown format)") from None
-    except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
+    except Exception as error:  # noqa: BLE001  (damaged data raises any error)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} is not a readable image ({reason})") from None

@@ -62,7 +62,7 @@ def read(
 
 
 def decode(
-    found: Collection,
+    collection: Collection,
     spec: InputSpec,
     progress: Callable[[int], object] = lambda count: None,
     *,
@@ -70,29 +70,33 @@ def decode(
 ) -> Dataset:
     """The images of a collection, decoded as by `read`."""
     try:
-        images = np.empty((len(found), spec.size, spec.size, 3), dtype=np.uint8)
+        images = np.empty((len(collection), spec.size, spec.size, 3), dtype=np.uint8)
     except MemoryError:
-        gigabytes = len(found) * 3 * spec.size**2 / 1e9
+        gigabytes = len(collection) * 3 * spec.size**2 / 1e9
         raise ValueError(
-            f"{found.path}: {len(found)} images at {spec.size} pixels do not fit into memory, "
-            f"which would take {gigabytes:.0f} GB; stream them"
+            f"{collection.path}: {len(collection)} images at {spec.size} pixels do not fit into "
+            f"memory, which would take {gigabytes:.0f} GB; stream them"
         ) from None
     transform = Centre(spec)
     kept: list[int] = []
     skipped: list[str] = []
-    for index, opener in enumerate(found.images.each()):
-        name = found.images.name(index)
+    for index, opener in enumerate(collection.images.each()):
+        name = collection.images.name(index)
         try:
             images[len(kept)] = decoded(opener, name, transform)
         except ValueError as error:
             if corrupt == "fail":
-                raise ValueError(f"{found.path}: {error}") from None
+                raise ValueError(f"{collection.path}: {error}") from None
             skipped.append(name)
             continue
         kept.append(index)
         progress(len(kept))
     if not kept:
-        raise ValueError(f"{found.path}: none of its {len(skipped)} images can be read")
+        raise ValueError(f"{collection.path}: none of its {len(skipped)} images can be read")
     return Dataset(
-        images[: len(kept)], found.targets[kept], found.classes, found.path.name, tuple(skipped)
+        images[: len(kept)],
+        collection.targets[kept],
+        collection.classes,
+        collection.path.name,
+        tuple(skipped),
     )

@@ -93,7 +93,7 @@ class Stream:
 
     def __init__(
         self,
-        found: Collection,
+        collection: Collection,
         spec: InputSpec,
         *,
         batch_size: int,
@@ -102,17 +102,19 @@ class Stream:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.classes, self.source = found.classes, found.path.name
+        self.classes, self.source = collection.classes, collection.path.name
         self.skipped: list[str] = []
-        self._found, self._spec, self._batch_size = found, spec, batch_size
+        self._collection, self._spec, self._batch_size = collection, spec, batch_size
         self._corrupt: Corrupt = corrupt
-        self._workers = 0 if found.images.compressed else workers
-        self._reader = Reader(found.images, found.targets, spec.size, Centre(spec), corrupt)
-        self._loader = Loader(self._reader, str(found.path), self._workers, lambda line: None)
+        self._workers = 0 if collection.images.compressed else workers
+        self._reader = Reader(
+            collection.images, collection.targets, spec.size, Centre(spec), corrupt
+        )
+        self._loader = Loader(self._reader, str(collection.path), self._workers, lambda line: None)
 
     def __len__(self) -> int:
         """The number of images, including unreadable ones."""
-        return len(self._found)
+        return len(self._collection)
 
     def relabelled(self, labels: Sequence[str]) -> Stream:
         """The same images with targets as indices into `labels`.
@@ -121,7 +123,7 @@ class Stream:
             ValueError: a class is not in `labels`.
         """
         return Stream(
-            self._found.relabelled(labels),
+            self._collection.relabelled(labels),
             self._spec,
             batch_size=self._batch_size,
             corrupt=self._corrupt,
@@ -135,8 +137,8 @@ class Stream:
             ValueError: an image cannot be read; the message names it.
         """
         self.skipped = []
-        if self._found.images.compressed:
-            self._reader.images = _InOrder(self._found.images)
+        if self._collection.images.compressed:
+            self._reader.images = _InOrder(self._collection.images)
         count = len(self)
         requests = (
             Request(np.arange(at, min(at + self._batch_size, count)))
@@ -188,5 +190,5 @@ def stream(
     Raises:
         ValueError: see `datasets.read`.
     """
-    found = find(path, split)
-    return Stream(found, spec, batch_size=batch_size, corrupt=corrupt, workers=workers)
+    collection = find(path, split)
+    return Stream(collection, spec, batch_size=batch_size, corrupt=corrupt, workers=workers)

@@ -34,8 +34,8 @@ def commonest(confusion: NDArray[np.int64], count: int = 3) -> list[Mistake]:
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
     targets, answers = np.unravel_index(order, mistakes.shape)
-    found = [
+    ranked = [
         Mistake(int(target), int(answer), int(mistakes[target, answer]))
         for target, answer in zip(targets, answers, strict=True)
     ]
-    return [mistake for mistake in found if mistake.images]
+    return [mistake for mistake in ranked if mistake.images]

@@ -116,8 +116,8 @@ def _largest(shares: NDArray[np.float64], block: int) -> NDArray[np.float64]:
     short = -len(shares) % block
     padded = np.pad(shares, ((0, short), (0, short)))
     cells = len(padded) // block
-    found: NDArray[np.float64] = padded.reshape(cells, block, cells, block).max(axis=(1, 3))
-    return found
+    largest: NDArray[np.float64] = padded.reshape(cells, block, cells, block).max(axis=(1, 3))
+    return largest
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -41,7 +41,7 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
     ]
     width, planes = _widths(block, stem_width, inner, outer)
     preact = _is_preact(tensors, len(blocks))
-    found: dict[str, Any] = {
+    described: dict[str, Any] = {
         "block": block,
         "blocks": tuple(blocks),
         "planes": planes,
@@ -56,28 +56,28 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
     }
     shortcuts = {name.rpartition(".")[0] for name in tensors if ".shortcut." in name}
     if shortcuts and not preact:
-        found["shortcut_norm"] = any(name.endswith(".bn") for name in shortcuts)
+        described["shortcut_norm"] = any(name.endswith(".bn") for name in shortcuts)
     if preact:
-        found |= {"preact_stem": _stem(tensors), "final_norm": "norm.weight" in tensors}
+        described |= {"preact_stem": _stem(tensors), "final_norm": "norm.weight" in tensors}
     try:
-        return Architecture(**(found | numerics))
+        return Architecture(**(described | numerics))
     except ValueError as error:
         raise BundleError(str(error)) from None
 
 
 def _blocks(tensors: Mapping[str, Tensor]) -> list[int]:
     """Blocks per stage."""
-    found: dict[int, set[int]] = {}
+    stages: dict[int, set[int]] = {}
     for name in tensors:
         if match := BLOCK.match(name):
-            found.setdefault(int(match[1]), set()).add(int(match[2]))
-    if sorted(found) != list(range(len(found))) or not found:
+            stages.setdefault(int(match[1]), set()).add(int(match[2]))
+    if sorted(stages) != list(range(len(stages))) or not stages:
         raise BundleError("no residual stages found: is this a ResNet?")
-    for stage, indices in found.items():
+    for stage, indices in stages.items():
         if sorted(indices) != list(range(len(indices))):
             missing = min(set(range(max(indices))) - indices)
             raise BundleError(f"block {missing} of stage {stage} is missing")
-    return [len(found[stage]) for stage in range(len(found))]
+    return [len(stages[stage]) for stage in range(len(stages))]
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
@@ -94,8 +94,8 @@ def _widths(
     """The factor `width` and the planes of each stage; the stem has the first planes' width."""
     width = inner[0] // stem if inner[0] % stem == 0 else inner[0] / stem
     planes = [channels / width for channels in inner]
-    if any(each % 1 for each in planes) or (
-        block == "bottleneck" and [EXPANSION[block] * each for each in planes] != outer
+    if any(count % 1 for count in planes) or (
+        block == "bottleneck" and [EXPANSION[block] * count for count in planes] != outer
     ):
         raise BundleError(f"stages {outer} wide behind a stem of {stem} do not fit a ResNet")
     return width, tuple(map(int, planes))
@@ -137,8 +137,8 @@ def _biases(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     names = {
         "stem": r"stem\.conv\.bias",
         "shortcut": r".*\.shortcut\.conv\.bias",
-        **{each: rf"stages\.\d+\.\d+\.{each}\.bias" for each in BIASED if each[-1].isdigit()},
+        **{role: rf"stages\.\d+\.\d+\.{role}\.bias" for role in BIASED if role[-1].isdigit()},
     }
     return tuple(
-        each for each in BIASED if any(re.fullmatch(names[each], name) for name in tensors)
+        role for role in BIASED if any(re.fullmatch(names[role], name) for name in tensors)
     )

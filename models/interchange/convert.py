@@ -92,16 +92,16 @@ def convert(
     if numerics:
         changed = variants.override(source.architecture, **numerics)
         source = replace(source, architecture=changed)
-    found = variants.find(source.architecture)
-    if variant is not None and (found is None or variants.variant(variant).name != found.name):
-        actual = found.name if found else "a network that has no name"
+    row = variants.find(source.architecture)
+    if variant is not None and (row is None or variants.variant(variant).name != row.name):
+        actual = row.name if row else "a network that has no name"
         raise BundleError(f"{path}: holds {actual}, not {variant}")
     network = on_meta(source.architecture)
     # Only training without momentum reads these counters, and many files lack them.
     counters = {n: torch.tensor(0) for n in network.state_dict() if n.endswith(COUNTER)}
     tensors = counters | source.tensors
     try:
-        check_fit(network, tensors, found.name if found else "a ResNet")
+        check_fit(network, tensors, row.name if row else "a ResNet")
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{path}: {error}", error.difference) from None
     mean, std = mean or source.mean, std or source.std
@@ -113,7 +113,7 @@ def convert(
     classes = source.architecture.num_classes
     return Bundle(
         name=name or source.name or name_from(path.name.partition(".")[0]),
-        variant=found.name if found else None,
+        variant=row.name if row else None,
         architecture=source.architecture,
         input=replace(source.spec, mean=mean, std=std),
         labels=label_files.read(labels)

@@ -55,11 +55,11 @@ def fetch(url: str, folder: Path, sha256: str) -> Path:
             return path
         file.seek(0, io.SEEK_END)
         _continue(url, file)
-        found = files.sha256(part)
-        if not found.startswith(sha256):
+        digest = files.sha256(part)
+        if not digest.startswith(sha256):
             part.unlink()
             raise DownloadError(
-                f"{url}: its SHA-256 begins with {found[: len(sha256)]}, not with {sha256}; "
+                f"{url}: its SHA-256 begins with {digest[: len(sha256)]}, not with {sha256}; "
                 "nothing was kept"
             )
         files.move(part, path)

@@ -77,10 +77,10 @@ def from_huggingface(spec: str) -> Bundle:
 
 def _downloaded(repository: str, file: str, revision: str) -> Path:
     """A file of a repository, downloaded unless it is cached."""
-    found = _optional(repository, file, revision)
-    if found is None:
+    path = _optional(repository, file, revision)
+    if path is None:
         raise BundleError(f"has no {file}")
-    return found
+    return path
 
 
 def _optional(repository: str, file: str, revision: str) -> Path | None:

@@ -103,15 +103,15 @@ def _is_module(node: Any) -> bool:
 def _tensors(top: Tree) -> dict[str, Tensor]:
     """The state dict; raises BundleError for anything that is not part of a ResNet."""
     convs, norms, dense, rest = _sorted_modules(top, "")
-    for kind, found, place in (
+    for kind, modules, place in (
         ("convolution", convs, "a stem"),
         ("BatchNorm", norms, "a stem"),
         ("Dense layer", dense, "a head"),
     ):
-        if len(found) != 1:
-            shown = f": {', '.join(found)}" if found else ""
+        if len(modules) != 1:
+            shown = f": {', '.join(modules)}" if modules else ""
             raise BundleError(
-                f"has {len(found)} modules that are a {kind} outside its blocks{shown}; "
+                f"has {len(modules)} modules that are a {kind} outside its blocks{shown}; "
                 f"a ResNet has one, in {place}"
             )
     (stem,), (norm,), (head,) = convs.values(), norms.values(), dense.values()
@@ -186,17 +186,17 @@ def _block(name: str, node: Tree, channels: int) -> dict[str, Tensor]:
         raise BundleError(
             f"{name} holds {strange}: not a plain residual block (squeeze-and-excitation?)"
         )
-    projection = next((each for each in convs if PROJECTION.search(each)), None)
-    main = [each for each in convs if each != projection]
-    kernels = [convs[each]["kernel"].shape[0] for each in main]
+    projection = next((name for name in convs if PROJECTION.search(name)), None)
+    main = [name for name in convs if name != projection]
+    kernels = [convs[name]["kernel"].shape[0] for name in main]
     if projection is None and kernels[:-1] in BLOCKS and kernels[-1] == 1:
         projection = main.pop()
         del kernels[-1]
     if kernels not in BLOCKS:
         shown = ", ".join(f"{kernel}x{kernel}" for kernel in kernels)
         raise BundleError(f"{name} has convolutions of {shown}: not a residual block's")
-    projection_norm = next((each for each in norms if PROJECTION.search(each)), None)
-    main_norms = [each for each in norms if each != projection_norm]
+    projection_norm = next((name for name in norms if PROJECTION.search(name)), None)
+    main_norms = [name for name in norms if name != projection_norm]
     if projection and projection_norm is None and len(main_norms) == len(main) + 1:
         projection_norm = main_norms.pop()
     if len(main_norms) != len(main):

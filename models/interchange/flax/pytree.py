@@ -93,7 +93,7 @@ def _read_orbax(path: Path) -> Tree:
 
     listed = tensorstore.KvStore.open(store("")).result().list().result()
     drivers = {}
-    for key in sorted(each.decode() for each in listed):
+    for key in sorted(entry.decode() for entry in listed):
         name, _, end = key.rpartition("/")
         if end in ZARR and not TRAINING.search(name):
             drivers[name] = ZARR[end]
@@ -122,11 +122,11 @@ def _orbax_folder(path: Path) -> Path:
         if not manifest.parent.name.startswith("ocdbt.process_")
     }
     plain = {file.parent.parent for end in ZARR for file in path.rglob(f"*/{end}") if not manifests}
-    found = sorted(manifests or plain)
-    if path in found:
+    folders = sorted(manifests or plain)
+    if path in folders:
         return path
-    if len(found) != 1:
-        shown = ", ".join(str(each.relative_to(path)) for each in found)
-        reason = f"holds several checkpoints, name one: {shown}" if found else "holds none"
+    if len(folders) != 1:
+        shown = ", ".join(str(folder.relative_to(path)) for folder in folders)
+        reason = f"holds several checkpoints, name one: {shown}" if folders else "holds none"
         raise BundleError(f"not an Orbax checkpoint: the folder {reason}")
-    return found[0]
+    return folders[0]

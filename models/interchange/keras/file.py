@@ -70,17 +70,17 @@ def _read(file: Any, config: Any) -> KerasFile:
     weights = file.get("model_weights", file)
     if _texts(weights, "layer_names"):
         return KerasFile(dict(_legacy_layers(weights)), configs)
-    stored = [entry for each in LAYER_LISTS if each in file for entry in _layers(file[each])]
+    stored = [entry for name in LAYER_LISTS if name in file for entry in _layers(file[name])]
     if not stored:
         raise BundleError("not Keras weights: it lists no layers")
     named = all(entry.name for entry in stored)
-    found = {entry.name if named else entry.key: entry.arrays for entry in stored}
-    if len(found) < len(stored):
+    arrays = {entry.name if named else entry.key: entry.arrays for entry in stored}
+    if len(arrays) < len(stored):
         raise BundleError("holds models within models, and not the names of their layers")
     if not configs:
-        return KerasFile(found, {})
+        return KerasFile(arrays, {})
     keys = {} if named else _counted(configs)
-    return KerasFile({name: found.get(keys.get(name, name), {}) for name in configs}, configs)
+    return KerasFile({name: arrays.get(keys.get(name, name), {}) for name in configs}, configs)
 
 
 def _texts(group: Any, name: str) -> list[str]:
@@ -95,7 +95,8 @@ def _legacy_layers(group: Any) -> Iterator[tuple[str, Arrays]]:
     for name in _texts(group, "layer_names"):
         arrays: dict[str, dict[str, NDArray[Any]]] = {name: {}}
         weights = {
-            each: each.split(":")[0].split("/") for each in _texts(group[name], "weight_names")
+            weight: weight.split(":")[0].split("/")
+            for weight in _texts(group[name], "weight_names")
         }
         kinds = [parts[-1] for parts in weights.values()]
         # A nested model keeps all of its layers in one group.
@@ -122,9 +123,9 @@ def _layers(group: Any) -> Iterator[_Stored]:
         arrays = [np.asarray(variables[str(index)]) for index in range(len(variables))]
         if arrays:
             yield _Stored(key, str(variables.attrs.get("name", "")), _named(arrays))
-        for each in LAYER_LISTS:
-            if each in child:
-                yield from _layers(child[each])
+        for name in LAYER_LISTS:
+            if name in child:
+                yield from _layers(child[name])
 
 
 def _named(arrays: list[NDArray[Any]]) -> Arrays:
@@ -149,10 +150,10 @@ def _configs(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 def _counted(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The keys of layers in files without their names: Keras numbers each class."""
     counts: dict[str, int] = {}
-    found = {}
+    keys = {}
     for name, config in configs.items():
         if stored := COUNTED.get(config["class_name"]):
             count = counts.get(stored, 0)
             counts[stored] = count + 1
-            found[name] = f"{stored}_{count}" if count else stored
-    return found
+            keys[name] = f"{stored}_{count}" if count else stored
+    return keys

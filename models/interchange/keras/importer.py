@@ -112,15 +112,15 @@ def _check_arrays(layers: Layers) -> None:
 
 
 def _eps(file: KerasFile, default: float) -> float:
-    found = {
+    values = {
         config["epsilon"]
         for config in file.configs.values()
         if config["class_name"] == "BatchNormalization"
     }
-    if len(found) > 1:
-        shown = ", ".join(map(str, sorted(found)))
+    if len(values) > 1:
+        shown = ", ".join(map(str, sorted(values)))
         raise BundleError(f"its normalisations have different epsilons: {shown}")
-    return found.pop() if found else default
+    return values.pop() if values else default
 
 
 def _application(file: KerasFile, layers: Layers) -> Imported:
@@ -332,12 +332,12 @@ def _is_dense(arrays: Arrays) -> bool:
 
 
 def _head(layers: Layers) -> dict[str, Tensor]:
-    found = [name for name, arrays in layers.items() if _is_dense(arrays)]
-    if len(found) != 1:
-        shown = f" ({', '.join(found)})" if found else ""
-        raise BundleError(f"has {len(found)} dense layers{shown}: a ResNet has one, its head")
-    kernel = layers[found[0]]["kernel"]
-    bias = layers[found[0]].get("bias", np.zeros(kernel.shape[1]))
+    names = [name for name, arrays in layers.items() if _is_dense(arrays)]
+    if len(names) != 1:
+        shown = f" ({', '.join(names)})" if names else ""
+        raise BundleError(f"has {len(names)} dense layers{shown}: a ResNet has one, its head")
+    kernel = layers[names[0]]["kernel"]
+    bias = layers[names[0]].get("bias", np.zeros(kernel.shape[1]))
     return {"head.weight": float_tensor(kernel.T), "head.bias": float_tensor(bias)}
 
 

@@ -37,12 +37,12 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Two branches from `entry` to the sum `said`, in the order of the data.
+    """Two branches from `entry` to the sum `label`, in the order of the data.
 
     `before`: the steps between the previous sum and `entry`; for the first block, the stem.
     """
 
-    said: str
+    label: str
     entry: str
     before: tuple[Step, ...]
     residual: tuple[Step, ...]
@@ -97,10 +97,10 @@ class _Network:
             tensors = layers.finish()
             numerics |= {"preact": preact, "final_norm": final is not None or not preact}
             architecture = infer_architecture(tensors, **numerics, preact_shortcut=rule)
-            found = list(_differences(architecture, stem, blocks))
-            if not found:
+            misfits = list(_differences(architecture, stem, blocks))
+            if not misfits:
                 return Found(architecture, tensors, mean, std, size, softmax)
-            differences += found
+            differences += misfits
         raise misfit(*differences[0])
 
     # From the end to the stem.
@@ -132,14 +132,14 @@ class _Network:
             weight, bias = step.settings["weight"][:, :, 0, 0], step.settings["bias"]
             head = (weight, np.zeros(len(weight), np.float32) if bias is None else bias)
         elif step.kind == "mean":
-            raise misfit(step.said, "ends in pooled features: the graph has no head")
+            raise misfit(step.label, "ends in pooled features: the graph has no head")
         else:
-            raise misfit(step.said, "is where a ResNet has its linear head")
+            raise misfit(step.label, "is where a ResNet has its linear head")
         step = self._source(step)
         while step.kind == "flatten":
             step = self._source(step)
         if step.kind != "mean":
-            raise misfit(step.said, "is where a ResNet has its global average pooling")
+            raise misfit(step.label, "is where a ResNet has its global average pooling")
         return softmax, head, step.sources[0]
 
     def _end(self, features: str) -> tuple[bool, Step | None, str]:
@@ -147,12 +147,12 @@ class _Network:
         values = self._chain(features)
         kinds = [self.steps[value].kind for value in values]
         if kinds[-1] != "add":
-            raise misfit(self.steps[features].said, "there is no residual block before it")
+            raise misfit(self.steps[features].label, "there is no residual block before it")
         for preact, ending in ((False, ["relu"]), (True, ["relu", "norm"]), (True, [])):
             if kinds[:-1] == ending:
                 final = self.steps[values[1]] if len(ending) == 2 else None
                 return preact, final, values[-1]
-        raise misfit(self.steps[features].said, "does not end a residual network")
+        raise misfit(self.steps[features].label, "does not end a residual network")
 
     def _blocks(self, value: str, preact: bool) -> list[Block]:
         """All blocks in the order of the data; the last one ends in the sum `value`."""
@@ -165,27 +165,27 @@ class _Network:
                 return blocks[::-1]
             before = blocks[-1].before
             if [step.kind for step in before] not in between:
-                said = before[-1].said if before else self.steps[value].said
-                raise misfit(said, "does not fit between residual blocks")
+                label = before[-1].label if before else self.steps[value].label
+                raise misfit(label, "does not fit between residual blocks")
 
     def _block(self, value: str) -> Block:
-        said = self.steps[value].said
+        label = self.steps[value].label
         left, right = (self._chain(source) for source in self.steps[value].sources)
         others = set(right)
         entry = next((name for name in left if name in others), None)
         if entry is None:
-            raise misfit(said, "adds branches that do not start at one value")
+            raise misfit(label, "adds branches that do not start at one value")
         branches = [self._forward(chain[: chain.index(entry)]) for chain in (left, right)]
         branches.sort(key=_convolutions)
         shortcut, residual = branches
         if _convolutions(shortcut) > 1 or _convolutions(residual) not in (2, 3):
             raise misfit(
-                said,
+                label,
                 f"adds branches of {_convolutions(residual)} and {_convolutions(shortcut)} "
                 "convolutions; a residual block has two or three and a shortcut of at most one",
             )
         before = self._forward(self._chain(entry)[:-1])
-        return Block(said, entry, before, residual, shortcut)
+        return Block(label, entry, before, residual, shortcut)
 
     def _front(
         self, steps: Sequence[Step]
@@ -198,25 +198,25 @@ class _Network:
         images = self.steps[self.graph.input].shape
         for step in steps:
             if norm is not None or step.kind not in ("affine", "transpose", "norm"):
-                raise misfit(step.said, "does not fit before the stem")
+                raise misfit(step.label, "does not fit before the stem")
             if step.kind == "norm":
                 norm = step
             elif step.kind == "transpose":
                 channels = 1
             else:
                 if step.settings["axis"] not in (None, channels):
-                    raise misfit(step.said, "normalises something other than channels")
+                    raise misfit(step.label, "normalises something other than channels")
                 scale = scale * step.settings["scale"]
                 shift = shift * step.settings["scale"] + step.settings["shift"]
         sides = images[1:3] if transposed else images[2:]
         if sides[0] != sides[1]:
-            said = self.steps[self.graph.input].said
-            raise misfit(said, f"its images are {sides[0]}x{sides[1]}, not square")
+            label = self.steps[self.graph.input].label
+            raise misfit(label, f"its images are {sides[0]}x{sides[1]}, not square")
         size = sides[0] if sides[0] > 0 else None
         if not self.graph.pixels and all(step.kind != "affine" for step in steps):
             return None, None, norm, size
         if len(scale) != 3 or not (scale > 0).all():
-            raise misfit(steps[0].said, "normalises images in an unsupported way")
+            raise misfit(steps[0].label, "normalises images in an unsupported way")
         mean, std = -shift / scale, 1 / scale
         # Values in [0, 1] have no mean or deviation this large.
         if self.graph.pixels or max(*np.abs(mean), *std) > 2:
@@ -248,15 +248,15 @@ def _parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
     for step in rest:
         if step.kind == "conv":
             raise misfit(
-                step.said, "a second convolution in the stem (a deep stem, as in ResNet-C and D)"
+                step.label, "a second convolution in the stem (a deep stem, as in ResNet-C and D)"
             )
         if step.kind not in ("norm", "relu", "pool"):
-            raise misfit(step.said, "does not fit in a stem")
+            raise misfit(step.label, "does not fit in a stem")
     kernel = steps[index].settings["weight"].shape[-1]
     stride, pools = steps[index].settings["stride"], any(step.kind == "pool" for step in rest)
     if (kernel, stride, pools) not in ((7, 2, True), (3, 1, False)):
         raise misfit(
-            steps[index].said,
+            steps[index].label,
             f"a stem of {kernel}x{kernel} in steps of {stride} with{'' if pools else 'out'} "
             "pooling; a ResNet's is 7x7 in steps of 2 with, or 3x3 without",
         )
@@ -270,13 +270,13 @@ def _units(steps: Sequence[Step]) -> list[Unit]:
     while rest:
         conv = rest.pop(0)
         if conv.kind != "conv":
-            raise misfit(conv.said, "is where a residual branch has a convolution")
+            raise misfit(conv.label, "is where a residual branch has a convolution")
         norm = rest.pop(0) if rest and rest[0].kind == "norm" else None
         units.append(Unit(conv, norm))
         if rest:
             relu = rest.pop(0)
             if relu.kind != "relu" or not rest:
-                raise misfit(relu.said, "is where a residual branch has a ReLU and a convolution")
+                raise misfit(relu.label, "is where a residual branch has a ReLU and a convolution")
     return units
 
 
@@ -320,7 +320,7 @@ class _Layers:
             allowed = set(step.settings["paddings"])
             self.paddings[where] = self.paddings.get(where, allowed) & allowed
             if not self.paddings[where]:
-                raise misfit(step.said, "is padded differently from the convolutions before it")
+                raise misfit(step.label, "is padded differently from the convolutions before it")
         if bias:
             self.biased.setdefault(role, []).append(name)
             if step.settings["bias"] is not None:
@@ -377,7 +377,9 @@ def _stems(preact: bool, conv: Step, block: Block) -> list[Stem]:
         elif norm and not first:
             stems = [Stem("bare", norm, one_pool, (), None)]
     if not stems:
-        raise misfit((steps or (conv,))[-1].said, "does not fit between a stem and its first block")
+        raise misfit(
+            (steps or (conv,))[-1].label, "does not fit between a stem and its first block"
+        )
     return stems
 
 
@@ -421,8 +423,8 @@ def _places(blocks: Sequence[Block]) -> tuple[str, list[tuple[int, int]]]:
                 for stage in range(len(bounds) - 1)
                 for index in range(bounds[stage], bounds[stage + 1])
             ]
-    index = next((each for each in widened if each not in (0, *strided)), [*strided, 0][0])
-    raise misfit(blocks[index].said, "strides or widens where no stage of a ResNet begins or ends")
+    index = next((place for place in widened if place not in (0, *strided)), [*strided, 0][0])
+    raise misfit(blocks[index].label, "strides or widens where no stage of a ResNet begins or ends")
 
 
 def _residual(block: Block) -> list[Unit]:
@@ -437,11 +439,11 @@ def _entrance(index: int, block: Block, stem: Stem) -> tuple[Step, ...]:
         return stem.first
     count = next(i for i, step in enumerate(block.residual) if step.kind == "conv")
     if count and block.before:
-        raise misfit(block.residual[0].said, "a second norm before a pre-activation block")
+        raise misfit(block.residual[0].label, "a second norm before a pre-activation block")
     entrance = block.residual[:count] or block.before
     if [step.kind for step in entrance] not in (["norm", "relu"], ["relu"]):
-        said = (entrance or block.residual)[0].said
-        raise misfit(said, "is where a pre-activation block has a norm and a ReLU")
+        label = (entrance or block.residual)[0].label
+        raise misfit(label, "is where a pre-activation block has a norm and a ReLU")
     return entrance
 
 
@@ -467,7 +469,7 @@ def _assemble(
     for index, ((stage, place), block) in enumerate(zip(places, blocks, strict=True)):
         name, units = f"stages.{stage}.{place}", _residual(block)
         if len(units) != depth:
-            raise misfit(block.said, f"ends a block of {len(units)} convolutions, not {depth}")
+            raise misfit(block.label, f"ends a block of {len(units)} convolutions, not {depth}")
         if preact:
             entrance = _entrance(index, block, stem)
             if entrance:
@@ -475,7 +477,7 @@ def _assemble(
                 taken_in = bias if index == 0 else None
                 layers.norm(f"{name}.bn1", _norm_of(entrance), taken_in, channels)
         elif block.residual[0].kind != "conv":
-            raise misfit(block.residual[0].said, "is where a residual branch has a convolution")
+            raise misfit(block.residual[0].label, "is where a residual branch has a convolution")
         _branch(layers, name, units, preact=preact)
         _shortcut(layers, name, block, preact=preact)
     widened = [step.settings["pads"] for b in blocks for step in b.shortcut if step.kind == "widen"]
@@ -501,7 +503,7 @@ def _branch(layers: _Layers, name: str, units: Sequence[Unit], *, preact: bool) 
     if not preact:
         layers.normed(f"{name}.{role}", f"{name}.bn{len(units)}", role, last)
     elif last.norm:
-        raise misfit(last.norm.said, "a norm at the end of a pre-activation block")
+        raise misfit(last.norm.label, "a norm at the end of a pre-activation block")
     else:
         layers.convolution(f"{name}.{role}", role, last.conv, bias=True)
 
@@ -514,12 +516,12 @@ def _shortcut(layers: _Layers, name: str, block: Block, *, preact: bool) -> None
         if not preact:
             layers.normed(conv, f"{name}.shortcut.bn", "shortcut", unit)
         elif unit.norm:
-            raise misfit(unit.norm.said, "a norm on the shortcut of a pre-activation block")
+            raise misfit(unit.norm.label, "a norm on the shortcut of a pre-activation block")
         else:
             layers.convolution(conv, "shortcut", unit.conv, bias=True)
     elif sorted(kinds) not in ([], ["subsample"], ["widen"], ["subsample", "widen"]):
         odd = next(step for step in block.shortcut if step.kind not in ("subsample", "widen"))
-        raise misfit(odd.said, "does not fit on a shortcut")
+        raise misfit(odd.label, "does not fit on a shortcut")
 
 
 def _differences(
@@ -532,17 +534,17 @@ def _differences(
         for number, unit in enumerate(_residual(block), 1):
             ours = getattr(module, f"conv{number}").stride[0]
             if unit.conv.settings["stride"] != ours:
-                yield unit.conv.said, f"strides by {unit.conv.settings['stride']}, not {ours}"
+                yield unit.conv.label, f"strides by {unit.conv.settings['stride']}, not {ours}"
         if not _equal(module.shortcut, block.shortcut):
             yield (
-                block.said,
+                block.label,
                 f"its shortcut is not of option {architecture.shortcut}, as others are",
             )
         if architecture.preact:
             activated = stem.activated if index == 0 else bool(block.before)
             if activated not in (None, module.shortcut_activated):
                 seen = "what is activated" if activated else "what is not yet activated"
-                yield block.said, f"its shortcut sees {seen}, unlike others of its kind"
+                yield block.label, f"its shortcut sees {seen}, unlike others of its kind"
 
 
 def _equal(module: nn.Module, steps: Sequence[Step]) -> bool:

@@ -191,7 +191,7 @@ def _slice(to: _Builder, it: Operation, inputs: list[str]) -> str:
         ("axes", list(steps)),
         ("steps", list(steps.values())),
     )
-    return to.node("Slice", [*inputs, *(to.integers(name, each) for name, each in values)])
+    return to.node("Slice", [*inputs, *(to.integers(name, numbers) for name, numbers in values)])
 
 
 # Adds an operation on the named values and returns the name of its result.

@@ -38,7 +38,7 @@ def read(path: Path) -> Imported:
     try:
         model = _model(path)
         found = blocks.find(Reader(model).read(model.graph))
-        described = {each.key: each.value for each in model.metadata_props}
+        described = {entry.key: entry.value for entry in model.metadata_props}
         name, labels, own, rest = _described(described, found.architecture.num_classes)
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
@@ -49,7 +49,7 @@ def read(path: Path) -> Imported:
     # Damage may raise any error.
     except Exception as error:  # noqa: BLE001
         raise BundleError(f"{path}: a damaged ONNX file ({type(error).__name__})") from None
-    zoo = any(GLUON.fullmatch(each.name) for each in model.graph.output)
+    zoo = any(GLUON.fullmatch(output.name) for output in model.graph.output)
     layout = "ONNX model zoo" if zoo else "ONNX graph"
     if own and found.size not in (None, own.size):
         own = None  # The graph was changed, but its metadata was not.
@@ -107,7 +107,7 @@ def _external(model: Any, folder: Path) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        where = {each.key: each.value for each in tensor.external_data}.get("location", "")
+        where = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
         file = (folder / where).resolve()
         if not where or not file.is_relative_to(folder.resolve()):
             raise BundleError(f"its external data {where!r} lies outside of its folder")
@@ -122,14 +122,14 @@ def _external(model: Any, folder: Path) -> None:
             ) from None
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
-    for each in _tensors_of_nodes(model):
-        if each.data_location == TensorProto.EXTERNAL:
+    for tensor in _tensors_of_nodes(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
             raise BundleError("a constant within its graph lies in another file")
 
 
 def _tensors_of_nodes(model: Any) -> Iterator[Any]:
     """The tensors in the nodes' attributes."""
-    for nodes in (model.graph.node, *(each.node for each in model.functions)):
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
         for node in nodes:
             for attribute in node.attribute:
                 yield attribute.t
@@ -149,8 +149,8 @@ def _described(
         spec = InputSpec(**values) if "mean" in values and "size" in values else None
     except (ValueError, TypeError, RecursionError):
         return None, None, None, {}  # Metadata of another program.
-    told = described.get("name", "")
-    name = told if spec and told == name_from(told) else None
+    recorded = described.get("name", "")
+    name = recorded if spec and recorded == name_from(recorded) else None
     fits = isinstance(labels, list) and len(labels) == classes
     ours = fits and spec is not None
     return name, (tuple(map(str, labels)) if fits else None), spec, (rest if ours else {})
@@ -169,4 +169,4 @@ def _close(spec: InputSpec, mean: RGB, std: RGB) -> bool:
     return np.allclose(spec.mean, mean, atol=1e-6) and np.allclose(spec.std, std, rtol=1e-6)
 
 
-DESCRIBED = {"labels", "temperature", "card", *(each.name for each in fields(InputSpec))}
+DESCRIBED = {"labels", "temperature", "card", *(field.name for field in fields(InputSpec))}
