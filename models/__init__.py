@@ -1,10 +1,10 @@
-"""Everything true of ResNets without a server.
+"""ResNets: architectures, weights, training and evaluation. Nothing here needs the service.
 
 >>> network = models.build("preact_resnet50", num_classes=10)
 >>> network = models.load("resnet20.safetensors")
 
-The names below are imported when first used, so that a process that only decodes images never
-imports torch.
+The public names are imported on first use, so that a process that only decodes images does not
+import torch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from models.architecture import Architecture
     from models.bundle import Bundle, BundleError, WeightsMismatch, load
     from models.classifier import Classifier
     from models.preprocess import InputSpec, resize_and_crop
-    from models.resnet import Architecture, ResNet
+    from models.resnet import ResNet, build
     from models.summary import count_layers, count_macs, count_parameters
-    from models.variants import Variant, build, names, variant
+    from models.variants import Variant, names, variant
 
 _HOMES = {
-    "Architecture": "resnet",
+    "Architecture": "architecture",
     "Bundle": "bundle",
     "BundleError": "bundle",
     "Classifier": "classifier",
@@ -29,7 +30,7 @@ _HOMES = {
     "ResNet": "resnet",
     "Variant": "variants",
     "WeightsMismatch": "bundle",
-    "build": "variants",
+    "build": "resnet",
     "count_layers": "summary",
     "count_macs": "summary",
     "count_parameters": "summary",

@@ -1,7 +1,7 @@
-"""The bundle: weights and all that is needed to serve them, in one `.safetensors` file.
+"""The bundle: weights and everything needed to serve them, in one `.safetensors` file.
 
-The file's header carries one metadata entry, `resnet-serve`: a JSON object with the fields of
-`Bundle` and a SHA-256 over them and the tensors. Reading one never executes code.
+The header has one metadata entry, `resnet-serve`: a JSON object with the fields of `Bundle` and a
+SHA-256 of them and the tensors. Reading a bundle never executes code.
 """
 
 from __future__ import annotations
@@ -21,28 +21,59 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import labels, naming, variants
+from models import files, labels, variants
+from models.architecture import Architecture
 from models.classifier import Classifier
 from models.preprocess import InputSpec
-from models.resnet import Architecture, ResNet, on_meta
+from models.resnet import ResNet, on_meta
 
 FORMAT = 1
 CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 METADATA_KEY = "resnet-serve"
-# Beyond these, dividing logits by it could leave float32's range.
+# Names end the path of `GET /v1/models/NAME`, where these characters mean something else.
+LONGEST_NAME = 100
+RESERVED = frozenset("/\\?#% ")
+# Dividing logits by temperatures outside these limits could overflow float32.
 TEMPERATURES = (1e-6, 1e6)
 CARD_BYTES = 20_000
-# Left out of the description where they have these values, so that the checksums of bundles from
-# before there were such fields still hold.
+# Omitted from the description at these values: the checksums of bundles written before these
+# fields existed stay valid.
 OMITTED = {"temperature": 1.0, "card": ""}
 
 
+def check_name(name: str) -> str:
+    """`name`, if it is valid.
+
+    Raises:
+        ValueError: it is not 1 to 100 printable characters, or contains a space or a character
+            with a meaning in URLs.
+    """
+    if not 1 <= len(name) <= LONGEST_NAME:
+        raise ValueError(f"name must have 1 to {LONGEST_NAME} characters, not {len(name)}")
+    if name in (".", "..") or not all(map(_stands_for_itself, name)):
+        raise ValueError(
+            f"name must be printable characters other than spaces and / \\ ? # %, not {name!r}"
+        )
+    return name
+
+
+def name_from(text: str) -> str:
+    """The valid name closest to `text`, for instance to a file's name."""
+    kept = "".join(character if _stands_for_itself(character) else " " for character in text)
+    name = "-".join(kept.split())[:LONGEST_NAME]
+    return "model" if name in ("", ".", "..") else name
+
+
+def _stands_for_itself(character: str) -> bool:
+    return character.isprintable() and character not in RESERVED
+
+
 class BundleError(ValueError):
-    """A file is no bundle, or not a whole one; the message is one line that says why."""
+    """A file is not a bundle, or is damaged; the message gives the reason in one line."""
 
 
 class WeightsMismatch(BundleError):
-    """Weights do not fit their architecture; `difference` has a -/+ line for each tensor."""
+    """Weights do not fit their architecture; `difference` has a -/+ line per tensor."""
 
     def __init__(self, message: str, difference: list[str]) -> None:
         super().__init__(message)
@@ -51,16 +82,16 @@ class WeightsMismatch(BundleError):
 
 @dataclass(kw_only=True)
 class Bundle:
-    """Weights and what they mean.
+    """Weights and everything needed to serve them.
 
-    `name`: what a service calls the model; see `models.naming`.
-    `variant`: the named network that `architecture` modifies, or None.
-    `labels`: class names; as many as the architecture has classes.
+    `name`: the model's name in a service; see `check_name`.
+    `variant`: the named network that `architecture` is based on, or None.
+    `labels`: the class names, one for each class.
     `tensors`: the network's state dict.
     `provenance`: where the weights come from: at least `source`.
     `metrics`: measured figures, for instance `{"cifar10-test": {"top1": 0.91, "images": 10000}}`.
     `calibration`: for 8-bit engines, `{"ranges": {module: [low, high]}, ...}`; else empty.
-    `temperature`: what logits are divided by before the softmax (Guo 2017, arXiv:1706.04599).
+    `temperature`: divides the logits before the softmax (Guo 2017, arXiv:1706.04599).
     `card`: what users should know about the model, in Markdown; at most 20 kB.
     """
 
@@ -81,15 +112,15 @@ class Bundle:
         if not isinstance(self.name, str):
             raise BundleError(f"name must be text, not {self.name!r}")
         try:
-            naming.check(self.name)
+            check_name(self.name)
         except ValueError as error:
             raise BundleError(str(error)) from None
-        if isinstance(self.labels, str) or not all(isinstance(each, str) for each in self.labels):
+        if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
             raise BundleError("labels must be a list of texts")
         self.labels = tuple(self.labels)
         if self.variant is not None:
-            named, found = variants.variant(self.variant), variants.find(self.architecture)
-            if found is None or found.architecture != named.architecture:
+            row, match = variants.variant(self.variant), variants.find(self.architecture)
+            if match is None or match.architecture != row.architecture:
                 raise BundleError(f"the architecture is not {self.variant}'s")
         if len(self.labels) != self.architecture.num_classes:
             raise BundleError(
@@ -103,10 +134,10 @@ class Bundle:
         _check_card(self.card)
 
     def network(self) -> ResNet:
-        """The network with these weights, in evaluation mode; it shares their memory.
+        """The network in evaluation mode; it shares memory with `tensors`.
 
         Raises:
-            WeightsMismatch: a tensor is missing, unexpected or of another shape.
+            WeightsMismatch: a tensor is missing, unexpected, or has another shape.
         """
         network = on_meta(self.architecture)
         check_fit(network, self.tensors, self.variant or "its architecture")
@@ -114,7 +145,7 @@ class Bundle:
         return network.eval()
 
     def classifier(self) -> Classifier:
-        """The network from pixels to probabilities, in evaluation mode.
+        """The network from pixels to probabilities in evaluation mode.
 
         Raises:
             WeightsMismatch: see `network`.
@@ -122,13 +153,13 @@ class Bundle:
         return Classifier(self.network(), self.input, self.temperature).eval()
 
     def fingerprint(self) -> str:
-        """A digest that two bundles share only if they are equal; a checked file's own."""
+        """A digest that only equal bundles share; that of the file, if it was read from one."""
         if not self._fingerprint:
             self._fingerprint = _checksum(self.description(), self.tensors)
         return self._fingerprint
 
     def description(self) -> dict[str, Any]:
-        """Everything but the tensors, as JSON can hold it."""
+        """Everything but the tensors, as JSON values."""
         described = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         del described["tensors"]
         described["architecture"] = asdict(self.architecture)
@@ -158,21 +189,21 @@ def _check_card(card: object) -> None:
 
 
 def from_network(network: ResNet, **described: Any) -> Bundle:
-    """A bundle of a network's present weights; `described` are the other fields of `Bundle`.
+    """A bundle of a network's current weights; `described` are the other fields of `Bundle`.
 
     Raises:
-        BundleError: the network has blocks or a head of its own, which data cannot describe.
+        BundleError: the network has custom blocks or a custom head, which data cannot describe.
     """
     architecture = network.architecture
     if network.custom:
-        raise BundleError("a network with blocks of its own cannot be described by a bundle")
+        raise BundleError("a bundle cannot describe a network with custom blocks")
     tensors = {
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in network.state_dict().items()
     }
     check_fit(on_meta(architecture), tensors, "its architecture")
     if type(network.head) is not torch.nn.Linear:
-        raise BundleError("a network with a head of its own cannot be described by a bundle")
+        raise BundleError("a bundle cannot describe a network with a custom head")
     variant = variants.find(architecture)
     return Bundle(
         architecture=architecture,
@@ -183,7 +214,7 @@ def from_network(network: ResNet, **described: Any) -> Bundle:
 
 
 def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
-    """Random weights, the same on every machine, for benchmarks and smoke tests."""
+    """A bundle of random weights, equal on every machine, for benchmarks and smoke tests."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ResNet(architecture)
@@ -194,13 +225,13 @@ def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
         labels=labels.default(architecture.num_classes),
         provenance={"source": "random initialisation, untrained", "torch": torch.__version__},
     )
-    # What its weights depend on; hashing them would take longer than making them.
+    # The description determines the weights; hashing them would take longer than making them.
     made._fingerprint = _checksum(made.description(), {})
     return made
 
 
 def load(path: str | os.PathLike[str]) -> ResNet:
-    """The network in a bundle, in evaluation mode.
+    """The network of a bundle file, in evaluation mode.
 
     Raises:
         BundleError: see `read`.
@@ -209,7 +240,7 @@ def load(path: str | os.PathLike[str]) -> ResNet:
 
 
 def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raises `WeightsMismatch` unless names and shapes are exactly the network's."""
+    """Raises `WeightsMismatch` unless names and shapes match the network's."""
     state = network.state_dict()
     for name, value in state.items():
         if name in tensors and tensors[name].dtype != value.dtype:
@@ -231,32 +262,27 @@ def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str
 
 
 def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
-    """Writes the file whole or not at all."""
-    # A bundle that could not be read back must not be written, whatever was done to it since.
+    """Writes a bundle to a file, atomically."""
+    # Fields may have changed since the check: what could not be read back must not be written.
     replace(bundle)
     check_fit(on_meta(bundle.architecture), bundle.tensors, "its architecture")
-    # As JSON gives it back: keys become texts.
+    # As JSON returns it: keys become strings.
     description = json.loads(json.dumps({"format": FORMAT, **bundle.description()}))
     description["checksum"] = _checksum(description, bundle.tensors)
     metadata = {METADATA_KEY: json.dumps(description, ensure_ascii=False)}
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
+    tensors = {name: value.cpu().contiguous() for name, value in bundle.tensors.items()}
     try:
-        tensors = {name: value.cpu().contiguous() for name, value in bundle.tensors.items()}
-        safetensors.torch.save_file(tensors, part, metadata)
-        part.chmod(0o644)  # safetensors makes it unreadable to others, and so to a container.
-        part.replace(path)
+        with files.atomic(Path(path)) as file:
+            safetensors.torch.save_file(tensors, file, metadata)
     except safetensors.SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:
-    """The bundle in a file, checked: whole, untampered, and its weights fit its architecture.
+    """The bundle in a file, after checking its checksum and that its weights fit.
 
     Raises:
-        BundleError: with one line that names the file and what is wrong.
+        BundleError: the message names the file and the problem in one line.
     """
     path = Path(path)
     try:
@@ -279,7 +305,7 @@ def _read(path: Path) -> Bundle:
         raise BundleError(f"not a whole safetensors file ({error})") from None
     if METADATA_KEY not in metadata:
         raise BundleError(
-            "safetensors, but no resnet-serve bundle; "
+            "safetensors, but not a resnet-serve bundle; "
             "`resnet-serve convert --from FORMAT SRC DST` makes one"
         )
     try:
@@ -311,7 +337,7 @@ def _read(path: Path) -> Bundle:
 def _refuse_other_formats(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(9)
-    # Behind its length, which may look like any magic number, a header begins with a brace.
+    # The header begins with a brace, after its length, which may look like any magic number.
     if start[8:] != b"{" and start.startswith(CHECKPOINTS):
         raise BundleError(
             "a PyTorch checkpoint (pickle), not a bundle; "
@@ -325,7 +351,7 @@ def _refuse_other_formats(path: Path) -> None:
 
 
 def _checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the description and every tensor's name, type, shape and bytes."""
+    """SHA-256 of the description and of every tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""From pixels to probabilities on the device: normalisation, network, softmax."""
+"""Pixels to probabilities on the device: normalisation, network and softmax."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from models.resnet import ResNet
 
 
 class Normalise(nn.Module):
-    """Float32 [N, 3, H, W] in channels-last memory, from pixels 0 to 255 [N, H, W, 3]: uint8, or
-    float32 where they are no whole numbers."""
+    """From pixels 0 to 255 [N, H, W, 3], uint8 or float32, to float32 [N, 3, H, W] in
+    channels-last memory."""
 
     def __init__(self, spec: InputSpec) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ class Normalise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Float32 probabilities [N, K] from pixels [N, H, W, 3] on the network's device.
+    """From pixels [N, H, W, 3] on the network's device to float32 probabilities [N, K].
 
-    The one forward that evaluation and serving share. Normalisation, head and softmax run in
-    float32 whatever precision the caller's autocast gives the rest: 8 bits of mantissa would
-    tie the classes of a close decision. `temperature` divides the logits (Guo 2017,
-    arXiv:1706.04599, section 4.2); 1.0 leaves every bit as it is.
+    Evaluation and serving share this forward. Normalisation, head and softmax run in float32
+    even under autocast: the 8 bits of bfloat16's mantissa would tie classes in close decisions.
+    `temperature` divides the logits (Guo 2017, arXiv:1706.04599, section 4.2); 1.0 changes no
+    bit.
     """
 
     def __init__(self, network: ResNet, spec: InputSpec, temperature: float = 1.0) -> None:
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
         return self.with_maps(images)[0]
 
     def with_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The probabilities, and the maps [N, C, h, w] whose means the head was given."""
+        """The probabilities, and the feature maps [N, C, h, w] that the head sees the means of."""
         maps = self.network.maps(self.normalise(images))
         features = maps.mean((2, 3))
         with torch.autocast(images.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""What a device is, and what it computes fastest in."""
+"""Devices: their names, and their fastest precision."""
 
 from __future__ import annotations
 
@@ -13,26 +13,21 @@ from models import processor
 def native_precision(device: str) -> str:
     """The fastest of "fp32", "bf16" and "fp16" that `device` multiplies in hardware."""
     if torch.device(device).type == "cpu":
-        return "bf16" if cpu_has_bf16() else "fp32"
+        return "bf16" if processor.has_bf16() else "fp32"
     # Compute capability 8.0 (Ampere) is the first with bf16 in its matrix units.
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware, as far as `processor` says."""
-    return processor.has_bf16()
-
-
 def describe(device: str) -> str:
-    """What decides whether code compiled for one device runs as well on another."""
+    """All that determines whether code compiled for one device runs as well on another."""
     if torch.device(device).type == "cpu":
         return f"{platform.machine()} {' '.join(processor.flags())}"
-    found = torch.cuda.get_device_properties(device)
-    return f"{found.name} {found.major}.{found.minor} CUDA {torch.version.cuda}"
+    gpu = torch.cuda.get_device_properties(device)
+    return f"{gpu.name} {gpu.major}.{gpu.minor} CUDA {torch.version.cuda}"
 
 
 def name(device: str) -> str:
-    """What a person calls `device`: "2 x Intel(R) Xeon(R) ..." or "NVIDIA H100 ..."."""
+    """The product name of `device`: "2 x Intel(R) Xeon(R) ..." or "NVIDIA H100 ..."."""
     if torch.device(device).type == "cpu":
         return f"{os.cpu_count()} x {processor.model()}"
     return torch.cuda.get_device_name(device)

@@ -1,8 +1,7 @@
-"""What a network computes, as a list: the operations of its own forward, one after the other.
+"""A network's forward recorded as a list of operations, from which exports are built.
 
-Exports to other runtimes walk the list. A ResNet needs ten operations, so that neither
-TorchScript, which torch has deprecated, nor torch.fx is needed, which patches modules for the
-whole process while it traces, under the feet of engines that serve.
+A ResNet needs only ten operations. TorchScript is deprecated, and torch.fx patches modules of the
+whole process while it traces, which would disturb engines that serve.
 """
 
 from __future__ import annotations
@@ -32,15 +31,16 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation; its place in the list names its result.
+    """One operation; its index in the list identifies its result.
 
-    `inputs`: the places of its operands.
-    `shape`: its result's, [-1, C, H, W] or [-1, K].
-    `tensors`: the network's own: for "convolution" and "linear" the weight, and the bias where
-        there is one; for "batch_norm" mean, variance, weight and bias.
-    `options`: "convolution" has `strides`, `pads` and `dilations`; "max_pool" `kernel`, `strides`,
-        `pads`, `dilations` and `ceil`; each a pair for H and W but the last. "batch_norm" has
-        `eps`, "pad" `before` and `after` by axis and the `value`, "slice" its `steps` by axis.
+    `inputs`: the indices of its operands.
+    `shape`: the shape of its result, [-1, C, H, W] or [-1, K].
+    `tensors`: the network's parameters: for "convolution" and "linear" the weight and the bias,
+        if any; for "batch_norm" mean, variance, weight and bias.
+    `options`: "convolution" has `strides`, `pads` and `dilations`; "max_pool" has `kernel`,
+        `strides`, `pads`, `dilations` and `ceil`; all but `ceil` are pairs for H and W.
+        "batch_norm" has `eps`, "pad" has `before` and `after` by axis and `value`, "slice" has
+        `steps` by axis.
     """
 
     kind: Kind
@@ -51,12 +51,12 @@ class Operation:
 
 
 def record(network: nn.Module, shape: Sequence[int]) -> list[Operation]:
-    """The operations of a network in evaluation mode; the last one's result is the network's.
+    """The operations of a network in evaluation mode; the last one gives its output.
 
-    `shape` is that of the images, [C, H, W]. Nothing is computed.
+    `shape` is the shape of an image, [C, H, W]. Nothing is computed.
 
     Raises:
-        NotImplementedError: an operation is none of `Kind`.
+        NotImplementedError: an operation is not one of `Kind`.
     """
     operations = [Operation("input", (), (-1, *shape))]
     with torch.no_grad():
@@ -65,7 +65,7 @@ def record(network: nn.Module, shape: Sequence[int]) -> list[Operation]:
 
 
 class _Recorded:
-    """Stands for a tensor in a network's forward: the place of an operation in the list."""
+    """A stand-in for a tensor in a network's forward: the index of an operation in the list."""
 
     def __init__(self, operations: list[Operation], place: int) -> None:
         self.operations = operations
@@ -77,7 +77,7 @@ class _Recorded:
     ) -> _Recorded:
         if function not in FUNCTIONS:
             name = getattr(function, "__name__", function)
-            raise NotImplementedError(f"no export is told how to compute {name}")
+            raise NotImplementedError(f"exports do not support {name}")
         return FUNCTIONS[function](*args, **(kwargs or {}))
 
     def then(
@@ -104,8 +104,8 @@ class _Recorded:
         return self.then("add", self.shape, other)
 
     def __getitem__(self, index: tuple[slice, ...]) -> _Recorded:
-        """Whole axes in steps, as the shortcut of option A takes them."""
-        steps = {axis: each.step for axis, each in enumerate(index) if each.step not in (None, 1)}
+        """Strided slices of whole axes, as in the shortcut of option A."""
+        steps = {axis: part.step for axis, part in enumerate(index) if part.step not in (None, 1)}
         if not steps:
             return self
         shape = (-(-n // steps.get(axis, 1)) if n > 0 else n for axis, n in enumerate(self.shape))
@@ -113,7 +113,7 @@ class _Recorded:
 
     def mean(self, axes: tuple[int, ...]) -> _Recorded:
         if axes != (2, 3):
-            raise NotImplementedError("exports know means over images only")
+            raise NotImplementedError("exports support only means over height and width")
         return self.then("mean", self.shape[:2])
 
 
@@ -127,7 +127,7 @@ def _convolution(
     groups: int = 1,
 ) -> _Recorded:
     if groups != 1 or isinstance(padding, str):
-        raise NotImplementedError("exports know plain convolutions only")
+        raise NotImplementedError("exports support only plain convolutions")
     window: dict[str, Any] = {
         "strides": _pair(stride),
         "pads": _pair(padding),
@@ -178,9 +178,9 @@ def _max_pool(
 def _pad(
     x: _Recorded, padding: tuple[int, ...], mode: str = "constant", value: float | None = None
 ) -> _Recorded:
-    """Constants around the last axes, which torch names from the last to the first."""
+    """Padding with a constant; torch lists the axes from the last to the first."""
     if mode != "constant":
-        raise NotImplementedError("exports know padding with constants only")
+        raise NotImplementedError("exports support only padding with constants")
     if not any(padding):
         return x
     leading = (0,) * (4 - len(padding) // 2)
@@ -211,14 +211,14 @@ def _windows(
     *,
     ceil: bool = False,
 ) -> tuple[int, ...]:
-    """Height and width behind a window."""
-    found = []
+    """Height and width of a window's output."""
+    sides = []
     for n, extent, step, pad, dilation in zip(
         shape[2:], kernel, strides, pads, dilations, strict=True
     ):
         span = n + 2 * pad - dilation * (extent - 1) - 1
-        found.append((-(-span // step) if ceil else span // step) + 1)
-    return tuple(found)
+        sides.append((-(-span // step) if ceil else span // step) + 1)
+    return tuple(sides)
 
 
 def _pair(value: Any) -> Pair:

@@ -1,10 +1,10 @@
-"""How the project's pictures look."""
+"""The style of the project's plots."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# What matplotlib calls its rc parameters.
+# Matplotlib's rc parameters.
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.spines.top": False,

@@ -1,7 +1,4 @@
-"""What weights expect of an image, and how it is resized and cropped on the CPU.
-
-No torch here: processes that only decode import this module.
-"""
+"""The input specification of weights, and resizing and cropping on the CPU, without torch."""
 
 from __future__ import annotations
 
@@ -28,18 +25,18 @@ RESAMPLING = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """How weights want their images; it belongs to the weights, not to the architecture.
+    """How images are prepared for a network; a property of its weights, not its architecture.
 
-    `size`: height and width in pixels of what the network sees.
-    `resize`: pixels that the image's shorter side is resized to before cropping `size`.
-    `crop`: "center" truncates the resized longer side and rounds the crop's corner to even, as
-        torchvision does; "center_floor" rounds the side and truncates the corner, as the ONNX
-        model zoo does; "before_resize" first crops the square in the centre that is
-        `size / resize` of the shorter side, and resizes it to `size`, as Flax's example does.
-    `mean`, `std`: per channel in RGB order, of values scaled to [0, 1].
+    `size`: height and width in pixels of the network's input.
+    `resize`: length in pixels of the shorter side before `size` is cropped.
+    `crop`: "center" truncates the resized longer side and rounds the crop's corner to even, like
+        torchvision; "center_floor" rounds the side and truncates the corner, like the ONNX model
+        zoo; "before_resize" crops a centred square of `size / resize` of the shorter side and
+        resizes it to `size`, like Flax's example.
+    `mean`, `std`: for each channel in RGB order, of values scaled to [0, 1].
 
     Raises:
-        ValueError: a value is impossible; the message names the field.
+        ValueError: a value is invalid; the message names the field.
     """
 
     size: int
@@ -87,16 +84,16 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Converted at a time: whole, a large image would be there several times over.
+# Pixels converted at a time: converting a large image whole would take several copies of it.
 BAND_PIXELS = 2**20
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB, upright by EXIF, transparency on white, 16 bits cut to their upper 8.
+    """The image in mode RGB: rotated by EXIF, on white where transparent, 16 bits cut to 8.
 
-    Serving and evaluation see every image through this.
+    Serving and evaluation use it for every image.
     """
-    image.load()  # Some formats have their EXIF behind the pixels.
+    image.load()  # Some formats store EXIF after the pixels.
     method = UPRIGHT.get(_orientation(image))
     if method is not None:
         image = image.transpose(method)
@@ -113,7 +110,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What EXIF says, which may be anything; 1 where it is too broken to say."""
+    """The EXIF orientation, which may be any value; 1 where EXIF is damaged."""
     try:
         return image.getexif().get(ORIENTATION, 1)
     except (SyntaxError, ValueError, LookupError, OSError, struct.error):
@@ -132,10 +129,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:
-    """Has a JPEG that was opened and not yet decoded decoded at 1/2, 1/4 or 1/8 of its size,
-    where that leaves at least twice the pixels a side that `spec` resizes it to.
+    """Makes an opened JPEG decode at 1/2, 1/4 or 1/8 of its size, where each side keeps at least
+    twice the pixels that `spec` resizes it to.
 
-    The decoder then skips the frequencies that resizing would remove.
+    The decoder then skips frequencies that resizing would remove.
     """
     if image.format == "JPEG":
         shrink = 2 * spec.resize / min(image.size)
@@ -145,10 +142,10 @@ def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:
 
 
 def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
-    """A new uint8 array [H, W, 3] of `spec.size`: shorter side resized, then the centre cropped.
+    """An RGB image as a new uint8 array [H, W, 3] of `spec.size`: resized, then centre-cropped.
 
-    Halves of pixels go where `spec.crop` says; cropping before resizing truncates the crop's side
-    and rounds its corner up. `image` must be RGB.
+    `spec.crop` determines how half pixels round; "before_resize" truncates the crop's side and
+    rounds its corner up.
     """
     width, height = image.size
     short = min(width, height)
@@ -167,8 +164,8 @@ def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
 
 
 def region(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
-    """Left, top, width and height of what `resize_and_crop` keeps of an upright image, in parts
-    of its width and height."""
+    """Left, top, width and height of the part of an upright image that `resize_and_crop` keeps,
+    as fractions of its width and height."""
     short = min(width, height)
     if spec.crop == "before_resize":
         side = max(1, short * spec.size // spec.resize)

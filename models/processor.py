@@ -1,8 +1,8 @@
-"""The processor as Linux describes it. Needs no torch.
+"""The processor as Linux describes it, without torch.
 
-RESNET_SERVE_CPU_FLAGS: flags with spaces between, which stand in for those of /proc/cpuinfo, in
-this process and in all that it starts. So one machine can choose what another would; it changes
-no choice of the libraries' own: oneDNN, in torch and in OpenVINO, has ONEDNN_MAX_CPU_ISA for that.
+RESNET_SERVE_CPU_FLAGS replaces the flags of /proc/cpuinfo by others, separated by spaces, in this
+process and its children, so that this machine makes the choices of another. Libraries ignore it:
+oneDNN, in torch and in OpenVINO, has ONEDNN_MAX_CPU_ISA for that.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def flags() -> tuple[str, ...]:
-    """What the processor can do, by Linux's names, in order; () where nothing says so."""
-    said = os.environ.get(VARIABLE)
-    found = said if said is not None else described("flags") or described("Features")
-    return tuple(sorted(found.split()))
+    """The processor's features by Linux's names, sorted; () where they are unknown."""
+    replacement = os.environ.get(VARIABLE)
+    names = described("flags") or described("Features") if replacement is None else replacement
+    return tuple(sorted(names.split()))
 
 
 def has_bf16() -> bool:
-    """Whether it multiplies bf16 in hardware."""
+    """Whether the processor multiplies bf16 in hardware."""
     return not BF16.isdisjoint(flags())
 
 
 def model() -> str:
-    """What a person calls it: "Intel(R) Xeon(R) ..."."""
+    """The product name: "Intel(R) Xeon(R) ..."."""
     return described("model name") or platform.processor() or platform.machine()
 
 
@@ -41,5 +41,5 @@ def described(key: str) -> str:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return ""
-    found = (line.partition(":") for line in lines)
-    return next((value.strip() for field, _, value in found if field.strip() == key), "")
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in fields if name.strip() == key), "")

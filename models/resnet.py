@@ -1,190 +1,32 @@
-"""Residual networks as the papers draw them, decided by one `Architecture`.
+"""Residual networks as in the papers; an `Architecture` determines every layer.
 
-The papers are cited as He 2015 (arXiv:1512.03385), He 2016 (arXiv:1603.05027) and
-Zagoruyko 2016 (arXiv:1605.07146).
+The papers are cited as in `models.architecture`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Block = Literal["basic", "bottleneck"]
-Stem = Literal["imagenet", "small"]
-Shortcut = Literal["A", "B", "C", "conv"]
-ShortcutPadding = Literal["both", "end"]
-Stride = Literal["3x3", "1x1"]
-StrideBlock = Literal["first", "last"]
-StrideStages = Literal["later", "all"]
-Padding = Literal["symmetric", "same"]
-PoolPadding = Literal["symmetric", "same", "zero", "ceil"]
-PreactStem = Literal["bare", "activated", "activated_once"]
-PreactShortcut = Literal["projected", "activated", "raw", "entry"]
-
-EXPANSION = {"basic": 1, "bottleneck": 4}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """Everything that decides what a ResNet computes, as data.
-
-    `block`, `blocks`, `planes`: the block's kind, and per stage the number of blocks and the
-        channels of a block's inner convolutions. The stem is `planes[0]` wide. Every stage but
-        the first halves the resolution in its first block.
-    `stem`: "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool (He 2015, table 1);
-        "small" a 3x3 convolution alone (He 2015, section 4.2).
-    `preact`: normalise and activate before each convolution (He 2016, figure 1b).
-    `width`: multiplies the inner channels; a basic block's output widens with it, a
-        bottleneck's does not (Zagoruyko 2016, section 2.3).
-    `shortcut`: "A" pads new channels with zeros, "B" projects where the shape changes, "C"
-        projects everywhere (He 2015, section 3.3); "conv" is B with a 3x3 kernel.
-    `shortcut_padding`: option A's zeros on "both" sides of the channels, or at their "end".
-    `stride_at`: where a bottleneck strides: its "3x3" convolution (known as v1.5), or its first
-        "1x1" (v1, He 2015).
-    `dropout`: probability between a basic block's convolutions (Zagoruyko 2016, section 2.4).
-    `num_classes`: outputs of the linear head; 0 builds a backbone without one.
-    `in_channels`: channels of the input images.
-
-    The rest says where other libraries' networks of the same names compute something else:
-
-    `stride_block`: a stage strides in its "first" block, or in its "last", but for the last stage
-        (Keras's V2).
-    `stride_stages`: the "later" stages stride, or "all" do (transformers'
-        `downsample_in_first_stage`).
-    `padding`: of strided 3x3 convolutions: "symmetric", or "same" as TensorFlow and Flax have it,
-        where an even side is padded at its end only.
-    `stem_padding`: likewise, of the stem's convolution.
-    `pool_padding`: of the stem's pooling: "symmetric" and "same" pad with minus infinity, "zero"
-        symmetrically with zeros (Keras's V2, before any activation); "ceil" pads nothing and
-        rounds the resolution up (Caffe).
-    `biases`: the convolutions that have one: any of "stem", "conv1", "conv2", "conv3", "shortcut".
-    `shortcut_norm`: a post-activation block's projection is normalised, as its other convolutions
-        are (Keras's CIFAR example leaves it bare).
-    `eps`: what normalisation adds to the variance.
-    `input_norm`: normalise the images with statistics of their own (MXNet's and ONNX's v2).
-    `preact_stem`: a pre-activation network's stem is "bare"; or "activated" like any other's, and
-        then every block activates again (MXNet's v2); or "activated_once", so that the first block
-        does not (He 2016, appendix).
-    `preact_shortcut`: a pre-activation block's shortcut sees the activated input where it is
-        "projected" by a convolution, and the raw one elsewhere; or always the "activated" or the
-        "raw" one; or the activated one in the "entry" block of each stage alone (He 2016, in
-        words).
-    `final_norm`: a pre-activation network normalises and activates its features.
-
-    Raises:
-        ValueError: a value is impossible; the message names the field and what it allows.
-    """
-
-    block: Block
-    blocks: tuple[int, ...]
-    planes: tuple[int, ...]
-    stem: Stem
-    num_classes: int
-    preact: bool = False
-    width: float = 1
-    shortcut: Shortcut = "B"
-    shortcut_padding: ShortcutPadding = "both"
-    stride_at: Stride = "3x3"
-    dropout: float = 0.0
-    in_channels: int = 3
-    stride_block: StrideBlock = "first"
-    stride_stages: StrideStages = "later"
-    padding: Padding = "symmetric"
-    stem_padding: Padding = "symmetric"
-    pool_padding: PoolPadding = "symmetric"
-    biases: tuple[str, ...] = ()
-    shortcut_norm: bool = True
-    eps: float = 1e-5
-    input_norm: bool = False
-    preact_stem: PreactStem = "bare"
-    preact_shortcut: PreactShortcut = "projected"
-    final_norm: bool = True
-
-    def __post_init__(self) -> None:
-        # JSON and YAML give lists; a frozen, hashable value wants tuples.
-        for name in ("blocks", "planes"):
-            object.__setattr__(self, name, _sizes(name, getattr(self, name)))
-        object.__setattr__(self, "biases", _biased(self.biases))
-        if len(self.blocks) != len(self.planes):
-            raise ValueError(
-                f"blocks and planes must be equally long, not {len(self.blocks)} and "
-                f"{len(self.planes)}"
-            )
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(map(str, choices))
-                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
-        for name, least in (("num_classes", 0), ("in_channels", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-        for name in ("width", "dropout", "eps"):
-            if type(getattr(self, name)) not in (int, float):
-                raise ValueError(f"{name} must be a number, not {getattr(self, name)!r}")
-        if self.width <= 0 or any(planes * self.width % 1 for planes in self.planes):
-            raise ValueError(f"width must give whole channels, not {self.width!r}")
-        if not 0 < self.eps < 1:
-            raise ValueError(f"eps must be above 0 and below 1, not {self.eps!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
-        if self.dropout and self.block == "bottleneck":
-            raise ValueError("dropout must be 0 for bottleneck blocks: no paper defines it there")
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the features before the head."""
-        width = self.width if self.block == "basic" else 1
-        return round(self.planes[-1] * width) * EXPANSION[self.block]
-
-    @property
-    def depth(self) -> int:
-        """Weighted layers as He 2015 counts them: shortcuts are not counted."""
-        return 2 + sum(self.blocks) * (2 if self.block == "basic" else 3)
-
-
-def _sizes(name: str, value: object) -> tuple[int, ...]:
-    sizes = tuple(value) if isinstance(value, list | tuple) else ()
-    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(f"{name} must be a list of positive integers, not {value!r}")
-    return sizes
-
-
-def _biased(value: object) -> tuple[str, ...]:
-    """In one order, so that equal networks are equal values."""
-    if not isinstance(value, list | tuple) or not all(each in BIASED for each in value):
-        raise ValueError(f"biases must be some of {', '.join(BIASED)}, not {value!r}")
-    return tuple(each for each in BIASED if each in value)
-
-
-CHOICES: dict[str, tuple[object, ...]] = {
-    "block": get_args(Block),
-    "stem": get_args(Stem),
-    "preact": (False, True),
-    "shortcut": get_args(Shortcut),
-    "shortcut_padding": get_args(ShortcutPadding),
-    "stride_at": get_args(Stride),
-    "stride_block": get_args(StrideBlock),
-    "stride_stages": get_args(StrideStages),
-    "padding": get_args(Padding),
-    "stem_padding": get_args(Padding),
-    "pool_padding": get_args(PoolPadding),
-    "shortcut_norm": (False, True),
-    "input_norm": (False, True),
-    "preact_stem": get_args(PreactStem),
-    "preact_shortcut": get_args(PreactShortcut),
-    "final_norm": (False, True),
-}
-BIASED = ("stem", "conv1", "conv2", "conv3", "shortcut")
+from models import variants
+from models.architecture import (
+    EXPANSION,
+    Architecture,
+    Block,
+    Padding,
+    PoolPadding,
+    ShortcutPadding,
+)
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Images [N, C, H, W], padded for a window as TensorFlow's SAME: more at the end than before.
+    """Images [N, C, H, W] padded for a window like TensorFlow's SAME: more at the end.
 
     The result has ceil(H / stride) windows down and ceil(W / stride) across.
     """
@@ -194,7 +36,7 @@ def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
 
 
 class SameConv2d(nn.Conv2d):
-    """A strided convolution whose padding depends on the size of its input."""
+    """A strided convolution with padding that depends on the input's size."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(pad_same(input, self.kernel_size[0], self.stride[0]))
@@ -209,7 +51,7 @@ def conv(
     bias: bool = False,
     padding: Padding = "symmetric",
 ) -> nn.Conv2d:
-    """A convolution, padded so that stride 1 keeps the resolution."""
+    """A convolution with padding that keeps the resolution at stride 1."""
     if padding == "same" and stride > 1 and kernel > 1:
         return SameConv2d(in_channels, out_channels, kernel, stride, bias=bias)
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
@@ -223,7 +65,7 @@ class NormReLU(nn.BatchNorm2d):
 
 
 class PaddedShortcut(nn.Module):
-    """Option A (He 2015, section 3.3): subsample, and fill new channels with zeros."""
+    """Option A (He 2015, section 3.3): subsample, and pad new channels with zeros."""
 
     def __init__(self, new_channels: int, stride: int, padding: ShortcutPadding) -> None:
         super().__init__()
@@ -238,8 +80,8 @@ class PaddedShortcut(nn.Module):
 
 
 class ConvShortcut(nn.Module):
-    """Options B, C and "conv": a strided convolution, most often normalised in post-activation
-    blocks."""
+    """Options B, C and "conv": a strided convolution; post-activation blocks usually normalise
+    it."""
 
     def __init__(
         self,
@@ -273,7 +115,7 @@ def make_shortcut(
     option = architecture.shortcut
     if same_shape and option != "C":
         return nn.Identity()
-    # A stage that strides at its end has widened long before: there is nothing to project.
+    # A stage that strides at its end has already widened: there is nothing to project.
     ends = architecture.stride_block == "last" and in_channels == out_channels
     if option == "A" or (ends and option != "C"):
         padding = architecture.shortcut_padding
@@ -283,7 +125,7 @@ def make_shortcut(
 
 
 def _convolutions(architecture: Architecture, count: int) -> list[Callable[..., nn.Conv2d]]:
-    """A block's convolutions, told whether they have a bias and how they are padded."""
+    """Constructors for a block's convolutions, with their bias and padding set."""
     return [
         partial(conv, bias=f"conv{number}" in architecture.biases, padding=architecture.padding)
         for number in range(1, count + 1)
@@ -291,10 +133,10 @@ def _convolutions(architecture: Architecture, count: int) -> list[Callable[..., 
 
 
 class ResidualBlock(Protocol):
-    """What `ResNet` asks of a block, its own or yours: a module that says how wide it comes out.
+    """What `ResNet` needs from a block, built-in or custom: a module with `out_channels`.
 
-    `residual_end` is the last module with a weight on the residual branch: zeroing it makes
-    the block an identity. It is only read for `zero_init_residual`.
+    `residual_end` is the last module with a weight on the residual branch: zeroing that weight
+    makes the block an identity. Only `zero_init_residual` reads it.
     """
 
     out_channels: int
@@ -306,7 +148,7 @@ class ResidualBlock(Protocol):
 
 
 BlockFactory = Callable[[int, int, int, Architecture], ResidualBlock]
-"""`(in_channels, planes, stride, architecture)` to a block that is an `nn.Module`."""
+"""From `(in_channels, planes, stride, architecture)` to a block, which is an `nn.Module`."""
 
 
 class BasicBlock(nn.Module):
@@ -366,9 +208,9 @@ class Bottleneck(nn.Module):
 
 
 class PreActBasicBlock(nn.Module):
-    """He 2016, figure 1b: the block's input is normalised and activated first.
+    """He 2016, figure 1b: the block first normalises and activates its input.
 
-    Which of the two its shortcut sees is the concern of `sees_activated`.
+    `sees_activated` decides whether the shortcut sees the raw or the activated input.
     """
 
     def __init__(
@@ -397,7 +239,7 @@ class PreActBasicBlock(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """The bottleneck of He 2016, section 4; its shortcut as in `PreActBasicBlock`."""
+    """The bottleneck of He 2016, section 4, with the shortcut of `PreActBasicBlock`."""
 
     def __init__(
         self, in_channels: int, planes: int, stride: int, architecture: Architecture
@@ -428,8 +270,8 @@ class PreActBottleneck(nn.Module):
 
 
 def sees_activated(shortcut: nn.Module, architecture: Architecture) -> bool:
-    """Whether a pre-activation shortcut sees the activated input; by default as in the authors'
-    own code for 164 and 1001 layers."""
+    """Whether a pre-activation shortcut sees the activated input. The default follows the
+    authors' code for 164 and 1001 layers."""
     rule = architecture.preact_shortcut
     if rule in ("projected", "entry"):
         return isinstance(shortcut, ConvShortcut)
@@ -461,7 +303,7 @@ class StemPool(nn.MaxPool2d):
 
 
 class ImageStem(nn.Module):
-    """The first layers; most pre-activation networks normalise only after them."""
+    """The first layers; most pre-activation networks do not normalise here."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -483,10 +325,10 @@ class ImageStem(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The network an `Architecture` describes, freshly initialised (He initialisation, fan-out).
+    """The network of an `Architecture`, freshly initialised (He initialisation, fan-out).
 
-    `block` replaces the architecture's own blocks by yours; such a network trains and runs, but
-    a bundle cannot describe it. `zero_init_residual` starts every residual branch at zero.
+    `block` replaces the built-in blocks; such a network trains and runs, but a bundle cannot
+    describe it. `zero_init_residual` starts every residual branch at zero.
     """
 
     def __init__(
@@ -522,7 +364,7 @@ class ResNet(nn.Module):
                 stack.append(cast("nn.Module", made))
             self.stages.append(stack)
         if architecture.preact and architecture.preact_stem == "activated_once" and not self.custom:
-            # What it is given is activated, and activating again changes nothing.
+            # The input is already activated; activating it again changes nothing.
             cast("Any", self.stages[0])[0].bn1 = nn.Identity()
         ends = architecture.preact and architecture.final_norm
         self.norm = NormReLU(channels, architecture.eps) if ends else nn.Identity()
@@ -546,12 +388,12 @@ class ResNet(nn.Module):
         return cast("Tensor", self.head(self.features(x)))
 
     def set_head(self, head: nn.Module) -> None:
-        """Replaces the head; it receives features [N, `out_channels`] and keeps its own init."""
+        """Replaces the head by one that takes features [N, `out_channels`]; not initialised."""
         self.head = head
 
 
 def _strided_block(architecture: Architecture, stage: int, count: int) -> int | None:
-    """The index of a stage's block that halves the resolution."""
+    """The index of the block in a stage that halves the resolution."""
     every = architecture.stride_stages == "all"
     if architecture.stride_block == "last":
         return count - 1 if every or stage < len(architecture.blocks) - 1 else None
@@ -559,7 +401,7 @@ def _strided_block(architecture: Architecture, stage: int, count: int) -> int | 
 
 
 def initialise(network: ResNet, *, zero_init_residual: bool = False) -> None:
-    """Fills convolutions with He-normal values by fan-out; norms start as the identity."""
+    """Initialises convolutions with He-normal values by fan-out; norms start as the identity."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -569,7 +411,25 @@ def initialise(network: ResNet, *, zero_init_residual: bool = False) -> None:
                 nn.init.zeros_(cast("Any", block).residual_end.weight)
 
 
+def build(
+    name: str,
+    *,
+    block: BlockFactory | None = None,
+    zero_init_residual: bool = False,
+    **overrides: Any,
+) -> ResNet:
+    """A freshly initialised network: `build("resnet20", num_classes=100, shortcut="A")`.
+
+    `overrides` are fields of `Architecture`; for `block` and `zero_init_residual` see `ResNet`.
+
+    Raises:
+        ValueError: the name or an override is unknown, or its value is invalid.
+    """
+    architecture = variants.override(variants.variant(name).architecture, **overrides)
+    return ResNet(architecture, block=block, zero_init_residual=zero_init_residual)
+
+
 def on_meta(architecture: Architecture) -> ResNet:
-    """The network without storage: names and shapes only, however large it is."""
+    """The network on the meta device: names and shapes without storage."""
     with torch.device("meta"):
         return ResNet(architecture)

@@ -1,22 +1,24 @@
-"""What a name that was mistyped may have meant."""
+"""Suggestions for mistyped names."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
 
-# A longer list is no help in a line that tells of a mistake.
+# A longer list does not help in a one-line message.
 LISTED = 12
 
 
 def nearest(name: str, known: Collection[str], count: int = 1) -> list[str]:
-    """Up to `count` of `known` that are spelled much like `name`, whatever the case."""
-    lower = {each.lower(): each for each in known}
-    return [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=count)]
+    """Up to `count` names of `known` with a spelling close to `name`; case does not matter."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=count)
+    return [by_lower[match] for match in matches]
 
 
 def hint(name: str, known: Collection[str], otherwise: str = "") -> str:
-    """What to say after naming a mistake: the nearest of `known`, else all, else `otherwise`."""
+    """Advice on a mistyped name: the nearest of `known`; else `otherwise`, if the list is long;
+    else all of `known`."""
     if near := nearest(name, known):
         return f"did you mean {near[0]}?"
     if otherwise and len(known) > LISTED:

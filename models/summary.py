@@ -1,4 +1,4 @@
-"""What a network costs: parameters, layers and multiply-accumulates."""
+"""The cost of a network: parameters, layers and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from models.resnet import Architecture, ResNet, on_meta
+from models.architecture import Architecture
+from models.resnet import ResNet, on_meta
 
-UNLIKE = 3  # A stage's first block, one of those between, its last.
+UNLIKE = 3  # The first block of a stage, one between, and the last.
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,10 @@ class Cost:
 
 
 def cost(architecture: Architecture, size: int) -> Cost:
-    """What the network of `architecture` costs for an image `size` pixels high and wide.
+    """The cost of a network for an image `size` pixels high and wide.
 
-    The blocks between a stage's first and its last are equal, so that one stands for all of them:
-    a network of a thousand layers is not built to be counted.
+    The blocks between the first and the last of a stage are equal, so one is counted for all of
+    them: a network of a thousand layers need not be built.
     """
     few = tuple(min(count, UNLIKE) for count in architecture.blocks)
     total, between = _measured(replace(architecture, blocks=few), size)
@@ -46,7 +47,7 @@ def cost(architecture: Architecture, size: int) -> Cost:
 
 @cache
 def _measured(architecture: Architecture, size: int) -> tuple[Cost, tuple[Cost, ...]]:
-    """A network's cost, and for each stage that of a block between its first and its last."""
+    """The cost of a network, and for each stage that of a block between the first and last."""
     network = on_meta(architecture)
 
     def measure() -> Cost:
@@ -73,21 +74,21 @@ def _measured(architecture: Architecture, size: int) -> tuple[Cost, tuple[Cost, 
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Learnable scalars."""
+    """The number of learnable scalars."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def count_layers(network: nn.Module) -> int:
-    """Conv2d and Linear modules, those of shortcuts and of the head included."""
+    """The number of Conv2d and Linear modules, including those in shortcuts and the head."""
     return sum(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules())
 
 
 def count_macs(network: nn.Module, size: int, channels: int = 3) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image.
 
-    `size` is the image's height and width in pixels. Nothing is computed and nothing allocated:
-    an empty batch runs through weights that are one zero, expanded. The network may be on any
-    device, meta included, and is left as it was.
+    `size` is the image's height and width in pixels. Nothing is computed or allocated: an empty
+    batch runs through weights that are an expanded zero. The network may be on any device,
+    including meta, and does not change.
     """
     zero = torch.zeros(())
     state = {name: zero.expand(value.shape) for name, value in network.state_dict().items()}
@@ -104,8 +105,8 @@ def count_macs(network: nn.Module, size: int, channels: int = 3) -> int:
 
 
 def map_side(network: ResNet, size: int) -> int:
-    """Height and width of the last maps, of images `size` pixels high and wide; nothing is computed
-    either. (On the meta device torch would: importing what it does that with takes a second.)"""
+    """Height and width of the last feature maps for images `size` pixels high and wide, without
+    computing them. (The meta device could tell too, but takes a second to import.)"""
     sides: list[int] = []
     watch = network.norm.register_forward_hook(lambda _, __, maps: sides.append(maps.shape[-1]))
     try:
@@ -117,7 +118,7 @@ def map_side(network: ResNet, size: int) -> int:
 
 
 class _MacCounter(TorchFunctionMode):
-    """Counts convolutions and linear layers, and gives empty batches of their outputs' shapes."""
+    """Counts convolutions and linear layers, and returns empty batches of their output shapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class _MacCounter(TorchFunctionMode):
         dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
     ) -> Tensor:
-        if isinstance(padding, str):  # torch knows what it stands for
+        if isinstance(padding, str):  # torch knows the sizes
             output = func(input, weight, bias, stride, padding, dilation, groups)
             return self._counted(output, weight)
         steps, pads, dilations = map(_pair, (stride, padding, dilation))

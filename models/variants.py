@@ -1,53 +1,131 @@
-"""Every named network: one row each, and `build` to make one."""
+"""The named networks, without torch."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models import named
-from models.named import CIFAR_PLANES, WIDE_STAGES, names
-from models.preprocess import CIFAR, IMAGENET, InputSpec
-from models.resnet import Architecture, BlockFactory, ResNet
-from models.suggestions import hint
+from models.architecture import Architecture, Block
+from models.suggestions import hint, nearest
 
-__all__ = ["Variant", "build", "find", "names", "override", "variant"]
+if TYPE_CHECKING:
+    from models.preprocess import InputSpec
+
+# Depth: block, blocks per stage.
+IMAGENET_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # He 2015, table 1; 200: He 2016
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+    200: ("bottleneck", (3, 24, 36, 3)),
+}
+CIFAR_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # He 2015, 4.2; 164, 1001: He 2016
+    20: ("basic", (3, 3, 3)),
+    32: ("basic", (5, 5, 5)),
+    44: ("basic", (7, 7, 7)),
+    56: ("basic", (9, 9, 9)),
+    110: ("basic", (18, 18, 18)),
+    164: ("bottleneck", (18, 18, 18)),
+    1001: ("bottleneck", (111, 111, 111)),
+    1202: ("basic", (200, 200, 200)),
+}
+WIDE_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # Zagoruyko 2016, table 1: 6n + 4
+    16: ("basic", (2, 2, 2)),
+    22: ("basic", (3, 3, 3)),
+    28: ("basic", (4, 4, 4)),
+    40: ("basic", (6, 6, 6)),
+}
+IMAGENET_PLANES = (64, 128, 256, 512)
+CIFAR_PLANES = (16, 32, 64)
+WIDE_IMAGENET = ((50, 2), (101, 2))
+WIDE_LISTED = {16: (1, 2, 4, 8, 10), 22: (2, 8, 10), 28: (1, 2, 4, 8, 10, 12), 40: (1, 2, 4, 8, 10)}
+
+NAME = re.compile(
+    r"(?P<preact>preact_)?(?P<wide>wide_)?resnet(?P<depth>[1-9][0-9]*)"
+    r"(?:_(?P<width>[1-9][0-9]*))?(?P<small>_small)?"
+)
+PAPER_WIDE = re.compile(r"wrn_(?P<depth>[1-9][0-9]*)_(?P<width>[1-9][0-9]*)")
+
+
+def names() -> Iterator[str]:
+    """The named variants in the papers' order, with the usual widths of wide networks."""
+    for family in ("", "preact_"):
+        yield from (f"{family}resnet{depth}" for depth in IMAGENET_STAGES)
+        yield from (f"{family}wide_resnet{depth}_{width}" for depth, width in WIDE_IMAGENET)
+        yield from (f"{family}resnet{depth}_small" for depth in IMAGENET_STAGES)
+        yield from (f"{family}resnet{depth}" for depth in CIFAR_STAGES)
+        for depth, widths in WIDE_LISTED.items():
+            yield from (f"{family}wide_resnet{depth}_{width}" for width in widths)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A name, the depth that the name carries, and what they stand for."""
+    """A name, the depth in that name, and the architecture it stands for."""
 
     name: str
     depth: int
     architecture: Architecture
-    input: InputSpec
+
+    @property
+    def input(self) -> InputSpec:
+        """How its images are prepared: ImageNet's, or CIFAR's for a small stem."""
+        # Shell completion reads the names above, and must not wait for NumPy.
+        from models.preprocess import CIFAR, IMAGENET  # noqa: PLC0415
+
+        return IMAGENET if self.architecture.stem == "imagenet" else CIFAR
 
 
 def variant(name: str) -> Variant:
-    """The row called `name`; `wrn_28_10` and so on are short for the paper's own wide networks.
+    """The variant called `name`; `wrn_28_10` and the like are the wide networks of the paper.
 
     Raises:
-        ValueError: there is no such network; the message offers the nearest names.
+        ValueError: there is no such network; the message suggests the nearest names.
     """
-    told = named.find(name)
+    spelled = name
+    if paper := PAPER_WIDE.fullmatch(name):
+        spelled = f"preact_wide_resnet{paper['depth']}_{paper['width']}"
+    row = _parse(spelled)
+    if row is None:
+        near = nearest(spelled, list(names()), 3)
+        advice = f"nearest: {', '.join(near)}" if near else "`resnet-serve models` lists all"
+        raise ValueError(f"no variant is called {name!r}; {advice}")
+    return row
+
+
+def _parse(name: str) -> Variant | None:
+    match = NAME.fullmatch(name)
+    if match is None:
+        return None
+    depth, wide, small = int(match["depth"]), bool(match["wide"]), bool(match["small"])
+    width = int(match["width"] or 1)
+    if wide != bool(match["width"]) or (wide and small):
+        return None
+    imagenet = depth in IMAGENET_STAGES and (not wide or (depth, width) in WIDE_IMAGENET)
+    table = IMAGENET_STAGES if imagenet else WIDE_STAGES if wide else CIFAR_STAGES
+    if depth not in table or (small and not imagenet):
+        return None
+    block, blocks = table[depth]
+    large = imagenet and not small
     architecture = Architecture(
-        block=told.block,
-        blocks=told.blocks,
-        planes=told.planes,
-        stem="imagenet" if told.large else "small",
-        num_classes=1000 if told.large else 10,
-        preact=told.preact,
-        width=told.width,
+        block=block,
+        blocks=blocks,
+        planes=IMAGENET_PLANES if imagenet else CIFAR_PLANES,
+        stem="imagenet" if large else "small",
+        num_classes=1000 if large else 10,
+        preact=bool(match["preact"]),
+        width=width,
     )
-    return Variant(told.name, told.depth, architecture, IMAGENET if told.large else CIFAR)
+    return Variant(name, depth, architecture)
 
 
 def find(architecture: Architecture) -> Variant | None:
-    """The variant that `architecture` is, whatever its classes, shortcuts, stride or dropout, and
-    wherever another library's network of that name differs."""
-    telling = ("block", "blocks", "planes", "stem", "preact", "width")
-    free = [field.name for field in fields(Architecture) if field.name not in telling]
+    """The variant of `architecture`, ignoring its classes, shortcuts, stride, dropout, and all
+    that other libraries do differently."""
+    naming = ("block", "blocks", "planes", "stem", "preact", "width")
+    free = [field.name for field in fields(Architecture) if field.name not in naming]
     wanted = replace(architecture, **{name: _default(name) for name in free})
     candidates = list(names())
     if architecture.width % 1 == 0 and len(architecture.blocks) == len(CIFAR_PLANES):
@@ -71,28 +149,10 @@ def override(architecture: Architecture, **changes: Any) -> Architecture:
     """`architecture` with fields changed.
 
     Raises:
-        ValueError: a field does not exist or its value is impossible.
+        ValueError: a field does not exist or its value is invalid.
     """
     known = [field.name for field in fields(Architecture)]
     for key in changes:
         if key not in known:
             raise ValueError(f"an architecture has no field {key!r}; {hint(key, known)}")
     return replace(architecture, **changes)
-
-
-def build(
-    name: str,
-    *,
-    block: BlockFactory | None = None,
-    zero_init_residual: bool = False,
-    **overrides: Any,
-) -> ResNet:
-    """A freshly initialised network: `build("resnet20", num_classes=100, shortcut="A")`.
-
-    `overrides` are fields of `Architecture`; `block` and `zero_init_residual` as in `ResNet`.
-
-    Raises:
-        ValueError: the name or an override is unknown, or its value impossible.
-    """
-    architecture = override(variant(name).architecture, **overrides)
-    return ResNet(architecture, block=block, zero_init_residual=zero_init_residual)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -191,7 +192,6 @@ def test_only_the_ground_is_outside_the_rooms() -> None:
 
 # Tests that are apart from those of their module, and what of it they test.
 APART = {
-    "tests/models/test_architecture.py": "models.resnet: the dataclass",
     "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
     "tests/service/inference/test_decoding_fuzz.py": "decoding: thousands of mutated files",
 }
@@ -233,3 +233,95 @@ def test_nothing_is_timed_by_a_clock_that_may_jump(path: Path) -> None:
             assert ".".join(ast.unparse(node).split(".")[-2:]) not in WALL_CLOCKS
         elif isinstance(node, ast.ImportFrom) and node.module == "time":
             assert not {"time", "time_ns"} & {alias.name for alias in node.names}
+
+
+def moves_or_synchronises(node: ast.AST) -> bool:
+    """`os.replace`, `os.fsync` and their kin, `path.replace(target)` and `path.rename(target)`.
+
+    Those of texts and dates take two arguments, or keywords.
+    """
+    if isinstance(node, ast.ImportFrom):
+        names = {alias.name for alias in node.names}
+        return node.module in ("os", "shutil") and bool(names & {"move", *MOVES, *SYNCHRONISES})
+    if isinstance(node, ast.Attribute):
+        return node.attr in SYNCHRONISES or ast.unparse(node) in FULL_MOVES
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return node.func.attr in MOVES and len(node.args) == 1 and not node.keywords
+    return False
+
+
+SYNCHRONISES = {"fsync", "fdatasync"}
+MOVES = {"replace", "rename", "renames"}
+FULL_MOVES = {"os.replace", "os.rename", "os.renames", "shutil.move"}
+
+
+@pytest.mark.parametrize("path", rooms.FILES, ids=name)
+def test_files_are_replaced_and_synchronised_in_one_place(path: Path) -> None:
+    found = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if moves_or_synchronises(node)
+    ]
+    assert bool(found) == (path == ROOT / "models" / "files.py"), f"{name(path)}: {found}"
+
+
+def test_the_files_of_models_at_the_root_know_no_room() -> None:
+    for path in ROOT.glob("models/*.py"):
+        rooms = {room_of(target) for target in runtime_imports(path) if target in NAMES}
+        assert rooms & set(MODEL_ROOMS) <= {"labels"}, name(path)
+
+
+def test_each_room_of_models_is_a_row() -> None:
+    assert {path.parent.name for path in ROOT.glob("models/*/__init__.py")} == set(MODEL_ROOMS)
+
+
+def test_the_loop_does_not_know_the_run_and_nothing_knows_the_reports() -> None:
+    for path in FILES:
+        module, targets = module_of(path), set(runtime_imports(path))
+        if room_of(module) != "cli" and not module.startswith("models.reports"):
+            assert not any(target.startswith("models.reports") for target in targets), module
+        if module != "models.training.run" and module.startswith("models."):
+            assert "models.training.run" not in targets, module
+
+
+@pytest.mark.parametrize("module", ["models.architecture", "models.variants", "models.files"])
+def test_what_describes_a_network_does_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'numpy'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MOST_PARAMETERS = 8
+# Functions that take more, and why.
+MANY_PARAMETERS = {
+    "models.training.loop.train": "what is trained on what, how, and who listens: told by name",
+    "service.cli.load.runs.open_loop": "one run's schedule and its three listeners",
+}
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    first = [*arguments.posonlyargs, *arguments.args][:1]
+    bound = any(argument.arg in ("self", "cls") for argument in first)
+    return len([*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]) - bound
+
+
+def functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, int]]:
+    """Dotted names and how many parameters there are, but of click's commands."""
+    for node in ast.iter_child_nodes(tree):
+        inner = prefix
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            inner = f"{prefix}.{node.name}"
+            commands = ["click.command" in ast.unparse(each) for each in node.decorator_list]
+            if not isinstance(node, ast.ClassDef) and not any(commands):
+                yield inner, parameters(node)
+        yield from functions(node, inner)
+
+
+def test_parameters_that_travel_together_are_one() -> None:
+    counts = {
+        function: count
+        for path in FILES
+        for function, count in functions(ast.parse(path.read_text("utf-8")), module_of(path))
+    }
+    many = {function for function, count in counts.items() if count > MOST_PARAMETERS}
+    assert many == set(MANY_PARAMETERS)

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from models import files
+
 ROOT = Path(__file__).parents[2]
 APPLICATION = "resnet-serve"
 STORE_BYTES = 80 * 2**20
@@ -91,9 +93,8 @@ class Nodes:
     def command(self, fault: str) -> None:
         """What engines do from now on; nothing: what they should."""
         # Whole at any moment: an engine may be reading.
-        part = self._commands.with_suffix(".part")
-        part.write_text(fault)
-        part.replace(self._commands)
+        with files.atomic(self._commands) as file:
+            file.write_text(fault)
 
     @property
     def forwards(self) -> int:

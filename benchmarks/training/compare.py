@@ -39,6 +39,7 @@ from benchmarks.training import torch_resnet_example
 from models import labels, variants
 from models.data.datasets import Dataset
 from models.data.source import Resident
+from models.resnet import build
 from models.training import loop, memory
 from models.training.loop import Options
 from models.training.parallel import World
@@ -92,7 +93,7 @@ def ours(plan: Plan, *, keep_freed: bool = True) -> dict[str, Any]:
     data = images(plan.images)
     row = variants.variant("resnet20")
     torch.manual_seed(0)
-    network = variants.build("resnet20", num_classes=len(data.classes))
+    network = build("resnet20", num_classes=len(data.classes))
     total = plan.warm_up + plan.steps
     # An epoch more: a loop that reports now and then must report once after the last step.
     epochs = 1 + math.ceil(total / (plan.images // plan.batch_size))

@@ -1,4 +1,4 @@
-"""The bundles that ship, each trained by `resnet-serve train`."""
+"""The bundles that ship with the package, trained by `resnet-serve train`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ DEFAULT_SPEC = "builtin:resnet10-cifar10"
 
 
 def names() -> list[str]:
-    """What follows `builtin:` in a SPEC."""
+    """The names that may follow `builtin:` in a SPEC."""
     files = resources.files(__name__).iterdir()
     return sorted(f.name.removesuffix(".safetensors") for f in files if "safetensors" in f.name)

@@ -1,6 +1,6 @@
-"""Augmentation of whole batches, on the device the images are on.
+"""Augmentation of whole batches, on the device of the images.
 
-What is drawn comes from a generator, which may be on another device: a CPU's numbers are the same
+Random numbers come from a generator, which may be on another device: a CPU draws the same numbers
 on every machine.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,9 +21,39 @@ from models.preprocess import InputSpec
 PaddingMode = Literal["zeros", "reflect"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """The augmentation of small images.
+
+    `crop_padding`: images are padded by this many pixels and cropped back at random.
+    `flip`: mirror images half the time. `alternate_flip`: mirror each at random in epoch 0, and
+        then in every second epoch (Jordan 2024, arXiv:2404.00498, section 3.6).
+    `cutout`: side of a square filled with `cutout_fill`; 0 for none. See the function `cutout`.
+
+    Raises:
+        ValueError: a value is invalid; the message names it.
+    """
+
+    crop_padding: int = 4
+    padding_mode: PaddingMode = "zeros"
+    flip: bool = True
+    alternate_flip: bool = False
+    cutout: int = 0
+    cutout_fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0 or self.cutout < 0:
+            raise ValueError("crop_padding and cutout must be at least 0")
+        if self.padding_mode not in get_args(PaddingMode):
+            raise ValueError(f"padding_mode must be zeros or reflect, not {self.padding_mode!r}")
+
+
+DEFAULT_AUGMENTATION = Augmentation()
+
+
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """Where each image of a batch is cropped: `top`, `left` int64 [N] in the padded image, and
+    """For each image of a batch, the crop's `top` and `left`, int64 [N], in the padded image, and
     whether it is `mirrored`, bool [N]."""
 
     top: Tensor
@@ -31,12 +61,13 @@ class Crops:
     mirrored: Tensor
 
     def part(self, rank: int, world: int) -> Crops:
-        """Those of one rank's rows."""
-        return Crops(*(each[rank::world] for each in (self.top, self.left, self.mirrored)))
+        """The crops of one rank's rows."""
+        rows = slice(rank, None, world)
+        return Crops(self.top[rows], self.left[rows], self.mirrored[rows])
 
 
 def draw_crops(count: int, padding: int, generator: torch.Generator) -> Crops:
-    """Crops for a batch, each offset and both flips equally likely."""
+    """Random crops for a batch; all offsets and both flips are equally likely."""
 
     def draw(limit: int) -> Tensor:
         return torch.randint(limit, (count,), generator=generator, device=generator.device)
@@ -47,9 +78,9 @@ def draw_crops(count: int, padding: int, generator: torch.Generator) -> Crops:
 def crop_and_flip(
     images: Tensor, padding: int, generator: torch.Generator, mode: PaddingMode = "zeros"
 ) -> Tensor:
-    """Each image padded, cropped at random to its size and mirrored half the time.
+    """Pads each image, crops it at random to its size, and mirrors it half the time.
 
-    Takes and gives uint8 [N, H, W, 3] (He 2015, section 4.2: `padding` is 4 pixels of zeros).
+    Takes and returns uint8 [N, H, W, 3] (He 2015, section 4.2: `padding` is 4 pixels of zeros).
 
     Raises:
         ValueError: see `crop`.
@@ -62,7 +93,7 @@ def crop(packed: Tensor, crops: Crops, padding: int, mode: PaddingMode) -> Tenso
     """The crops of padded images: int32 [N, H, W], see `pack`.
 
     Raises:
-        ValueError: the images are too small to be reflected so far.
+        ValueError: the images are too small for reflection.
     """
     _, height, width = packed.shape
     device = packed.device
@@ -88,7 +119,7 @@ def _reflected(positions: Tensor, side: int) -> Tensor:
 
 
 def pack(images: Tensor) -> Tensor:
-    """A pixel as one number, which is moved faster than three: int32 [N, H, W] from uint8
+    """Each pixel as one number, which moves faster than three: int32 [N, H, W] from uint8
     [N, H, W, 3]."""
     packed = images.new_zeros(*images.shape[:-1], 4)
     for channel in range(3):
@@ -97,7 +128,7 @@ def pack(images: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """What `pack` took."""
+    """The inverse of `pack`."""
     channels = packed.contiguous().unsqueeze(-1).view(torch.uint8)
     images = channels.new_empty(*packed.shape, 3)
     for channel in range(3):
@@ -106,7 +137,7 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 def grey(spec: InputSpec) -> tuple[int, int, int]:
-    """The colour that normalisation makes zero, as nearly as uint8 can."""
+    """The colour that normalisation maps closest to zero."""
     red, green, blue = (round(255 * min(max(mean, 0), 1)) for mean in spec.mean)
     return red, green, blue
 
@@ -114,10 +145,10 @@ def grey(spec: InputSpec) -> tuple[int, int, int]:
 def cutout(
     images: Tensor, side: int, generator: torch.Generator, fill: Sequence[int] = (0, 0, 0)
 ) -> Tensor:
-    """Each image with a square of `side` pixels in the colour `fill`: uint8 [N, H, W, 3].
+    """Fills a square of `side` pixels in each image with the colour `fill`: uint8 [N, H, W, 3].
 
-    Its centre is anywhere in the image, so that part of it may lie outside (DeVries and Taylor,
-    arXiv:1708.04552, section 3.2). Their zero, after normalisation, is the colour of `grey`.
+    The centre is anywhere in the image, so part of the square may lie outside (DeVries and Taylor,
+    arXiv:1708.04552, section 3.2). They fill with zero after normalisation: the colour `grey`.
     """
     count, height, width, _ = images.shape
     centres = draw_centres(count, height, width, generator)
@@ -126,7 +157,7 @@ def cutout(
 
 
 def draw_centres(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Rows and columns of cutout's squares: int64 [N, 2]."""
+    """Rows and columns of the centres of cutout's squares: int64 [N, 2]."""
     sides = ((height,), (width,))
     drawn = [
         torch.randint(*side, (count,), generator=generator, device=generator.device)
@@ -145,8 +176,8 @@ def squares(centres: Tensor, side: int, height: int, width: int) -> Tensor:
 
 
 class Mixed(NamedTuple):
-    """`images` float [N, ...]: `weight` of each image and `1 - weight` of another one, whose
-    targets are `others`, int64 [N]. The loss is the two targets' losses in the same proportion."""
+    """`images` float [N, ...]: each the sum of `weight` times one image and `1 - weight` times
+    another, with targets `targets` and `others`, int64 [N]; the loss mixes in the same way."""
 
     images: Tensor
     targets: Tensor
@@ -157,18 +188,18 @@ class Mixed(NamedTuple):
 def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> Mixed:
     """Normalised images float [N, ...] mixed with others of their batch.
 
-    The weight is drawn once for the batch, from Beta(alpha, alpha) (Zhang 2017, arXiv:1710.09412,
+    One weight for the batch is drawn from Beta(alpha, alpha) (Zhang 2017, arXiv:1710.09412,
     section 2).
 
     Raises:
-        ValueError: `alpha` is not above 0, or the images are not of a floating type.
+        ValueError: `alpha` is not above 0, or the images are not floating-point.
     """
     if not (alpha > 0 and math.isfinite(alpha)):
         raise ValueError(f"mixup's alpha must be above 0, not {alpha}")
     if not images.is_floating_point():
         raise ValueError(f"mixup takes normalised images, not {images.dtype}")
     device = generator.device
-    # Of torch's own generators none draws from a Beta distribution.
+    # No generator of torch draws from a Beta distribution.
     seed = int(torch.randint(2**62, (), generator=generator, device=device))
     weight = float(np.random.default_rng(seed).beta(alpha, alpha))
     order = torch.randperm(len(images), generator=generator, device=device).to(images.device)

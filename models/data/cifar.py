@@ -1,7 +1,7 @@
-"""The official archives of CIFAR-10 and CIFAR-100, Python and binary versions alike.
+"""The official archives of CIFAR-10 and CIFAR-100, in their Python and binary versions.
 
-A pixel's three colours lie in three planes of 32 x 32 bytes, rows first. Krizhevsky 2009,
-and https://www.cs.toronto.edu/~kriz/cifar.html.
+An image is three planes of 32 x 32 bytes, one per colour, row by row: Krizhevsky 2009, and
+https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PICKLE = b"\x80"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """One version of one data set: which files it has.
+    """The files of one version of one data set.
 
-    `labels`, `names`: the keys of a pickle. `label_bytes`: bytes before a binary record's pixels,
-    of which the last is the class.
+    `labels`, `names`: keys of the pickle. `label_bytes`: bytes before the pixels of a binary
+    record; the last one is the class.
     """
 
     classes: int
@@ -82,7 +82,7 @@ BY_FILE = {
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """An archive, or the folder that one was unpacked into."""
+    """An archive, or the folder of an unpacked one."""
 
     path: Path
     layout: Layout
@@ -90,7 +90,7 @@ class Archive:
     def read(
         self, split: Split | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-        """Images uint8 [N, 32, 32, 3], targets int64 [N], and the class names in their own order.
+        """Images uint8 [N, 32, 32, 3], targets int64 [N], and the class names in the set's order.
 
         Raises:
             ValueError: a file is missing or damaged, or `split` is None; the message names it.
@@ -119,8 +119,8 @@ class Archive:
 
     def _contents(self, wanted: set[str]) -> dict[str, bytes]:
         if self.path.is_dir():
-            found = {name: self.path / name for name in wanted}
-            return {name: file.read_bytes() for name, file in found.items() if file.is_file()}
+            files = {name: self.path / name for name in wanted}
+            return {name: file.read_bytes() for name, file in files.items() if file.is_file()}
         contents: dict[str, bytes] = {}
         try:
             with tarfile.open(self.path) as archive:
@@ -138,9 +138,9 @@ class Archive:
 
 
 def find(path: Path) -> Archive | None:
-    """The archive that `path` is, or the folder of one that it is or holds; None if it is none."""
+    """The archive at `path`, packed or unpacked, there or one folder below; None if none is."""
     if path.is_dir():
-        for folder in (path, *sorted(each for each in path.iterdir() if each.is_dir())):
+        for folder in (path, *sorted(entry for entry in path.iterdir() if entry.is_dir())):
             for name, layout in BY_FILE.items():
                 if (folder / name).is_file() and _begins(folder / name, layout):
                     return Archive(folder, layout)
@@ -155,12 +155,12 @@ def find(path: Path) -> Archive | None:
                 if file is not None and (BY_FILE[name].label_bytes or file.read(1) == PICKLE):
                     return Archive(path, BY_FILE[name])
     except BROKEN_ARCHIVE:
-        return None  # Whoever reads it will say so.
+        return None  # Reading it will raise the error.
     return None
 
 
 def _begins(file: Path, layout: Layout) -> bool:
-    """Whether a file called like one of CIFAR's begins like one: some names are common."""
+    """Whether a file with the name of one of CIFAR's begins like it: some names are common."""
     if layout.label_bytes:
         return True
     with file.open("rb") as opened:
@@ -175,7 +175,7 @@ def _names(content: bytes, layout: Layout) -> tuple[str, ...]:
         raw = _fields(content).get(layout.names)
         if not isinstance(raw, list):
             raise ValueError(f"it has no list {layout.names!r}")
-        names = [each.decode() if isinstance(each, bytes) else str(each) for each in raw]
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in raw]
     if len(names) != layout.classes or len(set(names)) != layout.classes:
         raise ValueError(f"{layout.classes} class names expected, not {len(names)}")
     return tuple(names)
@@ -193,13 +193,13 @@ def _batch(content: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[n
         fields = _fields(content)
         data, raw = fields.get("data"), fields.get(layout.labels)
         if not isinstance(data, np.ndarray) or data.shape[1:] != (PIXELS,):
-            raise ValueError(f"its 'data' is no array of {PIXELS} bytes an image")
-        if not isinstance(raw, list) or not all(type(each) is int for each in raw):
-            raise ValueError(f"its {layout.labels!r} is no list of integers")
+            raise ValueError(f"its 'data' is not an array of {PIXELS} bytes an image")
+        if not isinstance(raw, list) or not all(type(label) is int for label in raw):
+            raise ValueError(f"its {layout.labels!r} is not a list of integers")
         if len(raw) != len(data) or not raw:
             raise ValueError(f"{len(raw)} labels do not fit {len(data)} images")
         pixels = data
-        labels = np.array([min(max(each, -1), layout.classes) for each in raw], dtype=np.int64)
+        labels = np.array([min(max(label, -1), layout.classes) for label in raw], dtype=np.int64)
     wrong = np.flatnonzero((labels < 0) | (labels >= layout.classes))
     if len(wrong):
         raise ValueError(
@@ -212,7 +212,7 @@ def _batch(content: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[n
 def _fields(content: bytes) -> Mapping[str, Any]:
     fields = plain(content)
     if not isinstance(fields, dict):
-        raise ValueError("it holds no dictionary")  # noqa: TRY004  (the file's fault)
+        raise ValueError("it does not hold a dictionary")  # noqa: TRY004  (the file's fault)
     return {
         key.decode("latin-1") if isinstance(key, bytes) else str(key): value
         for key, value in fields.items()

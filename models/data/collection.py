@@ -1,4 +1,4 @@
-"""A set of labelled images that are opened one by one, whatever holds them."""
+"""Labelled images opened one by one, from a folder, an archive or memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Transform = Callable[[Image.Image, int], NDArray[np.uint8]]
 
 
 class Images(Protocol):
-    """Images in an order; `compressed` ones are opened in it only, by `each`."""
+    """An ordered set of images; `compressed` ones can only be opened in order, by `each`."""
 
     @property
     def compressed(self) -> bool: ...
@@ -40,7 +40,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """Images that are decoded already: `pixels` uint8 [N, H, W, 3]."""
+    """Decoded images: `pixels` uint8 [N, H, W, 3]."""
 
     pixels: NDArray[np.uint8]
     compressed: bool = False
@@ -63,7 +63,7 @@ class InMemory:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """`images`, their `targets` int64 [N] into `classes`, and where they came from."""
+    """`images`, their `targets` int64 [N] as indices into `classes`, and their path."""
 
     images: Images
     targets: NDArray[np.int64]
@@ -74,30 +74,30 @@ class Collection:
         return len(self.targets)
 
     def part(self, rows: NDArray[np.int64]) -> Collection:
-        """The images `rows` int64 [n], which rise."""
+        """The images at `rows` int64 [n], in ascending order."""
         return replace(self, images=self.images.part(rows), targets=self.targets[rows])
 
     def relabelled(self, labels: Sequence[str]) -> Collection:
-        """The same images with targets that index `labels`.
+        """The same images with targets as indices into `labels`.
 
         Raises:
-            ValueError: a class is none of `labels`.
+            ValueError: a class is not in `labels`.
         """
         targets = positions(self.classes, labels, self.path.name)[self.targets]
         return replace(self, targets=targets, classes=tuple(labels))
 
 
 def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDArray[np.int64]:
-    """Each class's index among `labels`: int64 [K]. A class may be called by its synset.
+    """The index of each class in `labels`: int64 [K]. Classes may be named by their synsets.
 
     Raises:
-        ValueError: a class of `source` is none of `labels`.
+        ValueError: a class of `source` is not in `labels`.
     """
     index = {label: position for position, label in enumerate(labels)}
     index |= {synset: position for position, synset in enumerate(synsets(labels))}
     unknown = [label for label in classes if label not in index]
     if unknown:
-        raise ValueError(f"{source}: class {unknown[0]!r} is no label of the model")
+        raise ValueError(f"{source}: class {unknown[0]!r} is not one of the model's labels")
     return np.array([index[label] for label in classes], dtype=np.int64)
 
 
@@ -116,7 +116,7 @@ def find(path: Path, split: Split | None = None) -> Collection:
 
 
 def has_test_set(path: Path) -> bool:
-    """Whether `find` has a "test" split to give; a folder is not searched image by image."""
+    """Whether the set has a "test" split; does not search a folder image by image."""
     if cifar.find(path) is not None:
         return True
     if not path.is_dir():
@@ -134,7 +134,7 @@ def has_test_set(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Centre:
-    """The transform that serving and evaluation use."""
+    """The transform of serving and evaluation: resize and centre-crop."""
 
     spec: InputSpec
 
@@ -146,16 +146,16 @@ class Centre:
 def decoded(
     opener: Callable[[], Image.Image], name: str, transform: Transform, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """`transform` of one image: uint8 [S, S, 3].
+    """One image after `transform`: uint8 [S, S, 3].
 
     Raises:
-        ValueError: it cannot be read; the message names it.
+        ValueError: the image cannot be read; the message names it.
     """
     try:
         with opener() as image:
             return transform(image, seed)
-    except UnidentifiedImageError:  # It would name an object of ours.
-        raise ValueError(f"{name} is no readable image (unknown format)") from None
-    except Exception as error:  # noqa: BLE001  (PIL raises whatever broken data leads to)
+    except UnidentifiedImageError:  # Its message names a Python object.
+        raise ValueError(f"{name} is not a readable image (unknown format)") from None
+    except Exception as error:  # noqa: BLE001  (damaged data raises any error)
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name} is no readable image ({reason})") from None
+        raise ValueError(f"{name} is not a readable image ({reason})") from None

@@ -1,4 +1,4 @@
-"""Random crops of photographs, one by one: what networks of ImageNet's size are trained on."""
+"""Random crops of photographs, for training on images of ImageNet's size."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TRIES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomCrop:
-    """A crop resized to `size` pixels a side, and mirrored half the time if `flip`.
+    """A random crop resized to `size` pixels a side, mirrored half the time if `flip`.
 
-    Its area is the fraction `scale` of the image's and its width over height is in `ratio`
-    (Szegedy 2015, arXiv:1409.4842, section 6). Or, where `shorter_side` is given, it is a square
-    of the image resized so that its shorter side is in that range of pixels (He 2015, section
-    3.4: 256 to 480).
+    `scale`, `ratio`: ranges of the crop's area as a fraction of the image, and of its width over
+        height (Szegedy 2015, arXiv:1409.4842, section 6).
+    `shorter_side`: instead, crop a square after resizing the image's shorter side to a random
+        length in this range of pixels (He 2015, section 3.4: 256 to 480).
 
     Raises:
-        ValueError: a range is impossible; the message names it.
+        ValueError: a range is invalid; the message names it.
     """
 
     size: int
@@ -48,10 +48,10 @@ class RandomCrop:
             raise ValueError(f"interpolation must be one of {allowed}, not {self.interpolation!r}")
 
     def __call__(self, image: Image.Image, seed: int) -> NDArray[np.uint8]:
-        """uint8 [size, size, 3] of an image that was opened and not yet decoded.
+        """The crop of an opened image: uint8 [size, size, 3]. Equal seeds give equal crops.
 
-        Equal seeds give equal crops; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that
-        leaves at least twice the pixels a side that the crop is resized to.
+        JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, where each side of the crop keeps at
+        least twice the pixels it is resized to.
         """
         random = np.random.Generator(np.random.Philox(seed))
         width, height = image.size
@@ -72,7 +72,7 @@ class RandomCrop:
         return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
 
     def box(self, width: int, height: int, random: np.random.Generator) -> Box:
-        """Left, top, right and bottom of a crop in pixels of the image."""
+        """Left, top, right and bottom of a random crop, in pixels of the image."""
         if self.shorter_side is not None:
             short = random.integers(self.shorter_side[0], self.shorter_side[1] + 1)
             side = max(1, round(self.size * min(width, height) / int(short)))
@@ -84,7 +84,7 @@ class RandomCrop:
             across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < across <= width and 0 < down <= height:
                 return _placed(across, down, width, height, random)
-        # The largest in the middle that has a possible ratio.
+        # The largest centred crop with a valid ratio.
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         across = min(width, max(1, round(height * ratio)))
         down = min(height, max(1, round(width / ratio)))

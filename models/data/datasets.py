@@ -1,4 +1,4 @@
-"""Labelled images as uint8 arrays, whole sets in memory."""
+"""Whole labelled data sets in memory, as uint8 arrays."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.collection import Centre, Collection, decoded, find, positions
-from models.data.listing import MAX_PIXELS, SUFFIXES, Split
+from models.data.listing import Split
 from models.preprocess import InputSpec
-
-__all__ = ["MAX_PIXELS", "SUFFIXES", "Corrupt", "Dataset", "Split", "decode", "read"]
 
 Corrupt = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`images` uint8 [N, H, W, 3], `targets` int64 [N] into `classes`, and where they came from.
-
-    `skipped`: the names of images that could not be read, if that was allowed.
-    """
+    """`images` uint8 [N, H, W, 3], `targets` int64 [N] as indices into `classes`, and the set's
+    name. `skipped`: the names of images that could not be read, if that was allowed."""
 
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
@@ -33,10 +29,10 @@ class Dataset:
     skipped: tuple[str, ...] = ()
 
     def relabelled(self, labels: Sequence[str]) -> Dataset:
-        """The same images with targets that index `labels`.
+        """The same images with targets as indices into `labels`.
 
         Raises:
-            ValueError: a class is none of `labels`.
+            ValueError: a class is not in `labels`.
         """
         targets = positions(self.classes, labels, self.source)[self.targets]
         return replace(self, targets=targets, classes=tuple(labels))
@@ -50,14 +46,14 @@ def read(
     corrupt: Corrupt = "fail",
     split: Split | None = None,
 ) -> Dataset:
-    """Every image under `path`, resized and cropped by `spec`.
+    """Every image at `path`, resized and cropped by `spec`.
 
-    `path` is recognised by its content: an official archive of CIFAR-10 or CIFAR-100, packed or
-    unpacked, with classes in their own order; or a folder or a tar archive (plain or compressed)
-    of `CLASS/FILE`, with classes in alphabetical order, which all of ImageNet's synsets exchange
-    for our labels. `split` chooses a part: see `listing.listing`; CIFAR's archives need one.
-    `corrupt`: images that cannot be read are errors, or left out and named in `skipped`.
-    `progress` is called with the number of images read so far.
+    `path` is an official archive of CIFAR-10 or CIFAR-100, packed or unpacked, with classes in
+    the set's order; or a folder or tar archive (plain or compressed) of `CLASS/FILE` images, with
+    classes in alphabetical order. ImageNet's 1000 synsets get their labels as class names.
+    `split` chooses a part, see `listing.listing`; CIFAR's archives need it. `corrupt`: unreadable
+    images are errors, or are left out and named in `skipped`. `progress` is called with the
+    number of images read so far.
 
     Raises:
         ValueError: there are no images, or one cannot be read; the message names it.
@@ -66,37 +62,41 @@ def read(
 
 
 def decode(
-    found: Collection,
+    collection: Collection,
     spec: InputSpec,
     progress: Callable[[int], object] = lambda count: None,
     *,
     corrupt: Corrupt = "fail",
 ) -> Dataset:
-    """A collection's images as `read` gives them."""
+    """The images of a collection, decoded as by `read`."""
     try:
-        images = np.empty((len(found), spec.size, spec.size, 3), dtype=np.uint8)
+        images = np.empty((len(collection), spec.size, spec.size, 3), dtype=np.uint8)
     except MemoryError:
-        gigabytes = len(found) * 3 * spec.size**2 / 1e9
+        gigabytes = len(collection) * 3 * spec.size**2 / 1e9
         raise ValueError(
-            f"{found.path}: {len(found)} images at {spec.size} pixels do not fit into memory, "
-            f"which would take {gigabytes:.0f} GB; stream them"
+            f"{collection.path}: {len(collection)} images at {spec.size} pixels do not fit into "
+            f"memory, which would take {gigabytes:.0f} GB; stream them"
         ) from None
     transform = Centre(spec)
     kept: list[int] = []
     skipped: list[str] = []
-    for index, opener in enumerate(found.images.each()):
-        name = found.images.name(index)
+    for index, opener in enumerate(collection.images.each()):
+        name = collection.images.name(index)
         try:
             images[len(kept)] = decoded(opener, name, transform)
         except ValueError as error:
             if corrupt == "fail":
-                raise ValueError(f"{found.path}: {error}") from None
+                raise ValueError(f"{collection.path}: {error}") from None
             skipped.append(name)
             continue
         kept.append(index)
         progress(len(kept))
     if not kept:
-        raise ValueError(f"{found.path}: none of its {len(skipped)} images can be read")
+        raise ValueError(f"{collection.path}: none of its {len(skipped)} images can be read")
     return Dataset(
-        images[: len(kept)], found.targets[kept], found.classes, found.path.name, tuple(skipped)
+        images[: len(kept)],
+        collection.targets[kept],
+        collection.classes,
+        collection.path.name,
+        tuple(skipped),
     )

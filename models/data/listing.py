@@ -1,4 +1,4 @@
-"""Which images a folder or tar archive holds, of which class, and where their bytes are."""
+"""The images of a folder or tar archive, with their classes and the positions of their bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, NamedTuple
 
@@ -22,9 +22,9 @@ from models.data import imagenet
 
 Split = Literal["train", "test"]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-# Folders above those of the classes that say which part of a set they hold.
+# Folders above those of the classes that name the part of a set.
 PARTS = ("train", "test", "val")
-# Pillow has a limit too, but one that a process may have lifted.
+# Pillow's own limit can be disabled for the process.
 MAX_PIXELS = 100_000_000
 BROKEN_ARCHIVE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 LEVELS_ABOVE = 4  # From ILSVRC/Data/CLS-LOC/val to beside ILSVRC.
@@ -37,13 +37,29 @@ class _Member(NamedTuple):
     read: Callable[[], bytes]
 
 
+class _Place(NamedTuple):
+    """Where an image lies. `part`: the part of the set named by its folders, or "". `flat`: an
+    ImageNet validation image outside a folder of its class."""
+
+    folders: tuple[str, ...]
+    name: str
+    part: str
+    flat: bool
+
+
+class _Labelled(NamedTuple):
+    member: _Member
+    label: str
+    part: str
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Images of `path` in their order there; a worker process is given a copy.
+    """The images of `path` in order; small enough to copy to worker processes.
 
-    `names`: bytes [N], below `path`. `targets`: int64 [N] into `classes`. `offsets`, `lengths`:
-    int64 [N], of an image's bytes in the archive; empty for a folder. `compressed`: they can only
-    be read in their order, by `contents`.
+    `names`: bytes [N], relative to `path`. `targets`: int64 [N], indices into `classes`.
+    `offsets`, `lengths`: int64 [N], positions of the images in the archive; empty for a folder.
+    `compressed`: the images can only be read in order, by `each`.
     """
 
     path: Path
@@ -61,10 +77,10 @@ class Listing:
         return os.fsdecode(self.names[index])
 
     def open(self, index: int) -> Image.Image:
-        """Image `index`, its header read; whoever decodes it may find that it is broken.
+        """Image `index` with its header read; decoding it may still fail.
 
         Raises:
-            Exception: whatever Pillow makes of what is no image.
+            Exception: any error of Pillow for a file that is not an image.
         """
         return opened(self._bytes(index))
 
@@ -76,7 +92,7 @@ class Listing:
             return file.read(int(self.lengths[index]))
 
     def part(self, rows: NDArray[np.int64]) -> Listing:
-        """The images `rows` int64 [n], which rise."""
+        """The images at `rows` int64 [n], in ascending order."""
         archive = len(self.offsets) > 0
         return replace(
             self,
@@ -87,7 +103,7 @@ class Listing:
         )
 
     def each(self) -> Iterator[Callable[[], Image.Image]]:
-        """What opens each image, in order, to be called before the next is asked for."""
+        """A function that opens each image, in order; call it before asking for the next."""
         if not self.compressed:
             for index in range(len(self)):
                 yield partial(self.open, index)
@@ -103,8 +119,8 @@ def opened(data: bytes) -> Image.Image:
     """The image in `data`, not decoded yet.
 
     Raises:
-        ValueError: it has more pixels than any photograph.
-        Exception: whatever else Pillow makes of what is no image.
+        ValueError: it has more than `MAX_PIXELS` pixels.
+        Exception: any error of Pillow for data that is not an image.
     """
     image = Image.open(io.BytesIO(data))
     if image.width * image.height > MAX_PIXELS:
@@ -117,68 +133,78 @@ def _read_and_open(read: Callable[[], bytes]) -> Image.Image:
 
 
 def listing(path: Path, split: Split | None = None) -> Listing:
-    """The images under `path`: an image's class is the folder it lies in, or the inner archive.
+    """The images at `path`; the class of an image is its folder, or the archive within `path`.
 
-    `split` chooses the images below a folder `train`, or those below `test`, else `val`; a set
-    without such folders is one for training. ImageNet's validation images may lie in one folder:
-    see `imagenet.ground_truth`. Classes are in alphabetical order; all of ImageNet's 1000 synsets
-    get our labels, which have the same order.
+    `split` chooses the images below a folder `train`, or below `test` (else `val`); a set without
+    such folders is a training set. ImageNet's validation images may share one folder, see
+    `imagenet.ground_truth`. Classes are in alphabetical order; ImageNet's 1000 synsets get their
+    labels as class names, in the same order.
 
     Raises:
-        ValueError: there are none, or one has no class; the message names it.
+        ValueError: there are no images, or one has no class; the message names it.
     """
-    found: list[tuple[_Member, str, str]] = []
-    truths: dict[Path, tuple[Path, dict[str, str]]] = {}
+    ground_truth = cache(imagenet.ground_truth)  # A folder's file is read once.
+    images: list[_Labelled] = []
     parts: set[str] = set()
     flat = False
     for member in _members(path):
-        *folders, name = (part for part in member.name.split("/") if part not in ("", "."))
-        validation = bool(imagenet.VALIDATION.fullmatch(name)) and not imagenet.SYNSET.fullmatch(
-            folders[-1] if folders else path.name
-        )
-        above = folders if validation else folders[:-1]
-        part = next((each for each in reversed(above) if each in PARTS), "")
-        parts.add(part)
-        if part and split and (part == "train") != (split == "train"):
+        place = _place(path, member.name)
+        parts.add(place.part)
+        if place.part and split and (place.part == "train") != (split == "train"):
             continue
-        if validation:
-            folder = path.joinpath(*folders) if path.is_dir() else path.parent
-            if folder not in truths:
-                around = [folder, *list(folder.resolve().parents)[:LEVELS_ABOVE]]
-                truths[folder] = imagenet.ground_truth(around)
-            file, truth = truths[folder]
-            if PurePosixPath(name).stem not in truth:
-                raise ValueError(f"{file}: it has no line for {name}")
-            label, flat = truth[PurePosixPath(name).stem], True
-        elif folders and folders[-1] != "..":
-            label = folders[-1]
+        if place.flat:
+            flat, label = True, _synset(place.name, *ground_truth(_around(path, place.folders)))
+        elif place.folders and place.folders[-1] != "..":
+            label = place.folders[-1]
         else:
-            raise ValueError(f"{path}: {member.name} lies in no folder named by its class")
-        found.append((member._replace(read=bytes), label, part))
+            raise ValueError(f"{path}: {member.name} is not in a folder named after its class")
+        images.append(_Labelled(member._replace(read=bytes), label, place.part))
     if not parts:
-        raise ValueError(f"{path}: no images in folders named by class")
+        raise ValueError(f"{path}: no images in folders named after classes")
     chosen = _chosen(path, parts, split)
-    found = [each for each in found if chosen is None or each[2] == chosen]
-    classes = tuple(sorted({label for _, label, _ in found}))
-    if flat and set(classes) <= set(imagenet.synsets()):
-        classes = imagenet.synsets()
-    index = {label: position for position, label in enumerate(classes)}
-    if classes == imagenet.synsets():
-        classes = labels.read("imagenet1k")
+    images = [image for image in images if chosen is None or image.part == chosen]
+    names = tuple(sorted({image.label for image in images}))
+    if flat and set(names) <= set(imagenet.synsets()):
+        names = imagenet.synsets()
+    index = {name: position for position, name in enumerate(names)}
     archive = not path.is_dir()
+    members = [image.member for image in images]
     return Listing(
         path,
-        np.array([os.fsencode(member.name) for member, *_ in found]),
-        np.array([index[label] for _, label, _ in found], dtype=np.int64),
-        classes,
-        np.array([member.offset for member, *_ in found if archive], dtype=np.int64),
-        np.array([member.length for member, *_ in found if archive], dtype=np.int64),
+        np.array([os.fsencode(member.name) for member in members]),
+        np.array([index[image.label] for image in images], dtype=np.int64),
+        labels.read("imagenet1k") if names == imagenet.synsets() else names,
+        np.array([member.offset for member in members if archive], dtype=np.int64),
+        np.array([member.length for member in members if archive], dtype=np.int64),
         archive and _compressed(path),
     )
 
 
+def _place(path: Path, member: str) -> _Place:
+    *folders, name = (part for part in member.split("/") if part not in ("", "."))
+    flat = bool(imagenet.VALIDATION.fullmatch(name)) and not imagenet.SYNSET.fullmatch(
+        folders[-1] if folders else path.name
+    )
+    above = folders if flat else folders[:-1]
+    part = next((folder for folder in reversed(above) if folder in PARTS), "")
+    return _Place(tuple(folders), name, part, flat)
+
+
+def _around(path: Path, folders: tuple[str, ...]) -> tuple[Path, ...]:
+    """The folders that may have the ground truth of images in `folders`: there, or above."""
+    folder = path.joinpath(*folders) if path.is_dir() else path.parent
+    return (folder, *list(folder.resolve().parents)[:LEVELS_ABOVE])
+
+
+def _synset(name: str, file: Path, synsets: dict[str, str]) -> str:
+    stem = PurePosixPath(name).stem
+    if stem not in synsets:
+        raise ValueError(f"{file}: it has no line for {name}")
+    return synsets[stem]
+
+
 def _chosen(path: Path, parts: set[str], split: Split | None) -> str | None:
-    """Which of `parts` is `split`, or None if that is all there is."""
+    """The part that is `split`, or None for the whole set."""
     if split is None or (split == "train" and parts == {""}):
         return None
     for part in ("train",) if split == "train" else ("test", "val"):
@@ -187,11 +213,11 @@ def _chosen(path: Path, parts: set[str], split: Split | None) -> str | None:
     if split == "test" and parts == {""} and path.name in ("test", "val"):
         return None
     wanted = "train" if split == "train" else "test or val"
-    raise ValueError(f"{path}: it has no folder {wanted} with folders named by class")
+    raise ValueError(f"{path}: it has no folder {wanted} with folders named after classes")
 
 
 def _members(path: Path) -> Iterator[_Member]:
-    """Every image below `path`, those of folders sorted by their names."""
+    """Every image below `path`; those in folders are sorted by name."""
     if path.is_dir():
         for name in sorted(_walk(path), key=lambda name: name.split("/")):
             yield _Member(name, 0, 0, (path / name).read_bytes)
@@ -205,7 +231,7 @@ def _members(path: Path) -> Iterator[_Member]:
                     above = f"{PurePosixPath(member.name).stem}/"
                     with tarfile.open(fileobj=file) as images:
                         yield from _images(images, images, above, member.offset_data)
-    except (*BROKEN_ARCHIVE, LookupError, RecursionError) as error:  # Links may lead nowhere.
+    except (*BROKEN_ARCHIVE, LookupError, RecursionError) as error:  # Links may be broken.
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: neither a folder nor a whole tar archive ({reason})") from None
 
@@ -217,9 +243,9 @@ def _images(
     at: int,
 ) -> Iterator[_Member]:
     for member in members:
-        if not _is_image(member.name) or member.isdir():
+        if not is_image(member.name) or member.isdir():
             continue
-        # A link has no bytes of its own; what it leads to has.
+        # A link has no bytes; its target does.
         target = member if member.isreg() else _target(archive, member)
         read = partial(_content, archive, target)
         yield _Member(above + member.name, at + target.offset_data, target.size, read)
@@ -239,7 +265,7 @@ def _target(archive: tarfile.TarFile, link: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _walk(path: Path) -> Iterator[str]:
-    """Names of image files below `path`; links to folders are followed, but not in circles."""
+    """Names of image files below `path`; follows links to folders, but not in circles."""
     seen: set[tuple[int, int]] = set()
     for folder, inner, files in os.walk(path, followlinks=True):
         status = Path(folder).stat()
@@ -250,12 +276,13 @@ def _walk(path: Path) -> Iterator[str]:
         below = Path(folder).relative_to(path).as_posix()
         prefix = "" if below == "." else f"{below}/"
         for file in files:
-            if _is_image(file):
+            if is_image(file):
                 yield prefix + file
 
 
-def _is_image(name: str) -> bool:
-    # Asked a million times, of which pathlib would make seconds.
+def is_image(name: str) -> bool:
+    """Whether a file's name has the suffix of an image."""
+    # Called a million times; pathlib would take seconds.
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 

@@ -1,9 +1,10 @@
-"""Images read, cropped and collated by worker processes that go on living from epoch to epoch."""
+"""Reading, cropping and collating images in worker processes that live across epochs."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,8 +20,32 @@ from models.data.datasets import Corrupt
 from models.data.seeds import mix
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How images are loaded.
+
+    `corrupt`: an unreadable image is an error ("fail"), or is left out ("skip") and passed to
+        `report` in one line, once.
+    `workers`: processes that read ahead.
+    `resident`: decode the whole set before training; by default if images have at most 64 pixels
+        a side and together at most `resident_bytes`. `progress` is called with the number of
+        images decoded so far.
+    """
+
+    corrupt: Corrupt = "fail"
+    workers: int = 0
+    resident: bool | None = None
+    resident_bytes: int = 2**31
+    report: Callable[[str], object] = lambda line: None
+    progress: Callable[[int], object] = lambda count: None
+
+
+DEFAULT_LOADING = Loading()
+
+
 class Request(NamedTuple):
-    """The rows `rank::world` of a batch. Unreadable images are `replaced` by others of it."""
+    """The rows `rank::world` of a batch. `replaced`: other images of the batch replace those that
+    cannot be read."""
 
     indices: NDArray[np.int64]
     rank: int = 0
@@ -31,9 +56,9 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Images uint8 [n, S, S, 3], targets int64 [n], what could not be read, and what is wrong.
+    """Images uint8 [n, S, S, 3], targets int64 [n], the unreadable images, and an error or "".
 
-    An error travels as text: a worker's exceptions arrive with its traceback.
+    The error is text: an exception from a worker would arrive with its traceback.
     """
 
     images: Tensor
@@ -43,7 +68,7 @@ class Answer(NamedTuple):
 
 
 class Reader(TorchDataset[Answer]):
-    """What a worker has: it answers requests."""
+    """Answers requests in a worker process."""
 
     def __init__(
         self,
@@ -78,7 +103,7 @@ class Reader(TorchDataset[Answer]):
                 if request.replaced:
                     reason = f"{unreadable[-1]}, nor is any other of its batch"
                     return self._answer(pixels[:0], [], unreadable, reason)
-        # A view would be sent to the main process with all that it is a view of.
+        # Sending a view to the main process would send the whole array.
         whole = pixels if len(kept) == len(rows) else pixels[: len(kept)].copy()
         return self._answer(whole, kept, unreadable, "")
 
@@ -94,7 +119,7 @@ class Reader(TorchDataset[Answer]):
 
 
 class _Requests:
-    """The sampler of one loader for many epochs, whose workers go on living."""
+    """A sampler that serves many epochs, so that a loader's workers live on."""
 
     def __init__(self) -> None:
         self.pending: Iterator[Request] = iter(())
@@ -104,7 +129,7 @@ class _Requests:
 
 
 class Loader:
-    """Answers to requests in their order, by `workers` processes or, with none, right here."""
+    """Answers requests in order, in `workers` processes or, with 0, in this one."""
 
     def __init__(
         self, reader: Reader, source: str, workers: int, report: Callable[[str], object]
@@ -124,7 +149,7 @@ class Loader:
             yield self.checked(answer)
 
     def checked(self, answer: Answer) -> Answer:
-        """The answer, with its unreadable images reported once each.
+        """The answer, after reporting each unreadable image once.
 
         Raises:
             ValueError: the answer is an error.
@@ -140,7 +165,7 @@ class Loader:
     def _made(self, pinned: bool) -> DataLoader[Answer]:
         context = None
         if self.workers and "forkserver" in multiprocessing.get_all_start_methods():
-            # A fork of this process would have its locks, but not the threads that hold them.
+            # A fork would inherit locks without the threads that hold them.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", __name__])
         return DataLoader(
@@ -152,7 +177,7 @@ class Loader:
             collate_fn=_as_it_is,
             pin_memory=pinned,
             multiprocessing_context=context,
-            # Else each epoch would take a number from the generator that dropout draws from.
+            # Otherwise each epoch would draw from dropout's generator.
             generator=torch.Generator(),
         )
 

@@ -1,4 +1,4 @@
-"""Pickles read as data: plain containers and arrays of bytes, nothing that runs."""
+"""Pickles read as data: plain containers and byte arrays, without running any code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# As NumPy of Python 2, of Python 3 and since its version 2 call what makes an empty array.
+# NumPy's constructor of empty arrays before and since its version 2.
 RECONSTRUCT = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -29,10 +29,10 @@ BROKEN = (
 
 
 def plain(data: bytes) -> Any:
-    """What a pickle holds, of dicts, lists, tuples, numbers, texts and uint8 arrays.
+    """The content of a pickle of dicts, lists, tuples, numbers, strings and uint8 arrays.
 
-    No function that the file names is called: arrays are rebuilt here from their bytes. Texts of
-    Python 2 are given as bytes.
+    Functions that the file names are never called: arrays are rebuilt here from their bytes.
+    Strings of Python 2 become bytes.
 
     Raises:
         ValueError: the pickle is damaged, or names anything else; the message says what.
@@ -57,14 +57,14 @@ class _Reader(pickle.Unpickler):
         if module == "numpy" and name == "dtype":
             return _function(_Dtype)
         if module == "numpy" and name == "ndarray":
-            return "ndarray"  # Only ever handed to `_reconstruct`.
+            return "ndarray"  # Only passed to `_reconstruct`.
         if (module, name) == ("_codecs", "encode"):  # How Python 3 writes bytes for Python 2.
             return _function(lambda text, codec: text.encode("latin-1"))
         raise _Forbidden(f"it names {module}.{name}, and no code is run from a data file")
 
 
 def _function(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` anew for each mention: a pickle may set attributes of what it was given."""
+    """A new function for each mention: a pickle may set attributes of the objects it gets."""
     return lambda *arguments: call(*arguments)  # noqa: PLW0108
 
 
@@ -73,7 +73,7 @@ class _Dtype:
         self.code = code.decode("latin-1") if isinstance(code, bytes) else code
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and fields, which bytes have none of."""
+        """Ignores byte order and fields, which bytes do not have."""
 
 
 class _Array:
@@ -90,9 +90,9 @@ class _Array:
 
 
 def _finished(value: Any) -> Any:
-    """`value` with arrays for what stood for them, wherever a data set has them."""
+    """`value` with arrays in place of `_Array`, where data sets have them."""
     if isinstance(value, dict):
-        return {key: _finished(each) for key, each in value.items()}
+        return {key: _finished(entry) for key, entry in value.items()}
     if isinstance(value, _Array):
         if value.value is None:
             raise ValueError("an array has no content")

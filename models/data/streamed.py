@@ -1,4 +1,4 @@
-"""Sets too large for memory: each image is opened when its batch comes."""
+"""Sets too large for memory: each image is opened for its batch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.data.collection import Centre, Collection, Images, Transform, find
+from models.data.collection import Centre, Collection, Images, find
 from models.data.crops import RandomCrop
 from models.data.datasets import Corrupt
 from models.data.listing import Split
-from models.data.loading import Loader, Reader, Request
+from models.data.loading import DEFAULT_LOADING, Loader, Loading, Reader, Request
 from models.data.seeds import mix
-from models.preprocess import InputSpec, Interpolation
+from models.preprocess import InputSpec
 
 
 def global_batches(
     count: int, seed: int, epoch: int, start: int, batch_size: int
 ) -> Iterator[Tensor]:
     """Indices int64 [batch_size] of each whole batch of an epoch, from batch `start` on."""
-    # A CPU's order, which is the same on every machine.
+    # A CPU's order is the same on every machine.
     generator = torch.Generator().manual_seed(mix("order", seed, epoch))
     order = torch.randperm(count, generator=generator)
     for at in range(start * batch_size, count - batch_size + 1, batch_size):
@@ -32,56 +32,27 @@ def global_batches(
 
 
 class Streamed:
-    """A set of which each image is opened when its batch comes: a `Source` for ImageNet.
+    """A `Source` that opens each image for its batch: for sets like ImageNet.
 
-    Every image is cropped at random, see `crops.RandomCrop`; by seed, epoch and its index alone.
-    With `augment` false it is resized and its centre cropped. `workers` processes read ahead.
-    `corrupt`: an image that cannot be read is an error, or the next image of its batch that can
-    be takes its place; `report` is called with a line for each, once. One epoch at a time.
+    The random crop of an image depends only on seed, epoch and its index. With "skip", the next
+    readable image of the batch replaces an unreadable one. Only one epoch at a time.
 
     Raises:
-        ValueError: a value is impossible, or the set is in a compressed archive.
+        ValueError: a value is invalid, or the set is in a compressed archive.
     """
 
     def __init__(
-        self,
-        files: Images,
-        targets: NDArray[np.int64],
-        classes: tuple[str, ...],
-        source: str,
-        size: int,
-        workers: int,
-        *,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        shorter_side: tuple[int, int] | None = None,
-        interpolation: Interpolation = "bilinear",
-        flip: bool = True,
-        augment: bool = True,
-        corrupt: Corrupt = "fail",
-        report: Callable[[str], object] = lambda line: None,
+        self, collection: Collection, crop: RandomCrop, loading: Loading = DEFAULT_LOADING
     ) -> None:
-        if files.compressed:
+        self.classes, self.source = collection.classes, collection.path.name
+        if collection.images.compressed:
             raise ValueError(
-                f"{source}: images in a compressed archive have no order but its own; decompress it"
+                f"{self.source}: images in a compressed archive can only be read in order; "
+                "decompress it"
             )
-        transform: Transform = RandomCrop(
-            size=size,
-            scale=scale,
-            ratio=ratio,
-            shorter_side=shorter_side,
-            interpolation=interpolation,
-            flip=flip,
-        )
-        if not augment:
-            plain = InputSpec(
-                size=size, resize=size, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1)
-            )
-            transform = Centre(plain)
-        self.classes, self.source = classes, source
-        self._count = len(targets)
-        reader = Reader(files, targets, size, transform, corrupt)
-        self._loader = Loader(reader, source, workers, report)
+        self._count = len(collection)
+        reader = Reader(collection.images, collection.targets, crop.size, crop, loading.corrupt)
+        self._loader = Loader(reader, self.source, loading.workers, loading.report)
 
     def __len__(self) -> int:
         return self._count
@@ -100,7 +71,7 @@ class Streamed:
         """See `Source`.
 
         Raises:
-            ValueError: an image cannot be read, or with "skip" none of its batch; named.
+            ValueError: an image cannot be read, or with "skip" no image of its batch can.
         """
         requests = (
             Request(indices.numpy(), rank, world, seed, epoch, replaced=True)
@@ -115,14 +86,14 @@ class Streamed:
 
 
 class Stream:
-    """Every image of a set once, in order, as evaluation wants them; one batch in memory.
+    """Every image of a set once and in order, for evaluation; one batch in memory.
 
-    `skipped`: after a whole pass, why each unreadable image was left out.
+    `skipped`: after a whole pass, the reason for each image left out.
     """
 
     def __init__(
         self,
-        found: Collection,
+        collection: Collection,
         spec: InputSpec,
         *,
         batch_size: int,
@@ -131,26 +102,28 @@ class Stream:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.classes, self.source = found.classes, found.path.name
+        self.classes, self.source = collection.classes, collection.path.name
         self.skipped: list[str] = []
-        self._found, self._spec, self._batch_size = found, spec, batch_size
+        self._collection, self._spec, self._batch_size = collection, spec, batch_size
         self._corrupt: Corrupt = corrupt
-        self._workers = 0 if found.images.compressed else workers
-        self._reader = Reader(found.images, found.targets, spec.size, Centre(spec), corrupt)
-        self._loader = Loader(self._reader, str(found.path), self._workers, lambda line: None)
+        self._workers = 0 if collection.images.compressed else workers
+        self._reader = Reader(
+            collection.images, collection.targets, spec.size, Centre(spec), corrupt
+        )
+        self._loader = Loader(self._reader, str(collection.path), self._workers, lambda line: None)
 
     def __len__(self) -> int:
-        """Images, the unreadable ones among them."""
-        return len(self._found)
+        """The number of images, including unreadable ones."""
+        return len(self._collection)
 
     def relabelled(self, labels: Sequence[str]) -> Stream:
-        """The same images with targets that index `labels`.
+        """The same images with targets as indices into `labels`.
 
         Raises:
-            ValueError: a class is none of `labels`.
+            ValueError: a class is not in `labels`.
         """
         return Stream(
-            self._found.relabelled(labels),
+            self._collection.relabelled(labels),
             self._spec,
             batch_size=self._batch_size,
             corrupt=self._corrupt,
@@ -164,8 +137,8 @@ class Stream:
             ValueError: an image cannot be read; the message names it.
         """
         self.skipped = []
-        if self._found.images.compressed:
-            self._reader.images = _InOrder(self._found.images)
+        if self._collection.images.compressed:
+            self._reader.images = _InOrder(self._collection.images)
         count = len(self)
         requests = (
             Request(np.arange(at, min(at + self._batch_size, count)))
@@ -178,7 +151,7 @@ class Stream:
 
 
 class _InOrder:
-    """Images of a compressed archive, each asked for once and in order."""
+    """Images of a compressed archive, each opened once and in order."""
 
     compressed = True
 
@@ -210,12 +183,12 @@ def stream(
     corrupt: Corrupt = "fail",
     workers: int = 0,
 ) -> Stream:
-    """The images that `datasets.read` would give, batch by batch.
+    """The images of `datasets.read`, batch by batch.
 
-    `workers` processes read ahead; a compressed archive is read by this one.
+    `workers` processes read ahead; this process reads compressed archives itself.
 
     Raises:
         ValueError: see `datasets.read`.
     """
-    found = find(path, split)
-    return Stream(found, spec, batch_size=batch_size, corrupt=corrupt, workers=workers)
+    collection = find(path, split)
+    return Stream(collection, spec, batch_size=batch_size, corrupt=corrupt, workers=workers)

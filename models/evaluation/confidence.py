@@ -1,4 +1,4 @@
-"""How far a network's confidence is from how often it is right (Guo 2017, arXiv:1706.04599)."""
+"""Calibration: a network's confidence compared with its accuracy (Guo 2017, arXiv:1706.04599)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ BINS = 15
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reliability:
-    """Images by the confidence of their answer, in bins (b / B, (b + 1) / B] of equal width.
+    """Images by the confidence of their prediction, in B bins (b / B, (b + 1) / B].
 
-    For each of the B bins: `counts` int64 [B] of images, `right` int64 [B] of those whose class is
-    the answer, and `confidences` float64 [B], the sum of the answers' probabilities.
+    For each bin, `counts` int64 [B] of images and `right` int64 [B] of correct predictions, and
+    `confidences` float64 [B], the sum of the predictions' probabilities.
     """
 
     counts: NDArray[np.int64]
@@ -31,18 +31,18 @@ class Reliability:
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """The share of each bin's answers that are right, float64 [B]; NaN where it is empty."""
+        """The accuracy in each bin, float64 [B]; NaN for an empty bin."""
         return self._per_image(self.right)
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """The mean confidence in each bin, float64 [B]; NaN where it is empty."""
+        """The mean confidence in each bin, float64 [B]; NaN for an empty bin."""
         return self._per_image(self.confidences)
 
     @property
     def ece(self) -> float:
-        """The expected calibration error: the mean over all images of the difference between
-        accuracy and confidence in an image's bin (Guo 2017, section 2, equation 3)."""
+        """The expected calibration error: the difference between accuracy and confidence of the
+        bins, averaged over all images (Guo 2017, section 2, equation 3)."""
         return float(np.abs(self.right - self.confidences).sum() / self.counts.sum())
 
     def _per_image(self, sums: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -54,10 +54,10 @@ class Reliability:
 def reliability(
     probabilities: NDArray[np.float32], targets: NDArray[np.int64], bins: int = BINS
 ) -> Reliability:
-    """The bins of answers [N, K] to images of the classes [N]."""
+    """The bins of predictions with `probabilities` [N, K], for images of classes `targets` [N]."""
     answers = probabilities.argmax(axis=1)
     confidences = probabilities.max(axis=1).astype(np.float64)
-    # A bin's upper edge belongs to it.
+    # Bins include their upper edge.
     places = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
     return Reliability(
         np.bincount(places, minlength=bins).astype(np.int64),

@@ -1,4 +1,4 @@
-"""What a network gets right and how sure it is of it, through whatever forward serves."""
+"""Accuracy and calibration of a network, with the forward that serves."""
 
 from __future__ import annotations
 
@@ -16,27 +16,18 @@ from models.evaluation.confidence import Reliability, reliability
 Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
 # Images uint8 [N, H, W, 3], and their classes int64 [N].
 Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
-# A probability may underflow to zero, whose logarithm would hide all other images.
+# A probability may underflow to zero, whose logarithm would outweigh all other images.
 LEAST = float(np.finfo(np.float32).tiny)
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Fractions of `images` whose class is the first, or among the first five predictions."""
-
-    top1: float
-    top5: float
-    images: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """One pass over labelled images.
+    """The results of one pass over labelled images.
 
-    `top1`, `top5`: fractions of `images` whose class is the first, or among the first five.
+    `top1`, `top5`: fractions of `images` with their class first, or among the first five.
     `nll`: the mean negative log-likelihood of the images' classes, in nats.
-    `confusion`: int64 [K, K], images of the row's class that were taken for the column's.
-    `reliability`: the images by the confidence of their answer.
+    `confusion`: int64 [K, K], images of the row's class classified as the column's.
+    `reliability`: the images by the confidence of their prediction.
     """
 
     top1: float
@@ -53,7 +44,7 @@ class Evaluation:
 
     @property
     def per_class(self) -> NDArray[np.float64]:
-        """The accuracy on each class's images, float64 [K]; NaN for a class without images."""
+        """The accuracy for each class, float64 [K]; NaN for a class without images."""
         counts = self.confusion.sum(axis=1)
         unknown = np.full(len(counts), np.nan)
         right = self.confusion.diagonal()
@@ -70,14 +61,14 @@ def evaluate(
         None
     ),
 ) -> Evaluation:
-    """What `infer`, images uint8 [H, W, 3] to probabilities [N, K], makes of labelled images.
+    """Evaluates `infer`, from images uint8 [H, W, 3] to probabilities [N, K].
 
-    `batches` may come from a stream: only one of them is held at a time. `progress` is called
-    with the number of images that each has, `observe` with the probabilities [N, K] and the classes
-    [N] of each. Equal probabilities rank in the order of the classes.
+    Only one of `batches` is held at a time. For each batch, `progress` is called with its number
+    of images, and `observe` with the probabilities [N, K] and the classes [N]. Equal
+    probabilities rank in the order of the classes.
 
     Raises:
-        ValueError: there are no images, or a class is none of the network's K.
+        ValueError: there are no images, or a class is not one of the network's K.
     """
     first = fifth = total = 0
     nll = 0.0
@@ -88,7 +79,7 @@ def evaluate(
         count, classes = probabilities.shape
         strange = targets[(targets < 0) | (targets >= classes)]
         if strange.size:
-            raise ValueError(f"class {strange[0]} is none of the network's {classes}")
+            raise ValueError(f"class {strange[0]} is not one of the network's {classes} classes")
         ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
         right = ranked == targets[:, None]
         first += int(right[:, 0].sum())
@@ -98,8 +89,8 @@ def evaluate(
         if confusion is None:
             confusion = np.zeros((classes, classes), np.int64)
         np.add.at(confusion, (targets, ranked[:, 0]), 1)
-        found = reliability(probabilities, targets)
-        bins = found if bins is None else bins + found
+        binned = reliability(probabilities, targets)
+        bins = binned if bins is None else bins + binned
         total += count
         observe(probabilities, targets)
         progress(count)
@@ -109,32 +100,14 @@ def evaluate(
 
 
 def batches(data: Dataset, batch_size: int) -> Iterator[Batch]:
-    """The images of `data` in its order, the last batch with what is left."""
+    """The images of `data` in order; the last batch may be smaller."""
     for start in range(0, len(data.images), batch_size):
         part = slice(start, start + batch_size)
         yield data.images[part], data.targets[part]
 
 
-def accuracy(
-    infer: Infer,
-    data: Dataset,
-    *,
-    batch_size: int,
-    progress: Callable[[int], object] = lambda count: None,
-) -> Accuracy:
-    """Top-1 and top-5 accuracy of `infer`: images uint8 [H, W, 3] to probabilities [N, K].
-
-    `progress` is called with the number of images each step has done.
-
-    Raises:
-        ValueError: see `evaluate`.
-    """
-    found = evaluate(infer, batches(data, batch_size), progress=progress)
-    return Accuracy(found.top1, found.top5, found.images)
-
-
 def inference(classifier: Classifier) -> Infer:
-    """`evaluate`'s forward for a classifier as it is, in the caller's precision."""
+    """The forward of a classifier for `evaluate`, in the caller's precision."""
     device = classifier.normalise.scale.device
 
     def infer(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Evaluations as pictures. Needs matplotlib, which the extra `train` brings."""
+"""Plots of evaluations. Needs matplotlib, which the extra `train` installs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
-# Okabe and Ito's, which people tell apart who do not see all colours.
+# Okabe and Ito's colours, which are safe for colour-blind readers.
 BLUE, SKY, VERMILLION, GREY = "#0072b2", "#56b4e9", "#d55e00", "#777777"
-# Up to so many classes have their counts in the cells, and their names at the axes.
+# The most classes that get counts in the cells, and names at the axes.
 COUNTED, NAMED = 20, 100
-# More rows than this could not be told apart.
+# More rows than this would be indistinguishable.
 CELLS = 250
 
 
 def check(path: Path) -> None:
-    """Raises ValueError if a picture could not be written to `path`, before any work is done."""
+    """Raises ValueError if no plot can be written to `path`; call it before the work."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: a picture's name must end in one of {', '.join(SUFFIXES)}")
     if not path.absolute().parent.is_dir():
@@ -37,11 +37,11 @@ def check(path: Path) -> None:
 def draw_confusion(
     confusion: NDArray[np.int64], labels: Sequence[str], path: Path, title: str = ""
 ) -> None:
-    """Writes a picture of int64 [K, K], images by class (rows) and answer (columns).
+    """Plots a confusion matrix int64 [K, K] of classes (rows) and predictions (columns).
 
-    Colours are shares of each class's images; on a logarithmic scale where there are too many
-    classes to write counts into the cells, for what is rare would not be seen. Of more classes than
-    there is room for, a cell is the largest share in a square of several.
+    Colours are fractions of each class's images; on a logarithmic scale if there are too many
+    classes for counts in the cells, so that rare mistakes stay visible. If there are too many
+    classes for the plot, a cell is the largest fraction in a square of several.
     """
     from matplotlib.colors import LogNorm, Normalize  # noqa: PLC0415 - an extra
 
@@ -51,7 +51,7 @@ def draw_confusion(
     block = -(-count // CELLS)
     norm: Normalize = Normalize(0, 1)
     if count > COUNTED:
-        # One image of a class is light, and not white.
+        # A single image is light, not white.
         norm = LogNorm(0.3 / max(2, int(totals.max())), 1)
         shares = _largest(shares, block)
         shares = np.where(shares > 0, shares, np.nan)
@@ -77,8 +77,8 @@ def draw_confusion(
 
 
 def draw_reliability(bins: Reliability, path: Path, title: str = "") -> None:
-    """Writes a reliability diagram (Guo 2017, arXiv:1706.04599, figure 1): accuracy by confidence,
-    and below it how many images have that confidence."""
+    """Plots a reliability diagram (Guo 2017, arXiv:1706.04599, figure 1): accuracy by confidence,
+    above the number of images by confidence."""
     count = len(bins.counts)
     filled = bins.counts > 0
     edges = (np.arange(count) / count)[filled]
@@ -90,8 +90,7 @@ def draw_reliability(bins: Reliability, path: Path, title: str = "") -> None:
         axes.bar(edges, heights, 1 / count, align="edge", edgecolor="white", linewidth=0.8, **style)
 
     bars(upper, accuracy, color=BLUE, label="accuracy")
-    # Beside the bars of accuracy, not over them: where the answers are better than they are sure,
-    # the gap is within the bar.
+    # Gaps do not cover the accuracy: an underconfident bin has its gap within the bar.
     surplus = np.maximum(confidence - accuracy, 0)
     lack = np.maximum(accuracy - confidence, 0)
     bars(upper, surplus, bottom=accuracy, color=VERMILLION, label="overconfident by")
@@ -112,12 +111,13 @@ def draw_reliability(bins: Reliability, path: Path, title: str = "") -> None:
 
 
 def _largest(shares: NDArray[np.float64], block: int) -> NDArray[np.float64]:
-    """The largest of each square of `block` rows and columns, those at the edges being smaller."""
+    """The largest value of each square of `block` rows and columns; squares at the edges may be
+    smaller."""
     short = -len(shares) % block
     padded = np.pad(shares, ((0, short), (0, short)))
     cells = len(padded) // block
-    found: NDArray[np.float64] = padded.reshape(cells, block, cells, block).max(axis=(1, 3))
-    return found
+    largest: NDArray[np.float64] = padded.reshape(cells, block, cells, block).max(axis=(1, 3))
+    return largest
 
 
 def _figure(width: float, height: float) -> Figure:

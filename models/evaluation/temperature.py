@@ -1,4 +1,4 @@
-"""The temperature that makes a network's confidence truthful (Guo 2017, arXiv:1706.04599)."""
+"""Temperature scaling, which calibrates a network's confidence (Guo 2017, arXiv:1706.04599)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TOLERANCE = 1e-7  # Of the inverse temperature.
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A temperature and what it does to the images that it was fitted on: their expected
-    calibration error, and the mean negative log-likelihood of their classes in nats."""
+    """A temperature and its effect on the images it was fitted on: their expected calibration
+    error, and the mean negative log-likelihood of their classes in nats."""
 
     temperature: float
     images: int
@@ -32,17 +32,17 @@ class Fitted:
 def calibrate(
     probabilities: NDArray[np.float32], targets: NDArray[np.int64], temperature: float = 1.0
 ) -> Fitted:
-    """The temperature fitted on answers [N, K], which were given at `temperature`.
+    """The temperature fitted on probabilities [N, K] that were computed at `temperature`.
 
     Raises:
         ValueError: see `fit`.
     """
-    # Logits up to a constant; what underflowed is taken for the least that did not.
+    # Logits up to a constant; underflowed probabilities count as the smallest float.
     logits = np.log(np.maximum(probabilities, np.float32(LEAST))) * np.float32(temperature)
-    found = fit(logits, targets)
-    after = softmax(logits, found)
+    fitted = fit(logits, targets)
+    after = softmax(logits, fitted)
     return Fitted(
-        found,
+        fitted,
         len(targets),
         reliability(probabilities, targets).ece,
         reliability(after, targets).ece,
@@ -52,17 +52,17 @@ def calibrate(
 
 
 def fit(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """The temperature, from 0.05 to 20, by which dividing `logits` [N, K] makes the classes
-    `targets` [N] likeliest (Guo 2017, section 4.2).
+    """The temperature from 0.05 to 20 that maximises the likelihood of `targets` [N] under
+    `logits` [N, K] (Guo 2017, section 4.2).
 
-    Logits count up to a constant for each image, so logarithms of probabilities do as well. The
-    negative log-likelihood is convex in the inverse temperature: its minimum is where its slope
-    is zero, which Newton's steps find within a bracket that bisection keeps halving. Where there is
-    no minimum within the bounds, as when all answers are right, it is the bound.
+    A constant per image does not matter, so logarithms of probabilities serve as logits. The
+    negative log-likelihood is convex in the inverse temperature. Newton's method finds its
+    minimum, safeguarded by bisection. Without a minimum within the bounds, for instance when all
+    predictions are right, the result is the bound.
 
     Raises:
-        ValueError: there are no images, shapes do not fit, a logit is not finite or a class is
-            none of the K.
+        ValueError: there are no images, shapes do not match, a logit is not finite, or a class is
+            not one of the K.
     """
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(f"logits {logits.shape} do not fit targets {targets.shape}")
@@ -75,7 +75,7 @@ def fit(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
     low, high = 1 / HIGH, 1 / LOW
     first, last = (_slope(logits, targets, inverse)[0] for inverse in (low, high))
     inverse = 1.0
-    if first == last == 0:  # Logits all alike: no temperature changes anything.
+    if first == last == 0:  # All logits are equal: no temperature has an effect.
         return inverse
     if first >= 0:
         return HIGH
@@ -87,7 +87,7 @@ def fit(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
         step = inverse - slope / curvature if curvature > 0 else math.inf
         if abs(step - inverse) <= TOLERANCE * inverse:
             break
-        # Beyond the bracket, or on an edge of it, it would not converge.
+        # Newton's method does not converge from outside the bracket, or from its edge.
         inverse = step if low < step < high else (low + high) / 2
     return 1 / inverse
 
@@ -108,8 +108,8 @@ def _nll(probabilities: NDArray[np.float32], targets: NDArray[np.int64]) -> floa
 def _slope(
     logits: NDArray[np.float32], targets: NDArray[np.int64], inverse: float
 ) -> tuple[float, float]:
-    """The first and second derivative of the mean negative log-likelihood by the inverse of the
-    temperature: the mean surplus of expected over true logits, and the logits' mean variance."""
+    """The first and second derivative of the mean negative log-likelihood with respect to the
+    inverse temperature: the mean of expected minus true logits, and the logits' mean variance."""
     surplus = variance = 0.0
     for start in range(0, len(logits), ROWS):
         rows = logits[start : start + ROWS].astype(np.float64)

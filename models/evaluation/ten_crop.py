@@ -1,4 +1,4 @@
-"""Ten views of an image, whose answers are averaged."""
+"""Ten-crop testing: the mean prediction of ten views of an image."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ Pixels = NDArray[np.uint8]
 
 
 def whole(spec: InputSpec) -> InputSpec:
-    """What to read images by, so that `ten` finds its crops in them.
+    """The input specification that reads images large enough for the crops of `ten`.
 
-    The square in the middle of the resized image, `spec.resize` pixels a side (Krizhevsky 2012,
-    sections 2 and 4.1, whose 10-crop testing He 2015 names as its own, arXiv:1512.03385,
-    section 3.4).
+    The centred square of the resized image, `spec.resize` pixels a side (Krizhevsky 2012,
+    sections 2 and 4.1; He 2015, arXiv:1512.03385, section 3.4, adopts its 10-crop testing).
 
     Raises:
-        ValueError: the images are not resized to more than what the network sees.
+        ValueError: images are not resized to more than the network sees.
     """
     if spec.resize == spec.size:
         raise ValueError(
@@ -33,12 +32,12 @@ def whole(spec: InputSpec) -> InputSpec:
 
 
 def ten(image: Pixels, size: int) -> list[Pixels]:
-    """The corners and the centre of uint8 [H, W, 3], `size` pixels a side, and their mirrors.
+    """The four corners and the centre of uint8 [H, W, 3], `size` pixels a side, and their mirrors.
 
-    In the order: top left, top right, bottom left, bottom right, centre, and these five mirrored.
+    In order: top left, top right, bottom left, bottom right, centre, and these five mirrored.
     """
     bottom, right = (side - size for side in image.shape[:2])
-    # The centre's corner rounds halves to even, as serving does.
+    # Halves round to even, as in serving.
     corners = (
         (0, 0),
         (0, right),
@@ -57,7 +56,7 @@ def averaged(infer: Infer, size: int) -> Infer:
         views = [view for image in images for view in ten(image, size)]
         rows = infer(views)
         means = rows.reshape(len(images), 10, -1).mean(axis=1, dtype=np.float64)
-        found: NDArray[np.float32] = means.astype(np.float32)
-        return found
+        probabilities: NDArray[np.float32] = means.astype(np.float32)
+        return probabilities
 
     return ten_times

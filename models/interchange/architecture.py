@@ -1,4 +1,4 @@
-"""The architecture that a state dict in our own names has, read off its names and shapes."""
+"""Infers an architecture from a state dict in our tensor names."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
+from models.architecture import BIASED, EXPANSION, Architecture, Block, PreactStem, Shortcut
 from models.bundle import BundleError
-from models.resnet import BIASED, EXPANSION, Architecture, Block, PreactStem, Shortcut
 
 BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.")
 STEM, FIRST = "stem.conv.weight", "stages.0.0.conv1.weight"
 
 
 def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Architecture:
-    """What names and shapes determine, and `numerics`: fields of `Architecture` that they do not.
+    """The architecture with the names and shapes of `tensors`.
 
-    Those are all that say how a layer computes: where it strides, how it pads, its epsilon, what a
-    pre-activation shortcut sees.
+    `numerics` are fields of `Architecture` that names and shapes do not determine: where a layer
+    strides, how it pads, its epsilon, what a pre-activation shortcut sees.
 
     Raises:
-        BundleError: the tensors are no ResNet's of ours; the message names what is missing.
+        BundleError: the tensors do not form a supported ResNet; the message names the reason.
     """
     blocks = _blocks(tensors)
     for needed in (STEM, FIRST, "head.weight"):
@@ -33,7 +33,7 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
         raise BundleError(f"{STEM} must have four dimensions")
     stem_width, stem_channels, _, kernel = tensors[STEM].shape
     if kernel not in (3, 7):
-        raise BundleError(f"a stem of {kernel}x{kernel} is no ResNet's: 7x7 or 3x3")
+        raise BundleError(f"a stem of {kernel}x{kernel} is not a ResNet's: 7x7 or 3x3")
     inner = [_rows(tensors, f"stages.{stage}.0.conv1.weight") for stage in range(len(blocks))]
     outer = [
         _rows(tensors, f"stages.{stage}.0.conv{3 if block == 'bottleneck' else 2}.weight")
@@ -41,7 +41,7 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
     ]
     width, planes = _widths(block, stem_width, inner, outer)
     preact = _is_preact(tensors, len(blocks))
-    found: dict[str, Any] = {
+    described: dict[str, Any] = {
         "block": block,
         "blocks": tuple(blocks),
         "planes": planes,
@@ -56,28 +56,28 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
     }
     shortcuts = {name.rpartition(".")[0] for name in tensors if ".shortcut." in name}
     if shortcuts and not preact:
-        found["shortcut_norm"] = any(name.endswith(".bn") for name in shortcuts)
+        described["shortcut_norm"] = any(name.endswith(".bn") for name in shortcuts)
     if preact:
-        found |= {"preact_stem": _stem(tensors), "final_norm": "norm.weight" in tensors}
+        described |= {"preact_stem": _stem(tensors), "final_norm": "norm.weight" in tensors}
     try:
-        return Architecture(**(found | numerics))
+        return Architecture(**(described | numerics))
     except ValueError as error:
         raise BundleError(str(error)) from None
 
 
 def _blocks(tensors: Mapping[str, Tensor]) -> list[int]:
     """Blocks per stage."""
-    found: dict[int, set[int]] = {}
+    stages: dict[int, set[int]] = {}
     for name in tensors:
         if match := BLOCK.match(name):
-            found.setdefault(int(match[1]), set()).add(int(match[2]))
-    if sorted(found) != list(range(len(found))) or not found:
+            stages.setdefault(int(match[1]), set()).add(int(match[2]))
+    if sorted(stages) != list(range(len(stages))) or not stages:
         raise BundleError("no residual stages found: is this a ResNet?")
-    for stage, indices in found.items():
+    for stage, indices in stages.items():
         if sorted(indices) != list(range(len(indices))):
             missing = min(set(range(max(indices))) - indices)
             raise BundleError(f"block {missing} of stage {stage} is missing")
-    return [len(found[stage]) for stage in range(len(found))]
+    return [len(stages[stage]) for stage in range(len(stages))]
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
@@ -91,18 +91,18 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
 def _widths(
     block: Block, stem: int, inner: list[int], outer: list[int]
 ) -> tuple[float, tuple[int, ...]]:
-    """The factor `width` and the planes of each stage; the stem is as wide as the first planes."""
+    """The factor `width` and the planes of each stage; the stem has the first planes' width."""
     width = inner[0] // stem if inner[0] % stem == 0 else inner[0] / stem
     planes = [channels / width for channels in inner]
-    if any(each % 1 for each in planes) or (
-        block == "bottleneck" and [EXPANSION[block] * each for each in planes] != outer
+    if any(count % 1 for count in planes) or (
+        block == "bottleneck" and [EXPANSION[block] * count for count in planes] != outer
     ):
-        raise BundleError(f"stages {outer} wide behind a stem of {stem} are no ResNet's")
+        raise BundleError(f"stages {outer} wide behind a stem of {stem} do not fit a ResNet")
     return width, tuple(map(int, planes))
 
 
 def _is_preact(tensors: Mapping[str, Tensor], stages: int) -> bool:
-    """Whether a block's first norm is as wide as its input rather than as its first convolution."""
+    """Whether a block's first norm has the width of its input, not of its first convolution."""
     for stage in range(stages):
         norm = tensors.get(f"stages.{stage}.0.bn1.weight")
         convolution = tensors[f"stages.{stage}.0.conv1.weight"]
@@ -137,8 +137,8 @@ def _biases(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     names = {
         "stem": r"stem\.conv\.bias",
         "shortcut": r".*\.shortcut\.conv\.bias",
-        **{each: rf"stages\.\d+\.\d+\.{each}\.bias" for each in BIASED if each[-1].isdigit()},
+        **{role: rf"stages\.\d+\.\d+\.{role}\.bias" for role in BIASED if role[-1].isdigit()},
     }
     return tuple(
-        each for each in BIASED if any(re.fullmatch(names[each], name) for name in tensors)
+        role for role in BIASED if any(re.fullmatch(names[role], name) for name in tensors)
     )

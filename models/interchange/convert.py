@@ -1,4 +1,4 @@
-"""Weights of other ecosystems, in and out."""
+"""Import and export of weights from and to other ecosystems."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from models import digest, naming, variants
+from models import files, variants
 from models import labels as label_files
-from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
+from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit, name_from
 from models.interchange.flax import importer as flax
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.keras import importer as keras
 from models.interchange.onnx import export as onnx_export
 from models.interchange.onnx import importer as onnx
@@ -23,7 +23,7 @@ from models.resnet import on_meta
 from models.suggestions import hint
 
 COUNTER = "num_batches_tracked"
-FORMATS: dict[str, Callable[[Path], Source]] = {
+FORMATS: dict[str, Callable[[Path], Imported]] = {
     "cifar": cifar.read,
     "flax": flax.read,
     "huggingface": huggingface.read,
@@ -38,18 +38,18 @@ EXPORTERS: dict[str, Callable[[Bundle, Path, Mapping[str, Any]], None]] = {
     "timm": export.to_timm,
     "torchvision": export.to_torchvision,
 }
-# Formats whose files say what they are, so that nobody need name them.
+# Formats that are recognised by their files' content.
 RECOGNISED: dict[str, Callable[[bytes], bool]] = {
     "onnx": onnx.begins,
 }
 
 
 class NormalisationUnknown(BundleError):
-    """A file leaves open how images were normalised, and the caller has not said it."""
+    """Neither the file nor the caller says how images are normalised."""
 
 
 def recognise(path: Path) -> str | None:
-    """The key of `FORMATS` for a file that says what it is, by its suffix or its first bytes."""
+    """The key of `FORMATS` for a file with a known suffix or known first bytes, else None."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix in RECOGNISED:
         return suffix
@@ -57,7 +57,7 @@ def recognise(path: Path) -> str | None:
         with path.open("rb") as file:
             start = file.read(16)
     except OSError:
-        return None  # Whoever reads it will say why.
+        return None  # Reading it will raise the error.
     return next((name for name, begins in RECOGNISED.items() if begins(start)), None)
 
 
@@ -74,16 +74,17 @@ def convert(
 ) -> Bundle:
     """A bundle of the weights in a file of another ecosystem.
 
-    `format` is a key of `FORMATS`; some of them read folders too. `mean` and `std` override what
-    the file's layout fixes, and are needed where it fixes nothing; `labels` is as for
-    `models.labels.read`; `name` is by default what the file says, else made of its own;
-    `variant` is only checked: names and shapes determine it. `numerics` are fields of
-    `Architecture` that no file reveals, such as `stride_at`, where they differ from what the
-    format stands for.
+    `format`: a key of `FORMATS`; some of them read folders too.
+    `name`: by default the name in the file, or else that of the file.
+    `variant`: only checked; names and shapes determine the network.
+    `mean`, `std`: override those of the file's layout, and are required if it has none.
+    `labels`: see `models.labels.read`.
+    `numerics`: fields of `Architecture` that the file cannot reveal, such as `stride_at`, if they
+        differ from the format's usual values.
 
     Raises:
-        BundleError: the file is something else, or leaves something open; one line says what.
-        WeightsMismatch: tensors are missing or superfluous.
+        BundleError: the file is something else, or incomplete; the message names the reason.
+        WeightsMismatch: tensors are missing or unexpected.
     """
     if format not in FORMATS:
         raise BundleError(f"no format is called {format!r}; {hint(format, FORMATS)}")
@@ -91,16 +92,16 @@ def convert(
     if numerics:
         changed = variants.override(source.architecture, **numerics)
         source = replace(source, architecture=changed)
-    found = variants.find(source.architecture)
-    if variant is not None and (found is None or variants.variant(variant).name != found.name):
-        actual = found.name if found else "a network that has no name"
+    row = variants.find(source.architecture)
+    if variant is not None and (row is None or variants.variant(variant).name != row.name):
+        actual = row.name if row else "a network that has no name"
         raise BundleError(f"{path}: holds {actual}, not {variant}")
     network = on_meta(source.architecture)
     # Only training without momentum reads these counters, and many files lack them.
     counters = {n: torch.tensor(0) for n in network.state_dict() if n.endswith(COUNTER)}
     tensors = counters | source.tensors
     try:
-        check_fit(network, tensors, found.name if found else "a ResNet")
+        check_fit(network, tensors, row.name if row else "a ResNet")
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{path}: {error}", error.difference) from None
     mean, std = mean or source.mean, std or source.std
@@ -111,8 +112,8 @@ def convert(
         )
     classes = source.architecture.num_classes
     return Bundle(
-        name=name or source.name or naming.made_of(path.name.partition(".")[0]),
-        variant=found.name if found else None,
+        name=name or source.name or name_from(path.name.partition(".")[0]),
+        variant=row.name if row else None,
         architecture=source.architecture,
         input=replace(source.spec, mean=mean, std=std),
         labels=label_files.read(labels)
@@ -125,7 +126,7 @@ def convert(
         provenance={
             **source.provenance,
             "source": path.name,
-            "sha256": digest.sha256(source.file or path),
+            "sha256": files.sha256(source.file or path),
             "format": format,
             "layout": source.layout,
         },
@@ -133,12 +134,12 @@ def convert(
 
 
 def export_to(format: str, bundle: Bundle, path: Path, **options: Any) -> None:
-    """Writes the weights of a bundle as another ecosystem has them.
+    """Writes the weights of a bundle in another ecosystem's format.
 
-    `format` is a key of `EXPORTERS`; `options` are the format's own.
+    `format` is a key of `EXPORTERS`; `options` depend on the format.
 
     Raises:
-        BundleError: that ecosystem has no such network; one line says what it lacks.
+        BundleError: that ecosystem does not have this network; the message names the difference.
     """
     if format not in EXPORTERS:
         raise BundleError(f"no format to write is called {format!r}; {hint(format, EXPORTERS)}")

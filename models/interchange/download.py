@@ -1,11 +1,13 @@
-"""Files from the network, kept and checked."""
+"""Downloads that are cached, checked and resumed.
+
+`torch.hub.download_url_to_file` neither resumes nor locks.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import http.client
 import io
-import re
 import ssl
 import urllib.error
 import urllib.request
@@ -14,7 +16,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from models import digest
+from models import files
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30
@@ -28,45 +30,44 @@ BROKEN = (
 
 
 class DownloadError(ValueError):
-    """A file could not be had; the message is one line that names its URL."""
+    """A download failed; the message names the URL in one line."""
 
 
 def fetch(url: str, folder: Path, sha256: str) -> Path:
-    """The file at `url`, in `folder` under the URL's last part; downloaded unless it is there.
+    """The file at `url`, downloaded to `folder` unless it is there.
 
-    `sha256` are the first digits of its checksum. What an interrupted download has left is
-    continued; the file appears whole and checked, or not at all. Several processes may ask for
-    the same file at once.
+    `sha256` is the beginning of its checksum. An interrupted download resumes; the file appears
+    only when it is complete and checked. Several processes may fetch the same file at once.
 
     Raises:
-        DownloadError: there is no network, no such file, or the checksum is another.
+        DownloadError: there is no network or no such file, or the checksum differs.
         OSError: `folder` cannot be written.
     """
     path = folder / url.rpartition("/")[2]
-    if path.is_file() and digest.sha256(path).startswith(sha256):
+    if path.is_file() and files.sha256(path).startswith(sha256):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        # Another process may have finished it meanwhile, and so moved this very file.
-        if path.is_file() and digest.sha256(path).startswith(sha256):
+        # Another process may have finished and moved this very file meanwhile.
+        if path.is_file() and files.sha256(path).startswith(sha256):
             return path
         file.seek(0, io.SEEK_END)
         _continue(url, file)
-        found = digest.sha256(part)
-        if not found.startswith(sha256):
+        digest = files.sha256(part)
+        if not digest.startswith(sha256):
             part.unlink()
             raise DownloadError(
-                f"{url}: its SHA-256 begins with {found[: len(sha256)]}, not with {sha256}; "
+                f"{url}: its SHA-256 begins with {digest[: len(sha256)]}, not with {sha256}; "
                 "nothing was kept"
             )
-        part.replace(path)
+        files.move(part, path)
     return path
 
 
 def _continue(url: str, file: BinaryIO) -> None:
-    """Appends what `file` lacks."""
+    """Appends the rest of the download to `file`."""
     have = file.tell()
     request = urllib.request.Request(url, headers={"User-Agent": "resnet-serve"})  # noqa: S310
     if have:
@@ -94,7 +95,7 @@ def _continue(url: str, file: BinaryIO) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return  # All of it is there, or more: its checksum decides.
+            return  # The file is complete, or too long: the checksum decides.
         raise DownloadError(f"{url}: {error.code} {error.reason}") from None
     except BROKEN as error:
         reason = getattr(error, "reason", None) or error
@@ -102,6 +103,6 @@ def _continue(url: str, file: BinaryIO) -> None:
 
 
 def _continues(answer: http.client.HTTPResponse, have: int) -> bool:
-    """Whether a server has heeded the range."""
-    says = answer.headers.get("Content-Range", "")
-    return answer.status == http.client.PARTIAL_CONTENT and bool(re.match(rf"bytes {have}-", says))
+    """Whether the server sent the requested range."""
+    sent = answer.headers.get("Content-Range", "")
+    return answer.status == http.client.PARTIAL_CONTENT and sent.startswith(f"bytes {have}-")

@@ -1,4 +1,4 @@
-"""Libraries that read other ecosystems' files, and come with an extra."""
+"""Optional libraries for the files of other ecosystems."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ INSTALL = "pip install 'resnet-serve[interchange]'"
 
 
 def load(library: str) -> Any:
-    """The library, imported.
+    """Imports a library.
 
     Raises:
-        BundleError: it is not installed; the message says what installs it.
+        BundleError: it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(library)

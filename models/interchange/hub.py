@@ -1,4 +1,4 @@
-"""Weights that are named, not given: torchvision's, and repositories on the Hugging Face hub."""
+"""Weights to download: torchvision's, and repositories on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from models.interchange import torchvision_weights
 from models.interchange.convert import convert
 from models.interchange.download import fetch
 from models.interchange.extras import INSTALL
+from models.interchange.formats import REPOSITORY
 from models.interchange.pytorch.checkpoint import IN_FOLDERS, read_json
-
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
 
 
 def from_torchvision(spec: str, cache: Path) -> Bundle:
-    """The bundle of `VARIANT` or `VARIANT:WEIGHTS`, from a file that is kept in `cache`.
+    """The bundle of `VARIANT` or `VARIANT:WEIGHTS`, from a file cached in `cache`.
 
-    Where `cache` cannot be written, the file is downloaded for this once.
+    If `cache` cannot be written, the file is downloaded to a temporary folder.
 
     Raises:
-        ValueError: there are no such weights, or they cannot be had; one line says why.
+        ValueError: there are no such weights, or the download failed.
     """
     variant, _, weights = spec.partition(":")
     row = torchvision_weights.find(variant, weights)
@@ -36,7 +35,7 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
         with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
             return _published(row, fetch(url, Path(folder), row.sha256))
     except OSError as error:
-        raise BundleError(f"{unwritable}; nor can it be kept for once: {error}") from None
+        raise BundleError(f"{unwritable}, and a temporary folder is no help: {error}") from None
 
 
 def _published(row: torchvision_weights.Published, path: Path) -> Bundle:
@@ -46,11 +45,11 @@ def _published(row: torchvision_weights.Published, path: Path) -> Bundle:
 def from_huggingface(spec: str) -> Bundle:
     """The bundle of a repository `OWNER/NAME`, or `OWNER/NAME@REVISION`, on the Hugging Face hub.
 
-    It is kept where `huggingface_hub` keeps it, whose environment variables say how it connects.
-    timm's and transformers' ResNets are known.
+    `huggingface_hub` caches it and connects, as its environment variables say. Supports the
+    ResNets of timm and transformers.
 
     Raises:
-        BundleError: there is no such repository, no network, or another kind of model.
+        BundleError: there is no such repository, no network, or it is another kind of model.
     """
     if not REPOSITORY.fullmatch(spec):
         raise BundleError("name a repository as OWNER/NAME or OWNER/NAME@REVISION")
@@ -77,11 +76,11 @@ def from_huggingface(spec: str) -> Bundle:
 
 
 def _downloaded(repository: str, file: str, revision: str) -> Path:
-    """A file of a repository, downloaded unless it is kept already."""
-    found = _optional(repository, file, revision)
-    if found is None:
+    """A file of a repository, downloaded unless it is cached."""
+    path = _optional(repository, file, revision)
+    if path is None:
         raise BundleError(f"has no {file}")
-    return found
+    return path
 
 
 def _optional(repository: str, file: str, revision: str) -> Path | None:
@@ -96,7 +95,7 @@ def _optional(repository: str, file: str, revision: str) -> Path | None:
         if _reachable(huggingface_hub.hf_hub_url(**wanted)):
             return Path(huggingface_hub.hf_hub_download(**wanted))
     except errors.GatedRepoError:
-        raise BundleError("asks for a licence to be accepted; log in to the hub") from None
+        raise BundleError("requires its licence to be accepted; log in to the hub") from None
     except errors.RepositoryNotFoundError:
         raise BundleError("the hub has no such public repository") from None
     except errors.RevisionNotFoundError:
@@ -108,12 +107,12 @@ def _optional(repository: str, file: str, revision: str) -> Path | None:
         raise BundleError(f"{file} cannot be downloaded ({reason})") from None
     kept = huggingface_hub.try_to_load_from_cache(**wanted)
     if kept is None:
-        raise BundleError(f"{file} is not kept here and the hub cannot be reached")
+        raise BundleError(f"{file} is not cached, and the hub cannot be reached")
     return Path(kept) if isinstance(kept, str) else None
 
 
 def _reachable(url: str) -> bool:
-    """Whether the hub answers, if only that it has no such file; a download would try for long."""
+    """Whether the hub answers at all; a download would retry for a long time."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -125,7 +124,7 @@ def _reachable(url: str) -> bool:
         errors.RevisionNotFoundError,
     ):
         return True
-    # Whatever the HTTP client raises that it is built on.
+    # Any error of the underlying HTTP client.
     except Exception:  # noqa: BLE001
         return False
     return True

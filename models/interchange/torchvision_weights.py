@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models import digest
+from models import files
 from models.preprocess import IMAGENET, InputSpec
 from models.suggestions import hint
 
@@ -15,8 +15,8 @@ URL = "https://download.pytorch.org/models"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`sha256` are the first digits of the file's; `top1`, `top5` are torchvision's own figures, in
-    percent of ImageNet's validation images."""
+    """`sha256` is the beginning of the file's checksum. `top1`, `top5`: torchvision's figures in
+    percent, on ImageNet's validation images."""
 
     variant: str
     weights: str
@@ -56,16 +56,16 @@ WEIGHTS = (
 
 
 def of_file(path: Path) -> Published | None:
-    """The published weights that a file is, whatever it is called."""
-    found = digest.sha256(path)
-    return next((row for row in WEIGHTS if found.startswith(row.sha256)), None)
+    """The published weights in a file, recognised by its checksum."""
+    digest = files.sha256(path)
+    return next((row for row in WEIGHTS if digest.startswith(row.sha256)), None)
 
 
 def find(variant: str, weights: str = "") -> Published:
     """The weights called `IMAGENET1K_V1` or `V1`; by default the latest.
 
     Raises:
-        ValueError: there are none; the message lists those there are.
+        ValueError: there are no such weights; the message lists the available ones.
     """
     rows = [row for row in WEIGHTS if row.variant == variant]
     if not rows:

@@ -1,4 +1,4 @@
-"""Class names, one per line and in the order of the network's outputs."""
+"""Class names, one per line in the order of the network's outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def read(source: str) -> tuple[str, ...]:
     """Labels by name ("cifar10", "cifar100", "imagenet1k") or from a text file, one per line.
 
     Raises:
-        ValueError: neither such a name nor a readable file, or a label is empty.
+        ValueError: `source` is neither such a name nor a readable file, or a label is empty.
     """
     if source in NAMES:
         text = resources.files(__name__).joinpath(f"{source}.txt").read_text("utf-8")
@@ -32,7 +32,7 @@ def read(source: str) -> tuple[str, ...]:
 
 
 def default(num_classes: int) -> tuple[str, ...]:
-    """The labels that a data set of that many classes usually means, else "class 0" and so on."""
+    """The labels of the usual data set with this many classes, or else "class 0" and so on."""
     known = {10: "cifar10", 100: "cifar100", 1000: "imagenet1k"}
     if num_classes in known:
         return read(known[num_classes])
@@ -40,9 +40,9 @@ def default(num_classes: int) -> tuple[str, ...]:
 
 
 def synsets(labels: Sequence[str]) -> tuple[str, ...]:
-    """WordNet's ids ("n01440764") of `labels` in their order, if they are ImageNet's; else none.
+    """WordNet's ids ("n01440764") of `labels` in order, if they are ImageNet's; else ().
 
-    ImageNet's own folders are called by these.
+    ImageNet's folders have these names.
     """
     if tuple(labels) != read("imagenet1k"):
         return ()

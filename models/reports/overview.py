@@ -1,4 +1,4 @@
-"""The recipes as a person reads them."""
+"""The recipes as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLASSES = {"CIFAR-10": 10, "CIFAR-100": 100, "ImageNet": 1000}
 
 
 def overview() -> str:
-    """Each recipe: its paper, schedule, optimizer, augmentation, and the errors it is to give."""
+    """Each recipe's paper, schedule, optimizer, augmentation, and the errors to reproduce."""
     return "\n\n".join(
         "\n".join([f"{name}: {recipe.paper}", *_described(recipe)])
         for name, recipe in RECIPES.items()
@@ -22,16 +22,16 @@ def overview() -> str:
 
 
 def expected(recipe: Recipe) -> list[Published]:
-    """The published results that `recipe` is to give."""
+    """The published results that `recipe` should reproduce."""
     if not recipe.published:
         return []
     dropout = recipe.dropout or 0.0
-    found = [row for row in PUBLISHED if row.source.startswith(recipe.published)]
-    return [row for row in found if row.dropout == dropout]
+    rows = [row for row in PUBLISHED if row.source.startswith(recipe.published)]
+    return [row for row in rows if row.dropout == dropout]
 
 
 def parameters(row: Published) -> int:
-    """Learnable scalars of the network that a published result is of."""
+    """The number of learnable scalars of a published result's network."""
     named = variants.variant(row.variant)
     changes = {"num_classes": CLASSES[row.data], "shortcut": row.shortcut}
     return cost(variants.override(named.architecture, **changes), named.input.size).parameters
@@ -53,13 +53,13 @@ def _described(recipe: Recipe) -> Iterator[str]:
         "dropout": recipe.dropout,
         "shortcut": recipe.shortcut,
     }
-    if said := [f"{name} {value}" for name, value in others.items() if value]:
-        yield _wrapped("besides", ", ".join(said))
+    if settings := [f"{name} {value}" for name, value in others.items() if value]:
+        yield _wrapped("besides", ", ".join(settings))
     yield from _errors(expected(recipe))
 
 
 def _errors(rows: list[Published]) -> Iterator[str]:
-    """A table: a line for each network, a column for each data set."""
+    """A table with a row for each network and a column for each data set."""
     sets = [name for name in CLASSES if name in {row.data for row in rows}]
     if not rows:
         return
@@ -67,10 +67,10 @@ def _errors(rows: list[Published]) -> Iterator[str]:
     networks: dict[tuple[str, float], list[Published]] = {}
     for row in rows:
         networks.setdefault((row.variant, row.dropout), []).append(row)
-    for (name, _), found in networks.items():
-        errors = {row.data: f"{row.error:.2f} %" for row in found}
-        columns = " ".join(f"{errors.get(each, ''):>10}" for each in sets)
-        yield f"    {name:<32} {parameters(found[0]) / 1e6:>9.2f}M {columns}".rstrip()
+    for (name, _), results in networks.items():
+        errors = {row.data: f"{row.error:.2f} %" for row in results}
+        columns = " ".join(f"{errors.get(data_set, ''):>10}" for data_set in sets)
+        yield f"    {name:<32} {parameters(results[0]) / 1e6:>9.2f}M {columns}".rstrip()
 
 
 def _wrapped(name: str, text: str) -> str:
@@ -89,12 +89,12 @@ def schedule(recipe: Recipe) -> str:
 
 
 def augmentation(recipe: Recipe) -> str:
-    """What happens to images, in words."""
+    """The augmentation in words."""
     crops = {
         "padded": f"crops behind {recipe.crop_padding} pixels of {recipe.padding_mode}",
         "resized": "random resized crops",
     }
-    said = [crops[recipe.crops], "alternating flips" if recipe.alternate_flip else "flips"]
-    said += [f"cutout {recipe.cutout}"] if recipe.cutout else []
-    said += [f"mixup {recipe.mixup:g}"] if recipe.mixup else []
-    return ", ".join(said)
+    steps = [crops[recipe.crops], "alternating flips" if recipe.alternate_flip else "flips"]
+    steps += [f"cutout {recipe.cutout}"] if recipe.cutout else []
+    steps += [f"mixup {recipe.mixup:g}"] if recipe.mixup else []
+    return ", ".join(steps)

@@ -1,4 +1,4 @@
-"""Finished training runs brought together: the seeds of each configuration."""
+"""Finished training runs, grouped by configuration over their seeds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from statistics import fmean, median, pstdev
 from typing import Any
 
 from models import bundle, labels, variants
+from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.reports import published
 from models.reports.published import DataSet, Published
-from models.resnet import Architecture
 from models.training import history
 from models.training.history import Epoch
 
@@ -28,9 +28,9 @@ DATA_SETS: dict[str, DataSet] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One bundle, measured on one test set; `top1` and `top5` are fractions of `images`.
+    """One bundle, evaluated on one test set; `top1` and `top5` are fractions of `images`.
 
-    `rows` is the log of its run folder, empty where there is none.
+    `rows` is the log of its run folder, empty if there is none.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What the architecture changes of its variant, but for the classes that data decide."""
+        """The fields that differ from the variant's, apart from the number of classes."""
         if self.variant is None:
             return {}
         named = variants.variant(self.variant).architecture
@@ -64,21 +64,21 @@ class Run:
 
     @property
     def configuration(self) -> str:
-        """Equal for runs that differ by their seed alone."""
+        """A key that is equal for runs that differ only in their seed."""
         parts = [asdict(self.architecture), self.data, self.test, self.images, self.recipe]
         return json.dumps(parts, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """`mean` and population standard deviation, as torch-resnet aggregates its own."""
+    """Mean and population standard deviation, which torch-resnet also reports."""
 
     mean: float
     deviation: float
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """None where a value is missing, or there is none."""
+        """The spread of `values`; None if a value is missing or there are none."""
         everything = list(values)
         known = [value for value in everything if value is not None]
         if not known or len(known) < len(everything):
@@ -91,10 +91,10 @@ def collect(
 ) -> list[Run]:
     """The runs of `paths`: bundles, their run folders, or folders of bundles.
 
-    `skipped` is told of each file in a folder that is no measured training run.
+    `skipped` is called with a line for each file in a folder that is not an evaluated run.
 
     Raises:
-        ValueError: a path that was named is none, or there is none at all; the message names it.
+        ValueError: a given path is not a run, or there are no runs; the message names it.
     """
     runs: dict[tuple[Path, str], Run] = {}
     for path in paths:
@@ -122,12 +122,14 @@ def _files(path: Path) -> list[Path]:
 
 
 def _runs(path: Path) -> Iterator[Run]:
-    """One for each test set that the bundle was measured on."""
+    """A run for each test set that the bundle was evaluated on."""
     read = bundle.read(path)
     provenance = read.provenance
     recipe, seed = provenance.get("recipe"), provenance.get("seed")
     if not (isinstance(recipe, dict) and isinstance(seed, int)):
-        raise BundleError(f"{path}: not of `resnet-serve train`: it tells no recipe and seed")
+        raise BundleError(
+            f"{path}: not trained by `resnet-serve train`: it records no recipe and seed"
+        )
     tests = {
         source: figures
         for source, figures in read.metrics.items()
@@ -160,7 +162,7 @@ def _runs(path: Path) -> Iterator[Run]:
 
 
 def _data_set(read: Bundle) -> DataSet | None:
-    """The classes tell it, in whatever order; a file may be called anything."""
+    """The data set with these classes, in any order; file names may be misleading."""
     for name, data_set in DATA_SETS.items():
         known = labels.read(name)
         if set(read.labels) in (set(known), set(labels.synsets(known))):
@@ -180,20 +182,20 @@ def _speed(rows: Sequence[Epoch]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Runs that differ by their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     runs: tuple[Run, ...]
 
     @property
     def error(self) -> Spread:
-        """Top-1 error of the bundles as they were saved, in per cent."""
+        """Top-1 error of the saved bundles, as a percentage."""
         spread = Spread.of([100 * (1 - run.top1) for run in self.runs])
         assert spread is not None
         return spread
 
     @property
     def best_error(self) -> Spread | None:
-        """Of each run's epoch with the least error on the test images, where all have a log."""
+        """Top-1 error of each run's best epoch on the test images, if all runs have a log."""
         return Spread.of(
             [
                 min(
@@ -227,7 +229,7 @@ class Result:
 
 
 def aggregate(runs: Sequence[Run]) -> list[Result]:
-    """Results by data and network, in the order of `variants.names()`.
+    """Results sorted by data and network, in the order of `variants.names()`.
 
     Raises:
         ValueError: two runs of a configuration have the same seed; the message names them.
@@ -239,7 +241,7 @@ def aggregate(runs: Sequence[Run]) -> list[Result]:
         group.sort(key=lambda run: run.seed)
         for one, other in pairwise(group):
             if one.seed == other.seed:
-                raise ValueError(f"{one.path} and {other.path} are both of seed {one.seed}")
+                raise ValueError(f"{one.path} and {other.path} both have seed {one.seed}")
     order = {name: position for position, name in enumerate(variants.names())}
 
     def place(group: list[Run]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Results of training as a Markdown table beside the published figures, and as JSON."""
+"""Training results with published figures, as a Markdown table and as JSON."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from models import summary
+from models.architecture import Architecture
 from models.reports.published import Published
 from models.reports.results import Result, Spread
-from models.resnet import Architecture, on_meta
+from models.resnet import on_meta
 from models.training.recipes import RECIPES
 
 COLUMNS = (
@@ -31,7 +32,7 @@ NUMBERS = ("parameters", "layers", "seeds", "top-1 error, %", "images/s", "hours
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The results for other programs: errors in per cent, hours of one run."""
+    """The results for other programs: errors as percentages, hours of one run."""
     return [_described(result) for result in results]
 
 
@@ -73,7 +74,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def _shape(architecture: Architecture) -> str:
-    """What stands for the name of a network that has none."""
+    """A label for a network without a name."""
     blocks, planes = (
         "-".join(map(str, numbers)) for numbers in (architecture.blocks, architecture.planes)
     )
@@ -81,7 +82,7 @@ def _shape(architecture: Architecture) -> str:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """A table, and below it where the published figures are from."""
+    """A table, followed by the sources of the published figures."""
     sources: list[str] = []
     table = [
         _line(COLUMNS),
@@ -92,7 +93,7 @@ def markdown(results: Sequence[Result]) -> str:
         "Errors are means ± population standard deviations over seeds; hours are one run's.",
         *(f"[{number}] {source}." for number, source in enumerate(sources, 1)),
     ]
-    # Two spaces at its end make Markdown break a line.
+    # Two spaces at the end of a line break it in Markdown.
     return "\n".join(table) + "\n\n" + "  \n".join(notes) + "\n"
 
 
@@ -101,7 +102,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cells(result: Result, sources: list[str]) -> Iterator[str]:
-    """`sources` grows by those that are cited."""
+    """The cells of a row; appends the sources that they cite to `sources`."""
     facts, first = _described(result), result.runs[0]
     yield ", ".join([facts["model"], *_assignments(first.overrides)])
     yield f"{facts['parameters'] / 1e6:.2f} M"
@@ -146,9 +147,9 @@ def _assignments(values: dict[str, Any]) -> list[str]:
 
 
 def _recipe(recorded: dict[str, Any]) -> str:
-    """A recipe's name, and what was changed of the row that is called so."""
+    """A recipe's name, and the fields that differ from the recipe of that name."""
     name = str(recorded.get("name", "unnamed"))
-    # As JSON gives it back, which is how the other one comes.
+    # As JSON returns it, like the recorded one.
     row = json.loads(json.dumps(asdict(RECIPES[name]))) if name in RECIPES else {}
     changed = {
         key: value

@@ -1,8 +1,7 @@
-"""What a run that was stopped goes on from."""
+"""The state from which a stopped training run resumes."""
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,51 +9,49 @@ from typing import Any
 
 import torch
 
+from models import files
+
 FORMAT = 1
 
 
 class CannotResume(ValueError):
-    """There is nothing to go on from, or it belongs to another run; one line says why."""
+    """The saved state is damaged or belongs to another run; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run keeps its state, and what makes it the same run.
+    """Where a run saves its state, and what identifies the run.
 
-    `run`: everything that decides the weights, as JSON has it: recipe, seed, network, data.
+    `run`: everything that determines the weights, as JSON values: recipe, seed, network, data.
     """
 
     path: Path
     run: dict[str, Any]
 
     def save(self, state: dict[str, Any]) -> None:
-        """Writes the state whole or not at all, whenever the process or the machine dies."""
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("wb") as file:
+        """Writes the state atomically."""
+        with files.atomic(self.path) as file:
             torch.save({"format": FORMAT, "run": self.run, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
 
     def load(self, device: str) -> dict[str, Any] | None:
-        """The state last saved, its tensors on `device`; None if there is none.
+        """The last saved state, with tensors on `device`; None if there is none.
 
         Raises:
-            CannotResume: the file is damaged, or of another run.
+            CannotResume: the file is damaged or belongs to another run.
         """
         try:
             state = torch.load(self.path, map_location=device, weights_only=True)
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-            raise CannotResume(f"{self.path} is damaged; --restart begins the run anew") from None
+            raise CannotResume(f"{self.path} is damaged; --restart starts over") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise CannotResume(f"{self.path} is no state of a run; --restart begins it anew")
+            raise CannotResume(f"{self.path} is not the state of a run; --restart starts over")
         for key, value in self.run.items():
             if (before := state["run"].get(key)) != value:
                 raise CannotResume(
                     f"{self.path} belongs to a run with another {_difference(key, before, value)}; "
-                    "--restart begins anew"
+                    "--restart starts over"
                 )
         return dict(state)
 

@@ -1,4 +1,4 @@
-"""A run folder's log: rows of epochs as JSON lines, CSV and TensorBoard's scalars; curves."""
+"""The log of a run folder, as JSON lines, CSV and TensorBoard's scalars; and its curves."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import files
 from models.plotting import STYLE
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ LOG, TABLE = "log.jsonl", "log.csv"
 INSTALL = "pip install 'resnet-serve[train]'"
 WHOLE = ("epoch", "step")
 OPTIONAL = ("test_loss", "test_top1", "test_top5")
-# TensorBoard's names; what comes before the slash shares a chart.
+# TensorBoard's names; names with the same part before the slash share a chart.
 SCALARS = {
     "learning_rate": "learning_rate",
     "loss": "loss/train",
@@ -35,19 +36,19 @@ SCALARS = {
     "images_per_second": "images_per_second",
 }
 PICTURES = (".pdf", ".png", ".svg")
-# Okabe and Ito's colours, which people tell apart who do not see all colours.
+# Okabe and Ito's colours, which are safe for colour-blind readers.
 TRAIN, TEST, RATE = "#0072b2", "#d55e00", "#009e73"
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What is known when an epoch has ended.
+    """The figures of one epoch.
 
     `epoch`: counted from 1. `step`: steps since the run began.
     `learning_rate`: of the epoch's last step.
-    `loss`, `accuracy`: means over the training images, as they were seen.
-    `test_loss`, `test_top1`, `test_top5`: on the test images; None where they were not measured.
-    `images_per_second`: of training. `seconds`: that the epoch took, its test included.
+    `loss`, `accuracy`: means over the augmented training images.
+    `test_loss`, `test_top1`, `test_top5`: on the test images; None if not measured.
+    `images_per_second`: of training. `seconds`: of the whole epoch, including its test.
     """
 
     epoch: int
@@ -67,13 +68,13 @@ def _on_stderr(line: str) -> None:
 
 
 class History:
-    """The log in `folder`, which is made if it is not there; rows that it has are continued.
+    """The log in `folder`, which is created if necessary; existing rows are continued.
 
-    `log.jsonl` is what is read again; `log.csv` and TensorBoard's files say the same. Without
-    TensorBoard the others are written, and `say` is told once what would install it.
+    `log.jsonl` is the file that is read back; `log.csv` and TensorBoard's files have the same
+    rows. If TensorBoard is not installed, `say` gets the command to install it, once.
 
     Raises:
-        ValueError: there is a log, and it is damaged; the message names the file and the line.
+        ValueError: an existing log is damaged; the message names the file and the line.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], object] = _on_stderr) -> None:
@@ -89,7 +90,7 @@ class History:
         return tuple(self._rows)
 
     def append(self, row: Epoch) -> None:
-        """Writes a row, to be seen by others at once.
+        """Writes a row, which readers see at once.
 
         Raises:
             ValueError: `row` is not later than the last one.
@@ -100,7 +101,7 @@ class History:
                 "truncate the log first"
             )
         if not self._begun:
-            # What a killed run left half-written must not end up in front of this row.
+            # A killed run may have left half a row, which must not precede this one.
             self._rewrite()
             self._open_board()
             self._begun = True
@@ -116,17 +117,17 @@ class History:
             self._board.flush()
 
     def truncate(self, step: int) -> None:
-        """Drops what was logged after `step`, for a run that goes on from there."""
+        """Drops the rows after `step`, for a run that resumes from there."""
         self.close()
         self._rows = [row for row in self._rows if row.step <= step]
         self._rewrite()
         if not self._rows:
-            # They are read in the order of their names, which one second and one process mix up.
+            # TensorBoard sorts files by name, and names from the same second are ambiguous.
             for file in self.folder.glob("events.out.tfevents.*"):
                 file.unlink()
 
     def close(self) -> None:
-        """Ends TensorBoard's file; a later `append` begins another one."""
+        """Closes TensorBoard's file; a later `append` begins a new one."""
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -135,26 +136,24 @@ class History:
     def _rewrite(self) -> None:
         log = "".join(_json(row) for row in self._rows)
         for name, text in ((LOG, log), (TABLE, _csv(self._rows, header=True))):
-            part = self.folder / f"{name}.part"
-            with part.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-            part.replace(self.folder / name)
+            with files.atomic(self.folder / name) as file:
+                file.write_text(text, "utf-8", newline="")
 
     def _open_board(self) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._say(f"no TensorBoard files are written: {INSTALL}")
-            # Once is enough, however often the log is opened and closed.
+            # Say it once, however often the log is opened.
             self._say = lambda line: None
             return
-        # Events of an earlier process that are not in the log any more are hidden.
+        # Hide events of an earlier process that are no longer in the log.
         purged = (self._rows[-1].step if self._rows else 0) + 1
         self._board = SummaryWriter(str(self.folder), purge_step=purged)
 
 
 def read(folder: Path) -> list[Epoch]:
-    """The rows of a run folder's log; a last line that is not whole is left out.
+    """The rows of a run folder's log, without an incomplete last line.
 
     Raises:
         ValueError: there is no log, or another line is damaged; the message names it.
@@ -184,7 +183,7 @@ def _row(values: Any) -> Epoch:
         raise ValueError(f"not an object of {', '.join(names)}")
     for name, value in values.items():
         if value is None and name not in WHOLE:
-            # JSON has no word for a figure that is not finite.
+            # JSON cannot represent a figure that is not finite.
             values[name] = None if name in OPTIONAL else math.nan
         elif isinstance(value, bool) or not isinstance(
             value, int if name in WHOLE else int | float
@@ -211,13 +210,13 @@ def _csv(rows: Sequence[Epoch], *, header: bool = False) -> str:
 
 
 def curves(runs: Path | Sequence[Path | Sequence[Epoch]], path: Path, title: str = "") -> None:
-    """Draws loss, top-1 error and learning rate by epoch into a .png, .svg or .pdf file.
+    """Plots loss, top-1 error and learning rate by epoch to a .png, .svg or .pdf file.
 
-    `runs` is a run folder, or several runs of one kind, each a folder or its rows. Several are
-    drawn thinly, below their mean and a band of one standard deviation (population) to each side.
+    `runs` is a run folder, or several runs, each a folder or its rows. Several runs get thin
+    lines, with their mean and a band of one population standard deviation on each side.
 
     Raises:
-        ValueError: no matplotlib, no such picture format, no log, or no row in it.
+        ValueError: matplotlib is not installed, the format is unknown, or there is no log or row.
     """
     if path.suffix.lower() not in PICTURES:
         raise ValueError(f"{path}: must end in {', '.join(PICTURES)}")
@@ -243,9 +242,8 @@ def curves(runs: Path | Sequence[Path | Sequence[Epoch]], path: Path, title: str
         tops = {"train": ("accuracy", TRAIN), "test": ("test_top1", TEST)}
         _panel(error, "Top-1 error, %", logs, tops, ".2f")
         _panel(rate, "Learning rate", logs, {"": ("learning_rate", RATE)}, "")
-        part = path.with_name(f"{path.name}.part")
-        figure.savefig(part, dpi=150, format=path.suffix[1:].lower())
-        part.replace(path)
+        with files.atomic(path) as file:
+            figure.savefig(file, dpi=150, format=path.suffix[1:].lower())
 
 
 def _panel(
@@ -255,7 +253,7 @@ def _panel(
     drawn: dict[str, tuple[str, str]],
     digits: str,
 ) -> None:
-    """One of `curves`' charts; `drawn` has a field of `Epoch` and a colour for each label."""
+    """One chart of `curves`; `drawn` maps each label to a field of `Epoch` and a colour."""
     from matplotlib.ticker import MaxNLocator
 
     shown: list[NDArray[np.float64]] = []

@@ -33,13 +33,13 @@ REPORT_EVERY = 20  # steps; each report waits for the device
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer finite; the message names the step."""
+    """The loss is not finite; the message names the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where training stands after a step: mean loss and accuracy of the epoch so far, and the
-    images per second of this process's present sitting."""
+    """Progress after a step: mean loss and accuracy of the epoch so far, and the images per
+    second since this process began the epoch."""
 
     step: int
     steps: int
@@ -52,16 +52,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a recipe is carried out; unlike the recipe, meant not to change what is learnt.
+    """How to run a recipe; unlike the recipe, these options should not change the result.
 
-    `precision`: "auto" is the fastest of the hardware; master weights and the head stay float32.
-    `compiled`: through `torch.compile`, but eagerly where no compiler works and where there are
-        too few steps for it to pay.
-    `accumulate`: parts that a batch is computed in, for want of memory; each part is normalised
-        by statistics of its own.
+    `precision`: "auto" is the hardware's fastest; master weights and the head stay float32.
+    `compiled`: use `torch.compile`, unless no compiler works or the run is too short to benefit.
+    `accumulate`: number of parts that each batch is computed in, to save memory; each part is
+        normalised by its own statistics.
     `global_norm`: several processes normalise by the statistics of all their batches together,
-        and so have the result of one.
-    `save_every`: seconds after which the state is saved within an epoch too.
+        for the result of a single process.
+    `save_every`: seconds between saves of the state within an epoch.
     """
 
     precision: str = "auto"
@@ -75,9 +74,9 @@ DEFAULT = Options()
 
 
 class _Objective(nn.Module):
-    """Loss, and logits [N, K] in float32, of pixels [N, H, W, 3] and targets.
+    """The loss and the float32 logits [N, K] for pixels [N, H, W, 3] and targets.
 
-    Targets are int64 [N], or shares float32 [N, K].
+    Targets are int64 [N], or probabilities float32 [N, K].
     """
 
     def __init__(self, network: ResNet, spec: InputSpec, smoothing: float) -> None:
@@ -106,21 +105,20 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     after_epoch: Callable[[Progress, ResNet], None] = lambda progress, network: None,
 ) -> None:
-    """Trains `network` in place, on from the checkpoint where it has a state.
+    """Trains `network` in place, resuming from the checkpoint if it has a state.
 
-    Equal seeds give equal weights on the same machine, however often training was stopped on
-    its way. `after_epoch` gets the network that training would end with there, in evaluation
-    mode.
+    Equal seeds give equal weights on the same machine, even if training is stopped and resumed.
+    `after_epoch` gets the network that training would return at that point, in evaluation mode.
 
     Raises:
-        Diverged: the loss became infinite or not a number.
-        ValueError: the data are not one batch, or batches cannot be divided.
-        CannotResume: the checkpoint's state is damaged or of another run.
+        Diverged: the loss is infinite or not a number.
+        ValueError: the data are fewer than one batch, or batches cannot be divided.
+        CannotResume: the checkpoint's state is damaged or belongs to another run.
     """
     parts = world.size * options.accumulate
     if len(source) < recipe.batch_size:
         raise ValueError(
-            f"{source.source}: {len(source)} images are not one batch of {recipe.batch_size}"
+            f"{source.source}: {len(source)} images are fewer than one batch of {recipe.batch_size}"
         )
     if recipe.batch_size % parts:
         raise ValueError(f"batches of {recipe.batch_size} cannot be divided into {parts} parts")
@@ -134,7 +132,7 @@ def train(
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """Without those of cuDNN's convolutions that add in an order of their own."""
+    """Avoids cuDNN's non-deterministic convolutions."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
@@ -174,7 +172,7 @@ class _Run:
         pays = self.steps >= COMPILE_FROM
         compiled = options.compiled and pays and can_compile(world.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
-        # Loss and right answers of the epoch, and the first step whose loss was not finite.
+        # The epoch's sums of loss and accuracy, and the first step with a loss that is not finite.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.bad = torch.full((), self.steps + 1, device=device)
 
@@ -218,7 +216,7 @@ class _Run:
         )
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
-        # Drawn anew at each step, so that a step depends on nothing that came before but weights.
+        # Seeded at each step, so that a step depends on earlier ones through the weights alone.
         torch.manual_seed(mix("step", self.seed, self.step, self.world.rank))
         labels = targets
         if self.recipe.mixup:
@@ -246,12 +244,12 @@ class _Run:
             self.average.update_parameters(self.network)
 
     def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels float [N, H, W, 3] of two images each, and the shares of classes [N, K]."""
+        """Mixed pixels float [N, H, W, 3], and the probabilities of the classes [N, K]."""
         generator = torch.Generator().manual_seed(mix("mixup", self.seed, self.step))
         mixed = augment.mixup(images.float(), targets, self.recipe.mixup, generator)
         first, second = (
-            F.one_hot(each, len(self.source.classes)).float()
-            for each in (mixed.targets, mixed.others)
+            F.one_hot(classes, len(self.source.classes)).float()
+            for classes in (mixed.targets, mixed.others)
         )
         return mixed.images, torch.lerp(second, first, mixed.weight)
 
@@ -315,7 +313,7 @@ class _Run:
 
 
 def precision(options: Options, device: str) -> str:
-    """The precision in force: what is asked for, or the fastest of the device."""
+    """The precision in use: the option, or the device's fastest for "auto"."""
     return native_precision(device) if options.precision == "auto" else options.precision
 
 
@@ -344,9 +342,9 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def can_compile(device: str) -> bool:
-    """Whether `torch.compile` works here: on a CPU it needs a C++ compiler."""
+    """Whether `torch.compile` works on `device`; on a CPU it needs a C++ compiler."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception:  # noqa: BLE001  (whatever the compiler says, eager mode works)
+    except Exception:  # noqa: BLE001  (whatever the error, eager mode works)
         return False
     return True

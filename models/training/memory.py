@@ -1,4 +1,4 @@
-"""Memory that a training step frees and the next one takes again."""
+"""Reuse of the memory that training steps free."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed() -> None:
-    """Has this process keep what it frees, in large pages, instead of giving it back to the system.
+    """Makes this process keep freed memory, in large pages, instead of returning it to the system.
 
-    glibc returns each block of over 32 MiB when it is freed, and Linux fills it with zeros, page
-    by page, when it is taken again: for a small network a third of a training step on a CPU
-    (`python -m benchmarks.training.compare`). Does nothing where there is no glibc.
+    glibc returns each freed block of over 32 MiB, and Linux zeroes it page by page when it is
+    allocated again: a third of a training step of a small network on a CPU
+    (`python -m benchmarks.training.compare`). Without glibc, does nothing.
     """
     os.putenv("THP_MEM_ALLOC_ENABLE", "1")  # Read by torch when it first allocates.
     if not sys.platform.startswith("linux"):

@@ -1,4 +1,4 @@
-"""Training in several processes, as `torchrun` starts them, with the result of one."""
+"""Training in several processes started by `torchrun`, with the result of a single one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.resnet import NormReLU
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among those that train together: number `rank` of `size`, on `device`."""
+    """This process among those training together: number `rank` of `size`, on `device`."""
 
     rank: int
     size: int
@@ -25,11 +25,11 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes files and talks to the user."""
+        """Whether this process writes files and reports to the user."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Waits until all processes get here."""
         if self.size > 1:
             dist.barrier()
 
@@ -41,11 +41,11 @@ ALONE = World(0, 1, "cpu")
 def join(device: str, cpus: int | None = None) -> Iterator[World]:
     """The processes that `torchrun` started together, or this one alone.
 
-    `device`: "cpu", "cuda:N", or "auto" for a GPU if there is one. Processes of one machine get
-    a GPU each. `cpus`: torch uses no more threads than this; it knows of no quota.
+    `device`: "cpu", "cuda:N", or "auto" for a GPU if there is one. Each process on a machine gets
+    its own GPU. `cpus`: limit of torch's threads; torch does not know about CPU quotas.
 
     Raises:
-        ValueError: there is no such GPU, or none for this process.
+        ValueError: there is no such GPU, or no GPU for this process.
     """
     if cpus is not None and cpus < torch.get_num_threads():
         torch.set_num_threads(cpus)
@@ -90,7 +90,7 @@ class _Mean(torch.autograd.Function):
 class GlobalNorm(nn.BatchNorm2d):
     """Batch normalisation by the statistics of the batches of all processes together.
 
-    torch's own needs a GPU. All processes must have equally many images.
+    torch's own version needs a GPU. All processes must have equally many images.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -129,13 +129,13 @@ _GLOBAL: dict[type[nn.Module], type[nn.Module]] = {
 
 @contextmanager
 def global_norms(network: nn.Module, world: World) -> Iterator[None]:
-    """Has `network` normalise by the batches of all processes while the context lasts."""
-    found = [m for m in network.modules() if type(m) in _GLOBAL] if world.size > 1 else []
-    kinds = [type(module) for module in found]
-    for module in found:
-        module.__class__ = _GLOBAL[type(module)]
+    """Makes `network` normalise by the batches of all processes within the context."""
+    norms = [m for m in network.modules() if type(m) in _GLOBAL] if world.size > 1 else []
+    kinds = [type(norm) for norm in norms]
+    for norm in norms:
+        norm.__class__ = _GLOBAL[type(norm)]
     try:
         yield
     finally:
-        for module, kind in zip(found, kinds, strict=True):
-            module.__class__ = kind
+        for norm, kind in zip(norms, kinds, strict=True):
+            norm.__class__ = kind

@@ -1,4 +1,4 @@
-"""Training recipes as data: one row each, as the papers give them."""
+"""Training recipes as data, as in the papers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ PaddingMode = Literal["zeros", "reflect"]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the schedule: until `until`, in the recipe's unit, the learning rate is `factor`
-    times its peak ("constant"), or goes there from the factor before ("linear", "cosine")."""
+    """A part of the schedule that ends at `until`, in the recipe's unit. The learning rate is
+    `factor` times its peak ("constant"), or goes there from the previous factor ("linear",
+    "cosine")."""
 
     until: float
     factor: float
@@ -29,24 +30,23 @@ class Phase:
 class Recipe:
     """How to train.
 
-    `paper`: where it comes from; `published`: how the source of the results that it is to give
-        begins in `models.reports.published`.
-    `unit`, `phases`: the schedule; the last phase's end is the end of training.
-    `batch_size`: images a step, over all processes. `learning_rate`: the schedule's peak.
-    `weight_decay`: of "weights" (of convolutions and linear layers) or of "all" parameters, by
-        `decays`.
-    `crops`: "padded" images are cropped to their own size behind `crop_padding` pixels on each
-        side, of `padding_mode` (He 2015, section 4.2); "resized" are random parts, resized
-        (Szegedy et al., arXiv:1409.4842, section 6). All are mirrored half the time, or with
-        `alternate_flip` in every other epoch (Jordan, arXiv:2404.00498, section 3.6).
-    `cutout`: side in pixels of a square made grey (arXiv:1708.04552); `mixup`: alpha of the
-        distribution of two images' shares (arXiv:1710.09412); 0 is without.
-    `ema`: decay of the exponential moving average of weights that is kept in the end; 0: none.
-    `dropout`, `shortcut`: the network's own, where it is not told otherwise.
-    `precision`: "auto" is the fastest of the hardware.
+    `paper`: the recipe's origin. `published`: the beginning of the source, in
+        `models.reports.published`, of the results that the recipe should reproduce.
+    `unit`, `phases`: the schedule; training ends with the last phase.
+    `batch_size`: images per step over all processes. `learning_rate`: the schedule's peak.
+    `weight_decay`, `decays`: of the "weights" of convolutions and linear layers, or of "all"
+        parameters.
+    `crops`: "padded" pads each side by `crop_padding` pixels in `padding_mode` and crops to the
+        original size (He 2015, section 4.2); "resized" crops random parts and resizes them
+        (Szegedy et al., arXiv:1409.4842, section 6). Images are mirrored half the time, or with
+        `alternate_flip` in every second epoch (Jordan, arXiv:2404.00498, section 3.6).
+    `cutout`: side in pixels of a square filled with grey (arXiv:1708.04552); 0 for none.
+    `mixup`: alpha of the distribution of mixing weights (arXiv:1710.09412); 0 for none.
+    `ema`: decay of the exponential moving average of the weights, which is the result; 0 for none.
+    `dropout`, `shortcut`: defaults for the network.
 
     Raises:
-        ValueError: a value is impossible; the message names the field.
+        ValueError: a value is invalid; the message names the field.
     """
 
     paper: str
@@ -80,7 +80,7 @@ class Recipe:
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
         ends = [phase.until for phase in self.phases]
         if not ends or ends[0] <= 0 or ends != sorted(set(ends)):
-            raise ValueError(f"phases must end one after the other, not at {ends}")
+            raise ValueError(f"phases must end in increasing order, not at {ends}")
         for name, low, high in LIMITS:
             value = getattr(self, name)
             if not low <= value < high:
@@ -92,12 +92,12 @@ class Recipe:
         return self.phases[-1].until
 
     def steps(self, steps_per_epoch: int) -> int:
-        """How many steps training takes."""
+        """The number of training steps."""
         per_unit = 1 if self.unit == "iterations" else steps_per_epoch
         return max(1, round(self.length * per_unit))
 
     def factor(self, done: float) -> float:
-        """The learning rate's factor when the fraction `done` of all steps is done."""
+        """The factor of the learning rate after the fraction `done` of all steps."""
         at, begin, before = done * self.length, 0.0, 0.0
         for phase in self.phases:
             if at < phase.until or phase is self.phases[-1]:
@@ -111,13 +111,13 @@ class Recipe:
         return before + share * (phase.factor - before)
 
     def lasting(self, unit: Unit, length: float) -> Recipe:
-        """The same with its schedule stretched to another length."""
+        """This recipe with its schedule stretched to another length."""
         stretch = length / self.length
         phases = tuple(replace(phase, until=phase.until * stretch) for phase in self.phases)
         return replace(self, unit=unit, phases=phases)
 
     def differences(self, other: Recipe) -> dict[str, Any]:
-        """The fields of `other` that differ, with its values, as JSON can hold them."""
+        """The fields of `other` that differ, with their values in it, as JSON values."""
         mine, others = asdict(self), asdict(other)
         return {name: value for name, value in others.items() if mine[name] != value}
 
@@ -171,8 +171,8 @@ _QUICK = Recipe(
 )
 
 RECIPES = {
-    # 160 epochs of 50,000 images. The paper warms up ResNet-110 alone; it harms no other. It
-    # subtracts the mean image; here the mean colour is.
+    # 160 epochs of 50,000 images. The paper warms up only ResNet-110, but this does not harm the
+    # others. It subtracts the mean image, this recipe the mean colour.
     "he2015": Recipe(
         paper="He 2015, section 4.2",
         published="He 2015, table 6",
@@ -204,7 +204,7 @@ RECIPES = {
         learning_rate=0.1,
         weight_decay=1e-4,
     ),
-    # Its schedule for wide networks, 200 epochs of 391 steps.
+    # torch-resnet's schedule for wide networks: 200 epochs of 391 steps.
     "torch_resnet_wide": Recipe(
         paper="torch-resnet, example with --wide-scheduler",
         unit="iterations",
@@ -226,7 +226,7 @@ RECIPES = {
         published="Zagoruyko 2016, table 6",
         dropout=0.3,
     ),
-    # He 2015, section 3.4, divides when the error stops falling: in practice every 30 epochs.
+    # He 2015, section 3.4, lowers the rate when the error plateaus: in practice every 30 epochs.
     "imagenet": Recipe(
         paper="He 2015, section 3.4, in 90 epochs",
         published="He 2015's authors' published weights",
@@ -239,7 +239,7 @@ RECIPES = {
         crops="resized",
     ),
     "quick": _QUICK,
-    # The same, longer, for the network that ships.
+    # The same, longer, for the network that ships with the service.
     "embedded": replace(
         _QUICK,
         paper="Smith and Topin 2017, one cycle; flips of Jordan 2024, section 3.6",
@@ -251,10 +251,10 @@ RECIPES = {
 
 
 def by_name(name: str) -> Recipe:
-    """The row called `name`.
+    """The recipe called `name`.
 
     Raises:
-        ValueError: there is none; the message offers the nearest.
+        ValueError: there is no such recipe; the message suggests the nearest.
     """
     if name not in RECIPES:
         raise ValueError(f"no recipe is called {name!r}; {hint(name, RECIPES)}")

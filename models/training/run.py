@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import bundle, hardware, variants
+from models.architecture import Architecture
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.data.datasets import Dataset
@@ -22,7 +23,7 @@ from models.data.source import Source
 from models.evaluation import temperature
 from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
 from models.preprocess import InputSpec
-from models.resnet import Architecture, ResNet
+from models.resnet import ResNet
 from models.training import recipes
 from models.training.checkpoint import Checkpoint
 from models.training.history import Epoch, History
@@ -35,14 +36,14 @@ STATE = "state.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be trained: everything that decides the weights.
+    """Everything that determines the weights.
 
     `variant`, `overrides`: the network, and the fields of `Architecture` that differ from it.
-    `start`: weights to begin with, and their network and input instead of a variant's. Where the
-        data has other classes than they, the head begins at random.
-    `recipe_name`: the row of the table that `recipe` began as.
-    `tests`: what the result is measured on; the first also after each epoch.
-    `held_out`: a part of the data that training does not see, to fit the temperature on.
+    `start`: initial weights, whose network and input replace those of the variant. If the data
+        has other classes, the head starts at random.
+    `recipe_name`: the name of the recipe that `recipe` is based on.
+    `tests`: the test sets of the result; the first also measures each epoch.
+    `held_out`: images that training does not see, to fit the temperature on.
     """
 
     variant: str = ""
@@ -56,11 +57,11 @@ class Plan:
     held_out: Dataset | None = None
 
     def architecture(self) -> Architecture:
-        """The network; what the recipe says of it holds where `overrides` say nothing.
+        """The network's architecture; `overrides` take precedence over the recipe.
 
         Raises:
-            ValueError: the variant or an override is unknown or impossible, or a test set has
-                other classes or another one's name.
+            ValueError: the variant or an override is unknown or invalid, or a test set has other
+                classes or the name of another test set.
         """
         for other in (*self.tests, *([self.held_out] if self.held_out else [])):
             if other.classes != self.source.classes:
@@ -80,15 +81,14 @@ class Plan:
 
     @property
     def input(self) -> InputSpec:
-        """What the network expects of an image."""
+        """The network's input specification."""
         return (self.start or variants.variant(self.variant)).input
 
     def network(self) -> ResNet:
-        """It as training begins.
+        """The network as training begins.
 
         Raises:
-            ValueError: see `architecture`; or `overrides` made a network that the weights do not
-                fit.
+            ValueError: see `architecture`; or the initial weights do not fit the `overrides`.
         """
         torch.manual_seed(mix("initialise", self.seed))
         network = ResNet(self.architecture())
@@ -102,7 +102,7 @@ class Plan:
         return network
 
     def identity(self) -> dict[str, Any]:
-        """What a run must have in common with its state to go on from it."""
+        """What a run and a saved state must share for the run to resume from it."""
         return {
             "network": asdict(self.architecture()),
             "data": f"{self.source.source}: {len(self.source)} images",
@@ -123,19 +123,19 @@ def train_bundle(
     report: Callable[[Progress], None] = lambda progress: None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Bundle:
-    """A trained bundle, measured in float32 on `plan.tests`.
+    """A trained bundle, evaluated in float32 on `plan.tests`.
 
-    `folder` gets the run's log, and its state after each epoch, from which an equal plan goes on:
-    `STATE`, of no more use when the bundle is written. The bundle's provenance records recipe,
+    `folder` gets the run's log, and after each epoch its state, from which an equal plan resumes:
+    the file `STATE`, useless once the bundle is written. The bundle's provenance records recipe,
     seed, data, versions, hardware and time.
 
     Raises:
-        ValueError: see `Plan.architecture`; or the name or the card are none.
+        ValueError: see `Plan.architecture`; or the name or the card is invalid.
         CannotResume, Diverged: see `train`.
     """
     spec = plan.input
     network = plan.network()
-    # What no bundle can hold is said now, not after the training.
+    # Refuse what a bundle cannot hold now, not after the training.
     Bundle(
         name=name,
         architecture=network.architecture,
@@ -158,7 +158,7 @@ def train_bundle(
         report=report,
         after_epoch=log.append,
     )
-    world.wait()  # For the first, which still measures its last epoch.
+    world.wait()  # For the first process, which still evaluates its last epoch.
     classifier = Classifier(network, spec).to(world.device)
     calibration: dict[str, Any] = {}
     if plan.held_out is not None:
@@ -228,7 +228,7 @@ def _described(start: Bundle) -> dict[str, Any]:
 
 
 class _Log:
-    """A row for each epoch, of this sitting and of those before."""
+    """A row for each epoch, including those before the run was resumed."""
 
     def __init__(
         self, folder: Path | None, plan: Plan, world: World, tell: Callable[[Epoch], None]
@@ -258,7 +258,7 @@ class _Log:
             seconds=time.perf_counter() - self.began,
         )
         self.began = time.perf_counter()
-        # A run that was killed may have logged an epoch whose state it did not save.
+        # A killed run may have logged an epoch without saving its state.
         kept = [earlier for earlier in self.rows if earlier.step < row.step]
         if self.history:
             if len(kept) < len(self.rows):

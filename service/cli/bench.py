@@ -143,7 +143,7 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
     Raises:
         ConfigError: a path does not exist, or a folder has no images.
     """
-    from service.cli.bulk.inputs import is_image
+    from models.data.listing import is_image
 
     for path in paths:
         if path.is_dir():

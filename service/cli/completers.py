@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-from models import builtin, formats, named
+from models import builtin, variants
 from models import labels as label_sets
+from models.interchange import formats
 from service.config import choices
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
@@ -50,10 +51,10 @@ def _recipes() -> Iterable[str]:
 
 AFTER: dict[str, Callable[[], Iterable[str]]] = {
     "builtin": builtin.names,
-    "random": named.names,
+    "random": variants.names,
     "torchvision": lambda: dict.fromkeys(_published()),
 }
-variant = one_of(named.names)
+variant = one_of(variants.names)
 recipe = one_of(_recipes)
 device = one_of(lambda: choices.DEVICES)
 engine = one_of(lambda: choices.ENGINES)

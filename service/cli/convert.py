@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from models import formats
+from models.interchange import formats
 from models.suggestions import hint
 from service.cli import completers
 from service.cli.options import FILE, Field, Rgb, fail_in_one_line

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from models import builtin, named
+from models import builtin, variants
 from models.suggestions import nearest
 from service.cli import completers
 from service.cli.options import fail_in_one_line
@@ -66,16 +66,16 @@ def _chosen(name: str | None) -> list[str]:
         ValueError: there are none; the message suggests the nearest name.
     """
     if name is None:
-        return list(named.names())
+        return list(variants.names())
     if name in FAMILIES:
-        return [network for network in named.names() if name in _families(network)]
+        return [network for network in variants.names() if name in _families(network)]
     if PATTERN & {*name}:
-        matches = fnmatch.filter(named.names(), name)
+        matches = fnmatch.filter(variants.names(), name)
         if not matches:
             raise ValueError(f"no network matches {name!r}; `resnet-serve models` lists all")
         return matches
     try:
-        return [named.find(name).name]
+        return [variants.variant(name).name]
     except ValueError:
         if near := nearest(name, FAMILIES):
             hint = f"did you mean {near[0]}?"
@@ -84,9 +84,15 @@ def _chosen(name: str | None) -> list[str]:
 
 
 def _families(name: str) -> list[str]:
-    row = named.find(name)
-    words = ["imagenet" if row.large else "small" if name.endswith("_small") else "cifar"]
-    return words + ["wide"] * ("wide" in name) + ["preact"] * row.preact
+    row = variants.variant(name)
+    words = [
+        "imagenet"
+        if row.architecture.stem == "imagenet"
+        else "small"
+        if name.endswith("_small")
+        else "cifar"
+    ]
+    return words + ["wide"] * ("wide" in name) + ["preact"] * row.architecture.preact
 
 
 def _heading(name: str) -> str:
@@ -183,7 +189,7 @@ def _show(spec: str, *, as_json: bool) -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    from models import summary, variants
+    from models import summary
 
     variant = variants.variant(name)
     size = variant.input.size

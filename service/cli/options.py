@@ -15,7 +15,8 @@ from tqdm import tqdm
 from service.cli import completers
 
 if TYPE_CHECKING:
-    from models.data.datasets import Corrupt, Dataset, Split
+    from models.data.datasets import Corrupt, Dataset
+    from models.data.listing import Split
     from models.preprocess import InputSpec
 
 PATH = click.Path(path_type=Path)

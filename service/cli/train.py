@@ -104,7 +104,9 @@ class TrainingData:
         Raises:
             ValueError: see `models.data.source.open_source` and `held_out`.
         """
-        from models.data import augment, source
+        from models.data import source
+        from models.data.augment import Augmentation, grey
+        from models.data.loading import Loading
         from service.runtime import cpus
 
         held_out = None
@@ -116,16 +118,20 @@ class TrainingData:
                 spec,
                 world.device,
                 hold_out=self.hold_out,
-                corrupt=self.corrupt,
-                resident=None if recipe.crops == "padded" else False,
-                crop_padding=recipe.crop_padding,
-                padding_mode=recipe.padding_mode,
-                alternate_flip=recipe.alternate_flip,
-                cutout=recipe.cutout,
-                cutout_fill=augment.grey(spec),
-                workers=cpus() if self.workers is None else self.workers,
-                report=tqdm.write,
-                progress=lambda count: bar.update(count - bar.n),
+                augmentation=Augmentation(
+                    crop_padding=recipe.crop_padding,
+                    padding_mode=recipe.padding_mode,
+                    alternate_flip=recipe.alternate_flip,
+                    cutout=recipe.cutout,
+                    cutout_fill=grey(spec),
+                ),
+                loading=Loading(
+                    corrupt=self.corrupt,
+                    workers=cpus() if self.workers is None else self.workers,
+                    resident=None if recipe.crops == "padded" else False,
+                    report=tqdm.write,
+                    progress=lambda count: bar.update(count - bar.n),
+                ),
             )
         return opened, held_out
 
@@ -371,10 +377,10 @@ def _recipe(recipe: Recipe, epochs: float | None, iterations: int | None, **chan
 
 
 def _name(plan: Plan) -> str:
-    from models import naming
+    from models import bundle
 
     network = (plan.start.variant or plan.start.name) if plan.start else plan.variant
-    return naming.made_of(f"{network}-{plan.source.source.split('.')[0]}")
+    return bundle.name_from(f"{network}-{plan.source.source.split('.')[0]}")
 
 
 def _folder(out: Path) -> Path:

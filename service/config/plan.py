@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from models import processor
+from models import files, processor
 from service import runtime
 from service.config import capacity, specs
 from service.config.capacity import Costs
@@ -145,11 +145,6 @@ def _read(values: dict[str, Any]) -> Plan:
 
 
 def _cache(path: Path, plan: Plan) -> None:
-    """Atomically: another process may be reading the file."""
-    part = path.with_name(f"{os.uname().nodename}-{os.getpid()}-{path.name}")
-    try:
-        part.write_text(json.dumps(asdict(plan)), "utf-8")
-        part.replace(path)
-    except OSError:  # The engines' cache logs the reason.
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    # Where nothing can be written, the engines' cache logs the reason.
+    with suppress(OSError), files.atomic(path) as file:
+        file.write_text(json.dumps(asdict(plan)), "utf-8")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
-from models import builtin, named
+from models import builtin, variants
 from models.interchange import torchvision_weights
+from models.interchange.formats import REPOSITORY
 from models.suggestions import hint, nearest
 from service.config.choices import SPEC_KINDS
 from service.errors import ConfigError
 
 SUFFIXES = (".safetensors", ".onnx")
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
 NO_FILE = (
     "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, hf:OWNER/NAME, or "
     "the path of a bundle, an ONNX file, or a folder that contains one"
@@ -41,7 +40,7 @@ def check(spec: str) -> None:
             check_builtin(rest)
         elif kind == "random" and colon:
             if rest:  # Otherwise the setting `architecture` has all fields.
-                named.find(rest)
+                variants.variant(rest)
         elif kind == "torchvision" and colon:
             variant, _, weights = rest.partition(":")
             torchvision_weights.find(variant, weights)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from models import files
 from service.engines import faults
 
 T = TypeVar("T")
@@ -34,17 +35,11 @@ def store(path: Path | None, write: Callable[[Path], object]) -> None:
     """Has `write` write the file, whole or not at all: another process may read it now."""
     if path is None:
         return
-    # Pods that share a volume have the same process ids.
-    part = path.with_name(f"{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # A power failure must not leave an empty file.
-        part.replace(path)
+        with files.atomic(path) as file:
+            write(file)
     except (OSError, RuntimeError) as error:  # The latter is from libraries.
         log.warning("cannot cache %s: %s", path, getattr(error, "strerror", None) or error)
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def load(path: Path | None, read: Callable[[Path], T]) -> T | None:

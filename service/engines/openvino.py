@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from models import hardware
+from models import processor
 from service.engines import cache as disk
 from service.engines.blueprint import Blueprint
 from service.engines.host import HostEngine
@@ -35,7 +35,7 @@ def openvino(blueprint: Blueprint) -> HostEngine:
     bundle = blueprint.bundle
     ranges = bundle.calibration["ranges"] if blueprint.precision == "int8" else {}
     # In a quantised network, for the operations that are not in 8 bits.
-    use_bf16 = blueprint.precision == "bf16" or (ranges and hardware.cpu_has_bf16())
+    use_bf16 = blueprint.precision == "bf16" or (ranges and processor.has_bf16())
     precision = "bf16" if use_bf16 else "f32"
 
     @cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +50,14 @@ def reference(blueprint: Blueprint) -> NDArray[np.float32]:
     probabilities = cache.load(path, lambda file: np.load(file).reshape(shape))
     if probabilities is None:
         images = sample_images(blueprint.bundle.input.size)
-        computed = probabilities = eager(exact).launch(images, IMAGES)().by_class()
-        cache.store(path, lambda file: np.save(file, computed))
+        probabilities = eager(exact).launch(images, IMAGES)().by_class()
+        cache.store(path, partial(_write, probabilities))
     return probabilities
+
+
+def _write(probabilities: NDArray[np.float32], path: Path) -> None:
+    with path.open("wb") as file:  # Given a path, NumPy would append a suffix.
+        np.save(file, probabilities)
 
 
 def check(

@@ -34,9 +34,9 @@ class Keys:
     """The keys in force, as digests."""
 
     def __init__(self, settings: Settings) -> None:
-        self.replace(settings)
+        self.update(settings)
 
-    def replace(self, settings: Settings) -> None:
+    def update(self, settings: Settings) -> None:
         def digests(keys: Iterable[SecretStr]) -> list[bytes]:
             return [digest(key.get_secret_value().encode()) for key in keys]
 

@@ -131,7 +131,7 @@ class Server(uvicorn.Server):
         """
         if self._tls is not None:
             tls.reload(self._tls, settings)
-        self._keys.replace(settings)
+        self._keys.update(settings)
         set_log_level(settings.log_level)
 
     async def on_tick(self, counter: int) -> bool:

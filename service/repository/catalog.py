@@ -7,11 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from models import bundle, digest, variants
+from models import bundle, files, variants
+from models.architecture import Architecture
 from models.bundle import Bundle
 from models.interchange import convert, hub
 from models.preprocess import CIFAR, IMAGENET
-from models.resnet import Architecture
 from service.config import loading, specs
 from service.errors import ConfigError
 
@@ -78,7 +78,7 @@ def _from_file(path: Path, source: str) -> Loaded:
     except convert.NormalisationUnknown as error:
         hint = f"`resnet-serve convert --from {foreign}` makes a bundle that records it"
         raise ConfigError(f"{error}; {hint}") from None
-    return Loaded(found, source, digest.sha256(path))
+    return Loaded(found, source, files.sha256(path))
 
 
 def _untrained(variant: str, architecture: dict[str, Any]) -> Bundle:

@@ -12,11 +12,12 @@ import torch
 
 from benchmarks.common.stopwatch import Enough, Stopwatch
 from benchmarks.training import compare, torch_resnet_example
-from models import labels, variants
+from models import labels
 from models.classifier import Normalise
 from models.data.datasets import Dataset
 from models.hardware import native_precision
 from models.preprocess import CIFAR
+from models.resnet import build
 
 PLAN = compare.Plan(steps=4, warm_up=2, batch_size=8, images=24, workers=0, compiled=False)
 
@@ -93,7 +94,7 @@ def test_their_loader_augments_and_normalises() -> None:
 
 
 def test_their_optimizer_decays_weights_alone() -> None:
-    network = variants.build("resnet20")
+    network = build("resnet20")
     free, decayed = torch_resnet_example.optimizer(network).param_groups
     assert (free["weight_decay"], decayed["weight_decay"]) == (0, 1e-4)
     assert {weight.ndim for weight in decayed["params"]} == {2, 4}

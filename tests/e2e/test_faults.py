@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from models import files
 from tests.conftest import COMMAND, PATIENCE, Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_workers import all_ready, children, is_ready, load, until
@@ -36,9 +37,8 @@ class Commanded:
 
     def command(self, fault: str) -> None:
         # Whole at any moment: an engine may be reading.
-        part = self._commands.with_suffix(".part")
-        part.write_text(fault)
-        part.replace(self._commands)
+        with files.atomic(self._commands) as file:
+            file.write_text(fault)
 
     def live(self) -> tuple[int, str]:
         answer = client.get(f"{self.service.url}/health/live")

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from models import bundle, preprocess
+from models.architecture import Architecture
 from models.preprocess import CIFAR, InputSpec
-from models.resnet import Architecture
 from service.inference.decoding import decode
 from service.repository import catalog
 from tests.conftest import Service, client, encoded, started

@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from models import bundle
+from models.architecture import Architecture
 from models.preprocess import CIFAR
-from models.resnet import Architecture
 from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_workers import children, until

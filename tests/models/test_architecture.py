@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.resnet import Architecture
+from models.architecture import Architecture
 from tests.support import tiny
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [

@@ -7,7 +7,7 @@ import re
 import resource
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import models
-from models import bundle, labels, variants
-from models.bundle import Bundle, BundleError, WeightsMismatch
-from models.resnet import BasicBlock, ResNet
+from models import builtin, bundle, labels, variants
+from models.bundle import Bundle, BundleError, WeightsMismatch, check_name, name_from
+from models.resnet import BasicBlock, ResNet, build
 from models.summary import count_parameters
 from tests.support import rounding, tiny
 
@@ -35,7 +35,7 @@ from tests.support import rounding, tiny
 def test_every_field_and_bit_comes_back(
     tmp_path: Path, name: str, overrides: dict[str, Any]
 ) -> None:
-    network = tiny.randomised(variants.build(name, **overrides)).eval()
+    network = tiny.randomised(build(name, **overrides)).eval()
     classes = network.architecture.num_classes
     written = bundle.from_network(network, **tiny.described(labels=labels.default(classes)))
     bundle.write(written, tmp_path / "x.safetensors")
@@ -191,14 +191,14 @@ def test_a_bundle_knows_the_name_of_its_network() -> None:
     def named(network: ResNet) -> str | None:
         return bundle.from_network(network, **tiny.described()).variant
 
-    assert named(variants.build("resnet20", shortcut="A")) == "resnet20"
-    assert named(variants.build("wrn_16_3")) == "preact_wide_resnet16_3"
+    assert named(build("resnet20", shortcut="A")) == "resnet20"
+    assert named(build("wrn_16_3")) == "preact_wide_resnet16_3"
     assert named(tiny.network()) is None
 
 
 def test_networks_that_data_cannot_describe_are_refused() -> None:
-    custom = variants.build("resnet20", block=BasicBlock)
-    with pytest.raises(BundleError, match="blocks of its own cannot be described"):
+    custom = build("resnet20", block=BasicBlock)
+    with pytest.raises(BundleError, match="cannot describe a network with custom blocks"):
         bundle.from_network(custom, **tiny.described())
     headed = tiny.network()
     headed.set_head(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 10)))
@@ -391,9 +391,53 @@ def test_a_card_has_at_most_20_000_bytes_of_text() -> None:
 
 
 def test_a_network_may_be_called_by_any_of_its_names() -> None:
-    network = variants.build("preact_wide_resnet16_3")
+    network = build("preact_wide_resnet16_3")
     described = tiny.described(labels=labels.default(network.architecture.num_classes))
     made = bundle.from_network(network, **described)
     assert replace(made, variant="wrn_16_3").variant == "wrn_16_3"
     with pytest.raises(BundleError, match=r"^the architecture is not resnet20's$"):
         replace(made, variant="resnet20")
+
+
+REFUSED_NAMES = [
+    "",
+    "a/b",
+    "a\\b",
+    "what?",
+    "#1",
+    "100%",
+    "two words",
+    "a\tb",
+    "a\nb",
+    "a\x00",
+    "a\x7f",
+    "no\u00a0break",
+    "\ud800",
+    ".",
+    "..",
+    "x" * 101,
+]
+
+
+@pytest.mark.parametrize("name", REFUSED_NAMES)
+def test_what_a_path_cannot_hold_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=r"\Aname must [^\n]+\Z"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", [*variants.names(), *builtin.names(), "resnet18.a_tag", "Größe-2", "x" * 100]
+)
+def test_usual_names_are_names(name: str) -> None:
+    assert check_name(name) == name
+    assert name_from(name) == name
+    assert PurePosixPath("/v1/models", name).name == name
+
+
+@pytest.mark.parametrize("text", REFUSED_NAMES)
+def test_any_text_becomes_a_name(text: str) -> None:
+    assert check_name(name_from(text))
+
+
+def test_words_are_kept() -> None:
+    assert name_from(" my net/v2 (best) ") == "my-net-v2-(best)"

@@ -18,9 +18,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, labels, variants
+from models import bundle, labels
 from models.bundle import BundleError, WeightsMismatch
 from models.preprocess import IMAGENET
+from models.resnet import build
 from tests.support import tiny
 
 CHANGED = "its checksum does not match: the file was changed or damaged"
@@ -242,7 +243,9 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert refusal(path) == "not a safetensors file"
     safetensors.torch.save_file({"weight": torch.ones(2)}, path)
-    assert refusal(path).startswith("safetensors, but no resnet-serve bundle; `resnet-serve conv")
+    assert refusal(path).startswith(
+        "safetensors, but not a resnet-serve bundle; `resnet-serve conv"
+    )
     for metadata in ("", "[]", "7", "{}", '{"format": 1}', '"text"'):
         safetensors.torch.save_file({"weight": torch.ones(2)}, path, {"resnet-serve": metadata})
         assert refusal(path) == "its resnet-serve metadata is damaged"
@@ -358,10 +361,10 @@ def test_a_refusal_says_what_is_wrong(
 def test_what_is_no_bundle_is_told_how_to_become_one(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file({"weight": torch.ones(2)}, path)
-    assert refusal(path) == f"safetensors, but no resnet-serve bundle; {CONVERT}"
+    assert refusal(path) == f"safetensors, but not a resnet-serve bundle; {CONVERT}"
     # Without a tensor, a header is all there is.
     safetensors.torch.save_file({}, path)
-    assert refusal(path) == f"safetensors, but no resnet-serve bundle; {CONVERT}"
+    assert refusal(path) == f"safetensors, but not a resnet-serve bundle; {CONVERT}"
     path.write_bytes(pickle.dumps({"weight": 1}, 2))
     assert refusal(path) == f"a PyTorch checkpoint (pickle), not a bundle; {CONVERT} from it"
 
@@ -387,9 +390,7 @@ def test_a_header_beyond_the_file_is_refused(tmp_path: Path, length: int) -> Non
 
 
 def test_weights_of_a_named_network_are_refused_by_its_name(tmp_path: Path) -> None:
-    made = bundle.from_network(
-        variants.build("resnet20", shortcut="A", num_classes=10), **tiny.described()
-    )
+    made = bundle.from_network(build("resnet20", shortcut="A", num_classes=10), **tiny.described())
     assert made.variant == "resnet20"
     path = tmp_path / "x.safetensors"
     bundle.write(made, path)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import variants
-from models.resnet import BLOCKS, Architecture, PaddedShortcut, ResNet, make_shortcut, on_meta
+from models.architecture import Architecture
+from models.resnet import BLOCKS, PaddedShortcut, ResNet, build, make_shortcut, on_meta
 from tests.support import rounding, tiny
 
 Weights = Mapping[str, Tensor]
@@ -221,7 +222,7 @@ def test_zero_init_residual_makes_every_block_its_shortcut_at_the_start(
 
 def test_convolutions_start_he_normal_by_fan_out_and_norms_as_the_identity() -> None:
     torch.manual_seed(0)
-    network = variants.build("wide_resnet16_4", shortcut="conv")
+    network = build("wide_resnet16_4", shortcut="conv")
     scaled = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -256,7 +257,7 @@ class Plain(nn.Module):
 
 
 def test_a_block_of_your_own_takes_the_place_of_the_named_ones() -> None:
-    network = variants.build("resnet20", block=Plain, num_classes=7, zero_init_residual=True)
+    network = build("resnet20", block=Plain, num_classes=7, zero_init_residual=True)
     blocks = [block for stage in network.stages for block in stage]  # type: ignore[attr-defined]
     assert len(blocks) == 9
     assert all(type(block) is Plain and not block.conv.weight.any() for block in blocks)
@@ -278,7 +279,7 @@ def test_a_head_of_your_own_receives_the_features_and_keeps_its_weights() -> Non
 
 
 def test_no_classes_build_a_backbone_that_gives_features() -> None:
-    backbone = variants.build("resnet50", num_classes=0, planes=(4, 8, 16, 32)).eval()
+    backbone = build("resnet50", num_classes=0, planes=(4, 8, 16, 32)).eval()
     x = torch.randn(2, 3, 64, 48)
     assert backbone(x).shape == (2, backbone.out_channels) == (2, 128)
     rounding.assert_near(backbone(x), backbone.features(x), backbone)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import variants
-from models.resnet import on_meta
+from models.resnet import build, on_meta
 from models.summary import (
     Cost,
     cost,
@@ -117,7 +116,7 @@ def test_parameters_are_the_learnable_scalars() -> None:
 
 def test_layers_are_the_convolutions_and_linear_modules() -> None:
     assert count_layers(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))) == 2
-    assert count_layers(variants.build("resnet20", num_classes=0)) == 21
+    assert count_layers(build("resnet20", num_classes=0)) == 21
 
 
 class Functional(nn.Module):

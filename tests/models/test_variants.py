@@ -12,7 +12,7 @@ import pytest
 import models
 from models import variants
 from models.preprocess import CIFAR, IMAGENET
-from models.resnet import on_meta
+from models.resnet import build, on_meta
 from models.summary import Cost, cost, count_layers, count_macs, count_parameters
 
 HERE = Path(__file__).parent
@@ -161,14 +161,14 @@ def test_an_unknown_override_offers_the_nearest_field() -> None:
     with pytest.raises(ValueError, match=r"no field 'shortcuts'; did you mean shortcut\?"):
         variants.override(architecture, shortcuts="A")
     with pytest.raises(ValueError, match="no field 'zzz'; one of block, blocks, planes, "):
-        variants.build("resnet20", zzz=1)
+        build("resnet20", zzz=1)
 
 
 def test_an_impossible_override_names_the_field_and_its_values() -> None:
     with pytest.raises(ValueError, match="shortcut must be one of A, B, C, conv, not 'Z'"):
-        variants.build("resnet20", shortcut="Z")
+        build("resnet20", shortcut="Z")
     with pytest.raises(ValueError, match="dropout must be 0 for bottleneck blocks"):
-        variants.build("resnet50", dropout=0.3)
+        build("resnet50", dropout=0.3)
 
 
 def test_build_makes_the_overridden_network() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.resnet import Architecture, ResNet
+from models.architecture import Architecture
+from models.resnet import ResNet
 from tests.support import tiny
 
 BASIC: dict[str, Any] = {"block": "basic", "blocks": (1, 2), "planes": (8, 16), "stem": "small"}

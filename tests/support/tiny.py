@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models import bundle, labels
+from models.architecture import Architecture
 from models.bundle import Bundle
 from models.preprocess import CIFAR, IMAGENET
-from models.resnet import Architecture, ResNet
+from models.resnet import ResNet
 
 M = TypeVar("M", bound=nn.Module)
 

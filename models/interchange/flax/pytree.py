@@ -1,4 +1,4 @@
-"""JAX's trees of arrays: Flax's msgpack files and Orbax's checkpoint folders, read as data."""
+"""Reads JAX's trees of arrays, from Flax's msgpack files and Orbax's checkpoint folders."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from models.bundle import BundleError
 from models.interchange import extras
 
 Tree = Mapping[str, Any]
-"""Names to arrays, to whatever else a file holds, and to trees."""
+"""From names to arrays, trees, and any other values of the file."""
 
 # Flax's types beyond msgpack's own.
 ARRAY, SCALAR = 1, 3
 CHUNKED = "__msgpack_chunked_array__"
 OCDBT = "manifest.ocdbt"
 ZARR = {".zarray": "zarr", "zarr.json": "zarr3"}
-# What training alone reads may be twice as large as the weights.
+# Only training reads this, and it may be twice as large as the weights.
 TRAINING = re.compile(r"(^|\.)opt_state(\.|$)")
 
 
@@ -29,7 +29,7 @@ def read_tree(path: Path) -> Tree:
     """The tree in a msgpack file or an Orbax folder; bfloat16 becomes float32.
 
     Raises:
-        BundleError: it is neither, or damaged; or the library that reads it is missing.
+        BundleError: it is neither or is damaged, or the library to read it is missing.
     """
     try:
         tree = _read_orbax(path) if path.is_dir() else _read_msgpack(path)
@@ -37,11 +37,11 @@ def read_tree(path: Path) -> Tree:
         raise BundleError(f"{path}: {error}") from None
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from None
-    # The readers raise whatever damage leads to.
+    # Damage may raise any error.
     except Exception as error:  # noqa: BLE001
-        raise BundleError(f"{path}: no Flax checkpoint ({type(error).__name__})") from None
+        raise BundleError(f"{path}: not a Flax checkpoint ({type(error).__name__})") from None
     if not isinstance(tree, dict):
-        raise BundleError(f"{path}: no Flax checkpoint: it holds no tree of arrays")
+        raise BundleError(f"{path}: not a Flax checkpoint: it holds no tree of arrays")
     return tree
 
 
@@ -67,7 +67,7 @@ def _array(shape: list[int], dtype: str, buffer: bytes) -> NDArray[Any]:
 
 
 def _joined(tree: Any) -> Any:
-    """`tree` with its chunked arrays whole, and every name a text."""
+    """`tree` with chunked arrays joined, and all names as strings."""
     if not isinstance(tree, dict):
         return tree
     if CHUNKED in tree:
@@ -80,7 +80,7 @@ def _joined(tree: Any) -> Any:
 
 
 def _read_orbax(path: Path) -> Tree:
-    """The arrays of an Orbax checkpoint; scalars and what only training reads are left out."""
+    """The arrays of an Orbax checkpoint, without scalars and without the optimizer's state."""
     folder = _orbax_folder(path)
     tensorstore = extras.load("tensorstore")
     base = {"driver": "file", "path": f"{folder.resolve()}/"}
@@ -93,7 +93,7 @@ def _read_orbax(path: Path) -> Tree:
 
     listed = tensorstore.KvStore.open(store("")).result().list().result()
     drivers = {}
-    for key in sorted(each.decode() for each in listed):
+    for key in sorted(entry.decode() for entry in listed):
         name, _, end = key.rpartition("/")
         if end in ZARR and not TRAINING.search(name):
             drivers[name] = ZARR[end]
@@ -122,11 +122,11 @@ def _orbax_folder(path: Path) -> Path:
         if not manifest.parent.name.startswith("ocdbt.process_")
     }
     plain = {file.parent.parent for end in ZARR for file in path.rglob(f"*/{end}") if not manifests}
-    found = sorted(manifests or plain)
-    if path in found:
+    folders = sorted(manifests or plain)
+    if path in folders:
         return path
-    if len(found) != 1:
-        shown = ", ".join(str(each.relative_to(path)) for each in found)
-        reason = f"holds several checkpoints, name one: {shown}" if found else "holds none"
-        raise BundleError(f"no Orbax checkpoint: the folder {reason}")
-    return found[0]
+    if len(folders) != 1:
+        shown = ", ".join(str(folder.relative_to(path)) for folder in folders)
+        reason = f"holds several checkpoints, name one: {shown}" if folders else "holds none"
+        raise BundleError(f"not an Orbax checkpoint: the folder {reason}")
+    return folders[0]

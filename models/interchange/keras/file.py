@@ -1,10 +1,9 @@
-"""Keras's weight and model files (`.h5`, `.weights.h5`, `.keras`), read as data."""
+"""Reads Keras's weight and model files (`.h5`, `.weights.h5`, `.keras`) without running code."""
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,30 +15,31 @@ from numpy.typing import NDArray
 
 from models.bundle import BundleError
 from models.interchange import extras
+from models.interchange.imported import natural
 
 Arrays = Mapping[str, NDArray[Any]]
-"""A layer's `kernel` and `bias`, or `gamma`, `beta`, `moving_mean` and `moving_variance`."""
+"""The arrays of a layer: `kernel`, `bias`, `gamma`, `beta`, `moving_mean`, `moving_variance`."""
 
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
-# What Keras 3 calls the list of a model's layers, and what Keras 2.13 to 2.15 did.
+# The name of a model's list of layers in Keras 3, and in Keras 2.13 to 2.15.
 LAYER_LISTS = ("layers", "_layer_checkpoint_dependencies")
 COUNTED = {"Conv2D": "conv2d", "BatchNormalization": "batch_normalization", "Dense": "dense"}
 
 
 @dataclass(frozen=True)
 class KerasFile:
-    """`layers`: every layer that the file lists, in its order, with its arrays, if it has any.
-    `configs`: the class and the settings of each layer, where the file holds the whole model."""
+    """`layers`: the layers in the file's order, with their arrays, if any.
+    `configs`: class and settings of each layer, if the file contains the whole model."""
 
     layers: dict[str, Arrays]
     configs: dict[str, dict[str, Any]]
 
 
 def read_keras(path: Path) -> KerasFile:
-    """What is in a file that Keras 2 or 3 wrote.
+    """The content of a file written by Keras 2 or 3.
 
     Raises:
-        BundleError: it is no such file, or damaged; or the library that reads it is missing.
+        BundleError: it is not such a file or is damaged, or the library to read it is missing.
     """
     try:
         h5py = extras.load("h5py")
@@ -56,11 +56,11 @@ def read_keras(path: Path) -> KerasFile:
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
     except OSError as error:
-        reason = error.strerror or "no HDF5 file, or a damaged one"
+        reason = error.strerror or "not an HDF5 file, or a damaged one"
         raise BundleError(f"{path}: {reason}") from None
-    # h5py raises whatever damage leads to.
+    # Damage may raise any error.
     except Exception as error:  # noqa: BLE001
-        raise BundleError(f"{path}: no Keras file ({type(error).__name__})") from None
+        raise BundleError(f"{path}: not a Keras file ({type(error).__name__})") from None
 
 
 def _read(file: Any, config: Any) -> KerasFile:
@@ -70,21 +70,21 @@ def _read(file: Any, config: Any) -> KerasFile:
     weights = file.get("model_weights", file)
     if _texts(weights, "layer_names"):
         return KerasFile(dict(_legacy_layers(weights)), configs)
-    stored = [entry for each in LAYER_LISTS if each in file for entry in _layers(file[each])]
+    stored = [entry for name in LAYER_LISTS if name in file for entry in _layers(file[name])]
     if not stored:
-        raise BundleError("no Keras weights: it lists no layers")
+        raise BundleError("not Keras weights: it lists no layers")
     named = all(entry.name for entry in stored)
-    found = {entry.name if named else entry.key: entry.arrays for entry in stored}
-    if len(found) < len(stored):
+    arrays = {entry.name if named else entry.key: entry.arrays for entry in stored}
+    if len(arrays) < len(stored):
         raise BundleError("holds models within models, and not the names of their layers")
     if not configs:
-        return KerasFile(found, {})
+        return KerasFile(arrays, {})
     keys = {} if named else _counted(configs)
-    return KerasFile({name: found.get(keys.get(name, name), {}) for name in configs}, configs)
+    return KerasFile({name: arrays.get(keys.get(name, name), {}) for name in configs}, configs)
 
 
 def _texts(group: Any, name: str) -> list[str]:
-    """A list of names; one that HDF5 had no room for is split into numbered ones."""
+    """A list of names; lists too long for HDF5 are split into numbered ones."""
     values = list(group.attrs.get(name, ()))
     for index in range(len(group.attrs)):
         values += list(group.attrs.get(f"{name}{index}", ()))
@@ -95,10 +95,11 @@ def _legacy_layers(group: Any) -> Iterator[tuple[str, Arrays]]:
     for name in _texts(group, "layer_names"):
         arrays: dict[str, dict[str, NDArray[Any]]] = {name: {}}
         weights = {
-            each: each.split(":")[0].split("/") for each in _texts(group[name], "weight_names")
+            weight: weight.split(":")[0].split("/")
+            for weight in _texts(group[name], "weight_names")
         }
         kinds = [parts[-1] for parts in weights.values()]
-        # A model within the model keeps all of its layers in one group.
+        # A nested model keeps all of its layers in one group.
         nested = len(set(kinds)) < len(kinds)
         for weight, parts in weights.items():
             layer = parts[-2] if nested and len(parts) > 1 else name
@@ -108,7 +109,7 @@ def _legacy_layers(group: Any) -> Iterator[tuple[str, Arrays]]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A layer of Keras 3: under its class's name and a number, and later under its own as well."""
+    """A layer of Keras 3. `key`: its class and a number; `name`: its own, in later versions."""
 
     key: str
     name: str
@@ -122,18 +123,13 @@ def _layers(group: Any) -> Iterator[_Stored]:
         arrays = [np.asarray(variables[str(index)]) for index in range(len(variables))]
         if arrays:
             yield _Stored(key, str(variables.attrs.get("name", "")), _named(arrays))
-        for each in LAYER_LISTS:
-            if each in child:
-                yield from _layers(child[each])
-
-
-def natural(name: str) -> list[str | int]:
-    """Sorts layer 10 behind layer 9, and one without a number before all that have one."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+        for name in LAYER_LISTS:
+            if name in child:
+                yield from _layers(child[name])
 
 
 def _named(arrays: list[NDArray[Any]]) -> Arrays:
-    """Arrays that are only numbered, named by the order in which Keras makes them."""
+    """Names numbered arrays by the order in which Keras creates them."""
     dimensions = [array.ndim for array in arrays]
     if dimensions == [1, 1, 1, 1]:
         return dict(zip(NORM, arrays, strict=True))
@@ -152,12 +148,12 @@ def _configs(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _counted(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What layers are stored as where their own names are not kept: Keras numbers each class."""
+    """The keys of layers in files without their names: Keras numbers each class."""
     counts: dict[str, int] = {}
-    found = {}
+    keys = {}
     for name, config in configs.items():
         if stored := COUNTED.get(config["class_name"]):
             count = counts.get(stored, 0)
             counts[stored] = count + 1
-            found[name] = f"{stored}_{count}" if count else stored
-    return found
+            keys[name] = f"{stored}_{count}" if count else stored
+    return keys

@@ -1,4 +1,4 @@
-"""Keras's ResNets: those of `keras.applications`, and small ones of its CIFAR-10 example's form."""
+"""Imports Keras's ResNets: `keras.applications`, and networks like its CIFAR-10 example."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
-from models.interchange.imported import Source, is_numbers
-from models.interchange.keras.file import Arrays, KerasFile, natural, read_keras
+from models.interchange.imported import Imported, float_tensor, is_numbers, natural
+from models.interchange.keras.file import Arrays, KerasFile, read_keras
 from models.preprocess import CIFAR, IMAGENET
-from models.resnet import Architecture
 
 Layers = Mapping[str, Arrays]
 
-# Caffe's: blue, green and red less their means, unscaled. Here in RGB order.
+# Caffe subtracts the means of blue, green and red, without scaling. Here in RGB order.
 CAFFE = replace(
     IMAGENET, mean=(123.68 / 255, 116.779 / 255, 103.939 / 255), std=(1 / 255, 1 / 255, 1 / 255)
 )
@@ -45,7 +43,7 @@ LEAVES = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-# All that a plain ResNet is made of; what these do is checked.
+# The layers of plain ResNets; their settings are checked.
 CLASSES = {
     *("InputLayer", "Conv2D", "BatchNormalization", "Activation", "ReLU", "Add", "ZeroPadding2D"),
     *("MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "Flatten", "Dense", "Dropout"),
@@ -54,12 +52,12 @@ CLASSES = {
 ACTIVATIONS = {"relu", "linear", "softmax"}
 
 
-def read(path: Path) -> Source:
-    """The weights in a file of Keras, under our names.
+def read(path: Path) -> Imported:
+    """The weights in a Keras file, under our names.
 
-    The networks of `keras.applications` are recognised by their layers' names. Others are read by
-    the order of their layers: basic blocks with a 3x3 stem and SAME padding, activated after each
-    addition.
+    The networks of `keras.applications` are recognised by the names of their layers. Others are
+    read by the order of their layers: basic blocks with a 3x3 stem and SAME padding, activated
+    after each addition.
 
     Raises:
         BundleError: it cannot be read, or is neither.
@@ -78,7 +76,7 @@ def read(path: Path) -> Source:
 
 
 def _check_classes(file: KerasFile) -> None:
-    """Refuses layers that no network of ours has, as far as the file tells its classes."""
+    """Refuses unsupported layers, if the file has their classes."""
     for name, config in file.configs.items():
         kind, activation = config["class_name"], str(config.get("activation") or "linear")
         if kind == "TFOpLambda" and ADDITION.match(name):
@@ -90,17 +88,17 @@ def _check_classes(file: KerasFile) -> None:
         if kind == "Conv2D" and activation != "linear":
             raise BundleError(f"layer {name} activates what it gives: no normalisation follows it")
         if kind == "ReLU" and any(map(config.get, ("max_value", "negative_slope", "threshold"))):
-            raise BundleError(f"layer {name} is no plain ReLU")
+            raise BundleError(f"layer {name} is not a plain ReLU")
         for key in ("groups", "dilation_rate"):
             if kind == "Conv2D" and config.get(key, 1) not in (1, [1, 1]):
-                raise BundleError(f"layer {name} has {key} {config[key]}: no plain ResNet's")
+                raise BundleError(f"layer {name} has {key} {config[key]}: not a plain ResNet's")
 
 
 def _check_arrays(layers: Layers) -> None:
     for name, arrays in layers.items():
         if strange := sorted(arrays.keys() - LEAVES.keys()):
             raise BundleError(
-                f"layer {name} holds {', '.join(strange)}: no layer of a plain ResNet"
+                f"layer {name} holds {', '.join(strange)}: not a layer of a plain ResNet"
             )
         if ("gamma" in arrays or "beta" in arrays) and "moving_mean" not in arrays:
             raise BundleError(
@@ -108,24 +106,24 @@ def _check_arrays(layers: Layers) -> None:
             )
         for key, value in arrays.items():
             if not is_numbers(value, None if key == "kernel" else 1):
-                raise BundleError(f"layer {name} has a {key} that is no list of numbers")
+                raise BundleError(f"layer {name} has a {key} that is not a list of numbers")
         if "kernel" in arrays and arrays["kernel"].ndim not in (2, 4):
             raise BundleError(f"layer {name} has a kernel of {arrays['kernel'].ndim} dimensions")
 
 
 def _eps(file: KerasFile, default: float) -> float:
-    found = {
+    values = {
         config["epsilon"]
         for config in file.configs.values()
         if config["class_name"] == "BatchNormalization"
     }
-    if len(found) > 1:
-        shown = ", ".join(map(str, sorted(found)))
+    if len(values) > 1:
+        shown = ", ".join(map(str, sorted(values)))
         raise BundleError(f"its normalisations have different epsilons: {shown}")
-    return found.pop() if found else default
+    return values.pop() if values else default
 
 
-def _application(file: KerasFile, layers: Layers) -> Source:
+def _application(file: KerasFile, layers: Layers) -> Imported:
     tensors = _head(layers)
     preact = any("preact" in name for name in layers)
     for name, arrays in layers.items():
@@ -133,13 +131,13 @@ def _application(file: KerasFile, layers: Layers) -> Source:
             continue
         tensors |= _tensors(_application_name(name, preact), arrays)
     if not preact and "stem.conv.weight" in tensors:
-        # It sees blue first.
+        # Its input is in BGR order.
         tensors["stem.conv.weight"] = tensors["stem.conv.weight"].flip(1)
     eps = _eps(file, EPS_APPLICATIONS)
     architecture = infer_architecture(tensors, eps=eps, **(V2 if preact else V1))
     spec = HALF if preact else CAFFE
     known = architecture.num_classes == 1000
-    return Source(
+    return Imported(
         layout=f"keras.applications ResNet v{2 if preact else 1}",
         tensors=tensors,
         architecture=architecture,
@@ -154,20 +152,20 @@ def _application_name(name: str, preact: bool) -> str:
         return TOP[name]
     match = STAGE.fullmatch(name)
     if match is None:
-        raise BundleError(f"layer {name} is in no ResNet of keras.applications")
+        raise BundleError(f"layer {name} is not part of any keras.applications ResNet")
     stage, block, number, kind = match.groups()
     prefix = f"stages.{int(stage) - 2}.{int(block) - 1}"
     if number == "0":
         return f"{prefix}.shortcut.{kind}"
     if kind == "bn" and preact:
-        # Its own first norm comes before the first convolution.
+        # The first norm precedes the first convolution.
         number = "1" if number == "preact" else str(int(number) + 1)
     return f"{prefix}.{kind}{number}"
 
 
 @dataclass
 class _Block:
-    """The layers' names of a basic block under construction, and its channels."""
+    """The layer names of a basic block under construction, and its channels."""
 
     main: list[str] = field(default_factory=list)
     shortcut: str | None = None
@@ -175,8 +173,8 @@ class _Block:
     width: int = 0
 
 
-def _small(file: KerasFile, layers: Layers) -> Source:
-    """A network told by its layers' order: each convolution's norm follows it."""
+def _small(file: KerasFile, layers: Layers) -> Imported:
+    """A network recognised by the order of its layers: norms follow their convolutions."""
     if old := next(filter(BEFORE_2019.match, layers), None):
         raise BundleError(f"has layers called {old}, as Keras before 2.3 had: its pooling differs")
     convs = _in_order(layers, "conv2d", lambda arrays: arrays.get("kernel", np.empty(0)).ndim == 4)
@@ -198,7 +196,7 @@ def _small(file: KerasFile, layers: Layers) -> Source:
     if len(norms) != len(followed):
         raise BundleError(
             f"has {len(convs)} convolutions and {len(norms)} BatchNorms: which follows which is "
-            "not told"
+            "unknown"
         )
     for conv, norm in zip(followed, norms, strict=True):
         if len(layers[norm]["moving_mean"]) != layers[conv]["kernel"].shape[3]:
@@ -210,9 +208,9 @@ def _small(file: KerasFile, layers: Layers) -> Source:
     eps = _eps(file, EPS_DEFAULT)
     architecture = infer_architecture(tensors, eps=eps, padding="same")
     if architecture.shortcut == "A":
-        raise BundleError("widens without a convolution: on which side it pads is not told")
+        raise BundleError("widens without a convolution: on which side it pads is unknown")
     tiny = _is_mlperf_tiny(architecture)
-    return Source(
+    return Imported(
         layout="MLPerf Tiny ResNet-8" if tiny else "Keras layers in order",
         tensors=tensors,
         architecture=architecture,
@@ -223,7 +221,7 @@ def _small(file: KerasFile, layers: Layers) -> Source:
 
 
 def _check_order(file: KerasFile) -> None:
-    """Refuses pre-activation networks: their last norm follows the last addition."""
+    """Refuses pre-activation networks, which have a norm after the last addition."""
     order = list(file.layers)
     added = [i for i, name in enumerate(order) if ADDITION.match(name)]
     if not added:
@@ -236,7 +234,7 @@ def _check_order(file: KerasFile) -> None:
 
 
 def _in_order(layers: Layers, kind: str, chosen: Callable[[Arrays], bool]) -> list[str]:
-    """Names in the order in which Keras numbered them, or else in the file's."""
+    """Names in the order of Keras's numbers, or else of the file."""
     names = [name for name, arrays in layers.items() if chosen(arrays)]
     if all(re.fullmatch(rf"{kind}(_\d+)?", name) for name in names):
         names.sort(key=natural)
@@ -244,7 +242,7 @@ def _in_order(layers: Layers, kind: str, chosen: Callable[[Arrays], bool]) -> li
 
 
 def _blocks(layers: Layers, convs: list[str], channels: int) -> list[_Block]:
-    """Two 3x3 convolutions make a block; a 1x1 one is the shortcut of the block it fits."""
+    """Blocks of two 3x3 convolutions; a 1x1 convolution is the shortcut of the block it fits."""
     blocks: list[_Block] = []
     opened = _Block()
     for name in convs:
@@ -256,10 +254,12 @@ def _blocks(layers: Layers, convs: list[str], channels: int) -> list[_Block]:
             elif opened.shortcut is None and seen == channels:
                 opened.shortcut = name
             else:
-                raise BundleError(f"layer {name} is the shortcut of no basic block")
+                raise BundleError(f"layer {name} does not fit as a basic block's shortcut")
             continue
         if (rows, columns) != (3, 3):
-            raise BundleError(f"layer {name} is a {rows}x{columns} convolution: no basic block's")
+            raise BundleError(
+                f"layer {name} is a {rows}x{columns} convolution: not part of a basic block"
+            )
         expected = opened.width if opened.main else channels
         if seen != expected:
             raise BundleError(
@@ -278,14 +278,14 @@ def _blocks(layers: Layers, convs: list[str], channels: int) -> list[_Block]:
 
 
 def _stages(blocks: list[_Block], channels: int) -> dict[str, str]:
-    """Our names of the blocks' convolutions; a stage begins where a block comes out wider."""
+    """Our names of the blocks' convolutions; a stage begins where a block widens."""
     names: dict[str, str] = {}
     stage, index = -1, 0
     for block in blocks:
         widened = block.width != channels
         if block.shortcut and not widened:
             raise BundleError(
-                f"layer {block.shortcut} projects without widening: where it strides is not told"
+                f"layer {block.shortcut} projects without widening: where it strides is unknown"
             )
         stage, index = (stage + 1, 0) if widened or stage < 0 else (stage, index + 1)
         channels = block.width
@@ -303,11 +303,11 @@ def _norm_name(conv: str) -> str:
 
 
 def _check_small(file: KerasFile, names: Mapping[str, str]) -> None:
-    """Refuses strides, padding and pooling that are not this form's, as far as the file tells."""
+    """Refuses unsupported strides, padding and pooling, if the file has them."""
     for name, config in file.configs.items():
         kind, ours = config["class_name"], names.get(name, "")
         if kind in ("MaxPooling2D", "ZeroPadding2D"):
-            raise BundleError(f"layer {name} is a {kind}: no ResNet's for small images")
+            raise BundleError(f"layer {name} is a {kind}: not part of a ResNet for small images")
         if kind == "Conv2D":
             strided = re.fullmatch(r"stages\.[1-9]\d*\.0\.(conv1|shortcut\.conv)", ours)
             expected = [2, 2] if strided else [1, 1]
@@ -332,25 +332,21 @@ def _is_dense(arrays: Arrays) -> bool:
 
 
 def _head(layers: Layers) -> dict[str, Tensor]:
-    found = [name for name, arrays in layers.items() if _is_dense(arrays)]
-    if len(found) != 1:
-        shown = f" ({', '.join(found)})" if found else ""
-        raise BundleError(f"has {len(found)} dense layers{shown}: a ResNet has one, its head")
-    kernel = layers[found[0]]["kernel"]
-    bias = layers[found[0]].get("bias", np.zeros(kernel.shape[1]))
-    return {"head.weight": _tensor(kernel.T), "head.bias": _tensor(bias)}
+    names = [name for name, arrays in layers.items() if _is_dense(arrays)]
+    if len(names) != 1:
+        shown = f" ({', '.join(names)})" if names else ""
+        raise BundleError(f"has {len(names)} dense layers{shown}: a ResNet has one, its head")
+    kernel = layers[names[0]]["kernel"]
+    bias = layers[names[0]].get("bias", np.zeros(kernel.shape[1]))
+    return {"head.weight": float_tensor(kernel.T), "head.bias": float_tensor(bias)}
 
 
 def _tensors(name: str, arrays: Arrays) -> dict[str, Tensor]:
-    """A convolution's or a norm's; a norm may have been told to do without a scale or an offset."""
+    """The tensors of a convolution or a norm; a norm may lack a scale or an offset."""
     if "moving_mean" in arrays:
         mean = arrays["moving_mean"]
         arrays = {"gamma": np.ones_like(mean), "beta": np.zeros_like(mean), **arrays}
     elif "kernel" in arrays:
         # From [H, W, in, out].
         arrays = {**arrays, "kernel": arrays["kernel"].transpose(3, 2, 0, 1)}
-    return {f"{name}.{LEAVES[key]}": _tensor(value) for key, value in arrays.items()}
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.array(array, np.float32, order="C"))
+    return {f"{name}.{LEAVES[key]}": float_tensor(value) for key, value in arrays.items()}

@@ -1,8 +1,8 @@
-"""The residual network that an ONNX graph computes, found by following its data from the end.
+"""Recognises the residual network in an ONNX graph by following its data flow from the output.
 
-Every block is two branches that part at one place and meet in a sum. What stands on them says
-which fields an `Architecture` has; at the end our own network of that architecture is laid beside
-the graph, and what differs is refused.
+A block is two branches that start at one value and meet in a sum. The steps on them determine the
+fields of an `Architecture`. Finally our network of that architecture is compared with the graph,
+and any difference is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, takewhile
 from math import prod
 from typing import Any, cast, get_args
 
@@ -19,23 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.architecture import Architecture, PreactShortcut, PreactStem
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.onnx.graph import Array, Graph, Step, misfit
 from models.preprocess import RGB
-from models.resnet import (
-    Architecture,
-    ConvShortcut,
-    PaddedShortcut,
-    PreactShortcut,
-    PreactStem,
-    on_meta,
-)
+from models.resnet import ConvShortcut, PaddedShortcut, on_meta
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A convolution and the norm behind it, if there is one."""
+    """A convolution, and the norm that follows it, if any."""
 
     conv: Step
     norm: Step | None
@@ -43,12 +37,12 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Two branches that part at `entry` and meet in the sum `said`, in the data's order.
+    """Two branches from `entry` to the sum `label`, in the order of the data.
 
-    `before` is what stands between the sum before and `entry`; of the first block, the stem.
+    `before`: the steps between the previous sum and `entry`; for the first block, the stem.
     """
 
-    said: str
+    label: str
     entry: str
     before: tuple[Step, ...]
     residual: tuple[Step, ...]
@@ -57,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`softmax` was at the end and is none of the network; the rest is as `Source` has it."""
+    """`softmax`: the graph ends in a softmax, which is left out. For the rest see `Imported`."""
 
     architecture: Architecture
     tensors: dict[str, Tensor]
@@ -68,10 +62,10 @@ class Found:
 
 
 def find(graph: Graph) -> Found:
-    """What `graph` computes.
+    """The network that `graph` computes.
 
     Raises:
-        BundleError: no plain ResNet; the message names the first node that does not fit.
+        BundleError: it is not a plain ResNet; the message names the first node that does not fit.
     """
     return _Network(graph).find()
 
@@ -103,10 +97,10 @@ class _Network:
             tensors = layers.finish()
             numerics |= {"preact": preact, "final_norm": final is not None or not preact}
             architecture = infer_architecture(tensors, **numerics, preact_shortcut=rule)
-            found = list(_differences(architecture, stem, blocks))
-            if not found:
+            misfits = list(_differences(architecture, stem, blocks))
+            if not misfits:
                 return Found(architecture, tensors, mean, std, size, softmax)
-            differences += found
+            differences += misfits
         raise misfit(*differences[0])
 
     # From the end to the stem.
@@ -125,7 +119,7 @@ class _Network:
         return tuple(self.steps[value] for value in reversed(values))
 
     def _head(self) -> tuple[bool, tuple[Array, Array], str]:
-        """Whether there is a softmax, the head's weight and bias, and the pooled features."""
+        """Whether there is a softmax, the head's weight and bias, and the features to pool."""
         step = self.steps[self.graph.output]
         softmax = step.kind == "softmax"
         if softmax:
@@ -138,30 +132,30 @@ class _Network:
             weight, bias = step.settings["weight"][:, :, 0, 0], step.settings["bias"]
             head = (weight, np.zeros(len(weight), np.float32) if bias is None else bias)
         elif step.kind == "mean":
-            raise misfit(step.said, "ends in pooled features: the graph has no head")
+            raise misfit(step.label, "ends in pooled features: the graph has no head")
         else:
-            raise misfit(step.said, "is where a ResNet has its linear head")
+            raise misfit(step.label, "is where a ResNet has its linear head")
         step = self._source(step)
         while step.kind == "flatten":
             step = self._source(step)
         if step.kind != "mean":
-            raise misfit(step.said, "is where a ResNet has its global average pooling")
+            raise misfit(step.label, "is where a ResNet has its global average pooling")
         return softmax, head, step.sources[0]
 
     def _end(self, features: str) -> tuple[bool, Step | None, str]:
-        """Whether blocks are pre-activated, the last norm, and the last sum."""
+        """Whether blocks are pre-activation blocks, the final norm, and the last sum."""
         values = self._chain(features)
         kinds = [self.steps[value].kind for value in values]
         if kinds[-1] != "add":
-            raise misfit(self.steps[features].said, "there is no residual block before it")
+            raise misfit(self.steps[features].label, "there is no residual block before it")
         for preact, ending in ((False, ["relu"]), (True, ["relu", "norm"]), (True, [])):
             if kinds[:-1] == ending:
                 final = self.steps[values[1]] if len(ending) == 2 else None
                 return preact, final, values[-1]
-        raise misfit(self.steps[features].said, "does not end a residual network")
+        raise misfit(self.steps[features].label, "does not end a residual network")
 
     def _blocks(self, value: str, preact: bool) -> list[Block]:
-        """All blocks, the last of which ends in the sum `value`, in the data's order."""
+        """All blocks in the order of the data; the last one ends in the sum `value`."""
         blocks: list[Block] = []
         between = ([], ["norm", "relu"]) if preact else (["relu"],)
         while True:
@@ -171,32 +165,32 @@ class _Network:
                 return blocks[::-1]
             before = blocks[-1].before
             if [step.kind for step in before] not in between:
-                said = before[-1].said if before else self.steps[value].said
-                raise misfit(said, "does not fit between residual blocks")
+                label = before[-1].label if before else self.steps[value].label
+                raise misfit(label, "does not fit between residual blocks")
 
     def _block(self, value: str) -> Block:
-        said = self.steps[value].said
-        left, right = (self._chain(each) for each in self.steps[value].sources)
+        label = self.steps[value].label
+        left, right = (self._chain(source) for source in self.steps[value].sources)
         others = set(right)
-        entry = next((each for each in left if each in others), None)
+        entry = next((name for name in left if name in others), None)
         if entry is None:
-            raise misfit(said, "adds branches that do not part at one place")
-        branches = [self._forward(each[: each.index(entry)]) for each in (left, right)]
+            raise misfit(label, "adds branches that do not start at one value")
+        branches = [self._forward(chain[: chain.index(entry)]) for chain in (left, right)]
         branches.sort(key=_convolutions)
         shortcut, residual = branches
         if _convolutions(shortcut) > 1 or _convolutions(residual) not in (2, 3):
             raise misfit(
-                said,
+                label,
                 f"adds branches of {_convolutions(residual)} and {_convolutions(shortcut)} "
                 "convolutions; a residual block has two or three and a shortcut of at most one",
             )
         before = self._forward(self._chain(entry)[:-1])
-        return Block(said, entry, before, residual, shortcut)
+        return Block(label, entry, before, residual, shortcut)
 
     def _front(
         self, steps: Sequence[Step]
     ) -> tuple[RGB | None, RGB | None, Step | None, int | None]:
-        """What happens to the images before the stem: mean, std, a norm; and how large they are."""
+        """Mean, std and a norm of the images before the stem; and the images' size."""
         scale, shift = np.ones(3), np.zeros(3)
         norm: Step | None = None
         transposed = any(step.kind == "transpose" for step in steps)
@@ -204,35 +198,35 @@ class _Network:
         images = self.steps[self.graph.input].shape
         for step in steps:
             if norm is not None or step.kind not in ("affine", "transpose", "norm"):
-                raise misfit(step.said, "does not fit before the stem")
+                raise misfit(step.label, "does not fit before the stem")
             if step.kind == "norm":
                 norm = step
             elif step.kind == "transpose":
                 channels = 1
             else:
                 if step.settings["axis"] not in (None, channels):
-                    raise misfit(step.said, "normalises something other than channels")
+                    raise misfit(step.label, "normalises something other than channels")
                 scale = scale * step.settings["scale"]
                 shift = shift * step.settings["scale"] + step.settings["shift"]
         sides = images[1:3] if transposed else images[2:]
         if sides[0] != sides[1]:
-            said = self.steps[self.graph.input].said
-            raise misfit(said, f"its images are {sides[0]}x{sides[1]}, not square")
+            label = self.steps[self.graph.input].label
+            raise misfit(label, f"its images are {sides[0]}x{sides[1]}, not square")
         size = sides[0] if sides[0] > 0 else None
         if not self.graph.pixels and all(step.kind != "affine" for step in steps):
             return None, None, norm, size
         if len(scale) != 3 or not (scale > 0).all():
-            raise misfit(steps[0].said, "normalises images as no data set is")
+            raise misfit(steps[0].label, "normalises images in an unsupported way")
         mean, std = -shift / scale, 1 / scale
-        # Of values in [0, 1], neither a mean nor a deviation is so large.
+        # Values in [0, 1] have no mean or deviation this large.
         if self.graph.pixels or max(*np.abs(mean), *std) > 2:
             mean, std = mean / 255, std / 255
         return _rgb(mean), _rgb(std), norm, size
 
     def _eps(self) -> float:
-        """What most norms add to the variance; others' variances make up for the difference."""
-        found = Counter(step.settings["eps"] for step in self.steps.values() if step.kind == "norm")
-        return found.most_common(1)[0][0] if found else 1e-5
+        """The most common epsilon of norms; the variances of other norms absorb the difference."""
+        counts = Counter(s.settings["eps"] for s in self.steps.values() if s.kind == "norm")
+        return counts.most_common(1)[0][0] if counts else 1e-5
 
 
 def _convolutions(steps: Sequence[Step]) -> int:
@@ -240,13 +234,13 @@ def _convolutions(steps: Sequence[Step]) -> int:
 
 
 def _rgb(values: Array) -> RGB:
-    # What float32 holds of them.
+    # The digits that float32 holds.
     red, green, blue = (float(f"{value:.7g}") for value in values)
     return red, green, blue
 
 
 def _parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
-    """What is before the stem's convolution, that, and what is behind it."""
+    """The steps before the stem's convolution, the convolution, and the steps after it."""
     index = next((i for i, step in enumerate(steps) if step.kind == "conv"), None)
     if index is None:
         raise BundleError("the first residual block has no stem before it")
@@ -254,15 +248,15 @@ def _parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
     for step in rest:
         if step.kind == "conv":
             raise misfit(
-                step.said, "a second convolution in the stem (a deep stem, as in ResNet-C and D)"
+                step.label, "a second convolution in the stem (a deep stem, as in ResNet-C and D)"
             )
         if step.kind not in ("norm", "relu", "pool"):
-            raise misfit(step.said, "does not fit in a stem")
+            raise misfit(step.label, "does not fit in a stem")
     kernel = steps[index].settings["weight"].shape[-1]
     stride, pools = steps[index].settings["stride"], any(step.kind == "pool" for step in rest)
     if (kernel, stride, pools) not in ((7, 2, True), (3, 1, False)):
         raise misfit(
-            steps[index].said,
+            steps[index].label,
             f"a stem of {kernel}x{kernel} in steps of {stride} with{'' if pools else 'out'} "
             "pooling; a ResNet's is 7x7 in steps of 2 with, or 3x3 without",
         )
@@ -270,25 +264,25 @@ def _parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
 
 
 def _units(steps: Sequence[Step]) -> list[Unit]:
-    """Convolutions with their norms, each but the last behind a ReLU."""
+    """Convolutions with their norms, with a ReLU between two units."""
     units: list[Unit] = []
     rest = list(steps)
     while rest:
         conv = rest.pop(0)
         if conv.kind != "conv":
-            raise misfit(conv.said, "is where a residual branch has a convolution")
+            raise misfit(conv.label, "is where a residual branch has a convolution")
         norm = rest.pop(0) if rest and rest[0].kind == "norm" else None
         units.append(Unit(conv, norm))
         if rest:
             relu = rest.pop(0)
             if relu.kind != "relu" or not rest:
-                raise misfit(relu.said, "is where a residual branch has a ReLU and a convolution")
+                raise misfit(relu.label, "is where a residual branch has a ReLU and a convolution")
     return units
 
 
 class _Layers:
-    """Our network's tensors, collected layer by layer. Norms that a graph has folded into
-    convolutions come back as norms that only add."""
+    """Collects our network's tensors layer by layer. A norm that was folded into a convolution
+    becomes one that only adds the bias."""
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
@@ -297,11 +291,11 @@ class _Layers:
         self.biased: dict[str, list[str]] = {}
 
     def put(self, name: str, value: Array) -> None:
-        # A copy: a file's constants are read-only, and a transposed one is not contiguous.
+        # A copy: constants of a file are read-only, and transposed ones are not contiguous.
         self.tensors[name] = torch.from_numpy(np.array(value, np.float32, order="C"))
 
     def norm(self, name: str, step: Step | None, bias: Array | None = None, width: int = 0) -> None:
-        """A norm of something that had `bias` added; where there is none, of `width` channels."""
+        """A norm that absorbs `bias` of the layer before; without `step`, of `width` channels."""
         if step is None:
             ones, zeros = np.ones(width), np.zeros(width)
             values = {"weight": ones, "bias": zeros if bias is None else bias, "mean": zeros}
@@ -319,27 +313,27 @@ class _Layers:
         self.put(f"{name}.running_var", var)
 
     def convolution(self, name: str, role: str, step: Step, *, bias: bool) -> None:
-        """`role` is its name in `Architecture.biases`; `bias` says that no norm takes that in."""
+        """`role`: the name in `Architecture.biases`; `bias`: no norm absorbs the bias."""
         self.put(f"{name}.weight", step.settings["weight"])
         if step.settings["weight"].shape[-1] > 1 and step.settings["stride"] > 1:
             where = "stem" if role == "stem" else "blocks"
             allowed = set(step.settings["paddings"])
             self.paddings[where] = self.paddings.get(where, allowed) & allowed
             if not self.paddings[where]:
-                raise misfit(step.said, "is padded other than the convolutions before it")
+                raise misfit(step.label, "is padded differently from the convolutions before it")
         if bias:
             self.biased.setdefault(role, []).append(name)
             if step.settings["bias"] is not None:
                 self.put(f"{name}.bias", step.settings["bias"])
 
     def normed(self, conv: str, norm: str, role: str, unit: Unit) -> None:
-        """A convolution and the norm that belongs to it."""
+        """A convolution and the norm that follows it."""
         self.convolution(conv, role, unit.conv, bias=False)
         width = len(unit.conv.settings["weight"])
         self.norm(norm, unit.norm, unit.conv.settings["bias"], width)
 
     def finish(self) -> dict[str, Tensor]:
-        """All tensors; where one convolution of a role has a bias, all have."""
+        """All tensors; if one convolution of a role has a bias, all of that role get one."""
         for names in self.biased.values():
             if any(f"{name}.bias" in self.tensors for name in names):
                 for name in names:
@@ -354,11 +348,12 @@ class _Layers:
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """What the steps between the first convolution and the first block's mean.
+    """An interpretation of the steps between the first convolution and the first block.
 
-    `normed` and `first` are the stem's and the first block's norm and ReLU, () where there is
-    none; a ReLU alone had its norm folded into the convolution before it. `activated` says whether
-    the first shortcut sees what `first` made, and is None where that is all the same.
+    `normed`, `first`: norm and ReLU of the stem and of the first block, or (); a ReLU alone had
+        its norm folded into the convolution before it.
+    `activated`: whether the first shortcut sees the output of `first`; None if it makes no
+        difference.
     """
 
     name: PreactStem
@@ -369,31 +364,41 @@ class Stem:
 
 
 def _stems(preact: bool, conv: Step, block: Block) -> list[Stem]:
-    """Every way to read the stem; a small one before a pre-activated block has two."""
-    count = 0
-    while preact and block.residual[count].kind != "conv":
-        count += 1
-    steps = block.before + block.residual[:count]
-    letters = "".join(step.kind[0] for step in steps)
-    layout = re.fullmatch("(n?r)?(p)?(n?r)?", letters)
-    entry = len(block.before)
-    found: list[Stem] = []
+    """All interpretations of the stem; a small stem before a pre-activation block has two."""
+    entrance = takewhile(lambda step: preact and step.kind != "conv", block.residual)
+    steps = (*block.before, *entrance)
+    layout = re.fullmatch("(n?r)?(p)?(n?r)?", "".join(step.kind[0] for step in steps))
+    stems: list[Stem] = []
     if layout is not None:
-        stem, pool, first = (steps[slice(*layout.span(group))] for group in (1, 2, 3))
+        norm, pool, first = (steps[slice(*layout.span(group))] for group in (1, 2, 3))
         one_pool = pool[0] if pool else None
-        seen = {len(steps): True, len(steps) - len(first): False}.get(entry)
-        if not preact:
-            found = [Stem("bare", stem, one_pool, (), None)] if stem and not first else []
-        elif first and seen is not None:
-            found = [Stem("activated" if stem else "bare", stem, one_pool, first, seen)]
-        elif stem and not first:
-            if not pool and entry in (0, len(steps)):
-                found = [Stem("bare", (), None, stem, entry > 0)]
-            if entry == len(steps):
-                found.append(Stem("activated_once", stem, one_pool, (), None))
-    if not found:
-        raise misfit((steps or (conv,))[-1].said, "does not fit between a stem and its first block")
-    return found
+        if preact:
+            stems = _preact_stems(norm, one_pool, first, len(block.before))
+        elif norm and not first:
+            stems = [Stem("bare", norm, one_pool, (), None)]
+    if not stems:
+        raise misfit(
+            (steps or (conv,))[-1].label, "does not fit between a stem and its first block"
+        )
+    return stems
+
+
+def _preact_stems(
+    norm: tuple[Step, ...], pool: Step | None, first: tuple[Step, ...], entry: int
+) -> list[Stem]:
+    """The interpretations before a pre-activation block; its branches start after `entry` steps."""
+    end = len(norm) + (pool is not None) + len(first)
+    if first:
+        activated = {end: True, end - len(first): False}.get(entry)
+        if activated is None:
+            return []
+        return [Stem("activated" if norm else "bare", norm, pool, first, activated)]
+    stems: list[Stem] = []
+    if norm and not pool and entry in (0, end):  # The norm may be the block's own.
+        stems.append(Stem("bare", (), None, norm, entry > 0))
+    if norm and entry == end:
+        stems.append(Stem("activated_once", norm, pool, (), None))
+    return stems
 
 
 def _stride(steps: Sequence[Step]) -> int:
@@ -401,7 +406,7 @@ def _stride(steps: Sequence[Step]) -> int:
 
 
 def _places(blocks: Sequence[Block]) -> tuple[str, list[tuple[int, int]]]:
-    """`stride_block`, and every block's stage and index in it."""
+    """`stride_block`, and the stage and the index in it of every block."""
     strided, widened = [], []
     for index, block in enumerate(blocks):
         first, *_, last = [step for step in block.residual if step.kind == "conv"]
@@ -418,12 +423,12 @@ def _places(blocks: Sequence[Block]) -> tuple[str, list[tuple[int, int]]]:
                 for stage in range(len(bounds) - 1)
                 for index in range(bounds[stage], bounds[stage + 1])
             ]
-    index = next((each for each in widened if each not in (0, *strided)), [*strided, 0][0])
-    raise misfit(blocks[index].said, "strides or widens where no stage of a ResNet begins or ends")
+    index = next((place for place in widened if place not in (0, *strided)), [*strided, 0][0])
+    raise misfit(blocks[index].label, "strides or widens where no stage of a ResNet begins or ends")
 
 
 def _residual(block: Block) -> list[Unit]:
-    """The convolutions of the residual branch, without what comes before the first."""
+    """The units of the residual branch, from the first convolution on."""
     count = next(i for i, step in enumerate(block.residual) if step.kind == "conv")
     return _units(block.residual[count:])
 
@@ -434,11 +439,11 @@ def _entrance(index: int, block: Block, stem: Stem) -> tuple[Step, ...]:
         return stem.first
     count = next(i for i, step in enumerate(block.residual) if step.kind == "conv")
     if count and block.before:
-        raise misfit(block.residual[0].said, "a second norm before a pre-activation block")
+        raise misfit(block.residual[0].label, "a second norm before a pre-activation block")
     entrance = block.residual[:count] or block.before
     if [step.kind for step in entrance] not in (["norm", "relu"], ["relu"]):
-        said = (entrance or block.residual)[0].said
-        raise misfit(said, "is where a pre-activation block has a norm and a ReLU")
+        label = (entrance or block.residual)[0].label
+        raise misfit(label, "is where a pre-activation block has a norm and a ReLU")
     return entrance
 
 
@@ -449,13 +454,13 @@ def _norm_of(steps: Sequence[Step]) -> Step | None:
 def _assemble(
     layers: _Layers, stem: Stem, conv: Step, blocks: Sequence[Block], *, preact: bool
 ) -> dict[str, Any]:
-    """Puts everything between the images and the last norm into `layers`; the fields of
-    `Architecture` that tensors do not tell."""
+    """Adds everything between the images and the final norm to `layers`; returns the fields of
+    `Architecture` that tensors do not determine."""
     bias = None
     if stem.normed:
         layers.normed("stem.conv", "stem.norm", "stem", Unit(conv, _norm_of(stem.normed)))
     else:
-        # The first block's norm takes the bias in, unless somebody else sees it too.
+        # The first block's norm absorbs the bias, unless something else sees it too.
         taken = stem.activated is True and stem.pool is None
         layers.convolution("stem.conv", "stem", conv, bias=not taken)
         bias = conv.settings["bias"] if taken else None
@@ -464,7 +469,7 @@ def _assemble(
     for index, ((stage, place), block) in enumerate(zip(places, blocks, strict=True)):
         name, units = f"stages.{stage}.{place}", _residual(block)
         if len(units) != depth:
-            raise misfit(block.said, f"ends a block of {len(units)} convolutions, not {depth}")
+            raise misfit(block.label, f"ends a block of {len(units)} convolutions, not {depth}")
         if preact:
             entrance = _entrance(index, block, stem)
             if entrance:
@@ -472,7 +477,7 @@ def _assemble(
                 taken_in = bias if index == 0 else None
                 layers.norm(f"{name}.bn1", _norm_of(entrance), taken_in, channels)
         elif block.residual[0].kind != "conv":
-            raise misfit(block.residual[0].said, "is where a residual branch has a convolution")
+            raise misfit(block.residual[0].label, "is where a residual branch has a convolution")
         _branch(layers, name, units, preact=preact)
         _shortcut(layers, name, block, preact=preact)
     widened = [step.settings["pads"] for b in blocks for step in b.shortcut if step.kind == "widen"]
@@ -498,7 +503,7 @@ def _branch(layers: _Layers, name: str, units: Sequence[Unit], *, preact: bool) 
     if not preact:
         layers.normed(f"{name}.{role}", f"{name}.bn{len(units)}", role, last)
     elif last.norm:
-        raise misfit(last.norm.said, "a norm at the end of a pre-activation block")
+        raise misfit(last.norm.label, "a norm at the end of a pre-activation block")
     else:
         layers.convolution(f"{name}.{role}", role, last.conv, bias=True)
 
@@ -511,39 +516,39 @@ def _shortcut(layers: _Layers, name: str, block: Block, *, preact: bool) -> None
         if not preact:
             layers.normed(conv, f"{name}.shortcut.bn", "shortcut", unit)
         elif unit.norm:
-            raise misfit(unit.norm.said, "a norm on the shortcut of a pre-activation block")
+            raise misfit(unit.norm.label, "a norm on the shortcut of a pre-activation block")
         else:
             layers.convolution(conv, "shortcut", unit.conv, bias=True)
     elif sorted(kinds) not in ([], ["subsample"], ["widen"], ["subsample", "widen"]):
         odd = next(step for step in block.shortcut if step.kind not in ("subsample", "widen"))
-        raise misfit(odd.said, "does not fit on a shortcut")
+        raise misfit(odd.label, "does not fit on a shortcut")
 
 
 def _differences(
     architecture: Architecture, stem: Stem, blocks: Sequence[Block]
 ) -> Iterator[tuple[str, str]]:
-    """The nodes that our network of this architecture has otherwise, and how."""
+    """The nodes where our network of this architecture differs, and how."""
     network = on_meta(architecture)
     modules = [cast("Any", block) for stage in network.stages for block in cast("Any", stage)]
     for index, (module, block) in enumerate(zip(modules, blocks, strict=True)):
         for number, unit in enumerate(_residual(block), 1):
             ours = getattr(module, f"conv{number}").stride[0]
             if unit.conv.settings["stride"] != ours:
-                yield unit.conv.said, f"strides by {unit.conv.settings['stride']}, not {ours}"
+                yield unit.conv.label, f"strides by {unit.conv.settings['stride']}, not {ours}"
         if not _equal(module.shortcut, block.shortcut):
             yield (
-                block.said,
+                block.label,
                 f"its shortcut is not of option {architecture.shortcut}, as others are",
             )
         if architecture.preact:
             activated = stem.activated if index == 0 else bool(block.before)
             if activated not in (None, module.shortcut_activated):
                 seen = "what is activated" if activated else "what is not yet activated"
-                yield block.said, f"its shortcut sees {seen}, unlike others of its kind"
+                yield block.label, f"its shortcut sees {seen}, unlike others of its kind"
 
 
 def _equal(module: nn.Module, steps: Sequence[Step]) -> bool:
-    """Whether a shortcut of ours does what these steps do."""
+    """Whether our shortcut computes the same as these steps."""
     if isinstance(module, ConvShortcut):
         settings = steps[0].settings if steps and steps[0].kind == "conv" else {}
         return bool(settings) and settings["stride"] == module.conv.stride[0]

@@ -1,4 +1,4 @@
-"""A bundle as an ONNX file, built from the operations of its network's own forward."""
+"""Exports a bundle to ONNX, from the recorded operations of its network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import files
 from models.bundle import Bundle, BundleError
 from models.classifier import Normalise
 from models.interchange.onnx.importer import MISSING
@@ -23,12 +24,12 @@ BATCH = "N"
 
 
 def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
-    """Writes `bundle` for any batch size and images of its own size.
+    """Writes `bundle` as an ONNX graph for any batch size and the bundle's image size.
 
     The graph computes float32 logits [N, K] from normalised float32 images [N, 3, H, W]; with the
-    option `with_preprocessing`, probabilities [N, K] from uint8 images [N, H, W, 3]. The bundle's
-    temperature is within those probabilities; beside logits, which stay as they are, the file's
-    metadata has it. Equal bundles give equal files.
+    option `with_preprocessing`, probabilities [N, K] from uint8 images [N, H, W, 3]. Probabilities
+    include the bundle's temperature; logits do not, and the file's metadata has it. Equal bundles
+    give equal files.
 
     Raises:
         BundleError: the package onnx is not installed.
@@ -37,12 +38,8 @@ def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
         content = _serialised(bundle, with_preprocessing=bool(options.get("with_preprocessing")))
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.atomic(path) as file:
+        file.write_bytes(content)
 
 
 def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
@@ -69,8 +66,8 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
     described: dict[str, Any] = {"labels": list(bundle.labels), **asdict(bundle.input)}
     if bundle.temperature != 1.0:
         if with_preprocessing:
-            # In the head's own operation: it stays a network that any reader knows.
-            (head,) = [each for each in builder.nodes if each.op_type == "Gemm"]
+            # Within the head's operation: any reader still recognises the network.
+            (head,) = [node for node in builder.nodes if node.op_type == "Gemm"]
             for name in ("alpha", "beta"):
                 head.attribute.append(helper.make_attribute(name, 1 / bundle.temperature))
         else:
@@ -104,7 +101,7 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
 
 
 class _Builder:
-    """Nodes and their constants, with names that depend on nothing but the network."""
+    """Nodes and constants, with names that depend only on the network."""
 
     def __init__(self, network: ResNet) -> None:
         self.nodes: list[Any] = []
@@ -113,7 +110,7 @@ class _Builder:
         self.counts: dict[str, int] = {}
 
     def node(self, op: str, inputs: Sequence[str], name: str = "", **attributes: Any) -> str:
-        """Adds a node; the name of its output, which is its own."""
+        """Adds a node and returns its name, which is also that of its output."""
         from onnx import helper
 
         name = name or self._numbered(op.lower())
@@ -125,7 +122,7 @@ class _Builder:
         return f"{name}_{number}"
 
     def array(self, name: str, value: Tensor | NDArray[Any]) -> str:
-        """Adds a constant; its name."""
+        """Adds a constant and returns its name."""
         from onnx import numpy_helper
 
         if isinstance(value, Tensor):
@@ -136,7 +133,7 @@ class _Builder:
     def layer(
         self, op: str, inputs: list[str], tensors: Sequence[Tensor], **attributes: Any
     ) -> str:
-        """Adds a node with the network's own tensors; both have the names they have there."""
+        """Adds a node with tensors of the network, under the network's names."""
         added = [self.array(self.names[id(tensor)], tensor) for tensor in tensors]
         name = self.names[id(tensors[0])].rpartition(".")[0]
         return self.node(op, [*inputs, *added], name, **attributes)
@@ -147,7 +144,7 @@ class _Builder:
 
 def _convolution(to: _Builder, it: Operation, inputs: list[str]) -> str:
     if it.options["dilations"] != (1, 1):
-        raise NotImplementedError("the export to ONNX knows plain convolutions only")
+        raise NotImplementedError("the ONNX export supports only plain convolutions")
     return to.layer(
         "Conv",
         inputs,
@@ -165,8 +162,8 @@ def _batch_norm(to: _Builder, it: Operation, inputs: list[str]) -> str:
 
 
 def _max_pool(to: _Builder, it: Operation, inputs: list[str]) -> str:
-    # onnxruntime would join zeros that were padded before to `pads`, which are minus infinity.
-    apart = any(each.op_type == "Pad" and each.name == inputs[0] for each in to.nodes)
+    # onnxruntime would merge padding with zeros into `pads`, which pad with minus infinity.
+    apart = any(node.op_type == "Pad" and node.name == inputs[0] for node in to.nodes)
     pads = {"auto_pad": "VALID"} if apart else {"pads": list(it.options["pads"] * 2)}
     return to.node(
         "MaxPool",
@@ -194,10 +191,10 @@ def _slice(to: _Builder, it: Operation, inputs: list[str]) -> str:
         ("axes", list(steps)),
         ("steps", list(steps.values())),
     )
-    return to.node("Slice", [*inputs, *(to.integers(name, each) for name, each in values)])
+    return to.node("Slice", [*inputs, *(to.integers(name, numbers) for name, numbers in values)])
 
 
-# Adds an operation on values of these names; the name of its result.
+# Adds an operation on the named values and returns the name of its result.
 NODES: dict[str, Callable[[_Builder, Operation, list[str]], str]] = {
     "convolution": _convolution,
     "linear": lambda to, it, inputs: to.layer("Gemm", inputs, it.tensors, transB=1),

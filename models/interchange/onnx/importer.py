@@ -1,4 +1,4 @@
-"""ONNX files: the model zoo's ResNets, and what exporters make of networks like ours."""
+"""Imports ONNX files: the model zoo's ResNets, and exports of networks like ours."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from typing import Any
 
 import numpy as np
 
-from models import naming
-from models.bundle import BundleError
+from models.bundle import BundleError, name_from
 from models.interchange.extras import INSTALL
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.onnx import blocks
 from models.interchange.onnx.graph import Reader
 from models.preprocess import CIFAR, IMAGENET, RGB, InputSpec
 
 MISSING = f"the package onnx is not installed: {INSTALL}"
-# The fields after the first of a `ModelProto`, as protobuf announces them.
+# Protobuf's tags of the fields of a `ModelProto` after the first.
 KEYS = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
-# The exporter of MXNet's Gluon, where the model zoo's ResNets come from, left only its names.
+# The names of MXNet's Gluon, from which the model zoo's ResNets were exported.
 GLUON = re.compile(r"resnetv\d+_dense\d+_fwd")
 ZOO = replace(IMAGENET, crop="center_floor")
 
 
-def read(path: Path) -> Source:
-    """The network in an `.onnx` file, found by what its graph computes.
+def read(path: Path) -> Imported:
+    """The network in an `.onnx` file, recognised by what its graph computes.
 
-    External data is read from the file's own folder only, and nothing is executed.
+    External data is only read from the file's folder, and nothing is executed.
 
     Raises:
-        BundleError: it cannot be read, or is no plain ResNet; one line names the first node that
-            does not fit.
+        BundleError: it cannot be read, or is not a plain ResNet; the message names the first node
+            that does not fit.
     """
     try:
         model = _model(path)
         found = blocks.find(Reader(model).read(model.graph))
-        described = {each.key: each.value for each in model.metadata_props}
+        described = {entry.key: entry.value for entry in model.metadata_props}
         name, labels, own, rest = _described(described, found.architecture.num_classes)
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
@@ -47,13 +46,13 @@ def read(path: Path) -> Source:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
-    # Whatever else damage leads to.
+    # Damage may raise any error.
     except Exception as error:  # noqa: BLE001
         raise BundleError(f"{path}: a damaged ONNX file ({type(error).__name__})") from None
-    zoo = any(GLUON.fullmatch(each.name) for each in model.graph.output)
+    zoo = any(GLUON.fullmatch(output.name) for output in model.graph.output)
     layout = "ONNX model zoo" if zoo else "ONNX graph"
     if own and found.size not in (None, own.size):
-        own = None  # Whoever changed the graph left the metadata as it was.
+        own = None  # The graph was changed, but its metadata was not.
     spec = own or _sized(ZOO if zoo else IMAGENET, found)
     mean, std = found.mean, found.std
     if own and (mean is None or std is None or _close(own, mean, std)):
@@ -61,7 +60,7 @@ def read(path: Path) -> Source:
     elif zoo and mean is None:
         mean, std = ZOO.mean, ZOO.std
     producer = f"{model.producer_name} {model.producer_version}".strip()
-    return Source(
+    return Imported(
         layout=f"{layout}, without its softmax" if found.softmax else layout,
         tensors=found.tensors,
         architecture=found.architecture,
@@ -76,7 +75,7 @@ def read(path: Path) -> Source:
 
 
 def begins(start: bytes) -> bool:
-    """Whether a file that starts so may be one: with its IR version, and then another field."""
+    """Whether a file may be ONNX: it begins with its IR version, followed by another field."""
     return (
         start[:1] == b"\x08" and start[1:2] < b"\x20" and start[2:3] in KEYS and start[8:9] != b"{"
     )
@@ -90,7 +89,7 @@ def _model(path: Path) -> Any:
     content = path.read_bytes()
     try:
         model = onnx.load_model_from_string(content)
-    # Whatever damage leads to.
+    # Damage may raise any error.
     except Exception as error:  # noqa: BLE001
         raise BundleError(f"not an ONNX file ({type(error).__name__})") from None
     if not model.graph.node:
@@ -102,13 +101,13 @@ def _model(path: Path) -> Any:
 
 
 def _external(model: Any, folder: Path) -> None:
-    """Reads the tensors that lie in other files, all of which must be in the folder itself."""
+    """Reads tensors from external files, which must be in the same folder."""
     from onnx import TensorProto, external_data_helper
 
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        where = {each.key: each.value for each in tensor.external_data}.get("location", "")
+        where = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
         file = (folder / where).resolve()
         if not where or not file.is_relative_to(folder.resolve()):
             raise BundleError(f"its external data {where!r} lies outside of its folder")
@@ -123,14 +122,14 @@ def _external(model: Any, folder: Path) -> None:
             ) from None
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
-    for each in _tensors_of_nodes(model):
-        if each.data_location == TensorProto.EXTERNAL:
+    for tensor in _tensors_of_nodes(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
             raise BundleError("a constant within its graph lies in another file")
 
 
 def _tensors_of_nodes(model: Any) -> Iterator[Any]:
     """The tensors in the nodes' attributes."""
-    for nodes in (model.graph.node, *(each.node for each in model.functions)):
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
         for node in nodes:
             for attribute in node.attribute:
                 yield attribute.t
@@ -140,7 +139,7 @@ def _tensors_of_nodes(model: Any) -> Iterator[Any]:
 def _described(
     described: Mapping[str, str], classes: int
 ) -> tuple[str | None, tuple[str, ...] | None, InputSpec | None, dict[str, Any]]:
-    """The name, the labels, the images and the rest that an export of ours says of itself."""
+    """Name, labels, input specification and the rest of the metadata of our exports."""
     try:
         values = {key: json.loads(value) for key, value in described.items() if key in DESCRIBED}
         labels = values.pop("labels", None)
@@ -149,16 +148,16 @@ def _described(
         }
         spec = InputSpec(**values) if "mean" in values and "size" in values else None
     except (ValueError, TypeError, RecursionError):
-        return None, None, None, {}  # Somebody else's metadata, which may be anything.
-    told = described.get("name", "")
-    name = told if spec and told == naming.made_of(told) else None
+        return None, None, None, {}  # Metadata of another program.
+    recorded = described.get("name", "")
+    name = recorded if spec and recorded == name_from(recorded) else None
     fits = isinstance(labels, list) and len(labels) == classes
     ours = fits and spec is not None
     return name, (tuple(map(str, labels)) if fits else None), spec, (rest if ours else {})
 
 
 def _sized(spec: InputSpec, found: blocks.Found) -> InputSpec:
-    """`spec` or the one for small images, of the size that the graph fixes."""
+    """`spec`, or CIFAR's for a small stem, at the size that the graph fixes."""
     if found.architecture.stem == "small":
         spec = CIFAR
     size = found.size or spec.size
@@ -166,8 +165,8 @@ def _sized(spec: InputSpec, found: blocks.Found) -> InputSpec:
 
 
 def _close(spec: InputSpec, mean: RGB, std: RGB) -> bool:
-    """Whether a graph's own normalisation is what the metadata says, rounded."""
+    """Whether a graph's normalisation equals that of its metadata, up to rounding."""
     return np.allclose(spec.mean, mean, atol=1e-6) and np.allclose(spec.std, std, rtol=1e-6)
 
 
-DESCRIBED = {"labels", "temperature", "card", *(each.name for each in fields(InputSpec))}
+DESCRIBED = {"labels", "temperature", "card", *(field.name for field in fields(InputSpec))}

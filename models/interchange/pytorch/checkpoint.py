@@ -1,4 +1,4 @@
-"""PyTorch checkpoint files, read as data."""
+"""PyTorch checkpoint files, read without executing code."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 from models.bundle import BundleError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
-# What torchvision's and timm's own training scripts put beside the weights.
+# Stored beside the weights by the training scripts of torchvision and timm.
 HARMLESS: list[Any] = [argparse.Namespace]
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
 def weights_file(path: Path) -> Path:
-    """`path`, or the weights in it if it is a folder as the Hugging Face hub has them.
+    """`path`, or the weights within it if it is a folder from the Hugging Face hub.
 
     Raises:
-        BundleError: the folder has none.
+        BundleError: the folder has no weights.
     """
     if not path.is_dir():
         return path
@@ -41,7 +41,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Nothing in the file is executed: torch reads it with `weights_only=True`.
 
     Raises:
-        BundleError: it holds no state dict, or more than tensors.
+        BundleError: the file contains no state dict, or more than tensors.
     """
     try:
         content = _read(path)
@@ -49,10 +49,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     except safetensors.SafetensorError as error:
         raise BundleError(f"{path}: not a whole safetensors file ({error})") from None
-    # torch raises whatever damage leads to, and its messages advise what must not be done.
+    # Damage raises any error, and torch's messages give unsafe advice.
     except Exception as error:  # noqa: BLE001
         reason = type(error).__name__
-        raise BundleError(f"{path}: no PyTorch checkpoint of plain tensors ({reason})") from None
+        raise BundleError(f"{path}: not a PyTorch checkpoint of plain tensors ({reason})") from None
     return {
         _strip(name): value.detach().float() if value.is_floating_point() else value
         for name, value in _state_dict(content, path).items()
@@ -63,23 +63,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None if there is no such file.
 
     Raises:
-        BundleError: it holds something else.
+        BundleError: the file is not a JSON object.
     """
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: no JSON ({type(error).__name__})") from None
+        raise BundleError(f"{path}: not JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):
-        raise BundleError(f"{path}: holds no JSON object")
+        raise BundleError(f"{path}: not a JSON object")
     return content
 
 
 def _read(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(9)
-    # Behind its length, a safetensors header begins with a brace.
+    # A safetensors header begins with a brace, after its length.
     if start[8:] == b"{":
         return safetensors.torch.load_file(path)
     with torch.serialization.safe_globals(HARMLESS):
@@ -94,7 +94,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         raise BundleError(f"{path}: holds no state dict")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise BundleError(f"{path}: holds {name!r}, which is no tensor")
+            raise BundleError(f"{path}: holds {name!r}, which is not a tensor")
     return content
 
 

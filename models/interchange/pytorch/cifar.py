@@ -1,11 +1,11 @@
-"""Public CIFAR weights: the state dicts of widely copied PyTorch repositories."""
+"""CIFAR weights in the layouts of widely copied PyTorch repositories."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from models.bundle import BundleError
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import (
     TORCHVISION_RENAMES,
@@ -18,13 +18,13 @@ from models.interchange.pytorch.layout import (
 )
 from models.preprocess import CIFAR, IMAGENET, RGB
 
-# The mean of each image's deviation: not the data's, but what these repositories train with.
+# The mean of the images' deviations, not the deviation of the data: these repositories use it.
 MEAN_OF_STDS = (0.2023, 0.1994, 0.2010)
 CIFAR100: tuple[RGB, RGB] = (
     (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
     (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
 )
-# The wide networks' authors use one for both data sets, rounded in [0, 255].
+# The authors of wide networks use these for both data sets, rounded in [0, 255].
 WIDE: tuple[RGB, RGB] = (
     (125.3 / 255, 123.0 / 255, 113.9 / 255),
     (63.0 / 255, 62.1 / 255, 66.7 / 255),
@@ -137,7 +137,7 @@ LAYOUTS = (
 )
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights in a checkpoint of one of `LAYOUTS`, under our names.
 
     Raises:
@@ -155,7 +155,7 @@ def read(path: Path) -> Source:
     if architecture.shortcut == "A" and "shortcut_padding" not in layout.numerics:
         raise BundleError(f"{path}: option A, but its layout does not say on which side it pads")
     mean, std = layout.normalised.get(architecture.num_classes, (None, None))
-    return Source(
+    return Imported(
         layout=layout.name,
         tensors=renamed,
         architecture=architecture,

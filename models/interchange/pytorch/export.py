@@ -1,4 +1,4 @@
-"""Bundles as other PyTorch libraries have their weights."""
+"""Exports bundles to other PyTorch libraries."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from models import files
+from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.interchange.pytorch.layout import Rename, rename
-from models.resnet import Architecture
 
 TO_TORCHVISION: tuple[Rename, ...] = (
     (r"^stem\.conv\.", "conv1."),
@@ -31,12 +32,12 @@ TO_TIMM_V2: tuple[Rename, ...] = (
     (r"^head\.", "head.fc."),
 )
 PLANES = (64, 128, 256, 512)
-# Fields that both libraries let vary; the rest must be as their defaults and ours have it.
+# Fields that both libraries let vary; all others must have their defaults.
 FREE = ("block", "blocks", "planes", "num_classes", "preact", "width", "in_channels")
 
 
 def to_torchvision(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
-    """Writes a state dict for torchvision's `ResNet`; by the suffix as `.safetensors` or `.pth`.
+    """Writes a state dict for torchvision's `ResNet`, as safetensors or a checkpoint by suffix.
 
     Raises:
         BundleError: torchvision has no such network.
@@ -49,7 +50,7 @@ def to_torchvision(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> No
 
 
 def to_timm(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
-    """Writes a state dict for timm's `ResNet` or, of pre-activation networks, `ResNetV2`.
+    """Writes a state dict for timm's `ResNet`, or `ResNetV2` for pre-activation networks.
 
     Raises:
         BundleError: timm has no such network.
@@ -89,17 +90,12 @@ def _refuse_options(library: str, options: Mapping[str, Any]) -> None:
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     try:
-        if path.suffix == ".safetensors":
-            safetensors.torch.save_file(tensors, part, {"format": "pt"})
-        else:
-            torch.save(tensors, part)
-        part.chmod(0o644)
-        part.replace(path)
+        with files.atomic(path) as file:
+            if path.suffix == ".safetensors":
+                safetensors.torch.save_file(tensors, file, {"format": "pt"})
+            else:
+                torch.save(tensors, file)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise OSError(f"{path}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)

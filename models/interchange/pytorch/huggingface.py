@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import BundleError
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
 from models.interchange.pytorch.layout import Layout, find, shown, to_ours
 from models.preprocess import IMAGENET, InputSpec, Interpolation
@@ -33,10 +33,10 @@ LAYOUT = Layout(
 INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def read(path: Path) -> Source:
-    """The weights in a folder, or in a file with its `config.json` beside it, under our names.
+def read(path: Path) -> Imported:
+    """The weights in a folder, or in a file beside its `config.json`, under our names.
 
-    A `preprocessor_config.json` there says how images are prepared; without one, that is open.
+    A `preprocessor_config.json` beside them determines the input; it is unknown without.
 
     Raises:
         BundleError: it cannot be read, has no config, or is something else.
@@ -44,10 +44,10 @@ def read(path: Path) -> Source:
     file = weights_file(path)
     tensors = read_checkpoint(file)
     if find([LAYOUT], tensors) is None:
-        raise BundleError(f"{path}: no transformers ResNet; its first tensors: {shown(tensors)}")
+        raise BundleError(f"{path}: not a transformers ResNet; its first tensors: {shown(tensors)}")
     config = read_json(file.with_name("config.json"))
     if config is None:
-        raise BundleError(f"{path}: without its config.json nothing says where it strides")
+        raise BundleError(f"{path}: needs its config.json, which says where it strides")
     if config.get("hidden_act", "relu") != "relu":
         raise BundleError(f"{path}: activates with {config['hidden_act']}, not with relu")
     renamed, architecture = to_ours(
@@ -65,7 +65,7 @@ def read(path: Path) -> Source:
         labels = _labels(config)
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path}: {error}") from None
-    return Source(
+    return Imported(
         layout=LAYOUT.name,
         tensors=renamed,
         architecture=architecture,
@@ -78,17 +78,17 @@ def read(path: Path) -> Source:
 
 
 def input_spec(prepared: Mapping[str, Any]) -> InputSpec:
-    """What a `preprocessor_config.json` describes, if it is `ConvNextImageProcessor`'s.
+    """The input specification in a `preprocessor_config.json` of `ConvNextImageProcessor`.
 
-    Below 384 pixels that resizes the shorter side to size / crop_pct and crops; from there on it
-    squashes the image, as no `InputSpec` does.
+    Below 384 pixels it resizes the shorter side to size / crop_pct and crops; from 384 on it
+    squashes the image, which `InputSpec` cannot express.
 
     Raises:
-        ValueError: it prepares images otherwise.
+        ValueError: it prepares images differently.
     """
     kind = str(prepared.get("image_processor_type") or prepared.get("feature_extractor_type"))
     if not kind.startswith("ConvNext"):
-        raise ValueError(f"images are prepared by {kind}, which is not known here")
+        raise ValueError(f"images are prepared by {kind}, which is not supported")
     size = prepared["size"]
     size = size.get("shortest_edge") if isinstance(size, dict) else size
     if type(size) is not int or size >= 384:
@@ -100,7 +100,7 @@ def input_spec(prepared: Mapping[str, Any]) -> InputSpec:
         raise ValueError(f"images are scaled by {prepared['rescale_factor']}, not by 1/255")
     resample = prepared.get("resample", 2)
     if resample not in INTERPOLATION:
-        raise ValueError(f"images are resized by filter {resample!r}, which is not known here")
+        raise ValueError(f"images are resized by filter {resample!r}, which is not supported")
     return InputSpec(
         size=size,
         resize=int(size / prepared.get("crop_pct", 224 / 256)),

@@ -1,4 +1,4 @@
-"""How a PyTorch library names the tensors of its ResNets, as data."""
+"""The tensor names of PyTorch libraries' ResNets, as data."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Any
 
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.preprocess import RGB
-from models.resnet import Architecture
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one library names its tensors, and what its code does that names do not reveal.
+    """One library's tensor names, and the properties of its networks that names do not reveal.
 
-    A state dict has this layout if every pattern of `has` matches one of its names and none of
-    `lacks` does. `renames`: patterns and what they become, applied in turn to every name.
-    `numerics`: as for `infer_architecture`. `normalised`: by the number of classes, the mean and
-    deviation that the library trains with.
+    `has`, `lacks`: a state dict has this layout if each pattern of `has` matches one of its
+        names, and no pattern of `lacks` does.
+    `renames`: patterns and replacements, applied in order to every name.
+    `numerics`: see `infer_architecture`.
+    `normalised`: the library's mean and deviation in training, by number of classes.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Layout:
 
 
 def stage(match: re.Match[str]) -> str:
-    """Stages are counted from 1 by most, from 0 by us."""
+    """Most libraries count stages from 1, we from 0."""
     return f"stages.{int(match[1]) - 1}."
 
 
@@ -50,7 +51,7 @@ TORCHVISION_RENAMES: tuple[Rename, ...] = (
     (r"^(?:linear|fc)\.", "head."),
 )
 
-# What names reveal, under ours where they have one, of networks that are none of ours.
+# Tensor names that reveal unsupported networks, after renaming.
 FOREIGN = (
     (r".*\.(?:bn|norm)\d?\.v$", "EvoNorm"),
     (r".*\.(?:se|se_module|attn)\.", "attention within its blocks (SE-ResNet, ECA-ResNet)"),
@@ -63,7 +64,7 @@ NORM = re.compile(r"((?:.*\.)?(?:bn|norm)\d?)\.weight")
 
 
 def find(layouts: Iterable[Layout], tensors: Mapping[str, Tensor]) -> Layout | None:
-    """The first layout that the names have."""
+    """The first layout that fits the names, or None."""
 
     def found(pattern: str) -> bool:
         return any(re.match(pattern, name) for name in tensors)
@@ -77,12 +78,12 @@ def find(layouts: Iterable[Layout], tensors: Mapping[str, Tensor]) -> Layout | N
 def to_ours(
     layout: Layout, tensors: Mapping[str, Tensor], path: Path, **numerics: Any
 ) -> tuple[dict[str, Tensor], Architecture]:
-    """`tensors` under our names, and the architecture they have.
+    """`tensors` under our names, and their architecture.
 
-    `numerics` are what the file says itself of how it computes; they win over the layout's.
+    `numerics` from the file take precedence over those of the layout.
 
     Raises:
-        BundleError: the tensors are no ResNet's of ours; the message says whose they seem to be.
+        BundleError: the tensors do not form a supported ResNet; the message names the reason.
     """
     ours: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -101,12 +102,12 @@ def to_ours(
 
 
 def shown(tensors: Mapping[str, Tensor]) -> str:
-    """The first names, for a message that none of them is known."""
+    """The first names, for messages about unknown ones."""
     return ", ".join(list(tensors)[:3])
 
 
 def rename(name: str, renames: Iterable[Rename]) -> str:
-    """`name` after every rename in turn."""
+    """`name` after all renames in order."""
     for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name

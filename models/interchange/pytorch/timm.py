@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from models.bundle import BundleError
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
 from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
 from models.preprocess import IMAGENET, RGB, InputSpec
@@ -34,10 +34,10 @@ LAYOUTS = (
 )
 
 HALF: RGB = (0.5, 0.5, 0.5)
-# Where no config says how images are prepared.
+# The input without a config.
 DEFAULTS = {"timm resnet": IMAGENET, "timm resnetv2": replace(IMAGENET, mean=HALF, std=HALF)}
 
-# Names tell these apart from the rest; weights would not.
+# Plain networks, which their names tell apart but their weights do not.
 PLAIN = re.compile(
     r"(?:(?:tv|ssl|swsl|gluon)_)?(?:wide_)?resnet\d+(?:_\d+)?(?:_v1b)?|resnetv2_\d+", re.ASCII
 )
@@ -52,16 +52,16 @@ OTHERS = (
     ("evos", "has EvoNorm"),
     ("gn", "has GroupNorm"),
 )
-# Arguments of a model's factory that change nothing of what a trained network computes.
+# Factory arguments that do not change what a trained network computes.
 WITHOUT_EFFECT = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zero_init_last"}
 AVERAGING = ("avg", "fast")
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights of a plain `resnet*`, `wide_resnet*` or `resnetv2_*`, under our names.
 
-    `path` is a file or a folder. A `config.json` beside the weights says how images are prepared
-    and what the classes are called; without one, the images are timm's defaults for the family.
+    `path` is a file or a folder. A `config.json` beside the weights determines the input and the
+    class names; without one, the input is timm's default for the family.
 
     Raises:
         BundleError: it cannot be read, or is something else; the message says what.
@@ -70,10 +70,10 @@ def read(path: Path) -> Source:
     tensors = read_checkpoint(file)
     layout = find(LAYOUTS, tensors)
     if layout is None:
-        raise BundleError(f"{path}: no timm ResNet; its first tensors: {shown(tensors)}")
+        raise BundleError(f"{path}: not a timm ResNet; its first tensors: {shown(tensors)}")
     renamed, architecture = to_ours(layout, tensors, path)
     if architecture.stem != "imagenet":
-        raise BundleError(f"{path}: has a stem for small images, as none of timm's has")
+        raise BundleError(f"{path}: has a stem for small images, which no timm network has")
     config = read_json(file.with_name("config.json"))
     spec, labels = DEFAULTS[layout.name], None
     if config is not None:
@@ -83,7 +83,7 @@ def read(path: Path) -> Source:
             labels = label_names(config, architecture.num_classes)
         except (ValueError, TypeError, KeyError) as error:
             raise BundleError(f"{file.with_name('config.json')}: {error}") from None
-    return Source(
+    return Imported(
         layout=layout.name,
         tensors=renamed,
         architecture=architecture,
@@ -97,16 +97,16 @@ def read(path: Path) -> Source:
 
 
 def input_spec(pretrained: Mapping[str, Any], default: InputSpec) -> InputSpec:
-    """How a `pretrained_cfg` has images prepared; what it leaves out is as in `default`.
+    """The input specification in a `pretrained_cfg`, with missing fields from `default`.
 
     Raises:
-        ValueError: its crop, or a size that is not square, is none that `InputSpec` knows.
+        ValueError: `InputSpec` does not support its crop, or its size is not square.
     """
     if pretrained.get("crop_mode", "center") != "center":
-        raise ValueError(f"crop_mode {pretrained['crop_mode']!r}; only center is known")
+        raise ValueError(f"crop_mode {pretrained['crop_mode']!r}; only center is supported")
     _, height, width = pretrained.get("input_size", (3, default.size, default.size))
     if height != width:
-        raise ValueError(f"images of {height}x{width}; only squares are known")
+        raise ValueError(f"images of {height}x{width}; only squares are supported")
     crop = pretrained.get("crop_pct", default.size / default.resize)
     if type(crop) not in (int, float) or not 0 < crop <= 1:
         raise ValueError(f"crop_pct must be above 0 and at most 1, not {crop!r}")
@@ -120,7 +120,7 @@ def input_spec(pretrained: Mapping[str, Any], default: InputSpec) -> InputSpec:
 
 
 def label_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...] | None:
-    """What a config calls its classes; descriptions rather than identifiers."""
+    """The class names in a config; descriptions rather than identifiers."""
     pretrained = _pretrained(config)
 
     def find_entry(name: str) -> Any:
@@ -139,7 +139,7 @@ def label_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...] | No
 
 
 def _pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where preprocessing stands; in old files, beside all else."""
+    """The preprocessing settings; old files have them at the top level."""
     pretrained = config.get("pretrained_cfg", config)
     if not isinstance(pretrained, dict):
         raise TypeError("pretrained_cfg must be an object")
@@ -148,10 +148,10 @@ def _pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check_plain(config: Mapping[str, Any]) -> None:
     if "architecture" not in config:
-        raise ValueError("no config of timm's: it names no architecture")
+        raise ValueError("not a timm config: it names no architecture")
     architecture = str(config["architecture"]).partition(".")[0]
     if not PLAIN.fullmatch(architecture):
-        why = next((why for part, why in OTHERS if part in architecture), "is no plain ResNet")
+        why = next((why for part, why in OTHERS if part in architecture), "is not a plain ResNet")
         raise ValueError(f"timm's {architecture} {why}")
     arguments = dict(config.get("model_args") or {})
     for pool in (config.get("global_pool", "avg"), arguments.pop("global_pool", "avg")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.bundle import BundleError
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import Layout, find, shown, to_ours
 from models.preprocess import CIFAR, IMAGENET
@@ -29,21 +29,23 @@ LAYOUT = Layout(
 )
 
 
-def read(path: Path) -> Source:
-    """The weights of any of its networks with a linear head, under our names.
+def read(path: Path) -> Imported:
+    """The weights of a torch-resnet network with a linear head, under our names.
 
     Raises:
-        BundleError: it cannot be read, or is none of them; a file without a head is one that
-            `set_head` was never called for.
+        BundleError: the file cannot be read or is something else. `set_head` was never called
+            for a network without a head.
     """
     tensors = read_checkpoint(path)
     if find([LAYOUT], tensors) is None:
-        raise BundleError(f"{path}: no torch-resnet network; its first tensors: {shown(tensors)}")
+        raise BundleError(
+            f"{path}: not a torch-resnet network; its first tensors: {shown(tensors)}"
+        )
     renamed, architecture = to_ours(LAYOUT, tensors, path)
     small = architecture.stem == "small"
     normalised = LAYOUT.normalised if small else {}
     mean, std = normalised.get(architecture.num_classes, (None, None))
-    return Source(
+    return Imported(
         layout=LAYOUT.name,
         tensors=renamed,
         architecture=architecture,

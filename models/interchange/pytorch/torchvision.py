@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.bundle import BundleError
 from models.interchange import torchvision_weights
-from models.interchange.imported import Source
+from models.interchange.imported import Imported
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
 from models.preprocess import IMAGENET
@@ -19,23 +19,23 @@ LAYOUT = Layout(
 )
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> Imported:
     """The weights of `resnet*` or `wide_resnet*`, under our names.
 
-    A file that torchvision publishes is recognised by its checksum and gets the resolution and
-    the accuracy that are published with it; others get those of `IMAGENET1K_V1` and none.
+    A file that torchvision publishes is recognised by its checksum and gets the published
+    resolution and accuracy; others get the resolution of `IMAGENET1K_V1`.
 
     Raises:
         BundleError: it cannot be read, or is something else.
     """
     tensors = read_checkpoint(path)
     if find([LAYOUT], tensors) is None:
-        raise BundleError(f"{path}: no torchvision ResNet; its first tensors: {shown(tensors)}")
+        raise BundleError(f"{path}: not a torchvision ResNet; its first tensors: {shown(tensors)}")
     renamed, architecture = to_ours(LAYOUT, tensors, path)
     if architecture.stem != "imagenet":
-        raise BundleError(f"{path}: has a stem for small images, which torchvision's have not")
+        raise BundleError(f"{path}: has a stem for small images, which no torchvision network has")
     row = torchvision_weights.of_file(path)
-    return Source(
+    return Imported(
         layout=LAYOUT.name,
         tensors=renamed,
         architecture=architecture,

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.data.listing import BROKEN_ARCHIVE, SUFFIXES
+from models.data.listing import BROKEN_ARCHIVE, is_image
 from service.cli.bulk.rows import pyarrow
 from service.errors import ConfigError
 
@@ -234,9 +234,3 @@ def _undamaged(path: Path) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path}: damaged or truncated ({reason})") from None
-
-
-def is_image(name: str) -> bool:
-    """By its suffix."""
-    # For a million names, pathlib would take seconds.
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122

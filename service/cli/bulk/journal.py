@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from models import files
 from service.cli.bulk import rows
 from service.cli.bulk.inputs import WHOLE, Shard
 from service.cli.bulk.rows import Row
@@ -183,9 +184,8 @@ class Journal:
 
     def _write_arguments(self, more: dict[str, Any]) -> None:
         path = self._layout.state / ARGUMENTS
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(self._arguments | more))
-        rename(fresh, path)
+        with files.atomic(path) as file:
+            file.write_text(json.dumps(self._arguments | more))
 
     def _parts(self) -> int:
         if self._layout.rows_per_file is None:
@@ -221,16 +221,14 @@ class Journal:
 
     def _seal(self) -> None:
         """Turns the journal into its file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         journal, file = self._path(self._index), self._layout.file(self._index)
         if self._layout.format == ".jsonl":
-            rename(journal, file)
+            files.move(journal, file)
             return
         fresh = self._layout.state / "made"
         rows.write(fresh, self._layout.format, _read(journal))
-        rename(fresh, file)
+        files.move(fresh, file)
         journal.unlink()
 
     @contextmanager
@@ -255,18 +253,6 @@ def _name_in(line: bytes) -> str | None:
 def _read(journal: Path) -> Iterator[Row]:
     with journal.open("rb") as lines:
         yield from map(json.loads, lines)
-
-
-def rename(fresh: Path, path: Path) -> None:
-    """Renames `fresh` to `path`, durably in case of a power failure."""
-    with fresh.open("rb") as file:
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _shown(value: Any) -> str:

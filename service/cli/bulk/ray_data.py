@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import files
 from service.cli.bulk import inputs, rows, stream
 from service.cli.bulk.inputs import Encoded, Shard
-from service.cli.bulk.journal import Layout, rename
+from service.cli.bulk.journal import Layout
 from service.errors import ConfigError
 
 # Encoded images per message between nodes.
@@ -202,5 +203,5 @@ def write(batch: dict[str, Any], output: Path, state: Path) -> dict[str, list[in
     with known.open("wb") as file:
         np.save(file, positions[order])
     rows.write(fresh, ".parquet", (json.loads(batch["row"][index]) for index in order))
-    rename(fresh, part)
+    files.move(fresh, part)
     return {"rows": [len(order)]}

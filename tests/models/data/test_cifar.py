@@ -15,7 +15,8 @@ from PIL import Image
 from models import labels
 from models.data import datasets
 from models.data.collection import has_test_set
-from models.data.datasets import Dataset, Split
+from models.data.datasets import Dataset
+from models.data.listing import Split
 from models.preprocess import CIFAR, IMAGENET, resize_and_crop
 from tests.support.python2 import pickled
 
@@ -191,9 +192,12 @@ def test_a_label_out_of_range_is_named_in_binary_records(tmp_path: Path, name: s
         ({"labels": [0, 1, 10]}, "image 2 has a label outside the 10 classes 0 to 9"),
         ({"labels": [-1, 1, 9]}, "image 0 has a label outside the 10 classes 0 to 9"),
         ({"labels": [0, 1]}, "2 labels do not fit 3 images"),
-        ({"labels": "012"}, "its 'labels' is no list of integers"),
-        ({"data": np.zeros((3, 3071), np.uint8)}, "its 'data' is no array of 3072 bytes an image"),
-        ({"data": [1, 2]}, "its 'data' is no array of 3072 bytes an image"),
+        ({"labels": "012"}, "its 'labels' is not a list of integers"),
+        (
+            {"data": np.zeros((3, 3071), np.uint8)},
+            "its 'data' is not an array of 3072 bytes an image",
+        ),
+        ({"data": [1, 2]}, "its 'data' is not an array of 3072 bytes an image"),
     ],
 )
 def test_a_wrong_batch_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -121,13 +121,15 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, kind: str, conten
     files = {"cat/good.png": FILES["cat/grey.png"], "cat/bad.png": content}
     made = folder(tmp_path, files) if kind == "folder" else archive(tmp_path, "x.tar", files)
     inside = "" if kind == "folder" else "train/"
-    assert refusal(made).startswith(f"{inside}cat/bad.png is no readable image (")
+    assert refusal(made).startswith(f"{inside}cat/bad.png is not a readable image (")
 
 
 def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
-    assert refusal(folder(tmp_path, {"cat/x.txt": b""})) == "no images in folders named by class"
+    assert (
+        refusal(folder(tmp_path, {"cat/x.txt": b""})) == "no images in folders named after classes"
+    )
     empty = archive(tmp_path, "empty.tar", {})
-    assert refusal(empty) == "no images in folders named by class"
+    assert refusal(empty) == "no images in folders named after classes"
     assert refusal(tmp_path / "missing").startswith("neither a folder nor a whole tar archive (")
 
 
@@ -146,7 +148,7 @@ def test_relabelling_keeps_every_images_class() -> None:
     assert [labels[t] for t in relabelled.targets] == ["cat", "dog", "dog", "frog"]
     assert relabelled.images is images
     assert data.targets.tolist() == [0, 1, 1, 2]
-    with pytest.raises(ValueError, match=r"x\.tar: class 'dog' is no label of the model"):
+    with pytest.raises(ValueError, match=r"x\.tar: class 'dog' is not one of the model's labels"):
         data.relabelled(("cat", "frog"))
 
 

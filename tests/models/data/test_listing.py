@@ -91,7 +91,7 @@ def test_a_set_without_such_folders_is_for_training(tmp_path: Path) -> None:
     files = {"cat/0.png": encoded(10), "dog/0.png": encoded(20)}
     path = folder(tmp_path / "set", files)
     assert shades(path, "train") == [("cat", 10), ("dog", 20)]
-    assert refusal(path, "test").endswith("no folder test or val with folders named by class")
+    assert refusal(path, "test").endswith("no folder test or val with folders named after classes")
     assert not has_test_set(path)
     (tmp_path / "set.tar").write_bytes(tar(files))
     assert not has_test_set(tmp_path / "set.tar")
@@ -100,7 +100,7 @@ def test_a_set_without_such_folders_is_for_training(tmp_path: Path) -> None:
 
 def test_a_set_of_test_images_only_is_not_trained_on(tmp_path: Path) -> None:
     path = folder(tmp_path, {"test/cat/0.png": encoded(10)})
-    assert refusal(path, "train").endswith("no folder train with folders named by class")
+    assert refusal(path, "train").endswith("no folder train with folders named after classes")
 
 
 def test_what_lies_beside_the_split_folders_is_in_neither(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_unreadable_images_are_skipped_by_name_if_that_is_wanted(tmp_path: Path,
     assert sorted(data.skipped) == ["train/cat/1.png", "train/dog/2.png"]
     assert data.images[:, 0, 0, 0].tolist() == [10, 20, 30]
     assert [data.classes[target] for target in data.targets] == ["cat", "dog", "dog"]
-    with pytest.raises(ValueError, match=r"set(\.tar)?: train/\S+ is no readable image \("):
+    with pytest.raises(ValueError, match=r"set(\.tar)?: train/\S+ is not a readable image \("):
         datasets.read(path, SPEC, split="train")
     only = folder(tmp_path / "only", {"cat/0.png": b""})
     with pytest.raises(ValueError, match="none of its 1 images can be read"):
@@ -233,7 +233,7 @@ def test_training_needs_no_ground_truth_of_validation_images(tmp_path: Path) -> 
     path = folder(tmp_path, files | {f"train/{SYNSETS[5]}/0.JPEG": encoded(1, "JPEG")})
     assert listing(path, "train").classes == (SYNSETS[5],)
     assert refusal(path, "test") == (
-        f"{path / 'val'}: nothing says the classes of the validation images; "
+        f"{path / 'val'}: the classes of the validation images are unknown; "
         "put val.txt (FILE INDEX) or LOC_val_solution.csv beside or above them"
     )
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.data.augment import crop_and_flip, cutout, draw_crops
+from models.data.augment import Augmentation, crop_and_flip, cutout, draw_crops
 from models.data.datasets import Dataset
+from models.data.loading import Loading
 from models.data.seeds import mix
 from models.data.source import Resident, Source, held_out, open_source
 from models.data.streamed import Streamed, global_batches
@@ -58,7 +59,7 @@ every_option = pytest.mark.parametrize("options", OPTIONS)
 
 @every_option
 def test_ranks_together_see_what_one_process_sees(options: dict[str, Any]) -> None:
-    source = Resident(dataset(), "cpu", **options)
+    source = Resident(dataset(), "cpu", Augmentation(**options))
     whole = epoch(source)
     assert [len(targets) for _, targets in whole] == [6, 6, 6]
     for world in (2, 3, 4):
@@ -71,9 +72,9 @@ def test_ranks_together_see_what_one_process_sees(options: dict[str, Any]) -> No
 
 @every_option
 def test_an_epoch_goes_on_from_any_batch(options: dict[str, Any]) -> None:
-    whole = epoch(Resident(dataset(), "cpu", **options), epoch=3)
+    whole = epoch(Resident(dataset(), "cpu", Augmentation(**options)), epoch=3)
     for start in range(5):
-        rest = epoch(Resident(dataset(), "cpu", **options), epoch=3, start=start)
+        rest = epoch(Resident(dataset(), "cpu", Augmentation(**options)), epoch=3, start=start)
         assert same(rest, whole[start:])
 
 
@@ -90,13 +91,13 @@ def test_seeds_and_epochs_differ_in_order_and_in_crops() -> None:
 def test_drawing_batches_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    epoch(Resident(dataset(), "cpu", alternate_flip=True, cutout=2))
+    epoch(Resident(dataset(), "cpu", Augmentation(alternate_flip=True, cutout=2)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_every_image_comes_once_but_for_an_incomplete_batch() -> None:
     data = dataset()
-    source = Resident(data, "cpu", crop_padding=0, flip=False)
+    source = Resident(data, "cpu", Augmentation(crop_padding=0, flip=False))
     numbers = {image.tobytes(): number for number, image in enumerate(data.images)}
     seen: list[int] = []
     for images, targets in epoch(source):
@@ -117,7 +118,7 @@ def test_every_image_comes_once_but_for_an_incomplete_batch() -> None:
 
 def test_a_batch_is_augmented_as_the_functions_do_it() -> None:
     data = dataset()
-    source = Resident(data, "cpu", crop_padding=3, cutout=3, cutout_fill=(1, 2, 3))
+    source = Resident(data, "cpu", Augmentation(crop_padding=3, cutout=3, cutout_fill=(1, 2, 3)))
     chosen = list(global_batches(23, 1, 2, 0, 6))
     for step, (images, _) in enumerate(epoch(source, epoch=2)):
         generator = torch.Generator().manual_seed(mix("augment", 1, 2, step))
@@ -128,7 +129,7 @@ def test_a_batch_is_augmented_as_the_functions_do_it() -> None:
 
 def test_an_images_flip_is_random_at_first_and_then_the_opposite_of_the_last() -> None:
     data = dataset(200)
-    source = Resident(data, "cpu", crop_padding=0, alternate_flip=True)
+    source = Resident(data, "cpu", Augmentation(crop_padding=0, alternate_flip=True))
     plain = {image.tobytes(): number for number, image in enumerate(data.images)}
     turned = {np.flip(image, 1).tobytes(): number for number, image in enumerate(data.images)}
 
@@ -157,7 +158,9 @@ def test_without_alternation_flips_are_drawn_anew() -> None:
     counted = Counter(
         tuple(image[0, :2, 0].tolist())
         for e in range(40)
-        for images, _ in epoch(Resident(dataset(1), "cpu", 0), epoch=e, batch_size=1)
+        for images, _ in epoch(
+            Resident(dataset(1), "cpu", Augmentation(crop_padding=0)), epoch=e, batch_size=1
+        )
         for image in images
     )
     assert len(counted) == 2
@@ -175,7 +178,7 @@ def test_without_alternation_flips_are_drawn_anew() -> None:
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Resident(dataset(), "cpu", **options)
+        Resident(dataset(), "cpu", Augmentation(**options))
 
 
 def folder(path: Path, size: int = 40) -> Path:
@@ -188,15 +191,23 @@ def folder(path: Path, size: int = 40) -> Path:
 
 def test_small_images_are_resident_and_large_ones_or_many_are_streamed(tmp_path: Path) -> None:
     path, counts = folder(tmp_path), list[int]()
-    resident = open_source(path, CIFAR, "cpu", crop_padding=0, progress=counts.append)
+    resident = open_source(
+        path,
+        CIFAR,
+        "cpu",
+        augmentation=Augmentation(crop_padding=0),
+        loading=Loading(progress=counts.append),
+    )
     assert isinstance(resident, Resident)
     assert counts == [1, 2, 3, 4, 5, 6, 7]
     assert isinstance(open_source(path, IMAGENET, "cpu"), Streamed)
     few = 7 * 32 * 32 * 3
-    assert isinstance(open_source(path, CIFAR, "cpu", resident_bytes=few), Resident)
-    streamed = open_source(path, CIFAR, "cpu", resident_bytes=few - 1)
+    assert isinstance(
+        open_source(path, CIFAR, "cpu", loading=Loading(resident_bytes=few)), Resident
+    )
+    streamed = open_source(path, CIFAR, "cpu", loading=Loading(resident_bytes=few - 1))
     assert isinstance(streamed, Streamed)
-    assert isinstance(open_source(path, CIFAR, "cpu", resident=False), Streamed)
+    assert isinstance(open_source(path, CIFAR, "cpu", loading=Loading(resident=False)), Streamed)
     for source in (resident, streamed):
         assert source.classes == ("cat", "dog")
         assert source.source == tmp_path.name
@@ -210,23 +221,23 @@ def test_small_images_are_resident_and_large_ones_or_many_are_streamed(tmp_path:
 def test_images_left_out_are_reported(tmp_path: Path) -> None:
     path, lines = folder(tmp_path), list[str]()
     (path / "train" / "cat" / "0.png").write_bytes(b"")
-    source = open_source(path, CIFAR, "cpu", corrupt="skip", report=lines.append)
+    source = open_source(path, CIFAR, "cpu", loading=Loading(corrupt="skip", report=lines.append))
     assert len(source) == 6
-    assert lines == [f"{path}: train/cat/0.png is no readable image; left out"]
-    with pytest.raises(ValueError, match=r"train/cat/0\.png is no readable image"):
+    assert lines == [f"{path}: train/cat/0.png is not a readable image; left out"]
+    with pytest.raises(ValueError, match=r"train/cat/0\.png is not a readable image"):
         open_source(path, CIFAR, "cpu")
 
 
 def test_images_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
-    path = folder(tmp_path)
+    path, plain = folder(tmp_path), Augmentation(crop_padding=0, flip=False)
     kept = held_out(path, CIFAR, 3)
     assert kept.source == f"3 held out of {tmp_path.name}"
     assert len(kept.images) == 3
-    source = open_source(path, CIFAR, "cpu", hold_out=3, crop_padding=0, flip=False)
+    source = open_source(path, CIFAR, "cpu", hold_out=3, augmentation=plain)
     assert len(source) == 4
     (batch,) = epoch(source, batch_size=4)
     found = [image.tobytes() for image in [*kept.images, *batch[0].numpy()]]
-    whole = open_source(path, CIFAR, "cpu", crop_padding=0, flip=False)
+    whole = open_source(path, CIFAR, "cpu", augmentation=plain)
     (everything,) = epoch(whole, batch_size=7)
     assert sorted(found) == sorted(image.tobytes() for image in everything[0].numpy())
     assert np.array_equal(held_out(path, CIFAR, 3).images, kept.images), "the same each time"

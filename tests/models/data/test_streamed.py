@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from models.data import datasets
-from models.data.collection import InMemory, find
+from models.data.collection import Collection, InMemory, find
 from models.data.crops import RandomCrop
+from models.data.loading import Loading
 from models.data.seeds import mix
 from models.data.streamed import Stream, Streamed, global_batches, stream
 from models.preprocess import CIFAR, InputSpec
@@ -43,9 +44,8 @@ def archive(path: Path, mode: str) -> Path:
     return path / "set.tar"
 
 
-def streamed(path: Path, workers: int = 0, **options: Any) -> Streamed:
-    found = find(path)
-    return Streamed(found.images, found.targets, found.classes, path.name, 8, workers, **options)
+def streamed(path: Path, **options: Any) -> Streamed:
+    return Streamed(find(path), RandomCrop(size=8), Loading(**options))
 
 
 def epoch(source: Streamed, **options: Any) -> list[tuple[Tensor, Tensor]]:
@@ -116,8 +116,8 @@ def test_worker_processes_change_nothing_and_live_on(tmp_path: Path) -> None:
     assert loader._iterator._workers is workers  # type: ignore[union-attr]
     assert len(workers) == 2
     assert torch.equal(torch.get_rng_state(), before), "dropout draws the same, whatever is read"
-    assert lines == [f"{path.name}: cat/00.png is no readable image (unknown format); left out"]
-    with pytest.raises(ValueError, match=rf"\A{path.name}: cat/00\.png is no readable[^\n]+\Z"):
+    assert lines == [f"{path.name}: cat/00.png is not a readable image (unknown format); left out"]
+    with pytest.raises(ValueError, match=rf"\A{path.name}: cat/00\.png is not a readable[^\n]+\Z"):
         epoch(streamed(path, workers=1), batch_size=COUNT)
 
 
@@ -153,13 +153,6 @@ def test_a_batch_of_nothing_readable_is_an_error(tmp_path: Path) -> None:
         epoch(streamed(path, corrupt="skip"))
 
 
-def test_without_augmentation_the_centre_is_taken(tmp_path: Path) -> None:
-    source = streamed(folder(tmp_path), augment=False)
-    data = datasets.read(tmp_path, InputSpec(size=8, resize=8, mean=CIFAR.mean, std=CIFAR.std))
-    for (images, _), indices in zip(epoch(source), global_batches(COUNT, 1, 0, 0, 4), strict=True):
-        assert np.array_equal(images.numpy(), data.images[indices])
-
-
 def test_archives_are_streamed_unless_they_are_compressed(tmp_path: Path) -> None:
     path = archive(tmp_path, "w")
     assert same(epoch(streamed(path)), epoch(streamed(tmp_path / "set")))
@@ -169,15 +162,15 @@ def test_archives_are_streamed_unless_they_are_compressed(tmp_path: Path) -> Non
 
 def test_images_in_memory_are_streamed_too() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
-    source = Streamed(InMemory(pixels), np.arange(9), tuple("abcdefghi"), "made", 48, 0)
+    collection = Collection(InMemory(pixels), np.arange(9), tuple("abcdefghi"), Path("made"))
+    source = Streamed(collection, RandomCrop(size=48))
     batches = epoch(source)
     assert [images.shape for images, _ in batches] == [(4, 48, 48, 3)] * 2
 
 
-@pytest.mark.parametrize("options", [{"scale": (2.0, 3.0)}, {"workers": -1}])
-def test_impossible_options_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"scale must|workers must"):
-        streamed(folder(tmp_path), **options)
+def test_a_negative_number_of_processes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers must"):
+        streamed(folder(tmp_path), workers=-1)
 
 
 def gathered(batches: Stream) -> tuple[list[int], Any, list[int]]:
@@ -203,7 +196,7 @@ def test_evaluation_sees_every_image_once_as_read_gives_it(tmp_path: Path, kind:
     assert other.classes == labels
     assert gathered(other)[2] == data.relabelled(labels).targets.tolist()
     assert gathered(batches)[2] == data.targets.tolist()
-    with pytest.raises(ValueError, match="class 'cat' is no label of the model"):
+    with pytest.raises(ValueError, match="class 'cat' is not one of the model's labels"):
         batches.relabelled(("dog",))
 
 
@@ -229,7 +222,7 @@ def test_evaluation_leaves_unreadable_images_out_or_names_them(tmp_path: Path, k
         assert targets == data.targets.tolist()
         assert [line.split()[0] for line in batches.skipped] == list(data.skipped)
     assert len(data.skipped) == 1
-    with pytest.raises(ValueError, match=rf"\A{path}: \S+ is no readable image \([^\n]+\Z"):
+    with pytest.raises(ValueError, match=rf"\A{path}: \S+ is not a readable image \([^\n]+\Z"):
         list(stream(path, SPEC, batch_size=4))
 
 

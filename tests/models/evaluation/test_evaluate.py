@@ -13,9 +13,7 @@ from models.classifier import Classifier
 from models.data.datasets import Dataset
 from models.evaluation.evaluate import (
     LEAST,
-    Accuracy,
     Batch,
-    accuracy,
     batches,
     evaluate,
     inference,
@@ -51,8 +49,8 @@ def numbered(targets: list[int]) -> Dataset:
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 6, 100])
 def test_accuracy_is_what_a_person_counts_in_batches_of_any_size(batch_size: int) -> None:
     steps: list[int] = []
-    measured = accuracy(looked_up, numbered(TARGETS), batch_size=batch_size, progress=steps.append)
-    assert measured == Accuracy(top1=2 / 6, top5=4 / 6, images=6)
+    measured = evaluate(looked_up, batches(numbered(TARGETS), batch_size), progress=steps.append)
+    assert (measured.top1, measured.top5, measured.images) == (2 / 6, 4 / 6, 6)
     assert sum(steps) == 6
     assert max(steps) == min(batch_size, 6)
 
@@ -61,8 +59,8 @@ def test_with_five_classes_or_fewer_every_answer_is_among_the_first_five() -> No
     def three(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         return np.tile(np.array([0.2, 0.5, 0.3], dtype=np.float32), (len(images), 1))
 
-    measured = accuracy(three, numbered([0, 1, 2, 1]), batch_size=3)
-    assert measured == Accuracy(top1=0.5, top5=1.0, images=4)
+    measured = evaluate(three, batches(numbered([0, 1, 2, 1]), 3))
+    assert (measured.top1, measured.top5, measured.images) == (0.5, 1.0, 4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])

@@ -15,10 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, variants
+from models import bundle
 from models.interchange import convert, hub, torchvision_weights
 from models.interchange.download import DownloadError
 from models.preprocess import IMAGENET
+from models.resnet import build
 from service.errors import ConfigError
 from service.repository import catalog
 from tests.support import libraries
@@ -91,7 +92,7 @@ def server() -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def resnet18_pth(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("published") / "r.pth"
-    network = variants.build("resnet18")
+    network = build("resnet18")
     made = bundle.from_network(
         network,
         name="r",
@@ -256,4 +257,4 @@ def test_repositories_become_bundles_and_are_kept(server: Hub, tmp_path: Path) -
     # The same without a network, and what was never asked for.
     offline = ask("http://127.0.0.1:9", tmp_path, timm, tiny_net, "other/one")
     assert offline[:2] == answers[:2]
-    assert offline[2] == "config.json is not kept here and the hub cannot be reached"
+    assert offline[2] == "config.json is not cached, and the hub cannot be reached"

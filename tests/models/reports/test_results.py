@@ -15,6 +15,7 @@ from models import bundle, labels, variants
 from models.reports import published
 from models.reports import table as results_table
 from models.reports.results import RUN_FOLDER, aggregate, collect
+from models.resnet import build
 from models.training.history import LOG, Epoch, History
 from models.training.recipes import RECIPES
 from tests.support import tiny
@@ -36,7 +37,7 @@ def written(
 ) -> Path:
     """A bundle as training writes it; with `best`, also a log whose first epoch was better."""
     made = bundle.from_network(
-        variants.build(variant, num_classes=len(classes), **(overrides or {})),
+        build(variant, num_classes=len(classes), **(overrides or {})),
         name=path.stem,
         input=variants.variant(variant).input,
         labels=tuple(classes),
@@ -210,7 +211,7 @@ def test_what_is_no_run_is_refused_by_name_and_skipped_in_a_folder(tmp_path: Pat
     bundle.write(tiny.made_bundle(provenance=recipe_and_seed, metrics={}), unmeasured)
     broken.write_bytes(b"no bundle")
     for path, words in (
-        (converted, "tells no recipe and seed"),
+        (converted, "records no recipe and seed"),
         (unmeasured, "was not measured"),
         (broken, "not a safetensors file"),
         (tmp_path / "nowhere", "No such file"),
@@ -234,7 +235,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
 def test_two_runs_of_one_seed_are_refused(tmp_path: Path) -> None:
     written(tmp_path / "a.safetensors", seed=3)
     written(tmp_path / "b.safetensors", seed=3)
-    with pytest.raises(ValueError, match=r"a\.safetensors and .*b\.safetensors are both of seed 3"):
+    with pytest.raises(ValueError, match=r"a\.safetensors and .*b\.safetensors both have seed 3"):
         aggregate(collect([tmp_path]))
 
 

@@ -36,7 +36,7 @@ def test_a_save_that_was_cut_off_leaves_the_one_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ({**RUN, "seed": 2}, "another seed: 1 then, 2 now; --restart begins anew"),
+        ({**RUN, "seed": 2}, "another seed: 1 then, 2 now; --restart starts over"),
         (
             {**RUN, "recipe": {"learning_rate": 0.2, "batch_size": 8}},
             "another recipe learning_rate: 0.1 then, 0.2 now",
@@ -55,7 +55,7 @@ def test_a_state_of_another_run_is_refused(
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 and then nothing"])
 def test_a_damaged_state_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(CannotResume, match=r"state\.pt is damaged; --restart begins the run anew"):
+    with pytest.raises(CannotResume, match=r"state\.pt is damaged; --restart starts over"):
         Checkpoint(tmp_path / "state.pt", RUN).load("cpu")
 
 
@@ -81,5 +81,5 @@ def test_a_state_never_runs_code(tmp_path: Path) -> None:
 
 def test_something_else_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "state.pt")
-    with pytest.raises(CannotResume, match="is no state of a run"):
+    with pytest.raises(CannotResume, match="is not the state of a run"):
         Checkpoint(tmp_path / "state.pt", RUN).load("cpu")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.data.augment import Augmentation
 from models.data.datasets import Dataset
 from models.data.source import Resident
 from models.resnet import ResNet
@@ -56,7 +57,7 @@ def trained(
 ) -> list[Progress]:
     reports: list[Progress] = []
     more.setdefault("options", FP32)
-    source = Resident(data or separable(), "cpu", crop_padding=recipe.crop_padding)
+    source = Resident(data or separable(), "cpu", Augmentation(crop_padding=recipe.crop_padding))
     train(network, source, tiny.INPUT, recipe, seed=seed, report=reports.append, **more)
     return reports
 
@@ -132,7 +133,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 
     def go(**more: Any) -> dict[str, Any]:
         network = fresh(dropout=0.3)
-        source = Resident(separable(), "cpu", crop_padding=1)
+        source = Resident(separable(), "cpu", Augmentation(crop_padding=1))
         train(network, source, tiny.INPUT, recipe, seed=1, **more)
         return network.state_dict()
 
@@ -229,7 +230,9 @@ def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
     recipe = RECIPE.lasting("iterations", 2)
     data = separable(8)
     source = Resident(
-        replace(data, images=np.repeat(data.images[:1], 8, axis=0)), "cpu", 0, flip=False
+        replace(data, images=np.repeat(data.images[:1], 8, axis=0)),
+        "cpu",
+        Augmentation(crop_padding=0, flip=False),
     )
     networks = []
     for accumulate in (1, 4):
@@ -264,7 +267,7 @@ def test_bf16_learns_too_and_keeps_float32_weights() -> None:
 
 
 def test_data_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="40 images are not one batch of 64"):
+    with pytest.raises(ValueError, match="40 images are fewer than one batch of 64"):
         trained(fresh(), replace(RECIPE, batch_size=64))
 
 
@@ -283,7 +286,7 @@ def test_a_gpu_learns_in_every_precision_and_resumes_exactly(
 
     def go(**more: Any) -> ResNet:
         network = fresh(dropout=0.3)
-        source = Resident(separable(), "cuda:0", crop_padding=1)
+        source = Resident(separable(), "cuda:0", Augmentation(crop_padding=1))
         train(network, source, tiny.INPUT, recipe, seed=1, world=world, options=options, **more)
         return network
 

@@ -116,8 +116,8 @@ def test_what_was_changed_is_told() -> None:
         ({"learning_rate": float("nan")}, "learning_rate must be"),
         ({"decays": "none"}, "decays must be one of weights, all, not 'none'"),
         ({"crops": "centre"}, "crops must be one of padded, resized"),
-        ({"phases": ()}, "phases must end one after the other"),
-        ({"phases": (Phase(2, 1), Phase(2, 0.1))}, "phases must end one after the other"),
+        ({"phases": ()}, "phases must end in increasing order"),
+        ({"phases": (Phase(2, 1), Phase(2, 0.1))}, "phases must end in increasing order"),
     ],
 )
 def test_an_impossible_recipe_is_refused(change: dict[str, Any], message: str) -> None:

@@ -12,9 +12,10 @@ import torch
 
 from models import bundle
 from models.classifier import Classifier
+from models.data.augment import Augmentation
 from models.data.datasets import Dataset
 from models.data.source import Resident
-from models.evaluation.evaluate import accuracy, inference
+from models.evaluation.evaluate import batches, evaluate, inference
 from models.hardware import native_precision
 from models.training.checkpoint import CannotResume
 from models.training.history import Epoch, read
@@ -40,7 +41,7 @@ def planned(data: Dataset, **fields: Any) -> Plan:
         "recipe_name": "quick",
         "seed": 3,
     }
-    source = Resident(data, "cpu", crop_padding=1)
+    source = Resident(data, "cpu", Augmentation(crop_padding=1))
     return Plan(source=source, overrides=overrides, **{**known, **fields})
 
 
@@ -81,7 +82,7 @@ def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: P
     bundle.write(trained, tmp_path / "x.safetensors")
     read_back = bundle.read(tmp_path / "x.safetensors")
     classifier = Classifier(read_back.network(), read_back.input, read_back.temperature)
-    measured = accuracy(inference(classifier), test, batch_size=256)
+    measured = evaluate(inference(classifier), batches(test, 256))
     assert measured.top1 == figures["top1"], "what was measured is what serves"
 
 
@@ -151,7 +152,7 @@ def test_training_goes_on_from_a_bundles_weights() -> None:
     first = train(planned(data, overrides={"shortcut": "A"}), name="first")
     # The recipe's shortcut is for networks that begin at random.
     recipe = replace(RECIPE, shortcut="B", learning_rate=1e-6).lasting("epochs", 1)
-    source = Resident(data, "cpu", crop_padding=1)
+    source = Resident(data, "cpu", Augmentation(crop_padding=1))
     plan = Plan(start=first, source=source, recipe=recipe, recipe_name="quick", seed=5)
     assert tiny.same_bits(plan.network().state_dict(), first.tensors)
     second = train(plan, name="second")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from models import builtin, formats, named, variants
-from models.interchange import convert
+from models import builtin, variants
+from models.interchange import convert, formats
 from models.training.recipes import RECIPES
 from tests.conftest import COMMAND
 from tests.support.commands import run
@@ -94,7 +94,7 @@ def test_bash_completes(
     found = in_bash(script, NAME, *words, line=line)
     if expected[-1] == "...":
         assert found[: len(expected) - 1] == expected[:-1]
-        assert found == [name for name in named.names() if name.startswith(words[-1])]
+        assert found == [name for name in variants.names() if name.startswith(words[-1])]
     else:
         assert sorted(found) == sorted(expected)
 
@@ -159,5 +159,5 @@ print([name for name in ("torch", "numpy", "pydantic", "fastapi") if name in sys
 def test_what_is_offered_is_what_there_is() -> None:
     assert tuple(convert.FORMATS) == formats.READ
     assert tuple(convert.EXPORTERS) == formats.WRITTEN
-    for name in named.names():
+    for name in variants.names():
         assert variants.variant(name).name == name

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import bundle, variants
+from models import bundle
+from models.resnet import build
 from service.repository import catalog
 from tests.support.commands import run
 
 
 def test_convert_makes_a_bundle_that_loads(tmp_path: Path) -> None:
-    network = variants.build("resnet20", shortcut="A")
+    network = build("resnet20", shortcut="A")
     names = {"stem.conv": "conv1", "stem.norm": "bn1", "head": "linear"}
     state = {}
     for name, value in network.state_dict().items():

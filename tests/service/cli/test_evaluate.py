@@ -146,11 +146,11 @@ def test_unreadable_files_fail_or_are_skipped_and_named(
         (tmp_path / label).mkdir()
         (tmp_path / label / "a.png").write_bytes(picture(0))
     (tmp_path / "dog" / "b.png").write_bytes(b"broken")
-    assert "dog/b.png is no readable image" in refusal("--model", model, tmp_path)
+    assert "dog/b.png is not a readable image" in refusal("--model", model, tmp_path)
     done = run("--model", model, "--corrupt", "skip", "--json", tmp_path)
     found = json.loads(done.stdout)
     assert (found["images"], found["skipped"]) == (3, found["skipped"][:1])
-    assert found["skipped"][0].startswith("dog/b.png is no readable image")
+    assert found["skipped"][0].startswith("dog/b.png is not a readable image")
     assert "left out 1: dog/b.png is no" in done.stderr
 
 
@@ -234,4 +234,4 @@ def test_it_refuses_classes_that_the_model_does_not_know(tmp_path: Path) -> None
     (tmp_path / "unicorn").mkdir()
     (tmp_path / "unicorn" / "a.png").write_bytes(encoded())
     done = command("evaluate", tmp_path, "--model", "random:resnet20", status=2)
-    assert "'unicorn' is no label of the model" in done.stderr
+    assert "'unicorn' is not one of the model's labels" in done.stderr

@@ -54,7 +54,7 @@ def test_curves_of_one_configuration(tmp_path: Path) -> None:
         ("empty", "empty: no finished training run"),
         (f"killed{RUN_FOLDER}", "has not finished: there is no killed.safetensors beside it"),
         ("damaged.safetensors", "log.jsonl: line 1 is damaged"),
-        ("foreign.safetensors", "tells no recipe and seed"),
+        ("foreign.safetensors", "records no recipe and seed"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, name: str, words: str) -> None:

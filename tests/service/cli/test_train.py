@@ -77,7 +77,7 @@ def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path
         (["--epochs", "1", "--iterations", "1"], "--epochs or --iterations, not both"),
         (["--resume", "--restart"], "--resume or --restart, not both"),
         (["--hold-out", "6"], "of 6 images 6 cannot be held out"),
-        (["--batch-size", "7"], "6 images are not one batch of 7"),
+        (["--batch-size", "7"], "6 images are fewer than one batch of 7"),
         (["--batch-size", "2", "--accumulate", "3"], "cannot be divided into 3 parts"),
         (["--device", "cuda:9"], "device cuda:9: torch sees"),
         (["--card", "nowhere.md"], "nowhere.md"),

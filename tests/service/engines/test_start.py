@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from models import bundle
+from models.architecture import Architecture
 from models.bundle import Bundle
 from models.classifier import Classifier
-from models.hardware import cpu_has_bf16
 from models.preprocess import CIFAR, IMAGENET
-from models.resnet import Architecture
+from models.processor import has_bf16
 from service.config.settings import ModelSettings, Settings
 from service.engines import devices, faults, parity, quantisation
 from service.engines.blueprint import Blueprint
@@ -476,7 +476,7 @@ def test_without_openvino_it_is_named_and_auto_compiles(monkeypatch: pytest.Monk
 def test_precision_is_what_is_asked_for_or_what_the_hardware_has() -> None:
     assert precision_of(ModelSettings(spec="x", precision="bf16"), "cpu") == "bf16"
     automatic = precision_of(ModelSettings(spec="x"), "cpu")
-    assert automatic == ("bf16" if cpu_has_bf16() else "fp32")
+    assert automatic == ("bf16" if has_bf16() else "fp32")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -219,7 +219,7 @@ def test_every_route_that_is_there_is_guarded() -> None:
 
 def test_keys_can_be_replaced_while_the_service_runs() -> None:
     live = keys(api_keys=[API])
-    live.replace(Settings.model_validate({"api_keys": [OTHER]}))
+    live.update(Settings.model_validate({"api_keys": [OTHER]}))
     live.check(scope("GET", "/v1/models", x_api_key=OTHER))
     with pytest.raises(Unauthorized):
         live.check(scope("GET", "/v1/models", x_api_key=API))

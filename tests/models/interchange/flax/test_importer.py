@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "squeeze and excitation": (
         changed(lambda p: p["ResNetBlock_0"].update(SE_0={"Dense_0": {"kernel": np.ones((8, 2))}})),
-        "ResNetBlock_0 holds SE_0: no plain residual block (squeeze-and-excitation?)",
+        "ResNetBlock_0 holds SE_0: not a plain residual block (squeeze-and-excitation?)",
     ),
     "grouped": (
         changed(lambda p: p["ResNetBlock_1"].update(Conv_1=conv_of(3, 3, 2, 8))),
@@ -296,11 +296,11 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "pre-activation": (
         changed(lambda p: p["ResNetBlock_1"].update(Conv_0=conv_of(3, 3, 8, 16))),
-        "ResNetBlock_1/BatchNorm_0 does not follow Conv_0: pre-activation, or no ResNet",
+        "ResNetBlock_1/BatchNorm_0 does not follow Conv_0: pre-activation, or not a ResNet",
     ),
     "another kernel": (
         changed(lambda p: p["ResNetBlock_1"].update(Conv_0=conv_of(5, 5, 8, 8))),
-        "ResNetBlock_1 has convolutions of 5x5, 3x3: no residual block's",
+        "ResNetBlock_1 has convolutions of 5x5, 3x3: not a residual block's",
     ),
     "two stems": (
         changed(lambda p: p.update(Conv_1=conv_of(3, 3, 8, 8))),
@@ -309,7 +309,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "weight standardisation": (
         changed(lambda p: p["Conv_0"].update(gain=np.ones(8, np.float32))),
-        "Conv_0 holds gain: no module of a ResNet's",
+        "Conv_0 holds gain: not a module of a ResNet",
     ),
     "an unshared convolution": (
         changed(lambda p: p.update(Conv_0={"kernel": np.zeros((8, 8, 1, 27, 8), np.float32)})),
@@ -317,22 +317,22 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "a text for an array": (
         changed(lambda p: p["Conv_0"].update(bias="none")),
-        "Conv_0 has a bias that is no list of numbers",
+        "Conv_0 has a bias that is not a list of numbers",
     ),
     "a number for an array": (
         changed(lambda p: p["BatchNorm_0"].update(scale=np.float32(1))),
-        "BatchNorm_0 has a scale that is no list of numbers",
+        "BatchNorm_0 has a scale that is not a list of numbers",
     ),
     "projecting without widening": (
         changed(lambda p: p["ResNetBlock_1"].update(conv_proj=conv_of(1, 1, 8, 8))),
-        "ResNetBlock_1 projects without widening: where it strides is not told",
+        "ResNetBlock_1 projects without widening: where it strides is unknown",
     ),
     "blocks of two names": (
         lambda weights: {
             key: {k.replace("ResNetBlock_1", "Wide_1"): v for k, v in value.items()}
             for key, value in weights.items()
         },
-        "blocks called ResNetBlock_#, Wide_#: their order is not told",
+        "blocks called ResNetBlock_#, Wide_#: their order is unknown",
     ),
 }
 
@@ -373,7 +373,7 @@ def test_absent_files_and_other_folders_are_refused(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     assert refusal(lambda: converted(absent)) == f"{absent}: No such file or directory"
     assert refusal(lambda: converted(tmp_path)) == (
-        f"{tmp_path}: no Orbax checkpoint: the folder holds none"
+        f"{tmp_path}: not an Orbax checkpoint: the folder holds none"
     )
 
 
@@ -389,7 +389,7 @@ def test_a_damaged_orbax_folder_is_refused(tmp_path: Path) -> None:
     path = orbax_saved(tmp_path, variables(SMALL))
     for file in (path / "d").iterdir():
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert "no Flax checkpoint" in refusal(lambda: converted(path, **PLAIN))
+    assert "not a Flax checkpoint" in refusal(lambda: converted(path, **PLAIN))
 
 
 def test_a_missing_library_is_named_with_what_installs_it() -> None:

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from models import labels
+from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.classifier import Normalise
 from models.interchange import convert
-from models.resnet import Architecture
 from models.variants import find
 from tests.support import keras_reference as reference
 from tests.support.keras_reference import keras, layers
@@ -304,7 +304,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "another network": (
         lambda: keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3)),
         "weights.h5",
-        r"layer block_1_expand is the shortcut of no basic block",
+        r"layer block_1_expand does not fit as a basic block's shortcut",
     ),
     "pre-activation": (
         lambda: reference.small((1, 1), 8, preact=True),
@@ -326,7 +326,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "GroupNorm, of which only shapes tell": (
         grouped,
         "model.weights.h5",
-        r"layer group_normalization\w* holds variable 0, variable 1: no layer of a plain ResNet",
+        r"layer group_normalization\w* holds variable 0, variable 1: not a layer of a plain ResNet",
     ),
     "GroupNorm, in a whole model": (
         grouped,
@@ -336,12 +336,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "dilation": (
         lambda: reference.small((1,), 8, dilation_rate=2),
         "model.h5",
-        r"layer conv2d_\d+ has dilation_rate \[2, 2\]: no plain ResNet's",
+        r"layer conv2d_\d+ has dilation_rate \[2, 2\]: not a plain ResNet's",
     ),
     "groups": (
         lambda: reference.small((1, 1), 8, groups=2),
         "model.keras",
-        r"layer conv2d_\d+ has groups 2: no plain ResNet's",
+        r"layer conv2d_\d+ has groups 2: not a plain ResNet's",
     ),
     "groups, of which only shapes tell": (
         lambda: reference.small((1, 1), 8, groups=2),
@@ -361,7 +361,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "a clipped ReLU": (
         lambda: layered(layers.ReLU(6)),
         "model.h5",
-        r"layer re_lu_?\d* is no plain ReLU",
+        r"layer re_lu_?\d* is not a plain ReLU",
     ),
     "pixels that the model scales": (
         lambda: layered(layers.Rescaling(2.0)),
@@ -371,7 +371,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "another kernel": (
         lambda: reference.small((1, 1), 8),
         "5x5",
-        r"layer conv2d_\d+ is a 5x5 convolution: no basic block's",
+        r"layer conv2d_\d+ is a 5x5 convolution: not part of a basic block",
     ),
     "an ImageNet stem without names": (
         lambda: reference.small((1, 1), 8),
@@ -381,7 +381,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "a missing norm": (
         lambda: reference.small((1, 1), 8),
         "one norm less",
-        r"has 6 convolutions and 4 BatchNorms: which follows which is not told",
+        r"has 6 convolutions and 4 BatchNorms: which follows which is unknown",
     ),
     "other epsilons": (
         lambda: reference.small((1, 1), 8),
@@ -438,10 +438,10 @@ def test_hdf5_files_of_others_and_absent_ones_are_refused(tmp_path: Path) -> Non
     assert refusal(lambda: converted(path)) == f"{path}: No such file or directory"
     with h5py.File(path, "w") as file:
         file["data"] = np.ones(3)
-    assert refusal(lambda: converted(path)) == f"{path}: no Keras weights: it lists no layers"
+    assert refusal(lambda: converted(path)) == f"{path}: not Keras weights: it lists no layers"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", "{}")
-    assert refusal(lambda: converted(path)) == f"{path}: no Keras file (KeyError)"
+    assert refusal(lambda: converted(path)) == f"{path}: not a Keras file (KeyError)"
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:

@@ -87,9 +87,9 @@ def test_lower_precision_becomes_float32_and_counters_stay(tmp_path: Path) -> No
         ({}, "holds no state dict"),
         ({"state_dict": {}}, "holds no state dict"),
         (torch.ones(2), "holds no state dict"),
-        ({**PLAIN, "epoch": 3}, "holds 'epoch', which is no tensor"),
-        ({3: torch.ones(1)}, "holds 3, which is no tensor"),
-        ({"weight": [1.0, 2.0]}, "holds 'weight', which is no tensor"),
+        ({**PLAIN, "epoch": 3}, "holds 'epoch', which is not a tensor"),
+        ({3: torch.ones(1)}, "holds 3, which is not a tensor"),
+        ({"weight": [1.0, 2.0]}, "holds 'weight', which is not a tensor"),
     ],
     ids=str,
 )
@@ -114,13 +114,13 @@ def test_a_pickled_object_is_refused_and_does_not_run(tmp_path: Path, form: str)
     path = saved(tmp_path, content, zipped=form == "zip")
     if form == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
-    assert refusal(path).startswith("no PyTorch checkpoint of plain tensors (")
+    assert refusal(path).startswith("not a PyTorch checkpoint of plain tensors (")
     assert not made.exists()
 
 
 def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, nn.Linear(2, 2))
-    assert refusal(path).startswith("no PyTorch checkpoint of plain tensors (")
+    assert refusal(path).startswith("not a PyTorch checkpoint of plain tensors (")
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
         b"\xff\xd8\xff",
     ):
         path.write_bytes(content)
-        assert refusal(path).startswith("no PyTorch checkpoint of plain tensors (")
+        assert refusal(path).startswith("not a PyTorch checkpoint of plain tensors (")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
 def test_any_other_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.pth"
     path.write_bytes(content)
-    assert "no PyTorch checkpoint" in refusal(path)
+    assert "not a PyTorch checkpoint" in refusal(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

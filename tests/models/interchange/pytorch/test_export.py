@@ -12,14 +12,14 @@ from models import bundle, labels, variants
 from models.bundle import Bundle, BundleError
 from models.interchange import convert
 from models.preprocess import IMAGENET
-from models.resnet import ResNet
+from models.resnet import ResNet, build
 from tests.support import libraries, tiny
 
 
 @functools.lru_cache(maxsize=1)
 def made_bundle(variant: str, **changes: Any) -> Bundle:
     """The same one to whoever asks next: nobody changes it."""
-    network = variants.build(variant, **changes)
+    network = build(variant, **changes)
     return bundle.from_network(
         libraries.randomised(network, 64),
         name="r",

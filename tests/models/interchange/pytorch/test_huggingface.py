@@ -128,7 +128,7 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
     assert "a backbone without a head" in refusal(saved(backbone, tmp_path / "b"))
     folder = saved(tiny(), tmp_path / "c")
     (folder / "config.json").unlink()
-    assert "without its config.json" in refusal(folder)
+    assert "needs its config.json" in refusal(folder)
     bare = tmp_path / "model.safetensors"
     bare.write_bytes((folder / "model.safetensors").read_bytes()[:100])
     assert "not a whole safetensors file" in refusal(bare)

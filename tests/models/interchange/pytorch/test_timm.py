@@ -138,7 +138,7 @@ def test_without_a_config_images_are_as_timm_defaults(tmp_path: Path) -> None:
         ("resnet50s", "a deep stem"),
         ("resnet50c", "a deep stem"),
         ("resnetv2_18d", "a deep stem"),
-        ("resnext26ts", "no timm ResNet"),
+        ("resnext26ts", "not a timm ResNet"),
         ("resnext50_32x4d", "32 groups (ResNeXt)"),
         ("seresnet18", "attention"),
         ("ecaresnet50t", "attention"),
@@ -158,7 +158,7 @@ def test_other_networks_are_refused_by_what_they_are(tmp_path: Path, name: str, 
     [
         ({"architecture": "resnetblur50"}, "timm's resnetblur50 blurs before it strides"),
         ({"architecture": "resnetaa50.a1h_in1k"}, "timm's resnetaa50 averages before it strides"),
-        ({"architecture": "vit_base"}, "vit_base is no plain ResNet"),
+        ({"architecture": "vit_base"}, "vit_base is not a plain ResNet"),
         ({"model_type": "resnet"}, "names no architecture"),
         ({"model_args": {"act_layer": "silu"}}, "built with act_layer='silu'"),
         ({"global_pool": "max"}, "global_pool 'max'"),
@@ -181,6 +181,6 @@ def test_a_damaged_config_and_an_empty_folder_are_refused(tmp_path: Path) -> Non
     assert "a folder without model.safetensors" in refusal(tmp_path)
     path = saved(narrow(), tmp_path)
     (tmp_path / "config.json").write_text("{")
-    assert "no JSON" in refusal(path)
+    assert "not JSON" in refusal(path)
     (tmp_path / "config.json").write_text("[]")
-    assert "no JSON object" in refusal(path)
+    assert "not a JSON object" in refusal(path)

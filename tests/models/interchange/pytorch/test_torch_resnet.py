@@ -154,5 +154,5 @@ def test_a_network_without_a_head_is_refused(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = saved(nn.Linear(2, 2), tmp_path / "r.pth")
-    with pytest.raises(BundleError, match=r"no torch-resnet network; its first tensors: weight"):
+    with pytest.raises(BundleError, match=r"not a torch-resnet network; its first tensors: weight"):
         convert.convert("torch_resnet", path)

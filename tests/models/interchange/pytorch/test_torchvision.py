@@ -120,7 +120,7 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
     assert "layer" not in refusal(path)
     assert "32 groups (ResNeXt)" in refusal(path)
     saved(libraries.import_torchvision().models.mobilenet_v3_small().state_dict(), path)
-    assert "no torchvision ResNet; its first tensors: features.0.0.weight" in refusal(path)
+    assert "not a torchvision ResNet; its first tensors: features.0.0.weight" in refusal(path)
     state = network("resnet18").state_dict()
     saved({k: v for k, v in state.items() if not k.startswith("fc.")}, path)
     assert "a backbone without a head" in refusal(path)
@@ -133,7 +133,7 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
     saved(state | {"conv1.weight": torch.ones(64, 3, 3, 3)}, path)
     assert "a stem for small images" in refusal(path)
     saved({**state, "layer1.0.extra": nn.Module}, path)
-    assert "no PyTorch checkpoint of plain tensors" in refusal(path)
+    assert "not a PyTorch checkpoint of plain tensors" in refusal(path)
     path.write_bytes(b"\x08\0\0\0\0\0\0\0{")
     assert "not a whole safetensors file" in refusal(path)
 

@@ -1,0 +1,73 @@
+"""Files: checksums, and the one atomic writer."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Errors of file systems that cannot synchronise a folder, and of folders without read permission.
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 in hex of a file, or of the names and digests of all files in a folder.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`; it replaces `path` when the context ends without an error.
+
+    Readers see either the old file or the new one, also after a power failure. The umask
+    determines the permissions, whatever the writing library does.
+
+    Raises:
+        OSError: the file cannot be written; the temporary file is removed.
+    """
+    # Unique among threads and hosts, and stable, so that a thread overwrites what it left behind.
+    writer = f"{os.uname().nodename}-{threading.get_native_id()}"
+    temporary = path.with_name(f"{path.name}.{writer}.part")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)
+        move(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def move(source: Path, target: Path) -> None:
+    """Moves a finished file within a file system; the move survives a power failure.
+
+    Raises:
+        OSError: the file cannot be moved or synchronised.
+    """
+    with source.open("rb") as file:
+        os.fsync(file.fileno())
+    source.replace(target)
+    try:
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise

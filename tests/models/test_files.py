@@ -1,0 +1,96 @@
+"""A file is there whole or not at all, with the permissions of any other."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from models import files
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with files.atomic(path) as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with files.atomic(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_the_umask_decides_permissions_whatever_a_library_does(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with files.atomic(tmp_path / "file") as temporary:
+            temporary.unlink()
+            temporary.touch(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_and_then_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synchronise(descriptor: int) -> None:
+        events.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def rename(source: Path, target: Path) -> Path:
+        events.append("renamed")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synchronise)
+    monkeypatch.setattr(Path, "replace", rename)
+    with files.atomic(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+    assert events == [str(temporary), "renamed", str(tmp_path)]
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_folder_that_cannot_be_synchronised_is_none_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raises: bool
+) -> None:
+    fsync = os.fsync
+
+    def synchronise(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synchronise)
+    (tmp_path / "source").write_text("new")
+    if raises:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            files.move(tmp_path / "source", tmp_path / "target")
+    else:
+        files.move(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def test_a_folder_that_is_not_there_is_what_the_error_names(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none"), files.atomic(tmp_path / "none" / "file"):
+        pass
