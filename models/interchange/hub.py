@@ -35,7 +35,7 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
         with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
             return _published(row, fetch(url, Path(folder), row.sha256))
     except OSError as error:
-        raise BundleError(f"{unwritable}, and a temporary folder is no help: {error}") from None
+        raise BundleError(f"{unwritable}; the temporary folder failed too: {error}") from None
 
 
 def _published(row: torchvision_weights.Published, path: Path) -> Bundle:

@@ -108,7 +108,7 @@ def test_nothing_to_evaluate_and_classes_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
         evaluate(looked_up, iter(()))
     for target in (7, -1):
-        with pytest.raises(ValueError, match="none of the network's 7"):
+        with pytest.raises(ValueError, match="not one of the network's 7 classes"):
             evaluate(looked_up, batches(numbered([0, target]), 2))
 
 
