@@ -294,7 +294,6 @@ MOST_PARAMETERS = 8
 # Functions that take more, and why.
 MANY_PARAMETERS = {
     "models.training.loop.train": "what is trained on what, how, and who listens: told by name",
-    "service.cli.load.runs.open_loop": "one run's schedule and its three listeners",
 }
 
 
