@@ -158,7 +158,7 @@ SPOKEN = {
     "Busy", "Classification", "Embedding", "Explanation", "Health", "Input", "ModelInfo", "Models",
     "Parity", "Prediction", "Region", "Timing", "UnknownModel", "Weights",
 }  # fmt: skip
-TO_RENAME = {"Answer", "Connection", "Decoded", "Fleet", "Model"}
+TO_RENAME = {"Answer", "Connection", "Fleet", "Model"}
 # Each is called so by whoever runs or imports it.
 SAME_STEMS = {
     "__init__", "__main__",

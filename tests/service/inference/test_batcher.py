@@ -169,7 +169,7 @@ def test_the_count_is_bounded_from_admission_to_computation() -> None:
         batcher = make(max_jobs=2)
         first = admit(batcher, 1)
         submit(batcher, 1)
-        with pytest.raises(QueueFull, match="2 images wait"):
+        with pytest.raises(QueueFull, match="2 images waiting"):
             admit(batcher, 1)
         next_batch(batcher, 1)
         assert batcher.depth == 1
@@ -494,12 +494,12 @@ def test_a_queue_takes_all_that_fits_and_not_one_job_or_byte_more() -> None:
     async def test() -> None:
         batcher = make(max_jobs=2, max_bytes=100)
         batcher.check(100)
-        with pytest.raises(QueueFull, match="0 images wait"):
+        with pytest.raises(QueueFull, match="0 images waiting"):
             batcher.check(101)
         admit(batcher, 100)
         batcher.check()  # What has no bytes yet fits.
         admit(batcher, 0)
-        with pytest.raises(QueueFull, match="2 images wait"):
+        with pytest.raises(QueueFull, match="2 images waiting"):
             batcher.check()
 
     run(test)
