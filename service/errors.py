@@ -107,7 +107,7 @@ class Conflict(RequestError):
     reason = "conflict"
 
 
-# For another attempt, where nothing tells how long it takes.
+# Before a retry, if the required time is unknown.
 RETRY_SECONDS = 1.0
 
 

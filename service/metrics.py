@@ -41,7 +41,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = CollectorRegistry()
         # Cached: looking a child up by its labels costs more than counting.
-        self._answered: dict[tuple[str, int], Counter] = {}
+        self._responses: dict[tuple[str, int], Counter] = {}
         self._refused: dict[tuple[str, str], Counter] = {}
         self._classified: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
         ProcessCollector(registry=registry)
@@ -171,11 +171,11 @@ class Metrics:
         for gauge in (self.queue_depth, self.queue_limit, self.model_ready, self.last_batch):
             self.drop(gauge, name)
 
-    def answered(self, route: str, status: int) -> None:
+    def responded(self, route: str, status: int) -> None:
         """Counts an HTTP response."""
-        counter = self._answered.get((route, status))
+        counter = self._responses.get((route, status))
         if counter is None:
-            counter = self._answered[route, status] = self.requests.labels(route, status)
+            counter = self._responses[route, status] = self.requests.labels(route, status)
         counter.inc()
 
     def refused(self, model: str, reason: str) -> None:

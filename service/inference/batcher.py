@@ -99,7 +99,7 @@ class Batcher(Generic[Payload, Result]):
         self._admitted: set[Job[Payload, Result]] = set()
         self._waiting: WaitingJobs[Payload, Result] = WaitingJobs()
         self._bytes = 0
-        self._unanswered = 0
+        self._pending = 0
         self._closed = False
         self._suspended = ""  # why no job may be queued now
         self._batch_seconds = 0.0
@@ -125,7 +125,7 @@ class Batcher(Generic[Payload, Result]):
         if depth >= self.max_jobs or self._bytes + cost > self.max_bytes:
             raise QueueFull.of(depth, self.retry_after())
         # Its batch contains other jobs, and it may just have missed one.
-        wait = self._unanswered and (self._unanswered * self.seconds_per_job + self._batch_seconds)
+        wait = self._pending and (self._pending * self.seconds_per_job + self._batch_seconds)
         if wait > within:
             raise QueueFull.too_late(wait, within, self.retry_after())
 
@@ -140,7 +140,7 @@ class Batcher(Generic[Payload, Result]):
         with self._changed:
             self._admitted.add(job)
             self._bytes += cost
-        self._unanswered += 1
+        self._pending += 1
         job.future.add_done_callback(lambda _: self._release(job))
 
     def submit(self, job: Job[Payload, Result], payload: Payload, cost: int) -> None:
@@ -164,7 +164,7 @@ class Batcher(Generic[Payload, Result]):
             return queued
 
     def _release(self, job: Job[Payload, Result]) -> None:
-        self._unanswered -= 1
+        self._pending -= 1
         with self._changed:
             self._remove(job)
 

@@ -69,7 +69,7 @@ class Pipeline:
         return self.repository.models
 
     def unready(self) -> dict[str, str]:
-        """Why each model that is not ready is not; empty if the service is ready."""
+        """Reasons by model that is not ready; empty if the service is ready."""
         if self.draining:
             return dict.fromkeys(self.models, "draining: the service is shutting down")
         return {name: model.reason for name, model in self.models.items() if not model.ready}

@@ -86,9 +86,7 @@ class Acceptor:
             log.error("cannot accept connections: %s", error.strerror)  # noqa: TRY400
             self._pause(OUT_OF_FILES_SECONDS)
             return False
-        connecting = self._loop.connect_accepted_socket(
-            self._protocol, connection, **self._encryption
-        )
+        connecting = self._loop.connect_accepted_socket(self._protocol, stream, **self._encryption)
         task: asyncio.Task[object] = self._loop.create_task(connecting)
         self._accepting.add(task)
         task.add_done_callback(self._accepted)

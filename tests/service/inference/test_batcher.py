@@ -411,7 +411,7 @@ def test_a_batch_that_failed_waits_in_front_again_but_once() -> None:
         batcher.finish(batch, [20, 30])
         assert [await answer(job) for job in later] == [20, 30]
         await asyncio.sleep(0)  # Places come back after the futures.
-        assert (batcher.depth, batcher._bytes, batcher._unanswered) == (0, 0, 0)
+        assert (batcher.depth, batcher._bytes, batcher._pending) == (0, 0, 0)
 
     run(test)
 
@@ -448,7 +448,7 @@ def test_while_suspended_nobody_waits() -> None:
             with pytest.raises(EngineFailed, match="down"):
                 await answer(job)
         await asyncio.sleep(0)  # Places come back after the futures.
-        assert (batcher.depth, batcher._bytes, batcher._unanswered) == (0, 0, 0)
+        assert (batcher.depth, batcher._bytes, batcher._pending) == (0, 0, 0)
         batcher.resume()
         assert submit(batcher, 4).payload == 4
         assert payloads(next_batch(batcher, 8)) == [4]
