@@ -1,32 +1,32 @@
-"""Everything the service refuses, as exceptions whose message tells the caller what to do.
+"""Every refusal, as an exception whose message tells the client what to do.
 
     ServiceError
     ├── RequestError               the request cannot be served as it is
-    │   ├── UndecodableImage      bytes that no decoder reads, truncated images
-    │   ├── UnknownModel          no such model
-    │   ├── TooLarge              body or pixel count over the limit
-    │   ├── UnsupportedMediaType  a content type that is no image
-    │   ├── BadParameter          a parameter out of range
-    │   ├── InvalidInput          tensors that are not what they say, or not what a model takes
-    │   ├── MalformedRequest      no HTTP/1.1
-    │   ├── HeadersTooLarge       request line and headers over the limit
-    │   ├── RequestTooSlow        headers or body took too long to arrive
-    │   ├── Unauthorized          no key, or an unknown one
-    │   ├── Forbidden             the key is none of an administrator
-    │   ├── LoadFailed            a model that is to be served cannot be
-    │   └── Conflict              what the service has to keep
+    │   ├── UndecodableImage      undecodable or truncated image
+    │   ├── UnknownModel          no model of that name
+    │   ├── TooLarge              body or pixel count above the limit
+    │   ├── UnsupportedMediaType  unsupported content type
+    │   ├── BadParameter          parameter out of range
+    │   ├── InvalidInput          malformed tensors, or tensors the model does not accept
+    │   ├── MalformedRequest      not a valid HTTP/1.1 request
+    │   ├── HeadersTooLarge       request line and headers above the limit
+    │   ├── RequestTooSlow        headers or body arrived too slowly
+    │   ├── Unauthorized          missing or unknown key
+    │   ├── Forbidden             the key is not an admin key
+    │   ├── LoadFailed            the model cannot be loaded
+    │   └── Conflict              the change is not allowed now
     ├── Busy                      the same request may succeed later
-    │   ├── QueueFull             no place in the model's queue, or none soon enough
-    │   ├── UploadsFull           too many bytes are being received already
-    │   ├── TooManyConnections    no more are accepted
+    │   ├── QueueFull             no free slot in the model's queue, or none soon enough
+    │   ├── UploadsFull           too many bytes are already being received
+    │   ├── TooManyConnections    connection limit reached
     │   ├── NotReady              loading, draining, or the engine is down
     │   └── EngineFailed          the engine failed while computing this request
     ├── DeadlineExceeded          the request's deadline passed
     └── ClientLeft                the client disconnected before the response
 
-    ConfigError                   the configuration is impossible: one line, before the start
+    ConfigError                   invalid configuration: one line, before startup
 
-HTTP statuses are the concern of `service.http.problems`. `reason` is the metrics' label.
+`service.http.problems` maps them to HTTP statuses. `reason` is their label in the metrics.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Conflict(RequestError):
     reason = "conflict"
 
 
-# For another attempt, where nothing tells how long it takes.
+# Before a retry, if the required time is unknown.
 RETRY_SECONDS = 1.0
 
 
@@ -124,14 +124,14 @@ class QueueFull(Busy):
 
     @classmethod
     def of(cls, waiting: int, retry_after: float) -> QueueFull:
-        """Because `waiting` images already wait."""
+        """`waiting` images are already queued."""
         return cls(
-            f"the queue is full ({waiting} images wait); retry after the given time", retry_after
+            f"the queue is full ({waiting} images waiting); retry after the given time", retry_after
         )
 
     @classmethod
     def too_late(cls, wait: float, within: float, retry_after: float) -> QueueFull:
-        """Because the queue takes `wait` seconds, and the caller gives it `within` seconds."""
+        """The queue takes `wait` seconds, and the client allows `within` seconds."""
         return cls(
             f"the queue needs about {wait * 1000:.0f} ms, longer than the {within * 1000:.0f} ms "
             "that X-Request-Timeout-Ms or the default allows; retry after the given time",
@@ -160,7 +160,6 @@ class DeadlineExceeded(ServiceError):
 
     @classmethod
     def passed(cls) -> DeadlineExceeded:
-        """Before the answer was computed."""
         return cls(
             "the deadline passed before the response was computed; "
             "allow more time with X-Request-Timeout-Ms, or retry when the service is less busy"
@@ -203,13 +202,13 @@ class ConfigError(ValueError):
 
 
 def refusal_of(error: BaseException) -> list[Any]:
-    """A refusal as JSON can hold it."""
+    """A refusal as a JSON value."""
     reason = error.reason if isinstance(error, ServiceError) else ServiceError.reason
     return [reason, str(error), error.retry_after if isinstance(error, Busy) else None]
 
 
 def error_of(refusal: list[Any]) -> ServiceError:
-    """What `refusal_of` was given."""
+    """The inverse of `refusal_of`."""
     reason, detail, retry_after = refusal
     kind = KINDS.get(reason, ServiceError)
     return kind(detail, retry_after) if issubclass(kind, Busy) else kind(detail)

@@ -1,7 +1,7 @@
-"""What goes to stderr: a line for a person, or an object for a machine.
+"""Logging to stderr, as text or as JSON.
 
-Each record is one line, whatever a client put into it; only a traceback has more, and those begin
-with blanks, so that nothing in them passes for a record.
+Each record is one line, whatever a client sent. Only tracebacks span more lines, and these are
+indented, so that a client cannot forge a record.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from typing import Any, Literal
 
 Format = Literal["text", "json"]
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# The least that is told of these. What they warn of is what clients have sent, who are told of it
-# in their answers; in detail they repeat it, several lines for one image.
+# Minimum levels. These loggers warn of bad input, which the client's response already reports, and
+# at lower levels they repeat it: several lines for one image.
 LEVELS = {
-    # It also tells its own life; ours is told by service.http.server.
+    # It also logs startup and shutdown, which service.http.server does for us.
     "uvicorn.error": logging.ERROR,
     "python_multipart": logging.CRITICAL,
 }
 
 
 def log_to_stderr(level: str, format: Format = "text") -> None:
-    """Called by each process of the service, before it logs."""
+    """Configures logging; each process of the service calls it first."""
     handler = logging.StreamHandler()
     handler.setFormatter(Json() if format == "json" else Text(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    for name, least in LEVELS.items():
-        logging.getLogger(name).setLevel(least)
+    for name, minimum in LEVELS.items():
+        logging.getLogger(name).setLevel(minimum)
     warnings.formatwarning = _one_line
     logging.captureWarnings(True)
 
 
 def set_log_level(level: str) -> None:
-    """The least that is logged from now on."""
+    """Sets the minimum level from now on."""
     logging.getLogger().setLevel(level.upper())
 
 
 def fields(message: str, **values: Any) -> dict[str, Any]:
-    """What `extra` a line is logged with that has fields of its own: as JSON, `message` and they
-    take the place of the whole text. None and "" are left out."""
+    """The `extra` of a record with fields of its own: in JSON, `message` and the fields replace the
+    formatted text. None and "" are left out."""
     present = {name: value for name, value in values.items() if value not in (None, "")}
     return {"fields": {"message": message} | present}
 
 
 class Quiet:
-    """Lets a line for each reason through every so many `seconds`, and counts the others."""
+    """Rate limit: one line per reason every `seconds`; suppressed lines are counted."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -58,7 +58,7 @@ class Quiet:
         self._unlogged: Counter[str] = Counter()
 
     def unlogged(self, reason: str) -> int:
-        """How many lines were held back since the last one; -1 if this one is, too."""
+        """Lines suppressed since the last one logged; -1 to suppress this one, too."""
         now = time.monotonic()
         if now < self._until.get(reason, 0.0):
             self._unlogged[reason] += 1
@@ -68,7 +68,7 @@ class Quiet:
 
 
 def and_more(unlogged: int) -> str:
-    """What a line says of those that were held back before it."""
+    """The end of a line that reports the lines suppressed before it."""
     return f" (and {unlogged} more since the last such line)" if unlogged else ""
 
 
@@ -82,7 +82,7 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """RFC 8259 in ASCII; `time` as RFC 3339 has it."""
+    """RFC 8259 in ASCII; `time` in the format of RFC 3339."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -92,8 +92,8 @@ class Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        given: Mapping[str, Any] = getattr(record, "fields", {})
-        line |= given
+        fields: Mapping[str, Any] = getattr(record, "fields", {})
+        line |= fields
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -110,7 +110,7 @@ def _one_line(
 
 
 def printable(text: str) -> str:
-    """`text` with whatever would break, colour or turn a line written as Python writes it."""
+    """`text` with unprintable characters escaped: they could break, colour or reverse a line."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

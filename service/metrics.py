@@ -31,24 +31,24 @@ PHASES = ("decode", "queue", "inference", "total")
 
 
 class Metrics:
-    """One attribute for each metric; labels in the order in which they are given.
+    """One attribute per metric; its labels are positional.
 
-    `multiprocess_mode` is for several processes; see `service.workers.shared_metrics`.
+    `multiprocess_mode` matters with several processes; see `service.workers.shared_metrics`.
     """
 
     def __init__(self) -> None:
-        # As many series again, of which Prometheus makes nothing: a process has its start time.
+        # They double the number of series, and the process's start time says as much.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = CollectorRegistry()
-        # Looking a child up by its labels costs more than counting.
-        self._answered: dict[tuple[str, int], Counter] = {}
+        # Cached: looking a child up by its labels costs more than counting.
+        self._responses: dict[tuple[str, int], Counter] = {}
         self._refused: dict[tuple[str, str], Counter] = {}
         self._classified: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.phase = Histogram(
             "resnet_serve_phase_seconds",
-            "Time of a classified image by phase: decoding, waiting, computing its batch, in total",
+            "Time of a classified image by phase: decode, queue, inference, total",
             ("model", "phase"),
             buckets=SECONDS,
             registry=registry,
@@ -74,14 +74,14 @@ class Metrics:
         )
         self.last_batch = Gauge(
             "resnet_serve_last_batch_timestamp_seconds",
-            "When a batch was last computed, in seconds since 1970; 0: never",
+            "Unix time of the latest batch, in seconds; 0: none yet",
             ("model",),
             multiprocess_mode="livemax",
             registry=registry,
         )
         self.requests = Counter(
             "resnet_serve_requests",
-            "HTTP answers",
+            "HTTP responses",
             ("route", "status"),
             registry=registry,
         )
@@ -114,14 +114,14 @@ class Metrics:
         )
         self.queue_depth = Gauge(
             "resnet_serve_queue_depth",
-            "Images accepted and not yet computing",
+            "Images accepted and not yet being computed",
             ("model",),
             multiprocess_mode="livesum",
             registry=registry,
         )
         self.queue_limit = Gauge(
             "resnet_serve_queue_limit",
-            "Limit on images that are accepted and not yet computing",
+            "Limit on images accepted and not yet being computed",
             ("model",),
             multiprocess_mode="livemax",
             registry=registry,
@@ -149,9 +149,9 @@ class Metrics:
         depth: Callable[[], int],
         ready: Callable[[], bool],
     ) -> None:
-        """Reads a model's gauges when they are scraped, and makes its series exist from now on.
+        """Reads a model's gauges at each scrape, and creates all its series at once.
 
-        A counter that appeared with its first event would hide it: rates need a value before.
+        `rate()` would miss the first event of a counter that appears with it.
         """
         self.queue_limit.labels(name).set(limit)
         self.last_batch.labels(name).set(0)
@@ -167,19 +167,19 @@ class Metrics:
             self.refusals.labels(name, reason)
 
     def unwatch_model(self, name: str) -> None:
-        """The model is gone, and its gauges with it; what was counted stays."""
+        """Removes the gauges of a model that no longer serves; its counters stay."""
         for gauge in (self.queue_depth, self.queue_limit, self.model_ready, self.last_batch):
             self.drop(gauge, name)
 
-    def answered(self, route: str, status: int) -> None:
-        """Counts an HTTP answer."""
-        counter = self._answered.get((route, status))
+    def responded(self, route: str, status: int) -> None:
+        """Counts an HTTP response."""
+        counter = self._responses.get((route, status))
         if counter is None:
-            counter = self._answered[route, status] = self.requests.labels(route, status)
+            counter = self._responses[route, status] = self.requests.labels(route, status)
         counter.inc()
 
     def refused(self, model: str, reason: str) -> None:
-        """Counts an image of a model that was not classified; "" where no model was found."""
+        """Counts an image that was not classified; `model` is "" where none was found."""
         counter = self._refused.get((model, reason))
         if counter is None:
             counter = self._refused[model, reason] = self.refusals.labels(model, reason)
@@ -190,7 +190,7 @@ class Metrics:
     ) -> None:
         """Counts an image of a watched model, with the seconds of each of `PHASES`.
 
-        `exemplar`: the labels under which a trace of it is found.
+        `exemplar`: labels that identify its trace.
         """
         images, phases = self._classified[model]
         images.inc()
@@ -198,7 +198,7 @@ class Metrics:
             histogram.observe(seconds[phase], exemplar)
 
     def computed(self, model: str, size: int, seconds: float) -> None:
-        """Counts a batch of `size` images; called by engine threads."""
+        """Counts a batch of `size` images; called from engine threads."""
         self.batch_size.labels(model).observe(size)
         padded = str(1 << (size - 1).bit_length())
         self.batches.labels(model, padded).inc()
@@ -206,32 +206,31 @@ class Metrics:
         self.last_batch.labels(model).set_to_current_time()
 
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
-        """Makes `read` give the gauge's value whenever it is asked for."""
+        """Reads the gauge's value from `read` at each scrape."""
         gauge.set_function(read)
 
     def drop(self, gauge: Gauge, *labels: str) -> None:
-        """Ends a gauge's series."""
+        """Removes a series of a gauge."""
         gauge.remove(*labels)
 
     def render(self, *, openmetrics: bool = False) -> bytes:
-        """The exposition of everything: text, `CONTENT_TYPE`, or `OPENMETRICS_TYPE`, which alone
-        has exemplars."""
-        return exposition(self.whole(), openmetrics=openmetrics)
+        """The exposition: `CONTENT_TYPE`, or `OPENMETRICS_TYPE`, which alone has exemplars."""
+        return exposition(self.collected(), openmetrics=openmetrics)
 
-    def whole(self) -> CollectorRegistry:
-        """What is exposed."""
+    def collected(self) -> CollectorRegistry:
+        """The registry to expose."""
         return self._registry
 
     def counted(self) -> dict[str, dict[str, float]]:
-        """The samples of each model, by the metric's name and its other labels: NAME/LABEL."""
-        found: dict[str, dict[str, float]] = {}
-        for family in self.whole().collect():
+        """Each model's samples, by the metric's name and its other labels: NAME/LABEL."""
+        samples: dict[str, dict[str, float]] = {}
+        for family in self.collected().collect():
             for sample in family.samples:
                 labels = dict(sample.labels)
                 name = "/".join([sample.name, *(v for k, v in labels.items() if k != "model")])
                 if "model" in labels:
-                    found.setdefault(labels["model"], {})[name] = sample.value
-        return found
+                    samples.setdefault(labels["model"], {})[name] = sample.value
+        return samples
 
 
 def exposition(registry: CollectorRegistry, *, openmetrics: bool) -> bytes:
@@ -242,7 +241,7 @@ def exposition(registry: CollectorRegistry, *, openmetrics: bool) -> bytes:
 
 
 class ModelInfo:
-    """A model's series of `model_info`, one for each device, which exist while it is shown."""
+    """A model's series of `model_info`, one per device, which exist while it is shown."""
 
     def __init__(self, metrics: Metrics, name: str, architecture: str, sha256: str) -> None:
         self._metrics = metrics
@@ -251,14 +250,14 @@ class ModelInfo:
         self._shown = False
 
     def announce(self, device: str, precision: str, engine: str) -> None:
-        """What serves on a device from now on; called by engine threads."""
-        before = self._series.get(device)
-        what = (self._name, self._architecture, device, precision, engine, self._sha256)
-        self._series[device] = what
+        """Records what serves on a device from now on; called from engine threads."""
+        previous = self._series.get(device)
+        labels = (self._name, self._architecture, device, precision, engine, self._sha256)
+        self._series[device] = labels
         if self._shown:
-            if before is not None and before != what:
-                self._metrics.drop(self._metrics.model_info, *before)
-            self._metrics.model_info.labels(*what).set(1)
+            if previous is not None and previous != labels:
+                self._metrics.drop(self._metrics.model_info, *previous)
+            self._metrics.model_info.labels(*labels).set(1)
 
     def show(self) -> None:
         self._shown = True

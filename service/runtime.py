@@ -1,4 +1,4 @@
-"""This process on its machine: its CPUs, its interpreter, its files and its threads."""
+"""The process and its machine: CPUs, interpreter, open files and threads."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
-# An engine that comes back from native code waits this long, in seconds, for a busy loop to give
-# the interpreter up: 5 ms a batch by CPython's own setting. How much that costs depends on the
-# load; benchmarks/results/switch_interval.json has a run in which drift hid most of it.
+# How long an engine that returns from native code waits for a busy loop to release the GIL, in
+# seconds: 5 ms a batch by CPython's default. The cost depends on the load;
+# benchmarks/results/switch_interval.json has a run in which drift hid most of it.
 SWITCH_SECONDS = 100e-6
-# A control group's CPU time and the period it is counted over, by version of control groups.
+# Files with a control group's quota and period, by version of control groups.
 QUOTA_FILES = {
     "cgroup2": ("cpu.max",),
     "cgroup": ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
@@ -28,7 +28,7 @@ QUOTA_FILES = {
 
 
 class _Mount(NamedTuple):
-    """A mounted hierarchy: its version, where it is mounted, and which of its groups is there."""
+    """A mounted cgroup hierarchy: its version, the mount point, and the group mounted there."""
 
     version: str
     point: Path
@@ -36,10 +36,10 @@ class _Mount(NamedTuple):
 
 
 def cpu_time(proc: Path = Path("/proc/self")) -> float:
-    """Seconds of CPU time that this process may use in a second: 1.5 under a quota of 150 %.
+    """CPU seconds that this process may use per second: 1.5 under a quota of 150 %.
 
-    It is the number of CPUs that the process may run on, or less where the quota of its control
-    group, or of any group above it, allows less. `proc` describes the process.
+    This is the number of CPUs in its affinity mask, or the lowest quota of its control group and
+    the groups above, if lower. `proc` describes the process.
     """
     quotas = (
         quota
@@ -58,8 +58,8 @@ def cpus(proc: Path = Path("/proc/self")) -> int:
 def spinning_threads() -> int:
     """Threads for a library whose threads spin while they wait for each other, as torch's do.
 
-    One CPU is left to the rest of the process: where a thread has no CPU to itself, the others spin
-    until it has. On two CPUs that were busy, a small batch took 150 ms with two threads and not 5.
+    One CPU is left to the rest of the process: while one thread has no CPU, the others spin. On two
+    busy CPUs, a small batch took 150 ms with two threads instead of 5.
     """
     return max(1, cpus() - 1)
 
@@ -67,7 +67,7 @@ def spinning_threads() -> int:
 def _mounts(proc: Path) -> Iterator[_Mount]:
     """The hierarchies that may limit CPU time.
 
-    The format is that of proc_pid_mountinfo(5): optional fields end with a hyphen.
+    The format is proc_pid_mountinfo(5): a hyphen ends the optional fields.
     """
     for line in _lines(proc / "mountinfo"):
         mount, _, file_system = line.partition(" - ")
@@ -81,7 +81,7 @@ def _mounts(proc: Path) -> Iterator[_Mount]:
 
 
 def _groups(proc: Path, mount: _Mount) -> Iterator[Path]:
-    """Folders of the process's group and of those above it, as far as they can be seen here."""
+    """Folders of the process's group and of the groups above, as far as they are visible here."""
     for line in _lines(proc / "cgroup"):
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -90,7 +90,7 @@ def _groups(proc: Path, mount: _Mount) -> Iterator[Path]:
             continue
         group = PurePosixPath(path)
         # A container may see only its own group, mounted as if it were the root, while the path
-        # is the host's; or a path that leads out of what it can see.
+        # is the host's, or leads outside the mount.
         inside = group.relative_to(mount.root) if group.is_relative_to(mount.root) else None
         if inside is None or ".." in inside.parts:
             inside = PurePosixPath()
@@ -99,7 +99,7 @@ def _groups(proc: Path, mount: _Mount) -> Iterator[Path]:
 
 
 def _quota(folder: Path, version: str) -> float | None:
-    """CPU seconds a second that a group may use; None: no limit."""
+    """CPU seconds per second that a group may use; None: no limit."""
     words = " ".join(" ".join(_lines(folder / name)) for name in QUOTA_FILES[version]).split()
     try:
         quota, period = map(int, words)
@@ -116,35 +116,35 @@ def _lines(path: Path) -> list[str]:
 
 
 def tune_interpreter() -> None:
-    """Called by each process that serves, before it serves."""
+    """Prepares the interpreter; each serving process calls it before it serves."""
     sys.setswitchinterval(SWITCH_SECONDS)
     settle_memory()
 
 
 def settle_memory() -> None:
-    """Exempts all that exists from garbage collection; called when something large has loaded.
+    """Exempts existing objects from garbage collection; called after something large has loaded.
 
-    A full collection visits every object of PyTorch, and stops all threads for 150 ms. What loading
-    took and freed goes back to the system: hundreds of megabytes, which malloc would keep.
+    A full collection visits every object of PyTorch, and stops all threads for 150 ms. Memory that
+    loading freed goes back to the system: hundreds of megabytes, which malloc would keep.
     """
     gc.freeze()
-    with contextlib.suppress(AttributeError, OSError):  # Another C library than GNU's.
+    with contextlib.suppress(AttributeError, OSError):  # Not the GNU C library.
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def allow_files(count: int) -> None:
-    """Lets this process open so many files, if the hard limit does."""
+    """Raises the limit on open files to `count`, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 async def in_daemon(work: Callable[[], T], threads: MutableSet[threading.Thread]) -> T:
-    """What `work` returns, computed in a daemon thread, which is added to `threads`.
+    """The result of `work`, computed in a daemon thread, which is added to `threads`.
 
-    The end of the process does not wait for it, unlike for asyncio's own threads. Cancelling stops
-    the waiting, not the work.
+    The process can exit while it runs, unlike with asyncio's own threads. Cancelling stops the
+    wait, not the work.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -156,7 +156,7 @@ async def in_daemon(work: Callable[[], T], threads: MutableSet[threading.Thread]
     def run() -> None:
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
             failure = error
             _call(loop, lambda: settle(lambda: done.set_exception(failure)))
         else:

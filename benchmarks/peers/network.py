@@ -24,11 +24,12 @@ from service.config import capacity
 from service.config.settings import ModelSettings, Settings
 from service.engines.devices import engines_for
 from service.engines.start import blueprint_of, start_first
-from service.inference.decoding import decode
+from service.inference.decoding import decode_image
+from service.inference.tasks import Pixels
 from service.repository import catalog
 from service.runtime import cpus
 
-Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
+Infer = Callable[[Sequence[Pixels]], NDArray[np.float32]]
 
 HOST = "127.0.0.1"
 MODEL = os.environ.get("PEER_MODEL", "builtin:resnet20-cifar10")
@@ -110,11 +111,11 @@ class Tuned(Network):
         super().__init__(spec)
         self._infer = build_engine(spec, self.bundle)
 
-    def prepare(self, data: bytes) -> NDArray[np.uint8]:
+    def prepare(self, data: bytes) -> Pixels:
         """Uint8 [H, W, 3]."""
-        return decode(data, self.bundle.input, MAX_PIXELS)
+        return decode_image(data, self.bundle.input, MAX_PIXELS).pixels
 
-    def infer(self, prepared: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def infer(self, prepared: Sequence[Pixels]) -> NDArray[np.float32]:
         return self._infer(prepared)
 
 

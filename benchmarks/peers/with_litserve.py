@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from benchmarks.peers import network
 from models.preprocess import InputSpec
-from service.inference.decoding import decode
+from service.inference.decoding import decode_image
+from service.inference.tasks import Pixels
 from service.repository import catalog
 
 Row = NDArray[np.float32]
@@ -50,9 +51,9 @@ def input_spec() -> InputSpec:
     return catalog.load(network.MODEL).bundle.input
 
 
-def decoded(image: RawImage) -> NDArray[np.uint8]:
+def decoded(image: RawImage) -> Pixels:
     """A dependency of the endpoint, which FastAPI runs in its threads."""
-    return decode(image, input_spec(), network.MAX_PIXELS)
+    return decode_image(image, input_spec(), network.MAX_PIXELS).pixels
 
 
 class Tuned(Tutorial):

@@ -69,7 +69,10 @@ def compare(
         [Encoded("", data) for data in islice(cycle(encoded), start, start + size)]
         for start in range(0, count, size)
     ]
-    pixels = [decoding.decode(data, bundle.input, stream.MAX_PIXELS) for data in encoded[:size]]
+    pixels = [
+        decoding.decode_image(data, bundle.input, stream.MAX_PIXELS).pixels
+        for data in encoded[:size]
+    ]
 
     def compute() -> None:
         for batch in batches:

@@ -34,10 +34,10 @@ from service.config.settings import ModelSettings, Settings
 from service.engines.devices import devices_of, engines_for, set_cpu_threads
 from service.engines.start import blueprint_of, start_first
 from service.errors import ConfigError
-from service.inference.decoding import decode
+from service.inference.decoding import decode_image
+from service.inference.tasks import Pixels
 from service.repository import catalog
 
-Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 Infer = Callable[[list[Pixels]], Probabilities]
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -73,7 +73,9 @@ def engine_rates(infer: Infer, pixels: Sequence[Pixels], seconds: float) -> dict
 def decode_rate(encoded: Sequence[bytes], spec: InputSpec, seconds: float) -> float:
     """Images per second that one thread decodes."""
     turn = cycle(encoded)
-    return _rate(lambda: len(decode(next(turn), spec, MAX_PIXELS)) // spec.size, seconds)
+    return _rate(
+        lambda: len(decode_image(next(turn), spec, MAX_PIXELS).pixels) // spec.size, seconds
+    )
 
 
 def echo_rates(encoded: Sequence[bytes], seconds: float) -> dict[str, float]:
@@ -117,7 +119,7 @@ def measure(
     """
     infer = raw_engine(spec, engine, precision)
     input_spec = catalog.load(spec).bundle.input
-    pixels = [decode(image, input_spec, MAX_PIXELS) for image in encoded]
+    pixels = [decode_image(image, input_spec, MAX_PIXELS).pixels for image in encoded]
     return {
         "engine": engine_rates(infer, pixels, seconds),
         "engine_threads": len(os.sched_getaffinity(0)),

@@ -239,7 +239,7 @@ def of_metrics() -> dict[str, float]:
         metrics.in_flight.inc()
         batches.observe(1)
         metrics.classified("m0", seconds, labels)
-        metrics.answered("/v1/classify", 200)
+        metrics.responded("/v1/classify", 200)
         metrics.in_flight.dec()
 
     return {

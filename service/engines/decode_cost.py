@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from models.preprocess import InputSpec
-from service.inference.decoding import decode
+from service.inference.decoding import decode_image
 
 # Networks with inputs of up to this many pixels a side are sent PNG, the others photographs.
 SMALL_SIDE = 64
@@ -25,7 +25,7 @@ def decode_seconds(spec: InputSpec) -> float:
 
     def took() -> float:
         started = time.perf_counter()
-        decode(file, spec, MAX_PIXELS)
+        decode_image(file, spec, MAX_PIXELS)
         return time.perf_counter() - started
 
     return min(took() for _ in range(REPEATS))

@@ -72,7 +72,7 @@ class ConnectionLimits:
         """The response for a refusal that no endpoint made; counts and logs it."""
         request_id = uuid.uuid4().hex
         self.count(error, request_id)
-        self._metrics.answered("other", problems.STATUSES[type(error)])
+        self._metrics.responded("other", problems.STATUSES[type(error)])
         response = problems.answer(path, error)
         headers = [
             *response.raw_headers,

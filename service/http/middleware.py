@@ -119,7 +119,7 @@ class Observe:
     def _log(self, scope: Scope, record: RequestRecord, status: int, request_id: bytes) -> None:
         """Counts the request, and logs at most one line."""
         seconds = time.perf_counter() - record.started
-        self._metrics.answered(getattr(scope.get("route"), "path", "other"), status)
+        self._metrics.responded(getattr(scope.get("route"), "path", "other"), status)
         reason, detail, failure = record.reason, record.detail, record.failure
         unlogged = 0
         if reason:

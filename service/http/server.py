@@ -153,7 +153,7 @@ def serve(
 ) -> None:
     """Serves until a signal ends it."""
     Server(app, settings, reloading).run(sockets=[listener])
-    log.info("ended; every accepted request was answered")
+    log.info("stopped; every accepted request was answered")
     if not app.state.services.ended:
         # An engine is still inside native code; unloading the interpreter under it would abort.
         logging.shutdown()

@@ -1,7 +1,7 @@
-"""The queue in front of a model's engines: bounded, with deadlines, emptied in batches by pull.
+"""The queue in front of a model's engines: bounded, with deadlines; engines pull batches from it.
 
-The event loop admits and submits jobs; engine threads take batches and finish them. A job whose
-caller left, or whose deadline passed, gives its place back at once and is never computed.
+The event loop admits and submits jobs; engine threads take batches and finish them. A job frees its
+slot at once when its client disconnects or its deadline passes, and is never computed.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Result = TypeVar("Result")
 
 
 class Priority(IntEnum):
-    """Which jobs are computed first."""
+    """The order in which jobs are computed."""
 
-    AGAIN = 0  # those of a batch that failed
+    AGAIN = 0  # jobs of a failed batch
     FIRST = 1
     NORMAL = 2
     LAST = 3
 
 
 class Job(Generic[Payload, Result]):
-    """One image's way through the service: its future, and its clock.
+    """One image's way through the service: its future and its times.
 
-    Times are seconds of `time.perf_counter`, 0 until they are known: `admitted` when it got its
-    slot in the queue, `decoding` and `decoded` when decoding began and ended, `started` when its
-    batch was formed, `finished` when the batch was computed. `cost` is what it occupies, in bytes;
-    `final`: it is not computed again after a failure.
+    Times are seconds of `time.perf_counter`, 0 until known: `admitted` when it got its slot in the
+    queue, `decoding` and `decoded` when decoding began and ended, `started` when its batch was
+    formed, `finished` when the batch was computed. `cost` is its size in bytes; `final`: it is not
+    retried after a failure.
     """
 
     __slots__ = (
@@ -57,39 +57,39 @@ class Job(Generic[Payload, Result]):
 
 
 class WaitingJobs(Generic[Payload, Result]):
-    """Jobs in the order in which they are computed: by priority, then by arrival.
+    """Queued jobs, ordered by priority, then by arrival.
 
-    It is not thread-safe: the batcher's lock guards it.
+    Not thread-safe: the batcher's lock guards it.
     """
 
     def __init__(self) -> None:
-        self._lines: tuple[dict[Job[Payload, Result], None], ...] = ({}, {}, {}, {})
+        self._queues: tuple[dict[Job[Payload, Result], None], ...] = ({}, {}, {}, {})
 
     def __len__(self) -> int:
-        return sum(map(len, self._lines))
+        return sum(map(len, self._queues))
 
     def __iter__(self) -> Iterator[Job[Payload, Result]]:
-        return chain.from_iterable(self._lines)
+        return chain.from_iterable(self._queues)
 
     def add(self, job: Job[Payload, Result]) -> None:
-        self._lines[job.priority][job] = None
+        self._queues[job.priority][job] = None
 
     def put_back(self, jobs: Iterable[Job[Payload, Result]]) -> None:
-        """In front of all others, in their order."""
-        line = self._lines[Priority.AGAIN]
-        before = list(line)
-        line.clear()
+        """Puts jobs in front of all others, in their order."""
+        queue = self._queues[Priority.AGAIN]
+        earlier = list(queue)
+        queue.clear()
         for job in jobs:
             job.priority = Priority.AGAIN
-            line[job] = None
-        line.update(dict.fromkeys(before))
+            queue[job] = None
+        queue.update(dict.fromkeys(earlier))
 
     def discard(self, job: Job[Payload, Result]) -> None:
-        self._lines[job.priority].pop(job, None)
+        self._queues[job.priority].pop(job, None)
 
 
 class Batcher(Generic[Payload, Result]):
-    """At most `max_jobs` jobs of together `max_bytes` between admission and computation."""
+    """Holds up to `max_jobs` jobs, `max_bytes` in total, between admission and computation."""
 
     def __init__(self, *, max_jobs: int, max_bytes: int, max_delay: float = 0.0) -> None:
         self.max_jobs = max_jobs
@@ -99,24 +99,24 @@ class Batcher(Generic[Payload, Result]):
         self._admitted: set[Job[Payload, Result]] = set()
         self._waiting: WaitingJobs[Payload, Result] = WaitingJobs()
         self._bytes = 0
-        self._unanswered = 0
+        self._pending = 0
         self._closed = False
-        self._suspended = ""  # why nothing may wait now
+        self._suspended = ""  # why no job may be queued now
         self._batch_seconds = 0.0
-        self.seconds_per_job = 0.0  # as measured, from admission to answer
+        self.seconds_per_job = 0.0  # measured, from admission to result
         self._last_finish = 0.0
 
     @property
     def depth(self) -> int:
-        """Jobs admitted and not yet computing."""
+        """Jobs admitted and not yet being computed."""
         return len(self._admitted)
 
     def retry_after(self) -> float:
-        """Seconds until the present queue is expected to have drained, from the measured rate."""
+        """Seconds until the present queue should have drained, at the measured rate."""
         return max(1.0, math.ceil(self.depth * self.seconds_per_job))
 
     def check(self, cost: int = 0, within: float = math.inf) -> None:
-        """Whether a job of `cost` bytes would be admitted now, and begin `within` seconds.
+        """Checks that a job of `cost` bytes would be admitted now and start `within` seconds.
 
         Raises:
             QueueFull: it would not.
@@ -124,13 +124,13 @@ class Batcher(Generic[Payload, Result]):
         depth = self.depth
         if depth >= self.max_jobs or self._bytes + cost > self.max_bytes:
             raise QueueFull.of(depth, self.retry_after())
-        # Its own batch will have others in it, and may just have missed one.
-        wait = self._unanswered and (self._unanswered * self.seconds_per_job + self._batch_seconds)
+        # Its batch contains other jobs, and it may just have missed one.
+        wait = self._pending and (self._pending * self.seconds_per_job + self._batch_seconds)
         if wait > within:
             raise QueueFull.too_late(wait, within, self.retry_after())
 
     def admit(self, job: Job[Payload, Result], cost: int) -> None:
-        """Gives a job of `cost` bytes a slot, until it is computed or its future is done.
+        """Gives a job of `cost` bytes a slot, until its batch starts or its future is done.
 
         Raises:
             QueueFull: no slot is free.
@@ -140,11 +140,11 @@ class Batcher(Generic[Payload, Result]):
         with self._changed:
             self._admitted.add(job)
             self._bytes += cost
-        self._unanswered += 1
+        self._pending += 1
         job.future.add_done_callback(lambda _: self._release(job))
 
     def submit(self, job: Job[Payload, Result], payload: Payload, cost: int) -> None:
-        """Hands over an admitted job's input, which now occupies `cost` bytes."""
+        """Queues an admitted job with its input, which now takes `cost` bytes."""
         with self._changed:
             if job in self._admitted and not self._suspended:
                 self._bytes += cost - job.cost
@@ -156,15 +156,15 @@ class Batcher(Generic[Payload, Result]):
             self.fail([job], EngineFailed(reason, retry_after=1.0))
 
     def withdraw(self, job: Job[Payload, Result]) -> bool:
-        """Whether the job was not yet computing, and now never will be; its payload is free."""
+        """Withdraws a job; True if no engine has it, so that its payload is free."""
         with self._changed:
-            waited = job in self._admitted
-            job.final = True  # Where it is computing, and fails, nobody wants it again.
+            queued = job in self._admitted
+            job.final = True  # If it is being computed and fails, a retry would be wasted.
             self._remove(job)
-            return waited
+            return queued
 
     def _release(self, job: Job[Payload, Result]) -> None:
-        self._unanswered -= 1
+        self._pending -= 1
         with self._changed:
             self._remove(job)
 
@@ -175,9 +175,9 @@ class Batcher(Generic[Payload, Result]):
             self._bytes -= job.cost
 
     def wait(self, full: int) -> bool:
-        """Waits until a batch is due: any work, or with a delay `full` jobs or the oldest's delay.
+        """Waits until a batch is due: any job, or with a delay, `full` jobs or the oldest's delay.
 
-        False once closed and drained. Called by engine threads.
+        False once closed and drained. Called from engine threads.
         """
         with self._changed:
             while True:
@@ -192,16 +192,17 @@ class Batcher(Generic[Payload, Result]):
                 self._changed.wait(remaining)
 
     def _delay_left(self, full: int) -> float:
-        """Seconds that a batch should still wait to fill up."""
+        """Seconds that a batch should still wait to fill."""
         if not self.max_delay or self._closed or len(self._waiting) >= full:
             return 0.0
         oldest = min(self._waiting, key=lambda job: job.admitted)
         return oldest.admitted + self.max_delay - time.perf_counter()
 
     def take(self, how_many: Callable[[int], int]) -> list[Job[Payload, Result]]:
-        """The oldest of the waiting jobs, as many as `how_many` says of their number.
+        """The first queued jobs; `how_many` maps the queue's length to the batch's size.
 
-        Empty if those that waited have left, or another thread has them. Called by engine threads.
+        Empty if the queued jobs were withdrawn or another thread took them. Called from engine
+        threads.
         """
         with self._changed:
             waiting = len(self._waiting)
@@ -216,12 +217,11 @@ class Batcher(Generic[Payload, Result]):
             return batch
 
     def finish(self, batch: Sequence[Job[Payload, Result]], results: Sequence[Result]) -> None:
-        """Delivers a batch's results; called by engine threads."""
+        """Delivers a batch's results; called from engine threads."""
         now = time.perf_counter()
-        # The time when nobody was there does not count, nor that of waiting for company; that of
-        # decoding and of a busy loop does.
-        came = min(batch[0].admitted + self.max_delay, batch[0].started)
-        since = max(self._last_finish, came)
+        # Idle time and the wait for a batch to fill do not count; decoding and a busy loop do.
+        arrived = min(batch[0].admitted + self.max_delay, batch[0].started)
+        since = max(self._last_finish, arrived)
         measured = (now - since) / len(batch)
         self._batch_seconds = now - batch[0].started
         previous = self.seconds_per_job or measured
@@ -237,7 +237,7 @@ class Batcher(Generic[Payload, Result]):
         self._on_loop(batch, deliver)
 
     def fail(self, batch: Sequence[Job[Payload, Result]], error: ServiceError) -> None:
-        """Fails every job of a batch with `error`; called by engine threads."""
+        """Fails every job of a batch with `error`; called from engine threads."""
 
         def deliver() -> None:
             for job in batch:
@@ -247,11 +247,11 @@ class Batcher(Generic[Payload, Result]):
         self._on_loop(batch, deliver)
 
     def retry(self, batch: Sequence[Job[Payload, Result]], error: ServiceError) -> None:
-        """Lets the jobs of a batch that failed wait in front again, in their order, and fails those
-        with `error` for which it was the second time; called by engine threads.
+        """Puts the jobs of a failed batch back in front, in their order; a second failure is final,
+        with `error`. Called from engine threads.
 
-        They have been admitted once: they come back even where their places are taken, at most as
-        many as could compute.
+        They were admitted before, so they return even if their slots are taken: at most one batch
+        per engine.
         """
         with self._changed:
             again = [job for job in batch if not job.final and not job.future.done()]
@@ -264,9 +264,9 @@ class Batcher(Generic[Payload, Result]):
         self.fail([job for job in batch if job not in again], error)
 
     def suspend(self, reason: str, unless: Callable[[], bool]) -> None:
-        """Fails what waits, and from now on what is submitted, until `resume`.
+        """Fails queued jobs, and from now on submitted ones, until `resume`.
 
-        Nothing happens if `unless` is true of the same moment, as where another engine serves.
+        Does nothing if `unless()`, under the same lock: another engine may serve.
         """
         with self._changed:
             if unless():
@@ -278,7 +278,7 @@ class Batcher(Generic[Payload, Result]):
         self.fail(waiting, EngineFailed(reason, retry_after=1.0))
 
     def resume(self) -> None:
-        """Jobs may wait again; the time since the latest batch was nobody's."""
+        """Lets jobs queue again; the time since the latest batch does not count as theirs."""
         with self._changed:
             self._suspended = ""
             self._last_finish = time.perf_counter()
@@ -292,7 +292,7 @@ class Batcher(Generic[Payload, Result]):
             loop.call_soon_threadsafe(deliver)
 
     def close(self) -> None:
-        """Lets the engine threads finish what waits, and then end."""
+        """Lets the engine threads finish queued jobs, and then end."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

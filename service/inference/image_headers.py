@@ -1,7 +1,7 @@
-"""What a file may ask of its decoder: checked in its header, before there are pixels.
+"""Limits on what a file may demand of its decoder, checked in its header before decoding.
 
-A few bytes can ask for gigabytes or for minutes. Each limit is far above what cameras, browsers
-and drawing programs write, and keeps the worst file that passes near a second of one CPU.
+A few bytes can demand gigabytes or minutes. Each limit is far above what cameras, browsers and
+drawing programs write, and keeps the worst accepted file near one second of one CPU.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from PIL import Image
 
 from service.errors import TooLarge, UndecodableImage
 
-# Pillow reads headers, GIF's blocks and BMP's runs in Python, a microsecond and more for each.
+# Pillow reads headers, GIF's blocks and BMP's runs in Python, at a microsecond or more each.
 READS = 2**17
-# Each may inflate to a megabyte.
+# Each chunk may inflate to a megabyte.
 PNG_COMPRESSED = {b"iCCP", b"zTXt", b"iTXt"}
 PNG_COMPRESSED_CHUNKS = 32
-# Pillow joins them to one, copying what it has anew for each.
+# Pillow concatenates them, copying all earlier ones for each.
 EXIF_SEGMENTS = 16
-# Decoding goes over the whole image once for each scan; encoders write about ten.
+# Each scan is a pass over the whole image; encoders write about ten.
 JPEG_SCANS, JPEG_SCANS_OF_LARGEST = 100, 20
 JPEG_FORMATS = {"JPEG", "MPO"}
 JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-# Its decoder holds the canvas three times, in four bytes a pixel, where others hold it once.
+# Its decoder holds three canvases of four bytes a pixel; other decoders hold one.
 WEBP_SHARE = 2
 # Pillow decodes these compressions of BMP in Python.
 BMP_RUN_LENGTHS, BMP_RUN_LENGTH_PIXELS = (1, 2), 2**22
-# The classic header; the one of files beyond 4 GB asks for counts of 64 bits.
+# The classic header; BigTIFF has 64-bit counts.
 TIFF_MAGIC = {b"II*\0": "<", b"MM\0*": ">"}
 TIFF_DIRECTORIES, TIFF_ENTRIES = 8, 1024
 TIFF_POINTERS = {34665, 34853, 40965}  # EXIF, GPS and interoperability
-# Pillow makes Python objects of all values of a tag: none of bytes, costly ones of rationals.
+# Pillow makes a Python object of each value of a tag: none for bytes, costly ones for rationals.
 TIFF_BYTES, TIFF_RATIONALS, TIFF_LONGS = {1, 2, 7}, {5, 10}, {4, 13}
 TIFF_VALUES, TIFF_RATIONAL_VALUES, TIFF_NESTED_VALUES = 200_000, 64, 4096
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
-# The others' own headers ask for memory that nothing here has seen.
+# Other compressions have headers of their own, whose demands are not checked here.
 TIFF_COMPRESSIONS = {
     "raw",
     "packbits",
@@ -50,12 +50,12 @@ TIFF_COMPRESSIONS = {
     "group3",
     "group4",
 }
-PLANES = 6  # the most samples of a pixel that Pillow knows
+PLANES = 6  # the most samples per pixel in Pillow
 
 
 def source(data: bytes) -> io.BytesIO:
-    """A file for a decoder, which is stopped when it reads more than `READS` times."""
-    # A small file has no bytes for so many reads, and counting them would take longer than it.
+    """A file object that stops a decoder after `READS` reads."""
+    # A small file has too few bytes for so many reads, and counting would slow it down.
     return Counted(data) if len(data) > READS // 2 else io.BytesIO(data)
 
 
@@ -70,10 +70,10 @@ class Counted(io.BytesIO):
 
 
 def check_bytes(data: bytes, max_pixels: int) -> None:
-    """Refuses what Pillow would pay for while it opens the file.
+    """Refuses files that would cost too much just to open.
 
     Raises:
-        UndecodableImage: the header asks for more than any image needs.
+        UndecodableImage: the header demands more than any image needs.
         TooLarge: more than `max_pixels` pixels.
     """
     if data.startswith(b"\xff\xd8"):
@@ -114,28 +114,28 @@ def _absurd(what: str) -> UndecodableImage:
 
 def _check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
     most = min(JPEG_SCANS, JPEG_SCANS_OF_LARGEST * max_pixels // pixels)
-    # The same two bytes may stand by chance in what follows the image, such as a film.
+    # The same two bytes may occur by chance after the image, as in an embedded video.
     if data.count(START_OF_SCAN) > most and _scans(data, most) > most:
         raise _absurd("scans")
 
 
 def _scans(data: bytes, most: int) -> int:
-    """Scans before the end of the image; counting ends when they are more than `most`."""
+    """The number of scans before the end of the image; counting stops above `most`."""
     scans, position = 0, 2
-    while scans <= most and (found := JPEG_MARKER.search(data, position)):
-        if found[0] == END_OF_IMAGE:
+    while scans <= most and (marker := JPEG_MARKER.search(data, position)):
+        if marker[0] == END_OF_IMAGE:
             break
-        scans += found[0] == START_OF_SCAN
-        position = found.end()
+        scans += marker[0] == START_OF_SCAN
+        position = marker.end()
         position += max(2, int.from_bytes(data[position : position + 2], "big"))
     return scans
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:
-    """WebP's decoder has its canvas before Pillow knows the size."""
+    """Checks the size here: WebP's decoder allocates its canvas before Pillow knows it."""
     kind, body = data[12:16], data[20:30]
     if len(body) < 10:
-        return  # Its decoder will say that this is no image.
+        return  # The decoder will refuse it.
     if kind == b"VP8X":
         width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (4, 7))
     elif kind == b"VP8L":
@@ -147,27 +147,27 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Follows the directories that Pillow reads: the first, and those for EXIF."""
+    """Checks the directories that Pillow reads: the first one and those of EXIF."""
     if data[:4] not in TIFF_MAGIC:
         raise UndecodableImage("not a classic TIFF image (BigTIFF is not supported)")
     order = TIFF_MAGIC[data[:4]]
     try:
-        waiting = [struct.unpack_from(f"{order}I", data, 4)[0]]
+        pending = [struct.unpack_from(f"{order}I", data, 4)[0]]
         seen: set[int] = set()
-        while waiting:
-            offset = waiting.pop()
+        while pending:
+            offset = pending.pop()
             if offset in seen:
                 continue
             seen.add(offset)
             if len(seen) > TIFF_DIRECTORIES:
                 raise _absurd("directories")
-            waiting += _check_directory(data, offset, order, nested=len(seen) > 1)
+            pending += _check_directory(data, offset, order, nested=len(seen) > 1)
     except struct.error:
         raise UndecodableImage("the TIFF image is truncated within its header") from None
 
 
 def _check_directory(data: bytes, offset: int, order: str, nested: bool) -> list[int]:
-    """The directories that this one points to."""
+    """Checks a directory; returns the offsets of those it points to."""
     (entries,) = struct.unpack_from(f"{order}H", data, offset)
     if entries > TIFF_ENTRIES:
         raise _absurd("tags")
@@ -194,7 +194,7 @@ def _check_tiff_tiles(image: Image.Image, max_pixels: int) -> None:
     if not all(isinstance(side, int) for side in sides):
         raise UndecodableImage("the TIFF image's tiles have no size")
     check_pixels(sides[0], sides[1], max_pixels)
-    # Strips that begin anew at the top would be decoded as often as they are listed.
+    # Overlapping strips would be decoded as often as they are listed.
     areas = (
         (right - left) * (lower - upper)
         for _, (left, upper, right, lower), *_ in getattr(image, "tile", ())

@@ -1,4 +1,4 @@
-"""What the endpoints are given, wherever the engines run: models, and the repository of them."""
+"""The interfaces of models and their repository, wherever the engines run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from models.preprocess import InputSpec
 from service.config.settings import ModelSettings
 from service.inference.batcher import Job
-from service.inference.decoding import Decoded
+from service.inference.decoding import DecodedImage
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
@@ -17,21 +17,21 @@ from service.metrics import PHASES
 
 
 def batch_share(settings: ModelSettings) -> int:
-    """How many slots of a model's queue one request with many images takes at a time."""
+    """Slots of a model's queue that one request with many images may take at a time."""
     return max(1, min(settings.max_batch, settings.max_queue // 2))
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What a model made of one image; times in seconds.
+    """A model's result for one image; times in seconds.
 
-    `model` is what computed it, whose labels are the row's; `queue` is all waiting: for a decoding
-    thread and for the engine.
+    `model` computed it, and its labels are those of the row; `queue` is all waiting time: for a
+    decoding thread and for the engine.
     """
 
     model: Model
     row: Row
-    decoded: Decoded
+    decoded: DecodedImage
     decode: float
     queue: float
     inference: float
@@ -40,18 +40,17 @@ class Computed:
 
     @property
     def phases(self) -> dict[str, float]:
-        """Seconds by phase, as the metrics count them."""
+        """Seconds by phase, for the metrics."""
         return {phase: getattr(self, phase) for phase in PHASES}
 
 
 class Model(Protocol):
-    """What serves under a name, whether its engines run in this process or in another.
+    """A served model, whether its engines run in this process or in another.
 
-    `settings` are those that it was loaded with; `input` is its input specification; `channels` is
-    how wide the head's input is, `map_side` how high and wide the maps are that it is the mean of;
-    `batch_share` is how many slots of the queue one request with many images takes at a time;
-    `users` counts the requests that use the model, which may be replaced meanwhile; `reason` says
-    why it is not ready.
+    `settings`: those it was loaded with; `input`: its input specification; `channels`: the width of
+    the head's input; `map_side`: height and width of the maps whose mean it is; `batch_share`: see
+    the function; `users`: the requests that use the model, which may be replaced meanwhile;
+    `reason`: why it is not ready.
     """
 
     @property
@@ -79,7 +78,7 @@ class Model(Protocol):
         """The model's entry in `GET /v1/models`."""
 
     def check(self, within: float) -> None:
-        """Refuses what the queue could not take now.
+        """Checks that the queue has room.
 
         Raises:
             QueueFull: no slot is free, or an image would not be computed `within` seconds.
@@ -88,15 +87,15 @@ class Model(Protocol):
     async def compute(
         self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
     ) -> Computed:
-        """What the network makes of one image: a file, or pixels [H, W, 3] of the input's size.
+        """Runs the network on one image: a file, or pixels [H, W, 3] of the input's size.
 
-        `job` says what is wanted, and records when it happened; `deadline` is a time of the event
-        loop's clock. Cancelling the call, as when the client disconnects, frees the image's slot.
+        `job` holds the task and records the times; `deadline` is a time of the event loop's clock.
+        Cancelling the call, as when the client disconnects, frees the image's slot.
 
         Raises:
-            UndecodableImage, TooLarge: see `service.inference.decoding.decode`.
-            BadParameter: the pixels are not of the model's size, or out of range.
-            QueueFull: the queue has no slot.
+            UndecodableImage, TooLarge: see `service.inference.decoding.decode_image`.
+            BadParameter: the pixels have the wrong size or are out of range.
+            QueueFull: no slot is free.
             NotReady, EngineFailed: no engine could compute it.
             DeadlineExceeded: the deadline passed first.
         """
@@ -105,8 +104,8 @@ class Model(Protocol):
 class Repository(Protocol):
     """All models by name; the first is the default one.
 
-    `put` and `delete` change them, as `service.repository.registry` describes: a change makes a new
-    mapping, and a request that found its model in the old one is still served by it.
+    `put` and `delete` change them (see `service.repository.registry`). Each change makes a new
+    mapping; the requests that found a model in the old one are still served by it.
     """
 
     @property
@@ -114,10 +113,10 @@ class Repository(Protocol):
     async def put(self, settings: ModelSettings) -> bool: ...
     async def delete(self, name: str) -> None: ...
     def start(self) -> None:
-        """Called by the running event loop."""
+        """Starts the models; called on the running event loop."""
 
     def dead(self) -> dict[str, str]:
-        """Why only another process can serve again, by model; empty if this one can."""
+        """By model, why this process cannot recover; empty if it can."""
 
     def close(self, timeout: float) -> bool:
-        """Waits up to `timeout` seconds for what computes; whether it ended."""
+        """Waits up to `timeout` seconds for batches being computed; whether all finished."""

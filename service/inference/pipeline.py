@@ -18,20 +18,20 @@ import numpy as np
 from models.preprocess import InputSpec
 from service.errors import RETRY_SECONDS, BadParameter, DeadlineExceeded, NotReady, UnknownModel
 from service.inference.batcher import Job, Priority
-from service.inference.decoding import Decoded, Decoder
+from service.inference.decoding import DecodedImage, Decoder
 from service.inference.interfaces import Computed, Model, Repository
 from service.inference.ranking import Prediction, Row, top_k
 from service.inference.tasks import CLASSIFY, Pixels, Task
 from service.metrics import Metrics
 
-# What float32 pixels may be: beyond 0 to 255 by as much again, as noise and extrapolation are.
-# Much larger ones overflow in half precision, and an engine that gives NaN is taken for broken.
+# The range of float32 pixels: wider than 0 to 255 by as much again, for noise and extrapolation.
+# Much larger values overflow in half precision, and an engine that returns NaN counts as broken.
 LEAST, MOST = -255.0, 510.0
 
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """The predictions for one image, and what they were made of."""
+    """The predictions for one image, and the result they are taken from."""
 
     model: str
     predictions: list[Prediction]
@@ -39,22 +39,22 @@ class Classified:
 
 
 class Queue(Protocol):
-    """Where images wait for an engine on this host; see `service.inference.batcher.Batcher`."""
+    """A model's queue on this host; see `service.inference.batcher.Batcher`."""
 
     def admit(self, job: Job[Pixels, Row], cost: int) -> None: ...
     def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None: ...
 
 
-# Called with every image that had a slot, and with what went wrong; gives its times' exemplar.
+# Called for each image that had a slot, with its error if any; returns the exemplar of its times.
 Follow = Callable[[Model, Job[Pixels, Row], BaseException | None], dict[str, str] | None]
 
 
 class Pipeline:
-    """The models of this process, and what becomes of a request for one of them.
+    """The path of a request to the models of this process.
 
-    `draining`: a shutdown has begun, readiness says so, requests are still served.
-    `refusing`: the grace is over, only what was accepted is still served.
-    `follow`: see `service.http.tracing`; None: there is no tracing.
+    `draining`: a shutdown has begun and the service is not ready, but requests are still served.
+    `refusing`: the grace period is over, and only accepted requests are still served.
+    `follow`: see `service.http.tracing`; None: tracing is off.
     """
 
     def __init__(self, metrics: Metrics, repository: Repository) -> None:
@@ -65,20 +65,20 @@ class Pipeline:
 
     @property
     def models(self) -> Mapping[str, Model]:
-        """The models that serve now."""
+        """The models being served."""
         return self.repository.models
 
     def unready(self) -> dict[str, str]:
-        """Why the service is not ready: a reason for each model that is not; empty if it is."""
+        """Reasons by model that is not ready; empty if the service is ready."""
         if self.draining:
             return dict.fromkeys(self.models, "draining: the service is shutting down")
         return {name: model.reason for name, model in self.models.items() if not model.ready}
 
     def find(self, name: str | None) -> Model:
-        """The model called `name`, or the first one.
+        """The model of that name; None: the default one.
 
         Raises:
-            UnknownModel: there is none; the message offers names.
+            UnknownModel: no such model; the message suggests names.
         """
         if name is None:
             return next(iter(self.models.values()))
@@ -87,14 +87,14 @@ class Pipeline:
         return self.models[name]
 
     def check(self, model: Model, k: int | None, within: float) -> int:
-        """How many predictions to give; refuses what needs no body to be refused.
+        """The number of predictions to return; refuses what it can before the body arrives.
 
         `within`: seconds that the client waits for the response.
 
         Raises:
             BadParameter: `k` is not between 1 and the number of classes.
             NotReady: the model is loading, or its engine is down.
-            QueueFull: its queue has no slot, or would not come to it in time.
+            QueueFull: its queue is full, or too long to compute an image in time.
         """
         if self.refusing:
             raise NotReady("the service is shutting down; retry on another replica", RETRY_SECONDS)
@@ -107,7 +107,7 @@ class Pipeline:
         return min(5, classes) if k is None else k
 
     async def classify(self, model: Model, data: bytes, k: int, deadline: float) -> Classified:
-        """The `k` likeliest classes of one encoded image; raises as `compute` does."""
+        """The top `k` classes of one encoded image; raises as `compute` does."""
         computed = await self.compute(model, data, deadline)
         return Classified(model.name, top_k(computed.row, computed.model.labels, k), computed)
 
@@ -149,7 +149,7 @@ async def decode_and_queue(
             decoded = (
                 await decoder.decode(image, model.input)
                 if isinstance(image, bytes)
-                else as_decoded(image)
+                else _as_decoded(image)
             )
             job.decoding, job.decoded = decoded.began, decoded.ended
             queue.submit(job, decoded.pixels, decoded.pixels.nbytes)
@@ -157,7 +157,7 @@ async def decode_and_queue(
     except TimeoutError:
         raise DeadlineExceeded.passed() from None
     finally:
-        job.future.cancel()  # A no-op when it is done; else it frees the slot.
+        job.future.cancel()  # Frees the slot, unless the job is done.
     decode = job.decoded - job.decoding
     return Computed(
         model=model,
@@ -171,22 +171,22 @@ async def decode_and_queue(
     )
 
 
-def as_decoded(pixels: Pixels) -> Decoded:
+def _as_decoded(pixels: Pixels) -> DecodedImage:
     """Pixels that need no decoding."""
     now = time.perf_counter()
-    return Decoded(pixels, now, now, (pixels.shape[1], pixels.shape[0]))
+    return DecodedImage(pixels, now, now, (pixels.shape[1], pixels.shape[0]))
 
 
 def check_pixels(pixels: Pixels, input: InputSpec) -> None:
-    """Refuses pixels that the model cannot take.
+    """Refuses pixels that the model does not accept.
 
     Raises:
-        BadParameter: they are not of the input's size, or out of range.
+        BadParameter: they have the wrong size or are out of range.
     """
     expected = (input.size, input.size, 3)
     if pixels.shape != expected:
         raise BadParameter(f"the pixels must be {list(expected)}, not {list(pixels.shape)}")
-    # Written so that NaN is refused.
+    # In this form, the condition also refuses NaN.
     if pixels.dtype != np.uint8 and not (pixels.min() >= LEAST and pixels.max() <= MOST):
         raise BadParameter(
             f"pixels must be numbers from {LEAST:g} to {MOST:g}, where 0 is black and 255 white"

@@ -1,4 +1,4 @@
-"""Probabilities in descending order, so that the likeliest classes are a slice."""
+"""Probabilities in descending order, so that the top classes are a slice."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 
 class Row(NamedTuple):
-    """One image's `classes` int32 [K], their `probabilities` float32 [K], and the `detail` that
-    its task asked for (see `service.inference.tasks`)."""
+    """One image's `classes` int32 [K], their `probabilities` float32 [K], and the `detail` of its
+    task (see `service.inference.tasks`)."""
 
     classes: NDArray[np.int32]
     probabilities: NDArray[np.float32]
@@ -21,25 +21,25 @@ class Row(NamedTuple):
 
 class Ranking(NamedTuple):
     """`classes` int32 [N, K] and their `probabilities` float32 [N, K], descending in each row;
-    and the network's last `maps` float32 [N, C, h, w], if they were asked for."""
+    and the network's last `maps` float32 [N, C, h, w], if requested."""
 
     classes: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     maps: NDArray[np.float32] | None = None
 
     def rows(self) -> list[Row]:
-        """Each image's."""
+        """One row per image."""
         return list(map(Row, self.classes, self.probabilities))
 
     def by_class(self) -> NDArray[np.float32]:
         """Probabilities [N, K] in the order of the classes."""
-        found = np.empty_like(self.probabilities)
-        np.put_along_axis(found, self.classes.astype(np.intp), self.probabilities, axis=1)
-        return found
+        ordered = np.empty_like(self.probabilities)
+        np.put_along_axis(ordered, self.classes.astype(np.intp), self.probabilities, axis=1)
+        return ordered
 
 
 def rank(probabilities: NDArray[np.float32], maps: NDArray[np.float32] | None = None) -> Ranking:
-    """The ranking of float32 [N, K]; equal probabilities by class."""
+    """The ranking of float32 [N, K]; ties are ordered by class."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     return Ranking(order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1), maps)
 
@@ -54,6 +54,6 @@ class Prediction:
 
 
 def top_k(row: Row, labels: Sequence[str], k: int) -> list[Prediction]:
-    """The `k` likeliest classes of one image, in descending order of probability."""
+    """The top `k` classes of one image, in descending order of probability."""
     ranked = zip(row.classes[:k].tolist(), row.probabilities[:k].tolist(), strict=True)
     return [Prediction(index, labels[index], probability) for index, probability in ranked]

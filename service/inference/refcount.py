@@ -1,4 +1,4 @@
-"""Who still uses what is to be replaced."""
+"""Counting the users of an object that may be replaced."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class RefCount:
-    """Counts users of something, as a context; what is retired ends with the last of them."""
+    """A context manager that counts users; a retired object ends with its last user."""
 
     def __init__(self) -> None:
         self._users = 0
@@ -17,15 +17,15 @@ class RefCount:
 
     def __exit__(self, *_: object) -> None:
         self._users -= 1
-        self._look()
+        self._end_if_unused()
 
     def retire(self, end: Callable[[], object]) -> None:
-        """Calls `end` when nobody uses it any more; nobody may begin to from now on."""
+        """Calls `end` once there are no users; none may be added from now on."""
         self._end = end
-        self._look()
+        self._end_if_unused()
 
-    def _look(self) -> None:
+    def _end_if_unused(self) -> None:
         if not self._users and self._end is not None:
-            # It usually refers to what has this lease, which should go when its last user has.
+            # `end` usually refers to the owner of this count, which must be freed with its users.
             end, self._end = self._end, None
             end()

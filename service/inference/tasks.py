@@ -1,4 +1,4 @@
-"""What an engine is given of an image, and what is wanted besides its ranking."""
+"""An engine's input, and the tasks it performs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Values 0 to 255 [H, W, 3]; float32 where they are no whole numbers.
+# Values from 0 to 255 [H, W, 3]; float32 if they are not integers.
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -19,12 +19,12 @@ class Classify:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """The features that the network's last layer is given, too."""
+    """The ranking and the features, which are the input of the last layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """The activation map of a class, too; None: of the most likely class."""
+    """The ranking and the activation map of a class; None: of the most likely class."""
 
     class_id: int | None = None
 
@@ -40,14 +40,14 @@ class Head(NamedTuple):
     bias: NDArray[np.float32]
 
     def embedding(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the layer is given: the means float32 [C] of one image's maps float32 [C, h, w]."""
+        """The layer's input: the means float32 [C] of one image's maps float32 [C, h, w]."""
         means: NDArray[np.float32] = maps.mean((1, 2))
         return means
 
     def activation_map(self, class_id: int, maps: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A class's activation map of one image's maps float32 [C, h, w], float32 [h * w + 1].
+        """A class's activation map, float32 [h * w + 1], from one image's maps float32 [C, h, w].
 
-        Its last number is the class's bias (Zhou 2016, arXiv:1512.04150, section 2): the mean of
+        Its last element is the class's bias (Zhou 2016, arXiv:1512.04150, section 2): the mean of
         the map and the bias add up to the logit.
         """
         grid = np.tensordot(self.weight[class_id], maps, 1)
@@ -56,7 +56,7 @@ class Head(NamedTuple):
     def detail(
         self, task: Embed | Explain, maps: NDArray[np.float32], likeliest: int
     ) -> NDArray[np.float32]:
-        """What a task asks for besides the ranking; `likeliest`: the most likely class."""
+        """The task's result besides the ranking; `likeliest`: the most likely class."""
         if isinstance(task, Embed):
             return self.embedding(maps)
         return self.activation_map(likeliest if task.class_id is None else task.class_id, maps)

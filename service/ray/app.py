@@ -95,6 +95,6 @@ def _names(settings: Settings) -> list[str]:
     for index, row in enumerate(settings.models):
         name = row.name or re.sub(r"[^A-Za-z0-9._-]", "-", Path(row.spec.split(":")[-1]).stem)
         if name in (*names, INGRESS, ""):
-            raise ConfigError(f"models[{index}].name: {name!r} is taken; give it another")
+            raise ConfigError(f"models[{index}].name: {name!r} is already used; choose another")
         names.append(name)
     return names

@@ -20,7 +20,7 @@ from models.preprocess import InputSpec
 from service.config.settings import ModelSettings, Settings
 from service.errors import RETRY_SECONDS, Conflict, DeadlineExceeded, NotReady, QueueFull, error_of
 from service.inference.batcher import Job
-from service.inference.decoding import Decoded
+from service.inference.decoding import DecodedImage
 from service.inference.interfaces import Computed, Model, batch_share
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
@@ -192,7 +192,7 @@ class RayModel:
         return Computed(
             model=replicas.models.get(told.version, self),
             row=told.row,
-            decoded=Decoded(pixels, 0.0, told.decode, told.size),
+            decoded=DecodedImage(pixels, 0.0, told.decode, told.size),
             decode=told.decode,
             queue=told.queue,
             inference=told.inference,

@@ -1,4 +1,4 @@
-"""From a SPEC to a bundle."""
+"""Loading the bundle that a SPEC names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.errors import ConfigError
 
 @dataclass(frozen=True)
 class Loaded:
-    """`source` names where the weights lie; `sha256` is the file's, None where there is none."""
+    """`source` says where the weights come from; `sha256` is the file's, None without a file."""
 
     bundle: Bundle
     source: str
@@ -29,14 +29,14 @@ def load(
     spec: str, architecture: dict[str, Any] | None = None, cache_dir: Path | None = None
 ) -> Loaded:
     """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, `hf:OWNER/NAME`,
-    `torchvision:VARIANT` or `torchvision:VARIANT:WEIGHTS`, or the path of a bundle's file or of an
-    ONNX graph, which is converted, or of a folder that has one of them.
+    `torchvision:VARIANT` or `torchvision:VARIANT:WEIGHTS`, or the path of a bundle, of a file that
+    is converted, such as an ONNX graph, or of a folder with one of them.
 
-    `architecture` overrides fields of a random network's, or gives all of one that has no name
-    (`random:`). `cache_dir` keeps what is downloaded; by default as the settings say.
+    `architecture` overrides fields of a random network, or defines one without a name (`random:`).
+    `cache_dir` holds downloads; the default is that of the settings.
 
     Raises:
-        ConfigError: one line that names the spec and what is wrong with it.
+        ConfigError: one line with the spec and its problem.
     """
     kind, colon, rest = spec.partition(":")
     try:
@@ -58,15 +58,15 @@ def load(
         path = Path(spec)
         if path.is_dir():
             path = specs.only_one(path)
-        # Callers of the service need not know its folders.
+        # Clients must not learn the service's folders.
         return _from_file(path, path.name)
     except (ValueError, TypeError) as error:
         message = str(error) if str(error).startswith(spec) else f"{spec}: {error}"
         raise ConfigError(message) from None
 
 
-def _downloaded(found: Bundle, spec: str) -> Loaded:
-    return Loaded(found, spec, found.provenance["sha256"])
+def _downloaded(bundle: Bundle, spec: str) -> Loaded:
+    return Loaded(bundle, spec, bundle.provenance["sha256"])
 
 
 def _from_file(path: Path, source: str) -> Loaded:
@@ -74,23 +74,21 @@ def _from_file(path: Path, source: str) -> Loaded:
         raise ConfigError(specs.no_file(str(path)))
     foreign = convert.recognise(path)
     try:
-        found = convert.convert(foreign, path) if foreign else bundle.read(path)
+        loaded = convert.convert(foreign, path) if foreign else bundle.read(path)
     except convert.NormalisationUnknown as error:
         hint = f"`resnet-serve convert --from {foreign}` makes a bundle that records it"
         raise ConfigError(f"{error}; {hint}") from None
-    return Loaded(found, source, files.sha256(path))
+    return Loaded(loaded, source, files.sha256(path))
 
 
 def _untrained(variant: str, architecture: dict[str, Any]) -> Bundle:
     if variant:
-        row = variants.variant(variant)
+        known = variants.variant(variant)
         return bundle.untrained(
-            variants.override(row.architecture, **architecture), variant, row.input
+            variants.override(known.architecture, **architecture), variant, known.input
         )
     try:
-        described = Architecture(**architecture)
+        custom = Architecture(**architecture)
     except TypeError as error:
         raise ConfigError(f"architecture: {str(error).partition(' ')[2]}") from None
-    return bundle.untrained(
-        described, "custom", IMAGENET if described.stem == "imagenet" else CIFAR
-    )
+    return bundle.untrained(custom, "custom", IMAGENET if custom.stem == "imagenet" else CIFAR)

@@ -1,4 +1,4 @@
-"""Opens models for this process, and loads them beside those that serve."""
+"""Opening models in this process, at startup and while others serve."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from service.repository.model import LocalModel, Shared
 from service.runtime import in_daemon, spinning_threads
 
 log = logging.getLogger(__name__)
-# Between two looks at engines that load in threads of their own.
-LOOK_SECONDS = 0.02
+# Between polls of engines that load in threads of their own.
+POLL_SECONDS = 0.02
 # Errors caused by bad configuration or input; anything else is a bug.
 FORESEEN = (ValueError, OSError, ArithmeticError)
 
 
 class Loader:
-    """Opens models for this process, which share its devices, and shows them in its metrics.
+    """Opens models, which share this process's devices, and shows them in its metrics.
 
     `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`.
     """
@@ -44,7 +44,7 @@ class Loader:
             devices=defaultdict(DeviceShare),
         )
         self._shown: list[LocalModel] = []
-        # Also those that only load; and threads that load, or compute for one that was replaced.
+        # Includes models that are loading, and threads that load or serve a replaced model.
         self._started: weakref.WeakSet[LocalModel] = weakref.WeakSet()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
@@ -61,7 +61,9 @@ class Loader:
             except ConfigError as error:
                 raise ConfigError(f"models[{index}]: {error}") from None
             if model.name in [other.name for other in opened]:
-                raise ConfigError(f"models[{index}].name: {model.name!r} is taken; give it another")
+                raise ConfigError(
+                    f"models[{index}].name: {model.name!r} is already used; choose another"
+                )
             opened.append(model)
         return opened
 
@@ -77,7 +79,7 @@ class Loader:
             worker.start()
 
     async def load(self, settings: ModelSettings) -> LocalModel:
-        """A model whose engines are all warm; cancelled, it leaves none behind.
+        """A model whose engines are all warm; if cancelled, it leaves nothing behind.
 
         Raises:
             LoadFailed: it cannot be served.
@@ -87,10 +89,10 @@ class Loader:
             model = await in_daemon(lambda: self._open(settings), self._threads)
         except FORESEEN as error:
             raise LoadFailed(" ".join(str(error).split())) from None
-        # A file can be damaged in ways that a library answers with an exception of its own.
+        # On a damaged file, a library may raise an exception of its own.
         except Exception as error:  # noqa: BLE001
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise LoadFailed(f"{settings.spec}: {what}") from None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise LoadFailed(f"{settings.spec}: {reason}") from None
         self.start(model)
         try:
             reasons = await _failures(model)
@@ -103,41 +105,40 @@ class Loader:
         return model
 
     def show(self, models: Sequence[LocalModel]) -> None:
-        """Makes the metrics tell of these and no others."""
-        before, self._shown = self._shown, list(models)
-        for model in before:
+        """Shows exactly these models in the metrics."""
+        previous, self._shown = self._shown, list(models)
+        for model in previous:
             if model not in models:
                 model.hide()
-        for name in {model.name for model in before} - {model.name for model in models}:
+        for name in {model.name for model in previous} - {model.name for model in models}:
             self._shared.metrics.unwatch_model(name)
         for model in models:
-            if model not in before:
+            if model not in previous:
                 model.show()
 
     def close(self, timeout: float) -> bool:
-        """Lets the engines finish what waits, for at most `timeout` seconds; whether they did.
+        """Waits up to `timeout` seconds for the engines to finish queued jobs; whether they did.
 
-        An engine that is loading or does not come back has nothing to finish, and is not waited
-        for.
+        It does not wait for an engine that is loading or lost, which has nothing to finish.
         """
-        until = time.monotonic() + timeout
+        end = time.monotonic() + timeout
         for model in list(self._started):
             model.close()
         threads = [thread for thread in self._threads if thread.is_alive()]
         for thread in threads:
             if isinstance(thread, EngineThread) and thread.running and thread.state != "lost":
-                thread.join(max(0.0, until - time.monotonic()))
+                thread.join(max(0.0, end - time.monotonic()))
         self._shared.decoder.close()
         return not any(thread.is_alive() for thread in threads)
 
 
 async def _failures(model: LocalModel) -> list[str]:
-    """Why engines did not start, once none is loading any more."""
+    """Waits for the engines to load; returns why some did not start."""
     while any(worker.state == "loading" for worker in model.workers):  # noqa: ASYNC110
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
     return [worker.reason for worker in model.workers if worker.state in ("failed", "lost")]
 
 
 def lost(models: Iterable[LocalModel]) -> dict[str, str]:
-    """Why only another process can serve again, by model; empty if this one can."""
+    """By model, why this process cannot recover; empty if it can."""
     return {model.name: model.lost for model in models if model.lost}

@@ -1,4 +1,4 @@
-"""All models, with engines in threads of this process."""
+"""The repository of one process: its engines run in threads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LocalRepository:
             discard=LocalModel.close,
             timeout=settings.load_timeout_s,
         )
-        self._registry.members = self._loader.open_all()
+        self._registry.models = self._loader.open_all()
         self._serve()
 
     @property
@@ -40,7 +40,7 @@ class LocalRepository:
         return self._models
 
     def start(self) -> None:
-        for model in self._registry.members:
+        for model in self._registry.models:
             self._loader.start(model)
 
     async def put(self, settings: ModelSettings) -> bool:
@@ -53,15 +53,15 @@ class LocalRepository:
         return await self._registry.reload(models)
 
     async def _install(self) -> None:
-        before = self._models
+        previous = self._models
         self._serve()
-        for name, model in before.items():
+        for name, model in previous.items():
             if self._models.get(name) is not model:
                 model.users.retire(model.close)
 
     def _serve(self) -> None:
-        self._models = {model.name: model for model in self._registry.members}
-        self._loader.show(self._registry.members)
+        self._models = {model.name: model for model in self._registry.models}
+        self._loader.show(self._registry.models)
 
     def dead(self) -> dict[str, str]:
         return lost(self.models.values())

@@ -1,4 +1,4 @@
-"""A model that this process serves: its queue, its engines, and the facts of its network."""
+"""A model served by this process: its queue, its engines, and the facts of its network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the models of a process share: its settings and metrics, its devices, its decoder.
+    """Resources that the models of a process share.
 
     `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`.
     """
@@ -98,7 +98,7 @@ class LocalModel:
         network = on_meta(bundle.architecture)
         self.channels = network.out_channels
         self.map_side = map_side(network, bundle.input.size)
-        # What /v1/models tells, in its order; the engine's part is known once it runs.
+        # The entry in /v1/models, in its order, but for the engine's part, known once it runs.
         self._facts = {
             "architecture": architecture,
             "depth": variant(bundle.variant).depth if bundle.variant else bundle.architecture.depth,
@@ -128,7 +128,7 @@ class LocalModel:
         self._devices = devices
 
     def show(self) -> None:
-        """Lets the metrics tell of this model under its name."""
+        """Shows this model in the metrics."""
         self._info.show()
         self._metrics.watch_model(
             self.name,
@@ -139,7 +139,7 @@ class LocalModel:
         )
 
     def hide(self) -> None:
-        """Another has this name now, or none."""
+        """Removes this model from the metrics' model info."""
         self._info.hide()
 
     def check(self, within: float) -> None:
@@ -151,7 +151,7 @@ class LocalModel:
         return await decode_and_queue(self, self._decoder, self.batcher, image, job, deadline)
 
     def close(self) -> None:
-        """Lets the engines finish what waits, and end."""
+        """Lets the engines finish queued jobs, and end."""
         self.batcher.close()
         for worker in self.workers:
             worker.stop()
@@ -162,7 +162,7 @@ class LocalModel:
 
     @property
     def state(self) -> str:
-        """ "ready" if any engine is, else "loading" if any may be, else "failed" or "lost"."""
+        """The best state of its engines: "ready", "loading", "failed" or "lost"."""
         states = {worker.state for worker in self.workers}
         return next(state for state in ("ready", "loading", "failed", "lost") if state in states)
 
@@ -173,7 +173,7 @@ class LocalModel:
 
     @property
     def lost(self) -> str:
-        """Why an engine of this model cannot recover in this process; empty if all may."""
+        """Why an engine of this model cannot recover in this process; empty if all can."""
         return "; ".join(sorted({w.reason for w in self.workers if w.state == "lost"}))
 
     def describe(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _read_again(settings: ModelSettings, service: Settings, sha256: str | None) 
     """The bundle of a model whose weights were not kept.
 
     Raises:
-        RuntimeError: the weights are not those of `sha256` any more.
+        RuntimeError: the file has changed since `sha256`.
     """
     loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
     if loaded.sha256 != sha256:
@@ -223,7 +223,7 @@ def state_of(model: LocalModel) -> dict[str, Any]:
 
 
 def facts_of(model: LocalModel) -> dict[str, Any]:
-    """What others must know of a model, as JSON can hold it."""
+    """The facts of a model that other processes need, as JSON values."""
     return {
         "name": model.name,
         "settings": model.settings.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""The engines that serve, without a server."""
+"""The serving engines for commands, without a server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_model(spec: str, **flags: str | None) -> tuple[Bundle, Warm]:
 
 
 def warm(bundle: Bundle, **flags: str | None) -> Warm:
-    """A warm engine for `bundle`, by the flags of `serve` and by its environment."""
+    """A warm engine for `bundle`, with the flags and the environment of `serve`."""
     settings = loading.load({"models": [bundle.name], **flags})
     model = settings.models[0]
     device = devices_of(model)[0]

@@ -1,4 +1,4 @@
-"""Which models are served, in which order, and how that changes: as a whole or not at all."""
+"""The served models and their order; changes are all or nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from service.errors import Conflict, LoadFailed, UnknownModel
 T = TypeVar("T")
 
 
-class Member(Protocol):
-    """A model that serves; its settings may leave its name open."""
+class RegisteredModel(Protocol):
+    """A model that serves; its settings may have no name."""
 
     @property
     def name(self) -> str: ...
@@ -21,18 +21,18 @@ class Member(Protocol):
     def settings(self) -> ModelSettings: ...
 
 
-M = TypeVar("M", bound=Member)
+M = TypeVar("M", bound=RegisteredModel)
 
 
 class Registry(Generic[M]):
     """The models in their order; the first is the default one.
 
-    Changes come one after another. Whatever is new is loaded first, beside what serves, and takes
-    over only when all of it is ready. A caller who leaves does not stop a change half-way.
+    Changes are made one after another. New models load beside those that serve, and take over only
+    when all of them are ready. A client that disconnects does not stop a change half-way.
 
-    `load` makes a model ready to serve, or raises `LoadFailed` and leaves nothing behind, as it
-    does when it is cancelled. `install` makes `members` what is served, `discard` forgets
-    one that was loaded in vain. Loading takes at most `timeout` seconds.
+    `load` makes a model ready to serve, or raises `LoadFailed`; failed or cancelled, it leaves
+    nothing behind. `install` starts serving `models`, `discard` drops a loaded model that is not
+    needed after all. Loading may take `timeout` seconds.
     """
 
     def __init__(
@@ -43,46 +43,46 @@ class Registry(Generic[M]):
         discard: Callable[[M], None],
         timeout: float,
     ) -> None:
-        self.members: list[M] = []
+        self.models: list[M] = []
         self._load_one = load
         self._install = install
         self._discard = discard
         self._timeout = timeout
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._changes: set[asyncio.Task[Any]] = set()
 
     async def put(self, settings: ModelSettings) -> bool:
-        """Serves a model under the name that its settings have; whether the name is new.
+        """Serves a model under the name in its settings; returns whether the name is new.
 
         Raises:
-            LoadFailed: it cannot be served; what was served still is.
-            Conflict: there are the limit on the number of models is reached.
+            LoadFailed: it cannot be served; nothing changed.
+            Conflict: the limit on the number of models is reached.
         """
-        return await self._whole(self._put(settings))
+        return await self._exclusively(self._put(settings))
 
     async def delete(self, name: str) -> None:
-        """Serves a model no longer.
+        """Stops serving a model.
 
         Raises:
-            UnknownModel: there is none of that name.
-            Conflict: it is the default one.
+            UnknownModel: no model has that name.
+            Conflict: it is the default model.
         """
-        await self._whole(self._delete(name))
+        await self._exclusively(self._delete(name))
 
     async def reload(self, models: Sequence[ModelSettings]) -> str:
-        """Serves exactly `models`; says in words what changed. Unchanged ones serve on.
+        """Serves exactly `models`; returns a description of the changes. Unchanged models stay.
 
         Raises:
             LoadFailed: one of them cannot be served, or two have the same name; nothing changed.
         """
-        return await self._whole(self._reload(models))
+        return await self._exclusively(self._reload(models))
 
-    async def _whole(self, change: Coroutine[Any, Any, T]) -> T:
-        async def in_turn() -> T:
-            async with self._turn:
+    async def _exclusively(self, change: Coroutine[Any, Any, T]) -> T:
+        async def locked() -> T:
+            async with self._lock:
                 return await change
 
-        task = asyncio.get_running_loop().create_task(in_turn())
+        task = asyncio.get_running_loop().create_task(locked())
         self._changes.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
@@ -90,26 +90,26 @@ class Registry(Generic[M]):
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._changes.discard(task)
         if not task.cancelled():
-            task.exception()  # Who asked may have left, and never look.
+            task.exception()  # Else asyncio logs it if the client has disconnected.
 
     async def _put(self, settings: ModelSettings) -> bool:
-        names = [member.name for member in self.members]
+        names = [model.name for model in self.models]
         created = settings.name not in names
         if created and len(names) >= MOST_MODELS:
             raise Conflict(f"the limit of {len(names)} models is reached; delete one first")
         loaded = await self._load(settings)
         if created:
-            self.members = [*self.members, loaded]
+            self.models = [*self.models, loaded]
         else:
-            self.members = [
-                loaded if name == settings.name else member
-                for name, member in zip(names, self.members, strict=True)
+            self.models = [
+                loaded if name == settings.name else model
+                for name, model in zip(names, self.models, strict=True)
             ]
         await self._install()
         return created
 
     async def _delete(self, name: str) -> None:
-        names = [member.name for member in self.members]
+        names = [model.name for model in self.models]
         if name not in names:
             raise UnknownModel.called(name, names)
         if name == names[0]:
@@ -117,37 +117,38 @@ class Registry(Generic[M]):
                 f"{name} is the default model and cannot be deleted; PUT another one under "
                 "its name, or change the configuration's first model and send SIGHUP"
             )
-        self.members = [m for m in self.members if m.name != name]
+        self.models = [model for model in self.models if model.name != name]
         await self._install()
 
-    async def _reload(self, models: Sequence[ModelSettings]) -> str:
-        wanted: list[M] = []
+    async def _reload(self, configuration: Sequence[ModelSettings]) -> str:
+        models: list[M] = []
         loaded: list[M] = []
         try:
-            for index, settings in enumerate(models):
-                member = next((m for m in self.members if m.settings == settings), None)
-                if member is None:
-                    member = await self._load_numbered(index, settings)
-                    loaded.append(member)
-                _check_name(index, member, wanted)
-                wanted.append(member)
+            for index, settings in enumerate(configuration):
+                model = next((m for m in self.models if m.settings == settings), None)
+                if model is None:
+                    model = await self._load_numbered(index, settings)
+                    loaded.append(model)
+                _check_name(index, model, models)
+                models.append(model)
         except BaseException:
-            for member in loaded:
-                self._discard(member)
+            for model in loaded:
+                self._discard(model)
             raise
-        before = {member.name for member in self.members}
-        after = {member.name for member in wanted}
-        fresh = {member.name for member in loaded}
+        before = {model.name for model in self.models}
+        after = {model.name for model in models}
+        new = {model.name for model in loaded}
         changes = {
-            "replaced": fresh & before,
-            "added": fresh - before,
+            "replaced": new & before,
+            "added": new - before,
             "removed": before - after,
-            "unchanged": after - fresh,
+            "unchanged": after - new,
         }
-        self.members = wanted
+        self.models = models
         await self._install()
-        said = [f"{_listed(names)} {what}" for what, names in changes.items() if names]
-        return "; ".join(said)
+        return "; ".join(
+            f"{', '.join(sorted(names))} {change}" for change, names in changes.items() if names
+        )
 
     async def _load_numbered(self, index: int, settings: ModelSettings) -> M:
         try:
@@ -165,10 +166,6 @@ class Registry(Generic[M]):
             ) from None
 
 
-def _check_name(index: int, member: Member, others: Sequence[Member]) -> None:
-    if member.name in [other.name for other in others]:
-        raise LoadFailed(f"models[{index}].name: {member.name!r} is taken; give it another")
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names))
+def _check_name(index: int, model: RegisteredModel, others: Sequence[RegisteredModel]) -> None:
+    if model.name in [other.name for other in others]:
+        raise LoadFailed(f"models[{index}].name: {model.name!r} is already used; choose another")

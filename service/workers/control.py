@@ -1,22 +1,23 @@
-"""The line between the supervisor and a process it started: JSON objects, one a line.
+"""The control channel between the supervisor and each process it starts: one JSON object a line.
 
-    supervisor → engine     {"settings"}              what it needs to start, models included
-                            {"numbers": [...]}        what its models are called from now on
-                            {"load", "settings"}      a number and a model to load beside them
-                            {"serve": [...]}          the models that serve; others end
-    engine → supervisor     {"models": [...]}         what the front ends must know of them
-                            {"error": "..."}          the configuration is impossible
-                            {"loaded", "facts"}       a number and its model, or a "refusal"
-    supervisor → front end  {"settings", "index", "ledger", "models"}
+    supervisor → engine     {"settings"}              to start with, including the models
+                            {"numbers": [...]}        the numbers of its models
+                            {"load", "settings"}      the number and settings of a model to load
+                            {"serve": [...]}          the models that serve; all others end
+    engine → supervisor     {"models": [...]}         their facts, for the front ends
+                            {"error": "..."}          the configuration is invalid
+                            {"loaded", "facts"}       a model's number, and facts or "refusal"
+    supervisor → front end  {"settings", "index", "occupancy", "models"}
                             {"models", "version"}     the models that serve from now on
-                            {"answer", "created"}     a change was made, or a "refusal"
-                            {"signal": 15}            end as on that signal
+                            {"response", "created"}   a change was made, or a "refusal"
+                            {"signal": 15}            shut down as on that signal
     front end → supervisor  {"up": true}              it accepts connections
-                            {"version"}               it serves those models
-                            {"question", "put"}       a model to serve, or a name to "delete"
-    supervisor → both       {"apply": {...}}          settings that can change while it runs
+                            {"version"}               it serves that version's models
+                            {"request", "put"}        settings of a model, or a name to "delete"
+    supervisor → both       {"apply": {...}}          settings that can change at runtime
 
-Its end is the supervisor's death, or its wish: a child whose line closes leaves nothing behind.
+A closed channel means that the supervisor died, or wants the process gone: the process exits at
+once and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+Message = dict[str, Any]
 
-class Line:
-    """A child's end of the line, and the `folder` that all processes share.
 
-    Signals are the supervisor's business: what it makes of them comes over the line, once, even
-    where a terminal or a service manager sends them to every process.
+class ControlChannel:
+    """A child's end of the channel, and the `folder` that all processes share.
+
+    The supervisor alone acts on signals and forwards them over the channel, once, even where a
+    terminal or a service manager sends them to every process.
     """
 
     def __init__(self, fd: int, folder: str) -> None:
@@ -46,28 +49,28 @@ class Line:
         self._socket = socket.socket(fileno=fd)
         self._file = self._socket.makefile("rb")
 
-    def receive(self) -> dict[str, Any]:
-        """The next message; the process ends where there will be none."""
+    def receive(self) -> Message:
+        """The next message; exits the process if the channel is closed."""
         text = self._file.readline()
         if not text.endswith(b"\n"):
-            self._leave()
-        received: dict[str, Any] = json.loads(text)
-        return received
+            self._exit()
+        message: Message = json.loads(text)
+        return message
 
     def send(self, **message: Any) -> None:
         self._socket.sendall(encode(message))
 
-    def follow(self, act: Callable[[dict[str, Any]], object]) -> None:
-        """Gives every message to `act`, in a thread: it notices the end whatever else is busy."""
+    def follow(self, handle: Callable[[Message], object]) -> None:
+        """Passes each message to `handle`, in a thread, so that a busy loop does not delay exit."""
 
         def read() -> None:
             while True:
-                act(self.receive())
+                handle(self.receive())
 
-        threading.Thread(target=read, name="line", daemon=True).start()
+        threading.Thread(target=read, name="control", daemon=True).start()
 
-    def _leave(self) -> None:
-        # A supervisor that was killed could not do it.
+    def _exit(self) -> None:
+        # A supervisor that was killed could not remove it.
         shutil.rmtree(self.folder, ignore_errors=True)
         logging.shutdown()
         # Other threads may be inside native code; unloading the interpreter would abort them.
@@ -75,9 +78,9 @@ class Line:
 
 
 def engine_socket(folder: str) -> str:
-    """Where the engine process listens."""
+    """Path of the socket on which the engine process listens."""
     return f"{folder}/engine"
 
 
-def encode(message: dict[str, Any]) -> bytes:
+def encode(message: Message) -> bytes:
     return json.dumps(message).encode() + b"\n"

@@ -1,7 +1,7 @@
 """The models of all processes, as the supervisor knows them.
 
-A model has a number for as long as it serves; another that takes its place has another. So a front
-end that still asks the one that was replaced cannot be answered by its successor.
+Each model has a number, and a replacement has another one. So a successor cannot answer a front end
+that still submits images to the model it replaced.
 """
 
 from __future__ import annotations
@@ -17,107 +17,113 @@ from typing import Any
 from service.config.settings import MOST_MODELS, ModelSettings
 from service.errors import NotReady, ServiceError, error_of, refusal_of
 from service.repository.registry import Registry
+from service.workers.control import Message
 from service.workers.process import ChildProcess
 
 log = logging.getLogger(__name__)
-# For every front end to say that it serves other models; one that takes longer is as good as dead.
+# For every front end to acknowledge a change; one that takes longer is as good as dead.
 AGREEMENT_SECONDS = 30.0
 
 
 @dataclass(eq=False)
-class Served:
-    """A model as it was asked for, and what the engine process told of it."""
+class ServedModel:
+    """A model's settings, and the facts that the engine process reported."""
 
     number: int
     settings: ModelSettings
-    told: dict[str, Any]
+    facts: dict[str, Any]
 
     @property
     def name(self) -> str:
-        return str(self.told["name"])
+        return str(self.facts["name"])
 
 
 class Coordinator:
-    """Keeps the engine process and the front ends at the same models.
+    """Keeps the engine process and the front ends on the same models.
 
-    `roster` changes them: the engine process loads, then every front end turns to what is new,
-    then the engine process ends what is old, each when the last front end has left it. An engine
-    process or front end that starts later is told the models of then.
+    `registry` changes them: the engine process loads new models, every front end switches to them,
+    and the engine process ends each old one when the last front end has disconnected from it. An
+    engine process or front end that starts later gets the current models.
     """
 
-    def __init__(self, rows: Sequence[ModelSettings], timeout: float) -> None:
-        self.roster: Registry[Served] = Registry(
+    def __init__(self, models: Sequence[ModelSettings], timeout: float) -> None:
+        self.registry: Registry[ServedModel] = Registry(
             load=self._load,
             install=self._install,
-            discard=lambda served: self._serve(),
+            discard=lambda model: self._serve(),
             timeout=timeout,
         )
-        self._first = list(rows)
-        self.known = asyncio.Event()  # once the first engine process has told its models
+        self._configured = list(models)
+        self.started = asyncio.Event()  # once the first engine process has reported its models
         self._numbers = count()
         self._engine: ChildProcess | None = None
         self._engine_up = asyncio.Event()
-        self._loaded: set[int] = set()  # by the present engine process
+        self._loaded: set[int] = set()  # by the current engine process
         self._loading: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._front_ends: dict[ChildProcess, int] = {}  # and the version that each serves
         self._version = 0
         self._agreed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def rows(self) -> list[ModelSettings]:
-        """What an engine process that starts now shall open."""
-        named = [
-            each.settings.model_copy(update={"name": each.name}) for each in self.roster.members
+    def settings(self) -> list[ModelSettings]:
+        """Settings of the models that a new engine process opens."""
+        if not self.started.is_set():
+            return self._configured
+        return [
+            model.settings.model_copy(update={"name": model.name}) for model in self.registry.models
         ]
-        return named if self.known.is_set() else self._first
 
-    def listed(self) -> list[dict[str, Any]]:
-        """What front ends are told."""
-        return [{"number": each.number, **each.told} for each in self.roster.members]
+    def facts(self) -> list[dict[str, Any]]:
+        """Numbers and facts of the models, for front ends."""
+        return [{"number": model.number, **model.facts} for model in self.registry.models]
 
     # The engine process
 
     def engines(self) -> list[ChildProcess]:
-        """The one there is, unless it is just starting."""
+        """The engine process, unless it is starting."""
         return [] if self._engine is None else [self._engine]
 
     async def engine_started(
-        self, child: ChildProcess, asked: Sequence[Served], told: Sequence[dict[str, Any]]
+        self,
+        child: ChildProcess,
+        models: Sequence[ServedModel],
+        facts: Sequence[dict[str, Any]],
     ) -> None:
-        """It has opened the models of `asked`; of the first start where nothing serves yet."""
-        if self.known.is_set():
-            opened = [self._again(*pair) for pair in zip(asked, told, strict=True)]
+        """Takes over an engine process that has opened `models`, or the configured ones if it is
+        the first."""
+        if self.started.is_set():
+            opened = [self._reopened(*pair) for pair in zip(models, facts, strict=True)]
         else:
-            rows = zip(self._first, told, strict=True)
-            opened = self.roster.members = [Served(self._number(), *pair) for pair in rows]
-        child.send(numbers=[served.number for served in opened])
-        self._loaded = {served.number for served in opened}
+            pairs = zip(self._configured, facts, strict=True)
+            opened = self.registry.models = [ServedModel(self._number(), *pair) for pair in pairs]
+        child.send(numbers=[model.number for model in opened])
+        self._loaded = {model.number for model in opened}
         self._engine = child
         self._serve()
         self._engine_up.set()
-        self.known.set()
-        if any(now is not before for now, before in zip(opened, asked, strict=False)):
+        self.started.set()
+        if any(new is not old for new, old in zip(opened, models, strict=False)):
             await self._agree()
 
-    def _again(self, served: Served, told: dict[str, Any]) -> Served:
-        """The model as another engine process has opened it, which is another if it differs."""
-        if all(served.told[key] == told[key] for key in ("input", "labels")):
-            return served
-        log.warning("%s has changed on disk; the new version serves", served.name)
-        other = Served(self._number(), served.settings, told)
-        self.roster.members = [other if m is served else m for m in self.roster.members]
-        return other
+    def _reopened(self, model: ServedModel, facts: dict[str, Any]) -> ServedModel:
+        """The model in a new engine process: a replacement if its input or labels differ."""
+        if all(model.facts[key] == facts[key] for key in ("input", "labels")):
+            return model
+        log.warning("%s has changed on disk; serving the new version", model.name)
+        replacement = ServedModel(self._number(), model.settings, facts)
+        self.registry.models = [replacement if m is model else m for m in self.registry.models]
+        return replacement
 
     def engine_ended(self) -> None:
         self._engine = None
         self._engine_up.clear()
         for loading in self._loading.values():
             if not loading.done():
-                ended = "the engine process ended while loading the model; retry"
-                loading.set_exception(NotReady(ended, 1.0))
+                detail = "the engine process ended while loading the model; retry"
+                loading.set_exception(NotReady(detail, 1.0))
 
-    def hear_engine(self, message: dict[str, Any]) -> None:
-        """It has loaded a model, or could not."""
+    def on_engine_message(self, message: Message) -> None:
+        """A model has been loaded, or refused."""
         loading = self._loading.get(message["loaded"])
         if loading is None or loading.done():
             return
@@ -128,32 +134,32 @@ class Coordinator:
             loading.set_result(message["facts"])
 
     def _number(self) -> int:
-        """One whose row in the ledger no other has."""
-        taken = {served.number % MOST_MODELS for served in self.roster.members}
+        """A number whose index in the occupancy is free."""
+        taken = {model.number % MOST_MODELS for model in self.registry.models}
         taken |= {number % MOST_MODELS for number in self._loading}
         return next(number for number in self._numbers if number % MOST_MODELS not in taken)
 
-    async def _load(self, row: ModelSettings) -> Served:
+    async def _load(self, settings: ModelSettings) -> ServedModel:
         await self._engine_up.wait()
         assert self._engine is not None
         number = self._number()
         self._loading[number] = asyncio.get_running_loop().create_future()
         try:
-            self._engine.send(load=number, settings=row.model_dump(mode="json"))
-            return Served(number, row, await self._loading[number])
+            self._engine.send(load=number, settings=settings.model_dump(mode="json"))
+            return ServedModel(number, settings, await self._loading[number])
         except BaseException:
-            self._serve()  # Ends what is loading.
+            self._serve()  # Stops the loading.
             raise
         finally:
             del self._loading[number]
 
     def _serve(self) -> None:
-        """Has the engine process end all models but these."""
+        """Makes the engine process end all other models."""
         if self._engine is None:
             return
-        numbers = [served.number for served in self.roster.members]
+        numbers = [model.number for model in self.registry.models]
         if not self._loaded.issuperset(numbers):
-            # One was loaded by an engine process that has ended since; the next will have it.
+            # The engine process that loaded one of them has ended; the next one will open it.
             self._engine.process.kill()
         else:
             self._engine.send(serve=numbers)
@@ -162,7 +168,7 @@ class Coordinator:
     # The front ends
 
     def join(self, child: ChildProcess) -> None:
-        """A front end has been told the present models."""
+        """Adds a front end that was sent the current models."""
         self._front_ends[child] = self._version
 
     async def leave(self, child: ChildProcess) -> None:
@@ -170,42 +176,42 @@ class Coordinator:
             self._front_ends.pop(child, None)
             self._agreed.notify_all()
 
-    async def hear_front_end(self, child: ChildProcess, message: dict[str, Any]) -> None:
-        """It serves the models of a version, or asks for a change."""
+    async def on_front_end_message(self, child: ChildProcess, message: Message) -> None:
+        """A front end serves the models of a version, or requests a change."""
         if "version" in message:
             async with self._agreed:
                 if child in self._front_ends:
                     self._front_ends[child] = message["version"]
                 self._agreed.notify_all()
         else:
-            task = asyncio.get_running_loop().create_task(self._answer(child, message))
+            task = asyncio.get_running_loop().create_task(self._change(child, message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, child: ChildProcess, message: dict[str, Any]) -> None:
+    async def _change(self, child: ChildProcess, message: Message) -> None:
         created = False
         try:
             if "put" in message:
-                row = ModelSettings.model_validate(message["put"])
-                created = await self.roster.put(row)
+                settings = ModelSettings.model_validate(message["put"])
+                created = await self.registry.put(settings)
             else:
-                await self.roster.delete(message["delete"])
+                await self.registry.delete(message["delete"])
         except ServiceError as error:
-            child.send(answer=message["question"], refusal=refusal_of(error))
+            child.send(response=message["request"], refusal=refusal_of(error))
         else:
-            child.send(answer=message["question"], created=created)
+            child.send(response=message["request"], created=created)
 
     async def _install(self) -> None:
         await self._agree()
         self._serve()
 
     async def _agree(self) -> None:
-        """Every front end serves the present models."""
+        """Waits until every front end serves the current models."""
         self._version = version = self._version + 1
         for child in self._front_ends:
-            child.send(models=self.listed(), version=version)
+            child.send(models=self.facts(), version=version)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(AGREEMENT_SECONDS), self._agreed:
                 await self._agreed.wait_for(
-                    lambda: all(has >= version for has in self._front_ends.values())
+                    lambda: all(served >= version for served in self._front_ends.values())
                 )

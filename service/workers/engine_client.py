@@ -1,8 +1,8 @@
-"""A model's queue as a front end sees it: its engines run in the engine process.
+"""A model's queue in a front end, whose engines run in the engine process.
 
-A place in a model's queue is a slot in shared memory. It is taken when an image is admitted and
-given back when the engine process has answered, even if the caller has left meanwhile: so nobody
-ever writes what another may still read.
+A slot of the queue is a slot in shared memory. It is taken when an image is admitted, and free
+again once the engine process has responded, even if the client has disconnected meanwhile: so no
+process writes memory that another may still read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +22,14 @@ from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 from service.workers import wire
 from service.workers.shared_memory import SharedMemory
-from service.workers.wire import Finished, Frames, Kind, Submit, number_of
+from service.workers.wire import Frames, JobResult, Kind, Submit, number_of
 
 
 class SlotQueue:
-    """A model's queue, in which all front ends together have `max_jobs` places.
+    """A model's queue, whose `max_jobs` slots all front ends share.
 
-    A job holds its place until it is answered, so those being computed count too. `hold` writes
-    what this front end holds, `total` reads what all do: places and bytes.
+    A job holds its slot until its result arrives, so jobs being computed count too. `hold` records
+    the slots and bytes that this front end holds, `total` returns those of all front ends.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SlotQueue:
         self._connection: EngineConnection | None = None
         self._free: list[int] = []
         self._admitted: dict[Job[Pixels, Row], int] = {}  # and the slot of each
-        self._numbers: dict[Job[Pixels, Row], int] = {}  # of those that were submitted
+        self._numbers: dict[Job[Pixels, Row], int] = {}  # of submitted jobs
         self._bytes = 0
 
     @property
@@ -57,22 +57,25 @@ class SlotQueue:
         return len(self._admitted) - len(self._numbers)
 
     def check(self, cost: int = 0, within: float = math.inf) -> None:
-        """Raises `QueueFull` if a job of `cost` bytes would not be admitted now, or not begin
-        `within` seconds."""
-        places, size = self._total()
-        wait = places * self._seconds_per_job
+        """Checks that a job of `cost` bytes would be admitted now and start `within` seconds.
+
+        Raises:
+            QueueFull: it would not.
+        """
+        slots, size = self._total()
+        wait = slots * self._seconds_per_job
         retry_after = max(RETRY_SECONDS, math.ceil(wait))
-        if places >= self.max_jobs or size + cost > self.max_bytes:
-            raise QueueFull.of(places, retry_after)
+        if slots >= self.max_jobs or size + cost > self.max_bytes:
+            raise QueueFull.of(slots, retry_after)
         if wait > within:
             raise QueueFull.too_late(wait, within, retry_after)
 
     def admit(self, job: Job[Pixels, Row], cost: int) -> None:
-        """Gives a job a slot until it is answered, or has left before it is submitted.
+        """Gives a job a slot, until its result arrives or it is cancelled before it is submitted.
 
         Raises:
-            QueueFull: there is none.
-            NotReady: the engine process is gone.
+            QueueFull: no slot is free.
+            NotReady: there is no engine process.
         """
         self.check(cost)
         if self._connection is None:
@@ -83,7 +86,7 @@ class SlotQueue:
         job.future.add_done_callback(lambda _: self._leave(job))
 
     def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None:
-        """Copies an admitted job's pixels into its slot; the decoding thread never sees slots."""
+        """Copies an admitted job's pixels into its slot, which decoding threads never access."""
         if job.future.done() or self._connection is None:
             return
         slot = self._admitted[job]
@@ -94,7 +97,7 @@ class SlotQueue:
         self._numbers[job] = self._connection.submit(job, slot, whole=whole)
 
     def _leave(self, job: Job[Pixels, Row]) -> None:
-        """The job's future is done: answered, or its caller has left."""
+        """The job's future is done: it has a result, or was cancelled."""
         if job in self._numbers and self._connection is not None:
             self._connection.withdraw(self._numbers[job])
         elif job in self._admitted:
@@ -109,12 +112,12 @@ class SlotQueue:
         self._bytes += more_bytes
         self._hold(len(self._admitted), self._bytes)
 
-    def deliver(self, job: Job[Pixels, Row], answer: Finished, region: SharedMemory) -> None:
-        """The engine process has no more use for the job's slot."""
-        self._seconds_per_job = answer.seconds_per_job
-        if answer.batch_size and not job.future.done():
-            job.started, job.finished = answer.started, answer.finished
-            job.batch_size = answer.batch_size
+    def deliver(self, job: Job[Pixels, Row], result: JobResult, region: SharedMemory) -> None:
+        """Sets a job's result; the engine process is done with its slot."""
+        self._seconds_per_job = result.seconds_per_job
+        if result.batch_size and not job.future.done():
+            job.started, job.finished = result.started, result.finished
+            job.batch_size = result.batch_size
             job.future.set_result(region.read_row(self._admitted[job], job.task))
         self._release(job)
 
@@ -124,7 +127,7 @@ class SlotQueue:
 
     def connect(self, connection: EngineConnection) -> None:
         self._connection = connection
-        # The last given back is the first to be taken: memory is touched as needed, not all of it.
+        # Last in, first out: memory is touched as needed, not all of it.
         self._free = list(reversed(range(self.max_jobs)))
 
     def disconnect(self, error: ServiceError) -> None:
@@ -141,39 +144,40 @@ class SlotQueue:
 def _set_exception(job: Job[Pixels, Row], error: ServiceError) -> None:
     if not job.future.done():
         job.future.set_exception(error)
-        job.future.exception()  # Who still decodes may fail first, and never ask.
+        job.future.exception()  # Else asyncio logs it if decoding fails first.
 
 
 class EngineConnection(asyncio.Protocol):
-    """A model's connection to one engine process, with memory of its own.
+    """A model's connection to an engine process, with memory of its own.
 
-    `update` is given what the engine process tells of the model; `lose` is called and `lost` set
-    when it is gone.
+    `on_state` gets each state of the model. When the connection is lost, `on_lost` is called and
+    `lost` is set.
     """
 
     def __init__(
         self,
         queue: SlotQueue,
         region: SharedMemory,
-        update: Callable[[dict[str, Any]], None],
-        lose: Callable[[], None],
+        on_state: Callable[[dict[str, Any]], None],
+        on_lost: Callable[[], None],
     ) -> None:
         self.region = region
         self.lost = asyncio.Event()
         self._queue = queue
-        self._update = update
-        self._lose = lose
+        self._on_state = on_state
+        self._on_lost = on_lost
         self._frames = Frames()
         self._numbers = count()
         self._jobs: dict[int, Job[Pixels, Row]] = {}
         self._submits, self._withdrawals = bytearray(), bytearray()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are no subclasses
+    # asyncio declares a BaseTransport, which cannot write; that of a stream always can.
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
+        self._transport = transport
         self._queue.connect(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lose()
+        self._on_lost()
         self._queue.disconnect(
             NotReady("the engine process ended; another is starting; retry", RETRY_SECONDS)
         )
@@ -185,17 +189,17 @@ class EngineConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for kind, body in self._frames.feed(data):
-            if kind is Kind.ANSWER:
-                for answer in wire.answers(body):
-                    self._queue.deliver(self._jobs.pop(answer.job), answer, self.region)
+            if kind is Kind.RESULT:
+                for result in wire.results(body):
+                    self._queue.deliver(self._jobs.pop(result.job), result, self.region)
             elif kind is Kind.REFUSAL:
                 number, refusal = wire.content(body)
                 self._queue.fail(self._jobs.pop(number), error_of(refusal))
             elif kind is Kind.STATE:
-                self._update(wire.content(body))
+                self._on_state(wire.content(body))
 
     def submit(self, job: Job[Pixels, Row], slot: int, *, whole: bool) -> int:
-        """The number under which the engine process will answer."""
+        """Submits a job; returns its number on this connection."""
         number = next(self._numbers)
         self._jobs[number] = job
         self._schedule()
@@ -209,7 +213,7 @@ class EngineConnection(asyncio.Protocol):
         self._withdrawals += wire.WITHDRAW.pack(number)
 
     def _schedule(self) -> None:
-        """Sends what this turn of the loop brings in one go."""
+        """Sends the records of one iteration of the event loop together."""
         if not self._submits and not self._withdrawals:
             asyncio.get_running_loop().call_soon(self._flush)
 

@@ -1,6 +1,6 @@
-"""The process that has all models and devices, and answers what the front ends submit.
+"""The process that owns all models and devices, and computes what the front ends submit.
 
-`python -m service.workers.engine_process LINE LISTENER FOLDER`, started by the supervisor:
+`python -m service.workers.engine_process CHANNEL LISTENER FOLDER`, started by the supervisor:
 numbers of inherited file descriptors, and the folder that all processes share.
 """
 
@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import uvloop
 
@@ -22,7 +21,7 @@ from service.errors import LoadFailed, refusal_of
 from service.logs import log_to_stderr, set_log_level
 from service.repository.loader import FORESEEN, Loader, lost
 from service.repository.model import LocalModel, facts_of
-from service.workers.control import Line
+from service.workers.control import ControlChannel, Message
 from service.workers.engine_server import EngineServer
 from service.workers.shared_metrics import SharedMetrics
 
@@ -31,43 +30,44 @@ WATCH_SECONDS = 0.1
 LOST_STATUS = 70  # sysexits.h: EX_SOFTWARE
 
 
-async def leave_when_lost(exchanging: EngineServer) -> None:
-    """Ends the process, for another to take its place, when an engine cannot recover in it."""
-    while not (reasons := lost(exchanging.models.values())):  # noqa: ASYNC110 - engines are threads
+async def exit_when_lost(server: EngineServer) -> None:
+    """Exits, to be replaced, when an engine cannot recover in this process."""
+    while not (reasons := lost(server.models.values())):  # noqa: ASYNC110 - engines are threads
         await asyncio.sleep(WATCH_SECONDS)
     for name, reason in reasons.items():
-        log.critical("%s: %s; this process ends", name, reason)
-    await asyncio.sleep(WATCH_SECONDS)  # Who waits is told first.
+        log.critical("%s: %s; exiting", name, reason)
+    await asyncio.sleep(WATCH_SECONDS)  # For pending responses to reach the front ends.
     logging.shutdown()
-    # A thread that hangs inside native code would keep it from ending in order.
+    # A thread stuck in native code would block an orderly exit.
     os._exit(LOST_STATUS)
 
 
-class Orders:
-    """What the supervisor wants: models loaded beside those that serve, then others served."""
+class CommandHandler:
+    """Carries out the supervisor's commands: load models beside those that serve, then switch."""
 
-    def __init__(self, loader: Loader, exchanging: EngineServer, send: Callable[..., None]) -> None:
+    def __init__(self, loader: Loader, server: EngineServer, send: Callable[..., None]) -> None:
         self._loader = loader
-        self._exchange = exchanging
+        self._server = server
         self._send = send
         self._loading: dict[int, asyncio.Task[None]] = {}
 
-    def obey(self, message: dict[str, Any]) -> None:
+    def handle(self, message: Message) -> None:
         if "load" in message:
-            number, row = message["load"], ModelSettings.model_validate(message["settings"])
-            self._loading[number] = asyncio.get_running_loop().create_task(self._load(number, row))
+            number, settings = message["load"], ModelSettings.model_validate(message["settings"])
+            loading = asyncio.get_running_loop().create_task(self._load(number, settings))
+            self._loading[number] = loading
         elif "serve" in message:
             self._serve(message["serve"])
         elif "apply" in message:
             apply(Settings.model_validate(message["apply"]))
 
-    async def _load(self, number: int, row: ModelSettings) -> None:
+    async def _load(self, number: int, settings: ModelSettings) -> None:
         try:
-            model = await self._loader.load(row)
+            model = await self._loader.load(settings)
         except LoadFailed as error:
             self._send(loaded=number, refusal=refusal_of(error))
         else:
-            self._exchange.add(number, model)
+            self._server.add(number, model)
             self._send(loaded=number, facts=facts_of(model))
         finally:
             del self._loading[number]
@@ -76,56 +76,56 @@ class Orders:
         for number, loading in self._loading.items():
             if number not in numbers:
                 loading.cancel()
-        models = self._exchange.models
+        models = self._server.models
         self._loader.show([models[number] for number in numbers])
         for number in models.keys() - set(numbers):
-            self._exchange.retire(number)
+            self._server.retire(number)
 
 
 def apply(settings: Settings) -> None:
-    """What can change while the process runs."""
+    """Applies the settings that can change at runtime."""
     set_log_level(settings.log_level)
 
 
 async def serve(
     loader: Loader,
     models: dict[int, LocalModel],
-    line: Line,
+    channel: ControlChannel,
     listener: socket.socket,
     metrics: SharedMetrics,
 ) -> None:
     runtime.tune_interpreter()
     loop = asyncio.get_running_loop()
-    exchanging = EngineServer()
+    server = EngineServer()
     for number, model in models.items():
-        exchanging.add(number, model)
+        server.add(number, model)
         loader.start(model)
-    orders = Orders(loader, exchanging, line.send)
-    line.follow(lambda message: loop.call_soon_threadsafe(orders.obey, message))
+    commands = CommandHandler(loader, server, channel.send)
+    channel.follow(lambda message: loop.call_soon_threadsafe(commands.handle, message))
     await asyncio.gather(
-        exchanging.accept(listener),
-        exchanging.watch(),
+        server.accept(listener),
+        server.watch(),
         metrics.keep_fresh(),
-        leave_when_lost(exchanging),
+        exit_when_lost(server),
     )
 
 
-def main(line_fd: int, listener_fd: int, folder: str) -> None:
-    line = Line(line_fd, folder)
-    start = line.receive()
+def main(channel_fd: int, listener_fd: int, folder: str) -> None:
+    channel = ControlChannel(channel_fd, folder)
+    start = channel.receive()
     settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
     try:
         metrics = SharedMetrics(folder, with_parent=True)
         loader = Loader(settings, metrics, start["request_seconds"])
         models = loader.open_all()
-    except FORESEEN as error:  # What `serve` says in one line.
-        line.send(error=str(error))
+    except FORESEEN as error:  # `serve` reports it in one line.
+        channel.send(error=str(error))
         return
     loader.show(models)
-    line.send(models=[facts_of(model) for model in models])
-    numbered = dict(zip(line.receive()["numbers"], models, strict=True))
-    uvloop.run(serve(loader, numbered, line, socket.socket(fileno=listener_fd), metrics))
+    channel.send(models=[facts_of(model) for model in models])
+    numbered = dict(zip(channel.receive()["numbers"], models, strict=True))
+    uvloop.run(serve(loader, numbered, channel, socket.socket(fileno=listener_fd), metrics))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answers what the front ends submit: one connection for each front end and model."""
+"""The engine process's server: one connection for each front end and model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 from service.errors import QueueFull, refusal_of
 from service.inference.batcher import Job, Priority
@@ -17,7 +16,7 @@ from service.inference.tasks import Pixels
 from service.repository.model import LocalModel, state_of
 from service.workers import wire
 from service.workers.shared_memory import MemoryShape, SharedMemory
-from service.workers.wire import Finished, Frames, Kind, Submit, task_of
+from service.workers.wire import Frames, JobResult, Kind, Submit, task_of
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
@@ -26,8 +25,8 @@ WATCH_SECONDS = 0.1
 class FrontEndConnection(asyncio.Protocol):
     """The connection of one front end to one model.
 
-    Results are written by the event loop, and only while the connection lives, to memory that is
-    this connection's alone.
+    The event loop writes results, only while the connection lives, to memory that belongs to this
+    connection alone.
     """
 
     def __init__(
@@ -35,32 +34,33 @@ class FrontEndConnection(asyncio.Protocol):
         model: LocalModel,
         region: SharedMemory,
         *,
-        greet: Callable[[FrontEndConnection], None],
-        forget: Callable[[FrontEndConnection], None],
+        on_made: Callable[[FrontEndConnection], None],
+        on_lost: Callable[[FrontEndConnection], None],
     ) -> None:
-        self._greet = greet
-        self._forget = forget
+        self._on_made = on_made
+        self._on_lost = on_lost
         self._model = model
         self._region = region
         self._frames = Frames()
         self._jobs: dict[int, Job[Pixels, Row]] = {}
-        self._answers = bytearray()
+        self._results = bytearray()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are no subclasses
-        self._greet(self)
+    # asyncio declares a BaseTransport, which cannot write; that of a stream always can.
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._on_made(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         for job in list(self._jobs.values()):
             job.future.cancel()
-        self._forget(self)
+        self._on_lost(self)
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         self._transport.close()
 
-    def tell(self, state: bytes) -> None:
+    def send(self, frame: bytes) -> None:
         if not self._transport.is_closing():
-            self._transport.write(state)
+            self._transport.write(frame)
 
     def data_received(self, data: bytes) -> None:
         for kind, body in self._frames.feed(data):
@@ -87,7 +87,7 @@ class FrontEndConnection(asyncio.Protocol):
 
     def _withdraw(self, number: int) -> None:
         job = self._jobs.get(number)
-        # An engine may be reading the slot of a job that computes: it is answered as all others.
+        # An engine may be reading the slot of a job that is being computed, which gets a result.
         if job is not None and self._model.batcher.withdraw(job):
             job.future.cancel()
 
@@ -100,64 +100,64 @@ class FrontEndConnection(asyncio.Protocol):
             return
         if not future.cancelled():
             self._region.write_row(submitted.slot, future.result())
-        if not self._answers:
+        if not self._results:
             asyncio.get_running_loop().call_soon(self._flush)
         size = 0 if future.cancelled() else job.batch_size
         pace = self._model.batcher.seconds_per_job
-        self._answers += wire.ANSWER.pack(
-            *Finished(submitted.job, job.started, job.finished, size, pace)
+        self._results += wire.RESULT.pack(
+            *JobResult(submitted.job, job.started, job.finished, size, pace)
         )
 
     def _refuse(self, number: int, error: BaseException) -> None:
-        self.tell(wire.message(Kind.REFUSAL, [number, refusal_of(error)]))
+        self.send(wire.message(Kind.REFUSAL, [number, refusal_of(error)]))
 
     def _flush(self) -> None:
-        self.tell(wire.frame(Kind.ANSWER, bytes(self._answers)))
-        self._answers.clear()
+        self.send(wire.frame(Kind.RESULT, bytes(self._results)))
+        self._results.clear()
 
 
 class EngineServer:
-    """The models by their numbers, the front ends connected to each, and what those are told."""
+    """The models by number, the front ends connected to each, and the state last sent to those."""
 
     def __init__(self) -> None:
         self._models: dict[int, LocalModel] = {}
-        self._callers: dict[int, set[FrontEndConnection]] = {}
+        self._connections: dict[int, set[FrontEndConnection]] = {}
         self._states: dict[int, bytes] = {}
         self._retired: set[int] = set()
-        self._greetings: set[asyncio.Task[None]] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
 
     @property
     def models(self) -> dict[int, LocalModel]:
-        """Those that serve, not those whose last answers are awaited."""
+        """The models that serve, without the retired ones that still finish requests."""
         return {n: model for n, model in self._models.items() if n not in self._retired}
 
     def add(self, number: int, model: LocalModel) -> None:
         self._models[number] = model
-        self._callers[number] = set()
+        self._connections[number] = set()
         self._states[number] = wire.message(Kind.STATE, state_of(model))
 
     def retire(self, number: int) -> None:
-        """Ends a model when the last front end has left it."""
+        """Ends a model once the last front end has disconnected from it."""
         self._retired.add(number)
         self._free(number)
 
     def _free(self, number: int) -> None:
-        if number in self._retired and not self._callers[number]:
+        if number in self._retired and not self._connections[number]:
             self._retired.discard(number)
-            del self._callers[number], self._states[number]
+            del self._connections[number], self._states[number]
             self._models.pop(number).close()
 
     async def accept(self, listener: socket.socket) -> None:
-        """Takes connections for ever."""
+        """Accepts connections forever."""
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
         while True:
             stream, _ = await loop.sock_accept(listener)
-            greeting = loop.create_task(self._greet(stream))
-            self._greetings.add(greeting)
-            greeting.add_done_callback(self._greetings.discard)
+            accepting = loop.create_task(self._accept(stream))
+            self._accepting.add(accepting)
+            accepting.add_done_callback(self._accepting.discard)
 
-    async def _greet(self, stream: socket.socket) -> None:
+    async def _accept(self, stream: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(stream, readable.set)
@@ -165,7 +165,7 @@ class EngineServer:
         loop.remove_reader(stream)
         data, fds, _, _ = socket.recv_fds(stream, 2**16, 1)
         if not data or not fds:
-            stream.close()  # It ended before it could greet.
+            stream.close()  # The front end ended before it sent HELLO.
             return
         ((_, body),) = Frames().feed(data)
         hello = wire.content(body)
@@ -173,37 +173,37 @@ class EngineServer:
         model = self.models.get(number)
         try:
             if model is None:
-                stream.close()  # The front end will hear of other models.
+                stream.close()  # The supervisor will send the front end other models.
                 return
-            caller = FrontEndConnection(
+            connection = FrontEndConnection(
                 model,
                 SharedMemory(fds[0], shape),
-                greet=partial(self._add, number),
-                forget=partial(self._leave, number),
+                on_made=partial(self._add, number),
+                on_lost=partial(self._remove, number),
             )
         finally:
             os.close(fds[0])
-        await loop.connect_accepted_socket(lambda: caller, stream)
+        await loop.connect_accepted_socket(lambda: connection, stream)
 
-    def _add(self, number: int, caller: FrontEndConnection) -> None:
+    def _add(self, number: int, connection: FrontEndConnection) -> None:
         if number not in self.models:
-            caller.hang_up()  # It was retired this moment.
+            connection.close()  # The model has just been retired.
             return
-        caller.tell(self._states[number])
-        self._callers[number].add(caller)
+        connection.send(self._states[number])
+        self._connections[number].add(connection)
 
-    def _leave(self, number: int, caller: FrontEndConnection) -> None:
-        if number in self._callers:
-            self._callers[number].discard(caller)
+    def _remove(self, number: int, connection: FrontEndConnection) -> None:
+        if number in self._connections:
+            self._connections[number].discard(connection)
             self._free(number)
 
     async def watch(self) -> None:
-        """Tells every change of a model's state, which engines make in threads of their own."""
+        """Polls for changes of the models' states, which engine threads make, and sends them."""
         while True:
             for number, model in self._models.items():
                 state = wire.message(Kind.STATE, state_of(model))
                 if state != self._states[number]:
                     self._states[number] = state
-                    for caller in self._callers[number]:
-                        caller.tell(state)
+                    for connection in self._connections[number]:
+                        connection.send(state)
             await asyncio.sleep(WATCH_SECONDS)

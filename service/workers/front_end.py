@@ -1,8 +1,7 @@
-"""A process that accepts, decodes and answers for the engine process.
+"""A process that accepts connections, decodes images and submits them to the engine process.
 
-`python -m service.workers.front_end LINE LISTENER FOLDER`, started by the supervisor:
-numbers of inherited file descriptors, and the folder that all processes share. It never imports
-torch.
+`python -m service.workers.front_end CHANNEL LISTENER FOLDER`, started by the supervisor: numbers of
+inherited file descriptors, and the folder that all processes share. It never imports torch.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import contextlib
 import socket
 import sys
 from collections.abc import Generator
-from typing import Any
 
 from service.config.settings import Settings
 from service.http.app import create_app
@@ -21,17 +19,17 @@ from service.http.server import Server
 from service.inference.decoding import Decoder
 from service.logs import log_to_stderr
 from service.workers.acceptor import Acceptor
-from service.workers.control import Line, engine_socket
+from service.workers.control import ControlChannel, Message, engine_socket
 from service.workers.occupancy import Occupancy
-from service.workers.remote import RemoteRepository, Surroundings
+from service.workers.remote import FrontEndResources, RemoteRepository
 from service.workers.shared_metrics import SharedMetrics
 
 
 class FrontEnd(Server):
-    """Drains as one process does, when the supervisor says so.
+    """A server that drains when the supervisor says so.
 
-    The front ends share one listener. Each keeps new connections away from it when its grace is
-    over, which keeps them away from all, and accepts what waits until it closes its own end.
+    The front ends share one listener: the first whose grace period is over keeps new connections
+    away from all. Each accepts pending connections until it closes its own end.
     """
 
     def __init__(
@@ -39,23 +37,23 @@ class FrontEnd(Server):
         settings: Settings,
         repository: RemoteRepository,
         metrics: SharedMetrics,
-        line: Line,
+        channel: ControlChannel,
         listener: socket.socket,
-        ledger: Occupancy,
+        occupancy: Occupancy,
         index: int,
     ) -> None:
         super().__init__(create_app(settings, metrics, repository), settings)
         self._repository = repository
         self._metrics = metrics
-        self._line = line
+        self._channel = channel
         self._listener = listener
-        self._ledger = ledger
+        self._occupancy = occupancy
         self._index = index
         self._acceptor: Acceptor
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        yield  # They come over the line.
+        yield  # The supervisor forwards them.
 
     def announce(self) -> None:
         loop = asyncio.get_running_loop()
@@ -65,44 +63,44 @@ class FrontEnd(Server):
         self._listeners = [self._listener]
         self._refreshing = loop.create_task(self._metrics.keep_fresh())
 
-        def act(message: dict[str, Any]) -> None:
+        def handle(message: Message) -> None:
             if "signal" in message:
                 self.handle_exit(message["signal"], None)
             elif "apply" in message:
                 self.apply(Settings.model_validate(message["apply"]))
             else:
-                self._repository.hear(message)
+                self._repository.on_message(message)
 
-        self._line.send(up=True)
-        self._line.follow(lambda message: loop.call_soon_threadsafe(act, message))
+        self._channel.send(up=True)
+        self._channel.follow(lambda message: loop.call_soon_threadsafe(handle, message))
 
     def _lead(self) -> int:
-        callers = len(self.server_state.connections) + self._acceptor.pending
-        return self._ledger.lead(self._index, callers)
+        connections = len(self.server_state.connections) + self._acceptor.pending
+        return self._occupancy.lead(self._index, connections)
 
     async def on_tick(self, counter: int) -> bool:
         ended = await super().on_tick(counter)
         if self._pipeline.refusing:
-            self._ledger.leave(self._index)
+            self._occupancy.leave(self._index)
             self._acceptor.hurry()
         else:
-            self._lead()  # The others should know of connections that have closed.
+            self._lead()  # Reports closed connections to the other front ends.
         return ended
 
 
-def main(line_fd: int, listener_fd: int, folder: str) -> None:
-    line = Line(line_fd, folder)
-    start = line.receive()
+def main(channel_fd: int, listener_fd: int, folder: str) -> None:
+    channel = ControlChannel(channel_fd, folder)
+    start = channel.receive()
     settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
     metrics = SharedMetrics(folder)
     index = start["index"]
-    ledger = Occupancy(start["ledger"], settings.workers)
+    occupancy = Occupancy(start["occupancy"], settings.workers)
     decoder = Decoder(settings.decode_threads, settings.max_pixels)
-    shared = Surroundings(index, engine_socket(folder), ledger, decoder)
-    repository = RemoteRepository(start["models"], shared, metrics, line.send)
+    resources = FrontEndResources(index, engine_socket(folder), occupancy, decoder)
+    repository = RemoteRepository(start["models"], resources, metrics, channel.send)
     listener = socket.socket(fileno=listener_fd)
-    FrontEnd(settings, repository, metrics, line, listener, ledger, index).run(sockets=[])
+    FrontEnd(settings, repository, metrics, channel, listener, occupancy, index).run(sockets=[])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What front ends know of each other: what they hold of the queues, and how many callers."""
+"""What front ends know of each other: their shares of the queues, and their connections."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ ABSENT = -1
 
 
 class Occupancy:
-    """Shared memory of int64; each front end writes its own rows and reads all.
+    """Shared memory of int64; each front end writes its own entries and reads all.
 
-    `held`, [MOST_MODELS, N front ends, 2]: places in the queue, and their bytes. Two front ends
-    that take the last place at the same moment both get one; the engine process, which counts
-    exactly, then refuses the second. `callers`, [N]: connections, or ABSENT.
+    `held`, [MOST_MODELS, N front ends, 2]: slots of the queue, and their bytes. Two front ends that
+    take the last slot at the same moment both get one; the engine process, which counts exactly,
+    then refuses the second. `connections`, [N]: open ones, or ABSENT.
     """
 
     def __init__(self, fd: int, front_ends: int) -> None:
         count = MOST_MODELS * front_ends * 2
         memory = mmap.mmap(fd, (count + front_ends) * 8)
         self._held = np.frombuffer(memory, np.int64, count).reshape(MOST_MODELS, front_ends, 2)
-        self._callers = np.frombuffer(memory, np.int64, front_ends, count * 8)
+        self._connections = np.frombuffer(memory, np.int64, front_ends, count * 8)
 
     @staticmethod
     def allocate(front_ends: int) -> int:
-        """The file descriptor of a ledger in which nobody holds anything."""
-        fd = os.memfd_create("resnet-serve-ledger", os.MFD_CLOEXEC)
+        """The file descriptor of new memory, in which all front ends are absent."""
+        fd = os.memfd_create("resnet-serve-occupancy", os.MFD_CLOEXEC)
         os.ftruncate(fd, (MOST_MODELS * front_ends * 2 + front_ends) * 8)
-        ledger = Occupancy(fd, front_ends)
+        occupancy = Occupancy(fd, front_ends)
         for index in range(front_ends):
-            ledger.clear(index)
+            occupancy.clear(index)
         return fd
 
     def total(self, model: int) -> tuple[int, int]:
-        """Places and bytes that all front ends hold of a model's queue."""
-        places, size = self._held[model].sum(axis=0)
-        return int(places), int(size)
+        """Slots and bytes of a model's queue that all front ends hold."""
+        slots, size = self._held[model].sum(axis=0)
+        return int(slots), int(size)
 
-    def hold(self, front_end: int, model: int, places: int, size: int) -> None:
-        """What one front end holds from now on."""
-        self._held[model, front_end] = places, size
+    def hold(self, front_end: int, model: int, slots: int, size: int) -> None:
+        """Records what one front end holds."""
+        self._held[model, front_end] = slots, size
 
-    def lead(self, front_end: int, callers: int) -> int:
-        """How many more connections it has, now `callers`, than the front end with the fewest."""
-        self._callers[front_end] = callers
-        present = self._callers[self._callers != ABSENT]
-        return callers - int(present.min(initial=callers))
+    def lead(self, front_end: int, connections: int) -> int:
+        """Records a front end's connections; returns how many more it has than the fewest."""
+        self._connections[front_end] = connections
+        present = self._connections[self._connections != ABSENT]
+        return connections - int(present.min(initial=connections))
 
     def leave(self, front_end: int) -> None:
-        """It takes no more connections."""
-        self._callers[front_end] = ABSENT
+        """Marks a front end that accepts no more connections."""
+        self._connections[front_end] = ABSENT
 
     def clear(self, front_end: int) -> None:
-        """It is dead, and holds nothing."""
+        """Removes a dead front end, which holds nothing."""
         self._held[:, front_end] = 0
         self.leave(front_end)

@@ -1,4 +1,4 @@
-"""A process that the supervisor started."""
+"""A child process of the supervisor."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.config.variables import environment
-from service.workers.control import encode
+from service.workers.control import Message, encode
 
 MARGIN_SECONDS = 5.0
 MAX_MESSAGE = 2**26
 
 
 class ChildProcess:
-    """A started process and this end of its line."""
+    """A running child and the supervisor's end of its control channel."""
 
     def __init__(
         self,
@@ -37,12 +37,12 @@ class ChildProcess:
     async def start(
         cls, module: str, listener: socket.socket, folder: str, inherited: Sequence[int]
     ) -> ChildProcess:
-        """Runs `service.MODULE`, which also inherits the file descriptors `inherited`."""
+        """Runs `service.workers.MODULE`, which inherits `listener` and the other descriptors."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-P",  # What lies in the working directory is none of ours.
+                "-P",  # Files in the working directory must not shadow modules.
                 "-m",
                 f"service.workers.{module}",
                 *(str(fd) for fd in (theirs.fileno(), listener.fileno())),
@@ -56,25 +56,25 @@ class ChildProcess:
         return cls(process, *await asyncio.open_connection(sock=ours, limit=MAX_MESSAGE))
 
     def send(self, **message: Any) -> None:
-        """Nothing, where it has ended."""
+        """Sends a message, unless the child has ended."""
         if not self._writer.is_closing():
             self._writer.write(encode(message))
 
-    async def receive(self) -> dict[str, Any] | None:
-        """Its next message; None if it ended first."""
+    async def receive(self) -> Message | None:
+        """The child's next message; None if it ended first."""
         with contextlib.suppress(ConnectionError):
             if text := await self._reader.readline():
-                received: dict[str, Any] = json.loads(text)
-                return received
+                message: Message = json.loads(text)
+                return message
         return None
 
-    def hang_up(self) -> None:
-        """Tells it to end at once."""
+    def disconnect(self) -> None:
+        """Closes the channel, on which the child exits at once."""
         self._writer.close()
 
     async def end(self) -> None:
-        """Hangs up, and sees to it that it ends."""
-        self.hang_up()
+        """Disconnects, and kills the child if it does not exit."""
+        self.disconnect()
         try:
             await asyncio.wait_for(self.process.wait(), MARGIN_SECONDS)
         except TimeoutError:

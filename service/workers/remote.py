@@ -1,4 +1,4 @@
-"""The models as a front end sees them; the supervisor says which there are."""
+"""The models of a front end, whose engines run in the engine process."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
 from service.metrics import Metrics
 from service.workers import wire
+from service.workers.control import Message
 from service.workers.engine_client import EngineConnection, SlotQueue
 from service.workers.occupancy import Occupancy
 from service.workers.shared_memory import MemoryShape, SharedMemory
@@ -32,15 +33,15 @@ from service.workers.wire import Kind
 
 log = logging.getLogger(__name__)
 RECONNECT_SECONDS = 0.1
-# For the engine process to tell of a model that is new; it may just be dying.
-GREETING_SECONDS = 5.0
+# For the engine process to send a new model's state; it may be dying.
+STATE_SECONDS = 5.0
 STARTING = "the engine process is starting"
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the models of a front end share: `index` says which of the front ends it is, `path` is
-    the socket where the engine process listens."""
+class FrontEndResources:
+    """Resources that the models of a front end share: `index` is the front end's own, `path` the
+    socket on which the engine process listens."""
 
     index: int
     path: str
@@ -51,40 +52,39 @@ class Surroundings:
 class RemoteModel:
     """A model whose engines run in the engine process; see `service.inference.interfaces.Model`.
 
-    It stays connected: the connection is made again whenever it breaks. `told` is its entry in
-    the supervisor's list.
+    It reconnects whenever its connection breaks. `facts` come from the supervisor.
     """
 
-    def __init__(self, told: dict[str, Any], shared: Surroundings) -> None:
-        settings = ModelSettings.model_validate(told["settings"])
+    def __init__(self, facts: dict[str, Any], resources: FrontEndResources) -> None:
+        settings = ModelSettings.model_validate(facts["settings"])
         self.settings = settings
-        self.number: int = told["number"]
-        self.name: str = told["name"]
-        self.input = InputSpec(**told["input"])
-        self.labels: Sequence[str] = told["labels"]
-        self.channels: int = told["channels"]
-        self.map_side: int = told["map_side"]
+        self.number: int = facts["number"]
+        self.name: str = facts["name"]
+        self.input = InputSpec(**facts["input"])
+        self.labels: Sequence[str] = facts["labels"]
+        self.channels: int = facts["channels"]
+        self.map_side: int = facts["map_side"]
         self.batch_share = batch_share(settings)
-        row = self.number % MOST_MODELS
-        self._decoder = shared.decoder
+        index, occupancy = self.number % MOST_MODELS, resources.occupancy
+        self._decoder = resources.decoder
         self.queue = SlotQueue(
             settings.max_queue,
             settings.max_queue_bytes,
-            hold=partial(shared.occupancy.hold, shared.index, row),
-            total=partial(shared.occupancy.total, row),
+            hold=partial(occupancy.hold, resources.index, index),
+            total=partial(occupancy.total, index),
         )
         self.users = RefCount()
         self.ready, self.reason = False, STARTING
-        self.greeted = asyncio.Event()
-        self._card: dict[str, Any] = told["card"]
-        self._path = shared.path
+        self.has_state = asyncio.Event()
+        self._card: dict[str, Any] = facts["card"]
+        self._path = resources.path
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._stay_connected())
 
     def close(self) -> None:
-        """Leaves the engine process, which frees the model when every front end has."""
+        """Disconnects; the engine process frees a retired model without connections."""
         if self._task is not None:
             self._task.cancel()
 
@@ -99,9 +99,9 @@ class RemoteModel:
     ) -> Computed:
         return await decode_and_queue(self, self._decoder, self.queue, image, job, deadline)
 
-    def _update(self, state: dict[str, Any]) -> None:
+    def _on_state(self, state: dict[str, Any]) -> None:
         self.ready, self.reason, self._card = state["ready"], state["reason"], state["card"]
-        self.greeted.set()
+        self.has_state.set()
 
     async def _stay_connected(self) -> None:
         while True:
@@ -111,11 +111,11 @@ class RemoteModel:
                     await connection.lost.wait()
                 finally:
                     connection.close()
-                if self.greeted.is_set():
-                    log.warning("%s: the connection to the engine process broke", self.name)
+                if self.has_state.is_set():
+                    log.warning("%s: lost the connection to the engine process", self.name)
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    def _lose(self) -> None:
+    def _on_lost(self) -> None:
         self.ready, self.reason = False, "the engine process ended; another is starting"
         self._card = self._card | {"engine": None, "state": "loading"}
 
@@ -136,7 +136,7 @@ class RemoteModel:
             hello = {"model": self.number, "shape": shape}
             socket.send_fds(stream, [wire.message(Kind.HELLO, hello)], [fd])
             connection = EngineConnection(
-                self.queue, SharedMemory(fd, shape), self._update, self._lose
+                self.queue, SharedMemory(fd, shape), self._on_state, self._on_lost
             )
             await loop.create_unix_connection(lambda: connection, sock=stream)
         except BaseException:
@@ -148,96 +148,97 @@ class RemoteModel:
 
 
 class RemoteRepository:
-    """All models, and the way of their changes: they are the supervisor's to make.
+    """All models; the supervisor makes the changes that clients request.
 
-    `listed`: the supervisor's list of models; `send`: to the supervisor.
+    `facts`: those of the models at the start; `send`: sends a message to the supervisor.
     """
 
     def __init__(
         self,
-        listed: Sequence[dict[str, Any]],
-        shared: Surroundings,
+        facts: Sequence[dict[str, Any]],
+        resources: FrontEndResources,
         metrics: Metrics,
         send: Callable[..., None],
     ) -> None:
-        self._shared = shared
+        self._resources = resources
         self._metrics = metrics
         self._send = send
-        self._asked: dict[int, asyncio.Future[bool]] = {}
-        self._questions = count()
-        self._turn = asyncio.Lock()
-        self._adopting: set[asyncio.Task[None]] = set()
+        self._responses: dict[int, asyncio.Future[bool]] = {}
+        self._numbers = count()
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.models: dict[str, RemoteModel] = {}
-        self._serve([RemoteModel(told, shared) for told in listed])
+        self._serve([RemoteModel(model_facts, resources) for model_facts in facts])
 
     def start(self) -> None:
         for model in self.models.values():
             model.start()
 
     def dead(self) -> dict[str, str]:
-        """Nothing: an engine process that is lost ends, and another takes its place."""
+        """Empty: an engine process with a lost engine exits, and the supervisor replaces it."""
         return {}
 
     def close(self, timeout: float) -> bool:
-        """No engine computes in this process."""
-        self._shared.decoder.close()
+        """True: no engine runs in this process."""
+        self._resources.decoder.close()
         return True
 
     async def put(self, settings: ModelSettings) -> bool:
-        return await self._ask(put=settings.model_dump(mode="json"))
+        return await self._request(put=settings.model_dump(mode="json"))
 
     async def delete(self, name: str) -> None:
-        await self._ask(delete=name)
+        await self._request(delete=name)
 
-    async def _ask(self, **change: Any) -> bool:
-        number = next(self._questions)
-        self._asked[number] = asyncio.get_running_loop().create_future()
+    async def _request(self, **change: Any) -> bool:
+        number = next(self._numbers)
+        self._responses[number] = asyncio.get_running_loop().create_future()
         try:
-            self._send(question=number, **change)
-            return await self._asked[number]
+            self._send(request=number, **change)
+            return await self._responses[number]
         finally:
-            del self._asked[number]
+            del self._responses[number]
 
-    def hear(self, message: dict[str, Any]) -> None:
-        """What the supervisor says: the answer to a question, or a list of other models."""
+    def on_message(self, message: Message) -> None:
+        """Handles a message of the supervisor: a response, or other models."""
         if "models" in message:
-            adopting = asyncio.get_running_loop().create_task(self._adopt(**message))
-            self._adopting.add(adopting)
-            adopting.add_done_callback(self._adopting.discard)
+            task = asyncio.get_running_loop().create_task(self._replace(**message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
             return
-        asked = self._asked.get(message["answer"])
-        if asked is None or asked.done():
-            return  # Who asked has been cancelled.
+        response = self._responses.get(message["response"])
+        if response is None or response.done():
+            return  # The request has been cancelled.
         if "refusal" in message:
-            asked.set_exception(error_of(message["refusal"]))
+            response.set_exception(error_of(message["refusal"]))
         else:
-            asked.set_result(message["created"])
+            response.set_result(message["created"])
 
-    async def _adopt(self, models: list[dict[str, Any]], version: int) -> None:
-        async with self._turn:
+    async def _replace(self, models: list[dict[str, Any]], version: int) -> None:
+        async with self._lock:
             present = {model.number: model for model in self.models.values()}
-            listed = [
-                present.get(told["number"]) or RemoteModel(told, self._shared) for told in models
+            replacement = [
+                present.get(facts["number"]) or RemoteModel(facts, self._resources)
+                for facts in models
             ]
-            fresh = [model for model in listed if model.number not in present]
-            for model in fresh:
+            new = [model for model in replacement if model.number not in present]
+            for model in new:
                 model.start()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GREETING_SECONDS):
-                    for model in fresh:
-                        await model.greeted.wait()
-            self._serve(listed)
+                async with asyncio.timeout(STATE_SECONDS):
+                    for model in new:
+                        await model.has_state.wait()
+            self._serve(replacement)
         self._send(version=version)
 
-    def _serve(self, listed: Sequence[RemoteModel]) -> None:
-        """From now on requests find these models; others end with their last request."""
-        before, self.models = self.models, {model.name: model for model in listed}
-        for name in before.keys() - self.models.keys():
+    def _serve(self, models: Sequence[RemoteModel]) -> None:
+        """Serves these models from now on; each of the others ends with its last request."""
+        previous, self.models = self.models, {model.name: model for model in models}
+        for name in previous.keys() - self.models.keys():
             self._metrics.unwatch_model(name)
         for name, model in self.models.items():
-            if before.get(name) is not model:
+            if previous.get(name) is not model:
                 self._watch(model)
-        for name, model in before.items():
+        for name, model in previous.items():
             if self.models.get(name) is not model:
                 model.users.retire(model.close)
 

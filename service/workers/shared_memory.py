@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from service.inference.ranking import Row
 from service.inference.tasks import Classify, Embed, Pixels, Task
 
-LINE = 64  # bytes of a cache line
+CACHE_LINE = 64  # bytes
 
 
 class MemoryShape(NamedTuple):
-    """What a region holds: slots for images of `size` pixels a side and of `classes`, and for
-    details: `channels` that the head is given, `cells` in each of the last maps.
+    """The dimensions of a region: its slots, an image's `size` in pixels a side and its `classes`;
+    for details, the `channels` of the head's input and the `cells` of each of the last maps.
     """
 
     slots: int
@@ -28,38 +28,37 @@ class MemoryShape(NamedTuple):
 
     @property
     def values(self) -> int:
-        """Those of an image."""
+        """Values of an image."""
         return self.size * self.size * 3
 
     @property
     def pixel_bytes(self) -> int:
-        """Up to the next whole line of a cache, where the rankings begin."""
-        return -(-self.slots * self.values * 4 // LINE) * LINE
+        """The pixels' size, rounded up to a cache line, where the rankings begin."""
+        return -(-self.slots * self.values * 4 // CACHE_LINE) * CACHE_LINE
 
     @property
-    def row(self) -> int:
-        """Numbers of a slot's row: classes, probabilities, the longest detail."""
+    def row_length(self) -> int:
+        """Values of a slot's row: classes, probabilities, the longest detail."""
         return 2 * self.classes + max(self.channels, self.cells + 1)
 
-    def detail(self, task: Task) -> int:
-        """How many numbers the detail of a task has (see `service.inference.tasks`)."""
+    def detail_length(self, task: Task) -> int:
+        """Values of a task's detail (see `service.inference.tasks`)."""
         if isinstance(task, Classify):
             return 0
         return self.channels if isinstance(task, Embed) else self.cells + 1
 
     @property
     def nbytes(self) -> int:
-        return self.pixel_bytes + self.slots * self.row * 4
+        return self.pixel_bytes + self.slots * self.row_length * 4
 
 
 class SharedMemory:
     """Shared memory of one connection: S slots of pixels and of rankings.
 
-    `whole`: uint8 [S, H, W, 3], or `fractional`: float32, in the same memory, of which a page
-    exists once it is written; `rows`: int32 [S, R], classes and the bits of their probabilities
-    and of the detail. The memory has no name, and lives as long as an array of it does in any
-    process. It belongs to one connection: a front end that starts or an engine that is restarted
-    never meets another's slots.
+    `whole`: uint8 [S, H, W, 3], or `fractional`: float32, in the same memory, whose pages are
+    allocated when written; `rows`: int32 [S, R], classes and the bits of their probabilities and
+    of the detail. The memory has no name, and lives as long as an array of it does in any process.
+    It belongs to one connection: a new front end or engine process never sees another's slots.
 
     Raises:
         ValueError: the file is smaller than the shape needs.
@@ -72,35 +71,35 @@ class SharedMemory:
         memory = mmap.mmap(fd, shape.nbytes)
         values = np.frombuffer(memory, np.float32, slots * shape.values)
         self.fractional: NDArray[np.float32] = values.reshape(slots, size, size, 3)
-        each = values.view(np.uint8).reshape(slots, shape.values * 4)
-        self.whole: NDArray[np.uint8] = each[:, : shape.values].reshape(slots, size, size, 3)
-        rows = np.frombuffer(memory, np.int32, slots * shape.row, shape.pixel_bytes)
-        self.rows: NDArray[np.int32] = rows.reshape(slots, shape.row)
+        octets = values.view(np.uint8).reshape(slots, shape.values * 4)
+        self.whole: NDArray[np.uint8] = octets[:, : shape.values].reshape(slots, size, size, 3)
+        rows = np.frombuffer(memory, np.int32, slots * shape.row_length, shape.pixel_bytes)
+        self.rows: NDArray[np.int32] = rows.reshape(slots, shape.row_length)
         self._shape = shape
 
     @staticmethod
     def allocate(shape: MemoryShape) -> int:
-        """The file descriptor of new memory for `shape`; pages exist once they are written."""
+        """The file descriptor of new memory for `shape`; pages are allocated when written."""
         fd = os.memfd_create("resnet-serve", os.MFD_CLOEXEC)
         os.ftruncate(fd, shape.nbytes)
         return fd
 
     def pixels(self, slot: int, *, whole: bool) -> Pixels:
         """The slot's pixels [H, W, 3], in place."""
-        found: Pixels = self.whole[slot] if whole else self.fractional[slot]
-        return found
+        pixels: Pixels = self.whole[slot] if whole else self.fractional[slot]
+        return pixels
 
-    def write_row(self, slot: int, found: Row) -> None:
-        """Puts one image's result into its slot."""
-        row, classes = self.rows[slot], self._shape.classes
-        row[:classes] = found.classes
-        row[classes : 2 * classes] = found.probabilities.view(np.int32)
-        if found.detail is not None:
-            row[2 * classes :][: len(found.detail)] = found.detail.view(np.int32)
+    def write_row(self, slot: int, row: Row) -> None:
+        """Writes one image's result to its slot."""
+        target, classes = self.rows[slot], self._shape.classes
+        target[:classes] = row.classes
+        target[classes : 2 * classes] = row.probabilities.view(np.int32)
+        if row.detail is not None:
+            target[2 * classes :][: len(row.detail)] = row.detail.view(np.int32)
 
     def read_row(self, slot: int, task: Task) -> Row:
-        """A copy of what `write_row` has put there."""
-        classes, length = self._shape.classes, self._shape.detail(task)
+        """A copy of the result in a slot."""
+        classes, length = self._shape.classes, self._shape.detail_length(task)
         row = self.rows[slot, : 2 * classes + length].copy()
         numbers = row.view(np.float32)
         detail = numbers[2 * classes :] if length else None

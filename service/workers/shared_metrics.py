@@ -1,7 +1,7 @@
-"""Metrics of several processes as one: whoever is scraped answers with the sums of all.
+"""Metrics of several processes: a scrape of any front end returns the sums of all.
 
-Each process keeps its values in files of its own, in a folder that all share. A dead one's
-counters stay, its gauges go.
+Each process keeps its values in its own files, in a folder that all share. A dead process's
+counters stay; its gauges are removed.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from service.metrics import Metrics
 
 REFRESH_SECONDS = 0.25
 START, CPU = "process_start_time_seconds", "process_cpu_seconds_total"
-# Where files are memory; they are mapped, and a write for which a disk has no room kills a process.
+# Files in memory: they are mapped, and a write that finds the disk full would kill the process.
 MEMORY = Path("/dev/shm")  # noqa: S108
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemin")
-FILE_BYTES = 2**16  # what prometheus_client begins with
+FILE_BYTES = 2**16  # the initial size in prometheus_client
 
 
 def new_folder(processes: int) -> tempfile.TemporaryDirectory[str]:
-    """A folder with room for the files of so many processes.
+    """A folder with room for the files of `processes`.
 
     Raises:
-        ConfigError: there is none, in memory or on disk.
+        ConfigError: neither memory nor disk has the space.
     """
     reasons = []
-    for place in (MEMORY, None):
+    for parent in (MEMORY, None):
         try:
-            made = tempfile.TemporaryDirectory(
-                prefix="resnet-serve-", dir=place, ignore_cleanup_errors=True
+            folder = tempfile.TemporaryDirectory(
+                prefix="resnet-serve-", dir=parent, ignore_cleanup_errors=True
             )
         except OSError as error:
             reasons.append(error.strerror or str(error))
             continue
         try:
-            reserve(Path(made.name) / "room", processes * len(KINDS) * FILE_BYTES)
+            reserve(Path(folder.name) / "room", processes * len(KINDS) * FILE_BYTES)
         except OSError as error:
             reasons.append(error.strerror or str(error))
-            made.cleanup()
+            folder.cleanup()
             continue
-        (Path(made.name) / "room").unlink()
-        return made
+        (Path(folder.name) / "room").unlink()
+        return folder
     raise ConfigError(
         f"no space for the processes' shared files in {MEMORY} ({reasons[0]}) or in the folder for "
         f"temporary files ({reasons[1]}); free space in one of them, or set workers to 1"
@@ -64,15 +64,15 @@ def new_folder(processes: int) -> tempfile.TemporaryDirectory[str]:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Makes a file with `size` bytes that are really there, or raises OSError."""
+    """Creates a file with `size` allocated bytes, or raises OSError."""
     with path.open("ab") as file:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
 class SharedMetrics(Metrics):
-    """This process's part, and the view of the whole.
+    """This process's metrics, and the view of all processes'.
 
-    `with_parent`: also counts what its parent, which has no metrics, uses of the machine.
+    `with_parent`: includes the resources of its parent, which has no metrics.
     """
 
     def __init__(self, folder: str, *, with_parent: bool = False) -> None:
@@ -86,7 +86,7 @@ class SharedMetrics(Metrics):
         if with_parent:
             parent = ProcessCollector(pid=os.getppid, registry=None)
             self._processes.append(parent)
-            # An earlier child may have counted what it used until now.
+            # An earlier child may have counted its usage so far.
             self._cpu_seconds.append(samples(parent).get(CPU, 0.0))
         self._cpu = Counter(CPU, "Total user and system CPU time spent in seconds", registry=None)
         self._machine = {
@@ -104,21 +104,21 @@ class SharedMetrics(Metrics):
         self._watched[gauge] = read
 
     def drop(self, gauge: Gauge, *labels: str) -> None:
-        # What a file holds stays there; a gauge that is not a number is not shown.
+        # A value in a file cannot be removed; NaN hides it.
         series = gauge.labels(*labels)
         self._watched.pop(series, None)
         series.set(math.nan)
 
     def refresh(self) -> None:
-        """Writes what is otherwise read when it is asked for, so that other processes can ask."""
+        """Writes the watched values, so that other processes can read them."""
         for gauge, read in self._watched.items():
             gauge.set(read())
-        found = [samples(process) for process in self._processes]
+        usages = [samples(process) for process in self._processes]
         for name, gauge in self._machine.items():
-            values = [each[name] for each in found if name in each]
+            values = [usage[name] for usage in usages if name in usage]
             gauge.set(min(values) if name == START else sum(values))
-        for index, each in enumerate(found):
-            seconds = each.get(CPU, 0.0)
+        for index, usage in enumerate(usages):
+            seconds = usage.get(CPU, 0.0)
             self._cpu.inc(max(0.0, seconds - self._cpu_seconds[index]))
             self._cpu_seconds[index] = seconds
 
@@ -127,30 +127,31 @@ class SharedMetrics(Metrics):
             self.refresh()
             await asyncio.sleep(REFRESH_SECONDS)
 
-    def whole(self) -> CollectorRegistry:
+    def collected(self) -> CollectorRegistry:
         self.refresh()
         registry = CollectorRegistry()
         PlatformCollector(registry=registry)
-        Whole(registry, self._folder)  # type: ignore[no-untyped-call]
+        MergedCollector(registry, self._folder)  # type: ignore[no-untyped-call]
         return registry
 
 
-class Whole(multiprocess.MultiProcessCollector):
-    """All processes' values; a file is empty for a moment when a process has just made it."""
+class MergedCollector(multiprocess.MultiProcessCollector):
+    """All processes' values."""
 
     def collect(self) -> Iterable[Metric]:
+        # A file that a process has just created is empty for a moment.
         files = [str(path) for path in Path(self._path).glob("*.db") if path.stat().st_size]
         merged: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
         for metric in merged:
             if metric.type == "gauge":
-                metric.samples = [each for each in metric.samples if not math.isnan(each.value)]
+                metric.samples = [s for s in metric.samples if not math.isnan(s.value)]
             yield metric
 
 
 def samples(process: ProcessCollector) -> dict[str, float]:
-    return {each.name: each.value for family in process.collect() for each in family.samples}
+    return {sample.name: sample.value for family in process.collect() for sample in family.samples}
 
 
-def forget(folder: str, pid: int) -> None:
+def remove_gauges(folder: str, pid: int) -> None:
     """Removes a dead process's gauges; its counters stay."""
     multiprocess.mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]

@@ -1,10 +1,10 @@
-"""The process that a user starts when there are several: it starts the others and watches them.
+"""The parent process of `--workers N`: it starts and watches the others.
 
     supervisor ─┬─ engine process      all models and devices
-                ├─ front end 1         accepts, decodes, answers
+                ├─ front end 1         accepts, decodes, responds
                 └─ front end N
 
-One that dies is replaced. It never imports torch, and when it is killed the others end too.
+It replaces a process that dies. It never imports torch, and if it is killed the others exit too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from service.workers.occupancy import Occupancy
 from service.workers.process import MARGIN_SECONDS, ChildProcess
 
 log = logging.getLogger(__name__)
-# Between a death and its replacement; who has lived for a while starts again at the first.
+# Delays before restarts; a process that has lived long starts again at the first.
 BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
 LONG_LIFE_SECONDS = 30.0
 
@@ -39,7 +39,7 @@ LONG_LIFE_SECONDS = 30.0
 def supervise(
     settings: Settings, listener: socket.socket, reload: Reload, request_seconds: float
 ) -> int:
-    """Serves with several processes until a signal ends it; the exit status.
+    """Serves with several processes until a signal; returns the exit status.
 
     `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`.
 
@@ -52,7 +52,7 @@ def supervise(
 
 
 class Supervisor:
-    """Starts, watches and ends the others.
+    """Starts, watches and ends the other processes.
 
     `folder` holds the metrics' files and the engine process's socket.
     """
@@ -68,19 +68,19 @@ class Supervisor:
         self._settings = settings
         self._request_seconds = request_seconds
         self._reload = reload
-        self._directory = Coordinator(settings.models, settings.load_timeout_s)
+        self._coordinator = Coordinator(settings.models, settings.load_timeout_s)
         self._listener = listener
         self._folder = folder
-        # It outlives every engine process: who connects meanwhile waits for the next one.
+        # It outlives every engine process: connections in between wait for the next one.
         self._engine_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._engine_listener.bind(engine_socket(folder))
         self._engine_listener.listen(BACKLOG)
-        self._ledger_fd = Occupancy.allocate(settings.workers)
-        self._ledger = Occupancy(self._ledger_fd, settings.workers)
+        self._occupancy_fd = Occupancy.allocate(settings.workers)
+        self._occupancy = Occupancy(self._occupancy_fd, settings.workers)
         self._stopping = asyncio.Event()
         self._up: set[int] = set()
         self._engine: ChildProcess | None = None
-        self._front_ends: set[ChildProcess] = set()  # those that have what they need to start
+        self._front_ends: set[ChildProcess] = set()  # those that were sent their settings
         self._children: set[ChildProcess] = set()
 
     async def run(self) -> int:
@@ -89,86 +89,91 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop, number)
         stopping = loop.create_task(self._stopping.wait())
         engine = loop.create_task(
-            self._keep("the engine process", "engine_process", self._engine_listener, self._hear)
+            self._keep_running(
+                "the engine process", "engine_process", self._engine_listener, self._run_engine
+            )
         )
         front_ends = [
             loop.create_task(
-                self._keep(
+                self._keep_running(
                     f"front end {index + 1}",
                     "front_end",
                     self._listener,
-                    partial(self._instruct, index),
+                    partial(self._run_front_end, index),
                 )
             )
             for index in range(self._settings.workers)
         ]
-        reloading = loop.create_task(self._reload_always())
+        reloading = loop.create_task(self._follow_reloads())
         tasks = {stopping, engine, reloading, *front_ends}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            # Where each process gets the signal, one that still starts may have died of it.
+            # If every process got the signal, one that was starting may have died of it.
             if not self._stopping.is_set():
                 for task in done:
-                    task.result()  # Raises what was wrong.
+                    task.result()  # Raises its exception.
             statuses = await self._drained(front_ends)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            # The engine process is last, when nobody waits for its answers.
+            # The engine process is last: the front ends need it until they have ended.
             for child in sorted(self._children, key=lambda child: child is self._engine):
                 await child.end()
         if any(statuses):
-            log.error("ended, but some front ends did not end cleanly: %s", statuses)
+            log.error("stopped, but some front ends failed; their exit statuses: %s", statuses)
             return 1
-        log.info("ended; every accepted request was answered")
+        log.info("stopped; every accepted request was answered")
         return 0
 
     def _stop(self, number: int) -> None:
-        """Passes a signal on to the front ends, which know what a second one means."""
+        """Forwards a signal to the front ends, which know what a second one means."""
         self._stopping.set()
         self._listener.close()
         for child in self._front_ends:
             child.send(signal=number)
 
     async def _drained(self, front_ends: list[asyncio.Task[int]]) -> list[int]:
-        """The front ends' statuses, once they have answered what they accepted."""
-        if not self._directory.known.is_set():
+        """The front ends' exit statuses, once they have answered all accepted requests."""
+        if not self._coordinator.started.is_set():
             return []
-        patience = (
+        timeout = (
             self._settings.shutdown_grace_s
             + NEW_CONNECTION_SECONDS
             + self._settings.shutdown_timeout_s
             + MARGIN_SECONDS
         )
-        done, late = await asyncio.wait(front_ends, timeout=patience)
+        done, late = await asyncio.wait(front_ends, timeout=timeout)
         return [task.result() for task in done] + [1] * len(late)
 
-    async def _keep(
+    async def _keep_running(
         self,
         name: str,
         module: str,
         listener: socket.socket,
-        attend: Callable[[ChildProcess], Awaitable[None]],
+        run: Callable[[ChildProcess], Awaitable[None]],
     ) -> int:
-        """Keeps a process running; the status of the one that lived when the service stopped."""
+        """Restarts a process until the service stops; the exit status of the last one.
+
+        `run` starts a child's service and handles its messages until it ends.
+        """
         attempt = 0
         while True:
-            child = await ChildProcess.start(module, listener, self._folder, [self._ledger_fd])
+            child = await ChildProcess.start(module, listener, self._folder, [self._occupancy_fd])
             self._children.add(child)
-            await attend(child)
+            await run(child)
             status = await child.process.wait()
-            child.hang_up()
+            child.disconnect()
             self._children.discard(child)
             self._front_ends.discard(child)
-            shared_metrics.forget(self._folder, child.process.pid)
+            shared_metrics.remove_gauges(self._folder, child.process.pid)
             if self._stopping.is_set():
                 return status
             attempt = 0 if time.monotonic() > child.started + LONG_LIFE_SECONDS else attempt
             delay = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
             attempt += 1
             log.error(
-                "%s (%d) ended with status %d; another starts in %g s",
+                "%s (%d) ended with status %d; restarting it in %g s",
                 name,
                 child.process.pid,
                 status,
@@ -178,74 +183,74 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), delay)
                 return 0
 
-    async def _hear(self, child: ChildProcess) -> None:
-        """Starts an engine process and hears it until it ends.
+    async def _run_engine(self, child: ChildProcess) -> None:
+        """Starts an engine process and handles its messages until it ends.
 
         Raises:
             ConfigError: the first one cannot start.
         """
         self._engine = child
-        directory = self._directory
-        asked = list(directory.roster.members)
-        settings = self._settings.model_copy(update={"models": directory.rows()})
+        coordinator = self._coordinator
+        models = list(coordinator.registry.models)
+        settings = self._settings.model_copy(update={"models": coordinator.settings()})
         child.send(
             settings=settings.model_dump(mode="json", exclude=set(SECRETS)),
             request_seconds=self._request_seconds,
         )
-        told = await child.receive() or {"error": "the engine process ended while starting"}
-        if "error" in told and not directory.known.is_set():
-            raise ConfigError(told["error"])
-        if "error" in told:
-            log.error("the engine process cannot start: %s", told["error"])
+        report = await child.receive() or {"error": "the engine process ended while starting"}
+        if "error" in report and not coordinator.started.is_set():
+            raise ConfigError(report["error"])
+        if "error" in report:
+            log.error("the engine process cannot start: %s", report["error"])
             return
-        await directory.engine_started(child, asked, told["models"])
+        await coordinator.engine_started(child, models, report["models"])
         while message := await child.receive():
-            directory.hear_engine(message)
-        directory.engine_ended()
+            coordinator.on_engine_message(message)
+        coordinator.engine_ended()
 
-    async def _instruct(self, index: int, child: ChildProcess) -> None:
-        """Tells a new front end what it must know, until when it has only imported, and hears it
-        until it ends."""
-        directory = self._directory
-        await directory.known.wait()
+    async def _run_front_end(self, index: int, child: ChildProcess) -> None:
+        """Starts a front end, which has only imported so far, once the models are known, and
+        handles its messages until it ends."""
+        coordinator = self._coordinator
+        await coordinator.started.wait()
         if self._stopping.is_set():
-            child.hang_up()
+            child.disconnect()
             return
         child.send(
             settings=self._settings.revealed(),
-            models=directory.listed(),
+            models=coordinator.facts(),
             index=index,
-            ledger=self._ledger_fd,
+            occupancy=self._occupancy_fd,
         )
-        directory.join(child)
+        coordinator.join(child)
         self._front_ends.add(child)
         while message := await child.receive():
             if "up" in message:
                 self._announce(index)
             else:
-                await directory.hear_front_end(child, message)
-        await directory.leave(child)
+                await coordinator.on_front_end_message(child, message)
+        await coordinator.leave(child)
         await child.process.wait()
-        self._ledger.clear(index)
+        self._occupancy.clear(index)
 
     def _announce(self, index: int) -> None:
-        """Says once that all front ends accept connections."""
+        """Logs once that all front ends accept connections."""
         if index not in self._up:
             self._up.add(index)
             if len(self._up) == self._settings.workers:
-                names = [each.name for each in self._directory.roster.members]
+                names = [model.name for model in self._coordinator.registry.models]
                 encrypted = self._settings.tls_certificate is not None
                 announce(names, self._listener, encrypted=encrypted)
 
-    async def _reload_always(self) -> None:
-        await self._directory.known.wait()
-        await self._reload.attend(self._settings, self._directory.roster.reload, self._apply)
+    async def _follow_reloads(self) -> None:
+        await self._coordinator.started.wait()
+        await self._reload.attend(self._settings, self._coordinator.registry.reload, self._apply)
 
     def _apply(self, settings: Settings) -> None:
-        """What can change while the processes run, other than the models."""
+        """Applies the settings that can change at runtime, other than the models."""
         self._settings = settings
         set_log_level(settings.log_level)
         for child in self._front_ends:
             child.send(apply=settings.revealed())
-        for child in self._directory.engines():
+        for child in self._coordinator.engines():
             child.send(apply=settings.model_dump(mode="json", exclude=set(SECRETS)))

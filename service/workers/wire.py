@@ -1,19 +1,18 @@
-"""What a front end and the engine process exchange: frames on a socket, pixels in shared memory.
+"""The protocol of front ends and engine process: frames on a socket, pixels in shared memory.
 
-Each front end has a connection for each model, with memory of its own, so that models come and go
-while others serve. A frame is a header, the length of its body in bytes and its kind, and the
-body: as many records of that kind as were due at once, or JSON. Times are `time.perf_counter`,
-one clock for a host.
+Each front end has a connection per model, with its own memory, so that models come and go while
+others serve. A frame is a header, with the length of the body in bytes and its kind, and the body:
+records of that kind, or JSON. Times are `time.perf_counter`, one clock per host.
 
     front end → engine    HELLO      JSON {"model", "shape"}, with the region's file descriptor
                           SUBMIT     Submit records
-                          WITHDRAW   job numbers: their callers left
+                          WITHDRAW   numbers of cancelled jobs
     engine → front end    STATE      JSON {"ready", "reason", "card"}
-                          ANSWER     Finished records
+                          RESULT     JobResult records
                           REFUSAL    JSON [job, refusal]
 
-Every submitted job gets exactly one ANSWER or REFUSAL, withdrawn or not: until then its slot is
-the engine's, from then on the front end's.
+Every submitted job gets exactly one RESULT or REFUSAL, withdrawn or not. Until then its slot
+belongs to the engine, afterwards to the front end.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from service.inference.tasks import CLASSIFY, Classify, Embed, Explain, Task
 HEADER = struct.Struct("<IB")
 SUBMIT = struct.Struct("<QIdiB?")
 WITHDRAW = struct.Struct("<Q")
-ANSWER = struct.Struct("<QddIf")
+RESULT = struct.Struct("<QddIf")
 
 
 class Kind(IntEnum):
-    HELLO, SUBMIT, WITHDRAW, STATE, ANSWER, REFUSAL = range(6)
+    HELLO, SUBMIT, WITHDRAW, STATE, RESULT, REFUSAL = range(6)
 
 
 class Submit(NamedTuple):
-    """A job whose pixels lie in its slot, as uint8 if they are `whole` numbers."""
+    """A job whose pixels are in its slot, as uint8 if they are `whole` numbers."""
 
     job: int
     slot: int
@@ -47,10 +46,10 @@ class Submit(NamedTuple):
     whole: bool
 
 
-class Finished(NamedTuple):
-    """A job whose ranking lies in its slot, unless it was withdrawn before (`batch_size` 0).
+class JobResult(NamedTuple):
+    """A job whose ranking is in its slot, unless it was withdrawn in time (`batch_size` 0).
 
-    `seconds_per_job`: of the device's time, as measured lately.
+    `seconds_per_job`: the batcher's latest measurement.
     """
 
     job: int
@@ -70,11 +69,11 @@ def message(kind: Kind, content: Any) -> bytes:
 
 
 def content(body: bytes) -> Any:
-    """What `message` was made of."""
+    """The JSON of a frame's body."""
     return json.loads(body)
 
 
-# A task's number; those from 0 on are classes to explain.
+# Numbers of tasks; 0 and above: explain that class.
 CLASSIFYING, EMBEDDING, EXPLAINING = -3, -2, -1
 
 
@@ -87,7 +86,7 @@ def number_of(task: Task) -> int:
 
 
 def task_of(number: int) -> Task:
-    """What `number_of` was given."""
+    """The inverse of `number_of`."""
     if number == CLASSIFYING:
         return CLASSIFY
     if number == EMBEDDING:
@@ -103,24 +102,24 @@ def withdrawals(body: bytes) -> Iterator[int]:
     return (job for (job,) in WITHDRAW.iter_unpack(body))
 
 
-def answers(body: bytes) -> Iterator[Finished]:
-    return map(Finished._make, ANSWER.iter_unpack(body))
+def results(body: bytes) -> Iterator[JobResult]:
+    return map(JobResult._make, RESULT.iter_unpack(body))
 
 
 class Frames:
-    """Cuts a stream of bytes into frames."""
+    """Splits a stream of bytes into frames."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
-        """The frames that are now complete."""
-        self._rest += data
-        while len(self._rest) >= HEADER.size:
-            length, kind = HEADER.unpack_from(self._rest)
+        """Yields the complete frames."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            length, kind = HEADER.unpack_from(self._buffer)
             end = HEADER.size + length
-            if len(self._rest) < end:
+            if len(self._buffer) < end:
                 return
-            body = bytes(self._rest[HEADER.size : end])
-            del self._rest[:end]
+            body = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
             yield Kind(kind), body

@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.common import images
 from benchmarks.serving import ceilings
 from models.preprocess import CIFAR
+from service.inference.tasks import Pixels
 from tests.conftest import encoded
 
 
@@ -40,7 +41,7 @@ def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
 def test_the_engine_is_asked_for_every_batch_size() -> None:
     asked: set[int] = set()
 
-    def infer(batch: list[ceilings.Pixels]) -> ceilings.Probabilities:
+    def infer(batch: list[Pixels]) -> ceilings.Probabilities:
         asked.add(len(batch))
         return np.zeros((len(batch), 10), np.float32)
 

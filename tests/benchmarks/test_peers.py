@@ -17,7 +17,7 @@ from benchmarks.peers.figures import failures_of, summarise, table
 from benchmarks.peers.servers import HERE, PEERS, PeerFailed, multipart, started
 from benchmarks.peers.supervise import descendants
 from models.classifier import Classifier
-from service.inference.decoding import decode
+from service.inference.decoding import decode_image
 from service.repository import catalog
 
 SPEC = "builtin:resnet20-cifar10"
@@ -127,7 +127,7 @@ def test_fastapi_answers_as_this_project_does() -> None:
 def ours(images: list[bytes]) -> list[int]:
     """The likeliest classes by this project's decoder and forward."""
     bundle = catalog.load(SPEC).bundle
-    pixels = np.stack([decode(image, bundle.input, 10**6) for image in images])
+    pixels = np.stack([decode_image(image, bundle.input, 10**6).pixels for image in images])
     with torch.inference_mode():
         rows = Classifier(bundle.network(), bundle.input)(torch.from_numpy(pixels))
     classes: list[int] = rows.argmax(1).tolist()

@@ -151,7 +151,7 @@ def test_a_look_at_a_model(
         ([refused(FAILED)], pytest.raises(EngineFailed), set()),
         # And the image that a process ends with.
         ([LOST], pytest.raises(NotReady, match="gone"), set()),
-        ([FULL], pytest.raises(QueueFull, match="1 images wait"), set()),
+        ([FULL], pytest.raises(QueueFull, match="1 images waiting"), set()),
     ],
 )
 def test_an_image_is_computed_by_a_replica_that_is_ready(

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from service.inference.decoding import decode
+from service.inference.decoding import decode_image
 from service.repository import catalog
 from tests.conftest import CACHE, COMMAND, PATIENCE, encoded
 from tests.support import rounding
@@ -74,7 +74,7 @@ def check(path: Path, images: int) -> None:
     assert names == [f"{number:06}.png" for number in range(images)]
     assert [bool(row["error"]) for row in rows] == [number % 50 == 0 for number in range(images)]
     opened = catalog.load(SPEC).bundle
-    pixels = np.stack([decode(data, opened.input, 10**6) for data in DISTINCT])
+    pixels = np.stack([decode_image(data, opened.input, 10**6).pixels for data in DISTINCT])
     with torch.inference_mode():
         alone = opened.classifier()(torch.from_numpy(pixels)).numpy()
     allowed = rounding.of_probabilities(alone, opened.tensors)

@@ -15,7 +15,7 @@ from PIL import Image
 from models import bundle, preprocess
 from models.architecture import Architecture
 from models.preprocess import CIFAR, InputSpec
-from service.inference.decoding import decode
+from service.inference.decoding import decode_image
 from service.repository import catalog
 from tests.conftest import Service, client, encoded, started
 from tests.support import rounding
@@ -66,7 +66,7 @@ def expected() -> dict[str, Any]:
     """Features [C], maps [C, h, w] and logits [K], by plain PyTorch; and the network itself."""
     opened = catalog.load(MODEL).bundle
     network, classifier = opened.network(), opened.classifier()
-    pixels = decode(IMAGE, opened.input, 10**6)
+    pixels = decode_image(IMAGE, opened.input, 10**6).pixels
     with torch.inference_mode():
         normalised = classifier.normalise(torch.from_numpy(pixels)[None])
         maps = network.maps(normalised)

@@ -112,7 +112,7 @@ def decode(image: Encoded, spec: InputSpec) -> DecodedFile:
         return DecodedFile(image.name, None, image.error)
     try:
         data = image.data if isinstance(image.data, bytes) else image.data.read_bytes()
-        return DecodedFile(image.name, decoding.decode(data, spec, MAX_PIXELS), "")
+        return DecodedFile(image.name, decoding.decode_image(data, spec, MAX_PIXELS).pixels, "")
     except OSError as error:
         return DecodedFile(image.name, None, error.strerror or str(error))
     except (RequestError, ValueError) as error:

@@ -21,7 +21,7 @@ from models import bundle, labels
 from models.preprocess import InputSpec
 from service.cli.bulk import inputs, stream
 from service.cli.main import main
-from service.inference.decoding import decode
+from service.inference.decoding import decode_image
 from service.repository import catalog, offline
 from tests.conftest import encoded
 from tests.support import tiny
@@ -77,7 +77,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     classifier = opened.classifier()
     for seed in range(16):
         data = picture(seed)
-        pixels = torch.from_numpy(decode(data, opened.input, 1000))
+        pixels = torch.from_numpy(decode_image(data, opened.input, 1000).pixels)
         answer = int(classifier(pixels[None]).argmax())
         label = opened.labels[answer if seed % 4 else (answer + 1) % 10]
         (folder / label).mkdir(exist_ok=True)

@@ -169,7 +169,7 @@ def test_the_count_is_bounded_from_admission_to_computation() -> None:
         batcher = make(max_jobs=2)
         first = admit(batcher, 1)
         submit(batcher, 1)
-        with pytest.raises(QueueFull, match="2 images wait"):
+        with pytest.raises(QueueFull, match="2 images waiting"):
             admit(batcher, 1)
         next_batch(batcher, 1)
         assert batcher.depth == 1
@@ -411,7 +411,7 @@ def test_a_batch_that_failed_waits_in_front_again_but_once() -> None:
         batcher.finish(batch, [20, 30])
         assert [await answer(job) for job in later] == [20, 30]
         await asyncio.sleep(0)  # Places come back after the futures.
-        assert (batcher.depth, batcher._bytes, batcher._unanswered) == (0, 0, 0)
+        assert (batcher.depth, batcher._bytes, batcher._pending) == (0, 0, 0)
 
     run(test)
 
@@ -448,7 +448,7 @@ def test_while_suspended_nobody_waits() -> None:
             with pytest.raises(EngineFailed, match="down"):
                 await answer(job)
         await asyncio.sleep(0)  # Places come back after the futures.
-        assert (batcher.depth, batcher._bytes, batcher._unanswered) == (0, 0, 0)
+        assert (batcher.depth, batcher._bytes, batcher._pending) == (0, 0, 0)
         batcher.resume()
         assert submit(batcher, 4).payload == 4
         assert payloads(next_batch(batcher, 8)) == [4]
@@ -494,12 +494,12 @@ def test_a_queue_takes_all_that_fits_and_not_one_job_or_byte_more() -> None:
     async def test() -> None:
         batcher = make(max_jobs=2, max_bytes=100)
         batcher.check(100)
-        with pytest.raises(QueueFull, match="0 images wait"):
+        with pytest.raises(QueueFull, match="0 images waiting"):
             batcher.check(101)
         admit(batcher, 100)
         batcher.check()  # What has no bytes yet fits.
         admit(batcher, 0)
-        with pytest.raises(QueueFull, match="2 images wait"):
+        with pytest.raises(QueueFull, match="2 images waiting"):
             batcher.check()
 
     run(test)

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from models import preprocess
 from models.preprocess import CIFAR, IMAGENET, upright_rgb
 from service.errors import TooLarge, UndecodableImage
-from service.inference.decoding import Decoder, decode, prepare
+from service.inference.decoding import Decoder, decode_image, prepare
+from service.inference.tasks import Pixels
 from tests.conftest import encoded
 from tests.support.hostile import formats
 
@@ -34,8 +34,8 @@ def gradient(side: int = 32) -> Image.Image:
     return Image.fromarray(np.stack([red, green, np.full_like(red, 40)], axis=2))
 
 
-def pixels_of(data: bytes) -> NDArray[np.uint8]:
-    return decode(data, CIFAR, LIMIT)
+def pixels_of(data: bytes) -> Pixels:
+    return decode_image(data, CIFAR, LIMIT).pixels
 
 
 def test_pixels_are_those_of_the_image() -> None:
@@ -45,7 +45,7 @@ def test_pixels_are_those_of_the_image() -> None:
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("size", [(32, 32), (500, 375), (31, 200)])
 def test_every_format_gives_the_specs_size(format: str, size: tuple[int, int]) -> None:
-    pixels = decode(encoded(format, size), IMAGENET, LIMIT)
+    pixels = decode_image(encoded(format, size), IMAGENET, LIMIT).pixels
     assert pixels.shape == (224, 224, 3)
     assert pixels.dtype == np.uint8
 
@@ -150,7 +150,7 @@ def test_no_truncated_file_gives_anything_but_a_clear_refusal(format: str) -> No
     refusals = []
     for end in range(0, len(whole), max(1, len(whole) // 40)):
         try:
-            decode(whole[:end], CIFAR, LIMIT)
+            decode_image(whole[:end], CIFAR, LIMIT)
         except UndecodableImage as error:
             refusals.append(str(error))
     assert len(refusals) >= 20
@@ -201,7 +201,7 @@ def test_an_absurd_size_is_refused_whatever_pillows_own_limit(
 
 def test_slivers_that_would_grow_are_refused() -> None:
     with pytest.raises(TooLarge, match="differ too much"):
-        decode(saved(Image.new("1", (1, 60_000)), "PNG"), IMAGENET, 50_000_000)
+        decode_image(saved(Image.new("1", (1, 60_000)), "PNG"), IMAGENET, 50_000_000)
 
 
 def test_the_decoder_gives_the_same_and_says_how_long_it_took() -> None:
@@ -233,7 +233,8 @@ def test_resizing_after_orientation_equals_resizing_the_upright_image() -> None:
     data = saved(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
     assert ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size == (300, 200)
     assert np.array_equal(
-        decode(data, IMAGENET, LIMIT), decode(saved(upright, "PNG"), IMAGENET, LIMIT)
+        decode_image(data, IMAGENET, LIMIT).pixels,
+        decode_image(saved(upright, "PNG"), IMAGENET, LIMIT).pixels,
     )
 
 
@@ -309,9 +310,9 @@ def test_who_leaves_while_a_bad_image_is_decoded_leaves_no_line_in_the_log(
 
 def test_a_webp_may_have_half_the_pixels() -> None:
     data = encoded("WEBP", (300, 200))
-    assert decode(data, CIFAR, 2 * 300 * 200).shape == (32, 32, 3)
+    assert decode_image(data, CIFAR, 2 * 300 * 200).pixels.shape == (32, 32, 3)
     with pytest.raises(TooLarge, match="300 x 200 pixels; the limit is 59999"):
-        decode(data, CIFAR, 2 * 300 * 200 - 1)
+        decode_image(data, CIFAR, 2 * 300 * 200 - 1)
 
 
 def test_prepared_libraries_say_nothing_of_what_they_find_odd(

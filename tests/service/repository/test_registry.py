@@ -26,13 +26,13 @@ class Loaded:
 
 
 class Service:
-    """What a roster changes: rows whose SPEC says how long they take to load, or that they fail."""
+    """Models whose SPEC says how many seconds they take to load, or that they fail."""
 
     def __init__(self, *names: str, timeout: float) -> None:
-        self.roster: Registry[Loaded] = Registry(
+        self.registry: Registry[Loaded] = Registry(
             load=self.load, install=self.install, discard=self.discard, timeout=timeout
         )
-        self.roster.members = [Loaded(name, row(name)) for name in names]
+        self.registry.models = [Loaded(name, row(name)) for name in names]
         self.installed: list[list[str]] = []
         self.discarded: list[str] = []
         self.loading = 0
@@ -57,7 +57,7 @@ class Service:
 
     @property
     def names(self) -> list[str]:
-        return [member.name for member in self.roster.members]
+        return [member.name for member in self.registry.models]
 
 
 def row(name: str | None = None, spec: str = "0", max_batch: int = 32) -> ModelSettings:
@@ -73,13 +73,13 @@ def run(test: Callable[[Service], Awaitable[None]], timeout: float = 30) -> None
 
 def test_a_new_one_is_last_and_a_replaced_one_keeps_its_place() -> None:
     async def test(service: Service) -> None:
-        before = service.roster.members
-        assert await service.roster.put(row("c")) is True
-        assert await service.roster.put(row("a")) is False
+        before = service.registry.models
+        assert await service.registry.put(row("c")) is True
+        assert await service.registry.put(row("a")) is False
         assert service.names == ["a", "b", "c"]
-        assert service.roster.members[0] is not before[0]
-        assert service.roster.members[1] is before[1]
-        await service.roster.delete("b")
+        assert service.registry.models[0] is not before[0]
+        assert service.registry.models[1] is before[1]
+        await service.registry.delete("b")
         assert service.installed == [["a", "b", "c"], ["a", "b", "c"], ["a", "c"]]
 
     run(test)
@@ -88,13 +88,13 @@ def test_a_new_one_is_last_and_a_replaced_one_keeps_its_place() -> None:
 def test_what_does_not_load_in_time_or_at_all_changes_nothing() -> None:
     async def test(service: Service) -> None:
         with pytest.raises(LoadFailed, match="broken"):
-            await service.roster.put(row("a", "broken"))
+            await service.registry.put(row("a", "broken"))
         with pytest.raises(LoadFailed, match=r"not ready after 0\.2 s; increase load_timeout_s"):
-            await service.roster.put(row("a", "60"))
+            await service.registry.put(row("a", "60"))
         with pytest.raises(UnknownModel, match="did you mean a"):
-            await service.roster.delete("aa")
+            await service.registry.delete("aa")
         with pytest.raises(Conflict, match="default model"):
-            await service.roster.delete("a")
+            await service.registry.delete("a")
         assert (service.names, service.installed) == (["a", "b"], [])
 
     run(test, timeout=0.2)
@@ -102,20 +102,20 @@ def test_what_does_not_load_in_time_or_at_all_changes_nothing() -> None:
 
 def test_there_is_room_for_so_many() -> None:
     async def test(service: Service) -> None:
-        service.roster.members = [
+        service.registry.models = [
             Loaded(f"n{index}", row(f"n{index}")) for index in range(MOST_MODELS)
         ]
         with pytest.raises(Conflict, match="256 models"):
-            await service.roster.put(row("one-more"))
-        assert await service.roster.put(row("n7")) is False
+            await service.registry.put(row("one-more"))
+        assert await service.registry.put(row("n7")) is False
 
     run(test)
 
 
 def test_changes_take_turns_and_one_whose_caller_left_is_made_whole() -> None:
     async def test(service: Service) -> None:
-        first = asyncio.create_task(service.roster.put(row("c", "0.05")))
-        second = asyncio.create_task(service.roster.put(row("d")))
+        first = asyncio.create_task(service.registry.put(row("c", "0.05")))
+        second = asyncio.create_task(service.registry.put(row("d")))
         await asyncio.sleep(0.01)
         first.cancel()
         assert await second is True
@@ -129,16 +129,16 @@ def test_a_change_that_fails_when_its_caller_has_left_is_nobodys_error() -> None
         faults: list[dict[str, Any]] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: faults.append(context))
-        left = asyncio.create_task(service.roster.put(row("c", "broken")))
+        left = asyncio.create_task(service.registry.put(row("c", "broken")))
         await asyncio.sleep(0)
         left.cancel()
-        assert await service.roster.put(row("d")) is True
+        assert await service.registry.put(row("d")) is True
         assert left.cancelled()
         del left
         gc.collect()
         await asyncio.sleep(0)
         assert faults == []
-        assert not service.roster._changes, "what has ended is not kept"
+        assert not service.registry._changes, "what has ended is not kept"
 
     run(test)
 
@@ -146,7 +146,7 @@ def test_a_change_that_fails_when_its_caller_has_left_is_nobodys_error() -> None
 def test_the_default_model_is_not_deleted_and_its_caller_is_told_what_to_do() -> None:
     async def test(service: Service) -> None:
         with pytest.raises(Conflict) as refused:
-            await service.roster.delete("a")
+            await service.registry.delete("a")
         assert str(refused.value) == (
             "a is the default model and cannot be deleted; PUT another one under its name, "
             "or change the configuration's first model and send SIGHUP"
@@ -160,7 +160,7 @@ def test_a_service_begins_with_no_model() -> None:
         fresh = Registry[Loaded](
             load=service.load, install=service.install, discard=service.discard, timeout=1
         )
-        assert fresh.members == []
+        assert fresh.models == []
         assert await fresh.put(row("a")) is True
 
     run(test)
@@ -168,13 +168,13 @@ def test_a_service_begins_with_no_model() -> None:
 
 def test_a_configuration_replaces_what_differs_and_keeps_what_does_not() -> None:
     async def test(service: Service) -> None:
-        kept = service.roster.members[1]
-        said = await service.roster.reload([row("c"), row("b"), row("a", max_batch=7), row()])
+        kept = service.registry.models[1]
+        said = await service.registry.reload([row("c"), row("b"), row("a", max_batch=7), row()])
         assert said == "a replaced; c, own added; b unchanged"
         assert service.names == ["c", "b", "a", "own"]
-        assert service.roster.members[1] is kept
+        assert service.registry.models[1] is kept
         # A row without a name is what was asked for without one, however alike the others are.
-        assert await service.roster.reload([row()]) == "a, b, c removed; own unchanged"
+        assert await service.registry.reload([row()]) == "a, b, c removed; own unchanged"
 
     run(test)
 
@@ -184,7 +184,7 @@ def test_a_configuration_replaces_what_differs_and_keeps_what_does_not() -> None
     [
         ([row("c"), row("d"), row("a", "broken")], r"^models\[2\]: broken$"),
         ([row("c"), row("d"), row("a", "60")], r"^models\[2\]: 60: not ready"),
-        ([row("c"), row("own"), row(max_batch=1)], r"models\[2\]\.name: 'own' is taken"),
+        ([row("c"), row("own"), row(max_batch=1)], r"models\[2\]\.name: 'own' is already used"),
     ],
 )
 def test_a_configuration_of_which_one_model_does_not_load_changes_nothing(
@@ -192,7 +192,7 @@ def test_a_configuration_of_which_one_model_does_not_load_changes_nothing(
 ) -> None:
     async def test(service: Service) -> None:
         with pytest.raises(LoadFailed, match=message):
-            await service.roster.reload(rows)
+            await service.registry.reload(rows)
         assert (service.names, service.installed) == (["a", "b"], [])
         assert service.discarded[:2] == [rows[0].name, rows[1].name]
 

@@ -27,7 +27,7 @@ from service.metrics import Metrics
 from service.repository.model import LocalModel
 from service.workers.engine_server import EngineServer
 from service.workers.occupancy import Occupancy
-from service.workers.remote import RemoteModel, RemoteRepository, Surroundings
+from service.workers.remote import FrontEndResources, RemoteModel, RemoteRepository
 
 CLASSES = 3
 CHANNELS, MAP_SIDE = 4, 2
@@ -87,22 +87,22 @@ class Pair:
     def __init__(self, folder: Path, max_queue: int) -> None:
         self.echoes = [Echo("first", max_queue), Echo("second", max_queue)]
         self.path = str(folder / "engine")
-        self.listed = [self.told(number, echo) for number, echo in enumerate(self.echoes)]
+        self.facts = [self.facts_of(number, echo) for number, echo in enumerate(self.echoes)]
         fd = Occupancy.allocate(1)
-        self.ledger = Occupancy(fd, 1)
+        self.occupancy = Occupancy(fd, 1)
         os.close(fd)
-        self.said: list[dict[str, Any]] = []  # to the supervisor
+        self.sent: list[dict[str, Any]] = []  # to the supervisor
 
-        def say(**message: Any) -> None:
-            self.said.append(message)
+        def send(**message: Any) -> None:
+            self.sent.append(message)
 
-        shared = Surroundings(0, self.path, self.ledger, Decoder(1, 32**2))
-        self.repository = RemoteRepository(self.listed, shared, Metrics(), say)
+        resources = FrontEndResources(0, self.path, self.occupancy, Decoder(1, 32**2))
+        self.repository = RemoteRepository(self.facts, resources, Metrics(), send)
         self.models: list[RemoteModel] = list(self.repository.models.values())
         self.tasks: list[asyncio.Task[None]] = []
-        self.exchange: EngineServer
+        self.server: EngineServer
 
-    def told(self, number: int, echo: Echo) -> dict[str, Any]:
+    def facts_of(self, number: int, echo: Echo) -> dict[str, Any]:
         """As the supervisor lists a model."""
         settings = ModelSettings(spec="x", name=echo.name, max_queue=echo.batcher.max_jobs)
         return {
@@ -121,23 +121,23 @@ class Pair:
         Path(self.path).unlink(missing_ok=True)
         listener.bind(self.path)
         listener.listen()
-        self.exchange = EngineServer()
+        self.server = EngineServer()
         for number, echo in enumerate(self.echoes):
-            self.exchange.add(number, cast("LocalModel", echo))
+            self.server.add(number, cast("LocalModel", echo))
         loop = asyncio.get_running_loop()
 
         async def accept() -> None:
             with listener:
-                await self.exchange.accept(listener)
+                await self.server.accept(listener)
 
-        self.tasks = [loop.create_task(accept()), loop.create_task(self.exchange.watch())]
+        self.tasks = [loop.create_task(accept()), loop.create_task(self.server.watch())]
 
     def stop_engine(self) -> None:
         for task in self.tasks:
             task.cancel()
-        for callers in self.exchange._callers.values():
-            for caller in list(callers):
-                caller.hang_up()
+        for connections in self.server._connections.values():
+            for connection in list(connections):
+                connection.close()
 
     async def until_ready(self, ready: bool = True) -> None:
         await until(lambda: all(model.ready for model in self.models) is ready)
@@ -234,7 +234,7 @@ def test_whoever_stays_gets_its_own_answer_however_many_leave(tmp_path: Path) ->
         values = range(16)
         answers = await asyncio.gather(*(ask(pair.models[0], value) for value in values))
         assert answers == [expected(value) for value in values]
-        assert [pair.ledger.total(model) for model in range(2)] == [(0, 0)] * 2
+        assert [pair.occupancy.total(model) for model in range(2)] == [(0, 0)] * 2
 
     run(tmp_path, test)
 
@@ -318,21 +318,23 @@ def test_a_replaced_model_answers_its_last_requests_and_is_then_freed(tmp_path: 
         echo = Echo("first", 16)
         thread = threading.Thread(target=echo.run)
         thread.start()
-        pair.exchange.add(7, cast("LocalModel", echo))
+        pair.server.add(7, cast("LocalModel", echo))
         with old.users:
-            pair.repository.hear({"models": [pair.told(7, echo), pair.listed[1]], "version": 1})
-            await until(lambda: pair.said == [{"version": 1}])
-            pair.exchange.retire(0)
+            pair.repository.on_message(
+                {"models": [pair.facts_of(7, echo), pair.facts[1]], "version": 1}
+            )
+            await until(lambda: pair.sent == [{"version": 1}])
+            pair.server.retire(0)
             new = pair.repository.models["first"]
             assert new is not old
             assert list(pair.repository.models.values()) == [new, kept]
             assert await ask(old, 3) == await ask(new, 3) == expected(3)
             assert (pair.echoes[0].computed, echo.computed) == (1, 1)
-            assert set(pair.exchange.models) == {1, 7}
-            assert 0 in pair.exchange._models
-        await until(lambda: 0 not in pair.exchange._models)
+            assert set(pair.server.models) == {1, 7}
+            assert 0 in pair.server._models
+        await until(lambda: 0 not in pair.server._models)
         assert pair.echoes[0].batcher.wait(1) is False
-        assert [pair.ledger.total(row) for row in (0, 1, 7)] == [(0, 0)] * 3
+        assert [pair.occupancy.total(row) for row in (0, 1, 7)] == [(0, 0)] * 3
         assert await ask(new, 4) == expected(4)
         echo.batcher.close()
         thread.join()
@@ -343,14 +345,16 @@ def test_a_replaced_model_answers_its_last_requests_and_is_then_freed(tmp_path: 
 def test_what_the_supervisor_refuses_is_raised_where_it_was_asked(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         asking = asyncio.create_task(pair.repository.delete("first"))
-        await until(lambda: len(pair.said) == 1)
-        assert pair.said[0]["delete"] == "first"
-        number = pair.said[0]["question"]
-        pair.repository.hear({"answer": number, "refusal": ["conflict", "the default model", None]})
+        await until(lambda: len(pair.sent) == 1)
+        assert pair.sent[0]["delete"] == "first"
+        number = pair.sent[0]["request"]
+        pair.repository.on_message(
+            {"response": number, "refusal": ["conflict", "the default model", None]}
+        )
         with pytest.raises(Conflict, match="the default model"):
             await asking
         # Who asked may have been cancelled meanwhile.
-        pair.repository.hear({"answer": number, "created": False})
+        pair.repository.on_message({"response": number, "created": False})
 
     run(tmp_path, test)
 

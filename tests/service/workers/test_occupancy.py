@@ -21,37 +21,37 @@ def test_everyone_sees_what_all_hold_and_the_dead_hold_nothing() -> None:
 
 def test_a_lead_is_over_the_one_with_the_fewest_connections_who_still_accepts() -> None:
     fd = Occupancy.allocate(3)
-    ledger = Occupancy(fd, 3)
+    occupancy = Occupancy(fd, 3)
     os.close(fd)
-    assert ledger.lead(0, 5) == 0
-    assert ledger.lead(1, 2) == 0
-    assert ledger.lead(0, 5) == 3
-    ledger.clear(1)
-    assert ledger.lead(0, 5) == 0
-    assert ledger.total(0) == (0, 0)
+    assert occupancy.lead(0, 5) == 0
+    assert occupancy.lead(1, 2) == 0
+    assert occupancy.lead(0, 5) == 3
+    occupancy.clear(1)
+    assert occupancy.lead(0, 5) == 0
+    assert occupancy.total(0) == (0, 0)
 
 
 def test_one_that_is_gone_is_forgotten_and_no_other() -> None:
     fd = Occupancy.allocate(3)
-    ledger = Occupancy(fd, 3)
+    occupancy = Occupancy(fd, 3)
     os.close(fd)
-    for front_end, callers in enumerate((5, 1, 2)):
-        ledger.lead(front_end, callers)
-        ledger.hold(front_end, 7, 1, 10)
-    ledger.clear(1)
-    assert ledger.lead(0, 5) == 3
-    assert ledger.total(7) == (2, 20)
-    ledger.leave(2)
-    assert ledger.lead(0, 5) == 0
-    assert ledger.total(7) == (2, 20), "what it has admitted is still to be computed"
+    for front_end, connections in enumerate((5, 1, 2)):
+        occupancy.lead(front_end, connections)
+        occupancy.hold(front_end, 7, 1, 10)
+    occupancy.clear(1)
+    assert occupancy.lead(0, 5) == 3
+    assert occupancy.total(7) == (2, 20)
+    occupancy.leave(2)
+    assert occupancy.lead(0, 5) == 0
+    assert occupancy.total(7) == (2, 20), "what it has admitted is still to be computed"
 
 
 def test_all_numbers_are_whole_ones_of_64_bits() -> None:
     fd = Occupancy.allocate(3)
     assert os.fstat(fd).st_size == 8 * (MOST_MODELS * 3 * 2 + 3)
-    ledger = Occupancy(fd, 3)
+    occupancy = Occupancy(fd, 3)
     os.close(fd)
     many = 2**53 + 1  # which is not among the floats of 64 bits
-    ledger.hold(2, MOST_MODELS - 1, 1, many)
-    assert ledger.total(MOST_MODELS - 1) == (1, many)
-    assert ledger.lead(2, many) == 0
+    occupancy.hold(2, MOST_MODELS - 1, 1, many)
+    assert occupancy.total(MOST_MODELS - 1) == (1, many)
+    assert occupancy.lead(2, many) == 0

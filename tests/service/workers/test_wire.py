@@ -9,7 +9,7 @@ from service.inference.ranking import Row
 from service.inference.tasks import CLASSIFY, Embed, Explain, Task
 from service.workers import wire
 from service.workers.shared_memory import MemoryShape, SharedMemory
-from service.workers.wire import Finished, Frames, Kind, Submit
+from service.workers.wire import Frames, JobResult, Kind, Submit
 
 
 def regions(shape: MemoryShape) -> tuple[SharedMemory, SharedMemory]:
@@ -21,10 +21,10 @@ def regions(shape: MemoryShape) -> tuple[SharedMemory, SharedMemory]:
 
 
 def test_frames_are_whole_however_the_stream_is_cut() -> None:
-    answers = [Finished(2**40, 1.5, 2.5, 32, 1.0), Finished(1, 0.0, 0.0, 0, 3.0)]
+    results = [JobResult(2**40, 1.5, 2.5, 32, 1.0), JobResult(1, 0.0, 0.0, 0, 3.0)]
     submits = [Submit(7, 3, 12.25, -1, 2, True)]
     stream = (
-        wire.frame(Kind.ANSWER, b"".join(wire.ANSWER.pack(*each) for each in answers))
+        wire.frame(Kind.RESULT, b"".join(wire.RESULT.pack(*each) for each in results))
         + wire.message(Kind.STATE, {"models": ["é"]})
         + wire.frame(Kind.SUBMIT, wire.SUBMIT.pack(*submits[0]))
     )
@@ -35,8 +35,8 @@ def test_frames_are_whole_however_the_stream_is_cut() -> None:
             for start in range(0, len(stream), step)
             for received in frames.feed(stream[start : start + step])
         ]
-        assert [kind for kind, _ in found] == [Kind.ANSWER, Kind.STATE, Kind.SUBMIT]
-        assert list(wire.answers(found[0][1])) == answers
+        assert [kind for kind, _ in found] == [Kind.RESULT, Kind.STATE, Kind.SUBMIT]
+        assert list(wire.results(found[0][1])) == results
         assert wire.content(found[1][1]) == {"models": ["é"]}
         assert list(wire.submits(found[2][1])) == submits
 

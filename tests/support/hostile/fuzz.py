@@ -22,7 +22,7 @@ from typing import Any
 
 from models.preprocess import CIFAR
 from service.errors import TooLarge, UndecodableImage
-from service.inference.decoding import decode, prepare
+from service.inference.decoding import decode_image, prepare
 from tests.support.hostile.images import SEEDS
 
 PIXELS = 4_000_000
@@ -109,7 +109,7 @@ def mutants(seeds: Mapping[str, bytes], count: int, seed: int) -> Iterator[tuple
 def kind_of(data: bytes) -> str:
     """What came of decoding `data`: pixels, or why not, without the numbers of this input."""
     try:
-        pixels = decode(data, CIFAR, PIXELS)
+        pixels = decode_image(data, CIFAR, PIXELS).pixels
     except TooLarge as error:
         if "memory" in str(error):
             raise MemoryError from error
