@@ -122,7 +122,7 @@ def _problems(reading: Reading) -> Iterator[str]:
         return f"{found[1] + ': ' if found else ''}{problem}"
 
     try:
-        tls.context(settings)
+        tls.create_context(settings)
     except ConfigError as error:
         yield named((str(error).partition(":")[0],), error)
     # On another machine the name may mean something, or nothing.

@@ -33,7 +33,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 
     def read() -> configuration.Settings:
         found = configuration.load(flags, config=config)
-        tls.context(found)  # Before processes are started, or keep, what would fail of it.
+        tls.create_context(found)  # Before processes are started, or keep, what would fail of it.
         if listener is not None:
             check_exposure(found, listener)
         return found

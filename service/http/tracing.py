@@ -54,10 +54,10 @@ QUIET_SECONDS = 60.0  # between two lines about a collector that cannot be reach
 FLUSH_SECONDS = 2.0  # at the end, for spans that were not yet sent
 
 Attributes = dict[str, AttributeValue]
-_request: ContextVar[Request | None] = ContextVar("request", default=None)
+_request: ContextVar[RequestSpan | None] = ContextVar("request", default=None)
 
 
-class Request:
+class RequestSpan:
     """A request's span; `began` is the moment of its `start_time` on the clock of jobs."""
 
     __slots__ = ("began", "images", "span")
@@ -95,9 +95,9 @@ class Tracing:
         self._tracer = self._provider.get_tracer(NAME, version(NAME))
         self._propagator = TraceContextTextMapPropagator()
         library = logging.getLogger("opentelemetry")
-        library.handlers, library.propagate = [Relay()], False
+        library.handlers, library.propagate = [RateLimitedHandler()], False
 
-    def begin(self, scope: Scope) -> Request:
+    def begin(self, scope: Scope) -> RequestSpan:
         """The span of a request, a child of its caller's; whether it records, a sampler decides."""
         carrier: dict[str, list[str]] = {}
         method = scope["method"]
@@ -126,9 +126,9 @@ class Tracing:
             "trace_id": f"{context.trace_id:032x}",
             "span_id": f"{context.span_id:016x}",
         }
-        return Request(span)
+        return RequestSpan(span)
 
-    def end(self, request: Request, scope: Scope, status: int, request_id: str) -> None:
+    def end(self, request: RequestSpan, scope: Scope, status: int, request_id: str) -> None:
         """Ends the span of a request; `status` 0: nothing was answered."""
         span = request.span
         if not span.is_recording():
@@ -207,7 +207,7 @@ class Tracing:
             self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
-class Traced:
+class TracingMiddleware:
     """Pure ASGI, around everything else, so that a span has the status that is sent."""
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
@@ -238,7 +238,7 @@ class Traced:
             self._tracing.end(request, scope, status, request_id)
 
 
-class Relay(logging.Handler):
+class RateLimitedHandler(logging.Handler):
     """Passes on what OpenTelemetry logs, a line a minute: a dead collector is no flood."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import RETRY_SECONDS, DeadlineExceeded, NotReady, QueueFull, ServiceError
-from service.http.problems import answer
+from service.http.problems import refusal_response
 
 TEXT = b"text/plain"
 ID = b"x-request-id"
@@ -64,7 +64,7 @@ class Front:
 
         await self._app(scope, receive, forward)
         if not started:
-            refusal = answer(scope["path"], instead or NotReady(GONE, RETRY_SECONDS))
+            refusal = refusal_response(scope["path"], instead or NotReady(GONE, RETRY_SECONDS))
             refusal.raw_headers += [pair for pair in scope["headers"] if pair[0] == ID]
             refusal.raw_headers.append(NOSNIFF)
             await refusal(scope, receive, send)

@@ -11,7 +11,7 @@ from service.config import settings as configuration
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.http.record import record_of
-from service.http.tracing import Traced, Tracing
+from service.http.tracing import Tracing, TracingMiddleware
 from tests.support.collector import collecting
 
 SCOPE: dict[str, Any] = {
@@ -38,7 +38,7 @@ def ask(tracing: Tracing, times: int, app: Any = answers) -> None:
         return {"type": "http.disconnect"}
 
     async def many() -> None:
-        traced = Traced(app, tracing)
+        traced = TracingMiddleware(app, tracing)
         for _ in range(times):
             await traced(dict(SCOPE), receive, nothing)
 
