@@ -99,7 +99,7 @@ def test_a_dead_collector_is_a_line_a_minute_and_delays_no_end(
             time.sleep(0.01)
         ask(tracing, 100)
         tracing.close(0.2)
-    ours = [record for record in caplog.records if "sent in time" not in record.message]
+    ours = [record for record in caplog.records if "exported in time" not in record.message]
     assert len(ours) == 1
     assert ours[0].name == "service.http.tracing"
 
