@@ -109,15 +109,15 @@ class Body:
         except ClientDisconnect:
             raise ClientLeft("the client disconnected while sending the body") from None
 
-    async def whole(self) -> bytes:
-        """The complete body. Raises as `chunks` does, and `late()` if it is incomplete in time."""
+    async def read_all(self) -> bytes:
+        """The complete body; raises as `chunks` does, or `timeout_error()`."""
         try:
             async with asyncio.timeout_at(self.until):
                 return b"".join([chunk async for chunk in self.chunks()])
         except TimeoutError:
-            raise self.late() from None
+            raise self.timeout_error() from None
 
-    def late(self) -> DeadlineExceeded | RequestTooSlow:
+    def timeout_error(self) -> DeadlineExceeded | RequestTooSlow:
         """The refusal of a body that was not complete in time."""
         if self.until == self._deadline:
             return DeadlineExceeded(

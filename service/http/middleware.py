@@ -35,7 +35,7 @@ LOAD_REASONS = frozenset(
     )
 )
 QUIET_SECONDS = 1.0  # between two log lines of one such reason
-LONGEST = 500  # characters of a path or detail, which may quote the client
+MAX_CHARACTERS = 500  # characters of a path or detail, which may quote the client
 TOO_LATE = "the service shut down before the whole request had arrived; retry on another replica"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 API = ("/v1/", "/v2")
@@ -130,16 +130,16 @@ class ObservabilityMiddleware:
         if unlogged < 0 or not log.isEnabledFor(level):
             return
         method, name = scope["method"], request_id.decode("ascii")
-        path = quote(scope["path"])[:LONGEST]  # Without the query, which may hold secrets.
+        path = quote(scope["path"])[:MAX_CHARACTERS]  # The query may contain secrets.
         outcome = f"{reason} in" if reason else "in"
-        colon = f": {detail[:LONGEST]}" if reason else ""
+        colon = f": {detail[:MAX_CHARACTERS]}" if reason else ""
         log.log(
             level,
             "%s %s %s %d %s %.1f ms%s%s",
             *(name, method, path, status, outcome, seconds * 1000, colon, and_more(unlogged)),
             exc_info=failure,
             extra=fields(
-                detail[:LONGEST] or "answered",
+                detail[:MAX_CHARACTERS] or "completed",
                 request_id=name,
                 method=method,
                 path=path,

@@ -59,7 +59,7 @@ async def read_image(body: Body) -> bytes:
             f"unsupported content type {kind[:QUOTED]!r}; send the bytes as image/* or "
             f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
         )
-    return await body.whole()
+    return await body.read_all()
 
 
 async def read_images(body: Body, max_images: int) -> list[Upload]:
@@ -78,7 +78,7 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
         async with asyncio.timeout_at(body.until):
             form = await parser.parse()
     except TimeoutError:
-        raise body.late() from None
+        raise body.timeout_error() from None
     except MultiPartException as error:
         message = error.message
         if "Too many files" in message and max_images == 1:

@@ -68,7 +68,7 @@ def test_settings_of_a_file_and_over_it(tmp_path: Path) -> None:
         ({"config": "/nowhere.yaml"}, "/nowhere.yaml: No such file"),
         (
             {"models": [{"spec": "a/x.onnx"}, {"spec": "b/x.onnx"}]},
-            "models[1].name: 'x' is already",
+            "models[1].name: 'x' is",
         ),
         ({"models": [{"spec": "b/ingress.onnx"}]}, "models[0].name: 'ingress' is already in use"),
     ],

@@ -122,7 +122,7 @@ async def read_json(request: Request) -> dict[str, Any]:
             "unsupported content type; send the model's settings as application/json"
         )
     with open_body(request, MAX_BODY_BYTES, math.inf) as body:
-        text = await body.whole()
+        text = await body.read_all()
     try:
         fields = from_json(text, allow_inf_nan=False)
     except ValueError as error:

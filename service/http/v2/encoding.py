@@ -29,7 +29,7 @@ async def read(body: Body) -> bytes:
     """
     encoding = body.request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("", "identity"):
-        return await body.whole()
+        return await body.read_all()
     if encoding not in WINDOW_BITS:
         raise InvalidInput(
             "unsupported Content-Encoding; use gzip or deflate, or send the body uncompressed"
@@ -38,7 +38,7 @@ async def read(body: Body) -> bytes:
         async with asyncio.timeout_at(body.until):
             return await _inflate(body, encoding)
     except TimeoutError:
-        raise body.late() from None
+        raise body.timeout_error() from None
 
 
 async def _inflate(body: Body, encoding: str) -> bytes:
@@ -68,7 +68,7 @@ async def _inflate(body: Body, encoding: str) -> bytes:
     return b"".join(parts)
 
 
-def accepted(header: str | None) -> str | None:
+def negotiate(header: str | None) -> str | None:
     """The client's preference between gzip and deflate in `Accept-Encoding`; None: neither."""
     weights: dict[str, float] = {}
     for part in (header or "").lower().split(","):

@@ -76,7 +76,7 @@ async def infer(request: Request) -> Response:
     headers = {} if length is None else {JSON_LENGTH: str(length)}
     if len(content) >= encoding.MIN_COMPRESSED_BYTES:
         headers["Vary"] = "Accept-Encoding"
-        if chosen := encoding.accepted(request.headers.get("accept-encoding")):
+        if chosen := encoding.negotiate(request.headers.get("accept-encoding")):
             content = await asyncio.to_thread(encoding.compress, content, chosen)
             headers["Content-Encoding"] = chosen
     media_type = "application/json" if length is None else "application/octet-stream"

@@ -134,7 +134,7 @@ def whole(request: Request, budget: UploadBudget, seconds: float = 60) -> bytes:
     async def within() -> bytes:
         deadline = asyncio.get_running_loop().time() + seconds
         with Body(request, budget, 100, deadline) as body:
-            return await body.whole()
+            return await body.read_all()
 
     return asyncio.run(within())
 

@@ -110,7 +110,7 @@ def test_what_was_decompressed_counts_among_all_bodies() -> None:
 def test_the_answer_comes_as_the_caller_likes_it_most(
     header: str | None, chosen: str | None
 ) -> None:
-    assert encoding.accepted(header) == chosen
+    assert encoding.negotiate(header) == chosen
 
 
 @pytest.mark.parametrize("name", ["gzip", "deflate"])
