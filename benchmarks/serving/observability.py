@@ -39,7 +39,7 @@ from service.cli.load.report import Run
 from service.cli.load.runs import run_load
 from service.cli.load.target import Target
 from service.config.settings import Settings
-from service.http.tracing import Traced, Tracing
+from service.http.tracing import Tracing, TracingMiddleware
 from service.inference.batcher import Job
 from service.metrics import PHASES, Metrics
 
@@ -182,7 +182,7 @@ def of_tracing(rounds: int) -> dict[str, dict[str, float]]:
             without = asyncio.run(_answered(_endpoint(None), REQUESTS))
             for name, each in found.items():
                 tracing = Tracing(Settings(otlp_endpoint=url, trace_ratio=SHARES[name]))
-                app = Traced(_endpoint(tracing), tracing)
+                app = TracingMiddleware(_endpoint(tracing), tracing)
                 began = time.process_time()
                 asyncio.run(_answered(app, REQUESTS))
                 tracing.close(30.0)

@@ -120,7 +120,7 @@ def _problems(reading: Reading) -> Iterator[str]:
 
     named = reading.merged.located
     try:
-        tls.context(settings)
+        tls.create_context(settings)
     except ConfigError as error:
         yield named((str(error).partition(":")[0],), error)
     # On another machine the name may resolve differently, or not at all.

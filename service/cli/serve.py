@@ -37,7 +37,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 
     def read() -> Settings:
         settings = loading.load(flags, config=config)
-        tls.context(settings)  # Fails before any process starts or changes.
+        tls.create_context(settings)  # Fails before any process starts or changes.
         if listener is not None:
             check_exposure(settings, listener)
         return settings

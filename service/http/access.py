@@ -1,7 +1,7 @@
-"""Who may ask what: API keys for all of the API, admin keys for what changes the service.
+"""Authentication: API keys for the whole API, admin keys for changes to the service.
 
-Everything needs a key but what orchestrators, Prometheus and browsers ask before they could have
-one. Where no keys are configured, everybody may use the API and nobody may change the service.
+Only the paths that orchestrators, Prometheus and browsers request without credentials need no key.
+If no keys are configured, the API is open and changes are disabled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.config.settings import Settings
 from service.errors import Forbidden, ServiceError, Unauthorized
-from service.http.problems import refused
+from service.http.problems import refuse
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics"})
 OPEN_FOLDERS = ("/health/", "/v2/health/", "/web/")
@@ -26,12 +26,12 @@ HOW = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
 
 def digest(key: bytes) -> bytes:
-    """Of one length, so that comparing tells nothing of the key's."""
+    """Of fixed length, so that comparing reveals nothing of the key's."""
     return hashlib.sha256(key).digest()
 
 
 class Keys:
-    """The keys in force, as digests."""
+    """The valid keys, as digests."""
 
     def __init__(self, settings: Settings) -> None:
         self.update(settings)
@@ -45,11 +45,11 @@ class Keys:
         self._all = digests(settings.api_keys) + self._admin
 
     def check(self, scope: Scope) -> None:
-        """Refuses a request whose caller may not make it.
+        """Authorizes a request.
 
         Raises:
             Unauthorized: it has no key, or an unknown one.
-            Forbidden: only an administrator may, or nobody.
+            Forbidden: it needs an admin key, or no admin key is configured.
         """
         path: str = scope["path"]
         admin = path.startswith(ADMIN_ACTIONS) or (
@@ -64,17 +64,17 @@ class Keys:
             )
         if not admin and (path in OPEN or path.startswith(OPEN_FOLDERS)):
             return
-        given = sent(scope)
-        if given is None:
+        key = key_of(scope)
+        if key is None:
             raise Unauthorized(f"a key is required; {HOW}")
-        if not among(given, self._all):
+        if not matches(key, self._all):
             raise Unauthorized(f"unknown key; {HOW}")
-        if admin and not among(given, self._admin):
-            raise Forbidden("this needs an admin key, and the key is not one")
+        if admin and not matches(key, self._admin):
+            raise Forbidden("this request needs an admin key, and the key is not one")
 
 
-def sent(scope: Scope) -> bytes | None:
-    """The key that came with a request."""
+def key_of(scope: Scope) -> bytes | None:
+    """The key in a request's headers."""
     key = None
     for name, value in scope["headers"]:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
@@ -84,17 +84,17 @@ def sent(scope: Scope) -> bytes | None:
     return key
 
 
-def among(key: bytes, digests: Iterable[bytes]) -> bool:
-    """Whether the key is one of these, after the same time whichever it is."""
-    wanted = digest(key)
-    found = False
-    for each in digests:
-        found |= hmac.compare_digest(wanted, each)
-    return found
+def matches(key: bytes, digests: Iterable[bytes]) -> bool:
+    """Whether the key is one of these, in constant time."""
+    key_digest = digest(key)
+    matched = False
+    for known in digests:
+        matched |= hmac.compare_digest(key_digest, known)
+    return matched
 
 
-class Access:
-    """Pure ASGI, around every way to an endpoint."""
+class ApiKeyMiddleware:
+    """Pure ASGI, so that it guards plain routes as well as FastAPI's."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
@@ -105,6 +105,6 @@ class Access:
             try:
                 self._keys.check(scope)
             except ServiceError as error:
-                await refused(scope, error)(scope, receive, send)
+                await refuse(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

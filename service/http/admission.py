@@ -1,4 +1,4 @@
-"""Refuses what can be refused before a request's body is read."""
+"""Admission: refuses requests, where possible, before reading their bodies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT = b"x-request-timeout-ms"
 
 @dataclass(slots=True)
 class Admission:
-    """What serves a request: its model, how many predictions to give, and until when, in the event
+    """An admitted request: its model, the number of predictions `k`, and its deadline in the event
     loop's time."""
 
     services: Services
@@ -30,7 +30,7 @@ class Admission:
 
 
 def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
-    """Admits a request for the model called `name`, None: the default one.
+    """Admits a request for the model called `name`; None: the default model.
 
     Raises:
         UnknownModel, BadParameter, NotReady, QueueFull: see `service.inference.pipeline.Pipeline`.
@@ -41,14 +41,14 @@ def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
     timeout_ms = services.settings.request_timeout_ms
     for header, value in scope["headers"]:
         if header == TIMEOUT:
-            timeout_ms = milliseconds(value)
+            timeout_ms = parse_timeout(value)
     k = services.pipeline.check(model, top_k, timeout_ms / 1000)
     deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
     return Admission(services, model, k, deadline)
 
 
-def milliseconds(value: bytes) -> float:
-    """The value of the header X-Request-Timeout-Ms."""
+def parse_timeout(value: bytes) -> float:
+    """Milliseconds in the header X-Request-Timeout-Ms."""
     try:
         number = float(value)
     except ValueError:
@@ -61,6 +61,6 @@ def milliseconds(value: bytes) -> float:
     return number
 
 
-def receive(request: Request, max_bytes: int, deadline: float) -> Body:
-    """The request's body, not read yet; refused where the headers show that it cannot be."""
-    return Body(request, services_of(request.scope).intake, max_bytes, deadline)
+def open_body(request: Request, max_bytes: int, deadline: float) -> Body:
+    """The request's unread body; refused if its headers already break a limit."""
+    return Body(request, services_of(request.scope).budget, max_bytes, deadline)

@@ -1,4 +1,4 @@
-"""The composition root: settings in, a whole application out."""
+"""The composition root: builds the application from its settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from service.config.settings import Settings
 from service.http import openapi, problems
-from service.http.access import Access, Keys
-from service.http.body import Intake
-from service.http.middleware import Observe
-from service.http.plain_route import PlainRoutes
+from service.http.access import ApiKeyMiddleware, Keys
+from service.http.body import UploadBudget
+from service.http.middleware import ObservabilityMiddleware
+from service.http.plain_route import PlainRoutesMiddleware
 from service.http.routers import classify, embed, explain, health, models, pages
 from service.http.services import Services
 from service.http.v2 import routes as v2
@@ -23,8 +23,8 @@ from service.inference.interfaces import Repository
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
-# What a page of another origin may send, and may read of an answer.
-CORS_ASKED = [
+# Headers that a page of another origin may send, and may read from a response.
+CORS_REQUEST_HEADERS = [
     "Authorization",
     "Content-Encoding",
     "Content-Type",
@@ -33,7 +33,12 @@ CORS_ASKED = [
     "X-Request-ID",
     "X-Request-Timeout-Ms",
 ]
-CORS_TOLD = ["Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-ID"]
+CORS_RESPONSE_HEADERS = [
+    "Inference-Header-Content-Length",
+    "Retry-After",
+    "Server-Timing",
+    "X-Request-ID",
+]
 
 ENDPOINTS = (classify, embed, explain, models, health, pages)
 
@@ -43,24 +48,24 @@ def create_app(
     metrics: Metrics | None = None,
     repository: Repository | None = None,
 ) -> FastAPI:
-    """The application; its engines start with its lifespan, and load in the background.
+    """The application; its engines start with its lifespan and load in the background.
 
-    `repository` has the models where their engines do not run in this process.
+    `repository` holds the models if their engines run in other processes.
 
     Raises:
         ConfigError: a model cannot be served.
     """
     metrics = metrics or Metrics()
     if repository is None:
-        # A front end, whose engines are elsewhere, must not import torch.
+        # A front end, whose engines run elsewhere, must not import torch.
         from service.repository import local  # noqa: PLC0415
 
         repository = local.LocalRepository(settings, metrics)
     pipeline = Pipeline(metrics, repository)
     tracing = None
     if settings.traced:
-        # An extra, and nothing that is not asked for.
-        from service.http.tracing import Traced, Tracing  # noqa: PLC0415
+        # An optional dependency.
+        from service.http.tracing import Tracing, TracingMiddleware  # noqa: PLC0415
 
         tracing = Tracing(settings)
         pipeline.follow = tracing.follow
@@ -81,10 +86,10 @@ def create_app(
         version=version("resnet-serve"),
         summary="Classifies images with residual networks",
         lifespan=lifespan,
-        # Its own pages of these have a browser load scripts from a public network.
+        # FastAPI's own pages load scripts from a public CDN.
         docs_url=None,
         redoc_url=None,
-        # It would look for OpenTelemetry's providers in every request.
+        # It would look up OpenTelemetry's providers in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     services = app.state.services = Services(
@@ -92,26 +97,28 @@ def create_app(
         metrics=metrics,
         pipeline=pipeline,
         keys=Keys(settings),
-        intake=Intake(settings.max_upload_bytes // settings.workers, settings.upload_timeout_s),
+        budget=UploadBudget(
+            settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
+        ),
     )
     problems.install(app)
     openapi.describe(app, classify.plain)
     for endpoints in ENDPOINTS:
         app.include_router(endpoints.router)
-    app.add_middleware(PlainRoutes, routes=[*classify.ROUTES, *v2.ROUTES])
-    app.add_middleware(Access, keys=services.keys)
+    app.add_middleware(PlainRoutesMiddleware, routes=[*classify.ROUTES, *v2.ROUTES])
+    app.add_middleware(ApiKeyMiddleware, keys=services.keys)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=CORS_ASKED,
-            expose_headers=CORS_TOLD,
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
         )
-    # A page of another origin may then read the timings that browsers keep of its requests.
-    timed = ", ".join(settings.cors_origins).encode()
-    always = [(b"timing-allow-origin", timed)] if timed else []
-    app.add_middleware(Observe, metrics=metrics, pipeline=pipeline, headers=always)
+    # Lets a page of another origin read the timings that browsers keep of its requests.
+    origins = ", ".join(settings.cors_origins).encode()
+    headers = [(b"timing-allow-origin", origins)] if origins else []
+    app.add_middleware(ObservabilityMiddleware, metrics=metrics, pipeline=pipeline, headers=headers)
     if tracing is not None:
-        app.add_middleware(Traced, tracing=tracing)
+        app.add_middleware(TracingMiddleware, tracing=tracing)
     return app

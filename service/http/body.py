@@ -1,4 +1,4 @@
-"""Bodies of requests while they arrive: bounded in bytes, all of them together, and in time."""
+"""Request bodies while they arrive: limited in bytes, each and in total, and in time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from service.errors import (
 )
 
 
-class Intake:
-    """The bodies that this process receives at a time: at most `max_bytes` of them all, each for
-    at most `max_seconds`. One that comes alone is taken whatever its size.
+class UploadBudget:
+    """Limits the bodies that this process receives at once: `max_bytes` in total, `max_seconds`
+    each. A body that arrives alone may exceed the total.
     """
 
     def __init__(self, max_bytes: int, max_seconds: float) -> None:
@@ -29,11 +29,11 @@ class Intake:
         self.max_seconds = max_seconds
         self.held = 0
 
-    def take(self, count: int, own: int = 0) -> None:
-        """Takes `count` bytes more for who has `own` already.
+    def reserve(self, count: int, own: int = 0) -> None:
+        """Reserves `count` more bytes for a body that already holds `own`.
 
         Raises:
-            UploadsFull: others have too many.
+            UploadsFull: other bodies hold too many bytes.
         """
         if self.held > own and self.held + count > self.max_bytes:
             raise UploadsFull(
@@ -45,26 +45,28 @@ class Intake:
 
 
 class Body:
-    """One request's body, of at most `max_bytes`; a context that ends when nobody holds it more.
+    """One request's body, of at most `max_bytes`; leaving the context releases its reservation.
 
-    `deadline` is the request's, in the event loop's time; `until` is when the body must be whole.
+    `deadline` is the request's, in the event loop's time; `until` is the body's own.
 
     Raises:
-        TooLarge: it says itself that it is larger.
-        UploadsFull: others have too many bytes.
+        TooLarge: its Content-Length exceeds the limit.
+        UploadsFull: other bodies hold too many bytes.
     """
 
-    def __init__(self, request: Request, intake: Intake, max_bytes: int, deadline: float) -> None:
+    def __init__(
+        self, request: Request, budget: UploadBudget, max_bytes: int, deadline: float
+    ) -> None:
         text = request.headers.get("content-length", "")
         length = int(text) if text.isdecimal() else 0
         if length > max_bytes:
             raise TooLarge(f"the body has {length} bytes; the limit is {max_bytes}")
         self.request = request
-        self.until = min(deadline, asyncio.get_running_loop().time() + intake.max_seconds)
+        self.until = min(deadline, asyncio.get_running_loop().time() + budget.max_seconds)
         self._deadline = deadline
-        self._intake = intake
+        self._budget = budget
         self.max_bytes = max_bytes
-        intake.take(length)
+        budget.reserve(length)
         self._held = length
 
     def __enter__(self) -> Body:
@@ -76,24 +78,24 @@ class Body:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._intake.held -= self._held
+        self._budget.held -= self._held
 
     def hold(self, count: int) -> None:
-        """Counts the body as `count` bytes, as soon as it has become so many in memory.
+        """Raises the reservation to `count` bytes, as the body grows in memory.
 
         Raises:
-            UploadsFull: others have too many.
+            UploadsFull: other bodies hold too many bytes.
         """
         if count > self._held:
-            self._intake.take(count - self._held, self._held)
+            self._budget.reserve(count - self._held, self._held)
             self._held = count
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """What arrives.
+        """The body, chunk by chunk.
 
         Raises:
-            TooLarge: there is more than the limit.
-            UploadsFull: it did not say its length, and others have too many bytes.
+            TooLarge: it exceeds the limit.
+            UploadsFull: it has no Content-Length, and other bodies hold too many bytes.
             ClientLeft: the connection closed before its end.
         """
         received = 0
@@ -107,20 +109,20 @@ class Body:
         except ClientDisconnect:
             raise ClientLeft("the client disconnected while sending the body") from None
 
-    async def whole(self) -> bytes:
-        """All of it. Raises as `chunks`, and where it is not whole in time: see `late`."""
+    async def read_all(self) -> bytes:
+        """The complete body; raises as `chunks` does, or `timeout_error()`."""
         try:
             async with asyncio.timeout_at(self.until):
                 return b"".join([chunk async for chunk in self.chunks()])
         except TimeoutError:
-            raise self.late() from None
+            raise self.timeout_error() from None
 
-    def late(self) -> DeadlineExceeded | RequestTooSlow:
-        """Why it is refused that was not whole in time."""
+    def timeout_error(self) -> DeadlineExceeded | RequestTooSlow:
+        """The refusal of a body that was not complete in time."""
         if self.until == self._deadline:
             return DeadlineExceeded(
                 "the deadline passed while the body was being sent; "
                 "allow more time with X-Request-Timeout-Ms, or send it faster"
             )
-        seconds = self._intake.max_seconds
+        seconds = self._budget.max_seconds
         return RequestTooSlow(f"the body took longer than {seconds:g} s to arrive; send it faster")

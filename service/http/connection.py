@@ -73,7 +73,7 @@ class ConnectionLimits:
         request_id = uuid.uuid4().hex
         self.count(error, request_id)
         self._metrics.responded("other", problems.STATUSES[type(error)])
-        response = problems.answer(path, error)
+        response = problems.refusal_response(path, error)
         headers = [
             *response.raw_headers,
             (b"x-content-type-options", b"nosniff"),

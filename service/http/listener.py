@@ -1,4 +1,4 @@
-"""The socket that callers connect to."""
+"""The listening socket."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from service.errors import ConfigError
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
-# At the end, the time in which those who have just connected may still send their requests.
+# At shutdown, clients that have just connected may still send requests for this long.
 NEW_CONNECTION_SECONDS = 1.0
 SO_ATTACH_FILTER, BPF_RETURN = 26, 0x06  # linux/socket.h, linux/bpf_common.h
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is found before models are loaded.
+    """Binds a socket before models are loaded, so that a port in use is reported early.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address is unavailable.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(
@@ -39,16 +39,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def check_exposure(settings: Settings, listener: socket.socket) -> None:
-    """Refuses to serve other hosts without asking them who they are, unless told to.
+    """Refuses to serve other hosts without authentication, unless `allow_anonymous` is set.
 
     Raises:
-        ConfigError: it says the ways out.
+        ConfigError: it lists the remedies.
     """
     check_address(settings, listener.getsockname()[0])
 
 
 def check_address(settings: Settings, bound: str) -> None:
-    """As `check_exposure`, for the IP address that would be listened on."""
+    """As `check_exposure`, for an IP address to listen on."""
     if settings.api_keys or settings.allow_anonymous:
         return
     address = ipaddress.ip_address(bound)
@@ -62,19 +62,19 @@ def check_address(settings: Settings, bound: str) -> None:
 
 
 def announce(names: Iterable[str], listener: socket.socket, *, encrypted: bool) -> None:
-    """Tells that connections are accepted."""
+    """Logs that the service accepts connections."""
     host, port, *_ = listener.getsockname()
     shown = f"[{host}]" if ":" in host else host
-    what = ", ".join(names)
+    models = ", ".join(names)
     scheme = "https" if encrypted else "http"
-    log.info("serving %s on %s://%s:%d (page at /, API at /docs)", what, scheme, shown, port)
+    log.info("serving %s on %s://%s:%d (page at /, API at /docs)", models, scheme, shown, port)
 
 
 def ignore_new_connections(listener: socket.socket) -> None:
-    """Makes the kernel drop packets for `listener`; connections it has accepted are not affected.
+    """Makes the kernel drop packets for `listener`; accepted connections are not affected.
 
-    Closing a listener resets the connections in its backlog, and with them requests that their
-    callers have already sent. Where the kernel has no socket filters, that is what will happen.
+    Closing a listener resets the connections in its backlog, including requests that clients have
+    already sent. Without socket filters in the kernel, that is what happens.
     """
     program = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Around every request: its id, its count, and at most one log line."""
+"""Every request's ID, its metrics, and at most one log line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 from service.errors import RETRY_SECONDS
-from service.http.problems import problem, refused
+from service.http.problems import problem, refuse
 from service.http.record import RequestRecord, record_of
 from service.inference.pipeline import Pipeline
 from service.logs import Quiet, and_more, fields
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
-# What load alone brings about: a line for each would add to the load.
-OF_LOAD = frozenset(
+# Reasons that load alone causes: a line for each would add to the load.
+LOAD_REASONS = frozenset(
     error.reason
     for error in (
         errors.QueueFull,
@@ -34,19 +34,19 @@ OF_LOAD = frozenset(
         errors.ClientLeft,
     )
 )
-QUIET_SECONDS = 1.0  # between two lines of one such reason
-LONGEST = 500  # characters of a path or a detail, which may repeat what the caller sent
+QUIET_SECONDS = 1.0  # between two log lines of one such reason
+MAX_CHARACTERS = 500  # characters of a path or detail, which may quote the client
 TOO_LATE = "the service shut down before the whole request had arrived; retry on another replica"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 API = ("/v1/", "/v2")
 
 
-class Observe:
+class ObservabilityMiddleware:
     """Pure ASGI, so that it sees exactly what is sent.
 
-    The caller's `X-Request-ID` is kept where it is one printable word, else a new one is made.
-    Whatever goes wrong unforeseen is logged with the id, and the caller gets a plain 500.
-    `headers` are those that every answer has.
+    It keeps the client's `X-Request-ID` if that is one printable word, else it generates one. It
+    logs an unexpected exception with the ID and responds with a plain 500. Every response gets
+    `headers`.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Observe:
         self._pipeline = pipeline
         self._headers = headers
         self._quiet = Quiet(QUIET_SECONDS)
-        # A random part for each process, then a count: asking the kernel for randomness would
-        # give the interpreter's lock away in every request.
+        # A random prefix per process, then a counter: reading the kernel's randomness would release
+        # the GIL in every request.
         self._process, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
 
     def _id_of(self, scope: Scope) -> bytes:
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-                given: bytes = value
-                return given
+                client_id: bytes = value
+                return client_id
         return b"%s%012x" % (self._process, next(self._count))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ class Observe:
                 if private:
                     headers.append((b"cache-control", b"no-store"))
                 if self._pipeline.draining:
-                    # Kept-alive connections should find another replica.
+                    # Clients with kept-alive connections should move to another replica.
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
             await send(message)
@@ -102,16 +102,16 @@ class Observe:
             record.reason, record.detail = errors.ServiceError.reason, "see the exception"
             if not status:
                 name = request_id.decode("ascii")
-                detail = f"an unexpected error; the service's log has it under {name}"
-                answer = problem(scope["path"], 500, detail, errors.ServiceError.reason)
-                await answer(scope, receive, send_marked)
+                detail = f"unexpected error; the log has the details under request ID {name}"
+                response = problem(scope["path"], 500, detail, errors.ServiceError.reason)
+                await response(scope, receive, send_marked)
         except asyncio.CancelledError:
-            # Only the end of a shutdown's patience cancels a request. Who still sends the body must
-            # not have to guess what became of it.
+            # Only a shutdown that runs out of time cancels a request. A client that still sends the
+            # body must learn what became of it.
             if status:
                 raise
-            answer = refused(scope, errors.NotReady(TOO_LATE, RETRY_SECONDS))
-            await answer(scope, receive, send_marked)
+            response = refuse(scope, errors.NotReady(TOO_LATE, RETRY_SECONDS))
+            await response(scope, receive, send_marked)
         finally:
             self._metrics.in_flight.dec()
             self._log(scope, record, status, request_id)
@@ -124,22 +124,22 @@ class Observe:
         unlogged = 0
         if reason:
             self._metrics.refused(record.model, reason)
-            if reason in OF_LOAD:
+            if reason in LOAD_REASONS:
                 unlogged = self._quiet.unlogged(reason)
         level = logging.ERROR if failure else logging.INFO if reason else logging.DEBUG
         if unlogged < 0 or not log.isEnabledFor(level):
             return
         method, name = scope["method"], request_id.decode("ascii")
-        path = quote(scope["path"])[:LONGEST]  # Without the query, which may hold secrets.
-        what = f"{reason} in" if reason else "in"
-        colon = f": {detail[:LONGEST]}" if reason else ""
+        path = quote(scope["path"])[:MAX_CHARACTERS]  # The query may contain secrets.
+        outcome = f"{reason} in" if reason else "in"
+        colon = f": {detail[:MAX_CHARACTERS]}" if reason else ""
         log.log(
             level,
             "%s %s %s %d %s %.1f ms%s%s",
-            *(name, method, path, status, what, seconds * 1000, colon, and_more(unlogged)),
+            *(name, method, path, status, outcome, seconds * 1000, colon, and_more(unlogged)),
             exc_info=failure,
             extra=fields(
-                detail[:LONGEST] or "answered",
+                detail[:MAX_CHARACTERS] or "completed",
                 request_id=name,
                 method=method,
                 path=path,

@@ -1,4 +1,4 @@
-"""What the endpoints tell OpenAPI of themselves."""
+"""Parts of the OpenAPI description that endpoints share."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from service.http import schemas
 from service.http.admission import MAX_TIMEOUT_MS
 from service.http.problems import CONTENT_TYPE
 
-Name = Annotated[str | None, Query(description="a name of GET /v1/models; default: the first")]
+Name = Annotated[
+    str | None, Query(description="a model name from GET /v1/models; default: the first")
+]
 TopK = Annotated[
     int | None,
-    Query(description="predictions to return, 1 to the number of classes; default 5", ge=1),
+    Query(description="number of predictions, from 1 to the number of classes; default: 5", ge=1),
 ]
 
 PROBLEM = {"model": schemas.Problem, "content": {CONTENT_TYPE: {}}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: PROBLEM | {"description": "undecodable or truncated image"},
-    401: PROBLEM | {"description": "a key is required (Authorization: Bearer, or X-API-Key)"},
+    401: PROBLEM | {"description": "missing or unknown key (Authorization: Bearer, or X-API-Key)"},
     404: PROBLEM | {"description": "unknown model"},
     408: PROBLEM | {"description": "the headers or the body took too long to arrive"},
     413: PROBLEM | {"description": "body or pixel count over the limit"},
     415: PROBLEM | {"description": "unsupported content type"},
     422: PROBLEM | {"description": "a parameter is out of range"},
-    429: PROBLEM | {"description": "the queue is full; Retry-After says when it will have drained"},
+    429: PROBLEM
+    | {"description": "the queue is full; Retry-After estimates when it will have drained"},
     431: PROBLEM | {"description": "request line and headers over the limit"},
     503: PROBLEM | {"description": "loading, draining, or the engine is down; with Retry-After"},
     504: PROBLEM | {"description": "the deadline passed (X-Request-Timeout-Ms)"},
@@ -53,14 +56,14 @@ TIMEOUT_HEADER = {
 }
 
 
-def taking(content: dict[str, Any]) -> dict[str, Any]:
-    """Of an operation that takes images."""
+def image_operation(content: dict[str, Any]) -> dict[str, Any]:
+    """The request body and headers of an operation that takes images."""
     body = {"required": True, "content": content}
     return {"requestBody": body, "parameters": [TIMEOUT_HEADER]}
 
 
 def describe(app: FastAPI, plain: APIRouter) -> None:
-    """Has `/openapi.json` tell the endpoints of `plain`, too, which have routes of their own."""
+    """Adds the endpoints of `plain`, which FastAPI does not route, to `/openapi.json`."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -75,9 +78,10 @@ def describe(app: FastAPI, plain: APIRouter) -> None:
 
 
 def _name_problems(description: dict[str, Any]) -> None:
-    """FastAPI describes every model as plain JSON."""
-    operations = [one for path in description["paths"].values() for one in path.values()]
-    for response in [each for one in operations for each in one["responses"].values()]:
+    """Gives problems their media type: FastAPI describes every model as application/json."""
+    operations = [item for path in description["paths"].values() for item in path.values()]
+    responses = [response for item in operations for response in item["responses"].values()]
+    for response in responses:
         content = response.get("content", {})
         if CONTENT_TYPE in content and "application/json" in content:
             content[CONTENT_TYPE] = content.pop("application/json")

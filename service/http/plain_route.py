@@ -1,6 +1,6 @@
-"""Routes that cost little: without FastAPI's dependencies, validation and middleware.
+"""Cheap routes, without FastAPI's dependency injection, validation and middleware.
 
-FastAPI's take longer than a small network needs for its image.
+Those take longer than a small network's inference.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
-from service.http.problems import refused, unrouted
+from service.http.problems import handle_unrouted, refuse
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class PlainRoutes:
-    """Pure ASGI, around the application: requests for `routes` go straight to their endpoints."""
+class PlainRoutesMiddleware:
+    """Pure ASGI, around the application: dispatches requests for `routes` to their endpoints."""
 
     def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
         self._app = app
         self._exact = {route.path: route for route in routes if "{" not in route.path}
         self._patterns = [route for route in routes if "{" in route.path]
-        # What every pattern begins with: most requests are for other routes.
+        # A cheap test first: most requests are for other routes.
         self._prefixes = tuple({route.path.partition("{")[0] for route in self._patterns})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,11 +34,11 @@ class PlainRoutes:
         if route is None:
             await self._app(scope, receive, send)
             return
-        scope["route"] = route  # Metrics and traces find it there, as they find FastAPI's.
+        scope["route"] = route  # As FastAPI does, for metrics and traces.
         try:
             response = await respond(route, Request(scope, receive))
         except ServiceError as error:
-            response = refused(scope, error)
+            response = refuse(scope, error)
         await response(scope, receive, send)
 
     def _route(self, scope: Scope) -> Route | None:
@@ -60,4 +60,4 @@ async def respond(route: Route, request: Request) -> Response:
         endpoint: Endpoint = route.endpoint
         return await endpoint(request)
     allowed = {"Allow": ", ".join(sorted(methods))}
-    return unrouted(request, HTTPException(405, headers=allowed))
+    return handle_unrouted(request, HTTPException(405, headers=allowed))

@@ -1,6 +1,6 @@
-"""Refusals as RFC 9457 problem documents: one table from exceptions to statuses.
+"""Refusals as RFC 9457 problem documents: one table maps exceptions to statuses.
 
-Under /v2 they have the form that its protocol's clients read.
+Under /v2 they have the form that its protocol prescribes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.http.record import record_of
 
 CONTENT_TYPE = "application/problem+json"
 V2 = "/v2"
-CALLER_LEFT = 499  # nginx's; nobody receives it, logs and metrics show it
+CLIENT_CLOSED_REQUEST = 499  # nginx's; only logs and metrics show it, as the client is gone
 
 STATUSES: dict[type[errors.ServiceError], int] = {
     errors.UndecodableImage: HTTPStatus.BAD_REQUEST,
@@ -46,20 +46,22 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.EngineFailed: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
-    errors.ClientLeft: CALLER_LEFT,
+    errors.ClientLeft: CLIENT_CLOSED_REQUEST,
 }
 
 
 def problem(
     path: str, status: int, detail: str, reason: str, headers: dict[str, str] | None = None
 ) -> Response:
-    """A problem document; `reason` is its type, and is what the metrics count it as."""
+    """A problem document; `reason` is its type and its metrics label."""
     if path == V2 or path.startswith(f"{V2}/"):
         return Response(
             to_json({"error": detail}), status, headers=headers, media_type="application/json"
         )
-    title = "Client Closed Request" if status == CALLER_LEFT else HTTPStatus(status).phrase
-    # What `schemas.Problem` describes, as plain data: under overload it is most answers.
+    title = (
+        "Client Closed Request" if status == CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase
+    )
+    # `schemas.Problem` as plain data: under overload it makes up most responses.
     document = {
         "type": f"urn:resnet-serve:problem:{reason}",
         "title": title,
@@ -69,8 +71,8 @@ def problem(
     return Response(to_json(document), status, headers=headers, media_type=CONTENT_TYPE)
 
 
-def answer(path: str, error: errors.ServiceError) -> Response:
-    """The answer to what the service refuses; `path` is what was asked for, as far as known."""
+def refusal_response(path: str, error: errors.ServiceError) -> Response:
+    """The response to a refusal; `path` is the request's, as far as known."""
     headers = {}
     if isinstance(error, errors.Busy):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
@@ -79,59 +81,55 @@ def answer(path: str, error: errors.ServiceError) -> Response:
     return problem(path, STATUSES[type(error)], str(error), error.reason, headers)
 
 
-def refused(scope: Scope, error: errors.ServiceError) -> Response:
-    """The answer to a request that the service refuses."""
-    return _counted(answer(scope["path"], error), scope, error.reason, str(error))
+def refuse(scope: Scope, error: errors.ServiceError) -> Response:
+    """The response to a refused request, noted in its record."""
+    return _recorded(refusal_response(scope["path"], error), scope, error.reason, str(error))
 
 
-def timed(timing_ms: Mapping[str, float]) -> dict[str, str]:
-    """The phases of a request as the header in which browsers look for them."""
+def server_timing(timing_ms: Mapping[str, float]) -> dict[str, str]:
+    """A request's phases as the header Server-Timing, which browsers show."""
     phases = [f"{phase};dur={ms}" for phase, ms in timing_ms.items()]
     return {"Server-Timing": ", ".join(phases)}
 
 
-def invalid(place: str, problems: Sequence[Any]) -> str:
-    """What pydantic finds first, and where."""
-    first = problems[0]
+def validation_message(place: str, errors: Sequence[Any]) -> str:
+    """Pydantic's first error, and its location."""
+    first = errors[0]
     return f"{' '.join(map(str, (place, *first['loc']))).strip()}: {first['msg']}"
 
 
-def unrouted(request: Request, error: Exception) -> Response:
+def handle_unrouted(request: Request, error: Exception) -> Response:
+    """The response to a request without a matching route."""
     assert isinstance(error, HTTPException)
-    # Not `request.url`: a Host header may make it no URL.
+    # Not `request.url`: a Host header can make it invalid.
     path = quote(request.scope["path"])
     detail = f"{request.method} {path}: {error.detail}; /docs lists the endpoints"
     reason = HTTPStatus(error.status_code).name.lower()
-    return _answer(request.scope, error.status_code, detail, reason, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    response = problem(request.scope["path"], error.status_code, detail, reason, headers)
+    return _recorded(response, request.scope, reason, detail)
 
 
 def install(app: FastAPI) -> None:
-    """Makes every refusal of `app` a problem document, counted and logged by the middleware."""
+    """Turns every refusal of `app` into a problem document, for the middleware to count and log."""
 
-    def ours(request: Request, error: Exception) -> Response:
+    def handle_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, errors.ServiceError)
-        return refused(request.scope, error)
+        return refuse(request.scope, error)
 
-    def unvalidated(request: Request, error: Exception) -> Response:
+    def handle_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return refused(request.scope, errors.BadParameter(invalid("", error.errors())))
+        return refuse(request.scope, errors.BadParameter(validation_message("", error.errors())))
 
-    app.add_exception_handler(errors.ServiceError, ours)
-    app.add_exception_handler(RequestValidationError, unvalidated)
-    app.add_exception_handler(HTTPException, unrouted)
-
-
-def _answer(
-    scope: Scope, status: int, detail: str, reason: str, headers: dict[str, str]
-) -> Response:
-    response = problem(scope["path"], status, detail, reason, headers)
-    return _counted(response, scope, reason, detail)
+    app.add_exception_handler(errors.ServiceError, handle_refusal)
+    app.add_exception_handler(RequestValidationError, handle_invalid)
+    app.add_exception_handler(HTTPException, handle_unrouted)
 
 
-def _counted(response: Response, scope: Scope, reason: str, detail: str) -> Response:
-    """`response`, with the request's time so far."""
+def _recorded(response: Response, scope: Scope, reason: str, detail: str) -> Response:
+    """`response`, with the time so far; notes the refusal in the request's record."""
     record = record_of(scope)
     record.reason, record.detail = reason, detail  # The middleware logs them.
     total = (time.perf_counter() - record.started) * 1000
-    response.headers.update(timed({"total": round(total, 3)}))
+    response.headers.update(server_timing({"total": round(total, 3)}))
     return response

@@ -1,4 +1,4 @@
-"""What is known of one request: the endpoints write it, its log line, metrics and trace read it."""
+"""One request's facts: endpoints write them; the log line, metrics and trace read them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ KEY = "resnet_serve.record"
 
 @dataclass(slots=True)
 class RequestRecord:
-    """`started`: seconds of `time.perf_counter`; `model`: the name of the model that serves it;
-    `reason` and `detail` say why it was refused, `failure` what no one foresaw; `trace`: the ids
-    that its log line shows."""
+    """`started`: by `time.perf_counter`; `model`: the serving model's name; `reason` and `detail`:
+    why it was refused; `failure`: an unexpected exception; `trace`: the trace and span IDs for its
+    log line."""
 
     started: float
     model: str = ""
@@ -25,7 +25,7 @@ class RequestRecord:
 
 
 def record_of(scope: Scope) -> RequestRecord:
-    """The record of a request, which begins with the first call."""
+    """The request's record; the first call creates it."""
     record: RequestRecord | None = scope.get(KEY)
     if record is None:
         record = scope[KEY] = RequestRecord(time.perf_counter())

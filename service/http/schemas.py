@@ -1,4 +1,4 @@
-"""The JSON that goes out, as the OpenAPI description shows it."""
+"""The JSON of responses, as OpenAPI describes it."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class BatchClassification(BaseModel):
 class Embedding(BaseModel):
     model: str
     dimensions: int
-    normalized: bool = Field(description="whether it was divided by its Euclidean length")
+    normalized: bool = Field(description="whether the vector was divided by its Euclidean length")
     embedding: list[float] = Field(description="the input of the network's last layer")
     timing_ms: Timing
     batch_size: int = Field(description="images in the same batch, this one included")
 
 
 class Region(BaseModel):
-    """In parts of the upright image's width and height."""
+    """In fractions of the upright image's width and height."""
 
     left: float
     top: float
@@ -124,25 +124,25 @@ class ModelCard(BaseModel):
     engine: str | None = Field(description="null while it loads")
     threads: int | None = Field(None, description="threads of an engine on the CPU")
     streams: int | None = Field(
-        None, description="parts of a batch that are computed in parallel; unset: it is not split"
+        None, description="parts of a batch computed in parallel; unset: batches are not split"
     )
     split_from: int | None = Field(None, description="the smallest batch that is split")
     cpu_ms: CpuMilliseconds | None = Field(
         None,
         description="measured CPU time of one image in milliseconds, from which the number of "
-        "threads was chosen; unset where engine_threads is set",
+        "threads was chosen; unset if engine_threads is set",
     )
     parity: Parity | None = Field(
         None, description="the engine compared with plain PyTorch in fp32"
     )
     batch_ms: dict[int, float] | None = Field(
-        None, description="milliseconds that each batch size took after warming up"
+        None, description="milliseconds that each batch size took after warm-up"
     )
     state: str = Field(description="loading, ready, failed, or lost (only a restart can help)")
     reason: str = Field(description="why it is not ready")
     weights: Weights
-    metrics: dict[str, Any] = Field(description="measured accuracy by data set")
-    temperature: float = Field(description="divides the logits; 1 where none was fitted")
+    metrics: dict[str, Any] = Field(description="measured accuracy per data set")
+    temperature: float = Field(description="divisor of the logits; 1 if none was fitted")
 
 
 class ModelDetails(ModelCard):
@@ -168,7 +168,7 @@ class Problem(BaseModel):
 
 
 def predictions_of(predictions: Iterable[ranking.Prediction]) -> list[dict[str, Any]]:
-    """What `Prediction` describes, of each."""
+    """The JSON of several `Prediction`s."""
     return [
         {"class_id": p.class_id, "label": p.label, "probability": round(p.probability, 6)}
         for p in predictions
@@ -176,7 +176,7 @@ def predictions_of(predictions: Iterable[ranking.Prediction]) -> list[dict[str, 
 
 
 def classification_of(classified: Classified) -> dict[str, Any]:
-    """What `Classification` describes, as plain data: its models would cost more than the rest."""
+    """The JSON of a `Classification`, as plain data: pydantic would cost more than all else."""
     return {
         "model": classified.model,
         "predictions": predictions_of(classified.predictions),
@@ -186,16 +186,16 @@ def classification_of(classified: Classified) -> dict[str, Any]:
 
 
 def slowest_of(computed: Sequence[Computed], total: float) -> dict[str, float]:
-    """The milliseconds of several images: each phase of the slowest in it, and `total` seconds."""
+    """Several images' timing in milliseconds: the slowest of each phase, and `total` in seconds."""
     longest = {
-        phase: max((getattr(each, phase) for each in computed), default=0.0)
+        phase: max((getattr(image, phase) for image in computed), default=0.0)
         for phase in ("decode", "queue", "inference")
     }
     return {phase: round(s * 1000, 3) for phase, s in (longest | {"total": total}).items()}
 
 
 def timing_of(computed: Computed) -> dict[str, float]:
-    """What `Timing` describes."""
+    """The JSON of a `Timing`."""
     return {
         "decode": round(computed.decode * 1000, 3),
         "queue": round(computed.queue * 1000, 3),

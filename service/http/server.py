@@ -1,4 +1,4 @@
-"""uvicorn, with a shutdown that loses nothing."""
+"""uvicorn, with a graceful shutdown that loses no request."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FILES_BESIDE_CONNECTIONS = 512
-# Reloads for ever; it is given what to do with settings that change.
+# Reloads the settings forever; its argument applies changed ones.
 Reloading = Callable[[Callable[[Settings], None]], Coroutine[Any, Any, None]]
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM readiness turns false at once, requests are served for the grace period, then
-    new ones are refused, accepted ones answered, and the process exits with status 0.
+    """On SIGTERM, reports not ready at once and serves for the grace period; then it refuses new
+    requests, completes accepted ones and exits with status 0.
 
-    SIGINT skips the grace; a second signal gives up on what is still being computed. `reloading`
-    runs beside it.
+    SIGINT skips the grace period; a second signal abandons requests in flight. `reloading` runs
+    alongside.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Server(uvicorn.Server):
                 server_header=False,
                 headers=[("X-Content-Type-Options", "nosniff")],
                 backlog=BACKLOG,
-                proxy_headers=False,  # nothing here asks who or where the caller is
-                timeout_keep_alive=75,  # longer than the usual load balancer's idle time
+                proxy_headers=False,  # the client's address is not used
+                timeout_keep_alive=75,  # longer than common load balancers' idle timeouts
                 timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
             )
         )
         self._pipeline: Pipeline = app.state.services.pipeline
         self._keys: Keys = app.state.services.keys
         self._limits = ConnectionLimits(settings, app.state.services.metrics)
-        self._tls = tls.context(settings)
-        # asyncio takes the second only with the first.
+        self._tls = tls.create_context(settings)
+        # asyncio accepts the second only with the first.
         self._encryption: dict[str, Any] = (
             {"ssl": self._tls, "ssl_handshake_timeout": settings.header_timeout_s}
             if self._tls
@@ -85,8 +85,8 @@ class Server(uvicorn.Server):
         self._reload_task: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # The base class raises the signal again after the shutdown, which would make an orderly
-        # end look like a death by signal.
+        # The base class raises the signal again after the shutdown, which would make a clean exit
+        # look like a death by signal.
         if self._pipeline.draining:
             self.force_exit = self.should_exit = True
             return
@@ -96,7 +96,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         runtime.tune_interpreter()
         runtime.allow_files(self._limits.max_connections + FILES_BESIDE_CONNECTIONS)
-        await super().startup([])  # The listeners are ours, for they need our protocol.
+        await super().startup([])  # We create the listeners' servers, as they need our protocol.
         self._listeners = sockets or []
         for listener in self._listeners:
             server = await asyncio.get_running_loop().create_server(
@@ -106,7 +106,7 @@ class Server(uvicorn.Server):
         self.announce()
 
     def protocol(self) -> Callable[[], ServerConnection]:
-        """Makes what reads a new connection."""
+        """The factory of a new connection's protocol."""
         return partial(
             ServerConnection,
             self._limits,
@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
         )
 
     def announce(self) -> None:
-        """Tells that connections are accepted."""
+        """Logs that connections are accepted, and starts reloading."""
         for listener in self._listeners:
             announce(self._pipeline.models, listener, encrypted=self._tls is not None)
         if self._reloading is not None:
@@ -124,10 +124,10 @@ class Server(uvicorn.Server):
             self._reload_task = loop.create_task(self._reloading(self.apply))
 
     def apply(self, settings: Settings) -> None:
-        """Has what can change while the process runs, other than the models, count from now on.
+        """Applies the settings, other than the models, that can change at runtime.
 
         Raises:
-            ConfigError: the certificate cannot be used; then nothing has changed.
+            ConfigError: the certificate cannot be used; then nothing changes.
         """
         if self._tls is not None:
             tls.reload(self._tls, settings)
@@ -137,11 +137,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
         if self._pipeline.refusing:
-            # Who has connected may be about to send; the base class would close such connections.
-            new = [c for c in self.server_state.connections if getattr(c, "cycle", 0) is None]
-            self.should_exit |= not new or now >= self._refusing_since + NEW_CONNECTION_SECONDS
+            # New connections may be about to send a request; the base class would close them.
+            fresh = [c for c in self.server_state.connections if getattr(c, "cycle", 0) is None]
+            self.should_exit |= not fresh or now >= self._refusing_since + NEW_CONNECTION_SECONDS
         elif self._exit_at is not None and now >= self._exit_at:
-            # The backlog is accepted and read before the next tick, a tenth of a second from now.
+            # The backlog is accepted and read before the next tick, 0.1 s from now.
             for listener in self._listeners:
                 ignore_new_connections(listener)
             self._pipeline.refusing, self._refusing_since = True, now
@@ -151,10 +151,10 @@ class Server(uvicorn.Server):
 def serve(
     app: FastAPI, settings: Settings, listener: socket.socket, reloading: Reloading | None = None
 ) -> None:
-    """Serves until a signal ends it."""
+    """Serves until a signal stops it."""
     Server(app, settings, reloading).run(sockets=[listener])
-    log.info("stopped; every accepted request was answered")
+    log.info("stopped; every accepted request got a response")
     if not app.state.services.ended:
-        # An engine is still inside native code; unloading the interpreter under it would abort.
+        # An engine is still in native code; finalizing the interpreter under it would abort.
         logging.shutdown()
         os._exit(0)

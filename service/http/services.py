@@ -1,4 +1,4 @@
-"""What the endpoints use, made by the composition root."""
+"""The objects that endpoints share, created by the composition root."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from starlette.types import Scope
 
 from service.config.settings import Settings
 from service.http.access import Keys
-from service.http.body import Intake
+from service.http.body import UploadBudget
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
 
 @dataclass(slots=True)
 class Services:
-    """`ended`: whether the engines had finished when the application ended."""
+    """`ended`: whether the engines had stopped when the application ended."""
 
     settings: Settings
     metrics: Metrics
     pipeline: Pipeline
     keys: Keys
-    intake: Intake
+    budget: UploadBudget
     ended: bool = True
 
 

@@ -1,4 +1,4 @@
-"""The service's certificate."""
+"""The TLS context: loading and reloading the certificate."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from service.config.settings import Settings
 from service.errors import ConfigError
 
 
-def context(settings: Settings) -> ssl.SSLContext | None:
-    """What `tls_certificate` and `tls_key` say, for TLS 1.2 and later; None: plain HTTP.
+def create_context(settings: Settings) -> ssl.SSLContext | None:
+    """A context from `tls_certificate` and `tls_key`, for TLS 1.2 and later; None: plain HTTP.
 
     Raises:
-        ConfigError: one line that names the setting and what is wrong with its file.
+        ConfigError: one line that names the setting and the fault in its file.
     """
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
-        missing, given = "tls_certificate", "tls_key"
+        missing, present = "tls_certificate", "tls_key"
         if key is None:
-            missing, given = given, missing
-        raise ConfigError(f"{missing}: is missing; {given} needs it")
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    made.set_alpn_protocols(["http/1.1"])
+            missing, present = present, missing
+        raise ConfigError(f"{missing}: is missing; {present} needs it")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
     _readable("tls_certificate", certificate)
     _readable("tls_key", key)
     try:
-        made.load_cert_chain(certificate, key, password=_no_password)
+        context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
         raise ConfigError(_why(error, certificate, key)) from None
     except ValueError:
         raise ConfigError(f"tls_key: {key} needs a password; give a key without one") from None
-    return made
+    return context
 
 
 def reload(live: ssl.SSLContext, settings: Settings) -> None:
-    """Has a context that is in use present the files' new content to whoever connects next.
+    """Reloads the files into a context in use; new connections get the new certificate.
 
     Raises:
-        ConfigError: as for `context`; then `live` is as it was.
+        ConfigError: as for `create_context`; then `live` is unchanged.
     """
-    if context(settings) is None:
-        raise ConfigError("tls_certificate: cannot be taken away while the service runs")
+    if create_context(settings) is None:
+        raise ConfigError("tls_certificate: cannot be removed while the service runs")
     assert settings.tls_certificate is not None
     live.load_cert_chain(settings.tls_certificate, settings.tls_key, password=_no_password)
 
 
 def _no_password() -> str:
-    raise ValueError  # Without this function it would be asked for on a terminal.
+    raise ValueError  # Without this function OpenSSL would prompt on the terminal.
 
 
 def _readable(setting: str, path: Path) -> None:
@@ -64,7 +64,7 @@ def _why(error: ssl.SSLError, certificate: Path, key: Path) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
         return f"tls_key: {key} is not the key of {certificate}"
     if "-----BEGIN CERTIFICATE-----" not in certificate.read_text("latin-1"):
-        return f"tls_certificate: {certificate} holds no certificate in PEM format"
+        return f"tls_certificate: {certificate} contains no PEM certificate"
     if "PRIVATE KEY-----" not in key.read_text("latin-1"):
-        return f"tls_key: {key} holds no private key in PEM format"
+        return f"tls_key: {key} contains no PEM private key"
     return f"tls_key: {certificate} and {key} cannot be used: {error.reason or 'unreadable'}"

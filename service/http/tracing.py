@@ -1,14 +1,14 @@
-"""OpenTelemetry: a server span for each request, and in it one for each phase of each image.
+"""OpenTelemetry: a server span per request, with a child span for each phase of each image.
 
     POST /v1/classify   ├──────────────────────────────────────┤
         decode               ├────┤
         queue                     ├─────────┤
         inference                           ├──────────────┤
 
-What is before `decode` is the body's arrival and the wait for a thread. Imported only where
-tracing is configured: without it nothing of this runs. Spans are made of times that are taken
-anyway, and are sent by a thread of their own. Probes and scrapes have no spans, nor has what
-`service.http.connection` refuses before there is a request.
+Before `decode`, the body arrives and the image waits for a thread. This module is imported only if
+tracing is configured. Spans reuse times that are measured anyway; a separate thread exports them.
+Probes and scrapes have no spans, nor do refusals by `service.http.connection`, which precede a
+request.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ UNTRACED = ("/health/", "/metrics")
 METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
 )
-# The W3C's names of what a caller says of its trace. Its `baggage` is none of ours.
-CARRIED = (b"traceparent", b"tracestate")
-LONGEST = 500  # characters of a path or of a caller's name for itself
-QUIET_SECONDS = 60.0  # between two lines about a collector that cannot be reached
-FLUSH_SECONDS = 2.0  # at the end, for spans that were not yet sent
+# W3C Trace Context; its `baggage` is not used.
+TRACE_HEADERS = (b"traceparent", b"tracestate")
+MAX_CHARACTERS = 500  # of a path, user agent or error
+QUIET_SECONDS = 60.0  # between two log lines about an unreachable collector
+FLUSH_SECONDS = 2.0  # at shutdown, for spans not yet exported
 
 Attributes = dict[str, AttributeValue]
-_request: ContextVar[Request | None] = ContextVar("request", default=None)
+_request: ContextVar[RequestSpan | None] = ContextVar("request", default=None)
 
 
-class Request:
-    """A request's span; `began` is the moment of its `start_time` on the clock of jobs."""
+class RequestSpan:
+    """A request's span; `began` is its `start_time` by the jobs' clock."""
 
     __slots__ = ("began", "images", "span")
 
@@ -68,16 +68,16 @@ class Request:
         self.images = 0
 
     def at(self, seconds: float) -> int:
-        """Nanoseconds since 1970 of a time of `time.perf_counter`; for spans that record."""
+        """Converts a `time.perf_counter` time to Unix nanoseconds; for recording spans only."""
         assert isinstance(self.span, ReadableSpan)
         return (self.span.start_time or 0) + round((seconds - self.began) * 1e9)
 
 
 class Tracing:
-    """Makes spans and sends them; the standard OTEL_* variables hold where no setting does.
+    """Creates and exports spans; the standard OTEL_* variables apply where no setting does.
 
     Raises:
-        ConfigError: one of those variables is impossible.
+        ConfigError: an OTEL_* variable is invalid.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -95,48 +95,50 @@ class Tracing:
         self._tracer = self._provider.get_tracer(NAME, version(NAME))
         self._propagator = TraceContextTextMapPropagator()
         library = logging.getLogger("opentelemetry")
-        library.handlers, library.propagate = [Relay()], False
+        library.handlers, library.propagate = [RateLimitedHandler()], False
 
-    def begin(self, scope: Scope) -> Request:
-        """The span of a request, a child of its caller's; whether it records, a sampler decides."""
+    def begin(self, scope: Scope) -> RequestSpan:
+        """Starts a request's span, a child of the client's; a sampler decides if it records."""
         carrier: dict[str, list[str]] = {}
         method = scope["method"]
         attributes: Attributes = {
             "http.request.method": method if method in METHODS else "_OTHER",
             "url.scheme": scope["scheme"],
-            "url.path": scope["path"][:LONGEST],  # Without the query, which may hold secrets.
+            "url.path": scope["path"][
+                :MAX_CHARACTERS
+            ],  # Without the query, which may contain secrets.
             "network.protocol.version": scope["http_version"],
         }
         if scope.get("server"):
             attributes["server.address"], attributes["server.port"] = scope["server"]
         for name, value in scope["headers"]:
-            if name in CARRIED:
+            if name in TRACE_HEADERS:
                 carrier.setdefault(name.decode("ascii"), []).append(value.decode("latin-1"))
             elif name == b"user-agent":
-                attributes["user_agent.original"] = value.decode("latin-1")[:LONGEST]
+                attributes["user_agent.original"] = value.decode("latin-1")[:MAX_CHARACTERS]
         span = self._tracer.start_span(
-            _name(method),
+            _span_name(method),
             self._propagator.extract(carrier, Context()),
             SpanKind.SERVER,
             attributes,
         )
         context = span.get_span_context()
-        # For the request's line in the log, whether or not its spans are kept.
+        # For the request's log line, whether or not its spans are sampled.
         record_of(scope).trace = {
             "trace_id": f"{context.trace_id:032x}",
             "span_id": f"{context.span_id:016x}",
         }
-        return Request(span)
+        return RequestSpan(span)
 
-    def end(self, request: Request, scope: Scope, status: int, request_id: str) -> None:
-        """Ends the span of a request; `status` 0: nothing was answered."""
+    def end(self, request: RequestSpan, scope: Scope, status: int, request_id: str) -> None:
+        """Ends a request's span; `status` 0: no response was sent."""
         span = request.span
         if not span.is_recording():
             return
         ended = request.at(time.perf_counter())
         route = getattr(scope.get("route"), "path", "")
         if route:
-            span.update_name(f"{_name(scope['method'])} {route}")
+            span.update_name(f"{_span_name(scope['method'])} {route}")
             span.set_attribute("http.route", route)
         if status:
             span.set_attribute("http.response.status_code", status)
@@ -147,10 +149,10 @@ class Tracing:
             span.set_attribute("resnet_serve.refusal", record.reason)
         if record.model:
             span.set_attribute("resnet_serve.model", record.model)
-        # By HTTP's semantic conventions, what a caller did wrong is no error of a server's span.
+        # By HTTP's semantic conventions, client errors are not errors of a server span.
         if status >= 500:
             span.set_attribute("error.type", record.reason or str(status))
-            span.set_status(Status(StatusCode.ERROR, record.detail[:LONGEST]))
+            span.set_status(Status(StatusCode.ERROR, record.detail[:MAX_CHARACTERS]))
         if record.failure is not None:
             span.record_exception(record.failure, timestamp=ended)
         span.end(ended)
@@ -158,16 +160,16 @@ class Tracing:
     def follow(
         self, model: Model, job: Job[Pixels, Row], error: BaseException | None
     ) -> dict[str, str] | None:
-        """Makes the spans of an image's phases, the last of which failed where there is an error.
+        """Creates the spans of an image's phases; an `error` belongs to the last.
 
-        The exemplar for its times: None where the request does not record.
+        Returns the exemplar for its times; None if the request's span does not record.
         """
         request = _request.get()
         if request is None or not request.span.is_recording():
             return None
         request.images += 1
         parent = set_span_in_context(request.span, Context())
-        served = model.describe()
+        card = model.describe()
         image: Attributes = {
             "resnet_serve.model": model.name,
             "resnet_serve.image": request.images,
@@ -178,37 +180,37 @@ class Tracing:
             attributes = dict(image)
             if name == "inference":
                 attributes |= {
-                    # Images of one batch, whatever requests they came with, have the same.
+                    # The same for all images of a batch, across requests.
                     "resnet_serve.batch.id": f"{round(job.started * 1e9):x}",
                     "resnet_serve.batch.size": job.batch_size,
-                    "resnet_serve.engine": str(served["engine"]),
-                    "resnet_serve.precision": str(served["precision"]),
-                    "resnet_serve.device": str(served["device"]),
+                    "resnet_serve.engine": str(card["engine"]),
+                    "resnet_serve.precision": str(card["precision"]),
+                    "resnet_serve.device": str(card["device"]),
                 }
             if failed:
-                attributes["error.type"] = _type_of(error)
+                attributes["error.type"] = _error_type(error)
             span = self._tracer.start_span(
                 name, parent, attributes=attributes, start_time=request.at(began)
             )
             if failed:
-                span.set_status(Status(StatusCode.ERROR, str(error)[:LONGEST]))
+                span.set_status(Status(StatusCode.ERROR, str(error)[:MAX_CHARACTERS]))
             span.end(request.at(ended))
         context = request.span.get_span_context()
         return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def close(self, timeout: float) -> None:
-        """Sends what is left, for at most `timeout` seconds, and no longer than makes sense."""
-        # Its own shutdown waits as long as the exporter tries, which nobody can tell it.
-        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
-        ending.start()
-        ending.join(min(timeout, FLUSH_SECONDS))
-        if ending.is_alive():
-            log.warning("the last spans could not be sent in time")
+        """Exports the remaining spans, within `timeout` and FLUSH_SECONDS."""
+        # The provider's shutdown has no timeout: it waits for the exporter's retries.
+        shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(min(timeout, FLUSH_SECONDS))
+        if shutdown.is_alive():
+            log.warning("the last spans could not be exported in time")
             self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
-class Traced:
-    """Pure ASGI, around everything else, so that a span has the status that is sent."""
+class TracingMiddleware:
+    """Pure ASGI, outermost, so that a span has the status that is sent."""
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
         self._app = app
@@ -221,7 +223,7 @@ class Traced:
         request = self._tracing.begin(scope)
         status, request_id = 0, ""
 
-        async def send_seen(message: Message) -> None:
+        async def send_observed(message: Message) -> None:
             nonlocal status, request_id
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -232,14 +234,14 @@ class Traced:
 
         token = _request.set(request)
         try:
-            await self._app(scope, receive, send_seen)
+            await self._app(scope, receive, send_observed)
         finally:
             _request.reset(token)
             self._tracing.end(request, scope, status, request_id)
 
 
-class Relay(logging.Handler):
-    """Passes on what OpenTelemetry logs, a line a minute: a dead collector is no flood."""
+class RateLimitedHandler(logging.Handler):
+    """Forwards OpenTelemetry's log, one line a minute: a dead collector must not flood the log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -252,20 +254,20 @@ class Relay(logging.Handler):
 
 
 def _resource() -> Resource:
-    ours: Attributes = {
+    service: Attributes = {
         "service.name": NAME,
         "service.version": version(NAME),
         "service.instance.id": str(uuid.uuid4()),
     }
-    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+    return Resource.create({**service, **OTELResourceDetector().detect().attributes})
 
 
-def _name(method: str) -> str:
+def _span_name(method: str) -> str:
     return method if method in METHODS else "HTTP"
 
 
 def _phases(job: Job[Pixels, Row]) -> Iterator[tuple[str, float, float]]:
-    """What an image has gone through, from when to when; the last may have been cut short."""
+    """An image's phases so far, with start and end; the last may be incomplete."""
     now = time.perf_counter()
     if job.decoded != job.decoding or not job.decoded:  # Pixels need no decoding.
         yield "decode", job.decoding or job.admitted, job.decoded or now
@@ -275,5 +277,5 @@ def _phases(job: Job[Pixels, Row]) -> Iterator[tuple[str, float, float]]:
         yield "inference", job.started, job.finished or now
 
 
-def _type_of(error: BaseException | None) -> str:
+def _error_type(error: BaseException | None) -> str:
     return error.reason if isinstance(error, ServiceError) else type(error).__name__

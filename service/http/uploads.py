@@ -1,4 +1,4 @@
-"""Images out of HTTP bodies."""
+"""Images in request bodies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.http.body import Body
 T = TypeVar("T")
 FIELD = "image"
 MULTIPART = "multipart/form-data"
-QUOTED = 200  # characters of a caller's words that a refusal repeats
+QUOTED = 200  # characters of the client's input that a refusal quotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ async def read_image(body: Body) -> bytes:
     """The one image of a raw or multipart request.
 
     Raises:
-        UnsupportedMediaType: the content type is no image.
+        UnsupportedMediaType: the content type is not an image type.
         TooLarge, UploadsFull: see `service.http.body.Body`.
-        BadParameter: a multipart body has not exactly one field `image`.
+        BadParameter: a multipart body does not have exactly one field `image`.
         UndecodableImage: a multipart body is malformed.
         DeadlineExceeded, RequestTooSlow: it took too long to arrive.
         ClientLeft: the client disconnected while sending the body.
@@ -53,32 +53,32 @@ async def read_image(body: Body) -> bytes:
     if kind == MULTIPART:
         uploads = await read_images(body, max_images=1)
         return uploads[0].data
-    # No type at all is taken as octets: the decoder looks at the bytes anyway.
+    # A missing type counts as octets: the decoder inspects the bytes anyway.
     if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
         raise UnsupportedMediaType(
             f"unsupported content type {kind[:QUOTED]!r}; send the bytes as image/* or "
             f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
         )
-    return await body.whole()
+    return await body.read_all()
 
 
 async def read_images(body: Body, max_images: int) -> list[Upload]:
-    """The fields `image` of a multipart request; raises as `read_image`."""
+    """The fields `image` of a multipart request; raises as `read_image` does."""
     if media_type(body.request) != MULTIPART:
         raise UnsupportedMediaType(f"send several images as {MULTIPART}, each in a field {FIELD!r}")
     _, parameters = parse_options_header(body.request.headers["content-type"])
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
-        # Python's codecs do not stop at charsets: some take minutes, some give no text.
+        # Python's codecs include more than charsets: some take minutes, some return no text.
         raise UnsupportedMediaType(f"send {MULTIPART} without a charset, or with utf-8")
     parser = MultiPartParser(
         body.request.headers, body.chunks(), max_files=max_images, max_fields=16
     )
-    parser.spool_max_size = body.max_bytes  # The whole body fits; no detour over a disk.
+    parser.spool_max_size = body.max_bytes  # The whole body fits in memory; no spooling to disk.
     try:
         async with asyncio.timeout_at(body.until):
             form = await parser.parse()
     except TimeoutError:
-        raise body.late() from None
+        raise body.timeout_error() from None
     except MultiPartException as error:
         message = error.message
         if "Too many files" in message and max_images == 1:
@@ -99,22 +99,22 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Awaits `work`, and cancels it as soon as the caller closes the connection.
+    """Awaits `work`, and cancels it if the client closes the connection.
 
-    The body must have been read: then the next message can only be the disconnect.
+    Read the body first: then the next message can only be the disconnect.
 
     Raises:
-        ClientLeft: the caller closed the connection first.
+        ClientLeft: the client closed the connection first.
     """
     task = asyncio.current_task()
     assert task is not None
-    gone = asyncio.ensure_future(request.receive())
-    gone.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    disconnect = asyncio.ensure_future(request.receive())
+    disconnect.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
     try:
         return await work
     except asyncio.CancelledError:
-        if not gone.done() or task.uncancel():
-            raise  # Someone else wants this task to end.
+        if not disconnect.done() or task.uncancel():
+            raise  # The cancellation came from elsewhere.
         raise ClientLeft("the client disconnected before the response") from None
     finally:
-        gone.cancel()
+        disconnect.cancel()

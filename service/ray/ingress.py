@@ -1,4 +1,4 @@
-"""The HTTP of a Ray cluster: our application, whose models are other deployments."""
+"""The ingress of a Ray cluster: our HTTP application, whose models are other deployments."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class Ingress:
-    """Begins to serve when all models do: until then those of the last deployment are asked."""
+    """Starts to serve once all models do; until then Ray routes to the previous version."""
 
     async def __init__(  # type: ignore[misc] # Ray awaits it.
-        self, told: dict[str, Any], *handles: DeploymentHandle
+        self, fields: dict[str, Any], *handles: DeploymentHandle
     ) -> None:
-        # Of one process: what is said of all front ends holds for each ingress.
-        self._settings = validated(Settings, **told | {"workers": 1})
+        # Limits for all front ends together apply to each ingress.
+        self._settings = validated(Settings, **fields | {"workers": 1})
         log_to_stderr(self._settings.log_level, self._settings.log_format)
         self._metrics = RayMetrics(INGRESS)
         self._repository = RayRepository(self._settings, list(handles), self._metrics)
-        await self._repository.greet()
+        await self._repository.wait_until_ready()
         self._pushing = asyncio.create_task(self._metrics.keep_pushing())
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -1,7 +1,7 @@
-"""Our metrics in Ray's as well, under the same names: with Ray's tags of deployment and replica.
+"""Mirrors our metrics to Ray's, which add tags for deployment and replica.
 
-Ray prefixes a name with `ray_`. Counters and gauges are copied every few seconds; a histogram has
-to see each value.
+Ray prefixes names with `ray_`. Counters and gauges are copied every few seconds; histograms must
+observe each value.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
-from ray.serve import metrics as theirs
+from ray.serve import metrics as ray_metrics
 
 from service.metrics import SECONDS, SIZES, Metrics
 
 PUSH_SECONDS = 2.0
-# What each tells: an image that a replica computed is not counted again where it was asked for.
+# The metrics of each: the ingress does not count images that a replica counts.
 INGRESS = ("requests", "refusals", "in_flight")
 REPLICA = (
     "phase", "batch_size", "images", "engine_errors", "out_of_memory", "queue_depth", "queue_limit",
@@ -26,22 +26,22 @@ BOUNDARIES: dict[str, Sequence[float]] = {"phase": SECONDS, "batch_size": SIZES}
 
 
 class RayMetrics(Metrics):
-    """Those of `told`, which are attributes of `Metrics`, go to Ray too."""
+    """`Metrics` that mirrors its attributes `names` to Ray."""
 
-    def __init__(self, told: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
-        self._copies = []
-        for name in told:
-            ours = getattr(self, name)
+        self._mirrors = []
+        for name in names:
+            metric = getattr(self, name)
             if name in BOUNDARIES:
-                setattr(self, name, Twins(ours, BOUNDARIES[name]))
+                setattr(self, name, MirroredHistogram(metric, BOUNDARIES[name]))
             else:
-                self._copies.append(Copy(ours))
+                self._mirrors.append(MirroredMetric(metric))
 
     def push(self) -> None:
-        """Brings Ray's counters and gauges up to date."""
-        for copy in self._copies:
-            copy.push()
+        """Updates Ray's counters and gauges."""
+        for mirror in self._mirrors:
+            mirror.push()
 
     async def keep_pushing(self) -> None:
         while True:
@@ -49,57 +49,59 @@ class RayMetrics(Metrics):
             await asyncio.sleep(PUSH_SECONDS)
 
 
-class Twins:
-    """A histogram of ours and its copy, in place of ours."""
+class MirroredHistogram:
+    """A stand-in for a histogram that also observes values in Ray's."""
 
-    def __init__(self, ours: Histogram, boundaries: Sequence[float]) -> None:
-        (family,) = ours.collect()
-        self._ours = ours
-        self._names = tuple(ours._labelnames)
-        self._theirs = theirs.Histogram(
+    def __init__(self, source: Histogram, boundaries: Sequence[float]) -> None:
+        (family,) = source.collect()
+        self._source = source
+        self._names = tuple(source._labelnames)
+        self._mirror = ray_metrics.Histogram(
             family.name, family.documentation, list(boundaries), self._names
         )
 
-    def labels(self, *values: str) -> Twin:
+    def labels(self, *values: str) -> MirroredChild:
         tags = dict(zip(self._names, values, strict=True))
-        return Twin(self._ours.labels(*values), self._theirs, tags)
+        return MirroredChild(self._source.labels(*values), self._mirror, tags)
 
 
-class Twin:
-    def __init__(self, ours: Histogram, copy: Any, tags: dict[str, str]) -> None:
-        self._ours, self._copy, self._tags = ours, copy, tags
+class MirroredChild:
+    """The series of a `MirroredHistogram` with given labels."""
+
+    def __init__(self, source: Histogram, mirror: Any, tags: dict[str, str]) -> None:
+        self._source, self._mirror, self._tags = source, mirror, tags
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
-        self._ours.observe(value, exemplar)
-        self._copy.observe(value, self._tags)
+        self._source.observe(value, exemplar)
+        self._mirror.observe(value, self._tags)
 
 
-class Copy:
-    """A counter or gauge of Ray's that follows one of ours."""
+class MirroredMetric:
+    """Copies a counter or gauge to Ray's."""
 
-    def __init__(self, ours: Counter | Gauge) -> None:
-        (family,) = ours.collect()
-        self._ours = ours
-        self._counts = isinstance(ours, Counter)
-        kind = theirs.Counter if self._counts else theirs.Gauge
-        self._theirs = kind(family.name, family.documentation, tuple(ours._labelnames))
-        self._told: dict[tuple[tuple[str, str], ...], float] = {}
+    def __init__(self, source: Counter | Gauge) -> None:
+        (family,) = source.collect()
+        self._source = source
+        self._is_counter = isinstance(source, Counter)
+        kind = ray_metrics.Counter if self._is_counter else ray_metrics.Gauge
+        self._mirror = kind(family.name, family.documentation, tuple(source._labelnames))
+        self._pushed: dict[tuple[tuple[str, str], ...], float] = {}
 
     def push(self) -> None:
-        (family,) = self._ours.collect()
-        found = {
+        (family,) = self._source.collect()
+        values = {
             tuple(sample.labels.items()): sample.value
             for sample in family.samples
             if not sample.name.endswith("_created")
         }
-        for labels, value in found.items():
-            more = value - self._told.get(labels, 0.0)
-            if not self._counts:
-                self._theirs.set(value, dict(labels))
-            elif more:
-                self._theirs.inc(more, dict(labels))
-        if not self._counts:
-            # Ray cannot end a series.
-            for labels in self._told.keys() - found.keys():
-                self._theirs.set(0, dict(labels))
-        self._told = found
+        for labels, value in values.items():
+            increase = value - self._pushed.get(labels, 0.0)
+            if not self._is_counter:
+                self._mirror.set(value, dict(labels))
+            elif increase:
+                self._mirror.inc(increase, dict(labels))
+        if not self._is_counter:
+            # Ray cannot remove a series.
+            for labels in self._pushed.keys() - values.keys():
+                self._mirror.set(0, dict(labels))
+        self._pushed = values

@@ -1,8 +1,8 @@
-"""Around Ray's HTTP proxies: what Ray itself refuses is said as all else is.
+"""Middleware for Ray's HTTP proxies: turns Ray's own refusals into problem documents.
 
-Ray answers 500 or with a line of text where an ingress was lost or nothing is deployed. Its
-setting RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=service.ray.proxy:middlewares, in the environment
-of every node, puts this in front.
+If an ingress is lost or nothing is deployed, Ray responds with 500 or a line of text. Setting
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=service.ray.proxy:middlewares in every node's environment
+installs this.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import RETRY_SECONDS, DeadlineExceeded, NotReady, QueueFull, ServiceError
-from service.http.problems import answer
+from service.http.problems import refusal_response
 
 TEXT = b"text/plain"
-ID = b"x-request-id"
+REQUEST_ID = b"x-request-id"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
-GONE = "the process that had the request is gone, or none has started yet; retry"
+GONE = "the process handling the request was lost, or none has started yet; retry"
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray asks for."""
-    return [Middleware(Front)]
+    """The factory that Ray imports."""
+    return [Middleware(ProblemMiddleware)]
 
 
-def meant(status: int) -> ServiceError | None:
-    """What a status of Ray's own means here."""
+def error_of_status(status: int) -> ServiceError | None:
+    """Our equivalent of Ray's own status."""
     if status == 429:
         return QueueFull("every ingress is busy; retry after the given time", RETRY_SECONDS)
     if status == 408:
@@ -33,8 +33,8 @@ def meant(status: int) -> ServiceError | None:
     return NotReady(GONE, RETRY_SECONDS) if status >= 500 else None
 
 
-class Front:
-    """Pure ASGI."""
+class ProblemMiddleware:
+    """Pure ASGI, replacing Ray's plain-text responses."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -44,27 +44,27 @@ class Front:
             await self._app(scope, receive, send)
             return
         started = False
-        instead: ServiceError | None = None
+        error: ServiceError | None = None
 
         async def forward(message: Message) -> None:
-            nonlocal started, instead
+            nonlocal started, error
             if message["type"] == "http.response.start":
                 headers = dict(message["headers"])
                 if headers.get(b"content-type", TEXT).startswith(TEXT):
-                    instead = meant(message["status"])
-                if instead is None:
+                    error = error_of_status(message["status"])
+                if error is None:
                     started = True
-                    # Ray adds the id that we have answered with.
-                    named = [(name.lower(), value) for name, value in message["headers"]]
-                    once = [pair for pair in named if pair[0] != ID]
-                    ids = [pair for pair in named if pair[0] == ID][:1]
-                    message["headers"] = [*once, *ids, NOSNIFF]
-            if instead is None:
+                    # Ray repeats the ID that our response already has.
+                    lowered = [(name.lower(), value) for name, value in message["headers"]]
+                    others = [pair for pair in lowered if pair[0] != REQUEST_ID]
+                    ids = [pair for pair in lowered if pair[0] == REQUEST_ID][:1]
+                    message["headers"] = [*others, *ids, NOSNIFF]
+            if error is None:
                 await send(message)
 
         await self._app(scope, receive, forward)
         if not started:
-            refusal = answer(scope["path"], instead or NotReady(GONE, RETRY_SECONDS))
-            refusal.raw_headers += [pair for pair in scope["headers"] if pair[0] == ID]
+            refusal = refusal_response(scope["path"], error or NotReady(GONE, RETRY_SECONDS))
+            refusal.raw_headers += [pair for pair in scope["headers"] if pair[0] == REQUEST_ID]
             refusal.raw_headers.append(NOSNIFF)
             await refusal(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What a replica tells the ingress."""
+"""The replies of a replica to the ingress."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 
-# What the row of an answer is read by: it must be that of the replica that computed it.
+# The facts needed to interpret a row: they must come from the replica that computed it.
 VERSIONED = ("input", "labels", "channels", "map_side")
 
 
 class Reply(NamedTuple):
-    """What one image became; times in seconds.
+    """The result for one image; times in seconds.
 
-    `facts` are the model's (see `facts_of`), where the caller has those of
-    another version, as while a new model takes over; `pixels` what the network was given, for tasks
-    that draw on them; `pace` the seconds of the engine's time for an image, as measured lately.
+    `facts`: the model's (see `facts_of`) if the caller has those of another version, as during a
+    rollout; `pixels`: the network's input, for tasks that draw on it; `pace`: the engine's recently
+    measured seconds per image.
     """
 
     version: str
@@ -33,15 +33,15 @@ class Reply(NamedTuple):
     pace: float
 
 
-class Refused(NamedTuple):
-    """Why an image became nothing, as `service.errors.refusal_of` has it, and which replica
-    says so: not an exception, which Ray would log and send as a traceback."""
+class Refusal(NamedTuple):
+    """A refusal as `service.errors.refusal_of` encodes it, and the replica's ID. Not an exception,
+    which Ray would log and send with its traceback."""
 
     refusal: list[Any]
     replica: str
 
 
 def version_of(facts: dict[str, Any]) -> str:
-    """Differs where rows of one model mean something else than rows of the other."""
-    told = json.dumps([facts[name] for name in VERSIONED])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    """A hash that differs if rows of two models need different interpretation."""
+    text = json.dumps([facts[name] for name in VERSIONED])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

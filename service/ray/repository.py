@@ -1,4 +1,4 @@
-"""The models as the ingress sees them: each is a deployment, whose replicas compute."""
+"""The ingress's repository: each model is a deployment, whose replicas compute."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from service.inference.ranking import Row
 from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
 from service.metrics import Metrics
-from service.ray.reply import Refused, Reply, version_of
-from service.ray.resting import rest
+from service.ray.cooldown import start_cooldown
+from service.ray.reply import Refusal, Reply, version_of
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 0.5  # between two looks at a model
-GREETING_SECONDS = 5.0
-# Times that the same replica is asked while it says that it is down, or that one may be lost.
-ASKED = 3
-SILENT = "no replica responds; Ray starts another"
+POLL_SECONDS = 0.5  # between two status requests to a model
+STATUS_TIMEOUT_SECONDS = 5.0
+# Attempts with a replica that reports itself down, and with replicas that get lost.
+ATTEMPTS = 3
+SILENT = "no replica responds; Ray is starting another"
 UNCHANGEABLE = (
     "models on Ray change with the deployment: edit its configuration, then "
     "run `serve deploy`; no request fails meanwhile"
@@ -42,12 +42,12 @@ UNCHANGEABLE = (
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
-class Replicas:
-    """A deployment, and what its replicas have told; `models` has those of each version.
+class ModelDeployment:
+    """A model's deployment, with the last known state of its replicas; `models`: by version.
 
-    `jobs` and `bytes` are what this process has sent and not been answered, `heard` when any
-    replica answered last, by the event loop's clock; `patience` how many seconds of silence mean
-    that none is left, or none that a caller would wait for.
+    `jobs` and `bytes`: this process's outstanding requests; `last_reply`: the time of the latest
+    reply from any replica, by the event loop's clock; after `patience` seconds without a reply, the
+    deployment counts as not ready.
     """
 
     def __init__(self, handle: DeploymentHandle, settings: ModelSettings, patience: float) -> None:
@@ -62,10 +62,10 @@ class Replicas:
         self.latest = ""  # version
         self.jobs = self.bytes = 0
         self.pace = 0.0
-        self.heard = -math.inf
+        self.last_reply = -math.inf
 
     def adopt(self, facts: dict[str, Any] | None) -> None:
-        """From now on these are the model's facts; its name stays."""
+        """Makes these the model's facts; its name stays."""
         if facts is None:
             return
         self.name = self.name or facts["name"]
@@ -76,56 +76,56 @@ class Replicas:
             }
         self.latest = version
 
-    async def look(self) -> None:
-        """Asks how the model is: several replicas, if the first is lost or cannot serve just now.
+    async def poll(self) -> None:
+        """Updates the model's state, from several replicas if the first is lost or not ready.
 
-        That none answers means something only after some time, in which no request is answered
-        either: where all are busy, or the machine is, what was known goes on being true.
+        Silence counts only after `patience` seconds without a reply to any request: if all replicas
+        or the machine are busy, the last known state still holds.
         """
         try:
-            async with asyncio.timeout(GREETING_SECONDS):
-                told = await self._greeted()
+            async with asyncio.timeout(STATUS_TIMEOUT_SECONDS):
+                status = await self._request_status()
         except (TimeoutError, NotReady, QueueFull):
-            if asyncio.get_running_loop().time() - self.heard > self.patience:
+            if asyncio.get_running_loop().time() - self.last_reply > self.patience:
                 self.ready, self.reason = False, SILENT
             return
-        self.ready, self.reason, self.card = told["ready"], told["reason"], told["card"]
+        self.ready, self.reason, self.card = status["ready"], status["reason"], status["card"]
 
-    async def _greeted(self) -> dict[str, Any]:
-        """What the first replica says that serves; if none does, what one of them says.
+    async def _request_status(self) -> dict[str, Any]:
+        """The status of the first ready replica; if none is ready, that of any.
 
         Raises:
-            QueueFull: as `ask` does.
-            NotReady: all that were asked were lost.
+            QueueFull: as `call` does.
+            NotReady: all replicas reached were lost.
         """
-        told: dict[str, Any] | None = None
+        status: dict[str, Any] | None = None
         lost = 0
         refusals: Counter[str] = Counter()
-        while max(lost, 0, *refusals.values()) < ASKED:
+        while max(lost, 0, *refusals.values()) < ATTEMPTS:
             try:
-                told = await ask(self.handle.greet, self.latest)
+                status = await call(self.handle.report_status, self.latest)
             except NotReady:
                 lost += 1
                 continue
-            self.hear(told["facts"])
-            if told["ready"]:
-                return told
-            rest(told["replica"])
-            refusals[told["replica"]] += 1
-        if told is None:
+            self.note_reply(status["facts"])
+            if status["ready"]:
+                return status
+            start_cooldown(status["replica"])
+            refusals[status["replica"]] += 1
+        if status is None:
             raise _lost()
-        return told
+        return status
 
-    def hear(self, facts: dict[str, Any] | None) -> None:
-        """A replica has answered, with its model's facts if they were unknown here."""
-        self.heard = asyncio.get_running_loop().time()
+    def note_reply(self, facts: dict[str, Any] | None) -> None:
+        """Notes a replica's reply, with its model's facts if they were unknown here."""
+        self.last_reply = asyncio.get_running_loop().time()
         self.adopt(facts)
 
     def check(self, cost: int = 0) -> None:
-        """Refuses what makes too many bytes under way; slots are the replicas' to count.
+        """Limits the bytes in flight; the replicas limit the slots.
 
         Raises:
-            QueueFull: there are too many.
+            QueueFull: `cost` more bytes would exceed the limit.
         """
         if self.bytes + cost > self.max_bytes:
             raise QueueFull.of(self.jobs, self.retry_after())
@@ -137,111 +137,122 @@ class Replicas:
 class RayModel:
     """One version of a model; see `service.inference.interfaces.Model`."""
 
-    def __init__(self, replicas: Replicas, facts: dict[str, Any], version: str) -> None:
-        self.replicas = replicas
+    def __init__(self, deployment: ModelDeployment, facts: dict[str, Any], version: str) -> None:
+        self.deployment = deployment
         self.version = version
-        self.name = replicas.name
-        self.settings = replicas.settings
+        self.name = deployment.name
+        self.settings = deployment.settings
         self.input = InputSpec(**facts["input"])
         self.labels: list[str] = facts["labels"]
         self.channels: int = facts["channels"]
         self.map_side: int = facts["map_side"]
-        self.batch_share = batch_share(replicas.settings)
+        self.batch_share = batch_share(deployment.settings)
         self.users = RefCount()
 
     @property
     def ready(self) -> bool:
-        return self.replicas.ready
+        return self.deployment.ready
 
     @property
     def reason(self) -> str:
-        return self.replicas.reason
+        return self.deployment.reason
 
     def describe(self) -> dict[str, Any]:
-        told = self.replicas
-        state = told.card["state"] if told.ready else "loading"
-        return told.card | {"name": self.name, "state": state, "reason": told.reason}
+        deployment = self.deployment
+        state = deployment.card["state"] if deployment.ready else "loading"
+        return deployment.card | {
+            "name": self.name,
+            "state": state,
+            "reason": deployment.reason,
+        }
 
     def check(self, within: float) -> None:
-        self.replicas.check()
+        self.deployment.check()
 
     async def compute(
         self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
     ) -> Computed:
-        """Sends the image as it came to a replica, which decodes it."""
+        """Sends the undecoded image to a replica, which decodes it."""
         started = time.perf_counter()
-        replicas = self.replicas
+        deployment = self.deployment
         cost = len(image) if isinstance(image, bytes) else image.nbytes
-        replicas.check(cost)
-        replicas.jobs += 1
-        replicas.bytes += cost
+        deployment.check(cost)
+        deployment.jobs += 1
+        deployment.bytes += cost
         try:
             async with asyncio.timeout_at(deadline):
-                told = await _reply(replicas, deadline, image, job.task, job.priority, self.version)
+                reply = await _request_reply(
+                    deployment, deadline, image, job.task, job.priority, self.version
+                )
         except TimeoutError:
             raise DeadlineExceeded.passed() from None
         except QueueFull:
-            raise QueueFull.of(replicas.jobs, replicas.retry_after()) from None
+            raise QueueFull.of(deployment.jobs, deployment.retry_after()) from None
         finally:
-            replicas.jobs -= 1
-            replicas.bytes -= cost
-        if isinstance(told, Refused):
-            raise error_of(told.refusal)
-        replicas.pace = told.pace
-        pixels = NO_PIXELS if told.pixels is None else told.pixels
+            deployment.jobs -= 1
+            deployment.bytes -= cost
+        if isinstance(reply, Refusal):
+            raise error_of(reply.refusal)
+        deployment.pace = reply.pace
+        pixels = NO_PIXELS if reply.pixels is None else reply.pixels
         return Computed(
-            model=replicas.models.get(told.version, self),
-            row=told.row,
-            decoded=DecodedImage(pixels, 0.0, told.decode, told.size),
-            decode=told.decode,
-            queue=told.queue,
-            inference=told.inference,
+            model=deployment.models.get(reply.version, self),
+            row=reply.row,
+            decoded=DecodedImage(pixels, 0.0, reply.decode, reply.size),
+            decode=reply.decode,
+            queue=reply.queue,
+            inference=reply.inference,
             total=time.perf_counter() - started,
-            batch_size=told.batch_size,
+            batch_size=reply.batch_size,
         )
 
 
 class RayRepository:
-    """All models, in the order of `handles`; their engines are the replicas'."""
+    """All models, in the order of `handles`; their engines run in the replicas."""
 
     def __init__(self, settings: Settings, handles: list[DeploymentHandle], metrics: Metrics):
-        patience = max(GREETING_SECONDS, settings.request_timeout_ms / 1000)
-        self._replicas = [
-            Replicas(handle, row, patience)
-            for handle, row in zip(handles, settings.models, strict=True)
+        patience = max(STATUS_TIMEOUT_SECONDS, settings.request_timeout_ms / 1000)
+        self._deployments = [
+            ModelDeployment(handle, model, patience)
+            for handle, model in zip(handles, settings.models, strict=True)
         ]
         self._metrics = metrics
-        self._looking: list[asyncio.Task[None]] = []
+        self._polling: list[asyncio.Task[None]] = []
 
-    async def greet(self) -> None:
-        """Waits until all models have been heard of."""
-        for replicas in self._replicas:
-            while not replicas.ready:
-                await replicas.look()
-                await asyncio.sleep(0 if replicas.ready else LOOK_SECONDS)
+    async def wait_until_ready(self) -> None:
+        """Waits for all models, and registers their metrics."""
+        for deployment in self._deployments:
+            while not deployment.ready:
+                await deployment.poll()
+                await asyncio.sleep(0 if deployment.ready else POLL_SECONDS)
             self._metrics.watch_model(
-                replicas.name,
+                deployment.name,
                 (),
-                replicas.settings.max_queue,
-                depth=lambda told=replicas: told.jobs,  # type: ignore[misc]
-                ready=lambda told=replicas: told.ready,  # type: ignore[misc]
+                deployment.settings.max_queue,
+                depth=lambda deployment=deployment: deployment.jobs,  # type: ignore[misc]
+                ready=lambda deployment=deployment: deployment.ready,  # type: ignore[misc]
             )
 
     @property
     def models(self) -> Mapping[str, Model]:
-        return {each.name: each.models[each.latest] for each in self._replicas}
+        return {
+            deployment.name: deployment.models[deployment.latest]
+            for deployment in self._deployments
+        }
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._looking = [loop.create_task(_look_on(each)) for each in self._replicas]
+        self._polling = [
+            loop.create_task(_keep_polling(deployment)) for deployment in self._deployments
+        ]
 
     def dead(self) -> dict[str, str]:
-        """Nothing: Ray replaces replicas that are lost."""
+        """Empty: Ray replaces lost replicas."""
         return {}
 
     def close(self, timeout: float) -> bool:
-        """Nothing computes in this process. Called by another thread than that of the loop."""
-        for task in self._looking:
+        """Stops polling; nothing computes in this process. Not called in the loop's thread."""
+        for task in self._polling:
             task.get_loop().call_soon_threadsafe(task.cancel)
         return True
 
@@ -252,64 +263,64 @@ class RayRepository:
         raise Conflict(UNCHANGEABLE)
 
 
-async def _look_on(replicas: Replicas) -> None:
+async def _keep_polling(deployment: ModelDeployment) -> None:
     while True:
-        before = replicas.ready
-        await replicas.look()
-        if before and not replicas.ready:
-            log.warning("%s: %s", replicas.name, replicas.reason)
-        await asyncio.sleep(LOOK_SECONDS)
+        was_ready = deployment.ready
+        await deployment.poll()
+        if was_ready and not deployment.ready:
+            log.warning("%s: %s", deployment.name, deployment.reason)
+        await asyncio.sleep(POLL_SECONDS)
 
 
-async def _reply(
-    replicas: Replicas, deadline: float, image: bytes | Pixels, *asked: Any
-) -> Reply | Refused:
-    """What the first replica answers that is ready: of another, that it refused is no answer.
+async def _request_reply(
+    deployment: ModelDeployment, deadline: float, image: bytes | Pixels, *args: Any
+) -> Reply | Refusal:
+    """The reply of the first ready replica; others are retried elsewhere.
 
-    Raises as `ask` does.
+    Raises as `call` does.
     """
     refusals: Counter[str] = Counter()
     while True:
         within = deadline - asyncio.get_running_loop().time()
-        told: Reply | Refused = await ask(replicas.handle.compute, image, within, *asked)
-        if isinstance(told, Reply):
-            replicas.hear(told.facts)
-            return told
-        replicas.hear(None)
-        if not isinstance(error_of(told.refusal), NotReady):
-            return told
-        rest(told.replica)
-        refusals[told.replica] += 1
-        if refusals[told.replica] == ASKED:
-            return told  # The router had no other, or it would not be the same one again.
+        reply: Reply | Refusal = await call(deployment.handle.compute, image, within, *args)
+        if isinstance(reply, Reply):
+            deployment.note_reply(reply.facts)
+            return reply
+        deployment.note_reply(None)
+        if not isinstance(error_of(reply.refusal), NotReady):
+            return reply
+        start_cooldown(reply.replica)
+        refusals[reply.replica] += 1
+        if refusals[reply.replica] == ATTEMPTS:
+            return reply  # The router had no other, or it would not have chosen this one again.
 
 
-async def ask(method: Any, *given: Any) -> Any:
-    """What a replica answers; cancelled, it is told that nobody waits.
+async def call(method: Any, *args: Any) -> Any:
+    """Calls a replica's method; cancelling this cancels the replica's call.
 
     Raises:
-        QueueFull: as many wait for a replica as may.
+        QueueFull: Ray's queue for the deployment is full.
         NotReady: the replica was lost.
     """
-    response = method.remote(*given)
+    response = method.remote(*args)
     try:
         return await response
     except BackPressureError:
-        raise QueueFull("too many requests wait for a replica", RETRY_SECONDS) from None
+        raise QueueFull("too many requests are waiting for a replica", RETRY_SECONDS) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or not task.cancelling():
             raise _lost() from None  # The replica's call was cancelled, not this one.
-        with contextlib.suppress(Exception):  # It may just have failed: nobody asks any more.
+        with contextlib.suppress(Exception):  # It may just have failed, which no longer matters.
             response.cancel()
         raise
     except RayTaskError as error:
         if isinstance(error.cause, RayError):
             raise _lost() from None
-        raise  # A fault of the replica's own.
+        raise  # A bug in the replica.
     except (RayError, RayServeException):
         raise _lost() from None
 
 
 def _lost() -> NotReady:
-    return NotReady("the replica that had the request is gone; retry", RETRY_SECONDS)
+    return NotReady("the replica handling the request was lost; retry", RETRY_SECONDS)

@@ -62,7 +62,7 @@ class Loader:
                 raise ConfigError(f"models[{index}]: {error}") from None
             if model.name in [other.name for other in opened]:
                 raise ConfigError(
-                    f"models[{index}].name: {model.name!r} is already used; choose another"
+                    f"models[{index}].name: {model.name!r} is already in use; choose another"
                 )
             opened.append(model)
         return opened

@@ -168,4 +168,4 @@ class Registry(Generic[M]):
 
 def _check_name(index: int, model: RegisteredModel, others: Sequence[RegisteredModel]) -> None:
     if model.name in [other.name for other in others]:
-        raise LoadFailed(f"models[{index}].name: {model.name!r} is already used; choose another")
+        raise LoadFailed(f"models[{index}].name: {model.name!r} is already in use; choose another")

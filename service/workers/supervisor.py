@@ -123,7 +123,7 @@ class Supervisor:
         if any(statuses):
             log.error("stopped, but some front ends failed; their exit statuses: %s", statuses)
             return 1
-        log.info("stopped; every accepted request was answered")
+        log.info("stopped; every accepted request got a response")
         return 0
 
     def _stop(self, number: int) -> None:

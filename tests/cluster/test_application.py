@@ -68,9 +68,9 @@ def test_settings_of_a_file_and_over_it(tmp_path: Path) -> None:
         ({"config": "/nowhere.yaml"}, "/nowhere.yaml: No such file"),
         (
             {"models": [{"spec": "a/x.onnx"}, {"spec": "b/x.onnx"}]},
-            "models[1].name: 'x' is already used",
+            "models[1].name: 'x' is already",
         ),
-        ({"models": [{"spec": "b/ingress.onnx"}]}, "models[0].name: 'ingress' is already used"),
+        ({"models": [{"spec": "b/ingress.onnx"}]}, "models[0].name: 'ingress' is already"),
     ],
 )
 def test_a_configuration_that_cannot_be(args: dict[str, Any], said: str) -> None:
@@ -120,7 +120,7 @@ TWICE = ((b"x-request-id", b"mine"), (b"X-Request-ID", b"mine"))
     ],
 )
 def test_what_ray_refuses_is_said_as_all_else_is(messages: list[Message], status: int) -> None:
-    from service.ray.proxy import Front, middlewares
+    from service.ray.proxy import ProblemMiddleware, middlewares
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         for message in [*messages, {"type": "http.response.body", "body": b"what Ray says"}]:
@@ -135,9 +135,9 @@ def test_what_ray_refuses_is_said_as_all_else_is(messages: list[Message], status
     async def send(message: Message) -> None:
         sent.append(message)
 
-    assert [str(each) for each in middlewares()] == ["Middleware(Front)"]
+    assert [str(each) for each in middlewares()] == ["Middleware(ProblemMiddleware)"]
     scope = {"type": "http", "path": "/v1/classify", "headers": [(b"x-request-id", b"mine")]}
-    asyncio.run(Front(app)(scope, receive, send))
+    asyncio.run(ProblemMiddleware(app)(scope, receive, send))
     start, body = sent
     headers = start["headers"]
     assert start["status"] == status

@@ -62,11 +62,11 @@ class Method:
 
 
 class Handle:
-    def __init__(self, greet: Method, compute: Method) -> None:
-        self.greet, self.compute = greet, compute
+    def __init__(self, report_status: Method, compute: Method) -> None:
+        self.report_status, self.compute = report_status, compute
 
 
-def greeting(ready: bool, replica: str = "a") -> dict[str, Any]:
+def status(ready: bool, replica: str = "a") -> dict[str, Any]:
     reason = "" if ready else "down"
     return {"ready": ready, "reason": reason, "card": {}, "facts": FACTS, "replica": replica}
 
@@ -78,34 +78,34 @@ def replied() -> Any:
 
 
 def refused(error: ServiceError, replica: str = "a") -> Any:
-    from service.ray.reply import Refused
+    from service.ray.reply import Refusal
 
-    return Refused(refusal_of(error), replica)
+    return Refusal(refusal_of(error), replica)
 
 
 @pytest.fixture(autouse=True)
-def resting_until(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Who rests, by replica; nobody at first."""
-    from service.ray import resting
+def cooldown_ends(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The replicas that cool down; none at first."""
+    from service.ray import cooldown
 
-    found: dict[str, float] = {}
-    monkeypatch.setattr(resting, "_until", found)
-    return found
+    ends: dict[str, float] = {}
+    monkeypatch.setattr(cooldown, "_until", ends)
+    return ends
 
 
-@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize("replied_lately", [True, False])
 @pytest.mark.parametrize(
     ("answers", "ready", "calls"),
     [
-        ([greeting(True)], True, 1),
-        ([LOST, greeting(True)], True, 2),
-        ([LOST, LOST, greeting(True)], True, 3),
-        ([greeting(False), greeting(True, "b")], True, 2),
-        ([*(greeting(False, name) for name in "abcd"), greeting(True, "e")], True, 5),
-        ([greeting(False), LOST, LOST, LOST], False, 4),
-        ([greeting(False)] * 3, False, 3),
-        ([greeting(False), greeting(False, "b")] * 3, False, 5),
-        # Nobody says anything: that means what it seems to unless requests are answered.
+        ([status(True)], True, 1),
+        ([LOST, status(True)], True, 2),
+        ([LOST, LOST, status(True)], True, 3),
+        ([status(False), status(True, "b")], True, 2),
+        ([*(status(False, name) for name in "abcd"), status(True, "e")], True, 5),
+        ([status(False), LOST, LOST, LOST], False, 4),
+        ([status(False)] * 3, False, 3),
+        ([status(False), status(False, "b")] * 3, False, 5),
+        # No replica reports: that means not ready, unless requests were answered lately.
         ([LOST] * 3, None, 3),
         ([FULL], None, 1),
         ([], None, 1),
@@ -116,25 +116,25 @@ def test_a_look_at_a_model(
     answers: list[Any],
     ready: bool | None,
     calls: int,
-    heard: bool,
+    replied_lately: bool,
 ) -> None:
     from service.ray import repository
 
-    monkeypatch.setattr(repository, "GREETING_SECONDS", 0.5)
+    monkeypatch.setattr(repository, "STATUS_TIMEOUT_SECONDS", 0.5)
     method = Method(*answers)
 
-    async def look() -> repository.Replicas:
+    async def poll() -> repository.ModelDeployment:
         handle: Any = Handle(method, Method())
         row = ModelSettings(spec="builtin:resnet20-cifar10")
-        replicas = repository.Replicas(handle, row, patience=10)
-        replicas.ready = True
-        replicas.heard = asyncio.get_running_loop().time() - (0 if heard else 11)
-        await replicas.look()
-        return replicas
+        deployment = repository.ModelDeployment(handle, row, patience=10)
+        deployment.ready = True
+        deployment.last_reply = asyncio.get_running_loop().time() - (0 if replied_lately else 11)
+        await deployment.poll()
+        return deployment
 
-    replicas = asyncio.run(look())
-    assert replicas.ready == (heard if ready is None else ready)
-    assert (replicas.reason == repository.SILENT) == (ready is None and not heard)
+    deployment = asyncio.run(poll())
+    assert deployment.ready == (replied_lately if ready is None else ready)
+    assert (deployment.reason == repository.SILENT) == (ready is None and not replied_lately)
     assert method.calls == calls
 
 
@@ -150,7 +150,7 @@ def test_a_look_at_a_model(
         # It may be the image that an engine fails with.
         ([refused(FAILED)], pytest.raises(EngineFailed), set()),
         # And the image that a process ends with.
-        ([LOST], pytest.raises(NotReady, match="gone"), set()),
+        ([LOST], pytest.raises(NotReady, match="lost"), set()),
         ([FULL], pytest.raises(QueueFull, match="1 images waiting"), set()),
     ],
 )
@@ -158,7 +158,7 @@ def test_an_image_is_computed_by_a_replica_that_is_ready(
     answers: list[Any],
     expected: AbstractContextManager[Any],
     rests: set[str],
-    resting_until: dict[str, float],
+    cooldown_ends: dict[str, float],
 ) -> None:
     from service.ray import repository
 
@@ -166,14 +166,14 @@ def test_an_image_is_computed_by_a_replica_that_is_ready(
     method = Method(*answers)
 
     async def compute() -> Any:
-        handle: Any = Handle(Method(greeting(True)), method)
+        handle: Any = Handle(Method(status(True)), method)
         models = repository.RayRepository(settings, [handle], metrics := Metrics())
-        await models.greet()
+        await models.wait_until_ready()
         pipeline = Pipeline(metrics, models)
         deadline = asyncio.get_running_loop().time() + 100
         return await pipeline.compute(pipeline.find(None), b"an image", deadline)
 
     with expected:
         assert asyncio.run(compute()).row is ROW
-    assert resting_until.keys() == rests
+    assert cooldown_ends.keys() == rests
     assert len(method.answers) <= 1

@@ -88,7 +88,7 @@ def test_a_chosen_image_is_classified_timed_and_explained(page: Page, keyed: Ser
     assert len(rows) == 5
     assert re.fullmatch(r"ship\s+(100\.0|9\d\.\d)\s%", rows[0])
     assert page.locator(".fill").first.bounding_box()["width"] > 100  # type: ignore[index]
-    phases = page.get_by_role("img", name=re.compile("decoding .* inference .* rest")).first
+    phases = page.get_by_role("img", name=re.compile("decoding .* inference .* other")).first
     parts = phases.locator("span").evaluate_all("all => all.map(each => each.offsetWidth)")
     assert len(parts) == 4
     assert min(parts) > 0
@@ -179,7 +179,7 @@ def test_several_images_are_a_grid_and_a_bad_one_fails_alone(page: Page, tmp_pat
     broken.write_bytes(SHIP.read_bytes()[:2000])
     other.write_bytes(encoded("WEBP"))
     choose(page, broken, SHIP, other)
-    page.get_by_text("3 images are done, 1 refused.").wait_for()
+    page.get_by_text("3 images processed, 1 failed.").wait_for()
     cards = page.locator("#gallery button")
     assert [text.split("\n")[0] for text in cards.all_inner_texts()] == [
         "broken.png",
@@ -196,9 +196,9 @@ def test_several_images_are_a_grid_and_a_bad_one_fails_alone(page: Page, tmp_pat
 
 
 def test_a_picture_is_taken_with_the_camera(page: Page) -> None:
-    page.get_by_role("button", name="Use the camera").click()
+    page.get_by_role("button", name="Use camera").click()
     dialog = page.get_by_role("dialog", name="Camera")
-    take = dialog.get_by_role("button", name="Take the picture")
+    take = dialog.get_by_role("button", name="Take picture")
     take.click()  # Once it is enabled: there is a picture by then.
     dialog.wait_for(state="hidden")
     page.locator("#predictions li").first.wait_for()
@@ -215,7 +215,7 @@ def test_without_a_camera_of_the_browser_the_phone_takes_pictures(
         page.add_init_script("delete Navigator.prototype.mediaDevices")
         page.reload()
         with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name="Use the camera").click()
+            page.get_by_role("button", name="Use camera").click()
         assert chooser.value.element.get_attribute("capture") == "environment"
         chooser.value.set_files(SHIP)
         shown(page, "ship")
@@ -260,7 +260,7 @@ def test_the_keyboard_alone_reaches_all_and_is_never_caught(page: Page) -> None:
 
 def test_whatever_can_be_used_has_a_name(page: Page) -> None:
     choose(page, SHIP, SHIP)
-    page.get_by_text("2 images are done").wait_for()
+    page.get_by_text("2 images processed").wait_for()
     page.get_by_role("img", name="Activation map for ship").wait_for()
     seen = page.locator("body").aria_snapshot()
     roles = r"button|combobox|checkbox|slider|radio|link|img|region|heading|group"
@@ -316,7 +316,7 @@ def test_text_can_be_read_and_touched_on_a_phone_by_day_and_by_night(
     phone = {"viewport": {"width": 360, "height": 740}, "reduced_motion": "reduce"}
     with visiting(browser, keyed.url, STORED, **phone) as page:
         choose(page, broken, SHIP)
-        page.get_by_text("2 images are done").wait_for()
+        page.get_by_text("2 images processed").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         page.locator("#gallery button").nth(1).click()
         page.get_by_role("img", name="Activation map for ship").wait_for()
@@ -364,7 +364,7 @@ def test_copied_requests_work(browser: Browser, keyed: Service, tmp_path: Path) 
         page.get_by_label("Classes shown").select_option("3")
         choose(page, tmp_path / name)
         shown(page, "ship")
-        texts = {each: copied(page, each) for each in ("curl", "Python", "Client", "Answer")}
+        texts = {each: copied(page, each) for each in ("curl", "Python", "Client", "Response")}
     assert not any(KEY in text for text in texts.values())
 
     def run(*command: str) -> str:
@@ -375,7 +375,7 @@ def test_copied_requests_work(browser: Browser, keyed: Service, tmp_path: Path) 
         return done.stdout
 
     answer = json.loads(run("bash", "-c", texts["curl"]))
-    assert answer["predictions"] == json.loads(texts["Answer"])["predictions"]
+    assert answer["predictions"] == json.loads(texts["Response"])["predictions"]
     assert len(answer["predictions"]) == 3
     programs = [texts["Python"]]
     if importlib.util.find_spec("service.client"):
@@ -407,12 +407,12 @@ def test_the_page_asks_for_a_key_until_it_fits(browser: Browser, keyed: Service)
         page.get_by_role("alert").filter(has_text="a key is required").wait_for()
         assert page.evaluate(FOCUSED)[0] == "key"
         page.get_by_role("button", name="Try an example").click()
-        for wrong, told in (("no key: \u00e9", "printable"), ("wrong-key-012345", "not known")):
+        for wrong, told in (("no key: \u00e9", "printable"), ("wrong-key-012345", "unknown key")):
             field.fill(wrong)
             page.keyboard.press("Enter")
             page.get_by_role("alert").filter(has_text=told).wait_for()
         field.fill(f" {KEY} ")
-        page.get_by_role("button", name="Use this key").click()
+        page.get_by_role("button", name="Use key").click()
         page.get_by_role("status").filter(has_text="ready on cpu").wait_for()
         shown(page, "ship")
         assert not field.is_visible()
@@ -431,12 +431,12 @@ def test_the_page_comes_again_when_it_was_told_to(page: Page, keyed: Service) ->
         while classified(keyed).status_code != 429:  # Until the other's headers have been read.
             pass
         choose(page, SHIP)
-        page.get_by_text("Trying again in 1 s.").wait_for()
+        page.get_by_text("Retrying in 1 s.").wait_for()
         assert "bytes" in page.locator("#error").inner_text()
         page.get_by_role("button", name="Stop").click()
-        page.get_by_text("Trying again").wait_for(state="hidden")
+        page.get_by_text("Retrying in").wait_for(state="hidden")
         page.get_by_label("Classes shown").select_option("3")
-        page.get_by_text("Trying again in 1 s.").wait_for()
+        page.get_by_text("Retrying in 1 s.").wait_for()
     shown(page, "ship")
     assert page.locator("#error").inner_text() == ""
 
@@ -449,7 +449,7 @@ def test_live_figures_follow_the_service_while_the_page_is_seen(
         page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
         page.clock.install()
         page.reload()
-        page.get_by_text("latencies of the last ten").wait_for()
+        page.get_by_text("latencies over the last 10 s").wait_for()
         for _ in range(5):
             classified(keyed)
         page.clock.fast_forward(2000)

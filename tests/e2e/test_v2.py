@@ -328,7 +328,7 @@ def test_what_is_refused_is_an_error_in_the_protocols_form(v2: Service) -> None:
     assert "a key is required" in refused(post(v2, "/v2/repository/models/x/load", b"{}"), 401)
     assert "inputs" in refused(post(v2, INFER, b"{}"), 400)
     assert "JSON" in refused(post(v2, INFER), 400)
-    assert "no output is called 'logits'" in refused(
+    assert "unknown output 'logits'" in refused(
         post(v2, INFER, json.dumps({"inputs": [GOOD], "outputs": [{"name": "logits"}]}).encode()),
         400,
     )

@@ -1,4 +1,4 @@
-"""`POST /v1/embed`: what a network knows of an image before its last layer."""
+"""`POST /v1/embed`: an image's features, the input of the network's last layer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic_core import to_json
 
 from service.http import schemas
 from service.http.admission import admit
-from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, taking
-from service.http.problems import timed
+from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operation
+from service.http.problems import server_timing
 from service.http.routers.classify import compute
 from service.inference.tasks import Embed
 
@@ -28,14 +28,14 @@ router = APIRouter()
     "/v1/embed",
     response_model=schemas.Embedding,
     responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)}, **REFUSALS},
-    openapi_extra=taking(ONE_IMAGE),
+    openapi_extra=image_operation(ONE_IMAGE),
 )
 async def embed(
     request: Request,
     model: Name = None,
     normalize: Annotated[
         bool,
-        Query(description="divide by the Euclidean length: a dot product is then a cosine"),
+        Query(description="divide by the Euclidean length, so that a dot product is a cosine"),
     ] = False,
     format: Annotated[
         Format,
@@ -49,7 +49,7 @@ async def embed(
     features = normalized(computed.row.detail) if normalize else computed.row.detail
     timing = schemas.timing_of(computed)
     if format != "json":
-        return Response(_packed(features, format), 200, timed(timing), MEDIA_TYPES[format])
+        return Response(_packed(features, format), 200, server_timing(timing), MEDIA_TYPES[format])
     body = {
         "model": admission.model.name,
         "dimensions": len(features),
@@ -58,11 +58,11 @@ async def embed(
         "timing_ms": timing,
         "batch_size": computed.batch_size,
     }
-    return Response(to_json(body), 200, timed(timing), "application/json")
+    return Response(to_json(body), 200, server_timing(timing), "application/json")
 
 
 def normalized(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of length 1; zeros stay zeros."""
+    """Scaled to length 1; zeros stay zeros."""
     length = np.linalg.norm(features.astype(np.float64))
     return (features / length).astype(np.float32) if length else features
 

@@ -1,4 +1,4 @@
-"""`POST /v1/explain`: where in an image a network sees a class.
+"""`POST /v1/explain`: the regions of an image that a network bases a class on.
 
 A class activation map (Zhou 2016, arXiv:1512.04150, section 2) is exact for a network that averages
 its last maps and ends in a linear layer, as ResNets do: a class's logit is the mean of its map and
@@ -23,17 +23,17 @@ from models import preprocess
 from service.errors import BadParameter
 from service.http import schemas
 from service.http.admission import admit
-from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, taking
-from service.http.problems import timed
+from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operation
+from service.http.problems import server_timing
 from service.http.routers.classify import compute
 from service.inference.interfaces import Computed, Model
 from service.inference.ranking import top_k
 from service.inference.tasks import Explain
 
-# From what speaks little for the class to what speaks most for it.
+# From weak to strong evidence for the class.
 COLOURS = np.array([(20, 0, 60), (150, 20, 110), (240, 90, 40), (255, 210, 60)], float)
-COVER = 0.75  # of the image, where a place speaks most for the class
-LEAST_SIDE = 224  # pixels of the picture: smaller inputs are enlarged
+MAX_OPACITY = 0.75  # opacity where the evidence for the class is strongest
+MIN_SIDE = 224  # pixels of the PNG: smaller inputs are enlarged
 
 router = APIRouter()
 
@@ -42,7 +42,7 @@ router = APIRouter()
     "/v1/explain",
     response_model=schemas.Explanation,
     responses={200: {"content": {"image/png": BINARY}}, **REFUSALS},
-    openapi_extra=taking(ONE_IMAGE),
+    openapi_extra=image_operation(ONE_IMAGE),
 )
 async def explain(
     request: Request,
@@ -54,16 +54,16 @@ async def explain(
         Literal["json", "png"], Query(description="png: the map drawn over the network's input")
     ] = "json",
 ) -> Response:
-    """What each place of one image adds to a class's logit (before the temperature)."""
+    """Each position's contribution to a class's logit (before the temperature), for one image."""
     admission = admit(request.scope, model, None)
     _check(admission.model, class_id)
     computed = await compute(request, admission, Explain(class_id))
     body = _explanation(class_id, computed)
-    headers = timed(body["timing_ms"])
+    headers = server_timing(body["timing_ms"])
     if format == "json":
         return Response(to_json(body), 200, headers, "application/json")
     grid = np.array(body["grid"], np.float32)
-    picture = await anyio.to_thread.run_sync(partial(_drawn, computed.decoded.pixels, grid))
+    picture = await anyio.to_thread.run_sync(partial(_draw, computed.decoded.pixels, grid))
     return Response(picture, 200, headers, "image/png")
 
 
@@ -78,14 +78,14 @@ def _check(model: Model, class_id: int | None) -> None:
 
 
 def _explanation(class_id: int | None, computed: Computed) -> dict[str, Any]:
-    """What `schemas.Explanation` describes."""
+    """The JSON of a `schemas.Explanation`."""
     model, row, detail = computed.model, computed.row, computed.row.detail
     assert detail is not None
     grid, bias = detail[:-1].reshape(model.map_side, model.map_side), float(detail[-1])
     if class_id is None:
         class_id = int(row.classes[0])
     probability = float(row.probabilities[row.classes == class_id][0])
-    seen = preprocess.region(*computed.decoded.size, model.input)
+    region = preprocess.region(*computed.decoded.size, model.input)
     predictions = top_k(row, model.labels, min(5, len(model.labels)))
     return {
         "model": model.name,
@@ -95,24 +95,24 @@ def _explanation(class_id: int | None, computed: Computed) -> dict[str, Any]:
         "logit": float(grid.mean(dtype=np.float64)) + bias,
         "bias": bias,
         "grid": grid.tolist(),
-        "region": dict(zip(schemas.Region.model_fields, seen, strict=True)),
+        "region": dict(zip(schemas.Region.model_fields, region, strict=True)),
         "predictions": schemas.predictions_of(predictions),
         "timing_ms": schemas.timing_of(computed),
         "batch_size": computed.batch_size,
     }
 
 
-def _drawn(pixels: NDArray[Any], grid: NDArray[np.float32]) -> bytes:
-    """A PNG: what speaks for the class, as colour over the pixels uint8 [H, W, 3]."""
-    side = max(1, round(LEAST_SIDE / len(pixels))) * len(pixels)
+def _draw(pixels: NDArray[Any], grid: NDArray[np.float32]) -> bytes:
+    """A PNG of the evidence for the class, as colour over the pixels uint8 [H, W, 3]."""
+    side = max(1, round(MIN_SIDE / len(pixels))) * len(pixels)
     image = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
     smooth = Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)
     strength = np.maximum(np.asarray(smooth), 0) / max(float(grid.max()), 1e-6)
     strength = np.minimum(strength, 1)
     steps = np.linspace(0, 1, len(COLOURS))
     colour = np.stack([np.interp(strength, steps, channel) for channel in COLOURS.T], axis=-1)
-    share = COVER * strength[..., None]
-    mixed = np.asarray(image, float) * (1 - share) + colour * share
+    opacity = MAX_OPACITY * strength[..., None]
+    blended = np.asarray(image, float) * (1 - opacity) + colour * opacity
     buffer = io.BytesIO()
-    Image.fromarray(mixed.round().astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(blended.round().astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

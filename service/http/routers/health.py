@@ -1,4 +1,4 @@
-"""Probes for orchestrators, and metrics for Prometheus."""
+"""Health probes for orchestrators, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter()
     "/health/live", response_model=schemas.Health, responses={503: {"model": schemas.Health}}
 )
 async def live(request: Request) -> JSONResponse:
-    """200 as long as the process can serve or recover, else 503 and why: it must be replaced."""
+    """200 if the process can serve or recover; else 503 with reasons: it must be replaced."""
     return health_of("live", "lost", services_of(request.scope).pipeline.repository.dead())
 
 
@@ -26,7 +26,7 @@ async def live(request: Request) -> JSONResponse:
     "/health/ready", response_model=schemas.Health, responses={503: {"model": schemas.Health}}
 )
 async def ready(request: Request) -> JSONResponse:
-    """200 if every model can answer now, else 503 and why."""
+    """200 if every model can serve now; else 503 with reasons."""
     return health_of("ready", "not ready", services_of(request.scope).pipeline.unready())
 
 
@@ -43,7 +43,7 @@ async def ready(request: Request) -> JSONResponse:
     },
 )
 async def metrics(request: Request) -> Response:
-    """Prometheus's text format, or OpenMetrics for who would rather have it."""
+    """Prometheus's text format, or OpenMetrics if the client prefers it."""
     openmetrics = prefers_openmetrics(request.headers.get("accept", ""))
     content_type = OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE
     return Response(
@@ -53,7 +53,7 @@ async def metrics(request: Request) -> Response:
 
 
 def prefers_openmetrics(accept: str) -> bool:
-    """Whether an Accept header has OpenMetrics at least as high as plain text."""
+    """Whether an Accept header ranks OpenMetrics at least as high as plain text."""
     weights = {OPENMETRICS: 0.0, "text/plain": 0.0}
     for offer in accept.split(","):
         kind, *parameters = [part.strip() for part in offer.lower().split(";")]
@@ -63,6 +63,6 @@ def prefers_openmetrics(accept: str) -> bool:
     return 0 < weights[OPENMETRICS] >= weights["text/plain"]
 
 
-def health_of(well: str, ill: str, reasons: dict[str, str]) -> JSONResponse:
-    health = schemas.Health(status=ill if reasons else well, reasons=reasons)
+def health_of(healthy: str, unhealthy: str, reasons: dict[str, str]) -> JSONResponse:
+    health = schemas.Health(status=unhealthy if reasons else healthy, reasons=reasons)
     return JSONResponse(health.model_dump(), 503 if reasons else 200)

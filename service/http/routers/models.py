@@ -1,4 +1,4 @@
-"""Which models serve, and how that changes while others serve."""
+"""Listing, loading and removing models at runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.config.loading import validated
 from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
-from service.http.admission import receive
+from service.http.admission import open_body
 from service.http.openapi import PROBLEM, REFUSALS
 from service.http.services import services_of
 from service.http.uploads import media_type
@@ -28,8 +28,8 @@ DENIED: dict[int | str, dict[str, Any]] = {
 UNAVAILABLE = PROBLEM | {"description": "draining, or the engine is down; with Retry-After"}
 
 
-def described() -> dict[str, Any]:
-    """The schema of a model's settings; the name is the path's."""
+def settings_schema() -> dict[str, Any]:
+    """The schema of a model's settings, without the name, which the path has."""
     schema = ModelSettings.model_json_schema()
     del schema["properties"]["name"]
     return schema | {"title": "Model"}
@@ -40,9 +40,9 @@ router = APIRouter()
 
 @router.get("/v1/models", responses={401: REFUSALS[401]})
 async def list_models(request: Request) -> schemas.Models:
-    """What is served, the default model first."""
-    described = [model.describe() for model in services_of(request.scope).pipeline.models.values()]
-    return schemas.Models.model_validate({"models": described})
+    """The models served, the default model first."""
+    cards = [model.describe() for model in services_of(request.scope).pipeline.models.values()]
+    return schemas.Models.model_validate({"models": cards})
 
 
 @router.get("/v1/models/{name}", responses={code: REFUSALS[code] for code in (401, 404, 422)})
@@ -58,27 +58,29 @@ async def show_model(request: Request, name: str) -> schemas.ModelDetails:
     response_model=schemas.ModelDetails,
     responses={
         **DENIED,
-        200: {"description": "it replaced the model with that name"},
-        201: {"model": schemas.ModelDetails, "description": "it now serves beside the others"},
+        200: {"description": "the model replaced the previous one of that name"},
+        201: {"model": schemas.ModelDetails, "description": "the model was added"},
         408: REFUSALS[408],
         409: PROBLEM | {"description": "the limit on the number of models is reached"},
         413: PROBLEM | {"description": "body over 64 KiB"},
         415: PROBLEM | {"description": "the content type is not JSON"},
-        422: PROBLEM
-        | {"description": "a field has an impossible value, or the model does not load"},
+        422: PROBLEM | {"description": "a field is invalid, or the model does not load"},
         429: PROBLEM | {"description": "too many bytes are being received; with Retry-After"},
         503: UNAVAILABLE,
     },
     openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": described()}}}
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": settings_schema()}},
+        }
     },
 )
 async def put_model(request: Request, name: str) -> Response:
-    """Loads a model, and serves it under this name once it is ready, in place of the one that has
-    it now: no request fails meanwhile. If it does not load, nothing changes."""
-    pipeline = serving(request)
-    row = settings_of_model(name, await read_json(request))
-    created = await pipeline.repository.put(row)
+    """Loads a model and serves it under this name once it is ready, replacing the current one
+    without failing a request. If it does not load, nothing changes."""
+    pipeline = active_pipeline(request)
+    settings = settings_of_model(name, await read_json(request))
+    created = await pipeline.repository.put(settings)
     card = schemas.ModelDetails.model_validate(pipeline.find(name).describe())
     status = HTTPStatus.CREATED if created else HTTPStatus.OK
     return Response(card.model_dump_json(), status, media_type="application/json")
@@ -91,17 +93,18 @@ async def put_model(request: Request, name: str) -> Response:
         **DENIED,
         404: REFUSALS[404],
         422: REFUSALS[422],
-        409: PROBLEM | {"description": "it is the default model, which every service needs"},
+        409: PROBLEM | {"description": "the default model cannot be removed"},
         503: UNAVAILABLE,
     },
 )
 async def delete_model(request: Request, name: str) -> Response:
-    """Serves a model no longer; requests that have found it are still answered."""
-    await serving(request).repository.delete(name)
+    """Stops serving a model; requests already admitted still complete."""
+    await active_pipeline(request).repository.delete(name)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def serving(request: Request) -> Pipeline:
+def active_pipeline(request: Request) -> Pipeline:
+    """Raises `NotReady`: the service is shutting down."""
     pipeline = services_of(request.scope).pipeline
     if pipeline.draining:
         raise NotReady("the service is shutting down; retry on another replica", RETRY_SECONDS)
@@ -112,28 +115,28 @@ async def read_json(request: Request) -> dict[str, Any]:
     """The JSON object of a request.
 
     Raises:
-        UnsupportedMediaType, BadParameter: it has none.
+        UnsupportedMediaType, BadParameter: it is not one.
         TooLarge, UploadsFull, RequestTooSlow, ClientLeft: see `service.http.body.Body`.
     """
     if media_type(request) != "application/json":
         raise UnsupportedMediaType(
             "unsupported content type; send the model's settings as application/json"
         )
-    with receive(request, MAX_BODY_BYTES, math.inf) as arriving:
-        body = await arriving.whole()
+    with open_body(request, MAX_BODY_BYTES, math.inf) as body:
+        text = await body.read_all()
     try:
-        found = from_json(body, allow_inf_nan=False)
+        fields = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise BadParameter(f"the body is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise BadParameter('the body must be an object such as {"spec": "builtin:NAME"}')
-    return found
+    return fields
 
 
 def settings_of_model(name: str, fields: dict[str, Any]) -> ModelSettings:
-    """Raises `BadParameter`: a field is unknown or has an impossible value."""
+    """Raises `BadParameter`: a field is unknown or invalid."""
     if "name" in fields:
-        raise BadParameter("name: the path has it; leave it out of the body")
+        raise BadParameter("name: it is in the path; leave it out of the body")
     try:
         return validated(ModelSettings, name=name, **fields)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The pages for people, and their parts."""
+"""The web pages, and the files they load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEB = {
     "icon.svg": "image/svg+xml",
     "ship.png": "image/png",
 }
-# The modules of the page.
+# The JavaScript modules of the main page.
 WEB |= {
     f"{name}.js": "text/javascript"
     for name in (
@@ -34,7 +34,7 @@ WEB |= {
         "snippets",
     )
 }
-# The pages need nothing from elsewhere, and must not be made to.
+# The pages load nothing from other origins; injected content must not either.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -58,7 +58,7 @@ async def docs() -> Response:
 
 
 @router.get("/web/{file}", include_in_schema=False)
-async def page_part(file: str) -> Response:
+async def page_file(file: str) -> Response:
     if file not in WEB:
         return Response(status_code=404)
     return web_file(file)

@@ -1,4 +1,4 @@
-"""Bodies that come compressed, and answers that go so."""
+"""Compression of request and response bodies."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ import zlib
 from service.errors import InvalidInput, TooLarge
 from service.http.body import Body
 
-# What zlib is told of each format, to read it and to write it.
+# zlib's window bits, which select the format.
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-# Inflated at a time: others get their turn in between, and no more lies in memory too much.
+# Bytes inflated per step, so that other tasks can run and memory exceeds the limit by no more.
 STEP_BYTES = 2**20
-# Below, a header more costs what compressing saves.
-WORTHWHILE_BYTES = 1024
+# Below this, an additional header costs what compression saves.
+MIN_COMPRESSED_BYTES = 1024
 LEVEL = 1
 ACCEPTED = re.compile(r"\s*([a-z*]+)\s*(?:;\s*q\s*=\s*([0-9.]{1,5})\s*)?")
 
 
 async def read(body: Body) -> bytes:
-    """A request's whole body, decompressed as its Content-Encoding says.
+    """A request's complete body, decompressed according to its Content-Encoding.
 
     Raises:
-        InvalidInput: it is compressed in another way than gzip or deflate, or damaged.
-        TooLarge: it is larger than the limit, as it comes or decompressed.
+        InvalidInput: its encoding is neither gzip nor deflate, or the data is corrupt.
+        TooLarge: it exceeds the limit, compressed or decompressed.
         UploadsFull, ClientLeft, DeadlineExceeded, RequestTooSlow: see `service.http.body.Body`.
     """
     encoding = body.request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("", "identity"):
-        return await body.whole()
+        return await body.read_all()
     if encoding not in WINDOW_BITS:
-        raise InvalidInput("Content-Encoding must be gzip or deflate, or not be there")
+        raise InvalidInput(
+            "unsupported Content-Encoding; use gzip or deflate, or send the body uncompressed"
+        )
     try:
         async with asyncio.timeout_at(body.until):
-            return await _inflated(body, encoding)
+            return await _inflate(body, encoding)
     except TimeoutError:
-        raise body.late() from None
+        raise body.timeout_error() from None
 
 
-async def _inflated(body: Body, encoding: str) -> bytes:
+async def _inflate(body: Body, encoding: str) -> bytes:
     inflater = zlib.decompressobj(WINDOW_BITS[encoding])
     parts: list[bytes] = []
     size = 0
     try:
         async for chunk in body.chunks():
-            left = chunk
-            while left:
+            rest = chunk
+            while rest:
                 if inflater.eof:
-                    raise InvalidInput(f"bytes follow the body's {encoding} data")
-                part = inflater.decompress(left, STEP_BYTES)
-                left = inflater.unconsumed_tail or inflater.unused_data
+                    raise InvalidInput(f"unexpected bytes after the body's {encoding} data")
+                part = inflater.decompress(rest, STEP_BYTES)
+                rest = inflater.unconsumed_tail or inflater.unused_data
                 size += len(part)
                 if size > body.max_bytes:
                     raise TooLarge(f"the body decompresses to more than {body.max_bytes} bytes")
@@ -58,14 +60,16 @@ async def _inflated(body: Body, encoding: str) -> bytes:
                 parts.append(part)
                 await asyncio.sleep(0)
     except zlib.error:
-        raise InvalidInput(f"the body is not {encoding}, which Content-Encoding says") from None
+        raise InvalidInput(
+            f"the body is not valid {encoding} data, contrary to Content-Encoding"
+        ) from None
     if not inflater.eof:
-        raise InvalidInput(f"the body ends within its {encoding} data")
+        raise InvalidInput(f"the body's {encoding} data is truncated")
     return b"".join(parts)
 
 
-def accepted(header: str | None) -> str | None:
-    """Which of gzip and deflate the caller wants most by `Accept-Encoding`; None: neither."""
+def negotiate(header: str | None) -> str | None:
+    """The client's preference between gzip and deflate in `Accept-Encoding`; None: neither."""
     weights: dict[str, float] = {}
     for part in (header or "").lower().split(","):
         if match := ACCEPTED.fullmatch(part):
@@ -73,12 +77,12 @@ def accepted(header: str | None) -> str | None:
                 weights[match[1]] = float(match[2] or 1)
             except ValueError:
                 continue
-    other = weights.get("*", 0.0)
-    best = max(WINDOW_BITS, key=lambda name: weights.get(name, other))
-    weight = weights.get(best, other)
+    default = weights.get("*", 0.0)
+    best = max(WINDOW_BITS, key=lambda name: weights.get(name, default))
+    weight = weights.get(best, default)
     return best if weight > 0 and weight >= weights.get("identity", 0.0) else None
 
 
-def deflated(content: bytes, encoding: str) -> bytes:
+def compress(content: bytes, encoding: str) -> bytes:
     compressor = zlib.compressobj(LEVEL, wbits=WINDOW_BITS[encoding])
     return compressor.compress(content) + compressor.flush()

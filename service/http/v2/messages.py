@@ -1,4 +1,4 @@
-"""What the protocol's clients send as JSON; fields and parameters that are unknown are ignored."""
+"""The protocol's requests in JSON; unknown fields and parameters are ignored."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from service.errors import InvalidInput
 
 M = TypeVar("M", bound=BaseModel)
 
-# Of an input or output list, and of a shape: more than any request has use for.
-MOST_TENSORS = 16
-MOST_DIMENSIONS = 8
-LONGEST_MICROSECONDS = 3_600_000_000
-QUOTED = 200  # characters of a caller's words that a refusal repeats
+# Generous limits on lists of inputs and outputs, and on shapes.
+MAX_TENSORS = 16
+MAX_DIMENSIONS = 8
+MAX_TIMEOUT_MICROSECONDS = 3_600_000_000
+QUOTED = 200  # characters of the client's input that a refusal quotes
 
 Dimension = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
@@ -24,7 +24,7 @@ class Lenient(BaseModel):
 
 
 class InputParameters(Lenient):
-    """`binary_data_size`: bytes of the tensor behind the JSON; None: it is in `data`."""
+    """`binary_data_size`: bytes of the tensor after the JSON; None: it is in `data`."""
 
     binary_data_size: int | None = Field(None, ge=0)
     shared_memory_region: Any = None
@@ -33,13 +33,13 @@ class InputParameters(Lenient):
 class Input(Lenient):
     name: str = Field(max_length=QUOTED)
     datatype: str = Field(max_length=QUOTED)
-    shape: list[Dimension] = Field(min_length=1, max_length=MOST_DIMENSIONS)
+    shape: list[Dimension] = Field(min_length=1, max_length=MAX_DIMENSIONS)
     data: list[Any] | None = None
     parameters: InputParameters = InputParameters()
 
 
 class OutputParameters(Lenient):
-    """`classification`: how many classes to tell instead of the tensor; None: the tensor."""
+    """`classification`: return so many top classes instead of the tensor; None: the tensor."""
 
     classification: int | None = Field(None, ge=1)
     binary_data: bool | None = None
@@ -55,7 +55,7 @@ class Parameters(Lenient):
     """`timeout`: microseconds, 0 for the service's default; `priority`: 1 is the highest, 0 is the
     default."""
 
-    timeout: int = Field(0, ge=0, le=LONGEST_MICROSECONDS)
+    timeout: int = Field(0, ge=0, le=MAX_TIMEOUT_MICROSECONDS)
     priority: int = Field(0, ge=0, le=2**63 - 1)
     binary_data_output: bool = False
     sequence_id: int | str = 0
@@ -63,8 +63,8 @@ class Parameters(Lenient):
 
 class InferenceRequest(Lenient):
     id: str | None = None
-    inputs: list[Input] = Field(max_length=MOST_TENSORS)
-    outputs: list[Output] = Field([], max_length=MOST_TENSORS)
+    inputs: list[Input] = Field(max_length=MAX_TENSORS)
+    outputs: list[Output] = Field([], max_length=MAX_TENSORS)
     parameters: Parameters = Parameters()
 
 
@@ -77,15 +77,15 @@ class RepositoryChange(Lenient):
 
 
 def parse(kind: type[M], text: bytes) -> M:
-    """A message of a kind.
+    """Parses a message.
 
     Raises:
-        InvalidInput: it is not JSON, or a field cannot be.
+        InvalidInput: it is not JSON, or a field is invalid.
     """
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        said = f"{place}: {first['msg']}" if place else str(first["msg"])
-        raise InvalidInput(said[: 2 * QUOTED]) from None
+        location = ".".join(map(str, first["loc"]))
+        detail = f"{location}: {first['msg']}" if location else str(first["msg"])
+        raise InvalidInput(detail[: 2 * QUOTED]) from None

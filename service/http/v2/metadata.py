@@ -1,4 +1,4 @@
-"""What the service and its models tell of themselves."""
+"""Metadata and configuration of the service and its models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXTENSIONS = [
     "statistics",
 ]
 STATES = {"ready": "READY", "loading": "LOADING"}
-# The configuration's words for datatypes and layouts.
+# ModelConfig's names of datatypes and layouts.
 TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
 FORMATS = {IMAGE: "FORMAT_NONE", PIXELS: "FORMAT_NHWC", INPUT: "FORMAT_NCHW"}
 
@@ -42,13 +42,12 @@ def server() -> dict[str, Any]:
 
 
 def outputs(model: Model) -> dict[str, int]:
-    """The outputs, all FP32, and the length of each for one image."""
+    """The outputs, all FP32, with their length for one image."""
     return {PROBABILITIES: len(model.labels), EMBEDDING: model.channels}
 
 
 def metadata(model: Model) -> dict[str, Any]:
-    """The inputs are alternatives: a request sends one of them. The first dimension is the images
-    of a request."""
+    """The inputs are alternatives: a request sends one. The first dimension is the batch."""
     inputs = shapes(model.input)
     return {
         "name": model.name,
@@ -66,14 +65,13 @@ def metadata(model: Model) -> dict[str, Any]:
 
 
 def configuration(model: Model, settings: Settings) -> dict[str, Any]:
-    """The part of Triton's ModelConfig that has a meaning here.
+    """The part of Triton's ModelConfig that applies here.
 
-    `max_batch_size` is what one request may hold; batches of several requests are the service's.
+    `max_batch_size` limits one request; the service batches several requests on its own.
     """
-    row = model.settings
     inputs = shapes(model.input)
-    described = model.describe()
-    kind = "KIND_GPU" if "cuda" in described["device"] else "KIND_CPU"
+    card = model.describe()
+    kind = "KIND_GPU" if "cuda" in card["device"] else "KIND_CPU"
     return {
         "name": model.name,
         "platform": PLATFORM,
@@ -96,39 +94,36 @@ def configuration(model: Model, settings: Settings) -> dict[str, Any]:
         ],
         "instance_group": [{"name": model.name, "kind": kind, "count": 1}],
         "dynamic_batching": {
-            "preferred_batch_size": [row.max_batch],
-            "max_queue_delay_microseconds": round(row.max_delay_ms * 1000),
+            "preferred_batch_size": [model.settings.max_batch],
+            "max_queue_delay_microseconds": round(model.settings.max_delay_ms * 1000),
             "priority_levels": len(PRIORITIES),
             "default_priority_level": int(Priority.NORMAL),
             "default_queue_policy": {
                 "timeout_action": "REJECT",
                 "default_timeout_microseconds": round(settings.request_timeout_ms * 1000),
                 "allow_timeout_override": True,
-                "max_queue_size": row.max_queue,
+                "max_queue_size": model.settings.max_queue,
             },
         },
-        "parameters": {
-            name: {"string_value": str(described[name])} for name in ("engine", "precision")
-        },
+        "parameters": {name: {"string_value": str(card[name])} for name in ("engine", "precision")},
     }
 
 
 def index(pipeline: Pipeline, settings: Settings, *, only_ready: bool) -> list[dict[str, str]]:
-    """The models that are served, and those that the configuration names and nobody serves now."""
+    """The models served, and configured models that are not served now."""
     unready = pipeline.unready()
-    found = []
+    entries = []
     for name, model in pipeline.models.items():
-        state = model.describe()["state"]
-        told = STATES.get(state, "UNAVAILABLE")
-        if told == "READY" and name in unready:
-            told = "UNAVAILABLE"  # The service is shutting down.
-        if told == "READY" or not only_ready:
+        state = STATES.get(model.describe()["state"], "UNAVAILABLE")
+        if state == "READY" and name in unready:
+            state = "UNAVAILABLE"  # The service is shutting down.
+        if state == "READY" or not only_ready:
             reason = unready.get(name, "")
-            found.append({"name": name, "version": VERSION, "state": told, "reason": reason})
+            entries.append({"name": name, "version": VERSION, "state": state, "reason": reason})
     if not only_ready:
-        found += [
-            {"name": row.name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
-            for row in settings.models
-            if row.name is not None and row.name not in pipeline.models
+        entries += [
+            {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
+            for name in (configured.name for configured in settings.models)
+            if name is not None and name not in pipeline.models
         ]
-    return found
+    return entries

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol V2 over HTTP, with Triton's extensions, for clients that speak it.
+"""The Open Inference Protocol V2 over HTTP, with Triton's extensions.
 
-Each endpoint is there with and without a slash at its end. The protocol has a description of its
-own, so `/openapi.json` leaves it out.
+Each endpoint works with and without a trailing slash. The protocol has its own specification, so
+`/openapi.json` omits it.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from starlette.routing import Route
 
 from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, InvalidInput, NotReady, RequestError, UnknownModel
-from service.http.admission import TIMEOUT, admit, receive
+from service.http.admission import TIMEOUT, admit, open_body
 from service.http.plain_route import Endpoint
-from service.http.routers.models import MAX_BODY_BYTES, serving, settings_of_model
+from service.http.routers.models import MAX_BODY_BYTES, active_pipeline, settings_of_model
 from service.http.services import services_of
 from service.http.uploads import until_disconnect
 from service.http.v2 import codec, encoding, messages, metadata
-from service.http.v2.codec import VERSION, Asked, Image
+from service.http.v2.codec import VERSION, Image, ParsedRequest
 from service.http.v2.statistics import statistics
 from service.inference.interfaces import Model
 from service.inference.pipeline import Pipeline
 from service.inference.ranking import Row
 
 JSON_LENGTH = "Inference-Header-Content-Length"
-# Above it, reading a request takes so long that others would notice: it has a thread of its own.
+# Larger requests are parsed in a thread, as parsing them would block the event loop.
 LARGE_BYTES = 2**16
-# Of a load request, what is not a setting of the model.
+# The one parameter of a load request that is not a setting of the model.
 CONFIG = "config"
 
 
-def json(content: Any, status: int = 200) -> Response:
+def json_response(content: Any, status: int = 200) -> Response:
     return Response(to_json(content), status, media_type="application/json")
 
 
 def model_of(request: Request) -> Model:
-    """Raises `UnknownModel`: there is none of that name, or not in that version."""
+    """Raises `UnknownModel`: unknown name or version."""
     model = services_of(request.scope).pipeline.find(request.path_params["name"])
     version = request.path_params.get("version", VERSION)
     if version != VERSION:
@@ -50,78 +50,81 @@ def model_of(request: Request) -> Model:
 
 
 async def infer(request: Request) -> Response:
-    """The outputs that a request asks for, of each of its images."""
+    """The requested outputs for each image of a request."""
     name = model_of(request).name
     arrived = asyncio.get_running_loop().time()
     admission = admit(request.scope, name, None)
-    served, deadline = admission.model, admission.deadline
-    limits = admission.services.settings
-    with served.users, receive(request, limits.max_batch_body_bytes, deadline) as arriving:
-        body = await encoding.read(arriving)
-        reading = (body, request.headers.get(JSON_LENGTH), served.input, limits.max_batch_images)
+    serving, deadline = admission.model, admission.deadline
+    settings = admission.services.settings
+    with serving.users, open_body(request, settings.max_batch_body_bytes, deadline) as upload:
+        body = await encoding.read(upload)
+        source = (body, request.headers.get(JSON_LENGTH), serving.input, settings.max_batch_images)
         if len(body) < LARGE_BYTES:
-            asked = codec.read(*reading)
+            parsed = codec.read(*source)
         else:
-            asked = await asyncio.to_thread(codec.read, *reading)
-        del body, reading
-        check_outputs(asked, metadata.outputs(served))
-        if asked.timeout is not None:
-            # Without a header to the same end, it may also allow more time than is usual.
-            limit = arrived + asked.timeout
-            headed = any(header == TIMEOUT for header, _ in request.scope["headers"])
-            deadline = min(deadline, limit) if headed else limit
-        work = compute_all(admission.services.pipeline, served, asked, deadline)
+            parsed = await asyncio.to_thread(codec.read, *source)
+        del body, source
+        check_outputs(parsed, metadata.outputs(serving))
+        if parsed.timeout is not None:
+            # Without the header, the parameter may also exceed the default timeout.
+            limit = arrived + parsed.timeout
+            has_header = any(header == TIMEOUT for header, _ in request.scope["headers"])
+            deadline = min(deadline, limit) if has_header else limit
+        work = compute_all(admission.services.pipeline, serving, parsed, deadline)
         rows = await until_disconnect(request, work)
-    content, length = codec.answer(served.name, served.labels, asked, rows)
+    content, length = codec.encode_response(serving.name, serving.labels, parsed, rows)
     headers = {} if length is None else {JSON_LENGTH: str(length)}
-    if len(content) >= encoding.WORTHWHILE_BYTES:
+    if len(content) >= encoding.MIN_COMPRESSED_BYTES:
         headers["Vary"] = "Accept-Encoding"
-        if chosen := encoding.accepted(request.headers.get("accept-encoding")):
-            content = await asyncio.to_thread(encoding.deflated, content, chosen)
+        if chosen := encoding.negotiate(request.headers.get("accept-encoding")):
+            content = await asyncio.to_thread(encoding.compress, content, chosen)
             headers["Content-Encoding"] = chosen
     media_type = "application/json" if length is None else "application/octet-stream"
     return Response(content, headers=headers, media_type=media_type)
 
 
 async def compute_all(
-    pipeline: Pipeline, served: Model, asked: Asked, deadline: float
+    pipeline: Pipeline, model: Model, parsed: ParsedRequest, deadline: float
 ) -> list[Row]:
-    """What the network makes of each image; the first that fails ends the others."""
-    # A large batch takes its turn with the others instead of the whole queue.
-    places = asyncio.Semaphore(served.batch_share)
+    """The network's output for each image; the first failure cancels the others."""
+    # A large request shares the queue with others instead of filling it.
+    slots = asyncio.Semaphore(model.batch_share)
 
-    async def one(number: int, image: Image) -> Row:
+    async def compute_one(number: int, image: Image) -> Row:
         try:
-            async with places:
+            async with slots:
                 computed = await pipeline.compute(
-                    served, image, deadline, asked.task, asked.priority
+                    model, image, deadline, parsed.task, parsed.priority
                 )
         except RequestError as error:
-            if len(asked.images) == 1:
+            if len(parsed.images) == 1:
                 raise
-            raise type(error)(f"image {number} of {len(asked.images)}: {error}") from None
+            raise type(error)(f"image {number} of {len(parsed.images)}: {error}") from None
         return computed.row
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(*each)) for each in enumerate(asked.images, 1)]
+            tasks = [
+                group.create_task(compute_one(number, image))
+                for number, image in enumerate(parsed.images, 1)
+            ]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-def check_outputs(asked: Asked, known: dict[str, int]) -> None:
-    """Raises `InvalidInput`: an output is not known, or is named twice."""
-    names = [output.name for output in asked.outputs]
+def check_outputs(parsed: ParsedRequest, known: dict[str, int]) -> None:
+    """Raises `InvalidInput`: an output is unknown or requested twice."""
+    names = [output.name for output in parsed.outputs]
     for name in names:
         if name not in known:
-            raise InvalidInput(f"outputs: no output is called {name!r}; see {', '.join(known)}")
+            raise InvalidInput(f"outputs: unknown output {name!r}; use {', '.join(known)}")
         if names.count(name) > 1:
             raise InvalidInput(f"outputs: {name} is requested twice")
 
 
 async def server(request: Request) -> Response:
-    return json(metadata.server())
+    return json_response(metadata.server())
 
 
 async def live(request: Request) -> Response:
@@ -132,15 +135,15 @@ async def ready(request: Request) -> Response:
     return health("ready", services_of(request.scope).pipeline.unready())
 
 
-def health(what: str, reasons: dict[str, str]) -> Response:
+def health(state: str, reasons: dict[str, str]) -> Response:
     if not reasons:
-        return json({what: True})
-    said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    return json({what: False, "error": said}, 503)
+        return json_response({state: True})
+    error = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return json_response({state: False, "error": error}, 503)
 
 
 async def model(request: Request) -> Response:
-    return json(metadata.metadata(model_of(request)))
+    return json_response(metadata.metadata(model_of(request)))
 
 
 async def model_ready(request: Request) -> Response:
@@ -148,95 +151,101 @@ async def model_ready(request: Request) -> Response:
     reason = services_of(request.scope).pipeline.unready().get(name)
     if reason is not None:
         raise NotReady(f"{name} is not ready: {reason}", RETRY_SECONDS)
-    return json({"name": name, "ready": True})
+    return json_response({"name": name, "ready": True})
 
 
 async def configuration(request: Request) -> Response:
-    return json(metadata.configuration(model_of(request), services_of(request.scope).settings))
+    return json_response(
+        metadata.configuration(model_of(request), services_of(request.scope).settings)
+    )
 
 
 async def model_statistics(request: Request) -> Response:
-    return told_of(request, [model_of(request).name])
+    return statistics_of(request, [model_of(request).name])
 
 
 async def all_statistics(request: Request) -> Response:
-    return told_of(request, list(services_of(request.scope).pipeline.models))
+    return statistics_of(request, list(services_of(request.scope).pipeline.models))
 
 
-def told_of(request: Request, names: list[str]) -> Response:
+def statistics_of(request: Request, names: list[str]) -> Response:
     counted = services_of(request.scope).pipeline.metrics.counted()
-    return json({"model_stats": [statistics(name, counted.get(name, {})) for name in names]})
+    return json_response(
+        {"model_stats": [statistics(name, counted.get(name, {})) for name in names]}
+    )
 
 
 async def index(request: Request) -> Response:
-    asked = await small(request, messages.RepositoryIndex)
+    message = await read_message(request, messages.RepositoryIndex)
     pipeline, settings = services_of(request.scope).pipeline, services_of(request.scope).settings
-    return json(metadata.index(pipeline, settings, only_ready=asked.ready))
+    return json_response(metadata.index(pipeline, settings, only_ready=message.ready))
 
 
 async def load(request: Request) -> Response:
-    """Loads a model as the parameters say; without any, as it is served now or configured."""
-    pipeline = serving(request)
+    """Loads a model with the given parameters; by default, as it is served or configured now."""
+    pipeline = active_pipeline(request)
     name = request.path_params["name"]
-    asked = await small(request, messages.RepositoryChange)
-    await pipeline.repository.put(row_of(request, name, asked.parameters))
-    return json({})
+    message = await read_message(request, messages.RepositoryChange)
+    await pipeline.repository.put(settings_to_load(request, name, message.parameters))
+    return json_response({})
 
 
-def row_of(request: Request, name: str, parameters: dict[str, Any]) -> ModelSettings:
-    """The settings of a model that is to be loaded.
+def settings_to_load(request: Request, name: str, parameters: dict[str, Any]) -> ModelSettings:
+    """The settings of the model to load.
 
     Raises:
-        InvalidInput: a parameter cannot be.
-        BadParameter: a setting is unknown or has an impossible value.
-        UnknownModel: nothing tells what to load.
+        InvalidInput: a parameter is invalid.
+        BadParameter: a setting is unknown or invalid.
+        UnknownModel: neither the parameters nor the configuration define it.
     """
     if any(key.startswith("file:") for key in parameters):
         raise InvalidInput("file: is not supported; name a bundle with spec, such as builtin:NAME")
     fields = {key: value for key, value in parameters.items() if key != CONFIG}
     if CONFIG in parameters:
         try:
-            given = from_json(parameters[CONFIG], allow_inf_nan=False)
+            config = from_json(parameters[CONFIG], allow_inf_nan=False)
         except (TypeError, ValueError):
-            given = None
-        if not isinstance(given, dict):
+            config = None
+        if not isinstance(config, dict):
             raise InvalidInput(
                 'config: must be a JSON object in a string, such as {"spec": "builtin:NAME"}'
             )
-        fields = given | fields
+        fields = config | fields
     fields = {key: value for key, value in fields.items() if key != "name" or value != name}
     if fields:
         return settings_of_model(name, fields)
-    served = services_of(request.scope).pipeline.models.get(name)
-    rows = services_of(request.scope).settings.models
-    row = served.settings if served else next((r for r in rows if name_of(r) == name), None)
-    if row is None:
+    model = services_of(request.scope).pipeline.models.get(name)
+    configured = services_of(request.scope).settings.models
+    settings = (
+        model.settings if model else next((m for m in configured if name_of(m) == name), None)
+    )
+    if settings is None:
         raise UnknownModel(
             f"{name} is not configured; give spec in the parameters, or config with "
             'a JSON object such as {"spec": "builtin:NAME"}'
         )
-    return row.model_copy(update={"name": name})
+    return settings.model_copy(update={"name": name})
 
 
-def name_of(row: ModelSettings) -> str:
-    """What a configured model is called, as far as that is known without its bundle."""
-    return row.name or Path(row.spec.rpartition(":")[2]).stem
+def name_of(settings: ModelSettings) -> str:
+    """A configured model's name, as far as known without reading its bundle."""
+    return settings.name or Path(settings.spec.rpartition(":")[2]).stem
 
 
 async def unload(request: Request) -> Response:
-    pipeline = serving(request)
-    await small(request, messages.RepositoryChange)
+    pipeline = active_pipeline(request)
+    await read_message(request, messages.RepositoryChange)
     await pipeline.repository.delete(request.path_params["name"])
-    return json({})
+    return json_response({})
 
 
-async def small(request: Request, kind: type[messages.M]) -> messages.M:
-    """A request's JSON, whatever type it says to have; none at all is an empty object."""
+async def read_message(request: Request, kind: type[messages.M]) -> messages.M:
+    """A request's JSON, whatever its content type; an empty body means an empty object."""
     within = services_of(request.scope).settings.request_timeout_ms / 1000
     deadline = asyncio.get_running_loop().time() + within
-    with receive(request, MAX_BODY_BYTES, deadline) as arriving:
-        body = await encoding.read(arriving)
-    return messages.parse(kind, body or b"{}")
+    with open_body(request, MAX_BODY_BYTES, deadline) as body:
+        text = await encoding.read(body)
+    return messages.parse(kind, text or b"{}")
 
 
 MODEL = "/v2/models/{name}"

@@ -1,9 +1,9 @@
-"""Triton's statistics of a model, from what the metrics count of its images.
+"""Triton's statistics of a model, derived from its metrics.
 
-Every image is an inference of its own, whichever endpoint it came through. Preparing the input is
-decoding; the output's part is what remains of the total. Copying to the device and back is part of
-computing a batch, so that a batch's own input and output are never counted. How long failed images
-took is not measured, and their `ns` is 0. Sizes of batches are rounded up to powers of two.
+Every image counts as one inference, whichever endpoint received it. Triton's input phase is
+decoding; its output phase is the rest of the total. Copies to the device and back are part of a
+batch's compute time, so a batch's input and output phases stay 0. The duration of failed images is
+not measured; their `ns` is 0. Batch sizes are rounded up to powers of two.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PHASES = {
 
 
 def statistics(model: str, counted: Mapping[str, float]) -> dict[str, Any]:
-    """One entry of `model_stats`; `counted` as `service.metrics.Metrics.counted` gives it."""
+    """One entry of `model_stats`; `counted` comes from `service.metrics.Metrics.counted`."""
     spans = {
         name: duration(counted.get(f"{COUNT}/{phase}", 0), counted.get(f"{SECONDS}/{phase}", 0))
         for name, phase in PHASES.items()

@@ -1,15 +1,15 @@
 import * as key from "./key.js";
 
-export const UNANSWERED = "The service does not answer.";
+export const UNREACHABLE = "The service is not responding.";
 const TRIES = 10;
 
-/** What the service, or whatever is before it, says against a request. */
+/** The error in a response of the service, or of a proxy in front of it. */
 async function refusalOf(response) {
   const problem = await response.json().catch(() => ({}));
   return new Error(problem.detail ?? `${response.status} ${response.statusText}`);
 }
 
-/** Seconds to wait, or null where the answer does not say that another try may help. */
+/** Seconds to wait, or null if the response does not suggest a retry. */
 function retryAfter(response) {
   const text = response.headers.get("Retry-After");
   if (text === null) return null;
@@ -18,10 +18,10 @@ function retryAfter(response) {
 }
 
 /**
- * The JSON that a path of the API answers with.
+ * Requests a path of the API and returns its JSON.
  *
- * Waits for a key where one is needed, and as long as `Retry-After` says where `wait(why, seconds)`
- * is given. Throws an Error whose message is for people, or the signal's reason.
+ * Waits for a key if one is required, and for `Retry-After` if `wait(why, seconds)` is given. Throws
+ * an Error with a message for users, or the signal's reason.
  */
 export async function ask(path, { wait = null, ...options } = {}) {
   for (let tries = 1; ; tries += 1) {
@@ -32,13 +32,13 @@ export async function ask(path, { wait = null, ...options } = {}) {
       response = await fetch(path, { ...options, headers });
     } catch (error) {
       if (options.signal?.aborted) throw error;
-      throw new Error(UNANSWERED, { cause: error });
+      throw new Error(UNREACHABLE, { cause: error });
     }
     if (response.ok) return response.json();
     const refusal = await refusalOf(response);
     const seconds = retryAfter(response);
     if (response.status === 401) {
-      // Another request may have brought a new key meanwhile.
+      // Another request may have obtained a new key meanwhile.
       if (key.current() === used) await key.entered(refusal.message);
     } else if (wait && seconds !== null && tries < TRIES) {
       await wait(refusal.message, seconds);

@@ -1,4 +1,4 @@
-import { UNANSWERED } from "./api.js";
+import { UNREACHABLE } from "./api.js";
 import * as camera from "./camera.js";
 import { $, made, percent } from "./elements.js";
 import * as key from "./key.js";
@@ -14,15 +14,15 @@ const MOST = 200; // images
 const ENLARGED = 384; // pixels that smaller images are enlarged to
 const TINY = 128; // pixels below which each of them is worth seeing
 
-let pictures = []; // what became of each file
-let chosen = null; // the one of them that is shown
-let running = new AbortController(); // its end is the end of all requests for the pictures
-let mapping = new AbortController(); // and of this one, of that for a map
+let pictures = []; // one per file, with its outcome
+let chosen = null; // the one shown
+let running = new AbortController(); // aborts all requests for the pictures
+let mapping = new AbortController(); // aborts the request for a map
 
 const isTiny = (image) => Math.max(image.naturalWidth, image.naturalHeight) < TINY;
 const mapped = () => models.serving()?.explain === true;
 
-/** What is asked for a picture. */
+/** The request for a picture. */
 function requestFor(file) {
   const [model, topK] = [$("model").value, Number($("top-k").value)];
   const path = `v1/classify?model=${encodeURIComponent(model)}&top_k=${topK}`;
@@ -89,12 +89,12 @@ function showUnseen() {
   if (!chosen) return;
   $("picture").hidden = true;
   $("unshown").hidden = false;
-  $("unshown").textContent = `${chosen.file.name} is nothing that this browser can show.`;
+  $("unshown").textContent = `This browser cannot display ${chosen.file.name}.`;
 }
 
-// Answers.
+// Responses.
 
-/** Sends all pictures, a few at once, to the chosen model; as soon as there is one to choose. */
+/** Sends all pictures to the chosen model, a few at a time; not before the models are listed. */
 async function classifyAll() {
   if (!models.serving()) return;
   running.abort();
@@ -128,13 +128,13 @@ async function classify(picture, signal) {
 }
 
 function outcomeOf({ answer, error, wait }) {
-  if (error) return ["refused", "refused"];
+  if (error) return ["failed", "refused"];
   if (!answer) return [wait ? "waiting" : "…", "waiting"];
   const [{ label, probability }] = answer.predictions;
   return [`${label} ${percent(probability)}`, "done"];
 }
 
-/** Shows what is known of a picture, on its card and, if it is the chosen one, beside it. */
+/** Shows a picture's state on its card and, if it is the chosen one, in the results. */
 function showOutcome(picture) {
   showWaiting(picture);
   if (picture !== chosen) return;
@@ -147,7 +147,7 @@ function showOutcome(picture) {
   showSnippet();
 }
 
-/** Shows what a picture waits for, or why it waits no longer. */
+/** Shows a picture's wait, or its error. */
 function showWaiting(picture) {
   const [words, state] = outcomeOf(picture);
   picture.outcome.textContent = words;
@@ -160,20 +160,20 @@ function showWaiting(picture) {
   const why = error ?? wait?.why ?? "";
   if ($("error").textContent !== why) $("error").textContent = why;
   $("wait").hidden = !wait;
-  $("again").textContent = wait ? `Trying again in ${wait.seconds} s.` : "";
+  $("again").textContent = wait ? `Retrying in ${wait.seconds} s.` : "";
 }
 
-/** Says in one sentence what the pictures turned out to be. */
+/** Announces the outcome of the pictures to screen readers, in one sentence. */
 function announce() {
   const failed = pictures.filter((picture) => picture.error).length;
   const [first] = pictures;
-  if (pictures.length > 1) $("said").textContent = `${pictures.length} images are done, ${failed} refused.`;
+  if (pictures.length > 1) $("said").textContent = `${pictures.length} images processed, ${failed} failed.`;
   else $("said").textContent = first.error ? "" : `${first.file.name}: ${outcomeOf(first)[0]}.`;
 }
 
 // Activation maps.
 
-/** Shows the map of the chosen picture, or why there is none, and the controls that it has. */
+/** Shows the chosen picture's map with its controls, or why there is none. */
 function showMapState() {
   const { answer, maps, classId, mapError } = chosen ?? {};
   const on = mapped() && $("map-on").checked;
@@ -188,14 +188,14 @@ function showMapState() {
     $("map").setAttribute("aria-label", `Activation map for ${explanation.label}. ${note}`);
     [$("lowest").textContent, $("highest").textContent] = map.limits(explanation);
   } else if (answer && !mapped()) {
-    note = `${answer.model} has no activation map: its last feature map is a single place.`;
+    note = `${answer.model} has no activation map: its last feature map has a single position.`;
   } else if (on && mapError) {
     note = mapError;
   }
   $("map-note").textContent = note;
 }
 
-/** Shows how much each place of a picture speaks for a class. */
+/** Shows each position's evidence for a class. */
 async function showMap(picture, classId = picture.classId) {
   if (!picture.answer) return;
   Object.assign(picture, { classId, mapError: null });
@@ -252,7 +252,7 @@ $("example").addEventListener("click", async () => {
     const blob = await (await fetch("web/ship.png")).blob();
     take([new File([blob], "ship.png", { type: "image/png" })]);
   } catch {
-    $("error").textContent = UNANSWERED;
+    $("error").textContent = UNREACHABLE;
   }
 });
 $("preview").addEventListener("load", showSize);

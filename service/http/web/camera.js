@@ -3,7 +3,7 @@ import { $ } from "./elements.js";
 let stream = null;
 let cameras = [];
 
-/** Whether pictures can be taken: browsers allow it on this machine and over HTTPS. */
+/** Whether browsers allow the camera here: on localhost and over HTTPS only. */
 export const available = () => Boolean(navigator.mediaDevices?.getUserMedia);
 
 function release() {
@@ -21,15 +21,15 @@ async function watch(video) {
     if (!$("camera-dialog").open) return release(); // closed while the browser asked
     $("video").srcObject = stream;
     await $("video").play();
-    // Their number is a secret until a person has allowed one.
+    // Browsers hide the number of cameras until the user has allowed one.
     cameras = (await navigator.mediaDevices.enumerateDevices()).filter((each) => each.kind === "videoinput");
     $("other-camera").hidden = cameras.length < 2;
     $("shoot").disabled = false;
   } catch (error) {
     if (!$("camera-dialog").open) return undefined;
     $("camera-error").textContent = error.name === "NotAllowedError"
-      ? "The browser does not allow this page to use the camera."
-      : `There is no picture from a camera: ${error.message}`;
+      ? "The browser blocked this page from using the camera."
+      : `The camera is not available: ${error.message}`;
   }
   return undefined;
 }
@@ -40,7 +40,7 @@ function other() {
   return watch({ deviceId: { exact: cameras[next].deviceId } });
 }
 
-/** Calls `take` with each picture that a person takes, as a file. */
+/** Calls `take` with each picture taken, as a file. */
 export function install(take) {
   const dialog = $("camera-dialog");
   $("camera").addEventListener("click", () => {

@@ -2,7 +2,7 @@
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
 
-/** An element with attributes and children, which are elements or texts. */
+/** An element with attributes and children, which are elements or strings. */
 function made(tag, attributes, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -15,13 +15,13 @@ function table(heads, rows) {
   return made("table", {}, line("th", heads), ...rows.map((row) => line("td", row)));
 }
 
-/** What a schema's `$ref` stands for, else the schema itself. */
+/** The target of a schema's `$ref`, else the schema itself. */
 function resolved(api, schema) {
   const steps = schema?.$ref?.split("/").slice(1);
   return steps ? resolved(api, steps.reduce((node, step) => node[step], api)) : schema ?? {};
 }
 
-/** A value's kind in a few words, with its limits. */
+/** A value's type in a few words, with its limits. */
 function kind(api, given) {
   const schema = resolved(api, given);
   const either = schema.anyOf ?? schema.oneOf;
@@ -35,7 +35,7 @@ function kind(api, given) {
   return [name, ...limits].join(" ");
 }
 
-/** A value of a schema's form, with kinds in the place of values. */
+/** An example of a schema, with types in place of values. */
 function form(api, given, depth = 0) {
   const schema = resolved(api, given);
   if (depth < 6 && schema.type === "array") return [form(api, schema.items, depth + 1)];
@@ -64,14 +64,14 @@ function curl(method, path, operation) {
   return [...words, `'${origin}${place}'`].join(" ");
 }
 
-function answers(api, operation) {
-  return Object.entries(operation.responses).map(([status, answer]) => {
-    const [media, content] = Object.entries(answer.content ?? {}).at(-1) ?? ["", {}];
+function responses(api, operation) {
+  return Object.entries(operation.responses).map(([status, response]) => {
+    const [media, content] = Object.entries(response.content ?? {}).at(-1) ?? ["", {}];
     const shown = Object.keys(content.schema ?? {}).length
       ? made("details", {}, made("summary", {}, media),
              made("pre", {}, JSON.stringify(form(api, content.schema), null, 2)))
       : media;
-    return [status, answer.description, shown];
+    return [status, response.description, shown];
   });
 }
 
@@ -79,19 +79,19 @@ function endpoint(api, path, method, operation) {
   const name = `${method.toUpperCase()} ${path}`;
   const parts = [made("h2", {}, made("code", {}, name)), made("p", {}, operation.description ?? operation.summary ?? "")];
   if (operation.parameters?.length) {
-    parts.push(made("h3", {}, "Parameters"), table(["name", "in", "kind", ""], operation.parameters.map((each) => [
+    parts.push(made("h3", {}, "Parameters"), table(["name", "in", "type", "description"], operation.parameters.map((each) => [
       made("code", {}, each.name), each.in, kind(api, each.schema) + (each.required ? ", required" : ""),
       each.description ?? each.schema?.description ?? "",
     ])));
   }
   const bodies = Object.entries(operation.requestBody?.content ?? {});
   if (bodies.length) {
-    parts.push(made("h3", {}, "Body"), table(["type", "form"], bodies.map(([media, { schema }]) => [
+    parts.push(made("h3", {}, "Body"), table(["content type", "schema"], bodies.map(([media, { schema }]) => [
       made("code", {}, media), made("code", {}, JSON.stringify(form(api, schema))),
     ])));
   }
-  parts.push(made("h3", {}, "Answers"), table(["status", "", "form"], answers(api, operation)));
-  parts.push(made("h3", {}, "For instance"), made("pre", {}, curl(method, path, operation)));
+  parts.push(made("h3", {}, "Responses"), table(["status", "description", "schema"], responses(api, operation)));
+  parts.push(made("h3", {}, "Example"), made("pre", {}, curl(method, path, operation)));
   return made("section", { id: name }, ...parts);
 }
 
@@ -109,7 +109,7 @@ async function start() {
       }
     }
   } catch (error) {
-    document.getElementById("error").textContent = `openapi.json cannot be shown: ${error.message}`;
+    document.getElementById("error").textContent = `Cannot load openapi.json: ${error.message}`;
   }
 }
 

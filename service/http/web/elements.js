@@ -1,7 +1,7 @@
 /** The element with an id. */
 export const $ = (id) => document.getElementById(id);
 
-/** An element of an HTML or, with `svg`, an SVG document, with its attributes and children. */
+/** An HTML or SVG element with attributes and children. */
 export function made(tag, attributes = {}, ...children) {
   const svg = ["svg", "path"].includes(tag);
   const element = svg
@@ -12,12 +12,12 @@ export function made(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A share from 0 to 1, in words that no line breaks. */
+/** A share from 0 to 1 as a percentage, without line breaks. */
 export function percent(share) {
   return share < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;
 }
 
-/** A time in milliseconds, with three digits. */
+/** A duration given in milliseconds, with three digits. */
 export function milliseconds(time) {
   return time >= 1000 ? `${(time / 1000).toFixed(2)} s` : `${time.toFixed(time < 100 ? 1 : 0)} ms`;
 }

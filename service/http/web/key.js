@@ -1,11 +1,11 @@
 import { $ } from "./elements.js";
 
-const KEY = "resnet-serve-key"; // in the tab's own storage, until it closes
+const KEY = "resnet-serve-key"; // in sessionStorage, until the tab closes
 let entering = null;
 
 export const current = () => sessionStorage.getItem(KEY);
 
-/** Resolves when a person has entered a key; however many requests wait, there is one form. */
+/** Resolves once the user has entered a key; all waiting requests share one form. */
 export function entered(why) {
   $("key-why").textContent = why;
   entering ??= new Promise((resolve) => {
@@ -14,12 +14,12 @@ export function entered(why) {
     $("key").focus();
     $("key-form").onsubmit = (event) => {
       event.preventDefault();
-      const given = $("key").value.trim();
-      if (!/^[!-~]+$/.test(given)) {
-        $("key-why").textContent = "A key is printable ASCII, without spaces.";
+      const key = $("key").value.trim();
+      if (!/^[!-~]+$/.test(key)) {
+        $("key-why").textContent = "A key consists of printable ASCII characters without spaces.";
         return;
       }
-      sessionStorage.setItem(KEY, given);
+      sessionStorage.setItem(KEY, key);
       $("key-form").hidden = true;
       $("key").value = "";
       entering = null;

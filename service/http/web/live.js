@@ -1,10 +1,10 @@
-// The service's own figures, from the metrics that Prometheus reads too.
+// The service's live figures, from its Prometheus metrics.
 
 import { $, made, milliseconds } from "./elements.js";
 
 const EVERY = 2000; // milliseconds
 const KEPT = 31; // samples: one minute
-const WINDOW = 5; // samples that a latency is of: a single one holds few requests
+const WINDOW = 5; // samples per latency, as a single one holds few requests
 const LINE = /^resnet_serve_(images_total|phase_seconds_bucket|queue_depth|queue_limit|model_ready){(.*)} (\S+)$/;
 const FIGURES = [
   ["rate", "Images per second", (value) => value.toFixed(value < 10 ? 1 : 0)],
@@ -15,7 +15,7 @@ const FIGURES = [
 
 const limited = (seconds) => (seconds === Infinity ? "over 10 s" : milliseconds(1000 * seconds));
 
-/** One reading: images and latencies counted since the start, and what is true now. */
+/** Parses one sample: counters since the start, and current gauges. */
 function read(text) {
   const sample = { time: performance.now(), images: 0, buckets: new Map(), queue: 0, limit: 0, ready: [] };
   for (const line of text.split("\n")) {
@@ -33,7 +33,7 @@ function read(text) {
   return sample;
 }
 
-/** Seconds under which a share of the requests between two samples was, or null without any. */
+/** The quantile, in seconds, of requests between two samples; null without requests. */
 function quantile(from, to, share) {
   const bounds = [...to.buckets.keys()].sort((a, b) => a - b);
   const counts = bounds.map((bound) => to.buckets.get(bound) - (from.buckets.get(bound) ?? 0));
@@ -45,7 +45,7 @@ function quantile(from, to, share) {
   return low + ((bounds[index] - low) * (wanted - below)) / (counts[index] - below);
 }
 
-/** What is shown of the newest of some samples. */
+/** The figures of the newest sample. */
 function pointOf(samples) {
   const [now, before] = [samples.at(-1), samples.at(-2)];
   const from = samples.at(-1 - WINDOW) ?? samples[0];
@@ -58,7 +58,7 @@ function pointOf(samples) {
   };
 }
 
-/** A line through values, broken where there are none; the newest is at the right. */
+/** An SVG path through values, interrupted at gaps; the newest is at the right. */
 function line(values) {
   const known = values.filter((value) => Number.isFinite(value));
   const most = Math.max(...known, 1e-9);
@@ -91,7 +91,7 @@ function show(points) {
   }
 }
 
-/** Reads and shows as long as the page is seen; `changed` is called when models come, go or wait. */
+/** Polls while the page is visible; calls `changed` when models or their states change. */
 export function watch(changed) {
   let [samples, points, ready, timer] = [[], [], null, 0];
 
@@ -100,19 +100,19 @@ export function watch(changed) {
       const response = await fetch("metrics");
       if (!response.ok) throw new Error(response.statusText);
       const sample = read(await response.text());
-      // Another process than before counts from the beginning.
+      // After a restart, counters begin at 0.
       if (samples.length && sample.images < samples.at(-1).images) samples = [];
       samples = [...samples, sample].slice(-KEPT);
       if (samples.length > 1) points = [...points, pointOf(samples)].slice(1 - KEPT);
       const states = sample.ready.sort().join();
       if (ready !== null && ready !== states) changed();
       ready = states;
-      $("live-note").textContent = "All models, every two seconds; latencies of the last ten.";
+      $("live-note").textContent = "All models, updated every 2 s; latencies over the last 10 s.";
       show(points);
     } catch {
       [samples, points, ready] = [[], [], ""];
       show(points);
-      $("live-note").textContent = "There are no figures: /metrics does not answer.";
+      $("live-note").textContent = "No figures: /metrics is not responding.";
     }
     if (!document.hidden) timer = setTimeout(poll, EVERY);
   }

@@ -1,14 +1,14 @@
-// A class activation map over an image: how much each place speaks for a class, or against it.
+// A class activation map over an image: each position's evidence for or against a class.
 
 const CELL = 40; // pixels drawn for each cell of the grid
 const LARGEST = 320;
-const FOR = [[255, 214, 92], [255, 138, 36], [206, 24, 40]]; // from little to much
+const FOR = [[255, 214, 92], [255, 138, 36], [206, 24, 40]]; // from weak to strong
 const AGAINST = [[126, 200, 255], [58, 128, 236], [28, 52, 160]];
-const FADE = 0.75; // below 1, what is weak is more visible
+const FADE = 0.75; // below 1, weak values are more visible
 const ROWS = ["top", "middle", "bottom"];
 const COLUMNS = ["left", "centre", "right"];
 
-/** Catmull and Rom's weights of four neighbours, at a share of the way between the inner two. */
+/** Catmull-Rom weights of four neighbours, at a fraction of the way between the inner two. */
 function weights(share) {
   const square = share * share;
   const cube = square * share;
@@ -20,7 +20,7 @@ function weights(share) {
   ];
 }
 
-/** For each of `length` places: which cells count, and how much. */
+/** For each of `length` positions: its neighbouring cells and their weights. */
 function stencil(length, cells) {
   return Array.from({ length }, (_, place) => {
     const position = ((place + 0.5) * cells) / length - 0.5;
@@ -36,7 +36,7 @@ function blended(colours, share) {
   return colours[first].map((from, i) => from + (place - first) * (colours[first + 1][i] - from));
 }
 
-/** Red, green, blue and alpha of a value from -1, against the class, to 1, for it. */
+/** RGBA of a value from -1 (against the class) to 1 (for it). */
 function colour(value) {
   const share = Math.min(1, Math.abs(value));
   return [...blended(value < 0 ? AGAINST : FOR, share), 255 * share ** FADE];
@@ -55,7 +55,7 @@ function paint(canvas, width, height, valueAt) {
 
 const strongest = (grid) => Math.max(...grid.flat().map(Math.abs)) || 1;
 
-/** Draws the grid of an answer of /v1/explain over the part of the image that it is about. */
+/** Draws the grid of a response of /v1/explain over its region of the image. */
 export function draw(canvas, { grid, region }) {
   const [rows, columns] = [grid.length, grid[0].length];
   const [height, width] = [rows, columns].map((cells) => Math.min(LARGEST, CELL * cells));
@@ -74,14 +74,14 @@ export function draw(canvas, { grid, region }) {
   }
 }
 
-/** Draws the colours of a map from its lowest to its highest possible value. */
+/** Draws the colour scale of a map. */
 export function drawRamp(canvas) {
   paint(canvas, 128, 1, (x) => (2 * x) / 127 - 1);
 }
 
 const signed = (text) => text.replace("-", "−");
 
-/** The map in words. */
+/** Describes the map in words. */
 export function describe({ label, grid, logit, bias }) {
   const values = grid.flat();
   const best = values.indexOf(Math.max(...values));
@@ -90,11 +90,11 @@ export function describe({ label, grid, logit, bias }) {
   const column = COLUMNS[third(best % grid[0].length, grid[0].length)];
   const [mean, added, total] = [logit - bias, bias, logit].map((value) => signed(value.toFixed(2)));
   const place = row === "middle" && column === "centre" ? "in the middle" : `at the ${row} ${column}`;
-  return `Most evidence for ${label} is ${place}. `
-    + `The map's mean ${mean} and the bias ${added} add up to the logit ${total}.`;
+  return `The strongest evidence for ${label} is ${place}. `
+    + `The map's mean ${mean} plus the bias ${added} gives the logit ${total}.`;
 }
 
-/** What the ends of the scale stand for. */
+/** The labels at the ends of the scale. */
 export function limits({ grid }) {
   const limit = strongest(grid).toPrecision(3);
   return [`−${limit} against`, `for +${limit}`];

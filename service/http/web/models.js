@@ -7,10 +7,10 @@ const AGAIN = 1000; // milliseconds, while a model loads
 let models = [];
 let timer = 0;
 
-/** The model that is chosen, as GET /v1/models describes it. */
+/** The chosen model, as in GET /v1/models. */
 export const serving = () => models.find((model) => model.name === $("model").value);
 
-/** Lists the models, and again until all have loaded; `listed(first)` is called each time. */
+/** Lists the models, repeatedly until all have loaded; calls `listed(first)` each time. */
 export async function list(listed) {
   clearTimeout(timer);
   const first = !models.length;
@@ -21,10 +21,10 @@ export async function list(listed) {
     $("state").dataset.state = "failed";
     return;
   }
-  const wanted = $("model").value;
+  const selected = $("model").value;
   $("model").replaceChildren(...models.map(({ name, state }) => {
     const option = made("option", { value: name }, state === "ready" ? name : `${name} (${state})`);
-    option.selected = name === wanted;
+    option.selected = name === selected;
     return option;
   }));
   const waiting = models.filter((model) => model.state !== "ready");
@@ -38,15 +38,15 @@ export async function list(listed) {
   if (waiting.some((model) => model.state === "loading")) timer = setTimeout(list, AGAIN, listed);
 }
 
-/** Shows what the chosen model is, and how many of its classes can be asked for. */
+/** Shows the chosen model's description and its choices of top k. */
 export function show() {
   const model = serving();
   if (!model) return;
   const sizes = TOP_K.filter((size) => size <= model.num_classes);
-  const wanted = Number($("top-k").value || 5);
+  const count = Number($("top-k").value || 5);
   $("top-k").replaceChildren(...sizes.map((size) => {
     const option = made("option", {}, String(size));
-    option.selected = size <= wanted;
+    option.selected = size <= count;
     return option;
   }));
   $("about").textContent = model.state === "ready" || !model.reason

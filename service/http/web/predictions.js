@@ -1,7 +1,7 @@
 import { $, made, milliseconds, percent } from "./elements.js";
 
 const PHASES = [
-  ["decode", "Decoding"], ["queue", "Waiting"], ["inference", "Inference"], ["rest", "Rest"],
+  ["decode", "Decoding"], ["queue", "Queueing"], ["inference", "Inference"], ["rest", "Other"],
 ];
 
 function row({ label, probability }) {
@@ -14,7 +14,7 @@ function row({ label, probability }) {
   ];
 }
 
-/** Shows classes as bars; where `choose` is given, each can be chosen, and `chosen` is. */
+/** Shows classes as bars; with `choose`, as buttons, of which `chosen` is pressed. */
 export function showPredictions(predictions, chosen, choose) {
   const rows = predictions.map((prediction) => {
     if (!choose) return made("div", { class: "row" }, ...row(prediction));
@@ -23,17 +23,17 @@ export function showPredictions(predictions, chosen, choose) {
     button.addEventListener("click", () => choose(prediction.class_id));
     return button;
   });
-  $("predictions").replaceChildren(...rows.map((each) => made("li", {}, each)));
+  $("predictions").replaceChildren(...rows.map((entry) => made("li", {}, entry)));
 }
 
-/** Marks another class as the chosen one, without a new row: the old one may have the focus. */
+/** Marks another class as chosen, keeping the rows, as one may have the focus. */
 export function markChosen(predictions, chosen) {
   $("predictions").querySelectorAll("button").forEach((button, index) => {
     button.setAttribute("aria-pressed", predictions[index].class_id === chosen);
   });
 }
 
-/** Shows an answer's time by phase; `seen` is how long it took to get here, in milliseconds. */
+/** Shows a response's time by phase; `seen` is the round trip in milliseconds. */
 export function showTiming({ timing_ms: timing, batch_size: batch }, seen) {
   const known = timing.decode + timing.queue + timing.inference;
   const times = { ...timing, rest: Math.max(0, timing.total - known) };
@@ -49,5 +49,5 @@ export function showTiming({ timing_ms: timing, batch_size: batch }, seen) {
     made("span", { class: "figure" }, milliseconds(times[phase])),
   )));
   $("sum").textContent = `${milliseconds(timing.total)} in the service, in a batch of ${batch}; `
-    + `${milliseconds(seen)} as seen from here.`;
+    + `${milliseconds(seen)} round trip.`;
 }

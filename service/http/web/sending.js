@@ -3,15 +3,15 @@ import { ask } from "./api.js";
 export const typeOf = (file) => (file.type.startsWith("image/") ? file.type : "application/octet-stream");
 
 /**
- * The answer of a path to a picture's file.
+ * Posts a picture's file to a path and returns the response.
  *
- * While it waits for another try, `picture.wait` has the reason, the seconds left, and ways to end
- * the wait; `changed(picture)` is called with each change.
+ * While waiting to retry, `picture.wait` has the reason, the seconds left, and functions to end the
+ * wait; `changed(picture)` is called at each change.
  */
 export async function post(picture, path, signal, changed) {
   const { file } = picture;
   await file.slice(0, 1).arrayBuffer().catch(() => {
-    throw new Error(`${file.name} cannot be read; is it a folder?`);
+    throw new Error(`Cannot read ${file.name}; is it a folder?`);
   });
   return ask(path, {
     method: "POST",

@@ -1,10 +1,10 @@
-// The request that this page sends, in the words of other programs.
+// This page's request as code for other clients.
 
 import { $ } from "./elements.js";
 
-const SAID = 2000; // milliseconds
+const SHOWN = 2000; // milliseconds
 
-/** Quoted for a shell, where that is needed. */
+/** Quotes text for a shell if necessary. */
 function quoted(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
@@ -18,7 +18,7 @@ function curl({ url, name, type, keyed }) {
   ].join(" \\\n  ");
 }
 
-// What JSON writes as a string, Python reads as the same.
+// JSON strings are valid Python literals.
 const text = JSON.stringify;
 
 function python({ place, name, type, model, topK, keyed }) {
@@ -36,8 +36,8 @@ response = httpx.post(
     content=Path(${text(name)}).read_bytes(),
 )
 response.raise_for_status()
-for each in response.json()["predictions"]:
-    print(f"{each['probability']:6.1%}  {each['label']}")`;
+for prediction in response.json()["predictions"]:
+    print(f"{prediction['probability']:6.1%}  {prediction['label']}")`;
 }
 
 function client({ base, name, model, topK, keyed }) {
@@ -45,33 +45,33 @@ function client({ base, name, model, topK, keyed }) {
   return `${keyed ? "import os\n\n" : ""}from service.client import Client
 
 with Client(${text(base)}${key}) as client:
-    answer = client.classify(
+    result = client.classify(
         ${text(name)}, model=${text(model)}, top_k=${topK}
     )
-for each in answer.predictions:
-    print(f"{each.probability:6.1%}  {each.label}")`;
+for prediction in result.predictions:
+    print(f"{prediction.probability:6.1%}  {prediction.label}")`;
 }
 
 function snippet(language, request, answer) {
   const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
   const place = `${base}/v1/classify`;
   const whole = { ...request, base, place, url: `${base}/${request.path}` };
-  if (language === "answer") return answer ? JSON.stringify(answer, null, 2) : "No answer yet.";
+  if (language === "response") return answer ? JSON.stringify(answer, null, 2) : "No response yet.";
   return { curl, python, client }[language](whole);
 }
 
-/** Shows a request in the chosen language, or its answer, if there is one yet. */
+/** Shows a request in the chosen language, or its response. */
 export function show(request, answer) {
   const language = document.querySelector("[name=language]:checked").value;
   $("snippet").textContent = snippet(language, request, answer);
 }
 
-/** Copies what is shown, and says so for a while. */
+/** Copies the snippet and confirms it briefly. */
 export async function copy() {
   try {
     await navigator.clipboard.writeText($("snippet").textContent);
   } catch {
-    // Only pages that came over HTTPS or from this machine have a clipboard.
+    // The clipboard API requires HTTPS or localhost.
     getSelection().selectAllChildren($("snippet"));
     document.execCommand("copy");
   }
@@ -79,5 +79,5 @@ export async function copy() {
   setTimeout(() => {
     $("copy").textContent = "Copy";
     $("copied").textContent = "";
-  }, SAID);
+  }, SHOWN);
 }

@@ -22,7 +22,15 @@ from service.config.loading import load
 from service.config.settings import Settings
 from service.config.variables import PREFIX
 from service.errors import ConfigError, Forbidden, Unauthorized
-from service.http.access import ADMIN_METHODS, OPEN, OPEN_FOLDERS, Access, Keys, among, digest
+from service.http.access import (
+    ADMIN_METHODS,
+    OPEN,
+    OPEN_FOLDERS,
+    ApiKeyMiddleware,
+    Keys,
+    digest,
+    matches,
+)
 from service.http.app import ENDPOINTS
 from service.http.listener import check_exposure, listen
 from service.http.routers import classify
@@ -122,7 +130,7 @@ NO_ADMINS = (
             "PUT",
             "/v1/models/a",
             API,
-            Forbidden("this needs an admin key, and the key is not one"),
+            Forbidden("this request needs an admin key, and the key is not one"),
         ),
         ({}, "PUT", "/v1/models/a", None, Forbidden(NO_ADMINS)),
         ({}, "POST", "/v2/repository/models/a/load", None, Forbidden(NO_ADMINS)),
@@ -165,7 +173,7 @@ def through(guarded: Scope) -> tuple[Scope | None, list[Message]]:
         assert await inner_receive() == {"type": "http.request"}
         await inner_send({"type": "of the application"})
 
-    asyncio.run(Access(app, keys(**BOTH))(guarded, receive, send))
+    asyncio.run(ApiKeyMiddleware(app, keys(**BOTH))(guarded, receive, send))
     return (came[0] if came else None), answered
 
 
@@ -234,9 +242,9 @@ def test_every_key_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(hmac, "compare_digest", counting)
     known = [digest(key.encode()) for key in (API, OTHER, ADMIN)]
-    for key, found in ((API, True), (ADMIN, True), ("wrong", False), ("", False)):
+    for key, matched in ((API, True), (ADMIN, True), ("wrong", False), ("", False)):
         compared.clear()
-        assert among(key.encode(), known) is found
+        assert matches(key.encode(), known) is matched
         assert compared == known
 
 

@@ -24,7 +24,7 @@ RANDOM = "random:resnet20"
             ["builtin:nope", "resnet10-cifar10, resnet20-cifar10"],
         ),
         (ModelSettings(spec="/nowhere.safetensors"), ["/nowhere.safetensors", "no such file"]),
-        (ModelSettings(spec=RANDOM), ["name: 'resnet20' is already used"]),
+        (ModelSettings(spec=RANDOM), ["name: 'resnet20' is already in use"]),
     ],
 )
 def test_a_model_that_cannot_be_served_is_named(model: ModelSettings, words: list[str]) -> None:

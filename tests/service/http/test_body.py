@@ -16,7 +16,7 @@ from service.errors import (
     TooLarge,
     UploadsFull,
 )
-from service.http.body import Body, Intake
+from service.http.body import Body, UploadBudget
 from service.http.uploads import read_image
 
 FORM = "multipart/form-data; boundary=b"
@@ -38,20 +38,22 @@ def sending(*chunks: bytes | None, ends: bool = True, **headers: str) -> Request
     return Request({"type": "http", "method": "POST", "path": "/", "headers": told}, receive)
 
 
-def read(request: Request, intake: Intake, max_bytes: int = 100, seconds: float = 60) -> bytes:
+def read(
+    request: Request, budget: UploadBudget, max_bytes: int = 100, seconds: float = 60
+) -> bytes:
     async def within() -> bytes:
         deadline = asyncio.get_running_loop().time() + seconds
-        with Body(request, intake, max_bytes, deadline) as body:
+        with Body(request, budget, max_bytes, deadline) as body:
             return await read_image(body)
 
     return asyncio.run(within())
 
 
 def test_what_was_received_is_given_back() -> None:
-    intake = Intake(100, 60)
-    assert read(sending(b"ab", b"c", content_length="3"), intake) == b"abc"
-    assert read(sending(b"ab", b"c"), intake) == b"abc"
-    assert intake.held == 0
+    budget = UploadBudget(100, 60)
+    assert read(sending(b"ab", b"c", content_length="3"), budget) == b"abc"
+    assert read(sending(b"ab", b"c"), budget) == b"abc"
+    assert budget.held == 0
 
 
 @pytest.mark.parametrize(
@@ -65,19 +67,19 @@ def test_what_was_received_is_given_back() -> None:
     ],
 )
 def test_refusals_give_everything_back(request_: Request, error: type[ServiceError]) -> None:
-    intake = Intake(100, 60)
+    budget = UploadBudget(100, 60)
     held = 50 if error is UploadsFull else 0
-    intake.take(held)
+    budget.reserve(held)
     with pytest.raises(error):
-        read(request_, intake)
-    assert intake.held == held
+        read(request_, budget)
+    assert budget.held == held
 
 
 def test_a_body_that_comes_alone_is_taken_whatever_its_size() -> None:
-    intake = Intake(10, 60)
-    assert len(read(sending(b"x" * 40, b"y" * 41, content_length="81"), intake)) == 81
-    assert len(read(sending(b"x" * 40, b"y" * 41), intake)) == 81
-    assert intake.held == 0
+    budget = UploadBudget(10, 60)
+    assert len(read(sending(b"x" * 40, b"y" * 41, content_length="81"), budget)) == 81
+    assert len(read(sending(b"x" * 40, b"y" * 41), budget)) == 81
+    assert budget.held == 0
 
 
 @pytest.mark.parametrize(("seconds", "error"), [(0.05, DeadlineExceeded), (60, RequestTooSlow)])
@@ -85,11 +87,11 @@ def test_a_body_that_comes_alone_is_taken_whatever_its_size() -> None:
 def test_who_sends_slowly_holds_nothing_for_long(
     seconds: float, error: type[ServiceError], kind: str
 ) -> None:
-    intake = Intake(100, 0.2)
+    budget = UploadBudget(100, 0.2)
     start = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx'
     with pytest.raises(error):
-        read(sending(start, ends=False, content_type=kind), intake, 1000, seconds)
-    assert intake.held == 0
+        read(sending(start, ends=False, content_type=kind), budget, 1000, seconds)
+    assert budget.held == 0
 
 
 @pytest.mark.parametrize(
@@ -118,28 +120,28 @@ def test_who_sends_slowly_holds_nothing_for_long(
     ],
 )
 def test_a_refusal_says_why(request_: Request, held: int, words: str) -> None:
-    intake = Intake(100, 0.01)
-    intake.take(held)
+    budget = UploadBudget(100, 0.01)
+    budget.reserve(held)
     with pytest.raises(ServiceError) as caught:
-        whole(request_, intake)
+        whole(request_, budget)
     assert str(caught.value) == words
     if isinstance(caught.value, UploadsFull):
         assert caught.value.retry_after == 1
-    assert intake.held == held
+    assert budget.held == held
 
 
-def whole(request: Request, intake: Intake, seconds: float = 60) -> bytes:
+def whole(request: Request, budget: UploadBudget, seconds: float = 60) -> bytes:
     async def within() -> bytes:
         deadline = asyncio.get_running_loop().time() + seconds
-        with Body(request, intake, 100, deadline) as body:
-            return await body.whole()
+        with Body(request, budget, 100, deadline) as body:
+            return await body.read_all()
 
     return asyncio.run(within())
 
 
 def test_a_deadline_that_comes_first_is_what_is_said() -> None:
     with pytest.raises(DeadlineExceeded) as caught:
-        whole(sending(b"x", ends=False), Intake(100, 60), 0.01)
+        whole(sending(b"x", ends=False), UploadBudget(100, 60), 0.01)
     assert str(caught.value) == (
         "the deadline passed while the body was being sent; "
         "allow more time with X-Request-Timeout-Ms, or send it faster"
@@ -159,46 +161,46 @@ def test_a_deadline_that_comes_first_is_what_is_said() -> None:
     ],
 )
 def test_what_just_fits_is_taken(request_: Request, held: int) -> None:
-    intake = Intake(100, 60)
-    intake.take(held)
-    assert set(whole(request_, intake)) == {ord("x")}
-    assert intake.held == held
+    budget = UploadBudget(100, 60)
+    budget.reserve(held)
+    assert set(whole(request_, budget)) == {ord("x")}
+    assert budget.held == held
 
 
 def test_a_body_is_counted_once_and_from_when_it_says_its_length() -> None:
     async def test() -> None:
-        intake = Intake(100, 60)
+        budget = UploadBudget(100, 60)
         deadline = asyncio.get_running_loop().time() + 30
-        with Body(sending(content_length="40"), intake, 100, deadline) as body:
-            assert (intake.held, body.until) == (40, deadline)
+        with Body(sending(content_length="40"), budget, 100, deadline) as body:
+            assert (budget.held, body.until) == (40, deadline)
             for count, held in ((10, 40), (40, 40), (70, 70), (60, 70), (90, 90)):
                 body.hold(count)
-                assert intake.held == held
+                assert budget.held == held
             body.hold(120)
-            assert intake.held == 120, "alone it may become larger than all together"
-        assert intake.held == 0
+            assert budget.held == 120, "alone it may become larger than all together"
+        assert budget.held == 0
 
     asyncio.run(test())
 
 
 def test_a_body_of_unknown_length_is_counted_as_it_comes() -> None:
     async def test() -> None:
-        intake = Intake(100, 60)
+        budget = UploadBudget(100, 60)
         deadline = asyncio.get_running_loop().time() + 30
         held: list[int] = []
-        with Body(sending(b"x" * 30, b"x" * 60), intake, 100, deadline) as body:
-            held.append(intake.held)
+        with Body(sending(b"x" * 30, b"x" * 60), budget, 100, deadline) as body:
+            held.append(budget.held)
             async for _ in body.chunks():
-                held.append(intake.held)  # noqa: PERF401
+                held.append(budget.held)  # noqa: PERF401
         assert sorted(set(held)) == [0, 30, 90]
 
     asyncio.run(test())
 
 
 def test_a_single_byte_of_others_bounds_all() -> None:
-    intake = Intake(100, 60)
-    intake.take(1)
+    budget = UploadBudget(100, 60)
+    budget.reserve(1)
     with pytest.raises(UploadsFull):
-        intake.take(100)
-    intake.take(99)
-    assert intake.held == 100
+        budget.reserve(100)
+    budget.reserve(99)
+    assert budget.held == 100

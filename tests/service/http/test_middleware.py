@@ -11,8 +11,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import errors
 from service.http import middleware
-from service.http.middleware import Observe
-from service.http.problems import refused
+from service.http.middleware import ObservabilityMiddleware
+from service.http.problems import refuse
 from service.metrics import Metrics
 
 SCOPE: dict[str, Any] = {
@@ -30,7 +30,7 @@ async def fails(scope: Scope, receive: Receive, send: Send) -> None:
 
 def refuses(error: errors.ServiceError) -> Any:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await refused(scope, error)(scope, receive, send)
+        await refuse(scope, error)(scope, receive, send)
 
     return app
 
@@ -39,12 +39,12 @@ async def waits(scope: Scope, receive: Receive, send: Send) -> None:
     await asyncio.Event().wait()
 
 
-def observed(app: Any, metrics: Metrics | None = None) -> Observe:
+def observed(app: Any, metrics: Metrics | None = None) -> ObservabilityMiddleware:
     pipeline: Any = SimpleNamespace(draining=False)
-    return Observe(app, metrics or Metrics(), pipeline)
+    return ObservabilityMiddleware(app, metrics or Metrics(), pipeline)
 
 
-async def answer(observe: Observe, *, cancel: bool = False) -> list[Message]:
+async def answer(observe: ObservabilityMiddleware, *, cancel: bool = False) -> list[Message]:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -80,7 +80,7 @@ def test_a_bug_is_one_line_with_the_id_the_caller_got(caplog: pytest.LogCaptureF
     assert "hidden" not in caplog.text
 
 
-@pytest.mark.parametrize("reason", sorted(middleware.OF_LOAD))
+@pytest.mark.parametrize("reason", sorted(middleware.LOAD_REASONS))
 def test_what_load_brings_about_is_a_line_a_second(
     reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

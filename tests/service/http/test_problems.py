@@ -5,7 +5,7 @@ import json
 import pytest
 
 from service import errors
-from service.http.problems import STATUSES, answer
+from service.http.problems import STATUSES, refusal_response
 
 
 def test_every_refusal_has_a_status_and_is_counted_from_zero() -> None:
@@ -14,14 +14,14 @@ def test_every_refusal_has_a_status_and_is_counted_from_zero() -> None:
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/", "/v2/models/a/infer"])
 def test_under_v2_a_refusal_has_the_form_of_its_protocol(path: str) -> None:
-    found = answer(path, errors.QueueFull.of(3, 1.5))
-    assert (found.status_code, found.headers["retry-after"]) == (429, "2")
-    assert found.headers["content-type"] == "application/json"
-    assert list(json.loads(bytes(found.body))) == ["error"]
+    response = refusal_response(path, errors.QueueFull.of(3, 1.5))
+    assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+    assert response.headers["content-type"] == "application/json"
+    assert list(json.loads(bytes(response.body))) == ["error"]
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1/classify", "/v23"])
 def test_elsewhere_a_refusal_is_a_problem(path: str) -> None:
-    found = answer(path, errors.QueueFull.of(3, 1.5))
-    assert found.headers["content-type"] == "application/problem+json"
-    assert json.loads(bytes(found.body))["status"] == 429
+    response = refusal_response(path, errors.QueueFull.of(3, 1.5))
+    assert response.headers["content-type"] == "application/problem+json"
+    assert json.loads(bytes(response.body))["status"] == 429

@@ -69,11 +69,11 @@ def der(certificate: Path) -> bytes:
 
 
 def test_without_files_there_is_no_tls() -> None:
-    assert tls.context(Settings()) is None
+    assert tls.create_context(Settings()) is None
 
 
 def test_a_certificate_is_shown_over_tls_1_2_and_later(pair: tuple[Path, Path]) -> None:
-    made = tls.context(settings(*pair))
+    made = tls.create_context(settings(*pair))
     assert made is not None
     assert made.minimum_version == ssl.TLSVersion.TLSv1_2
     assert presented(made) == der(pair[0])
@@ -92,14 +92,14 @@ def test_what_cannot_be_used_is_one_line(
         ((missing, key), ["tls_certificate: ", "missing.pem", "No such file"]),
         ((certificate, missing), ["tls_key: ", "missing.pem", "No such file"]),
         ((certificate, tmp_path), ["tls_key: ", "Is a directory"]),
-        ((nonsense, key), ["tls_certificate: ", "nonsense.pem", "no certificate in PEM"]),
-        ((certificate, nonsense), ["tls_key: ", "nonsense.pem", "no private key in PEM"]),
-        ((key, certificate), ["tls_certificate: ", "no certificate in PEM"]),
+        ((nonsense, key), ["tls_certificate: ", "nonsense.pem", "no PEM certificate"]),
+        ((certificate, nonsense), ["tls_key: ", "nonsense.pem", "no PEM private key"]),
+        ((key, certificate), ["tls_certificate: ", "no PEM certificate"]),
         ((certificate, other[1]), ["tls_key: ", "is not the key of"]),
         ((certificate, encrypted), ["tls_key: ", "needs a password"]),
     ):
         with pytest.raises(ConfigError) as caught:
-            tls.context(settings(*given))
+            tls.create_context(settings(*given))
         message = str(caught.value)
         assert "\n" not in message
         for word in words:
@@ -109,7 +109,7 @@ def test_what_cannot_be_used_is_one_line(
 def test_a_new_certificate_is_shown_to_who_connects_next(
     pair: tuple[Path, Path], other: tuple[Path, Path]
 ) -> None:
-    live = tls.context(settings(*pair))
+    live = tls.create_context(settings(*pair))
     assert live is not None
     for bad in ((other[0], pair[1]), (other[0], None), (None, None)):
         with pytest.raises(ConfigError):

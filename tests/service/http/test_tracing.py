@@ -11,7 +11,7 @@ from service.config import loading, settings
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.http.record import record_of
-from service.http.tracing import Traced, Tracing
+from service.http.tracing import Tracing, TracingMiddleware
 from tests.support.collector import collecting
 
 SCOPE: dict[str, Any] = {
@@ -38,7 +38,7 @@ def ask(tracing: Tracing, times: int, app: Any = answers) -> None:
         return {"type": "http.disconnect"}
 
     async def many() -> None:
-        traced = Traced(app, tracing)
+        traced = TracingMiddleware(app, tracing)
         for _ in range(times):
             await traced(dict(SCOPE), receive, nothing)
 
@@ -99,7 +99,7 @@ def test_a_dead_collector_is_a_line_a_minute_and_delays_no_end(
             time.sleep(0.01)
         ask(tracing, 100)
         tracing.close(0.2)
-    ours = [record for record in caplog.records if "sent in time" not in record.message]
+    ours = [record for record in caplog.records if "exported in time" not in record.message]
     assert len(ours) == 1
     assert ours[0].name == "service.http.tracing"
 

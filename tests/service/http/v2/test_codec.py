@@ -12,7 +12,7 @@ import pytest
 from models.preprocess import CIFAR, InputSpec
 from service.errors import InvalidInput, TooLarge
 from service.http.v2 import codec
-from service.http.v2.codec import MAX_JSON_BYTES, MAX_JSON_LISTS, MAX_JSON_VALUES, Asked
+from service.http.v2.codec import MAX_JSON_BYTES, MAX_JSON_LISTS, MAX_JSON_VALUES, ParsedRequest
 from service.inference.batcher import Priority
 from service.inference.ranking import rank
 from service.inference.tasks import CLASSIFY, Embed
@@ -22,7 +22,7 @@ PIXELS = list(range(12))
 LABELS = ["cat", "dog", "a: b"]
 
 
-def read(request: Any, behind: bytes = b"", length: str | None = None) -> Asked:
+def read(request: Any, behind: bytes = b"", length: str | None = None) -> ParsedRequest:
     text = request if isinstance(request, bytes) else json.dumps(request).encode()
     return codec.read(text + behind, length or str(len(text)), SPEC, max_images=4)
 
@@ -49,11 +49,11 @@ def test_images_come_as_binary_data_or_as_base64() -> None:
 
 @pytest.mark.parametrize("shape", [[2, 2, 3], [1, 2, 2, 3]])
 def test_pixels_come_as_they_are(shape: list[int]) -> None:
-    for asked in (
+    for parsed in (
         read(one("pixels", "UINT8", shape, data=PIXELS)),
         read(one("pixels", "UINT8", shape, **binary(12)), bytes(PIXELS)),
     ):
-        (image,) = asked.images
+        (image,) = parsed.images
         assert isinstance(image, np.ndarray)
         assert image.dtype == np.uint8
         assert image.shape == (2, 2, 3)
@@ -83,15 +83,15 @@ def test_planes_of_three_by_three_are_planes() -> None:
 
 
 def test_a_body_without_json_is_an_image_and_is_answered_in_binary() -> None:
-    asked = codec.read(b"a file", "0", SPEC, 1)
-    assert asked.images == [b"a file"]
-    assert asked.request.parameters.binary_data_output
+    parsed = codec.read(b"a file", "0", SPEC, 1)
+    assert parsed.images == [b"a file"]
+    assert parsed.message.parameters.binary_data_output
 
 
 def test_a_timeout_is_in_microseconds_and_what_is_unknown_is_ignored() -> None:
     request = one("image", "BYTES", [1], data=["YQ=="], extra=1, parameters={"x": {}})
-    asked = read(request | {"parameters": {"timeout": 2_500_000, "priority": 1, "mine": [1]}})
-    assert (asked.timeout, asked.request.parameters.priority) == (2.5, 1)
+    parsed = read(request | {"parameters": {"timeout": 2_500_000, "priority": 1, "mine": [1]}})
+    assert (parsed.timeout, parsed.message.parameters.priority) == (2.5, 1)
     assert read(request | {"parameters": {"timeout": 0}}).timeout is None
 
 
@@ -122,7 +122,7 @@ MALFORMED: list[tuple[Any, bytes, str]] = [
     ({"inputs": [GOOD], "parameters": {"priority": -1}}, b"", "priority"),
     ({"inputs": [GOOD], "parameters": {"priority": 10**30}}, b"", "priority"),
     ({"inputs": [GOOD], "parameters": {"sequence_id": 5}}, b"", "sequence_id"),
-    (one("picture", "BYTES", [1], data=["YQ=="]), b"", "no input is called 'picture'"),
+    (one("picture", "BYTES", [1], data=["YQ=="]), b"", "unknown input 'picture'"),
     (one("image", "STRING", [1], data=["YQ=="]), b"", "datatype must be BYTES"),
     (one("pixels", "FP32", [2, 2, 3], data=PIXELS), b"", "datatype must be UINT8"),
     (one("pixels", "UINT8", [], data=[]), b"", "shape"),
@@ -132,8 +132,12 @@ MALFORMED: list[tuple[Any, bytes, str]] = [
     (one("pixels", "UINT8", [10**30, 2, 2, 3], data=PIXELS), b"", "shape.0"),
     (one("pixels", "UINT8", [1.5, 2, 2, 3], data=PIXELS), b"", "shape.0"),
     (one("pixels", "UINT8", [True, 2, 2, 3], data=PIXELS), b"", "shape.0"),
-    (one("pixels", "UINT8", [2**31 - 1, 2, 2, 3], **binary(1)), b"x", "one request may have 4"),
-    (one("image", "BYTES", [2**31 - 1], **binary(1)), b"x", "one request may have 4"),
+    (
+        one("pixels", "UINT8", [2**31 - 1, 2, 2, 3], **binary(1)),
+        b"x",
+        "may have at most 4",
+    ),
+    (one("image", "BYTES", [2**31 - 1], **binary(1)), b"x", "may have at most 4"),
     (one("pixels", "UINT8", [5, 2, 2, 3], data=[0] * 60), b"", "5 images"),
     (one("pixels", "UINT8", [1, 3, 2, 2], data=PIXELS), b"", r"\[-1, 2, 2, 3\], not"),
     (one("pixels", "UINT8", [1, 2**30, 2**30, 3], data=PIXELS), b"", "shape must be"),
@@ -143,7 +147,7 @@ MALFORMED: list[tuple[Any, bytes, str]] = [
     (one("image", "BYTES", [1], data=["YQ=="], **binary(5)), b"\1\0\0\0a", "either"),
     (one("image", "BYTES", [1], data=["YQ=="]), b"more", "4 bytes follow"),
     (one("image", "BYTES", [1], **binary(-5)), b"\1\0\0\0a", "binary_data_size"),
-    (one("image", "BYTES", [1], **binary(4)), b"\1\0\0\0a", "binary_data_size is 4, and 5"),
+    (one("image", "BYTES", [1], **binary(4)), b"\1\0\0\0a", "binary_data_size is 4, but 5"),
     (one("image", "BYTES", [1], **binary(10**12)), b"\1\0\0\0a", "binary_data_size is 10000"),
     (one("image", "BYTES", [2], **binary(5)), b"\1\0\0\0a", "ends within element 1 of 2"),
     (one("pixels", "UINT8", [2, 2, 3], **binary(11)), b"x" * 11, "12 bytes, not 11"),
@@ -189,17 +193,17 @@ def test_json_has_limits_of_its_own(text: bytes, what: str) -> None:
         codec.read(text, None, SPEC, 1)
 
 
-def answered(asked: Asked) -> tuple[dict[str, Any], bytes]:
+def answered(parsed: ParsedRequest) -> tuple[dict[str, Any], bytes]:
     ranked = rank(np.array([[0.25, 0.5, 0.25], [0.125, 0.125, 0.75]], np.float32)).rows()
     details = np.array([[1, 2, 0.5, -4], [0, 0, 0, 8]], np.float32)
     rows = [row._replace(detail=detail) for row, detail in zip(ranked, details, strict=True)]
-    content, length = codec.answer("m", LABELS, asked, rows)
+    content, length = codec.encode_response("m", LABELS, parsed, rows)
     return json.loads(content[:length]), b"" if length is None else content[length:]
 
 
 def test_probabilities_come_in_the_order_of_the_classes() -> None:
-    asked = read({"inputs": [GOOD], "id": "seven"})
-    told, behind = answered(asked)
+    parsed = read({"inputs": [GOOD], "id": "seven"})
+    told, behind = answered(parsed)
     assert behind == b""
     assert told == {
         "model_name": "m",
@@ -242,10 +246,10 @@ def test_classes_are_told_by_falling_probability(count: int, shape: list[int]) -
 
 def test_an_embedding_comes_where_it_is_asked_for() -> None:
     names: list[dict[str, Any]] = [{"name": "embedding"}, {"name": "probabilities"}]
-    asked = read({"inputs": [GOOD], "outputs": names})
-    assert asked.task == Embed()
+    parsed = read({"inputs": [GOOD], "outputs": names})
+    assert parsed.task == Embed()
     assert read({"inputs": [GOOD]}).task == CLASSIFY
-    told, _ = answered(asked)
+    told, _ = answered(parsed)
     assert [each["name"] for each in told["outputs"]] == ["embedding", "probabilities"]
     assert told["outputs"][0]["shape"] == [2, 4]
     assert told["outputs"][0]["data"] == [1, 2, 0.5, -4, 0, 0, 0, 8]

@@ -29,7 +29,7 @@ def test_bytes_are_little_endian_and_row_major() -> None:
 
 
 def test_elements_follow_their_lengths() -> None:
-    packed = tensors.packed(["a", "", "äb"])
+    packed = tensors.pack(["a", "", "äb"])
     assert packed == b"\1\0\0\0a\0\0\0\0\3\0\0\0" + "äb".encode()
     assert tensors.elements(packed, 3) == [b"a", b"", "äb".encode()]
 
@@ -43,8 +43,8 @@ def test_elements_of_json_are_base64() -> None:
 @pytest.mark.parametrize(
     ("datatype", "data", "words"),
     [
-        ("UINT8", [1], "2 elements, and here are 1"),
-        ("UINT8", [1, 2, 3], "2 elements, and here are 3"),
+        ("UINT8", [1], "2 elements, but data has 1"),
+        ("UINT8", [1, 2, 3], "2 elements, but data has 3"),
         ("UINT8", [[1], 2], "mixed"),
         ("UINT8", [1, [2]], "plain numbers"),
         ("UINT8", [1, 256], "0 to 255"),
@@ -56,8 +56,8 @@ def test_elements_of_json_are_base64() -> None:
         ("FP32", ["x" * 1000, "y"], "plain numbers"),
         ("FP32", [None, {}], "plain numbers"),
         ("FP32", [1, 10**400], "out of FP32's range"),
-        ("FP32", [[], []], "here are 0"),
-        ("FP32", [[[[[[]]]]]], "here are 0"),
+        ("FP32", [[], []], "data has 0"),
+        ("FP32", [[[[[[]]]]]], "data has 0"),
     ],
 )
 def test_what_is_no_tensor_of_numbers_is_refused(
