@@ -198,7 +198,7 @@ def test_a_bundle_knows_the_name_of_its_network() -> None:
 
 def test_networks_that_data_cannot_describe_are_refused() -> None:
     custom = build("resnet20", block=BasicBlock)
-    with pytest.raises(BundleError, match="cannot describe a network with custom blocks"):
+    with pytest.raises(BundleError, match="^a bundle cannot describe a network with custom blocks$"):
         bundle.from_network(custom, **tiny.described())
     headed = tiny.network()
     headed.set_head(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 10)))
@@ -206,6 +206,7 @@ def test_networks_that_data_cannot_describe_are_refused() -> None:
         bundle.from_network(headed, **tiny.described())
     assert "- head.weight [10, 8]" in caught.value.difference
     assert "+ head.0.weight [4, 8]" in caught.value.difference
+    assert str(caught.value).startswith("weights do not fit its architecture: ")
 
 
 @pytest.mark.parametrize("count", [0, 9, 11])
@@ -258,7 +259,7 @@ class Hot(nn.Linear):
 def test_a_head_that_only_looks_linear_is_refused() -> None:
     network = tiny.network()
     network.set_head(Hot(8, 10))
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match="^a bundle cannot describe a network with a custom head$"):
         bundle.from_network(network, **tiny.described())
 
 
