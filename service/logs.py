@@ -49,27 +49,27 @@ def fields(message: str, **values: Any) -> dict[str, Any]:
     return {"fields": {"message": message} | present}
 
 
-class Quiet:
+class LogLimit:
     """Rate limit: one line per reason every `seconds`; suppressed lines are counted."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._until: dict[str, float] = {}
-        self._unlogged: Counter[str] = Counter()
+        self._suppressed: Counter[str] = Counter()
 
-    def unlogged(self, reason: str) -> int:
-        """Lines suppressed since the last one logged; -1 to suppress this one, too."""
+    def suppressed(self, reason: str) -> int | None:
+        """Lines suppressed since the last one logged; None: suppress this one, too."""
         now = time.monotonic()
         if now < self._until.get(reason, 0.0):
-            self._unlogged[reason] += 1
-            return -1
+            self._suppressed[reason] += 1
+            return None
         self._until[reason] = now + self._seconds
-        return self._unlogged.pop(reason, 0)
+        return self._suppressed.pop(reason, 0)
 
 
-def and_more(unlogged: int) -> str:
+def with_suppressed(count: int) -> str:
     """The end of a line that reports the lines suppressed before it."""
-    return f" (and {unlogged} more since the last such line)" if unlogged else ""
+    return f" (and {count} more since the last such line)" if count else ""
 
 
 class Text(logging.Formatter):

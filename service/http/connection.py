@@ -29,7 +29,7 @@ from service.errors import (
     TooManyConnections,
 )
 from service.http import problems
-from service.logs import Quiet, and_more
+from service.logs import LogLimit, with_suppressed
 from service.metrics import REASONS, Metrics
 
 log = logging.getLogger(__name__)
@@ -57,16 +57,20 @@ class ConnectionLimits:
         self._metrics = metrics
         for reason in REASONS:  # So that each series rises from zero.
             metrics.refusals.labels("", reason)
-        self._quiet = Quiet(QUIET_SECONDS)
+        self._log_limit = LogLimit(QUIET_SECONDS)
 
     def count(self, error: ServiceError, request_id: str = "-") -> None:
         """Counts and logs a refusal that no endpoint made."""
         self._metrics.refused("", error.reason)
-        unlogged = self._quiet.unlogged("")  # All together: a client that sends one sends many.
-        if unlogged < 0:
+        suppressed = self._log_limit.suppressed(
+            ""
+        )  # All together: a client that sends one sends many.
+        if suppressed is None:
             return
         status = problems.STATUSES[type(error)]
-        log.info("%s %d %s: %s%s", request_id, status, error.reason, error, and_more(unlogged))
+        log.info(
+            "%s %d %s: %s%s", request_id, status, error.reason, error, with_suppressed(suppressed)
+        )
 
     def refuse(self, error: ServiceError, path: str) -> bytes:
         """The response for a refusal that no endpoint made; counts and logs it."""

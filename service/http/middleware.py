@@ -18,7 +18,7 @@ from service.errors import RETRY_SECONDS
 from service.http.problems import problem, refuse
 from service.http.record import RequestRecord, record_of
 from service.inference.pipeline import Pipeline
-from service.logs import Quiet, and_more, fields
+from service.logs import LogLimit, fields, with_suppressed
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class ObservabilityMiddleware:
         self._metrics = metrics
         self._pipeline = pipeline
         self._headers = headers
-        self._quiet = Quiet(QUIET_SECONDS)
+        self._log_limit = LogLimit(QUIET_SECONDS)
         # A random prefix per process, then a counter: reading the kernel's randomness would release
         # the GIL in every request.
         self._process, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
@@ -121,13 +121,13 @@ class ObservabilityMiddleware:
         seconds = time.perf_counter() - record.started
         self._metrics.responded(getattr(scope.get("route"), "path", "other"), status)
         reason, detail, failure = record.reason, record.detail, record.failure
-        unlogged = 0
+        suppressed: int | None = 0
         if reason:
             self._metrics.refused(record.model, reason)
             if reason in LOAD_REASONS:
-                unlogged = self._quiet.unlogged(reason)
+                suppressed = self._log_limit.suppressed(reason)
         level = logging.ERROR if failure else logging.INFO if reason else logging.DEBUG
-        if unlogged < 0 or not log.isEnabledFor(level):
+        if suppressed is None or not log.isEnabledFor(level):
             return
         method, name = scope["method"], request_id.decode("ascii")
         path = quote(scope["path"])[:MAX_CHARACTERS]  # The query may contain secrets.
@@ -136,7 +136,16 @@ class ObservabilityMiddleware:
         log.log(
             level,
             "%s %s %s %d %s %.1f ms%s%s",
-            *(name, method, path, status, outcome, seconds * 1000, colon, and_more(unlogged)),
+            *(
+                name,
+                method,
+                path,
+                status,
+                outcome,
+                seconds * 1000,
+                colon,
+                with_suppressed(suppressed),
+            ),
             exc_info=failure,
             extra=fields(
                 detail[:MAX_CHARACTERS] or "completed",
@@ -147,7 +156,7 @@ class ObservabilityMiddleware:
                 reason=reason,
                 duration_ms=round(seconds * 1000, 3),
                 model=record.model,
-                unlogged=unlogged or None,
+                unlogged=suppressed or None,
                 **record.trace,
             ),
         )

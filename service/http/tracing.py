@@ -39,7 +39,7 @@ from service.inference.batcher import Job
 from service.inference.interfaces import Model
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
-from service.logs import Quiet, and_more
+from service.logs import LogLimit, with_suppressed
 
 log = logging.getLogger(__name__)
 NAME = "resnet-serve"
@@ -245,12 +245,12 @@ class RateLimitedHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._quiet = Quiet(QUIET_SECONDS)
+        self._log_limit = LogLimit(QUIET_SECONDS)
 
     def emit(self, record: logging.LogRecord) -> None:
-        unlogged = self._quiet.unlogged("tracing")
-        if unlogged >= 0:
-            log.log(record.levelno, "%s%s", record.getMessage(), and_more(unlogged))
+        suppressed = self._log_limit.suppressed("tracing")
+        if suppressed is not None:
+            log.log(record.levelno, "%s%s", record.getMessage(), with_suppressed(suppressed))
 
 
 def _resource() -> Resource:
