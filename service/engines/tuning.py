@@ -87,7 +87,8 @@ class Tuning:
         return figures
 
     def __str__(self) -> str:
-        text = f"{self.whole.threads} threads"
+        threads = self.whole.threads
+        text = f"{threads} thread{'' if threads == 1 else 's'}"
         if self.split is not None:
             text += f", batches of {self.split_from} or more in {self.split.streams} streams"
         if self.costs is not None:

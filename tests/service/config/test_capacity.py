@@ -34,6 +34,10 @@ MEASURED = {
     "EPYC (Zen 5), 2 cores, ResNet-50, bf16": Measured(2, 17.24, 1.5, 0.22, 2, 1),
     # 4,597 images/s with one, 4,194 with two, 3,539 with two front ends.
     "EPYC (Zen 5), 2 cores, ResNet-20, bf16": Measured(2, 0.192, 0.03, 0.22, 1, 1),
+    # 69 images/s with two, 53 with one.
+    "EPYC (Zen 5), a quota of 1.5 CPUs, ResNet-50, bf16": Measured(1.5, 14.2, 1.55, 0.247, 2, 1),
+    # 2,719 images/s with one, 2,706 with two.
+    "EPYC (Zen 5), a quota of 1.5 CPUs, ResNet-20, bf16": Measured(1.5, 0.178, 0.052, 0.243, 1, 1),
     # 118 images/s with two engine threads, 92 with one.
     "Xeon with AMX, 2 cores, ResNet-50, bf16": Measured(2, 10.2, 2.3, 0.23, 2, 1),
     # 2,467 images/s with one, 2,366 with two.
