@@ -445,3 +445,4 @@ def test_any_text_becomes_a_name(text: str) -> None:
 
 def test_words_are_kept() -> None:
     assert name_from(" my net/v2 (best) ") == "my-net-v2-(best)"
+    assert name_from("..") == name_from("") == "model"

@@ -97,7 +97,7 @@ def test_they_pad_images_of_any_size_alike(tmp_path: Path, size: tuple[int, int]
     assert difference(bundle, network, weights, size) <= 1
 
 
-@pytest.mark.parametrize("depth", [101, 152, 200])
+@pytest.mark.parametrize("depth", [101, 152, pytest.param(200, marks=pytest.mark.slow)])
 def test_deep_ones_are_told_apart(tmp_path: Path, depth: int) -> None:
     """All of their blocks, each of few channels; the deepest computes, too."""
     network = example(depth, filters=4, classes=10)

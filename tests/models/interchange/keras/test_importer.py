@@ -66,7 +66,15 @@ def difference(bundle: Bundle, model: Any, size: tuple[int, int] = (32, 32)) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"]
+    "name",
+    [
+        "ResNet50",
+        "ResNet101",
+        pytest.param("ResNet152", marks=pytest.mark.slow),
+        "ResNet50V2",
+        "ResNet101V2",
+        pytest.param("ResNet152V2", marks=pytest.mark.slow),
+    ],
 )
 def test_the_applications_give_equal_logits_from_the_same_pixels(tmp_path: Path, name: str) -> None:
     model = reference.application(name)
