@@ -67,7 +67,10 @@ class Reload:
                 late = [key for key in Settings.model_fields if _differ(key, settings, latest)]
                 if late:
                     log.warning("changes to %s take effect at the next start", ", ".join(late))
-                apply(settings)  # Last, since a higher log level would hide the lines above.
+                try:
+                    apply(settings)  # Last, since a higher log level would hide the lines above.
+                except Exception:  # The next signal must find a reload that still works.
+                    log.exception("SIGHUP changed the models and maybe not all else")
         finally:
             self._notice = None
 

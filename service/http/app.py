@@ -75,11 +75,9 @@ def create_app(
         repository.start()
         yield
         pipeline.draining = pipeline.refusing = True
-        services.ended = await anyio.to_thread.run_sync(
-            repository.close, settings.shutdown_timeout_s
-        )
+        services.ended = await anyio.to_thread.run_sync(repository.close, services.patience)
         if tracing is not None:
-            await anyio.to_thread.run_sync(tracing.close, settings.shutdown_timeout_s)
+            await anyio.to_thread.run_sync(tracing.close, services.patience)
 
     app = FastAPI(
         title="resnet-serve",
@@ -100,6 +98,7 @@ def create_app(
         budget=UploadBudget(
             settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
         ),
+        patience=settings.shutdown_timeout_s,
     )
     problems.install(app)
     openapi.describe(app, classify.plain)

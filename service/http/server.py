@@ -17,6 +17,7 @@ import uvicorn
 
 from service import runtime
 from service.config.settings import Settings
+from service.errors import ConfigError
 from service.http import tls
 from service.http.connection import ConnectionLimits, ServerConnection
 from service.http.listener import (
@@ -30,11 +31,13 @@ from service.logs import set_log_level
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from service.http.access import Keys
-    from service.inference.pipeline import Pipeline
+    from service.http.services import Services
 
 log = logging.getLogger(__name__)
 FILES_BESIDE_CONNECTIONS = 512
+# For a client to confirm the end of an encrypted connection: one that idles in a pool never does,
+# and asyncio's 30 s would hold up every shutdown.
+TLS_SHUTDOWN_SECONDS = 1.0
 # Reloads the settings forever; its argument applies changed ones.
 Reloading = Callable[[Callable[[Settings], None]], Coroutine[Any, Any, None]]
 
@@ -67,13 +70,18 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
             )
         )
-        self._pipeline: Pipeline = app.state.services.pipeline
-        self._keys: Keys = app.state.services.keys
-        self._limits = ConnectionLimits(settings, app.state.services.metrics)
+        self._services: Services = app.state.services
+        self._pipeline = self._services.pipeline
+        self._keys = self._services.keys
+        self._limits = ConnectionLimits(settings, self._services.metrics)
         self._tls = tls.create_context(settings)
-        # asyncio accepts the second only with the first.
+        # asyncio accepts the others only with the first.
         self._encryption: dict[str, Any] = (
-            {"ssl": self._tls, "ssl_handshake_timeout": settings.header_timeout_s}
+            {
+                "ssl": self._tls,
+                "ssl_handshake_timeout": settings.header_timeout_s,
+                "ssl_shutdown_timeout": TLS_SHUTDOWN_SECONDS,
+            }
             if self._tls
             else {}
         )
@@ -83,12 +91,14 @@ class Server(uvicorn.Server):
         self._listeners: list[socket.socket] = []
         self._reloading = reloading
         self._reload_task: asyncio.Task[None] | None = None
+        self.cut_off = 0  # requests, by a second signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # The base class raises the signal again after the shutdown, which would make a clean exit
         # look like a death by signal.
         if self._pipeline.draining:
             self.force_exit = self.should_exit = True
+            self._services.patience = 0.0
             return
         self._pipeline.draining = True
         self._exit_at = time.monotonic() + (self._grace if sig == signal.SIGTERM else 0.0)
@@ -126,13 +136,24 @@ class Server(uvicorn.Server):
     def apply(self, settings: Settings) -> None:
         """Applies the settings, other than the models, that can change at runtime.
 
-        Raises:
-            ConfigError: the certificate cannot be used; then nothing changes.
+        A certificate that cannot be used leaves the old one in place, and must not keep a key that
+        was revoked: keys come first.
         """
-        if self._tls is not None:
-            tls.reload(self._tls, settings)
         self._keys.update(settings)
         set_log_level(settings.log_level)
+        if self._tls is not None:
+            try:
+                tls.reload(self._tls, settings)
+            except ConfigError as error:
+                log.error("the certificate stays as it was: %s", error)  # noqa: TRY400
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self.cut_off = len(self.server_state.tasks)
+        if self.cut_off:
+            log.warning("a second signal ends this at once; requests cut off: %d", self.cut_off)
+        if self.force_exit:  # The base class would leave the application in the middle.
+            await self.lifespan.shutdown()
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
@@ -152,9 +173,14 @@ def serve(
     app: FastAPI, settings: Settings, listener: socket.socket, reloading: Reloading | None = None
 ) -> None:
     """Serves until a signal stops it."""
-    Server(app, settings, reloading).run(sockets=[listener])
-    log.info("stopped; every accepted request got a response")
+    server = Server(app, settings, reloading)
+    server.run(sockets=[listener])
+    if not server.cut_off:
+        log.info("stopped; every accepted request got a response")
+    status = 1 if server.cut_off else 0
     if not app.state.services.ended:
         # An engine is still in native code; finalizing the interpreter under it would abort.
         logging.shutdown()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        raise SystemExit(status)

@@ -15,14 +15,16 @@ from service.metrics import Metrics
 
 @dataclass(slots=True)
 class Services:
-    """`ended`: whether the engines had stopped when the application ended."""
+    """`patience`: seconds that the application's end waits for what is still computed; `ended`:
+    whether the engines had stopped by then."""
 
     settings: Settings
     metrics: Metrics
     pipeline: Pipeline
     keys: Keys
     budget: UploadBudget
-    ended: bool = True
+    patience: float
+    ended: bool = False
 
 
 def services_of(scope: Scope) -> Services:

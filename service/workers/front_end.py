@@ -100,7 +100,9 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     resources = FrontEndResources(index, engine_socket(folder), occupancy, decoder)
     repository = RemoteRepository(start["models"], resources, metrics, channel.send)
     listener = socket.socket(fileno=listener_fd)
-    FrontEnd(settings, repository, metrics, channel, listener, occupancy, index).run(sockets=[])
+    server = FrontEnd(settings, repository, metrics, channel, listener, occupancy, index)
+    server.run(sockets=[])
+    sys.exit(1 if server.cut_off else 0)
 
 
 if __name__ == "__main__":

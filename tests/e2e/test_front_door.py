@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -320,3 +321,23 @@ def test_it_runs_as_nobody_without_a_home_where_it_can_write_nothing(tmp_path: P
         assert re.search(r"^Uid:\t10001\t10001", status, re.MULTILINE)
         assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
         assert not any("Traceback" in line for line in service.log)
+
+
+def test_a_client_that_idles_over_tls_does_not_hold_up_the_end(pair: tuple[Path, Path]) -> None:
+    """It never confirms the end of its connection, as pooled ones do not."""
+    with started(
+        "--model",
+        "random:resnet20",
+        RESNET_SERVE_SHUTDOWN_GRACE_S="0",
+        RESNET_SERVE_TLS_CERTIFICATE=str(pair[0]),
+        RESNET_SERVE_TLS_KEY=str(pair[1]),
+    ) as service:
+        trusting = ssl.create_default_context(cafile=pair[0])
+        with (
+            socket.create_connection(("127.0.0.1", service.port)) as plain,
+            trusting.wrap_socket(plain, server_hostname="localhost") as idle,
+        ):
+            idle.sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(15) == 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
+
+import pytest
 
 from tests.conftest import Service, client, encoded, started
 
@@ -68,3 +71,20 @@ def test_readiness_turns_false_at_once_while_requests_are_still_served() -> None
 def test_a_signal_while_loading_ends_it() -> None:
     with started("--model", "random:resnet18", ready=False) as service:
         assert service.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_signal_cuts_requests_off_and_says_so(workers: str) -> None:
+    with (
+        started("--model", "random:resnet20", "--workers", workers) as service,
+        socket.create_connection(("127.0.0.1", service.port)) as slow,
+    ):
+        slow.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf")
+        time.sleep(0.3)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert service.end(signal.SIGTERM) == 1
+    log = "".join(service.log)
+    assert "Traceback" not in log
+    assert "every accepted request got a response" not in log
+    assert "requests cut off: 1" in log

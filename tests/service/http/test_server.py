@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.config.settings import Settings
-from service.errors import ConfigError, Unauthorized
+from service.errors import Unauthorized
 from service.http.app import create_app
 from service.http.server import Server
 from service.metrics import Metrics
@@ -23,7 +23,9 @@ FLEET: Any = SimpleNamespace(models={}, start=lambda: None, close=lambda timeout
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
-def test_keys_and_certificate_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+def test_a_certificate_that_cannot_be_used_keeps_no_key_that_was_revoked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def settings(name: str, key: str) -> Settings:
         folder = tmp_path / name
         if not folder.exists():
@@ -42,9 +44,11 @@ def test_keys_and_certificate_are_replaced_together_or_not_at_all(tmp_path: Path
     server = Server(app, before)
     assert server._tls is not None
     broken = after.model_copy(update={"tls_key": before.tls_key})
-    with pytest.raises(ConfigError, match="is not the key of"):
-        server.apply(broken)
-    app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=API))
+    server.apply(broken)
+    assert "the certificate stays as it was" in caplog.text
+    assert "is not the key of" in caplog.text
+    with pytest.raises(Unauthorized):
+        app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=API))
     assert presented(server._tls) == der(tmp_path / "before/certificate.pem")
     server.apply(after)
     app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=OTHER))
