@@ -24,7 +24,7 @@ MOST_HEADER = 100_000_000
 def check_builtin(name: str) -> None:
     """Raises ConfigError if no such bundle ships with the package."""
     if name not in builtin.names():
-        raise ConfigError(f"builtin: has no {name!r}; {hint(name, builtin.names())}")
+        raise ConfigError(f"no such embedded model; {hint(name, builtin.names())}")
 
 
 def check(spec: str) -> None:
