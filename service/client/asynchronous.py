@@ -325,7 +325,8 @@ class AsyncClient:
             raise UnreadableAnswer(f"the response cannot be decompressed: {error}") from None
         except httpx.TransportError as error:
             why = str(error) or type(error).__name__
-            raise Unreachable(f"{self.url}: {why}") from None
+            doing = "cannot connect: " if isinstance(error, httpx.ConnectError) else ""
+            raise Unreachable(f"{self.url}: {doing}{why}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,7 @@ def _unknown_key(place: Place, kind: type[Strict]) -> str:
     if len(place) == 1 and key in MODEL_WIDE:
         return f"{key}: is a setting of a model: models[0].{key}"
     fields = ModelSettings.model_fields if len(place) > 1 else kind.model_fields
-    near = nearest(key, fields)
+    wide = dict.fromkeys(MODEL_WIDE, "models[0].") if len(place) == 1 and kind is Settings else {}
+    near = [f"{wide.get(name, '')}{name}" for name in nearest(key, [*fields, *wide])]
     hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
     return f"{shown(place)}: unknown setting; {hint}"

@@ -46,7 +46,7 @@ def check(spec: str) -> None:
             torchvision_weights.find(variant, weights)
         elif kind == "hf" and colon:
             if not REPOSITORY.fullmatch(rest):
-                raise ConfigError("write a repository as OWNER/NAME or OWNER/NAME@REVISION")
+                raise ConfigError("name a repository as OWNER/NAME or OWNER/NAME@REVISION")
         else:
             _check_file(Path(spec))
     except ValueError as error:

@@ -42,7 +42,11 @@ def in_words(error: ErrorDetails) -> str:
     if words:
         return words.format(**{key: _plain(value) for key, value in context.items()})
     message = error["msg"]
-    return (message[0].lower() + message[1:]).replace("input should", "must").replace(" should ", " must ")
+    return (
+        (message[0].lower() + message[1:])
+        .replace("input should", "must")
+        .replace(" should ", " must ")
+    )
 
 
 def _plain(value: Any) -> Any:
