@@ -23,4 +23,4 @@ def hint(name: str, known: Collection[str], otherwise: str = "") -> str:
         return f"did you mean {near[0]}?"
     if otherwise and len(known) > LISTED:
         return otherwise
-    return f"one of {', '.join(known)}"
+    return f"use {'one of ' if len(known) > 1 else ''}{', '.join(known)}"

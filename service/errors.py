@@ -19,7 +19,7 @@
     │   ├── QueueFull             no free slot in the model's queue, or none soon enough
     │   ├── UploadsFull           too many bytes are already being received
     │   ├── TooManyConnections    connection limit reached
-    │   ├── NotReady              loading, draining, or the engine is down
+    │   ├── NotReady              loading, shutting down, or the engine is down
     │   └── EngineFailed          the engine failed while computing this request
     ├── DeadlineExceeded          the request's deadline passed
     └── ClientLeft                the client disconnected before the response

@@ -222,6 +222,8 @@ def _members(path: Path) -> Iterator[_Member]:
         for name in sorted(_walk(path), key=lambda name: name.split("/")):
             yield _Member(name, 0, 0, (path / name).read_bytes)
         return
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
     try:
         with tarfile.open(path) as archive:
             for member in archive:

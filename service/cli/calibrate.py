@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     "spec",
+    metavar="SPEC",
     default=DEFAULT_SPEC,
     shell_complete=completers.spec,
     help="Model to calibrate.",

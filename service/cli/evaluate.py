@@ -32,6 +32,7 @@ BATCH = 64
 @click.option(
     "--model",
     "spec",
+    metavar="SPEC",
     default=DEFAULT_SPEC,
     shell_complete=completers.spec,
     help="Model to evaluate.",

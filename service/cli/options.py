@@ -31,7 +31,7 @@ def take(kind: Callable[..., D], options: dict[str, Any]) -> D:
     return kind(**{field.name: options.pop(field.name) for field in fields(cast("Any", kind))})
 
 
-def engine_flags(command: F) -> F:
+def engine_flags(command: F, device: str = "auto, cpu or cuda:N.") -> F:
     """Adds --device, --engine and --precision."""
     for option in (
         click.option(
@@ -45,7 +45,7 @@ def engine_flags(command: F) -> F:
         click.option(
             "--device",
             shell_complete=completers.device,
-            help="auto, cpu or cuda:N; serve also takes several, separated by commas.",
+            help=device,
         ),
     ):
         command = option(command)
@@ -54,7 +54,7 @@ def engine_flags(command: F) -> F:
 
 def settings_flags(command: F) -> F:
     """Adds the flags of `serve`, all of which are settings."""
-    command = engine_flags(command)
+    command = engine_flags(command, device="auto, cpu, cuda:N, or several separated by commas.")
     for option in (
         click.option(
             "--workers",

@@ -82,9 +82,9 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if not timeout > 0:
-            raise ValueError(f"timeout: should be above 0 seconds, not {timeout!r}")
+            raise ValueError(f"timeout: must be above 0 seconds, not {timeout!r}")
         if retries < 0:
-            raise ValueError(f"retries: should be 0 or more, not {retries!r}")
+            raise ValueError(f"retries: must be 0 or more, not {retries!r}")
         self.url = _address(url)
         self._model = model
         self._timeout = timeout
@@ -172,7 +172,7 @@ class AsyncClient:
             ClientError: no image can be classified, as the service is unreachable or the key wrong.
         """
         if concurrency < 1:
-            raise ValueError(f"concurrency: should be 1 or more, not {concurrency!r}")
+            raise ValueError(f"concurrency: must be 1 or more, not {concurrency!r}")
         tasks: deque[asyncio.Task[Item]] = deque()
         try:
             async for source in _iterate(images):
@@ -325,7 +325,8 @@ class AsyncClient:
             raise UnreadableAnswer(f"the response cannot be decompressed: {error}") from None
         except httpx.TransportError as error:
             why = str(error) or type(error).__name__
-            raise Unreachable(f"{self.url}: {why}") from None
+            doing = "cannot connect: " if isinstance(error, httpx.ConnectError) else ""
+            raise Unreachable(f"{self.url}: {doing}{why}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +343,7 @@ def _address(url: str) -> str:
     except httpx.InvalidURL as error:
         raise ValueError(f"url: {error}") from None
     if address.scheme not in ("http", "https") or not address.host:
-        raise ValueError(f"url: should be such as http://127.0.0.1:8000, not {url!r}")
+        raise ValueError(f"url: must look like http://127.0.0.1:8000, not {url!r}")
     return str(address)
 
 
@@ -351,7 +352,7 @@ def _authorization(key: str | None) -> dict[str, str]:
         return {}
     # httpx would fail later, and show the key.
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError("key: should be printable ASCII characters without spaces")
+        raise ValueError("key: must be printable ASCII characters without spaces")
     return {"Authorization": f"Bearer {key}"}
 
 

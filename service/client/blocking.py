@@ -119,7 +119,7 @@ class Client:
     ) -> Iterator[Item]:
         """See `AsyncClient.classify_many`; `images` is iterated in the calling thread."""
         if concurrency < 1:
-            raise ValueError(f"concurrency: should be 1 or more, not {concurrency!r}")
+            raise ValueError(f"concurrency: must be 1 or more, not {concurrency!r}")
         items: deque[Future[Item]] = deque()
         try:
             for source in images:

@@ -14,7 +14,7 @@ from service.errors import ConfigError
 
 # Characters that need no encoding in a header, nor quoting in a list with commas.
 FORM = re.compile(r"[!-+\--~]{16,}")
-RULE = "should be at least 16 printable ASCII characters, without spaces or commas"
+RULE = "must be at least 16 printable ASCII characters, without spaces or commas"
 # A file of keys must not grant these permissions; its group may read it.
 TOO_OPEN = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
 

@@ -16,8 +16,9 @@ from models.builtin import DEFAULT_SPEC
 from models.suggestions import nearest
 from service.config import keys, sources
 from service.config.settings import DEVICE_RULE, ModelSettings, Settings, Strict
-from service.config.sources import SECRETS, Merged, Place, Source, shown
+from service.config.sources import NAME_RULE, SECRETS, Merged, Place, Source, shown
 from service.config.variables import PREFIX, environment
+from service.config.wording import in_words
 from service.errors import ConfigError
 
 S = TypeVar("S", bound=Strict)
@@ -29,23 +30,8 @@ LISTS = ("models", "device", "cors_origins", *SECRETS)
 LITERALS = re.compile(r"'([^']*)'")
 # pydantic appends the type that it tried to the place of an error.
 DEVICE_TYPES = ("str", "list[str]")
-# pydantic's messages in our words, by type of error.
-MESSAGES = {
-    "int_parsing": "should be a whole number",
-    "int_type": "should be a whole number",
-    "int_from_float": "should be a whole number",
-    "float_parsing": "should be a number",
-    "float_type": "should be a number",
-    "finite_number": "should be a number",
-    "bool_parsing": "should be true or false",
-    "bool_type": "should be true or false",
-    "string_type": "should be text",
-    "list_type": "should be a list",
-    "dict_type": "should be a mapping",
-    "model_type": "should be a mapping of settings",
-    "path_type": "should be a path",
-    "missing": "is missing",
-}
+# What JSON calls an object.
+MAPPINGS = {"dict_type": "must be a mapping", "model_type": "must be a mapping of settings"}
 
 
 @dataclass(frozen=True)
@@ -170,10 +156,11 @@ def _described(error: ErrorDetails, kind: type[Strict]) -> str:
     place, value = _place(error), error["input"]
     if error["type"] == "extra_forbidden":
         return _unknown_key(place, kind)
-    message = MESSAGES.get(error["type"], error["msg"])
+    message = MAPPINGS.get(error["type"]) or in_words(error)
     if place[-1:] == ("device",):  # It may have either of two types.
         message = DEVICE_RULE
-    message = (message[0].lower() + message[1:]).replace("input should", "should")
+    if error["type"] == "string_pattern_mismatch":  # Only a model's name has a pattern.
+        message = NAME_RULE
     problem = f"{shown(place)}: {message}"
     # A secret is never shown; a missing or a repeated value has nothing to show.
     if (place[:1] and place[0] in SECRETS) or error["type"] in ("missing", "twice"):
@@ -187,8 +174,9 @@ def _described(error: ErrorDetails, kind: type[Strict]) -> str:
 def _unknown_key(place: Place, kind: type[Strict]) -> str:
     key = str(place[-1])
     if len(place) == 1 and key in MODEL_WIDE:
-        return f"{key}: belongs to a model, as models[0].{key}"
+        return f"{key}: is a setting of a model: models[0].{key}"
     fields = ModelSettings.model_fields if len(place) > 1 else kind.model_fields
-    near = nearest(key, fields)
+    wide = dict.fromkeys(MODEL_WIDE, "models[0].") if len(place) == 1 and kind is Settings else {}
+    near = [f"{wide.get(name, '')}{name}" for name in nearest(key, [*fields, *wide])]
     hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
-    return f"{shown(place)}: unknown key; {hint}"
+    return f"{shown(place)}: unknown setting; {hint}"

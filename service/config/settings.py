@@ -28,7 +28,7 @@ from service.config.variables import default_cache_dir
 from service.runtime import cpus
 
 DEVICE = r"auto|cpu|cuda(:\d+)?"
-DEVICE_RULE = "should be auto, cpu, cuda, cuda:N, or a list of these"
+DEVICE_RULE = "must be auto, cpu, cuda, cuda:N, or a list of these"
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
 COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
 # Checked one by one, as looking inside a missing package raises.
@@ -237,7 +237,7 @@ class Settings(Strict):
         for origin in origins:
             if not ORIGIN.fullmatch(origin):
                 raise PydanticCustomError(
-                    "origin", "should be origins such as https://example.org, without a path, or *"
+                    "origin", "must be origins such as https://example.org, without a path, or *"
                 )
         return origins
 
@@ -245,10 +245,10 @@ class Settings(Strict):
     @classmethod
     def _check_tracing(cls, value: bool | str | None) -> bool | str | None:
         if isinstance(value, str) and not COLLECTOR.fullmatch(value):
-            raise PydanticCustomError("collector", "should be a URL such as http://localhost:4318")
+            raise PydanticCustomError("collector", "must be a URL such as http://localhost:4318")
         if value and not all(find_spec(package) for package in TRACING_PACKAGES):
             raise PydanticCustomError(
-                "extra", "should be unset without OpenTelemetry; pip install 'resnet-serve[otel]'"
+                "extra", "must be unset without OpenTelemetry; pip install 'resnet-serve[otel]'"
             )
         return value
 

@@ -14,6 +14,7 @@ from models.suggestions import nearest
 from service.config.variables import NOT_SETTINGS, PREFIX
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model
+NAME_RULE = "must start with a letter or digit, and continue with these, '.', '_' or '-'"
 # Settings whose values must not appear in a log or a message.
 SECRETS = ("api_keys", "admin_keys")
 # Flags that are not named after their setting.

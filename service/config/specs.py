@@ -24,7 +24,7 @@ MOST_HEADER = 100_000_000
 def check_builtin(name: str) -> None:
     """Raises ConfigError if no such bundle ships with the package."""
     if name not in builtin.names():
-        raise ConfigError(f"builtin: has no {name!r}; {hint(name, builtin.names())}")
+        raise ConfigError(f"no such embedded model; {hint(name, builtin.names())}")
 
 
 def check(spec: str) -> None:
@@ -46,7 +46,7 @@ def check(spec: str) -> None:
             torchvision_weights.find(variant, weights)
         elif kind == "hf" and colon:
             if not REPOSITORY.fullmatch(rest):
-                raise ConfigError("write a repository as OWNER/NAME or OWNER/NAME@REVISION")
+                raise ConfigError("name a repository as OWNER/NAME or OWNER/NAME@REVISION")
         else:
             _check_file(Path(spec))
     except ValueError as error:

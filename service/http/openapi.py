@@ -28,10 +28,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: PROBLEM | {"description": "body or pixel count over the limit"},
     415: PROBLEM | {"description": "unsupported content type"},
     422: PROBLEM | {"description": "a parameter is out of range"},
-    429: PROBLEM
-    | {"description": "the queue is full; Retry-After estimates when it will have drained"},
+    429: PROBLEM | {"description": "the queue is full; Retry-After says when to retry"},
     431: PROBLEM | {"description": "request line and headers over the limit"},
-    503: PROBLEM | {"description": "loading, draining, or the engine is down; with Retry-After"},
+    503: PROBLEM
+    | {"description": "loading, shutting down, or the engine is down; with Retry-After"},
     504: PROBLEM | {"description": "the deadline passed (X-Request-Timeout-Ms)"},
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -82,6 +82,8 @@ def _name_problems(description: dict[str, Any]) -> None:
     operations = [item for path in description["paths"].values() for item in path.values()]
     responses = [response for item in operations for response in item["responses"].values()]
     for response in responses:
+        if response["description"] == "Successful Response":  # FastAPI's default
+            response["description"] = "success"
         content = response.get("content", {})
         if CONTENT_TYPE in content and "application/json" in content:
             content[CONTENT_TYPE] = content.pop("application/json")

@@ -20,10 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from service import errors
+from service.config.wording import in_words
 from service.http.record import record_of
 
 CONTENT_TYPE = "application/problem+json"
 V2 = "/v2"
+QUOTED = 200  # characters of the client's input that a refusal quotes
 CLIENT_CLOSED_REQUEST = 499  # nginx's; only logs and metrics show it, as the client is gone
 
 STATUSES: dict[type[errors.ServiceError], int] = {
@@ -92,10 +94,13 @@ def server_timing(timing_ms: Mapping[str, float]) -> dict[str, str]:
     return {"Server-Timing": ", ".join(phases)}
 
 
-def validation_message(place: str, errors: Sequence[Any]) -> str:
-    """Pydantic's first error, and its location."""
+def validation_message(errors: Sequence[Any]) -> str:
+    """pydantic's first error: which parameter is wrong, and what it must be."""
     first = errors[0]
-    return f"{' '.join(map(str, (place, *first['loc']))).strip()}: {first['msg']}"
+    # FastAPI names the part of the request first.
+    place = first["loc"][-1]
+    said = f"{place} {in_words(first)}"
+    return said if first["type"] == "missing" else f"{said}, not {str(first['input'])[:QUOTED]!r}"
 
 
 def handle_unrouted(request: Request, error: Exception) -> Response:
@@ -103,7 +108,9 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # Not `request.url`: a Host header can make it invalid.
     path = quote(request.scope["path"])
-    detail = f"{request.method} {path}: {error.detail}; /docs lists the endpoints"
+    known = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+    wrong = f"{path} does not accept {request.method}" if known else f"there is no {path}"
+    detail = f"{wrong}; /docs lists the endpoints"
     reason = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
     response = problem(request.scope["path"], error.status_code, detail, reason, headers)
@@ -119,7 +126,7 @@ def install(app: FastAPI) -> None:
 
     def handle_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return refuse(request.scope, errors.BadParameter(validation_message("", error.errors())))
+        return refuse(request.scope, errors.BadParameter(validation_message(error.errors())))
 
     app.add_exception_handler(errors.ServiceError, handle_refusal)
     app.add_exception_handler(RequestValidationError, handle_invalid)

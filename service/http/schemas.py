@@ -124,13 +124,13 @@ class ModelCard(BaseModel):
     engine: str | None = Field(description="null while it loads")
     threads: int | None = Field(None, description="threads of an engine on the CPU")
     streams: int | None = Field(
-        None, description="parts of a batch computed in parallel; unset: batches are not split"
+        None, description="parts of a batch computed in parallel; null: batches are not split"
     )
     split_from: int | None = Field(None, description="the smallest batch that is split")
     cpu_ms: CpuMilliseconds | None = Field(
         None,
         description="measured CPU time of one image in milliseconds, from which the number of "
-        "threads was chosen; unset if engine_threads is set",
+        "threads was chosen; null if engine_threads is set",
     )
     parity: Parity | None = Field(
         None, description="the engine compared with plain PyTorch in fp32"

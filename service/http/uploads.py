@@ -45,7 +45,7 @@ async def read_image(body: Body) -> bytes:
         UnsupportedMediaType: the content type is not an image type.
         TooLarge, UploadsFull: see `service.http.body.Body`.
         BadParameter: a multipart body does not have exactly one field `image`.
-        UndecodableImage: a multipart body is malformed.
+        UndecodableImage: a form is malformed.
         DeadlineExceeded, RequestTooSlow: it took too long to arrive.
         ClientLeft: the client disconnected while sending the body.
     """
@@ -87,12 +87,15 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
             ) from None
         if "Too many files" in message:
             raise TooLarge(f"more than {max_images} images in one request") from None
-        raise UndecodableImage(f"the multipart body is malformed: {message}") from None
+        reason = message.rstrip(".").lower()
+        raise UndecodableImage(f"the form is malformed: {reason}") from None
     try:
         files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
         if not files:
+            if FIELD in form:
+                raise BadParameter(f"the field {FIELD!r} contains text; send a file")
             names = ", ".join(map(repr, dict.fromkeys(form.keys())))[:QUOTED] or "none"
-            raise BadParameter(f"the form has no file in a field {FIELD!r}; fields: {names}")
+            raise BadParameter(f"the form has no field {FIELD!r}; its fields: {names}")
         return [Upload(file.filename or "", await file.read()) for file in files]
     finally:
         await form.close()

@@ -71,7 +71,7 @@ class Pipeline:
     def unready(self) -> dict[str, str]:
         """Reasons by model that is not ready; empty if the service is ready."""
         if self.draining:
-            return dict.fromkeys(self.models, "draining: the service is shutting down")
+            return dict.fromkeys(self.models, "the service is shutting down")
         return {name: model.reason for name, model in self.models.items() if not model.ready}
 
     def find(self, name: str | None) -> Model:

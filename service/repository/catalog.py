@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from models.architecture import Architecture
 from models.bundle import Bundle
 from models.interchange import convert, hub
 from models.preprocess import CIFAR, IMAGENET
+from models.suggestions import hint
 from service.config import loading, specs
 from service.errors import ConfigError
 
@@ -61,7 +62,9 @@ def load(
         # Clients must not learn the service's folders.
         return _from_file(path, path.name)
     except (ValueError, TypeError) as error:
-        message = str(error) if str(error).startswith(spec) else f"{spec}: {error}"
+        message = (
+            str(error) if str(error).startswith(spec) else f"{spec.removesuffix(':')}: {error}"
+        )
         raise ConfigError(message) from None
 
 
@@ -87,8 +90,12 @@ def _untrained(variant: str, architecture: dict[str, Any]) -> Bundle:
         return bundle.untrained(
             variants.override(known.architecture, **architecture), variant, known.input
         )
-    try:
-        custom = Architecture(**architecture)
-    except TypeError as error:
-        raise ConfigError(f"architecture: {str(error).partition(' ')[2]}") from None
+    names = [field.name for field in fields(Architecture)]
+    for name in architecture:
+        if name not in names:
+            raise ConfigError(f"architecture: it has no field {name!r}; {hint(name, names)}")
+    required = [field.name for field in fields(Architecture) if field.default is MISSING]
+    if missing := [name for name in required if name not in architecture]:
+        raise ConfigError(f"architecture: it lacks {', '.join(missing)}")
+    custom = Architecture(**architecture)
     return bundle.untrained(custom, "custom", IMAGENET if custom.stem == "imagenet" else CIFAR)

@@ -84,7 +84,8 @@ class Loader:
         Raises:
             LoadFailed: it cannot be served.
         """
-        log.info("%s: loading %s", settings.name or "a model", settings.spec)
+        name = f"{settings.name}: " if settings.name else ""
+        log.info("%sloading %s", name, settings.spec)
         try:
             model = await in_daemon(lambda: self._open(settings), self._threads)
         except FORESEEN as error:

@@ -64,7 +64,7 @@ def test_settings_of_a_file_and_over_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ({"max_pixel": 1}, "max_pixel: unknown key; did you mean max_pixels?"),
+        ({"max_pixel": 1}, "max_pixel: unknown setting; did you mean max_pixels?"),
         ({"config": "/nowhere.yaml"}, "/nowhere.yaml: No such file"),
         (
             {"models": [{"spec": "a/x.onnx"}, {"spec": "b/x.onnx"}]},

@@ -59,7 +59,7 @@ def test_readiness_turns_false_at_once_while_requests_are_still_served() -> None
         time.sleep(0.3)
         ready = client.get(f"{service.url}/health/ready")
         assert ready.status_code == 503
-        assert "draining" in ready.json()["reasons"]["resnet20"]
+        assert "shutting down" in ready.json()["reasons"]["resnet20"]
         assert client.get(f"{service.url}/health/live").status_code == 200
         answer = client.post(f"{service.url}/v1/classify", content=encoded())
         assert answer.status_code == 200

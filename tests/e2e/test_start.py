@@ -43,7 +43,7 @@ def fail(*arguments: str, **environment: str) -> str:
         (["--engine", "triton"], ["models[0].engine", "'compile' or 'openvino'", "'triton'"]),
         (["--model", "random:resnet51"], ["models[0]", "resnet51", "nearest", "resnet50"]),
         (["--host", "999.1.1.1"], ["cannot listen on 999.1.1.1"]),
-        (["--workers", "0"], ["workers", "greater than or equal to 1"]),
+        (["--workers", "0"], ["workers", "at least 1"]),
     ],
 )
 def test_a_wrong_configuration_is_one_line(arguments: list[str], words: list[str]) -> None:

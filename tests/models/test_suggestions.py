@@ -14,8 +14,8 @@ MANY = [f"model-{number}" for number in range(60)]
         ("opnvino", ["auto", "openvino"], "did you mean openvino?"),
         ("OPENVINO", ["auto", "openvino"], "did you mean openvino?"),
         ("Imagenet1k_v1", ["IMAGENET1K_V1"], "did you mean IMAGENET1K_V1?"),
-        ("x", ["auto", "openvino"], "one of auto, openvino"),
-        ("", ["auto"], "one of auto"),
+        ("x", ["auto", "openvino"], "use one of auto, openvino"),
+        ("", ["auto"], "use auto"),
     ],
 )
 def test_the_nearest_name_is_offered_else_all(name: str, known: list[str], said: str) -> None:
@@ -24,7 +24,7 @@ def test_the_nearest_name_is_offered_else_all(name: str, known: list[str], said:
 
 def test_a_long_list_is_not_recited() -> None:
     assert hint("zzz", MANY, "`list` has them") == "`list` has them"
-    assert hint("zzz", MANY[:3], "`list` has them") == "one of model-0, model-1, model-2"
+    assert hint("zzz", MANY[:3], "`list` has them") == "use one of model-0, model-1, model-2"
     assert nearest("model-1", MANY, 3)[0] == "model-1"
     assert "GET /v1/models" in str(UnknownModel.called("zzz", MANY))
     assert str(UnknownModel.called("modl-7", MANY)).endswith("did you mean model-7?")

@@ -160,7 +160,7 @@ def test_an_unknown_override_offers_the_nearest_field() -> None:
     architecture = variants.variant("resnet20").architecture
     with pytest.raises(ValueError, match=r"no field 'shortcuts'; did you mean shortcut\?"):
         variants.override(architecture, shortcuts="A")
-    with pytest.raises(ValueError, match="no field 'zzz'; one of block, blocks, planes, "):
+    with pytest.raises(ValueError, match="no field 'zzz'; use one of block, blocks, planes, "):
         build("resnet20", zzz=1)
 
 

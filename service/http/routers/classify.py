@@ -75,7 +75,7 @@ def query_of(scope: Scope) -> ClassifyQuery:
     try:
         return ClassifyQuery.model_validate(dict(pairs))
     except ValidationError as error:
-        raise BadParameter(validation_message("query", error.errors())) from None
+        raise BadParameter(validation_message(error.errors())) from None
 
 
 async def read_one(request: Request, admission: Admission) -> bytes:

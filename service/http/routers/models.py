@@ -25,7 +25,7 @@ DENIED: dict[int | str, dict[str, Any]] = {
     401: REFUSALS[401],
     403: PROBLEM | {"description": "the key is not an admin key, or no admin key is configured"},
 }
-UNAVAILABLE = PROBLEM | {"description": "draining, or the engine is down; with Retry-After"}
+UNAVAILABLE = PROBLEM | {"description": "shutting down, or the engine is down; with Retry-After"}
 
 
 def settings_schema() -> dict[str, Any]:
@@ -93,7 +93,7 @@ async def put_model(request: Request, name: str) -> Response:
         **DENIED,
         404: REFUSALS[404],
         422: REFUSALS[422],
-        409: PROBLEM | {"description": "the default model cannot be removed"},
+        409: PROBLEM | {"description": "the default model cannot be deleted"},
         503: UNAVAILABLE,
     },
 )

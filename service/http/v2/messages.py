@@ -6,6 +6,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.config.sources import shown
+from service.config.wording import in_words
 from service.errors import InvalidInput
 
 M = TypeVar("M", bound=BaseModel)
@@ -86,6 +88,6 @@ def parse(kind: type[M], text: bytes) -> M:
         return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        location = ".".join(map(str, first["loc"]))
-        detail = f"{location}: {first['msg']}" if location else str(first["msg"])
+        location = shown(first["loc"])
+        detail = f"{location}: {in_words(first)}" if location else f"the body {in_words(first)}"
         raise InvalidInput(detail[: 2 * QUOTED]) from None

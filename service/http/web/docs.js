@@ -26,10 +26,11 @@ function kind(api, given) {
   const schema = resolved(api, given);
   const either = schema.anyOf ?? schema.oneOf;
   if (either) return either.map((each) => kind(api, each)).join(" or ");
-  if (schema.enum) return schema.enum.map((each) => JSON.stringify(each)).join(" or ");
+  if (schema.enum) return schema.enum.join(" or ");
   if (schema.type === "array") return `list of ${kind(api, schema.items)}`;
   const limits = [
-    ["minimum", "from"], ["exclusiveMinimum", "above"], ["maximum", "to"], ["exclusiveMaximum", "below"],
+    ["minimum", "from"], ["exclusiveMinimum", "above"],
+    ["maximum", "minimum" in schema ? "to" : "up to"], ["exclusiveMaximum", "below"],
   ].filter(([key]) => key in schema).map(([key, word]) => `${word} ${schema[key]}`);
   const name = schema.format ?? schema.type ?? "anything";
   return [name, ...limits].join(" ");
@@ -44,6 +45,15 @@ function form(api, given, depth = 0) {
     return Object.fromEntries(entries.map(([key, each]) => [key, form(api, each, depth + 1)]));
   }
   return kind(api, schema);
+}
+
+/** A text with its parts in backticks as code. */
+function prose(text) {
+  return text.split("`").map((part, at) => (at % 2 ? made("code", {}, part) : part));
+}
+
+function body(shape) {
+  return typeof shape === "string" ? made("code", {}, shape) : made("pre", {}, JSON.stringify(shape, null, 2));
 }
 
 function curl(method, path, operation) {
@@ -77,17 +87,17 @@ function responses(api, operation) {
 
 function endpoint(api, path, method, operation) {
   const name = `${method.toUpperCase()} ${path}`;
-  const parts = [made("h2", {}, made("code", {}, name)), made("p", {}, operation.description ?? operation.summary ?? "")];
+  const parts = [made("h2", {}, made("code", {}, name)), made("p", {}, ...prose(operation.description ?? operation.summary ?? ""))];
   if (operation.parameters?.length) {
     parts.push(made("h3", {}, "Parameters"), table(["name", "in", "type", "description"], operation.parameters.map((each) => [
-      made("code", {}, each.name), each.in, kind(api, each.schema) + (each.required ? ", required" : ""),
+      made("code", {}, each.name), each.in, kind(api, each.schema).replace(" or null", "") + (each.required ? ", required" : ""),
       each.description ?? each.schema?.description ?? "",
     ])));
   }
   const bodies = Object.entries(operation.requestBody?.content ?? {});
   if (bodies.length) {
     parts.push(made("h3", {}, "Body"), table(["content type", "schema"], bodies.map(([media, { schema }]) => [
-      made("code", {}, media), made("code", {}, JSON.stringify(form(api, schema))),
+      made("code", {}, media), body(form(api, schema)),
     ])));
   }
   parts.push(made("h3", {}, "Responses"), table(["status", "description", "schema"], responses(api, operation)));

@@ -150,7 +150,7 @@ def test_what_is_wrong_is_one_line(
         return str(caught.value)
 
     assert "no weights for 'resnet20'; did you mean resnet" in refusal("torchvision:resnet20")
-    assert "no weights 'V7'; one of IMAGENET1K_V1" in refusal("torchvision:resnet18:V7")
+    assert "no weights 'V7'; use one of IMAGENET1K_V1" in refusal("torchvision:resnet18:V7")
     assert "404" in refusal("torchvision:resnet34")
     server.files[f"/{row.file}"] += b"more"
     assert "nothing was kept" in refusal("torchvision:resnet18")

@@ -41,7 +41,7 @@ def test_classify_writes_every_format_alike(photos: Path, tmp_path: Path) -> Non
     [
         (["/nowhere.png"], "no such file or folder"),
         (["--output", "x.xlsx", "/"], ".jsonl, .csv, .parquet"),
-        (["--model", "builtin:x", __file__], "builtin: has no 'x'; one of resnet10-cifar10"),
+        (["--model", "builtin:x", __file__], "no such embedded model; use one of resnet10-cifar10"),
         (["--precision", "int4", __file__], "not 'int4'; did you mean int8?"),
     ],
 )

@@ -69,17 +69,17 @@ workers: 1.5
 """
     assert checked(tmp_path, text) == [
         "4: host: already set in line 3",
-        "1: prot: unknown key; did you mean port?",
-        "2: port: should be a whole number, not 'eighty'",
-        "5: log_level: should be 'debug', 'info', 'warning' or 'error', not 'infos'; "
+        "1: prot: unknown setting; did you mean port?",
+        "2: port: must be a whole number, not 'eighty'",
+        "5: log_level: must be 'debug', 'info', 'warning' or 'error', not 'infos'; "
         "did you mean info?",
-        "8: models[0].engine: should be 'auto', 'eager', 'compile' or 'openvino', "
+        "8: models[0].engine: must be 'auto', 'eager', 'compile' or 'openvino', "
         "not 'opnvino'; did you mean openvino?",
         "9: models[1].spec: is missing",
-        "9: models[1].device: should be auto, cpu, cuda, cuda:N, or a list of these, not 3",
-        "9: models[1].max_bach: unknown key; did you mean max_batch?",
-        "10: models[2]: should be a mapping of settings, not 4",
-        "11: workers: should be a whole number, not 1.5",
+        "9: models[1].device: must be auto, cpu, cuda, cuda:N, or a list of these, not 3",
+        "9: models[1].max_bach: unknown setting; did you mean max_batch?",
+        "10: models[2]: must be a mapping of settings, not 4",
+        "11: workers: must be a whole number, not 1.5",
     ]
 
 
@@ -91,8 +91,8 @@ workers: 1.5
         ("? [1]\n: 2", "not YAML"),
         ("[" * 600, "nested too deeply"),
         ("[1]", "must be a mapping"),
-        ("1: 2", "1: 1: unknown key"),
-        ("models: [{spec: 'random:resnet20', 3: 4}]", "keys should be strings, not 3"),
+        ("1: 2", "1: 1: unknown setting"),
+        ("models: [{spec: 'random:resnet20', 3: 4}]", "keys must be strings, not 3"),
         ("models: &m [*m]", "models[0]"),
         ("port: \x00", "not YAML"),
     ],
@@ -111,8 +111,8 @@ def test_what_is_wrong_elsewhere_is_told_where_a_person_finds_it(
     said = run("config", "check", "--config", path, "--workers", "70", status=2).stderr
     assert said.splitlines() == [
         "environment variable RESNET_SERVE_PORTT is not a setting; did you mean RESNET_SERVE_PORT?",
-        "--workers: workers: should be less than or equal to 64, not 70",
-        "RESNET_SERVE_MAX_QUEUE: models[0].max_queue: should be a whole number, not 'many'",
+        "--workers: workers: must be at most 64, not 70",
+        "RESNET_SERVE_MAX_QUEUE: models[0].max_queue: must be a whole number, not 'many'",
     ]
 
 
@@ -232,7 +232,7 @@ def test_models_as_flags_are_shown_as_such() -> None:
     assert row["max_batch"]["source"] == "default"
     (line,) = run("config", "show", "--port", "x", status=2).stderr.splitlines()[-1:]
     assert "'x' is not a valid integer" in line
-    assert "port: should be less" in run("config", "show", "--port", "70000", status=2).stderr
+    assert "port: must be at most" in run("config", "show", "--port", "70000", status=2).stderr
 
 
 @pytest.fixture(scope="module")

@@ -67,9 +67,9 @@ def test_convert_writes_for_another_library_and_reads_it_back(tmp_path: Path) ->
     ("arguments", "words"),
     [
         (["--to", "torchvision", "random:preact_resnet18"], "no pre-activation networks"),
-        (["--to", "caffe", "random:resnet18"], "--to caffe: one of onnx"),
+        (["--to", "caffe", "random:resnet18"], "--to caffe: use one of onnx"),
         (["--to", "torchvison", "random:resnet18"], "--to torchvison: did you mean torchvision?"),
-        (["--from", "tensorflow", "nowhere"], "--from tensorflow: one of cifar, flax"),
+        (["--from", "tensorflow", "nowhere"], "--from tensorflow: use one of cifar, flax"),
         (["--set", "eps=0.001", "random:resnet18"], "--set: only with --from"),
         (["--labels", "cifar10", "random:resnet18"], "--labels: only with --from"),
         (["--from", "onnx", "--with-preprocessing", "x"], "only with --to onnx"),

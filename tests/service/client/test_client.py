@@ -200,14 +200,14 @@ def test_a_proxys_answer_is_told_in_its_words() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"url": "localhost:8000"}, "such as http://"),
-        ({"url": "http://"}, "such as http://"),
+        ({"url": "localhost:8000"}, "must look like http://"),
+        ({"url": "http://"}, "must look like http://"),
         ({"url": "http://[::"}, "url"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
         ({"retries": -1}, "retries"),
-        ({"key": "two words"}, "key: should be"),
-        ({"key": "line\nbreak"}, "key: should be"),
+        ({"key": "two words"}, "key: must be"),
+        ({"key": "line\nbreak"}, "key: must be"),
     ],
 )
 def test_an_impossible_argument_is_told_without_the_key(given: Any, words: str) -> None:

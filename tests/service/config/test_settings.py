@@ -87,10 +87,10 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prot: 1", ["prot", "unknown key", "did you mean port?"]),
+        ("prot: 1", ["prot", "unknown setting", "did you mean port?"]),
         ("zzz: 1", ["zzz", "allowed: host, port"]),
         ("port: eighty", ["port", "whole number", "'eighty'"]),
-        ("port: 70000", ["port", "less than or equal to 65535", "70000"]),
+        ("port: 70000", ["port", "at most 65535", "70000"]),
         ("models: []", ["models", "at least 1"]),
         ("models: [{name: a}]", ["models[0].spec", "missing"]),
         ("models: [{spec: a, engine: triton}]", ["models[0].engine", "'auto'", "'triton'"]),
@@ -105,9 +105,9 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
         ("models: [{spec: a, name: ''}]", ["models[0].name", "''"]),
         (f"models: [{{spec: a, name: {'x' * 101}}}]", ["models[0].name", "at most 100"]),
         ("models: [{spec: a, name: n}, {spec: b, name: n}]", ["models", "'n'", "twice"]),
-        ("device: cpu", ["device", "belongs to a model", "models[0].device"]),
-        ("workers: 0", ["workers", "greater than or equal to 1", "0"]),
-        ("models: 3", ["models", "should be a list", "3"]),
+        ("device: cpu", ["device", "is a setting of a model", "models[0].device"]),
+        ("workers: 0", ["workers", "at least 1", "0"]),
+        ("models: 3", ["models", "must be a list", "3"]),
         ("[1, 2]", ["mapping", "list"]),
         ("a: [", ["not YAML"]),
     ],
@@ -129,7 +129,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, words: lis
         ({f"{PREFIX}PORT": "x"}, ["port", "whole number", "'x'"]),
         ({f"{PREFIX}CONFIG": "/nowhere.yaml"}, ["/nowhere.yaml", "No such file"]),
         ({f"{PREFIX}ARCHITECTURE": "{}"}, ["RESNET_SERVE_ARCHITECTURE", "only a file"]),
-        ({f"{PREFIX}MAX_BATCH": "0"}, ["models[0].max_batch", "greater than or equal to 1"]),
+        ({f"{PREFIX}MAX_BATCH": "0"}, ["models[0].max_batch", "at least 1"]),
     ],
 )
 def test_a_wrong_environment_is_said_in_one_line(environ: dict[str, str], words: list[str]) -> None:

@@ -332,7 +332,7 @@ def test_no_message_about_a_configuration_has_a_key(tmp_path: Path, name: str, t
     with pytest.raises(ConfigError) as caught:
         load(environ={f"{PREFIX}{name.upper()}": "secret"})
     variable = f"{PREFIX}{name.upper()}"
-    assert str(caught.value).startswith(f"{variable}: {name}[0]: should be at least 16")
+    assert str(caught.value).startswith(f"{variable}: {name}[0]: must be at least 16")
     assert "secret" not in str(caught.value)
 
 
@@ -368,5 +368,5 @@ def test_this_host_needs_no_keys(host: str) -> None:
 
 @pytest.mark.parametrize("origin", ["example.org", "https://a/path", "https://", "ftp://a", "null"])
 def test_an_origin_is_a_scheme_and_a_host(origin: str) -> None:
-    with pytest.raises(ConfigError, match="cors_origins: should be origins"):
+    with pytest.raises(ConfigError, match="cors_origins: must be origins"):
         load(environ={f"{PREFIX}CORS_ORIGINS": f"https://example.org, {origin}"})

@@ -143,7 +143,7 @@ def test_an_unknown_layout_shows_what_the_file_holds(tmp_path: Path) -> None:
 def test_an_unknown_format_offers_the_known_ones(tmp_path: Path) -> None:
     path = saved(tmp_path, {})
     assert refusal(lambda: convert.convert("caffe", path)) == (
-        f"no format is called 'caffe'; one of {', '.join(convert.FORMATS)}"
+        f"no format is called 'caffe'; use one of {', '.join(convert.FORMATS)}"
     )
 
 

@@ -33,11 +33,11 @@ def test_a_query_names_a_model_and_a_number(
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        (b"top_k=0", "query top_k: Input should be greater than or equal to 1"),
-        (b"top_k=-1", "query top_k: Input should be greater than or equal to 1"),
-        (b"top_k=many", "query top_k: Input should be a valid integer"),
-        (b"top_k=", "query top_k: Input should be a valid integer"),
-        (b"top_k=1e3", "query top_k: Input should be a valid integer"),
+        (b"top_k=0", "top_k must be at least 1, not '0'"),
+        (b"top_k=-1", "top_k must be at least 1, not '-1'"),
+        (b"top_k=many", "top_k must be a whole number, not 'many'"),
+        (b"top_k=", "top_k must be a whole number, not ''"),
+        (b"top_k=1e3", "top_k must be a whole number, not '1e3'"),
     ],
 )
 def test_a_number_that_is_none_is_refused(query: bytes, message: str) -> None:
