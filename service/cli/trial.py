@@ -146,20 +146,21 @@ def _ask(connections: Sequence[HTTPConnection], image: bytes) -> None:
 
 def measured(settings: Settings) -> Plan:
     """The plan, after starting every engine once, which fills the cache."""
-    # First, since wrong settings make this fail.
+    # First, since wrong settings make these fail.
+    devices = [devices_of(model) for model in settings.models]
     bundles = [
-        catalog.load(row.spec, row.architecture, settings.cache_dir).bundle
-        for row in settings.models
+        catalog.load(model.spec, model.architecture, settings.cache_dir).bundle
+        for model in settings.models
     ]
     request = request_seconds()
     models = []
-    for row, bundle in zip(settings.models, bundles, strict=True):
-        for device in devices_of(row):
+    for model, bundle, on in zip(settings.models, bundles, devices, strict=True):
+        for device in on:
             if device != "cpu":
                 continue
-            blueprint = blueprint_of(bundle, row, device, settings, request_seconds=request)
-            kinds = engines_for(row, device)[:1]
-            warm = start_first(kinds, blueprint, row.parity_tolerance)
+            blueprint = blueprint_of(bundle, model, device, settings, request_seconds=request)
+            kinds = engines_for(model, device)[:1]
+            warm = start_first(kinds, blueprint, model.parity_tolerance)
             if warm.engine.tuning is not None and warm.engine.tuning.costs is not None:
                 models.append(warm.engine.tuning.costs)
     return Plan(request, models)
