@@ -174,7 +174,7 @@ def classify(
         if remote.url:
             backend = _service(remote.url, remote, model, top_k)
         else:
-            backend = _engine(model or DEFAULT_SPEC, top_k or TOP_K, flags)
+            backend = _engine(model or DEFAULT_SPEC, top_k, flags)
         if place:
             _write(job, backend, place, output)
         else:
@@ -205,13 +205,21 @@ def _check(remote: Remote, output: Destination, flags: dict[str, str | None]) ->
         raise ConfigError(f"{flag}: only with --output")
 
 
-def _engine(spec: str, k: int, flags: dict[str, str | None]) -> Backend:
-    """An engine in this process, or on a cluster."""
+def _engine(spec: str, top_k: int | None, flags: dict[str, str | None]) -> Backend:
+    """An engine in this process, or on a cluster.
+
+    Raises:
+        ConfigError: `top_k` is above the number of classes, or the SPEC has no model.
+    """
     from service.cli.bulk import ray_data, stream
     from service.repository import catalog, offline
     from service.runtime import cpus
 
     loaded = catalog.load(spec)
+    classes = len(loaded.bundle.labels)
+    if top_k is not None and top_k > classes:
+        raise ConfigError(f"--top-k must be from 1 to {classes}, not {top_k}")
+    k = top_k or min(TOP_K, classes)
 
     def rows(entries: Iterator[Entry]) -> Batches:
         warm = offline.warm(loaded.bundle, **flags)

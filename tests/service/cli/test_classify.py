@@ -43,6 +43,7 @@ def test_classify_writes_every_format_alike(photos: Path, tmp_path: Path) -> Non
         (["--output", "x.xlsx", "/"], ".jsonl, .csv, .parquet"),
         (["--model", "builtin:x", __file__], "no such embedded model; use one of resnet10-cifar10"),
         (["--precision", "int4", __file__], "not 'int4'; did you mean int8?"),
+        (["--top-k", "11", __file__], "--top-k must be from 1 to 10, not 11"),
     ],
 )
 def test_classify_says_what_is_wrong_in_one_line(arguments: list[str], words: str) -> None:
