@@ -20,8 +20,8 @@ from service.inference import image_headers
 from service.inference.tasks import Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# Small images of these formats are decoded on the event loop: handing one to a thread takes longer,
-# and the bytes that follow the header bound its demands.
+# Small images of these formats are decoded on the event loop: handing one to a thread takes longer.
+# `image_headers.is_quick` keeps out what inflates to more than its pixels.
 TINY_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 TINY_BYTES, TINY_SIDE = 16_384, 64
 ADVICE = "send a whole JPEG, PNG, WebP, GIF, BMP or TIFF image"
@@ -80,7 +80,8 @@ class Decoder:
 
         Cancelling stops the wait for a thread; an image being decoded is finished.
         """
-        if len(data) <= TINY_BYTES and data.startswith(TINY_MAGIC) and spec.resize <= TINY_SIDE:
+        tiny = len(data) <= TINY_BYTES and data.startswith(TINY_MAGIC)
+        if tiny and spec.resize <= TINY_SIDE and image_headers.is_quick(data):
             with contextlib.suppress(TooLarge):
                 return decode_image(data, spec, min(TINY_SIDE**2, self.max_pixels))
         await self._free.acquire()

@@ -23,6 +23,8 @@ PNG_COMPRESSED_CHUNKS = 32
 EXIF_SEGMENTS = 16
 # Each scan is a pass over the whole image; encoders write about ten.
 JPEG_SCANS, JPEG_SCANS_OF_LARGEST = 100, 20
+# As many as encoders write by default, and a few more.
+QUICK_SCANS = 12
 JPEG_FORMATS = {"JPEG", "MPO"}
 JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
@@ -86,6 +88,14 @@ def check_bytes(data: bytes, max_pixels: int) -> None:
         _check_webp(data, max_pixels // WEBP_SHARE)
     elif data.startswith((b"II", b"MM")):
         _check_tiff(data)
+
+
+def is_quick(data: bytes) -> bool:
+    """Whether a PNG or JPEG of few bytes and few pixels is decoded in about a millisecond: it has
+    nothing that inflates to more than its pixels, and few passes over them."""
+    if data.startswith(b"\x89PNG"):
+        return not any(chunk in data for chunk in PNG_COMPRESSED)
+    return data.count(START_OF_SCAN) <= QUICK_SCANS
 
 
 def check_opened(image: Image.Image, data: bytes, max_pixels: int) -> None:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import gc
 import io
+import struct
 import threading
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image, ImageOps
 from models import preprocess
 from models.preprocess import CIFAR, IMAGENET, upright_rgb
 from service.errors import TooLarge, UndecodableImage
+from service.inference import decoding
 from service.inference.decoding import Decoder, decode_image, prepare
 from service.inference.tasks import Pixels
 from tests.conftest import encoded
@@ -331,3 +334,54 @@ def test_prepared_libraries_say_nothing_of_what_they_find_odd(
             pixels_of(odd)
     assert capfd.readouterr().err == ""
     assert not caplog.records
+
+
+def small_png(kind: bytes | None = None) -> bytes:
+    """A PNG of 32 x 32 pixels; with a chunk of `kind` that inflates to a megabyte."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    if kind is None:
+        return data
+    head = b"key\0\1\0en\0\0" if kind == b"iTXt" else b"key\0\0"
+    content = head + zlib.compress(bytes(2**20 - 10), 9)
+    check = zlib.crc32(kind + content)
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+    return data[:33] + chunk + data[33:]
+
+
+def many_scans(count: int) -> bytes:
+    """A JPEG whose header is followed by so many scans; only the first is whole."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    scan = data[data.index(b"\xff\xda") : -2]
+    return data[:-2] + scan * (count - 1) + data[-2:]
+
+
+@pytest.mark.parametrize(
+    ("data", "on_the_loop"),
+    [
+        (small_png(), True),
+        (small_png(b"zTXt"), False),
+        (small_png(b"iTXt"), False),
+        (small_png(b"iCCP"), False),
+        (many_scans(12), True),
+        (many_scans(13), False),
+    ],
+    ids=["PNG", "zTXt", "iTXt", "iCCP", "12 scans", "13 scans"],
+)
+def test_only_what_is_quick_is_decoded_on_the_event_loop(
+    data: bytes, on_the_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(data) < decoding.TINY_BYTES
+    threads: list[threading.Thread] = []
+
+    def noted(*arguments: object) -> None:
+        threads.append(threading.current_thread())
+
+    monkeypatch.setattr(decoding, "decode_image", noted)
+    decoder = Decoder(1, LIMIT)
+    asyncio.run(decoder.decode(data, CIFAR))
+    decoder.close()
+    assert [thread is threading.main_thread() for thread in threads] == [on_the_loop]
