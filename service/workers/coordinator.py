@@ -21,6 +21,8 @@ from service.workers.control import Message
 from service.workers.process import ChildProcess
 
 log = logging.getLogger(__name__)
+# The facts that the form of a model's requests and results follows from: front ends rely on them.
+FORM = ("input", "labels", "channels", "map_side")
 # For every front end to acknowledge a change; one that takes longer is as good as dead.
 AGREEMENT_SECONDS = 30.0
 
@@ -106,8 +108,8 @@ class Coordinator:
             await self._agree()
 
     def _reopened(self, model: ServedModel, facts: dict[str, Any]) -> ServedModel:
-        """The model in a new engine process: a replacement if its input or labels differ."""
-        if all(model.facts[key] == facts[key] for key in ("input", "labels")):
+        """The model in a new engine process: a replacement if its form differs."""
+        if all(model.facts[key] == facts[key] for key in FORM):
             return model
         log.warning("%s has changed on disk; serving the new version", model.name)
         replacement = ServedModel(self._number(), model.settings, facts)

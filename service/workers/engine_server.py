@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from service.errors import QueueFull, refusal_of
+from service.errors import RETRY_SECONDS, EngineFailed, QueueFull, refusal_of
 from service.inference.batcher import Job, Priority
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
@@ -99,7 +99,13 @@ class FrontEndConnection(asyncio.Protocol):
             self._refuse(submitted.job, error)
             return
         if not future.cancelled():
-            self._region.write_row(submitted.slot, future.result())
+            try:
+                self._region.write_row(submitted.slot, future.result())
+            except ValueError:  # Every job gets a result or a refusal, whatever goes wrong.
+                log.exception("%s: a result does not fit its slot", self._model.name)
+                misfit = "the result does not fit this model any more; retry"
+                self._refuse(submitted.job, EngineFailed(misfit, RETRY_SECONDS))
+                return
         if not self._results:
             asyncio.get_running_loop().call_soon(self._flush)
         size = 0 if future.cancelled() else job.batch_size

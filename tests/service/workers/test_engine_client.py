@@ -50,6 +50,7 @@ class Echo:
         self.ready, self.reason = True, ""
         self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=max_queue, max_bytes=2**30)
         self.batches = self.computed = 0
+        self.more = 0  # numbers in a detail than its slot expects
         self.go = threading.Event()
         self.go.set()
 
@@ -75,7 +76,7 @@ class Echo:
             probabilities = np.repeat(values[:, None], CLASSES, 1).astype(np.float32)
             self.computed += len(batch)
             rows = [
-                Row(CLASS_NUMBERS, row, np.repeat(row[:1], DETAIL[job.task]))
+                Row(CLASS_NUMBERS, row, np.repeat(row[:1], DETAIL[job.task] + self.more))
                 for job, row in zip(batch, probabilities, strict=True)
             ]
             self.batcher.finish(batch, rows)
@@ -267,6 +268,20 @@ def test_a_full_queue_is_refused_and_a_waiting_job_that_left_is_never_computed(
         assert echo.computed == 4
 
     run(tmp_path, test, max_queue=4)
+
+
+def test_a_result_that_does_not_fit_its_slot_frees_it(tmp_path: Path) -> None:
+    """As when a model of another form took the place of the one that the front end knows."""
+
+    async def test(pair: Pair) -> None:
+        pair.echoes[0].more = 100
+        for _ in range(3):  # More than there are slots.
+            with pytest.raises(EngineFailed, match="does not fit this model any more; retry"):
+                await ask(pair.models[0], 5)
+        pair.echoes[0].more = 0
+        assert await ask(pair.models[0], 7) == expected(7)
+
+    run(tmp_path, test, max_queue=2)
 
 
 def test_refusals_and_states_of_the_engine_process_arrive(tmp_path: Path) -> None:
