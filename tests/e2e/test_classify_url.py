@@ -106,7 +106,7 @@ def test_what_is_wrong_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--url", "localhost:8000"], "such as http://127.0.0.1:8000"),
+        (["--url", "localhost:8000"], "must look like http://127.0.0.1:8000"),
         (["--concurrency", "2"], "--concurrency: only with --url"),
     ],
 )
