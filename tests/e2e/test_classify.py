@@ -191,7 +191,8 @@ def test_422_for_an_impossible_timeout(service: Service, timeout: str) -> None:
 
 def test_422_for_a_form_without_the_field(service: Service) -> None:
     response = client.post(f"{service.url}/v1/classify", files={"file": ("a.png", encoded())})
-    assert "the form has no field 'image'; its fields: 'file'" in is_problem(response, 422)["detail"]
+    detail = is_problem(response, 422)["detail"]
+    assert "the form has no field 'image'; its fields: 'file'" in detail
 
 
 def test_422_for_several_images_where_one_is_wanted(service: Service) -> None:
