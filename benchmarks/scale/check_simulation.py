@@ -18,9 +18,7 @@ import json
 import math
 import os
 import statistics
-import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +29,7 @@ from urllib.parse import urlsplit
 from benchmarks.common import images as made
 from benchmarks.common.metrics import settled
 from benchmarks.common.process import Started, started
+from benchmarks.common.progress import say
 from benchmarks.scale.simulation import Fleet, Host, Outcome, simulate
 from service.cli.load.document import as_text
 from service.cli.load.environment import machine, versions
@@ -96,7 +95,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         host = calibrated(service, target, plan)
         capacity = 0.0
         for connections in CONNECTIONS:
-            _say(f"{plan.name}: {connections} connections")
+            say(f"{plan.name}: {connections} connections")
             report = run_load(target, Run(connections, plan.seconds / 4))
             capacity = max(capacity, report.images_per_second)
         hurried = Target.of(
@@ -121,7 +120,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 def calibrated(service: Started, target: Target, plan: Plan) -> Host:
     """The host as one connection shows it, to which nothing else happens meanwhile."""
     batch_ms = _batch_ms(service.url)
-    _say(f"{plan.name}: 1 connection; batches take {batch_ms} ms")
+    say(f"{plan.name}: 1 connection; batches take {batch_ms} ms")
     before = _loop_seconds(service.pid)
     seconds, warm_up = plan.seconds / 4, 1.0
     report = run_load(target, Run(1, seconds, warm_up=warm_up))
@@ -160,7 +159,7 @@ def compare(
 ) -> dict[str, Any]:
     """A load as measured, as simulated, and by how much the second is off."""
     rate = round(share * capacity, 1)
-    _say(f"{plan.name}: {share:.0%} of {capacity:g} images/s")
+    say(f"{plan.name}: {share:.0%} of {capacity:g} images/s")
     before = settled(service.url)
     run = Run(OPEN_CONNECTIONS, plan.seconds, rate=rate, warm_up=WARM_UP, timeout=30.0)
     report = run_load(target, run)
@@ -244,10 +243,6 @@ def table(figures: dict[str, Any]) -> str:
                 cells.append(f"{measured:.4g}, {simulated:.4g}{off}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

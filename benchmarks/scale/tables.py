@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.common.progress import say
 from benchmarks.scale.simulate import HOSTS, due_times
 from benchmarks.scale.simulation import Fleet, Outcome, Scaling, arrivals, simulate
 from benchmarks.scale.simulation.balancers import POLICIES
@@ -46,10 +46,6 @@ STEP_AT, STEP_SECONDS = 60.0, 450.0
 GRAIN, MINUTE_GRAIN = 8, 32
 
 
-def _say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
-
-
 def _steady(fleet: Fleet, load: float, seconds: float, *, grain: int = 1) -> Outcome:
     """`load` is a share of what the hosts can that are not slow, and half of the others."""
     slow = fleet.hosts // fleet.slow_every if fleet.slow_every else 0
@@ -64,7 +60,7 @@ def policies(seconds: float = SHORT) -> list[dict[str, Any]]:
     found = []
     for crowd, fleet in CROWDS.items():
         for policy in POLICIES:
-            _say(f"{policy}, {crowd}")
+            say(f"{policy}, {crowd}")
             for load in LOADS:
                 outcome = _steady(replace(fleet, policy=policy), load, seconds).as_json()
                 found.append({"crowd": crowd, "policy": policy, "load": load, **outcome})
@@ -76,7 +72,7 @@ def failures(hosts: int = 20, seconds: float = 8.0) -> list[dict[str, Any]]:
     found = []
     for policy in POLICIES:
         for detect, retries in ((2.0, 0), (2.0, 2), (0.1, 0), (0.1, 2)):
-            _say(f"failures: {policy}, noticed after {detect} s, {retries} more tries")
+            say(f"failures: {policy}, noticed after {detect} s, {retries} more tries")
             fleet = Fleet(
                 HOST, hosts, policy, retries=retries, mtbf=40.0, detect=detect, cold_start=4.0
             )
@@ -92,7 +88,7 @@ def scaling(seconds: float = STEP_SECONDS) -> list[dict[str, Any]]:
     found = []
     for cold_start in COLD_STARTS:
         for signal, target in TARGETS.items():
-            _say(f"autoscaling: cold start {cold_start:g} s, by {signal}")
+            say(f"autoscaling: cold start {cold_start:g} s, by {signal}")
             wanted = Scaling(target / GRAIN, least=5, most=20, signal=signal)
             fleet = Fleet(replace(HOST, timeout=1.0), 5, scaling=wanted, cold_start=cold_start)
             outcome = simulate(fleet, due, seconds, warm_up=STEP_AT, grain=GRAIN, seed=1)
@@ -115,7 +111,7 @@ def sizes() -> list[dict[str, Any]]:
     """One host to a thousand at 80 %, image by image."""
     found = []
     for hosts in (1, 10, 100, 1000):
-        _say(f"{hosts} hosts")
+        say(f"{hosts} hosts")
         seconds = min(20.0, max(1.0, 200 / hosts))
         outcome = _steady(Fleet(HOST, hosts), 0.8, seconds).as_json()
         found.append({"hosts": hosts, "seconds": seconds, **outcome})
@@ -124,7 +120,7 @@ def sizes() -> list[dict[str, Any]]:
 
 def minute() -> dict[str, Any]:
     """A thousand hosts for a minute, in which some fail."""
-    _say("1000 hosts for a minute")
+    say("1000 hosts for a minute")
     began = time.process_time()
     fleet = Fleet(HOST, 1000, retries=2, mtbf=12_000.0, detect=2.0)
     outcome = _steady(fleet, 0.8, 60.0, grain=MINUTE_GRAIN)

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import http.client
 import statistics
-import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ from urllib.parse import urlsplit
 from benchmarks.common import images as made
 from benchmarks.common.metrics import counts, settled
 from benchmarks.common.process import Started, peak_memory, started
+from benchmarks.common.progress import say
 from service.cli.load.document import as_text
 from service.cli.load.environment import machine, versions
 from service.cli.load.report import Report, Run
@@ -127,7 +126,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         target = Target.of(service.url, plan.images)
         capacity = 0.0
         for connections in CONNECTIONS:
-            _say(f"{plan.model}: {connections} connections")
+            say(f"{plan.model}: {connections} connections")
             report = run_load(target, Run(connections, plan.seconds))
             capacity = max(capacity, report.images_per_second)
         if not capacity:
@@ -157,7 +156,7 @@ def _load(
     capacity: float,
     patience_ms: float | None,
 ) -> dict[str, Any]:
-    _say(f"{plan.model}: {factor:g} x {capacity:g} images/s")
+    say(f"{plan.model}: {factor:g} x {capacity:g} images/s")
     before = settled(service.url)
     with Beside(service.url, plan.images[0]) as beside:
         # Every request counts, so that both sides' sums can be compared.
@@ -240,10 +239,6 @@ def table(figures: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

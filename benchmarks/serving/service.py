@@ -15,13 +15,13 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import images as made
 from benchmarks.common.process import Started, peak_memory, started
+from benchmarks.common.progress import say
 from service.cli.load.document import as_text, document
 from service.cli.load.report import Report, Run
 from service.cli.load.runs import run_load
@@ -78,13 +78,13 @@ def main() -> None:
 def measure(plan: Plan) -> tuple[dict[str, Any], list[Report]]:
     """All figures of `plan` for JSON, and the reports of its loads."""
     serve = ["--model", plan.model, "--engine", plan.engine, "--precision", plan.precision]
-    _say("ceilings")
+    say("ceilings")
     ceilings = _ceilings(plan)
     with tempfile.TemporaryDirectory() as cache:
-        _say("the first start")
+        say("the first start")
         with started(serve, plan.images[0], Path(cache)) as first:
             pass
-        _say("the second start")
+        say("the second start")
         with started(serve, plan.images[0], Path(cache)) as second:
             target = Target.of(second.url, plan.images)
             reports = _loads(plan, target)
@@ -128,19 +128,19 @@ def _loads(plan: Plan, target: Target) -> list[Report]:
     """A closed loop for each of CONNECTIONS, an open loop at SHARE, two at OVERLOAD."""
     reports = []
     for count in CONNECTIONS:
-        _say(f"{count} connections")
+        say(f"{count} connections")
         reports.append(run_load(target, Run(count, plan.seconds, warm_up=plan.warm_up)))
     best = max(report.images_per_second for report in reports)
     if not best:
         raise SystemExit(f"no image was answered with 200: {reports[-1].answers}")
-    _say(f"{SHARE:.0%} of {best:g} images/s")
+    say(f"{SHARE:.0%} of {best:g} images/s")
     rate = round(SHARE * best, 1)
     normal = run_load(target, Run(OPEN_CONNECTIONS, plan.seconds, rate=rate, warm_up=plan.warm_up))
     slo_ms = max(1.0, round(SLO * normal.latency_ms.get("p50", 0.0), 3))
     hurried = Target.of(target.url, plan.images, headers=[f"X-Request-Timeout-Ms: {slo_ms}"])
     overloads = []
     for callers, what in ((hurried, f"who wait {slo_ms:g} ms"), (target, "who just wait")):
-        _say(f"{OVERLOAD:g} times {best:g} images/s from callers {what}")
+        say(f"{OVERLOAD:g} times {best:g} images/s from callers {what}")
         run = Run(
             OVERLOAD_CONNECTIONS,
             plan.seconds,
@@ -220,10 +220,6 @@ def _overload_lines(overload: dict[str, Any], when: str) -> list[str]:
             for status, ms in overload["refused_ms"].items()
         ),
     ]
-
-
-def _say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:

@@ -160,7 +160,7 @@ def find(path: Path) -> Archive | None:
 
 
 def _begins(file: Path, layout: Layout) -> bool:
-    """Whether a file with the name of one of CIFAR's begins like it: some names are common."""
+    """Whether a file that shares a name with CIFAR's also starts like one: the names are common."""
     if layout.label_bytes:
         return True
     with file.open("rb") as opened:
