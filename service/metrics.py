@@ -27,7 +27,7 @@ SECONDS = (
 )  # fmt: skip
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REASONS = (errors.ServiceError.reason, *(error.reason for error in errors.REFUSALS))
-PHASES = ("decode", "queue", "inference", "total")
+PHASES = ("accept", "decode", "queue", "inference", "total")
 
 
 class Metrics:
@@ -48,7 +48,7 @@ class Metrics:
         PlatformCollector(registry=registry)
         self.phase = Histogram(
             "resnet_serve_phase_seconds",
-            "Time of a classified image by phase: decode, queue, inference, total",
+            "Time of a classified image by phase: accept, decode, queue, inference, total",
             ("model", "phase"),
             buckets=SECONDS,
             registry=registry,
@@ -105,6 +105,33 @@ class Metrics:
             "Batches that did not fit into memory and were computed in halves",
             ("model", "device"),
             registry=registry,
+        )
+        self.backlog = Histogram(
+            "resnet_serve_backlog_seconds",
+            "Time that connections, or the data on them, waited to be accepted",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.loop_delay = Histogram(
+            "resnet_serve_loop_delay_seconds",
+            "How late the event loop was, sampled 50 times a second",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.loop_longest_turn = Gauge(
+            "resnet_serve_loop_longest_turn_seconds",
+            "The latest that the event loop was in the last minute",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.loop_turns = Counter(
+            "resnet_serve_loop_turns", "Turns of the event loop in which it read", registry=registry
+        )
+        self.loop_reads = Counter(
+            "resnet_serve_loop_reads", "Reads from connections", registry=registry
+        )
+        self.loop_accepts = Counter(
+            "resnet_serve_loop_accepts", "Connections accepted", registry=registry
         )
         self.in_flight = Gauge(
             "resnet_serve_requests_in_flight",

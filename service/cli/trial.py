@@ -36,6 +36,7 @@ from service.http.server import Server
 from service.inference.batcher import Batcher, Job
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed
+from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
@@ -63,6 +64,7 @@ class Instant:
 
     def __init__(self) -> None:
         self.users = RefCount()
+        self.entering = 0
         self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=CONNECTIONS, max_bytes=2**20)
         self._decoder = Decoder(1, CIFAR.size**2)
         self._row = Row(np.arange(10, dtype=np.int32), np.full(10, 0.1, np.float32))
@@ -70,8 +72,8 @@ class Instant:
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
 
-    def check(self, within: float) -> None:
-        self.batcher.check(within=within)
+    def check(self, load: Load) -> None:
+        self.batcher.check(load=load)
 
     async def compute(
         self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
@@ -115,7 +117,8 @@ def request_seconds() -> float:
         metrics = Metrics()
         metrics.watch_model(Instant.name, ["cpu"], CONNECTIONS, depth=lambda: 0, ready=lambda: True)
         app = create_app(settings, metrics, InstantModels())
-        server = threading.Thread(target=Server(app, settings).run, args=([listener],), daemon=True)
+        serve = Server(app, settings, listener).run
+        server = threading.Thread(target=serve, args=([],), daemon=True)
         server.start()
         port = listener.getsockname()[1]
         connections = [

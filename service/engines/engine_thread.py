@@ -108,6 +108,7 @@ class EngineThread(threading.Thread):
 
     def _serve_with(self, warm: Warm, seconds: float) -> None:
         self.running = warm
+        self._batcher.pace.measured(warm.buckets.seconds)
         runtime.settle_memory()
         engine, parity = warm.engine, warm.parity
         log.info(
@@ -154,7 +155,9 @@ class EngineThread(threading.Thread):
         finally:
             self._turn = None
             self._device.release(self, time.perf_counter() - began, self._share)
-        self.running = turn.warm
+        if turn.warm is not warm:  # Its batches are smaller now.
+            self.running = turn.warm
+            self._batcher.pace.measured(turn.warm.buckets.seconds)
         if turn.failed:
             self._events.error()
             message = "the engine failed while computing this image; retry"

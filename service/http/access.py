@@ -22,6 +22,7 @@ OPEN_FOLDERS = ("/health/", "/v2/health/", "/web/")
 ADMIN_METHODS = frozenset({"PUT", "DELETE"})
 ADMIN_FOLDER = "/v1/models/"
 ADMIN_ACTIONS = "/v2/repository/models/"
+Headers = Iterable[tuple[bytes, bytes]]
 HOW = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
 
@@ -31,7 +32,7 @@ def digest(key: bytes) -> bytes:
 
 
 class Keys:
-    """The valid keys, as digests."""
+    """The valid keys, as digests; `required`: predictions need one."""
 
     def __init__(self, settings: Settings) -> None:
         self.update(settings)
@@ -40,7 +41,7 @@ class Keys:
         def digests(keys: Iterable[SecretStr]) -> list[bytes]:
             return [digest(key.get_secret_value().encode()) for key in keys]
 
-        self._required = bool(settings.api_keys)
+        self.required = bool(settings.api_keys)
         self._admin = digests(settings.admin_keys)
         self._all = digests(settings.api_keys) + self._admin
 
@@ -55,7 +56,7 @@ class Keys:
         admin = path.startswith(ADMIN_ACTIONS) or (
             scope["method"] in ADMIN_METHODS and path.startswith(ADMIN_FOLDER)
         )
-        if not admin and not self._required:
+        if not admin and not self.required:
             return
         if admin and not self._admin:
             raise Forbidden(
@@ -64,7 +65,7 @@ class Keys:
             )
         if not admin and (path in OPEN or path.startswith(OPEN_FOLDERS)):
             return
-        key = key_of(scope)
+        key = key_of(scope["headers"])
         if key is None:
             raise Unauthorized(f"a key is required; {HOW}")
         if not matches(key, self._all):
@@ -72,11 +73,16 @@ class Keys:
         if admin and not matches(key, self._admin):
             raise Forbidden("this request needs an admin key, and the key is not one")
 
+    def known(self, headers: Headers) -> bool:
+        """Whether the headers have a valid key."""
+        key = key_of(headers)
+        return key is not None and matches(key, self._all)
 
-def key_of(scope: Scope) -> bytes | None:
+
+def key_of(headers: Headers) -> bytes | None:
     """The key in a request's headers."""
     key = None
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return bytes(value[7:]).strip()
         if name == b"x-api-key":

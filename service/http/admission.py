@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from service.http.body import Body
 from service.http.record import record_of
 from service.http.services import Services, services_of
 from service.inference.interfaces import Model
+from service.inference.pace import Load
 
 MAX_TIMEOUT_MS = 3_600_000
 TIMEOUT = b"x-request-timeout-ms"
@@ -21,7 +23,7 @@ TIMEOUT = b"x-request-timeout-ms"
 @dataclass(slots=True)
 class Admission:
     """An admitted request: its model, the number of predictions `k`, and its deadline in the event
-    loop's time."""
+    loop's time, which counts from the arrival of its first byte."""
 
     services: Services
     model: Model
@@ -37,14 +39,17 @@ def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
     """
     services = services_of(scope)
     model = services.pipeline.find(name)
-    record_of(scope).model = model.name
+    record = record_of(scope)
+    record.model = model.name
     timeout_ms = services.settings.request_timeout_ms
     for header, value in scope["headers"]:
         if header == TIMEOUT:
             timeout_ms = parse_timeout(value)
-    k = services.pipeline.check(model, top_k, timeout_ms / 1000)
-    deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
-    return Admission(services, model, k, deadline)
+    within = timeout_ms / 1000
+    age = time.perf_counter() - record.started
+    load = None if record.entry else Load(within, age, model.entering)
+    k = services.pipeline.check(model, top_k, load)
+    return Admission(services, model, k, asyncio.get_running_loop().time() + within - age)
 
 
 def parse_timeout(value: bytes) -> float:

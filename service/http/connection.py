@@ -1,92 +1,47 @@
-"""The limits of HTTP connections: how many, how large their headers are, how long they may take.
+"""One HTTP connection: its limits, the order of its requests, and refusals before any of them runs.
 
 uvicorn's protocol reads headers of any size for any time from any number of clients. This one
 refuses with a problem document, as the endpoints do, and gives the client a moment to read it.
+
+    data ──▶ held for a later turn, if this one has no time ──▶ parsed ──▶ refused by the gate,
+                                                                           or run as a task
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-import logging
-import math
-import uuid
+import time
+import urllib.parse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httptools
+from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.config.settings import Settings
-from service.errors import (
-    RETRY_SECONDS,
-    HeadersTooLarge,
-    MalformedRequest,
-    RequestTooSlow,
-    ServiceError,
-    TooManyConnections,
-)
-from service.http import problems
-from service.logs import LogLimit, with_suppressed
-from service.metrics import REASONS, Metrics
+from service.errors import MalformedRequest, RequestTooSlow, ServiceError
+from service.http import head, tcp
+from service.http.cycle import Cycle
+from service.http.gate import Entry
+from service.http.limits import ConnectionLimits
+from service.http.record import KEY, RequestRecord, record_of
 
-log = logging.getLogger(__name__)
 # A socket that is closed with bytes unread is reset, and the response may be lost with it. For so
 # long a client may go on sending what nobody reads.
 LINGER_SECONDS = 2.0
 # A client that reads nothing of its responses for so long is gone.
 STALLED_SECONDS = 30.0
 HEALTH = (b"/health/", b"/v2/health/")
+# Requests that are never held: probes must tell the truth in time.
+PROBES = tuple(method + path for method in (b"GET ", b"HEAD ") for path in HEALTH)
 # Requests of one connection that wait for responses; each costs more memory than its bytes.
 MAX_PIPELINED = 100
-# Between two log lines about refusals: a line for each would add to the load.
-QUIET_SECONDS = 1.0
-
-
-class ConnectionLimits:
-    """What the connections of one process share: the limits, and how a refusal is reported."""
-
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.max_header_bytes = settings.max_header_bytes
-        self.header_timeout = settings.header_timeout_s
-        self.max_connections = math.ceil(settings.max_connections / settings.workers)
-        # Not among the counted connections: surplus, or refused and not yet closed.
-        self.uncounted: set[ServerConnection] = set()
-        self._metrics = metrics
-        for reason in REASONS:  # So that each series rises from zero.
-            metrics.refusals.labels("", reason)
-        self._log_limit = LogLimit(QUIET_SECONDS)
-
-    def count(self, error: ServiceError, request_id: str = "-") -> None:
-        """Counts and logs a refusal that no endpoint made."""
-        self._metrics.refused("", error.reason)
-        suppressed = self._log_limit.suppressed(
-            ""
-        )  # All together: a client that sends one sends many.
-        if suppressed is None:
-            return
-        status = problems.STATUSES[type(error)]
-        log.info(
-            "%s %d %s: %s%s", request_id, status, error.reason, error, with_suppressed(suppressed)
-        )
-
-    def refuse(self, error: ServiceError, path: str) -> bytes:
-        """The response for a refusal that no endpoint made; counts and logs it."""
-        request_id = uuid.uuid4().hex
-        self.count(error, request_id)
-        self._metrics.responded("other", problems.STATUSES[type(error)])
-        response = problems.refusal_response(path, error)
-        headers = [
-            *response.raw_headers,
-            (b"x-content-type-options", b"nosniff"),
-            (b"x-request-id", request_id.encode()),
-            (b"cache-control", b"no-store"),
-            (b"connection", b"close"),
-        ]
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        return b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", response.body])
+# Of a request that is held; a client that sends more waits.
+MAX_HELD_BYTES = 2**16
 
 
 class Phase(enum.Enum):
@@ -109,6 +64,7 @@ class ServerConnection(HttpToolsProtocol):
 
     def __init__(
         self,
+        stream: tcp.Socket,
         limits: ConnectionLimits,
         config: Config,
         server_state: ServerState,
@@ -117,7 +73,9 @@ class ServerConnection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.url = b""  # of the latest request, as far as it has arrived
+        self._socket = stream
         self._limits = limits
+        self._turns = limits.turns
         self._phase = IDLE
         self._deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
@@ -126,6 +84,11 @@ class ServerConnection(HttpToolsProtocol):
         # Bytes since the parser last reported a whole head or a part of a body: they bound heads,
         # and the trailers and extensions of chunked bodies.
         self._unreported = 0
+        self._idle_since = 0.0
+        self._held: bytes | None = None
+        self._held_since = 0.0
+        self._arrived = 0.0  # when the data being parsed arrived, by `time.perf_counter`
+        self._running: RequestResponseCycle | None = None  # `cycle` is the newest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -134,7 +97,7 @@ class ServerConnection(HttpToolsProtocol):
             self.connections.discard(self)
             if len(limits.uncounted) >= limits.max_connections:
                 self._phase = DEAF
-                limits.count(self._too_many())
+                limits.count(limits.too_many())
                 transport.abort()
                 return
             self._surplus = True
@@ -144,7 +107,31 @@ class ServerConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._phase is DEAF:
             return
-        self._unset_keepalive_if_required()
+        now = time.perf_counter()
+        in_time = self._turns.read(now)
+        if self._held is not None:
+            self._held += data
+            if len(self._held) > MAX_HELD_BYTES:
+                self.flow.pause_reading()
+        elif in_time or self._phase is not IDLE or self._responding or data.startswith(PROBES):
+            self._arrived = 0.0
+            self._parse(data)
+            self._turns.parsed(now)
+        else:
+            self._held, self._held_since = data, now
+            self._turns.hold(self)
+
+    def release(self) -> None:
+        """Goes on with what was held."""
+        data, self._held = self._held, None
+        if data is None or self.transport.is_closing():
+            return
+        waited = tcp.waited(self._socket)
+        self._arrived = min(self._held_since, time.perf_counter() - waited)
+        self.flow.resume_reading()
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         self._unreported += len(data)
         try:
             self.parser.feed_data(data)
@@ -155,6 +142,9 @@ class ServerConnection(HttpToolsProtocol):
             return
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback raised
+            if isinstance(cause, _Refused):
+                self._end(cause.response)
+                return
             self._refuse(
                 cause
                 if isinstance(cause, ServiceError)
@@ -162,36 +152,131 @@ class ServerConnection(HttpToolsProtocol):
             )
             return
         if self._unreported > self._limits.max_header_bytes:
-            self._refuse(self._too_large())
-        elif self._deadline is None and (
-            self._phase is HEAD
-            # After an early response, or before a request, something was sent that begins none.
-            or (self._phase is IDLE and (self.cycle is None or self.cycle.response_complete))
-        ):
-            self._set_deadline(self._limits.header_timeout, self._head_timed_out)
+            self._refuse(self._limits.too_large())
+        elif self._deadline is None:
+            if self._phase is HEAD or (self._unreported and not self._responding):
+                # Between requests, something was sent that begins none.
+                self._set_deadline(self._limits.header_timeout, self._head_timed_out)
+            elif self._phase is BODY and self.cycle is REFUSED:
+                self._set_deadline(LINGER_SECONDS, self.transport.close)
+
+    @property
+    def _responding(self) -> bool:
+        """Whether a request of this connection has not had its whole response."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _arrival(self) -> float:
+        """When the data being parsed arrived, by `time.perf_counter`."""
+        if not self._arrived:
+            now = time.perf_counter()
+            # What the loop has not polled for so long, the kernel could not tell apart from now.
+            late = now - self._turns.polled > tcp.TICK
+            self._arrived = now - tcp.waited(self._socket) if late else now
+        return self._arrived
 
     def on_message_begin(self) -> None:
         self._phase = HEAD
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
-        if self._unreported > self._limits.max_header_bytes:
+        limits, parser = self._limits, self.parser
+        if self._unreported > limits.max_header_bytes:
             # It may have come with a body, or behind another request: now its size is known.
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > self._limits.max_header_bytes:
-                raise self._too_large()
+            if size > limits.max_header_bytes:
+                raise limits.too_large()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise MalformedRequest(
                 f"{MAX_PIPELINED} requests are pending on this connection; read their responses"
             )
+        version = parser.get_http_version()
+        head.check(version, self.headers)
         if self._surplus and not self.url.startswith(HEALTH):
-            raise self._too_many()
-        super().on_headers_complete()
-        if self._surplus:
-            self.cycle.keep_alive = False
+            raise limits.too_many()
+        keep_alive = version != "1.0" and parser.should_keep_alive() and not self._surplus
+        method = parser.get_method()
         self._unreported = 0
         self._phase = BODY
         self._clear_deadline()
+        entry = None
+        if method == b"POST" and limits.gate is not None and not self._responding:
+            age = time.perf_counter() - self._arrival()
+            verdict = limits.gate.check(self.url, self.headers, age, keep_alive)
+            if isinstance(verdict, bytes):
+                self._refuse_early(verdict, keep_alive)
+                return
+            entry = verdict
+        self._begin(method.decode("ascii"), version, keep_alive, entry)
+
+    def _begin(self, method: str, version: str, keep_alive: bool, entry: Entry | None) -> None:
+        """Starts a request's task, or queues it behind those before it."""
+        url = self.url
+        if url.startswith(b"/") and b"#" not in url:
+            raw_path, _, query = url.partition(b"?")
+        else:
+            parsed = httptools.parse_url(url)
+            raw_path, query = parsed.path, parsed.query or b""
+        path = raw_path.decode("ascii")
+        scope: HTTPScope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "method": method,
+            "root_path": self.root_path,
+            "path": self.root_path + (urllib.parse.unquote(path) if "%" in path else path),
+            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
+        scope[KEY] = RequestRecord(self._arrival(), entry=entry)  # type: ignore[literal-required]
+        cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        cycle.entry, cycle.took = entry, self._turns.took
+        responding, self.cycle = self._responding, cycle
+        if responding:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+        elif entry is None:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self._turns.start(partial(self._start_let_in, cycle))
+
+    def _start_let_in(self, cycle: Cycle) -> None:
+        if cycle.disconnected:
+            assert cycle.entry is not None
+            cycle.entry.ended()
+        else:
+            self._start_asgi_task(cycle, self.app)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _refuse_early(self, response: bytes, keep_alive: bool) -> None:
+        """Sends the gate's refusal; the connection goes on with the next request."""
+        self.server_state.total_requests += 1
+        if not keep_alive:
+            raise _Refused(response)
+        self.cycle = REFUSED
+        self.transport.write(response)
+        self._begin_idle()
 
     def on_body(self, body: bytes) -> None:
         self._unreported = 0
@@ -201,12 +286,23 @@ class ServerConnection(HttpToolsProtocol):
         self._unreported = 0
         self._phase = IDLE
         self._clear_deadline()
+        if self.cycle is not REFUSED:
+            record = record_of(self.cycle.scope)  # type: ignore[arg-type]
+            record.received = self._arrival()
+            if record.entry is not None:
+                record.entry.complete()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        early = self._phase is BODY and self.cycle.response_complete
-        if early and not self.transport.is_closing():
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._begin_idle()
+        if self._phase is BODY:  # The response came early.
             # A client that soon ends its body can keep the connection.
             self._set_deadline(LINGER_SECONDS, self.transport.close)
 
@@ -220,11 +316,28 @@ class ServerConnection(HttpToolsProtocol):
             self._write_deadline.cancel()
             self._write_deadline = None
 
+    def _begin_idle(self) -> None:
+        """Closes the connection if no request comes; one timer serves for many requests."""
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._set_idle_timer(self.timeout_keep_alive)
+
+    def _set_idle_timer(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
     def timeout_keep_alive_handler(self) -> None:
-        if self.transport.get_write_buffer_size():
+        self.timeout_keep_alive_task = None
+        if self._responding or self._phase is not IDLE or self._held is not None:
+            return  # The next response sets it again.
+        remaining = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if remaining > 0:
+            self._set_idle_timer(remaining)
+        elif self.transport.get_write_buffer_size():
             self.transport.abort()  # Closing would wait for a client that does not read.
         else:
-            super().timeout_keep_alive_handler()
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._limits.uncounted.discard(self)
@@ -232,6 +345,11 @@ class ServerConnection(HttpToolsProtocol):
         if self._write_deadline is not None:
             self._write_deadline.cancel()
         self._unset_keepalive_if_required()
+        self._held = None
+        running = self._running  # The base class tells only the newest.
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
         super().connection_lost(exc)
 
     def _set_deadline(self, seconds: float, then: Callable[[], None]) -> None:
@@ -253,17 +371,6 @@ class ServerConnection(HttpToolsProtocol):
         else:
             self.transport.close()  # Nothing was requested, so nothing is answered.
 
-    def _too_many(self) -> TooManyConnections:
-        limit = self._limits.max_connections
-        return TooManyConnections(
-            f"the limit of {limit} open connections is reached; retry after the given time",
-            RETRY_SECONDS,
-        )
-
-    def _too_large(self) -> HeadersTooLarge:
-        limit = self._limits.max_header_bytes
-        return HeadersTooLarge(f"the request line and the headers are larger than {limit} bytes")
-
     def _refuse(self, error: ServiceError) -> None:
         """Ends the connection; the error is the response where one can still be sent."""
         in_body, self._phase = self._phase is BODY, DEAF
@@ -280,6 +387,12 @@ class ServerConnection(HttpToolsProtocol):
         elif in_body:
             self.transport.close()  # This request has had its response.
             return
+        self._end(response)
+
+    def _end(self, response: bytes) -> None:
+        """Sends a last response, and closes the connection when the client has had time to read."""
+        self._phase = DEAF
+        self._clear_deadline()
         self.connections.discard(self)
         self._limits.uncounted.add(self)
         self.transport.write(response)
@@ -287,3 +400,21 @@ class ServerConnection(HttpToolsProtocol):
             self.transport.write_eof()
         self.flow.resume_reading()
         self._set_deadline(LINGER_SECONDS, self.transport.abort)
+
+
+class _Refused(Exception):
+    """The gate's refusal of a request whose connection closes with it."""
+
+    def __init__(self, response: bytes) -> None:
+        self.response = response
+
+
+class _RefusedCycle:
+    """In the place of a request that was refused by the gate: its response is complete."""
+
+    response_complete = response_started = keep_alive = True
+    disconnected = False
+    message_event = asyncio.Event()
+
+
+REFUSED: Any = _RefusedCycle()

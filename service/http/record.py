@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
+
+if TYPE_CHECKING:
+    from service.http.gate import Entry
 
 KEY = "resnet_serve.record"
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """`started`: by `time.perf_counter`; `model`: the serving model's name; `reason` and `detail`:
-    why it was refused; `failure`: an unexpected exception; `trace`: the trace and span IDs for its
-    log line."""
+    """`started` and `received`: when its first and its last byte arrived, by `time.perf_counter`,
+    0 if the last has not; `entry`: of a request that was let in at the connection; `model`: the
+    serving model's name; `reason` and `detail`: why it was refused; `failure`: an unexpected
+    exception; `trace`: the trace and span IDs for its log line."""
 
     started: float
+    received: float = 0.0
+    entry: Entry | None = None
     model: str = ""
     reason: str = ""
     detail: str = ""

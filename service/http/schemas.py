@@ -21,6 +21,9 @@ class Prediction(BaseModel):
 class Timing(BaseModel):
     """Milliseconds."""
 
+    accept: float = Field(
+        description="from the arrival of the request's last byte until the service began with it"
+    )
     decode: float
     queue: float = Field(description="waiting for a decoding thread, then for the engine")
     inference: float = Field(description="computing the image's batch")
@@ -189,7 +192,7 @@ def slowest_of(computed: Sequence[Computed], total: float) -> dict[str, float]:
     """Several images' timing in milliseconds: the slowest of each phase, and `total` in seconds."""
     longest = {
         phase: max((getattr(image, phase) for image in computed), default=0.0)
-        for phase in ("decode", "queue", "inference")
+        for phase in ("accept", "decode", "queue", "inference")
     }
     return {phase: round(s * 1000, 3) for phase, s in (longest | {"total": total}).items()}
 
@@ -197,6 +200,7 @@ def slowest_of(computed: Sequence[Computed], total: float) -> dict[str, float]:
 def timing_of(computed: Computed) -> dict[str, float]:
     """The JSON of a `Timing`."""
     return {
+        "accept": round(computed.accept * 1000, 3),
         "decode": round(computed.decode * 1000, 3),
         "queue": round(computed.queue * 1000, 3),
         "inference": round(computed.inference * 1000, 3),

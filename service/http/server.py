@@ -18,8 +18,11 @@ import uvicorn
 from service import runtime
 from service.config.settings import Settings
 from service.errors import ConfigError
-from service.http import tls
-from service.http.connection import ConnectionLimits, ServerConnection
+from service.http import tcp, tls
+from service.http.acceptor import Acceptor
+from service.http.connection import ServerConnection
+from service.http.gate import Gate
+from service.http.limits import ConnectionLimits
 from service.http.listener import (
     BACKLOG,
     NEW_CONNECTION_SECONDS,
@@ -51,7 +54,11 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, app: FastAPI, settings: Settings, reloading: Reloading | None = None
+        self,
+        app: FastAPI,
+        settings: Settings,
+        listener: socket.socket,
+        reloading: Reloading | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -88,7 +95,8 @@ class Server(uvicorn.Server):
         self._grace = settings.shutdown_grace_s
         self._exit_at: float | None = None
         self._refusing_since = 0.0
-        self._listeners: list[socket.socket] = []
+        self._listener = listener
+        self._acceptor: Acceptor
         self._reloading = reloading
         self._reload_task: asyncio.Task[None] | None = None
         self.cut_off = 0  # requests, by a second signal
@@ -106,29 +114,41 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         runtime.tune_interpreter()
         runtime.allow_files(self._limits.max_connections + FILES_BESIDE_CONNECTIONS)
-        await super().startup([])  # We create the listeners' servers, as they need our protocol.
-        self._listeners = sockets or []
-        for listener in self._listeners:
-            server = await asyncio.get_running_loop().create_server(
-                self.protocol(), sock=listener, backlog=BACKLOG, **self._encryption
-            )
-            self.servers.append(server)
-        self.announce()
-
-    def protocol(self) -> Callable[[], ServerConnection]:
-        """The factory of a new connection's protocol."""
-        return partial(
+        await super().startup([])  # uvicorn's own servers accept one connection in a turn.
+        self._limits.gate = Gate(
+            self._services,
+            self._limits.turns,
+            lambda: self.server_state.default_headers,
+            self._limits.refused,
+        )
+        self._watching = asyncio.get_running_loop().create_task(self._limits.turns.watch())
+        protocol = partial(
             ServerConnection,
-            self._limits,
+            limits=self._limits,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
+        tcp.log_if_silent(self._listener)
+        self._acceptor = Acceptor(self._listener, protocol, self, self._encryption)
+        self._acceptor.start(BACKLOG)
+        self.servers.append(self._acceptor)  # type: ignore[arg-type]
+        self.announce()
+
+    def lead(self, pending: int) -> int:
+        """See `service.http.acceptor.Door`: nobody else accepts."""
+        return 0
+
+    def admits(self, pending: int) -> bool:
+        return self._limits.admits(len(self.server_state.connections) + pending)
+
+    def accepted(self, waited: float) -> None:
+        self._limits.turns.accepted()
+        self._services.metrics.backlog.observe(waited)
 
     def announce(self) -> None:
         """Logs that connections are accepted, and starts reloading."""
-        for listener in self._listeners:
-            announce(self._pipeline.models, listener, encrypted=self._tls is not None)
+        announce(self._pipeline.models, self._listener, encrypted=self._tls is not None)
         if self._reloading is not None:
             loop = asyncio.get_running_loop()
             self._reload_task = loop.create_task(self._reloading(self.apply))
@@ -163,8 +183,8 @@ class Server(uvicorn.Server):
             self.should_exit |= not fresh or now >= self._refusing_since + NEW_CONNECTION_SECONDS
         elif self._exit_at is not None and now >= self._exit_at:
             # The backlog is accepted and read before the next tick, 0.1 s from now.
-            for listener in self._listeners:
-                ignore_new_connections(listener)
+            ignore_new_connections(self._listener)
+            self._acceptor.hurry()
             self._pipeline.refusing, self._refusing_since = True, now
         return await super().on_tick(counter)
 
@@ -173,8 +193,8 @@ def serve(
     app: FastAPI, settings: Settings, listener: socket.socket, reloading: Reloading | None = None
 ) -> None:
     """Serves until a signal stops it."""
-    server = Server(app, settings, reloading)
-    server.run(sockets=[listener])
+    server = Server(app, settings, listener, reloading)
+    server.run(sockets=[])
     if not server.cut_off:
         log.info("stopped; every accepted request got a response")
     status = 1 if server.cut_off else 0

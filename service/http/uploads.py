@@ -20,6 +20,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.http.body import Body
+from service.http.record import record_of
 
 T = TypeVar("T")
 FIELD = "image"
@@ -109,6 +110,8 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientLeft: the client closed the connection first.
     """
+    if (entry := record_of(request.scope).entry) is not None:
+        entry.admitted()
     task = asyncio.current_task()
     assert task is not None
     disconnect = asyncio.ensure_future(request.receive())

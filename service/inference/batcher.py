@@ -15,7 +15,8 @@ from enum import IntEnum
 from itertools import chain, islice
 from typing import Generic, TypeVar
 
-from service.errors import EngineFailed, QueueFull, ServiceError
+from service.errors import DeadlineExceeded, EngineFailed, QueueFull, ServiceError
+from service.inference.pace import IDLE, Excess, Load, Pace
 from service.inference.tasks import CLASSIFY, Task
 
 Payload = TypeVar("Payload")
@@ -34,24 +35,34 @@ class Priority(IntEnum):
 class Job(Generic[Payload, Result]):
     """One image's way through the service: its future and its times.
 
-    Times are seconds of `time.perf_counter`, 0 until known: `admitted` when it got its slot in the
-    queue, `decoding` and `decoded` when decoding began and ended, `started` when its batch was
-    formed, `finished` when the batch was computed. `cost` is its size in bytes; `final`: it is not
-    retried after a failure.
+    Times are seconds of `time.perf_counter`, 0 until known: `received` when the last byte of its
+    request arrived, `admitted` when it got its slot in the queue, `decoding` and `decoded` when
+    decoding began and ended, `submitted` when an engine could have taken it, `started` when its
+    batch was formed, `finished` when the batch was computed. After its `deadline` it is not
+    computed. `cost` is its size in bytes; `final`: it is not retried after a failure.
     """
 
     __slots__ = (
-        "admitted", "batch_size", "cost", "decoded", "decoding", "final", "finished", "future",
-        "payload", "priority", "started", "task",
+        "admitted", "batch_size", "cost", "deadline", "decoded", "decoding", "final", "finished",
+        "future", "payload", "priority", "received", "started", "submitted", "task",
     )  # fmt: skip
 
-    def __init__(self, task: Task = CLASSIFY, priority: Priority = Priority.NORMAL) -> None:
+    def __init__(
+        self,
+        task: Task = CLASSIFY,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+        received: float = 0.0,
+    ) -> None:
         self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.task = task
         self.priority = priority
+        self.deadline = deadline
+        self.received = received
         self.cost = 0
         self.payload: Payload | None = None
-        self.admitted = self.decoding = self.decoded = self.started = self.finished = 0.0
+        self.admitted = self.decoding = self.decoded = 0.0
+        self.submitted = self.started = self.finished = 0.0
         self.batch_size = 0
         self.final = False
 
@@ -99,35 +110,32 @@ class Batcher(Generic[Payload, Result]):
         self._admitted: set[Job[Payload, Result]] = set()
         self._waiting: WaitingJobs[Payload, Result] = WaitingJobs()
         self._bytes = 0
-        self._pending = 0
+        self._computing: set[Job[Payload, Result]] = set()
         self._closed = False
         self._suspended = ""  # why no job may be queued now
-        self._batch_seconds = 0.0
-        self.seconds_per_job = 0.0  # measured, from admission to result
+        self._excess = Excess()
         self._last_finish = 0.0
+        self.pace = Pace()
 
     @property
     def depth(self) -> int:
         """Jobs admitted and not yet being computed."""
         return len(self._admitted)
 
-    def retry_after(self) -> float:
-        """Seconds until the present queue should have drained, at the measured rate."""
-        return max(1.0, math.ceil(self.depth * self.seconds_per_job))
-
-    def check(self, cost: int = 0, within: float = math.inf) -> None:
-        """Checks that a job of `cost` bytes would be admitted now and start `within` seconds.
+    def check(self, cost: int = 0, load: Load = IDLE) -> None:
+        """Checks that a job of `cost` bytes would be admitted now, and be done in time.
 
         Raises:
             QueueFull: it would not.
         """
-        depth = self.depth
-        if depth >= self.max_jobs or self._bytes + cost > self.max_bytes:
-            raise QueueFull.of(depth, self.retry_after())
-        # Its batch contains other jobs, and it may just have missed one.
-        wait = self._pending and (self._pending * self.seconds_per_job + self._batch_seconds)
-        if wait > within:
-            raise QueueFull.too_late(wait, within, self.retry_after())
+        ahead = len(self._admitted) + len(self._computing) + load.entering
+        if self.depth >= self.max_jobs or self._bytes + cost > self.max_bytes:
+            raise QueueFull.of(self.depth, self._retry_after(ahead))
+        if wait := load.too_late(self.pace, ahead):
+            raise QueueFull.too_late(wait, load.within, self._retry_after(ahead))
+
+    def _retry_after(self, ahead: int) -> float:
+        return self._excess.retry_after(self.pace.seconds(ahead), self.pace.seconds(1))
 
     def admit(self, job: Job[Payload, Result], cost: int) -> None:
         """Gives a job of `cost` bytes a slot, until its batch starts or its future is done.
@@ -140,7 +148,6 @@ class Batcher(Generic[Payload, Result]):
         with self._changed:
             self._admitted.add(job)
             self._bytes += cost
-        self._pending += 1
         job.future.add_done_callback(lambda _: self._release(job))
 
     def submit(self, job: Job[Payload, Result], payload: Payload, cost: int) -> None:
@@ -149,6 +156,7 @@ class Batcher(Generic[Payload, Result]):
             if job in self._admitted and not self._suspended:
                 self._bytes += cost - job.cost
                 job.payload, job.cost = payload, cost
+                job.submitted = time.perf_counter()
                 self._waiting.add(job)
                 self._changed.notify()
             reason = self._suspended
@@ -164,7 +172,6 @@ class Batcher(Generic[Payload, Result]):
             return queued
 
     def _release(self, job: Job[Payload, Result]) -> None:
-        self._pending -= 1
         with self._changed:
             self._remove(job)
 
@@ -201,32 +208,35 @@ class Batcher(Generic[Payload, Result]):
     def take(self, how_many: Callable[[int], int]) -> list[Job[Payload, Result]]:
         """The first queued jobs; `how_many` maps the queue's length to the batch's size.
 
-        Empty if the queued jobs were withdrawn or another thread took them. Called from engine
-        threads.
+        Jobs whose deadline has passed are failed instead. Empty if the queued jobs were withdrawn
+        or another thread took them. Called from engine threads.
         """
+        now = time.perf_counter()
         with self._changed:
+            expired = [job for job in self._waiting if job.deadline <= now]
+            for job in expired:
+                self._remove(job)
             waiting = len(self._waiting)
             count = how_many(waiting) if waiting else 0
             batch = list(islice(self._waiting, count))
-            now = time.perf_counter()
             for job in batch:
                 self._remove(job)
                 job.started, job.batch_size = now, count
+            self._computing.update(batch)
             if self._waiting:
                 self._changed.notify()
-            return batch
+        self.fail(expired, DeadlineExceeded.passed())
+        return batch
 
     def finish(self, batch: Sequence[Job[Payload, Result]], results: Sequence[Result]) -> None:
         """Delivers a batch's results; called from engine threads."""
         now = time.perf_counter()
-        # Idle time and the wait for a batch to fill do not count; decoding and a busy loop do.
-        arrived = min(batch[0].admitted + self.max_delay, batch[0].started)
-        since = max(self._last_finish, arrived)
-        measured = (now - since) / len(batch)
-        self._batch_seconds = now - batch[0].started
-        previous = self.seconds_per_job or measured
-        self.seconds_per_job = 0.8 * previous + 0.2 * measured
+        # The engine's time alone: from when it had a job to compute, and was free.
+        available = min(batch[0].submitted + self.max_delay, batch[0].started)
+        self.pace.computed(len(batch), now - max(self._last_finish, available))
         self._last_finish = now
+        with self._changed:
+            self._computing.difference_update(batch)
 
         def deliver() -> None:
             for job, result in zip(batch, results, strict=True):
@@ -238,6 +248,8 @@ class Batcher(Generic[Payload, Result]):
 
     def fail(self, batch: Sequence[Job[Payload, Result]], error: ServiceError) -> None:
         """Fails every job of a batch with `error`; called from engine threads."""
+        with self._changed:
+            self._computing.difference_update(batch)
 
         def deliver() -> None:
             for job in batch:
@@ -254,6 +266,7 @@ class Batcher(Generic[Payload, Result]):
         per engine.
         """
         with self._changed:
+            self._computing.difference_update(batch)
             again = [job for job in batch if not job.final and not job.future.done()]
             for job in again:
                 job.final = True

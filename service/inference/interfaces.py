@@ -10,6 +10,7 @@ from models.preprocess import InputSpec
 from service.config.settings import ModelSettings
 from service.inference.batcher import Job
 from service.inference.decoding import DecodedImage
+from service.inference.pace import Load
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
@@ -25,13 +26,15 @@ def batch_share(settings: ModelSettings) -> int:
 class Computed:
     """A model's result for one image; times in seconds.
 
-    `model` computed it, and its labels are those of the row; `queue` is all waiting time: for a
-    decoding thread and for the engine.
+    `model` computed it, and its labels are those of the row; `accept` is the time from the arrival
+    of the request until the service began with it; `queue` is all waiting time: for a decoding
+    thread and for the engine; `total` is from the arrival on.
     """
 
     model: Model
     row: Row
     decoded: DecodedImage
+    accept: float
     decode: float
     queue: float
     inference: float
@@ -50,6 +53,7 @@ class Model(Protocol):
     `settings`: those it was loaded with; `input`: its input specification; `channels`: the width of
     the head's input; `map_side`: height and width of the maps whose mean it is; `batch_share`: see
     the function; `users`: the requests that use the model, which may be replaced meanwhile;
+    `entering`: requests that were let in and have no slot in the queue yet;
     `reason`: why it is not ready.
     """
 
@@ -69,6 +73,9 @@ class Model(Protocol):
     def batch_share(self) -> int: ...
     @property
     def users(self) -> RefCount: ...
+
+    entering: int
+
     @property
     def ready(self) -> bool: ...
     @property
@@ -77,11 +84,11 @@ class Model(Protocol):
     def describe(self) -> dict[str, Any]:
         """The model's entry in `GET /v1/models`."""
 
-    def check(self, within: float) -> None:
+    def check(self, load: Load) -> None:
         """Checks that the queue has room.
 
         Raises:
-            QueueFull: no slot is free, or an image would not be computed `within` seconds.
+            QueueFull: no slot is free, or an image would not be computed in time.
         """
 
     async def compute(

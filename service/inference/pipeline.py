@@ -20,6 +20,7 @@ from service.errors import RETRY_SECONDS, BadParameter, DeadlineExceeded, NotRea
 from service.inference.batcher import Job, Priority
 from service.inference.decoding import DecodedImage, Decoder
 from service.inference.interfaces import Computed, Model, Repository
+from service.inference.pace import Load
 from service.inference.ranking import Prediction, Row, top_k
 from service.inference.tasks import CLASSIFY, Pixels, Task
 from service.metrics import Metrics
@@ -86,10 +87,10 @@ class Pipeline:
             raise UnknownModel.called(name, self.models)
         return self.models[name]
 
-    def check(self, model: Model, k: int | None, within: float) -> int:
+    def check(self, model: Model, k: int | None, load: Load | None) -> int:
         """The number of predictions to return; refuses what it can before the body arrives.
 
-        `within`: seconds that the client waits for the response.
+        `load`: the request's; None: the queue has been checked for it.
 
         Raises:
             BadParameter: `k` is not between 1 and the number of classes.
@@ -103,12 +104,15 @@ class Pipeline:
             raise BadParameter(f"top_k must be from 1 to {classes}, not {k}")
         if not model.ready:
             raise NotReady(f"{model.name} is not ready: {model.reason}", RETRY_SECONDS)
-        model.check(within)
+        if load is not None:
+            model.check(load)
         return min(5, classes) if k is None else k
 
-    async def classify(self, model: Model, data: bytes, k: int, deadline: float) -> Classified:
+    async def classify(
+        self, model: Model, data: bytes, k: int, deadline: float, received: float = 0.0
+    ) -> Classified:
         """The top `k` classes of one encoded image; raises as `compute` does."""
-        computed = await self.compute(model, data, deadline)
+        computed = await self.compute(model, data, deadline, received=received)
         return Classified(model.name, top_k(computed.row, computed.model.labels, k), computed)
 
     async def compute(
@@ -118,9 +122,15 @@ class Pipeline:
         deadline: float,
         task: Task = CLASSIFY,
         priority: Priority = Priority.NORMAL,
+        received: float = 0.0,
     ) -> Computed:
-        """`Model.compute`, counted and traced."""
-        job: Job[Pixels, Row] = Job(task, priority)
+        """`Model.compute`, counted and traced.
+
+        `received`: when the request's last byte arrived, by `time.perf_counter`; 0: now.
+        """
+        now = time.perf_counter()
+        expires = now + deadline - asyncio.get_running_loop().time()
+        job: Job[Pixels, Row] = Job(task, priority, expires, received or now)
         exemplar = None
         try:
             computed = await model.compute(image, job, deadline)
@@ -163,10 +173,11 @@ async def decode_and_queue(
         model=model,
         row=row,
         decoded=decoded,
+        accept=max(0.0, started - job.received),
         decode=decode,
         queue=max(0.0, job.started - job.admitted - decode),
         inference=job.finished - job.started,
-        total=time.perf_counter() - started,
+        total=time.perf_counter() - job.received,
         batch_size=job.batch_size,
     )
 

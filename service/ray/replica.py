@@ -13,6 +13,7 @@ from service.config.loading import validated
 from service.config.settings import Settings
 from service.errors import BadParameter, ServiceError, refusal_of
 from service.inference.batcher import Priority
+from service.inference.pace import Load
 from service.inference.pipeline import Pipeline
 from service.inference.tasks import Explain, Pixels, Task
 from service.logs import log_to_stderr
@@ -72,7 +73,7 @@ class Replica:
     ) -> Reply | Refusal:
         """The result of `Pipeline.compute` for an image within `within` seconds, or a refusal."""
         try:
-            self._pipeline.check(self._model, None, within)
+            self._pipeline.check(self._model, None, Load(within))
             if isinstance(task, Explain) and (task.class_id or 0) >= len(self._model.labels):
                 raise BadParameter(f"class_id must be below {len(self._model.labels)}")
             deadline = asyncio.get_running_loop().time() + within
@@ -89,7 +90,7 @@ class Replica:
             queue=computed.queue,
             inference=computed.inference,
             batch_size=computed.batch_size,
-            pace=self._model.batcher.seconds_per_job,
+            pace=self._model.batcher.pace.seconds(1),
         )
 
     def _unknown(self, known: str) -> dict[str, Any] | None:

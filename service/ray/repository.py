@@ -22,6 +22,7 @@ from service.errors import RETRY_SECONDS, Conflict, DeadlineExceeded, NotReady, 
 from service.inference.batcher import Job
 from service.inference.decoding import DecodedImage
 from service.inference.interfaces import Computed, Model, batch_share
+from service.inference.pace import Load
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
@@ -148,6 +149,7 @@ class RayModel:
         self.map_side: int = facts["map_side"]
         self.batch_share = batch_share(deployment.settings)
         self.users = RefCount()
+        self.entering = 0
 
     @property
     def ready(self) -> bool:
@@ -166,7 +168,7 @@ class RayModel:
             "reason": deployment.reason,
         }
 
-    def check(self, within: float) -> None:
+    def check(self, load: Load) -> None:
         self.deployment.check()
 
     async def compute(
@@ -199,10 +201,11 @@ class RayModel:
             model=deployment.models.get(reply.version, self),
             row=reply.row,
             decoded=DecodedImage(pixels, 0.0, reply.decode, reply.size),
+            accept=max(0.0, started - job.received),
             decode=reply.decode,
             queue=reply.queue,
             inference=reply.inference,
-            total=time.perf_counter() - started,
+            total=time.perf_counter() - job.received,
             batch_size=reply.batch_size,
         )
 

@@ -23,6 +23,7 @@ from service.engines.engine_thread import EngineThread
 from service.inference.batcher import Batcher, Job
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
+from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
@@ -61,6 +62,7 @@ class LocalModel:
         self.name = settings.name or bundle.name
         self.settings = settings
         self.users = RefCount()
+        self.entering = 0
         self.input = bundle.input
         self.labels = bundle.labels
         self.batch_share = batch_share(settings)
@@ -142,8 +144,8 @@ class LocalModel:
         """Removes this model from the metrics' model info."""
         self._info.hide()
 
-    def check(self, within: float) -> None:
-        self.batcher.check(within=within)
+    def check(self, load: Load) -> None:
+        self.batcher.check(load=load)
 
     async def compute(
         self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float

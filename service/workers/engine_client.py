@@ -8,7 +8,6 @@ process writes memory that another may still read.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from itertools import count
@@ -18,6 +17,7 @@ import numpy as np
 
 from service.errors import RETRY_SECONDS, NotReady, QueueFull, ServiceError, error_of
 from service.inference.batcher import Job
+from service.inference.pace import IDLE, Excess, Load, Pace
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 from service.workers import wire
@@ -44,7 +44,8 @@ class SlotQueue:
         self.max_bytes = max_bytes
         self._hold = hold
         self._total = total
-        self._seconds_per_job = 0.0
+        self._excess = Excess()
+        self.pace = Pace()
         self._connection: EngineConnection | None = None
         self._free: list[int] = []
         self._admitted: dict[Job[Pixels, Row], int] = {}  # and the slot of each
@@ -56,19 +57,21 @@ class SlotQueue:
         """Images admitted and not yet submitted; the engine process counts the others."""
         return len(self._admitted) - len(self._numbers)
 
-    def check(self, cost: int = 0, within: float = math.inf) -> None:
-        """Checks that a job of `cost` bytes would be admitted now and start `within` seconds.
+    def check(self, cost: int = 0, load: Load = IDLE) -> None:
+        """Checks that a job of `cost` bytes would be admitted now, and be done in time.
 
         Raises:
             QueueFull: it would not.
         """
         slots, size = self._total()
-        wait = slots * self._seconds_per_job
-        retry_after = max(RETRY_SECONDS, math.ceil(wait))
+        ahead = slots + load.entering
         if slots >= self.max_jobs or size + cost > self.max_bytes:
-            raise QueueFull.of(slots, retry_after)
-        if wait > within:
-            raise QueueFull.too_late(wait, within, retry_after)
+            raise QueueFull.of(slots, self._retry_after(ahead))
+        if wait := load.too_late(self.pace, ahead):
+            raise QueueFull.too_late(wait, load.within, self._retry_after(ahead))
+
+    def _retry_after(self, ahead: int) -> float:
+        return self._excess.retry_after(self.pace.seconds(ahead), self.pace.seconds(1))
 
     def admit(self, job: Job[Pixels, Row], cost: int) -> None:
         """Gives a job a slot, until its result arrives or it is cancelled before it is submitted.
@@ -114,7 +117,7 @@ class SlotQueue:
 
     def deliver(self, job: Job[Pixels, Row], result: JobResult, region: SharedMemory) -> None:
         """Sets a job's result; the engine process is done with its slot."""
-        self._seconds_per_job = result.seconds_per_job
+        self.pace.slowdown = result.slowdown
         if result.batch_size and not job.future.done():
             job.started, job.finished = result.started, result.finished
             job.batch_size = result.batch_size
@@ -204,7 +207,9 @@ class EngineConnection(asyncio.Protocol):
         self._jobs[number] = job
         self._schedule()
         self._submits += wire.SUBMIT.pack(
-            *Submit(number, slot, job.admitted, number_of(job.task), job.priority, whole)
+            *Submit(
+                number, slot, job.admitted, job.deadline, number_of(job.task), job.priority, whole
+            )
         )
         return number
 

@@ -74,7 +74,9 @@ class FrontEndConnection(asyncio.Protocol):
     def _submit(self, submitted: Submit) -> None:
         batcher = self._model.batcher
         pixels = self._region.pixels(submitted.slot, whole=submitted.whole)
-        job: Job[Pixels, Row] = Job(task_of(submitted.task), Priority(submitted.priority))
+        job: Job[Pixels, Row] = Job(
+            task_of(submitted.task), Priority(submitted.priority), submitted.deadline
+        )
         try:
             batcher.admit(job, pixels.nbytes)
         except QueueFull as error:
@@ -109,9 +111,9 @@ class FrontEndConnection(asyncio.Protocol):
         if not self._results:
             asyncio.get_running_loop().call_soon(self._flush)
         size = 0 if future.cancelled() else job.batch_size
-        pace = self._model.batcher.seconds_per_job
+        slowdown = self._model.batcher.pace.slowdown
         self._results += wire.RESULT.pack(
-            *JobResult(submitted.job, job.started, job.finished, size, pace)
+            *JobResult(submitted.job, job.started, job.finished, size, slowdown)
         )
 
     def _refuse(self, number: int, error: BaseException) -> None:

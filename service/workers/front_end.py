@@ -14,11 +14,9 @@ from collections.abc import Generator
 
 from service.config.settings import Settings
 from service.http.app import create_app
-from service.http.listener import BACKLOG
 from service.http.server import Server
 from service.inference.decoding import Decoder
 from service.logs import log_to_stderr
-from service.workers.acceptor import Acceptor
 from service.workers.control import ControlChannel, Message, engine_socket
 from service.workers.occupancy import Occupancy
 from service.workers.remote import FrontEndResources, RemoteRepository
@@ -42,14 +40,12 @@ class FrontEnd(Server):
         occupancy: Occupancy,
         index: int,
     ) -> None:
-        super().__init__(create_app(settings, metrics, repository), settings)
+        super().__init__(create_app(settings, metrics, repository), settings, listener)
         self._repository = repository
         self._metrics = metrics
         self._channel = channel
-        self._listener = listener
         self._occupancy = occupancy
         self._index = index
-        self._acceptor: Acceptor
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -57,10 +53,6 @@ class FrontEnd(Server):
 
     def announce(self) -> None:
         loop = asyncio.get_running_loop()
-        self._acceptor = Acceptor(self._listener, self.protocol(), self._lead, self._encryption)
-        self._acceptor.start(BACKLOG)
-        self.servers.append(self._acceptor)  # type: ignore[arg-type]
-        self._listeners = [self._listener]
         self._refreshing = loop.create_task(self._metrics.keep_fresh())
 
         def handle(message: Message) -> None:
@@ -74,17 +66,16 @@ class FrontEnd(Server):
         self._channel.send(up=True)
         self._channel.follow(lambda message: loop.call_soon_threadsafe(handle, message))
 
-    def _lead(self) -> int:
-        connections = len(self.server_state.connections) + self._acceptor.pending
+    def lead(self, pending: int) -> int:
+        connections = len(self.server_state.connections) + pending
         return self._occupancy.lead(self._index, connections)
 
     async def on_tick(self, counter: int) -> bool:
         ended = await super().on_tick(counter)
         if self._pipeline.refusing:
             self._occupancy.leave(self._index)
-            self._acceptor.hurry()
         else:
-            self._lead()  # Reports closed connections to the other front ends.
+            self.lead(self._acceptor.pending)  # Reports closed connections to the other front ends.
         return ended
 
 

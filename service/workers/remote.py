@@ -19,6 +19,7 @@ from service.errors import error_of
 from service.inference.batcher import Job
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
+from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
@@ -74,9 +75,11 @@ class RemoteModel:
             total=partial(occupancy.total, index),
         )
         self.users = RefCount()
+        self.entering = 0
         self.ready, self.reason = False, STARTING
         self.has_state = asyncio.Event()
         self._card: dict[str, Any] = facts["card"]
+        self._batch_ms: dict[str, float] = {}
         self._path = resources.path
         self._task: asyncio.Task[None] | None = None
 
@@ -91,8 +94,8 @@ class RemoteModel:
     def describe(self) -> dict[str, Any]:
         return self._card | {"reason": self.reason}
 
-    def check(self, within: float) -> None:
-        self.queue.check(within=within)
+    def check(self, load: Load) -> None:
+        self.queue.check(load=load)
 
     async def compute(
         self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
@@ -100,6 +103,10 @@ class RemoteModel:
         return await decode_and_queue(self, self._decoder, self.queue, image, job, deadline)
 
     def _on_state(self, state: dict[str, Any]) -> None:
+        measured = state["card"].get("batch_ms")
+        if measured and measured != self._batch_ms:
+            self._batch_ms = measured
+            self.queue.pace.measured({int(size): ms / 1000 for size, ms in measured.items()})
         self.ready, self.reason, self._card = state["ready"], state["reason"], state["card"]
         self.has_state.set()
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from service.inference.tasks import CLASSIFY, Classify, Embed, Explain, Task
 
 HEADER = struct.Struct("<IB")
-SUBMIT = struct.Struct("<QIdiB?")
+SUBMIT = struct.Struct("<QIddiB?")
 WITHDRAW = struct.Struct("<Q")
 RESULT = struct.Struct("<QddIf")
 
@@ -41,6 +41,7 @@ class Submit(NamedTuple):
     job: int
     slot: int
     admitted: float
+    deadline: float
     task: int
     priority: int
     whole: bool
@@ -49,14 +50,14 @@ class Submit(NamedTuple):
 class JobResult(NamedTuple):
     """A job whose ranking is in its slot, unless it was withdrawn in time (`batch_size` 0).
 
-    `seconds_per_job`: the batcher's latest measurement.
+    `slowdown`: the engine's; see `service.inference.pace.Pace`.
     """
 
     job: int
     started: float
     finished: float
     batch_size: int
-    seconds_per_job: float
+    slowdown: float
 
 
 def frame(kind: Kind, body: bytes) -> bytes:

@@ -43,9 +43,9 @@ async def classify(request: Request, model: Name = None, top_k: TopK = None) -> 
     pipeline = admission.services.pipeline
     with admission.model.users:
         image = await read_one(request, admission)
-        classified = await until_disconnect(
-            request, pipeline.classify(admission.model, image, admission.k, admission.deadline)
-        )
+        received = record_of(request.scope).received
+        work = pipeline.classify(admission.model, image, admission.k, admission.deadline, received)
+        classified = await until_disconnect(request, work)
     body = schemas.classification_of(classified)
     headers = server_timing(body["timing_ms"])
     return Response(to_json(body), headers=headers, media_type="application/json")
@@ -90,7 +90,8 @@ async def compute(request: Request, admission: Admission, task: Task) -> Compute
     pipeline = admission.services.pipeline
     with admission.model.users:
         image = await read_one(request, admission)
-        work = pipeline.compute(admission.model, image, admission.deadline, task)
+        received = record_of(request.scope).received
+        work = pipeline.compute(admission.model, image, admission.deadline, task, received=received)
         return await until_disconnect(request, work)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,7 +18,10 @@ from uvicorn.server import ServerState
 
 from service.config.settings import Settings
 from service.http import connection as protocol
-from service.http.connection import MAX_PIPELINED, ConnectionLimits, ServerConnection
+from service.http import limits
+from service.http.acceptor import Acceptor
+from service.http.connection import MAX_PIPELINED, ServerConnection
+from service.http.limits import ConnectionLimits
 from service.metrics import Metrics
 
 GET = b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -77,6 +81,23 @@ class Open:
         return float(line.removeprefix(sample))
 
 
+class Doorway:
+    """See `service.http.acceptor.Door`."""
+
+    def __init__(self, connections: set[Any], limits: ConnectionLimits) -> None:
+        self._connections = connections
+        self._limits = limits
+
+    def lead(self, pending: int) -> int:
+        return 0
+
+    def admits(self, pending: int) -> bool:
+        return self._limits.admits(len(self._connections) + pending)
+
+    def accepted(self, waited: float) -> None:
+        pass
+
+
 @asynccontextmanager
 async def serving(**overrides: Any) -> AsyncIterator[Open]:
     left: list[str] = []
@@ -98,13 +119,15 @@ async def serving(**overrides: Any) -> AsyncIterator[Open]:
 
     settings = Settings(**{"max_header_bytes": LIMIT, "header_timeout_s": 60, **overrides})
     metrics = Metrics()
-    limits = ConnectionLimits(settings, metrics)
+    shared = ConnectionLimits(settings, metrics)
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     config.load()
     state = ServerState()
-    make = partial(ServerConnection, limits, config=config, server_state=state, app_state={})
-    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
-    first = Open(limits, metrics, state.connections, left, server.sockets[0].getsockname())
+    make = partial(ServerConnection, limits=shared, config=config, server_state=state, app_state={})
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Acceptor(listener, make, Doorway(state.connections, shared))
+    server.start(100)
+    first = Open(shared, metrics, state.connections, left, listener.getsockname())
     try:
         async with asyncio.timeout(60):
             yield await first.connect()
@@ -112,7 +135,7 @@ async def serving(**overrides: Any) -> AsyncIterator[Open]:
         server.close()
         for writer in first.opened:
             writer.close()
-        for connection in [*state.connections, *limits.uncounted]:
+        for connection in [*state.connections, *shared.uncounted]:
             assert isinstance(connection, ServerConnection)
             connection.transport.abort()
         await asyncio.sleep(0)
@@ -178,7 +201,9 @@ def test_what_never_ends_is_refused(start: bytes, more: bytes, status: int) -> N
 def test_a_large_body_that_comes_with_its_headers_is_no_header() -> None:
     async def test() -> None:
         async with serving() as client:
-            request = b"POST /echo HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000
+            request = (
+                b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000
+            )
             for _ in range(3):
                 client.writer.write(request + request + GET)
                 assert await client.answer() == (200, b"100000")
@@ -227,7 +252,7 @@ def test_who_sends_nothing_is_left_without_a_word() -> None:
 def test_a_slow_body_is_not_the_headers_affair() -> None:
     async def test() -> None:
         async with serving(header_timeout_s=0.1) as client:
-            client.writer.write(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\na")
+            client.writer.write(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na")
             await asyncio.sleep(0.3)
             client.writer.write(b"b")
             assert await client.answer() == (200, b"2")
@@ -284,8 +309,8 @@ def test_a_flood_of_connections_is_not_even_answered() -> None:
 
 
 def test_each_front_end_has_its_part_of_the_connections() -> None:
-    limits = ConnectionLimits(Settings(max_connections=100, workers=3), Metrics())
-    assert limits.max_connections == 34
+    shared = ConnectionLimits(Settings(max_connections=100, workers=3), Metrics())
+    assert shared.max_connections == 34
 
 
 @pytest.mark.parametrize(
@@ -299,15 +324,43 @@ def test_each_front_end_has_its_part_of_the_connections() -> None:
         b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         CHUNKED + b"no number\r\n",
+        b"GET /echo\r\n\r\n",  # HTTP/0.9
+        b"GET /echo HTTP/1.1\r\n\r\n",  # no host
+        b"GET /echo HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+        b"GET /echo HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /echo HTTP/1.1\r\nHost: a/b\r\n\r\n",
+        b"GET /echo HTTP/1.1\r\nHost: a b\r\n\r\n",
+        CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n",
+        CHUNKED.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n") + b"0\r\n\r\n",
     ],
 )
 def test_what_is_no_http_is_400(sent: bytes) -> None:
     async def test() -> None:
         async with serving() as client:
             client.writer.write(sent)
-            assert "HTTP/1.1" in await client.refusal(400)
+            assert re.search("HTTP|Host|chunked", await client.refusal(400))
             assert client.refusals("malformed_request") == 1
-            assert client.left == (["/echo"] if sent.startswith(CHUNKED) else [])
+            assert client.left == (["/echo"] if sent == CHUNKED + b"no number\r\n" else [])
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("version", "host"),
+    [
+        ("1.1", "Host: a"),
+        ("1.1", "Host: A-b.c_d:80"),
+        ("1.1", "Host: [::1]:8000"),
+        ("1.1", "Host:"),
+        ("1.0", "Host: a"),
+        ("1.0", "X: 1"),
+    ],
+)
+def test_a_host_may_be_any_that_a_url_can_have(version: str, host: str) -> None:
+    async def test() -> None:
+        async with serving() as client:
+            client.writer.write(f"GET /echo HTTP/{version}\r\n{host}\r\n\r\n".encode())
+            assert await client.answer() == (200, b"0")
 
     run(test)
 
@@ -340,7 +393,7 @@ def test_a_caller_who_asks_first_is_told_to_continue() -> None:
     async def test() -> None:
         async with serving() as client:
             client.writer.write(
-                b"POST /echo HTTP/1.1\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
+                b"POST /echo HTTP/1.1\r\nHost:\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
             )
             assert await client.answer() == (100, b"")
             client.writer.write(b"x")
@@ -355,7 +408,7 @@ def test_what_follows_an_upgrade_is_no_request() -> None:
             # The parser would take the body for the next request.
             body = GET.replace(b"echo", b"smuggled")
             client.writer.write(
-                b"POST /echo HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
+                b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
                 b"Content-Length: %d\r\n\r\n" % len(body)
             )
             await client.writer.drain()
@@ -371,7 +424,7 @@ def test_after_an_early_answer_the_body_may_end_but_not_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.5)
-    early = b"POST /early HTTP/1.1\r\nContent-Length: 5\r\n\r\n"
+    early = b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
 
     async def test() -> None:
         async with serving() as client:
@@ -392,7 +445,7 @@ def test_who_reads_no_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def test() -> None:
         async with serving() as client:
-            client.writer.write(b"GET /large HTTP/1.1\r\n\r\n")
+            client.writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
             await client.reader.readuntil(b"\r\n\r\n")
             while client.connections:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -405,7 +458,7 @@ def test_who_reads_no_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_flood_of_refusals_is_one_line_in_a_while(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "QUIET_SECONDS", 1000)
+    monkeypatch.setattr(limits, "QUIET_SECONDS", 1000)
     caplog.set_level("INFO")
 
     async def test() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,8 @@ def test_a_certificate_that_cannot_be_used_keeps_no_key_that_was_revoked(
 
     before, after = settings("before", API), settings("after", OTHER)
     app = create_app(before, Metrics(), FLEET)
-    server = Server(app, before)
+    with socket.socket() as listener:
+        server = Server(app, before, listener)
     assert server._tls is not None
     broken = after.model_copy(update={"tls_key": before.tls_key})
     server.apply(broken)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from service.errors import EngineFailed, QueueFull
+from service.errors import DeadlineExceeded, EngineFailed, QueueFull
 from service.inference.batcher import Batcher, Job, Priority
+from service.inference.pace import Load
 from service.inference.tasks import CLASSIFY, Explain, Task
 
 Numbers = Batcher[int, int]
@@ -350,42 +351,58 @@ def test_several_engines_share_one_queue_and_compute_each_job_once() -> None:
     run(test)
 
 
-def test_the_time_to_retry_follows_the_measured_rate() -> None:
-    async def test() -> None:
-        batcher = make()
-        assert batcher.retry_after() == 1
-        submit(batcher, 0)
-        batch = next_batch(batcher, 1)
-        batch[0].admitted -= 10  # The batch took ten seconds.
-        batcher.finish(batch, [0])
-        for number in range(3):
-            submit(batcher, number)
-        assert batcher.retry_after() == pytest.approx(31, abs=1)
-
-    run(test)
-
-
 def test_who_cannot_be_served_in_time_is_refused_at_once() -> None:
     async def test() -> None:
         batcher = make()
         submit(batcher, 0)
-        batch = next_batch(batcher, 1)
-        batcher.check(within=0.001)  # Nothing is known of the rate yet.
-        batch[0].admitted -= 2
-        batcher.finish(batch, [0])
-        await answer(batch[0])
-        batcher.check(within=0.001)  # Nobody is before it.
-        for number in range(3):
-            submit(batcher, number)
-        with pytest.raises(QueueFull, match=r"needs about 6\d\d\d ms, longer than the 1000 ms"):
-            batcher.check(within=1)
+        batcher.check(load=Load(0.001))  # No engine has said how long it takes.
+        batcher.pace.measured({1: 1.0})
+        submit(batcher, 1)
+        with pytest.raises(QueueFull, match="needs about 3000 ms, longer than the 3700 ms"):
+            batcher.check(load=Load(3.7))
+        batcher.check(load=Load(3.8))
+        with pytest.raises(QueueFull):
+            batcher.check(load=Load(3.8, entering=1))  # Who was let in before it counts.
+        with pytest.raises(QueueFull):
+            batcher.check(load=Load(3.8, spent=0.1))
+        with pytest.raises(QueueFull, match="about 4000 ms"):
+            batcher.check(load=Load(3.8, on_loop=4.0))
         computing = next_batch(batcher, 2)
         with pytest.raises(QueueFull):
-            batcher.check(within=5)  # What is being computed counts.
-        batcher.check(within=7)
+            batcher.check(load=Load(3.7))  # What is being computed counts.
         batcher.fail(computing, EngineFailed("retry", 1.0))
+        batcher.check(load=Load(0.001))  # Nobody is before it.
         await asyncio.gather(*(job.future for job in computing), return_exceptions=True)
-        batcher.check(within=5)
+
+    run(test)
+
+
+def test_what_is_computed_and_not_delivered_yet_keeps_nobody_out(clock: Clock) -> None:
+    """The engine idles meanwhile: only the event loop is behind."""
+
+    async def test() -> None:
+        batcher = make()
+        batcher.pace.measured({1: 1.0})
+        job = submit(batcher, 0)
+        compute(batcher, clock, 1, 1.0)
+        assert not job.future.done()
+        batcher.check(load=Load(0.1))
+
+    run(test)
+
+
+def test_a_job_whose_deadline_has_passed_is_failed_and_not_computed(clock: Clock) -> None:
+    async def test() -> None:
+        batcher = make()
+        late: Job[int, int] = Job(deadline=clock.now + 1.0)
+        batcher.admit(late, 1)
+        batcher.submit(late, 7, 1)
+        submit(batcher, 8)
+        clock.now += 1.0
+        assert payloads(next_batch(batcher, 8)) == [8]
+        with pytest.raises(DeadlineExceeded):
+            await answer(late)
+        assert batcher.depth == 0
 
     run(test)
 
@@ -411,7 +428,7 @@ def test_a_batch_that_failed_waits_in_front_again_but_once() -> None:
         batcher.finish(batch, [20, 30])
         assert [await answer(job) for job in later] == [20, 30]
         await asyncio.sleep(0)  # Places come back after the futures.
-        assert (batcher.depth, batcher._bytes, batcher._pending) == (0, 0, 0)
+        assert (batcher.depth, batcher._bytes, len(batcher._computing)) == (0, 0, 0)
 
     run(test)
 
@@ -448,7 +465,7 @@ def test_while_suspended_nobody_waits() -> None:
             with pytest.raises(EngineFailed, match="down"):
                 await answer(job)
         await asyncio.sleep(0)  # Places come back after the futures.
-        assert (batcher.depth, batcher._bytes, batcher._pending) == (0, 0, 0)
+        assert (batcher.depth, batcher._bytes, len(batcher._computing)) == (0, 0, 0)
         batcher.resume()
         assert submit(batcher, 4).payload == 4
         assert payloads(next_batch(batcher, 8)) == [4]
@@ -459,13 +476,14 @@ def test_while_suspended_nobody_waits() -> None:
 def test_the_time_of_an_outage_does_not_count_as_that_of_jobs(clock: Clock) -> None:
     async def test() -> None:
         batcher = make()
+        batcher.pace.measured({1: 0.25})
         submit(batcher, 1)
         batch = next_batch(batcher, 1)
         clock.now += 60.0
         batcher.retry(batch, EngineFailed("again", 1.0))
         batcher.resume()
         compute(batcher, clock, 1, 0.25)
-        assert batcher.seconds_per_job == 0.25
+        assert batcher.pace.slowdown == 1.0
 
     run(test)
 
@@ -516,10 +534,9 @@ def test_who_is_refused_may_come_back_when_the_queue_has_drained(
 
     async def test() -> None:
         batcher = make()
-        batcher.seconds_per_job = seconds
+        batcher.pace.measured({1: seconds})
         for number in range(waiting):
             submit(batcher, number)
-        assert batcher.retry_after() == after
         with pytest.raises(QueueFull) as refused:
             batcher.check(1001)
         assert refused.value.retry_after == after
@@ -527,47 +544,25 @@ def test_who_is_refused_may_come_back_when_the_queue_has_drained(
     run(test)
 
 
-def test_a_jobs_share_of_a_batch_is_the_seconds_since_the_one_before(clock: Clock) -> None:
+def test_only_the_engines_own_time_says_how_fast_it_is(clock: Clock) -> None:
     async def test() -> None:
         batcher = make(max_delay=0.5)
+        batcher.pace.measured({1: 1.0, 2: 2.0})
         for number in range(4):
             submit(batcher, number)
         clock.now += 2.0
         # Two seconds waiting, of which half a second was for company, and 2.5 of computing.
         compute(batcher, clock, 2, 2.5)
-        assert batcher.seconds_per_job == 2.0
+        assert batcher.pace.slowdown == pytest.approx(0.8 + 0.2 * 4.0 / 2.0)
         # The others came long before; they had their turn when the first two were finished.
-        compute(batcher, clock, 2, 6.0)
-        assert batcher.seconds_per_job == pytest.approx(0.8 * 2.0 + 0.2 * 3.0)
+        compute(batcher, clock, 2, 4.0)
+        assert batcher.pace.slowdown == pytest.approx(0.8 * 1.2 + 0.2 * 2.0)
         # Nobody was there for an hour, and then one who waited for company, and missed none.
         clock.now += 3600
         submit(batcher, 4)
         clock.now += 0.1
-        compute(batcher, clock, 1, 4.2)
-        assert batcher.seconds_per_job == pytest.approx(0.8 * 2.2 + 0.2 * 4.2)
-
-    run(test)
-
-
-def test_a_new_job_begins_when_those_before_it_and_its_own_batch_are_done(clock: Clock) -> None:
-    async def test() -> None:
-        batcher = make()
-        first = submit(batcher, 0)
-        clock.now += 0.75
-        compute(batcher, clock, 1, 2.0)  # 2.75 seconds a job, two a batch.
-        await answer(first)
-        batcher.check(within=0.0)  # Nobody is before it.
-        for number in range(3):
-            submit(batcher, number)
-        batcher.take(lambda _: 1)  # Who is computing is still before it.
-        batcher.check(within=10.3)
-        with pytest.raises(QueueFull) as refused:
-            batcher.check(within=10.2)
-        assert str(refused.value) == (
-            "the queue needs about 10250 ms, longer than the 10200 ms that X-Request-Timeout-Ms "
-            "or the default allows; retry after the given time"
-        )
-        assert refused.value.retry_after == 6  # Two wait.
+        compute(batcher, clock, 1, 1.5)
+        assert batcher.pace.slowdown == pytest.approx(0.8 * 1.36 + 0.2 * 1.5)
 
     run(test)
 

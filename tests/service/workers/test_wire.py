@@ -22,7 +22,7 @@ def regions(shape: MemoryShape) -> tuple[SharedMemory, SharedMemory]:
 
 def test_frames_are_whole_however_the_stream_is_cut() -> None:
     results = [JobResult(2**40, 1.5, 2.5, 32, 1.0), JobResult(1, 0.0, 0.0, 0, 3.0)]
-    submits = [Submit(7, 3, 12.25, -1, 2, True)]
+    submits = [Submit(7, 3, 12.25, 13.5, -1, 2, True)]
     stream = (
         wire.frame(Kind.RESULT, b"".join(wire.RESULT.pack(*each) for each in results))
         + wire.message(Kind.STATE, {"models": ["é"]})

@@ -1,40 +1,64 @@
-"""Accepting connections from a listener that several processes share, about equally."""
+"""Accepting connections: many in one turn of the event loop, and shared among processes.
+
+uvloop's own servers accept one connection in each turn. Under load a turn takes tens of
+milliseconds, and new clients, probes among them, would wait for seconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
+
+from service.http import tcp
 
 log = logging.getLogger(__name__)
+# Connections accepted in one turn: the next turn takes the others.
+MOST = 128
 # How long a process leaves a connection to those with fewer, and the lead above which it does.
 DEFER_SECONDS = 0.001
 LEAD = 1
-OUT_OF_FILES_SECONDS = 1.0
+OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+OUT_OF_RESOURCES_SECONDS = 1.0
+
+
+class Door(Protocol):
+    """Who decides about new connections, and counts them."""
+
+    def lead(self, pending: int) -> int:
+        """How many more connections this process has than the one with the fewest, with `pending`
+        ones that it has accepted and that have no protocol yet."""
+
+    def admits(self, pending: int) -> bool:
+        """Whether one more than `pending` may have a protocol; if not, it is closed at once."""
+
+    def accepted(self, waited: float) -> None:
+        """A connection was accepted, `waited` seconds after it was made or had sent data."""
 
 
 class Acceptor:
-    """Accepts one connection at a time, and defers to processes that have fewer.
+    """Accepts connections from a listener, and defers to processes that have fewer.
 
     The kernel wakes every process, and the first could accept all pending connections. Then one of
     two processes might do all the work as long as connections are kept alive.
 
-    `lead`: how many more connections this process has than the one with the fewest.
-    `encryption`: asyncio's arguments `ssl` and `ssl_handshake_timeout`, if any.
+    `encryption`: asyncio's arguments `ssl`, `ssl_handshake_timeout` and so on, if any.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        protocol: Callable[[], asyncio.BaseProtocol],
-        lead: Callable[[], int],
+        protocol: Callable[[socket.socket], asyncio.BaseProtocol],
+        door: Door,
         encryption: Mapping[str, Any] | None = None,
     ) -> None:
         self._listener = listener
         self._protocol = protocol
-        self._lead = lead
+        self._door = door
         self._encryption = encryption or {}
         self._loop = asyncio.get_running_loop()
         self._resuming: asyncio.TimerHandle | None = None
@@ -48,7 +72,7 @@ class Acceptor:
 
     @property
     def pending(self) -> int:
-        """Accepted connections that have no protocol yet."""
+        """Accepted connections that have no protocol yet, such as those in a TLS handshake."""
         return len(self._accepting)
 
     def hurry(self) -> None:
@@ -63,10 +87,13 @@ class Acceptor:
         if self._hurrying:
             while self._accept():
                 pass
-        elif self._lead() > LEAD:
-            self._pause(DEFER_SECONDS)
-        else:
-            self._accept()
+            return
+        for _ in range(MOST):
+            if self._door.lead(self.pending) > LEAD:
+                self._pause(DEFER_SECONDS)
+                return
+            if not self._accept():
+                return
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)
@@ -74,19 +101,30 @@ class Acceptor:
 
     def _resume(self) -> None:
         self._loop.add_reader(self._listener, self._on_readable)
-        self._accept()  # The processes with fewer may be too busy to accept it.
+        # The processes with fewer were too busy to accept these: they are left half of them.
+        for _ in range(max(1, min(MOST, tcp.backlog(self._listener) // 2))):
+            if not self._accept():
+                return
 
     def _accept(self) -> bool:
         """Accepts a connection; False if none is pending."""
         try:
             stream, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return False  # Another process was faster, or the client has disconnected.
+        except BlockingIOError:
+            return False  # Another process was faster.
         except OSError as error:
+            if error.errno not in OUT_OF_RESOURCES:
+                return True  # This one has failed already; the next one may not have.
             log.error("cannot accept connections: %s", error.strerror)  # noqa: TRY400
-            self._pause(OUT_OF_FILES_SECONDS)
+            self._pause(OUT_OF_RESOURCES_SECONDS)
             return False
-        connecting = self._loop.connect_accepted_socket(self._protocol, stream, **self._encryption)
+        self._door.accepted(tcp.waited(stream))
+        if not self._door.admits(self.pending):
+            stream.close()
+            return True
+        # The protocol gets the socket itself: what uvloop shows of it is a copy for each use.
+        make = partial(self._protocol, stream)
+        connecting = self._loop.connect_accepted_socket(make, stream, **self._encryption)
         task: asyncio.Task[object] = self._loop.create_task(connecting)
         self._accepting.add(task)
         task.add_done_callback(self._accepted)

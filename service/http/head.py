@@ -1,0 +1,34 @@
+"""What RFC 9112 demands of a request's head besides what the parser checks."""
+
+from __future__ import annotations
+
+import re
+
+from service.errors import MalformedRequest
+
+# RFC 9112, section 3.2, and RFC 3986, section 3.2.2; an empty host is allowed.
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+VERSIONS = ("1.1", "1.0")
+
+
+def check(version: str, headers: list[tuple[bytes, bytes]]) -> None:
+    """Checks the version and the headers that decide where a request ends and whom it is for.
+
+    Raises:
+        MalformedRequest: it has no or several hosts, so that a proxy and the service could take
+            it for two different requests, or it is not HTTP/1.0 or HTTP/1.1.
+    """
+    if version not in VERSIONS:
+        raise MalformedRequest(f"HTTP/{version} is not supported; send HTTP/1.1")
+    hosts = coded = 0
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+            if not HOST.fullmatch(value):
+                raise MalformedRequest("the Host header is not a host name with an optional port")
+        elif name == b"transfer-encoding":
+            coded += 1
+            if coded > 1 or value.strip().lower() != b"chunked":
+                raise MalformedRequest("the only Transfer-Encoding supported is chunked, once")
+    if hosts > 1 or (not hosts and version == "1.1"):
+        raise MalformedRequest(f"HTTP/1.1 needs exactly one Host header; the request has {hosts}")
