@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.serving import refusal, shutdown
+
 
 def table(figures: dict[str, Any]) -> str:
     """Of one model; pairs of latencies are p50 / p99."""
@@ -33,7 +35,18 @@ def table(figures: dict[str, Any]) -> str:
         "CPU µs a request: generator, service user + system", "queue", "peak MiB",
     ]  # fmt: skip
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join([head, "", *(f"| {' | '.join(line)} |" for line in lines)])
+    accepted = sum(_service_us(figures["loads"][0]))
+    return "\n".join(
+        [
+            head,
+            "",
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            f"An accepted request costs the service {accepted:.0f} µs of CPU in all, the engine's "
+            f"included. {refusal.line(figures['refusal'])}",
+            shutdown.line(figures["seconds_to_end"]),
+        ]
+    )
 
 
 def _cells(load: dict[str, Any]) -> list[str]:
@@ -73,8 +86,12 @@ def _both_clocks(load: dict[str, Any]) -> str:
 
 
 def _cpu(load: dict[str, Any]) -> str:
-    requests = max(1, sum(load["answers"].values()))
-    user, system = (
-        1e6 * load["cpu_seconds"][f"service_{name}"] / requests for name in ("user", "system")
-    )
+    user, system = _service_us(load)
     return f"{load['generator_us']:.0f}, {user:.0f} + {system:.0f}"
+
+
+def _service_us(load: dict[str, Any]) -> tuple[float, float]:
+    """CPU time per request, user and system, in microseconds."""
+    per_request = 1e6 / max(1, load["sent"])
+    seconds = load["cpu_seconds"]
+    return per_request * seconds["service_user"], per_request * seconds["service_system"]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from service.cli.load.http_response import HttpResponse, read_response
 from service.cli.load.target import Target
 
-RECEIVE = 16_384
+RECEIVE = 4_096
 TICK = 0.1  # seconds between checks for requests that have timed out
 PAUSE = 0.01  # seconds until a closed loop retries after a broken connection
 EVENTS = 64  # read at a time, so that what is due is sent between them
@@ -176,12 +176,15 @@ class Generator:
         rest = self._looked + self._clients.grain - time.perf_counter()
         if rest > 0:
             time.sleep(rest)
-        until = min(self._due[0], self._tick_at) if self._due else self._tick_at
-        wait = until - time.perf_counter()
-        if wait > 0:
-            # select() has a resolution of microseconds, epoll_wait() of milliseconds.
-            select.select((self._epoll,), (), (), wait)
-        events = self._epoll.poll(0, EVENTS)
+        if self._due:
+            wait = min(self._due[0], self._tick_at) - time.perf_counter()
+            if wait > 0:
+                # select() has a resolution of microseconds, epoll_wait() of milliseconds.
+                select.select((self._epoll,), (), (), wait)
+            events = self._epoll.poll(0, EVENTS)
+        else:
+            wait = max(0.0, self._tick_at - time.perf_counter())
+            events = self._epoll.poll(wait, EVENTS)
         # Where more is ready, it is read without a rest.
         self._looked = time.perf_counter() if len(events) < EVENTS else 0.0
         return events

@@ -57,14 +57,15 @@ class Report:
     `images_per_second` is the rate of responses with status 200 that arrived in that time,
     `goodput` of those within the run's `slo_ms`; `late` counts the others. `answers` counts
     statuses; 0 stands for requests without a response, of which `timeouts` timed out.
-    `no_connection` counts those that were dropped unsent, which are in no other figure.
+    `no_connection` counts those that were dropped unsent, which are in no other figure, and `sent`
+    all others, those of the warm-up included.
     `latency_ms` has the quantiles of the 200s, `refused_ms` those of each other status: in an open
     loop since the request was due, in a closed loop since it was sent.
 
     `phases_ms` has the median and p99 of each phase in Server-Timing; `rest` is what the server's
     total does not cover: the network, HTTP, waiting for a connection. `generator_cpu` is the share
     of one CPU that the generator used; near 1, the generator was the bottleneck. `generator_us` is
-    its CPU time per request in microseconds.
+    its CPU time per request that was sent, in microseconds.
     """
 
     run: Run
@@ -75,6 +76,7 @@ class Report:
     answers: dict[int, int]
     timeouts: int
     no_connection: int
+    sent: int
     refused_ms: dict[int, dict[str, float]]
     phases_ms: dict[str, dict[str, float]]
     generator_cpu: float
@@ -95,6 +97,7 @@ class Report:
             "answers": {str(status): count for status, count in self.answers.items()},
             "timeouts": self.timeouts,
             "no_connection": self.no_connection,
+            "sent": self.sent,
             "refused_ms": {str(status): ms for status, ms in self.refused_ms.items()} or None,
             "phases_ms": self.phases_ms or None,
             "generator_cpu": self.generator_cpu,
@@ -116,8 +119,10 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
     good = answered & (samples.status == OK)
     histogram = Histogram.of(latency[good])
     in_time = (samples.status == OK) & (samples.done >= begin) & (samples.done < end)
-    sent = samples.status[counted & (samples.status != NO_CONNECTION)]
-    statuses, counts = np.unique(np.maximum(sent, BROKEN), return_counts=True)
+    sent = samples.status != NO_CONNECTION
+    statuses, counts = np.unique(
+        np.maximum(samples.status[counted & sent], BROKEN), return_counts=True
+    )
     answers = dict(zip(statuses.tolist(), counts.tolist(), strict=True))
     goodput = late = None
     if run.slo_ms is not None:
@@ -132,6 +137,7 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
         answers=answers,
         timeouts=int((counted & (samples.status == TIMED_OUT)).sum()),
         no_connection=int((counted & (samples.status == NO_CONNECTION)).sum()),
+        sent=int(sent.sum()),
         refused_ms={
             status: Histogram.of(latency[counted & (samples.status == status)]).summary_ms()
             for status in answers
@@ -142,7 +148,7 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
             (latency[good] * 1000).tolist(),
         ),
         generator_cpu=round(samples.cpu / elapsed, 3),
-        generator_us=round(1e6 * samples.cpu / max(1, len(samples.done)), 1),
+        generator_us=round(1e6 * samples.cpu / max(1, int(sent.sum())), 1),
         histogram=histogram,
     )
 
