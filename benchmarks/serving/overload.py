@@ -201,6 +201,7 @@ def _figures(report: Report, rose: dict[str, float], seen: dict[str, Any]) -> di
         "sent": report.sent,
         "unanswered": report.answers.get(0, 0),
         "no_connection": report.no_connection,
+        "generator_late": report.generator_late,
         "refused_ms": {str(status): ms for status, ms in report.refused_ms.items()},
         "refused_by_reason": refused,
         "refused_as_clients_saw": told,

@@ -30,9 +30,9 @@ def table(figures: dict[str, Any]) -> str:
     ]
     columns = [
         "load", "goodput", "accepted, ms", "accepted late", "429", "429, ms", "503", "504",
-        "no response", "no connection", "live, ms p99 / max (failed)",
+        "no response", "no connection", "generator too busy", "live, ms p99 / max (failed)",
         "ready, ms p99 / max (failed)", "p99 of the service, of clients, ms",
-        "CPU µs a request: generator, service user + system", "queue", "peak MiB",
+        "CPU µs a request: generator (CPUs), service user + system", "queue", "peak MiB",
     ]  # fmt: skip
     lines = [columns, ["---"] * len(columns), *rows]
     accepted = sum(_service_us(figures["loads"][0]))
@@ -60,6 +60,7 @@ def _cells(load: dict[str, Any]) -> list[str]:
         f"{answers.get('504', 0):,}",
         f"{load['unanswered']:,}",
         f"{load['no_connection']:,}",
+        f"{load['generator_late']:,}",
         _probe(load["probes"]["live"]),
         _probe(load["probes"]["ready"]),
         _both_clocks(load),
@@ -87,7 +88,8 @@ def _both_clocks(load: dict[str, Any]) -> str:
 
 def _cpu(load: dict[str, Any]) -> str:
     user, system = _service_us(load)
-    return f"{load['generator_us']:.0f}, {user:.0f} + {system:.0f}"
+    generator = f"{load['generator_us']:.0f} ({load['generator_cpu']:.2f})"
+    return f"{generator}, {user:.0f} + {system:.0f}"
 
 
 def _service_us(load: dict[str, Any]) -> tuple[float, float]:

@@ -213,6 +213,8 @@ def _show(report: Report, *, first: bool) -> None:
     )
     if report.no_connection:
         responses += f", {report.no_connection} x no connection"
+    if report.generator_late:
+        responses += f", {report.generator_late} x not sent as the generator was too busy"
     click.echo(
         f"{report.run.load:>18}  {report.images_per_second:8.1f}  {goodput:>8}{cells}"
         f"     {responses}"

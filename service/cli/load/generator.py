@@ -26,17 +26,19 @@ RECEIVE = 4_096
 TICK = 0.1  # seconds between checks for requests that have timed out
 PAUSE = 0.01  # seconds until a closed loop retries after a broken connection
 EVENTS = 64  # read at a time, so that what is due is sent between them
-BROKEN, TIMED_OUT, NO_CONNECTION = 0, -1, -2
+BROKEN, TIMED_OUT, NO_CONNECTION, NOT_NOTICED = 0, -1, -2, -3
 NO_RESPONSE = HttpResponse(BROKEN, True, b"")
 TOO_LATE = HttpResponse(TIMED_OUT, True, b"")
 UNSENT = HttpResponse(NO_CONNECTION, True, b"")
+UNNOTICED = HttpResponse(NOT_NOTICED, True, b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
     """N requests: when each was due and when its response arrived, float64 [N], in seconds of
-    `time.perf_counter`; its status, int16 [N], without a response BROKEN, TIMED_OUT or
-    NO_CONNECTION; its Server-Timing [N]. `cpu` is the generator thread's CPU time in seconds."""
+    `time.perf_counter`; its status, int16 [N]; its Server-Timing [N]. Without a response the status
+    is BROKEN, TIMED_OUT, NO_CONNECTION, or NOT_NOTICED in time, as the generator was too busy.
+    `cpu` is the generator thread's CPU time in seconds."""
 
     intended: NDArray[np.float64]
     done: NDArray[np.float64]
@@ -140,7 +142,10 @@ class Generator:
         while True:
             now = time.perf_counter()
             while due and due[0] <= now:
-                waiting.append(due.popleft())
+                if due[0] < now - self._clients.patience:
+                    self._record(due.popleft(), now, UNNOTICED)
+                else:
+                    waiting.append(due.popleft())
             if waiting:
                 self._send_waiting(now)
             if now >= self._tick_at:

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from service.cli.load.generator import BROKEN, NO_CONNECTION, TIMED_OUT, Samples
+from service.cli.load.generator import (
+    BROKEN,
+    NO_CONNECTION,
+    NOT_NOTICED,
+    TIMED_OUT,
+    Samples,
+)
 from service.cli.load.histogram import Histogram
 
 OK = 200
@@ -57,8 +63,9 @@ class Report:
     `images_per_second` is the rate of responses with status 200 that arrived in that time,
     `goodput` of those within the run's `slo_ms`; `late` counts the others. `answers` counts
     statuses; 0 stands for requests without a response, of which `timeouts` timed out.
-    `no_connection` counts those that were dropped unsent, which are in no other figure, and `sent`
-    all others, those of the warm-up included.
+    Dropped unsent and in no other figure: `no_connection` found none free, and for
+    `generator_late` the generator had no CPU time. `sent` counts all others, those of the warm-up
+    included.
     `latency_ms` has the quantiles of the 200s, `refused_ms` those of each other status: in an open
     loop since the request was due, in a closed loop since it was sent.
 
@@ -76,6 +83,7 @@ class Report:
     answers: dict[int, int]
     timeouts: int
     no_connection: int
+    generator_late: int
     sent: int
     refused_ms: dict[int, dict[str, float]]
     phases_ms: dict[str, dict[str, float]]
@@ -97,6 +105,7 @@ class Report:
             "answers": {str(status): count for status, count in self.answers.items()},
             "timeouts": self.timeouts,
             "no_connection": self.no_connection,
+            "generator_late": self.generator_late,
             "sent": self.sent,
             "refused_ms": {str(status): ms for status, ms in self.refused_ms.items()} or None,
             "phases_ms": self.phases_ms or None,
@@ -119,7 +128,7 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
     good = answered & (samples.status == OK)
     histogram = Histogram.of(latency[good])
     in_time = (samples.status == OK) & (samples.done >= begin) & (samples.done < end)
-    sent = samples.status != NO_CONNECTION
+    sent = samples.status > NO_CONNECTION
     statuses, counts = np.unique(
         np.maximum(samples.status[counted & sent], BROKEN), return_counts=True
     )
@@ -137,6 +146,7 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
         answers=answers,
         timeouts=int((counted & (samples.status == TIMED_OUT)).sum()),
         no_connection=int((counted & (samples.status == NO_CONNECTION)).sum()),
+        generator_late=int((counted & (samples.status == NOT_NOTICED)).sum()),
         sent=int(sent.sum()),
         refused_ms={
             status: Histogram.of(latency[counted & (samples.status == status)]).summary_ms()

@@ -226,10 +226,29 @@ def test_who_finds_no_connection_in_time_leaves_and_is_never_sent_late() -> None
         report = opened(target, connections=1, rate=200, arrivals="fixed", patience_ms=50)
     # A hundred come in half a second to a server that takes a tenth of it for each.
     assert report.answers == {200: len(server.bodies)}
-    assert report.no_connection == 100 - len(server.bodies) > 80
-    # What is sent was not older than the patience, so that it is not the benchmark that is late.
-    assert report.latency_ms["p50"] < 50 + 2 * 100
+    # A machine busy with something else may keep the generator from noticing a few.
+    assert report.no_connection + report.generator_late == 100 - len(server.bodies) > 80
+    assert report.no_connection > 40
+    # Sent in turn, however late, half of them would take five seconds.
+    assert report.latency_ms["p50"] < 1000
     assert report.as_json()["no_connection"] == report.no_connection
+
+
+def test_what_the_generator_was_too_busy_to_send_is_told_apart() -> None:
+    def busy(seconds: float) -> None:
+        if not stalled:
+            stalled.append(seconds)
+            time.sleep(0.3)
+
+    stalled: list[float] = []
+    with scripted(plain) as server:
+        run = Run(256, 0.5, rate=200, arrivals="fixed", warm_up=0.0, patience_ms=100)
+        report = run_load(Target.of(server.url, [b""]), run, busy)
+    assert report.answers == {200: len(server.bodies)}
+    assert report.no_connection == 0
+    # Of the sixty that came meanwhile, those whose clients had not left.
+    assert report.generator_late == report.run.seconds * 200 - len(server.bodies) >= 30
+    assert report.sent == len(server.bodies)
 
 
 def test_a_share_of_the_requests_opens_connections_of_their_own() -> None:
