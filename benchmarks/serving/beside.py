@@ -59,14 +59,16 @@ class Probes:
 
     async def send(self, host: str, port: int, path: str) -> None:
         began = time.perf_counter()
+        ok = False
         try:
             async with asyncio.timeout(PROBE_TIMEOUT):
                 reader, writer = await asyncio.open_connection(host, port)
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-                self.failed += b" 200 " not in await reader.readline()
+                ok = b" 200 " in await reader.readline()
                 writer.close()
         except (OSError, TimeoutError):
-            self.failed += 1
+            pass
+        self.failed += not ok
         self.seconds.append(time.perf_counter() - began)
 
     def as_json(self) -> dict[str, float]:
