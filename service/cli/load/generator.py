@@ -82,8 +82,8 @@ class HttpConnection:
 
 
 class Generator:
-    """Runs once. A request that is due takes a free connection, opens one while fewer
-    requests are under way than the clients have connections, or else waits.
+    """Runs once. A request that is due takes a free connection, opens one while fewer requests
+    are under way than the clients have connections, or else waits.
 
     `due`: ascending times of `time.perf_counter`. Until `again_until`, a connection sends its next
     request as soon as it has a response; after that it becomes free. `on_tick` is called about ten
