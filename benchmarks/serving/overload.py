@@ -1,265 +1,259 @@
-"""What the service does when twice and ten times as much comes as it can answer.
+"""What the service does when more comes than it can compute.
 
 python -m benchmarks.serving.overload --output overload.json
 
-For each model: closed loops find the capacity, an open loop at 80 % of it what callers see who are
-not too many; then open loops at 2x and 10x come from callers who wait five times that median, and
-say so. Beside each load, one more caller does as Retry-After says, and the metrics are read. The
-generator shares the machine's CPUs with the service, so that at 10x both are short of them.
+For each model: closed loops find the capacity, an open loop at 80 % of it what clients see who are
+not too many. Open loops at each factor then come from clients who wait five times that median: who
+finds no free connection in that time leaves, and who has one says so in X-Request-Timeout-Ms.
+Further closed loops, of clients who wait, show what many connections cost. Beside each load, a
+process of its own probes the service; see `benchmarks.serving.beside`. The generator shares the
+machine's CPUs with the service, so that at high factors both are short of them: the CPU time of
+each is in the figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
-import statistics
+import math
 import tempfile
-import threading
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from benchmarks.common import images as made
-from benchmarks.common.metrics import counts, settled
-from benchmarks.common.process import Started, peak_memory, started
+from benchmarks.common.metrics import settled
+from benchmarks.common.process import Started, cpu_seconds, peak_memory, started
 from benchmarks.common.progress import say
+from benchmarks.serving import refusal as refusals
+from benchmarks.serving import shutdown
+from benchmarks.serving.beside import beside
+from benchmarks.serving.overload_table import table
 from service.cli.load.document import as_text
 from service.cli.load.environment import machine, versions
 from service.cli.load.report import Report, Run
 from service.cli.load.runs import run_load
 from service.cli.load.target import Target
 
-CONNECTIONS = (16, 64)
+CONNECTIONS = (8, 16, 32, 64, 128)  # among which the capacity is found
+MANY_CONNECTIONS = (64, 512, 1500)
 NORMAL = 0.8  # of the capacity: busy, and not yet a growing queue
-FACTORS = (2.0, 10.0)
-PATIENCE = 5.0  # times the median at NORMAL: how long callers wait
-# More than any queue holds: else callers would wait for a connection, and none be refused.
-OPEN_CONNECTIONS = 2048
-LOOK_SECONDS = 0.25
+FACTORS = (2.0, 4.0, 10.0)
+PATIENCE = 5.0  # times the median at NORMAL: how long clients wait
+OPEN_CONNECTIONS = 2048  # more than any queue holds: else few would be refused
+GRAIN_MS = 0.5  # far less than anybody's patience
 GIVE_UP_SECONDS = 30.0
 MIB = 2**20
+MODELS = {"builtin:resnet20-cifar10": lambda: made.small(32), "random:resnet50": made.photos}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure; `seconds` for each load."""
+    """What to measure; `seconds` for each load. Without `patience_ms`, PATIENCE tells it."""
 
     model: str
     images: Sequence[bytes]
     seconds: float
-    arguments: Sequence[str] = ()
+    workers: int = 1
+    factors: Sequence[float] = FACTORS
+    patience_ms: float | None = None
+    new_connections: float = 0.0
 
 
-@dataclass(slots=True)
-class Beside:
-    """What is seen beside a load: the deepest queue, and a caller's luck who does as
-    Retry-After says. `statuses` counts what that caller got."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The service under load, and a file with an image for the clients beside it."""
 
-    url: str
-    image: bytes
-    deepest: float = 0.0
-    statuses: Counter[int] = field(default_factory=Counter)
-    waits: list[float] = field(default_factory=list)
-    without_wait: int = 0
-    served_after_wait: int = 0
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
+    plan: Plan
+    service: Started
+    image: Path
 
-    def __enter__(self) -> Beside:
-        self._threads = [threading.Thread(target=each) for each in (self._look, self._ask)]
-        for thread in self._threads:
-            thread.start()
-        return self
+    def load(self, run: Run, *, hurried: bool = False) -> tuple[Report, dict[str, Any]]:
+        """The report of a run, and what was seen of the service meanwhile.
 
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _look(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            depth = counts(self.url)["resnet_serve_queue_depth"]
-            self.deepest = max(self.deepest, depth)
-
-    def _ask(self) -> None:
-        waited = False
-        while not self._ended.is_set():
-            status, wait = self._once()
-            self.statuses[status] += 1
-            self.served_after_wait += waited and status == 200
-            waited = status in (429, 503)
-            if waited and wait:
-                self.waits.append(float(wait))
-            self.without_wait += waited and not wait
-            self._ended.wait(float(wait) if waited and wait else LOOK_SECONDS)
-
-    def _once(self) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
-        try:
-            connection.request("POST", "/v1/classify", self.image)
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status, answer.headers.get("Retry-After", "")
-        finally:
-            connection.close()
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "answers": {str(status): count for status, count in self.statuses.items()},
-            "refused_without_retry_after": self.without_wait,
-            "retry_after_s": [min(self.waits), statistics.median(self.waits), max(self.waits)]
-            if self.waits
-            else [],
-            "answered_at_the_next_try": self.served_after_wait,
+        `hurried` clients tell the service how long they wait.
+        """
+        headers = [f"X-Request-Timeout-Ms: {run.patience_ms}"] if hurried else []
+        target = Target.of(self.service.url, self.plan.images, headers=headers)
+        say(f"{self.plan.model}: {run.load}")
+        before = settled(self.service.url)
+        with beside(self.service.url, self.image) as seen:
+            cpu = cpu_seconds(self.service.pid)
+            report = run_load(target, run)
+            cpu_after = cpu_seconds(self.service.pid)
+        rose = {
+            name: value - before.get(name, 0.0) for name, value in settled(self.service.url).items()
         }
+        user, system = (after - since for after, since in zip(cpu_after, cpu, strict=True))
+        figures = _figures(report, rose, seen) | {
+            "cpu_seconds": {"service_user": round(user, 2), "service_system": round(system, 2)},
+            "peak_memory_mib": round(peak_memory(self.service.pid) / MIB, 1),
+        }
+        return report, figures
+
+    def closed(self, connections: int) -> dict[str, Any]:
+        run = Run(connections, self.plan.seconds, timeout=GIVE_UP_SECONDS)
+        _, figures = self.load(run)
+        return {"connections": connections} | figures
+
+    def open(self, factor: float, capacity: float, patience_ms: float | None) -> dict[str, Any]:
+        # Every request counts, so that both sides' sums can be compared.
+        run = Run(
+            OPEN_CONNECTIONS,
+            self.plan.seconds,
+            rate=round(factor * capacity, 1),
+            warm_up=0.0,
+            # Who gave up sooner would look like a client whom the service forgot.
+            timeout=GIVE_UP_SECONDS + (patience_ms or 0.0) / 1000,
+            slo_ms=patience_ms,
+            patience_ms=patience_ms,
+            new_connections=self.plan.new_connections,
+            grain_ms=GRAIN_MS,
+        )
+        report, figures = self.load(run, hurried=patience_ms is not None)
+        good = report.images_per_second if report.goodput is None else report.goodput
+        return {
+            "factor": factor,
+            "rate": run.rate,
+            "goodput_share": round(good / capacity, 3),
+        } | figures
 
 
 def measure(plan: Plan) -> dict[str, Any]:
     """All figures of `plan`, for JSON."""
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        started(["--model", plan.model, *plan.arguments], plan.images[0], Path(cache)) as service,
-    ):
-        target = Target.of(service.url, plan.images)
-        capacity = 0.0
-        for connections in CONNECTIONS:
-            say(f"{plan.model}: {connections} connections")
-            report = run_load(target, Run(connections, plan.seconds))
-            capacity = max(capacity, report.images_per_second)
-        if not capacity:
-            raise SystemExit(f"no image was answered with 200: {report.answers}")
-        normal = _load(service, plan, target, NORMAL, capacity, None)
-        patience_ms = round(PATIENCE * normal["latency_ms"]["p50"], 3)
-        hurried = Target.of(
-            service.url, plan.images, headers=[f"X-Request-Timeout-Ms: {patience_ms}"]
-        )
-        over = [_load(service, plan, hurried, by, capacity, patience_ms) for by in FACTORS]
+    arguments = ["--model", plan.model, "--workers", str(plan.workers)]
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image"
+        image.write_bytes(plan.images[0])
+        with started(arguments, plan.images[0], Path(folder)) as service:
+            loaded = Loaded(plan, service, image)
+            closed = [loaded.closed(count) for count in CONNECTIONS]
+            capacity, patience_ms, normal = _capacity(loaded, closed)
+            over = [loaded.open(factor, capacity, patience_ms) for factor in plan.factors]
+            many = [loaded.closed(count) for count in MANY_CONNECTIONS]
+        refusal = refusals.cost(plan.images, plan.workers, plan.seconds, Path(folder))
+        ends = shutdown.seconds_to_end(plan.model, plan.workers, plan.images[0], Path(folder))
     return {
         "model": plan.model,
-        "arguments": list(plan.arguments),
+        "workers": plan.workers,
         "images": len(plan.images),
         "seconds": plan.seconds,
+        "new_connections": plan.new_connections,
         "capacity": capacity,
         "patience_ms": patience_ms,
         "loads": [normal, *over],
+        "closed": closed,
+        "many_connections": many,
+        "refusal": refusal,
+        "seconds_to_end": ends,
     }
 
 
-def _load(
-    service: Started,
-    plan: Plan,
-    target: Target,
-    factor: float,
-    capacity: float,
-    patience_ms: float | None,
-) -> dict[str, Any]:
-    say(f"{plan.model}: {factor:g} x {capacity:g} images/s")
-    before = settled(service.url)
-    with Beside(service.url, plan.images[0]) as beside:
-        # Every request counts, so that both sides' sums can be compared.
-        run = Run(
-            OPEN_CONNECTIONS,
-            plan.seconds,
-            rate=round(factor * capacity, 1),
-            warm_up=0.0,
-            # Who gave up sooner would look like a caller whom the service forgot.
-            timeout=GIVE_UP_SECONDS + (patience_ms or 0.0) / 1000,
-            slo_ms=patience_ms,
-        )
-        report = run_load(target, run)
-    rose = {name: value - before.get(name, 0.0) for name, value in settled(service.url).items()}
-    return _figures(report, beside, rose, factor, capacity) | {
-        "peak_memory_mib": round(peak_memory(service.pid) / MIB, 1)
-    }
+def _capacity(
+    loaded: Loaded, closed: Sequence[dict[str, Any]]
+) -> tuple[float, float, dict[str, Any]]:
+    """The most images per second at a median that clients have the patience for; that patience in
+    milliseconds, and the load at NORMAL.
+
+    What more connections add by making each wait longer is no capacity: those who left in time
+    would not have had it.
+
+    Raises:
+        SystemExit: no number of connections has such a median.
+    """
+    given = loaded.plan.patience_ms
+    for capacity, median in fastest_within(closed, given):
+        normal = loaded.open(NORMAL, capacity, None)
+        patience_ms = given or round(PATIENCE * normal["latency_ms"].get("p50", 0.0), 3)
+        if median <= patience_ms:
+            return capacity, patience_ms, normal
+    medians = {each["connections"]: each["latency_ms"].get("p50") for each in closed}
+    raise SystemExit(f"no number of connections has a median within the patience: {medians} ms")
 
 
-def _figures(
-    report: Report, beside: Beside, rose: dict[str, float], factor: float, capacity: float
-) -> dict[str, Any]:
-    good = report.images_per_second if report.goodput is None else report.goodput
+def fastest_within(
+    closed: Sequence[dict[str, Any]], patience_ms: float | None
+) -> list[tuple[float, float]]:
+    """Images per second and medians in milliseconds, of closed loops whose median is within the
+    patience; the fastest first."""
+    found = [
+        (each["images_per_second"], each["latency_ms"]["p50"])
+        for each in closed
+        if each["latency_ms"]
+    ]
+    return sorted((each for each in found if each[1] <= (patience_ms or math.inf)), reverse=True)
+
+
+def _figures(report: Report, rose: dict[str, float], seen: dict[str, Any]) -> dict[str, Any]:
     refused = {
         name.removeprefix("refusals:"): int(count)
         for name, count in rose.items()
         if name.startswith("refusals:") and count
     }
-    seen = sum(count for status, count in report.answers.items() if status not in (0, 200))
-    seen += sum(count for status, count in beside.statuses.items() if status != 200)
+    told = sum(count for status, count in report.answers.items() if status not in (0, 200))
+    polite = seen["polite_client"]["answers"]
+    told += sum(count for status, count in polite.items() if status not in ("0", "200"))
     return {
-        "factor": factor,
-        "rate": report.run.rate,
-        "goodput_share": round(good / capacity, 3),
+        "images_per_second": report.images_per_second,
         "latency_ms": report.latency_ms,
         "answers": {str(status): count for status, count in report.answers.items()},
+        "late": report.late or 0,
+        "sent": report.sent,
         "unanswered": report.answers.get(0, 0),
+        "no_connection": report.no_connection,
+        "generator_late": report.generator_late,
         "refused_ms": {str(status): ms for status, ms in report.refused_ms.items()},
         "refused_by_reason": refused,
-        "refused_as_callers_saw": seen,
-        "beside": beside.as_json(),
-        "deepest_queue": beside.deepest,
+        "refused_as_clients_saw": told,
         "computed_for_nobody": int(
             rose["resnet_serve_batch_size_sum"] - rose["resnet_serve_images_total"]
         ),
         "phases_ms": report.phases_ms,
         "generator_cpu": report.generator_cpu,
-    }
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Rows of a Markdown table for one model; latencies as p50 / p99 in ms."""
-
-    def pair(ms: dict[str, float] | None) -> str:
-        return f"{ms['p50']:.0f} / {ms['p99']:.0f}" if ms else "-"
-
-    normal = figures["loads"][0]
-    lines = [
-        f"{figures['model']}: {figures['capacity']:g} images/s, "
-        f"callers wait {figures['patience_ms']:g} ms",
-        "",
-        "| load | goodput | accepted, ms | against 0.8x | 429, ms | 504, ms | refused by reason "
-        "| unanswered | deepest queue | computed for nobody | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for load in figures["loads"]:
-        against = load["latency_ms"].get("p99", 0.0) / normal["latency_ms"]["p99"]
-        cells = [
-            f"{load['factor']:g}x",
-            f"{load['goodput_share']:.0%}",
-            pair(load["latency_ms"]),
-            f"{against:.2f}x at p99",
-            pair(load["refused_ms"].get("429")),
-            pair(load["refused_ms"].get("504")),
-            ", ".join(f"{n} {reason}" for reason, n in load["refused_by_reason"].items()) or "-",
-            str(load["unanswered"]),
-            f"{load['deepest_queue']:g}",
-            str(load["computed_for_nobody"]),
-            f"{load['peak_memory_mib']:g}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        "generator_us": report.generator_us,
+    } | seen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", action="append", choices=MODELS, help="default: each of them")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each load")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--output", type=Path, required=True, help="a JSON file")
+    parser.add_argument("--factors", type=float, nargs="+", default=FACTORS, help="of the capacity")
+    parser.add_argument(
+        "--patience-ms", type=float, help=f"default: {PATIENCE:g} times the median at {NORMAL:g}x"
+    )
+    parser.add_argument(
+        "--new-connections",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the requests that each open a connection of their own, from 0 to 1",
+    )
+    parser.add_argument("--output", type=Path, help="a JSON file")
+    parser.add_argument("--json", action="store_true", help="print JSON, not tables")
     given = parser.parse_args()
     found = []
-    for model, images in (
-        ("builtin:resnet20-cifar10", made.small(32)),
-        ("random:resnet50", made.photos(16)),
-    ):
-        arguments = ("--workers", str(given.workers))
-        figures = measure(Plan(model, images, given.seconds, arguments))
-        print(table(figures), flush=True)
-        found.append(figures)
-    content = {"machine": machine(), "versions": versions(), "models": found}
-    given.output.write_text(as_text(content), "utf-8")
+    for model in given.model or MODELS:
+        plan = Plan(
+            model,
+            MODELS[model](),
+            given.seconds,
+            given.workers,
+            given.factors,
+            given.patience_ms,
+            given.new_connections,
+        )
+        found.append(measure(plan))
+        if not given.json:
+            print(table(found[-1]), flush=True)
+    text = as_text({"machine": machine(), "versions": versions(), "models": found})
+    if given.output:
+        given.output.write_text(text, "utf-8")
+    if given.json:
+        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,11 @@ def _loads(plan: Plan, target: Target) -> list[Report]:
     slo_ms = max(1.0, round(SLO * normal.latency_ms.get("p50", 0.0), 3))
     hurried = Target.of(target.url, plan.images, headers=[f"X-Request-Timeout-Ms: {slo_ms}"])
     overloads = []
-    for callers, what in ((hurried, f"who wait {slo_ms:g} ms"), (target, "who just wait")):
+    # Who waits so long for a connection leaves as well.
+    for callers, patience_ms, what in (
+        (hurried, slo_ms, f"who wait {slo_ms:g} ms"),
+        (target, None, "who just wait"),
+    ):
         say(f"{OVERLOAD:g} times {best:g} images/s from callers {what}")
         run = Run(
             OVERLOAD_CONNECTIONS,
@@ -147,6 +151,7 @@ def _loads(plan: Plan, target: Target) -> list[Report]:
             rate=round(OVERLOAD * best, 1),
             warm_up=plan.warm_up,
             slo_ms=slo_ms,
+            patience_ms=patience_ms,
         )
         overloads.append(run_load(callers, run))
     return [*reports, normal, *overloads]

@@ -72,6 +72,18 @@ PICTURES = (".png", ".svg")
     type=click.FloatRange(0, min_open=True),
     help="Report goodput: responses per second within this latency.",
 )
+@click.option(
+    "--patience-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="Open loop: drop a request that finds no free connection for so long, as its client would "
+    "have left. Default: send it late.",
+)
+@click.option(
+    "--new-connections",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Share of the requests that open a connection of their own. Default: 0.",
+)
 @click.option("--form", metavar="FIELD", help="Send a form with the image in this field.")
 @click.option(
     "--content-type", default="application/octet-stream", help="Content type of the images."
@@ -199,6 +211,10 @@ def _show(report: Report, *, first: bool) -> None:
     responses = ", ".join(
         f"{count} x {status or 'none'}" for status, count in report.answers.items()
     )
+    if report.no_connection:
+        responses += f", {report.no_connection} x no connection"
+    if report.generator_late:
+        responses += f", {report.generator_late} x not sent as the generator was too busy"
     click.echo(
         f"{report.run.load:>18}  {report.images_per_second:8.1f}  {goodput:>8}{cells}"
         f"     {responses}"

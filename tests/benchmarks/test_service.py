@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import images
-from benchmarks.common.process import peak_memory, started
+from benchmarks.common.process import cpu_seconds, peak_memory, started
 from benchmarks.serving import service
 from service.cli.load.document import as_text
 
@@ -54,6 +54,26 @@ def test_a_service_that_does_not_start_is_one_line(tmp_path: Path) -> None:
         started(arguments, b"", tmp_path),
     ):
         pass
+
+
+def test_cpu_time_is_that_of_all_processes_and_of_main_threads_alone() -> None:
+    code = (
+        "import threading, time\n"
+        "def busy(seconds):\n"
+        "    while time.thread_time() < seconds: pass\n"
+        "thread = threading.Thread(target=busy, args=(0.5,))\n"
+        "thread.start(); thread.join(); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout
+        child.stdout.readline()
+        whole, main = (sum(cpu_seconds(child.pid, main_threads=alone)) for alone in (False, True))
+        child.communicate("\n")
+    # The counters tick in hundredths of a second.
+    assert whole - main > 0.4
+    assert cpu_seconds(child.pid) == (0.0, 0.0)
 
 
 def test_memory_counts_the_children() -> None:

@@ -6,6 +6,7 @@ This module only records times; `service.cli.load.report` interprets them.
 from __future__ import annotations
 
 import errno
+import math
 import select
 import socket
 import time
@@ -21,19 +22,23 @@ from numpy.typing import NDArray
 from service.cli.load.http_response import HttpResponse, read_response
 from service.cli.load.target import Target
 
-RECEIVE = 16_384
+RECEIVE = 4_096
 TICK = 0.1  # seconds between checks for requests that have timed out
 PAUSE = 0.01  # seconds until a closed loop retries after a broken connection
-BROKEN, TIMED_OUT = 0, -1
+EVENTS = 64  # read at a time, so that what is due is sent between them
+BROKEN, TIMED_OUT, NO_CONNECTION, NOT_NOTICED = 0, -1, -2, -3
 NO_RESPONSE = HttpResponse(BROKEN, True, b"")
 TOO_LATE = HttpResponse(TIMED_OUT, True, b"")
+UNSENT = HttpResponse(NO_CONNECTION, True, b"")
+UNNOTICED = HttpResponse(NOT_NOTICED, True, b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
     """N requests: when each was due and when its response arrived, float64 [N], in seconds of
-    `time.perf_counter`; its status, int16 [N], BROKEN or TIMED_OUT without a response; its
-    Server-Timing [N]. `cpu` is the generator thread's CPU time in seconds."""
+    `time.perf_counter`; its status, int16 [N]; its Server-Timing [N]. Without a response the status
+    is BROKEN, TIMED_OUT, NO_CONNECTION, or NOT_NOTICED in time, as the generator was too busy.
+    `cpu` is the generator thread's CPU time in seconds."""
 
     intended: NDArray[np.float64]
     done: NDArray[np.float64]
@@ -42,12 +47,31 @@ class Samples:
     cpu: float
 
 
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """How the clients behave; times in seconds.
+
+    At most `connections` requests are under way. One that finds no free connection waits for it,
+    oldest first, and is dropped unsent after `patience`: a client that waited so long has left. A
+    request times out `timeout` after it was due. `new_connections` is the share of requests that
+    open a connection of their own and close it. The generator looks for events every `grain` at
+    most: that saves CPU where events come more often, and adds up to twice as much to each latency.
+    """
+
+    connections: int
+    timeout: float
+    patience: float = math.inf
+    new_connections: float = 0.0
+    grain: float = 0.0
+
+
 class HttpConnection:
-    """`intended`: when its request was due; 0.0 while it is idle."""
+    """`intended`: when its request was due; 0.0 while it is idle. `once`: it takes no other."""
 
-    __slots__ = ("fd", "intended", "received", "socket", "unsent")
+    __slots__ = ("fd", "intended", "once", "received", "socket", "unsent")
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, once: bool) -> None:
+        self.once = once
         self.socket = socket.socket(target.family, socket.SOCK_STREAM)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -58,8 +82,8 @@ class HttpConnection:
 
 
 class Generator:
-    """Runs once. A request that is due takes a free connection, opens one while there are fewer
-    than `connections`, or else waits. It times out `timeout` seconds after it was due.
+    """Runs once. A request that is due takes a free connection, opens one while fewer requests
+    are under way than the clients have connections, or else waits.
 
     `due`: ascending times of `time.perf_counter`. Until `again_until`, a connection sends its next
     request as soon as it has a response; after that it becomes free. `on_tick` is called about ten
@@ -70,33 +94,34 @@ class Generator:
         self,
         target: Target,
         due: Iterable[float],
+        clients: Clients,
         *,
-        connections: int,
-        timeout: float,
         again_until: float = 0.0,
         on_tick: Callable[[], None] | None = None,
     ) -> None:
         self._target = target
         self._requests = cycle(target.requests)
+        self._last_requests = cycle(target.last_requests)
         self._due = deque(due)
         self._waiting: deque[float] = deque()
-        self._limit = connections
-        self._timeout = timeout
+        self._clients = clients
         self._again_until = again_until
         self._on_tick = on_tick
         self._tick_at = 0.0
+        self._looked = 0.0
         # Not an EpollSelector, which creates an object for each event and rounds timeouts up to a
         # millisecond; an open loop would attribute that to the server.
         self._epoll = select.epoll()
         self._connections: dict[int, HttpConnection] = {}
         self._free: list[HttpConnection] = []
         self._in_flight = 0
+        self._owed = 0.0  # requests that have yet to open a connection of their own
         self._intended, self._done = array("d"), array("d")
         self._status = array("h")
         self._timing: list[bytes] = []
 
     def run(self) -> Samples:
-        """Returns when every request has its response or has timed out."""
+        """Returns when every request has its response, was dropped or has timed out."""
         started = time.thread_time()
         try:
             self._loop()
@@ -113,24 +138,22 @@ class Generator:
         )
 
     def _loop(self) -> None:
-        due, waiting, free = self._due, self._waiting, self._free
+        due, waiting, connections = self._due, self._waiting, self._connections
         while True:
             now = time.perf_counter()
             while due and due[0] <= now:
-                waiting.append(due.popleft())
-            while waiting:
-                if free:
-                    self._begin(free.pop(), waiting.popleft())
-                elif len(self._connections) < self._limit:
-                    self._open(waiting.popleft())
+                if due[0] < now - self._clients.patience:
+                    self._record(due.popleft(), now, UNNOTICED)
                 else:
-                    break
+                    waiting.append(due.popleft())
+            if waiting:
+                self._send_waiting(now)
             if now >= self._tick_at:
                 self._tick(now)
             if not self._in_flight and not due and not waiting:
                 return
             for fd, events in self._wait():
-                connection = self._connections.get(fd)
+                connection = connections.get(fd)
                 if connection is None:
                     continue  # Just closed.
                 if events & ~select.EPOLLOUT:
@@ -138,35 +161,58 @@ class Generator:
                 if connection.unsent is not None and events & select.EPOLLOUT:
                     self._write(connection)
 
-    def _wait(self) -> list[tuple[int, int]]:
-        if not self._due:
-            wait = max(0.0, self._tick_at - time.perf_counter())
-            return self._epoll.poll(wait, self._limit)
-        wait = min(self._due[0], self._tick_at) - time.perf_counter()
-        if wait > 0:
-            # select() has a resolution of microseconds, epoll_wait() of milliseconds.
-            select.select((self._epoll,), (), (), wait)
-        return self._epoll.poll(0, self._limit)
+    def _send_waiting(self, now: float) -> None:
+        """Sends what waits, oldest first, while there are connections for it."""
+        waiting, free, clients = self._waiting, self._free, self._clients
+        too_old = now - clients.patience
+        while waiting and (self._in_flight < clients.connections or waiting[0] < too_old):
+            intended = waiting.popleft()
+            if intended < too_old:
+                self._record(intended, now, UNSENT)
+                continue
+            once = self._owed >= 1.0
+            self._owed += clients.new_connections - once
+            if free and not once:
+                self._begin(free.pop(), intended, next(self._requests))
+            else:
+                self._open(intended, once=once)
 
-    def _open(self, intended: float) -> None:
-        connection = HttpConnection(self._target)
+    def _wait(self) -> list[tuple[int, int]]:
+        rest = self._looked + self._clients.grain - time.perf_counter()
+        if rest > 0:
+            time.sleep(rest)
+        if self._due:
+            wait = min(self._due[0], self._tick_at) - time.perf_counter()
+            if wait > 0:
+                # select() has a resolution of microseconds, epoll_wait() of milliseconds.
+                select.select((self._epoll,), (), (), wait)
+            events = self._epoll.poll(0, EVENTS)
+        else:
+            wait = max(0.0, self._tick_at - time.perf_counter())
+            events = self._epoll.poll(wait, EVENTS)
+        # Where more is ready, it is read without a rest.
+        self._looked = time.perf_counter() if len(events) < EVENTS else 0.0
+        return events
+
+    def _open(self, intended: float, *, once: bool) -> None:
+        request = next(self._last_requests if once else self._requests)
+        connection = HttpConnection(self._target, once=once)
         self._connections[connection.fd] = connection
         error = connection.socket.connect_ex(self._target.address)
         if error == 0:
             self._epoll.register(connection.fd, select.EPOLLIN)
-            self._begin(connection, intended)
+            self._begin(connection, intended, request)
         else:
             self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
             connection.intended = intended
             self._in_flight += 1
-            connection.unsent = memoryview(next(self._requests))
+            connection.unsent = memoryview(request)
             if error != errno.EINPROGRESS:
                 self._end(connection, NO_RESPONSE)
 
-    def _begin(self, connection: HttpConnection, intended: float) -> None:
+    def _begin(self, connection: HttpConnection, intended: float, request: bytes) -> None:
         connection.intended = intended
         self._in_flight += 1
-        request = next(self._requests)
         try:
             sent = connection.socket.send(request)
         except BlockingIOError:
@@ -199,6 +245,7 @@ class Generator:
         except OSError:
             data = b""
         if not connection.intended:
+            self._free.remove(connection)
             self._drop(connection)  # It was idle, so the server closed it.
             return
         received = connection.received + data if connection.received else data
@@ -218,22 +265,21 @@ class Generator:
         now = time.perf_counter()
         self._record(connection.intended, now, response)
         self._in_flight -= 1
-        connection.intended = 0.0
-        connection.received = b""
-        again = now < self._again_until
         # A response that precedes the end of its request leaves the connection unusable.
-        if response.closes or connection.unsent is not None:
+        if response.closes or connection.once or connection.unsent is not None:
             self._drop(connection)
-            if response.status > 0 and again:
+        else:
+            connection.intended = 0.0
+            connection.received = b""
+            self._free.append(connection)
+        if now < self._again_until:
+            if response.status > 0:
                 self._waiting.append(now)
             elif now + PAUSE < self._again_until:
                 self._due.append(now + PAUSE)
-        elif again:
-            self._begin(connection, now)
-        elif self._waiting:
-            self._begin(connection, self._waiting.popleft())
-        else:
-            self._free.append(connection)
+        # After a failure the loop does it: one that fails at once would call itself for ever.
+        if self._waiting and response.status > 0:
+            self._send_waiting(now)
 
     def _record(self, intended: float, now: float, response: HttpResponse) -> None:
         self._intended.append(intended)
@@ -242,15 +288,13 @@ class Generator:
         self._timing.append(response.timing)
 
     def _drop(self, connection: HttpConnection) -> None:
-        if connection in self._free:
-            self._free.remove(connection)
         connection.unsent = None
         del self._connections[connection.fd]
         connection.socket.close()  # This also removes it from the epoll object.
 
     def _tick(self, now: float) -> None:
         self._tick_at = now + TICK
-        overdue = now - self._timeout
+        overdue = now - self._clients.timeout
         while self._waiting and self._waiting[0] < overdue:
             self._record(self._waiting.popleft(), now, TOO_LATE)
         for connection in list(self._connections.values()):

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from service.cli.load.generator import BROKEN, TIMED_OUT, Samples
+from service.cli.load.generator import (
+    BROKEN,
+    NO_CONNECTION,
+    NOT_NOTICED,
+    TIMED_OUT,
+    Samples,
+)
 from service.cli.load.histogram import Histogram
 
 OK = 200
@@ -16,11 +22,14 @@ OK = 200
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A load; times are in seconds, except for `slo_ms`.
+    """A load; times are in seconds, except for those in `_ms`.
 
     `rate` is requests per second in an open loop, None in a closed one; `arrivals` is "poisson" or
     "fixed". Requests due in the first `warm_up` seconds are sent but not counted; a request times
-    out `timeout` seconds after it was due.
+    out `timeout` seconds after it was due; one that found no free connection for `patience_ms` is
+    dropped unsent. A share `new_connections` of the requests opens a connection of its own. The
+    generator looks for what is due and for responses every `grain_ms` at most, which saves CPU at
+    thousands of requests per second, and adds up to twice as much to each latency.
     """
 
     connections: int
@@ -31,6 +40,9 @@ class Run:
     warm_up: float = 1.0
     timeout: float = 10.0
     slo_ms: float | None = None
+    patience_ms: float | None = None
+    new_connections: float = 0.0
+    grain_ms: float = 0.0
 
     @property
     def mode(self) -> str:
@@ -49,42 +61,56 @@ class Report:
     """The outcome of the requests that were due in the `seconds` that count.
 
     `images_per_second` is the rate of responses with status 200 that arrived in that time,
-    `goodput` of those within the run's `slo_ms`. `answers` counts statuses; 0 stands for requests
-    without a response, of which `timeouts` timed out. `latency_ms` has the quantiles of the 200s,
-    `refused_ms` those of each other status: in an open loop since the request was due, in a closed
-    loop since it was sent.
+    `goodput` of those within the run's `slo_ms`; `late` counts the others. `answers` counts
+    statuses; 0 stands for requests without a response, of which `timeouts` timed out.
+    Dropped unsent and in no other figure: `no_connection` found none free, and for
+    `generator_late` the generator had no CPU time. `sent` counts all others, those of the warm-up
+    included.
+    `latency_ms` has the quantiles of the 200s, `refused_ms` those of each other status: in an open
+    loop since the request was due, in a closed loop since it was sent.
 
     `phases_ms` has the median and p99 of each phase in Server-Timing; `rest` is what the server's
     total does not cover: the network, HTTP, waiting for a connection. `generator_cpu` is the share
-    of one CPU that the generator used; near 1, the generator was the bottleneck.
+    of one CPU that the generator used; near 1, the generator was the bottleneck. `generator_us` is
+    its CPU time per request that was sent, in microseconds.
     """
 
     run: Run
     images_per_second: float
     goodput: float | None
+    late: int | None
     latency_ms: dict[str, float]
     answers: dict[int, int]
     timeouts: int
+    no_connection: int
+    generator_late: int
+    sent: int
     refused_ms: dict[int, dict[str, float]]
     phases_ms: dict[str, dict[str, float]]
     generator_cpu: float
+    generator_us: float
     histogram: Histogram
 
     def as_json(self) -> dict[str, Any]:
         """The report for `json.dumps`, without what the run does not have."""
         document = {"mode": self.run.mode, **asdict(self.run)}
         if self.run.rate is None:
-            for name in ("rate", "arrivals", "seed"):
+            for name in ("rate", "arrivals", "seed", "patience_ms"):
                 del document[name]
         document |= {
             "images_per_second": self.images_per_second,
             "goodput": self.goodput,
+            "late": self.late,
             "latency_ms": self.latency_ms,
             "answers": {str(status): count for status, count in self.answers.items()},
             "timeouts": self.timeouts,
+            "no_connection": self.no_connection,
+            "generator_late": self.generator_late,
+            "sent": self.sent,
             "refused_ms": {str(status): ms for status, ms in self.refused_ms.items()} or None,
             "phases_ms": self.phases_ms or None,
             "generator_cpu": self.generator_cpu,
+            "generator_us": self.generator_us,
             "histogram": self.histogram.as_json(),
         }
         return {name: value for name, value in document.items() if value is not None}
@@ -102,18 +128,26 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
     good = answered & (samples.status == OK)
     histogram = Histogram.of(latency[good])
     in_time = (samples.status == OK) & (samples.done >= begin) & (samples.done < end)
-    statuses, counts = np.unique(np.maximum(samples.status[counted], BROKEN), return_counts=True)
+    sent = samples.status > NO_CONNECTION
+    statuses, counts = np.unique(
+        np.maximum(samples.status[counted & sent], BROKEN), return_counts=True
+    )
     answers = dict(zip(statuses.tolist(), counts.tolist(), strict=True))
-    goodput = None
+    goodput = late = None
     if run.slo_ms is not None:
-        goodput = round(int((good & (latency <= run.slo_ms / 1000)).sum()) / run.seconds, 1)
+        within = int((good & (latency <= run.slo_ms / 1000)).sum())
+        goodput, late = round(within / run.seconds, 1), int(good.sum()) - within
     return Report(
         run=run,
         images_per_second=round(int(in_time.sum()) / run.seconds, 1),
         goodput=goodput,
+        late=late,
         latency_ms=histogram.summary_ms(),
         answers=answers,
         timeouts=int((counted & (samples.status == TIMED_OUT)).sum()),
+        no_connection=int((counted & (samples.status == NO_CONNECTION)).sum()),
+        generator_late=int((counted & (samples.status == NOT_NOTICED)).sum()),
+        sent=int(sent.sum()),
         refused_ms={
             status: Histogram.of(latency[counted & (samples.status == status)]).summary_ms()
             for status in answers
@@ -124,6 +158,7 @@ def summarised(run: Run, samples: Samples, begin: float, elapsed: float) -> Repo
             (latency[good] * 1000).tolist(),
         ),
         generator_cpu=round(samples.cpu / elapsed, 3),
+        generator_us=round(1e6 * samples.cpu / max(1, int(sent.sum())), 1),
         histogram=histogram,
     )
 

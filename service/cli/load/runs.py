@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cli.load.generator import Generator
+from service.cli.load.generator import Clients, Generator
 from service.cli.load.report import Report, Run, summarised
 from service.cli.load.target import Target
 from service.errors import ConfigError
@@ -28,12 +29,14 @@ def run_load(
     In a closed loop, each connection sends its next request when the response to the previous one
     arrives: saturation. Its latencies hide the wait of clients that do not slow down when the
     server does. An open loop sends at a fixed rate whether or not earlier responses have arrived,
-    and latency counts from when a request was due, including any wait for a connection.
+    and latency counts from when a request was due, including any wait for a connection. A request
+    that waits longer than `run.patience_ms` for one is dropped, never sent late.
 
     Raises:
         ConfigError: the process may not open that many connections.
     """
-    _allow_connections(run.connections)
+    # Those that stay open, and as many that are closed after a request.
+    _allow_connections(run.connections * (2 if run.new_connections else 1))
     if run.rate is None:
         due = np.zeros(run.connections)
     else:
@@ -44,8 +47,13 @@ def run_load(
         samples = Generator(
             target,
             (start + due).tolist(),
-            connections=run.connections,
-            timeout=run.timeout,
+            Clients(
+                run.connections,
+                run.timeout,
+                math.inf if run.patience_ms is None else run.patience_ms / 1000,
+                run.new_connections,
+                run.grain_ms / 1000,
+            ),
             again_until=begin + run.seconds if run.rate is None else 0.0,
             on_tick=on_progress and (lambda: on_progress(time.perf_counter() - start)),
         ).run()

@@ -13,6 +13,7 @@ from service.errors import ConfigError
 OCTETS = "application/octet-stream"
 BOUNDARY = "resnet-serve-bench-7d1f0c9b4e2a"
 CONNECT_SECONDS = 5.0
+CLOSE = b"\r\nConnection: close\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,11 @@ class Target:
     family: int
     address: Any
     requests: tuple[bytes, ...]
+
+    @property
+    def last_requests(self) -> tuple[bytes, ...]:
+        """The requests, each of which asks that its connection be closed afterwards."""
+        return tuple(each.replace(b"\r\n", CLOSE, 1) for each in self.requests)
 
     @classmethod
     def of(

@@ -79,6 +79,20 @@ def test_a_header_reaches_the_service(service: Service, photos: Path) -> None:
     assert run["latency_ms"] == {}
 
 
+def test_clients_who_leave_and_who_keep_no_connection(photos: Path) -> None:
+    def slow(number: int, body: bytes) -> Iterator[bytes | float]:
+        yield 0.05
+        yield answer()
+
+    with scripted(slow) as server:
+        load = ("--connections", "1", "--rate", "200", "--patience-ms", "20")
+        arguments = (*SHORT, "--url", server.url, *load, "--new-connections", "1", photos)
+        printed = bench(*arguments).stdout
+        assert " x no connection" in printed
+        # One asked whether anybody listens.
+        assert server.connections == 1 + len(server.bodies)
+
+
 def test_a_table_a_file_and_a_picture(server: Scripted, photos: Path, tmp_path: Path) -> None:
     output, plot = tmp_path / "out.json", tmp_path / "out.png"
     loads = ("--connections", "1", "--connections", "3", "--output", output, "--plot", plot)

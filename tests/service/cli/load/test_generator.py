@@ -214,3 +214,63 @@ def test_progress_is_told_while_a_run_lasts() -> None:
         run_load(Target.of(server.url, [b""]), Run(**CLOSED), told.append)
     assert len(told) >= 2
     assert told == sorted(told)
+
+
+def test_who_finds_no_connection_in_time_leaves_and_is_never_sent_late() -> None:
+    def slow(number: int, body: bytes) -> Iterator[bytes | float]:
+        yield 0.1
+        yield answer()
+
+    with scripted(slow) as server:
+        target = Target.of(server.url, [b""])
+        report = opened(target, connections=1, rate=200, arrivals="fixed", patience_ms=50)
+    # A hundred come in half a second to a server that takes a tenth of it for each.
+    assert report.answers == {200: len(server.bodies)}
+    # A machine busy with something else may keep the generator from noticing a few.
+    assert report.no_connection + report.generator_late == 100 - len(server.bodies) > 80
+    assert report.no_connection > 40
+    # Sent in turn, however late, half of them would take five seconds.
+    assert report.latency_ms["p50"] < 1000
+    assert report.as_json()["no_connection"] == report.no_connection
+
+
+def test_what_the_generator_was_too_busy_to_send_is_told_apart() -> None:
+    def busy(seconds: float) -> None:
+        if not stalled:
+            stalled.append(seconds)
+            time.sleep(0.3)
+
+    stalled: list[float] = []
+    with scripted(plain) as server:
+        run = Run(256, 0.5, rate=200, arrivals="fixed", warm_up=0.0, patience_ms=100)
+        report = run_load(Target.of(server.url, [b""]), run, busy)
+    assert report.answers == {200: len(server.bodies)}
+    assert report.no_connection == 0
+    # Of the sixty that came meanwhile, those whose clients had not left.
+    assert report.generator_late == report.run.seconds * 200 - len(server.bodies) >= 30
+    assert report.sent == len(server.bodies)
+
+
+def test_a_share_of_the_requests_opens_connections_of_their_own() -> None:
+    for load, connections in ((closed, 8), (opened, 256)):
+        with scripted(plain) as server:
+            target = Target.of(server.url, [b""])
+            report = load(target, new_connections=0.5, connections=connections)
+        # The server leaves its connections open: the clients close them.
+        assert report.answers == {200: len(server.bodies)}
+        assert len(server.bodies) > 20
+        assert len(server.bodies) / 2 - 1 <= server.connections <= len(server.bodies) / 2 + 10
+
+
+def test_a_request_on_a_connection_of_its_own_says_so() -> None:
+    target = Target("", 0, None, (b"POST / HTTP/1.1\r\nHost: a\r\n\r\n\r\n",))
+    assert target.last_requests == (b"POST / HTTP/1.1\r\nConnection: close\r\nHost: a\r\n\r\n\r\n",)
+
+
+def test_responses_that_come_together_are_read_together_without_losing_any() -> None:
+    with scripted(plain) as server:
+        target = Target.of(server.url, [b""])
+        report = opened(target, rate=1000, arrivals="fixed", grain_ms=20)
+    assert report.answers == {200: 500}
+    assert server.connections < 500
+    assert report.generator_us > 0
