@@ -38,18 +38,27 @@ def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
         UnknownModel, BadParameter, NotReady, QueueFull: see `service.inference.pipeline.Pipeline`.
     """
     services = services_of(scope)
-    model = services.pipeline.find(name)
-    record = record_of(scope)
+    pipeline, record = services.pipeline, record_of(scope)
+    age = time.perf_counter() - record.started
+    model = pipeline.find(name)
     record.model = model.name
-    timeout_ms = services.settings.request_timeout_ms
+    entry = record.entry
+    if entry is not None and entry.model is model:  # The gate has checked its queue.
+        within, load = entry.within, None
+    else:
+        within = _timeout(scope, services.settings.request_timeout_ms) / 1000
+        load = Load(within, age, model.entering)
+    k = pipeline.check(model, top_k, load)
+    return Admission(services, model, k, asyncio.get_running_loop().time() + within - age)
+
+
+def _timeout(scope: Scope, default: float) -> float:
+    """Milliseconds that a request may take."""
+    timeout_ms = default
     for header, value in scope["headers"]:
         if header == TIMEOUT:
             timeout_ms = parse_timeout(value)
-    within = timeout_ms / 1000
-    age = time.perf_counter() - record.started
-    load = None if record.entry else Load(within, age, model.entering)
-    k = services.pipeline.check(model, top_k, load)
-    return Admission(services, model, k, asyncio.get_running_loop().time() + within - age)
+    return timeout_ms
 
 
 def parse_timeout(value: bytes) -> float:

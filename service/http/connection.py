@@ -248,7 +248,8 @@ class ServerConnection(HttpToolsProtocol):
             keep_alive=keep_alive,
             on_response=self.on_response_complete,
         )
-        cycle.entry, cycle.took = entry, self._turns.took
+        if entry is not None:
+            cycle.entry, cycle.took = entry, self._turns.timed()
         responding, self.cycle = self._responding, cycle
         if responding:
             self.flow.pause_reading()

@@ -19,11 +19,12 @@ FRAMING = frozenset((b"transfer-encoding", b"connection"))
 class Cycle(RequestResponseCycle):
     """uvicorn's, with a whole response in one write, and the time that it keeps the event loop.
 
-    `entry`: of a request that was let in by the gate; `took` is told the seconds on the loop.
+    `entry`: of a request that was let in by the gate; `took`, if any, is told the seconds that it
+    kept the loop.
     """
 
     entry: Entry | None = None
-    took: Callable[[float], None]
+    took: Callable[[float], None] | None = None
     _start: HTTPResponseStartEvent | None = None
 
     async def run_asgi(self, app: ASGI3Application) -> None:
@@ -32,7 +33,10 @@ class Cycle(RequestResponseCycle):
             await super().run_asgi(app)
             return
         try:
-            self.took(await _timed(super().run_asgi(app)))
+            if self.took is None:
+                await super().run_asgi(app)
+            else:
+                self.took(await _timed(super().run_asgi(app)))
         finally:
             entry.ended()
 

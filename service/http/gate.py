@@ -51,13 +51,14 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Entry:
-    """A request that was let in: it counts as in the queue from when its body is complete until it
+    """A request that was let in, for a model and within so many seconds: it counts as in the queue from when its body is complete until it
     has a slot there, and as on the loop until it has its response."""
 
-    __slots__ = ("_counted", "_gate", "_waiting", "model")
+    __slots__ = ("_counted", "_gate", "_waiting", "model", "within")
 
-    def __init__(self, gate: Gate, model: Model) -> None:
+    def __init__(self, gate: Gate, model: Model, within: float) -> None:
         self.model = model
+        self.within = within
         self._gate = gate
         self._counted = self._waiting = False
 
@@ -144,7 +145,7 @@ class Gate:
             self.turns.refused()
             request_id = wishes.request_id or b"%s%012x" % (self._prefix, next(self._count))
             return self._refusal(route, model.name, error, request_id, keep_alive)
-        return Entry(self, model)
+        return Entry(self, model, wishes.within)
 
     def _wishes(self, headers: Headers) -> Wishes | None:
         """What the headers ask for; None if they have what only the application knows about."""

@@ -24,6 +24,8 @@ SAMPLE_SECONDS = 0.02
 REFUSING_SAMPLES = 10
 # The share of `delay` that is left after each sample: half of it after about 60 ms.
 DECAY = 0.8
+# One in so many requests is timed, as that costs something.
+TIMED = 8
 # The share that the latest measurement has in an average.
 LATEST = 0.05
 # The longest turn is reported for one to two of these periods, so that every scrape sees it.
@@ -59,6 +61,7 @@ class LoopTurns:
         self._starting: deque[Callable[[], None]] = deque()
         self._owed = 0.0  # by what this turn has started
         self._read_seconds = 0.0
+        self._let_in = 0
         self._turns = self._reads = self._accepts = 0
         self._longest = self._longest_before = 0.0
         self._sampled = self._reported = 0.0
@@ -87,6 +90,7 @@ class LoopTurns:
         ):
             if count:
                 counter.inc(count)
+        self._let_in = 0
         self._turns = self._reads = self._accepts = 0
         metrics.loop_longest_turn.set(max(self._longest, self._longest_before))
         if now > self._reported + REPORT_SECONDS:
@@ -121,8 +125,12 @@ class LoopTurns:
         """A request was refused because of the load."""
         self.refusing = REFUSING_SAMPLES
 
-    def took(self, seconds: float) -> None:
-        """So long a request that was let in kept the loop."""
+    def timed(self) -> Callable[[float], None] | None:
+        """For some requests that are let in, who is told how long they kept the loop."""
+        self._let_in += 1
+        return self._took if self._let_in % TIMED == 0 else None
+
+    def _took(self, seconds: float) -> None:
         self.request += LATEST * (seconds - self.request)
 
     def hold(self, connection: Held) -> None:
