@@ -16,6 +16,7 @@ from service.inference.interfaces import Model
 
 MAX_TIMEOUT_MS = 3_600_000
 TIMEOUT = b"x-request-timeout-ms"
+QUOTED = 200  # characters of the client's input that a refusal quotes
 
 
 @dataclass(slots=True)
@@ -37,11 +38,13 @@ def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
     """
     services = services_of(scope)
     model = services.pipeline.find(name)
-    record_of(scope).model = model.name
-    timeout_ms = services.settings.request_timeout_ms
+    record = record_of(scope)
+    record.model = model.name
+    timeout_ms = default_ms = services.settings.request_timeout_ms
     for header, value in scope["headers"]:
         if header == TIMEOUT:
             timeout_ms = parse_timeout(value)
+    record.short_deadline = timeout_ms < default_ms
     k = services.pipeline.check(model, top_k, timeout_ms / 1000)
     deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
     return Admission(services, model, k, deadline)
@@ -56,7 +59,7 @@ def parse_timeout(value: bytes) -> float:
     if not 0 < number <= MAX_TIMEOUT_MS:
         raise BadParameter(
             f"X-Request-Timeout-Ms must be above 0 and up to {MAX_TIMEOUT_MS}, "
-            f"not {value.decode('latin-1')!r}"
+            f"not {value[:QUOTED].decode('latin-1')!r}"
         )
     return number
 

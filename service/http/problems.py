@@ -43,11 +43,13 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.LoadFailed: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.DeadlineTooShort: HTTPStatus.TOO_MANY_REQUESTS,
     errors.UploadsFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.TooManyConnections: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.EngineFailed: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.ClientDeadline: HTTPStatus.GATEWAY_TIMEOUT,
     errors.ClientLeft: CLIENT_CLOSED_REQUEST,
 }
 
@@ -85,6 +87,8 @@ def refusal_response(path: str, error: errors.ServiceError) -> Response:
 
 def refuse(scope: Scope, error: errors.ServiceError) -> Response:
     """The response to a refused request, noted in its record."""
+    if record_of(scope).short_deadline:
+        error = errors.with_short_deadline(error)
     return _recorded(refusal_response(scope["path"], error), scope, error.reason, str(error))
 
 

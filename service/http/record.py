@@ -12,12 +12,13 @@ KEY = "resnet_serve.record"
 
 @dataclass(slots=True)
 class RequestRecord:
-    """`started`: by `time.perf_counter`; `model`: the serving model's name; `reason` and `detail`:
-    why it was refused; `failure`: an unexpected exception; `trace`: the trace and span IDs for its
-    log line."""
+    """`started`: by `time.perf_counter`; `model`: the serving model's name; `short_deadline`: the
+    client set a shorter one than the service's; `reason` and `detail`: why it was refused;
+    `failure`: an unexpected exception; `trace`: the trace and span IDs for its log line."""
 
     started: float
     model: str = ""
+    short_deadline: bool = False
     reason: str = ""
     detail: str = ""
     failure: Exception | None = None

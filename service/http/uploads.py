@@ -46,7 +46,7 @@ async def read_image(body: Body) -> bytes:
         TooLarge, UploadsFull: see `service.http.body.Body`.
         BadParameter: a multipart body does not have exactly one field `image`.
         UndecodableImage: a form is malformed.
-        DeadlineExceeded, RequestTooSlow: it took too long to arrive.
+        ClientDeadline, RequestTooSlow: it took too long to arrive.
         ClientLeft: the client disconnected while sending the body.
     """
     kind = media_type(body.request)

@@ -110,7 +110,7 @@ def test_a_deadline_holds_while_the_body_arrives(door: Service) -> None:
     slow = connect(door, post(UPLOADS - 1, "X-Request-Timeout-Ms: 300") + b"x" * 10)
     with slow:
         _, response = answer(slow)
-        assert is_problem(response, 504)["type"].endswith("deadline_exceeded")
+        assert is_problem(response, 504)["type"].endswith("client_deadline")
         slow.sendall(b"x" * 10)  # Nobody reads it, and before long the connection closes.
         with suppress(ConnectionResetError):
             assert slow.recv(1) == b""
@@ -238,7 +238,7 @@ def test_every_refusal_was_counted_and_nothing_showed_a_key(door: Service) -> No
         "forbidden",
     ):
         assert counted[f'resnet_serve_refusals_total{{model="",reason="{reason}"}}'] > 0
-    for reason in ("uploads_full", "deadline_exceeded"):
+    for reason in ("uploads_full", "client_deadline"):
         assert counted[f'resnet_serve_refusals_total{{model="resnet20",reason="{reason}"}}'] > 0
     answers.append(client.get(f"{door.url}/metrics").text)
     told = "".join([*answers, *door.log])

@@ -19,6 +19,8 @@ from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, InvalidInput, NotReady, RequestError, UnknownModel
 from service.http.admission import TIMEOUT, admit, open_body
 from service.http.plain_route import Endpoint
+from service.http.problems import refusal_response
+from service.http.record import record_of
 from service.http.routers.models import MAX_BODY_BYTES, active_pipeline, settings_of_model
 from service.http.services import services_of
 from service.http.uploads import until_disconnect
@@ -70,6 +72,8 @@ async def infer(request: Request) -> Response:
             limit = arrived + parsed.timeout
             has_header = any(header == TIMEOUT for header, _ in request.scope["headers"])
             deadline = min(deadline, limit) if has_header else limit
+            default = arrived + settings.request_timeout_ms / 1000
+            record_of(request.scope).short_deadline = deadline < default
         work = compute_all(admission.services.pipeline, serving, parsed, deadline)
         rows = await until_disconnect(request, work)
     content, length = codec.encode_response(serving.name, serving.labels, parsed, rows)
@@ -150,7 +154,9 @@ async def model_ready(request: Request) -> Response:
     name = model_of(request).name
     reason = services_of(request.scope).pipeline.unready().get(name)
     if reason is not None:
-        raise NotReady(f"{name} is not ready: {reason}", RETRY_SECONDS)
+        # Not a refusal of an image: whoever asks often must not burn the error budget.
+        unready = NotReady(f"{name} is not ready: {reason}", RETRY_SECONDS)
+        return refusal_response(request.scope["path"], unready)
     return json_response({"name": name, "ready": True})
 
 
