@@ -27,6 +27,7 @@ from service.http.uploads import until_disconnect
 from service.http.v2 import codec, encoding, messages, metadata
 from service.http.v2.codec import VERSION, Image, ParsedRequest
 from service.http.v2.statistics import statistics
+from service.inference.batcher import Priority
 from service.inference.interfaces import Model
 from service.inference.pipeline import Pipeline
 from service.inference.ranking import Row
@@ -74,7 +75,8 @@ async def infer(request: Request) -> Response:
             deadline = min(deadline, limit) if has_header else limit
             default = arrived + settings.request_timeout_ms / 1000
             record_of(request.scope).short_deadline = deadline < default
-        work = compute_all(admission.services.pipeline, serving, parsed, deadline)
+        priority = admission.services.keys.permitted(request.scope, parsed.priority)
+        work = compute_all(admission.services.pipeline, serving, parsed, priority, deadline)
         rows = await until_disconnect(request, work)
     content, length = codec.encode_response(serving.name, serving.labels, parsed, rows)
     headers = {} if length is None else {JSON_LENGTH: str(length)}
@@ -88,7 +90,7 @@ async def infer(request: Request) -> Response:
 
 
 async def compute_all(
-    pipeline: Pipeline, model: Model, parsed: ParsedRequest, deadline: float
+    pipeline: Pipeline, model: Model, parsed: ParsedRequest, priority: Priority, deadline: float
 ) -> list[Row]:
     """The network's output for each image; the first failure cancels the others."""
     # A large request shares the queue with others instead of filling it.
@@ -97,9 +99,7 @@ async def compute_all(
     async def compute_one(number: int, image: Image) -> Row:
         try:
             async with slots:
-                computed = await pipeline.compute(
-                    model, image, deadline, parsed.task, parsed.priority
-                )
+                computed = await pipeline.compute(model, image, deadline, parsed.task, priority)
         except RequestError as error:
             if len(parsed.images) == 1:
                 raise
