@@ -17,6 +17,7 @@ from service.http.body import UploadBudget
 from service.http.middleware import ObservabilityMiddleware
 from service.http.plain_route import PlainRoutesMiddleware
 from service.http.routers import classify, embed, explain, health, models, pages
+from service.http.routing import RoutingMiddleware
 from service.http.services import Services
 from service.http.v2 import routes as v2
 from service.inference.interfaces import Repository
@@ -87,6 +88,7 @@ def create_app(
         # FastAPI's own pages load scripts from a public CDN.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # See RoutingMiddleware.
         # It would look up OpenTelemetry's providers in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -106,6 +108,7 @@ def create_app(
         app.include_router(endpoints.router)
     app.add_middleware(PlainRoutesMiddleware, routes=[*classify.ROUTES, *v2.ROUTES])
     app.add_middleware(ApiKeyMiddleware, keys=services.keys)
+    app.add_middleware(RoutingMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

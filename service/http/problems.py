@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from service import errors
@@ -117,8 +118,25 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     detail = f"{wrong}; /docs lists the endpoints"
     reason = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
+    if known and (methods := methods_of(request)):
+        headers["Allow"] = ", ".join(methods)
     response = problem(request.scope["path"], error.status_code, detail, reason, headers)
     return _recorded(response, request.scope, reason, detail)
+
+
+def methods_of(request: Request) -> list[str]:
+    """The methods that the application's routes accept for a path: Starlette names those of the
+    first route only."""
+    scope = request.scope
+    accepted = [
+        method
+        for method in ("DELETE", "GET", "POST", "PUT")
+        if any(
+            route.matches({**scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
+    return [*accepted, "HEAD"] if "GET" in accepted else accepted
 
 
 def install(app: FastAPI) -> None:

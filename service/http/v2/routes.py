@@ -1,7 +1,6 @@
 """The Open Inference Protocol V2 over HTTP, with Triton's extensions.
 
-Each endpoint works with and without a trailing slash. The protocol has its own specification, so
-`/openapi.json` omits it.
+The protocol has its own specification, so `/openapi.json` omits it.
 """
 
 from __future__ import annotations
@@ -275,8 +274,4 @@ PATHS: list[tuple[str, Endpoint, str]] = [
     ("/v2/repository/models/{name}/load", load, "POST"),
     ("/v2/repository/models/{name}/unload", unload, "POST"),
 ]
-ROUTES = [
-    Route(f"{path}{slash}", endpoint, methods=[method])
-    for path, endpoint, method in PATHS
-    for slash in ("", "/")
-]
+ROUTES = [Route(path, endpoint, methods=[method]) for path, endpoint, method in PATHS]
