@@ -14,6 +14,7 @@ from service.config.settings import Settings
 from service.http import openapi, problems
 from service.http.access import ApiKeyMiddleware, Keys
 from service.http.body import UploadBudget
+from service.http.exposition import Exposition
 from service.http.middleware import ObservabilityMiddleware
 from service.http.plain_route import PlainRoutesMiddleware
 from service.http.routers import classify, embed, explain, health, models, pages
@@ -95,6 +96,7 @@ def create_app(
     services = app.state.services = Services(
         settings=settings,
         metrics=metrics,
+        exposition=Exposition(metrics),
         pipeline=pipeline,
         keys=Keys(settings),
         budget=UploadBudget(

@@ -166,15 +166,15 @@ async def configuration(request: Request) -> Response:
 
 
 async def model_statistics(request: Request) -> Response:
-    return statistics_of(request, [model_of(request).name])
+    return await statistics_of(request, [model_of(request).name])
 
 
 async def all_statistics(request: Request) -> Response:
-    return statistics_of(request, list(services_of(request.scope).pipeline.models))
+    return await statistics_of(request, list(services_of(request.scope).pipeline.models))
 
 
-def statistics_of(request: Request, names: list[str]) -> Response:
-    counted = services_of(request.scope).pipeline.metrics.counted()
+async def statistics_of(request: Request, names: list[str]) -> Response:
+    counted = await services_of(request.scope).exposition.counted()
     return json_response(
         {"model_stats": [statistics(name, counted.get(name, {})) for name in names]}
     )
