@@ -126,6 +126,11 @@ class Settings(Strict):
         description="who may use priority 1 of /v2, the one above the default; for others it is "
         "the default; key: whoever sends an API or admin key",
     )
+    model_folder: Path | None = Field(
+        None,
+        description="folder whose files an admin key may serve (PUT, /v2's load), beside those "
+        "that the configuration names; unset: none",
+    )
     tls_certificate: Path | None = Field(
         None, description="PEM file with the certificate and its chain; enables HTTPS"
     )

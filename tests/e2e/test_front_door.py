@@ -198,6 +198,18 @@ def test_models_are_changed_with_an_admin_key_only(door: Service, service: Servi
         assert "admin_keys" in problem["detail"]
 
 
+def test_without_a_folder_no_file_is_served_over_http(door: Service, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_bytes(b"x")
+    for path in (there, tmp_path / "nowhere"):
+        response = ask(
+            door, "PUT", "/v1/models/new", headers={"X-API-Key": ADMIN}, json={"spec": str(path)}
+        )
+        detail = is_problem(response, 422)["detail"].removeprefix(str(path))
+        assert detail.startswith(": not among the files that may be served over HTTP")
+        assert "model_folder, which is not set" in detail
+
+
 def test_pages_of_one_other_origin_may_use_the_api(door: Service, service: Service) -> None:
     asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
     asked["Access-Control-Request-Headers"] = "x-api-key,content-type,x-request-timeout-ms"

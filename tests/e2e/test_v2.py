@@ -57,6 +57,7 @@ def v2(folder: Path) -> Iterator[Service]:
         *("--config", str(config), "--workers", "2"),
         RESNET_SERVE_WORKERS="2",
         RESNET_SERVE_ADMIN_KEYS=KEY,
+        RESNET_SERVE_MODEL_FOLDER=str(folder),
         RESNET_SERVE_MAX_BATCH_BODY_BYTES=str(LIMIT),
         RESNET_SERVE_MAX_BATCH_IMAGES="8",
     ) as running:

@@ -218,7 +218,7 @@ def settings_to_load(request: Request, name: str, parameters: dict[str, Any]) ->
         fields = config | fields
     fields = {key: value for key, value in fields.items() if key != "name" or value != name}
     if fields:
-        return settings_of_model(name, fields)
+        return settings_of_model(request, name, fields)
     model = services_of(request.scope).pipeline.models.get(name)
     configured = services_of(request.scope).settings.models
     settings = (
