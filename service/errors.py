@@ -38,6 +38,8 @@ from typing import Any
 
 from models.suggestions import LISTED, nearest
 
+QUOTED = 200  # characters of the client's input that a refusal quotes
+
 
 class ServiceError(Exception):
     reason = "internal_error"
@@ -62,7 +64,7 @@ class UnknownModel(RequestError):
             hint = f"the models are {', '.join(known)}"
         else:
             hint = "GET /v1/models lists the models"
-        return cls(f"no model is called {name!r}; {hint}")
+        return cls(f"no model is called {name[:QUOTED]!r}; {hint}")
 
 
 class TooLarge(RequestError):

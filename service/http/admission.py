@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.types import Scope
 
-from service.errors import BadParameter
+from service.errors import QUOTED, BadParameter
 from service.http.body import Body
 from service.http.record import record_of
 from service.http.services import Services, services_of
@@ -16,7 +16,6 @@ from service.inference.interfaces import Model
 
 MAX_TIMEOUT_MS = 3_600_000
 TIMEOUT = b"x-request-timeout-ms"
-QUOTED = 200  # characters of the client's input that a refusal quotes
 
 
 @dataclass(slots=True)

@@ -22,11 +22,11 @@ from starlette.types import Scope
 
 from service import errors
 from service.config.wording import in_words
+from service.errors import QUOTED
 from service.http.record import record_of
 
 CONTENT_TYPE = "application/problem+json"
 V2 = "/v2"
-QUOTED = 200  # characters of the client's input that a refusal quotes
 CLIENT_CLOSED_REQUEST = 499  # nginx's; only logs and metrics show it, as the client is gone
 
 STATUSES: dict[type[errors.ServiceError], int] = {
@@ -112,7 +112,7 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     """The response to a request without a matching route."""
     assert isinstance(error, HTTPException)
     # Not `request.url`: a Host header can make it invalid.
-    path = quote(request.scope["path"])
+    path = quote(request.scope["path"])[:QUOTED]
     known = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
     wrong = f"{path} does not accept {request.method}" if known else f"there is no {path}"
     detail = f"{wrong}; /docs lists the endpoints"

@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import (
+    QUOTED,
     BadParameter,
     ClientLeft,
     TooLarge,
@@ -24,7 +25,6 @@ from service.http.body import Body
 T = TypeVar("T")
 FIELD = "image"
 MULTIPART = "multipart/form-data"
-QUOTED = 200  # characters of the client's input that a refusal quotes
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,3 +124,23 @@ def test_what_is_not_there_is_404_in_both_spellings(
     status, headers, body = ask(connection, "GET", path)
     assert (status, headers["content-type"]) == (404, "application/problem+json")
     assert b"there is no " in body
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/" + "%ff" * 20_000, 404),
+        ("PUT", "/web/" + "x" * 60_000, 405),
+        ("GET", "/v1/models/" + "%F3%A0%80%81" * 5_000, 404),
+        ("POST", "/v1/classify?model=" + "x" * 60_000, 404),
+        ("POST", "/v1/classify?top_k=" + "x" * 60_000, 422),
+        ("GET", f"/v2/models/{'x' * 60_000}", 404),
+    ],
+)
+def test_a_refusal_repeats_little_of_what_was_sent(
+    connection: http.client.HTTPConnection, method: str, path: str, expected: int
+) -> None:
+    status, headers, body = ask(connection, method, path)
+    assert status == expected
+    assert len(body) < 3000
+    assert not [value for value in headers.values() if len(value) > 300]
