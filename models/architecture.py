@@ -22,6 +22,12 @@ PreactStem = Literal["bare", "activated", "activated_once"]
 PreactShortcut = Literal["projected", "activated", "raw", "entry"]
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
+# Far above any network of the papers: a mistyped or malicious description, which may come from a
+# file or a request, must not take all memory. As float32, so many weights are 2 GB.
+MOST_WEIGHTS = 500_000_000
+MOST_BLOCKS = 2_000
+MOST_CLASSES = 100_000
+MOST_CHANNELS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,14 +127,47 @@ class Architecture:
         for name in ("width", "dropout", "eps"):
             if type(getattr(self, name)) not in (int, float):
                 raise ValueError(f"{name} must be a number, not {getattr(self, name)!r}")
-        if self.width <= 0 or any(planes * self.width % 1 for planes in self.planes):
-            raise ValueError(f"width must give whole channels, not {self.width!r}")
+        self._check_size()
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must be above 0 and below 1, not {self.eps!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
         if self.dropout and self.block == "bottleneck":
             raise ValueError("dropout must be 0 for bottleneck blocks: no paper defines it there")
+
+    def _check_size(self) -> None:
+        for name, size, most in (
+            ("blocks", sum(self.blocks), MOST_BLOCKS),
+            ("planes", max(self.planes), MOST_CHANNELS),
+            ("in_channels", self.in_channels, MOST_CHANNELS),
+            ("num_classes", self.num_classes, MOST_CLASSES),
+        ):
+            if size > most:
+                raise ValueError(f"{name} must be at most {most:,}{' in all' * (name == 'blocks')}")
+        if self.width <= 0 or any(planes * self.width % 1 for planes in self.planes):
+            raise ValueError(f"width must give whole channels, not {self.width!r}")
+        if self.weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"the network would have more than {MOST_WEIGHTS:,} weights; it needs fewer "
+                "blocks, planes or classes, or less width"
+            )
+
+    @property
+    def weights(self) -> int:
+        """About how many weights the network has, from its description alone: those of its
+        convolutions and its head, with a projection in each stage that may have one."""
+        total = self.in_channels * self.planes[0] * (9 if self.stem == "small" else 49)
+        channels = self.planes[0]
+        for count, planes in zip(self.blocks, self.planes, strict=True):
+            width = round(planes * self.width)
+            out = width if self.block == "basic" else planes * EXPANSION["bottleneck"]
+            kernel, inner = (9, 9 * width) if self.block == "basic" else (1, 9 * width + out)
+            total += width * (kernel * (channels + (count - 1) * out) + count * inner)
+            if self.shortcut != "A":
+                projections = channels + (count - 1) * out * (self.shortcut == "C")
+                total += out * projections * (9 if self.shortcut == "conv" else 1)
+            channels = out
+        return total + channels * self.num_classes
 
     @property
     def out_channels(self) -> int:

@@ -14,6 +14,8 @@ from PIL import Image
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Crop = Literal["center", "center_floor", "before_resize"]
 RGB = tuple[float, float, float]
+# Of a side; a description may come from a file or a repository that nobody has checked.
+MOST_PIXELS = 4096
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -53,6 +55,8 @@ class InputSpec:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
         if self.resize < self.size:
             raise ValueError(f"resize must be at least size ({self.size}), not {self.resize}")
+        if self.resize > MOST_PIXELS:
+            raise ValueError(f"size and resize must be at most {MOST_PIXELS}, not {self.resize}")
         for name, choices in (("crop", get_args(Crop)), ("interpolation", RESAMPLING)):
             if getattr(self, name) not in choices:
                 allowed = ", ".join(choices)

@@ -17,11 +17,13 @@
     │   └── Conflict              the change is not allowed now
     ├── Busy                      the same request may succeed later
     │   ├── QueueFull             no free slot in the model's queue, or none soon enough
+    │   │   └── DeadlineTooShort  none within the client's own, shorter deadline
     │   ├── UploadsFull           too many bytes are already being received
     │   ├── TooManyConnections    connection limit reached
     │   ├── NotReady              loading, shutting down, or the engine is down
     │   └── EngineFailed          the engine failed while computing this request
     ├── DeadlineExceeded          the request's deadline passed
+    │   └── ClientDeadline        the client chose a shorter one than the service's, or sent slowly
     └── ClientLeft                the client disconnected before the response
 
     ConfigError                   invalid configuration: one line, before startup
@@ -35,6 +37,8 @@ from collections.abc import Collection
 from typing import Any
 
 from models.suggestions import LISTED, nearest
+
+QUOTED = 200  # characters of the client's input that a refusal quotes
 
 
 class ServiceError(Exception):
@@ -60,7 +64,7 @@ class UnknownModel(RequestError):
             hint = f"the models are {', '.join(known)}"
         else:
             hint = "GET /v1/models lists the models"
-        return cls(f"no model is called {name!r}; {hint}")
+        return cls(f"no model is called {name[:QUOTED]!r}; {hint}")
 
 
 class TooLarge(RequestError):
@@ -120,7 +124,10 @@ class Busy(ServiceError):
 
 
 class QueueFull(Busy):
+    """`late`: a slot is free, but too late for the request's deadline."""
+
     reason = "queue_full"
+    late = False
 
     @classmethod
     def of(cls, waiting: int, retry_after: float) -> QueueFull:
@@ -132,11 +139,17 @@ class QueueFull(Busy):
     @classmethod
     def too_late(cls, wait: float, within: float, retry_after: float) -> QueueFull:
         """The queue takes `wait` seconds, and the client allows `within` seconds."""
-        return cls(
+        error = cls(
             f"the queue needs about {wait * 1000:.0f} ms, longer than the {within * 1000:.0f} ms "
             "that X-Request-Timeout-Ms or the default allows; retry after the given time",
             retry_after,
         )
+        error.late = True
+        return error
+
+
+class DeadlineTooShort(QueueFull):
+    reason = "deadline_too_short"
 
 
 class UploadsFull(Busy):
@@ -166,6 +179,10 @@ class DeadlineExceeded(ServiceError):
         )
 
 
+class ClientDeadline(DeadlineExceeded):
+    reason = "client_deadline"
+
+
 class ClientLeft(ServiceError):
     reason = "caller_left"
 
@@ -185,11 +202,13 @@ REFUSALS: tuple[type[ServiceError], ...] = (
     LoadFailed,
     Conflict,
     QueueFull,
+    DeadlineTooShort,
     UploadsFull,
     TooManyConnections,
     NotReady,
     EngineFailed,
     DeadlineExceeded,
+    ClientDeadline,
     ClientLeft,
 )
 
@@ -199,6 +218,16 @@ KINDS = {kind.reason: kind for kind in REFUSALS}
 
 class ConfigError(ValueError):
     pass
+
+
+def with_short_deadline(error: ServiceError) -> ServiceError:
+    """`error` for a client that set a shorter deadline than the service's: what follows from that
+    is no failure of the service, and has reasons of its own."""
+    if isinstance(error, DeadlineExceeded):
+        return ClientDeadline(str(error))
+    if isinstance(error, QueueFull) and error.late:
+        return DeadlineTooShort(str(error), error.retry_after)
+    return error
 
 
 def refusal_of(error: BaseException) -> list[Any]:

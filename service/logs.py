@@ -50,20 +50,28 @@ def fields(message: str, **values: Any) -> dict[str, Any]:
 
 
 class LogLimit:
-    """Rate limit: one line per reason every `seconds`; suppressed lines are counted."""
+    """Rate limit: `lines` per reason every `seconds`; suppressed lines are counted.
 
-    def __init__(self, seconds: float) -> None:
+    Reasons must come from the code, never from a client: the limit remembers each.
+    """
+
+    def __init__(self, seconds: float, lines: int = 1) -> None:
         self._seconds = seconds
+        self._lines = lines
         self._until: dict[str, float] = {}
+        self._left: dict[str, int] = {}
         self._suppressed: Counter[str] = Counter()
 
     def suppressed(self, reason: str) -> int | None:
         """Lines suppressed since the last one logged; None: suppress this one, too."""
         now = time.monotonic()
-        if now < self._until.get(reason, 0.0):
+        if now >= self._until.get(reason, 0.0):
+            self._until[reason] = now + self._seconds
+            self._left[reason] = self._lines
+        if not self._left[reason]:
             self._suppressed[reason] += 1
             return None
-        self._until[reason] = now + self._seconds
+        self._left[reason] -= 1
         return self._suppressed.pop(reason, 0)
 
 

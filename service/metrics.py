@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import (
@@ -28,6 +30,8 @@ SECONDS = (
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REASONS = (errors.ServiceError.reason, *(error.reason for error in errors.REFUSALS))
 PHASES = ("accept", "decode", "queue", "inference", "total")
+# After a model has gone, for Prometheus to scrape its last values.
+GONE_SECONDS = 300.0
 
 
 class Metrics:
@@ -44,6 +48,9 @@ class Metrics:
         self._responses: dict[tuple[str, int], Counter] = {}
         self._refused: dict[tuple[str, str], Counter] = {}
         self._classified: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
+        self._served: set[str] = set()
+        self._gone: dict[str, float] = {}  # and when their series end
+        self._lifetimes = threading.RLock()  # of models' series; scrapes come from a thread
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.phase = Histogram(
@@ -167,6 +174,11 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self._by_model = (
+            self.phase, self.batch_size, self.batches, self.batch_seconds, self.last_batch,
+            self.refusals, self.images, self.engine_errors, self.out_of_memory, self.queue_depth,
+            self.queue_limit, self.model_ready, self.model_info,
+        )  # fmt: skip
 
     def watch_model(
         self,
@@ -178,25 +190,74 @@ class Metrics:
     ) -> None:
         """Reads a model's gauges at each scrape, and creates all its series at once.
 
-        `rate()` would miss the first event of a counter that appears with it.
+        `rate()` would miss the first event of a counter that appears with it. A model that serves
+        again within `GONE_SECONDS` keeps its series.
         """
-        self.queue_limit.labels(name).set(limit)
-        self.last_batch.labels(name).set(0)
-        self.watch(self.queue_depth.labels(name), depth)
-        self.watch(self.model_ready.labels(name), lambda: float(ready()))
-        self.batch_size.labels(name)
-        phases = {phase: self.phase.labels(name, phase) for phase in PHASES}
-        self._classified[name] = (self.images.labels(name), phases)
-        for device in devices:
-            self.engine_errors.labels(name, device)
-            self.out_of_memory.labels(name, device)
-        for reason in REASONS:
-            self.refusals.labels(name, reason)
+        with self._lifetimes:
+            self._served.add(name)
+            self._gone.pop(name, None)
+            self._forget({name})
+            self.queue_limit.labels(name).set(limit)
+            self.last_batch.labels(name).set(0)
+            self.watch(self.queue_depth.labels(name), depth)
+            self.watch(self.model_ready.labels(name), lambda: float(ready()))
+            self.batch_size.labels(name)
+            self._series_of(name)
+            for device in devices:
+                self.engine_errors.labels(name, device)
+                self.out_of_memory.labels(name, device)
+            for reason in REASONS:
+                self.refusals.labels(name, reason)
 
     def unwatch_model(self, name: str) -> None:
-        """Removes the gauges of a model that no longer serves; its counters stay."""
+        """Removes a model's gauges, and after `GONE_SECONDS` its other series."""
         for gauge in (self.queue_depth, self.queue_limit, self.model_ready, self.last_batch):
             self.drop(gauge, name)
+        now = time.monotonic()
+        with self._lifetimes:
+            self._served.discard(name)
+            self._gone[name] = now + GONE_SECONDS
+            due = min(self._gone.values()) <= now
+        if due:  # Perhaps nobody scrapes.
+            self._remove_gone()
+
+    def _series_of(self, model: str) -> tuple[Counter, dict[str, Histogram]]:
+        """The series that each classified image changes."""
+        series = self._classified.get(model)
+        if series is None:
+            phases = {phase: self.phase.labels(model, phase) for phase in PHASES}
+            series = self._classified[model] = (self.images.labels(model), phases)
+        return series
+
+    def ended(self, names: set[str]) -> set[str]:
+        """Those of `names`, the models that have series, whose series end now.
+
+        A name that does not serve, and that nobody unwatched, begins its `GONE_SECONDS`: a late
+        request, or another process, gave it its series.
+        """
+        now = time.monotonic()
+        with self._lifetimes:
+            absent = names - self._served - {""}
+            self._gone = {name: self._gone.get(name, now + GONE_SECONDS) for name in absent}
+            return {name for name, end in self._gone.items() if end <= now}
+
+    def _remove_gone(self) -> None:
+        """Removes the series of models that have been gone for `GONE_SECONDS`."""
+        with self._lifetimes:
+            # The model is the first label of each.
+            series = [(each, labels) for each in self._by_model for labels in [*each._metrics]]
+            ended = self.ended({labels[0] for _, labels in series})
+            self._forget(ended)
+            for metric, labels in series:
+                if labels[0] in ended:
+                    metric.remove(*labels)
+
+    def _forget(self, models: set[str]) -> None:
+        """Drops cached series of models, which may have been removed."""
+        for name in models:
+            self._classified.pop(name, None)
+        for key in [key for key in [*self._refused] if key[0] in models]:
+            self._refused.pop(key, None)
 
     def responded(self, route: str, status: int) -> None:
         """Counts an HTTP response."""
@@ -219,7 +280,7 @@ class Metrics:
 
         `exemplar`: labels that identify its trace.
         """
-        images, phases = self._classified[model]
+        images, phases = self._series_of(model)
         images.inc()
         for phase, histogram in phases.items():
             histogram.observe(seconds[phase], exemplar)
@@ -231,6 +292,14 @@ class Metrics:
         self.batches.labels(model, padded).inc()
         self.batch_seconds.labels(model, padded).inc(seconds)
         self.last_batch.labels(model).set_to_current_time()
+
+    def engine_failed(self, model: str, device: str) -> None:
+        """Counts an engine's failure; called from engine threads."""
+        self.engine_errors.labels(model, device).inc()
+
+    def lacked_memory(self, model: str, device: str) -> None:
+        """Counts a batch that did not fit into memory; called from engine threads."""
+        self.out_of_memory.labels(model, device).inc()
 
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
         """Reads the gauge's value from `read` at each scrape."""
@@ -245,7 +314,8 @@ class Metrics:
         return exposition(self.collected(), openmetrics=openmetrics)
 
     def collected(self) -> CollectorRegistry:
-        """The registry to expose."""
+        """The registry to expose, without models that have long gone."""
+        self._remove_gone()
         return self._registry
 
     def counted(self) -> dict[str, dict[str, float]]:
@@ -265,33 +335,3 @@ def exposition(registry: CollectorRegistry, *, openmetrics: bool) -> bytes:
         return generate_latest(registry)
     text: bytes = openmetrics_format.generate_latest(registry, version="1.0.0")  # type: ignore[no-untyped-call]
     return text
-
-
-class ModelInfo:
-    """A model's series of `model_info`, one per device, which exist while it is shown."""
-
-    def __init__(self, metrics: Metrics, name: str, architecture: str, sha256: str) -> None:
-        self._metrics = metrics
-        self._name, self._architecture, self._sha256 = name, architecture, sha256
-        self._series: dict[str, tuple[str, ...]] = {}
-        self._shown = False
-
-    def announce(self, device: str, precision: str, engine: str) -> None:
-        """Records what serves on a device from now on; called from engine threads."""
-        previous = self._series.get(device)
-        labels = (self._name, self._architecture, device, precision, engine, self._sha256)
-        self._series[device] = labels
-        if self._shown:
-            if previous is not None and previous != labels:
-                self._metrics.drop(self._metrics.model_info, *previous)
-            self._metrics.model_info.labels(*labels).set(1)
-
-    def show(self) -> None:
-        self._shown = True
-        for labels in self._series.values():
-            self._metrics.model_info.labels(*labels).set(1)
-
-    def hide(self) -> None:
-        self._shown = False
-        for labels in self._series.values():
-            self._metrics.drop(self._metrics.model_info, *labels)

@@ -96,6 +96,7 @@ KINDS: dict[str, type[RequestRefused]] = {
     "unauthorized": KeyRefused,
     "forbidden": KeyRefused,
     "deadline_exceeded": DeadlinePassed,
+    "client_deadline": DeadlinePassed,
 }
 # Statuses, for responses of proxies, which give no reason. 502: the service is gone.
 STATUSES: dict[int, type[RequestRefused]] = {

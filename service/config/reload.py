@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 # Changes of all others take effect at the next start.
 CHANGEABLE = (
     "models", "log_level", "api_keys", "api_keys_file", "admin_keys", "admin_keys_file",
+    "raise_priority",
 )  # fmt: skip
 TLS = ("tls_certificate", "tls_key")
 

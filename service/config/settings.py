@@ -121,6 +121,16 @@ class Settings(Strict):
         [], description="keys, one of which is required to change models; each is an API key too"
     )
     admin_keys_file: Path | None = Field(None, description="more admin keys, like api_keys_file")
+    raise_priority: Literal["key", "admin_key", "anyone"] = Field(
+        "key",
+        description="who may use priority 1 of /v2, the one above the default; for others it is "
+        "the default; key: whoever sends an API or admin key",
+    )
+    model_folder: Path | None = Field(
+        None,
+        description="folder whose files an admin key may serve (PUT, /v2's load), beside those "
+        "that the configuration names; unset: none",
+    )
     tls_certificate: Path | None = Field(
         None, description="PEM file with the certificate and its chain; enables HTTPS"
     )

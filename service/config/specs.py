@@ -53,6 +53,26 @@ def check(spec: str) -> None:
         raise ConfigError(f"{spec}: {error}") from None
 
 
+def check_folder(spec: str, folder: Path | None) -> None:
+    """Refuses a file outside `folder`, whether or not it exists: who may name SPECs over HTTP must
+    not learn what else is on the machine.
+
+    Raises:
+        ConfigError: one line with the spec and the problem.
+    """
+    if spec.startswith(SPEC_KINDS):
+        return
+    try:
+        inside = folder is not None and Path(spec).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # no path, or links in a circle
+        inside = False
+    if not inside:
+        raise ConfigError(
+            f"{spec}: not among the files that may be served over HTTP: those in model_folder"
+            f"{'' if folder else ', which is not set,'} and those of the configuration"
+        )
+
+
 def no_file(spec: str) -> str:
     """The message for a SPEC that is neither a file nor anything else."""
     kind, colon, _ = spec.partition(":")

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.config.settings import Settings
 from service.errors import Forbidden, ServiceError, Unauthorized
 from service.http.problems import refuse
+from service.inference.batcher import Priority
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics"})
 OPEN_FOLDERS = ("/health/", "/v2/health/", "/web/")
@@ -44,6 +45,7 @@ class Keys:
         self.required = bool(settings.api_keys)
         self._admin = digests(settings.admin_keys)
         self._all = digests(settings.api_keys) + self._admin
+        self._raise_priority = settings.raise_priority
 
     def check(self, scope: Scope) -> None:
         """Authorizes a request.
@@ -77,6 +79,14 @@ class Keys:
         """Whether the headers have a valid key."""
         key = key_of(headers)
         return key is not None and matches(key, self._all)
+
+    def permitted(self, scope: Scope, priority: Priority) -> Priority:
+        """The priority of a request that asks for `priority`."""
+        if priority >= Priority.NORMAL or self._raise_priority == "anyone":
+            return priority
+        key = key_of(scope["headers"])
+        allowed = self._all if self._raise_priority == "key" else self._admin
+        return priority if key is not None and matches(key, allowed) else Priority.NORMAL
 
 
 def key_of(headers: Headers) -> bytes | None:

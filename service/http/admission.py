@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.types import Scope
 
-from service.errors import BadParameter
+from service.errors import QUOTED, BadParameter
 from service.http.body import Body
 from service.http.record import record_of
 from service.http.services import Services, services_of
@@ -39,6 +39,7 @@ def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
     """
     services = services_of(scope)
     pipeline, record = services.pipeline, record_of(scope)
+    default = services.settings.request_timeout_ms / 1000
     age = time.perf_counter() - record.started
     model = pipeline.find(name)
     record.model = model.name
@@ -46,19 +47,20 @@ def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
     if entry is not None and entry.model is model:  # The gate has checked its queue.
         within, load = entry.within, None
     else:
-        within = _timeout(scope, services.settings.request_timeout_ms) / 1000
+        within = _timeout(scope, default)
         load = Load(within, age, model.entering)
+    record.short_deadline = within < default
     k = pipeline.check(model, top_k, load)
     return Admission(services, model, k, asyncio.get_running_loop().time() + within - age)
 
 
 def _timeout(scope: Scope, default: float) -> float:
-    """Milliseconds that a request may take."""
-    timeout_ms = default
+    """Seconds that a request may take."""
+    within = default
     for header, value in scope["headers"]:
         if header == TIMEOUT:
-            timeout_ms = parse_timeout(value)
-    return timeout_ms
+            within = parse_timeout(value) / 1000
+    return within
 
 
 def parse_timeout(value: bytes) -> float:
@@ -70,7 +72,7 @@ def parse_timeout(value: bytes) -> float:
     if not 0 < number <= MAX_TIMEOUT_MS:
         raise BadParameter(
             f"X-Request-Timeout-Ms must be above 0 and up to {MAX_TIMEOUT_MS}, "
-            f"not {value.decode('latin-1')!r}"
+            f"not {value[:QUOTED].decode('latin-1')!r}"
         )
     return number
 

@@ -14,9 +14,11 @@ from service.config.settings import Settings
 from service.http import openapi, problems
 from service.http.access import ApiKeyMiddleware, Keys
 from service.http.body import UploadBudget
+from service.http.exposition import Exposition
 from service.http.middleware import ObservabilityMiddleware
 from service.http.plain_route import PlainRoutesMiddleware
 from service.http.routers import classify, embed, explain, health, models, pages
+from service.http.routing import RoutingMiddleware
 from service.http.services import Services
 from service.http.v2 import routes as v2
 from service.inference.interfaces import Repository
@@ -87,12 +89,14 @@ def create_app(
         # FastAPI's own pages load scripts from a public CDN.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # See RoutingMiddleware.
         # It would look up OpenTelemetry's providers in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     services = app.state.services = Services(
         settings=settings,
         metrics=metrics,
+        exposition=Exposition(metrics),
         pipeline=pipeline,
         keys=Keys(settings),
         budget=UploadBudget(
@@ -106,6 +110,7 @@ def create_app(
         app.include_router(endpoints.router)
     app.add_middleware(PlainRoutesMiddleware, routes=[*classify.ROUTES, *v2.ROUTES])
     app.add_middleware(ApiKeyMiddleware, keys=services.keys)
+    app.add_middleware(RoutingMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

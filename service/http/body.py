@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect
 
 from service.errors import (
     RETRY_SECONDS,
+    ClientDeadline,
     ClientLeft,
-    DeadlineExceeded,
     RequestTooSlow,
     TooLarge,
     UploadsFull,
@@ -117,10 +117,10 @@ class Body:
         except TimeoutError:
             raise self.timeout_error() from None
 
-    def timeout_error(self) -> DeadlineExceeded | RequestTooSlow:
+    def timeout_error(self) -> ClientDeadline | RequestTooSlow:
         """The refusal of a body that was not complete in time."""
         if self.until == self._deadline:
-            return DeadlineExceeded(
+            return ClientDeadline(
                 "the deadline passed while the body was being sent; "
                 "allow more time with X-Request-Timeout-Ms, or send it faster"
             )

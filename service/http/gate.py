@@ -24,6 +24,7 @@ from service.errors import (
     NotReady,
     QueueFull,
     ServiceError,
+    with_short_deadline,
 )
 from service.http import problems
 from service.http.admission import TIMEOUT, parse_timeout
@@ -51,8 +52,11 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Entry:
-    """A request that was let in, for a model and within so many seconds: it counts as in the queue from when its body is complete until it
-    has a slot there, and as on the loop until it has its response."""
+    """A request that was let in, for a model and within so many seconds.
+
+    It counts as in the queue from when its body is complete until it has a slot there, and as on
+    the loop until it has its response.
+    """
 
     __slots__ = ("_counted", "_gate", "_waiting", "model", "within")
 
@@ -141,8 +145,10 @@ class Gate:
             return None
         try:
             self._check(model, wishes.within, age)
-        except (QueueFull, NotReady, DeadlineExceeded) as error:
+        except (QueueFull, NotReady, DeadlineExceeded) as refusal:
             self.turns.refused()
+            short = wishes.within < self._timeout
+            error = with_short_deadline(refusal) if short else refusal
             request_id = wishes.request_id or b"%s%012x" % (self._prefix, next(self._count))
             return self._refusal(route, model.name, error, request_id, keep_alive)
         return Entry(self, model, wishes.within)

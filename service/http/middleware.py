@@ -22,19 +22,8 @@ from service.logs import LogLimit, fields, with_suppressed
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
-# Reasons that load alone causes: a line for each would add to the load.
-LOAD_REASONS = frozenset(
-    error.reason
-    for error in (
-        errors.QueueFull,
-        errors.UploadsFull,
-        errors.NotReady,
-        errors.EngineFailed,
-        errors.DeadlineExceeded,
-        errors.ClientLeft,
-    )
-)
-QUIET_SECONDS = 1.0  # between two log lines of one such reason
+# A client chooses how many requests are refused: a line for each would fill the disk.
+LINES_PER_SECOND = 10  # of each reason
 MAX_CHARACTERS = 500  # characters of a path or detail, which may quote the client
 TOO_LATE = "the service shut down before the whole request had arrived; retry on another replica"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -60,7 +49,7 @@ class ObservabilityMiddleware:
         self._metrics = metrics
         self._pipeline = pipeline
         self._headers = headers
-        self._log_limit = LogLimit(QUIET_SECONDS)
+        self._log_limit = LogLimit(1.0, LINES_PER_SECOND)
         # A random prefix per process, then a counter: reading the kernel's randomness would release
         # the GIL in every request.
         self._process, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
@@ -124,8 +113,7 @@ class ObservabilityMiddleware:
         suppressed: int | None = 0
         if reason:
             self._metrics.refused(record.model, reason)
-            if reason in LOAD_REASONS:
-                suppressed = self._log_limit.suppressed(reason)
+            suppressed = self._log_limit.suppressed(place_of(failure) if failure else reason)
         level = logging.ERROR if failure else logging.INFO if reason else logging.DEBUG
         if suppressed is None or not log.isEnabledFor(level):
             return
@@ -160,3 +148,12 @@ class ObservabilityMiddleware:
                 **record.trace,
             ),
         )
+
+
+def place_of(failure: BaseException) -> str:
+    """An exception's type, and the line that raised it: each bug is logged, whatever else fails."""
+    trace = failure.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    return f"{type(failure).__qualname__} {where}"

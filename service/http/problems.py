@@ -17,15 +17,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from service import errors
 from service.config.wording import in_words
+from service.errors import QUOTED
 from service.http.record import record_of
 
 CONTENT_TYPE = "application/problem+json"
 V2 = "/v2"
-QUOTED = 200  # characters of the client's input that a refusal quotes
 CLIENT_CLOSED_REQUEST = 499  # nginx's; only logs and metrics show it, as the client is gone
 
 STATUSES: dict[type[errors.ServiceError], int] = {
@@ -43,11 +44,13 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.LoadFailed: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.DeadlineTooShort: HTTPStatus.TOO_MANY_REQUESTS,
     errors.UploadsFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.TooManyConnections: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.EngineFailed: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.ClientDeadline: HTTPStatus.GATEWAY_TIMEOUT,
     errors.ClientLeft: CLIENT_CLOSED_REQUEST,
 }
 
@@ -85,6 +88,8 @@ def refusal_response(path: str, error: errors.ServiceError) -> Response:
 
 def refuse(scope: Scope, error: errors.ServiceError) -> Response:
     """The response to a refused request, noted in its record."""
+    if record_of(scope).short_deadline:
+        error = errors.with_short_deadline(error)
     return _recorded(refusal_response(scope["path"], error), scope, error.reason, str(error))
 
 
@@ -107,14 +112,31 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     """The response to a request without a matching route."""
     assert isinstance(error, HTTPException)
     # Not `request.url`: a Host header can make it invalid.
-    path = quote(request.scope["path"])
+    path = quote(request.scope["path"])[:QUOTED]
     known = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
     wrong = f"{path} does not accept {request.method}" if known else f"there is no {path}"
     detail = f"{wrong}; /docs lists the endpoints"
     reason = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
+    if known and (methods := methods_of(request)):
+        headers["Allow"] = ", ".join(methods)
     response = problem(request.scope["path"], error.status_code, detail, reason, headers)
     return _recorded(response, request.scope, reason, detail)
+
+
+def methods_of(request: Request) -> list[str]:
+    """The methods that the application's routes accept for a path: Starlette names those of the
+    first route only."""
+    scope = request.scope
+    accepted = [
+        method
+        for method in ("DELETE", "GET", "POST", "PUT")
+        if any(
+            route.matches({**scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
+    return [*accepted, "HEAD"] if "GET" in accepted else accepted
 
 
 def install(app: FastAPI) -> None:

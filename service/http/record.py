@@ -18,13 +18,15 @@ KEY = "resnet_serve.record"
 class RequestRecord:
     """`started` and `received`: when its first and its last byte arrived, by `time.perf_counter`,
     0 if the last has not; `entry`: of a request that was let in at the connection; `model`: the
-    serving model's name; `reason` and `detail`: why it was refused; `failure`: an unexpected
-    exception; `trace`: the trace and span IDs for its log line."""
+    serving model's name; `short_deadline`: the client set a shorter one than the service's;
+    `reason` and `detail`: why it was refused; `failure`: an unexpected exception; `trace`: the
+    trace and span IDs for its log line."""
 
     started: float
     received: float = 0.0
     entry: Entry | None = None
     model: str = ""
+    short_deadline: bool = False
     reason: str = ""
     detail: str = ""
     failure: Exception | None = None

@@ -9,6 +9,7 @@ from starlette.types import Scope
 from service.config.settings import Settings
 from service.http.access import Keys
 from service.http.body import UploadBudget
+from service.http.exposition import Exposition
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
@@ -20,6 +21,7 @@ class Services:
 
     settings: Settings
     metrics: Metrics
+    exposition: Exposition
     pipeline: Pipeline
     keys: Keys
     budget: UploadBudget

@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import (
+    QUOTED,
     BadParameter,
     ClientLeft,
     TooLarge,
@@ -25,7 +26,6 @@ from service.http.record import record_of
 T = TypeVar("T")
 FIELD = "image"
 MULTIPART = "multipart/form-data"
-QUOTED = 200  # characters of the client's input that a refusal quotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ async def read_image(body: Body) -> bytes:
         TooLarge, UploadsFull: see `service.http.body.Body`.
         BadParameter: a multipart body does not have exactly one field `image`.
         UndecodableImage: a form is malformed.
-        DeadlineExceeded, RequestTooSlow: it took too long to arrive.
+        ClientDeadline, RequestTooSlow: it took too long to arrive.
         ClientLeft: the client disconnected while sending the body.
     """
     kind = media_type(body.request)

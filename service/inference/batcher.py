@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
-from itertools import chain, islice
+from itertools import chain
 from typing import Generic, TypeVar
 
 from service.errors import DeadlineExceeded, EngineFailed, QueueFull, ServiceError
@@ -23,13 +23,21 @@ Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
 
+# Jobs of one priority that are computed before one of a lower priority that waits: so everybody
+# gets at least a quarter of what those above leave, whatever the clients above do.
+MOST_IN_A_ROW = 3
+
+
 class Priority(IntEnum):
-    """The order in which jobs are computed."""
+    """The order in which jobs are computed; see `WaitingJobs.pop`."""
 
     AGAIN = 0  # jobs of a failed batch
     FIRST = 1
     NORMAL = 2
     LAST = 3
+
+
+ORDER = tuple(Priority)
 
 
 class Job(Generic[Payload, Result]):
@@ -68,13 +76,15 @@ class Job(Generic[Payload, Result]):
 
 
 class WaitingJobs(Generic[Payload, Result]):
-    """Queued jobs, ordered by priority, then by arrival.
+    """Queued jobs by priority, then by arrival.
 
     Not thread-safe: the batcher's lock guards it.
     """
 
     def __init__(self) -> None:
         self._queues: tuple[dict[Job[Payload, Result], None], ...] = ({}, {}, {}, {})
+        # Jobs of each priority computed in a row while lower ones waited.
+        self._in_a_row = [0] * len(self._queues)
 
     def __len__(self) -> int:
         return sum(map(len, self._queues))
@@ -84,6 +94,27 @@ class WaitingJobs(Generic[Payload, Result]):
 
     def add(self, job: Job[Payload, Result]) -> None:
         self._queues[job.priority][job] = None
+
+    def pop(self) -> Job[Payload, Result]:
+        """Removes the job to compute next: the oldest of the highest priority, but after
+        `MOST_IN_A_ROW` of one priority, the next of the lower ones.
+
+        Raises:
+            IndexError: no job is queued.
+        """
+        occupied = [priority for priority in ORDER if self._queues[priority]]
+        for priority in occupied:
+            # Jobs that return have waited before, and are at most a batch per engine.
+            yields = priority is not Priority.AGAIN and priority != occupied[-1]
+            if yields and self._in_a_row[priority] >= MOST_IN_A_ROW:
+                self._in_a_row[priority] = 0
+                continue
+            if yields:
+                self._in_a_row[priority] += 1
+            job = next(iter(self._queues[priority]))
+            del self._queues[priority][job]
+            return job
+        raise IndexError("no job is queued")
 
     def put_back(self, jobs: Iterable[Job[Payload, Result]]) -> None:
         """Puts jobs in front of all others, in their order."""
@@ -218,7 +249,7 @@ class Batcher(Generic[Payload, Result]):
                 self._remove(job)
             waiting = len(self._waiting)
             count = how_many(waiting) if waiting else 0
-            batch = list(islice(self._waiting, count))
+            batch = [self._waiting.pop() for _ in range(min(count, waiting))]
             for job in batch:
                 self._remove(job)
                 job.started, job.batch_size = now, count

@@ -28,8 +28,9 @@ from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
 from service.inference.tasks import Pixels
-from service.metrics import Metrics, ModelInfo
+from service.metrics import Metrics
 from service.repository import catalog
+from service.repository.model_info import ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ class LocalModel:
                 EngineEvents(
                     ready=partial(_announce, self._info),
                     batch=partial(metrics.computed, self.name),
-                    error=metrics.engine_errors.labels(self.name, device).inc,
-                    out_of_memory=metrics.out_of_memory.labels(self.name, device).inc,
+                    error=partial(metrics.engine_failed, self.name, device),
+                    out_of_memory=partial(metrics.lacked_memory, self.name, device),
                 ),
                 device=shared.devices[device],
                 share=settings.share,

@@ -10,6 +10,7 @@ import asyncio
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -79,6 +80,7 @@ class SharedMetrics(Metrics):
         for kind in KINDS:
             reserve(Path(folder) / f"{kind}_{os.getpid()}.db", FILE_BYTES)
         self._watched: dict[Gauge, Callable[[], float]] = {}
+        self._refreshing = threading.Lock()  # A scrape refreshes in a thread.
         super().__init__()
         self._folder = folder
         self._processes = [ProcessCollector(registry=None)]
@@ -101,16 +103,25 @@ class SharedMetrics(Metrics):
         }
 
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
-        self._watched[gauge] = read
+        with self._refreshing:
+            self._watched[gauge] = read
 
     def drop(self, gauge: Gauge, *labels: str) -> None:
         # A value in a file cannot be removed; NaN hides it.
         series = gauge.labels(*labels)
-        self._watched.pop(series, None)
-        series.set(math.nan)
+        with self._refreshing:
+            self._watched.pop(series, None)
+            series.set(math.nan)
+
+    def _remove_gone(self) -> None:
+        """Nothing: series in files cannot be removed, but `MergedCollector` hides them."""
 
     def refresh(self) -> None:
         """Writes the watched values, so that other processes can read them."""
+        with self._refreshing:
+            self._refresh()
+
+    def _refresh(self) -> None:
         for gauge, read in self._watched.items():
             gauge.set(read())
         usages = [samples(process) for process in self._processes]
@@ -131,20 +142,32 @@ class SharedMetrics(Metrics):
         self.refresh()
         registry = CollectorRegistry()
         PlatformCollector(registry=registry)
-        MergedCollector(registry, self._folder)  # type: ignore[no-untyped-call]
+        MergedCollector(registry, self._folder, self.ended)
         return registry
 
 
 class MergedCollector(multiprocess.MultiProcessCollector):
-    """All processes' values."""
+    """All processes' values, but for the models that `ended` picks among all that have some."""
+
+    def __init__(
+        self, registry: CollectorRegistry, folder: str, ended: Callable[[set[str]], set[str]]
+    ) -> None:
+        self._ended = ended
+        super().__init__(registry, folder)  # type: ignore[no-untyped-call]
 
     def collect(self) -> Iterable[Metric]:
         # A file that a process has just created is empty for a moment.
         files = [str(path) for path in Path(self._path).glob("*.db") if path.stat().st_size]
-        merged: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
+        merged: list[Metric] = [*self.merge(files)]  # type: ignore[no-untyped-call]
+        names = {s.labels["model"] for each in merged for s in each.samples if "model" in s.labels}
+        ended = self._ended(names)
         for metric in merged:
-            if metric.type == "gauge":
-                metric.samples = [s for s in metric.samples if not math.isnan(s.value)]
+            metric.samples = [
+                sample
+                for sample in metric.samples
+                if sample.labels.get("model") not in ended
+                and not (metric.type == "gauge" and math.isnan(sample.value))
+            ]
             yield metric
 
 

@@ -45,7 +45,8 @@ def test_overload_is_refused_and_what_is_accepted_is_in_time(workers: int) -> No
         reasons = dict(load["refused_by_reason"])
         assert reasons.pop("caller_left", 0) == 0
         assert sum(reasons.values()) == load["refused_as_clients_saw"]
-        assert reasons["queue_full"] >= load["answers"]["429"]
+        refused = reasons.get("queue_full", 0) + reasons.get("deadline_too_short", 0)
+        assert refused >= load["answers"]["429"]
         assert load["polite_client"]["refused_without_retry_after"] == 0
         # By the service's own clock: that of clients has their waiting for a connection, too.
         # Of most of them, as tests beside this one take the CPUs from some.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.errors import RequestError
 from service.metrics import REASONS, SECONDS, Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -275,3 +276,35 @@ def test_times_are_in_seconds_and_show_their_tail(dashboard: dict[str, Any]) -> 
                 quantiles.add(found[1])
                 assert panel["fieldConfig"]["defaults"]["unit"] == "s"
     assert quantiles == {"0.5", "0.95", "0.99"}
+
+
+def test_what_a_client_chooses_burns_no_budget(dashboard: dict[str, Any]) -> None:
+    """The reasons that remain are of the service, or of all its load together."""
+    chosen = {"client_deadline", "deadline_too_short", "caller_left", "request_too_slow"}
+    client_errors = {kind.reason for kind in RequestError.__subclasses__()}
+    text = (DEPLOY / "prometheus/alerts.yml").read_text("utf-8")
+    own = [set(each.split("|")) for each in re.findall(r'reason=~"([^"]*)"', text)]
+    assert own
+    for expression in expressions(dashboard):
+        own += [set(each.split("|")) for each in re.findall(r'reason=~"(\w[^"$]*)"', expression)]
+    for reasons in own:
+        assert reasons == set(REASONS) - chosen - client_errors
+
+
+def test_a_few_refusals_in_little_traffic_fire_no_alert() -> None:
+    """Each window of a ratio that an alert compares with a budget has a minimum of refusals."""
+    seconds = {"5m": 300, "1h": 3600, "6h": 21600, "1d": 86400}
+    compared = set()
+    for rule in alerts():
+        windows = re.findall(r"refused:ratio_rate(\w+)", rule["expr"])
+        least = re.findall(r"refused:rate(\w+) \* (\d+) >= 10", rule["expr"])
+        assert all(seconds[window] == int(factor) for window, factor in least)
+        # The longer window of each pair has them.
+        assert len(windows) <= 2 * len(least), rule["alert"]
+        compared |= {window for window, _ in least}
+    assert compared == set(seconds)
+
+
+def test_a_target_that_vanished_is_noticed() -> None:
+    (rule,) = [rule for rule in alerts() if rule["expr"].startswith("absent(up{")]
+    assert rule["labels"]["severity"] == "critical"

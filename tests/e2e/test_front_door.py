@@ -110,7 +110,7 @@ def test_a_deadline_holds_while_the_body_arrives(door: Service) -> None:
     slow = connect(door, post(UPLOADS - 1, "X-Request-Timeout-Ms: 300") + b"x" * 10)
     with slow:
         _, response = answer(slow)
-        assert is_problem(response, 504)["type"].endswith("deadline_exceeded")
+        assert is_problem(response, 504)["type"].endswith("client_deadline")
         slow.sendall(b"x" * 10)  # Nobody reads it, and before long the connection closes.
         with suppress(ConnectionResetError):
             assert slow.recv(1) == b""
@@ -198,6 +198,18 @@ def test_models_are_changed_with_an_admin_key_only(door: Service, service: Servi
         assert "admin_keys" in problem["detail"]
 
 
+def test_without_a_folder_no_file_is_served_over_http(door: Service, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_bytes(b"x")
+    for path in (there, tmp_path / "nowhere"):
+        response = ask(
+            door, "PUT", "/v1/models/new", headers={"X-API-Key": ADMIN}, json={"spec": str(path)}
+        )
+        detail = is_problem(response, 422)["detail"].removeprefix(str(path))
+        assert detail.startswith(": not among the files that may be served over HTTP")
+        assert "model_folder, which is not set" in detail
+
+
 def test_pages_of_one_other_origin_may_use_the_api(door: Service, service: Service) -> None:
     asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
     asked["Access-Control-Request-Headers"] = "x-api-key,content-type,x-request-timeout-ms"
@@ -238,7 +250,7 @@ def test_every_refusal_was_counted_and_nothing_showed_a_key(door: Service) -> No
         "forbidden",
     ):
         assert counted[f'resnet_serve_refusals_total{{model="",reason="{reason}"}}'] > 0
-    for reason in ("uploads_full", "deadline_exceeded"):
+    for reason in ("uploads_full", "client_deadline"):
         assert counted[f'resnet_serve_refusals_total{{model="resnet20",reason="{reason}"}}'] > 0
     answers.append(client.get(f"{door.url}/metrics").text)
     told = "".join([*answers, *door.log])

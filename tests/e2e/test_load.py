@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -141,3 +144,40 @@ def wait_for(service: Service, series: str, is_met: Callable[[float], bool]) -> 
             return
         time.sleep(0.01)
     raise AssertionError(f"{series} stayed at {found}")
+
+
+def test_callers_of_the_highest_priority_leave_others_a_share() -> None:
+    key, image = "a-key-0123456789", encoded()
+    tensor: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    tensor["parameters"] = {"binary_data_size": 4 + len(image)}
+    head = json.dumps({"inputs": [tensor], "parameters": {"priority": 1}}).encode()
+    first = head + len(image).to_bytes(4, "little") + image
+    with started(
+        *("--model", "random:resnet50"),
+        RESNET_SERVE_MAX_BATCH="1",
+        RESNET_SERVE_ADMIN_KEYS=key,
+    ) as service:
+        served = Counter[int]()
+
+        async def ask_for_ever(client: httpx.AsyncClient) -> None:
+            url = f"{service.url}/v2/models/resnet50/infer"
+            headers = {"Inference-Header-Content-Length": str(len(head))}
+            while True:
+                served[(await client.post(url, content=first, headers=headers)).status_code] += 1
+
+        async def beside() -> list[int]:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(
+                timeout=60, limits=limits, headers={"X-API-Key": key}
+            ) as client:
+                others = [asyncio.create_task(ask_for_ever(client)) for _ in range(16)]
+                while served[200] < 32:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                statuses = [(await client.send(post(service, 4000))).status_code for _ in range(3)]
+                for other in others:
+                    other.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
+                return statuses
+
+        assert asyncio.run(beside()) == [200] * 3
+        assert set(served) == {200}

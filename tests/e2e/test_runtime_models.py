@@ -31,6 +31,9 @@ ADMIN = {"X-API-Key": KEY}
 WITH_KEY: dict[str, Any] = {"RESNET_SERVE_ADMIN_KEYS": KEY}
 
 
+HUGE = {"block": "basic", "blocks": [1], "planes": [4], "stem": "small", "num_classes": 3}
+
+
 def write(path: Path, letter: str, classes: int, size: int = 32) -> str:
     """A bundle whose labels tell whose they are: a0, a1, a2 ..."""
     made = bundle.untrained(
@@ -65,7 +68,8 @@ def spec(folder: Path, stem: str) -> str:
 @pytest.fixture(scope="module", params=WORKERS)
 def served(request: pytest.FixtureRequest, folder: Path) -> Iterator[Service]:
     config = configured(folder, f"name: main, spec: {spec(folder, 'a')}")
-    with started("--config", str(config), "--workers", request.param, **WITH_KEY) as running:
+    arguments = ("--config", str(config), "--workers", request.param)
+    with started(*arguments, **WITH_KEY, RESNET_SERVE_MODEL_FOLDER=str(folder)) as running:
         yield running
 
 
@@ -185,6 +189,10 @@ def test_a_model_is_added_last_and_deleted_again(served: Service, folder: Path) 
         ({"spec": "{folder}/damaged.safetensors"}, ["damaged.safetensors"]),
         ({"spec": "random:resnet51"}, ["resnet51", "nearest"]),
         ({"spec": "random:resnet20", "architecture": {"num_classes": -1}}, ["num_classes"]),
+        # Refused before anything of their size is made.
+        ({"spec": "random:wide_resnet16_999999"}, ["wide_resnet16_999999", "500,000,000 weights"]),
+        ({"spec": "random:", "architecture": HUGE | {"blocks": [10**12]}}, ["blocks", "2,000"]),
+        ({"spec": "random:", "architecture": HUGE | {"num_classes": 10**9}}, ["num_classes"]),
         ({"spec": "random:resnet20", "device": "cuda:77"}, ["cuda:77"]),
         (
             {"spec": "random:resnet20", "parity_tolerance": 0, "precision": "bf16"},
@@ -206,6 +214,43 @@ def test_what_does_not_load_leaves_the_old_one(
         assert word in problem["detail"]
     assert labels(served) == A
     assert everywhere(served, ["main"])
+
+
+def test_an_admin_key_tells_nothing_of_files_elsewhere(
+    served: Service, folder: Path, tmp_path: Path
+) -> None:
+    """Whether a file is there, a folder, or not to be read: from outside all are the same."""
+    write(tmp_path / "there.safetensors", "a", 3)
+    (folder / "link.safetensors").symlink_to(tmp_path / "there.safetensors")
+    (folder / "circle.safetensors").symlink_to(folder / "circle.safetensors")
+    elsewhere = [
+        spec(tmp_path, "there"),
+        spec(tmp_path, "nowhere"),
+        str(tmp_path),
+        "/etc/shadow",
+        f"{folder}/../{tmp_path.name}",
+        spec(folder, "link"),
+        "there.safetensors",
+        "x\0y",
+    ]
+    details = set()
+    for path in elsewhere:
+        refused = put(served, "other", path)
+        load = client.post(
+            f"{served.url}/v2/repository/models/other/load",
+            json={"parameters": {"spec": path}},
+            headers=ADMIN,
+        )
+        assert (refused.status_code, load.status_code) == (422, 422)
+        details |= {each.removeprefix(path) for each in (refused.json()["detail"],)}
+        details |= {each.removeprefix(path) for each in (load.json()["error"],)}
+    (detail,) = details
+    assert "model_folder" in detail
+    assert str(folder) not in detail
+    assert put(served, "other", spec(folder, "circle")).status_code == 422
+    assert everywhere(served, ["main"])
+    # What the configuration or a served model names is known already.
+    assert put(served, "main", spec(folder, "a")).status_code == 200
 
 
 @pytest.mark.parametrize(

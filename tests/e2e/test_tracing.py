@@ -165,7 +165,7 @@ def test_a_deadline_that_passed_is_one(traced: Service, collector: Collector) ->
         time.sleep(0.02)
     (root,) = found
     assert root.status == ERROR
-    assert root.attributes["error.type"] == "deadline_exceeded"
+    assert root.attributes["error.type"] == "client_deadline"
     assert "deadline" in root.message
 
 

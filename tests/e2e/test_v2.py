@@ -57,6 +57,7 @@ def v2(folder: Path) -> Iterator[Service]:
         *("--config", str(config), "--workers", "2"),
         RESNET_SERVE_WORKERS="2",
         RESNET_SERVE_ADMIN_KEYS=KEY,
+        RESNET_SERVE_MODEL_FOLDER=str(folder),
         RESNET_SERVE_MAX_BATCH_BODY_BYTES=str(LIMIT),
         RESNET_SERVE_MAX_BATCH_IMAGES="8",
     ) as running:
@@ -217,10 +218,15 @@ def test_many_requests_at_a_time(asking: Any, v2: Service) -> None:
     same_probabilities(np.stack(rows), np.tile(probabilities(asking, images(*FILES)), (4, 1)))
 
 
-def test_a_timeout_that_has_passed_is_504(asking: Any) -> None:
+def test_a_timeout_that_has_passed_is_504(v2: Service, asking: Any) -> None:
+    reasons = ("client_deadline", "deadline_exceeded")
+    series = [f'resnet_serve_refusals_total{{model="{NAME}",reason="{each}"}}' for each in reasons]
+    before = samples(v2)
     with pytest.raises(InferenceServerException) as caught:
         asking.infer(NAME, [images(*FILES)], timeout=1)
     assert caught.value.status() == "504"
+    after = samples(v2)
+    assert [after[name] - before[name] for name in series] == [1, 0]
 
 
 def test_statistics_grow_with_what_is_computed(v2: Service, asking: Any) -> None:

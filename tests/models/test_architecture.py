@@ -11,6 +11,10 @@ import pytest
 from models.architecture import Architecture
 from tests.support import tiny
 
+TOO_LARGE = (
+    "the network would have more than 500,000,000 weights; it needs fewer blocks, planes or "
+    "classes, or less width"
+)
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"block": "plain"}, "block must be one of basic, bottleneck, not 'plain'"),
     ({"block": None}, "block must be one of basic, bottleneck, not None"),
@@ -45,6 +49,15 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"dropout": -0.1}, "dropout must be at least 0 and below 1, not -0.1"),
     ({"dropout": float("nan")}, "dropout must be at least 0 and below 1, not nan"),
     ({"dropout": None}, "dropout must be a number, not None"),
+    ({"num_classes": 100_001}, "num_classes must be at most 100,000"),
+    ({"in_channels": 10**7}, "in_channels must be at most 1,000,000"),
+    ({"planes": (1, 10**400), "width": 1.5}, "planes must be at most 1,000,000"),
+    ({"blocks": (10**12, 1)}, "blocks must be at most 2,000 in all"),
+    ({"width": 10**300}, TOO_LARGE),
+    ({"planes": (4, 10_000)}, TOO_LARGE),
+    ({"planes": (4, 1000), "blocks": (1, 100)}, TOO_LARGE),
+    ({"block": "bottleneck", "planes": (1, 100_000), "width": 1e-5 * 100_000}, TOO_LARGE),
+    ({"num_classes": 100_000, "planes": (4, 6_000)}, TOO_LARGE),
     (
         {"dropout": 0.3, "block": "bottleneck"},
         "dropout must be 0 for bottleneck blocks: no paper defines it there",

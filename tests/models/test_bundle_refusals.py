@@ -334,7 +334,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"drop": "input"}, "its resnet-serve metadata is incomplete ('input')"),
     (
         {"architecture": {**asdict(tiny.ARCHITECTURE), "planes": [10**12, 10**12]}},
-        "its architecture is too large for any network",
+        "planes must be at most 1,000,000",
     ),
     (
         # Three convolutions with four tensors of normalisation each, and the head's weight.

@@ -120,6 +120,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"size": 32.0}, "size must be a positive integer, not 32.0"),
     ({"size": True}, "size must be a positive integer, not True"),
     ({"resize": "32"}, "resize must be a positive integer, not '32'"),
+    ({"resize": 4097}, "size and resize must be at most 4096, not 4097"),
     ({"resize": 31}, "resize must be at least size (32), not 31"),
     (
         {"crop": "corner"},

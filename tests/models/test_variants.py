@@ -195,3 +195,9 @@ def test_a_network_has_one_spelling(name: str) -> None:
 def test_an_error_repeats_the_name_as_it_was_given() -> None:
     with pytest.raises(ValueError, match="no variant is called 'wrn_30_10'"):
         variants.variant("wrn_30_10")
+
+
+@pytest.mark.parametrize("name", [name for name in variants.names() if "1001" not in name])
+def test_weights_are_estimated_from_the_description_alone(name: str) -> None:
+    architecture = variants.variant(name).architecture
+    assert architecture.weights == pytest.approx(count_parameters(on_meta(architecture)), rel=0.02)

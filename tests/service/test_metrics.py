@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import REASONS, SECONDS, Metrics
+from service.metrics import GONE_SECONDS, PHASES, REASONS, SECONDS, Metrics
 
 
 def test_two_services_in_one_process_do_not_share_metrics() -> None:
@@ -48,3 +49,67 @@ def test_batches_are_counted_by_their_size_and_time() -> None:
     assert found["resnet_serve_batch_seconds_total/4"] == 0.5
     assert found["resnet_serve_batch_size_sum"] == 13
     assert found["resnet_serve_last_batch_timestamp_seconds"] > 1.6e9
+
+
+def named(metrics: Metrics) -> set[str]:
+    """The models that have any series."""
+    families = text_string_to_metric_families(metrics.render().decode())
+    return {s.labels["model"] for f in families for s in f.samples if "model" in s.labels}
+
+
+def serve(metrics: Metrics, name: str) -> None:
+    metrics.watch_model(name, ["cpu"], limit=7, depth=lambda: 0, ready=lambda: True)
+    metrics.classified(name, dict.fromkeys(PHASES, 0.01))
+    metrics.refused(name, "queue_full")
+    metrics.computed(name, 3, 0.01)
+    metrics.engine_failed(name, "cpu")
+
+
+def test_the_series_of_models_that_are_gone_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, now = Metrics(), 1000.0
+    monkeypatch.setattr("service.metrics.time.monotonic", lambda: now)
+    metrics.refused("", "unauthorized")
+    serve(metrics, "stays")
+    before = len(metrics.render())
+    for number in range(100):
+        serve(metrics, f"version-{number}")
+        metrics.unwatch_model(f"version-{number}")
+    now += GONE_SECONDS - 1
+    assert len(named(metrics)) == 102  # Prometheus still needs their last values.
+    now += 2
+    assert named(metrics) == {"", "stays"}
+    assert len(metrics.render()) == pytest.approx(before, rel=0.02)
+    # A request that the model had accepted ends late.
+    metrics.classified("version-1", dict.fromkeys(PHASES, 0.01))
+    metrics.refused("version-1", "deadline_exceeded")
+    assert named(metrics) == {"", "stays", "version-1"}
+    now += GONE_SECONDS + 1
+    assert named(metrics) == {"", "stays"}
+    metrics.render()
+    assert not metrics._gone
+
+
+def test_without_a_scrape_they_end_when_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, now = Metrics(), 1000.0
+    monkeypatch.setattr("service.metrics.time.monotonic", lambda: now)
+    for number in range(100):
+        serve(metrics, f"version-{number}")
+        metrics.unwatch_model(f"version-{number}")
+        now += GONE_SECONDS / 4
+    assert len(metrics.images._metrics) < 10
+
+
+def test_a_name_that_serves_again_keeps_its_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, now = Metrics(), 1000.0
+    monkeypatch.setattr("service.metrics.time.monotonic", lambda: now)
+    serve(metrics, "a")
+    metrics.unwatch_model("a")
+    now += GONE_SECONDS / 2
+    serve(metrics, "a")
+    now += GONE_SECONDS * 2
+    assert metrics.counted()["a"]["resnet_serve_images_total"] == 2
+    metrics.unwatch_model("a")
+    now += GONE_SECONDS + 1
+    assert "a" not in metrics.counted()
+    serve(metrics, "a")  # From zero, as `rate()` expects.
+    assert metrics.counted()["a"]["resnet_serve_images_total"] == 1

@@ -47,7 +47,7 @@ async def metrics(request: Request) -> Response:
     openmetrics = prefers_openmetrics(request.headers.get("accept", ""))
     content_type = OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE
     return Response(
-        services_of(request.scope).metrics.render(openmetrics=openmetrics),
+        await services_of(request.scope).exposition.text(openmetrics=openmetrics),
         headers={"Content-Type": content_type, "Vary": "Accept"},
     )
 

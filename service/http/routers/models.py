@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import from_json
 
+from service.config import specs
 from service.config.loading import validated
 from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
@@ -79,7 +80,7 @@ async def put_model(request: Request, name: str) -> Response:
     """Loads a model and serves it under this name once it is ready, replacing the current one
     without failing a request. If it does not load, nothing changes."""
     pipeline = active_pipeline(request)
-    settings = settings_of_model(name, await read_json(request))
+    settings = settings_of_model(request, name, await read_json(request))
     created = await pipeline.repository.put(settings)
     card = schemas.ModelDetails.model_validate(pipeline.find(name).describe())
     status = HTTPStatus.CREATED if created else HTTPStatus.OK
@@ -133,11 +134,16 @@ async def read_json(request: Request) -> dict[str, Any]:
     return fields
 
 
-def settings_of_model(name: str, fields: dict[str, Any]) -> ModelSettings:
-    """Raises `BadParameter`: a field is unknown or invalid."""
+def settings_of_model(request: Request, name: str, fields: dict[str, Any]) -> ModelSettings:
+    """Raises `BadParameter`: a field is unknown or invalid, or a file not allowed."""
     if "name" in fields:
         raise BadParameter("name: it is in the path; leave it out of the body")
+    services = services_of(request.scope)
+    served = [model.settings for model in services.pipeline.models.values()]
     try:
-        return validated(ModelSettings, name=name, **fields)
+        settings = validated(ModelSettings, name=name, **fields)
+        if settings.spec not in [each.spec for each in (*services.settings.models, *served)]:
+            specs.check_folder(settings.spec, services.settings.model_folder)
     except ConfigError as error:
         raise BadParameter(str(error)) from None
+    return settings

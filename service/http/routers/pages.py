@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 
 WEB = {
@@ -53,14 +53,17 @@ async def page() -> Response:
 
 
 @router.get("/docs", include_in_schema=False)
-async def docs() -> Response:
+async def docs(request: Request) -> Response:
+    if request.scope.get("raw_path", b"").endswith(b"/"):
+        # The page's links are relative, so that a prefix may stand before it. So is this one.
+        return Response(status_code=308, headers={"Location": "../docs"})
     return web_file("docs.html")
 
 
 @router.get("/web/{file}", include_in_schema=False)
 async def page_file(file: str) -> Response:
     if file not in WEB:
-        return Response(status_code=404)
+        raise HTTPException(404)
     return web_file(file)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from models.preprocess import InputSpec
-from service.errors import InvalidInput, TooLarge
+from service.errors import QUOTED, InvalidInput, TooLarge
 from service.http.v2 import messages, tensors
 from service.http.v2.messages import InferenceRequest, Input, Output
 from service.inference.batcher import Priority
@@ -106,7 +106,7 @@ def json_length_of(text: str, body: bytes) -> int:
     if not text.isdecimal() or len(text) > 10 or int(text) > len(body):
         raise InvalidInput(
             f"Inference-Header-Content-Length must be the size of the JSON in bytes, 0 to "
-            f"{len(body)}, not {text[: messages.QUOTED]!r}"
+            f"{len(body)}, not {text[:QUOTED]!r}"
         )
     return int(text)
 

@@ -25,7 +25,7 @@ async def read(body: Body) -> bytes:
     Raises:
         InvalidInput: its encoding is neither gzip nor deflate, or the data is corrupt.
         TooLarge: it exceeds the limit, compressed or decompressed.
-        UploadsFull, ClientLeft, DeadlineExceeded, RequestTooSlow: see `service.http.body.Body`.
+        UploadsFull, ClientLeft, ClientDeadline, RequestTooSlow: see `service.http.body.Body`.
     """
     encoding = body.request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("", "identity"):

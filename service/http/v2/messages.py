@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.config.sources import shown
 from service.config.wording import in_words
-from service.errors import InvalidInput
+from service.errors import QUOTED, InvalidInput
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -16,7 +16,6 @@ M = TypeVar("M", bound=BaseModel)
 MAX_TENSORS = 16
 MAX_DIMENSIONS = 8
 MAX_TIMEOUT_MICROSECONDS = 3_600_000_000
-QUOTED = 200  # characters of the client's input that a refusal quotes
 
 Dimension = Annotated[int, Field(ge=1, le=2**31 - 1)]
 

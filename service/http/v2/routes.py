@@ -1,7 +1,6 @@
 """The Open Inference Protocol V2 over HTTP, with Triton's extensions.
 
-Each endpoint works with and without a trailing slash. The protocol has its own specification, so
-`/openapi.json` omits it.
+The protocol has its own specification, so `/openapi.json` omits it.
 """
 
 from __future__ import annotations
@@ -19,12 +18,15 @@ from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, InvalidInput, NotReady, RequestError, UnknownModel
 from service.http.admission import TIMEOUT, admit, open_body
 from service.http.plain_route import Endpoint
+from service.http.problems import refusal_response
+from service.http.record import record_of
 from service.http.routers.models import MAX_BODY_BYTES, active_pipeline, settings_of_model
 from service.http.services import services_of
 from service.http.uploads import until_disconnect
 from service.http.v2 import codec, encoding, messages, metadata
 from service.http.v2.codec import VERSION, Image, ParsedRequest
 from service.http.v2.statistics import statistics
+from service.inference.batcher import Priority
 from service.inference.interfaces import Model
 from service.inference.pipeline import Pipeline
 from service.inference.ranking import Row
@@ -70,7 +72,10 @@ async def infer(request: Request) -> Response:
             limit = arrived + parsed.timeout
             has_header = any(header == TIMEOUT for header, _ in request.scope["headers"])
             deadline = min(deadline, limit) if has_header else limit
-        work = compute_all(admission.services.pipeline, serving, parsed, deadline)
+            default = arrived + settings.request_timeout_ms / 1000
+            record_of(request.scope).short_deadline = deadline < default
+        priority = admission.services.keys.permitted(request.scope, parsed.priority)
+        work = compute_all(admission.services.pipeline, serving, parsed, priority, deadline)
         rows = await until_disconnect(request, work)
     content, length = codec.encode_response(serving.name, serving.labels, parsed, rows)
     headers = {} if length is None else {JSON_LENGTH: str(length)}
@@ -84,7 +89,7 @@ async def infer(request: Request) -> Response:
 
 
 async def compute_all(
-    pipeline: Pipeline, model: Model, parsed: ParsedRequest, deadline: float
+    pipeline: Pipeline, model: Model, parsed: ParsedRequest, priority: Priority, deadline: float
 ) -> list[Row]:
     """The network's output for each image; the first failure cancels the others."""
     # A large request shares the queue with others instead of filling it.
@@ -93,9 +98,7 @@ async def compute_all(
     async def compute_one(number: int, image: Image) -> Row:
         try:
             async with slots:
-                computed = await pipeline.compute(
-                    model, image, deadline, parsed.task, parsed.priority
-                )
+                computed = await pipeline.compute(model, image, deadline, parsed.task, priority)
         except RequestError as error:
             if len(parsed.images) == 1:
                 raise
@@ -150,7 +153,9 @@ async def model_ready(request: Request) -> Response:
     name = model_of(request).name
     reason = services_of(request.scope).pipeline.unready().get(name)
     if reason is not None:
-        raise NotReady(f"{name} is not ready: {reason}", RETRY_SECONDS)
+        # Not a refusal of an image: whoever asks often must not burn the error budget.
+        unready = NotReady(f"{name} is not ready: {reason}", RETRY_SECONDS)
+        return refusal_response(request.scope["path"], unready)
     return json_response({"name": name, "ready": True})
 
 
@@ -161,15 +166,15 @@ async def configuration(request: Request) -> Response:
 
 
 async def model_statistics(request: Request) -> Response:
-    return statistics_of(request, [model_of(request).name])
+    return await statistics_of(request, [model_of(request).name])
 
 
 async def all_statistics(request: Request) -> Response:
-    return statistics_of(request, list(services_of(request.scope).pipeline.models))
+    return await statistics_of(request, list(services_of(request.scope).pipeline.models))
 
 
-def statistics_of(request: Request, names: list[str]) -> Response:
-    counted = services_of(request.scope).pipeline.metrics.counted()
+async def statistics_of(request: Request, names: list[str]) -> Response:
+    counted = await services_of(request.scope).exposition.counted()
     return json_response(
         {"model_stats": [statistics(name, counted.get(name, {})) for name in names]}
     )
@@ -213,7 +218,7 @@ def settings_to_load(request: Request, name: str, parameters: dict[str, Any]) ->
         fields = config | fields
     fields = {key: value for key, value in fields.items() if key != "name" or value != name}
     if fields:
-        return settings_of_model(name, fields)
+        return settings_of_model(request, name, fields)
     model = services_of(request.scope).pipeline.models.get(name)
     configured = services_of(request.scope).settings.models
     settings = (
@@ -269,8 +274,4 @@ PATHS: list[tuple[str, Endpoint, str]] = [
     ("/v2/repository/models/{name}/load", load, "POST"),
     ("/v2/repository/models/{name}/unload", unload, "POST"),
 ]
-ROUTES = [
-    Route(f"{path}{slash}", endpoint, methods=[method])
-    for path, endpoint, method in PATHS
-    for slash in ("", "/")
-]
+ROUTES = [Route(path, endpoint, methods=[method]) for path, endpoint, method in PATHS]

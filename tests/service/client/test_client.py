@@ -97,6 +97,7 @@ def test_retry_after_is_waited_for() -> None:
         (422, "bad_parameter", RequestRefused),
         (500, "internal_error", RequestRefused),
         (504, "deadline_exceeded", DeadlinePassed),
+        (504, "client_deadline", DeadlinePassed),
     ],
 )
 def test_what_no_retry_changes_is_sent_once(

@@ -34,11 +34,12 @@ from service.http.access import (
 from service.http.app import ENDPOINTS
 from service.http.listener import check_exposure, listen
 from service.http.routers import classify
+from service.inference.batcher import Priority
 
 API, OTHER, ADMIN = "an-api-key-0123456789", "another-key-0123456789", "an-admin-key-0123456789"
 
 
-def keys(**given: list[str]) -> Keys:
+def keys(**given: Any) -> Keys:
     return Keys(Settings.model_validate(given))
 
 
@@ -110,6 +111,30 @@ def test_models_are_changed_with_an_admin_key_only() -> None:
         keys(admin_keys=[ADMIN]).check(scope("DELETE", "/v1/models/a", x_api_key=API))
     with pytest.raises(Forbidden, match="set admin_keys"):
         keys(api_keys=[API]).check(scope("DELETE", "/v1/models/a", x_api_key=API))
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "raised"),
+    [
+        ({}, None, False),
+        ({}, "guess-0123456789", False),
+        (BOTH, API, True),
+        (BOTH, ADMIN, True),
+        ({"admin_keys": [ADMIN]}, None, False),
+        ({"admin_keys": [ADMIN]}, ADMIN, True),
+        (BOTH | {"raise_priority": "admin_key"}, API, False),
+        (BOTH | {"raise_priority": "admin_key"}, ADMIN, True),
+        ({"raise_priority": "anyone"}, None, True),
+    ],
+)
+def test_the_highest_priority_is_for_those_who_are_known(
+    given: dict[str, Any], key: str | None, raised: bool
+) -> None:
+    request = scope("POST", "/v2/models/a/infer", **({"x_api_key": key} if key else {}))
+    permitted = keys(**given).permitted
+    assert permitted(request, Priority.FIRST) == (Priority.FIRST if raised else Priority.NORMAL)
+    for priority in (Priority.NORMAL, Priority.LAST):
+        assert permitted(request, priority) == priority
 
 
 SEND_ONE = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"

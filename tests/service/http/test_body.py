@@ -9,8 +9,8 @@ import pytest
 from starlette.requests import Request
 
 from service.errors import (
+    ClientDeadline,
     ClientLeft,
-    DeadlineExceeded,
     RequestTooSlow,
     ServiceError,
     TooLarge,
@@ -82,7 +82,7 @@ def test_a_body_that_comes_alone_is_taken_whatever_its_size() -> None:
     assert budget.held == 0
 
 
-@pytest.mark.parametrize(("seconds", "error"), [(0.05, DeadlineExceeded), (60, RequestTooSlow)])
+@pytest.mark.parametrize(("seconds", "error"), [(0.05, ClientDeadline), (60, RequestTooSlow)])
 @pytest.mark.parametrize("kind", ["image/png", FORM])
 def test_who_sends_slowly_holds_nothing_for_long(
     seconds: float, error: type[ServiceError], kind: str
@@ -140,7 +140,7 @@ def whole(request: Request, budget: UploadBudget, seconds: float = 60) -> bytes:
 
 
 def test_a_deadline_that_comes_first_is_what_is_said() -> None:
-    with pytest.raises(DeadlineExceeded) as caught:
+    with pytest.raises(ClientDeadline) as caught:
         whole(sending(b"x", ends=False), UploadBudget(100, 60), 0.01)
     assert str(caught.value) == (
         "the deadline passed while the body was being sent; "

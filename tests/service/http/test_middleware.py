@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import logging
 import time
 from types import SimpleNamespace
@@ -12,7 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 from service import errors
 from service.http import middleware
 from service.http.middleware import ObservabilityMiddleware
-from service.http.problems import refuse
+from service.http.problems import STATUSES, refuse
+from service.http.record import record_of
 from service.metrics import Metrics
 
 SCOPE: dict[str, Any] = {
@@ -80,42 +83,82 @@ def test_a_bug_is_one_line_with_the_id_the_caller_got(caplog: pytest.LogCaptureF
     assert "hidden" not in caplog.text
 
 
-@pytest.mark.parametrize("reason", sorted(middleware.LOAD_REASONS))
-def test_what_load_brings_about_is_a_line_a_second(
-    reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", errors.REFUSALS, ids=lambda kind: kind.reason)
+def test_a_reason_is_at_most_ten_lines_a_second(
+    kind: type[errors.ServiceError],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level("INFO")
-    kind = next(each for each in errors.REFUSALS if each.reason == reason)
-    error = kind("busy", 1.0) if issubclass(kind, errors.Busy) else kind("busy")
+    text = "x" * 10_000
+    error = kind(text, 1.0) if issubclass(kind, errors.Busy) else kind(text)
     metrics = Metrics()
     observe = observed(refuses(error), metrics)
 
     async def many() -> None:
-        for _ in range(5):
-            await answer(observe)
         now = time.monotonic()
-        monkeypatch.setattr("service.http.middleware.time.monotonic", lambda: now + 1.5)
+        monkeypatch.setattr("service.logs.time.monotonic", lambda: now)
+        for _ in range(50):
+            await answer(observe)
+        monkeypatch.setattr("service.logs.time.monotonic", lambda: now + 1.5)
         await answer(observe)
 
     asyncio.run(many())
-    first, second = caplog.records
-    assert "unlogged" not in fields(first)
-    assert fields(second)["unlogged"] == 4
-    assert "(and 4 more since the last such line)" in second.getMessage()
-    assert f'{{model="",reason="{reason}"}} 6.0' in metrics.render().decode()
+    *first, last = caplog.records
+    assert len(first) == middleware.LINES_PER_SECOND
+    assert not any("unlogged" in fields(record) for record in first)
+    assert fields(last)["unlogged"] == 50 - middleware.LINES_PER_SECOND
+    assert "(and 40 more since the last such line)" in last.getMessage()
+    assert all(len(record.getMessage()) < 1000 for record in caplog.records)
+    assert f'{{model="",reason="{kind.reason}"}} 51.0' in metrics.render().decode()
 
 
-def test_other_refusals_are_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    observe = observed(refuses(errors.UndecodableImage("x" * 10_000)))
+def test_a_flood_of_one_bug_hides_no_other(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("service.logs.time.monotonic", lambda: now)
+
+    async def alternates(scope: Scope, receive: Receive, send: Send) -> None:
+        if next(count) < 50:
+            await fails(scope, receive, send)
+        raise KeyError("another bug")
+
+    count, observe = itertools.count(), observed(alternates)
 
     async def many() -> None:
-        for _ in range(3):
+        for _ in range(51):
             await answer(observe)
 
     asyncio.run(many())
-    assert len(caplog.records) == 3
-    assert all(len(record.getMessage()) < 1000 for record in caplog.records)
+    assert len(caplog.records) == middleware.LINES_PER_SECOND + 1
+    assert all(record.exc_info for record in caplog.records)
+    assert "another bug" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "short", "reason"),
+    [
+        (errors.DeadlineExceeded.passed(), False, "deadline_exceeded"),
+        (errors.DeadlineExceeded.passed(), True, "client_deadline"),
+        (errors.QueueFull.too_late(1.0, 0.1, 1.0), False, "queue_full"),
+        (errors.QueueFull.too_late(1.0, 0.1, 1.0), True, "deadline_too_short"),
+        (errors.QueueFull.of(1, 1.0), True, "queue_full"),
+        (errors.EngineFailed("down", 1.0), True, "engine_failed"),
+    ],
+)
+def test_what_follows_from_a_short_deadline_has_its_own_reason(
+    error: errors.ServiceError, short: bool, reason: str
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        record_of(scope).short_deadline = short
+        await refuse(scope, error)(scope, receive, send)
+
+    metrics = Metrics()
+    start, body = asyncio.run(answer(observed(app, metrics)))
+    assert start["status"] == STATUSES[type(error)]
+    assert json.loads(body["body"])["type"] == f"urn:resnet-serve:problem:{reason}"
+    assert f'{{model="",reason="{reason}"}} 1.0' in metrics.render().decode()
 
 
 def test_the_end_of_patience_is_an_answer(caplog: pytest.LogCaptureFixture) -> None:

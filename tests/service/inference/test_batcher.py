@@ -133,6 +133,45 @@ def test_priorities_come_first_and_what_was_begun_before_them() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 32])
+@pytest.mark.parametrize(
+    ("waiting", "shares"),
+    [
+        ((FIRST, NORMAL), [0.75, 0.25]),
+        ((FIRST, LAST), [0.75, 0.25]),
+        ((NORMAL, LAST), [0.75, 0.25]),
+        ((FIRST, NORMAL, LAST), [0.75, 0.1875, 0.0625]),
+    ],
+)
+def test_no_priority_starves_a_lower_one(
+    size: int, waiting: tuple[Priority, ...], shares: list[float]
+) -> None:
+    """Whatever is computed, another of the same priority takes its place at once."""
+
+    async def test() -> None:
+        batcher = make(1000)
+
+        def fill(priority: Priority) -> None:
+            batcher.submit(admit(batcher, 0, priority=priority), int(priority), 0)
+
+        for priority in waiting:
+            for _ in range(64):
+                fill(priority)
+        computed: list[int] = []
+        while len(computed) < 192:
+            for job in next_batch(batcher, size):
+                computed.append(job.payload or 0)
+                fill(job.priority)
+        batch = 32
+        for start in range(0, 192, batch):
+            lower = [each for each in computed[start : start + batch] if each != waiting[0]]
+            assert len(lower) >= batch // 4
+        counts = [computed.count(priority) for priority in waiting]
+        assert counts == [pytest.approx(192 * share, abs=1) for share in shares]
+
+    run(test)
+
+
 def test_with_a_delay_the_oldest_counts_whatever_its_priority() -> None:
     async def test() -> None:
         batcher = make(max_delay=0.2)

@@ -1,0 +1,35 @@
+"""A model's description in the metrics."""
+
+from __future__ import annotations
+
+from service.metrics import Metrics
+
+
+class ModelInfo:
+    """A model's series of `model_info`, one per device, which exist while it is shown."""
+
+    def __init__(self, metrics: Metrics, name: str, architecture: str, sha256: str) -> None:
+        self._metrics = metrics
+        self._name, self._architecture, self._sha256 = name, architecture, sha256
+        self._series: dict[str, tuple[str, ...]] = {}
+        self._shown = False
+
+    def announce(self, device: str, precision: str, engine: str) -> None:
+        """Records what serves on a device from now on; called from engine threads."""
+        previous = self._series.get(device)
+        labels = (self._name, self._architecture, device, precision, engine, self._sha256)
+        self._series[device] = labels
+        if self._shown:
+            if previous is not None and previous != labels:
+                self._metrics.drop(self._metrics.model_info, *previous)
+            self._metrics.model_info.labels(*labels).set(1)
+
+    def show(self) -> None:
+        self._shown = True
+        for labels in self._series.values():
+            self._metrics.model_info.labels(*labels).set(1)
+
+    def hide(self) -> None:
+        self._shown = False
+        for labels in self._series.values():
+            self._metrics.drop(self._metrics.model_info, *labels)
