@@ -26,8 +26,10 @@ from service.inference.tasks import CLASSIFY, Embed, Explain, Pixels, Task
 from service.metrics import Metrics
 from service.repository.model import LocalModel
 from service.workers.engine_server import EngineServer
+from service.workers.heartbeat import Heartbeats
 from service.workers.occupancy import Occupancy
-from service.workers.remote import FrontEndResources, RemoteModel, RemoteRepository
+from service.workers.remote import RemoteRepository
+from service.workers.remote_model import FrontEndResources, RemoteModel
 
 CLASSES = 3
 CHANNELS, MAP_SIDE = 4, 2
@@ -92,12 +94,18 @@ class Pair:
         fd = Occupancy.allocate(1)
         self.occupancy = Occupancy(fd, 1)
         os.close(fd)
+        fd = Heartbeats.allocate(1)
+        self.heartbeats = Heartbeats(fd, 1)
+        os.close(fd)
         self.sent: list[dict[str, Any]] = []  # to the supervisor
 
         def send(**message: Any) -> None:
             self.sent.append(message)
 
-        resources = FrontEndResources(0, self.path, self.occupancy, Decoder(1, 32**2))
+        decoder = Decoder(1, 32**2)
+        resources = FrontEndResources(
+            0, self.path, self.occupancy, self.heartbeats, patience=3.0, decoder=decoder
+        )
         self.repository = RemoteRepository(self.facts, resources, Metrics(), send)
         self.models: list[RemoteModel] = list(self.repository.models.values())
         self.tasks: list[asyncio.Task[None]] = []

@@ -52,6 +52,9 @@ def test_without_any_room_one_line_says_what_to_do(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", without_room)
-    with pytest.raises(ConfigError, match=r"No space left on device.*set workers to 1"):
-        new_folder(3)
+    with (
+        pytest.raises(ConfigError, match=r"No space left on device.*set workers to 1"),
+        new_folder(3),
+    ):
+        pass
     assert not list(memory.iterdir())
