@@ -123,10 +123,11 @@ class SharedMetrics(Metrics):
             gauge.set(read())
         usages = [samples(process) for process in self._processes]
         for name, gauge in self._machine.items():
-            values = [usage[name] for usage in usages if name in usage]
-            gauge.set(min(values) if name == START else sum(values))
+            # Without a free file descriptor, nothing is known.
+            if found := [usage[name] for usage in usages if name in usage]:
+                gauge.set(min(found) if name == START else sum(found))
         for index, usage in enumerate(usages):
-            seconds = usage.get(CPU, 0.0)
+            seconds = usage.get(CPU, self._cpu_seconds[index])
             self._cpu.inc(max(0.0, seconds - self._cpu_seconds[index]))
             self._cpu_seconds[index] = seconds
 
@@ -180,5 +181,6 @@ def _has_values(path: Path) -> bool:
 
 def remove_gauges(folder: str, role: str) -> None:
     """Removes a dead process's gauges; its counters stay for its successor."""
-    for path in Path(folder).glob(f"gauge_*_{role}.db"):
-        path.unlink(missing_ok=True)
+    for kind in KINDS:  # Not listed: that would need a free file descriptor.
+        if kind.startswith("gauge"):
+            (Path(folder) / f"{kind}_{role}.db").unlink(missing_ok=True)
