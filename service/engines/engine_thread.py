@@ -145,6 +145,8 @@ class EngineThread(threading.Thread):
 
     def _find_better(self) -> None:
         for build in self._builder.better():
+            if self._stopping.is_set():
+                return
             try:
                 self._better = build()
             # What serves goes on serving.

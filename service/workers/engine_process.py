@@ -62,7 +62,10 @@ class CommandHandler:
     async def _load(self, number: int, settings: ModelSettings) -> None:
         try:
             model = await self._loader.load(settings)
-        except LoadFailed as error:
+        except Exception as error:
+            # The supervisor waits: it gets a response, whatever goes wrong.
+            if not isinstance(error, LoadFailed):
+                log.exception("loading %s failed", settings.spec)
             self._send(loaded=number, refusal=refusal_of(error))
         else:
             self._server.add(number, model)
