@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +44,6 @@ class ChildProcess:
         writer: asyncio.StreamWriter,
     ) -> None:
         self.process = process
-        self.started = time.monotonic()
         self._reader = reader
         self._writer = writer
 

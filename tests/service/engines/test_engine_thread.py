@@ -514,3 +514,27 @@ def test_a_bug_that_ends_the_thread_is_told_and_nobody_waits() -> None:
             await bench.ask()
 
     asyncio.run(late())
+
+
+def test_a_model_that_has_ended_is_not_given_a_better_engine() -> None:
+    building, ended = threading.Event(), threading.Event()
+    built: list[str] = []
+
+    def first() -> Warm:
+        built.append("first")
+        building.set()
+        assert ended.wait(20)
+        return Faulty().warm()
+
+    def second() -> Warm:
+        built.append("second")
+        return Faulty().warm()
+
+    bench = Bench(Faulty(), improve=[first, second])
+    assert building.wait(20)
+    bench.close()
+    ended.set()
+    for thread in threading.enumerate():
+        if thread.name == "test/improve":
+            thread.join(20)
+    assert built == ["first"]
