@@ -1,13 +1,16 @@
-"""Files: checksums, and the one atomic writer."""
+"""Files: checksums, the one atomic writer, and temporary folders."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Errors of file systems that cannot synchronise a folder, and of folders without read permission.
@@ -71,3 +74,48 @@ def move(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in NO_FOLDER_SYNC:
             raise
+
+
+@contextmanager
+def scratch(kind: str, parent: Path | None = None) -> Iterator[Path]:
+    """A new temporary folder, removed afterwards.
+
+    If the process is killed, the next call for a folder of that `kind` removes it. A lock, which
+    ends with the process, marks folders in use. `parent`: None: the system's.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    prefix = f"resnet-serve-{kind}-"
+    _remove_abandoned(parent, prefix)
+    folder, lock = _locked_folder(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # Some network file systems have no locks.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)  # Another process took it for abandoned before it was locked.
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    for folder in parent.glob(f"{prefix}*"):
+        with suppress(OSError):  # Its owner lives, or another process has just removed it.
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.geteuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)

@@ -1,4 +1,4 @@
-"""The process and its machine: CPUs, interpreter, open files and threads."""
+"""The process and its machine: CPUs, interpreter, open files, threads and tasks, and its end."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import logging
 import math
 import os
 import resource
 import sys
 import threading
-from collections.abc import Callable, Iterator, MutableSet
+import time
+from collections.abc import Callable, Coroutine, Iterator, MutableSet
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+FAILED_STATUS = 70  # sysexits.h: EX_SOFTWARE
 # How long an engine that returns from native code waits for a busy loop to release the GIL, in
 # seconds: 5 ms a batch by CPython's default. The cost depends on the load;
 # benchmarks/results/switch_interval.json has a run in which drift hid most of it.
@@ -171,3 +175,45 @@ async def in_daemon(work: Callable[[], T], threads: MutableSet[threading.Thread]
 def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(callback)
+
+
+class AwakeClock:
+    """Seconds that a watcher is awake, which looks about every `interval` seconds.
+
+    The time between two looks counts as two intervals at most. So a pause of the whole service
+    (SIGSTOP, `docker pause`, a suspended machine) does not make what is watched look as if it hung.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._most = 2 * interval
+        self._looked = time.monotonic()
+        self.seconds = 0.0  # at the latest look
+
+    def look(self) -> float:
+        """The seconds so far."""
+        now = time.monotonic()
+        self.seconds += min(now - self._looked, self._most)
+        self._looked = now
+        return self.seconds
+
+
+def essential(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task without which the process is no use: if it fails, the process exits and says why.
+
+    Nobody awaits such a task, so that its failure would go unnoticed.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(_exit_if_failed)
+    return task
+
+
+def _exit_if_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("%s failed; exiting", task.get_name(), exc_info=error)
+        exit_at_once(FAILED_STATUS)
+
+
+def exit_at_once(status: int) -> NoReturn:
+    """Exits without waiting for threads: one may be stuck in native code."""
+    logging.shutdown()
+    os._exit(status)

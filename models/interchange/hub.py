@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from models import files
 from models.bundle import Bundle, BundleError
 from models.interchange import torchvision_weights
 from models.interchange.convert import convert
@@ -32,8 +32,8 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
     except OSError as error:
         unwritable = f"{cache}: {error.strerror or error}"
     try:
-        with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
-            return _published(row, fetch(url, Path(folder), row.sha256))
+        with files.scratch("download") as folder:
+            return _published(row, fetch(url, folder, row.sha256))
     except OSError as error:
         raise BundleError(f"{unwritable}; the temporary folder failed too: {error}") from None
 

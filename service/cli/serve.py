@@ -21,6 +21,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 
     Flags override RESNET_SERVE_* variables, which override the settings file.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Nothing has been read that it could change.
     # Until the server handles them: no request has been accepted yet, so none is lost.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_at_once)

@@ -24,13 +24,15 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds in the service; `queue` is the wait for a decoding thread and for the engine,
-    `inference` the time of computing the image's batch."""
+    """Milliseconds; `accept` is the wait from the arrival of the request until the service
+    began with it (0 if it does not tell), `queue` the wait for a decoding thread and for the
+    engine, `inference` the time of computing the image's batch."""
 
     decode: float
     queue: float
     inference: float
     total: float
+    accept: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

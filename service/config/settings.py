@@ -85,9 +85,14 @@ class ModelSettings(Strict):
     max_delay_ms: float = Field(
         0, ge=0, le=60_000, description="time to wait for a fuller batch; 0: do not wait"
     )
-    max_queue: int = Field(256, ge=1, description="maximum number of images in the queue")
+    max_queue: int = Field(
+        256, ge=1, le=100_000, description="maximum number of images in the queue"
+    )
     max_queue_bytes: int = Field(
-        256 * 2**20, ge=1, description="maximum total size of bodies and pixels in the queue"
+        256 * 2**20,
+        ge=1,
+        le=2**40,
+        description="maximum total size of bodies and pixels in the queue",
     )
 
     @field_validator("device")
@@ -201,7 +206,8 @@ class Settings(Strict):
         le=3600,
         description="a batch that takes longer than this, and 20 times longer than measured, "
         "counts as hung: its requests and those in the queue get 503, and the process must be "
-        "replaced",
+        "replaced; with several processes, one that does not respond for this long, and at least "
+        "10 s, is replaced as well",
     )
     shutdown_grace_s: float = Field(
         1.0, ge=0, description="after SIGTERM, keep serving this long with /health/ready at 503"

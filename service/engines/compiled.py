@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from models import bundle as bundles
+from models import files
 from service.engines import cache
 from service.engines.blueprint import Blueprint
 from service.engines.cuda import CudaEngine
@@ -40,8 +41,8 @@ def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
     package = blueprint.cached("compiled", ".pt2", FORM, threads)
     if (engine := cache.load(package, partial(_engine, blueprint, tuning))) is not None:
         return engine
-    with tempfile.TemporaryDirectory(prefix="resnet-serve-") as folder:
-        compiled_package = Path(folder) / "network.pt2"
+    with files.scratch("compile") as folder:
+        compiled_package = folder / "network.pt2"
         _compile_in_process(blueprint, threads, compiled_package)
         cache.store(package, lambda path: shutil.copyfile(compiled_package, path))
         return _engine(blueprint, tuning, compiled_package)
@@ -73,22 +74,30 @@ def _compile_in_process(blueprint: Blueprint, threads: int, package: Path) -> No
     weights = package.with_name("weights.safetensors")
     bundles.write(blueprint.bundle, weights)
     log.info("compiling %s for %s", blueprint.bundle.name, blueprint.device)
-    process = subprocess.run(  # noqa: S603
-        [
-            sys.executable,
-            "-m",
-            "service.engines.compiler",
-            str(weights),
-            blueprint.device,
-            blueprint.precision,
-            str(blueprint.max_batch),
-            str(threads),
-            str(package),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # The compiler ends, with compilers of its own, when this pipe closes: as this process ends.
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.run(  # noqa: S603
+            [
+                sys.executable,
+                "-m",
+                "service.engines.compiler",
+                str(weights),
+                blueprint.device,
+                blueprint.precision,
+                str(blueprint.max_batch),
+                str(threads),
+                str(package),
+            ],
+            stdin=reading,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
     if process.returncode != 0 or not package.exists():
         lines = [line for line in process.stderr.splitlines() if line.strip()]
         raise RuntimeError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -38,7 +41,18 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
         )
 
 
+def end_with_stdin() -> None:
+    """Ends this process, and the compilers that it started, when stdin closes."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.killpg(os.getpid(), signal.SIGKILL)  # `compiled` starts it in a group of its own.
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 def main(weights: str, device: str, precision: str, max_batch: str, threads: str, to: str) -> None:
+    end_with_stdin()
     bundle = bundles.read(weights)
     blueprint = Blueprint(bundle, device, precision, int(max_batch), int(threads), 0.0, None)
     compile_to(blueprint, Path(to))

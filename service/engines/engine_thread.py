@@ -74,6 +74,21 @@ class EngineThread(threading.Thread):
         return self._status.reason
 
     def run(self) -> None:
+        try:
+            self._work()
+        # A bug: without this thread, nobody would get a response, and nothing would say so.
+        except Exception as error:
+            log.exception("%s: the engine's thread has ended", self.name)
+            self._status.ended(error)
+            self._refuse()
+            self._events.error()
+        finally:
+            # What is frozen against garbage collection must not be left in a circle.
+            self._watchdog.stop()
+            self._device.forget(self)
+            self.running = self._better = None
+
+    def _work(self) -> None:
         self._watchdog.start()
         serves = self._start_engine() or self._recover()
         if serves and self._builder.better_kinds and not self._stopping.is_set():
@@ -84,10 +99,6 @@ class EngineThread(threading.Thread):
                 self._serve_with(self._better, 0.0)
                 self._better = None
             serves = self._take_turn(self.running) or self._recover()
-        # What is frozen against garbage collection must not be left in a circle.
-        self._watchdog.stop()
-        self._device.forget(self)
-        self.running = self._better = None
 
     def stop(self) -> None:
         """Ends a recovery; the batcher's closing ends the rest."""
@@ -135,6 +146,8 @@ class EngineThread(threading.Thread):
 
     def _find_better(self) -> None:
         for build in self._builder.better():
+            if self._stopping.is_set():
+                return
             try:
                 self._better = build()
             # What serves goes on serving.
@@ -149,19 +162,22 @@ class EngineThread(threading.Thread):
         began = time.perf_counter()
         try:
             turn.compute(self._interrupts)
+            if turn.warm is not warm:  # Its batches are smaller now.
+                self.running = turn.warm
+                self._batcher.pace.measured(turn.warm.buckets.seconds)
+            if turn.failed:
+                self._events.error()
+                message = "the engine failed while computing this image; retry"
+                self._batcher.retry(turn.failed, EngineFailed(message, retry_after=1.0))
         except Late:
             log.warning("%s: the call that hung has returned", self.name)
             return False  # Its jobs are answered.
+        except Exception:
+            self._fail_unanswered(turn, "the engine's thread has ended; retry")
+            raise
         finally:
             self._turn = None
             self._device.release(self, time.perf_counter() - began, self._share)
-        if turn.warm is not warm:  # Its batches are smaller now.
-            self.running = turn.warm
-            self._batcher.pace.measured(turn.warm.buckets.seconds)
-        if turn.failed:
-            self._events.error()
-            message = "the engine failed while computing this image; retry"
-            self._batcher.retry(turn.failed, EngineFailed(message, retry_after=1.0))
         return not turn.failed
 
     def _interrupts(self) -> bool:
@@ -173,11 +189,14 @@ class EngineThread(threading.Thread):
         log.error("%s: %s", self.name, self._status.reason)
         self._events.error()
         if self._turn is not None:
-            for batch in self._turn.unanswered():
-                self._batcher.fail(batch, EngineFailed("the engine hangs; retry", retry_after=1.0))
+            self._fail_unanswered(self._turn, "the engine hangs; retry")
         self._refuse()
         if self._turn is not None:  # What else the device has to do may be possible.
             self._device.release(self, seconds, self._share)
+
+    def _fail_unanswered(self, turn: Turn, why: str) -> None:
+        for batch in turn.unanswered():
+            self._batcher.fail(batch, EngineFailed(why, retry_after=1.0))
 
     def _refuse(self) -> None:
         """Lets nobody wait for an engine that does not come back."""

@@ -33,3 +33,7 @@ class EngineStatus:
     def hangs(self, seconds: float) -> None:
         self.state = "lost"
         self.reason = f"the engine hangs: a batch has not returned for {seconds:.0f} s"
+
+    def ended(self, error: Exception) -> None:
+        self.state = "lost"
+        self.reason = f"a bug ended the engine's thread: {type(error).__name__}: {error}"

@@ -150,8 +150,8 @@ class Server(uvicorn.Server):
         """Logs that connections are accepted, and starts reloading."""
         announce(self._pipeline.models, self._listener, encrypted=self._tls is not None)
         if self._reloading is not None:
-            loop = asyncio.get_running_loop()
-            self._reload_task = loop.create_task(self._reloading(self.apply))
+            reloading = self._reloading(self.apply)
+            self._reload_task = runtime.essential(reloading, "reloading the configuration")
 
     def apply(self, settings: Settings) -> None:
         """Applies the settings, other than the models, that can change at runtime.

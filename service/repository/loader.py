@@ -94,8 +94,8 @@ class Loader:
         except Exception as error:  # noqa: BLE001
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise LoadFailed(f"{settings.spec}: {reason}") from None
-        self.start(model)
         try:
+            self.start(model)
             reasons = await _failures(model)
         except BaseException:
             model.close()

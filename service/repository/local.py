@@ -52,7 +52,7 @@ class LocalRepository:
     async def reload(self, models: Sequence[ModelSettings]) -> str:
         return await self._registry.reload(models)
 
-    async def _install(self) -> None:
+    async def _install(self, *, required: bool) -> None:
         previous = self._models
         self._serve()
         for name, model in previous.items():

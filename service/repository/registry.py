@@ -12,6 +12,16 @@ from service.errors import Conflict, LoadFailed, UnknownModel
 T = TypeVar("T")
 
 
+class Install(Protocol):
+    """Starts serving the registry's models; if they are `required`, whatever it takes.
+
+    Raises:
+        ServiceError: not every process can serve them; never if they are `required`.
+    """
+
+    async def __call__(self, *, required: bool) -> None: ...
+
+
 class RegisteredModel(Protocol):
     """A model that serves; its settings may have no name."""
 
@@ -31,15 +41,15 @@ class Registry(Generic[M]):
     when all of them are ready. A client that disconnects does not stop a change half-way.
 
     `load` makes a model ready to serve, or raises `LoadFailed`; failed or cancelled, it leaves
-    nothing behind. `install` starts serving `models`, `discard` drops a loaded model that is not
-    needed after all. Loading may take `timeout` seconds.
+    nothing behind. `install` starts serving `models`; if it fails, those before serve again.
+    `discard` drops a loaded model that is not needed after all. Loading may take `timeout` seconds.
     """
 
     def __init__(
         self,
         *,
         load: Callable[[ModelSettings], Awaitable[M]],
-        install: Callable[[], Awaitable[None]],
+        install: Install,
         discard: Callable[[M], None],
         timeout: float,
     ) -> None:
@@ -56,6 +66,7 @@ class Registry(Generic[M]):
 
         Raises:
             LoadFailed: it cannot be served; nothing changed.
+            NotReady: not every process can serve it now; nothing changed.
             Conflict: the limit on the number of models is reached.
         """
         return await self._exclusively(self._put(settings))
@@ -74,6 +85,7 @@ class Registry(Generic[M]):
 
         Raises:
             LoadFailed: one of them cannot be served, or two have the same name; nothing changed.
+            NotReady: not every process can serve them now; nothing changed.
         """
         return await self._exclusively(self._reload(models))
 
@@ -99,13 +111,13 @@ class Registry(Generic[M]):
             raise Conflict(f"the limit of {len(names)} models is reached; delete one first")
         loaded = await self._load(settings)
         if created:
-            self.models = [*self.models, loaded]
+            models = [*self.models, loaded]
         else:
-            self.models = [
+            models = [
                 loaded if name == settings.name else model
                 for name, model in zip(names, self.models, strict=True)
             ]
-        await self._install()
+        await self._switch(models)
         return created
 
     async def _delete(self, name: str) -> None:
@@ -117,8 +129,20 @@ class Registry(Generic[M]):
                 f"{name} is the default model and cannot be deleted; PUT another one under "
                 "its name, or change the configuration's first model and send SIGHUP"
             )
-        self.models = [model for model in self.models if model.name != name]
-        await self._install()
+        await self._switch([model for model in self.models if model.name != name])
+
+    async def _switch(self, models: list[M]) -> None:
+        """Serves `models`, or what served before if not every process can."""
+        previous, self.models = self.models, models
+        try:
+            await self._install(required=False)
+        except BaseException:
+            self.models = previous
+            await self._install(required=True)
+            for model in models:
+                if model not in previous:
+                    self._discard(model)
+            raise
 
     async def _reload(self, configuration: Sequence[ModelSettings]) -> str:
         models: list[M] = []
@@ -144,8 +168,7 @@ class Registry(Generic[M]):
             "removed": before - after,
             "unchanged": after - new,
         }
-        self.models = models
-        await self._install()
+        await self._switch(models)
         return "; ".join(
             f"{', '.join(sorted(names))} {change}" for change, names in changes.items() if names
         )

@@ -1,18 +1,21 @@
 """The control channel between the supervisor and each process it starts: one JSON object a line.
 
-    supervisor → engine     {"settings"}              to start with, including the models
+    supervisor → engine     {"settings", "heartbeats"}  to start with, including the models
                             {"numbers": [...]}        the numbers of its models
                             {"load", "settings"}      the number and settings of a model to load
                             {"serve": [...]}          the models that serve; all others end
     engine → supervisor     {"models": [...]}         their facts, for the front ends
                             {"error": "..."}          the configuration is invalid
                             {"loaded", "facts"}       a model's number, and facts or "refusal"
-    supervisor → front end  {"settings", "index", "occupancy", "models"}
-                            {"models", "version"}     the models that serve from now on
+    supervisor → front end  {"settings", "index", "occupancy", "heartbeats", "models"}
+                            {"models", "version", "required"}
+                                                      the models that serve from now on; unless
+                                                      required, only if all can be reached
                             {"response", "created"}   a change was made, or a "refusal"
                             {"signal": 15}            shut down as on that signal
     front end → supervisor  {"up": true}              it accepts connections
-                            {"version"}               it serves that version's models
+                            {"version"}               it serves that version's models, or says
+                                                      why it cannot in "refusal"
                             {"request", "put"}        settings of a model, or a name to "delete"
     supervisor → both       {"apply": {...}}          settings that can change at runtime
 
@@ -22,17 +25,21 @@ once and leaves nothing behind.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
-import os
 import shutil
 import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+from service.runtime import FAILED_STATUS, exit_at_once
 
 Message = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class ControlChannel:
@@ -51,30 +58,48 @@ class ControlChannel:
 
     def receive(self) -> Message:
         """The next message; exits the process if the channel is closed."""
-        text = self._file.readline()
+        text = b""
+        with contextlib.suppress(ConnectionError):
+            text = self._file.readline()
         if not text.endswith(b"\n"):
             self._exit()
         message: Message = json.loads(text)
         return message
 
     def send(self, **message: Any) -> None:
-        self._socket.sendall(encode(message))
+        """Sends a message; exits the process if the channel is closed."""
+        try:
+            self._socket.sendall(encode(message))
+        except ConnectionError:
+            self._exit()
 
     def follow(self, handle: Callable[[Message], object]) -> None:
-        """Passes each message to `handle`, in a thread, so that a busy loop does not delay exit."""
+        """Passes each message to `handle` on the running event loop.
+
+        A thread receives them, so that a busy loop does not delay exit. If one cannot be handled,
+        the process exits: it would disagree with the others from then on.
+        """
+        loop = asyncio.get_running_loop()
+
+        def handle_or_exit(message: Message) -> None:
+            try:
+                handle(message)
+            except Exception:
+                log.critical("cannot handle a message of the supervisor; exiting", exc_info=True)
+                exit_at_once(FAILED_STATUS)
 
         def read() -> None:
             while True:
-                handle(self.receive())
+                message = self.receive()
+                with contextlib.suppress(RuntimeError):  # The loop has ended, and the process will.
+                    loop.call_soon_threadsafe(handle_or_exit, message)
 
         threading.Thread(target=read, name="control", daemon=True).start()
 
-    def _exit(self) -> None:
+    def _exit(self) -> NoReturn:
         # A supervisor that was killed could not remove it.
         shutil.rmtree(self.folder, ignore_errors=True)
-        logging.shutdown()
-        # Other threads may be inside native code; unloading the interpreter would abort them.
-        os._exit(0)
+        exit_at_once(0)
 
 
 def engine_socket(folder: str) -> str:

@@ -7,7 +7,6 @@ that still submits images to the model it replaced.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from service.config.settings import MOST_MODELS, ModelSettings
-from service.errors import NotReady, ServiceError, error_of, refusal_of
+from service.errors import RETRY_SECONDS, NotReady, ServiceError, error_of, refusal_of
 from service.repository.registry import Registry
 from service.workers.control import Message
 from service.workers.process import ChildProcess
@@ -23,8 +22,8 @@ from service.workers.process import ChildProcess
 log = logging.getLogger(__name__)
 # The facts that the form of a model's requests and results follows from: front ends rely on them.
 FORM = ("input", "labels", "channels", "map_side")
-# For every front end to acknowledge a change; one that takes longer is as good as dead.
-AGREEMENT_SECONDS = 30.0
+# For every front end to acknowledge a change. A frozen one is usually replaced sooner.
+AGREEMENT_SECONDS = 60.0
 
 
 @dataclass(eq=False)
@@ -64,6 +63,7 @@ class Coordinator:
         self._loading: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._front_ends: dict[ChildProcess, int] = {}  # and the version that each serves
         self._version = 0
+        self._refusals: dict[int, str] = {}  # by version: why a front end cannot serve its models
         self._agreed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -105,7 +105,7 @@ class Coordinator:
         self._engine_up.set()
         self.started.set()
         if any(new is not old for new, old in zip(opened, models, strict=False)):
-            await self._agree()
+            await self._agree(required=True)
 
     def _reopened(self, model: ServedModel, facts: dict[str, Any]) -> ServedModel:
         """The model in a new engine process: a replacement if its form differs."""
@@ -162,7 +162,7 @@ class Coordinator:
         numbers = [model.number for model in self.registry.models]
         if not self._loaded.issuperset(numbers):
             # The engine process that loaded one of them has ended; the next one will open it.
-            self._engine.process.kill()
+            self._engine.kill()
         else:
             self._engine.send(serve=numbers)
             self._loaded.intersection_update(numbers)
@@ -184,6 +184,8 @@ class Coordinator:
             async with self._agreed:
                 if child in self._front_ends:
                     self._front_ends[child] = message["version"]
+                    if "refusal" in message:
+                        self._refusals[message["version"]] = message["refusal"]
                 self._agreed.notify_all()
         else:
             task = asyncio.get_running_loop().create_task(self._change(child, message))
@@ -198,22 +200,35 @@ class Coordinator:
                 created = await self.registry.put(settings)
             else:
                 await self.registry.delete(message["delete"])
-        except ServiceError as error:
+        except Exception as error:
+            # The client waits: it gets a response, whatever goes wrong.
+            if not isinstance(error, ServiceError):
+                log.exception("a change of the models failed")
             child.send(response=message["request"], refusal=refusal_of(error))
         else:
             child.send(response=message["request"], created=created)
 
-    async def _install(self) -> None:
-        await self._agree()
+    async def _install(self, *, required: bool) -> None:
+        if refusal := await self._agree(required=required):
+            raise NotReady(f"nothing was changed: {refusal}; retry", RETRY_SECONDS)
         self._serve()
 
-    async def _agree(self) -> None:
-        """Waits until every front end serves the current models."""
+    async def _agree(self, *, required: bool) -> str:
+        """Waits until every front end serves the current models; why one cannot, or "".
+
+        If they are `required`, a front end serves them even if it cannot reach them yet.
+        """
         self._version = version = self._version + 1
         for child in self._front_ends:
-            child.send(models=self.facts(), version=version)
-        with contextlib.suppress(TimeoutError):
+            child.send(models=self.facts(), version=version, required=required)
+        try:
             async with asyncio.timeout(AGREEMENT_SECONDS), self._agreed:
                 await self._agreed.wait_for(
                     lambda: all(served >= version for served in self._front_ends.values())
                 )
+        except TimeoutError:
+            late = f"a front end has not responded for {AGREEMENT_SECONDS:g} s"
+            return "" if required else late
+        finally:
+            refusal = self._refusals.pop(version, "")
+        return refusal

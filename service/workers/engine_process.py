@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import sys
 from collections.abc import Callable
@@ -16,18 +15,19 @@ from collections.abc import Callable
 import uvloop
 
 from service import runtime
-from service.config.settings import ModelSettings, Settings
+from service.config.settings import MOST_MODELS, ModelSettings, Settings
 from service.errors import LoadFailed, refusal_of
 from service.logs import log_to_stderr, set_log_level
 from service.repository.loader import FORESEEN, Loader, lost
 from service.repository.model import LocalModel, facts_of
 from service.workers.control import ControlChannel, Message
 from service.workers.engine_server import EngineServer
+from service.workers.heartbeat import ENGINE, Heartbeats
 from service.workers.shared_metrics import SharedMetrics
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
-LOST_STATUS = 70  # sysexits.h: EX_SOFTWARE
+FILES_BESIDE_CONNECTIONS = 512
 
 
 async def exit_when_lost(server: EngineServer) -> None:
@@ -37,9 +37,7 @@ async def exit_when_lost(server: EngineServer) -> None:
     for name, reason in reasons.items():
         log.critical("%s: %s; exiting", name, reason)
     await asyncio.sleep(WATCH_SECONDS)  # For pending responses to reach the front ends.
-    logging.shutdown()
-    # A thread stuck in native code would block an orderly exit.
-    os._exit(LOST_STATUS)
+    runtime.exit_at_once(runtime.FAILED_STATUS)
 
 
 class CommandHandler:
@@ -64,7 +62,10 @@ class CommandHandler:
     async def _load(self, number: int, settings: ModelSettings) -> None:
         try:
             model = await self._loader.load(settings)
-        except LoadFailed as error:
+        except Exception as error:
+            # The supervisor waits: it gets a response, whatever goes wrong.
+            if not isinstance(error, LoadFailed):
+                log.exception("loading %s failed", settings.spec)
             self._send(loaded=number, refusal=refusal_of(error))
         else:
             self._server.add(number, model)
@@ -93,16 +94,17 @@ async def serve(
     channel: ControlChannel,
     listener: socket.socket,
     metrics: SharedMetrics,
+    heartbeats: Heartbeats,
 ) -> None:
     runtime.tune_interpreter()
-    loop = asyncio.get_running_loop()
     server = EngineServer()
     for number, model in models.items():
         server.add(number, model)
         loader.start(model)
     commands = CommandHandler(loader, server, channel.send)
-    channel.follow(lambda message: loop.call_soon_threadsafe(commands.handle, message))
+    channel.follow(commands.handle)
     await asyncio.gather(
+        heartbeats.beat(ENGINE),
         server.accept(listener),
         server.watch(),
         metrics.keep_fresh(),
@@ -116,7 +118,7 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
     try:
-        metrics = SharedMetrics(folder, with_parent=True)
+        metrics = SharedMetrics(folder, "engine", with_parent=True)
         loader = Loader(settings, metrics, start["request_seconds"])
         models = loader.open_all()
     except FORESEEN as error:  # `serve` reports it in one line.
@@ -125,7 +127,10 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     loader.show(models)
     channel.send(models=[facts_of(model) for model in models])
     numbered = dict(zip(channel.receive()["numbers"], models, strict=True))
-    uvloop.run(serve(loader, numbered, channel, socket.socket(fileno=listener_fd), metrics))
+    runtime.allow_files(MOST_MODELS * settings.workers + FILES_BESIDE_CONNECTIONS)
+    heartbeats = Heartbeats(start["heartbeats"], settings.workers)
+    listener = socket.socket(fileno=listener_fd)
+    uvloop.run(serve(loader, numbered, channel, listener, metrics, heartbeats))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from service.errors import RETRY_SECONDS, EngineFailed, QueueFull, refusal_of
 from service.inference.batcher import Job, Priority
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
+from service.logs import LogLimit, with_suppressed
 from service.repository.model import LocalModel, state_of
 from service.workers import wire
 from service.workers.shared_memory import MemoryShape, SharedMemory
@@ -20,6 +21,8 @@ from service.workers.wire import Frames, JobResult, Kind, Submit, task_of
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
+OUT_OF_FILES_SECONDS = 1.0
+LOG_SECONDS = 10.0  # between two lines of the same reason
 
 
 class FrontEndConnection(asyncio.Protocol):
@@ -103,7 +106,7 @@ class FrontEndConnection(asyncio.Protocol):
         if not future.cancelled():
             try:
                 self._region.write_row(submitted.slot, future.result())
-            except ValueError:  # Every job gets a result or a refusal, whatever goes wrong.
+            except Exception:  # Every job gets a result or a refusal, whatever goes wrong.
                 log.exception("%s: a result does not fit its slot", self._model.name)
                 misfit = "the result does not fit this model any more; retry"
                 self._refuse(submitted.job, EngineFailed(misfit, RETRY_SECONDS))
@@ -133,6 +136,7 @@ class EngineServer:
         self._states: dict[int, bytes] = {}
         self._retired: set[int] = set()
         self._accepting: set[asyncio.Task[None]] = set()
+        self._log_limit = LogLimit(LOG_SECONDS)
 
     @property
     def models(self) -> dict[int, LocalModel]:
@@ -160,30 +164,54 @@ class EngineServer:
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
         while True:
-            stream, _ = await loop.sock_accept(listener)
+            try:
+                stream, _ = await loop.sock_accept(listener)
+            except OSError as error:  # Too many open files, for instance.
+                log.error("cannot accept front ends: %s", error.strerror)  # noqa: TRY400
+                await asyncio.sleep(OUT_OF_FILES_SECONDS)
+                continue
             accepting = loop.create_task(self._accept(stream))
             self._accepting.add(accepting)
             accepting.add_done_callback(self._accepting.discard)
 
     async def _accept(self, stream: socket.socket) -> None:
+        """Makes a connection of a stream on which HELLO arrives, or closes it."""
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(stream, readable.set)
-        await readable.wait()
-        loop.remove_reader(stream)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(stream)
+        try:
+            connection = self._connection(stream)
+        except Exception as error:  # noqa: BLE001 - the front end connects again
+            if (unlogged := self._log_limit.suppressed("connection")) is not None:
+                more = with_suppressed(unlogged)
+                log.error("a front end cannot connect: %s%s", error, more)  # noqa: TRY400
+            connection = None
+        if connection is None:
+            stream.close()
+        else:
+            await loop.connect_accepted_socket(lambda: connection, stream)
+
+    def _connection(self, stream: socket.socket) -> FrontEndConnection | None:
+        """The connection that HELLO asks for; None: the model is gone, or the front end.
+
+        Raises:
+            OSError, ValueError: the front end's memory cannot be mapped, or HELLO is malformed.
+        """
         data, fds, _, _ = socket.recv_fds(stream, 2**16, 1)
         if not data or not fds:
-            stream.close()  # The front end ended before it sent HELLO.
-            return
-        ((_, body),) = Frames().feed(data)
-        hello = wire.content(body)
-        shape, number = MemoryShape(*hello["shape"]), hello["model"]
-        model = self.models.get(number)
+            return None
         try:
+            ((_, body),) = Frames().feed(data)
+            hello = wire.content(body)
+            shape, number = MemoryShape(*hello["shape"]), hello["model"]
+            model = self.models.get(number)
             if model is None:
-                stream.close()  # The supervisor will send the front end other models.
-                return
-            connection = FrontEndConnection(
+                return None  # The supervisor will send the front end other models.
+            return FrontEndConnection(
                 model,
                 SharedMemory(fds[0], shape),
                 on_made=partial(self._add, number),
@@ -191,7 +219,6 @@ class EngineServer:
             )
         finally:
             os.close(fds[0])
-        await loop.connect_accepted_socket(lambda: connection, stream)
 
     def _add(self, number: int, connection: FrontEndConnection) -> None:
         if number not in self.models:

@@ -6,20 +6,22 @@ inherited file descriptors, and the folder that all processes share. It never im
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import sys
 from collections.abc import Generator
 
+from service import runtime
 from service.config.settings import Settings
 from service.http.app import create_app
 from service.http.server import Server
 from service.inference.decoding import Decoder
 from service.logs import log_to_stderr
 from service.workers.control import ControlChannel, Message, engine_socket
+from service.workers.heartbeat import FRONT_ENDS, Heartbeats, patience
 from service.workers.occupancy import Occupancy
-from service.workers.remote import FrontEndResources, RemoteRepository
+from service.workers.remote import RemoteRepository
+from service.workers.remote_model import FrontEndResources
 from service.workers.shared_metrics import SharedMetrics
 
 
@@ -37,23 +39,26 @@ class FrontEnd(Server):
         metrics: SharedMetrics,
         channel: ControlChannel,
         listener: socket.socket,
-        occupancy: Occupancy,
-        index: int,
+        shared: FrontEndResources,
     ) -> None:
         super().__init__(create_app(settings, metrics, repository), settings, listener)
         self._repository = repository
         self._metrics = metrics
         self._channel = channel
-        self._occupancy = occupancy
-        self._index = index
+        self._occupancy = shared.occupancy
+        self._heartbeats = shared.heartbeats
+        self._index = shared.index
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield  # The supervisor forwards them.
 
     def announce(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._refreshing = loop.create_task(self._metrics.keep_fresh())
+        beating = self._heartbeats.beat(FRONT_ENDS + self._index)
+        self._essential = [
+            runtime.essential(self._metrics.keep_fresh(), "refreshing the metrics"),
+            runtime.essential(beating, "the heartbeat"),
+        ]
 
         def handle(message: Message) -> None:
             if "signal" in message:
@@ -64,7 +69,7 @@ class FrontEnd(Server):
                 self._repository.on_message(message)
 
         self._channel.send(up=True)
-        self._channel.follow(lambda message: loop.call_soon_threadsafe(handle, message))
+        self._channel.follow(handle)
 
     def lead(self, pending: int) -> int:
         connections = len(self.server_state.connections) + pending
@@ -84,14 +89,19 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     start = channel.receive()
     settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
-    metrics = SharedMetrics(folder)
     index = start["index"]
-    occupancy = Occupancy(start["occupancy"], settings.workers)
-    decoder = Decoder(settings.decode_threads, settings.max_pixels)
-    resources = FrontEndResources(index, engine_socket(folder), occupancy, decoder)
+    metrics = SharedMetrics(folder, f"front-{index + 1}")
+    resources = FrontEndResources(
+        index,
+        engine_socket(folder),
+        Occupancy(start["occupancy"], settings.workers),
+        Heartbeats(start["heartbeats"], settings.workers),
+        patience(settings.engine_timeout_s),
+        Decoder(settings.decode_threads, settings.max_pixels),
+    )
     repository = RemoteRepository(start["models"], resources, metrics, channel.send)
     listener = socket.socket(fileno=listener_fd)
-    server = FrontEnd(settings, repository, metrics, channel, listener, occupancy, index)
+    server = FrontEnd(settings, repository, metrics, channel, listener, resources)
     server.run(sockets=[])
     sys.exit(1 if server.cut_off else 0)
 

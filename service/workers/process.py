@@ -1,4 +1,4 @@
-"""A child process of the supervisor."""
+"""A child process of the supervisor, and its role."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import json
 import os
 import socket
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from service.config.variables import environment
@@ -17,6 +17,21 @@ from service.workers.control import Message, encode
 
 MARGIN_SECONDS = 5.0
 MAX_MESSAGE = 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a child does, and its successor after it.
+
+    `name`: in the log; `key`: in the names of files; `module`: of `service.workers`; `listener`:
+    the socket on which it accepts connections; `number`: among the heartbeats.
+    """
+
+    name: str
+    key: str
+    module: str
+    listener: socket.socket
+    number: int
 
 
 class ChildProcess:
@@ -29,30 +44,36 @@ class ChildProcess:
         writer: asyncio.StreamWriter,
     ) -> None:
         self.process = process
-        self.started = time.monotonic()
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def start(
-        cls, module: str, listener: socket.socket, folder: str, inherited: Sequence[int]
-    ) -> ChildProcess:
-        """Runs `service.workers.MODULE`, which inherits `listener` and the other descriptors."""
+    async def start(cls, role: Role, folder: str, inherited: Sequence[int]) -> ChildProcess:
+        """Starts a child, which inherits its listener and the other descriptors.
+
+        Raises:
+            OSError: there is no memory, or there are too many processes or files.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # Files in the working directory must not shadow modules.
-                "-m",
-                f"service.workers.{module}",
-                *(str(fd) for fd in (theirs.fileno(), listener.fileno())),
-                folder,
-                pass_fds=(theirs.fileno(), listener.fileno(), *inherited),
-                env=environment(
-                    PYTHONPATH=os.pathsep.join(sys.path), PROMETHEUS_MULTIPROC_DIR=folder
-                ),
-                start_new_session=True,
-            )
+        fds = (theirs.fileno(), role.listener.fileno())
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-P",  # Files in the working directory must not shadow modules.
+                    "-m",
+                    f"service.workers.{role.module}",
+                    *map(str, fds),
+                    folder,
+                    pass_fds=(*fds, *inherited),
+                    env=environment(
+                        PYTHONPATH=os.pathsep.join(sys.path), PROMETHEUS_MULTIPROC_DIR=folder
+                    ),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
         return cls(process, *await asyncio.open_connection(sock=ours, limit=MAX_MESSAGE))
 
     def send(self, **message: Any) -> None:
@@ -78,5 +99,10 @@ class ChildProcess:
         try:
             await asyncio.wait_for(self.process.wait(), MARGIN_SECONDS)
         except TimeoutError:
-            self.process.kill()
+            self.kill()
             await self.process.wait()
+
+    def kill(self) -> None:
+        """Ends the child at once, even if it is stopped."""
+        with contextlib.suppress(ProcessLookupError):  # It has just ended.
+            self.process.kill()

@@ -4,154 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
-import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import Any
 
-from models.preprocess import InputSpec
-from service.config.settings import MOST_MODELS, ModelSettings
+from service import runtime
+from service.config.settings import ModelSettings
 from service.errors import error_of
-from service.inference.batcher import Job
-from service.inference.decoding import Decoder
-from service.inference.interfaces import Computed, batch_share
-from service.inference.pace import Load
-from service.inference.pipeline import decode_and_queue
-from service.inference.ranking import Row
-from service.inference.refcount import RefCount
-from service.inference.tasks import Pixels
 from service.metrics import Metrics
-from service.workers import wire
 from service.workers.control import Message
-from service.workers.engine_client import EngineConnection, SlotQueue
-from service.workers.occupancy import Occupancy
-from service.workers.shared_memory import MemoryShape, SharedMemory
-from service.workers.wire import Kind
+from service.workers.heartbeat import BEAT_SECONDS, ENGINE, SUPERVISOR, UNREADY_SECONDS
+from service.workers.remote_model import FrontEndResources, RemoteModel
 
-log = logging.getLogger(__name__)
-RECONNECT_SECONDS = 0.1
 # For the engine process to send a new model's state; it may be dying.
 STATE_SECONDS = 5.0
-STARTING = "the engine process is starting"
-
-
-@dataclass(frozen=True, slots=True)
-class FrontEndResources:
-    """Resources that the models of a front end share: `index` is the front end's own, `path` the
-    socket on which the engine process listens."""
-
-    index: int
-    path: str
-    occupancy: Occupancy
-    decoder: Decoder
-
-
-class RemoteModel:
-    """A model whose engines run in the engine process; see `service.inference.interfaces.Model`.
-
-    It reconnects whenever its connection breaks. `facts` come from the supervisor.
-    """
-
-    def __init__(self, facts: dict[str, Any], resources: FrontEndResources) -> None:
-        settings = ModelSettings.model_validate(facts["settings"])
-        self.settings = settings
-        self.number: int = facts["number"]
-        self.name: str = facts["name"]
-        self.input = InputSpec(**facts["input"])
-        self.labels: Sequence[str] = facts["labels"]
-        self.channels: int = facts["channels"]
-        self.map_side: int = facts["map_side"]
-        self.batch_share = batch_share(settings)
-        index, occupancy = self.number % MOST_MODELS, resources.occupancy
-        self._decoder = resources.decoder
-        self.queue = SlotQueue(
-            settings.max_queue,
-            settings.max_queue_bytes,
-            hold=partial(occupancy.hold, resources.index, index),
-            total=partial(occupancy.total, index),
-        )
-        self.users = RefCount()
-        self.entering = 0
-        self.ready, self.reason = False, STARTING
-        self.has_state = asyncio.Event()
-        self._card: dict[str, Any] = facts["card"]
-        self._batch_ms: dict[str, float] = {}
-        self._path = resources.path
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._stay_connected())
-
-    def close(self) -> None:
-        """Disconnects; the engine process frees a retired model without connections."""
-        if self._task is not None:
-            self._task.cancel()
-
-    def describe(self) -> dict[str, Any]:
-        return self._card | {"reason": self.reason}
-
-    def check(self, load: Load) -> None:
-        self.queue.check(load=load)
-
-    async def compute(
-        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
-    ) -> Computed:
-        return await decode_and_queue(self, self._decoder, self.queue, image, job, deadline)
-
-    def _on_state(self, state: dict[str, Any]) -> None:
-        measured = state["card"].get("batch_ms")
-        if measured and measured != self._batch_ms:
-            self._batch_ms = measured
-            self.queue.pace.measured({int(size): ms / 1000 for size, ms in measured.items()})
-        self.ready, self.reason, self._card = state["ready"], state["reason"], state["card"]
-        self.has_state.set()
-
-    async def _stay_connected(self) -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                connection = await self._connect()
-                try:
-                    await connection.lost.wait()
-                finally:
-                    connection.close()
-                if self.has_state.is_set():
-                    log.warning("%s: lost the connection to the engine process", self.name)
-            await asyncio.sleep(RECONNECT_SECONDS)
-
-    def _on_lost(self) -> None:
-        self.ready, self.reason = False, "the engine process ended; another is starting"
-        self._card = self._card | {"engine": None, "state": "loading"}
-
-    async def _connect(self) -> EngineConnection:
-        loop = asyncio.get_running_loop()
-        shape = MemoryShape(
-            self.settings.max_queue,
-            self.input.size,
-            len(self.labels),
-            self.channels,
-            self.map_side**2,
-        )
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        stream.setblocking(False)
-        fd = SharedMemory.allocate(shape)
-        try:
-            await loop.sock_connect(stream, self._path)
-            hello = {"model": self.number, "shape": shape}
-            socket.send_fds(stream, [wire.message(Kind.HELLO, hello)], [fd])
-            connection = EngineConnection(
-                self.queue, SharedMemory(fd, shape), self._on_state, self._on_lost
-            )
-            await loop.create_unix_connection(lambda: connection, sock=stream)
-        except BaseException:
-            stream.close()
-            raise
-        finally:
-            os.close(fd)
-        return connection
 
 
 class RemoteRepository:
@@ -170,6 +36,9 @@ class RemoteRepository:
         self._resources = resources
         self._metrics = metrics
         self._send = send
+        self._engine = resources.heartbeats.watch(ENGINE)
+        self._supervisor = resources.heartbeats.watch(SUPERVISOR)
+        self._dead = ""
         self._responses: dict[int, asyncio.Future[bool]] = {}
         self._numbers = count()
         self._lock = asyncio.Lock()
@@ -180,10 +49,27 @@ class RemoteRepository:
     def start(self) -> None:
         for model in self.models.values():
             model.start()
+        self._keep(runtime.essential(self._watch_heartbeats(), "the watch of other processes"))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch_heartbeats(self) -> None:
+        while True:
+            silent = self._engine.look() > UNREADY_SECONDS
+            for model in self.models.values():
+                model.silent = silent
+            gone = self._supervisor.look() > self._resources.patience
+            self._dead = "the supervisor does not respond" if gone else ""
+            await asyncio.sleep(BEAT_SECONDS)
 
     def dead(self) -> dict[str, str]:
-        """Empty: an engine process with a lost engine exits, and the supervisor replaces it."""
-        return {}
+        """Why this service must be replaced: the supervisor is frozen, and replaces nothing.
+
+        It replaces a frozen engine process, and one with a lost engine.
+        """
+        return dict.fromkeys(self.models, self._dead) if self._dead else {}
 
     def close(self, timeout: float) -> bool:
         """True: no engine runs in this process."""
@@ -208,9 +94,7 @@ class RemoteRepository:
     def on_message(self, message: Message) -> None:
         """Handles a message of the supervisor: a response, or other models."""
         if "models" in message:
-            task = asyncio.get_running_loop().create_task(self._replace(**message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(runtime.essential(self._replace(**message), "replacing models"))
             return
         response = self._responses.get(message["response"])
         if response is None or response.done():
@@ -220,7 +104,10 @@ class RemoteRepository:
         else:
             response.set_result(message["created"])
 
-    async def _replace(self, models: list[dict[str, Any]], version: int) -> None:
+    async def _replace(
+        self, models: list[dict[str, Any]], version: int, *, required: bool = False
+    ) -> None:
+        """Serves `models`; unless they are `required`, only if all can be reached."""
         async with self._lock:
             present = {model.number: model for model in self.models.values()}
             replacement = [
@@ -234,6 +121,13 @@ class RemoteRepository:
                 async with asyncio.timeout(STATE_SECONDS):
                     for model in new:
                         await model.has_state.wait()
+            unreached = [model for model in new if not model.has_state.is_set()]
+            if unreached and not required:
+                reasons = {f"{model.name}: {model.reason}" for model in unreached}
+                for model in new:
+                    model.close()
+                self._send(version=version, refusal="; ".join(sorted(reasons)))
+                return
             self._serve(replacement)
         self._send(version=version)
 

@@ -81,7 +81,11 @@ class SharedMemory:
     def allocate(shape: MemoryShape) -> int:
         """The file descriptor of new memory for `shape`; pages are allocated when written."""
         fd = os.memfd_create("resnet-serve", os.MFD_CLOEXEC)
-        os.ftruncate(fd, shape.nbytes)
+        try:
+            os.ftruncate(fd, shape.nbytes)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     def pixels(self, slot: int, *, whole: bool) -> Pixels:

@@ -1,17 +1,20 @@
 """Metrics of several processes: a scrape of any front end returns the sums of all.
 
-Each process keeps its values in its own files, in a folder that all share. A dead process's
-counters stay; its gauges are removed.
+Each process keeps its values in its own files, in a folder that all share. The files carry the name
+of its role: the successor of a dead process continues its counters, so that files do not grow in
+number. A dead process's gauges are removed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
-import tempfile
+import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from prometheus_client import (
@@ -22,11 +25,15 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     multiprocess,
+    values,
 )
+from prometheus_client.mmap_dict import MmapedDict
 
+from models import files
 from service.errors import ConfigError
 from service.metrics import Metrics
 
+log = logging.getLogger(__name__)
 REFRESH_SECONDS = 0.25
 START, CPU = "process_start_time_seconds", "process_cpu_seconds_total"
 # Files in memory: they are mapped, and a write that finds the disk full would kill the process.
@@ -35,33 +42,31 @@ KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemi
 FILE_BYTES = 2**16  # the initial size in prometheus_client
 
 
-def new_folder(processes: int) -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def new_folder(processes: int) -> Iterator[Path]:
     """A folder with room for the files of `processes`.
 
     Raises:
         ConfigError: neither memory nor disk has the space.
     """
     reasons = []
-    for parent in (MEMORY, None):
-        try:
-            folder = tempfile.TemporaryDirectory(
-                prefix="resnet-serve-", dir=parent, ignore_cleanup_errors=True
+    with ExitStack() as stack:
+        for parent in (MEMORY, None):
+            try:
+                folder = stack.enter_context(files.scratch("workers", parent))
+                reserve(folder / "room", processes * len(KINDS) * FILE_BYTES)
+                break
+            except OSError as error:
+                reasons.append(error.strerror or str(error))
+                stack.close()
+        else:
+            raise ConfigError(
+                f"no space for the processes' shared files in {MEMORY} ({reasons[0]}) or in the "
+                f"folder for temporary files ({reasons[1]}); free space in one of them, or set "
+                "workers to 1"
             )
-        except OSError as error:
-            reasons.append(error.strerror or str(error))
-            continue
-        try:
-            reserve(Path(folder.name) / "room", processes * len(KINDS) * FILE_BYTES)
-        except OSError as error:
-            reasons.append(error.strerror or str(error))
-            folder.cleanup()
-            continue
-        (Path(folder.name) / "room").unlink()
-        return folder
-    raise ConfigError(
-        f"no space for the processes' shared files in {MEMORY} ({reasons[0]}) or in the folder for "
-        f"temporary files ({reasons[1]}); free space in one of them, or set workers to 1"
-    )
+        (folder / "room").unlink()
+        yield folder
 
 
 def reserve(path: Path, size: int) -> None:
@@ -73,12 +78,15 @@ def reserve(path: Path, size: int) -> None:
 class SharedMetrics(Metrics):
     """This process's metrics, and the view of all processes'.
 
-    `with_parent`: includes the resources of its parent, which has no metrics.
+    `role` is unique among living processes, without an underscore. `with_parent`: includes the
+    resources of its parent, which has no metrics.
     """
 
-    def __init__(self, folder: str, *, with_parent: bool = False) -> None:
+    def __init__(self, folder: str, role: str, *, with_parent: bool = False) -> None:
         for kind in KINDS:
-            reserve(Path(folder) / f"{kind}_{os.getpid()}.db", FILE_BYTES)
+            _prepare(Path(folder) / f"{kind}_{role}.db")
+        # By default, it would name files by process number.
+        values.ValueClass = values.MultiProcessValue(lambda: role)  # type: ignore[no-untyped-call]
         self._watched: dict[Gauge, Callable[[], float]] = {}
         self._refreshing = threading.Lock()  # A scrape refreshes in a thread.
         super().__init__()
@@ -126,10 +134,11 @@ class SharedMetrics(Metrics):
             gauge.set(read())
         usages = [samples(process) for process in self._processes]
         for name, gauge in self._machine.items():
-            values = [usage[name] for usage in usages if name in usage]
-            gauge.set(min(values) if name == START else sum(values))
+            # Without a free file descriptor, nothing is known.
+            if found := [usage[name] for usage in usages if name in usage]:
+                gauge.set(min(found) if name == START else sum(found))
         for index, usage in enumerate(usages):
-            seconds = usage.get(CPU, 0.0)
+            seconds = usage.get(CPU, self._cpu_seconds[index])
             self._cpu.inc(max(0.0, seconds - self._cpu_seconds[index]))
             self._cpu_seconds[index] = seconds
 
@@ -156,8 +165,7 @@ class MergedCollector(multiprocess.MultiProcessCollector):
         super().__init__(registry, folder)  # type: ignore[no-untyped-call]
 
     def collect(self) -> Iterable[Metric]:
-        # A file that a process has just created is empty for a moment.
-        files = [str(path) for path in Path(self._path).glob("*.db") if path.stat().st_size]
+        files = [str(path) for path in Path(self._path).glob("*.db") if _has_values(path)]
         merged: list[Metric] = [*self.merge(files)]  # type: ignore[no-untyped-call]
         names = {s.labels["model"] for each in merged for s in each.samples if "model" in s.labels}
         ended = self._ended(names)
@@ -175,6 +183,27 @@ def samples(process: ProcessCollector) -> dict[str, float]:
     return {sample.name: sample.value for family in process.collect() for sample in family.samples}
 
 
-def remove_gauges(folder: str, pid: int) -> None:
-    """Removes a dead process's gauges; its counters stay."""
-    multiprocess.mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+def _prepare(path: Path) -> None:
+    """Reserves a file's space; what a predecessor counted stays, unless it cannot be read."""
+    try:
+        if _has_values(path):
+            list(MmapedDict.read_all_values_from_file(path))  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, struct.error) as error:  # Killed while it wrote.
+        log.warning("%s is corrupt; its counters start again: %s", path.name, error)
+        path.unlink(missing_ok=True)
+    reserve(path, FILE_BYTES)
+
+
+def _has_values(path: Path) -> bool:
+    """False for a moment after a file was created, and if it has just been removed."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def remove_gauges(folder: str, role: str) -> None:
+    """Removes a dead process's gauges; its counters stay for its successor."""
+    for kind in KINDS:  # Not listed: that would need a free file descriptor.
+        if kind.startswith("gauge"):
+            (Path(folder) / f"{kind}_{role}.db").unlink(missing_ok=True)

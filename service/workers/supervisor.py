@@ -24,11 +24,20 @@ from service.config.sources import SECRETS
 from service.errors import ConfigError
 from service.http.listener import BACKLOG, NEW_CONNECTION_SECONDS, announce
 from service.logs import set_log_level
+from service.runtime import essential
 from service.workers import shared_metrics
 from service.workers.control import engine_socket
 from service.workers.coordinator import Coordinator
+from service.workers.heartbeat import (
+    BEAT_SECONDS,
+    ENGINE,
+    FRONT_ENDS,
+    SUPERVISOR,
+    Heartbeats,
+    patience,
+)
 from service.workers.occupancy import Occupancy
-from service.workers.process import MARGIN_SECONDS, ChildProcess
+from service.workers.process import MARGIN_SECONDS, ChildProcess, Role
 
 log = logging.getLogger(__name__)
 # Delays before restarts; a process that has lived long starts again at the first.
@@ -44,39 +53,27 @@ def supervise(
     `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`.
 
     Raises:
-        ConfigError: a model cannot be served.
+        ConfigError: a model cannot be served, or there is no space for the shared files.
     """
-    with shared_metrics.new_folder(settings.workers + 1) as folder:
-        supervisor = Supervisor(settings, listener, folder, reload, request_seconds)
-        return asyncio.run(supervisor.run())
+    return asyncio.run(Supervisor(settings, listener, reload, request_seconds).run())
 
 
 class Supervisor:
-    """Starts, watches and ends the other processes.
-
-    `folder` holds the metrics' files and the engine process's socket.
-    """
+    """Starts, watches and ends the other processes."""
 
     def __init__(
-        self,
-        settings: Settings,
-        listener: socket.socket,
-        folder: str,
-        reload: Reload,
-        request_seconds: float,
+        self, settings: Settings, listener: socket.socket, reload: Reload, request_seconds: float
     ) -> None:
         self._settings = settings
         self._request_seconds = request_seconds
         self._reload = reload
         self._coordinator = Coordinator(settings.models, settings.load_timeout_s)
         self._listener = listener
-        self._folder = folder
-        # It outlives every engine process: connections in between wait for the next one.
-        self._engine_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._engine_listener.bind(engine_socket(folder))
-        self._engine_listener.listen(BACKLOG)
+        self._folder = ""  # It holds the metrics' files and the engine process's socket.
         self._occupancy_fd = Occupancy.allocate(settings.workers)
         self._occupancy = Occupancy(self._occupancy_fd, settings.workers)
+        self._heartbeats_fd = Heartbeats.allocate(settings.workers)
+        self._heartbeats = Heartbeats(self._heartbeats_fd, settings.workers)
         self._stopping = asyncio.Event()
         self._up: set[int] = set()
         self._engine: ChildProcess | None = None
@@ -84,28 +81,43 @@ class Supervisor:
         self._children: set[ChildProcess] = set()
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
+        # First, so that a signal leaves no folder behind.
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
+        with shared_metrics.new_folder(self._settings.workers + 1) as folder:
+            self._folder = str(folder)
+            return await self._supervise()
+
+    async def _supervise(self) -> int:
+        loop = asyncio.get_running_loop()
+        # It outlives every engine process: connections in between wait for the next one.
+        engine_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        engine_listener.bind(engine_socket(self._folder))
+        engine_listener.listen(BACKLOG)
+        engine = Role("the engine process", "engine", "engine_process", engine_listener, ENGINE)
         stopping = loop.create_task(self._stopping.wait())
-        engine = loop.create_task(
-            self._keep_running(
-                "the engine process", "engine_process", self._engine_listener, self._run_engine
-            )
-        )
         front_ends = [
             loop.create_task(
                 self._keep_running(
-                    f"front end {index + 1}",
-                    "front_end",
-                    self._listener,
+                    Role(
+                        f"front end {index + 1}",
+                        f"front-{index + 1}",
+                        "front_end",
+                        self._listener,
+                        FRONT_ENDS + index,
+                    ),
                     partial(self._run_front_end, index),
                 )
             )
             for index in range(self._settings.workers)
         ]
-        reloading = loop.create_task(self._follow_reloads())
-        tasks = {stopping, engine, reloading, *front_ends}
+        tasks = {
+            stopping,
+            loop.create_task(self._keep_running(engine, self._run_engine)),
+            loop.create_task(self._follow_reloads()),
+            loop.create_task(self._heartbeats.beat(SUPERVISOR)),
+            *front_ends,
+        }
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             # If every process got the signal, one that was starting may have died of it.
@@ -147,11 +159,7 @@ class Supervisor:
         return [task.result() for task in done] + [1] * len(late)
 
     async def _keep_running(
-        self,
-        name: str,
-        module: str,
-        listener: socket.socket,
-        run: Callable[[ChildProcess], Awaitable[None]],
+        self, role: Role, run: Callable[[ChildProcess], Awaitable[None]]
     ) -> int:
         """Restarts a process until the service stops; the exit status of the last one.
 
@@ -159,29 +167,56 @@ class Supervisor:
         """
         attempt = 0
         while True:
-            child = await ChildProcess.start(module, listener, self._folder, [self._occupancy_fd])
-            self._children.add(child)
-            await run(child)
-            status = await child.process.wait()
-            child.disconnect()
-            self._children.discard(child)
-            self._front_ends.discard(child)
-            shared_metrics.remove_gauges(self._folder, child.process.pid)
+            started = time.monotonic()
+            status, end = await self._run_child(role, run)
             if self._stopping.is_set():
                 return status
-            attempt = 0 if time.monotonic() > child.started + LONG_LIFE_SECONDS else attempt
+            attempt = 0 if time.monotonic() > started + LONG_LIFE_SECONDS else attempt
             delay = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
             attempt += 1
-            log.error(
-                "%s (%d) ended with status %d; restarting it in %g s",
-                name,
-                child.process.pid,
-                status,
-                delay,
-            )
+            log.error("%s %s; restarting it in %g s", role.name, end, delay)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
                 return 0
+
+    async def _run_child(
+        self, role: Role, run: Callable[[ChildProcess], Awaitable[None]]
+    ) -> tuple[int, str]:
+        """Runs a child until it ends; its exit status, and how it ended."""
+        inherited = [self._occupancy_fd, self._heartbeats_fd]
+        try:
+            child = await ChildProcess.start(role, self._folder, inherited)
+        except OSError as error:
+            return 1, f"cannot start: {error.strerror}"
+        self._children.add(child)
+        watching = essential(self._kill_when_silent(role, child), f"the watch of {role.name}")
+        try:
+            await run(child)
+            status = await child.process.wait()
+        finally:
+            watching.cancel()
+        child.disconnect()
+        self._children.discard(child)
+        self._front_ends.discard(child)
+        self._heartbeats.clear(role.number)
+        shared_metrics.remove_gauges(self._folder, role.key)
+        return status, f"({child.process.pid}) ended with status {status}"
+
+    async def _kill_when_silent(self, role: Role, child: ChildProcess) -> None:
+        """Kills a child whose event loop has stopped, which it cannot notice itself."""
+        silence = self._heartbeats.watch(role.number)
+        limit = patience(self._settings.engine_timeout_s)
+        while (seconds := silence.look()) < limit:  # noqa: ASYNC110 - another process's memory
+            await asyncio.sleep(BEAT_SECONDS)
+        # At shutdown a front end's loop ends first, and has time to exit.
+        if not self._stopping.is_set():
+            log.error(
+                "%s (%d) has not responded for %.0f s; killing it",
+                role.name,
+                child.process.pid,
+                seconds,
+            )
+            child.kill()
 
     async def _run_engine(self, child: ChildProcess) -> None:
         """Starts an engine process and handles its messages until it ends.
@@ -196,6 +231,7 @@ class Supervisor:
         child.send(
             settings=settings.model_dump(mode="json", exclude=set(SECRETS)),
             request_seconds=self._request_seconds,
+            heartbeats=self._heartbeats_fd,
         )
         report = await child.receive() or {"error": "the engine process ended while starting"}
         if "error" in report and not coordinator.started.is_set():
@@ -221,6 +257,7 @@ class Supervisor:
             models=coordinator.facts(),
             index=index,
             occupancy=self._occupancy_fd,
+            heartbeats=self._heartbeats_fd,
         )
         coordinator.join(child)
         self._front_ends.add(child)
@@ -235,7 +272,7 @@ class Supervisor:
 
     def _announce(self, index: int) -> None:
         """Logs once that all front ends accept connections."""
-        if index not in self._up:
+        if index not in self._up and not self._stopping.is_set():
             self._up.add(index)
             if len(self._up) == self._settings.workers:
                 names = [model.name for model in self._coordinator.registry.models]

@@ -126,6 +126,23 @@ def handles(pid: int, number: signal.Signals) -> bool:
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
+def test_a_sighup_in_the_first_moments_does_not_end_it() -> None:
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0", "--model", "random:resnet20"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 30
+    while not handles(process.pid, signal.SIGTERM):
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+
+
 @pytest.mark.parametrize(
     ("workers", "seconds", "number"),
     [(1, 0.0, signal.SIGTERM), (1, 0.7, signal.SIGINT), (2, 0.7, signal.SIGTERM)],

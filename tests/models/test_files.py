@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +98,75 @@ def test_a_folder_that_cannot_be_synchronised_is_none_that_fails(
 def test_a_folder_that_is_not_there_is_what_the_error_names(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none"), files.atomic(tmp_path / "none" / "file"):
         pass
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from models import files
+with files.scratch(sys.argv[1], Path(sys.argv[2])) as folder:
+    (folder / "large").write_text("large")
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def holder(kind: str, parent: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that holds a temporary folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, kind, str(parent)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process.stdout as lines:
+        return process, Path(lines.readline().strip())
+
+
+def test_a_temporary_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
+    killed, abandoned = holder("work", tmp_path)
+    living, used = holder("work", tmp_path)
+    other = tmp_path / "resnet-serve-other-abc"
+    other.mkdir()
+    link = tmp_path / "resnet-serve-work-link"
+    link.symlink_to(other)
+    try:
+        killed.kill()
+        killed.wait()
+        assert abandoned.exists()
+        with files.scratch("work", tmp_path) as folder:
+            assert folder.stat().st_mode & 0o777 == 0o700
+            assert not abandoned.exists()
+            assert (used / "large").exists()
+        assert not folder.exists()
+        assert other.exists()
+    finally:
+        living.kill()
+        living.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
+def test_a_temporary_folder_of_another_user_stays(tmp_path: Path) -> None:
+    theirs = tmp_path / "resnet-serve-work-theirs"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    with files.scratch("work", tmp_path):
+        assert theirs.exists()
+    assert theirs.exists()
+
+
+def test_many_that_begin_at_once_take_no_folder_from_each_other(tmp_path: Path) -> None:
+    lost: list[Path] = []
+
+    def use() -> None:
+        for _ in range(40):
+            with files.scratch("work", tmp_path) as folder:
+                time.sleep(0.001)
+                if not folder.exists():
+                    lost.append(folder)
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not lost
+    assert not list(tmp_path.iterdir())

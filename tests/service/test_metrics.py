@@ -24,7 +24,7 @@ def test_a_model_has_its_series_before_its_first_request() -> None:
     assert {s.labels["reason"] for s in found["resnet_serve_refusals"]} == set(REASONS)
     assert found["resnet_serve_engine_errors"][0].labels == {"model": "a", "device": "cpu"}
     phases = {s.labels["phase"] for s in found["resnet_serve_phase_seconds"]}
-    assert phases == {"decode", "queue", "inference", "total"}
+    assert phases == {"accept", "decode", "queue", "inference", "total"}
 
 
 def test_the_buckets_rise_from_a_quarter_millisecond_to_ten_seconds() -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +161,45 @@ def test_a_real_group_limits_the_processes_below_it(
     ).stdout.split()
     expected = min(percent / 100, os.cpu_count() or 1)
     assert [float(said[0]), int(said[1])] == [expected, math.ceil(expected)]
+
+
+def test_a_pause_of_whoever_watches_hardly_counts() -> None:
+    clock = runtime.AwakeClock(0.05)
+    clock.look()
+    for _ in range(5):
+        time.sleep(0.05)
+        clock.look()
+    awake = clock.seconds
+    assert awake >= 0.25
+    time.sleep(1)
+    assert clock.look() == pytest.approx(awake + 0.1)
+
+
+ENDING = """
+import asyncio
+from service import runtime
+
+async def fail():
+    raise KeyError("a bug")
+
+async def main():
+    task = runtime.essential(asyncio.sleep(0), "what ends well")
+    await task
+    other = runtime.essential(asyncio.sleep(60), "what is cancelled")
+    await asyncio.sleep(0)
+    other.cancel()
+    await asyncio.sleep(0.1)
+    task = runtime.essential(fail(), "the reloading")
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_a_task_that_must_not_fail_ends_the_process_and_says_why() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == runtime.FAILED_STATUS
+    assert done.stderr.startswith("the reloading failed; exiting")
+    assert "KeyError: 'a bug'" in done.stderr

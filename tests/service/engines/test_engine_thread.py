@@ -135,6 +135,7 @@ class Bench:
     ) -> None:
         self.engine = engine
         self.errors = self.out_of_memory = 0
+        self.bugs: list[Exception] = []  # raised where errors are counted
         self.ready: list[str] = []
         self.batches: list[int] = []
         self.batcher = batcher or Batcher[Pixels, Row](max_jobs=64, max_bytes=10**6)
@@ -158,6 +159,8 @@ class Bench:
 
     def _on_error(self) -> None:
         self.errors += 1
+        if self.bugs:
+            raise self.bugs.pop()
 
     def _on_out_of_memory(self) -> None:
         self.out_of_memory += 1
@@ -493,3 +496,45 @@ def test_a_better_engine_that_fails_leaves_the_one_that_serves() -> None:
     assert bench.ready == ["faulty"]
     assert bench.thread.state == "ready"
     bench.close()
+
+
+def test_a_bug_that_ends_the_thread_is_told_and_nobody_waits() -> None:
+    """The engine process is then replaced, and one process is no longer live."""
+    bench = Bench(Faulty("raise"), start=False)
+    bench.bugs = [KeyError("a bug")]
+    outcomes = asyncio.run(bench.ask_together(3))
+    assert [str(outcome) for outcome in outcomes] == ["the engine's thread has ended; retry"] * 3
+    bench.thread.join(20)
+    assert not bench.thread.is_alive()
+    assert bench.thread.state == "lost"
+    assert "a bug ended the engine's thread: KeyError" in bench.thread.reason
+
+    async def late() -> None:
+        with pytest.raises(EngineFailed, match="engine is down"):
+            await bench.ask()
+
+    asyncio.run(late())
+
+
+def test_a_model_that_has_ended_is_not_given_a_better_engine() -> None:
+    building, ended = threading.Event(), threading.Event()
+    built: list[str] = []
+
+    def first() -> Warm:
+        built.append("first")
+        building.set()
+        assert ended.wait(20)
+        return Faulty().warm()
+
+    def second() -> Warm:
+        built.append("second")
+        return Faulty().warm()
+
+    bench = Bench(Faulty(), improve=[first, second])
+    assert building.wait(20)
+    bench.close()
+    ended.set()
+    for thread in threading.enumerate():
+        if thread.name == "test/improve":
+            thread.join(20)
+    assert built == ["first"]

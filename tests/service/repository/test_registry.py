@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.config.settings import MOST_MODELS, ModelSettings, Settings
-from service.errors import Conflict, LoadFailed, UnknownModel
+from service.errors import Conflict, LoadFailed, NotReady, UnknownModel
 from service.metrics import Metrics
 from service.repository.local import LocalRepository
 from service.repository.registry import Registry
@@ -36,6 +36,7 @@ class Service:
         self.installed: list[list[str]] = []
         self.discarded: list[str] = []
         self.loading = 0
+        self.unreachable = ""  # the name of a model that not every process can serve
 
     async def load(self, row: ModelSettings) -> Loaded:
         self.loading += 1
@@ -48,9 +49,12 @@ class Service:
             self.loading -= 1
         return Loaded(row.name or "own", row)
 
-    async def install(self) -> None:
+    async def install(self, *, required: bool) -> None:
         await asyncio.sleep(0)
         self.installed.append(self.names)
+        if self.unreachable in self.names:
+            assert not required
+            raise NotReady("a process cannot connect", 1.0)
 
     def discard(self, loaded: Loaded) -> None:
         self.discarded.append(loaded.name)
@@ -120,6 +124,21 @@ def test_changes_take_turns_and_one_whose_caller_left_is_made_whole() -> None:
         first.cancel()
         assert await second is True
         assert service.installed == [["a", "b", "c"], ["a", "b", "c", "d"]]
+
+    run(test)
+
+
+def test_what_not_every_process_can_serve_is_taken_back() -> None:
+    async def test(service: Service) -> None:
+        service.unreachable = "c"
+        with pytest.raises(NotReady, match="cannot connect"):
+            await service.registry.put(row("c"))
+        with pytest.raises(NotReady, match="cannot connect"):
+            await service.registry.reload([row("a"), row("c"), row("d")])
+        assert service.names == ["a", "b"]
+        assert service.installed == [["a", "b", "c"], ["a", "b"], ["a", "c", "d"], ["a", "b"]]
+        assert service.discarded == ["c", "c", "d"]
+        assert await service.registry.put(row("d")) is True
 
     run(test)
 

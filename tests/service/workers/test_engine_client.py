@@ -25,9 +25,12 @@ from service.inference.ranking import Row
 from service.inference.tasks import CLASSIFY, Embed, Explain, Pixels, Task
 from service.metrics import Metrics
 from service.repository.model import LocalModel
+from service.workers import remote
 from service.workers.engine_server import EngineServer
+from service.workers.heartbeat import ENGINE, Heartbeats
 from service.workers.occupancy import Occupancy
-from service.workers.remote import FrontEndResources, RemoteModel, RemoteRepository
+from service.workers.remote import RemoteRepository
+from service.workers.remote_model import FrontEndResources, RemoteModel
 
 CLASSES = 3
 CHANNELS, MAP_SIDE = 4, 2
@@ -92,12 +95,18 @@ class Pair:
         fd = Occupancy.allocate(1)
         self.occupancy = Occupancy(fd, 1)
         os.close(fd)
+        fd = Heartbeats.allocate(1)
+        self.heartbeats = Heartbeats(fd, 1)
+        os.close(fd)
         self.sent: list[dict[str, Any]] = []  # to the supervisor
 
         def send(**message: Any) -> None:
             self.sent.append(message)
 
-        resources = FrontEndResources(0, self.path, self.occupancy, Decoder(1, 32**2))
+        decoder = Decoder(1, 32**2)
+        resources = FrontEndResources(
+            0, self.path, self.occupancy, self.heartbeats, patience=3.0, decoder=decoder
+        )
         self.repository = RemoteRepository(self.facts, resources, Metrics(), send)
         self.models: list[RemoteModel] = list(self.repository.models.values())
         self.tasks: list[asyncio.Task[None]] = []
@@ -197,6 +206,10 @@ async def ask(model: RemoteModel, value: int) -> float:
 
 def expected(value: int) -> float:
     return float((value << 8) + value)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def run(folder: Path, test: Callable[[Pair], Awaitable[None]], max_queue: int = 16) -> None:
@@ -353,6 +366,51 @@ def test_a_replaced_model_answers_its_last_requests_and_is_then_freed(tmp_path: 
         assert await ask(new, 4) == expected(4)
         echo.batcher.close()
         thread.join()
+
+    run(tmp_path, test)
+
+
+def test_models_that_cannot_be_reached_are_refused_unless_they_are_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote, "STATE_SECONDS", 0.5)
+
+    async def test(pair: Pair) -> None:
+        unknown = pair.facts_of(7, Echo("unknown", 16))  # The engine process does not have it.
+        # No memory holds its results.
+        large = pair.facts_of(8, Echo("large", 16)) | {"channels": 2**50}
+        before, files = list(pair.repository.models), open_files()
+        pair.repository.on_message({"models": [*pair.facts, unknown, large], "version": 1})
+        await until(lambda: len(pair.sent) == 1)
+        assert pair.sent[0]["version"] == 1
+        assert "unknown: the engine process " in pair.sent[0]["refusal"]
+        assert "large: cannot connect to the engine process: " in pair.sent[0]["refusal"]
+        assert list(pair.repository.models) == before
+        assert await ask(pair.models[0], 3) == expected(3)
+        assert caplog.text.count("large: cannot connect") == 1, "each failure is logged once"
+        pair.repository.on_message({"models": [*pair.facts, large], "version": 2, "required": True})
+        await until(lambda: len(pair.sent) == 2)
+        assert pair.sent[1] == {"version": 2}
+        assert not pair.repository.models["large"].ready
+        assert "cannot connect" in pair.repository.models["large"].describe()["reason"]
+        assert await ask(pair.models[1], 4) == expected(4)
+        await until(lambda: open_files() <= files)  # Failures leave no file open.
+
+    run(tmp_path, test)
+
+
+def test_while_the_engine_process_is_silent_no_model_is_ready(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        beating = asyncio.create_task(pair.heartbeats.beat(ENGINE))
+        await asyncio.sleep(0.5)
+        assert all(model.ready for model in pair.models)
+        beating.cancel()
+        await pair.until_ready(False)
+        assert {model.reason for model in pair.models} == {"the engine process does not respond"}
+        assert pair.repository.dead() == {}, "the supervisor replaces it"
+        beating = asyncio.create_task(pair.heartbeats.beat(ENGINE))
+        await pair.until_ready()
+        beating.cancel()
 
     run(tmp_path, test)
 
