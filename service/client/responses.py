@@ -25,14 +25,14 @@ class Prediction:
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds; `accept` is the wait from the arrival of the request until the service
-    began with it (0 if it does not tell), `queue` the wait for a decoding thread and for the
+    began with it, `queue` the wait for a decoding thread and for the
     engine, `inference` the time of computing the image's batch."""
 
+    accept: float
     decode: float
     queue: float
     inference: float
     total: float
-    accept: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

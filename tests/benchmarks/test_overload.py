@@ -40,13 +40,14 @@ def test_overload_is_refused_and_what_is_accepted_is_in_time(workers: int) -> No
         assert load["unanswered"] == 0
         assert set(load["answers"]) <= {"200", "429", "504"}
         assert load["answers"]["200"] > 0
-        assert load["answers"]["429"] > load["answers"].get("504", 0)
+        refused = load["answers"].get("429", 0)
+        assert refused >= load["answers"].get("504", 0)
         # Each side has counted the same; who left has seen no status.
         reasons = dict(load["refused_by_reason"])
         assert reasons.pop("caller_left", 0) == 0
         assert sum(reasons.values()) == load["refused_as_clients_saw"]
-        refused = reasons.get("queue_full", 0) + reasons.get("deadline_too_short", 0)
-        assert refused >= load["answers"]["429"]
+        too_many = reasons.get("queue_full", 0) + reasons.get("deadline_too_short", 0)
+        assert too_many >= refused
         assert load["polite_client"]["refused_without_retry_after"] == 0
         # By the service's own clock: that of clients has their waiting for a connection, too.
         # Of most of them, as tests beside this one take the CPUs from some.
@@ -56,6 +57,8 @@ def test_overload_is_refused_and_what_is_accepted_is_in_time(workers: int) -> No
         assert all(probe["count"] > 20 for probe in load["probes"].values())
         assert load["deepest_queue"] <= 256
         assert load["peak_memory_mib"] < normal["peak_memory_mib"] + 200
+    # Twice of what was measured is no overload if the machine was busier then.
+    assert over[-1]["answers"]["429"] > 0
     printed = table(figures).splitlines()
     rows = [line for line in printed if line.startswith("|")]
     assert len(rows) == 2 + 3 + 3
