@@ -41,6 +41,8 @@ STALLED_SECONDS = 30.0
 HEALTH = (b"/health/", b"/v2/health/")
 # Requests of one connection that wait for responses; each costs more memory than its bytes.
 MAX_PIPELINED = 100
+# More would block the event loop; other servers have similar limits.
+MAX_URL_BYTES, MAX_HEADERS = 8192, 1000
 # Between two log lines about refusals: a line for each would add to the load.
 QUIET_SECONDS = 1.0
 
@@ -180,6 +182,11 @@ class ServerConnection(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._limits.max_header_bytes:
                 raise self._too_large()
+        if len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_HEADERS:
+            raise HeadersTooLarge(
+                f"the URL has more than {MAX_URL_BYTES} bytes, or there are more than "
+                f"{MAX_HEADERS} headers"
+            )
         if len(self.pipeline) >= MAX_PIPELINED:
             raise MalformedRequest(
                 f"{MAX_PIPELINED} requests are pending on this connection; read their responses"
