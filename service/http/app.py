@@ -22,6 +22,7 @@ from service.http.routing import RoutingMiddleware
 from service.http.services import Services
 from service.http.v2 import routes as v2
 from service.inference.interfaces import Repository
+from service.inference.lane import Lane
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
@@ -42,6 +43,8 @@ CORS_RESPONSE_HEADERS = [
     "X-Request-ID",
 ]
 
+# Python computes in one thread at a time; a second one keeps the first from holding up all others.
+FORMAT_THREADS = 2
 ENDPOINTS = (classify, embed, explain, models, health, pages)
 
 
@@ -77,6 +80,7 @@ def create_app(
         repository.start()
         yield
         pipeline.draining = pipeline.refusing = True
+        services.lane.close()
         services.ended = await anyio.to_thread.run_sync(repository.close, services.patience)
         if tracing is not None:
             await anyio.to_thread.run_sync(tracing.close, services.patience)
@@ -100,8 +104,11 @@ def create_app(
         pipeline=pipeline,
         keys=Keys(settings),
         budget=UploadBudget(
-            settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
+            settings.max_upload_bytes // settings.workers,
+            settings.upload_timeout_s,
+            settings.min_upload_bytes_per_s,
         ),
+        lane=Lane(FORMAT_THREADS, "format"),
         patience=settings.shutdown_timeout_s,
     )
     problems.install(app)

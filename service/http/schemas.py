@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.inference import ranking
 from service.inference.interfaces import Computed
-from service.inference.pipeline import Classified
+from service.inference.ranking import top_k
 
 
 class Prediction(BaseModel):
@@ -170,21 +169,36 @@ class Problem(BaseModel):
     detail: str
 
 
-def predictions_of(predictions: Iterable[ranking.Prediction]) -> list[dict[str, Any]]:
-    """The JSON of several `Prediction`s."""
+def predictions_of(computed: Computed, k: int) -> list[dict[str, Any]]:
+    """The JSON of the top `k` `Prediction`s."""
     return [
         {"class_id": p.class_id, "label": p.label, "probability": round(p.probability, 6)}
-        for p in predictions
+        for p in top_k(computed.row, computed.model.labels, k)
     ]
 
 
-def classification_of(classified: Classified) -> dict[str, Any]:
+def classification_of(model: str, computed: Computed, k: int) -> dict[str, Any]:
     """The JSON of a `Classification`, as plain data: pydantic would cost more than all else."""
     return {
-        "model": classified.model,
-        "predictions": predictions_of(classified.predictions),
-        "timing_ms": timing_of(classified.computed),
-        "batch_size": classified.computed.batch_size,
+        "model": model,
+        "predictions": predictions_of(computed, k),
+        "timing_ms": timing_of(computed),
+        "batch_size": computed.batch_size,
+    }
+
+
+def batch_of(
+    model: str, names: Sequence[str], results: Sequence[Computed | str], k: int
+) -> dict[str, Any]:
+    """The JSON of a `BatchClassification`; a result that is a text is an error."""
+    return {
+        "model": model,
+        "results": [
+            {"filename": name, "error": result}
+            if isinstance(result, str)
+            else {"filename": name, "predictions": predictions_of(result, k)}
+            for name, result in zip(names, results, strict=True)
+        ],
     }
 
 
