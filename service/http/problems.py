@@ -121,15 +121,14 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     detail = f"{wrong}; /docs lists the endpoints"
     reason = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
-    if known and (methods := methods_of(request)):
-        headers["Allow"] = ", ".join(methods)
+    if known and "router" in request.scope:  # Else a plain route, which has named its own.
+        headers["Allow"] = ", ".join(methods_of(request))
     response = problem(request.scope["path"], error.status_code, detail, reason, headers)
     return _recorded(response, request.scope, reason, detail)
 
 
 def methods_of(request: Request) -> list[str]:
-    """The methods that the application's routes accept for a path: Starlette names those of the
-    first route only."""
+    """The methods that the routes of a path accept: Starlette names those of the first only."""
     scope = request.scope
     accepted = [
         method

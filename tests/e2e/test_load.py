@@ -156,7 +156,7 @@ def wait_for(service: Service, series: str, is_met: Callable[[float], bool]) -> 
     raise AssertionError(f"{series} stayed at {found}")
 
 
-def test_callers_of_the_highest_priority_leave_others_a_share() -> None:
+def test_clients_of_the_highest_priority_leave_others_a_share() -> None:
     key, image = "a-key-0123456789", encoded()
     tensor: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1]}
     tensor["parameters"] = {"binary_data_size": 4 + len(image)}
