@@ -241,7 +241,8 @@ class ServerConnection(HttpToolsProtocol):
             "headers": self.headers,
             "state": self.app_state.copy(),
         }
-        scope[KEY] = RequestRecord(self._arrival(), entry=entry)  # type: ignore[literal-required]
+        record = RequestRecord(self._arrival(), entry=entry, watched=True)
+        scope[KEY] = record  # type: ignore[literal-required]
         cycle = Cycle(
             scope=scope,
             transport=self.transport,
@@ -358,6 +359,10 @@ class ServerConnection(HttpToolsProtocol):
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
+            record = record_of(running.scope)  # type: ignore[arg-type]
+            record.left = True
+            if record.on_left is not None:
+                record.on_left()
         super().connection_lost(exc)
 
     def _set_deadline(self, seconds: float, then: Callable[[], None]) -> None:

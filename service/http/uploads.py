@@ -27,6 +27,7 @@ T = TypeVar("T")
 FIELD = "image"
 MULTIPART = "multipart/form-data"
 MAX_TYPE_CHARACTERS = 1000  # of a content type; a boundary has up to 70
+LEFT = "the client disconnected before the response"
 PARSED_BYTES = 2**14  # of a form at a time: the worst take 100 ns a byte
 
 
@@ -38,7 +39,10 @@ class Upload:
 
 def media_type(request: Request) -> str:
     """The content type without its parameters; empty if there is none."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            return str(value, "latin-1").partition(";")[0].strip().lower()
+    return ""
 
 
 async def read_image(body: Body) -> bytes:
@@ -56,13 +60,42 @@ async def read_image(body: Body) -> bytes:
     if kind == MULTIPART:
         uploads = await read_images(body, max_images=1)
         return uploads[0].data
+    check_raw(kind)
+    return await body.read_all()
+
+
+def check_raw(kind: str) -> None:
+    """Refuses content types that are not those of an image.
+
+    Raises:
+        UnsupportedMediaType: it names those that are.
+    """
     # A missing type counts as octets: the decoder inspects the bytes anyway.
     if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
         raise UnsupportedMediaType(
             f"unsupported content type {kind[:QUOTED]!r}; send the bytes as image/* or "
             f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
         )
-    return await body.read_all()
+
+
+async def arrived_image(request: Request, max_bytes: int) -> bytes | None:
+    """The one image of a raw request whose whole body has arrived; None if it has not, or if it is
+    a form. Small images arrive so, and cost less than `Body` does.
+
+    Raises:
+        UnsupportedMediaType, TooLarge, ClientLeft: as `read_image`.
+    """
+    kind = media_type(request)
+    if not record_of(request.scope).received or kind == MULTIPART:
+        return None
+    check_raw(kind)
+    message = await request.receive()
+    if "body" not in message:
+        raise ClientLeft(LEFT)
+    body: bytes = message["body"]
+    if len(body) > max_bytes:
+        raise TooLarge(f"the body has {len(body)} bytes; the limit is {max_bytes}")
+    return body
 
 
 async def read_images(body: Body, max_images: int) -> list[Upload]:
@@ -125,25 +158,36 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientLeft: the client closed the connection first.
     """
-    if (entry := record_of(request.scope).entry) is not None:
-        entry.admitted()
-    task = asyncio.current_task()
+    record, task = record_of(request.scope), asyncio.current_task()
     assert task is not None
-    disconnect = asyncio.ensure_future(request.receive())
-    working = True
+    if record.entry is not None:
+        record.entry.admitted()
+    working, left = True, record.left
 
-    def leave(done: asyncio.Future[Any]) -> None:
+    def leave() -> None:
+        nonlocal left
         # Both may end in the same turn of the loop. What follows the work must not be cancelled.
-        if working and not done.cancelled():
+        if working:
+            left = True
             task.cancel()
 
-    disconnect.add_done_callback(leave)
+    # Watching costs a task of its own where the connection does not tell.
+    watching = None if record.watched else asyncio.ensure_future(request.receive())
+    if watching is None:
+        record.on_left = leave
+    else:
+        watching.add_done_callback(lambda done: None if done.cancelled() else leave())
     try:
+        if left:
+            work.close()
+            raise ClientLeft(LEFT)
         return await work
     except asyncio.CancelledError:
-        if not disconnect.done() or task.uncancel():
+        if not left or task.uncancel():
             raise  # The cancellation came from elsewhere.
-        raise ClientLeft("the client disconnected before the response") from None
+        raise ClientLeft(LEFT) from None
     finally:
         working = False
-        disconnect.cancel()
+        record.on_left = None
+        if watching is not None:
+            watching.cancel()

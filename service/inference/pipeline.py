@@ -24,6 +24,7 @@ from service.errors import (
     UnknownModel,
 )
 from service.inference.batcher import Job, Priority
+from service.inference.deadline import before
 from service.inference.decoding import DecodedImage, Decoder
 from service.inference.interfaces import Computed, Model, Repository
 from service.inference.pace import Load
@@ -150,20 +151,24 @@ async def decode_and_queue(
     if not isinstance(image, bytes):
         check_pixels(image, model.input)
     queue.admit(job, _bytes_of(image))
+    # Cheaper than a timeout, which would also have to tell its own cancellation from others.
+    expiry = asyncio.get_running_loop().call_at(deadline, _expire, job.future)
     try:
-        async with asyncio.timeout_at(deadline):
-            decoded = (
-                await decoder.decode(image, model.input)
-                if isinstance(image, bytes)
-                else _as_decoded(image)
-            )
-            job.decoding, job.decoded = decoded.began, decoded.ended
-            queue.submit(job, decoded.pixels, decoded.pixels.nbytes)
-            row = await job.future
-    except TimeoutError:
-        raise DeadlineExceeded.passed() from None
+        if not isinstance(image, bytes):
+            decoded = _as_decoded(image)
+        elif (tiny := decoder.decode_tiny(image, model.input)) is not None:
+            decoded = tiny
+        else:
+            async with before(deadline):
+                decoded = await decoder.decode(image, model.input)
+        job.decoding, job.decoded = decoded.began, decoded.ended
+        queue.submit(job, decoded.pixels, decoded.pixels.nbytes)
+        row = await job.future
     finally:
+        expiry.cancel()
         job.future.cancel()  # Frees the slot, unless the job is done.
+    if time.perf_counter() > job.deadline:  # The event loop was late.
+        raise DeadlineExceeded.passed()
     decode = job.decoded - job.decoding
     return Computed(
         model=model,
@@ -176,6 +181,12 @@ async def decode_and_queue(
         total=time.perf_counter() - job.received,
         batch_size=job.batch_size,
     )
+
+
+def _expire(future: asyncio.Future[Row]) -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded.passed())
+        future.exception()  # Else asyncio logs it if decoding ends with another error.
 
 
 def _bytes_of(image: bytes | Pixels) -> int:

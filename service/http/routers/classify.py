@@ -46,11 +46,11 @@ async def classify(request: Request, model: Name = None, top_k: TopK = None) -> 
         received = record_of(request.scope).received
         work = pipeline.compute(admission.model, image, admission.deadline, received=received)
         computed = await until_disconnect(request, work)
-    name, k = admission.model.name, admission.k
+    name, k, timing_ms = admission.model.name, admission.k, schemas.timing_of(computed)
     content = await admission.services.format(
-        k, lambda: to_json(schemas.classification_of(name, computed, k))
+        k, lambda: to_json(schemas.classification_of(name, computed, k, timing_ms))
     )
-    headers = server_timing(schemas.timing_of(computed))
+    headers = server_timing(timing_ms)
     return Response(content, headers=headers, media_type="application/json")
 
 

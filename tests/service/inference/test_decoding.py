@@ -410,17 +410,8 @@ def many_scans(count: int) -> bytes:
     ],
     ids=["PNG", "zTXt", "iTXt", "iCCP", "12 scans", "13 scans"],
 )
-def test_only_what_is_quick_is_decoded_on_the_event_loop(
-    data: bytes, on_the_loop: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_is_quick_is_decoded_on_the_event_loop(data: bytes, on_the_loop: bool) -> None:
     assert len(data) < decoding.TINY_BYTES
-    threads: list[threading.Thread] = []
-
-    def noted(*arguments: object) -> None:
-        threads.append(threading.current_thread())
-
-    monkeypatch.setattr(decoding, "decode_image", noted)
     decoder = Decoder(1, LIMIT)
-    asyncio.run(decoder.decode(data, CIFAR))
+    assert (decoder.decode_tiny(data, CIFAR) is not None) == on_the_loop
     decoder.close()
-    assert [thread is threading.main_thread() for thread in threads] == [on_the_loop]
