@@ -8,7 +8,6 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import to_json
 from starlette.routing import Route
 from starlette.types import Scope
 
@@ -47,7 +46,7 @@ async def classify(request: Request, model: Name = None, top_k: TopK = None) -> 
         computed = await until_disconnect(request, work)
     name, k = admission.model.name, admission.k
     content = await admission.services.format(
-        k, lambda: to_json(schemas.classification_of(name, computed, k))
+        k, lambda: schemas.classification_json(name, computed, k)
     )
     headers = server_timing(schemas.timing_of(computed))
     return Response(content, headers=headers, media_type="application/json")
@@ -124,7 +123,7 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
         results = await until_disconnect(request, work)
     names = [upload.filename for upload in uploads]
     content = await services.format(
-        k * len(uploads), lambda: to_json(schemas.batch_of(serving.name, names, results, k))
+        k * len(uploads), lambda: schemas.batch_json(serving.name, names, results, k)
     )
     computed = [result for result in results if not isinstance(result, str)]
     total = time.perf_counter() - record_of(request.scope).started
