@@ -24,6 +24,8 @@ from service.inference.lane import Lane
 
 # Joining more takes milliseconds, during which Python releases the GIL.
 JOINED_BYTES = 2**21
+# No more bodies than these can give way: smaller ones free too little for what it takes to choose.
+MOST_BODIES = 1000
 # How often the rates of bodies are measured; networks pause for less.
 RATE_SECONDS = 5.0
 # A loop that is later than this may have left bodies unread.
@@ -77,8 +79,13 @@ class UploadBudget:
         if excess <= 0:
             return
         now = asyncio.get_running_loop().time()
-        others = (o for o in self._bodies if o is not largest and (o is body or o.receiving))
-        for slowest in sorted(others, key=lambda o: o.seconds_left(now), reverse=True):
+        enough = self.max_bytes // MOST_BODIES
+        others = [
+            other
+            for other in self._bodies
+            if other is not largest and (other is body or (other.receiving and other.held > enough))
+        ]
+        for slowest in sorted(others, key=lambda other: other.seconds_left(now), reverse=True):
             if slowest is body:
                 break
             excess -= slowest.held

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
+from service.http.json_pieces import PIECE, json_list, json_object
 from service.inference.interfaces import Computed
 from service.inference.ranking import top_k
 
@@ -169,18 +171,20 @@ class Problem(BaseModel):
     detail: str
 
 
-def predictions_of(computed: Computed, k: int) -> list[dict[str, Any]]:
-    """The JSON of the top `k` `Prediction`s."""
+def predictions_of(computed: Computed, k: int, start: int = 0) -> list[dict[str, Any]]:
+    """The JSON of the top `k` `Prediction`s, from the one at `start`."""
+    row = computed.row
+    ranked = row._replace(classes=row.classes[start:], probabilities=row.probabilities[start:])
     return [
         {"class_id": p.class_id, "label": p.label, "probability": round(p.probability, 6)}
-        for p in top_k(computed.row, computed.model.labels, k)
+        for p in top_k(ranked, computed.model.labels, k - start)
     ]
 
 
 def classification_of(
     model: str, computed: Computed, k: int, timing_ms: dict[str, float]
 ) -> dict[str, Any]:
-    """The JSON of a `Classification`, as plain data: pydantic would cost more than all else."""
+    """A `Classification` as plain data: pydantic would cost more than all else."""
     return {
         "model": model,
         "predictions": predictions_of(computed, k),
@@ -189,19 +193,32 @@ def classification_of(
     }
 
 
-def batch_of(
+def classification_json(
+    model: str, computed: Computed, k: int, timing_ms: dict[str, float]
+) -> bytes:
+    """The JSON of a `Classification`."""
+    if k <= PIECE:
+        return to_json(classification_of(model, computed, k, timing_ms))
+    document = classification_of(model, computed, 0, timing_ms)
+    del document["predictions"]
+    return json_object(document, "predictions", _predictions_json(computed, k))
+
+
+def batch_json(
     model: str, names: Sequence[str], results: Sequence[Computed | str], k: int
-) -> dict[str, Any]:
+) -> bytes:
     """The JSON of a `BatchClassification`; a result that is a text is an error."""
-    return {
-        "model": model,
-        "results": [
-            {"filename": name, "error": result}
-            if isinstance(result, str)
-            else {"filename": name, "predictions": predictions_of(result, k)}
-            for name, result in zip(names, results, strict=True)
-        ],
-    }
+    items = (
+        to_json({"filename": name, "error": result})
+        if isinstance(result, str)
+        else json_object({"filename": name}, "predictions", _predictions_json(result, k))
+        for name, result in zip(names, results, strict=True)
+    )
+    return json_object({"model": model}, "results", b"[" + b",".join(items) + b"]")
+
+
+def _predictions_json(computed: Computed, k: int) -> bytes:
+    return json_list(k, lambda part: predictions_of(computed, part.stop, part.start))
 
 
 def slowest_of(computed: Sequence[Computed], total: float) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError, _imaging
 
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
-from service.errors import RequestError, TooLarge, UndecodableImage
+from service.errors import RETRY_SECONDS, QueueFull, RequestError, TooLarge, UndecodableImage
 from service.inference import image_headers
 from service.inference.lane import Lane
 from service.inference.tasks import Pixels
@@ -26,6 +27,8 @@ ADVICE = "send a whole JPEG, PNG, WebP, GIF, BMP or TIFF image"
 # Images above this share of the pixel limit are decoded one at a time, in a thread of their own:
 # several would take several times the memory, and all threads for seconds.
 LARGE_SHARE = 4
+# Each has a slot of its model's queue while it waits, which others would lack.
+LARGE_WAITING = 32
 REASON_CHARACTERS = 100
 
 
@@ -68,6 +71,7 @@ class Decoder:
         self.max_pixels = max_pixels
         self._lane = Lane(threads, "decode")
         self._large = Lane(1, "decode-large")
+        self._large_waiting, self._large_seconds = 0, 0.0
         prepare()
 
     def decode_tiny(self, data: bytes, spec: InputSpec) -> DecodedImage | None:
@@ -79,14 +83,33 @@ class Decoder:
         return None
 
     async def decode(self, data: bytes, spec: InputSpec) -> DecodedImage:
-        """`decode_image`, in a thread; raises as it does.
+        """`decode_image`, in a thread.
 
         Cancelling stops the wait for a thread; an image being decoded is finished.
+
+        Raises:
+            UndecodableImage, TooLarge: as `decode_image` does.
+            QueueFull: it is large, and too many large images are waiting.
         """
         usual = self.max_pixels // LARGE_SHARE
         with contextlib.suppress(_LargeImage):
             return await self._lane.run(decode_image, data, spec, self.max_pixels, usual)
-        return await self._large.run(decode_image, data, spec, self.max_pixels)
+        return await self._decode_large(data, spec)
+
+    async def _decode_large(self, data: bytes, spec: InputSpec) -> DecodedImage:
+        if self._large_waiting >= LARGE_WAITING:
+            raise QueueFull(
+                f"{self._large_waiting} images of more than {self.max_pixels // LARGE_SHARE} "
+                "pixels are waiting to be decoded; retry after the given time, or scale it down",
+                max(RETRY_SECONDS, math.ceil(self._large_waiting * self._large_seconds)),
+            )
+        self._large_waiting += 1
+        try:
+            decoded = await self._large.run(decode_image, data, spec, self.max_pixels)
+        finally:
+            self._large_waiting -= 1
+        self._large_seconds = decoded.ended - decoded.began
+        return decoded
 
     def close(self) -> None:
         self._lane.close()

@@ -8,7 +8,6 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import to_json
 from starlette.routing import Route
 from starlette.types import Scope
 
@@ -48,7 +47,7 @@ async def classify(request: Request, model: Name = None, top_k: TopK = None) -> 
         computed = await until_disconnect(request, work)
     name, k, timing_ms = admission.model.name, admission.k, schemas.timing_of(computed)
     content = await admission.services.format(
-        k, lambda: to_json(schemas.classification_of(name, computed, k, timing_ms))
+        k, lambda: schemas.classification_json(name, computed, k, timing_ms)
     )
     headers = server_timing(timing_ms)
     return Response(content, headers=headers, media_type="application/json")
@@ -126,7 +125,7 @@ async def classify_batch(request: Request, model: Name = None, top_k: TopK = Non
         results = await until_disconnect(request, work)
     names = [upload.filename for upload in uploads]
     content = await services.format(
-        k * len(uploads), lambda: to_json(schemas.batch_of(serving.name, names, results, k))
+        k * len(uploads), lambda: schemas.batch_json(serving.name, names, results, k)
     )
     computed = [result for result in results if not isinstance(result, str)]
     total = time.perf_counter() - record_of(request.scope).started

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from models.preprocess import InputSpec
 from service.errors import QUOTED, InvalidInput, TooLarge
+from service.http.json_pieces import json_list, json_object
 from service.http.v2 import messages, tensors
 from service.http.v2.messages import InferenceRequest, Input, Output
 from service.inference.batcher import Priority
@@ -30,8 +31,8 @@ PRIORITIES = {1: Priority.FIRST, 2: Priority.NORMAL, 3: Priority.LAST}
 # takes at most 3 MB of JSON, 150,528 values and 50,400 lists.
 MAX_JSON_BYTES = 4 * 2**20
 MAX_JSON_VALUES = 2**18
-MAX_JSON_LISTS = 2**17
-JSON_BESIDE = 2**13  # values and lists of a request beside those of its tensor
+MAX_JSON_LISTS = 5 * 2**14
+JSON_BESIDE = 2**13  # strings of a request, and values and lists beside those of its tensor
 # Files hardly compress; a body that expands by more than this can only be a large tensor.
 MAX_EXPANSION = 16
 SHARED_MEMORY = "shared memory is not supported; send the tensor itself"
@@ -135,6 +136,7 @@ def check_json(text: bytes, spec: InputSpec, max_images: int) -> None:
         (len(text), MAX_JSON_BYTES, "bytes"),
         (text.count(b","), min(values, MAX_JSON_VALUES), "values"),
         (text.count(b"[") + text.count(b"{"), min(lists, MAX_JSON_LISTS), "lists and objects"),
+        (text.count(b'"') // 2, JSON_BESIDE, "strings"),
     ):
         if count > limit:
             raise TooLarge(
@@ -220,7 +222,7 @@ def encode_response(
     model: str, labels: Sequence[str], request: ParsedRequest, rows: Sequence[Row]
 ) -> tuple[bytes, int | None]:
     """A response's body, and the length of its JSON; None: all of it."""
-    entries: list[dict[str, Any]] = []
+    entries: list[bytes] = []
     tail: list[bytes] = []
     for output in request.outputs:
         entry, data = (
@@ -233,14 +235,21 @@ def encode_response(
             raw = tensors.pack(data) if isinstance(data, list) else data.astype("<f4").tobytes()
             entry["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
+            entries.append(to_json(entry))
         else:
-            entry["data"] = data if isinstance(data, list) else data.ravel().tolist()
-        entries.append(entry)
+            entries.append(json_object(entry, "data", data_json(data)))
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION}
     if request.message.id is not None:
         head["id"] = request.message.id
-    text = to_json(head | {"outputs": entries})
+    text = json_object(head, "outputs", b"[" + b",".join(entries) + b"]")
     return (b"".join([text, *tail]), len(text)) if tail else (text, None)
+
+
+def data_json(data: list[str] | NDArray[np.float32]) -> bytes:
+    if isinstance(data, list):
+        return json_list(len(data), data.__getitem__)
+    numbers = data.ravel()
+    return json_list(len(numbers), lambda part: numbers[part].tolist())
 
 
 def tensor_of(name: str, rows: Sequence[Row]) -> tuple[dict[str, Any], NDArray[np.float32]]:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from models import preprocess
 from models.preprocess import CIFAR, IMAGENET, upright_rgb
-from service.errors import TooLarge, UndecodableImage
+from service.errors import QueueFull, TooLarge, UndecodableImage
 from service.inference import decoding
 from service.inference.decoding import Decoder, decode_image, prepare
 from service.inference.lane import Lane
@@ -293,6 +293,38 @@ def test_small_images_do_not_wait_for_large_ones() -> None:
             assert not any(each.done() for each in waiting)
         for each in waiting:
             assert (await each).pixels.shape == (32, 32, 3)
+        decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_only_so_many_large_images_wait() -> None:
+    """Else they would take all places of the queue, while the engine has nothing to do."""
+
+    async def scene() -> None:
+        decoder = Decoder(1, 40_000)
+        large, small = encoded("BMP", (150, 150)), encoded("BMP", (70, 70))
+        count = decoding.LARGE_WAITING
+        async with occupied(decoder._large):
+            tasks = [asyncio.ensure_future(decoder.decode(large, CIFAR)) for _ in range(count + 5)]
+            await asyncio.sleep(0)
+            await decoder.decode(small, CIFAR)  # Behind the first look at each of them.
+            await asyncio.sleep(0)
+            refused = [task for task in tasks if task.done()]
+            assert len(refused) == 5
+            for task in refused:
+                with pytest.raises(QueueFull, match="32 images of more than 10000 pixels"):
+                    task.result()
+            tasks[0].cancel()
+            await asyncio.sleep(0)
+            again = asyncio.ensure_future(decoder.decode(large, CIFAR))
+            await asyncio.sleep(0)
+            await decoder.decode(small, CIFAR)
+            await asyncio.sleep(0)
+            assert not again.done(), "who left makes room"
+        assert (await again).pixels.shape == (32, 32, 3)
+        await asyncio.wait(tasks)
+        assert decoder._large_waiting == 0
         decoder.close()
 
     asyncio.run(scene())

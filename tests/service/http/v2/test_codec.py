@@ -12,7 +12,13 @@ import pytest
 from models.preprocess import CIFAR, InputSpec
 from service.errors import InvalidInput, TooLarge
 from service.http.v2 import codec
-from service.http.v2.codec import MAX_JSON_BYTES, MAX_JSON_LISTS, MAX_JSON_VALUES, ParsedRequest
+from service.http.v2.codec import (
+    JSON_BESIDE,
+    MAX_JSON_BYTES,
+    MAX_JSON_LISTS,
+    MAX_JSON_VALUES,
+    ParsedRequest,
+)
 from service.inference.batcher import Priority
 from service.inference.ranking import rank
 from service.inference.tasks import CLASSIFY, Embed
@@ -187,6 +193,7 @@ def test_a_length_of_the_json_that_cannot_be_is_refused(length: str) -> None:
         (b" " * (MAX_JSON_BYTES + 1), "bytes"),
         (b"1," * (MAX_JSON_VALUES + 1), "values"),
         (b"[" * (MAX_JSON_LISTS + 1), "lists"),
+        (b'""' * (JSON_BESIDE + 1), "strings"),
     ],
 )
 def test_json_has_limits_of_its_own(text: bytes, what: str) -> None:
