@@ -25,14 +25,15 @@ def computed() -> Computed:
     probabilities = np.linspace(1, 0, CLASSES, dtype=np.float32)
     row = Row(np.arange(CLASSES, dtype=np.int32)[::-1], probabilities)
     decoded = DecodedImage(np.zeros((32, 32, 3), np.uint8), 0, 0, (32, 32))
-    return Computed(Wide(), row, decoded, 0.1, 0.2, 0.3, 0.6, 1)
+    return Computed(Wide(), row, decoded, 0.05, 0.1, 0.2, 0.3, 0.65, 1)
 
 
 @pytest.mark.parametrize("k", [1, PIECE, PIECE + 1, CLASSES])
 def test_any_number_of_predictions_is_written(k: int) -> None:
     image = computed()
-    document = json.loads(schemas.classification_json("m", image, k))
-    assert document == schemas.classification_of("m", image, k)
+    timing_ms = schemas.timing_of(image)
+    document = json.loads(schemas.classification_json("m", image, k, timing_ms))
+    assert document == schemas.classification_of("m", image, k, timing_ms)
     predictions = document["predictions"]
     assert len(predictions) == k
     assert predictions[-1]["class_id"] == CLASSES - k
