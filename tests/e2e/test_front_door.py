@@ -375,3 +375,53 @@ def test_a_client_that_idles_over_tls_does_not_hold_up_the_end(pair: tuple[Path,
             assert idle.recv(4096).startswith(b"HTTP/1.1 200")
             service.process.send_signal(signal.SIGTERM)
             assert service.process.wait(15) == 0
+
+
+def test_connections_that_never_finish_their_tls_handshake_are_bounded(
+    pair: tuple[Path, Path],
+) -> None:
+    with started(
+        "--model",
+        "random:resnet20",
+        RESNET_SERVE_MAX_CONNECTIONS="20",
+        RESNET_SERVE_HEADER_TIMEOUT_S="3",
+        RESNET_SERVE_TLS_CERTIFICATE=str(pair[0]),
+        RESNET_SERVE_TLS_KEY=str(pair[1]),
+    ) as service:
+        with contextlib.ExitStack() as stack:
+            half = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+                for _ in range(200)
+            ]
+            until = time.monotonic() + 30
+            while sum(map(has_ended, half)) < 160:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        trusting = ssl.create_default_context(cafile=pair[0])
+        until = time.monotonic() + 30
+        while True:  # The others are given up after a while.
+            assert time.monotonic() < until
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", service.port), timeout=10) as plain,
+                trusting.wrap_socket(plain, server_hostname="localhost") as idle,
+            ):
+                idle.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                with idle.makefile() as response:
+                    text = response.read()
+                break
+        counted = re.search(
+            r'refusals_total{model="",reason="too_many_connections"} ([0-9.]+)', text
+        )
+        assert counted is not None
+        assert float(counted[1]) >= 160
+
+
+def has_ended(connection: socket.socket) -> bool:
+    """Whether the other side has closed the connection."""
+    try:
+        return connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True

@@ -112,6 +112,10 @@ async def serving(**overrides: Any) -> AsyncIterator[Open]:
             size += len(message["body"])
             if not message["more_body"]:
                 break
+        while scope["path"] == "/slow":
+            if (await receive())["type"] == "http.disconnect":
+                left.append(scope["path"])
+                return
         body = b"x" * LARGE if scope["path"] == "/large" else str(size).encode()
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -501,3 +505,20 @@ def test_a_flood_of_refusals_is_one_line_in_a_while(
 
     run(test)
     assert len([line for line in caplog.messages if "malformed_request" in line]) == 1
+
+
+def test_who_sent_requests_ahead_and_left_is_noticed_by_the_one_that_runs() -> None:
+    """Not only by the newest, which has not begun."""
+
+    async def test() -> None:
+        async with serving() as client:
+            unfinished = CHUNKED + b"1\r\nx\r\n"
+            client.writer.write(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" + GET + unfinished)
+            while not client.limits.turns._turns:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            client.writer.transport.abort()
+            while client.left != ["/slow"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    run(test)
