@@ -33,7 +33,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 from models.suggestions import LISTED, nearest
@@ -116,11 +117,20 @@ RETRY_SECONDS = 1.0
 
 
 class Busy(ServiceError):
-    """`retry_after` is the number of seconds until a retry is expected to succeed."""
+    """`retry_after` is the number of seconds until a retry is expected to succeed; `spread` gives
+    each client that is refused so some more, so that not all come back at once."""
 
-    def __init__(self, message: str, retry_after: float) -> None:
+    def __init__(
+        self, message: str, retry_after: float, spread: Callable[[], float] | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.spread = spread
+
+    def retry_seconds(self) -> int:
+        """What one client is told, in whole seconds."""
+        more = self.spread() if self.spread is not None else 0.0
+        return max(1, math.ceil(self.retry_after + more))
 
 
 class QueueFull(Busy):
@@ -130,19 +140,27 @@ class QueueFull(Busy):
     late = False
 
     @classmethod
-    def of(cls, waiting: int, retry_after: float) -> QueueFull:
+    def of(
+        cls, waiting: int, retry_after: float, spread: Callable[[], float] | None = None
+    ) -> QueueFull:
         """`waiting` images are already queued."""
-        return cls(
-            f"the queue is full ({waiting} images waiting); retry after the given time", retry_after
-        )
+        message = f"the queue is full ({waiting} images waiting); retry after the given time"
+        return cls(message, retry_after, spread)
 
     @classmethod
-    def too_late(cls, wait: float, within: float, retry_after: float) -> QueueFull:
+    def too_late(
+        cls,
+        wait: float,
+        within: float,
+        retry_after: float,
+        spread: Callable[[], float] | None = None,
+    ) -> QueueFull:
         """The queue takes `wait` seconds, and the client allows `within` seconds."""
         error = cls(
             f"the queue needs about {wait * 1000:.0f} ms, longer than the {within * 1000:.0f} ms "
             "that X-Request-Timeout-Ms or the default allows; retry after the given time",
             retry_after,
+            spread,
         )
         error.late = True
         return error
@@ -226,7 +244,7 @@ def with_short_deadline(error: ServiceError) -> ServiceError:
     if isinstance(error, DeadlineExceeded):
         return ClientDeadline(str(error))
     if isinstance(error, QueueFull) and error.late:
-        return DeadlineTooShort(str(error), error.retry_after)
+        return DeadlineTooShort(str(error), error.retry_after, error.spread)
     return error
 
 

@@ -89,7 +89,10 @@ class ServerConnection(HttpToolsProtocol):
         self._idle_since = 0.0
         self._held: bytes | None = None
         self._held_since = 0.0
-        self._arrived = 0.0  # when the data being parsed arrived, by `time.perf_counter`
+        # When the data being parsed was read, and when it arrived; 0 until somebody asks.
+        self._read_at = self._arrived = 0.0
+        self._requests = 0  # that began in the data being parsed
+        self._chunked = False
         self._running: RequestResponseCycle | None = None  # `cycle` is the newest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -116,9 +119,8 @@ class ServerConnection(HttpToolsProtocol):
             if len(self._held) > MAX_HELD_BYTES:
                 self.flow.pause_reading()
         elif in_time or self._phase is not IDLE or self._responding or data.startswith(PROBES):
-            self._arrived = 0.0
+            self._arrived = self._read_at = 0.0
             self._parse(data)
-            self._turns.parsed(now)
         else:
             self._held, self._held_since = data, now
             self._turns.hold(self)
@@ -128,12 +130,22 @@ class ServerConnection(HttpToolsProtocol):
         data, self._held = self._held, None
         if data is None or self.transport.is_closing():
             return
-        waited = tcp.waited(self._socket)
-        self._arrived = min(self._held_since, time.perf_counter() - waited)
+        self._arrived, self._read_at = 0.0, self._held_since
         self.flow.resume_reading()
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:
+        gate = self._limits.gate
+        alone = self._phase is IDLE and not (self._unreported or self._responding or self._surplus)
+        if alone and gate is not None:
+            refusal = gate.again(
+                data, time.perf_counter() - self._read_at if self._read_at else 0.0
+            )
+            if refusal is not None:
+                self._clear_deadline()
+                self._refuse_early(refusal, keep_alive=True)
+                return
+        self._requests = 0
         self._unreported += len(data)
         try:
             self.parser.feed_data(data)
@@ -159,25 +171,33 @@ class ServerConnection(HttpToolsProtocol):
             if self._phase is HEAD or (self._unreported and not self._responding):
                 # Between requests, something was sent that begins none.
                 self._set_deadline(self._limits.header_timeout, self._head_timed_out)
-            elif self._phase is BODY and self.cycle is REFUSED:
-                self._set_deadline(LINGER_SECONDS, self.transport.close)
+            elif self.cycle is REFUSED:
+                if self._phase is BODY:
+                    self._set_deadline(LINGER_SECONDS, self.transport.close)
+                elif alone and gate is not None and self._requests == 1 and not self._chunked:
+                    gate.remember(data)
 
     @property
     def _responding(self) -> bool:
         """Whether a request of this connection has not had its whole response."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _arrival(self) -> float:
-        """When the data being parsed arrived, by `time.perf_counter`."""
-        if not self._arrived:
+    def _arrival(self, *, exact: bool = True) -> float:
+        """When the data being parsed arrived, by `time.perf_counter`; if not `exact`, it may have
+        arrived before, which only the kernel knows."""
+        if not self._read_at:
+            self._read_at = time.perf_counter()
+        if exact and not self._arrived:
             now = time.perf_counter()
             # What the loop has not polled for so long, the kernel could not tell apart from now.
-            late = now - self._turns.polled > tcp.TICK
-            self._arrived = now - tcp.waited(self._socket) if late else now
-        return self._arrived
+            late = now - self._turns.polled > tcp.TICK or now - self._read_at > tcp.TICK
+            waited = tcp.waited(self._socket) if late else 0.0
+            self._arrived = min(self._read_at, now - waited)
+        return self._arrived or self._read_at
 
     def on_message_begin(self) -> None:
         self._phase = HEAD
+        self._requests += 1
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -199,7 +219,7 @@ class ServerConnection(HttpToolsProtocol):
                 f"{MAX_PIPELINED} requests are pending on this connection; read their responses"
             )
         version = parser.get_http_version()
-        head.check(version, self.headers)
+        self._chunked = head.check(version, self.headers)
         if self._surplus and not self.url.startswith(HEALTH):
             raise limits.too_many()
         keep_alive = version != "1.0" and parser.should_keep_alive() and not self._surplus
@@ -209,8 +229,7 @@ class ServerConnection(HttpToolsProtocol):
         self._clear_deadline()
         entry = None
         if method == b"POST" and limits.gate is not None and not self._responding:
-            age = time.perf_counter() - self._arrival()
-            verdict = limits.gate.check(self.url, self.headers, age, keep_alive)
+            verdict = limits.gate.check(self.url, self.headers, self._arrival, keep_alive)
             if isinstance(verdict, bytes):
                 self._refuse_early(verdict, keep_alive)
                 return
@@ -265,12 +284,14 @@ class ServerConnection(HttpToolsProtocol):
         elif entry is None:
             self._start_asgi_task(cycle, self.app)
         else:
-            self._turns.start(partial(self._start_let_in, cycle))
+            self._turns.start(partial(self._start_let_in, cycle, entry))
 
-    def _start_let_in(self, cycle: Cycle) -> None:
+    def _start_let_in(self, cycle: Cycle, entry: Entry) -> None:
         if cycle.disconnected:
-            assert cycle.entry is not None
-            cycle.entry.ended()
+            entry.ended()
+        elif (late := entry.late(cycle.keep_alive)) is not None:
+            entry.ended()
+            cycle.send_whole(late)
         else:
             self._start_asgi_task(cycle, self.app)
 

@@ -49,7 +49,7 @@ class Cycle(RequestResponseCycle):
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 whole = self._whole(start, message.get("body", b""))
                 if whole:
-                    self._send_whole(whole)
+                    self.send_whole(whole)
                     return
             await super().send(start)
         await super().send(message)
@@ -80,7 +80,8 @@ class Cycle(RequestResponseCycle):
             return b""  # A header has a line break in it.
         return head + body
 
-    def _send_whole(self, whole: bytes) -> None:
+    def send_whole(self, whole: bytes) -> None:
+        """Sends a response with its head, and completes the request."""
         self.response_started, self.waiting_for_100_continue = True, False
         self.transport.write(whole)
         self.response_complete = True

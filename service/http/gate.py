@@ -8,6 +8,7 @@ before: so an overloaded service spends its time on those it lets in.
 from __future__ import annotations
 
 import itertools
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -42,35 +43,41 @@ V2_MODELS, V2_INFER = b"/v2/models/", b"/infer"
 V2_ROUTE = "/v2/models/{name}/infer"
 # Turns of the loop that a request needs besides its own work: to begin, for its result, to respond.
 TURNS = 2.0
-# The loop works for those it let in at least in this share of its time.
-LEAST_SHARE = 0.1
 # How long a refusal's text, which has figures, is sent to others as well.
 REUSE_SECONDS = 0.02
 # A browser needs headers that only the application knows; whoever expects a "continue", too.
 BY_APPLICATION = frozenset((b"origin", b"expect"))
+CONTENT_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,9})(?=\r\n)")
+HEAD_END = b"\r\n\r\n"
+SAME_AGE = 0.001
+# Heads of requests that were refused in a turn, and their size.
+MAX_REMEMBERED, MAX_REMEMBERED_BYTES = 64, 2048
 Headers = list[tuple[bytes, bytes]]
 
 
 class Entry:
-    """A request that was let in, for a model and within so many seconds.
+    """A request that was let in for a model, and the seconds that its client allows.
 
-    It counts as in the queue from when its body is complete until it has a slot there, and as on
-    the loop until it has its response.
+    It counts as in the queue from when its body is complete until it has a slot there.
     """
 
-    __slots__ = ("_counted", "_gate", "_waiting", "model", "within")
+    __slots__ = ("_expires", "_gate", "_request_id", "_route", "_waiting", "model", "within")
 
-    def __init__(self, gate: Gate, model: Model, within: float) -> None:
+    def __init__(
+        self, gate: Gate, model: Model, route: str, wishes: Wishes, arrived: float
+    ) -> None:
         self.model = model
-        self.within = within
+        self.within = wishes.within
         self._gate = gate
-        self._counted = self._waiting = False
+        self._route = route
+        self._request_id = wishes.request_id
+        self._expires = arrived + wishes.within
+        self._waiting = False
 
     def complete(self) -> None:
         """Its body has arrived."""
-        self._counted = self._waiting = True
+        self._waiting = True
         self.model.entering += 1
-        self._gate.serving += 1
 
     def admitted(self) -> None:
         """The queue counts it from now on."""
@@ -78,11 +85,15 @@ class Entry:
             self._waiting = False
             self.model.entering -= 1
 
-    def ended(self) -> None:
-        self.admitted()
-        if self._counted:
-            self._counted = False
-            self._gate.serving -= 1
+    ended = admitted
+
+    def late(self, keep_alive: bool) -> bytes | None:
+        """The response that refuses it, if its deadline has passed before it could be started."""
+        if time.perf_counter() < self._expires:
+            return None
+        wishes = Wishes(self.within, self._request_id)
+        error = DeadlineExceeded.passed()
+        return self._gate.refuse(self._route, self.model.name, error, wishes, keep_alive)
 
 
 class Template(NamedTuple):
@@ -92,6 +103,15 @@ class Template(NamedTuple):
     status: int
     head: bytes
     tail: bytes
+
+
+class Refusal(NamedTuple):
+    error: ServiceError
+    model: str
+    route: str
+    template: Template
+    request_id: bytes
+    age: float
 
 
 class Wishes(NamedTuple):
@@ -105,7 +125,6 @@ class Gate:
     """Lets requests for predictions in, or refuses them; everything else passes.
 
     `headers` are those of every response; `report` is told each refusal, its model and its status.
-    `serving`: requests that were let in, with complete bodies, and have no response yet.
     """
 
     def __init__(
@@ -116,20 +135,27 @@ class Gate:
         report: Callable[[ServiceError, str, str, int, bytes], None],
     ) -> None:
         self.turns = turns
-        self.serving = 0
         self._pipeline = services.pipeline
         self._keys = services.keys
         self._timeout = services.settings.request_timeout_ms / 1000
         self._headers = headers
         self._report = report
+        self._latest: Refusal
+        self._age = 0.0  # of the request that was checked last
+        self._turn = -1
+        self._refused: dict[bytes, Refusal] = {}  # by heads
         self._templates: dict[tuple[str, str, str], Template] = {}
         self._prefix, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
 
     def check(
-        self, url: bytes, headers: Headers, age: float, keep_alive: bool
+        self, url: bytes, headers: Headers, arrival: Callable[..., float], keep_alive: bool
     ) -> Entry | bytes | None:
-        """What becomes of a POST request that arrived `age` seconds ago: its entry, the response
-        that refuses it, or None if that is for the application to decide."""
+        """What becomes of a POST request: its entry, the response that refuses it, or None if that
+        is for the application to decide.
+
+        `arrival` tells when it arrived, by `time.perf_counter`, or with `exact=False` the latest
+        that this can have been, which costs less.
+        """
         path, _, query = url.partition(b"?")
         if (route := V1.get(path)) is not None:
             name = _model_in(query)
@@ -144,14 +170,12 @@ class Gate:
         if model is None or wishes is None or self._pipeline.draining:
             return None
         try:
-            self._check(model, wishes.within, age)
-        except (QueueFull, NotReady, DeadlineExceeded) as refusal:
-            self.turns.refused()
-            short = wishes.within < self._timeout
-            error = with_short_deadline(refusal) if short else refusal
-            request_id = wishes.request_id or b"%s%012x" % (self._prefix, next(self._count))
-            return self._refusal(route, model.name, error, request_id, keep_alive)
-        return Entry(self, model, wishes.within)
+            self._check(model, wishes.within, arrival(exact=False))
+            arrived = arrival()
+            self._check(model, wishes.within, arrived)
+        except (QueueFull, NotReady, DeadlineExceeded) as error:
+            return self.refuse(route, model.name, error, wishes, keep_alive)
+        return Entry(self, model, route, wishes, arrived)
 
     def _wishes(self, headers: Headers) -> Wishes | None:
         """What the headers ask for; None if they have what only the application knows about."""
@@ -170,30 +194,63 @@ class Gate:
             return None
         return Wishes(within, request_id)
 
-    def _check(self, model: Model, within: float, age: float) -> None:
+    def _check(self, model: Model, within: float, arrived: float) -> None:
         if not model.ready:
             raise NotReady(f"{model.name} is not ready: {model.reason}", RETRY_SECONDS)
+        self._age = age = time.perf_counter() - arrived
         if age >= within:
             raise DeadlineExceeded.passed()
         turns = self.turns
-        # What the loop has let in it also has to read, decode and answer, beside refusing others.
-        on_loop = self.serving * turns.request / max(LEAST_SHARE, 1 - turns.reading)
-        model.check(Load(within, age + TURNS * turns.delay, model.entering, on_loop))
+        model.check(Load(within, age + TURNS * turns.delay, model.entering, turns.wait))
 
-    def _refusal(
-        self, route: str, model: str, error: ServiceError, request_id: bytes, keep_alive: bool
+    def refuse(
+        self, route: str, model: str, refusal: ServiceError, wishes: Wishes, keep_alive: bool
     ) -> bytes:
-        now = time.perf_counter()
+        """The response that refuses a request, which is counted."""
+        self.turns.refused()
+        short = wishes.within < self._timeout
+        error = with_short_deadline(refusal) if short else refusal
         key = (route, model, error.reason)
+        now = time.perf_counter()
         template = self._templates.get(key)
         if template is None or template.until < now:
             template = self._templates[key] = self._template(route, error, now)
+        self._latest = Refusal(error, model, route, template, wishes.request_id, self._age)
+        return self._response(self._latest, keep_alive)
+
+    def _response(self, refusal: Refusal, keep_alive: bool) -> bytes:
+        error, model, route, template, request_id, _ = refusal
+        request_id = request_id or b"%s%012x" % (self._prefix, next(self._count))
         self._report(error, model, route, template.status, request_id)
-        retry = b"retry-after: %d\r\n" % error.retry_after if isinstance(error, Busy) else b""
+        retry = b"retry-after: %d\r\n" % error.retry_seconds() if isinstance(error, Busy) else b""
         close = b"" if keep_alive else b"connection: close\r\n"
         return b"%b%bx-request-id: %b\r\n%b%b" % (
             template.head, retry, request_id, close, template.tail,
         )  # fmt: skip
+
+    def remember(self, data: bytes) -> None:
+        """Takes note of a whole request that was just refused: others with the same head, which
+        clients of one kind send, are refused alike until the turn ends."""
+        if self._turn != self.turns.number:
+            self._turn = self.turns.number
+            self._refused.clear()
+        head = head_of(data)
+        if head is None or len(head) > MAX_REMEMBERED_BYTES or len(self._refused) >= MAX_REMEMBERED:
+            return
+        known = self._refused.get(head)
+        if known is None or known.age > self._latest.age:  # The younger stands for the older.
+            self._refused[head] = self._latest
+
+    def again(self, data: bytes, age: float) -> bytes | None:
+        """The refusal of a request like one that was refused in this turn and not older, where it
+        arrived at least `age` seconds ago; None: it is another, or younger."""
+        if self._turn != self.turns.number or not self._refused:
+            return None
+        head = head_of(data)
+        known = None if head is None else self._refused.get(head)
+        if known is None or known.age > age + SAME_AGE:
+            return None
+        return self._response(known, keep_alive=True)
 
     def _template(self, route: str, error: ServiceError, now: float) -> Template:
         response = problems.refusal_response(route, error)
@@ -206,6 +263,18 @@ class Gate:
         head = b"".join([STATUS_LINE[response.status_code], *lines])
         tail = b"\r\n" + bytes(response.body)
         return Template(now + REUSE_SECONDS, response.status_code, head, tail)
+
+
+def head_of(data: bytes) -> bytes | None:
+    """The head of `data`, without the length of its body, if it is one whole request and no more;
+    None if it is not, or if that is not certain."""
+    found = CONTENT_LENGTH.search(data, 0, MAX_REMEMBERED_BYTES)
+    if found is None:
+        return None
+    end = data.find(HEAD_END) + len(HEAD_END)
+    if not found.end() <= end == len(data) - int(found[1]):
+        return None
+    return data[: found.start(1)] + data[found.end(1) : end]
 
 
 def _model_in(query: bytes) -> str:

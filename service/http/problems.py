@@ -5,7 +5,6 @@ Under /v2 they have the form that its protocol prescribes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -83,7 +82,7 @@ def refusal_response(path: str, error: errors.ServiceError) -> Response:
     """The response to a refusal; `path` is the request's, as far as known."""
     headers = {}
     if isinstance(error, errors.Busy):
-        headers["Retry-After"] = str(math.ceil(error.retry_after))
+        headers["Retry-After"] = str(error.retry_seconds())
     elif isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return problem(path, STATUSES[type(error)], str(error), error.reason, headers)

@@ -16,18 +16,22 @@ from typing import Protocol
 
 from service.metrics import Metrics
 
-# Seconds of a turn for the requests that it begins, and for those that were held before.
-BUDGET_SECONDS = 0.004
+# Seconds of a turn for the requests that it starts: short turns are what keeps a request's way
+# short, as it takes several.
+BUDGET_SECONDS = 0.0015
+# Seconds of a turn for parsing and refusing, if that is enough to refuse all that is held within so
+# many turns. An overloaded service that refused all at once would do nothing else.
+REFUSE_SECONDS, DRAIN_TURNS = 0.00075, 24
 # With more than so many requests held, the newest comes first.
 IN_ORDER = 32
 SAMPLE_SECONDS = 0.02
 REFUSING_SAMPLES = 10
-# The share of `delay` that is left after each sample: half of it after about 60 ms.
-DECAY = 0.8
+# The share that the latest sample has in `delay`: half of what was is forgotten after 60 ms.
+DELAY_SHARE = 0.2
 # One in so many requests is timed, as that costs something.
 TIMED = 8
 # The share that the latest measurement has in an average.
-LATEST = 0.05
+LATEST, STEADY = 0.05, 0.2
 # The longest turn is reported for one to two of these periods, so that every scrape sees it.
 REPORT_SECONDS = 30.0
 
@@ -41,17 +45,19 @@ class Held(Protocol):
 class LoopTurns:
     """Measures the turns of this process's event loop, and limits what begins in one.
 
-    Times in seconds. `delay`: how late the loop was lately, which decays; `polled`: data that
-    arrived before this time of `time.perf_counter` has been read; `request`: what a request that is
-    let in takes of the loop; `reading`: the share of its time that the loop reads, and refuses;
-    `refusing`: samples for which requests count as being refused since the last that was.
+    `number` counts the turns. Times in seconds: `delay`: how late it was lately, which decays;
+    `polled`: data that arrived before this time of `time.perf_counter` has been read; `request`:
+    what a request that is let in takes of the loop; `per_start`: how long each waits for those
+    before it, while there are more than one turn can start; `refusing`: samples for which requests
+    count as being refused since the last that was.
     """
 
     def __init__(self, metrics: Metrics, request: float = 0.0) -> None:
+        self.number = 0
         self.delay = 0.0
         self.polled = 0.0
         self.request = request
-        self.reading = 0.0
+        self.per_start = request
         self.refusing = 0
         self._metrics = metrics
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,8 +65,8 @@ class LoopTurns:
         self._reading_since = 0.0  # 0.0: nothing has been read in this turn
         self._scheduled = False
         self._starting: deque[Callable[[], None]] = deque()
+        self._started, self._started_at = 0, 0.0
         self._owed = 0.0  # by what this turn has started
-        self._read_seconds = 0.0
         self._let_in = 0
         self._turns = self._reads = self._accepts = 0
         self._longest = self._longest_before = 0.0
@@ -76,9 +82,7 @@ class LoopTurns:
     def _sample(self, now: float) -> None:
         elapsed, self._sampled = now - self._sampled, now
         late = max(0.0, elapsed - SAMPLE_SECONDS)
-        self.delay = max(late, self.delay * DECAY)
-        self.reading += 4 * LATEST * (min(1.0, self._read_seconds / elapsed) - self.reading)
-        self._read_seconds = 0.0
+        self.delay += DELAY_SHARE * (late - self.delay)
         self._longest = max(self._longest, late)
         self.refusing = max(0, self.refusing - 1)
         metrics = self._metrics
@@ -90,7 +94,6 @@ class LoopTurns:
         ):
             if count:
                 counter.inc(count)
-        self._let_in = 0
         self._turns = self._reads = self._accepts = 0
         metrics.loop_longest_turn.set(max(self._longest, self._longest_before))
         if now > self._reported + REPORT_SECONDS:
@@ -106,11 +109,7 @@ class LoopTurns:
         if not self._reading_since:
             self._reading_since = now
             self._schedule()
-        return not self._held and now - self._reading_since < BUDGET_SECONDS
-
-    def parsed(self, since: float) -> None:
-        """A connection's data was parsed, and perhaps refused."""
-        self._read_seconds += time.perf_counter() - since
+        return not self._held and now - self._reading_since < REFUSE_SECONDS
 
     def start(self, start: Callable[[], None]) -> None:
         """Starts a request that was let in, in this turn or in a later one."""
@@ -124,6 +123,11 @@ class LoopTurns:
     def refused(self) -> None:
         """A request was refused because of the load."""
         self.refusing = REFUSING_SAMPLES
+
+    @property
+    def wait(self) -> float:
+        """How long a request that is let in now has to wait until it is started."""
+        return len(self._starting) * self.per_start
 
     def timed(self) -> Callable[[float], None] | None:
         """For some requests that are let in, who is told how long they kept the loop."""
@@ -146,23 +150,34 @@ class LoopTurns:
 
     def _begin_turn(self) -> None:
         self._scheduled, self._owed = False, 0.0
+        self.number += 1
         began = time.perf_counter()
         if self._reading_since:
             self._turns += 1
             self.polled, self._reading_since = self._reading_since, 0.0
-        while self._starting and self._owed < BUDGET_SECONDS:
-            self._owed += self.request
-            self._starting.popleft()()
+        if self._starting:
+            self._start_some(began)
         if self._held:
             self._release(began)
         if self._held or self._starting:
             self._schedule()
 
+    def _start_some(self, now: float) -> None:
+        if self._started:  # In the previous turn, which was full as well.
+            took = (now - self._started_at) / self._started
+            self.per_start += STEADY * (took - self.per_start)
+        started = 0
+        while self._starting and self._owed < BUDGET_SECONDS:
+            self._owed += self.request
+            self._starting.popleft()()
+            started += 1
+        self._started, self._started_at = started if self._starting else 0, now
+
     def _release(self, began: float) -> None:
         held, now, newest = self._held, began, False
-        while held and now - began < BUDGET_SECONDS:
+        rest = len(held) - len(held) // DRAIN_TURNS
+        while held and (now - began < REFUSE_SECONDS or len(held) > rest):
             newest = self.refusing > 0 and len(held) > IN_ORDER and not newest
             connection = held.pop() if newest else held.popleft()
             connection.release()
             now = time.perf_counter()
-        self._read_seconds += now - began

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from functools import partial
 from itertools import chain
 from typing import Generic, TypeVar
 
@@ -161,12 +162,13 @@ class Batcher(Generic[Payload, Result]):
         """
         ahead = len(self._admitted) + len(self._computing) + load.entering
         if self.depth >= self.max_jobs or self._bytes + cost > self.max_bytes:
-            raise QueueFull.of(self.depth, self._retry_after(ahead))
+            raise QueueFull.of(self.depth, *self._retry(ahead))
         if wait := load.too_late(self.pace, ahead):
-            raise QueueFull.too_late(wait, load.within, self._retry_after(ahead))
+            raise QueueFull.too_late(wait, load.within, *self._retry(ahead))
 
-    def _retry_after(self, ahead: int) -> float:
-        return self._excess.retry_after(self.pace.seconds(ahead), self.pace.seconds(1))
+    def _retry(self, ahead: int) -> tuple[float, Callable[[], float]]:
+        """When a refused client should come back: see `service.errors.Busy`."""
+        return self.pace.seconds(ahead), partial(self._excess.spread, self.pace.seconds(1))
 
     def admit(self, job: Job[Payload, Result], cost: int) -> None:
         """Gives a job of `cost` bytes a slot, until its batch starts or its future is done.

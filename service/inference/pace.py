@@ -16,7 +16,7 @@ from typing import NamedTuple
 LATEST = 0.2
 FASTEST, SLOWEST = 0.05, 100.0
 # A prediction may use up this share of the time that a client allows: it is not certain.
-CERTAIN = 0.8
+CERTAIN = 0.7
 # Refused clients are remembered for about so many seconds, and told to wait no longer than MOST.
 REMEMBERED, MOST = 10.0, 30.0
 
@@ -101,12 +101,11 @@ class Excess:
         self._refused = 0.0  # recently
         self._latest = time.perf_counter()
 
-    def retry_after(self, wait: float, per_image: float) -> float:
-        """Whole seconds until a client should retry, if the queue takes `wait` seconds and each of
-        those refused recently `per_image` seconds."""
+    def spread(self, per_image: float) -> float:
+        """Seconds that one more refused client should wait besides, if each image takes so many."""
         now = time.perf_counter()
         self._refused *= math.exp((self._latest - now) / REMEMBERED)
         self._latest = now
-        spread = min(MOST, self._refused * per_image)
+        needed = min(MOST, self._refused * per_image)
         self._refused += 1
-        return max(1.0, math.ceil(wait + spread * random.random()))  # noqa: S311
+        return needed * random.random()  # noqa: S311

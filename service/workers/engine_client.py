@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -66,12 +67,13 @@ class SlotQueue:
         slots, size = self._total()
         ahead = slots + load.entering
         if slots >= self.max_jobs or size + cost > self.max_bytes:
-            raise QueueFull.of(slots, self._retry_after(ahead))
+            raise QueueFull.of(slots, *self._retry(ahead))
         if wait := load.too_late(self.pace, ahead):
-            raise QueueFull.too_late(wait, load.within, self._retry_after(ahead))
+            raise QueueFull.too_late(wait, load.within, *self._retry(ahead))
 
-    def _retry_after(self, ahead: int) -> float:
-        return self._excess.retry_after(self.pace.seconds(ahead), self.pace.seconds(1))
+    def _retry(self, ahead: int) -> tuple[float, Callable[[], float]]:
+        """When a refused client should come back: see `service.errors.Busy`."""
+        return self.pace.seconds(ahead), partial(self._excess.spread, self.pace.seconds(1))
 
     def admit(self, job: Job[Pixels, Row], cost: int) -> None:
         """Gives a job a slot, until its result arrives or it is cancelled before it is submitted.

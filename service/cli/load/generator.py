@@ -199,7 +199,7 @@ class Generator:
     def _hurried(self, request: bytes, left: float) -> bytes:
         """The request with so many seconds as its deadline, if it tells one."""
         before, after = self._deadlines[request]
-        return b"%b%.3f%b" % (before, left * 1000, after) if after else request
+        return b"%b%.3f%b" % (before, max(left * 1000, 0.001), after) if after else request
 
     def _drop_expired(self, now: float) -> None:
         too_old = now - self._clients.patience

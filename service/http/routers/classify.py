@@ -17,7 +17,7 @@ from service.http.admission import Admission, admit, open_body
 from service.http.openapi import IMAGES, ONE_IMAGE, REFUSALS, Name, TopK, image_operation
 from service.http.problems import server_timing, validation_message
 from service.http.record import record_of
-from service.http.uploads import read_image, read_images, until_disconnect
+from service.http.uploads import arrived_image, read_image, read_images, until_disconnect
 from service.inference.interfaces import Computed
 from service.inference.queue_share import QueueShare, gather
 from service.inference.tasks import Task
@@ -83,6 +83,8 @@ def query_of(scope: Scope) -> ClassifyQuery:
 async def read_one(request: Request, admission: Admission) -> bytes:
     """The one image of an admitted request."""
     limit = admission.services.settings.max_body_bytes
+    if (image := await arrived_image(request, limit)) is not None:
+        return image
     with open_body(request, limit, admission.deadline) as body:
         return await read_image(body)
 
