@@ -156,7 +156,7 @@ class Gated:
 
     async def _serve(self) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        repository: Any = SimpleNamespace(models=self.models)
+        repository: Any = SimpleNamespace(models=self.models, dead=dict)
         app = create_app(self.settings, self.metrics, repository)
         for model in self.models.values():
             self.metrics.watch_model(model.name, (), 64, lambda: 0, lambda: True)
