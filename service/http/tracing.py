@@ -8,9 +8,9 @@
 
 A request's span begins when its first bytes arrived. `accept`, which exists only where it took
 long, is the phase of that name: from the last byte until the service began with the image. Before
-`decode`, the image waits for a thread. This module is imported only if tracing is configured. Spans reuse times that are measured anyway; a separate thread exports them.
-Probes and scrapes have no spans, nor do refusals by `service.http.connection`, which precede a
-request.
+`decode`, the image waits for a thread. This module is imported only if tracing is configured. Spans
+reuse times that are measured anyway; a separate thread exports them. Probes and scrapes have no
+spans, nor do refusals by `service.http.connection` and `service.http.gate`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A service in a thread of this process: real sockets, a real event loop, queue and application, and
-an engine that a test controls."""
+"""A service in a thread of this process: real sockets, event loop, queue and application, and an
+engine that a test controls."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ class Gated:
         return not entering and not self.gate.serving
 
     def refusals(self, model: str, reason: str) -> float:
-        return self.metrics.refusals.labels(model, reason)._value.get()
+        return float(self.metrics.refusals.labels(model, reason)._value.get())
 
 
 @contextmanager

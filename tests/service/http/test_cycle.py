@@ -11,7 +11,6 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from service.http import cycle as module
 from service.http.cycle import Cycle
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -168,7 +167,7 @@ def test_whoever_has_left_is_sent_nothing_and_its_entry_ends() -> None:
 
 def test_the_loops_time_is_measured_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("service.http.cycle.time.perf_counter", lambda: now[0])
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         now[0] += 2.0

@@ -132,7 +132,8 @@ def test_a_request_keeps_its_id_and_others_get_one_of_their_own() -> None:
         assert client.send(named).answer().headers["x-request-id"] == "mine"
         broken = BUSY.replace(b"Host", b"X-Request-ID: not one word\r\nHost")
         made = [
-            client.send(request).answer().headers["x-request-id"] for request in (BUSY, BUSY, broken)
+            client.send(request).answer().headers["x-request-id"]
+            for request in (BUSY, BUSY, broken)
         ]
         assert len({*made, "mine", "not one word"}) == 5
 
@@ -364,7 +365,9 @@ def test_a_refused_request_for_another_protocol_closes_its_connection() -> None:
         service.model.ready = False
         client = service.connect()
         client._socket.settimeout(5)
-        asked = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+        asked = (
+            b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+        )
         assert client.send(asked).answer().status == 503
         assert client.rest() == b""
 

@@ -79,11 +79,11 @@ def test_the_newest_goes_first_only_while_requests_are_refused() -> None:
         order: list[int] = []
         for number in range(count):
             turns.hold(Holding(number, order))
-        while len(order) < count:
+        while len(order) < count:  # noqa: ASYNC110
             await asyncio.sleep(0)
         return order
 
-    async def test(turns: LoopTurns, _: Metrics) -> None:
+    async def test(turns: LoopTurns, metrics: Metrics) -> None:
         many = 2 * IN_ORDER
         assert await released(turns, many) == list(range(many))
         turns.refused()
@@ -92,7 +92,7 @@ def test_the_newest_goes_first_only_while_requests_are_refused() -> None:
         # In turn with the oldest, so that nobody waits for ever.
         assert order[:4] == [many - 1, 0, many - 2, 1]
         assert sorted(order) == list(range(many))
-        for _ in range(REFUSING_SAMPLES):
+        for _sample in range(REFUSING_SAMPLES):
             turns._sample(time.perf_counter())
         assert await released(turns, many) == list(range(many))
 
@@ -108,7 +108,7 @@ def test_no_more_is_started_in_a_turn_than_it_has_time_for() -> None:
         assert started == [0, 1, 2, 3]
         await asyncio.sleep(0)
         assert len(started) <= 8
-        while len(started) < 10:
+        while len(started) < 10:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert started == list(range(10))
 
@@ -163,8 +163,10 @@ def test_turns_reads_and_accepts_are_counted() -> None:
         for _ in range(5):
             assert service.connect().send(post()).answer().status == 200
         service.until(
-            lambda: value(service.metrics, "resnet_serve_loop_accepts_total") == 5
-            and value(service.metrics, "resnet_serve_loop_reads_total") >= 5
+            lambda: (
+                value(service.metrics, "resnet_serve_loop_accepts_total") == 5
+                and value(service.metrics, "resnet_serve_loop_reads_total") >= 5
+            )
         )
         turns = value(service.metrics, "resnet_serve_loop_turns_total")
         assert 1 <= turns <= value(service.metrics, "resnet_serve_loop_reads_total")

@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from service.inference import pace as module
 from service.inference.pace import CERTAIN, FASTEST, IDLE, MOST, SLOWEST, Excess, Load, Pace
 
 
@@ -103,7 +102,7 @@ def test_nobody_is_told_to_wait_for_ever_because_many_were_refused() -> None:
 
 def test_after_a_while_the_refused_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr("service.inference.pace.time.perf_counter", lambda: now)
     excess = Excess()
     for _ in range(1000):
         excess.retry_after(0.1, 1.0)
