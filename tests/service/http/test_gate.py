@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -370,6 +370,57 @@ def test_a_refused_request_for_another_protocol_closes_its_connection() -> None:
         )
         assert client.send(asked).answer().status == 503
         assert client.rest() == b""
+
+
+@pytest.mark.xfail(strict=True, reason="a refusal is written whether or not the client reads")
+def test_a_client_that_does_not_read_its_refusals_is_read_no_further() -> None:
+    """Else the service keeps all of them in memory."""
+    with gated() as service:
+        service.model.ready = False
+        client = service.connect()
+        client._socket.settimeout(1)
+        sent, many = 0, post(body=b"") * 1000
+        with suppress(TimeoutError):
+            while sent < 2**24:
+                client._socket.sendall(many)
+                sent += len(many)
+        assert sent < 2**24
+
+
+@pytest.mark.xfail(strict=True, reason="a text is shared by clients with different deadlines")
+def test_a_refusal_names_its_own_clients_deadline() -> None:
+    with overloaded() as service:
+        client = service.connect()
+        for milliseconds in (200, 300):
+            request = BUSY.replace(b"Ms: 200", b"Ms: %d" % milliseconds)
+            assert f"the {milliseconds} ms that" in client.send(request).answer().detail
+
+
+@pytest.mark.xfail(strict=True, reason="it is counted as a malformed request, and closed")
+def test_a_bug_in_the_gate_is_not_the_clients_fault(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with gated() as service:
+
+        def fails(*_: Any) -> None:
+            raise KeyError("a bug")
+
+        monkeypatch.setattr(service.gate, "_check", fails)
+        service.connect().send(post()).rest()
+        assert "a bug" in caplog.text
+        assert service.refusals("", "malformed_request") == 0
+
+
+@pytest.mark.xfail(strict=True, reason="it counts from when the service begins with the request")
+def test_a_timeout_of_v2_counts_from_arrival() -> None:
+    body = json.loads(V2_BODY) | {"parameters": {"timeout": 200_000}}  # in microseconds
+    with gated() as service:
+        client = service.connect()
+        assert client.send(post()).answer().status == 200
+        with service.stalled():
+            client.send(post("/v2/models/first/infer", json.dumps(body).encode()))
+            time.sleep(0.5)
+        assert client.answer().status == 504
 
 
 def test_what_was_let_in_counts_before_it_is_in_the_queue() -> None:
