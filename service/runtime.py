@@ -136,12 +136,14 @@ def settle_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def allow_files(count: int) -> None:
-    """Raises the limit on open files to `count`, as far as the hard limit allows."""
+def allow_files(count: int) -> int:
+    """Raises the limit on open files to `count`, as far as the hard limit allows; returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        return limit
+    return count if soft == resource.RLIM_INFINITY else soft
 
 
 async def in_daemon(work: Callable[[], T], threads: MutableSet[threading.Thread]) -> T:

@@ -24,11 +24,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds; `accept` is the wait from the arrival of the request until the service
-    began with it, `queue` the wait for a decoding thread and for the
-    engine, `inference` the time of computing the image's batch."""
+    """Milliseconds; `accept` is the wait from the arrival of the request until the service began
+    with it (0 from older services, which do not tell), `queue` the wait for a decoding thread and
+    for the engine, `inference` the time of computing the image's batch."""
 
-    accept: float
+    accept: float = field(default=0.0, kw_only=True)
     decode: float
     queue: float
     inference: float

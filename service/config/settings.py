@@ -178,11 +178,16 @@ class Settings(Strict):
     max_upload_bytes: int = Field(
         512 * 2**20,
         ge=1,
-        description="maximum total size of the bodies being received, over all front ends; a "
-        "single body is accepted whatever its size",
+        description="maximum total size of the bodies being received, over all front ends; the "
+        "largest of each front end does not count",
     )
     upload_timeout_s: float = Field(
         60, gt=0, description="time limit for receiving a body, unless the deadline is earlier"
+    )
+    min_upload_bytes_per_s: int = Field(
+        10_000,
+        ge=0,
+        description="refuse a body that arrives more slowly for five seconds or longer; 0: none",
     )
     max_batch_images: int = Field(64, ge=1, description="limit of images in a batch request")
     max_pixels: int = Field(

@@ -79,4 +79,5 @@ def parse_timeout(value: bytes) -> float:
 
 def open_body(request: Request, max_bytes: int, deadline: float) -> Body:
     """The request's unread body; refused if its headers already break a limit."""
-    return Body(request, services_of(request.scope).budget, max_bytes, deadline)
+    services = services_of(request.scope)
+    return Body(request, services.budget, services.lane, max_bytes, deadline)

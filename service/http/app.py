@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from service.config.settings import Settings
 from service.http import openapi, problems
@@ -22,6 +25,7 @@ from service.http.routing import RoutingMiddleware
 from service.http.services import Services
 from service.http.v2 import routes as v2
 from service.inference.interfaces import Repository
+from service.inference.lane import Lane
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
@@ -42,7 +46,23 @@ CORS_RESPONSE_HEADERS = [
     "X-Request-ID",
 ]
 
+# Python computes in one thread at a time; a second one keeps the first from holding up all others.
+FORMAT_THREADS = 2
 ENDPOINTS = (classify, embed, explain, models, health, pages)
+
+
+class Application(FastAPI):
+    """FastAPI inside of `layers`, the innermost first, so that plain routes do without its own."""
+
+    def __init__(self, **options: Any) -> None:
+        self.layers: list[Callable[[ASGIApp], ASGIApp]] = []
+        super().__init__(**options)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app = super().build_middleware_stack()
+        for layer in self.layers:
+            app = layer(app)
+        return app
 
 
 def create_app(
@@ -77,11 +97,12 @@ def create_app(
         repository.start()
         yield
         pipeline.draining = pipeline.refusing = True
+        services.lane.close()
         services.ended = await anyio.to_thread.run_sync(repository.close, services.patience)
         if tracing is not None:
             await anyio.to_thread.run_sync(tracing.close, services.patience)
 
-    app = FastAPI(
+    app = Application(
         title="resnet-serve",
         version=version("resnet-serve"),
         summary="Classifies images with residual networks",
@@ -100,29 +121,36 @@ def create_app(
         pipeline=pipeline,
         keys=Keys(settings),
         budget=UploadBudget(
-            settings.max_upload_bytes // settings.workers, settings.upload_timeout_s
+            settings.max_upload_bytes // settings.workers,
+            settings.upload_timeout_s,
+            settings.min_upload_bytes_per_s,
         ),
+        lane=Lane(FORMAT_THREADS, "format"),
         patience=settings.shutdown_timeout_s,
     )
     problems.install(app)
     openapi.describe(app, classify.plain)
     for endpoints in ENDPOINTS:
         app.include_router(endpoints.router)
-    app.add_middleware(PlainRoutesMiddleware, routes=[*classify.ROUTES, *v2.ROUTES])
-    app.add_middleware(ApiKeyMiddleware, keys=services.keys)
-    app.add_middleware(RoutingMiddleware)
+    app.layers.append(partial(PlainRoutesMiddleware, routes=[*classify.ROUTES, *v2.ROUTES]))
+    app.layers.append(partial(ApiKeyMiddleware, keys=services.keys))
+    app.layers.append(RoutingMiddleware)
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=CORS_REQUEST_HEADERS,
-            expose_headers=CORS_RESPONSE_HEADERS,
+        app.layers.append(
+            partial(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=CORS_REQUEST_HEADERS,
+                expose_headers=CORS_RESPONSE_HEADERS,
+            )
         )
     # Lets a page of another origin read the timings that browsers keep of its requests.
     origins = ", ".join(settings.cors_origins).encode()
     headers = [(b"timing-allow-origin", origins)] if origins else []
-    app.add_middleware(ObservabilityMiddleware, metrics=metrics, pipeline=pipeline, headers=headers)
+    app.layers.append(
+        partial(ObservabilityMiddleware, metrics=metrics, pipeline=pipeline, headers=headers)
+    )
     if tracing is not None:
-        app.add_middleware(TracingMiddleware, tracing=tracing)
+        app.layers.append(partial(TracingMiddleware, tracing=tracing))
     return app

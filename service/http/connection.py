@@ -23,7 +23,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.errors import MalformedRequest, RequestTooSlow, ServiceError
+from service.errors import HeadersTooLarge, MalformedRequest, RequestTooSlow, ServiceError
 from service.http import head, tcp
 from service.http.cycle import Cycle
 from service.http.gate import Entry
@@ -42,6 +42,8 @@ PROBES = tuple(method + path for method in (b"GET ", b"HEAD ") for path in HEALT
 MAX_PIPELINED = 100
 # Of a request that is held; a client that sends more waits.
 MAX_HELD_BYTES = 2**16
+# More would block the event loop; other servers have similar limits.
+MAX_URL_BYTES, MAX_HEADERS = 8192, 1000
 
 
 class Phase(enum.Enum):
@@ -187,6 +189,11 @@ class ServerConnection(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limits.max_header_bytes:
                 raise limits.too_large()
+        if len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_HEADERS:
+            raise HeadersTooLarge(
+                f"the URL has more than {MAX_URL_BYTES} bytes, or there are more than "
+                f"{MAX_HEADERS} headers"
+            )
         if len(self.pipeline) >= MAX_PIPELINED:
             raise MalformedRequest(
                 f"{MAX_PIPELINED} requests are pending on this connection; read their responses"
@@ -234,7 +241,8 @@ class ServerConnection(HttpToolsProtocol):
             "headers": self.headers,
             "state": self.app_state.copy(),
         }
-        scope[KEY] = RequestRecord(self._arrival(), entry=entry)  # type: ignore[literal-required]
+        record = RequestRecord(self._arrival(), entry=entry, watched=True)
+        scope[KEY] = record  # type: ignore[literal-required]
         cycle = Cycle(
             scope=scope,
             transport=self.transport,
@@ -351,6 +359,10 @@ class ServerConnection(HttpToolsProtocol):
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
+            record = record_of(running.scope)  # type: ignore[arg-type]
+            record.left = True
+            if record.on_left is not None:
+                record.on_left()
         super().connection_lost(exc)
 
     def _set_deadline(self, seconds: float, then: Callable[[], None]) -> None:

@@ -27,6 +27,7 @@ from service.http.record import record_of
 
 CONTENT_TYPE = "application/problem+json"
 V2 = "/v2"
+MAX_DETAIL = 2000  # characters of a detail, which may quote the client
 CLIENT_CLOSED_REQUEST = 499  # nginx's; only logs and metrics show it, as the client is gone
 
 STATUSES: dict[type[errors.ServiceError], int] = {
@@ -59,6 +60,8 @@ def problem(
     path: str, status: int, detail: str, reason: str, headers: dict[str, str] | None = None
 ) -> Response:
     """A problem document; `reason` is its type and its metrics label."""
+    if len(detail) > MAX_DETAIL:
+        detail = f"{detail[:MAX_DETAIL]}..."
     if path == V2 or path.startswith(f"{V2}/"):
         return Response(
             to_json({"error": detail}), status, headers=headers, media_type="application/json"
@@ -118,15 +121,14 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     detail = f"{wrong}; /docs lists the endpoints"
     reason = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
-    if known and (methods := methods_of(request)):
-        headers["Allow"] = ", ".join(methods)
+    if known and "router" in request.scope:  # Else a plain route, which has named its own.
+        headers["Allow"] = ", ".join(methods_of(request))
     response = problem(request.scope["path"], error.status_code, detail, reason, headers)
     return _recorded(response, request.scope, reason, detail)
 
 
 def methods_of(request: Request) -> list[str]:
-    """The methods that the application's routes accept for a path: Starlette names those of the
-    first route only."""
+    """The methods that the routes of a path accept: Starlette names those of the first only."""
     scope = request.scope
     accepted = [
         method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,17 @@ KEY = "resnet_serve.record"
 @dataclass(slots=True)
 class RequestRecord:
     """`started` and `received`: when its first and its last byte arrived, by `time.perf_counter`,
-    0 if the last has not; `entry`: of a request that was let in at the connection; `model`: the
+    0 if the last has not; `left`: the client has left, upon which `on_left` is called, if the
+    connection is `watched`; `entry`: of a request that was let in at the connection; `model`: the
     serving model's name; `short_deadline`: the client set a shorter one than the service's;
     `reason` and `detail`: why it was refused; `failure`: an unexpected exception; `trace`: the
     trace and span IDs for its log line."""
 
     started: float
     received: float = 0.0
+    watched: bool = False
+    left: bool = False
+    on_left: Callable[[], None] | None = None
     entry: Entry | None = None
     model: str = ""
     short_deadline: bool = False

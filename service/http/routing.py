@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class RoutingMiddleware:
-    """Pure ASGI: answers a path with a trailing slash as without, and HEAD as GET.
+    """Pure ASGI: routes a path with a trailing slash as without, and HEAD as GET.
 
     A redirect to the other spelling would name a scheme and a host, and behind a proxy that ends
     TLS the wrong ones: a client that follows it would send its key in clear text. The server omits

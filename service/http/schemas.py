@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
-from service.inference import ranking
+from service.http.json_pieces import PIECE, json_list, json_object
 from service.inference.interfaces import Computed
-from service.inference.pipeline import Classified
+from service.inference.ranking import top_k
 
 
 class Prediction(BaseModel):
@@ -170,22 +171,54 @@ class Problem(BaseModel):
     detail: str
 
 
-def predictions_of(predictions: Iterable[ranking.Prediction]) -> list[dict[str, Any]]:
-    """The JSON of several `Prediction`s."""
+def predictions_of(computed: Computed, k: int, start: int = 0) -> list[dict[str, Any]]:
+    """The JSON of the top `k` `Prediction`s, from the one at `start`."""
+    row = computed.row
+    ranked = row._replace(classes=row.classes[start:], probabilities=row.probabilities[start:])
     return [
         {"class_id": p.class_id, "label": p.label, "probability": round(p.probability, 6)}
-        for p in predictions
+        for p in top_k(ranked, computed.model.labels, k - start)
     ]
 
 
-def classification_of(classified: Classified) -> dict[str, Any]:
-    """The JSON of a `Classification`, as plain data: pydantic would cost more than all else."""
+def classification_of(
+    model: str, computed: Computed, k: int, timing_ms: dict[str, float]
+) -> dict[str, Any]:
+    """A `Classification` as plain data: pydantic would cost more than all else."""
     return {
-        "model": classified.model,
-        "predictions": predictions_of(classified.predictions),
-        "timing_ms": timing_of(classified.computed),
-        "batch_size": classified.computed.batch_size,
+        "model": model,
+        "predictions": predictions_of(computed, k),
+        "timing_ms": timing_ms,
+        "batch_size": computed.batch_size,
     }
+
+
+def classification_json(
+    model: str, computed: Computed, k: int, timing_ms: dict[str, float]
+) -> bytes:
+    """The JSON of a `Classification`."""
+    if k <= PIECE:
+        return to_json(classification_of(model, computed, k, timing_ms))
+    document = classification_of(model, computed, 0, timing_ms)
+    del document["predictions"]
+    return json_object(document, "predictions", _predictions_json(computed, k))
+
+
+def batch_json(
+    model: str, names: Sequence[str], results: Sequence[Computed | str], k: int
+) -> bytes:
+    """The JSON of a `BatchClassification`; a result that is a text is an error."""
+    items = (
+        to_json({"filename": name, "error": result})
+        if isinstance(result, str)
+        else json_object({"filename": name}, "predictions", _predictions_json(result, k))
+        for name, result in zip(names, results, strict=True)
+    )
+    return json_object({"model": model}, "results", b"[" + b",".join(items) + b"]")
+
+
+def _predictions_json(computed: Computed, k: int) -> bytes:
+    return json_list(k, lambda part: predictions_of(computed, part.stop, part.start))
 
 
 def slowest_of(computed: Sequence[Computed], total: float) -> dict[str, float]:

@@ -113,7 +113,19 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         runtime.tune_interpreter()
-        runtime.allow_files(self._limits.max_connections + FILES_BESIDE_CONNECTIONS)
+        wanted = self._limits.max_connections
+        # Twice, as those over the limit are told so; see `ConnectionLimits.admits`.
+        files = runtime.allow_files(2 * wanted + FILES_BESIDE_CONNECTIONS)
+        possible = max(1, (files - FILES_BESIDE_CONNECTIONS) // 2)
+        if possible < wanted:
+            self._limits.max_connections = possible
+            log.warning(
+                "only %d files may be open (ulimit -n), so that this process serves %d connections "
+                "at a time, not %d",
+                files,
+                possible,
+                wanted,
+            )
         await super().startup([])  # uvicorn's own servers accept one connection in a turn.
         self._limits.gate = Gate(
             self._services,

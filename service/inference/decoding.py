@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import logging
-import threading
+import math
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError, _imaging
 
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
-from service.errors import RequestError, TooLarge, UndecodableImage
+from service.errors import RETRY_SECONDS, QueueFull, RequestError, TooLarge, UndecodableImage
 from service.inference import image_headers
+from service.inference.lane import Lane
 from service.inference.tasks import Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -25,9 +24,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 TINY_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 TINY_BYTES, TINY_SIDE = 16_384, 64
 ADVICE = "send a whole JPEG, PNG, WebP, GIF, BMP or TIFF image"
-# Images above this share of the pixel limit are decoded one at a time, so that several do not take
-# several times the memory.
+# Images above this share of the pixel limit are decoded one at a time, in a thread of their own:
+# several would take several times the memory, and all threads for seconds.
 LARGE_SHARE = 4
+# Each has a slot of its model's queue while it waits, which others would lack.
+LARGE_WAITING = 32
 REASON_CHARACTERS = 100
 
 
@@ -62,53 +63,72 @@ def prepare() -> None:
 
 
 class Decoder:
-    """Decodes in `threads` threads, so that neither the event loop nor an engine waits for it.
-
-    Images wait for a thread here, not in the pool, which would keep the bytes of disconnected
-    clients until a thread is free.
+    """Decodes in `threads` threads, so that neither the event loop nor an engine waits for it, and
+    large images in one more, so that no other image waits for them.
     """
 
     def __init__(self, threads: int, max_pixels: int) -> None:
         self.max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._free = asyncio.Semaphore(threads)
-        self._alone = threading.Lock()
+        self._lane = Lane(threads, "decode")
+        self._large = Lane(1, "decode-large")
+        self._large_waiting, self._large_seconds = 0, 0.0
         prepare()
+
+    def decode_tiny(self, data: bytes, spec: InputSpec) -> DecodedImage | None:
+        """`decode_image` for what takes less time than a thread's turn; None: it takes more."""
+        tiny = len(data) <= TINY_BYTES and data.startswith(TINY_MAGIC)
+        if tiny and spec.resize <= TINY_SIDE and image_headers.is_quick(data):
+            with contextlib.suppress(TooLarge):
+                return decode_image(data, spec, min(TINY_SIDE**2, self.max_pixels))
+        return None
 
     async def decode(self, data: bytes, spec: InputSpec) -> DecodedImage:
         """`decode_image`, in a thread.
 
         Cancelling stops the wait for a thread; an image being decoded is finished.
-        """
-        tiny = len(data) <= TINY_BYTES and data.startswith(TINY_MAGIC)
-        if tiny and spec.resize <= TINY_SIDE and image_headers.is_quick(data):
-            with contextlib.suppress(TooLarge):
-                return decode_image(data, spec, min(TINY_SIDE**2, self.max_pixels))
-        await self._free.acquire()
-        loop = asyncio.get_running_loop()
-        decoding = loop.run_in_executor(
-            self._pool, decode_image, data, spec, self.max_pixels, self._alone
-        )
-        decoding.add_done_callback(self._ended)
-        return await asyncio.shield(decoding)
 
-    def _ended(self, decoding: asyncio.Future[DecodedImage]) -> None:
-        self._free.release()
-        if not decoding.cancelled():
-            decoding.exception()  # Else asyncio logs it if the client has disconnected.
+        Raises:
+            UndecodableImage, TooLarge: as `decode_image` does.
+            QueueFull: it is large, and too many large images are waiting.
+        """
+        usual = self.max_pixels // LARGE_SHARE
+        with contextlib.suppress(_LargeImage):
+            return await self._lane.run(decode_image, data, spec, self.max_pixels, usual)
+        return await self._decode_large(data, spec)
+
+    async def _decode_large(self, data: bytes, spec: InputSpec) -> DecodedImage:
+        if self._large_waiting >= LARGE_WAITING:
+            raise QueueFull(
+                f"{self._large_waiting} images of more than {self.max_pixels // LARGE_SHARE} "
+                "pixels are waiting to be decoded; retry after the given time, or scale it down",
+                max(RETRY_SECONDS, math.ceil(self._large_waiting * self._large_seconds)),
+            )
+        self._large_waiting += 1
+        try:
+            decoded = await self._large.run(decode_image, data, spec, self.max_pixels)
+        finally:
+            self._large_waiting -= 1
+        self._large_seconds = decoded.ended - decoded.began
+        return decoded
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._lane.close()
+        self._large.close()
+
+
+class _LargeImage(Exception):
+    """The image has more pixels than usual; nothing was decoded."""
 
 
 def decode_image(
-    data: bytes, spec: InputSpec, max_pixels: int, alone: threading.Lock | None = None
+    data: bytes, spec: InputSpec, max_pixels: int, usual: int | None = None
 ) -> DecodedImage:
     """Pixels uint8 [H, W, 3] of the spec's size, upright by EXIF, transparency on white.
 
-    Large images hold `alone` while they are decoded, and take up to about 12 bytes a pixel.
+    Decoding takes up to about 12 bytes a pixel.
 
     Raises:
+        _LargeImage: more than `usual` pixels; raised before decoding.
         UndecodableImage: `data` is undecodable or truncated, or its header demands more than an
             image needs.
         TooLarge: more than `max_pixels` pixels; raised before decoding.
@@ -121,12 +141,11 @@ def decode_image(
         with Image.open(image_headers.source(data), formats=FORMATS) as image:
             image_headers.check_opened(image, data, max_pixels)
             _check_sides(*image.size, spec, max_pixels)
-            large = image.width * image.height > max_pixels // LARGE_SHARE
-            with alone if alone and large else contextlib.nullcontext():
-                decode_at_scale(image, spec)
-                upright = upright_rgb(image)
-                pixels = resize_and_crop(upright, spec)
-    except RequestError:
+            _check_usual(*image.size, usual)
+            decode_at_scale(image, spec)
+            upright = upright_rgb(image)
+            pixels = resize_and_crop(upright, spec)
+    except (RequestError, _LargeImage):
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, unless `prepare` has lifted it.
         raise TooLarge(f"the image has more than {max_pixels} pixels") from None
@@ -140,6 +159,11 @@ def decode_image(
         reason = " ".join(str(error).split())[:REASON_CHARACTERS]
         raise UndecodableImage(f"the image is damaged or truncated ({reason}); {ADVICE}") from error
     return DecodedImage(pixels, began, time.perf_counter(), upright.size)
+
+
+def _check_usual(width: int, height: int, usual: int | None) -> None:
+    if usual is not None and width * height > usual:
+        raise _LargeImage
 
 
 def _check_sides(width: int, height: int, spec: InputSpec, max_pixels: int) -> None:

@@ -10,33 +10,31 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from models.preprocess import InputSpec
-from service.errors import RETRY_SECONDS, BadParameter, DeadlineExceeded, NotReady, UnknownModel
+from service.errors import (
+    RETRY_SECONDS,
+    BadParameter,
+    DeadlineExceeded,
+    NotReady,
+    TooLarge,
+    UnknownModel,
+)
 from service.inference.batcher import Job, Priority
+from service.inference.deadline import before
 from service.inference.decoding import DecodedImage, Decoder
 from service.inference.interfaces import Computed, Model, Repository
 from service.inference.pace import Load
-from service.inference.ranking import Prediction, Row, top_k
+from service.inference.ranking import Row
 from service.inference.tasks import CLASSIFY, Pixels, Task
 from service.metrics import Metrics
 
 # The range of float32 pixels: wider than 0 to 255 by as much again, for noise and extrapolation.
 # Much larger values overflow in half precision, and an engine that returns NaN counts as broken.
 LEAST, MOST = -255.0, 510.0
-
-
-@dataclass(frozen=True, slots=True)
-class Classified:
-    """The predictions for one image, and the result they are taken from."""
-
-    model: str
-    predictions: list[Prediction]
-    computed: Computed
 
 
 class Queue(Protocol):
@@ -108,13 +106,6 @@ class Pipeline:
             model.check(load)
         return min(5, classes) if k is None else k
 
-    async def classify(
-        self, model: Model, data: bytes, k: int, deadline: float, received: float = 0.0
-    ) -> Classified:
-        """The top `k` classes of one encoded image; raises as `compute` does."""
-        computed = await self.compute(model, data, deadline, received=received)
-        return Classified(model.name, top_k(computed.row, computed.model.labels, k), computed)
-
     async def compute(
         self,
         model: Model,
@@ -127,7 +118,13 @@ class Pipeline:
         """`Model.compute`, counted and traced.
 
         `received`: when the request's last byte arrived, by `time.perf_counter`; 0: now.
+
+        Raises:
+            TooLarge: the image alone exceeds the limit on bytes in the model's queue.
         """
+        size, most = _bytes_of(image), model.settings.max_queue_bytes
+        if size > most:  # However often it is sent again.
+            raise TooLarge(f"the image has {size} bytes; the limit of {model.name} is {most}")
         now = time.perf_counter()
         expires = now + deadline - asyncio.get_running_loop().time()
         job: Job[Pixels, Row] = Job(task, priority, expires, received or now)
@@ -153,21 +150,25 @@ async def decode_and_queue(
     started = time.perf_counter()
     if not isinstance(image, bytes):
         check_pixels(image, model.input)
-    queue.admit(job, len(image) if isinstance(image, bytes) else image.nbytes)
+    queue.admit(job, _bytes_of(image))
+    # Cheaper than a timeout, which would also have to tell its own cancellation from others.
+    expiry = asyncio.get_running_loop().call_at(deadline, _expire, job.future)
     try:
-        async with asyncio.timeout_at(deadline):
-            decoded = (
-                await decoder.decode(image, model.input)
-                if isinstance(image, bytes)
-                else _as_decoded(image)
-            )
-            job.decoding, job.decoded = decoded.began, decoded.ended
-            queue.submit(job, decoded.pixels, decoded.pixels.nbytes)
-            row = await job.future
-    except TimeoutError:
-        raise DeadlineExceeded.passed() from None
+        if not isinstance(image, bytes):
+            decoded = _as_decoded(image)
+        elif (tiny := decoder.decode_tiny(image, model.input)) is not None:
+            decoded = tiny
+        else:
+            async with before(deadline):
+                decoded = await decoder.decode(image, model.input)
+        job.decoding, job.decoded = decoded.began, decoded.ended
+        queue.submit(job, decoded.pixels, decoded.pixels.nbytes)
+        row = await job.future
     finally:
+        expiry.cancel()
         job.future.cancel()  # Frees the slot, unless the job is done.
+    if time.perf_counter() > job.deadline:  # The event loop was late.
+        raise DeadlineExceeded.passed()
     decode = job.decoded - job.decoding
     return Computed(
         model=model,
@@ -180,6 +181,16 @@ async def decode_and_queue(
         total=time.perf_counter() - job.received,
         batch_size=job.batch_size,
     )
+
+
+def _expire(future: asyncio.Future[Row]) -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded.passed())
+        future.exception()  # Else asyncio logs it if decoding ends with another error.
+
+
+def _bytes_of(image: bytes | Pixels) -> int:
+    return len(image) if isinstance(image, bytes) else image.nbytes
 
 
 def _as_decoded(pixels: Pixels) -> DecodedImage:

@@ -23,7 +23,7 @@ from service.repository.model import LocalModel, facts_of
 from service.workers.control import ControlChannel, Message
 from service.workers.engine_server import EngineServer
 from service.workers.heartbeat import ENGINE, Heartbeats
-from service.workers.shared_metrics import SharedMetrics
+from service.workers.shared_metrics import ENGINE_ROLE, SharedMetrics
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
@@ -118,7 +118,7 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
     try:
-        metrics = SharedMetrics(folder, "engine", with_parent=True)
+        metrics = SharedMetrics(folder, ENGINE_ROLE, with_parent=True)
         loader = Loader(settings, metrics, start["request_seconds"])
         models = loader.open_all()
     except FORESEEN as error:  # `serve` reports it in one line.

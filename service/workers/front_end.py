@@ -22,7 +22,7 @@ from service.workers.heartbeat import FRONT_ENDS, Heartbeats, patience
 from service.workers.occupancy import Occupancy
 from service.workers.remote import RemoteRepository
 from service.workers.remote_model import FrontEndResources
-from service.workers.shared_metrics import SharedMetrics
+from service.workers.shared_metrics import SharedMetrics, front_end_role
 
 
 class FrontEnd(Server):
@@ -90,7 +90,7 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
     index = start["index"]
-    metrics = SharedMetrics(folder, f"front-{index + 1}")
+    metrics = SharedMetrics(folder, front_end_role(index))
     resources = FrontEndResources(
         index,
         engine_socket(folder),

@@ -23,8 +23,8 @@ MAX_MESSAGE = 2**26
 class Role:
     """What a child does, and its successor after it.
 
-    `name`: in the log; `key`: in the names of files; `module`: of `service.workers`; `listener`:
-    the socket on which it accepts connections; `number`: among the heartbeats.
+    `name`: in the log; `key`: in the names of the metrics' files; `module`: of `service.workers`;
+    `listener`: the socket on which it accepts connections; `number`: among the heartbeats.
     """
 
     name: str

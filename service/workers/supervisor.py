@@ -94,14 +94,20 @@ class Supervisor:
         engine_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         engine_listener.bind(engine_socket(self._folder))
         engine_listener.listen(BACKLOG)
-        engine = Role("the engine process", "engine", "engine_process", engine_listener, ENGINE)
+        engine = Role(
+            "the engine process",
+            shared_metrics.ENGINE_ROLE,
+            "engine_process",
+            engine_listener,
+            ENGINE,
+        )
         stopping = loop.create_task(self._stopping.wait())
         front_ends = [
             loop.create_task(
                 self._keep_running(
                     Role(
                         f"front end {index + 1}",
-                        f"front-{index + 1}",
+                        shared_metrics.front_end_role(index),
                         "front_end",
                         self._listener,
                         FRONT_ENDS + index,

@@ -98,7 +98,7 @@ def test_features_in_every_format(
     saved = ask(serving, "embed", format="npy")
     assert saved.headers["content-type"] == "application/x-npy"
     np.testing.assert_array_equal(np.load(io.BytesIO(saved.content)), features)
-    assert set(body["timing_ms"]) == {"decode", "queue", "inference", "total"}
+    assert set(body["timing_ms"]) == {"accept", "decode", "queue", "inference", "total"}
     for each in (packed, saved):
         assert "inference;dur=" in each.headers["server-timing"]
 

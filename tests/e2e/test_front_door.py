@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPResponse
@@ -17,7 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import COMMAND, Service, client, encoded, started
+from tests.conftest import COMMAND, PATIENCE, Service, client, encoded, started
 from tests.e2e.test_classify import is_problem
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_start import fail
@@ -117,21 +120,40 @@ def test_a_deadline_holds_while_the_body_arrives(door: Service) -> None:
     assert ask(door, "POST", "/v1/classify", headers=KEY, content=encoded()).status_code == 200
 
 
-def test_bodies_beyond_the_common_limit_are_refused_before_they_are_read(door: Service) -> None:
-    with connect(door, post(UPLOADS - 10) + b"x") as first:
-        # It has its place as soon as it is counted among the requests.
-        while samples(door)["resnet_serve_requests_in_flight"] < 2:
-            pass
-        with connect(door, post(UPLOADS - 10)) as second:
-            raw, response = answer(second)
-            assert is_problem(response, 429)["type"].endswith("uploads_full")
-            assert response.headers["retry-after"] == "1"
-            assert raw.getheader("connection") is None
-        first.sendall(b"x" * (UPLOADS - 11))
-        assert answer(first)[1].status_code == 400
-    image = encoded("BMP", (200, 200))
-    assert len(image) > UPLOADS  # It comes alone.
-    assert ask(door, "POST", "/v1/classify", headers=KEY, content=image).status_code == 200
+def test_what_was_only_announced_keeps_nobody_out(door: Service) -> None:
+    """Nor does the largest body, of which nearly all has arrived."""
+    patient = "X-Request-Timeout-Ms: 3600000"
+    announcing = post(20 * 2**20, patient) + b"x"
+    with contextlib.ExitStack() as held:
+        for _ in range(5):
+            held.enter_context(connect(door, announcing))
+        large = encoded("BMP", (200, 200))
+        assert len(large) > UPLOADS
+        for image in (encoded(), large):
+            response = ask(door, "POST", "/v1/classify", headers=KEY, content=image)
+            assert response.status_code == 200
+        held.enter_context(connect(door, announcing + b"x" * 2 * UPLOADS))
+        response = ask(door, "POST", "/v1/classify", headers=KEY, content=encoded())
+        assert response.status_code == 200
+
+
+def test_beyond_the_common_limit_the_slowest_body_gives_way(door: Service) -> None:
+    patient = "X-Request-Timeout-Ms: 3600000"
+    with (
+        connect(door, post(20 * 2**20, patient) + b"x" * 2 * UPLOADS),
+        connect(door, post(10 * 2**20, patient) + b"x" * (UPLOADS - 100)) as slow,
+    ):
+        image = encoded("PNG", (32, 32))
+        assert len(image) > 100
+        until = time.monotonic() + PATIENCE
+        while not select.select([slow], [], [], 0)[0]:  # Its bytes may not have arrived yet.
+            response = ask(door, "POST", "/v1/classify", headers=KEY, content=image)
+            assert response.status_code == 200
+            assert time.monotonic() < until
+        raw, refusal = answer(slow)
+        assert is_problem(refusal, 429)["type"].endswith("uploads_full")
+        assert refusal.headers["retry-after"] == "1"
+        assert raw.getheader("connection") is None
 
 
 def test_pipelined_requests_and_callers_who_ask_first_are_served(door: Service) -> None:
@@ -353,3 +375,53 @@ def test_a_client_that_idles_over_tls_does_not_hold_up_the_end(pair: tuple[Path,
             assert idle.recv(4096).startswith(b"HTTP/1.1 200")
             service.process.send_signal(signal.SIGTERM)
             assert service.process.wait(15) == 0
+
+
+def test_connections_that_never_finish_their_tls_handshake_are_bounded(
+    pair: tuple[Path, Path],
+) -> None:
+    with started(
+        "--model",
+        "random:resnet20",
+        RESNET_SERVE_MAX_CONNECTIONS="20",
+        RESNET_SERVE_HEADER_TIMEOUT_S="3",
+        RESNET_SERVE_TLS_CERTIFICATE=str(pair[0]),
+        RESNET_SERVE_TLS_KEY=str(pair[1]),
+    ) as service:
+        with contextlib.ExitStack() as stack:
+            half = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+                for _ in range(200)
+            ]
+            until = time.monotonic() + 30
+            while sum(map(has_ended, half)) < 160:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        trusting = ssl.create_default_context(cafile=pair[0])
+        until = time.monotonic() + 30
+        while True:  # The others are given up after a while.
+            assert time.monotonic() < until
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", service.port), timeout=10) as plain,
+                trusting.wrap_socket(plain, server_hostname="localhost") as idle,
+            ):
+                idle.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                with idle.makefile() as response:
+                    text = response.read()
+                break
+        counted = re.search(
+            r'refusals_total{model="",reason="too_many_connections"} ([0-9.]+)', text
+        )
+        assert counted is not None
+        assert float(counted[1]) >= 160
+
+
+def has_ended(connection: socket.socket) -> bool:
+    """Whether the other side has closed the connection."""
+    try:
+        return connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True

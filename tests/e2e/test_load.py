@@ -46,6 +46,7 @@ def slow() -> Iterator[Service]:
         "--model",
         "random:resnet20",
         RESNET_SERVE_MAX_QUEUE="4",
+        RESNET_SERVE_MAX_QUEUE_BYTES="100000",
         RESNET_SERVE_MAX_DELAY_MS="3000",
     ) as running:
         yield running
@@ -73,6 +74,15 @@ def test_a_batch_that_finds_no_place_is_refused_as_a_whole(slow: Service) -> Non
     assert late.status_code == 429
     alone = client.post(url, files=files)
     assert [set(r) for r in alone.json()["results"]] == [{"filename", "predictions"}] * 3
+
+
+def test_an_image_larger_than_the_queues_limit_is_413(slow: Service) -> None:
+    """And not 429, which would have it sent again and again."""
+    image = encoded("BMP", (200, 200))
+    assert len(image) > 100_000
+    response = client.post(f"{slow.url}/v1/classify", content=image)
+    assert response.status_code == 413
+    assert "the limit of resnet20 is 100000" in response.json()["detail"]
 
 
 def test_a_passed_deadline_is_504_and_frees_its_place(slow: Service) -> None:
@@ -146,7 +156,7 @@ def wait_for(service: Service, series: str, is_met: Callable[[float], bool]) -> 
     raise AssertionError(f"{series} stayed at {found}")
 
 
-def test_callers_of_the_highest_priority_leave_others_a_share() -> None:
+def test_clients_of_the_highest_priority_leave_others_a_share() -> None:
     key, image = "a-key-0123456789", encoded()
     tensor: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1]}
     tensor["parameters"] = {"binary_data_size": 4 + len(image)}

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from base64 import b64encode
@@ -20,13 +19,12 @@ import pytest
 from tests.conftest import Service, client, encoded, started, visiting
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 ROOT = Path(__file__).parents[2]
 SHIP = ROOT / "docs" / "ship.png"
 KEY = "an-api-key-of-the-page"
 STORED = {"resnet-serve-key": KEY}
-UPLOADS = 1_000_000
 # The second halves its images until one place is left.
 MODELS = """
 models:
@@ -47,7 +45,6 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "--config",
         str(config),
         RESNET_SERVE_API_KEYS=KEY,
-        RESNET_SERVE_MAX_UPLOAD_BYTES=str(UPLOADS),
     ) as running:
         yield running
 
@@ -426,21 +423,32 @@ def test_the_page_asks_for_a_key_until_it_fits(browser: Browser, keyed: Service)
 
 def test_the_page_comes_again_when_it_was_told_to(page: Page, keyed: Service) -> None:
     page.locator("#about:not(:empty)").wait_for()
-    headers = ["POST /v1/classify HTTP/1.1", "Host: a", f"X-API-Key: {KEY}"]
-    headers += [f"Content-Length: {UPLOADS - 10}", "", ""]
-    with socket.create_connection(("127.0.0.1", keyed.port), timeout=60) as other:
-        other.sendall("\r\n".join(headers).encode() + b"x")
-        while classified(keyed).status_code != 429:  # Until the other's headers have been read.
-            pass
-        choose(page, SHIP)
-        page.get_by_text("Retrying in 1 s.").wait_for()
-        assert "bytes" in page.locator("#error").inner_text()
-        page.get_by_role("button", name="Stop").click()
-        page.get_by_text("Retrying in").wait_for(state="hidden")
-        page.get_by_label("Classes shown").select_option("3")
-        page.get_by_text("Retrying in 1 s.").wait_for()
+    refusals = [
+        {
+            "type": "urn:resnet-serve:problem:queue_full",
+            "status": 429,
+            "detail": "the queue is full",
+        }
+    ] * 2
+
+    def answer(route: Route) -> None:
+        if refusals:
+            headers = {"Retry-After": "1", "Content-Type": "application/problem+json"}
+            route.fulfill(status=429, headers=headers, body=json.dumps(refusals.pop()))
+        else:
+            route.continue_()
+
+    page.route("**/v1/classify*", answer)
+    choose(page, SHIP)
+    page.get_by_text("Retrying in 1 s.").wait_for()
+    assert "full" in page.locator("#error").inner_text()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("Retrying in").wait_for(state="hidden")
+    page.get_by_label("Classes shown").select_option("3")
+    page.get_by_text("Retrying in 1 s.").wait_for()
     shown(page, "ship")
     assert page.locator("#error").inner_text() == ""
+    page.unroute("**/v1/classify*")
 
 
 def test_live_figures_follow_the_service_while_the_page_is_seen(

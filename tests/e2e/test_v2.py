@@ -375,7 +375,11 @@ def test_who_leaves_before_the_body_is_whole(v2: Service) -> None:
 
 def test_a_bomb_is_refused(v2: Service) -> None:
     bomb = gzip.compress(bytes(8 * LIMIT))
-    answer = post(v2, INFER, bomb, Content_Encoding="gzip")
-    assert "decompresses to more than" in refused(answer, 413)
+    for length in ({}, {"Inference_Header_Content_Length": "2"}):
+        answer = post(v2, INFER, bomb, Content_Encoding="gzip", **length)
+        assert "decompresses to more than" in refused(answer, 413)
+    numbers = b'{"inputs": [' + b"1," * (8 * 32 * 32 * 3 + 9000) + b"1]}"
+    answer = post(v2, INFER, gzip.compress(numbers), Content_Encoding="gzip")
+    assert "values; the limit is" in refused(answer, 413)
     assert "gzip or deflate" in refused(post(v2, INFER, bomb, Content_Encoding="br"), 400)
     assert "invalid_input" in REASONS

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import math
+import random
+import re
 import select
 import socket
 import time
@@ -26,6 +28,8 @@ RECEIVE = 4_096
 TICK = 0.1  # seconds between checks for requests that have timed out
 PAUSE = 0.01  # seconds until a closed loop retries after a broken connection
 EVENTS = 64  # read at a time, so that what is due is sent between them
+WAITED = 0.001  # seconds for a connection, after which a client tells a shorter deadline
+DEADLINE = re.compile(rb"(?:[^\r]+\r\n)+?X-Request-Timeout-Ms: ([0-9.]+)", re.IGNORECASE)
 BROKEN, TIMED_OUT, NO_CONNECTION, NOT_NOTICED = 0, -1, -2, -3
 NO_RESPONSE = HttpResponse(BROKEN, True, b"")
 TOO_LATE = HttpResponse(TIMED_OUT, True, b"")
@@ -52,10 +56,12 @@ class Clients:
     """How the clients behave; times in seconds.
 
     At most `connections` requests are under way. One that finds no free connection waits for it,
-    oldest first, and is dropped unsent after `patience`: a client that waited so long has left. A
-    request times out `timeout` after it was due. `new_connections` is the share of requests that
-    open a connection of their own and close it. The generator looks for events every `grain` at
-    most: that saves CPU where events come more often, and adds up to twice as much to each latency.
+    and is dropped unsent after `patience`: a client that waited so long has left. Which of those
+    that wait gets a connection is chance, as each is another client. One that has waited, and tells
+    the service its deadline, tells it what is left of it. A request times out `timeout` after it
+    was due. `new_connections` is the share of requests that open a connection of their own and
+    close it. The generator looks for events every `grain` at most: that saves CPU where events come
+    more often, and adds up to twice as much to each latency.
     """
 
     connections: int
@@ -63,6 +69,12 @@ class Clients:
     patience: float = math.inf
     new_connections: float = 0.0
     grain: float = 0.0
+
+
+def _at_deadline(request: bytes) -> tuple[bytes, tuple[bytes, bytes]]:
+    """A request, and what is around the deadline that it tells; empty if it tells none."""
+    found = DEADLINE.match(request)
+    return request, (request[: found.start(1)], request[found.end(1) :]) if found else (b"", b"")
 
 
 class HttpConnection:
@@ -104,6 +116,8 @@ class Generator:
         self._last_requests = cycle(target.last_requests)
         self._due = deque(due)
         self._waiting: deque[float] = deque()
+        self._chance = random.Random(0)  # noqa: S311 - a run can be repeated
+        self._deadlines = dict(map(_at_deadline, (*target.requests, *target.last_requests)))
         self._clients = clients
         self._again_until = again_until
         self._on_tick = on_tick
@@ -138,19 +152,19 @@ class Generator:
         )
 
     def _loop(self) -> None:
-        due, waiting, connections = self._due, self._waiting, self._connections
+        due, connections = self._due, self._connections
         while True:
             now = time.perf_counter()
             while due and due[0] <= now:
                 if due[0] < now - self._clients.patience:
                     self._record(due.popleft(), now, UNNOTICED)
                 else:
-                    waiting.append(due.popleft())
-            if waiting:
+                    self._waiting.append(due.popleft())
+            if self._waiting:
                 self._send_waiting(now)
             if now >= self._tick_at:
                 self._tick(now)
-            if not self._in_flight and not due and not waiting:
+            if not self._in_flight and not due and not self._waiting:
                 return
             for fd, events in self._wait():
                 connection = connections.get(fd)
@@ -162,20 +176,38 @@ class Generator:
                     self._write(connection)
 
     def _send_waiting(self, now: float) -> None:
-        """Sends what waits, oldest first, while there are connections for it."""
+        """Sends what waits while there are connections for it."""
         waiting, free, clients = self._waiting, self._free, self._clients
         too_old = now - clients.patience
-        while waiting and (self._in_flight < clients.connections or waiting[0] < too_old):
+        while waiting and self._in_flight < clients.connections:
+            if len(waiting) > 1 and clients.patience < math.inf:
+                waiting.rotate(self._chance.randrange(len(waiting)))
             intended = waiting.popleft()
             if intended < too_old:
                 self._record(intended, now, UNSENT)
                 continue
             once = self._owed >= 1.0
             self._owed += clients.new_connections - once
+            request = next(self._last_requests if once else self._requests)
+            if now - intended > WAITED:
+                request = self._hurried(request, intended + clients.patience - now)
             if free and not once:
-                self._begin(free.pop(), intended, next(self._requests))
+                self._begin(free.pop(), intended, request)
             else:
-                self._open(intended, once=once)
+                self._open(intended, request, once=once)
+
+    def _hurried(self, request: bytes, left: float) -> bytes:
+        """The request with so many seconds as its deadline, if it tells one."""
+        before, after = self._deadlines[request]
+        return b"%b%.3f%b" % (before, left * 1000, after) if after else request
+
+    def _drop_expired(self, now: float) -> None:
+        too_old = now - self._clients.patience
+        expired = [intended for intended in self._waiting if intended < too_old]
+        for intended in expired:
+            self._record(intended, now, UNSENT)
+        if expired:
+            self._waiting = deque(each for each in self._waiting if each >= too_old)
 
     def _wait(self) -> list[tuple[int, int]]:
         rest = self._looked + self._clients.grain - time.perf_counter()
@@ -194,8 +226,7 @@ class Generator:
         self._looked = time.perf_counter() if len(events) < EVENTS else 0.0
         return events
 
-    def _open(self, intended: float, *, once: bool) -> None:
-        request = next(self._last_requests if once else self._requests)
+    def _open(self, intended: float, request: bytes, *, once: bool) -> None:
         connection = HttpConnection(self._target, once=once)
         self._connections[connection.fd] = connection
         error = connection.socket.connect_ex(self._target.address)
@@ -295,6 +326,8 @@ class Generator:
     def _tick(self, now: float) -> None:
         self._tick_at = now + TICK
         overdue = now - self._clients.timeout
+        if self._clients.patience < math.inf:
+            self._drop_expired(now)
         while self._waiting and self._waiting[0] < overdue:
             self._record(self._waiting.popleft(), now, TOO_LATE)
         for connection in list(self._connections.values()):

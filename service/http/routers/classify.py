@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import to_json
 from starlette.routing import Route
 from starlette.types import Scope
 
@@ -19,8 +17,9 @@ from service.http.admission import Admission, admit, open_body
 from service.http.openapi import IMAGES, ONE_IMAGE, REFUSALS, Name, TopK, image_operation
 from service.http.problems import server_timing, validation_message
 from service.http.record import record_of
-from service.http.uploads import Upload, read_image, read_images, until_disconnect
+from service.http.uploads import read_image, read_images, until_disconnect
 from service.inference.interfaces import Computed
+from service.inference.queue_share import QueueShare, gather
 from service.inference.tasks import Task
 
 CLASSIFY = "/v1/classify"
@@ -44,11 +43,14 @@ async def classify(request: Request, model: Name = None, top_k: TopK = None) -> 
     with admission.model.users:
         image = await read_one(request, admission)
         received = record_of(request.scope).received
-        work = pipeline.classify(admission.model, image, admission.k, admission.deadline, received)
-        classified = await until_disconnect(request, work)
-    body = schemas.classification_of(classified)
-    headers = server_timing(body["timing_ms"])
-    return Response(to_json(body), headers=headers, media_type="application/json")
+        work = pipeline.compute(admission.model, image, admission.deadline, received=received)
+        computed = await until_disconnect(request, work)
+    name, k, timing_ms = admission.model.name, admission.k, schemas.timing_of(computed)
+    content = await admission.services.format(
+        k, lambda: schemas.classification_json(name, computed, k, timing_ms)
+    )
+    headers = server_timing(timing_ms)
+    return Response(content, headers=headers, media_type="application/json")
 
 
 class ClassifyQuery(BaseModel):
@@ -104,46 +106,28 @@ async def compute(request: Request, admission: Admission, task: Task) -> Compute
 async def classify_batch(request: Request, model: Name = None, top_k: TopK = None) -> Response:
     """The most likely classes of several images in one form; a bad image fails alone."""
     admission = admit(request.scope, model, top_k)
-    serving, pipeline = admission.model, admission.services.pipeline
-    settings = admission.services.settings
-    # A large request shares the queue with others instead of filling it.
-    slots = asyncio.Semaphore(serving.batch_share)
-    computed: list[Computed] = []
+    serving, services, k = admission.model, admission.services, admission.k
+    share = QueueShare(services.pipeline, serving, admission.deadline)
 
-    async def classify_one(upload: Upload) -> schemas.BatchItem:
+    async def compute_one(image: bytes) -> Computed | str:
         try:
-            async with slots:
-                classified = await pipeline.classify(
-                    serving, upload.data, admission.k, admission.deadline
-                )
+            return await share.compute(image)
         except RequestError as error:
-            pipeline.metrics.refused(serving.name, error.reason)
-            return schemas.BatchItem(filename=upload.filename, error=str(error))
-        computed.append(classified.computed)
-        predictions = schemas.predictions_of(classified.predictions)
-        return schemas.BatchItem.model_validate(
-            {"filename": upload.filename, "predictions": predictions}
-        )
-
-    async def classify_all(uploads: list[Upload]) -> list[schemas.BatchItem]:
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(classify_one(upload)) for upload in uploads]
-        except BaseExceptionGroup as failures:
-            # A fault of the service, unlike a bad image, fails the whole request.
-            raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
+            services.pipeline.metrics.refused(serving.name, error.reason)
+            return str(error)
 
     # Held to the end: images without a slot are not in the queue yet.
-    with (
-        serving.users,
-        open_body(request, settings.max_batch_body_bytes, admission.deadline) as form,
-    ):
-        uploads = await read_images(form, settings.max_batch_images)
-        results = await until_disconnect(request, classify_all(uploads))
-    body = schemas.BatchClassification(model=serving.name, results=results)
-    # FastAPI would validate it again.
-    content = body.model_dump_json(exclude_none=True)
+    most = services.settings.max_batch_body_bytes
+    with serving.users, open_body(request, most, admission.deadline) as form:
+        uploads = await read_images(form, services.settings.max_batch_images)
+        # A fault of the service, unlike a bad image, fails the whole request.
+        work = gather(compute_one(upload.data) for upload in uploads)
+        results = await until_disconnect(request, work)
+    names = [upload.filename for upload in uploads]
+    content = await services.format(
+        k * len(uploads), lambda: schemas.batch_json(serving.name, names, results, k)
+    )
+    computed = [result for result in results if not isinstance(result, str)]
     total = time.perf_counter() - record_of(request.scope).started
     headers = server_timing(schemas.slowest_of(computed, total))
     return Response(content, headers=headers, media_type="application/json")

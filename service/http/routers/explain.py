@@ -8,10 +8,8 @@ a bias.
 from __future__ import annotations
 
 import io
-from functools import partial
 from typing import Annotated, Any, Literal
 
-import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -27,7 +25,6 @@ from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operat
 from service.http.problems import server_timing
 from service.http.routers.classify import compute
 from service.inference.interfaces import Computed, Model
-from service.inference.ranking import top_k
 from service.inference.tasks import Explain
 
 # From weak to strong evidence for the class.
@@ -63,7 +60,7 @@ async def explain(
     if format == "json":
         return Response(to_json(body), 200, headers, "application/json")
     grid = np.array(body["grid"], np.float32)
-    picture = await anyio.to_thread.run_sync(partial(_draw, computed.decoded.pixels, grid))
+    picture = await admission.services.lane.run(_draw, computed.decoded.pixels, grid)
     return Response(picture, 200, headers, "image/png")
 
 
@@ -86,7 +83,6 @@ def _explanation(class_id: int | None, computed: Computed) -> dict[str, Any]:
         class_id = int(row.classes[0])
     probability = float(row.probabilities[row.classes == class_id][0])
     region = preprocess.region(*computed.decoded.size, model.input)
-    predictions = top_k(row, model.labels, min(5, len(model.labels)))
     return {
         "model": model.name,
         "class_id": class_id,
@@ -96,7 +92,7 @@ def _explanation(class_id: int | None, computed: Computed) -> dict[str, Any]:
         "bias": bias,
         "grid": grid.tolist(),
         "region": dict(zip(schemas.Region.model_fields, region, strict=True)),
-        "predictions": schemas.predictions_of(predictions),
+        "predictions": schemas.predictions_of(computed, min(5, len(model.labels))),
         "timing_ms": schemas.timing_of(computed),
         "batch_size": computed.batch_size,
     }

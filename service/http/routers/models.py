@@ -80,7 +80,9 @@ async def put_model(request: Request, name: str) -> Response:
     """Loads a model and serves it under this name once it is ready, replacing the current one
     without failing a request. If it does not load, nothing changes."""
     pipeline = active_pipeline(request)
-    settings = settings_of_model(request, name, await read_json(request))
+    fields = await read_json(request)
+    # A message about thousands of invalid fields takes a while.
+    settings = await services_of(request.scope).lane.run(settings_of_model, request, name, fields)
     created = await pipeline.repository.put(settings)
     card = schemas.ModelDetails.model_validate(pipeline.find(name).describe())
     status = HTTPStatus.CREATED if created else HTTPStatus.OK

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from models.preprocess import InputSpec
 from service.errors import QUOTED, InvalidInput, TooLarge
+from service.http.json_pieces import json_list, json_object
 from service.http.v2 import messages, tensors
 from service.http.v2.messages import InferenceRequest, Input, Output
 from service.inference.batcher import Priority
@@ -25,11 +26,15 @@ DATATYPES = {IMAGE: "BYTES", PIXELS: "UINT8", INPUT: "FP32"}
 PROBABILITIES, EMBEDDING = "probabilities", "embedding"
 # Triton's levels; 0 and levels below the lowest mean the default.
 PRIORITIES = {1: Priority.FIRST, 2: Priority.NORMAL, 3: Priority.LAST}
-# Parsing takes time, and many times the text's memory; larger tensors belong into the binary data.
-# An image of 224 x 224 pixels takes at most 3 MB of JSON, 150,528 values and 50,400 lists.
+# Parsing takes many times the text's memory, and stops all other threads, as it holds the GIL: for
+# 10 ms at these limits. Larger tensors belong into the binary data. An image of 224 x 224 pixels
+# takes at most 3 MB of JSON, 150,528 values and 50,400 lists.
 MAX_JSON_BYTES = 4 * 2**20
-MAX_JSON_VALUES = 2**20
-MAX_JSON_LISTS = 2**17
+MAX_JSON_VALUES = 2**18
+MAX_JSON_LISTS = 5 * 2**14
+JSON_BESIDE = 2**13  # strings of a request, and values and lists beside those of its tensor
+# Files hardly compress; a body that expands by more than this can only be a large tensor.
+MAX_EXPANSION = 16
 SHARED_MEMORY = "shared memory is not supported; send the tensor itself"
 
 Image = bytes | Pixels
@@ -79,7 +84,7 @@ def read(body: bytes, json_length: str | None, spec: InputSpec, max_images: int)
         parameters = messages.Parameters(binary_data_output=True)
         return ParsedRequest(InferenceRequest(inputs=[], parameters=parameters), [body], None)
     text = body[:length]
-    check_json(text)
+    check_json(text, spec, max_images)
     message = messages.parse(InferenceRequest, text)
     tensor = the_input(message)
     image_shapes = shapes(spec)[tensor.name]
@@ -111,12 +116,27 @@ def json_length_of(text: str, body: bytes) -> int:
     return int(text)
 
 
-def check_json(text: bytes) -> None:
-    """Raises `TooLarge` if parsing `text` would be too expensive."""
+def max_inflated(json_length: str | None, spec: InputSpec, max_images: int, compressed: int) -> int:
+    """The most bytes that a body of `compressed` bytes may decompress to.
+
+    Without Inference-Header-Content-Length all of it is JSON.
+    """
+    if json_length is None:
+        return MAX_JSON_BYTES
+    tensor = max_images * spec.size**2 * 3 * tensors.DTYPES["FP32"].itemsize
+    return MAX_JSON_BYTES + max(tensor, MAX_EXPANSION * compressed)
+
+
+def check_json(text: bytes, spec: InputSpec, max_images: int) -> None:
+    """Raises `TooLarge` if parsing `text` would be too expensive, or it has more than the largest
+    tensor of the model."""
+    rows = max_images * (spec.size + 1)
+    values, lists = rows * spec.size * 3 + JSON_BESIDE, rows * (spec.size + 1) + JSON_BESIDE
     for count, limit, unit in (
         (len(text), MAX_JSON_BYTES, "bytes"),
-        (text.count(b","), MAX_JSON_VALUES, "values"),
-        (text.count(b"[") + text.count(b"{"), MAX_JSON_LISTS, "lists and objects"),
+        (text.count(b","), min(values, MAX_JSON_VALUES), "values"),
+        (text.count(b"[") + text.count(b"{"), min(lists, MAX_JSON_LISTS), "lists and objects"),
+        (text.count(b'"') // 2, JSON_BESIDE, "strings"),
     ):
         if count > limit:
             raise TooLarge(
@@ -202,7 +222,7 @@ def encode_response(
     model: str, labels: Sequence[str], request: ParsedRequest, rows: Sequence[Row]
 ) -> tuple[bytes, int | None]:
     """A response's body, and the length of its JSON; None: all of it."""
-    entries: list[dict[str, Any]] = []
+    entries: list[bytes] = []
     tail: list[bytes] = []
     for output in request.outputs:
         entry, data = (
@@ -215,14 +235,21 @@ def encode_response(
             raw = tensors.pack(data) if isinstance(data, list) else data.astype("<f4").tobytes()
             entry["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
+            entries.append(to_json(entry))
         else:
-            entry["data"] = data if isinstance(data, list) else data.ravel().tolist()
-        entries.append(entry)
+            entries.append(json_object(entry, "data", data_json(data)))
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION}
     if request.message.id is not None:
         head["id"] = request.message.id
-    text = to_json(head | {"outputs": entries})
+    text = json_object(head, "outputs", b"[" + b",".join(entries) + b"]")
     return (b"".join([text, *tail]), len(text)) if tail else (text, None)
+
+
+def data_json(data: list[str] | NDArray[np.float32]) -> bytes:
+    if isinstance(data, list):
+        return json_list(len(data), data.__getitem__)
+    numbers = data.ravel()
+    return json_list(len(numbers), lambda part: numbers[part].tolist())
 
 
 def tensor_of(name: str, rows: Sequence[Row]) -> tuple[dict[str, Any], NDArray[np.float32]]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import zlib
+from collections.abc import Callable, Iterable
 
 from service.errors import InvalidInput, TooLarge
 from service.http.body import Body
 
 # zlib's window bits, which select the format.
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-# Bytes inflated per step, so that other tasks can run and memory exceeds the limit by no more.
+# Bytes inflated per step: memory exceeds the limit by no more.
 STEP_BYTES = 2**20
 # Below this, an additional header costs what compression saves.
 MIN_COMPRESSED_BYTES = 1024
 LEVEL = 1
+MAX_ACCEPTED_CHARACTERS = 1000  # of Accept-Encoding; the rest is ignored
 ACCEPTED = re.compile(r"\s*([a-z*]+)\s*(?:;\s*q\s*=\s*([0-9.]{1,5})\s*)?")
 
 
-async def read(body: Body) -> bytes:
+async def read(body: Body, max_inflated: Callable[[int], int] | None = None) -> bytes:
     """A request's complete body, decompressed according to its Content-Encoding.
+
+    `max_inflated` limits the decompressed size, given the compressed one; default: the body's own
+    limit.
 
     Raises:
         InvalidInput: its encoding is neither gzip nor deflate, or the data is corrupt.
@@ -34,19 +38,27 @@ async def read(body: Body) -> bytes:
         raise InvalidInput(
             "unsupported Content-Encoding; use gzip or deflate, or send the body uncompressed"
         )
-    try:
-        async with asyncio.timeout_at(body.until):
-            return await _inflate(body, encoding)
-    except TimeoutError:
-        raise body.timeout_error() from None
+    async with body.in_time():
+        chunks = [chunk async for chunk in body.chunks()]
+        size = sum(map(len, chunks))
+        most = min(body.max_bytes, max_inflated(size) if max_inflated else body.max_bytes)
+        content = await body.lane.run(inflate, chunks, encoding, most)
+    body.hold(len(content) - size)
+    return content
 
 
-async def _inflate(body: Body, encoding: str) -> bytes:
+def inflate(chunks: Iterable[bytes], encoding: str, most: int) -> bytes:
+    """The data of which `chunks` are the compressed form.
+
+    Raises:
+        InvalidInput: it is corrupt.
+        TooLarge: it has more than `most` bytes.
+    """
     inflater = zlib.decompressobj(WINDOW_BITS[encoding])
     parts: list[bytes] = []
     size = 0
     try:
-        async for chunk in body.chunks():
+        for chunk in chunks:
             rest = chunk
             while rest:
                 if inflater.eof:
@@ -54,11 +66,11 @@ async def _inflate(body: Body, encoding: str) -> bytes:
                 part = inflater.decompress(rest, STEP_BYTES)
                 rest = inflater.unconsumed_tail or inflater.unused_data
                 size += len(part)
-                if size > body.max_bytes:
-                    raise TooLarge(f"the body decompresses to more than {body.max_bytes} bytes")
-                body.hold(size)
+                if size > most:
+                    raise TooLarge(
+                        f"the body decompresses to more than {most} bytes; send it uncompressed"
+                    )
                 parts.append(part)
-                await asyncio.sleep(0)
     except zlib.error:
         raise InvalidInput(
             f"the body is not valid {encoding} data, contrary to Content-Encoding"
@@ -71,7 +83,7 @@ async def _inflate(body: Body, encoding: str) -> bytes:
 def negotiate(header: str | None) -> str | None:
     """The client's preference between gzip and deflate in `Accept-Encoding`; None: neither."""
     weights: dict[str, float] = {}
-    for part in (header or "").lower().split(","):
+    for part in (header or "")[:MAX_ACCEPTED_CHARACTERS].lower().split(","):
         if match := ACCEPTED.fullmatch(part):
             try:
                 weights[match[1]] = float(match[2] or 1)

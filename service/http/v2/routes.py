@@ -6,6 +6,7 @@ The protocol has its own specification, so `/openapi.json` omits it.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from service.http.v2 import codec, encoding, messages, metadata
 from service.http.v2.codec import VERSION, Image, ParsedRequest
 from service.http.v2.statistics import statistics
 from service.inference.batcher import Priority
+from service.inference.deadline import before
 from service.inference.interfaces import Model
 from service.inference.pipeline import Pipeline
+from service.inference.queue_share import QueueShare, gather
 from service.inference.ranking import Row
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 # Larger requests are parsed in a thread, as parsing them would block the event loop.
-LARGE_BYTES = 2**16
+LARGE_BYTES = 2**15
 # The one parameter of a load request that is not a setting of the model.
 CONFIG = "config"
 
@@ -56,64 +59,67 @@ async def infer(request: Request) -> Response:
     name = model_of(request).name
     arrived = asyncio.get_running_loop().time()
     admission = admit(request.scope, name, None)
-    serving, deadline = admission.model, admission.deadline
-    settings = admission.services.settings
-    with serving.users, open_body(request, settings.max_batch_body_bytes, deadline) as upload:
-        body = await encoding.read(upload)
-        source = (body, request.headers.get(JSON_LENGTH), serving.input, settings.max_batch_images)
+    serving, services = admission.model, admission.services
+    most = services.settings.max_batch_body_bytes
+    with serving.users, open_body(request, most, admission.deadline) as upload:
+        json_length = request.headers.get(JSON_LENGTH)
+        source = (json_length, serving.input, services.settings.max_batch_images)
+        body = await encoding.read(upload, partial(codec.max_inflated, *source))
         if len(body) < LARGE_BYTES:
-            parsed = codec.read(*source)
+            parsed = codec.read(body, *source)
         else:
-            parsed = await asyncio.to_thread(codec.read, *source)
-        del body, source
-        check_outputs(parsed, metadata.outputs(serving))
-        if parsed.timeout is not None:
-            # Without the header, the parameter may also exceed the default timeout.
-            limit = arrived + parsed.timeout
-            has_header = any(header == TIMEOUT for header, _ in request.scope["headers"])
-            deadline = min(deadline, limit) if has_header else limit
-            default = arrived + settings.request_timeout_ms / 1000
-            record_of(request.scope).short_deadline = deadline < default
-        priority = admission.services.keys.permitted(request.scope, parsed.priority)
-        work = compute_all(admission.services.pipeline, serving, parsed, priority, deadline)
-        rows = await until_disconnect(request, work)
-    content, length = codec.encode_response(serving.name, serving.labels, parsed, rows)
+            async with before(admission.deadline):
+                work = services.lane.run(codec.read, body, *source)
+                parsed = await until_disconnect(request, work)
+        del body
+        lengths = metadata.outputs(serving)
+        check_outputs(parsed, lengths)
+        deadline = deadline_of(request, admission.deadline, arrived, parsed.timeout)
+        priority = services.keys.permitted(request.scope, parsed.priority)
+        computing = compute_all(services.pipeline, serving, parsed, priority, deadline)
+        rows = await until_disconnect(request, computing)
+    content, length = await services.format(
+        len(rows) * sum(lengths[output.name] for output in parsed.outputs),
+        partial(codec.encode_response, serving.name, serving.labels, parsed, rows),
+    )
     headers = {} if length is None else {JSON_LENGTH: str(length)}
     if len(content) >= encoding.MIN_COMPRESSED_BYTES:
         headers["Vary"] = "Accept-Encoding"
         if chosen := encoding.negotiate(request.headers.get("accept-encoding")):
-            content = await asyncio.to_thread(encoding.compress, content, chosen)
+            content = await services.lane.run(encoding.compress, content, chosen)
             headers["Content-Encoding"] = chosen
     media_type = "application/json" if length is None else "application/octet-stream"
     return Response(content, headers=headers, media_type=media_type)
+
+
+def deadline_of(request: Request, deadline: float, arrived: float, timeout: float | None) -> float:
+    """The request's deadline; `timeout`: the parameter, in seconds, if it is given."""
+    if timeout is None:
+        return deadline
+    # Without the header, the parameter may also exceed the default timeout.
+    has_header = any(header == TIMEOUT for header, _ in request.scope["headers"])
+    deadline = min(deadline, arrived + timeout) if has_header else arrived + timeout
+    default = arrived + services_of(request.scope).settings.request_timeout_ms / 1000
+    record_of(request.scope).short_deadline = deadline < default
+    return deadline
 
 
 async def compute_all(
     pipeline: Pipeline, model: Model, parsed: ParsedRequest, priority: Priority, deadline: float
 ) -> list[Row]:
     """The network's output for each image; the first failure cancels the others."""
-    # A large request shares the queue with others instead of filling it.
-    slots = asyncio.Semaphore(model.batch_share)
+    share = QueueShare(pipeline, model, deadline)
 
     async def compute_one(number: int, image: Image) -> Row:
         try:
-            async with slots:
-                computed = await pipeline.compute(model, image, deadline, parsed.task, priority)
+            computed = await share.compute(image, parsed.task, priority)
         except RequestError as error:
             if len(parsed.images) == 1:
                 raise
             raise type(error)(f"image {number} of {len(parsed.images)}: {error}") from None
         return computed.row
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(compute_one(number, image))
-                for number, image in enumerate(parsed.images, 1)
-            ]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return await gather(compute_one(*each) for each in enumerate(parsed.images, 1))
 
 
 def check_outputs(parsed: ParsedRequest, known: dict[str, int]) -> None:
@@ -191,7 +197,10 @@ async def load(request: Request) -> Response:
     pipeline = active_pipeline(request)
     name = request.path_params["name"]
     message = await read_message(request, messages.RepositoryChange)
-    await pipeline.repository.put(settings_to_load(request, name, message.parameters))
+    lane = services_of(request.scope).lane
+    await pipeline.repository.put(
+        await lane.run(settings_to_load, request, name, message.parameters)
+    )
     return json_response({})
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from service import errors
-from service.http.problems import STATUSES, refusal_response
+from service.http.problems import MAX_DETAIL, STATUSES, refusal_response
 
 
 def test_every_refusal_has_a_status_and_is_counted_from_zero() -> None:
@@ -25,3 +25,10 @@ def test_elsewhere_a_refusal_is_a_problem(path: str) -> None:
     response = refusal_response(path, errors.QueueFull.of(3, 1.5))
     assert response.headers["content-type"] == "application/problem+json"
     assert json.loads(bytes(response.body))["status"] == 429
+
+
+def test_a_refusal_quotes_only_so_much() -> None:
+    for path in ("/v1/classify", "/v2/models/a/infer"):
+        response = refusal_response(path, errors.BadParameter("x" * 60_000))
+        assert len(response.body) < MAX_DETAIL + 300
+        assert b"xxx..." in response.body

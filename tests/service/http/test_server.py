@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +60,25 @@ def test_a_certificate_that_cannot_be_used_keeps_no_key_that_was_revoked(
     with pytest.raises(Unauthorized):
         app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=API))
     assert presented(server._tls) == der(tmp_path / "after/certificate.pem")
+
+
+def test_where_too_few_files_may_be_open_there_are_fewer_connections_and_a_warning() -> None:
+    limited = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh"]
+    serve = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--workers", "1"]
+    with subprocess.Popen(
+        [*limited, *serve],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RESNET_SERVE_MAX_CONNECTIONS": "4096"},
+    ) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "serving" in line:
+                process.terminate()
+    assert process.returncode == 0
+    assert any("serves 256 connections at a time, not 4096" in line for line in lines), lines
 
 
 def test_as_many_files_may_be_open_as_there_may_be_connections() -> None:

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import gc
 import io
+import itertools
 import struct
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from PIL import Image, ImageOps
 
 from models import preprocess
 from models.preprocess import CIFAR, IMAGENET, upright_rgb
-from service.errors import TooLarge, UndecodableImage
+from service.errors import QueueFull, TooLarge, UndecodableImage
 from service.inference import decoding
 from service.inference.decoding import Decoder, decode_image, prepare
+from service.inference.lane import Lane
 from service.inference.tasks import Pixels
 from tests.conftest import encoded
 from tests.support.hostile import formats
@@ -259,16 +261,83 @@ def test_conversion_in_bands_equals_conversion_at_once(
     assert np.array_equal(np.asarray(in_bands), np.asarray(at_once))
 
 
-def test_large_images_are_decoded_one_at_a_time_and_small_ones_meanwhile() -> None:
+@contextlib.asynccontextmanager
+async def occupied(lane: Lane) -> AsyncIterator[None]:
+    """The lane's only thread has other work."""
+    begun, released = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        released.wait()
+
+    working = asyncio.ensure_future(lane.run(work))
+    await asyncio.to_thread(begun.wait)
+    try:
+        yield
+    finally:
+        released.set()
+        await working
+
+
+def test_small_images_do_not_wait_for_large_ones() -> None:
+    """However many there are, and even if there is a single thread for the small ones."""
+
     async def scene() -> None:
-        decoder = Decoder(2, 40_000)
+        decoder = Decoder(1, 40_000)
         large, small = encoded("BMP", (150, 150)), encoded("BMP", (70, 70))
-        with decoder._alone:
-            waiting = asyncio.ensure_future(decoder.decode(large, CIFAR))
-            assert (await decoder.decode(small, CIFAR)).pixels.shape == (32, 32, 3)
-            assert not waiting.done()
-        assert (await waiting).pixels.shape == (32, 32, 3)
+        async with occupied(decoder._large):
+            waiting = [asyncio.ensure_future(decoder.decode(large, CIFAR)) for _ in range(8)]
+            for _ in range(8):
+                decoded = await asyncio.wait_for(decoder.decode(small, CIFAR), 60)
+                assert decoded.pixels.shape == (32, 32, 3)
+            assert not any(each.done() for each in waiting)
+        for each in waiting:
+            assert (await each).pixels.shape == (32, 32, 3)
         decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_only_so_many_large_images_wait() -> None:
+    """Else they would take all places of the queue, while the engine has nothing to do."""
+
+    async def scene() -> None:
+        decoder = Decoder(1, 40_000)
+        large, small = encoded("BMP", (150, 150)), encoded("BMP", (70, 70))
+        count = decoding.LARGE_WAITING
+        async with occupied(decoder._large):
+            tasks = [asyncio.ensure_future(decoder.decode(large, CIFAR)) for _ in range(count + 5)]
+            await asyncio.sleep(0)
+            await decoder.decode(small, CIFAR)  # Behind the first look at each of them.
+            await asyncio.sleep(0)
+            refused = [task for task in tasks if task.done()]
+            assert len(refused) == 5
+            for task in refused:
+                with pytest.raises(QueueFull, match="32 images of more than 10000 pixels"):
+                    task.result()
+            tasks[0].cancel()
+            await asyncio.sleep(0)
+            again = asyncio.ensure_future(decoder.decode(large, CIFAR))
+            await asyncio.sleep(0)
+            await decoder.decode(small, CIFAR)
+            await asyncio.sleep(0)
+            assert not again.done(), "who left makes room"
+        assert (await again).pixels.shape == (32, 32, 3)
+        await asyncio.wait(tasks)
+        assert decoder._large_waiting == 0
+        decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_large_images_are_decoded_one_at_a_time() -> None:
+    async def scene() -> None:
+        decoder = Decoder(4, 40_000)
+        large = encoded("BMP", (150, 150))
+        decoded = await asyncio.gather(*(decoder.decode(large, CIFAR) for _ in range(6)))
+        decoder.close()
+        spans = sorted((each.began, each.ended) for each in decoded)
+        assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
 
     asyncio.run(scene())
 
@@ -277,17 +346,20 @@ def test_who_leaves_while_waiting_for_a_thread_leaves_nothing_there() -> None:
     async def scene() -> None:
         decoder = Decoder(1, 40_000)
         large, small = encoded("BMP", (150, 150)), encoded("BMP", (70, 70))
-        with decoder._alone:
+        async with occupied(decoder._large):
             late = asyncio.ensure_future(decoder.decode(large, CIFAR))
-            left = asyncio.ensure_future(decoder.decode(small, CIFAR))
-            for _ in range(10):
+            await decoder.decode(small, CIFAR)  # Behind the first look at the large one.
+            async with occupied(decoder._lane):
+                left = asyncio.ensure_future(decoder.decode(small, CIFAR))
                 await asyncio.sleep(0)
-            for each in (late, left):
-                each.cancel()
-            done, _ = await asyncio.wait([late, left], timeout=10)
-            assert done == {late, left}, "at once, though the thread goes on"
-            assert decoder._pool._work_queue.empty()
-        assert (await decoder.decode(small, CIFAR)).pixels.shape == (32, 32, 3)
+                for each in (late, left):
+                    each.cancel()
+                done, _ = await asyncio.wait([late, left], timeout=10)
+                assert done == {late, left}, "at once, though the threads go on"
+                for lane in (decoder._lane, decoder._large):
+                    assert lane._pool._work_queue.empty()
+        for image in (large, small):
+            assert (await decoder.decode(image, CIFAR)).pixels.shape == (32, 32, 3)
         decoder.close()
 
     asyncio.run(scene())
@@ -298,11 +370,10 @@ def test_who_leaves_while_a_bad_image_is_decoded_leaves_no_line_in_the_log(
 ) -> None:
     async def scene() -> None:
         decoder = Decoder(1, 40_000)
-        with decoder._alone:
-            bad = encoded("BMP", (150, 150))[:-5000]
-            late = asyncio.ensure_future(decoder.decode(bad, CIFAR))
-            await asyncio.sleep(0.01)
-            late.cancel()
+        bad = encoded("BMP", (100, 100))[:-5000]
+        late = asyncio.ensure_future(decoder.decode(bad, CIFAR))
+        await asyncio.sleep(0)  # It has begun.
+        late.cancel()
         assert (await decoder.decode(encoded("BMP", (70, 70)), CIFAR)).pixels.shape == (32, 32, 3)
         decoder.close()
 
@@ -375,13 +446,7 @@ def test_only_what_is_quick_is_decoded_on_the_event_loop(
     data: bytes, on_the_loop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(data) < decoding.TINY_BYTES
-    threads: list[threading.Thread] = []
-
-    def noted(*arguments: object) -> None:
-        threads.append(threading.current_thread())
-
-    monkeypatch.setattr(decoding, "decode_image", noted)
+    monkeypatch.setattr(decoding, "decode_image", lambda *arguments: arguments)
     decoder = Decoder(1, LIMIT)
-    asyncio.run(decoder.decode(data, CIFAR))
+    assert (decoder.decode_tiny(data, CIFAR) is not None) == on_the_loop
     decoder.close()
-    assert [thread is threading.main_thread() for thread in threads] == [on_the_loop]

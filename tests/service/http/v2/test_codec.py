@@ -12,12 +12,19 @@ import pytest
 from models.preprocess import CIFAR, InputSpec
 from service.errors import InvalidInput, TooLarge
 from service.http.v2 import codec
-from service.http.v2.codec import MAX_JSON_BYTES, MAX_JSON_LISTS, MAX_JSON_VALUES, ParsedRequest
+from service.http.v2.codec import (
+    JSON_BESIDE,
+    MAX_JSON_BYTES,
+    MAX_JSON_LISTS,
+    MAX_JSON_VALUES,
+    ParsedRequest,
+)
 from service.inference.batcher import Priority
 from service.inference.ranking import rank
 from service.inference.tasks import CLASSIFY, Embed
 
 SPEC = InputSpec(size=2, resize=2, mean=CIFAR.mean, std=CIFAR.std)
+LARGE = InputSpec(size=224, resize=256, mean=CIFAR.mean, std=CIFAR.std)
 PIXELS = list(range(12))
 LABELS = ["cat", "dog", "a: b"]
 
@@ -186,11 +193,39 @@ def test_a_length_of_the_json_that_cannot_be_is_refused(length: str) -> None:
         (b" " * (MAX_JSON_BYTES + 1), "bytes"),
         (b"1," * (MAX_JSON_VALUES + 1), "values"),
         (b"[" * (MAX_JSON_LISTS + 1), "lists"),
+        (b'""' * (JSON_BESIDE + 1), "strings"),
     ],
 )
 def test_json_has_limits_of_its_own(text: bytes, what: str) -> None:
     with pytest.raises(TooLarge, match=f"{what}.*see binary_data_size"):
-        codec.read(text, None, SPEC, 1)
+        codec.read(text, None, LARGE, 64)
+
+
+@pytest.mark.parametrize("max_images", [1, 4])
+def test_json_has_no_more_values_than_the_largest_tensor(max_images: int) -> None:
+    """Parsing stops all other threads, for as long as there are values."""
+    for shape in ([max_images, 3, 32, 32], [max_images, 32, 32, 3]):
+        data = np.zeros(shape).tolist()
+        text = json.dumps(one("input", "FP32", shape, data=data)).encode()
+        assert len(codec.read(text, None, CIFAR, max_images).images) == max_images
+    for more in (b"0," * (max_images * 3200 + 8192), b"[]" * (max_images * 1100 + 8192)):
+        with pytest.raises(TooLarge, match=r"the JSON has .*see binary_data_size"):
+            codec.read(more, None, CIFAR, max_images)
+
+
+@pytest.mark.parametrize(
+    ("json_length", "spec", "compressed", "most"),
+    [
+        (None, SPEC, 10**6, MAX_JSON_BYTES),
+        ("100", CIFAR, 0, MAX_JSON_BYTES + 4 * 32 * 32 * 3 * 4),
+        ("0", LARGE, 10**5, MAX_JSON_BYTES + 4 * 224 * 224 * 3 * 4),
+        ("100", CIFAR, 10**6, MAX_JSON_BYTES + 16 * 10**6),  # files
+    ],
+)
+def test_a_body_expands_no_further_than_what_it_can_hold(
+    json_length: str | None, spec: InputSpec, compressed: int, most: int
+) -> None:
+    assert codec.max_inflated(json_length, spec, 4, compressed) == most
 
 
 def answered(parsed: ParsedRequest) -> tuple[dict[str, Any], bytes]:

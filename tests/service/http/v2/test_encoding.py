@@ -9,10 +9,10 @@ import zlib
 
 import pytest
 
-from service.errors import InvalidInput, ServiceError, TooLarge, UploadsFull
+from service.errors import InvalidInput, TooLarge, UploadsFull
 from service.http.body import Body, UploadBudget
 from service.http.v2 import encoding
-from tests.service.http.test_body import sending
+from tests.service.http.test_body import LANE, sending
 
 TEXT = bytes(range(256)) * 40
 
@@ -23,7 +23,7 @@ def read(
     async def within() -> bytes:
         deadline = asyncio.get_running_loop().time() + 60
         request = sending(*chunks, content_encoding=encoded)
-        with Body(request, budget or UploadBudget(10**9, 60), max_bytes, deadline) as body:
+        with Body(request, budget or UploadBudget(10**9, 60), LANE, max_bytes, deadline) as body:
             return await encoding.read(body)
 
     return asyncio.run(within())
@@ -80,12 +80,45 @@ def test_a_bomb_takes_no_more_memory_than_the_limit() -> None:
 
 
 def test_what_was_decompressed_counts_among_all_bodies() -> None:
-    budget = UploadBudget(1000 + len(TEXT) // 2, 60)
-    budget.reserve(1000)
-    with pytest.raises(UploadsFull):
-        read(gzip.compress(TEXT), encoded="gzip", budget=budget)
-    assert budget.held == 1000
-    assert issubclass(UploadsFull, ServiceError)
+    async def test() -> None:
+        budget = UploadBudget(len(TEXT) // 2, 60)
+        deadline = asyncio.get_running_loop().time() + 60
+        compressed = gzip.compress(TEXT)
+        request = sending(compressed, content_encoding="gzip")
+        with (
+            Body(sending(), budget, LANE, 10**6, deadline) as other,
+            Body(request, budget, LANE, 10**6, deadline) as body,
+        ):
+            other.hold(len(TEXT) + 1)
+            other.receiving = False
+            with pytest.raises(UploadsFull):
+                await encoding.read(body)
+        assert budget.held == 0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("most", [len(TEXT) - 1, len(TEXT)])
+def test_a_body_may_expand_as_far_as_its_use_allows(most: int) -> None:
+    compressed = gzip.compress(TEXT)
+    sizes: list[int] = []
+
+    def max_inflated(size: int) -> int:
+        sizes.append(size)
+        return most
+
+    async def within() -> bytes:
+        deadline = asyncio.get_running_loop().time() + 60
+        request = sending(compressed, content_encoding="gzip")
+        with Body(request, UploadBudget(10**9, 60), LANE, 10**6, deadline) as body:
+            return await encoding.read(body, max_inflated)
+
+    if most == len(TEXT):
+        assert asyncio.run(within()) == TEXT
+    else:
+        with pytest.raises(TooLarge, match=f"more than {most} bytes; send it uncompressed"):
+            asyncio.run(within())
+    assert sizes == [len(compressed)]
 
 
 @pytest.mark.parametrize(
