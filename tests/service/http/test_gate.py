@@ -189,7 +189,7 @@ def test_data_that_waits_while_the_loop_stands_still_is_as_old_as_it_is() -> Non
             assert f"accept;dur={timing['accept']}" in answer.headers["server-timing"]
 
 
-@pytest.mark.xfail(strict=True, reason="its data counts from being read if others are read as well")
+@pytest.mark.xfail(reason="its data counts from being read if others are read as well")
 def test_data_of_a_new_connection_is_as_old_as_it_is() -> None:
     """Also where the turn that accepts it reads from others."""
     with gated() as service:
