@@ -28,7 +28,11 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: PROBLEM | {"description": "body or pixel count over the limit"},
     415: PROBLEM | {"description": "unsupported content type"},
     422: PROBLEM | {"description": "a parameter is out of range"},
-    429: PROBLEM | {"description": "the queue is full; Retry-After says when to retry"},
+    429: PROBLEM
+    | {
+        "description": "the queue is full, or too long for the deadline; Retry-After "
+        "says when to retry"
+    },
     431: PROBLEM | {"description": "request line and headers over the limit"},
     503: PROBLEM
     | {"description": "loading, shutting down, or the engine is down; with Retry-After"},
@@ -51,7 +55,8 @@ IMAGES = {"multipart/form-data": form_of({"type": "array", "items": FILE})}
 TIMEOUT_HEADER = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
-    "description": "milliseconds after which the client no longer wants the response",
+    "description": "milliseconds from the arrival of the request after which the client no longer "
+    "wants the response",
     "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_MS},
 }
 

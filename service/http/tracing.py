@@ -1,14 +1,16 @@
 """OpenTelemetry: a server span per request, with a child span for each phase of each image.
 
     POST /v1/classify   ├──────────────────────────────────────┤
-        decode               ├────┤
-        queue                     ├─────────┤
-        inference                           ├──────────────┤
+        accept             ├──┤
+        decode                 ├───┤
+        queue                      ├─────────┤
+        inference                            ├─────────────┤
 
-Before `decode`, the body arrives and the image waits for a thread. This module is imported only if
-tracing is configured. Spans reuse times that are measured anyway; a separate thread exports them.
-Probes and scrapes have no spans, nor do refusals by `service.http.connection`, which precede a
-request.
+A request's span begins when its first bytes arrived. `accept`, which exists only where it took
+long, is the phase of that name: from the last byte until the service began with the image. Before
+`decode`, the image waits for a thread. This module is imported only if tracing is configured. Spans
+reuse times that are measured anyway; a separate thread exports them. Probes and scrapes have no
+spans, nor do refusals by `service.http.connection` and `service.http.gate`.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ METHODS = frozenset(
 # W3C Trace Context; its `baggage` is not used.
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 MAX_CHARACTERS = 500  # of a path, user agent or error
+# A shorter wait for the event loop is not worth a span.
+LEAST_ACCEPT_SECONDS = 0.001
 QUIET_SECONDS = 60.0  # between two log lines about an unreachable collector
 FLUSH_SECONDS = 2.0  # at shutdown, for spans not yet exported
 
@@ -62,9 +66,9 @@ class RequestSpan:
 
     __slots__ = ("began", "images", "span")
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, began: float) -> None:
         self.span = span
-        self.began = time.perf_counter()
+        self.began = began
         self.images = 0
 
     def at(self, seconds: float) -> int:
@@ -116,19 +120,22 @@ class Tracing:
                 carrier.setdefault(name.decode("ascii"), []).append(value.decode("latin-1"))
             elif name == b"user-agent":
                 attributes["user_agent.original"] = value.decode("latin-1")[:MAX_CHARACTERS]
+        record = record_of(scope)
+        age = time.perf_counter() - record.started
         span = self._tracer.start_span(
             _span_name(method),
             self._propagator.extract(carrier, Context()),
             SpanKind.SERVER,
             attributes,
+            start_time=time.time_ns() - round(age * 1e9),
         )
         context = span.get_span_context()
         # For the request's log line, whether or not its spans are sampled.
-        record_of(scope).trace = {
+        record.trace = {
             "trace_id": f"{context.trace_id:032x}",
             "span_id": f"{context.span_id:016x}",
         }
-        return RequestSpan(span)
+        return RequestSpan(span, record.started)
 
     def end(self, request: RequestSpan, scope: Scope, status: int, request_id: str) -> None:
         """Ends a request's span; `status` 0: no response was sent."""
@@ -269,6 +276,8 @@ def _span_name(method: str) -> str:
 def _phases(job: Job[Pixels, Row]) -> Iterator[tuple[str, float, float]]:
     """An image's phases so far, with start and end; the last may be incomplete."""
     now = time.perf_counter()
+    if job.admitted - job.received > LEAST_ACCEPT_SECONDS:
+        yield "accept", job.received, job.admitted
     if job.decoded != job.decoding or not job.decoded:  # Pixels need no decoding.
         yield "decode", job.decoding or job.admitted, job.decoded or now
     if job.decoded:

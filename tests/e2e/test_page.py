@@ -85,9 +85,11 @@ def test_a_chosen_image_is_classified_timed_and_explained(page: Page, keyed: Ser
     assert len(rows) == 5
     assert re.fullmatch(r"ship\s+(100\.0|9\d\.\d)\s%", rows[0])
     assert page.locator(".fill").first.bounding_box()["width"] > 100  # type: ignore[index]
-    phases = page.get_by_role("img", name=re.compile("decoding .* inference .* other")).first
+    phases = page.get_by_role(
+        "img", name=re.compile("accepting .* decoding .* inference .* other")
+    ).first
     parts = phases.locator("span").evaluate_all("all => all.map(each => each.offsetWidth)")
-    assert len(parts) == 4
+    assert len(parts) == 5
     assert min(parts) > 0
     assert "in a batch of 1" in page.locator("#sum").inner_text()
     assert page.get_by_role("status").filter(has_text="ship.png: ship").count() == 1

@@ -1,7 +1,8 @@
 import { $, made, milliseconds, percent } from "./elements.js";
 
 const PHASES = [
-  ["decode", "Decoding"], ["queue", "Queueing"], ["inference", "Inference"], ["rest", "Other"],
+  ["accept", "Accepting"], ["decode", "Decoding"], ["queue", "Queueing"], ["inference", "Inference"],
+  ["rest", "Other"],
 ];
 
 function row({ label, probability }) {
@@ -35,7 +36,7 @@ export function markChosen(predictions, chosen) {
 
 /** Shows a response's time by phase; `seen` is the round trip in milliseconds. */
 export function showTiming({ timing_ms: timing, batch_size: batch }, seen) {
-  const known = timing.decode + timing.queue + timing.inference;
+  const known = timing.accept + timing.decode + timing.queue + timing.inference;
   const times = { ...timing, rest: Math.max(0, timing.total - known) };
   const words = PHASES.map(([phase, name]) => `${name.toLowerCase()} ${milliseconds(times[phase])}`);
   $("phases").setAttribute("aria-label", words.join(", "));

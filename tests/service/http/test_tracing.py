@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from starlette.types import Message, Receive, Scope, Send
 from service.config import loading, settings
 from service.config.settings import Settings
 from service.errors import ConfigError
-from service.http.record import record_of
+from service.http.record import KEY, RequestRecord, record_of
 from service.http.tracing import Tracing, TracingMiddleware
+from service.inference.batcher import Job
 from tests.support.collector import collecting
 
 SCOPE: dict[str, Any] = {
@@ -30,7 +32,9 @@ async def answers(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def ask(tracing: Tracing, times: int, app: Any = answers) -> None:
+def ask(
+    tracing: Tracing, times: int, app: Any = answers, middleware: Any = TracingMiddleware
+) -> None:
     async def nothing(_: Message) -> None:
         pass
 
@@ -38,7 +42,7 @@ def ask(tracing: Tracing, times: int, app: Any = answers) -> None:
         return {"type": "http.disconnect"}
 
     async def many() -> None:
-        traced = TracingMiddleware(app, tracing)
+        traced = middleware(app, tracing)
         for _ in range(times):
             await traced(dict(SCOPE), receive, nothing)
 
@@ -67,6 +71,54 @@ def test_without_a_share_the_standard_variable_counts(
         ask(tracing, 10)
         tracing.close(30)
     assert len(collector.spans) == spans
+
+
+def test_a_request_begins_when_its_bytes_arrived() -> None:
+    class Waiting(TracingMiddleware):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope[KEY] = RequestRecord(time.perf_counter() - 2.0)
+            await super().__call__(scope, receive, send)
+
+    before = time.time()
+    with collecting() as collector:
+        tracing = Tracing(Settings(otlp_endpoint=collector.url))
+        ask(tracing, 1, middleware=Waiting)
+        tracing.close(30)
+    (span,) = collector.spans
+    assert span.milliseconds >= 2000
+    assert before - 2.5 < span.start / 1e9 <= time.time() - 2.0
+
+
+@pytest.mark.parametrize(("seconds", "names"), [(0.3, {"accept"}), (0.0, set[str]())])
+def test_an_image_that_waited_for_the_event_loop_has_a_span_for_it(
+    seconds: float, names: set[str]
+) -> None:
+    model: Any = SimpleNamespace(
+        name="m", describe=lambda: {"engine": "e", "precision": "p", "device": "d"}
+    )
+
+    async def computes(scope: Scope, receive: Receive, send: Send) -> None:
+        received = record_of(scope).started + 0.1
+        job: Job[Any, Any] = Job(received=received)
+        job.admitted = received + seconds
+        job.decoding, job.decoded = job.admitted + 0.1, job.admitted + 0.2
+        job.started, job.finished = job.admitted + 0.3, job.admitted + 0.4
+        time.sleep(0.5 + seconds)  # noqa: ASYNC251
+        tracing.follow(model, job, None)
+        await answers(scope, receive, send)
+
+    with collecting() as collector:
+        tracing = Tracing(Settings(otlp_endpoint=collector.url))
+        ask(tracing, 1, computes)
+        tracing.close(30)
+    spans = {span.name: span for span in collector.spans}
+    root = spans.pop("GET")
+    assert spans.keys() == {"decode", "queue", "inference"} | names
+    assert all(root.start <= s.start <= s.end <= root.end for s in spans.values())
+    if names:
+        assert spans["accept"].milliseconds == pytest.approx(1000 * seconds, abs=0.01)
+        assert spans["accept"].start == pytest.approx(root.start + 1e8, abs=10_000)
+        assert spans["decode"].start == pytest.approx(spans["accept"].end + 1e8, abs=10_000)
 
 
 def test_what_goes_wrong_unforeseen_is_in_the_span() -> None:
