@@ -157,7 +157,7 @@ class QueueFull(Busy):
     ) -> QueueFull:
         """The queue takes `wait` seconds, and the client allows `within` seconds."""
         error = cls(
-            f"the queue needs about {wait * 1000:.0f} ms, longer than the {within * 1000:.0f} ms "
+            f"the queue may need {wait * 1000:.0f} ms, longer than the {within * 1000:.0f} ms "
             "that X-Request-Timeout-Ms or the default allows; retry after the given time",
             retry_after,
             spread,

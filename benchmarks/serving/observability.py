@@ -40,7 +40,7 @@ from service.cli.load.runs import run_load
 from service.cli.load.target import Target
 from service.config.settings import Settings
 from service.http.tracing import Tracing, TracingMiddleware
-from service.inference.batcher import Job
+from service.inference.jobs import Job
 from service.metrics import PHASES, Metrics
 
 CONNECTIONS = 8

@@ -33,9 +33,10 @@ from service.engines.start import blueprint_of, start_first
 from service.http.app import create_app
 from service.http.routers.classify import CLASSIFY
 from service.http.server import Server
-from service.inference.batcher import Batcher, Job
+from service.inference.batcher import Batcher
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed
+from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row

@@ -17,7 +17,8 @@ from service.engines import faults
 from service.engines.engine import EngineEvents, Warm
 from service.engines.status import EngineStatus
 from service.engines.watchdog import Late, Watchdog
-from service.inference.batcher import Batcher, Job
+from service.inference.batcher import Batcher
+from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row
 from service.inference.tasks import Classify, Pixels
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.config.settings import Settings
 from service.errors import Forbidden, ServiceError, Unauthorized
 from service.http.problems import refuse
-from service.inference.batcher import Priority
+from service.inference.jobs import Priority
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/metrics"})
 OPEN_FOLDERS = ("/health/", "/v2/health/", "/web/")

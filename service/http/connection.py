@@ -12,32 +12,31 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-import urllib.parse
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import httptools
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.errors import HeadersTooLarge, MalformedRequest, RequestTooSlow, ServiceError
 from service.http import head, tcp
-from service.http.cycle import Cycle
+from service.http.cycle import REFUSED, Cycle, Refused
 from service.http.gate import Entry
 from service.http.limits import ConnectionLimits
 from service.http.record import KEY, RequestRecord, record_of
+from service.http.timed_connection import TimedConnection
 
 # A socket that is closed with bytes unread is reset, and the response may be lost with it. For so
 # long a client may go on sending what nobody reads.
 LINGER_SECONDS = 2.0
-# A client that reads nothing of its responses for so long is gone.
-STALLED_SECONDS = 30.0
 HEALTH = (b"/health/", b"/v2/health/")
 # Requests that are never held: probes must tell the truth in time.
 PROBES = tuple(method + path for method in (b"GET ", b"HEAD ") for path in HEALTH)
+# What the client's input can make a callback raise.
+INPUT_ERRORS = (httptools.HttpParserError, UnicodeError)
 # Requests of one connection that wait for responses; each costs more memory than its bytes.
 MAX_PIPELINED = 100
 # Of a request that is held; a client that sends more waits.
@@ -61,7 +60,7 @@ class Phase(enum.Enum):
 IDLE, HEAD, BODY, DEAF = Phase  # A member's name is looked up faster than its class's attribute.
 
 
-class ServerConnection(HttpToolsProtocol):
+class ServerConnection(TimedConnection):
     """One connection: the phase of the request that it receives, and the phase's deadline."""
 
     def __init__(
@@ -73,24 +72,17 @@ class ServerConnection(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+        super().__init__(stream, limits.turns, config, server_state, app_state, _loop)
         self.url = b""  # of the latest request, as far as it has arrived
-        self._socket = stream
         self._limits = limits
-        self._turns = limits.turns
         self._phase = IDLE
-        self._deadline: asyncio.TimerHandle | None = None
-        self._write_deadline: asyncio.TimerHandle | None = None
         # Over the limit; health is still answered, so that probes tell the truth.
         self._surplus = False
         # Bytes since the parser last reported a whole head or a part of a body: they bound heads,
         # and the trailers and extensions of chunked bodies.
         self._unreported = 0
-        self._idle_since = 0.0
         self._held: bytes | None = None
         self._held_since = 0.0
-        # When the data being parsed was read, and when it arrived; 0 until somebody asks.
-        self._read_at = self._arrived = 0.0
         self._requests = 0  # that began in the data being parsed
         self._chunked = False
         self._running: RequestResponseCycle | None = None  # `cycle` is the newest
@@ -119,7 +111,7 @@ class ServerConnection(HttpToolsProtocol):
             if len(self._held) > MAX_HELD_BYTES:
                 self.flow.pause_reading()
         elif in_time or self._phase is not IDLE or self._responding or data.startswith(PROBES):
-            self._arrived = self._read_at = 0.0
+            self._was_read(0.0)
             self._parse(data)
         else:
             self._held, self._held_since = data, now
@@ -130,7 +122,7 @@ class ServerConnection(HttpToolsProtocol):
         data, self._held = self._held, None
         if data is None or self.transport.is_closing():
             return
-        self._arrived, self._read_at = 0.0, self._held_since
+        self._was_read(self._held_since)
         self.flow.resume_reading()
         self._parse(data)
 
@@ -138,62 +130,63 @@ class ServerConnection(HttpToolsProtocol):
         gate = self._limits.gate
         alone = self._phase is IDLE and not (self._unreported or self._responding or self._surplus)
         if alone and gate is not None:
-            refusal = gate.again(
-                data, time.perf_counter() - self._read_at if self._read_at else 0.0
-            )
-            if refusal is not None:
+            age = time.perf_counter() - self._read_at if self._read_at else 0.0
+            if (refusal := gate.again(data, age)) is not None:
                 self._clear_deadline()
                 self._refuse_early(refusal, keep_alive=True)
                 return
         self._requests = 0
         self._unreported += len(data)
+        if not self._feed(data):
+            return
+        if self._unreported > self._limits.max_header_bytes:
+            self._refuse(self._limits.too_large())
+        elif self._deadline is not None:
+            return
+        elif self._phase is HEAD or (self._unreported and not self._responding):
+            # Between requests, something was sent that begins none.
+            self._set_deadline(self._limits.header_timeout, self._head_timed_out)
+        elif self.cycle is REFUSED and self._phase is BODY:
+            self._set_deadline(LINGER_SECONDS, self.transport.close)
+        elif self.cycle is REFUSED and alone and self._requests == 1 and not self._chunked:
+            assert gate is not None
+            gate.remember(data)
+
+    def _feed(self, data: bytes) -> bool:
+        """Parses data; whether the connection goes on."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             # The parser has taken what follows for another protocol, even where it is a body.
             self._phase = DEAF
-            self.cycle.keep_alive = False
-            return
+            if self.cycle is REFUSED:
+                self._end(b"")
+            else:
+                self.cycle.keep_alive = False
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback raised
-            if isinstance(cause, _Refused):
+            if isinstance(cause, Refused):
                 self._end(cause.response)
-                return
-            self._refuse(
-                cause
-                if isinstance(cause, ServiceError)
-                else MalformedRequest("not a valid HTTP/1.1 request; the connection closes")
-            )
-            return
-        if self._unreported > self._limits.max_header_bytes:
-            self._refuse(self._limits.too_large())
-        elif self._deadline is None:
-            if self._phase is HEAD or (self._unreported and not self._responding):
-                # Between requests, something was sent that begins none.
-                self._set_deadline(self._limits.header_timeout, self._head_timed_out)
-            elif self.cycle is REFUSED:
-                if self._phase is BODY:
-                    self._set_deadline(LINGER_SECONDS, self.transport.close)
-                elif alone and gate is not None and self._requests == 1 and not self._chunked:
-                    gate.remember(data)
+            elif isinstance(cause, ServiceError):
+                self._refuse(cause)
+            elif cause is None or isinstance(cause, INPUT_ERRORS):
+                self._refuse(
+                    MalformedRequest("not a valid HTTP/1.1 request; the connection closes")
+                )
+            else:
+                raise  # A bug: the event loop logs it, and closes the connection.
+        else:
+            return True
+        return False
+
+    @property
+    def _busy(self) -> bool:
+        return self._responding or self._phase is not IDLE or self._held is not None
 
     @property
     def _responding(self) -> bool:
         """Whether a request of this connection has not had its whole response."""
         return self.cycle is not None and not self.cycle.response_complete
-
-    def _arrival(self, *, exact: bool = True) -> float:
-        """When the data being parsed arrived, by `time.perf_counter`; if not `exact`, it may have
-        arrived before, which only the kernel knows."""
-        if not self._read_at:
-            self._read_at = time.perf_counter()
-        if exact and not self._arrived:
-            now = time.perf_counter()
-            # What the loop has not polled for so long, the kernel could not tell apart from now.
-            late = now - self._turns.polled > tcp.TICK or now - self._read_at > tcp.TICK
-            waited = tcp.waited(self._socket) if late else 0.0
-            self._arrived = min(self._read_at, now - waited)
-        return self._arrived or self._read_at
 
     def on_message_begin(self) -> None:
         self._phase = HEAD
@@ -238,29 +231,21 @@ class ServerConnection(HttpToolsProtocol):
 
     def _begin(self, method: str, version: str, keep_alive: bool, entry: Entry | None) -> None:
         """Starts a request's task, or queues it behind those before it."""
-        url = self.url
-        if url.startswith(b"/") and b"#" not in url:
-            raw_path, _, query = url.partition(b"?")
-        else:
-            parsed = httptools.parse_url(url)
-            raw_path, query = parsed.path, parsed.query or b""
-        path = raw_path.decode("ascii")
+        record = RequestRecord(self._arrival(), entry=entry, watched=True)
+        # The keys in the order in which ASGI's specification has them.
         scope: HTTPScope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
             "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme or "http",
             "method": method,
+            "scheme": self.scheme or "http",
+            **head.target_of(self.url, self.root_path),  # type: ignore[typeddict-item]
             "root_path": self.root_path,
-            "path": self.root_path + (urllib.parse.unquote(path) if "%" in path else path),
-            "raw_path": self.root_path.encode("ascii") + raw_path,
-            "query_string": query,
             "headers": self.headers,
+            "client": self.client,
+            "server": self.server,
             "state": self.app_state.copy(),
         }
-        record = RequestRecord(self._arrival(), entry=entry, watched=True)
         scope[KEY] = record  # type: ignore[literal-required]
         cycle = Cycle(
             scope=scope,
@@ -303,9 +288,11 @@ class ServerConnection(HttpToolsProtocol):
         """Sends the gate's refusal; the connection goes on with the next request."""
         self.server_state.total_requests += 1
         if not keep_alive:
-            raise _Refused(response)
+            raise Refused(response)
         self.cycle = REFUSED
         self.transport.write(response)
+        if self.flow.write_paused:  # The client does not read its refusals.
+            self.flow.pause_reading()
         self._begin_idle()
 
     def on_body(self, body: bytes) -> None:
@@ -320,7 +307,7 @@ class ServerConnection(HttpToolsProtocol):
             record = record_of(self.cycle.scope)  # type: ignore[arg-type]
             record.received = self._arrival()
             if record.entry is not None:
-                record.entry.complete()
+                record.entry.complete(later=record.received != record.started)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -336,45 +323,8 @@ class ServerConnection(HttpToolsProtocol):
             # A client that soon ends its body can keep the connection.
             self._set_deadline(LINGER_SECONDS, self.transport.close)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._write_deadline = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._write_deadline is not None:
-            self._write_deadline.cancel()
-            self._write_deadline = None
-
-    def _begin_idle(self) -> None:
-        """Closes the connection if no request comes; one timer serves for many requests."""
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._set_idle_timer(self.timeout_keep_alive)
-
-    def _set_idle_timer(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
-            seconds, self.timeout_keep_alive_handler
-        )
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.timeout_keep_alive_task = None
-        if self._responding or self._phase is not IDLE or self._held is not None:
-            return  # The next response sets it again.
-        remaining = self._idle_since + self.timeout_keep_alive - self.loop.time()
-        if remaining > 0:
-            self._set_idle_timer(remaining)
-        elif self.transport.get_write_buffer_size():
-            self.transport.abort()  # Closing would wait for a client that does not read.
-        else:
-            self.transport.close()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._limits.uncounted.discard(self)
-        self._clear_deadline()
-        if self._write_deadline is not None:
-            self._write_deadline.cancel()
-        self._unset_keepalive_if_required()
         self._held = None
         running = self._running  # The base class tells only the newest.
         if running is not None and not running.response_complete:
@@ -386,19 +336,11 @@ class ServerConnection(HttpToolsProtocol):
                 record.on_left()
         super().connection_lost(exc)
 
-    def _set_deadline(self, seconds: float, then: Callable[[], None]) -> None:
-        self._clear_deadline()
-        self._deadline = self.loop.call_later(seconds, then)
-
-    def _clear_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
     def _head_timed_out(self) -> None:
         self._deadline = None
         seconds = self._limits.header_timeout
-        if self.flow.read_paused:  # We do not read while earlier requests are answered.
+        if self.flow.read_paused or self._held is not None:
+            # We do not read while earlier requests are answered, or while the loop has no time.
             self._set_deadline(seconds, self._head_timed_out)
         elif self._phase is HEAD or self._unreported:
             self._refuse(RequestTooSlow(f"the headers took longer than {seconds:g} s"))
@@ -434,21 +376,3 @@ class ServerConnection(HttpToolsProtocol):
             self.transport.write_eof()
         self.flow.resume_reading()
         self._set_deadline(LINGER_SECONDS, self.transport.abort)
-
-
-class _Refused(Exception):
-    """The gate's refusal of a request whose connection closes with it."""
-
-    def __init__(self, response: bytes) -> None:
-        self.response = response
-
-
-class _RefusedCycle:
-    """In the place of a request that was refused by the gate: its response is complete."""
-
-    response_complete = response_started = keep_alive = True
-    disconnected = False
-    message_event = asyncio.Event()
-
-
-REFUSED: Any = _RefusedCycle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
@@ -108,3 +109,21 @@ def _timed(work: Coroutine[Any, Any, None]) -> Generator[Any, Any, float]:
             yield waits_for
         except BaseException as thrown:  # noqa: BLE001 - it is the work's
             error = thrown
+
+
+class Refused(Exception):
+    """The gate's refusal of a request whose connection closes with it."""
+
+    def __init__(self, response: bytes) -> None:
+        self.response = response
+
+
+class RefusedCycle:
+    """In the place of a request that was refused by the gate: its response is complete."""
+
+    response_complete = response_started = keep_alive = True
+    disconnected = False
+    message_event = asyncio.Event()
+
+
+REFUSED: Any = RefusedCycle()

@@ -45,6 +45,7 @@ V2_ROUTE = "/v2/models/{name}/infer"
 TURNS = 2.0
 # How long a refusal's text, which has figures, is sent to others as well.
 REUSE_SECONDS = 0.02
+MOST_TEMPLATES = 256  # Clients choose deadlines.
 # A browser needs headers that only the application knows; whoever expects a "continue", too.
 BY_APPLICATION = frozenset((b"origin", b"expect"))
 CONTENT_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,9})(?=\r\n)")
@@ -61,7 +62,10 @@ class Entry:
     It counts as in the queue from when its body is complete until it has a slot there.
     """
 
-    __slots__ = ("_expires", "_gate", "_request_id", "_route", "_waiting", "model", "within")
+    __slots__ = (
+        "_ended", "_gate", "_request_id", "_route", "_waiting", "arrived", "model", "refusal",
+        "within",
+    )  # fmt: skip
 
     def __init__(
         self, gate: Gate, model: Model, route: str, wishes: Wishes, arrived: float
@@ -71,11 +75,18 @@ class Entry:
         self._gate = gate
         self._route = route
         self._request_id = wishes.request_id
-        self._expires = arrived + wishes.within
-        self._waiting = False
+        self.arrived = arrived
+        self.refusal: ServiceError | None = None
+        self._waiting = self._ended = False
 
-    def complete(self) -> None:
-        """Its body has arrived."""
+    def complete(self, *, later: bool) -> None:
+        """Its body has arrived, and perhaps `later` than its head: then others may have come
+        before it, and there may be a `refusal`."""
+        if self._ended:  # Its response came first.
+            return
+        if later and (refusal := self._gate.refusal(self)) is not None:
+            self.refusal = refusal
+            return
         self._waiting = True
         self.model.entering += 1
 
@@ -85,11 +96,13 @@ class Entry:
             self._waiting = False
             self.model.entering -= 1
 
-    ended = admitted
+    def ended(self) -> None:
+        self._ended = True
+        self.admitted()
 
     def late(self, keep_alive: bool) -> bytes | None:
         """The response that refuses it, if its deadline has passed before it could be started."""
-        if time.perf_counter() < self._expires:
+        if time.perf_counter() < self.arrived + self.within:
             return None
         wishes = Wishes(self.within, self._request_id)
         error = DeadlineExceeded.passed()
@@ -105,7 +118,7 @@ class Template(NamedTuple):
     tail: bytes
 
 
-class Refusal(NamedTuple):
+class EarlyRefusal(NamedTuple):
     error: ServiceError
     model: str
     route: str
@@ -140,11 +153,11 @@ class Gate:
         self._timeout = services.settings.request_timeout_ms / 1000
         self._headers = headers
         self._report = report
-        self._latest: Refusal
+        self._latest: EarlyRefusal
         self._age = 0.0  # of the request that was checked last
         self._turn = -1
-        self._refused: dict[bytes, Refusal] = {}  # by heads
-        self._templates: dict[tuple[str, str, str], Template] = {}
+        self._refused: dict[bytes, EarlyRefusal] = {}  # by heads
+        self._templates: dict[tuple[str, str, str, float], Template] = {}
         self._prefix, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
 
     def check(
@@ -194,6 +207,14 @@ class Gate:
             return None
         return Wishes(within, request_id)
 
+    def refusal(self, entry: Entry) -> ServiceError | None:
+        """Why a request that was let in cannot be computed in time after all, if so."""
+        try:
+            self._check(entry.model, entry.within, entry.arrived)
+        except (QueueFull, NotReady, DeadlineExceeded) as error:
+            return error
+        return None
+
     def _check(self, model: Model, within: float, arrived: float) -> None:
         if not model.ready:
             raise NotReady(f"{model.name} is not ready: {model.reason}", RETRY_SECONDS)
@@ -210,15 +231,17 @@ class Gate:
         self.turns.refused()
         short = wishes.within < self._timeout
         error = with_short_deadline(refusal) if short else refusal
-        key = (route, model, error.reason)
+        key = (route, model, error.reason, wishes.within)  # The text names the deadline.
         now = time.perf_counter()
         template = self._templates.get(key)
         if template is None or template.until < now:
+            if len(self._templates) >= MOST_TEMPLATES:
+                self._templates.clear()
             template = self._templates[key] = self._template(route, error, now)
-        self._latest = Refusal(error, model, route, template, wishes.request_id, self._age)
+        self._latest = EarlyRefusal(error, model, route, template, wishes.request_id, self._age)
         return self._response(self._latest, keep_alive)
 
-    def _response(self, refusal: Refusal, keep_alive: bool) -> bytes:
+    def _response(self, refusal: EarlyRefusal, keep_alive: bool) -> bytes:
         error, model, route, template, request_id, _ = refusal
         request_id = request_id or b"%s%012x" % (self._prefix, next(self._count))
         self._report(error, model, route, template.status, request_id)

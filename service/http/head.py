@@ -1,8 +1,12 @@
-"""What RFC 9112 demands of a request's head besides what the parser checks."""
+"""A request's head: what RFC 9112 demands of it besides what the parser checks, and its target."""
 
 from __future__ import annotations
 
 import re
+from typing import TypedDict
+from urllib.parse import unquote
+
+import httptools
 
 from service.errors import MalformedRequest
 
@@ -34,3 +38,30 @@ def check(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
     if hosts > 1 or (not hosts and version == "1.1"):
         raise MalformedRequest(f"HTTP/1.1 needs exactly one Host header; the request has {hosts}")
     return coded > 0
+
+
+class RequestTarget(TypedDict):
+    """What a request is for, in ASGI's scope."""
+
+    path: str
+    raw_path: bytes
+    query_string: bytes
+
+
+def target_of(url: bytes, root_path: str) -> RequestTarget:
+    """The target of a request line.
+
+    Raises:
+        HttpParserInvalidURLError, UnicodeError: it is none.
+    """
+    if url.startswith(b"/") and b"#" not in url:
+        raw_path, _, query = url.partition(b"?")
+    else:
+        parsed = httptools.parse_url(url)
+        raw_path, query = parsed.path, parsed.query or b""
+    path = raw_path.decode("ascii")
+    return {
+        "path": root_path + (unquote(path) if "%" in path else path),
+        "raw_path": root_path.encode("ascii") + raw_path,
+        "query_string": query,
+    }

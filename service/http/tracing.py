@@ -37,8 +37,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.config.settings import Settings
 from service.errors import ConfigError, ServiceError
 from service.http.record import record_of
-from service.inference.batcher import Job
 from service.inference.interfaces import Model
+from service.inference.jobs import Job
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 from service.logs import LogLimit, with_suppressed

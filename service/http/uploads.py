@@ -157,11 +157,15 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         ClientLeft: the client closed the connection first.
+        QueueFull, NotReady, DeadlineExceeded: when its body was complete, too many were before it.
     """
     record, task = record_of(request.scope), asyncio.current_task()
     assert task is not None
     if record.entry is not None:
         record.entry.admitted()
+        if record.entry.refusal is not None:
+            work.close()
+            raise record.entry.refusal
     working, left = True, record.left
 
     def leave() -> None:

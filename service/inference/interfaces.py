@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from models.preprocess import InputSpec
 from service.config.settings import ModelSettings
-from service.inference.batcher import Job
 from service.inference.decoding import DecodedImage
+from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount

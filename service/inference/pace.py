@@ -15,7 +15,7 @@ from typing import NamedTuple
 # The share that the latest batch has in `slowdown`, and how far it may be off.
 LATEST = 0.2
 FASTEST, SLOWEST = 0.05, 100.0
-# A prediction may use up this share of the time that a client allows: it is not certain.
+# What is predicted may be so much, as a share, of what it takes in the end.
 CERTAIN = 0.7
 # Refused clients are remembered for about so many seconds, and told to wait no longer than MOST.
 REMEMBERED, MOST = 10.0, 30.0
@@ -78,14 +78,14 @@ class Load(NamedTuple):
     on_loop: float = 0.0
 
     def too_late(self, pace: Pace, ahead: int) -> float:
-        """The seconds that it would take, if that is too late; else 0.
+        """The seconds that it may take, if that is too late; else 0.
 
         With nobody ahead, how long it takes is what the client wants to find out.
         """
         if not ahead:
             return 0.0
-        wait = self.spent + max(self.on_loop, pace.until_done(ahead))
-        return wait if wait > CERTAIN * self.within else 0.0
+        wait = (self.spent + max(self.on_loop, pace.until_done(ahead))) / CERTAIN
+        return wait if wait > self.within else 0.0
 
 
 IDLE = Load()

@@ -23,10 +23,10 @@ from service.errors import (
     TooLarge,
     UnknownModel,
 )
-from service.inference.batcher import Job, Priority
 from service.inference.deadline import before
 from service.inference.decoding import DecodedImage, Decoder
 from service.inference.interfaces import Computed, Model, Repository
+from service.inference.jobs import Job, Priority
 from service.inference.pace import Load
 from service.inference.ranking import Row
 from service.inference.tasks import CLASSIFY, Pixels, Task

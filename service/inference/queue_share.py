@@ -8,9 +8,9 @@ from collections.abc import Coroutine, Iterable
 from typing import TypeVar
 
 from service.errors import QueueFull
-from service.inference.batcher import Priority
 from service.inference.deadline import before
 from service.inference.interfaces import Computed, Model
+from service.inference.jobs import Priority
 from service.inference.pace import IDLE
 from service.inference.pipeline import Pipeline
 from service.inference.tasks import CLASSIFY, Pixels, Task

@@ -12,7 +12,7 @@ from service import runtime
 from service.config.loading import validated
 from service.config.settings import Settings
 from service.errors import BadParameter, ServiceError, refusal_of
-from service.inference.batcher import Priority
+from service.inference.jobs import Priority
 from service.inference.pace import Load
 from service.inference.pipeline import Pipeline
 from service.inference.tasks import Explain, Pixels, Task

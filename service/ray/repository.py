@@ -19,9 +19,9 @@ from ray.serve.handle import DeploymentHandle
 from models.preprocess import InputSpec
 from service.config.settings import ModelSettings, Settings
 from service.errors import RETRY_SECONDS, Conflict, DeadlineExceeded, NotReady, QueueFull, error_of
-from service.inference.batcher import Job
 from service.inference.decoding import DecodedImage
 from service.inference.interfaces import Computed, Model, batch_share
+from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount

@@ -20,9 +20,10 @@ from service.engines.device_share import DeviceShare
 from service.engines.devices import devices_of, precision_of
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
-from service.inference.batcher import Batcher, Job
+from service.inference.batcher import Batcher
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
+from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import RETRY_SECONDS, NotReady, QueueFull, ServiceError, error_of
-from service.inference.batcher import Job
+from service.inference.jobs import Job
 from service.inference.pace import IDLE, Excess, Load, Pace
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels

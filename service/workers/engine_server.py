@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from service.errors import RETRY_SECONDS, EngineFailed, QueueFull, refusal_of
-from service.inference.batcher import Job, Priority
+from service.inference.jobs import Job, Priority
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 from service.logs import LogLimit, with_suppressed

@@ -15,9 +15,9 @@ from typing import Any
 from models.preprocess import InputSpec
 from service import runtime
 from service.config.settings import MOST_MODELS, ModelSettings
-from service.inference.batcher import Job
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
+from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row

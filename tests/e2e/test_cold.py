@@ -51,7 +51,7 @@ def burst(service: Service, pause: float = 0.0) -> Counter[int]:
     for status, response in responses:
         if status == 429:
             assert b"\r\nretry-after: " in response
-            assert b"the queue needs about" in response
+            assert b"the queue may need" in response
     return Counter(status for status, _ in responses)
 
 
@@ -87,9 +87,6 @@ def test_a_cold_model_refuses_what_it_cannot_compute_in_time(tmp_path: Path, wor
         check(burst(service), late)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what is let in counts, and is checked, before its body only"
-)
 def test_bodies_that_come_after_their_heads_are_counted(tmp_path: Path) -> None:
     """As most libraries for HTTP send them: all heads may come before the first body."""
     with slow(tmp_path, "1") as service:

@@ -27,9 +27,10 @@ from service.http.app import create_app
 from service.http.connection import ServerConnection
 from service.http.gate import Gate
 from service.http.limits import ConnectionLimits
-from service.inference.batcher import Batcher, Job
+from service.inference.batcher import Batcher
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed
+from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
@@ -252,7 +253,7 @@ class Gated:
     def idle(self) -> bool:
         """Whether nothing that was let in is left."""
         entering = sum(model.entering for model in self.models.values())
-        return not entering and not self.gate.serving
+        return not entering and not self.turns._starting
 
     def refusals(self, model: str, reason: str) -> float:
         return float(self.metrics.refusals.labels(model, reason)._value.get())

@@ -15,7 +15,7 @@ from service.errors import QUOTED, InvalidInput, TooLarge
 from service.http.json_pieces import json_list, json_object
 from service.http.v2 import messages, tensors
 from service.http.v2.messages import InferenceRequest, Input, Output
-from service.inference.batcher import Priority
+from service.inference.jobs import Priority
 from service.inference.pipeline import LEAST, MOST
 from service.inference.ranking import Ranking, Row, rank
 from service.inference.tasks import CLASSIFY, Embed, Pixels, Task

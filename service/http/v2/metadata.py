@@ -17,8 +17,8 @@ from service.http.v2.codec import (
     VERSION,
     shapes,
 )
-from service.inference.batcher import Priority
 from service.inference.interfaces import Model
+from service.inference.jobs import Priority
 from service.inference.pipeline import Pipeline
 
 PLATFORM = "resnet-serve"

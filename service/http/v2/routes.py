@@ -6,6 +6,7 @@ The protocol has its own specification, so `/openapi.json` omits it.
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from service.http.uploads import until_disconnect
 from service.http.v2 import codec, encoding, messages, metadata
 from service.http.v2.codec import VERSION, Image, ParsedRequest
 from service.http.v2.statistics import statistics
-from service.inference.batcher import Priority
 from service.inference.deadline import before
 from service.inference.interfaces import Model
+from service.inference.jobs import Priority
 from service.inference.pipeline import Pipeline
 from service.inference.queue_share import QueueShare, gather
 from service.inference.ranking import Row
@@ -57,7 +58,8 @@ def model_of(request: Request) -> Model:
 async def infer(request: Request) -> Response:
     """The requested outputs for each image of a request."""
     name = model_of(request).name
-    arrived = asyncio.get_running_loop().time()
+    age = time.perf_counter() - record_of(request.scope).started
+    arrived = asyncio.get_running_loop().time() - age
     admission = admit(request.scope, name, None)
     serving, services = admission.model, admission.services
     most = services.settings.max_batch_body_bytes

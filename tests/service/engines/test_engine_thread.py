@@ -19,7 +19,8 @@ from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
 from service.engines.parity import Parity
 from service.errors import EngineFailed
-from service.inference.batcher import Batcher, Job
+from service.inference.batcher import Batcher
+from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row, rank
 from service.inference.tasks import Head, Pixels
 

@@ -34,7 +34,7 @@ from service.http.access import (
 from service.http.app import ENDPOINTS
 from service.http.listener import check_exposure, listen
 from service.http.routers import classify
-from service.inference.batcher import Priority
+from service.inference.jobs import Priority
 
 API, OTHER, ADMIN = "an-api-key-0123456789", "another-key-0123456789", "an-admin-key-0123456789"
 

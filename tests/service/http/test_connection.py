@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from service.config.settings import Settings
 from service.http import connection as protocol
-from service.http import limits
+from service.http import limits, timed_connection
 from service.http.acceptor import Acceptor
 from service.http.connection import MAX_HEADERS, MAX_PIPELINED, MAX_URL_BYTES, ServerConnection
 from service.http.limits import ConnectionLimits
@@ -476,7 +476,7 @@ def test_after_an_early_answer_the_body_may_end_but_not_go_on(
 
 
 def test_who_reads_no_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(timed_connection, "STALLED_SECONDS", 0.1)
 
     async def test() -> None:
         async with serving() as client:

@@ -189,7 +189,6 @@ def test_data_that_waits_while_the_loop_stands_still_is_as_old_as_it_is() -> Non
             assert f"accept;dur={timing['accept']}" in answer.headers["server-timing"]
 
 
-@pytest.mark.xfail(reason="its data counts from being read if others are read as well")
 def test_data_of_a_new_connection_is_as_old_as_it_is() -> None:
     """Also where the turn that accepts it reads from others."""
     with gated() as service:
@@ -287,7 +286,7 @@ def test_a_client_that_leaves_while_its_image_waits_leaves_nothing() -> None:
     with gated() as service:
         service.model.open.clear()
         clients = [service.connect().send(post()) for _ in range(5)]
-        service.until(lambda: service.gate.serving == 5)
+        service.until(lambda: service.model.batcher.depth == 5)
         for client in clients:
             client.close()
         nothing_is_left(service)
@@ -347,7 +346,6 @@ def test_a_bug_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         nothing_is_left(service)
 
 
-@pytest.mark.xfail(strict=True, reason="a body that ends after its response is counted for ever")
 def test_a_body_that_ends_after_its_response_leaves_nothing() -> None:
     with gated() as service:
         client = service.connect().send(post("/v1/classify?top_k=0", b"", length=len(IMAGE)))
@@ -358,7 +356,6 @@ def test_a_body_that_ends_after_its_response_leaves_nothing() -> None:
         assert service.on_loop(service.idle)
 
 
-@pytest.mark.xfail(strict=True, reason="nothing closes it")
 def test_a_refused_request_for_another_protocol_closes_its_connection() -> None:
     """As what comes after it is no HTTP."""
     with gated() as service:
@@ -372,7 +369,6 @@ def test_a_refused_request_for_another_protocol_closes_its_connection() -> None:
         assert client.rest() == b""
 
 
-@pytest.mark.xfail(reason="a refusal is written whether or not the client reads")
 def test_a_client_that_does_not_read_its_refusals_is_read_no_further() -> None:
     """Else the service keeps all of them in memory."""
     with gated() as service:
@@ -387,7 +383,6 @@ def test_a_client_that_does_not_read_its_refusals_is_read_no_further() -> None:
         assert sent < 2**24
 
 
-@pytest.mark.xfail(strict=True, reason="a text is shared by clients with different deadlines")
 def test_a_refusal_names_its_own_clients_deadline() -> None:
     with overloaded() as service:
         client = service.connect()
@@ -396,7 +391,6 @@ def test_a_refusal_names_its_own_clients_deadline() -> None:
             assert f"the {milliseconds} ms that" in client.send(request).answer().detail
 
 
-@pytest.mark.xfail(strict=True, reason="it is counted as a malformed request, and closed")
 def test_a_bug_in_the_gate_is_not_the_clients_fault(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -411,7 +405,6 @@ def test_a_bug_in_the_gate_is_not_the_clients_fault(
         assert service.refusals("", "malformed_request") == 0
 
 
-@pytest.mark.xfail(strict=True, reason="it counts from when the service begins with the request")
 def test_a_timeout_of_v2_counts_from_arrival() -> None:
     body = json.loads(V2_BODY) | {"parameters": {"timeout": 200_000}}  # in microseconds
     with gated() as service:

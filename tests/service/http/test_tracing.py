@@ -13,7 +13,7 @@ from service.config.settings import Settings
 from service.errors import ConfigError
 from service.http.record import KEY, RequestRecord, record_of
 from service.http.tracing import Tracing, TracingMiddleware
-from service.inference.batcher import Job
+from service.inference.jobs import Job
 from tests.support.collector import collecting
 
 SCOPE: dict[str, Any] = {

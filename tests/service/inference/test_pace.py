@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 
+from service.errors import QueueFull
 from service.inference.pace import CERTAIN, FASTEST, IDLE, MOST, SLOWEST, Excess, Load, Pace
 
 
@@ -64,11 +66,11 @@ def test_a_new_engine_begins_with_what_was_measured_of_it() -> None:
     ("load", "late"),
     [
         (Load(within=10 / CERTAIN + 0.01), 0.0),
-        (Load(within=10 / CERTAIN - 0.01), 10.0),
-        (Load(within=10 / CERTAIN + 0.01, spent=1.0), 11.0),
+        (Load(within=10 / CERTAIN - 0.01), 10.0 / CERTAIN),
+        (Load(within=10 / CERTAIN + 0.01, spent=1.0), 11.0 / CERTAIN),
         # The loop works while the engine does: the longer of them counts.
         (Load(within=10 / CERTAIN + 0.01, on_loop=9.0), 0.0),
-        (Load(within=10 / CERTAIN + 0.01, on_loop=20.0), 20.0),
+        (Load(within=10 / CERTAIN + 0.01, on_loop=20.0), 20.0 / CERTAIN),
         (Load(within=math.inf, spent=1e9), 0.0),
         (IDLE, 0.0),
     ],
@@ -87,17 +89,18 @@ def test_with_nobody_ahead_a_client_may_find_out() -> None:
 
 def test_those_who_are_refused_are_told_different_times() -> None:
     excess = Excess()
-    told = [excess.retry_after(0.1, 0.05) for _ in range(200)]
-    assert told[0] == 1.0
+    error = QueueFull("full", 0.1, partial(excess.spread, 0.05))
+    told = [error.retry_seconds() for _ in range(200)]
+    assert told[0] == 1
     assert len(set(told)) >= 5
-    assert all(seconds == int(seconds) and 1 <= seconds <= 11 for seconds in told)
+    assert all(1 <= seconds <= 11 for seconds in told)
     # The more were refused, the longer the time over which they are spread.
     assert max(told[:20]) < max(told)
 
 
 def test_nobody_is_told_to_wait_for_ever_because_many_were_refused() -> None:
     excess = Excess()
-    assert max(excess.retry_after(2.0, 1.0) for _ in range(10_000)) <= 2.0 + MOST
+    assert max(excess.spread(1.0) for _ in range(10_000)) <= MOST
 
 
 def test_after_a_while_the_refused_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +108,6 @@ def test_after_a_while_the_refused_are_forgotten(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("service.inference.pace.time.perf_counter", lambda: now)
     excess = Excess()
     for _ in range(1000):
-        excess.retry_after(0.1, 1.0)
+        excess.spread(1.0)
     now += 200.0
-    assert excess.retry_after(0.1, 1.0) == 1.0
+    assert excess.spread(1.0) < 0.001

@@ -10,8 +10,9 @@ import pytest
 
 from service.cli.trial import Instant
 from service.errors import DeadlineExceeded, QueueFull, TooLarge
-from service.inference.batcher import Batcher, Job
+from service.inference.batcher import Batcher
 from service.inference.interfaces import Computed
+from service.inference.jobs import Job
 from service.inference.pipeline import Pipeline
 from service.inference.queue_share import QueueShare, gather
 from service.inference.ranking import Row

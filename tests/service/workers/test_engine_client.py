@@ -19,8 +19,9 @@ import pytest
 from models.preprocess import CIFAR
 from service.config.settings import ModelSettings
 from service.errors import Conflict, EngineFailed, NotReady, QueueFull
-from service.inference.batcher import Batcher, Job
+from service.inference.batcher import Batcher
 from service.inference.decoding import Decoder
+from service.inference.jobs import Job
 from service.inference.ranking import Row
 from service.inference.tasks import CLASSIFY, Embed, Explain, Pixels, Task
 from service.metrics import Metrics

@@ -19,7 +19,7 @@ from service.http.v2.codec import (
     MAX_JSON_VALUES,
     ParsedRequest,
 )
-from service.inference.batcher import Priority
+from service.inference.jobs import Priority
 from service.inference.ranking import rank
 from service.inference.tasks import CLASSIFY, Embed
 
