@@ -272,7 +272,7 @@ class ServerConnection(TimedConnection):
             self._turns.start(partial(self._start_let_in, cycle, entry))
 
     def _start_let_in(self, cycle: Cycle, entry: Entry) -> None:
-        if cycle.disconnected:
+        if cycle.disconnected or self.transport.is_closing():
             entry.ended()
         elif (late := entry.late(cycle.keep_alive)) is not None:
             entry.ended()

@@ -30,6 +30,7 @@ from service.errors import (
 from service.http import problems
 from service.http.admission import TIMEOUT, parse_timeout
 from service.http.middleware import REQUEST_ID
+from service.http.refused_heads import RefusedHeads
 from service.http.services import Services
 from service.http.turns import LoopTurns
 from service.inference.interfaces import Model
@@ -39,7 +40,7 @@ V1 = {
     path.encode(): path
     for path in ("/v1/classify", "/v1/classify/batch", "/v1/embed", "/v1/explain")
 }
-V2_MODELS, V2_INFER = b"/v2/models/", b"/infer"
+V2_INFER = re.compile(b"/v2/models/([^/]+)(?:/versions/1)?/infer/?")
 V2_ROUTE = "/v2/models/{name}/infer"
 # Turns of the loop that a request needs besides its own work: to begin, for its result, to respond.
 TURNS = 2.0
@@ -48,11 +49,6 @@ REUSE_SECONDS = 0.02
 MOST_TEMPLATES = 256  # Clients choose deadlines.
 # A browser needs headers that only the application knows; whoever expects a "continue", too.
 BY_APPLICATION = frozenset((b"origin", b"expect"))
-CONTENT_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,9})(?=\r\n)")
-HEAD_END = b"\r\n\r\n"
-SAME_AGE = 0.001
-# Heads of requests that were refused in a turn, and their size.
-MAX_REMEMBERED, MAX_REMEMBERED_BYTES = 64, 2048
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -124,7 +120,6 @@ class EarlyRefusal(NamedTuple):
     route: str
     template: Template
     request_id: bytes
-    age: float
 
 
 class Wishes(NamedTuple):
@@ -155,8 +150,7 @@ class Gate:
         self._report = report
         self._latest: EarlyRefusal
         self._age = 0.0  # of the request that was checked last
-        self._turn = -1
-        self._refused: dict[bytes, EarlyRefusal] = {}  # by heads
+        self._heads: RefusedHeads[EarlyRefusal] = RefusedHeads(turns)
         self._templates: dict[tuple[str, str, str, float], Template] = {}
         self._prefix, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
 
@@ -169,16 +163,12 @@ class Gate:
         `arrival` tells when it arrived, by `time.perf_counter`, or with `exact=False` the latest
         that this can have been, which costs less.
         """
-        path, _, query = url.partition(b"?")
-        if (route := V1.get(path)) is not None:
-            name = _model_in(query)
-        elif path.startswith(V2_MODELS) and path.endswith(V2_INFER):
-            route = V2_ROUTE
-            name = unquote_to_bytes(path[len(V2_MODELS) :].partition(b"/")[0]).decode("latin-1")
-        else:
+        asked = _prediction(url)
+        if asked is None:
             return None
+        route, name = asked
         models = self._pipeline.models
-        model = models.get(name) if name else next(iter(models.values()))
+        model = next(iter(models.values())) if name is None else models.get(name)
         wishes = self._wishes(headers)
         if model is None or wishes is None or self._pipeline.draining:
             return None
@@ -238,11 +228,11 @@ class Gate:
             if len(self._templates) >= MOST_TEMPLATES:
                 self._templates.clear()
             template = self._templates[key] = self._template(route, error, now)
-        self._latest = EarlyRefusal(error, model, route, template, wishes.request_id, self._age)
+        self._latest = EarlyRefusal(error, model, route, template, wishes.request_id)
         return self._response(self._latest, keep_alive)
 
     def _response(self, refusal: EarlyRefusal, keep_alive: bool) -> bytes:
-        error, model, route, template, request_id, _ = refusal
+        error, model, route, template, request_id = refusal
         request_id = request_id or b"%s%012x" % (self._prefix, next(self._count))
         self._report(error, model, route, template.status, request_id)
         retry = b"retry-after: %d\r\n" % error.retry_seconds() if isinstance(error, Busy) else b""
@@ -252,28 +242,14 @@ class Gate:
         )  # fmt: skip
 
     def remember(self, data: bytes) -> None:
-        """Takes note of a whole request that was just refused: others with the same head, which
-        clients of one kind send, are refused alike until the turn ends."""
-        if self._turn != self.turns.number:
-            self._turn = self.turns.number
-            self._refused.clear()
-        head = head_of(data)
-        if head is None or len(head) > MAX_REMEMBERED_BYTES or len(self._refused) >= MAX_REMEMBERED:
-            return
-        known = self._refused.get(head)
-        if known is None or known.age > self._latest.age:  # The younger stands for the older.
-            self._refused[head] = self._latest
+        """Takes note of a whole request that was just refused."""
+        self._heads.remember(data, self._age, self._latest)
 
     def again(self, data: bytes, age: float) -> bytes | None:
         """The refusal of a request like one that was refused in this turn and not older, where it
         arrived at least `age` seconds ago; None: it is another, or younger."""
-        if self._turn != self.turns.number or not self._refused:
-            return None
-        head = head_of(data)
-        known = None if head is None else self._refused.get(head)
-        if known is None or known.age > age + SAME_AGE:
-            return None
-        return self._response(known, keep_alive=True)
+        known = self._heads.find(data, age)
+        return None if known is None else self._response(known, keep_alive=True)
 
     def _template(self, route: str, error: ServiceError, now: float) -> Template:
         response = problems.refusal_response(route, error)
@@ -288,18 +264,15 @@ class Gate:
         return Template(now + REUSE_SECONDS, response.status_code, head, tail)
 
 
-def head_of(data: bytes) -> bytes | None:
-    """The head of `data`, without the length of its body, if it is one whole request and no more;
-    None if it is not, or if that is not certain."""
-    found = CONTENT_LENGTH.search(data, 0, MAX_REMEMBERED_BYTES)
-    if found is None:
-        return None
-    end = data.find(HEAD_END) + len(HEAD_END)
-    if not found.end() <= end == len(data) - int(found[1]):
-        return None
-    return data[: found.start(1)] + data[found.end(1) : end]
-
-
-def _model_in(query: bytes) -> str:
-    """The model that a query asks for; empty: the default one."""
-    return dict(parse_qsl(query.decode("latin-1"))).get("model", "") if query else ""
+def _prediction(url: bytes) -> tuple[str, str | None] | None:
+    """The route and the model of a request for a prediction, without a model for the default one;
+    None if it is another request, or one that the application refuses."""
+    path, _, query = url.partition(b"?")
+    if (route := V1.get(path)) is not None:
+        if not query:
+            return route, None
+        parameters = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+        return route, parameters.get("model")
+    if (found := V2_INFER.fullmatch(path)) is not None:
+        return V2_ROUTE, unquote_to_bytes(found[1]).decode("latin-1")
+    return None

@@ -24,13 +24,17 @@ class QueueShare:
     """Computes the images of one request, which take `Model.batch_share` slots at a time.
 
     If the queue is full, the first image is refused at once; the others wait for a slot until the
-    deadline, as most of the request's work may be done.
+    deadline, as most of the request's work may be done. `received`: when the request's last byte
+    arrived, if it has one image; see `Pipeline.compute`.
     """
 
-    def __init__(self, pipeline: Pipeline, model: Model, deadline: float) -> None:
+    def __init__(
+        self, pipeline: Pipeline, model: Model, deadline: float, received: float = 0.0
+    ) -> None:
         self._pipeline = pipeline
         self._model = model
         self._deadline = deadline
+        self._received = received
         self._slots = asyncio.Semaphore(model.batch_share)
         self._turn = asyncio.Lock()
         self._started = 0  # images being computed, or computed
@@ -44,7 +48,7 @@ class QueueShare:
                 self._started += 1
                 try:
                     return await self._pipeline.compute(
-                        self._model, image, self._deadline, task, priority
+                        self._model, image, self._deadline, task, priority, self._received
                     )
                 except QueueFull:
                     self._started -= 1

@@ -31,7 +31,6 @@ from service.http.v2.statistics import statistics
 from service.inference.deadline import before
 from service.inference.interfaces import Model
 from service.inference.jobs import Priority
-from service.inference.pipeline import Pipeline
 from service.inference.queue_share import QueueShare, gather
 from service.inference.ranking import Row
 
@@ -78,7 +77,9 @@ async def infer(request: Request) -> Response:
         check_outputs(parsed, lengths)
         deadline = deadline_of(request, admission.deadline, arrived, parsed.timeout)
         priority = services.keys.permitted(request.scope, parsed.priority)
-        computing = compute_all(services.pipeline, serving, parsed, priority, deadline)
+        received = record_of(request.scope).received if len(parsed.images) == 1 else 0.0
+        share = QueueShare(services.pipeline, serving, deadline, received)
+        computing = compute_all(share, parsed, priority)
         rows = await until_disconnect(request, computing)
     content, length = await services.format(
         len(rows) * sum(lengths[output.name] for output in parsed.outputs),
@@ -106,11 +107,8 @@ def deadline_of(request: Request, deadline: float, arrived: float, timeout: floa
     return deadline
 
 
-async def compute_all(
-    pipeline: Pipeline, model: Model, parsed: ParsedRequest, priority: Priority, deadline: float
-) -> list[Row]:
+async def compute_all(share: QueueShare, parsed: ParsedRequest, priority: Priority) -> list[Row]:
     """The network's output for each image; the first failure cancels the others."""
-    share = QueueShare(pipeline, model, deadline)
 
     async def compute_one(number: int, image: Image) -> Row:
         try:
