@@ -201,7 +201,9 @@ def test_the_page_of_the_api_shows_every_endpoint(service: Service, tmp_path: Pa
     for name in ("POST /v1/classify", "PUT /v1/models/{name}", "GET /health/ready", "GET /metrics"):
         assert name in shown
     assert "X-Request-Timeout-Ms header number above 0 up to 3600000" in shown
-    assert "the queue is full; Retry-After says when to retry" in shown
+    assert (
+        "the queue is full, or too long for the deadline; Retry-After says when to retry" in shown
+    )
     assert '"probability": "number' in shown
     assert f"--data-binary @image.png '{service.url}/v1/classify'" in shown
     assert f"-X DELETE '{service.url}/v1/models/NAME'" in shown
