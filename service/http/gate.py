@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.errors import (
@@ -44,9 +45,9 @@ V2_INFER = re.compile(b"/v2/models/([^/]+)(?:/versions/1)?/infer/?")
 V2_ROUTE = "/v2/models/{name}/infer"
 # Turns of the loop that a request needs besides its own work: to begin, for its result, to respond.
 TURNS = 2.0
-# How long a refusal's text, which has figures, is sent to others as well.
-REUSE_SECONDS = 0.02
-MOST_TEMPLATES = 256  # Clients choose deadlines.
+# In a template, in the place of the detail; and headers that each response has of its own.
+DETAIL = "what is in the place of the detail"
+OF_ONE = frozenset((b"content-length", b"retry-after"))
 # A browser needs headers that only the application knows; whoever expects a "continue", too.
 BY_APPLICATION = frozenset((b"origin", b"expect"))
 Headers = list[tuple[bytes, bytes]]
@@ -106,19 +107,22 @@ class Entry:
 
 
 class Template(NamedTuple):
-    """A refusal's bytes, but for the time to retry and the request's ID; valid `until`."""
+    """What the refusals of one kind have in common: their heads, without the headers that each has
+    of its own, and their bodies, `before` and `after` the detail. `headers`: those of every
+    response, of which one is the time, when it was made."""
 
-    until: float
+    headers: Headers
     status: int
     head: bytes
-    tail: bytes
+    before: bytes
+    after: bytes
 
 
 class EarlyRefusal(NamedTuple):
     error: ServiceError
+    detail: str
     model: str
     route: str
-    template: Template
     request_id: bytes
 
 
@@ -151,7 +155,7 @@ class Gate:
         self._latest: EarlyRefusal
         self._age = 0.0  # of the request that was checked last
         self._heads: RefusedHeads[EarlyRefusal] = RefusedHeads(turns)
-        self._templates: dict[tuple[str, str, str, float], Template] = {}
+        self._templates: dict[tuple[str, type[ServiceError]], Template] = {}
         self._prefix, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
 
     def check(
@@ -221,24 +225,21 @@ class Gate:
         self.turns.refused()
         short = wishes.within < self._timeout
         error = with_short_deadline(refusal) if short else refusal
-        key = (route, model, error.reason, wishes.within)  # The text names the deadline.
-        now = time.perf_counter()
-        template = self._templates.get(key)
-        if template is None or template.until < now:
-            if len(self._templates) >= MOST_TEMPLATES:
-                self._templates.clear()
-            template = self._templates[key] = self._template(route, error, now)
-        self._latest = EarlyRefusal(error, model, route, template, wishes.request_id)
+        self._latest = EarlyRefusal(error, str(error), model, route, wishes.request_id)
         return self._response(self._latest, keep_alive)
 
     def _response(self, refusal: EarlyRefusal, keep_alive: bool) -> bytes:
-        error, model, route, template, request_id = refusal
+        error, detail, model, route, request_id = refusal
+        template = self._templates.get((route, type(error)))
+        if template is None or template.headers is not self._headers():
+            template = self._templates[route, type(error)] = self._template(route, type(error))
+        content = b"%b%b%b" % (template.before, to_json(detail), template.after)
         request_id = request_id or b"%s%012x" % (self._prefix, next(self._count))
         self._report(error, model, route, template.status, request_id)
         retry = b"retry-after: %d\r\n" % error.retry_seconds() if isinstance(error, Busy) else b""
         close = b"" if keep_alive else b"connection: close\r\n"
-        return b"%b%bx-request-id: %b\r\n%b%b" % (
-            template.head, retry, request_id, close, template.tail,
+        return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n%b" % (
+            template.head, len(content), retry, request_id, close, content,
         )  # fmt: skip
 
     def remember(self, data: bytes) -> None:
@@ -251,17 +252,16 @@ class Gate:
         known = self._heads.find(data, age)
         return None if known is None else self._response(known, keep_alive=True)
 
-    def _template(self, route: str, error: ServiceError, now: float) -> Template:
+    def _template(self, route: str, kind: type[ServiceError]) -> Template:
+        error = kind(DETAIL, 0.0) if issubclass(kind, Busy) else kind(DETAIL)
         response = problems.refusal_response(route, error)
-        headers = [
-            *self._headers(),
-            *(header for header in response.raw_headers if header[0] != b"retry-after"),
-            (b"cache-control", b"no-store"),
-        ]
+        own = [pair for pair in response.raw_headers if pair[0] not in OF_ONE]
+        common = self._headers()
+        headers = [*common, *own, (b"cache-control", b"no-store")]
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        before, _, after = bytes(response.body).partition(to_json(DETAIL))
         head = b"".join([STATUS_LINE[response.status_code], *lines])
-        tail = b"\r\n" + bytes(response.body)
-        return Template(now + REUSE_SECONDS, response.status_code, head, tail)
+        return Template(common, response.status_code, head, before, after)
 
 
 def _prediction(url: bytes) -> tuple[str, str | None] | None:

@@ -18,10 +18,10 @@ from service.metrics import Metrics
 
 # Seconds of a turn for the requests that it starts: short turns are what keeps a request's way
 # short, as it takes several.
-BUDGET_SECONDS = 0.0015
+BUDGET_SECONDS = 0.001
 # Seconds of a turn for parsing and refusing, if that is enough to refuse all that is held within so
 # many turns. An overloaded service that refused all at once would do nothing else.
-REFUSE_SECONDS, DRAIN_TURNS = 0.00075, 24
+REFUSE_SECONDS, DRAIN_TURNS = 0.001, 40
 # With more than so many requests held, the newest comes first.
 IN_ORDER = 32
 SAMPLE_SECONDS = 0.02
