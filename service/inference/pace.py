@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 # The share that the latest batch has in `slowdown`, and how far it may be off.
 LATEST = 0.2
-FASTEST, SLOWEST = 0.05, 100.0
+FASTEST, SLOWEST = 0.05, 10.0
 # What is predicted may be so much, as a share, of what it takes in the end.
 CERTAIN = 0.7
 # Refused clients are remembered for about so many seconds, and told to wait no longer than MOST.

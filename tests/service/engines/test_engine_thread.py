@@ -359,7 +359,6 @@ def test_nobody_waits_for_an_engine_that_hangs_and_it_serves_when_it_comes_back(
 
     asyncio.run(hang())
     assert bench.errors == 1
-    assert bench.batcher.pace.slowdown < 10  # The outage does not count.
     bench.close()
 
 
