@@ -77,14 +77,12 @@ def slow(folder: Path, workers: str) -> Iterator[Service]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_cold_model_refuses_what_it_cannot_compute_in_time(tmp_path: Path, workers: str) -> None:
     with slow(tmp_path, workers) as service:
-        # Front ends do not know of each other what is still on its way to the queue.
-        late = 0 if workers == "1" else CLIENTS // 10
-        check(burst(service), late)
+        check(burst(service))
         spec = {"spec": "random:resnet20", "engine": "eager", "max_batch": 1, "max_queue": 200}
         url = f"{service.url}/v1/models/resnet20"
         replaced = client.put(url, json=spec, headers={"X-API-Key": KEY})
         assert replaced.status_code == 200, replaced.text
-        check(burst(service), late)
+        check(burst(service))
 
 
 def test_bodies_that_come_after_their_heads_are_counted(tmp_path: Path) -> None:
@@ -93,9 +91,10 @@ def test_bodies_that_come_after_their_heads_are_counted(tmp_path: Path) -> None:
         check(burst(service, pause=0.2))
 
 
-def check(counts: Counter[int], late: int = 0) -> None:
-    """At most so many of them are told too late."""
-    assert counts[504] <= late, counts
+def check(counts: Counter[int]) -> None:
     assert counts.keys() <= {200, 429, 504}
-    # 15 fit in exactly; the estimate keeps a fifth in reserve, and the first goes free.
-    assert 5 <= counts[200] <= 15
+    # Front ends do not know of each other what is still on its way to the queue, and a busy machine
+    # is slower than it was measured to be. Without an estimate, most would be 504.
+    assert counts[504] <= CLIENTS // 10, counts
+    # 15 fit in exactly; the estimate keeps a third in reserve, and the first goes free.
+    assert 3 <= counts[200] <= 15

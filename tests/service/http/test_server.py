@@ -69,7 +69,8 @@ def test_where_too_few_files_may_be_open_there_are_fewer_connections_and_a_warni
         [*limited, *serve],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"RESNET_SERVE_MAX_CONNECTIONS": "4096"},
+        env=os.environ
+        | {"RESNET_SERVE_MAX_CONNECTIONS": "4096", "RESNET_SERVE_ENGINE_THREADS": "1"},
     ) as process:
         assert process.stderr is not None
         lines = []
