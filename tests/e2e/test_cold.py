@@ -74,7 +74,7 @@ def slow(folder: Path, workers: str) -> Iterator[Service]:
         yield service
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_cold_model_refuses_what_it_cannot_compute_in_time(tmp_path: Path, workers: str) -> None:
     with slow(tmp_path, workers) as service:
         check(burst(service))

@@ -87,9 +87,8 @@ def paused(service: Service, seconds: float) -> Iterator[None]:
     assert [*children(service), service.process.pid] == processes
 
 
-@pytest.mark.parametrize(
-    ("workers", "seconds"), [("1", 6.0), pytest.param("2", 13.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "seconds"), [("1", 6.0), ("2", 13.0)])
 def test_a_pause_of_the_whole_service_is_no_hang(
     workers: str, seconds: float, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def compiling(pids: list[int]) -> list[int]:
     return [pid for pid in pids if command_of(pid)]
 
 
+@pytest.mark.slow
 def test_the_compiler_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     parent = subprocess.Popen([sys.executable, "-c", COMPILING], env=environment)

@@ -179,6 +179,7 @@ def test_files_that_a_successor_cannot_read_are_begun_anew(tmp_path: Path) -> No
     assert counted(tmp_path)[histogram] > 0
 
 
+@pytest.mark.slow
 def test_a_process_without_files_keeps_what_it_counted(tmp_path: Path) -> None:
     """Its own usage cannot be read; it neither falls to nothing nor is counted twice."""
     done = subprocess.run(
