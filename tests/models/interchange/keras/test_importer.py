@@ -69,10 +69,10 @@ def difference(bundle: Bundle, model: Any, size: tuple[int, int] = (32, 32)) -> 
     "name",
     [
         "ResNet50",
-        "ResNet101",
+        pytest.param("ResNet101", marks=pytest.mark.slow),
         pytest.param("ResNet152", marks=pytest.mark.slow),
         "ResNet50V2",
-        "ResNet101V2",
+        pytest.param("ResNet101V2", marks=pytest.mark.slow),
         pytest.param("ResNet152V2", marks=pytest.mark.slow),
     ],
 )
