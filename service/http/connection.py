@@ -124,7 +124,11 @@ class ServerConnection(TimedConnection):
             return
         self._was_read(self._held_since)
         self.flow.resume_reading()
-        self._parse(data)
+        try:
+            self._parse(data)
+        except Exception:
+            self.transport.abort()  # As the event loop does where data is received.
+            raise
 
     def _parse(self, data: bytes) -> None:
         gate = self._limits.gate

@@ -133,7 +133,8 @@ class Server(uvicorn.Server):
             lambda: self.server_state.default_headers,
             self._limits.refused,
         )
-        self._watching = asyncio.get_running_loop().create_task(self._limits.turns.watch())
+        watching = self._limits.turns.watch()
+        self._watching = runtime.essential(watching, "measuring the event loop")
         protocol = partial(
             ServerConnection,
             limits=self._limits,

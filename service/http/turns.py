@@ -155,12 +155,14 @@ class LoopTurns:
         if self._reading_since:
             self._turns += 1
             self.polled, self._reading_since = self._reading_since, 0.0
-        if self._starting:
-            self._start_some(began)
-        if self._held:
-            self._release(began)
-        if self._held or self._starting:
-            self._schedule()
+        try:
+            if self._starting:
+                self._start_some(began)
+            if self._held:
+                self._release(began)
+        finally:  # A bug in one of them must not keep the others waiting.
+            if self._held or self._starting:
+                self._schedule()
 
     def _start_some(self, now: float) -> None:
         if self._started:  # In the previous turn, which was full as well.

@@ -92,6 +92,30 @@ def test_much_that_is_held_is_released_within_some_turns_whatever_it_takes() -> 
     run(test)
 
 
+@pytest.mark.parametrize("kind", ["held", "starting"])
+def test_a_bug_in_one_request_keeps_no_other_waiting(kind: str) -> None:
+    class Broken:
+        def release(self) -> None:
+            raise ZeroDivisionError
+
+    async def test(turns: LoopTurns, _: Metrics) -> None:
+        bugs: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: bugs.append(context["exception"]))
+        order: list[int] = []
+        if kind == "held":
+            turns.hold(Broken())
+            turns.hold(Holding(1, order))
+        else:
+            for start in (lambda: None, Broken().release, lambda: order.append(1)):
+                turns.start(start)
+        while not order:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert [type(bug) for bug in bugs] == [ZeroDivisionError]
+
+    run(test, request=BUDGET_SECONDS)
+
+
 def test_the_newest_goes_first_only_while_requests_are_refused() -> None:
     async def released(turns: LoopTurns, count: int) -> list[int]:
         order: list[int] = []
