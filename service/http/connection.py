@@ -83,8 +83,6 @@ class ServerConnection(TimedConnection):
         self._unreported = 0
         self._held: bytes | None = None
         self._held_since = 0.0
-        self._requests = 0  # that began in the data being parsed
-        self._chunked = False
         self._running: RequestResponseCycle | None = None  # `cycle` is the newest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -139,7 +137,6 @@ class ServerConnection(TimedConnection):
                 self._clear_deadline()
                 self._refuse_early(refusal, keep_alive=True)
                 return
-        self._requests = 0
         self._unreported += len(data)
         if not self._feed(data):
             return
@@ -152,7 +149,7 @@ class ServerConnection(TimedConnection):
             self._set_deadline(self._limits.header_timeout, self._head_timed_out)
         elif self.cycle is REFUSED and self._phase is BODY:
             self._set_deadline(LINGER_SECONDS, self.transport.close)
-        elif self.cycle is REFUSED and alone and self._requests == 1 and not self._chunked:
+        elif self.cycle is REFUSED and alone:
             assert gate is not None
             gate.remember(data)
 
@@ -194,7 +191,6 @@ class ServerConnection(TimedConnection):
 
     def on_message_begin(self) -> None:
         self._phase = HEAD
-        self._requests += 1
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -216,7 +212,7 @@ class ServerConnection(TimedConnection):
                 f"{MAX_PIPELINED} requests are pending on this connection; read their responses"
             )
         version = parser.get_http_version()
-        self._chunked = head.check(version, self.headers)
+        head.check(version, self.headers)
         if self._surplus and not self.url.startswith(HEALTH):
             raise limits.too_many()
         keep_alive = version != "1.0" and parser.should_keep_alive() and not self._surplus

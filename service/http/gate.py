@@ -243,7 +243,7 @@ class Gate:
         )  # fmt: skip
 
     def remember(self, data: bytes) -> None:
-        """Takes note of a whole request that was just refused."""
+        """Takes note of what was just refused, if it was one whole request."""
         self._heads.remember(data, self._age, self._latest)
 
     def again(self, data: bytes, age: float) -> bytes | None:

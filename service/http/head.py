@@ -15,9 +15,8 @@ HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9
 VERSIONS = ("1.1", "1.0")
 
 
-def check(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
-    """Checks the version and the headers that decide where a request ends and whom it is for;
-    whether its body is chunked.
+def check(version: str, headers: list[tuple[bytes, bytes]]) -> None:
+    """Checks the version and the headers that decide where a request ends and whom it is for.
 
     Raises:
         MalformedRequest: it has no or several hosts, so that a proxy and the service could take
@@ -37,7 +36,6 @@ def check(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
                 raise MalformedRequest("the only Transfer-Encoding supported is chunked, once")
     if hosts > 1 or (not hosts and version == "1.1"):
         raise MalformedRequest(f"HTTP/1.1 needs exactly one Host header; the request has {hosts}")
-    return coded > 0
 
 
 class RequestTarget(TypedDict):
