@@ -1,4 +1,4 @@
-"""How long work shows that it goes on."""
+"""Progress lines of long runs."""
 
 from __future__ import annotations
 

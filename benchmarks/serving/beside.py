@@ -1,4 +1,4 @@
-"""What others see while a load lasts, in a process of its own: the load's generator is busy.
+"""Watches the service during a load, from another process, as the load generator is busy.
 
 python -m benchmarks.serving.beside http://127.0.0.1:8000/v1/classify image.png
 
@@ -35,7 +35,7 @@ LOOK_SECONDS = 0.25
 
 @contextmanager
 def beside(url: str, image: Path) -> Iterator[dict[str, Any]]:
-    """What this module finds beside the block; complete when the block has ended."""
+    """Watches the service while the block runs; the figures are complete once it has ended."""
     found: dict[str, Any] = {}
     command = [sys.executable, "-m", "benchmarks.serving.beside", url, str(image)]
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What the service does when more comes than it can compute.
+"""Measures the service under more load than it can handle.
 
 python -m benchmarks.serving.overload --output overload.json
 
@@ -49,7 +49,7 @@ MODELS = {"builtin:resnet20-cifar10": lambda: made.small(32), "random:resnet50":
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure; `seconds` for each load. Without `patience_ms`, PATIENCE tells it."""
+    """What to measure: `seconds` per load; without `patience_ms`, PATIENCE sets it."""
 
     model: str
     images: Sequence[bytes]
@@ -103,7 +103,7 @@ class Loaded:
             self.plan.seconds,
             rate=round(factor * capacity, 1),
             warm_up=0.0,
-            # Who gave up sooner would look like a client whom the service forgot.
+            # A client that gave up sooner would look like one that got no response.
             timeout=GIVE_UP_SECONDS + (patience_ms or 0.0) / 1000,
             slo_ms=patience_ms,
             patience_ms=patience_ms,
@@ -155,8 +155,8 @@ def _capacity(
     """The most images per second at a median that clients have the patience for; that patience in
     milliseconds, and the load at NORMAL.
 
-    What more connections add by making each wait longer is no capacity: those who left in time
-    would not have had it.
+    Throughput that more connections add only by making each wait longer does not count as
+    capacity: clients with this patience would have left.
 
     Raises:
         SystemExit: no number of connections has such a median.

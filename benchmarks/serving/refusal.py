@@ -1,4 +1,4 @@
-"""What a refusal costs: CPU time of the service where nearly every request is refused."""
+"""The CPU cost of a refusal, measured while nearly every request is refused."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _loads(plan: Plan, target: Target) -> list[Report]:
     slo_ms = max(1.0, round(SLO * normal.latency_ms.get("p50", 0.0), 3))
     hurried = Target.of(target.url, plan.images, headers=[f"X-Request-Timeout-Ms: {slo_ms}"])
     overloads = []
-    # Who waits so long for a connection leaves as well.
+    # Clients also leave if they get no connection within that time.
     for callers, patience_ms, what in (
         (hurried, slo_ms, f"who wait {slo_ms:g} ms"),
         (target, None, "who just wait"),
