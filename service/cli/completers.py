@@ -57,6 +57,7 @@ AFTER: dict[str, Callable[[], Iterable[str]]] = {
 variant = one_of(variants.names)
 recipe = one_of(_recipes)
 device = one_of(lambda: choices.DEVICES)
+served_device = one_of(lambda: choices.SERVED_DEVICES)
 engine = one_of(lambda: choices.ENGINES)
 precision = one_of(lambda: choices.PRECISIONS)
 read_format = one_of(lambda: formats.READ)

@@ -31,7 +31,11 @@ def take(kind: Callable[..., D], options: dict[str, Any]) -> D:
     return kind(**{field.name: options.pop(field.name) for field in fields(cast("Any", kind))})
 
 
-def engine_flags(command: F, device: str = "auto, cpu or cuda:N.") -> F:
+def engine_flags(
+    command: F,
+    device: str = "auto, cpu or cuda:N.",
+    complete: completers.Complete = completers.device,
+) -> F:
     """Adds --device, --engine and --precision."""
     for option in (
         click.option(
@@ -44,7 +48,7 @@ def engine_flags(command: F, device: str = "auto, cpu or cuda:N.") -> F:
         ),
         click.option(
             "--device",
-            shell_complete=completers.device,
+            shell_complete=complete,
             help=device,
         ),
     ):
@@ -54,7 +58,11 @@ def engine_flags(command: F, device: str = "auto, cpu or cuda:N.") -> F:
 
 def settings_flags(command: F) -> F:
     """Adds the flags of `serve`, all of which are settings."""
-    command = engine_flags(command, device="auto, cpu, cuda:N, or several separated by commas.")
+    command = engine_flags(
+        command,
+        "auto, cpu, cuda:N, cuda:all, or several separated by commas.",
+        completers.served_device,
+    )
     for option in (
         click.option(
             "--workers",

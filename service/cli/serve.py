@@ -26,6 +26,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_at_once)
     from service.config import loading
+    from service.config.choices import most_devices
     from service.config.plan import plan
     from service.config.reload import Reload
     from service.config.settings import Settings
@@ -50,7 +51,9 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     check_exposure(settings, listener)
     planned = plan(settings)
     settings = planned.applied(settings)
-    if settings.workers > 1:
+    # Each device has an engine process of its own, so that what one loses does not stop the others.
+    devices = most_devices(model.device for model in settings.models)
+    if settings.workers > 1 or devices > 1:
         from service.workers.supervisor import supervise
 
         sys.exit(supervise(settings, listener, reload, planned.request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
@@ -10,3 +11,14 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)
 SPEC_KINDS = ("builtin:", "random:", "torchvision:", "hf:")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
+SERVED_DEVICES = (*DEVICES, "cuda:all")  # of `serve`
+MOST_DEVICES = 33  # of all models: the CPU and 32 GPUs
+
+
+def most_devices(wanted: Iterable[str | list[str]]) -> int:
+    """The most devices that models need whose `device` settings are these; which ones exist, only
+    an engine process knows."""
+    names = {name for each in wanted for name in ([each] if isinstance(each, str) else each)}
+    if "cuda:all" in names:
+        return MOST_DEVICES
+    return len({"cuda:0" if name in ("auto", "cuda") else name for name in names})

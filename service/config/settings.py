@@ -27,8 +27,8 @@ from service.config.sources import NAME_PATTERN, SECRETS
 from service.config.variables import default_cache_dir
 from service.runtime import cpus
 
-DEVICE = r"auto|cpu|cuda(:\d+)?"
-DEVICE_RULE = "must be auto, cpu, cuda, cuda:N, or a list of these"
+DEVICE = r"auto|cpu|cuda(:(\d+|all))?"
+DEVICE_RULE = "must be auto, cpu, cuda, cuda:all, cuda:N, or a list of these"
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
 COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
 # Checked one by one, as looking inside a missing package raises.
@@ -55,7 +55,8 @@ class ModelSettings(Strict):
     )
     device: str | list[str] = Field(
         "auto",
-        description="auto, cpu, cuda:N, or a list: one engine on each, all serving the same queue",
+        description="auto: the first GPU, or cpu without one; cuda: the first GPU; cuda:N; "
+        "cuda:all; or a list: one engine on each. A named GPU that is missing is an error",
         json_schema_extra={"pattern": f"^({DEVICE})$", "items": {"pattern": f"^({DEVICE})$"}},
     )
     precision: Precision = Field(

@@ -12,27 +12,33 @@ from service.errors import ConfigError
 
 
 def devices_of(settings: ModelSettings) -> list[str]:
-    """The devices that the model runs on, each with its own engine.
+    """The devices that the model runs on, each with its own engine and each once.
 
     Raises:
         ConfigError: a device is not available, or cannot compute in the precision.
     """
     requested = settings.device if isinstance(settings.device, list) else [settings.device]
     available = torch.cuda.device_count()
-    devices = []
-    for device in requested:
-        if device == "auto":
-            device = "cuda:0" if available else "cpu"  # noqa: PLW2901
-        elif device == "cuda":
-            device = "cuda:0"  # noqa: PLW2901
-        if device.startswith("cuda") and int(device.partition(":")[2]) >= available:
-            raise ConfigError(
-                f"device: {device} is not available, torch sees {available} CUDA devices; "
-                "use auto or cpu"
-            )
+    devices = list(dict.fromkeys(d for name in requested for d in _named(name, available)))
+    for device in devices:
         _check(settings, device)
-        devices.append(device)
     return devices
+
+
+def _named(name: str, available: int) -> list[str]:
+    """The devices that a name in the settings means, where torch sees so many CUDA devices."""
+    if name == "cpu" or (name == "auto" and not available):
+        return ["cpu"]
+    number = name.partition(":")[2] or "0"
+    if number == "all" and available:
+        return [f"cuda:{index}" for index in range(available)]
+    if number == "all" or int(number) >= available:
+        shown = name if ":" in name else "cuda:0"
+        raise ConfigError(
+            f"device: {shown} is not available, torch sees {available} CUDA devices; "
+            "use auto or cpu"
+        )
+    return [f"cuda:{int(number)}"]
 
 
 def _check(settings: ModelSettings, device: str) -> None:

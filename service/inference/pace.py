@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 # The share that the latest batch has in `slowdown`, and how far it may be off.
 LATEST = 0.2
@@ -19,6 +19,13 @@ FASTEST, SLOWEST = 0.05, 10.0
 CERTAIN = 0.7
 # Refused clients are remembered for about so many seconds, and told to wait no longer than MOST.
 REMEMBERED, MOST = 10.0, 30.0
+
+
+class Estimate(Protocol):
+    """See `Pace`."""
+
+    def seconds(self, images: int) -> float: ...
+    def until_done(self, ahead: int) -> float: ...
 
 
 class Pace:
@@ -32,6 +39,11 @@ class Pace:
         self.slowdown = 1.0
         self._seconds: dict[int, float] = {}
         self._largest = self._per_image = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether anything has been measured."""
+        return bool(self._seconds)
 
     def measured(self, seconds: Mapping[int, float]) -> None:
         """Takes the seconds of each batch size from the engine that serves from now on."""
@@ -64,6 +76,21 @@ class Pace:
         return next(fitting, self._largest)
 
 
+class Paces:
+    """Of several engines that share a queue, each of which takes what it can: an `Estimate`."""
+
+    def __init__(self, paces: Sequence[Pace]) -> None:
+        self._paces = [pace for pace in paces if pace.known]
+
+    def seconds(self, images: int) -> float:
+        rate = sum(1 / pace.seconds(1) for pace in self._paces)
+        return images / rate if rate else 0.0
+
+    def until_done(self, ahead: int) -> float:
+        alone = min((pace.until_done(0) for pace in self._paces), default=0.0)
+        return self.seconds(ahead) + alone
+
+
 class Load(NamedTuple):
     """A new request and what it meets besides the queue; times in seconds.
 
@@ -77,7 +104,7 @@ class Load(NamedTuple):
     entering: int = 0
     on_loop: float = 0.0
 
-    def too_late(self, pace: Pace, ahead: int) -> float:
+    def too_late(self, pace: Estimate, ahead: int) -> float:
         """The seconds that it may take, if that is too late; else 0.
 
         With nobody ahead, how long it takes is what the client wants to find out.

@@ -88,7 +88,7 @@ def _options(model: ModelSettings, name: str, settings: Settings) -> dict[str, A
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
         "ray_actor_options": {
             "num_cpus": 1,
-            "num_gpus": sum(device.startswith("cuda") for device in devices),
+            "num_gpus": sum(device.startswith("cuda") for device in set(devices)),
         },
     }
 

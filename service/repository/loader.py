@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from service.config.settings import ModelSettings, Settings
 from service.engines.device_share import DeviceShare
-from service.engines.devices import set_cpu_threads
+from service.engines.devices import devices_of, set_cpu_threads
 from service.engines.engine_thread import EngineThread
 from service.errors import ConfigError, LoadFailed
 from service.inference.decoding import Decoder
@@ -28,13 +28,31 @@ POLL_SECONDS = 0.02
 FORESEEN = (ValueError, OSError, ArithmeticError)
 
 
+def resolved(models: Sequence[ModelSettings]) -> list[list[str]]:
+    """The devices of each model.
+
+    Raises:
+        ConfigError: see `service.engines.devices.devices_of`.
+    """
+    devices = []
+    for index, settings in enumerate(models):
+        try:
+            devices.append(devices_of(settings))
+        except ConfigError as error:
+            raise ConfigError(f"models[{index}]: {error}") from None
+    return devices
+
+
 class Loader:
     """Opens models, which share this process's devices, and shows them in its metrics.
 
-    `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`.
+    `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`. `device`:
+    the only one of this process, if each device has a process of its own.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, request_seconds: float) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, request_seconds: float, device: str = ""
+    ) -> None:
         set_cpu_threads(settings.engine_threads or spinning_threads())
         self._shared = Shared(
             settings=settings,
@@ -43,19 +61,23 @@ class Loader:
             decoder=Decoder(settings.decode_threads, settings.max_pixels),
             devices=defaultdict(DeviceShare),
         )
+        self._device = device
         self._shown: list[LocalModel] = []
         # Includes models that are loading, and threads that load or serve a replaced model.
         self._started: weakref.WeakSet[LocalModel] = weakref.WeakSet()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def open_all(self) -> list[LocalModel]:
-        """The models of the settings, not yet started.
+        """The models of the settings, not yet started; if the process has one device, those whose
+        `device` lists it.
 
         Raises:
             ConfigError: a model cannot be served, or two have the same name.
         """
         opened: list[LocalModel] = []
         for index, settings in enumerate(self._shared.settings.models):
+            if self._device and self._device not in settings.device:
+                continue
             try:
                 model = self._open(settings)
             except ConfigError as error:
@@ -68,6 +90,8 @@ class Loader:
         return opened
 
     def _open(self, settings: ModelSettings) -> LocalModel:
+        if self._device:
+            settings = settings.model_copy(update={"device": self._device})
         loaded = catalog.load(settings.spec, settings.architecture, self._shared.settings.cache_dir)
         return LocalModel(settings, loaded, self._shared)
 
@@ -77,6 +101,17 @@ class Loader:
         for worker in model.workers:
             self._threads.add(worker)
             worker.start()
+
+    def resolve(self, settings: ModelSettings) -> list[str]:
+        """The devices of a new model.
+
+        Raises:
+            LoadFailed: one of them is not available.
+        """
+        try:
+            return devices_of(settings)
+        except ConfigError as error:
+            raise LoadFailed(str(error)) from None
 
     async def load(self, settings: ModelSettings) -> LocalModel:
         """A model whose engines are all warm; if cancelled, it leaves nothing behind.

@@ -1,16 +1,25 @@
 """The control channel between the supervisor and each process it starts: one JSON object a line.
 
-    supervisor → engine     {"settings", "heartbeats"}  to start with, including the models
+    supervisor → engine     {"settings", ...}         to start with, including all models, and
+                                                      "device", its own; without, only
+                                                      "devices" is to be responded
                             {"numbers": [...]}        the numbers of its models
-                            {"load", "settings"}      the number and settings of a model to load
-                            {"serve": [...]}          the models that serve; all others end
-    engine → supervisor     {"models": [...]}         their facts, for the front ends
-                            {"error": "..."}          the configuration is invalid
-                            {"loaded", "facts"}       a model's number, and facts or "refusal"
-    supervisor → front end  {"settings", "index", "occupancy", "heartbeats", "models"}
+                            {"resolve", "settings"}   the number and settings of a new model, for
+                                                      its devices
+                            {"load", "settings"}      to load it
+                            {"serve", "keep"}         numbers of the models that serve, and of
+                                                      those that load; all others end
+    engine → supervisor     {"devices": [...]}        those of each model
+                            {"models": [...]}         the facts of its models, for the front ends
+                            {"ready": true}           it serves
+                            {"error": "..."}          it cannot start, or go on
+                            {"done", "result"}        a new model's number, and its devices or
+                                                      facts, or a "refusal"
+    supervisor → front end  {"settings", "index", "occupancy", "heartbeats", "models", "broken"}
                             {"models", "version", "required"}
                                                       the models that serve from now on; unless
                                                       required, only if all can be reached
+                            {"broken": {...}}         why, by device that does not come back
                             {"response", "created"}   a change was made, or a "refusal"
                             {"signal": 15}            shut down as on that signal
     front end → supervisor  {"up": true}              it accepts connections
@@ -102,9 +111,14 @@ class ControlChannel:
         exit_at_once(0)
 
 
-def engine_socket(folder: str) -> str:
-    """Path of the socket on which the engine process listens."""
-    return f"{folder}/engine"
+def engine_socket(folder: str, index: int) -> str:
+    """Path of the socket on which an engine process listens."""
+    return f"{folder}/engine-{index + 1}"
+
+
+def process_name(device: str, *, alone: bool) -> str:
+    """What the engine process of a device is called; `alone`: there is no other device."""
+    return "the engine process" if alone and device == "cpu" else f"the engine process of {device}"
 
 
 def encode(message: Message) -> bytes:

@@ -2,65 +2,97 @@
 
 Each model has a number, and a replacement has another one. So a successor cannot answer a front end
 that still submits images to the model it replaced.
+
+What `auto` and `cuda:all` mean is found out once for each model, by an engine process, and then
+stays: when a GPU is lost, the successor of its process fails, and does not serve on the CPU.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
+from service.config.choices import MOST_DEVICES
 from service.config.settings import MOST_MODELS, ModelSettings
-from service.errors import RETRY_SECONDS, NotReady, ServiceError, error_of, refusal_of
+from service.errors import (
+    RETRY_SECONDS,
+    ConfigError,
+    LoadFailed,
+    NotReady,
+    ServiceError,
+    refusal_of,
+)
+from service.inference.queue_share import gather
 from service.repository.registry import Registry
-from service.workers.control import Message
+from service.workers.control import Message, process_name
+from service.workers.device_engine import DeviceEngine
+from service.workers.keeper import MOST_RESTARTS
 from service.workers.process import ChildProcess
 
 log = logging.getLogger(__name__)
 # The facts that the form of a model's requests and results follows from: front ends rely on them.
 FORM = ("input", "labels", "channels", "map_side")
+# Limits that may be larger on one of a model's devices; the largest holds for the model.
+LIMITS = ("max_batch", "max_queue")
 # For every front end to acknowledge a change. A frozen one is usually replaced sooner.
 AGREEMENT_SECONDS = 60.0
 
 
 @dataclass(eq=False)
 class ServedModel:
-    """A model's settings, and the facts that the engine process reported."""
+    """A model's settings, its devices, and the facts that their engine processes reported."""
 
     number: int
     settings: ModelSettings
+    devices: list[str]
     facts: dict[str, Any]
 
     @property
     def name(self) -> str:
         return str(self.facts["name"])
 
+    @property
+    def pinned(self) -> ModelSettings:
+        """The settings with which an engine process opens the model again."""
+        return self.settings.model_copy(update={"name": self.name, "device": self.devices})
+
 
 class Coordinator:
-    """Keeps the engine process and the front ends on the same models.
+    """Keeps the engine processes and the front ends on the same models.
 
-    `registry` changes them: the engine process loads new models, every front end switches to them,
-    and the engine process ends each old one when the last front end has disconnected from it. An
-    engine process or front end that starts later gets the current models.
+    `registry` changes them: the engine processes of its devices load a new model, every front end
+    switches to it, and the engine processes end each old one when the last front end has
+    disconnected from it. An engine process or front end that starts later gets the current models.
+
+    `start_engine` starts an engine process for a device, and restarts it for ever. One whose device
+    no model uses any more stays.
     """
 
-    def __init__(self, models: Sequence[ModelSettings], timeout: float) -> None:
+    def __init__(
+        self,
+        models: Sequence[ModelSettings],
+        timeout: float,
+        start_engine: Callable[[int, str], DeviceEngine],
+    ) -> None:
         self.registry: Registry[ServedModel] = Registry(
             load=self._load,
             install=self._install,
-            discard=lambda model: self._serve(),
+            discard=self._discard,
             timeout=timeout,
         )
         self._configured = list(models)
-        self.started = asyncio.Event()  # once the first engine process has reported its models
+        self.started = asyncio.Event()  # once all engine processes have reported their models
+        self._start_engine = start_engine
+        self.engines: list[DeviceEngine] = []
+        self._devices: list[list[str]] = []  # of each configured model
+        # What the first engine process of each device has opened, until all have.
+        self._reports: dict[str, tuple[ChildProcess, Sequence[dict[str, Any]]]] = {}
         self._numbers = count()
-        self._engine: ChildProcess | None = None
-        self._engine_up = asyncio.Event()
-        self._loaded: set[int] = set()  # by the current engine process
-        self._loading: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._new: set[int] = set()  # models that load, or have loaded and do not serve yet
         self._front_ends: dict[ChildProcess, int] = {}  # and the version that each serves
         self._version = 0
         self._refusals: dict[int, str] = {}  # by version: why a front end cannot serve its models
@@ -68,104 +100,205 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def settings(self) -> list[ModelSettings]:
-        """Settings of the models that a new engine process opens."""
-        if not self.started.is_set():
+        """Settings of all models, with their devices once those are known."""
+        if self.started.is_set():
+            return [model.pinned for model in self.registry.models]
+        if not self._devices:
             return self._configured
         return [
-            model.settings.model_copy(update={"name": model.name}) for model in self.registry.models
+            model.model_copy(update={"device": devices})
+            for model, devices in zip(self._configured, self._devices, strict=True)
         ]
 
     def facts(self) -> list[dict[str, Any]]:
         """Numbers and facts of the models, for front ends."""
         return [{"number": model.number, **model.facts} for model in self.registry.models]
 
-    # The engine process
+    # The engine processes
 
-    def engines(self) -> list[ChildProcess]:
-        """The engine process, unless it is starting."""
-        return [] if self._engine is None else [self._engine]
+    def start(self) -> None:
+        """Starts the first engine process, whose device it will say itself."""
+        self.engines = [self._start_engine(0, "")]
+
+    def assign(self, devices: list[list[str]]) -> None:
+        """Gives the first engine process its device, and each other device a process.
+
+        `devices`: those of each configured model.
+
+        Raises:
+            ConfigError: there are too many.
+        """
+        self._devices = devices
+        self.engines[0].device = devices[0][0]
+        for device in chain.from_iterable(devices):
+            try:
+                self._engine_of(device)
+            except LoadFailed as error:
+                raise ConfigError(str(error)) from None
+        self._name_engines()
+
+    def _engine_of(self, device: str) -> DeviceEngine:
+        """The engine process of a device, which is started if there is none.
+
+        Raises:
+            LoadFailed: there are too many.
+            NotReady: there is no memory, or there are too many files.
+        """
+        for engine in self.engines:
+            if engine.device == device:
+                return engine
+        if len(self.engines) == MOST_DEVICES:
+            raise LoadFailed(f"device: {device} would be one more than {MOST_DEVICES} devices")
+        try:
+            engine = self._start_engine(len(self.engines), device)
+        except OSError as error:
+            why = f"no engine process can be started for {device}: {error.strerror}; retry"
+            raise NotReady(why, RETRY_SECONDS) from None
+        self.engines.append(engine)
+        self._name_engines()
+        return engine
+
+    def _name_engines(self) -> None:
+        for engine in self.engines:
+            engine.role.name = process_name(engine.device, alone=len(self.engines) == 1)
+
+    def models_on(self, device: str) -> list[ServedModel]:
+        """The models that serve on a device; none before the start."""
+        return [model for model in self.registry.models if device in model.devices]
 
     async def engine_started(
         self,
+        engine: DeviceEngine,
         child: ChildProcess,
         models: Sequence[ServedModel],
         facts: Sequence[dict[str, Any]],
     ) -> None:
-        """Takes over an engine process that has opened `models`, or the configured ones if it is
-        the first."""
-        if self.started.is_set():
-            opened = [self._reopened(*pair) for pair in zip(models, facts, strict=True)]
-        else:
-            pairs = zip(self._configured, facts, strict=True)
-            opened = self.registry.models = [ServedModel(self._number(), *pair) for pair in pairs]
-        child.send(numbers=[model.number for model in opened])
-        self._loaded = {model.number for model in opened}
-        self._engine = child
-        self._serve()
-        self._engine_up.set()
-        self.started.set()
-        if any(new is not old for new, old in zip(opened, models, strict=False)):
+        """Takes over an engine process that has opened `models`, or the configured ones of its
+        device if that is the first one.
+
+        Raises:
+            ConfigError: two of the configured models have the same name.
+        """
+        if not self.started.is_set():
+            self._reports[engine.device] = child, facts
+            if len(self._reports) == len(self.engines):
+                self._start_models()
+            return
+        opened = [self._reopened(*pair) for pair in zip(models, facts, strict=True)]
+        engine.started(child, [model.number for model in opened])
+        self._serve_on(engine)
+        if any(new is not old for new, old in zip(opened, models, strict=True)):
+            self._serve()
             await self._agree(required=True)
 
+    def _start_models(self) -> None:
+        """All first engine processes have opened their models."""
+        reports = {device: iter(facts) for device, (_, facts) in self._reports.items()}
+        for settings, devices in zip(self._configured, self._devices, strict=True):
+            facts = self._merged(devices, [next(reports[device]) for device in devices])
+            model = ServedModel(self._number(), settings, devices, facts)
+            if model.name in [other.name for other in self.registry.models]:
+                index = len(self.registry.models)
+                raise ConfigError(
+                    f"models[{index}].name: {model.name!r} is already in use; choose another"
+                )
+            self.registry.models.append(model)
+        for engine in self.engines:
+            child, _ = self._reports[engine.device]
+            engine.started(child, [model.number for model in self.models_on(engine.device)])
+        self._reports.clear()
+        self.started.set()
+
+    def _merged(self, devices: list[str], facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The facts of a model, from those of its engine on each device, for front ends."""
+        first = dict(facts[0])
+        limits = {name: max(each["settings"][name] for each in facts) for name in LIMITS}
+        first["settings"] = first["settings"] | limits | {"device": devices}
+        del first["card"]
+        engines = [
+            {"device": device, "index": self._engine_of(device).index, "card": each["card"]}
+            for device, each in zip(devices, facts, strict=True)
+        ]
+        return {**first, "engines": engines}
+
     def _reopened(self, model: ServedModel, facts: dict[str, Any]) -> ServedModel:
-        """The model in a new engine process: a replacement if its form differs."""
-        if all(model.facts[key] == facts[key] for key in FORM):
+        """The model in a new engine process: a replacement if its form differs, or if its other
+        devices would respond with other weights."""
+        same = all(model.facts[key] == facts[key] for key in FORM)
+        if same and (len(model.devices) == 1 or _digest(model.facts) == _digest_of(facts["card"])):
             return model
         log.warning("%s has changed on disk; serving the new version", model.name)
-        replacement = ServedModel(self._number(), model.settings, facts)
+        merged = self._merged(model.devices, [facts] * len(model.devices))
+        replacement = ServedModel(self._number(), model.settings, model.devices, merged)
         self.registry.models = [replacement if m is model else m for m in self.registry.models]
         return replacement
 
-    def engine_ended(self) -> None:
-        self._engine = None
-        self._engine_up.clear()
-        for loading in self._loading.values():
-            if not loading.done():
-                detail = "the engine process ended while loading the model; retry"
-                loading.set_exception(NotReady(detail, 1.0))
+    def engine_ended(self, engine: DeviceEngine) -> None:
+        """
+        Raises:
+            ConfigError: the service has not started yet.
+        """
+        engine.ended()
+        if not self.started.is_set():
+            raise ConfigError(f"{engine.role.name} ended while starting")
 
-    def on_engine_message(self, message: Message) -> None:
-        """A model has been loaded, or refused."""
-        loading = self._loading.get(message["loaded"])
-        if loading is None or loading.done():
-            return
-        if "refusal" in message:
-            loading.set_exception(error_of(message["refusal"]))
-        else:
-            self._loaded.add(message["loaded"])
-            loading.set_result(message["facts"])
+    def engine_breaks(self, engine: DeviceEngine, reason: str) -> None:
+        """The processes of a device end again and again."""
+        times = f"{engine.role.name} was restarted {MOST_RESTARTS} times and did not serve"
+        engine.breaks(f"{times}: {reason}")
+        self._tell_broken()
+
+    def engine_serves(self, engine: DeviceEngine) -> None:
+        engine.role.serves()
+        if engine.broken:
+            log.info("%s serves again", engine.role.name)
+            engine.breaks("")
+            self._tell_broken()
+
+    def broken(self) -> dict[str, str]:
+        """Why, by device that does not come back."""
+        return {engine.device: engine.broken for engine in self.engines if engine.broken}
+
+    def _tell_broken(self) -> None:
+        for child in self._front_ends:
+            child.send(broken=self.broken())
 
     def _number(self) -> int:
         """A number whose index in the occupancy is free."""
-        taken = {model.number % MOST_MODELS for model in self.registry.models}
-        taken |= {number % MOST_MODELS for number in self._loading}
+        numbers = chain((model.number for model in self.registry.models), self._new)
+        taken = {number % MOST_MODELS for number in numbers}
         return next(number for number in self._numbers if number % MOST_MODELS not in taken)
 
     async def _load(self, settings: ModelSettings) -> ServedModel:
-        await self._engine_up.wait()
-        assert self._engine is not None
         number = self._number()
-        self._loading[number] = asyncio.get_running_loop().create_future()
+        self._new.add(number)
         try:
-            self._engine.send(load=number, settings=settings.model_dump(mode="json"))
-            return ServedModel(number, settings, await self._loading[number])
+            # Whoever serves already knows the devices soonest.
+            asked = next((engine for engine in self.engines if engine.child), self.engines[0])
+            devices = await asked.resolve(number, settings)
+            engines = [self._engine_of(device) for device in devices]
+            pinned = settings.model_copy(update={"device": devices})
+            facts = await gather(engine.load(number, pinned) for engine in engines)
+            return ServedModel(number, settings, devices, self._merged(devices, facts))
         except BaseException:
-            self._serve()  # Stops the loading.
+            self._drop(number)  # Stops the loading.
             raise
-        finally:
-            del self._loading[number]
+
+    def _discard(self, model: ServedModel) -> None:
+        self._drop(model.number)
+
+    def _drop(self, number: int) -> None:
+        self._new.discard(number)
+        self._serve()
 
     def _serve(self) -> None:
-        """Makes the engine process end all other models."""
-        if self._engine is None:
-            return
-        numbers = [model.number for model in self.registry.models]
-        if not self._loaded.issuperset(numbers):
-            # The engine process that loaded one of them has ended; the next one will open it.
-            self._engine.kill()
-        else:
-            self._engine.send(serve=numbers)
-            self._loaded.intersection_update(numbers)
+        """Makes the engine processes end all other models."""
+        self._new.difference_update(model.number for model in self.registry.models)
+        for engine in self.engines:
+            self._serve_on(engine)
+
+    def _serve_on(self, engine: DeviceEngine) -> None:
+        engine.serve([model.number for model in self.models_on(engine.device)], self._new)
 
     # The front ends
 
@@ -232,3 +365,12 @@ class Coordinator:
         finally:
             refusal = self._refusals.pop(version, "")
         return refusal
+
+
+def _digest(facts: dict[str, Any]) -> Any:
+    return _digest_of(facts["engines"][0]["card"])
+
+
+def _digest_of(card: dict[str, Any]) -> Any:
+    """The digest of the file that a model was read from; None if there is none."""
+    return card["weights"]["sha256"]

@@ -1,62 +1,99 @@
-"""A model's queue in a front end, whose engines run in the engine process.
+"""A model's queue in a front end, whose engines run in the engine processes of its devices.
 
-A slot of the queue is a slot in shared memory. It is taken when an image is admitted, and free
-again once the engine process has responded, even if the client has disconnected meanwhile: so no
-process writes memory that another may still read.
+A slot of the queue is a slot in the shared memory of each connection. It is taken when an image is
+admitted, and free again once the engine process that got the image has responded, even if the
+client has disconnected meanwhile: so no process writes memory that another may still read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 
-from service.errors import RETRY_SECONDS, NotReady, QueueFull, ServiceError, error_of
+from service.errors import RETRY_SECONDS, Busy, NotReady, QueueFull, ServiceError, error_of
 from service.inference.jobs import Job
-from service.inference.pace import IDLE, Excess, Load, Pace
+from service.inference.pace import IDLE, Estimate, Excess, Load, Pace, Paces
 from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 from service.workers import wire
+from service.workers.occupancy import ModelOccupancy
 from service.workers.shared_memory import SharedMemory
 from service.workers.wire import Frames, JobResult, Kind, Submit, number_of
 
 
-class SlotQueue:
-    """A model's queue, whose `max_jobs` slots all front ends share.
+@dataclass(eq=False, slots=True)
+class EngineState:
+    """A model's engine on one device, as a front end knows it.
 
-    A job holds its slot until its result arrives, so jobs being computed count too. `hold` records
-    the slots and bytes that this front end holds, `total` returns those of all front ends.
+    `index`: the device's in the occupancy; `process`: what its process is called; `ready`: as the
+    process said last; `silent`: the process does not respond.
+    """
+
+    index: int
+    process: str
+    pace: Pace = field(default_factory=Pace)
+    ready: bool = False
+    silent: bool = False
+
+    @property
+    def serves(self) -> bool:
+        return self.ready and not self.silent
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """A job's slot, and where the job was submitted: `number` is the job's on that connection."""
+
+    index: int
+    connection: EngineConnection | None = None
+    number: int = 0
+    whole: bool = False
+
+
+class SlotQueue:
+    """A model's queue, whose `max_jobs` slots all front ends and all devices share.
+
+    A job holds its slot until its result arrives, so jobs being computed count too. An image goes
+    to the device that will be done with it first, by what all front ends have submitted to each.
+    If that device fails, the image is submitted to another one, once.
     """
 
     def __init__(
         self,
         max_jobs: int,
         max_bytes: int,
-        *,
-        hold: Callable[[int, int], None],
-        total: Callable[[], tuple[int, int]],
+        occupancy: ModelOccupancy,
+        engines: Sequence[EngineState],
     ) -> None:
         self.max_jobs = max_jobs
         self.max_bytes = max_bytes
-        self._hold = hold
-        self._total = total
+        self.occupancy = occupancy
+        self._engines = engines
         self._excess = Excess()
-        self.pace = Pace()
-        self._connection: EngineConnection | None = None
-        self._free: list[int] = []
-        self._admitted: dict[Job[Pixels, Row], int] = {}  # and the slot of each
-        self._numbers: dict[Job[Pixels, Row], int] = {}  # of submitted jobs
+        self._connections: list[EngineConnection] = []
+        # Last in, first out: memory is touched as needed, not all of it.
+        self._free = list(reversed(range(max_jobs)))
+        self._slots: dict[Job[Pixels, Row], Slot] = {}
         self._bytes = 0
 
     @property
     def depth(self) -> int:
-        """Images admitted and not yet submitted; the engine process counts the others."""
-        return len(self._admitted) - len(self._numbers)
+        """Images admitted and not yet submitted; the engine processes count the others."""
+        return len(self._slots) - sum(connection.in_flight for connection in self._connections)
+
+    @property
+    def pace(self) -> Estimate:
+        """That of the engines that serve; if none does, of all."""
+        paces = [engine.pace for engine in self._engines if engine.serves]
+        paces = paces or [engine.pace for engine in self._engines]
+        return paces[0] if len(paces) == 1 else Paces(paces)
 
     def check(self, cost: int = 0, load: Load = IDLE) -> None:
         """Checks that a job of `cost` bytes would be admitted now, and be done in time.
@@ -64,7 +101,7 @@ class SlotQueue:
         Raises:
             QueueFull: it would not.
         """
-        slots, size = self._total()
+        slots, size = self.occupancy.total()
         ahead = slots + load.entering
         if slots >= self.max_jobs or size + cost > self.max_bytes:
             raise QueueFull.of(slots, *self._retry(ahead))
@@ -73,7 +110,8 @@ class SlotQueue:
 
     def _retry(self, ahead: int) -> tuple[float, Callable[[], float]]:
         """When a refused client should come back: see `service.errors.Busy`."""
-        return self.pace.seconds(ahead), partial(self._excess.spread, self.pace.seconds(1))
+        pace = self.pace
+        return pace.seconds(ahead), partial(self._excess.spread, pace.seconds(1))
 
     def admit(self, job: Job[Pixels, Row], cost: int) -> None:
         """Gives a job a slot, until its result arrives or it is cancelled before it is submitted.
@@ -83,67 +121,103 @@ class SlotQueue:
             NotReady: there is no engine process.
         """
         self.check(cost)
-        if self._connection is None:
+        if not self._connections:
             raise NotReady("the engine process is starting; retry", RETRY_SECONDS)
         job.cost, job.admitted = cost, time.perf_counter()
-        self._admitted[job] = self._free.pop()
+        self._slots[job] = Slot(self._free.pop())
         self._occupy(cost)
         job.future.add_done_callback(lambda _: self._leave(job))
 
     def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None:
         """Copies an admitted job's pixels into its slot, which decoding threads never access."""
-        if job.future.done() or self._connection is None:
+        if job.future.done() or not self._connections:
             return
-        slot = self._admitted[job]
-        whole = payload.dtype == np.uint8
-        self._connection.region.pixels(slot, whole=whole)[...] = payload
         self._occupy(cost - job.cost)
         job.cost = cost
-        self._numbers[job] = self._connection.submit(job, slot, whole=whole)
+        serving = [connection for connection in self._connections if connection.engine.serves]
+        self._submit(job, payload, self._soonest(serving or self._connections))
+
+    def _submit(self, job: Job[Pixels, Row], payload: Pixels, connection: EngineConnection) -> None:
+        slot = self._slots[job]
+        slot.connection, slot.whole = connection, payload.dtype == np.uint8
+        connection.region.pixels(slot.index, whole=slot.whole)[...] = payload
+        slot.number = connection.submit(job, slot)
+
+    def _soonest(self, connections: Sequence[EngineConnection]) -> EngineConnection:
+        """The one whose device will be done with another image first."""
+        if len(connections) == 1:
+            return connections[0]
+        in_flight = self.occupancy.in_flight()
+        measured = all(connection.engine.pace.known for connection in connections)
+
+        def wait(connection: EngineConnection) -> tuple[float, int]:
+            ahead, pace = in_flight[connection.engine.index], connection.engine.pace
+            return pace.until_done(ahead) if measured else 0.0, ahead
+
+        return min(connections, key=wait)
+
+    def _submit_elsewhere(self, job: Job[Pixels, Row]) -> bool:
+        """Submits a job whose device has failed to another one; False if that is not possible, or
+        has been done. Its pixels are still in its slot."""
+        slot = self._slots[job]
+        failed = slot.connection
+        others = [c for c in self._connections if c is not failed and c.engine.serves]
+        if failed is None or job.final or job.future.done() or not others:
+            return False
+        job.final = True
+        pixels = failed.region.pixels(slot.index, whole=slot.whole)
+        self._submit(job, pixels, self._soonest(others))
+        return True
 
     def _leave(self, job: Job[Pixels, Row]) -> None:
         """The job's future is done: it has a result, or was cancelled."""
-        if job in self._numbers and self._connection is not None:
-            self._connection.withdraw(self._numbers[job])
-        elif job in self._admitted:
+        slot = self._slots.get(job)
+        if slot is None:
+            return
+        if slot.connection is not None:
+            slot.connection.withdraw(slot.number)
+        else:
             self._release(job)
 
-    def _release(self, job: Job[Pixels, Row]) -> None:
-        self._free.append(self._admitted.pop(job))
-        self._numbers.pop(job, None)
+    def _release(self, job: Job[Pixels, Row]) -> Slot:
+        slot = self._slots.pop(job)
+        self._free.append(slot.index)
         self._occupy(-job.cost)
+        return slot
 
     def _occupy(self, more_bytes: int) -> None:
         self._bytes += more_bytes
-        self._hold(len(self._admitted), self._bytes)
+        self.occupancy.hold(len(self._slots), self._bytes)
 
     def deliver(self, job: Job[Pixels, Row], result: JobResult, region: SharedMemory) -> None:
         """Sets a job's result; the engine process is done with its slot."""
-        self.pace.slowdown = result.slowdown
+        slot = self._release(job)
         if result.batch_size and not job.future.done():
             job.started, job.finished = result.started, result.finished
             job.batch_size = result.batch_size
-            job.future.set_result(region.read_row(self._admitted[job], job.task))
-        self._release(job)
+            job.future.set_result(region.read_row(slot.index, job.task))
 
     def fail(self, job: Job[Pixels, Row], error: ServiceError) -> None:
+        """Fails a job, unless another device takes what its own could not compute."""
+        if isinstance(error, Busy) and self._submit_elsewhere(job):
+            return
         self._release(job)
         _set_exception(job, error)
 
     def connect(self, connection: EngineConnection) -> None:
-        self._connection = connection
-        # Last in, first out: memory is touched as needed, not all of it.
-        self._free = list(reversed(range(self.max_jobs)))
+        self._connections.append(connection)
 
-    def disconnect(self, error: ServiceError) -> None:
-        """Fails every job at once; their slots went with the connection."""
-        self._connection = None
-        jobs = list(self._admitted)
-        self._admitted.clear()
-        self._numbers.clear()
-        self._occupy(-self._bytes)
-        for job in jobs:
-            _set_exception(job, error)
+    def disconnect(
+        self,
+        connection: EngineConnection,
+        jobs: Sequence[Job[Pixels, Row]],
+        error: ServiceError,
+    ) -> None:
+        """Fails the jobs that were submitted on a lost connection, at once; and if there is no
+        other, all jobs."""
+        self._connections.remove(connection)
+        for job in jobs if self._connections else [*self._slots]:
+            self.fail(job, error)
 
 
 def _set_exception(job: Job[Pixels, Row], error: ServiceError) -> None:
@@ -162,10 +236,12 @@ class EngineConnection(asyncio.Protocol):
     def __init__(
         self,
         queue: SlotQueue,
+        engine: EngineState,
         region: SharedMemory,
         on_state: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
     ) -> None:
+        self.engine = engine
         self.region = region
         self.lost = asyncio.Event()
         self._queue = queue
@@ -176,6 +252,11 @@ class EngineConnection(asyncio.Protocol):
         self._jobs: dict[int, Job[Pixels, Row]] = {}
         self._submits, self._withdrawals = bytearray(), bytearray()
 
+    @property
+    def in_flight(self) -> int:
+        """Jobs submitted, and without a response so far."""
+        return len(self._jobs)
+
     # asyncio declares a BaseTransport, which cannot write; that of a stream always can.
     def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -183,10 +264,11 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._on_lost()
-        self._queue.disconnect(
-            NotReady("the engine process ended; another is starting; retry", RETRY_SECONDS)
-        )
+        jobs = list(self._jobs.values())
         self._jobs.clear()
+        self._record()
+        lost = f"{self.engine.process} ended; another is starting; retry"
+        self._queue.disconnect(self, jobs, NotReady(lost, RETRY_SECONDS))
         self.lost.set()
 
     def close(self) -> None:
@@ -196,21 +278,36 @@ class EngineConnection(asyncio.Protocol):
         for kind, body in self._frames.feed(data):
             if kind is Kind.RESULT:
                 for result in wire.results(body):
+                    self.engine.pace.slowdown = result.slowdown
                     self._queue.deliver(self._jobs.pop(result.job), result, self.region)
+                self._record()
             elif kind is Kind.REFUSAL:
                 number, refusal = wire.content(body)
-                self._queue.fail(self._jobs.pop(number), error_of(refusal))
+                job = self._jobs.pop(number)
+                self._record()
+                self._queue.fail(job, error_of(refusal))
             elif kind is Kind.STATE:
                 self._on_state(wire.content(body))
 
-    def submit(self, job: Job[Pixels, Row], slot: int, *, whole: bool) -> int:
+    def _record(self) -> None:
+        """For the other front ends."""
+        self._queue.occupancy.submit(self.engine.index, len(self._jobs))
+
+    def submit(self, job: Job[Pixels, Row], slot: Slot) -> int:
         """Submits a job; returns its number on this connection."""
         number = next(self._numbers)
         self._jobs[number] = job
+        self._record()
         self._schedule()
         self._submits += wire.SUBMIT.pack(
             *Submit(
-                number, slot, job.admitted, job.deadline, number_of(job.task), job.priority, whole
+                number,
+                slot.index,
+                job.admitted,
+                job.deadline,
+                number_of(job.task),
+                job.priority,
+                slot.whole,
             )
         )
         return number

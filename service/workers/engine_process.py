@@ -1,7 +1,8 @@
-"""The process that owns all models and devices, and computes what the front ends submit.
+"""The process that owns a device and its models, and computes what the front ends submit.
 
 `python -m service.workers.engine_process CHANNEL LISTENER FOLDER`, started by the supervisor:
-numbers of inherited file descriptors, and the folder that all processes share.
+numbers of inherited file descriptors, and the folder that all processes share. The first one is
+asked which devices the models need before it gets one of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import uvloop
 
@@ -18,30 +20,42 @@ from service import runtime
 from service.config.settings import MOST_MODELS, ModelSettings, Settings
 from service.errors import LoadFailed, refusal_of
 from service.logs import log_to_stderr, set_log_level
-from service.repository.loader import FORESEEN, Loader, lost
+from service.repository.loader import FORESEEN, Loader, lost, resolved
 from service.repository.model import LocalModel, facts_of
 from service.workers.control import ControlChannel, Message
 from service.workers.engine_server import EngineServer
-from service.workers.heartbeat import ENGINE, Heartbeats
-from service.workers.shared_metrics import ENGINE_ROLE, SharedMetrics
+from service.workers.heartbeat import ENGINES, Heartbeats
+from service.workers.shared_metrics import SharedMetrics, engine_role
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
 FILES_BESIDE_CONNECTIONS = 512
+Work = Callable[[int, ModelSettings], Awaitable[Any]]  # for a new model
 
 
-async def exit_when_lost(server: EngineServer) -> None:
+async def tell_ready(server: EngineServer, send: Callable[..., None]) -> None:
+    """Tells the supervisor once that this process serves."""
+    while server.models and not any(model.ready for model in server.models.values()):  # noqa: ASYNC110
+        await asyncio.sleep(WATCH_SECONDS)
+    send(ready=True)
+
+
+async def exit_when_lost(server: EngineServer, send: Callable[..., None]) -> None:
     """Exits, to be replaced, when an engine cannot recover in this process."""
     while not (reasons := lost(server.models.values())):  # noqa: ASYNC110 - engines are threads
         await asyncio.sleep(WATCH_SECONDS)
     for name, reason in reasons.items():
         log.critical("%s: %s; exiting", name, reason)
+        send(error=f"{name}: {reason}")
     await asyncio.sleep(WATCH_SECONDS)  # For pending responses to reach the front ends.
     runtime.exit_at_once(runtime.FAILED_STATUS)
 
 
 class CommandHandler:
-    """Carries out the supervisor's commands: load models beside those that serve, then switch."""
+    """Carries out the supervisor's commands: load models beside those that serve, then switch.
+
+    `_loading`: what is done for new models, by their numbers.
+    """
 
     def __init__(self, loader: Loader, server: EngineServer, send: Callable[..., None]) -> None:
         self._loader = loader
@@ -50,36 +64,48 @@ class CommandHandler:
         self._loading: dict[int, asyncio.Task[None]] = {}
 
     def handle(self, message: Message) -> None:
-        if "load" in message:
-            number, settings = message["load"], ModelSettings.model_validate(message["settings"])
-            loading = asyncio.get_running_loop().create_task(self._load(number, settings))
-            self._loading[number] = loading
+        if "resolve" in message:
+            self._begin(message["resolve"], self._resolve, message["settings"])
+        elif "load" in message:
+            self._begin(message["load"], self._load, message["settings"])
         elif "serve" in message:
-            self._serve(message["serve"])
+            self._serve(message["serve"], message["keep"])
         elif "apply" in message:
             apply(Settings.model_validate(message["apply"]))
 
-    async def _load(self, number: int, settings: ModelSettings) -> None:
+    def _begin(self, number: int, work: Work, settings: Any) -> None:
+        doing = self._do(number, work, ModelSettings.model_validate(settings))
+        self._loading[number] = asyncio.get_running_loop().create_task(doing)
+
+    async def _do(self, number: int, work: Work, settings: ModelSettings) -> None:
         try:
-            model = await self._loader.load(settings)
+            result = await work(number, settings)
         except Exception as error:
             # The supervisor waits: it gets a response, whatever goes wrong.
             if not isinstance(error, LoadFailed):
                 log.exception("loading %s failed", settings.spec)
-            self._send(loaded=number, refusal=refusal_of(error))
+            self._send(done=number, refusal=refusal_of(error))
         else:
-            self._server.add(number, model)
-            self._send(loaded=number, facts=facts_of(model))
+            self._send(done=number, result=result)
         finally:
             del self._loading[number]
 
-    def _serve(self, numbers: list[int]) -> None:
+    async def _resolve(self, number: int, settings: ModelSettings) -> list[str]:
+        return self._loader.resolve(settings)
+
+    async def _load(self, number: int, settings: ModelSettings) -> dict[str, Any]:
+        model = await self._loader.load(settings)
+        self._server.add(number, model)
+        return facts_of(model)
+
+    def _serve(self, numbers: list[int], keep: list[int]) -> None:
+        kept = {*numbers, *keep}
         for number, loading in self._loading.items():
-            if number not in numbers:
+            if number not in kept:
                 loading.cancel()
         models = self._server.models
         self._loader.show([models[number] for number in numbers])
-        for number in models.keys() - set(numbers):
+        for number in models.keys() - kept:
             self._server.retire(number)
 
 
@@ -94,7 +120,7 @@ async def serve(
     channel: ControlChannel,
     listener: socket.socket,
     metrics: SharedMetrics,
-    heartbeats: Heartbeats,
+    beating: Coroutine[Any, Any, None],
 ) -> None:
     runtime.tune_interpreter()
     server = EngineServer()
@@ -104,11 +130,12 @@ async def serve(
     commands = CommandHandler(loader, server, channel.send)
     channel.follow(commands.handle)
     await asyncio.gather(
-        heartbeats.beat(ENGINE),
+        beating,
         server.accept(listener),
         server.watch(),
         metrics.keep_fresh(),
-        exit_when_lost(server),
+        tell_ready(server, channel.send),
+        exit_when_lost(server, channel.send),
     )
 
 
@@ -117,9 +144,14 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     start = channel.receive()
     settings = Settings.model_validate(start["settings"])
     log_to_stderr(settings.log_level, settings.log_format)
+    index = start["index"]
     try:
-        metrics = SharedMetrics(folder, ENGINE_ROLE, with_parent=True)
-        loader = Loader(settings, metrics, start["request_seconds"])
+        if "device" not in start:
+            channel.send(devices=resolved(settings.models))
+            start = channel.receive()
+            settings = Settings.model_validate(start["settings"])
+        metrics = SharedMetrics(folder, engine_role(index), with_parent=index == 0)
+        loader = Loader(settings, metrics, start["request_seconds"], start["device"])
         models = loader.open_all()
     except FORESEEN as error:  # `serve` reports it in one line.
         channel.send(error=str(error))
@@ -130,7 +162,8 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     runtime.allow_files(MOST_MODELS * settings.workers + FILES_BESIDE_CONNECTIONS)
     heartbeats = Heartbeats(start["heartbeats"], settings.workers)
     listener = socket.socket(fileno=listener_fd)
-    uvloop.run(serve(loader, numbered, channel, listener, metrics, heartbeats))
+    beating = heartbeats.beat(ENGINES + index)
+    uvloop.run(serve(loader, numbered, channel, listener, metrics, beating))
 
 
 if __name__ == "__main__":

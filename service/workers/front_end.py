@@ -1,4 +1,4 @@
-"""A process that accepts connections, decodes images and submits them to the engine process.
+"""A process that accepts connections, decodes images and submits them to engine processes.
 
 `python -m service.workers.front_end CHANNEL LISTENER FOLDER`, started by the supervisor: numbers of
 inherited file descriptors, and the folder that all processes share. It never imports torch.
@@ -17,7 +17,7 @@ from service.http.app import create_app
 from service.http.server import Server
 from service.inference.decoding import Decoder
 from service.logs import log_to_stderr
-from service.workers.control import ControlChannel, Message, engine_socket
+from service.workers.control import ControlChannel, Message
 from service.workers.heartbeat import FRONT_ENDS, Heartbeats, patience
 from service.workers.occupancy import Occupancy
 from service.workers.remote import RemoteRepository
@@ -93,13 +93,14 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     metrics = SharedMetrics(folder, front_end_role(index))
     resources = FrontEndResources(
         index,
-        engine_socket(folder),
+        folder,
         Occupancy(start["occupancy"], settings.workers),
         Heartbeats(start["heartbeats"], settings.workers),
         patience(settings.engine_timeout_s),
         Decoder(settings.decode_threads, settings.max_pixels),
     )
     repository = RemoteRepository(start["models"], resources, metrics, channel.send)
+    repository.on_message({"broken": start["broken"]})
     listener = socket.socket(fileno=listener_fd)
     server = FrontEnd(settings, repository, metrics, channel, listener, resources)
     server.run(sockets=[])

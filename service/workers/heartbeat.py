@@ -13,15 +13,17 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from service.config.choices import MOST_DEVICES
 from service.runtime import AwakeClock
 
 BEAT_SECONDS = 0.25
-# A front end is not ready while the engine process has been silent for this long. A busy loop, or
+# A device is not ready while its engine process has been silent for this long. A busy loop, or
 # one that waits for the GIL, is silent for less than a second.
 UNREADY_SECONDS = 2.0
 # The least time after which a silent process is replaced; `engine_timeout_s` may be longer.
 LEAST_PATIENCE_SECONDS = 10.0
-SUPERVISOR, ENGINE, FRONT_ENDS = 0, 1, 2  # The front ends follow each other.
+# The entries of the processes: engine processes follow each other, and so do front ends.
+SUPERVISOR, ENGINES, FRONT_ENDS = 0, 1, 1 + MOST_DEVICES
 
 
 def patience(engine_timeout: float) -> float:

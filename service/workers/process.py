@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,14 @@ MARGIN_SECONDS = 5.0
 MAX_MESSAGE = 2**26
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Role:
     """What a child does, and its successor after it.
 
     `name`: in the log; `key`: in the names of the metrics' files; `module`: of `service.workers`;
     `listener`: the socket on which it accepts connections; `number`: among the heartbeats.
+    `serving_since`: when the current child began to serve, None if it has not; `reason`: why it is
+    about to end, if it says so; `restarts`: in a row, of children that did not serve for long.
     """
 
     name: str
@@ -32,6 +35,12 @@ class Role:
     module: str
     listener: socket.socket
     number: int
+    serving_since: float | None = None
+    reason: str = ""
+    restarts: int = 0
+
+    def serves(self) -> None:
+        self.serving_since = time.monotonic()
 
 
 class ChildProcess:

@@ -1,4 +1,4 @@
-"""The models of a front end, whose engines run in the engine process."""
+"""The models of a front end, whose engines run in engine processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from service.config.settings import ModelSettings
 from service.errors import error_of
 from service.metrics import Metrics
 from service.workers.control import Message
-from service.workers.heartbeat import BEAT_SECONDS, ENGINE, SUPERVISOR, UNREADY_SECONDS
+from service.workers.heartbeat import BEAT_SECONDS, ENGINES, SUPERVISOR, UNREADY_SECONDS, Silence
 from service.workers.remote_model import FrontEndResources, RemoteModel
 
-# For the engine process to send a new model's state; it may be dying.
+# For the engine processes to send a new model's state; one may be dying.
 STATE_SECONDS = 5.0
 
 
@@ -36,9 +36,10 @@ class RemoteRepository:
         self._resources = resources
         self._metrics = metrics
         self._send = send
-        self._engine = resources.heartbeats.watch(ENGINE)
+        self._engines: dict[int, Silence] = {}  # by index
         self._supervisor = resources.heartbeats.watch(SUPERVISOR)
         self._dead = ""
+        self._broken: dict[str, str] = {}  # why, by device
         self._responses: dict[int, asyncio.Future[bool]] = {}
         self._numbers = count()
         self._lock = asyncio.Lock()
@@ -57,19 +58,35 @@ class RemoteRepository:
 
     async def _watch_heartbeats(self) -> None:
         while True:
-            silent = self._engine.look() > UNREADY_SECONDS
-            for model in self.models.values():
-                model.silent = silent
+            states = [e.state for model in self.models.values() for e in model.engines]
+            for index in {state.index for state in states}:
+                if index not in self._engines:
+                    self._engines[index] = self._resources.heartbeats.watch(ENGINES + index)
+                silent = self._engines[index].look() > UNREADY_SECONDS
+                for state in states:
+                    if state.index == index:
+                        state.silent = silent
             gone = self._supervisor.look() > self._resources.patience
             self._dead = "the supervisor does not respond" if gone else ""
             await asyncio.sleep(BEAT_SECONDS)
 
     def dead(self) -> dict[str, str]:
-        """Why this service must be replaced: the supervisor is frozen, and replaces nothing.
+        """Why this service must be replaced: the supervisor is frozen, and replaces nothing, or an
+        engine process fails however often it is replaced.
 
-        It replaces a frozen engine process, and one with a lost engine.
+        One that is frozen or has lost its device is replaced.
         """
-        return dict.fromkeys(self.models, self._dead) if self._dead else {}
+        if self._dead:
+            return dict.fromkeys(self.models, self._dead)
+        reasons = {
+            name: "; ".join(
+                self._broken[engine.device]
+                for engine in model.engines
+                if engine.device in self._broken
+            )
+            for name, model in self.models.items()
+        }
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def close(self, timeout: float) -> bool:
         """True: no engine runs in this process."""
@@ -92,7 +109,10 @@ class RemoteRepository:
             del self._responses[number]
 
     def on_message(self, message: Message) -> None:
-        """Handles a message of the supervisor: a response, or other models."""
+        """Handles a message of the supervisor: a response, other models, or broken devices."""
+        if "broken" in message:
+            self._broken = message["broken"]
+            return
         if "models" in message:
             self._keep(runtime.essential(self._replace(**message), "replacing models"))
             return
@@ -120,10 +140,9 @@ class RemoteRepository:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATE_SECONDS):
                     for model in new:
-                        await model.has_state.wait()
-            unreached = [model for model in new if not model.has_state.is_set()]
-            if unreached and not required:
-                reasons = {f"{model.name}: {model.reason}" for model in unreached}
+                        await model.reached()
+            reasons = {f"{model.name}: {model.unreached}" for model in new if model.unreached}
+            if reasons and not required:
                 for model in new:
                     model.close()
                 self._send(version=version, refusal="; ".join(sorted(reasons)))

@@ -40,7 +40,10 @@ START, CPU = "process_start_time_seconds", "process_cpu_seconds_total"
 MEMORY = Path("/dev/shm")  # noqa: S108
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemin")
 FILE_BYTES = 2**16  # the initial size in prometheus_client
-ENGINE_ROLE = "engine"
+
+
+def engine_role(index: int) -> str:
+    return f"engine-{index + 1}"
 
 
 def front_end_role(index: int) -> str:

@@ -1,48 +1,40 @@
 """The parent process of `--workers N`: it starts and watches the others.
 
-    supervisor ─┬─ engine process      all models and devices
+    supervisor ─┬─ engine process      the models of one device
+                ├─ engine process      those of another
                 ├─ front end 1         accepts, decodes, responds
                 └─ front end N
 
-It replaces a process that dies. It never imports torch, and if it is killed the others exit too.
+It replaces a process that dies, alone. It never imports torch, and if it is killed the others exit
+too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
-import time
-from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
+from service.config.choices import most_devices
 from service.config.reload import Reload
 from service.config.settings import Settings
 from service.config.sources import SECRETS
 from service.errors import ConfigError
 from service.http.listener import BACKLOG, NEW_CONNECTION_SECONDS, announce
 from service.logs import set_log_level
-from service.runtime import essential
 from service.workers import shared_metrics
-from service.workers.control import engine_socket
+from service.workers.control import Message, engine_socket
 from service.workers.coordinator import Coordinator
-from service.workers.heartbeat import (
-    BEAT_SECONDS,
-    ENGINE,
-    FRONT_ENDS,
-    SUPERVISOR,
-    Heartbeats,
-    patience,
-)
+from service.workers.device_engine import DeviceEngine
+from service.workers.heartbeat import ENGINES, FRONT_ENDS, SUPERVISOR, Heartbeats, patience
+from service.workers.keeper import Keeper
 from service.workers.occupancy import Occupancy
 from service.workers.process import MARGIN_SECONDS, ChildProcess, Role
 
 log = logging.getLogger(__name__)
-# Delays before restarts; a process that has lived long starts again at the first.
-BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
-LONG_LIFE_SECONDS = 30.0
 
 
 def supervise(
@@ -67,59 +59,49 @@ class Supervisor:
         self._settings = settings
         self._request_seconds = request_seconds
         self._reload = reload
-        self._coordinator = Coordinator(settings.models, settings.load_timeout_s)
+        self._coordinator = Coordinator(
+            settings.models, settings.load_timeout_s, self._start_engine
+        )
         self._listener = listener
-        self._folder = ""  # It holds the metrics' files and the engine process's socket.
+        self._folder = ""  # It holds the metrics' files and the engine processes' sockets.
         self._occupancy_fd = Occupancy.allocate(settings.workers)
         self._occupancy = Occupancy(self._occupancy_fd, settings.workers)
         self._heartbeats_fd = Heartbeats.allocate(settings.workers)
         self._heartbeats = Heartbeats(self._heartbeats_fd, settings.workers)
         self._stopping = asyncio.Event()
         self._up: set[int] = set()
-        self._engine: ChildProcess | None = None
+        self._keeper: Keeper
+        self._engine_tasks: set[asyncio.Task[int]] = set()
+        self._cannot_start: asyncio.Future[None]
         self._front_ends: set[ChildProcess] = set()  # those that were sent their settings
-        self._children: set[ChildProcess] = set()
 
     async def run(self) -> int:
         # First, so that a signal leaves no folder behind.
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
-        with shared_metrics.new_folder(self._settings.workers + 1) as folder:
+        devices = most_devices(model.device for model in self._settings.models)
+        with shared_metrics.new_folder(self._settings.workers + devices) as folder:
             self._folder = str(folder)
+            self._keeper = Keeper(
+                self._folder,
+                [self._occupancy_fd, self._heartbeats_fd],
+                self._heartbeats,
+                patience(self._settings.engine_timeout_s),
+                self._stopping,
+            )
             return await self._supervise()
 
     async def _supervise(self) -> int:
         loop = asyncio.get_running_loop()
-        # It outlives every engine process: connections in between wait for the next one.
-        engine_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        engine_listener.bind(engine_socket(self._folder))
-        engine_listener.listen(BACKLOG)
-        engine = Role(
-            "the engine process",
-            shared_metrics.ENGINE_ROLE,
-            "engine_process",
-            engine_listener,
-            ENGINE,
-        )
+        self._cannot_start = loop.create_future()
+        self._coordinator.start()
         stopping = loop.create_task(self._stopping.wait())
         front_ends = [
-            loop.create_task(
-                self._keep_running(
-                    Role(
-                        f"front end {index + 1}",
-                        shared_metrics.front_end_role(index),
-                        "front_end",
-                        self._listener,
-                        FRONT_ENDS + index,
-                    ),
-                    partial(self._run_front_end, index),
-                )
-            )
-            for index in range(self._settings.workers)
+            loop.create_task(self._keep_front_end(index)) for index in range(self._settings.workers)
         ]
-        tasks = {
+        tasks: set[asyncio.Future[Any]] = {
             stopping,
-            loop.create_task(self._keep_running(engine, self._run_engine)),
+            self._cannot_start,
             loop.create_task(self._follow_reloads()),
             loop.create_task(self._heartbeats.beat(SUPERVISOR)),
             *front_ends,
@@ -132,12 +114,11 @@ class Supervisor:
                     task.result()  # Raises its exception.
             statuses = await self._drained(front_ends)
         finally:
+            tasks |= self._engine_tasks
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            # The engine process is last: the front ends need it until they have ended.
-            for child in sorted(self._children, key=lambda child: child is self._engine):
-                await child.end()
+            await self._keeper.end()
         if any(statuses):
             log.error("stopped, but some front ends failed; their exit statuses: %s", statuses)
             return 1
@@ -164,93 +145,103 @@ class Supervisor:
         done, late = await asyncio.wait(front_ends, timeout=timeout)
         return [task.result() for task in done] + [1] * len(late)
 
-    async def _keep_running(
-        self, role: Role, run: Callable[[ChildProcess], Awaitable[None]]
-    ) -> int:
-        """Restarts a process until the service stops; the exit status of the last one.
+    def _start_engine(self, index: int, device: str) -> DeviceEngine:
+        """Starts an engine process, and restarts it for ever.
 
-        `run` starts a child's service and handles its messages until it ends.
+        Raises:
+            OSError: there is no memory, or there are too many files.
         """
-        attempt = 0
-        while True:
-            started = time.monotonic()
-            status, end = await self._run_child(role, run)
-            if self._stopping.is_set():
-                return status
-            attempt = 0 if time.monotonic() > started + LONG_LIFE_SECONDS else attempt
-            delay = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
-            attempt += 1
-            log.error("%s %s; restarting it in %g s", role.name, end, delay)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay)
-                return 0
-
-    async def _run_child(
-        self, role: Role, run: Callable[[ChildProcess], Awaitable[None]]
-    ) -> tuple[int, str]:
-        """Runs a child until it ends; its exit status, and how it ended."""
-        inherited = [self._occupancy_fd, self._heartbeats_fd]
+        # It outlives every engine process: connections in between wait for the next one.
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            child = await ChildProcess.start(role, self._folder, inherited)
-        except OSError as error:
-            return 1, f"cannot start: {error.strerror}"
-        self._children.add(child)
-        watching = essential(self._kill_when_silent(role, child), f"the watch of {role.name}")
-        try:
-            await run(child)
-            status = await child.process.wait()
-        finally:
-            watching.cancel()
-        child.disconnect()
-        self._children.discard(child)
-        self._front_ends.discard(child)
-        self._heartbeats.clear(role.number)
-        shared_metrics.remove_gauges(self._folder, role.key)
-        return status, f"({child.process.pid}) ended with status {status}"
+            listener.bind(engine_socket(self._folder, index))
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        role = Role(
+            "the engine process",
+            shared_metrics.engine_role(index),
+            "engine_process",
+            listener,
+            ENGINES + index,
+        )
+        engine = DeviceEngine(role, index, device)
+        running = self._keeper.keep_running(
+            role,
+            partial(self._run_engine, engine),
+            partial(self._coordinator.engine_breaks, engine),
+        )
+        task = asyncio.get_running_loop().create_task(running)
+        self._engine_tasks.add(task)
+        task.add_done_callback(self._engine_ended)
+        return engine
 
-    async def _kill_when_silent(self, role: Role, child: ChildProcess) -> None:
-        """Kills a child whose event loop has stopped, which it cannot notice itself."""
-        silence = self._heartbeats.watch(role.number)
-        limit = patience(self._settings.engine_timeout_s)
-        while (seconds := silence.look()) < limit:  # noqa: ASYNC110 - another process's memory
-            await asyncio.sleep(BEAT_SECONDS)
-        # At shutdown a front end's loop ends first, and has time to exit.
-        if not self._stopping.is_set():
-            log.error(
-                "%s (%d) has not responded for %.0f s; killing it",
-                role.name,
-                child.process.pid,
-                seconds,
-            )
-            child.kill()
+    def _engine_ended(self, task: asyncio.Task[int]) -> None:
+        """What the first engine processes cannot serve ends the service."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._cannot_start.done():
+            self._cannot_start.set_exception(error)
 
-    async def _run_engine(self, child: ChildProcess) -> None:
+    async def _run_engine(self, engine: DeviceEngine, child: ChildProcess) -> None:
         """Starts an engine process and handles its messages until it ends.
 
         Raises:
-            ConfigError: the first one cannot start.
+            ConfigError: a first one cannot start.
         """
-        self._engine = child
         coordinator = self._coordinator
-        models = list(coordinator.registry.models)
-        settings = self._settings.model_copy(update={"models": coordinator.settings()})
+        if not engine.device:
+            report = await self._reported(engine, child)
+            coordinator.assign(report["devices"])
+        models = coordinator.models_on(engine.device)
+        report = await self._reported(engine, child, device=engine.device)
+        if "error" in report:
+            log.error("%s cannot start: %s", engine.role.name, report["error"])
+            engine.role.reason = report["error"]
+            return
+        await coordinator.engine_started(engine, child, models, report["models"])
+        while message := await child.receive():
+            if "ready" in message:
+                coordinator.engine_serves(engine)
+            elif "error" in message:
+                engine.role.reason = message["error"]
+            else:
+                engine.on_message(message)
+        coordinator.engine_ended(engine)
+
+    async def _reported(self, engine: DeviceEngine, child: ChildProcess, **device: str) -> Message:
+        """What an engine process responds to its settings: devices, models or an error.
+
+        Raises:
+            ConfigError: an error of a first one.
+        """
+        settings = self._settings.model_copy(update={"models": self._coordinator.settings()})
         child.send(
             settings=settings.model_dump(mode="json", exclude=set(SECRETS)),
             request_seconds=self._request_seconds,
             heartbeats=self._heartbeats_fd,
+            index=engine.index,
+            **device,
         )
-        report = await child.receive() or {"error": "the engine process ended while starting"}
-        if "error" in report and not coordinator.started.is_set():
+        ended = {"error": f"{engine.role.name} ended while starting"}
+        report = await child.receive() or ended
+        if "error" in report and not self._coordinator.started.is_set():
             raise ConfigError(report["error"])
-        if "error" in report:
-            log.error("the engine process cannot start: %s", report["error"])
-            return
-        await coordinator.engine_started(child, models, report["models"])
-        while message := await child.receive():
-            coordinator.on_engine_message(message)
-        coordinator.engine_ended()
+        return report
 
-    async def _run_front_end(self, index: int, child: ChildProcess) -> None:
+    async def _keep_front_end(self, index: int) -> int:
+        """Restarts a front end until the service stops; its last exit status."""
+        role = Role(
+            f"front end {index + 1}",
+            shared_metrics.front_end_role(index),
+            "front_end",
+            self._listener,
+            FRONT_ENDS + index,
+        )
+        run = partial(self._run_front_end, index, role)
+        return await self._keeper.keep_running(role, run)
+
+    async def _run_front_end(self, index: int, role: Role, child: ChildProcess) -> None:
         """Starts a front end, which has only imported so far, once the models are known, and
         handles its messages until it ends."""
         coordinator = self._coordinator
@@ -264,14 +255,17 @@ class Supervisor:
             index=index,
             occupancy=self._occupancy_fd,
             heartbeats=self._heartbeats_fd,
+            broken=coordinator.broken(),
         )
         coordinator.join(child)
         self._front_ends.add(child)
         while message := await child.receive():
             if "up" in message:
+                role.serves()
                 self._announce(index)
             else:
                 await coordinator.on_front_end_message(child, message)
+        self._front_ends.discard(child)
         await coordinator.leave(child)
         await child.process.wait()
         self._occupancy.clear(index)
@@ -295,5 +289,6 @@ class Supervisor:
         set_log_level(settings.log_level)
         for child in self._front_ends:
             child.send(apply=settings.revealed())
-        for child in self._coordinator.engines():
-            child.send(apply=settings.model_dump(mode="json", exclude=set(SECRETS)))
+        for engine in self._coordinator.engines:
+            if engine.child is not None:
+                engine.child.send(apply=settings.model_dump(mode="json", exclude=set(SECRETS)))

@@ -1,8 +1,8 @@
-"""The protocol of front ends and engine process: frames on a socket, pixels in shared memory.
+"""The protocol of front ends and engine processes: frames on a socket, pixels in shared memory.
 
-Each front end has a connection per model, with its own memory, so that models come and go while
-others serve. A frame is a header, with the length of the body in bytes and its kind, and the body:
-records of that kind, or JSON. Times are `time.perf_counter`, one clock per host.
+Each front end has a connection per model and device, with its own memory, so that models come and
+go while others serve. A frame is a header, with the length of the body in bytes and its kind, and
+the body: records of that kind, or JSON. Times are `time.perf_counter`, one clock per host.
 
     front end → engine    HELLO      JSON {"model", "shape"}, with the region's file descriptor
                           SUBMIT     Submit records

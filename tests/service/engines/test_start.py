@@ -442,13 +442,6 @@ def test_without_a_compiler_plain_torch_serves_and_says_so(
     assert "compiler" in caplog.text.lower()
 
 
-def test_devices_are_resolved_and_may_repeat() -> None:
-    settings = ModelSettings(spec="x", device=["cpu", "cpu"])
-    assert devices_of(settings) == ["cpu", "cpu"]
-    found = devices_of(ModelSettings(spec="x"))
-    assert found == (["cuda:0"] if torch.cuda.is_available() else ["cpu"])
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

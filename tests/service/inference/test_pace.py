@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from service.errors import QueueFull
-from service.inference.pace import CERTAIN, FASTEST, IDLE, MOST, SLOWEST, Excess, Load, Pace
+from service.inference.pace import CERTAIN, FASTEST, IDLE, MOST, SLOWEST, Excess, Load, Pace, Paces
 
 
 def test_until_something_was_measured_nothing_takes_long() -> None:
@@ -111,3 +111,17 @@ def test_after_a_while_the_refused_are_forgotten(monkeypatch: pytest.MonkeyPatch
         excess.spread(1.0)
     now += 200.0
     assert excess.spread(1.0) < 0.001
+
+
+def test_engines_that_share_a_queue_are_as_fast_as_all_of_them_together() -> None:
+    fast, slow, unknown = Pace(), Pace(), Pace()
+    fast.measured({1: 1.0, 4: 2.0})  # 0.5 s for an image of four
+    slow.measured({1: 2.0})
+    paces = Paces([fast, slow, unknown])
+    assert paces.seconds(10) == pytest.approx(10 / (2.0 + 0.5))
+    # The last image goes to the engine that is done with it first.
+    assert paces.until_done(10) == pytest.approx(4.0 + 1.0)
+
+
+def test_of_engines_that_share_a_queue_nothing_may_be_known() -> None:
+    assert (Paces([Pace()]).seconds(10), Paces([]).until_done(10)) == (0.0, 0.0)

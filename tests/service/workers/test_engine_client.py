@@ -1,4 +1,4 @@
-"""Front end and engine process, each on its side of a real socket and real shared memory."""
+"""Front end and engine processes, each on its side of a real socket and real shared memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +27,9 @@ from service.inference.tasks import CLASSIFY, Embed, Explain, Pixels, Task
 from service.metrics import Metrics
 from service.repository.model import LocalModel
 from service.workers import remote
+from service.workers.control import engine_socket
 from service.workers.engine_server import EngineServer
-from service.workers.heartbeat import ENGINE, Heartbeats
+from service.workers.heartbeat import ENGINES, Heartbeats
 from service.workers.occupancy import Occupancy
 from service.workers.remote import RemoteRepository
 from service.workers.remote_model import FrontEndResources, RemoteModel
@@ -59,7 +60,7 @@ class Echo:
         self.go.set()
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "state": "ready"}
+        return {"name": self.name, "state": "ready", "engine": "echo", "precision": "fp32"}
 
     def close(self) -> None:
         self.batcher.close()
@@ -86,15 +87,49 @@ class Echo:
             self.batcher.finish(batch, rows)
 
 
+class EngineSide:
+    """An engine process: its models, and the tasks that serve them."""
+
+    def __init__(self, folder: Path, index: int, max_queue: int) -> None:
+        self.echoes = [Echo("first", max_queue), Echo("second", max_queue)]
+        self._path = engine_socket(str(folder), index)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.server: EngineServer
+
+    def start(self) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        Path(self._path).unlink(missing_ok=True)
+        listener.bind(self._path)
+        listener.listen()
+        self.server = EngineServer()
+        for number, echo in enumerate(self.echoes):
+            self.server.add(number, cast("LocalModel", echo))
+        loop = asyncio.get_running_loop()
+
+        async def accept() -> None:
+            with listener:
+                await self.server.accept(listener)
+
+        self._tasks = [loop.create_task(accept()), loop.create_task(self.server.watch())]
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for connections in self.server._connections.values():
+            for connection in list(connections):
+                connection.close()
+
+
 class Pair:
     """The front end's models, and what is behind them."""
 
-    def __init__(self, folder: Path, max_queue: int) -> None:
-        self.echoes = [Echo("first", max_queue), Echo("second", max_queue)]
-        self.path = str(folder / "engine")
+    def __init__(self, folder: Path, max_queue: int, devices: Sequence[str]) -> None:
+        self.devices = devices
+        self.sides = [EngineSide(folder, index, max_queue) for index in range(len(devices))]
+        self.echoes = self.sides[0].echoes
         self.facts = [self.facts_of(number, echo) for number, echo in enumerate(self.echoes)]
-        fd = Occupancy.allocate(1)
-        self.occupancy = Occupancy(fd, 1)
+        fd = Occupancy.allocate(2)
+        self.occupancy = Occupancy(fd, 2)
         os.close(fd)
         fd = Heartbeats.allocate(1)
         self.heartbeats = Heartbeats(fd, 1)
@@ -106,12 +141,14 @@ class Pair:
 
         decoder = Decoder(1, 32**2)
         resources = FrontEndResources(
-            0, self.path, self.occupancy, self.heartbeats, patience=3.0, decoder=decoder
+            0, str(folder), self.occupancy, self.heartbeats, patience=3.0, decoder=decoder
         )
         self.repository = RemoteRepository(self.facts, resources, Metrics(), send)
         self.models: list[RemoteModel] = list(self.repository.models.values())
-        self.tasks: list[asyncio.Task[None]] = []
-        self.server: EngineServer
+
+    @property
+    def server(self) -> EngineServer:
+        return self.sides[0].server
 
     def facts_of(self, number: int, echo: Echo) -> dict[str, Any]:
         """As the supervisor lists a model."""
@@ -124,40 +161,31 @@ class Pair:
             "labels": list(echo.labels),
             "channels": CHANNELS,
             "map_side": MAP_SIDE,
-            "card": echo.describe(),
+            "engines": [
+                {"device": device, "index": index, "card": echo.describe()}
+                for index, device in enumerate(self.devices)
+            ],
         }
 
     def start_engine(self) -> None:
-        listener = socket.socket(socket.AF_UNIX)
-        Path(self.path).unlink(missing_ok=True)
-        listener.bind(self.path)
-        listener.listen()
-        self.server = EngineServer()
-        for number, echo in enumerate(self.echoes):
-            self.server.add(number, cast("LocalModel", echo))
-        loop = asyncio.get_running_loop()
-
-        async def accept() -> None:
-            with listener:
-                await self.server.accept(listener)
-
-        self.tasks = [loop.create_task(accept()), loop.create_task(self.server.watch())]
+        for side in self.sides:
+            side.start()
 
     def stop_engine(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        for connections in self.server._connections.values():
-            for connection in list(connections):
-                connection.close()
+        for side in self.sides:
+            side.stop()
 
     async def until_ready(self, ready: bool = True) -> None:
         await until(lambda: all(model.ready for model in self.models) is ready)
 
 
 @asynccontextmanager
-async def paired(folder: Path, max_queue: int) -> AsyncIterator[Pair]:
-    pair = Pair(folder, max_queue)
-    threads = [threading.Thread(target=echo.run) for echo in pair.echoes]
+async def paired(
+    folder: Path, max_queue: int, devices: Sequence[str] = ("cpu",)
+) -> AsyncIterator[Pair]:
+    pair = Pair(folder, max_queue, devices)
+    echoes = [echo for side in pair.sides for echo in side.echoes]
+    threads = [threading.Thread(target=echo.run) for echo in echoes]
     for thread in threads:
         thread.start()
     pair.start_engine()
@@ -170,7 +198,7 @@ async def paired(folder: Path, max_queue: int) -> AsyncIterator[Pair]:
         for model in pair.repository.models.values():
             model.close()
         await asyncio.sleep(0.05)
-        for echo in pair.echoes:
+        for echo in echoes:
             echo.go.set()
             echo.batcher.close()
         for thread in threads:
@@ -213,9 +241,14 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def run(folder: Path, test: Callable[[Pair], Awaitable[None]], max_queue: int = 16) -> None:
+def run(
+    folder: Path,
+    test: Callable[[Pair], Awaitable[None]],
+    max_queue: int = 16,
+    devices: Sequence[str] = ("cpu",),
+) -> None:
     async def inside() -> None:
-        async with paired(folder, max_queue) as pair:
+        async with paired(folder, max_queue, devices) as pair:
             await test(pair)
 
     asyncio.run(inside())
@@ -402,14 +435,14 @@ def test_models_that_cannot_be_reached_are_refused_unless_they_are_required(
 
 def test_while_the_engine_process_is_silent_no_model_is_ready(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
-        beating = asyncio.create_task(pair.heartbeats.beat(ENGINE))
+        beating = asyncio.create_task(pair.heartbeats.beat(ENGINES))
         await asyncio.sleep(0.5)
         assert all(model.ready for model in pair.models)
         beating.cancel()
         await pair.until_ready(False)
         assert {model.reason for model in pair.models} == {"the engine process does not respond"}
         assert pair.repository.dead() == {}, "the supervisor replaces it"
-        beating = asyncio.create_task(pair.heartbeats.beat(ENGINE))
+        beating = asyncio.create_task(pair.heartbeats.beat(ENGINES))
         await pair.until_ready()
         beating.cancel()
 

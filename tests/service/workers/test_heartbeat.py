@@ -13,7 +13,7 @@ import pytest
 
 from service.workers.heartbeat import (
     BEAT_SECONDS,
-    ENGINE,
+    ENGINES,
     FRONT_ENDS,
     Heartbeats,
     Silence,
@@ -22,8 +22,8 @@ from service.workers.heartbeat import (
 
 BEATING = """
 import asyncio, sys
-from service.workers.heartbeat import ENGINE, Heartbeats
-asyncio.run(Heartbeats(int(sys.argv[1]), 1).beat(ENGINE))
+from service.workers.heartbeat import ENGINES, Heartbeats
+asyncio.run(Heartbeats(int(sys.argv[1]), 1).beat(ENGINES))
 """
 
 
@@ -45,11 +45,11 @@ def watched(silence: Silence, seconds: float) -> float:
 
 def test_a_stopped_process_is_silent_until_it_goes_on(heartbeats: tuple[Heartbeats, int]) -> None:
     shared, fd = heartbeats
-    silence = shared.watch(ENGINE)
+    silence = shared.watch(ENGINES)
     assert watched(silence, 1.0) == 0, "it has not begun"
     process = subprocess.Popen([sys.executable, "-c", BEATING, str(fd)], pass_fds=[fd])
     try:
-        while not shared._beats[ENGINE]:
+        while not shared._beats[ENGINES]:
             assert process.poll() is None
             time.sleep(0.02)
         assert watched(silence, 1.0) < 0.9
@@ -61,7 +61,7 @@ def test_a_stopped_process_is_silent_until_it_goes_on(heartbeats: tuple[Heartbea
     finally:
         process.kill()
         process.wait()
-    shared.clear(ENGINE)
+    shared.clear(ENGINES)
     assert watched(silence, 1.0) == 0, "its successor has not begun"
 
 
