@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from tests.support.cuda.failures import (
     BROKEN_ALLOCATOR,
@@ -49,6 +48,26 @@ class Kernel:
     args: Any
     kwargs: Any
     outputs: Sequence[Place | None]
+
+
+def leaves(value: object) -> Iterator[Any]:
+    """What arguments or results are made of; None is one, too."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from leaves(each)
+    elif isinstance(value, dict):
+        yield from leaves(list(value.values()))
+    else:
+        yield value
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same arguments or results made of other leaves."""
+    if isinstance(value, list | tuple):
+        return [mapped(function, each) for each in value]
+    if isinstance(value, dict):
+        return {key: mapped(function, each) for key, each in value.items()}
+    return function(value)
 
 
 @contextmanager
@@ -201,7 +220,7 @@ class CUDAGraph:
             if (kept := memory.storage()) is not None:
                 self._kept[memory.id] = kept
         for number, kernel in enumerate(capture.kernels):
-            for leaf in pytree.tree_leaves((kernel.args, kernel.kwargs, kernel.outputs)):
+            for leaf in leaves((kernel.args, kernel.kwargs, kernel.outputs)):
                 if isinstance(leaf, Place):
                     self._last[leaf.memory.id] = number
         self._done = True
@@ -236,8 +255,8 @@ class CUDAGraph:
 
         for number, kernel in enumerate(capture.kernels):
             self._fake.launch(kernel.name, index)
-            args, kwargs = pytree.tree_map(found, (kernel.args, kernel.kwargs))
-            results = pytree.tree_leaves(kernel.run(*args, **kwargs))
+            args, kwargs = mapped(found, kernel.args), mapped(found, kernel.kwargs)
+            results = leaves(kernel.run(*args, **kwargs))
             for result, place in zip(results, kernel.outputs, strict=True):
                 if place is None:
                     continue

@@ -69,6 +69,10 @@ class Judge:
             self._handler._handle_event_creation(event)
             return event
 
+    def forget_event(self, event: int) -> None:
+        with self._lock:
+            self._handler._handle_event_deletion(event)
+
     def record(self, event: int, stream: int) -> None:
         if self.enabled:
             with self._lock:

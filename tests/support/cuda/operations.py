@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.cuda import fused
 from tests.support.cuda.failures import UNSUPPORTED_IN_CAPTURE, cuda_error
-from tests.support.cuda.graphs import Capture, Kernel, Place, plainly
+from tests.support.cuda.graphs import Capture, Kernel, Place, leaves, mapped, plainly
 from tests.support.cuda.judge import HOST
 from tests.support.cuda.memory import (
     HOST_PLACE,
@@ -61,8 +60,9 @@ class Call:
                 self.non_blocking = bool(value)
             alias = argument.alias_info
             write = alias is not None and alias.is_write
-            for tensor in _tensors(value):
-                self.tensors.append((tensor, fake.allocator.find(tensor), write))
+            for tensor in leaves(value):
+                if isinstance(tensor, Tensor):
+                    self.tensors.append((tensor, fake.allocator.find(tensor), write))
 
     def _arguments(self) -> Iterator[tuple[Any, Any]]:
         arguments = self.func._schema.arguments
@@ -80,17 +80,12 @@ class Call:
         return any(memory is None and tensor.ndim > 0 for tensor, memory, _ in self.tensors)
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            if isinstance(each, Tensor):
-                yield each
-
-
 class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches what runs in one thread."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # Telling it to takes a second, and nothing here is compiled.
 
     def __init__(self, fake: FakeCuda) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -150,8 +145,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _fresh(call: Call, results: Any) -> list[Tensor]:
         """The results that are no views of the arguments."""
         given = {tensor.untyped_storage()._cdata for tensor, _, _ in call.tensors}
-        leaves = pytree.tree_leaves(results)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in leaves(results) if isinstance(leaf, Tensor)]
         return [each for each in tensors if each.untyped_storage()._cdata not in given]
 
     def _on_device(self, call: Call, home: int) -> Any:
@@ -219,12 +213,12 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         new: Sequence[Memory],
     ) -> None:
         ours = {memory.id for memory in new}
-        places = [capture.place(leaf) for leaf in pytree.tree_leaves(results)]
+        places = [capture.place(leaf) for leaf in leaves(results)]
         outputs = [
             place if isinstance(place, Place) and place.memory.id in ours else None
             for place in places
         ]
-        args, kwargs = pytree.tree_map(capture.place, (tuple(call.args), dict(call.kwargs)))
+        args, kwargs = mapped(capture.place, call.args), mapped(capture.place, call.kwargs)
         kernel = Kernel(call.name, run, args, kwargs, outputs)
         reads = {memory.id for memory in call.memories(written=False)}
         writes = {memory.id for memory in itertools.chain(call.memories(written=True), new)}

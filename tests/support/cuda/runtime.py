@@ -52,8 +52,8 @@ class FakeCuda:
     """What a test asks for, and tells.
 
     `races`: accesses that nothing orders; `kernels`: names of operations, "aten::conv2d", and how
-    often each ran, replays included; `calls`: of CUDA's runtime, "cudaMalloc"; `events`: all that
-    were made; `waited`: those that the host has waited for.
+    often each ran, replays included; `calls`: of CUDA's runtime, "cudaMalloc"; `waited`: events
+    that the host has waited for.
     """
 
     def __init__(self, card: Card, *, judge: bool) -> None:
@@ -62,7 +62,6 @@ class FakeCuda:
         self.allocator = Allocator(self.judge, card.count, card.memory)
         self.kernels: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
-        self.events: list[Event] = []
         self.waited: list[Event] = []
         self.captures: list[Capture] = []
         self.broken = False  # The allocator, by a capture that failed.

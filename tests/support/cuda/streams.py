@@ -84,7 +84,6 @@ class Event:
         self.id = self._fake.judge.new_event()
         self._capture: Capture | None = None
         self._seconds = 0.0
-        self._fake.events.append(self)
 
     def record(self, stream: Stream | None = None) -> None:
         stream = stream or self._fake.current_stream()
@@ -116,7 +115,8 @@ class Event:
 
     def synchronize(self) -> None:
         self._asked("cudaEventSynchronize")
-        self._fake.waited.append(self)
+        if self not in self._fake.waited:
+            self._fake.waited.append(self)
 
     def query(self) -> bool:
         self._asked("cudaEventQuery")
@@ -135,3 +135,6 @@ class Event:
         if not (self.timing and end_event.timing):
             raise ValueError("Both events must be created with argument 'enable_timing=True'.")
         return 1000 * (end_event._seconds - self._seconds)
+
+    def __del__(self) -> None:
+        self._fake.judge.forget_event(self.id)
