@@ -12,7 +12,7 @@ from torch import Tensor
 
 from service.engines.blueprint import Blueprint
 from service.inference.ranking import Ranking
-from service.inference.tasks import Pixels
+from service.inference.tasks import Classify, Pixels, Task
 
 
 class CudaEngine:
@@ -42,15 +42,24 @@ class CudaEngine:
         self._computing = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._lanes = [_Lane(blueprint, self._device) for _ in range(self.in_flight)]
         self._next = 0
+        self._head = blueprint.head()
         self._classify = classify
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] | None = (
             {} if graphs else None
         )
 
+    @property
+    def graphs(self) -> int:
+        return len(self._graphs or ())
+
+    def prepare(self, size: int) -> None:
+        pass
+
     def launch(
-        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         # The engine thread collects a lane's batch before it launches the next one there.
+        maps = any(not isinstance(task, Classify) for task in tasks)
         index, self._next = self._next, (self._next + 1) % self.in_flight
         lane, count = self._lanes[index], len(images)
         whole = all(image.dtype == np.uint8 for image in images)
@@ -71,11 +80,15 @@ class CudaEngine:
         def collect() -> Ranking:
             lane.computed.synchronize()
             # Copies: the lane's memory is the next batch's.
-            return Ranking(
+            ranking = Ranking(
                 lane.host_classes[:count].numpy().copy(),
                 lane.host_probabilities[:count].numpy().copy(),
-                None if host_maps is None else host_maps.numpy().copy(),
             )
+            if host_maps is not None:
+                found = zip(tasks, host_maps.numpy(), ranking.classes, strict=True)
+                details = [self._head.detail(task, each, int(top[0])) for task, each, top in found]
+                ranking = ranking._replace(details=details)
+            return ranking
 
         return collect
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from service.config.settings import ModelSettings, Settings
 from service.engines import cache
 from service.engines.blueprint import Blueprint
-from service.engines.buckets import Buckets, confirmed, measure
+from service.engines.buckets import Buckets, Run, confirmed, measure
 from service.engines.compiled import compiled
 from service.engines.devices import precision_of
 from service.engines.eager import eager
@@ -21,7 +22,7 @@ from service.engines.engine import Engine, Warm
 from service.engines.parity import Parity, check
 from service.engines.tuning import machine
 from service.errors import ConfigError
-from service.inference.tasks import Head
+from service.inference.tasks import Explain, Pixels, Task
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,13 @@ def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Wa
     if tuning is not None and tuning.outdated(warm.buckets.per_image):
         log.info("%s: measuring again: the machine was busy before", blueprint.bundle.name)
         warm = _warm(kind, replace(blueprint, fresh=True))
-    return replace(warm, parity=check(warm.infer, blueprint, tolerance))
+
+    def infer(images: Sequence[Pixels]) -> NDArray[np.float32]:
+        with blueprint.turn():
+            return warm.infer(images)
+
+    sizes, lanes = warm.buckets.seconds.keys(), warm.engine.in_flight
+    return replace(warm, parity=check(infer, sizes, lanes, blueprint, tolerance))
 
 
 def _warm(kind: str, blueprint: Blueprint) -> Warm:
@@ -90,22 +97,34 @@ def _warm(kind: str, blueprint: Blueprint) -> Warm:
     engine = KINDS[kind](blueprint)
     blank = np.zeros((blueprint.bundle.input.size,) * 2 + (3,), dtype=np.uint8)
 
-    def run(size: int, *, maps: bool = False) -> None:
-        ranking = engine.launch([blank] * size, size, maps=maps)()
+    def run(size: int, *tasks: Task) -> float:
+        """Seconds of a batch of blank images."""
+        with blueprint.turn():
+            began = time.perf_counter()
+            ranking = engine.launch([blank] * size, size, tasks)()
+            seconds = time.perf_counter() - began
         if not np.isfinite(ranking.probabilities).all():
             raise RuntimeError(f"the network produces NaN in {engine.precision} on {engine.device}")
+        return seconds
 
-    run(1, maps=True)  # Also allocates what the maps need.
+    run(1, Explain())  # Also allocates what the maps need.
     buckets = _buckets(run, engine, blueprint)
-    last: Any = blueprint.bundle.network().head
-    head = Head(*(part.detach().float().numpy().copy() for part in (last.weight, last.bias)))
-    return Warm(engine, buckets, Parity(0, 0.0, 0.0), lambda: run(1), head)
+
+    def probe() -> None:
+        run(1)
+
+    return Warm(engine, buckets, Parity(0, 0.0, 0.0), probe)
 
 
-def _buckets(run: Callable[[int], object], engine: Engine, blueprint: Blueprint) -> Buckets:
+def _buckets(run: Run, engine: Engine, blueprint: Blueprint) -> Buckets:
     """The batch sizes, all of which have run: from the cache if still true, else measured now."""
+
+    def prepared(size: int) -> float:
+        engine.prepare(size)
+        return run(size)
+
     if engine.tuning is None:  # On a GPU, measuring takes less time than the rest of a start.
-        return measure(run, blueprint.max_batch)
+        return measure(prepared, blueprint.max_batch)
     path = blueprint.cached("batches", ".json", engine.name, *machine(), engine.tuning.ways)
     buckets = None if blueprint.fresh else cache.load(path, Buckets.read)
     if buckets is None or not confirmed(run, buckets):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from service.engines.engine import Warm
 from service.engines.start import blueprint_of, start_engine, start_first
 from service.errors import ConfigError
 from service.inference.ranking import rank
-from service.inference.tasks import Embed, Explain, Pixels
+from service.inference.tasks import CLASSIFY, Embed, Explain, Pixels, Task
 from tests.support import rounding
 
 TINY = Architecture(
@@ -140,28 +141,40 @@ def test_openvino_computes_what_torch_computes(name: str) -> None:
 
 
 def check_maps(warm: Warm, made: Bundle, precision: str = "fp32") -> None:
-    """The maps are those that the answers come from, and their means and sums are the logits."""
-    ranking = warm.launch(images(3), maps=True)()
+    """Features and activation maps are those that the ranking comes from: with the head, they
+    give the logits."""
     network, batch = made.network(), torch.from_numpy(np.stack(images(3)))
     with torch.inference_mode():
         normalised = made.classifier().normalise(batch)
         maps, logits = network.maps(normalised).numpy(), network(normalised).numpy()
-    assert ranking.maps is not None
     near = partial(rounding.assert_near, layers=made.tensors, precision=precision)
-    near(ranking.maps, maps)
-    assert warm.launch(images(3))().maps is None
-    for image in range(3):
-        features = warm.head.detail(Embed(), ranking.maps[image], 0)
-        found = warm.head.weight @ features + warm.head.bias
-        near(found, logits[image])
-        for task, likeliest, class_id in (
-            (Explain(), 4, 4),
-            (Explain(2), 4, 2),
-            (Explain(0), 4, 0),
-        ):
-            *grid, bias = warm.head.detail(task, ranking.maps[image], likeliest)
-            assert len(grid) == 16 * 16
-            near([np.mean(grid) + bias], [logits[image, class_id]], scale=np.abs(logits).max())
+    head = made.tensors["head.weight"].numpy()
+    assert not warm.launch(images(3))().details
+    tasks: list[Task] = [Embed(), Explain(2), CLASSIFY]
+    for turn in range(3):  # Each task with each image, and in each lane.
+        asked = tasks[turn:] + tasks[:turn]
+        ranking = warm.launch(images(3), asked)()
+        for image, (task, detail) in enumerate(zip(asked, ranking.details, strict=True)):
+            if task == CLASSIFY:
+                assert detail is None
+                continue
+            assert detail is not None
+            if task == Embed():
+                near(detail, maps[image].mean((1, 2)))
+            else:
+                *grid, bias = detail
+                near(grid, np.tensordot(head[2], maps[image], 1).ravel())
+                total = np.mean(grid) + bias
+                near([total], [logits[image, 2]], scale=np.abs(logits).max())
+    likeliest = logits.argmax(1)
+    ranking = warm.launch(images(3), [Explain()] * 3)()
+    for image, detail in enumerate(ranking.details):
+        assert detail is not None
+        near(
+            [detail[:-1].mean() + detail[-1]],
+            [logits[image, likeliest[image]]],
+            scale=np.abs(logits).max(),
+        )
 
 
 def check_fractions(warm: Warm, made: Bundle, precision: str = "fp32") -> None:
@@ -258,11 +271,29 @@ def test_parity_tells_agreement_and_difference(tiny: Bundle) -> None:
         found[:4] = np.roll(found[:4], 1, axis=1)
         return found
 
-    reference = parity.reference(planned(tiny))
-    assert parity.check(lambda _: reference, planned(tiny), exactly(tiny)).top1_agreement == 1
-    told = parity.check(half_wrong, planned(tiny), 1.0)
+    told = parity.check(half_wrong, [8], 1, planned(tiny), 1.0)
     assert told.top1_agreement == 0.5
     assert told.max_difference > 0.001
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 4, 8])
+def test_parity_sees_each_batch_size_in_each_lane(tiny: Bundle, wrong: int) -> None:
+    exact = start_engine("eager", planned(tiny), None)
+    launched: Counter[int] = Counter()
+
+    def wrong_in_the_second_lane(batch: Any) -> NDArray[np.float32]:
+        found = exact.infer(batch)
+        launched[len(batch)] += 1
+        if len(batch) == wrong and launched[wrong] == 2:
+            found[-1] = np.roll(found[-1], 1)
+        return found
+
+    sizes = [1, 2, 4, 8]
+    with pytest.raises(parity.ParityError, match=rf"in a batch of {wrong}, more than"):
+        parity.check(wrong_in_the_second_lane, sizes, 2, planned(tiny), exactly(tiny))
+    launched.clear()
+    parity.check(wrong_in_the_second_lane, sizes, 1, planned(tiny), exactly(tiny))
+    assert launched == {1: 1, 2: 1, 4: 1, 8: 1}
 
 
 def test_the_reference_is_kept_and_belongs_to_its_weights(tiny: Bundle, tmp_path: Path) -> None:
