@@ -498,7 +498,7 @@ def test_without_openvino_it_is_named_and_auto_compiles(monkeypatch: pytest.Monk
     assert engines_for(automatic, "cpu") == ["openvino"]
     monkeypatch.setattr(devices, "has_openvino", lambda: False)
     assert engines_for(automatic, "cpu") == ["eager", "compile"]
-    assert engines_for(automatic, "cuda:0") == ["eager", "compile"]
+    assert engines_for(automatic, "cuda:0") == ["fused"]
     with pytest.raises(ConfigError, match=r"pip install 'resnet-serve\[cpu\]'"):
         devices_of(ModelSettings(spec="x", device="cpu", engine="openvino"))
 
@@ -508,28 +508,3 @@ def test_precision_is_what_is_asked_for_or_what_the_hardware_has() -> None:
     assert precision_of(ModelSettings(spec="x", precision="bf16"), "cpu") == "bf16"
     automatic = precision_of(ModelSettings(spec="x"), "cpu")
     assert automatic == ("bf16" if has_bf16() else "fp32")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["eager", "compile"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_cuda_is_near_the_cpu(tiny: Bundle, kind: str, precision: str) -> None:
-    warm = start_engine(kind, replace(planned(tiny, precision), device="cuda:0"), None)
-    batch = images(5)
-    own = TF32 if precision == "fp32" else precision
-    rounding.assert_probabilities_near(warm.infer(batch), expected(tiny, batch), tiny.tensors, own)
-    if precision == "fp32":
-        check_maps(warm, tiny, TF32)
-        check_fractions(warm, tiny, TF32)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["eager", "compile"])
-def test_two_batches_in_flight_on_cuda_keep_apart(tiny: Bundle, kind: str) -> None:
-    warm = start_engine(kind, replace(planned(tiny), device="cuda:0"), None)
-    for _ in range(50):
-        first, second = images(3), images(7)
-        flying = [warm.launch(first), warm.launch(second)]
-        for batch, result in zip((first, second), flying, strict=True):
-            found = result().by_class()
-            rounding.assert_probabilities_near(found, expected(tiny, batch), tiny.tensors, TF32)
