@@ -17,7 +17,7 @@ import numpy as np
 from service.cli.main import main
 from service.engines.host import HostEngine
 from service.inference.ranking import Ranking, rank
-from service.inference.tasks import Pixels
+from service.inference.tasks import Pixels, Task
 
 # Seconds by batch size, of the shape that a GPU's have: small batches take as long as smaller ones.
 SECONDS = {1: 0.080, 2: 0.082, 4: 0.086, 8: 0.100, 16: 0.160}
@@ -31,15 +31,15 @@ ENVIRONMENT = {
 
 
 def launch(
-    self: HostEngine, images: Sequence[Pixels], size: int, *, maps: bool = False
+    self: HostEngine, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
 ) -> Callable[[], Ranking]:
-    """In the place of `HostEngine.launch`; there are no maps."""
+    """In the place of `HostEngine.launch`; there are no details."""
     ready = time.perf_counter() + SECONDS[size]
     probabilities = np.full((len(images), CLASSES), 1 / CLASSES, dtype=np.float32)
 
     def collect() -> Ranking:
         time.sleep(max(0.0, ready - time.perf_counter()))
-        return rank(probabilities, None)
+        return rank(probabilities)
 
     return collect
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 
 from models import hardware
 from models.bundle import Bundle
+from service.inference.tasks import Head
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Blueprint:
     `device`: cpu or cuda:N; `precision`: fp32, bf16, fp16 or int8; `threads`: of a CPU engine,
     None: chosen by measuring; `request_seconds`: CPU time that HTTP takes for a request beside the
     engine, 0: there is no HTTP; `cache`: a writable folder, or None; `fresh`: measures again what
-    an earlier start measured.
+    an earlier start measured; `turn`: a context in which nothing else uses the device.
     """
 
     bundle: Bundle
@@ -31,6 +34,13 @@ class Blueprint:
     request_seconds: float
     cache: Path | None
     fresh: bool = False
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def head(self) -> Head:
+        """The network's last layer."""
+        tensors = self.bundle.tensors
+        weight, bias = (tensors[f"head.{part}"].float().numpy() for part in ("weight", "bias"))
+        return Head(weight.copy(), bias.copy())
 
     def cached(self, kind: str, suffix: str, *details: object) -> Path | None:
         """The path of a cached file, in a folder that exists.

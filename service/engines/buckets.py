@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,6 +29,8 @@ SHORTEST_SAMPLE, LONGEST_SAMPLE = 0.01, 0.1
 DRIFT = 1.5
 # A busy moment of the machine makes batches that are shorter than this, in seconds, look slow.
 RELIABLE = 0.03
+# Computes a batch of so many images; returns the seconds that it took.
+Run = Callable[[int], float]
 
 
 def sizes(max_batch: int) -> list[int]:
@@ -93,7 +94,7 @@ class Buckets:
         return Buckets({size: took for size, took in self.seconds.items() if size <= largest})
 
 
-def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
+def measure(run: Run, max_batch: int) -> Buckets:
     """Runs larger and larger batches, until two in a row reliably gain no throughput, or the next
     would take too long or does not fit into memory.
 
@@ -105,7 +106,7 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
     for size in sizes(max_batch):
         try:
             run(size)
-            sample = sample or _sample(_took(run, size))
+            sample = sample or _sample(run(size))
             took = _shortest(run, size, sample)
         except Exception as error:
             if not seconds or not faults.out_of_memory(error):
@@ -124,13 +125,13 @@ def measure(run: Callable[[int], object], max_batch: int) -> Buckets:
     return Buckets(seconds)
 
 
-def confirmed(run: Callable[[int], object], buckets: Buckets) -> bool:
+def confirmed(run: Run, buckets: Buckets) -> bool:
     """Whether batches still take as long as they did: all of them together, and none much less,
     which means that the machine was busy when it was measured. Runs each size."""
     total = 0.0
     for size, seconds in buckets.seconds.items():
         run(size)  # The first may allocate.
-        took = _took(run, size)
+        took = run(size)
         if took * DRIFT < seconds:
             return False
         total += took
@@ -142,19 +143,13 @@ def _sample(single: float) -> float:
     return min(max(SAMPLE * single, SHORTEST_SAMPLE), LONGEST_SAMPLE)
 
 
-def _took(run: Callable[[int], object], size: int) -> float:
-    started = time.perf_counter()
-    run(size)
-    return time.perf_counter() - started
-
-
-def _shortest(run: Callable[[int], object], size: int, sample: float) -> float:
+def _shortest(run: Run, size: int, sample: float) -> float:
     """Seconds of a batch in the fastest of a few samples; one is enough for a slow batch."""
     shortest = float("inf")
     for _ in range(REPEATS):
         spent, runs = 0.0, 0
         while spent < sample:
-            spent, runs = spent + _took(run, size), runs + 1
+            spent, runs = spent + run(size), runs + 1
         shortest = min(shortest, spent / runs)
         if shortest > LONGEST / REPEATS:
             break

@@ -13,7 +13,7 @@ from service.engines.buckets import Buckets
 from service.engines.parity import Parity
 from service.engines.tuning import Tuning
 from service.inference.ranking import Ranking
-from service.inference.tasks import Head, Pixels
+from service.inference.tasks import Pixels, Task
 
 
 class Engine(Protocol):
@@ -21,7 +21,7 @@ class Engine(Protocol):
 
     `name`: the kind; `device`: where it runs; `precision`: fp32, bf16, fp16 or int8;
     `in_flight`: how many batches may be launched before the first is collected; `tuning`: of an
-    engine on the CPU, how many threads it has, and why.
+    engine on the CPU, how many threads it has, and why; `graphs`: CUDA graphs that it captured.
     """
 
     name: str
@@ -31,14 +31,19 @@ class Engine(Protocol):
 
     @property
     def tuning(self) -> Tuning | None: ...
+    @property
+    def graphs(self) -> int: ...
+
+    def prepare(self, size: int) -> None:
+        """Allocates and captures all that batches padded to `size` need, before the first."""
 
     def launch(
-        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         """Starts to compute N images [H, W, 3], padded to `size`.
 
-        Calling the result waits for the ranking, which has the network's `maps` on request.
-        Batches are collected in the order in which they were launched.
+        `tasks`: one for each image; empty: all are to be classified. Calling the result waits for
+        the ranking. Batches are collected in the order in which they were launched.
         """
 
 
@@ -46,18 +51,17 @@ class Engine(Protocol):
 class Warm:
     """An engine that has run every batch size and has been compared with fp32.
 
-    `probe` is one real forward, which raises if it fails or gives NaN; `head` is the network's.
+    `probe` is one real forward, which raises if it fails or gives NaN.
     """
 
     engine: Engine
     buckets: Buckets
     parity: Parity
     probe: Callable[[], None]
-    head: Head
 
-    def launch(self, images: Sequence[Pixels], *, maps: bool = False) -> Callable[[], Ranking]:
+    def launch(self, images: Sequence[Pixels], tasks: Sequence[Task] = ()) -> Callable[[], Ranking]:
         """As the engine's, for at most `buckets.largest` images."""
-        return self.engine.launch(images, self.buckets.fit(len(images)), maps=maps)
+        return self.engine.launch(images, self.buckets.fit(len(images)), tasks)
 
     def up_to(self, largest: int) -> Warm:
         """The same engine, with no larger batches than `largest` images are padded to."""

@@ -9,13 +9,14 @@ import numpy as np
 from service.engines.blueprint import Blueprint
 from service.engines.tuning import Forward, Tuning
 from service.inference.ranking import Ranking, rank
-from service.inference.tasks import Pixels
+from service.inference.tasks import Classify, Pixels, Task
 
 
 class HostEngine:
     """See `service.engines.engine.Engine`; `tuning` says which threads compute `forward`."""
 
     in_flight = 1
+    graphs = 0
 
     def __init__(self, name: str, blueprint: Blueprint, forward: Forward, tuning: Tuning) -> None:
         self.name = name
@@ -23,14 +24,22 @@ class HostEngine:
         self.precision = blueprint.precision
         self.tuning = tuning
         self._forward = forward
+        self._head = blueprint.head()
         side = blueprint.bundle.input.size
         self._slab = np.zeros((blueprint.max_batch, side, side, 3), dtype=np.float32)
 
+    def prepare(self, size: int) -> None:
+        """Nothing: the libraries allocate as they compute."""
+
     def launch(
-        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         count = len(images)
         np.stack(images, out=self._slab[:count])
         probabilities, fetch = self._forward(self._slab[:size])
-        ranking = rank(probabilities[:count], fetch()[:count] if maps else None)
+        ranking = rank(probabilities[:count])
+        if any(not isinstance(task, Classify) for task in tasks):
+            found = zip(tasks, fetch(), ranking.classes, strict=False)
+            details = [self._head.detail(task, maps, int(top[0])) for task, maps, top in found]
+            ranking = ranking._replace(details=details)
         return lambda: ranking

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,26 +62,42 @@ def _write(probabilities: NDArray[np.float32], path: Path) -> None:
 
 def check(
     infer: Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]],
+    sizes: Collection[int],
+    lanes: int,
     blueprint: Blueprint,
     tolerance: float | None,
 ) -> Parity:
-    """The parity of `infer`; `tolerance` None: the default of the precision.
+    """The parity of `infer`, over all batch sizes and lanes: each may be a program of its own.
+
+    `infer` computes one batch, and each call uses the next of the engine's `lanes`. `tolerance`
+    None: the default of the precision.
 
     Raises:
         ParityError: a probability differs by more than the tolerance.
     """
     expected = reference(blueprint)
-    probabilities = infer(sample_images(blueprint.bundle.input.size))
-    agreement = float((probabilities.argmax(1) == expected.argmax(1)).mean())
-    difference = float(np.abs(probabilities - expected).max())
+    images = sample_images(blueprint.bundle.input.size)
     limit = TOLERANCES[blueprint.precision] if tolerance is None else tolerance
-    # Written so that NaN is refused.
-    if not difference <= limit:
-        raise ParityError(
-            f"its probabilities differ from fp32 by up to {difference:.3g}, "
-            f"more than parity_tolerance {limit:g}"
-        )
-    return Parity(IMAGES, agreement, difference)
+    agreed, computed, largest = 0, 0, 0.0
+    for size in sizes:
+        for rows in _batches(size, lanes, whole=size == max(sizes)):
+            probabilities = infer([images[row] for row in rows])
+            difference = float(np.abs(probabilities - expected[rows]).max())
+            # Written so that NaN is refused.
+            if not difference <= limit:
+                raise ParityError(
+                    f"its probabilities differ from fp32 by up to {difference:.3g} in a batch of "
+                    f"{size}, more than parity_tolerance {limit:g}"
+                )
+            agreed += int((probabilities.argmax(1) == expected[rows].argmax(1)).sum())
+            computed, largest = computed + size, max(largest, difference)
+    return Parity(IMAGES, agreed / computed, largest)
+
+
+def _batches(size: int, lanes: int, *, whole: bool) -> Iterator[NDArray[np.intp]]:
+    """The sample images in each batch of `size`: one for every lane, and if `whole`, all images."""
+    for batch in range(max(lanes, -(-IMAGES // size) if whole else 1)):
+        yield (batch * size + np.arange(size)) % IMAGES
 
 
 def sample_images(side: int) -> list[NDArray[np.uint8]]:

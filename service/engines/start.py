@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from service.config.settings import ModelSettings, Settings
-from service.engines import cache
+from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
-from service.engines.buckets import Buckets, confirmed, measure
+from service.engines.buckets import Buckets, Run, confirmed, measure
 from service.engines.compiled import compiled
+from service.engines.cuda_graph import CaptureFailed
 from service.engines.devices import precision_of
 from service.engines.eager import eager
 from service.engines.engine import Engine, Warm
+from service.engines.fused import fused
 from service.engines.parity import Parity, check
 from service.engines.tuning import machine
 from service.errors import ConfigError
-from service.inference.tasks import Head
+from service.inference.tasks import Explain, Pixels, Task
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +41,10 @@ KINDS: dict[str, Callable[[Blueprint], Engine]] = {
     "eager": eager,
     "compile": compiled,
     "openvino": _openvino,
+    "fused": fused,
 }
+# Version of the file that says why a kind of engine must not be tried again.
+REFUSED = 1
 
 
 def blueprint_of(
@@ -82,7 +90,13 @@ def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Wa
     if tuning is not None and tuning.outdated(warm.buckets.per_image):
         log.info("%s: measuring again: the machine was busy before", blueprint.bundle.name)
         warm = _warm(kind, replace(blueprint, fresh=True))
-    return replace(warm, parity=check(warm.infer, blueprint, tolerance))
+
+    def infer(images: Sequence[Pixels]) -> NDArray[np.float32]:
+        with blueprint.turn():
+            return warm.infer(images)
+
+    sizes, lanes = warm.buckets.seconds.keys(), warm.engine.in_flight
+    return replace(warm, parity=check(infer, sizes, lanes, blueprint, tolerance))
 
 
 def _warm(kind: str, blueprint: Blueprint) -> Warm:
@@ -90,22 +104,35 @@ def _warm(kind: str, blueprint: Blueprint) -> Warm:
     engine = KINDS[kind](blueprint)
     blank = np.zeros((blueprint.bundle.input.size,) * 2 + (3,), dtype=np.uint8)
 
-    def run(size: int, *, maps: bool = False) -> None:
-        ranking = engine.launch([blank] * size, size, maps=maps)()
+    def run(size: int, *tasks: Task) -> float:
+        """Seconds of a batch of blank images."""
+        with blueprint.turn():
+            began = time.perf_counter()
+            ranking = engine.launch([blank] * size, size, tasks)()
+            seconds = time.perf_counter() - began
         if not np.isfinite(ranking.probabilities).all():
             raise RuntimeError(f"the network produces NaN in {engine.precision} on {engine.device}")
+        return seconds
 
-    run(1, maps=True)  # Also allocates what the maps need.
+    engine.prepare(1)
+    run(1, Explain())  # Also allocates what the maps need.
     buckets = _buckets(run, engine, blueprint)
-    last: Any = blueprint.bundle.network().head
-    head = Head(*(part.detach().float().numpy().copy() for part in (last.weight, last.bias)))
-    return Warm(engine, buckets, Parity(0, 0.0, 0.0), lambda: run(1), head)
+
+    def probe() -> None:
+        run(1)
+
+    return Warm(engine, buckets, Parity(0, 0.0, 0.0), probe)
 
 
-def _buckets(run: Callable[[int], object], engine: Engine, blueprint: Blueprint) -> Buckets:
+def _buckets(run: Run, engine: Engine, blueprint: Blueprint) -> Buckets:
     """The batch sizes, all of which have run: from the cache if still true, else measured now."""
+
+    def prepared(size: int) -> float:
+        engine.prepare(size)
+        return run(size)
+
     if engine.tuning is None:  # On a GPU, measuring takes less time than the rest of a start.
-        return measure(run, blueprint.max_batch)
+        return measure(prepared, blueprint.max_batch)
     path = blueprint.cached("batches", ".json", engine.name, *machine(), engine.tuning.ways)
     buckets = None if blueprint.fresh else cache.load(path, Buckets.read)
     if buckets is None or not confirmed(run, buckets):
@@ -118,18 +145,37 @@ def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | N
     """The first of `kinds` that starts, else plain PyTorch; logs each that does not.
 
     Raises:
-        RuntimeError: plain PyTorch does not start either.
+        RuntimeError: plain PyTorch does not start either, or the device cannot be used any more in
+            this process. If a CUDA graph is to blame, the next process uses plain PyTorch.
     """
+    name = blueprint.bundle.name
     for kind in kinds:
         if kind == "eager":
             break
+        refused = blueprint.cached("refused", ".txt", REFUSED, kind)
+        if (reason := cache.load(refused, Path.read_text)) is not None:
+            log.warning(
+                "%s: using eager, because engine %s failed before; remove %s to try it again: %s",
+                name,
+                kind,
+                refused,
+                reason,
+            )
+            continue
         try:
             return start_engine(kind, blueprint, tolerance)
         # Compilers fail in many ways; plain PyTorch can still serve.
-        except Exception as error:  # noqa: BLE001
-            log.warning(
-                "%s: engine %s did not start, using eager: %s", blueprint.bundle.name, kind, error
-            )
+        except Exception as error:
+            if isinstance(error, CaptureFailed):
+                cache.store(refused, partial(_note, str(error)))
+            if faults.poisons(error):
+                raise
+            why = faults.in_one_line(error)
+            log.warning("%s: engine %s did not start, using eager: %s", name, kind, why)
     if blueprint.precision == "int8":
         blueprint = replace(blueprint, precision="fp32")
     return start_engine("eager", blueprint, tolerance)
+
+
+def _note(reason: str, path: Path) -> None:
+    path.write_text(reason, "utf-8")

@@ -20,7 +20,7 @@ from service.engines.watchdog import Late, Watchdog
 from service.inference.batcher import Batcher
 from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row
-from service.inference.tasks import Classify, Pixels
+from service.inference.tasks import Pixels
 
 Batch = list[Job[Pixels, Row]]
 log = logging.getLogger(__name__)
@@ -74,10 +74,10 @@ class Turn:
     def _launch(self, batch: Batch) -> Callable[[], Ranking]:
         """The batch's result; if it cannot even begin, the result raises why."""
         images = [job.payload for job in batch if job.payload is not None]
-        maps = any(not isinstance(job.task, Classify) for job in batch)
+        tasks = [job.task for job in batch]
         expected = self.warm.expected(len(images))
         try:
-            result = self.watchdog.call(partial(self.warm.launch, images, maps=maps), expected)
+            result = self.watchdog.call(partial(self.warm.launch, images, tasks), expected)
         except Late:
             raise
         except Exception as error:  # noqa: BLE001
@@ -102,7 +102,7 @@ class Turn:
         return True
 
     def _answer(self, batch: Batch, ranking: Ranking) -> None:
-        rows = self._rows(batch, ranking)
+        rows = ranking.rows()
         if not np.isfinite(ranking.probabilities).all():
             finite = [bool(np.isfinite(row).all()) for row in ranking.probabilities]
             log.error("%s: the network produced NaN for %d images", self.name, finite.count(False))
@@ -114,16 +114,6 @@ class Turn:
             self._largest = max(self._largest, len(batch))
             self.events.batch(len(batch), time.perf_counter() - batch[0].started)
             self.batcher.finish(batch, rows)
-
-    def _rows(self, batch: Batch, ranking: Ranking) -> list[Row]:
-        rows = ranking.rows()
-        if ranking.maps is not None:
-            for index, job in enumerate(batch):
-                if not isinstance(job.task, Classify):
-                    likeliest = int(rows[index].classes[0])
-                    detail = self.warm.head.detail(job.task, ranking.maps[index], likeliest)
-                    rows[index] = rows[index]._replace(detail=detail)
-        return rows
 
     def _shrink(self) -> None:
         """Computes what did not fit in halves, and limits later batches to the largest that did."""

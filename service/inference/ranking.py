@@ -21,15 +21,16 @@ class Row(NamedTuple):
 
 class Ranking(NamedTuple):
     """`classes` int32 [N, K] and their `probabilities` float32 [N, K], descending in each row;
-    and the network's last `maps` float32 [N, C, h, w], if requested."""
+    and the `details` of the N images' tasks, empty if all are to be classified only."""
 
     classes: NDArray[np.int32]
     probabilities: NDArray[np.float32]
-    maps: NDArray[np.float32] | None = None
+    details: Sequence[NDArray[np.float32] | None] = ()
 
     def rows(self) -> list[Row]:
         """One row per image."""
-        return list(map(Row, self.classes, self.probabilities))
+        details = self.details or [None] * len(self.classes)
+        return list(map(Row, self.classes, self.probabilities, details))
 
     def by_class(self) -> NDArray[np.float32]:
         """Probabilities [N, K] in the order of the classes."""
@@ -38,10 +39,10 @@ class Ranking(NamedTuple):
         return ordered
 
 
-def rank(probabilities: NDArray[np.float32], maps: NDArray[np.float32] | None = None) -> Ranking:
+def rank(probabilities: NDArray[np.float32]) -> Ranking:
     """The ranking of float32 [N, K]; ties are ordered by class."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
-    return Ranking(order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1), maps)
+    return Ranking(order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,9 +54,11 @@ class Head(NamedTuple):
         return np.append(grid, self.bias[class_id])
 
     def detail(
-        self, task: Embed | Explain, maps: NDArray[np.float32], likeliest: int
-    ) -> NDArray[np.float32]:
-        """The task's result besides the ranking; `likeliest`: the most likely class."""
+        self, task: Task, maps: NDArray[np.float32], likeliest: int
+    ) -> NDArray[np.float32] | None:
+        """The task's result besides the ranking, if any; `likeliest`: the most likely class."""
+        if isinstance(task, Classify):
+            return None
         if isinstance(task, Embed):
             return self.embedding(maps)
         return self.activation_map(likeliest if task.class_id is None else task.class_id, maps)

@@ -44,7 +44,9 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def launch(self, images: Sequence[Any], size: int, **asked: bool) -> Callable[[], Any]:
+    def launch(
+        self, images: Sequence[Any], size: int, tasks: Sequence[Any] = ()
+    ) -> Callable[[], Any]:
         with FORWARDS.open("ab") as forwards:
             forwards.write(b".")
         command, _, number = COMMANDS.read_text().strip().partition(" ")
@@ -64,7 +66,7 @@ class Faulty:
             Faulty.poisoned = True
         if Faulty.poisoned:
             raise RuntimeError(POISON)
-        collect = self._engine.launch(images, size, **asked)
+        collect = self._engine.launch(images, size, tasks)
         return (lambda: spoiled(collect())) if command == "nan" else collect
 
 

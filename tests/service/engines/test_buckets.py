@@ -13,29 +13,15 @@ from service.engines.buckets import Buckets, confirmed, measure, sizes
 
 
 class Device:
-    """Its clock goes on by `seconds` of a batch's size when it runs one; `ran` are their sizes."""
+    """It takes `seconds` of a batch's size to run one; `ran` are their sizes."""
 
     def __init__(self, seconds: Callable[[int], float]) -> None:
-        self.now = 0.0
         self.ran: list[int] = []
         self._seconds = seconds
 
-    def run(self, size: int) -> None:
+    def run(self, size: int) -> float:
         self.ran.append(size)
-        self.now += self._seconds(size)
-
-
-Make = Callable[[Callable[[int], float]], Device]
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Make:
-    def make(seconds: Callable[[int], float]) -> Device:
-        made = Device(seconds)
-        monkeypatch.setattr("time.perf_counter", lambda: made.now)
-        return made
-
-    return make
+        return self._seconds(size)
 
 
 @pytest.mark.parametrize(
@@ -94,17 +80,15 @@ def test_sizes_are_in_order_and_can_be_limited() -> None:
         (1 / 4, 1, "one of a batch so slow that a disturbance hardly counts"),
     ],
 )
-def test_a_batch_is_timed_so_often(device: Make, seconds: float, runs: int, why: str) -> None:
-    made = device(lambda _: seconds)
+def test_a_batch_is_timed_so_often(seconds: float, runs: int, why: str) -> None:
+    made = Device(lambda _: seconds)
     assert measure(made.run, 1).seconds == {1: seconds}
     assert len(made.ran) == 2 + runs, (
         f"once for what only the first pays for, once for a sample's length, and then {why}"
     )
 
 
-def test_a_busy_machine_makes_large_batches_no_slower_by_the_image_than_small_ones(
-    device: Make,
-) -> None:
+def test_a_busy_machine_makes_large_batches_no_slower_by_the_image_than_small_ones() -> None:
     """After every 40 ms of computing something else computes for 20 ms: between small batches, or
     within large ones."""
     computed = 0.0
@@ -114,13 +98,13 @@ def test_a_busy_machine_makes_large_batches_no_slower_by_the_image_than_small_on
         before, computed = computed, computed + 0.01 * size
         return 0.01 * size + 0.02 * (computed // 0.04 - before // 0.04)
 
-    made = device(seconds)
+    made = Device(seconds)
     per_image = [took / size for size, took in measure(made.run, 8).seconds.items()]
     assert max(per_image) < 1.2 * min(per_image), "though many a batch of one takes only 10 ms"
 
 
-def test_measuring_stops_where_larger_batches_gain_nothing(device: Make) -> None:
-    made = device(lambda size: 0.01 if size <= 4 else 0.0026 * size)
+def test_measuring_stops_where_larger_batches_gain_nothing() -> None:
+    made = Device(lambda size: 0.01 if size <= 4 else 0.0026 * size)
     assert list(measure(made.run, 256).seconds) == [1, 2, 4, 8, 16]
     assert set(made.ran) == {1, 2, 4, 8, 16}
 
@@ -137,57 +121,55 @@ def test_measuring_stops_where_larger_batches_gain_nothing(device: Make) -> None
     ],
 )
 def test_measuring_ends_where_two_in_a_row_gain_nothing(
-    device: Make, rates: list[float], measured: list[int], why: str
+    rates: list[float], measured: list[int], why: str
 ) -> None:
     # The 0.2 ms of handing a batch over are part of its rate.
     by_size = {2**power: 2**power / rate - 0.0002 for power, rate in enumerate(rates)}
-    made = device(by_size.__getitem__)
+    made = Device(by_size.__getitem__)
     assert list(measure(made.run, max(by_size)).seconds) == measured, why
 
 
 @pytest.mark.parametrize(("each", "largest"), [(0.00095, 32), (0.00093, 64)])
-def test_batches_of_less_than_30_ms_are_not_relied_upon(
-    device: Make, each: float, largest: int
-) -> None:
+def test_batches_of_less_than_30_ms_are_not_relied_upon(each: float, largest: int) -> None:
     """From 8 images on they gain less than 3 %; 32 take 30.4 ms, or 29.8."""
-    made = device(lambda size: each * size)
+    made = Device(lambda size: each * size)
     assert max(measure(made.run, 256).seconds) == largest
 
 
-def test_a_busy_moment_does_not_end_the_measuring_of_a_fast_network(device: Make) -> None:
-    made = device(lambda size: 0.001 + 0.0005 * size + (0.02 if size in (2, 4) else 0.0))
+def test_a_busy_moment_does_not_end_the_measuring_of_a_fast_network() -> None:
+    made = Device(lambda size: 0.001 + 0.0005 * size + (0.02 if size in (2, 4) else 0.0))
     assert list(measure(made.run, 32).seconds) == [1, 2, 4, 8, 16, 32]
 
 
-def test_measuring_stops_where_a_batch_would_take_too_long(device: Make) -> None:
-    made = device(lambda size: 0.09 * size**0.9)
+def test_measuring_stops_where_a_batch_would_take_too_long() -> None:
+    made = Device(lambda size: 0.09 * size**0.9)
     assert list(measure(made.run, 256).seconds) == [1, 2]
 
 
 @pytest.mark.parametrize(("seconds", "measured"), [(0.15, [1, 2]), (0.1501, [1])])
 def test_no_batch_is_tried_that_would_take_longer_than_300_ms(
-    device: Make, seconds: float, measured: list[int]
+    seconds: float, measured: list[int]
 ) -> None:
-    made = device(lambda _: seconds)
+    made = Device(lambda _: seconds)
     assert list(measure(made.run, 2).seconds) == measured
 
 
-def test_a_disturbed_measurement_does_not_forbid_larger_batches(device: Make) -> None:
-    made = device(lambda size: 0.002 + 0.0003 * size + (0.5 if size in (4, 8) else 0.0))
+def test_a_disturbed_measurement_does_not_forbid_larger_batches() -> None:
+    made = Device(lambda size: 0.002 + 0.0003 * size + (0.5 if size in (4, 8) else 0.0))
     found = measure(made.run, 16)
     assert found.take(100) == 16
     assert found.seconds[8] == pytest.approx(4 * found.seconds[2])
 
 
 def test_batches_for_which_there_is_no_memory_are_not_made(
-    device: Make, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    made = device(lambda _: 0.01)
+    made = Device(lambda _: 0.01)
 
-    def run(size: int) -> None:
-        made.run(size)
+    def run(size: int) -> float:
         if size > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+        return made.run(size)
 
     assert list(measure(run, 32).seconds) == [1, 2, 4]
     assert caplog.messages == ["out of memory for batches of 8: CUDA out of memory."]
@@ -195,13 +177,13 @@ def test_batches_for_which_there_is_no_memory_are_not_made(
         measure(lambda size: run(size + 4), 32)
 
 
-def test_what_fails_for_another_reason_is_no_matter_of_size(device: Make) -> None:
-    made = device(lambda _: 0.01)
+def test_what_fails_for_another_reason_is_no_matter_of_size() -> None:
+    made = Device(lambda _: 0.01)
 
-    def run(size: int) -> None:
-        made.run(size)
+    def run(size: int) -> float:
         if size == 4:
             raise RuntimeError("broken")
+        return made.run(size)
 
     with pytest.raises(RuntimeError, match="broken"):
         measure(run, 32)
@@ -221,26 +203,26 @@ def test_what_was_measured_comes_back_from_a_file(tmp_path: Path) -> None:
     ("times", "good"), [(1, True), (1.5, True), (1.51, False), (0.67, True), (0.66, False)]
 )
 def test_what_was_measured_holds_until_it_takes_half_as_long_again_or_two_thirds(
-    device: Make, times: float, good: bool
+    times: float, good: bool
 ) -> None:
     taken = {1: 0.125, 2: 0.25, 4: 0.375}
-    made = device(lambda size: times * taken[size])
+    made = Device(lambda size: times * taken[size])
     assert confirmed(made.run, Buckets(taken)) is good
     if good:
         assert made.ran == [1, 1, 2, 2, 4, 4], "all are warm"
 
 
 @pytest.mark.parametrize(("times", "good"), [(1.5, True), (1.6, False)])
-def test_one_size_that_was_disturbed_is_noticed(device: Make, times: float, good: bool) -> None:
+def test_one_size_that_was_disturbed_is_noticed(times: float, good: bool) -> None:
     """As long as it took so long, it would not be taken for a batch."""
-    made = device(lambda size: {1: 0.125, 2: 0.25, 4: 0.5}[size])
+    made = Device(lambda size: {1: 0.125, 2: 0.25, 4: 0.5}[size])
     assert confirmed(made.run, Buckets({1: 0.125, 2: 0.25, 4: times * 0.5})) is good
 
 
-def test_sizes_are_confirmed_all_together_and_without_their_first_run(device: Make) -> None:
+def test_sizes_are_confirmed_all_together_and_without_their_first_run() -> None:
     """One alone may have been disturbed, and the first run of each may allocate."""
     taken = {1: 0.125, 2: 0.25, 4: 0.375}
-    made = device(lambda size: 100.0 if made.ran.count(size) == 1 else {1: 0.5}.get(size, 0.25))
+    made = Device(lambda size: 100.0 if made.ran.count(size) == 1 else {1: 0.5}.get(size, 0.25))
     assert confirmed(made.run, Buckets(taken))
 
 

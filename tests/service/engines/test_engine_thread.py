@@ -22,7 +22,7 @@ from service.errors import EngineFailed
 from service.inference.batcher import Batcher
 from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row, rank
-from service.inference.tasks import Head, Pixels
+from service.inference.tasks import CLASSIFY, Pixels, Task
 
 POISON = "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"
 
@@ -49,6 +49,7 @@ class Faulty:
         self.failures = list(failures)
         self.in_flight = in_flight
         self.tuning = None
+        self.graphs = 0
         self.memory = memory
         self.freed = threading.Event()
         self.flying = self.most_flying = 0
@@ -59,7 +60,7 @@ class Faulty:
         return len(self.sizes)
 
     def launch(
-        self, images: Sequence[Pixels], size: int, *, maps: bool = False
+        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         assert len(images) <= size
         self.sizes.append(size)
@@ -81,9 +82,13 @@ class Faulty:
             self.flying -= 1
             if failure == "hang":
                 assert self.freed.wait(20)
-            return rank(found, np.stack([found, found], 2)[..., None] if maps else None)
+            details = [None if task == CLASSIFY else found[0] for task in tasks]
+            return rank(found)._replace(details=details)
 
         return collect
+
+    def prepare(self, size: int) -> None:
+        pass
 
     def warm(self) -> Warm:
         blank = np.zeros((4, 4, 3), dtype=np.uint8)
@@ -92,8 +97,7 @@ class Faulty:
             self.launch([blank], 1)()
 
         buckets = Buckets({1: 0.001, 2: 0.0011, 4: 0.0012})
-        head = Head(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
-        return Warm(self, buckets, Parity(0, 1.0, 0.0), probe, head)
+        return Warm(self, buckets, Parity(0, 1.0, 0.0), probe)
 
 
 class Builder(EngineBuilder):

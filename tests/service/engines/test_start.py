@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +18,31 @@ import torch
 from numpy.typing import NDArray
 
 from models import bundle
-from models.architecture import Architecture
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.preprocess import CIFAR, IMAGENET
 from models.processor import has_bf16
 from service.config.settings import ModelSettings, Settings
 from service.engines import devices, faults, parity, quantisation
-from service.engines.blueprint import Blueprint
 from service.engines.devices import devices_of, engines_for, precision_of
-from service.engines.engine import Warm
 from service.engines.start import blueprint_of, start_engine, start_first
 from service.errors import ConfigError
 from service.inference.ranking import rank
-from service.inference.tasks import Embed, Explain, Pixels
 from tests.support import rounding
-
-TINY = Architecture(
-    block="basic", blocks=(1, 1), planes=(8, 16), stem="small", num_classes=5, shortcut="A"
+from tests.support.engine_checks import (
+    TINY,
+    check_fractions,
+    check_maps,
+    exactly,
+    expected,
+    images,
+    planned,
 )
-Images = list[NDArray[np.uint8]]
-# Convolutions of float32 on CUDA may be in TF32, whose mantissa is that of fp16.
-TF32 = "fp16"
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Bundle:
     return bundle.untrained(TINY, "tiny", CIFAR)
-
-
-def images(count: int, side: int = 32) -> Images:
-    random = np.random.default_rng(count)
-    return list(random.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
-
-
-def planned(made: Bundle, precision: str = "fp32", cache: Path | None = None) -> Blueprint:
-    return Blueprint(
-        made, "cpu", precision, max_batch=8, threads=1, request_seconds=0.0, cache=cache
-    )
-
-
-def expected(made: Bundle, batch: Images) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        pixels = torch.from_numpy(np.stack(batch))
-        found: NDArray[np.float32] = made.classifier()(pixels).numpy()
-        return found
-
-
-def exactly(made: Bundle) -> float:
-    """A tolerance of parity that rounding alone keeps."""
-    wanted = expected(made, parity.sample_images(made.input.size))
-    return rounding.of_probabilities(wanted, made.tensors)
 
 
 def test_a_ranking_is_stable_and_reversible() -> None:
@@ -137,47 +111,6 @@ def test_openvino_computes_what_torch_computes(name: str) -> None:
     found = start_engine("openvino", planned(made), 1.0).infer(images(3, spec.size))
     wanted = expected(made, images(3, spec.size))
     rounding.assert_probabilities_near(found, wanted, made.tensors)
-
-
-def check_maps(warm: Warm, made: Bundle, precision: str = "fp32") -> None:
-    """The maps are those that the answers come from, and their means and sums are the logits."""
-    ranking = warm.launch(images(3), maps=True)()
-    network, batch = made.network(), torch.from_numpy(np.stack(images(3)))
-    with torch.inference_mode():
-        normalised = made.classifier().normalise(batch)
-        maps, logits = network.maps(normalised).numpy(), network(normalised).numpy()
-    assert ranking.maps is not None
-    near = partial(rounding.assert_near, layers=made.tensors, precision=precision)
-    near(ranking.maps, maps)
-    assert warm.launch(images(3))().maps is None
-    for image in range(3):
-        features = warm.head.detail(Embed(), ranking.maps[image], 0)
-        found = warm.head.weight @ features + warm.head.bias
-        near(found, logits[image])
-        for task, likeliest, class_id in (
-            (Explain(), 4, 4),
-            (Explain(2), 4, 2),
-            (Explain(0), 4, 0),
-        ):
-            *grid, bias = warm.head.detail(task, ranking.maps[image], likeliest)
-            assert len(grid) == 16 * 16
-            near([np.mean(grid) + bias], [logits[image, class_id]], scale=np.abs(logits).max())
-
-
-def check_fractions(warm: Warm, made: Bundle, precision: str = "fp32") -> None:
-    """Pixels between whole numbers are computed as they are, and need no company of their kind."""
-    whole = images(2)
-    same: list[NDArray[np.float32]] = [image.astype(np.float32) for image in whole]
-    near = partial(rounding.assert_probabilities_near, layers=made.tensors, precision=precision)
-    near(warm.infer(same), warm.infer(whole))
-    mixed: list[Pixels] = [whole[0], (same[1] * 0.9 + 0.3).astype(np.float32)]
-    with torch.inference_mode():
-        batch = np.stack([image.astype(np.float32) for image in mixed])
-        exact = made.classifier()(torch.from_numpy(batch)).numpy()
-    found = warm.infer(mixed)
-    near(found, exact)
-    rounded = warm.infer([mixed[1].astype(np.uint8)])
-    assert np.abs(rounded - exact[1:]).max() > 2 * np.abs(found - exact).max()
 
 
 @pytest.mark.parametrize("kind", ["eager", "openvino"])
@@ -258,11 +191,29 @@ def test_parity_tells_agreement_and_difference(tiny: Bundle) -> None:
         found[:4] = np.roll(found[:4], 1, axis=1)
         return found
 
-    reference = parity.reference(planned(tiny))
-    assert parity.check(lambda _: reference, planned(tiny), exactly(tiny)).top1_agreement == 1
-    told = parity.check(half_wrong, planned(tiny), 1.0)
+    told = parity.check(half_wrong, [8], 1, planned(tiny), 1.0)
     assert told.top1_agreement == 0.5
     assert told.max_difference > 0.001
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 4, 8])
+def test_parity_sees_each_batch_size_in_each_lane(tiny: Bundle, wrong: int) -> None:
+    exact = start_engine("eager", planned(tiny), None)
+    launched: Counter[int] = Counter()
+
+    def wrong_in_the_second_lane(batch: Any) -> NDArray[np.float32]:
+        found = exact.infer(batch)
+        launched[len(batch)] += 1
+        if len(batch) == wrong and launched[wrong] == 2:
+            found[-1] = np.roll(found[-1], 1)
+        return found
+
+    sizes = [1, 2, 4, 8]
+    with pytest.raises(parity.ParityError, match=rf"in a batch of {wrong}, more than"):
+        parity.check(wrong_in_the_second_lane, sizes, 2, planned(tiny), exactly(tiny))
+    launched.clear()
+    parity.check(wrong_in_the_second_lane, sizes, 1, planned(tiny), exactly(tiny))
+    assert launched == {1: 1, 2: 1, 4: 1, 8: 1}
 
 
 def test_the_reference_is_kept_and_belongs_to_its_weights(tiny: Bundle, tmp_path: Path) -> None:
@@ -460,7 +411,7 @@ def test_without_openvino_it_is_named_and_auto_compiles(monkeypatch: pytest.Monk
     assert engines_for(automatic, "cpu") == ["openvino"]
     monkeypatch.setattr(devices, "has_openvino", lambda: False)
     assert engines_for(automatic, "cpu") == ["eager", "compile"]
-    assert engines_for(automatic, "cuda:0") == ["eager", "compile"]
+    assert engines_for(automatic, "cuda:0") == ["fused"]
     with pytest.raises(ConfigError, match=r"pip install 'resnet-serve\[cpu\]'"):
         devices_of(ModelSettings(spec="x", device="cpu", engine="openvino"))
 
@@ -470,28 +421,3 @@ def test_precision_is_what_is_asked_for_or_what_the_hardware_has() -> None:
     assert precision_of(ModelSettings(spec="x", precision="bf16"), "cpu") == "bf16"
     automatic = precision_of(ModelSettings(spec="x"), "cpu")
     assert automatic == ("bf16" if has_bf16() else "fp32")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["eager", "compile"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_cuda_is_near_the_cpu(tiny: Bundle, kind: str, precision: str) -> None:
-    warm = start_engine(kind, replace(planned(tiny, precision), device="cuda:0"), None)
-    batch = images(5)
-    own = TF32 if precision == "fp32" else precision
-    rounding.assert_probabilities_near(warm.infer(batch), expected(tiny, batch), tiny.tensors, own)
-    if precision == "fp32":
-        check_maps(warm, tiny, TF32)
-        check_fractions(warm, tiny, TF32)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["eager", "compile"])
-def test_two_batches_in_flight_on_cuda_keep_apart(tiny: Bundle, kind: str) -> None:
-    warm = start_engine(kind, replace(planned(tiny), device="cuda:0"), None)
-    for _ in range(50):
-        first, second = images(3), images(7)
-        flying = [warm.launch(first), warm.launch(second)]
-        for batch, result in zip((first, second), flying, strict=True):
-            found = result().by_class()
-            rounding.assert_probabilities_near(found, expected(tiny, batch), tiny.tensors, TF32)

@@ -19,7 +19,7 @@ from service.engines import tuning
 from service.engines.blueprint import Blueprint
 from service.engines.start import KINDS, start_engine
 from service.engines.tuning import Forward, Tuning, Way
-from service.inference.tasks import Pixels
+from service.inference.tasks import Embed, Pixels
 from tests.support import rounding
 
 pytest.importorskip("openvino")
@@ -171,14 +171,16 @@ def test_split_batches_have_the_same_answers_and_maps(
     monkeypatch.setattr("service.engines.openvino.tune", lambda *_, **__: found)
     split = KINDS["openvino"](planned(network, threads=3))
     batch: list[Pixels] = [image.astype(dtype) for image in images(count)]
-    expected = whole.launch(batch, 8, maps=True)()
+    tasks = [Embed()] * count
+    expected = whole.launch(batch, 8, tasks)()
     for _ in range(3):  # Nothing of the batch before is left.
         split.launch(images(8), 8)()
-        ranking = split.launch(batch, 8, maps=True)()
+        ranking = split.launch(batch, 8, tasks)()
         rounding.assert_probabilities_near(ranking.by_class(), expected.by_class(), network.tensors)
-        assert ranking.maps is not None
-        assert expected.maps is not None
-        rounding.assert_near(ranking.maps, expected.maps, network.tensors)
+        for detail, wanted in zip(ranking.details, expected.details, strict=True):
+            assert detail is not None
+            assert wanted is not None
+            rounding.assert_near(detail, wanted, network.tensors)
 
 
 def test_the_choice_is_kept_for_the_same_network_on_the_same_machine(
