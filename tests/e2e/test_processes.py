@@ -147,7 +147,7 @@ def test_a_model_that_one_front_end_cannot_reach_is_not_served(pair: Service) ->
     until(lambda: everywhere(pair, ["resnet20"]))
     until(lambda: all_ready(pair))
     assert client.post(f"{pair.url}/v1/classify", content=encoded()).status_code == 200
-    assert sum("remote_model: new: cannot connect" in line for line in pair.log) == 1
+    assert sum("remote_engine: new: cannot connect" in line for line in pair.log) == 1
     assert put(pair, "new", "random:resnet20").status_code == 201
     assert everywhere(pair, ["resnet20", "new"])
     assert delete(pair, "new").status_code == 204
