@@ -24,6 +24,7 @@ from service.engines.start import start_engine
 from tests.support.cuda.failures import (
     CAPTURE_INVALIDATED,
     CAPTURE_ISOLATION,
+    CAPTURE_WRONG_THREAD,
     ILLEGAL_ACCESS,
     INVALID_DEVICE,
     NO_DEVICE,
@@ -535,6 +536,33 @@ def test_what_torch_refuses_of_graphs_is_refused(fake: FakeCuda) -> None:
         pytest.raises(RuntimeError, match="already owns a captured graph"),
     ):
         graph.capture_begin()
+
+
+def test_a_capture_ends_in_its_thread_and_has_its_pool_to_itself(fake: FakeCuda) -> None:
+    stream, event, graph = cuda.Stream(), cuda.Event(), cuda.CUDAGraph()
+
+    def end() -> None:
+        with cuda.stream(stream):
+            graph.capture_end()
+
+    with cuda.stream(stream):
+        with pytest.raises(RuntimeError, match="Unknown capture error mode"):
+            graph.capture_begin(capture_error_mode="local")
+        pool = cuda.graph_pool_handle()
+        graph.capture_begin(pool=pool, capture_error_mode="relaxed")
+        with (
+            cuda.stream(cuda.Stream()),
+            pytest.raises(RuntimeError, match="already recording to mempool_id"),
+        ):
+            cuda.CUDAGraph().capture_begin(pool=pool)
+        assert in_thread(end) == []  # Relaxed, it may.
+        graph = cuda.CUDAGraph()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        event.record()
+        with pytest.raises(RuntimeError, match="event last recorded in a capturing stream"):
+            event.query()
+    (error,) = in_thread(end)
+    assert code_of(error) == CAPTURE_WRONG_THREAD
 
 
 # Memory

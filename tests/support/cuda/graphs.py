@@ -159,9 +159,9 @@ class CUDAGraph:
     """See `torch.cuda.CUDAGraph`."""
 
     def __init__(self, keep_graph: bool = False) -> None:
+        self._done = False
         self._fake = active()
         self._capture: Capture | None = None
-        self._done = False
         # Memory of the graph that somebody outside holds: every replay writes to it.
         self._kept: dict[int, torch.UntypedStorage] = {}
         self._last: dict[int, int] = {}
