@@ -32,9 +32,11 @@ def capture(run: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> to
             is lost.
     """
     with ONE_AT_A_TIME, torch.inference_mode(), torch.cuda.stream(stream):
-        for _ in range(PLAIN_RUNS):
-            run()
-        stream.synchronize()
+        try:
+            for _ in range(PLAIN_RUNS):
+                run()
+        finally:  # Whatever was launched reads memory that may be filled next.
+            stream.synchronize()
         _give_back()  # The plain runs' memory would lie idle beside the pool's.
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
