@@ -81,13 +81,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Ready, not live: readers of a container's health (`up --wait`, `depends_on`, a load balancer) want
 # to know whether to send requests. Docker does not restart unhealthy containers; Kubernetes has its
-# own probes. `http.client` because `urllib` would use a proxy.
+# own probes. It finds the service by the same variables and settings file, not by flags of `serve`.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
-    CMD ["python", "-c", "import http.client, os, ssl, sys; from functools import partial; \
-         port = int(os.environ.get('RESNET_SERVE_PORT', 8000)); \
-         tls = 'RESNET_SERVE_TLS_CERTIFICATE' in os.environ; \
-         https = partial(http.client.HTTPSConnection, context=ssl._create_unverified_context()); \
-         http = (https if tls else http.client.HTTPConnection)('127.0.0.1', port, timeout=4); \
-         http.request('GET', '/health/ready'); \
-         sys.exit(http.getresponse().status != 200)"]
+    CMD ["resnet-serve", "health"]
 CMD ["resnet-serve", "serve"]

@@ -165,7 +165,7 @@ SAME_STEMS = {
     "app",  # `service.ray.app:app`, and http's
     "routes",
     "metrics",  # Ray's
-    "models", "classify",  # a command, and the endpoints
+    "models", "classify", "health",  # a command, and the endpoints
     "config", "convert", "train", "evaluate", "results",
 }  # fmt: skip
 
