@@ -47,6 +47,7 @@ MODEL_ROOMS = {
 LIBRARIES = {
     "torch": {"engines"},
     "openvino": {"engines"},
+    "pynvml": {"engines"},
     "fastapi": {"http"},
     "starlette": {"http", "ray"},
     "uvicorn": {"http"},
