@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def test_signals_reach_the_service(final: list[tuple[str, str]]) -> None:
     # A shell in between, which the string form of CMD would start, would swallow them.
     assert json.loads(one(final, "CMD")) == ["resnet-serve", "serve"]
     assert one(final, "STOPSIGNAL") == "SIGTERM"
+
+
+def test_each_image_has_what_its_device_needs(dockerfile: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    text = " ".join(rest for _, rest in instructions(dockerfile))
+    written = re.findall(r"extras\['(\w+)'\], sep='\\n', file=open\('(\w+)\.txt'", text)
+    assert set(written) == {("cpu", "cpu"), ("gpu", "cuda")}
+    assert all(extras[extra] for extra, _ in written)
+    assert '--requirement "$DEVICE.txt"' in text
 
 
 def test_nobody_is_let_in_by_the_image(dockerfile: str) -> None:
