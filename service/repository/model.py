@@ -20,6 +20,7 @@ from service.engines.device_share import DeviceShare
 from service.engines.devices import devices_of, precision_of
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
+from service.engines.nvml import meter_of
 from service.inference.batcher import Batcher
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
@@ -87,8 +88,8 @@ class LocalModel:
                 self.batcher,
                 builder,
                 EngineEvents(
-                    ready=partial(_announce, self._info),
-                    batch=partial(metrics.computed, self.name),
+                    ready=partial(_announce, self._info, metrics),
+                    batch=partial(metrics.computed, self.name, device),
                     error=partial(metrics.engine_failed, self.name, device),
                     out_of_memory=partial(metrics.lacked_memory, self.name, device),
                 ),
@@ -209,8 +210,11 @@ def _read_again(settings: ModelSettings, service: Settings, sha256: str | None) 
 
 # An engine thread must not hold its model: a cycle would never be collected, because objects that
 # exist while serving are exempt from garbage collection.
-def _announce(info: ModelInfo, warm: Warm) -> None:
-    info.announce(warm.engine.device, warm.engine.precision, warm.engine.name)
+def _announce(info: ModelInfo, metrics: Metrics, warm: Warm) -> None:
+    engine = warm.engine
+    info.announce(engine.device, engine.precision, engine.name, engine.graphs)
+    if engine.device != "cpu":
+        metrics.watch_gpu(engine.device, meter_of(engine.device).read)
 
 
 def _is_ready(model: weakref.ref[LocalModel]) -> bool:
