@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -47,10 +48,12 @@ def blueprint_of(
     service: Settings,
     *,
     request_seconds: float = 0.0,
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Blueprint:
     """What an engine for `model` on one of `devices_of(model)` is built from.
 
-    `request_seconds`: CPU time that HTTP takes for a request; 0: there is no HTTP.
+    `request_seconds`: CPU time that HTTP takes for a request; 0: there is no HTTP. `turn`: see
+    `Blueprint`.
 
     Raises:
         ConfigError: the precision is int8, and the bundle was not calibrated.
@@ -68,6 +71,7 @@ def blueprint_of(
         threads=service.engine_threads,
         request_seconds=request_seconds,
         cache=cache.folder(service.cache_dir),
+        turn=turn,
     )
 
 
