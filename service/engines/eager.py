@@ -24,9 +24,9 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
     Raises:
         RuntimeError: the device cannot hold it.
     """
-    classify = InPrecision(blueprint)
     if blueprint.device != "cpu":
-        return CudaEngine("eager", blueprint, classify)
+        return CudaEngine("eager", blueprint, _on_cuda(blueprint), torch.float32, graphs=False)
+    classify = InPrecision(blueprint)
 
     def build(way: Way) -> Forward:
         return on_arrays(classify, way.threads)
@@ -37,18 +37,29 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
 
 class InPrecision(nn.Module):
     """Probabilities float32 [N, K] of pixels [N, H, W, 3], and the maps [N, C, h, w] that they
-    are made of; all on the blueprint's device."""
+    are made of; all on the CPU."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
-        classifier: Any = blueprint.bundle.classifier().to(blueprint.device)
+        classifier: Any = blueprint.bundle.classifier()
         self.classifier = classifier.to(memory_format=torch.channels_last)
-        self.kind = torch.device(blueprint.device).type
         self.dtype = DTYPES[blueprint.precision]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.kind, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             return cast("tuple[Tensor, Tensor]", self.classifier.with_maps(images))
+
+
+def _on_cuda(blueprint: Blueprint) -> Callable[[Tensor], Tensor]:
+    """The maps [N, C, h, w] of normalised images float32 [N, 3, H, W]."""
+    network: Any = blueprint.bundle.network().to(blueprint.device)
+    network, dtype = network.to(memory_format=torch.channels_last), DTYPES[blueprint.precision]
+
+    def maps(images: Tensor) -> Tensor:
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            return cast("Tensor", network.maps(images))
+
+    return maps
 
 
 def on_arrays(classify: Callable[[Tensor], tuple[Tensor, Tensor]], threads: int) -> Forward:

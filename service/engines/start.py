@@ -7,19 +7,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from service.config.settings import ModelSettings, Settings
-from service.engines import cache
+from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, Run, confirmed, measure
 from service.engines.compiled import compiled
+from service.engines.cuda_graph import CaptureFailed
 from service.engines.devices import precision_of
 from service.engines.eager import eager
 from service.engines.engine import Engine, Warm
+from service.engines.fused import fused
 from service.engines.parity import Parity, check
 from service.engines.tuning import machine
 from service.errors import ConfigError
@@ -38,7 +42,10 @@ KINDS: dict[str, Callable[[Blueprint], Engine]] = {
     "eager": eager,
     "compile": compiled,
     "openvino": _openvino,
+    "fused": fused,
 }
+# Version of the file that says why a kind of engine must not be tried again.
+REFUSED = 1
 
 
 def blueprint_of(
@@ -111,6 +118,7 @@ def _warm(kind: str, blueprint: Blueprint) -> Warm:
             raise RuntimeError(f"the network produces NaN in {engine.precision} on {engine.device}")
         return seconds
 
+    engine.prepare(1)
     run(1, Explain())  # Also allocates what the maps need.
     buckets = _buckets(run, engine, blueprint)
 
@@ -141,18 +149,37 @@ def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | N
     """The first of `kinds` that starts, else plain PyTorch; logs each that does not.
 
     Raises:
-        RuntimeError: plain PyTorch does not start either.
+        RuntimeError: plain PyTorch does not start either, or the device cannot be used any more in
+            this process. If a CUDA graph is to blame, the next process uses plain PyTorch.
     """
+    name = blueprint.bundle.name
     for kind in kinds:
         if kind == "eager":
             break
+        refused = blueprint.cached("refused", ".txt", REFUSED, kind)
+        if (reason := cache.load(refused, Path.read_text)) is not None:
+            log.warning(
+                "%s: using eager, because engine %s failed before; remove %s to try it again: %s",
+                name,
+                kind,
+                refused,
+                reason,
+            )
+            continue
         try:
             return start_engine(kind, blueprint, tolerance)
         # Compilers fail in many ways; plain PyTorch can still serve.
-        except Exception as error:  # noqa: BLE001
-            log.warning(
-                "%s: engine %s did not start, using eager: %s", blueprint.bundle.name, kind, error
-            )
+        except Exception as error:
+            if isinstance(error, CaptureFailed):
+                cache.store(refused, partial(_note, str(error)))
+            if faults.poisons(error):
+                raise
+            why = faults.in_one_line(error)
+            log.warning("%s: engine %s did not start, using eager: %s", name, kind, why)
     if blueprint.precision == "int8":
         blueprint = replace(blueprint, precision="fp32")
     return start_engine("eager", blueprint, tolerance)
+
+
+def _note(reason: str, path: Path) -> None:
+    path.write_text(reason, "utf-8")
