@@ -12,6 +12,7 @@ from functools import partial
 from service import runtime
 from service.engines import faults
 from service.engines.builder import EngineBuilder
+from service.engines.cuda_graph import give_memory_back
 from service.engines.device_share import DeviceShare, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.recovery import Recovery
@@ -152,7 +153,12 @@ class EngineThread(threading.Thread):
                 self._better = build()
             # What serves goes on serving.
             except Exception as error:  # noqa: BLE001
-                log.warning("%s: keeps its engine, the better one failed: %s", self.name, error)
+                why = faults.in_one_line(error)
+                log.warning("%s: keeps its engine, the better one failed: %s", self.name, why)
+                if faults.poisons(error):
+                    self._status.failed("a better engine failed", error)
+                    self._events.error()
+                    return
 
     def _take_turn(self, warm: Warm) -> bool:
         """Whether the engine is as sound as before."""
@@ -221,6 +227,6 @@ class EngineThread(threading.Thread):
     def _rebuild(self, kind: str | None) -> None:
         self.running = None
         gc.collect()  # What failed may still hold the engine, and there may be no memory for two.
-        faults.give_memory_back()
+        give_memory_back()
         started = time.perf_counter()
         self._serve_with(self._builder.rebuild(kind), time.perf_counter() - started)

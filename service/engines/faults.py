@@ -69,10 +69,8 @@ POISON_TEXTS = (
 
 
 class CaptureFailed(RuntimeError):
-    """A CUDA graph could not be captured; the message says of what.
-
-    No memory can be freed in this process any more, and nothing else can be captured.
-    """
+    """A capture could not be ended: torch's allocator still believes in it, and no other capture or
+    freeing of memory can succeed in this process."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -117,17 +115,3 @@ def _cuda_code(error: BaseException) -> int | None:
 def in_one_line(error: BaseException) -> str:
     """The first line of `error`, without the advice to programmers in the lines that follow."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-def give_memory_back() -> None:
-    """Frees the device memory that torch caches.
-
-    Raises:
-        RuntimeError: the device or torch's allocator is broken.
-    """
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        try:
-            torch.cuda.empty_cache()
-        except Exception as error:
-            why = in_one_line(error)
-            raise RuntimeError(f"the device's memory cannot be freed: {why}") from error

@@ -19,7 +19,6 @@ from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, Run, confirmed, measure
 from service.engines.compiled import compiled
-from service.engines.cuda_graph import CaptureFailed
 from service.engines.devices import precision_of
 from service.engines.eager import eager
 from service.engines.engine import Engine, Warm
@@ -170,7 +169,7 @@ def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | N
             return start_engine(kind, blueprint, tolerance)
         # Compilers fail in many ways; plain PyTorch can still serve.
         except Exception as error:
-            if isinstance(error, CaptureFailed):
+            if isinstance(error, faults.CaptureFailed):
                 cache.store(refused, partial(_note, str(error)))
             if faults.poisons(error):
                 raise

@@ -14,6 +14,7 @@ from typing import NoReturn
 import numpy as np
 
 from service.engines import faults
+from service.engines.cuda_graph import give_memory_back
 from service.engines.device_share import DeviceShare, Permit, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.status import EngineStatus
@@ -172,7 +173,7 @@ class Turn:
 
     def _halve(self, batch: Batch) -> None:
         try:
-            faults.give_memory_back()
+            give_memory_back()
         except Exception as error:
             log.exception("%s: the device's memory cannot be freed", self.name)
             self._fail(batch, error)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from service.engines import recovery
+from service.engines import engine_thread, recovery, turn
 from service.engines.buckets import Buckets
 from service.engines.builder import EngineBuilder
 from service.engines.device_share import DeviceShare, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
+from service.engines.faults import CaptureFailed
 from service.engines.parity import Parity
 from service.errors import EngineFailed
 from service.inference.batcher import Batcher
@@ -649,6 +650,104 @@ def test_a_bug_that_ends_the_thread_is_told_and_nobody_waits() -> None:
             await bench.ask()
 
     asyncio.run(late())
+
+
+ALLOCATOR = "captures_underway.empty() INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp"
+
+
+def keeps_memory(*texts: str) -> Callable[[], None]:
+    """In the place of `give_memory_back`: it fails as often as there are texts."""
+    failures = list(texts)
+
+    def give_memory_back() -> None:
+        if failures:
+            raise RuntimeError(failures.pop(0))
+
+    return give_memory_back
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_memory_that_cannot_be_freed_is_a_failure_like_another(
+    in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "give_memory_back", keeps_memory("the device is busy"))
+    bench = Bench(Faulty(memory=2, in_flight=in_flight), start=False)
+    assert sorted(numbers(asyncio.run(bench.ask_together(16)))) == list(range(16))
+    assert bench.errors == 1
+    assert bench.thread.state == "ready"
+    bench.close()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_an_allocator_that_is_broken_is_told_and_nobody_waits(
+    in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "give_memory_back", keeps_memory(*[ALLOCATOR] * 100))
+    bench = Bench(Faulty(memory=2, in_flight=in_flight), start=False)
+    outcomes = asyncio.run(bench.ask_together(16))
+    assert {type(outcome) for outcome in outcomes} == {EngineFailed}
+    assert bench.thread.state == "lost"
+    assert "captures_underway" in bench.thread.reason
+    bench.thread.join(20)
+    assert not bench.thread.is_alive()
+
+
+def test_memory_that_cannot_be_freed_delays_another_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_thread, "give_memory_back", keeps_memory("the device is busy"))
+    sound = Faulty()
+    bench = Bench(Faulty(*["raise"] * 4), rebuild=lambda kind: sound.warm())
+    assert numbers([asyncio.run(bench.ask(7))]) == [7]
+    assert sound.forwards == 1
+    assert bench.thread.state == "ready"
+    bench.close()
+
+
+def test_an_allocator_that_is_broken_lets_no_other_engine_be_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_thread, "give_memory_back", keeps_memory(*[ALLOCATOR] * 100))
+    bench = Bench(Faulty(*["raise"] * 4), rebuild=fails)
+
+    async def ask() -> None:
+        with pytest.raises(EngineFailed):
+            await bench.ask()
+
+    asyncio.run(ask())
+    bench.thread.join(20)
+    assert not bench.thread.is_alive()
+    assert bench.thread.state == "lost"
+
+
+def test_a_better_engine_that_breaks_the_device_leaves_no_engine_that_is_said_to_be_sound() -> None:
+    def breaks() -> Warm:
+        raise CaptureFailed("a CUDA graph could not be captured")
+
+    bench = Bench(Faulty(), improve=[breaks, fails])
+    bench.until("lost")
+    assert "could not be captured" in bench.thread.reason
+    assert numbers([asyncio.run(bench.ask(7))]) == [7]  # Until the process is replaced.
+    assert bench.thread.state == "lost"
+    bench.close()
+
+
+def test_a_bug_while_a_call_is_given_up_keeps_nobody_waiting() -> None:
+    device = DeviceShare()
+    hung = Bench(Faulty("hang"), device=device)
+    hung.bugs = [KeyError("a bug")]
+    other = Bench(Faulty(), device=device)
+
+    async def both() -> None:
+        with pytest.raises(EngineFailed):
+            await hung.ask()
+        assert numbers([await other.ask(7)]) == [7]
+
+    asyncio.run(both())
+    assert hung.thread.state == "lost"
+    hung.engine.freed.set()
+    hung.close()
+    other.close()
 
 
 def test_a_model_that_has_ended_is_not_given_a_better_engine() -> None:
