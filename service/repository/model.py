@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from models.summary import count_layers, count_macs, count_parameters, map_side
 from models.variants import variant
 from service.config.settings import ModelSettings, Settings
 from service.engines.builder import EngineBuilder
-from service.engines.device_share import DeviceShare
+from service.engines.device_share import DeviceShares, Tenant
 from service.engines.devices import devices_of, precision_of
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
@@ -48,7 +47,7 @@ class Shared:
     metrics: Metrics
     request_seconds: float
     decoder: Decoder
-    devices: defaultdict[str, DeviceShare]
+    devices: DeviceShares
 
 
 class LocalModel:
@@ -82,7 +81,16 @@ class LocalModel:
         read = partial(_read_again, settings, service, loaded.sha256)
 
         def worker(device: str) -> EngineThread:
-            builder = EngineBuilder(bundle, read, settings, service, device, shared.request_seconds)
+            share, tenant = shared.devices[device], Tenant(settings.share)
+            builder = EngineBuilder(
+                bundle,
+                read,
+                settings,
+                service,
+                device,
+                shared.request_seconds,
+                turn=partial(share.alone, tenant),
+            )
             return EngineThread(
                 f"{self.name}/{device}",
                 self.batcher,
@@ -93,8 +101,8 @@ class LocalModel:
                     error=partial(metrics.engine_failed, self.name, device),
                     out_of_memory=partial(metrics.lacked_memory, self.name, device),
                 ),
-                device=shared.devices[device],
-                share=settings.share,
+                device=share,
+                tenant=tenant,
                 timeout=service.engine_timeout_s,
                 serves=partial(_is_ready, weakref.ref(self)),
             )
