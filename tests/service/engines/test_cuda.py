@@ -21,8 +21,9 @@ from models.bundle import Bundle
 from models.preprocess import CIFAR
 from service.engines import faults
 from service.engines.cuda import CudaEngine
-from service.engines.cuda_graph import CaptureFailed, give_memory_back
+from service.engines.cuda_graph import give_memory_back
 from service.engines.engine import Warm
+from service.engines.faults import CaptureFailed
 from service.engines.fused import FoldedNetwork
 from service.engines.start import start_engine, start_first
 from service.inference.tasks import Embed, Explain
@@ -41,6 +42,14 @@ from tests.support.fake_cuda import fake_cuda
 
 FAKE, REAL = "simulated", "real"
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring stops at no size: the simulated device is slower than any that gains by batches."""
+    monkeypatch.setattr("service.engines.buckets.RELIABLE", 100.0)
+    monkeypatch.setattr("service.engines.buckets.LONGEST", 100.0)
+    monkeypatch.setattr("service.engines.buckets.LONGEST_SAMPLE", 0.0)
 
 
 @pytest.fixture(params=[FAKE, pytest.param(REAL, marks=needs_cuda)])
@@ -202,24 +211,23 @@ def test_memory_that_ends_in_a_capture_limits_the_batches_and_breaks_nothing(
 
 
 def test_a_capture_that_fails_poisons_the_process_and_the_next_one_uses_no_graphs(
-    made: Bundle, fake: FakeCuda, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    made: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = replace(planned(made, "bf16", device="cuda:0"), cache=tmp_path)
-
     compute = FoldedNetwork.__call__
 
     def waits(network: FoldedNetwork, images: torch.Tensor) -> torch.Tensor:
         torch.cuda.synchronize()
         return compute(network, images)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, fake_cuda():
         patch.setattr(FoldedNetwork, "__call__", waits)
         with pytest.raises(CaptureFailed) as caught:
             start_first(["fused"], plan, None)
-    assert faults.poisons(caught.value)
-    with pytest.raises(RuntimeError) as broken:
-        give_memory_back()
-    assert faults.poisons(broken.value)
+        assert faults.poisons(caught.value)
+        with pytest.raises(RuntimeError) as broken:
+            give_memory_back()
+        assert faults.poisons(broken.value)
 
     with fake_cuda() as successor:
         warm = start_first(["fused"], plan, None)
