@@ -47,6 +47,7 @@ MODEL_ROOMS = {
 LIBRARIES = {
     "torch": {"engines"},
     "openvino": {"engines"},
+    "pynvml": {"engines"},
     "fastapi": {"http"},
     "starlette": {"http", "ray"},
     "uvicorn": {"http"},
@@ -165,7 +166,7 @@ SAME_STEMS = {
     "app",  # `service.ray.app:app`, and http's
     "routes",
     "metrics",  # Ray's
-    "models", "classify",  # a command, and the endpoints
+    "models", "classify", "health",  # a command, and the endpoints
     "config", "convert", "train", "evaluate", "results",
 }  # fmt: skip
 

@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 
+from service.engines import faults
+from service.engines.faults import CaptureFailed
+
 # The allocator counts the captures under way for the whole process: while there is one, it must not
 # be asked to give memory back.
 ONE_AT_A_TIME = threading.Lock()
 # Plain runs before a capture: they choose algorithms and allocate what libraries keep, and neither
 # can be captured.
 PLAIN_RUNS = 2
-
-
-class CaptureFailed(RuntimeError):
-    """A capture could not be ended: torch's allocator still believes in it, and no other capture or
-    freeing of memory can succeed in this process."""
 
 
 def capture(run: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> torch.cuda.CUDAGraph:
@@ -32,9 +30,11 @@ def capture(run: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> to
             is lost.
     """
     with ONE_AT_A_TIME, torch.inference_mode(), torch.cuda.stream(stream):
-        for _ in range(PLAIN_RUNS):
-            run()
-        stream.synchronize()
+        try:
+            for _ in range(PLAIN_RUNS):
+                run()
+        finally:  # Whatever was launched reads memory that may be filled next.
+            stream.synchronize()
         _give_back()  # The plain runs' memory would lie idle beside the pool's.
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -60,4 +60,8 @@ def give_memory_back() -> None:
 
 
 def _give_back() -> None:
-    torch.cuda.empty_cache()
+    try:
+        torch.cuda.empty_cache()
+    except Exception as error:
+        why = faults.in_one_line(error)
+        raise RuntimeError(f"the device's memory cannot be freed: {why}") from error

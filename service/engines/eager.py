@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +26,8 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
         RuntimeError: the device cannot hold it.
     """
     if blueprint.device != "cpu":
-        return CudaEngine("eager", blueprint, _on_cuda(blueprint), torch.float32, graphs=False)
+        network = partial(_on_cuda, blueprint)
+        return CudaEngine("eager", blueprint, network, torch.float32, graphs=False)
     classify = InPrecision(blueprint)
 
     def build(way: Way) -> Forward:
@@ -51,9 +53,9 @@ class InPrecision(nn.Module):
 
 
 def _on_cuda(blueprint: Blueprint) -> Callable[[Tensor], Tensor]:
-    """The maps [N, C, h, w] of normalised images float32 [N, 3, H, W]."""
-    network: Any = blueprint.bundle.network().to(blueprint.device)
-    network, dtype = network.to(memory_format=torch.channels_last), DTYPES[blueprint.precision]
+    """A function from normalised images float32 [N, 3, H, W] to maps [N, C, h, w]."""
+    module: Any = blueprint.bundle.network().to(blueprint.device)
+    network, dtype = module.to(memory_format=torch.channels_last), DTYPES[blueprint.precision]
 
     def maps(images: Tensor) -> Tensor:
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):

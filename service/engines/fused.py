@@ -8,11 +8,13 @@ writes. Nothing is compiled: no Triton, no C++ compiler, nothing executable on d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 
 from models.folding import Step, fold
 from models.operations import record
@@ -36,12 +38,11 @@ def fused(blueprint: Blueprint) -> CudaEngine:
     side, channels = bundle.input.size, bundle.architecture.in_channels
     steps = fold(record(bundle.network(), (channels, side, side)))
     dtype = DTYPES[blueprint.precision]
-    if dtype != torch.float32 and not torch._C._has_cudnn:
+    if dtype != torch.float32 and not cudnn.is_available():  # type: ignore[no-untyped-call]
         raise NotImplementedError("this PyTorch has no cuDNN")
-    torch.backends.cudnn.benchmark = True  # Its heuristics miss the fastest kernels.
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: TF32 has a mantissa of 10 bits.
-    network = FoldedNetwork(steps, blueprint.device, dtype)
-    return CudaEngine("fused", blueprint, network, dtype, graphs=True)
+    cudnn.benchmark = True  # Its heuristics miss the fastest kernels.
+    build = partial(FoldedNetwork, steps, blueprint.device, dtype)
+    return CudaEngine("fused", blueprint, build, dtype, graphs=True)
 
 
 class FoldedNetwork:

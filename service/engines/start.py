@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,6 @@ from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, Run, confirmed, measure
 from service.engines.compiled import compiled
-from service.engines.cuda_graph import CaptureFailed
 from service.engines.devices import precision_of
 from service.engines.eager import eager
 from service.engines.engine import Engine, Warm
@@ -54,10 +54,12 @@ def blueprint_of(
     service: Settings,
     *,
     request_seconds: float = 0.0,
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Blueprint:
     """What an engine for `model` on one of `devices_of(model)` is built from.
 
-    `request_seconds`: CPU time that HTTP takes for a request; 0: there is no HTTP.
+    `request_seconds`: CPU time that HTTP takes for a request; 0: there is no HTTP. `turn`: see
+    `Blueprint`.
 
     Raises:
         ConfigError: the precision is int8, and the bundle was not calibrated.
@@ -75,6 +77,7 @@ def blueprint_of(
         threads=service.engine_threads,
         request_seconds=request_seconds,
         cache=cache.folder(service.cache_dir),
+        turn=turn,
     )
 
 
@@ -166,7 +169,7 @@ def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | N
             return start_engine(kind, blueprint, tolerance)
         # Compilers fail in many ways; plain PyTorch can still serve.
         except Exception as error:
-            if isinstance(error, CaptureFailed):
+            if isinstance(error, faults.CaptureFailed):
                 cache.store(refused, partial(_note, str(error)))
             if faults.poisons(error):
                 raise

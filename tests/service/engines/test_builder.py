@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def made(device: str, read: Any = None, **settings: Any) -> tuple[EngineBuilder,
     """A builder, and a reference to its weights, which only it holds."""
     weights: Any = Weights()
     row = ModelSettings(spec="random:resnet20", **settings)
-    engines = EngineBuilder(weights, read, row, Settings(models=[row]), device, 0.0)
+    engines = EngineBuilder(weights, read, row, Settings(models=[row]), device, 0.0, nullcontext)
     return engines, weakref.ref(weights)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from models import bundle
 from models.preprocess import CIFAR
-from service.engines import faults
+from service.engines import cuda_graph, faults
 from service.engines.start import start_engine
 from tests.support.cuda.failures import (
     CAPTURE_INVALIDATED,
@@ -499,7 +499,7 @@ def test_after_a_failed_capture_nothing_is_given_back_and_nothing_captured(
         captured(lambda: in_thread(FORBIDDEN["malloc"]), "global")
     there = on_device(1, 2)
     with pytest.raises(RuntimeError, match="INTERNAL ASSERT FAILED"):
-        faults.give_memory_back()
+        cuda_graph.give_memory_back()
     with pytest.raises(RuntimeError, match="INTERNAL ASSERT FAILED"):
         captured(lambda: there.add_(1))
     assert (there + 1).tolist() == [2, 3]  # Serving as before goes on.

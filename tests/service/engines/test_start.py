@@ -23,7 +23,7 @@ from models.classifier import Classifier
 from models.preprocess import CIFAR, IMAGENET
 from models.processor import has_bf16
 from service.config.settings import ModelSettings, Settings
-from service.engines import devices, faults, parity, quantisation
+from service.engines import devices, parity, quantisation
 from service.engines.devices import devices_of, engines_for, precision_of
 from service.engines.start import blueprint_of, start_engine, start_first
 from service.errors import ConfigError
@@ -270,36 +270,6 @@ def test_what_openvino_compiled_is_kept_whole_or_not_at_all(
         rounding.assert_probabilities_near(
             warm.infer(images(3)), first.infer(images(3)), tiny.tensors
         )
-
-
-@pytest.mark.parametrize(
-    ("text", "no_memory", "poisons"),
-    [
-        ("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: "
-         "you tried to allocate 70368744177664 bytes.", True, False),
-        ("CUDA error: out of memory\nCUDA kernel errors might be reported later", True, False),
-        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True, False),
-        ("Exception from src/inference/src/infer_request.cpp:223:\nstd::bad_alloc", True, False),
-        ("CUDA error: an illegal memory access was encountered", False, True),
-        ("CUDA driver error: unspecified launch failure", False, True),
-        ("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA", False, True),
-        ("CUDA error: invalid configuration argument", False, False),
-        ("mat1 and mat2 shapes cannot be multiplied", False, False),
-        ("an unknown error", False, False),
-    ],
-)  # fmt: skip
-def test_what_a_failure_means(text: str, no_memory: bool, poisons: bool) -> None:
-    error = RuntimeError(text)
-    assert faults.out_of_memory(error) is no_memory
-    assert faults.poisons(error) is poisons
-    assert "\n" not in faults.in_one_line(error)
-
-
-def test_what_torch_says_when_there_is_no_memory_is_known() -> None:
-    with pytest.raises(RuntimeError) as raised:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert faults.out_of_memory(raised.value)
-    assert not faults.out_of_memory(ValueError("out of memory"))
 
 
 @pytest.mark.precision  # What is not in 8 bits is in bf16 where the CPU has it.
