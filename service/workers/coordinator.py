@@ -16,20 +16,13 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
-from service.config.choices import MOST_DEVICES
 from service.config.settings import MOST_MODELS, ModelSettings
-from service.errors import (
-    RETRY_SECONDS,
-    ConfigError,
-    LoadFailed,
-    NotReady,
-    ServiceError,
-    refusal_of,
-)
+from service.errors import RETRY_SECONDS, ConfigError, NotReady, ServiceError, refusal_of
 from service.inference.queue_share import gather
 from service.repository.registry import Registry
-from service.workers.control import Message, process_name
+from service.workers.control import Message
 from service.workers.device_engine import DeviceEngine
+from service.workers.engine_pool import EnginePool
 from service.workers.keeper import MOST_RESTARTS
 from service.workers.process import ChildProcess
 
@@ -68,8 +61,7 @@ class Coordinator:
     switches to it, and the engine processes end each old one when the last front end has
     disconnected from it. An engine process or front end that starts later gets the current models.
 
-    `start_engine` starts an engine process for a device, and restarts it for ever. One whose device
-    no model uses any more stays.
+    `start_engine`: see `service.workers.engine_pool.EnginePool`.
     """
 
     def __init__(
@@ -86,8 +78,7 @@ class Coordinator:
         )
         self._configured = list(models)
         self.started = asyncio.Event()  # once all engine processes have reported their models
-        self._start_engine = start_engine
-        self.engines: list[DeviceEngine] = []
+        self.engines = EnginePool(start_engine)
         self._devices: list[list[str]] = []  # of each configured model
         # What the first engine process of each device has opened, until all have.
         self._reports: dict[str, tuple[ChildProcess, Sequence[dict[str, Any]]]] = {}
@@ -116,51 +107,17 @@ class Coordinator:
 
     # The engine processes
 
-    def start(self) -> None:
-        """Starts the first engine process, whose device it will say itself."""
-        self.engines = [self._start_engine(0, "")]
-
-    def assign(self, devices: list[list[str]]) -> None:
-        """Gives the first engine process its device, and each other device a process.
-
-        `devices`: those of each configured model.
+    def resolved(self, devices: list[list[str]]) -> None:
+        """The first engine process has resolved the devices of each configured model.
 
         Raises:
-            ConfigError: there are too many.
+            ConfigError: they cannot all have a process.
         """
         self._devices = devices
-        self.engines[0].device = devices[0][0]
-        for device in chain.from_iterable(devices):
-            try:
-                self._engine_of(device)
-            except LoadFailed as error:
-                raise ConfigError(str(error)) from None
-        self._name_engines()
-
-    def _engine_of(self, device: str) -> DeviceEngine:
-        """The engine process of a device, which is started if there is none.
-
-        Raises:
-            LoadFailed: there are too many.
-            NotReady: there is no memory, or there are too many files.
-        """
-        for engine in self.engines:
-            if engine.device == device:
-                return engine
-        if len(self.engines) == MOST_DEVICES:
-            raise LoadFailed(f"device: {device} would be one more than {MOST_DEVICES} devices")
         try:
-            engine = self._start_engine(len(self.engines), device)
-        except OSError as error:
-            why = f"no engine process can be started for {device}: {error.strerror}; retry"
-            raise NotReady(why, RETRY_SECONDS) from None
-        self.engines.append(engine)
-        self._name_engines()
-        return engine
-
-    def _name_engines(self) -> None:
-        for engine in self.engines:
-            engine.role.name = process_name(engine.device, alone=len(self.engines) == 1)
+            self.engines.assign(dict.fromkeys(chain.from_iterable(devices)))
+        except ServiceError as error:
+            raise ConfigError(str(error)) from None
 
     def models_on(self, device: str) -> list[ServedModel]:
         """The models that serve on a device; none before the start."""
@@ -216,7 +173,7 @@ class Coordinator:
         first["settings"] = first["settings"] | limits | {"device": devices}
         del first["card"]
         engines = [
-            {"device": device, "index": self._engine_of(device).index, "card": each["card"]}
+            {"device": device, "index": self.engines.of(device).index, "card": each["card"]}
             for device, each in zip(devices, facts, strict=True)
         ]
         return {**first, "engines": engines}
@@ -255,13 +212,9 @@ class Coordinator:
             engine.breaks("")
             self._tell_broken()
 
-    def broken(self) -> dict[str, str]:
-        """Why, by device that does not come back."""
-        return {engine.device: engine.broken for engine in self.engines if engine.broken}
-
     def _tell_broken(self) -> None:
         for child in self._front_ends:
-            child.send(broken=self.broken())
+            child.send(broken=self.engines.broken())
 
     def _number(self) -> int:
         """A number whose index in the occupancy is free."""
@@ -273,10 +226,8 @@ class Coordinator:
         number = self._number()
         self._new.add(number)
         try:
-            # Whoever serves already knows the devices soonest.
-            asked = next((engine for engine in self.engines if engine.child), self.engines[0])
-            devices = await asked.resolve(number, settings)
-            engines = [self._engine_of(device) for device in devices]
+            devices = await self.engines.any().resolve(number, settings)
+            engines = [self.engines.of(device) for device in devices]
             pinned = settings.model_copy(update={"device": devices})
             facts = await gather(engine.load(number, pinned) for engine in engines)
             return ServedModel(number, settings, devices, self._merged(devices, facts))

@@ -94,7 +94,7 @@ class Supervisor:
     async def _supervise(self) -> int:
         loop = asyncio.get_running_loop()
         self._cannot_start = loop.create_future()
-        self._coordinator.start()
+        self._coordinator.engines.start_first()
         stopping = loop.create_task(self._stopping.wait())
         front_ends = [
             loop.create_task(self._keep_front_end(index)) for index in range(self._settings.workers)
@@ -192,7 +192,7 @@ class Supervisor:
         coordinator = self._coordinator
         if not engine.device:
             report = await self._reported(engine, child)
-            coordinator.assign(report["devices"])
+            coordinator.resolved(report["devices"])
         models = coordinator.models_on(engine.device)
         report = await self._reported(engine, child, device=engine.device)
         if "error" in report:
@@ -255,7 +255,7 @@ class Supervisor:
             index=index,
             occupancy=self._occupancy_fd,
             heartbeats=self._heartbeats_fd,
-            broken=coordinator.broken(),
+            broken=coordinator.engines.broken(),
         )
         coordinator.join(child)
         self._front_ends.add(child)

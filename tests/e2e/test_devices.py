@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.mmap_dict import MmapedDict
 
 from tests.conftest import Service, client, encoded, started
+from tests.e2e.test_endpoints import samples
 from tests.e2e.test_faults import go_on
 from tests.e2e.test_frozen import live
 from tests.e2e.test_runtime_models import ADMIN, WITH_KEY, delete, everywhere
@@ -27,8 +27,8 @@ MODEL = ("--model", "random:resnet20", "--precision", "fp32")
 SMALL: dict[str, Any] = {"RESNET_SERVE_MAX_BATCH": "4", "RESNET_SERVE_MAX_QUEUE": "64"}
 
 
-def with_gpus(count: str | Path) -> dict[str, str]:
-    """The environment in which torch sees so many CUDA devices, or as many as the file says."""
+def with_gpus(count: Path) -> dict[str, Any]:
+    """The environment in which torch sees as many CUDA devices as the file says."""
     found = filter(None, (str(FAKE), os.environ.get("PYTHONPATH")))
     return {"PYTHONPATH": os.pathsep.join(found), "FAKE_GPUS": str(count)}
 
@@ -52,16 +52,15 @@ class Gpus:
                     return pid
         return None
 
-    def batches(self, index: int) -> float:
-        """How many a device has computed, in all its processes."""
-        path = folder_of(self.service) / f"counter_engine-{index + 1}.db"
-        rows = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
-        return sum(value for key, value, *_ in rows if '"resnet_serve_batches_total"' in key)
+    def images(self, index: int) -> float:
+        """How many images of the default model a device has computed, in all its processes."""
+        found = samples(self.service)
+        return found[f'resnet_serve_device_images_total{{device="cuda:{index}",model="resnet20"}}']
 
     def until_it_computes(self, index: int) -> None:
-        before = self.batches(index)
+        before = self.images(index)
         with load(self.service) as counts:
-            until(lambda: self.batches(index) > before)
+            until(lambda: self.images(index) > before)
         assert set(counts) == {200}
 
 
@@ -91,10 +90,10 @@ def test_a_model_on_two_devices_is_one_model_and_each_has_a_process(gpus: Gpus) 
     shown = card(service)
     assert (shown["device"], shown["precision"]) == ("cuda:0, cuda:1", "fp32")
     assert (shown["state"], shown["reason"]) == ("ready", "")
-    before = [gpus.batches(index) for index in range(2)]
+    before = [gpus.images(index) for index in range(2)]
     with load(service) as counts:
         go_on(counts, 60)
-    shares = [gpus.batches(index) - before[index] for index in range(2)]
+    shares = [gpus.images(index) - before[index] for index in range(2)]
     assert min(shares) > 0.2 * sum(shares), shares
     assert set(counts) == {200}
 

@@ -1,7 +1,8 @@
 """Fake CUDA devices in every process that finds this file on its PYTHONPATH and imports torch.
 
-Python imports it before anything else. `FAKE_GPUS` is how many devices there are. `FAKE_GPUS_LOST`
-may name a file that lists, by their numbers, those that fail every call, as long as it says so.
+Python imports it before anything else. `FAKE_GPUS` is how many devices there are, or names a
+file that says so to each process that starts: 0 are none. `FAKE_GPUS_LOST` may name a file that
+lists, by their numbers, those that fail every call, as long as it says so.
 With `FAULTS`, the engines fail on command as well: see `tests/faults/sitecustomize.py`.
 
 What is launched is not judged: that takes a debugger's time. See `tests/support/fake_cuda.py`.
@@ -18,7 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
-COUNT = int(os.environ["FAKE_GPUS"])
+GPUS = os.environ["FAKE_GPUS"]
+COUNT = int(GPUS if GPUS.isdecimal() else Path(GPUS).read_text())
 LOST = os.environ.get("FAKE_GPUS_LOST")
 # For the rest of the process.
 forever = ExitStack()
@@ -51,7 +53,8 @@ class Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        begin()
+        if COUNT:
+            begin()
 
 
 class Finder(importlib.abc.MetaPathFinder):

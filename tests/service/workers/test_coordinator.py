@@ -10,7 +10,7 @@ import pytest
 
 from service.config.settings import ModelSettings
 from service.errors import ConfigError, LoadFailed, NotReady, refusal_of
-from service.workers import coordinator as module
+from service.workers import engine_pool
 from service.workers.coordinator import FORM, Coordinator, ServedModel
 from service.workers.device_engine import DeviceEngine
 from service.workers.process import ChildProcess, Role
@@ -54,8 +54,8 @@ class House:
         self.devices = list(devices)
         self.configured = [ModelSettings(spec=f"{names[index]}") for index in range(len(devices))]
         self.coordinator = Coordinator(self.configured, 5.0, self._start)
-        self.coordinator.start()
-        self.coordinator.assign(self.devices)
+        self.coordinator.engines.start_first()
+        self.coordinator.resolved(self.devices)
 
     def _start(self, index: int, device: str) -> DeviceEngine:
         role = Role("the engine process", "", "engine_process", cast("Any", None), index)
@@ -164,7 +164,7 @@ def test_configured_models_of_one_name_on_two_devices_are_refused() -> None:
 
 
 def test_more_devices_than_there_is_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_DEVICES", 2)
+    monkeypatch.setattr(engine_pool, "MOST_DEVICES", 2)
     House(GPUS)
     with pytest.raises(ConfigError, match="cpu would be one more than 2 devices"):
         House(GPUS, ["cpu"])
@@ -336,7 +336,7 @@ def test_a_broken_device_is_told_to_the_front_ends_until_it_serves_again() -> No
             "torch sees 1 CUDA devices"
         )
         assert front_end.sent == [{"broken": {"cuda:1": why}}]
-        assert coordinator.broken() == {"cuda:1": why}
+        assert coordinator.engines.broken() == {"cuda:1": why}
         # What needs it is refused at once, and does not wait for it.
         settings = ModelSettings(spec="b", name="b", device=GPUS)
         loading = asyncio.create_task(coordinator.registry.put(settings))
