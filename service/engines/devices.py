@@ -42,7 +42,11 @@ def _check(settings: ModelSettings, device: str) -> None:
     if settings.engine == "fused" and on_cpu:
         raise ConfigError("engine: fused needs a CUDA device; use auto, openvino or compile")
     if settings.engine == "openvino" and not on_cpu:
-        raise ConfigError(f"engine: openvino runs on the CPU, not on {device}; use auto or compile")
+        raise ConfigError(f"engine: openvino runs on the CPU, not on {device}; use auto or fused")
+    if settings.engine == "compile" and not on_cpu:
+        raise ConfigError(
+            f"engine: compile runs on the CPU, not on {device}; use auto, fused or eager"
+        )
     if settings.engine == "openvino" and not has_openvino():
         raise ConfigError("engine: openvino is not installed; pip install 'resnet-serve[cpu]'")
     if settings.precision == "int8":
