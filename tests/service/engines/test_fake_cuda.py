@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from models import bundle
 from models.preprocess import CIFAR
-from service.engines import faults
+from service.engines import cuda_graph, faults
 from service.engines.start import start_engine
-from tests.service.engines.test_start import TINY, expected, images, planned
 from tests.support.cuda.failures import (
     CAPTURE_INVALIDATED,
     CAPTURE_ISOLATION,
@@ -28,6 +27,7 @@ from tests.support.cuda.failures import (
     UNSUPPORTED_IN_CAPTURE,
 )
 from tests.support.cuda.runtime import FakeCuda
+from tests.support.engine_checks import TINY, expected, images, planned
 from tests.support.fake_cuda import fake_cuda
 
 DEVICE = "cuda:0"
@@ -460,7 +460,7 @@ def test_after_a_failed_capture_nothing_is_given_back_and_nothing_captured(
         captured(lambda: in_thread(FORBIDDEN["malloc"]), "global")
     there = on_device(1, 2)
     with pytest.raises(RuntimeError, match="INTERNAL ASSERT FAILED"):
-        faults.give_memory_back()
+        cuda_graph.give_memory_back()
     with pytest.raises(RuntimeError, match="INTERNAL ASSERT FAILED"):
         captured(lambda: there.add_(1))
     assert (there + 1).tolist() == [2, 3]  # Serving as before goes on.
