@@ -29,8 +29,6 @@ from service.workers.process import ChildProcess
 log = logging.getLogger(__name__)
 # The facts that the form of a model's requests and results follows from: front ends rely on them.
 FORM = ("input", "labels", "channels", "map_side")
-# Limits that may be larger on one of a model's devices; the largest holds for the model.
-LIMITS = ("max_batch", "max_queue")
 # For every front end to acknowledge a change. A frozen one is usually replaced sooner.
 AGREEMENT_SECONDS = 60.0
 
@@ -169,14 +167,15 @@ class Coordinator:
     def _merged(self, devices: list[str], facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The facts of a model, from those of its engine on each device, for front ends."""
         first = dict(facts[0])
-        limits = {name: max(each["settings"][name] for each in facts) for name in LIMITS}
-        first["settings"] = first["settings"] | limits | {"device": devices}
+        first["settings"] = first["settings"] | {"device": devices}
+        # They may be larger on one of the devices; the largest hold for the model.
+        limits = [max(values) for values in zip(*(each["limits"] for each in facts), strict=True)]
         del first["card"]
         engines = [
             {"device": device, "index": self.engines.of(device).index, "card": each["card"]}
             for device, each in zip(devices, facts, strict=True)
         ]
-        return {**first, "engines": engines}
+        return {**first, "limits": limits, "engines": engines}
 
     def _reopened(self, model: ServedModel, facts: dict[str, Any]) -> ServedModel:
         """The model in a new engine process: a replacement if its form differs, or if its other

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.preprocess import InputSpec
-from service.config.settings import MOST_MODELS, ModelSettings
+from service.config.settings import MOST_MODELS, Limits, ModelSettings
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
 from service.inference.jobs import Job
@@ -51,13 +51,14 @@ class RemoteModel:
     def __init__(self, facts: dict[str, Any], resources: FrontEndResources) -> None:
         settings = ModelSettings.model_validate(facts["settings"])
         self.settings = settings
+        self.limits = Limits(*facts["limits"])
         self.number: int = facts["number"]
         self.name: str = facts["name"]
         self.input = InputSpec(**facts["input"])
         self.labels: Sequence[str] = facts["labels"]
         self.channels: int = facts["channels"]
         self.map_side: int = facts["map_side"]
-        self.batch_share = batch_share(settings)
+        self.batch_share = batch_share(self.limits)
         self.engines: list[RemoteEngine] = []
         for row in facts["engines"]:
             device = row["device"]
@@ -71,7 +72,7 @@ class RemoteModel:
         self._decoder = resources.decoder
         self._folder = resources.folder
         self.queue = SlotQueue(
-            settings.max_queue,
+            self.limits.max_queue,
             settings.max_queue_bytes,
             ModelOccupancy(resources.occupancy, resources.index, index),
             [engine.state for engine in self.engines],
@@ -81,7 +82,7 @@ class RemoteModel:
 
     def start(self) -> None:
         shape = MemoryShape(
-            self.settings.max_queue,
+            self.limits.max_queue,
             self.input.size,
             len(self.labels),
             self.channels,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from service.config.settings import ModelSettings
+from service.engines import cards
 from service.engines.devices import devices_of
 from service.errors import ConfigError
 
@@ -16,12 +17,15 @@ def resolved(device: str | list[str]) -> list[str]:
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(cards, "available", lambda: 2)
+    monkeypatch.setattr(cards, "check", lambda device: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
 
 
 @pytest.fixture
 def none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(cards, "available", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
 
 
 @pytest.mark.usefixtures("pair")

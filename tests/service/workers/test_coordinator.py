@@ -17,7 +17,8 @@ from service.workers.process import ChildProcess, Role
 
 FACTS: dict[str, Any] = {
     "name": "a",
-    "settings": {"spec": "a", "max_batch": 32, "max_queue": 256},
+    "settings": {"spec": "a"},
+    "limits": [32, 256],
     "input": {"size": 32},
     "labels": ["cat", "dog"],
     "channels": 64,
@@ -140,14 +141,14 @@ def test_the_only_process_has_no_other_name() -> None:
     assert House(["cpu"]).engine("cpu").role.name == "the engine process"
 
 
-def test_the_largest_limit_of_its_devices_is_the_models() -> None:
+def test_the_largest_limits_of_its_devices_are_the_models() -> None:
     async def test() -> None:
         house = House(["cpu", "cuda:0"])
         await house.report("cpu")
-        large = {"spec": "a", "max_batch": 256, "max_queue": 1024}
-        await house.report("cuda:0", settings=large)
+        await house.report("cuda:0", limits=[256, 128])
         (facts,) = house.coordinator.facts()
-        assert facts["settings"] == large | {"device": ["cpu", "cuda:0"]}
+        assert facts["limits"] == [256, 256]
+        assert facts["settings"] == {"spec": "a", "device": ["cpu", "cuda:0"]}
 
     run(test())
 
