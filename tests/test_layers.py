@@ -46,6 +46,7 @@ MODEL_ROOMS = {
 # Which rooms may import a library.
 LIBRARIES = {
     "torch": {"engines"},
+    "torchvision": {"engines"},
     "openvino": {"engines"},
     "fastapi": {"http"},
     "starlette": {"http", "ray"},

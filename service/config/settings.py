@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from models.builtin import DEFAULT_SPEC
 from service.config import keys
 from service.config.capacity import MOST_FRONT_ENDS
-from service.config.choices import Engine, Precision
+from service.config.choices import Decode, Engine, Precision
 from service.config.sources import NAME_PATTERN, SECRETS
 from service.config.variables import default_cache_dir
 from service.runtime import cpus
@@ -65,6 +65,11 @@ class ModelSettings(Strict):
     )
     engine: Engine = Field(
         "auto", description="auto: openvino on CPU if installed, else eager until compile is ready"
+    )
+    decode: Decode = Field(
+        "host",
+        description="device: plain baseline JPEGs are decoded on the CUDA device, if its pixels "
+        "agree with the host's at the start; all other images on the host",
     )
     parity_tolerance: float | None = Field(
         None,

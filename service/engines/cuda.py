@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from service.engines.blueprint import Blueprint
+from service.engines.jpeg import Image
 from service.inference.ranking import Ranking
-from service.inference.tasks import Classify, Pixels, Task
+from service.inference.tasks import Classify, Task
 
 
 class CudaEngine:
@@ -56,18 +57,24 @@ class CudaEngine:
         pass
 
     def launch(
-        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         # The engine thread collects a lane's batch before it launches the next one there.
         maps = any(not isinstance(task, Classify) for task in tasks)
         index, self._next = self._next, (self._next + 1) % self.in_flight
         lane, count = self._lanes[index], len(images)
-        whole = all(image.dtype == np.uint8 for image in images)
+        whole = all(image.dtype in (np.uint8, torch.uint8) for image in images)
         buffer = lane.whole if whole else lane.fractional()
-        np.stack(images, out=buffer.staging.numpy()[:count])
+        staging = buffer.staging.numpy()
+        decoded = {row: image for row, image in enumerate(images) if isinstance(image, Tensor)}
+        for row, image in enumerate(images):
+            if row not in decoded:
+                staging[row] = image
         with torch.inference_mode():
             with torch.cuda.stream(self._copying):
                 buffer.images[:size].copy_(buffer.staging[:size], non_blocking=True)
+                for row, image in decoded.items():
+                    buffer.images[row].copy_(image)
                 lane.copied.record(self._copying)
             with torch.cuda.stream(self._computing):
                 self._computing.wait_event(lane.copied)

@@ -43,6 +43,11 @@ def _check(settings: ModelSettings, device: str) -> None:
         raise ConfigError(f"engine: openvino runs on the CPU, not on {device}; use auto or compile")
     if settings.engine == "openvino" and not has_openvino():
         raise ConfigError("engine: openvino is not installed; pip install 'resnet-serve[cpu]'")
+    if settings.decode == "device":
+        if on_cpu:
+            raise ConfigError("decode: device needs a CUDA device; use host")
+        if find_spec("torchvision") is None:
+            raise ConfigError("decode: device needs torchvision; pip install 'resnet-serve[gpu]'")
     if settings.precision == "int8":
         if not on_cpu or settings.engine not in ("auto", "openvino"):
             raise ConfigError("precision: int8 needs device cpu and engine openvino")

@@ -15,15 +15,19 @@ import numpy as np
 
 from service.engines import faults
 from service.engines.engine import EngineEvents, Warm
+from service.engines.jpeg import Image
 from service.engines.status import EngineStatus
 from service.engines.watchdog import Late, Watchdog
+from service.errors import RequestError
 from service.inference.batcher import Batcher
 from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput
 
-Batch = list[Job[Pixels, Row]]
+Batch = list[Job[ImageInput, Row]]
 log = logging.getLogger(__name__)
+# The classes and probabilities of no image.
+NOTHING = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Turn:
 
     name: str
     warm: Warm
-    batcher: Batcher[Pixels, Row]
+    batcher: Batcher[ImageInput, Row]
     watchdog: Watchdog
     status: EngineStatus
     events: EngineEvents
@@ -73,16 +77,32 @@ class Turn:
 
     def _launch(self, batch: Batch) -> Callable[[], Ranking]:
         """The batch's result; if it cannot even begin, the result raises why."""
-        images = [job.payload for job in batch if job.payload is not None]
-        tasks = [job.task for job in batch]
-        expected = self.warm.expected(len(images))
+        expected = self.warm.expected(len(batch))
         try:
+            images = self.watchdog.call(partial(self._images, batch), expected)
+            if not images:
+                return partial(Ranking, *NOTHING)
+            tasks = [job.task for job in batch]
             result = self.watchdog.call(partial(self.warm.launch, images, tasks), expected)
         except Late:
             raise
         except Exception as error:  # noqa: BLE001
             return partial(_raise, error)
         return partial(self.watchdog.call, result, expected)
+
+    def _images(self, batch: Batch) -> list[Image]:
+        """The images of a batch, which jobs leave whose files are damaged."""
+        images: list[Image] = []
+        decoded = self.warm.decode([job.payload for job in batch if job.payload is not None])
+        for job, image in zip(list(batch), decoded, strict=True):
+            if isinstance(image, RequestError):
+                batch.remove(job)
+                self.batcher.fail([job], image)
+            else:
+                images.append(image)
+        for job in batch:
+            job.batch_size = min(job.batch_size, len(images))
+        return images
 
     def _collect(self, batch: Batch, result: Callable[[], Ranking]) -> bool:
         """Answers a batch, or has it computed again; False if smaller ones may fit into memory."""

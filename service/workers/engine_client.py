@@ -14,15 +14,13 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import numpy as np
-
 from service.errors import RETRY_SECONDS, NotReady, QueueFull, ServiceError, error_of
 from service.inference.jobs import Job
 from service.inference.pace import IDLE, Excess, Load, Pace
 from service.inference.ranking import Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput
 from service.workers import wire
-from service.workers.shared_memory import SharedMemory
+from service.workers.shared_memory import Content, SharedMemory
 from service.workers.wire import Frames, JobResult, Kind, Submit, number_of
 
 
@@ -49,8 +47,8 @@ class SlotQueue:
         self.pace = Pace()
         self._connection: EngineConnection | None = None
         self._free: list[int] = []
-        self._admitted: dict[Job[Pixels, Row], int] = {}  # and the slot of each
-        self._numbers: dict[Job[Pixels, Row], int] = {}  # of submitted jobs
+        self._admitted: dict[Job[ImageInput, Row], int] = {}  # and the slot of each
+        self._numbers: dict[Job[ImageInput, Row], int] = {}  # of submitted jobs
         self._bytes = 0
 
     @property
@@ -75,7 +73,7 @@ class SlotQueue:
         """When a refused client should come back: see `service.errors.Busy`."""
         return self.pace.seconds(ahead), partial(self._excess.spread, self.pace.seconds(1))
 
-    def admit(self, job: Job[Pixels, Row], cost: int) -> None:
+    def admit(self, job: Job[ImageInput, Row], cost: int) -> None:
         """Gives a job a slot, until its result arrives or it is cancelled before it is submitted.
 
         Raises:
@@ -90,25 +88,24 @@ class SlotQueue:
         self._occupy(cost)
         job.future.add_done_callback(lambda _: self._leave(job))
 
-    def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None:
-        """Copies an admitted job's pixels into its slot, which decoding threads never access."""
+    def submit(self, job: Job[ImageInput, Row], payload: ImageInput, cost: int) -> None:
+        """Copies an admitted job's image into its slot, which decoding threads never access."""
         if job.future.done() or self._connection is None:
             return
         slot = self._admitted[job]
-        whole = payload.dtype == np.uint8
-        self._connection.region.pixels(slot, whole=whole)[...] = payload
+        content = self._connection.region.write_image(slot, payload)
         self._occupy(cost - job.cost)
         job.cost = cost
-        self._numbers[job] = self._connection.submit(job, slot, whole=whole)
+        self._numbers[job] = self._connection.submit(job, slot, content)
 
-    def _leave(self, job: Job[Pixels, Row]) -> None:
+    def _leave(self, job: Job[ImageInput, Row]) -> None:
         """The job's future is done: it has a result, or was cancelled."""
         if job in self._numbers and self._connection is not None:
             self._connection.withdraw(self._numbers[job])
         elif job in self._admitted:
             self._release(job)
 
-    def _release(self, job: Job[Pixels, Row]) -> None:
+    def _release(self, job: Job[ImageInput, Row]) -> None:
         self._free.append(self._admitted.pop(job))
         self._numbers.pop(job, None)
         self._occupy(-job.cost)
@@ -117,7 +114,7 @@ class SlotQueue:
         self._bytes += more_bytes
         self._hold(len(self._admitted), self._bytes)
 
-    def deliver(self, job: Job[Pixels, Row], result: JobResult, region: SharedMemory) -> None:
+    def deliver(self, job: Job[ImageInput, Row], result: JobResult, region: SharedMemory) -> None:
         """Sets a job's result; the engine process is done with its slot."""
         self.pace.slowdown = result.slowdown
         if result.batch_size and not job.future.done():
@@ -126,7 +123,7 @@ class SlotQueue:
             job.future.set_result(region.read_row(self._admitted[job], job.task))
         self._release(job)
 
-    def fail(self, job: Job[Pixels, Row], error: ServiceError) -> None:
+    def fail(self, job: Job[ImageInput, Row], error: ServiceError) -> None:
         self._release(job)
         _set_exception(job, error)
 
@@ -146,7 +143,7 @@ class SlotQueue:
             _set_exception(job, error)
 
 
-def _set_exception(job: Job[Pixels, Row], error: ServiceError) -> None:
+def _set_exception(job: Job[ImageInput, Row], error: ServiceError) -> None:
     if not job.future.done():
         job.future.set_exception(error)
         job.future.exception()  # Else asyncio logs it if decoding fails first.
@@ -173,7 +170,7 @@ class EngineConnection(asyncio.Protocol):
         self._on_lost = on_lost
         self._frames = Frames()
         self._numbers = count()
-        self._jobs: dict[int, Job[Pixels, Row]] = {}
+        self._jobs: dict[int, Job[ImageInput, Row]] = {}
         self._submits, self._withdrawals = bytearray(), bytearray()
 
     # asyncio declares a BaseTransport, which cannot write; that of a stream always can.
@@ -203,16 +200,14 @@ class EngineConnection(asyncio.Protocol):
             elif kind is Kind.STATE:
                 self._on_state(wire.content(body))
 
-    def submit(self, job: Job[Pixels, Row], slot: int, *, whole: bool) -> int:
+    def submit(self, job: Job[ImageInput, Row], slot: int, content: Content) -> int:
         """Submits a job; returns its number on this connection."""
         number = next(self._numbers)
         self._jobs[number] = job
         self._schedule()
-        self._submits += wire.SUBMIT.pack(
-            *Submit(
-                number, slot, job.admitted, job.deadline, number_of(job.task), job.priority, whole
-            )
-        )
+        task = number_of(job.task)
+        submitted = Submit(number, slot, job.admitted, job.deadline, task, job.priority, *content)
+        self._submits += wire.SUBMIT.pack(*submitted)
         return number
 
     def withdraw(self, number: int) -> None:

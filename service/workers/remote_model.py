@@ -22,7 +22,7 @@ from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput, Pixels
 from service.workers import wire
 from service.workers.engine_client import EngineConnection, SlotQueue
 from service.workers.heartbeat import Heartbeats
@@ -110,9 +110,12 @@ class RemoteModel:
         self.queue.check(load=load)
 
     async def compute(
-        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+        self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
-        return await decode_and_queue(self, self._decoder, self.queue, image, job, deadline)
+        on_device = self._card.get("decode") == "device"
+        return await decode_and_queue(
+            self, self._decoder, self.queue, image, job, deadline, on_device=on_device
+        )
 
     def _on_state(self, state: dict[str, Any]) -> None:
         measured = state["card"].get("batch_ms")

@@ -17,12 +17,13 @@ from service.engines.builder import EngineBuilder
 from service.engines.device_share import DeviceShare
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
+from service.engines.jpeg import Image
 from service.engines.parity import Parity
 from service.errors import EngineFailed
 from service.inference.batcher import Batcher
 from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row, rank
-from service.inference.tasks import CLASSIFY, Pixels, Task
+from service.inference.tasks import CLASSIFY, ImageInput, Task
 
 POISON = "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"
 
@@ -60,7 +61,7 @@ class Faulty:
         return len(self.sizes)
 
     def launch(
-        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         assert len(images) <= size
         self.sizes.append(size)
@@ -134,7 +135,7 @@ class Bench:
         rebuild: Callable[[str | None], Warm] | None = None,
         improve: Sequence[Callable[[], Warm]] = (),
         device: DeviceShare | None = None,
-        batcher: Batcher[Pixels, Row] | None = None,
+        batcher: Batcher[ImageInput, Row] | None = None,
         serves: Callable[[], bool] | None = None,
         start: bool = True,
     ) -> None:
@@ -143,7 +144,7 @@ class Bench:
         self.bugs: list[Exception] = []  # raised where errors are counted
         self.ready: list[str] = []
         self.batches: list[int] = []
-        self.batcher = batcher or Batcher[Pixels, Row](max_jobs=64, max_bytes=10**6)
+        self.batcher = batcher or Batcher[ImageInput, Row](max_jobs=64, max_bytes=10**6)
         self.builder = Builder(engine.warm, rebuild or (lambda kind: engine.warm()), improve)
         self.thread = EngineThread(
             "test",
@@ -172,7 +173,7 @@ class Bench:
 
     async def ask(self, value: int = 75) -> dict[int, float]:
         """Probabilities by class."""
-        job: Job[Pixels, Row] = Job()
+        job: Job[ImageInput, Row] = Job()
         self.batcher.admit(job, 1)
         self.batcher.submit(job, np.full((4, 4, 3), value, dtype=np.uint8), 48)
         async with asyncio.timeout(20):
