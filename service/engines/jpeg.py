@@ -173,13 +173,14 @@ def of_torchvision(device: str) -> DecodeFiles:
     """torchvision's decoder, nvJPEG on CUDA.
 
     Raises:
-        ImportError: torchvision is not installed.
+        ImportError: torchvision is not installed; if it was built for another torch, importing it
+            may raise other exceptions.
         RuntimeError: this process decodes on another device.
     """
+    from torchvision.io import decode_jpeg  # noqa: PLC0415 - an extra
+
     with _lock:
         if others := _devices - {device}:
             raise RuntimeError(f"this process decodes on {others.pop()} already")
         _devices.add(device)
-    from torchvision.io import decode_jpeg  # noqa: PLC0415 - an extra
-
     return cast("DecodeFiles", partial(decode_jpeg, mode="RGB", device=device))

@@ -1,0 +1,38 @@
+"""A decoder that gives PIL's pixels stands for a device's, on the CPU."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def decode_files(files: list[Tensor]) -> list[Tensor]:
+    """See `service.engines.jpeg.DecodeFiles`; a damaged file fails the whole batch."""
+    return [_planes(Image.open(io.BytesIO(file.numpy().tobytes()))) for file in files]
+
+
+def repeating_colours(files: list[Tensor]) -> list[Tensor]:
+    """Like nvJPEG, which repeats the colours of 4:2:0 where PIL interpolates them."""
+    return [_repeated(file) for file in files]
+
+
+def _planes(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _repeated(file: Tensor) -> Tensor:
+    image = Image.open(io.BytesIO(file.numpy().tobytes()))
+    if image.mode == "L":
+        return _planes(image)
+    image.draft("YCbCr", image.size)
+    y, *colours = image.split()
+    size = -(-image.width // 2), -(-image.height // 2)
+    repeated = [
+        colour.resize(size, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
+        for colour in colours
+    ]
+    return _planes(Image.merge("YCbCr", [y, *repeated]))
