@@ -29,7 +29,7 @@ from tests.support import device_decoder, tiny
 from tests.support.hostile.formats import saved, segment
 from tests.support.hostile.images import animation, turned
 
-SPEC = replace(IMAGENET, size=56, resize=64)
+SPEC = replace(IMAGENET, size=64, resize=72)
 MAX_PIXELS = 300_000
 # An 8-bit step of a pixel changes no probability by more.
 NEAR = 0.02
@@ -151,7 +151,7 @@ def test_the_card_says_where_files_are_decoded(models: Models) -> None:
 
 
 def test_probabilities_are_those_of_the_host(models: Models, files: list[int]) -> None:
-    sizes = [(100, 75), (75, 100), (66, 64), (127, 90), (110, 400)]
+    sizes = [(100, 75), (75, 100), (72, 72), (127, 90), (110, 400)]
     images: list[bytes | Pixels] = [jpeg(seed, sizes[seed % 5]) for seed in range(20)]
     images += [saved(picture(30).convert("L"), "JPEG"), jpeg(31, subsampling=0)]
     host, device = models.both(images)
@@ -168,7 +168,7 @@ def test_probabilities_are_those_of_the_host(models: Models, files: list[int]) -
 
 
 def test_pixels_and_files_of_all_kinds_share_batches(models: Models, files: list[int]) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     images: list[bytes | Pixels] = []
     for seed in range(6):
         images += [jpeg(seed), saved(picture(seed), "PNG"), pixels]
@@ -185,7 +185,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "turned": lambda: turned(6),
     "png": lambda: saved(picture(0), "PNG"),
     "several": lambda: animation("MPO"),
-    "larger than a slot": lambda: jpeg()[:2] + segment(0xE5, bytes(40_000)) + jpeg()[2:],
+    "larger than a slot": lambda: jpeg()[:2] + segment(0xE5, bytes(50_000)) + jpeg()[2:],
     "too many pixels": lambda: jpeg(size=(1000, 301)),
     "sliver": lambda: jpeg(size=(2000, 1)),
     "truncated": lambda: jpeg()[:900],
@@ -241,5 +241,5 @@ def test_features_are_those_of_the_host_and_explanations_have_their_pixels(
     assert files == [1]
     (explained,) = models.outcomes("device", [jpeg()], Explain())
     assert isinstance(explained, Computed)
-    assert explained.decoded.pixels.shape == (56, 56, 3)
+    assert explained.decoded.pixels.shape == (64, 64, 3)
     assert files == [1]
