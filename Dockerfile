@@ -22,14 +22,15 @@ RUN python -c "import tomllib; \
     extras = project['optional-dependencies']; \
     always = project['dependencies'] + extras['interchange']; \
     print(*always, sep='\n', file=open('requirements.txt', 'w')); \
-    print(*extras['cpu'], sep='\n', file=open('cpu.txt', 'w'))"
+    print(*extras['cpu'], sep='\n', file=open('cpu.txt', 'w')); \
+    print(*extras['gpu'], sep='\n', file=open('cuda.txt', 'w'))"
 
 
 FROM base AS dependencies
 ARG TORCH_INDEX_URL=
 WORKDIR /build
 COPY constraints.txt .
-COPY --from=requirements /build/requirements.txt /build/cpu.txt .
+COPY --from=requirements /build/*.txt .
 # The cache survives a failed or repeated build and is not part of the image.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
@@ -40,13 +41,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # Without this check, a GPU image with a torch without CUDA would serve from the CPU and look
 # healthy. DEVICE comes this late so that both images can share the layers above.
 ARG DEVICE=cuda
-RUN --mount=type=cache,target=/root/.cache/pip \
-    if [ "$DEVICE" = cpu ]; then \
-        pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement cpu.txt; \
-    fi
 RUN /opt/venv/bin/python -c "import sys, torch; \
     sys.exit(None if '$DEVICE' == 'cpu' or ('$DEVICE' == 'cuda' and torch.version.cuda) else \
     'DEVICE must be cpu, or cuda with a torch for CUDA; it is $DEVICE with ' + torch.__version__)"
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement "$DEVICE.txt"
 
 
 FROM base AS wheel
@@ -71,8 +70,12 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
 RUN install --directory --owner=10001 --group=10001 /cache
 # The root file system may be read-only: the service writes only below /tmp, or to /cache if set.
 # It needs API keys, or RESNET_SERVE_ALLOW_ANONYMOUS=true, because it listens beyond loopback.
+# Of the driver, the container toolkit adds the libraries for computing, for NVML, and for decoding.
+# GPUs are counted as `nvidia-smi` counts them, not the fastest first.
 ENV PATH=/opt/venv/bin:$PATH \
+    CUDA_DEVICE_ORDER=PCI_BUS_ID \
     HOME=/tmp \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     RESNET_SERVE_HOST=0.0.0.0
@@ -81,13 +84,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Ready, not live: readers of a container's health (`up --wait`, `depends_on`, a load balancer) want
 # to know whether to send requests. Docker does not restart unhealthy containers; Kubernetes has its
-# own probes. `http.client` because `urllib` would use a proxy.
+# own probes. It finds the service by the same variables and settings file, not by flags of `serve`.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
-    CMD ["python", "-c", "import http.client, os, ssl, sys; from functools import partial; \
-         port = int(os.environ.get('RESNET_SERVE_PORT', 8000)); \
-         tls = 'RESNET_SERVE_TLS_CERTIFICATE' in os.environ; \
-         https = partial(http.client.HTTPSConnection, context=ssl._create_unverified_context()); \
-         http = (https if tls else http.client.HTTPConnection)('127.0.0.1', port, timeout=4); \
-         http.request('GET', '/health/ready'); \
-         sys.exit(http.getresponse().status != 200)"]
+    CMD ["resnet-serve", "health"]
 CMD ["resnet-serve", "serve"]

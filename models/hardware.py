@@ -14,8 +14,10 @@ def native_precision(device: str) -> str:
     """The fastest of "fp32", "bf16" and "fp16" that `device` multiplies in hardware."""
     if torch.device(device).type == "cpu":
         return "bf16" if processor.has_bf16() else "fp32"
-    # Compute capability 8.0 (Ampere) is the first with bf16 in its matrix units.
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    # The first matrix units, of compute capability 7.0 (Volta), have fp16; those since 8.0 (Ampere)
+    # have bf16 as well, in which no network overflows.
+    capability = torch.cuda.get_device_capability(device)
+    return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
 
 
 def describe(device: str) -> str:

@@ -1,4 +1,4 @@
-"""A network's forward recorded as a list of operations, from which exports are built.
+"""A network's forward recorded as a list of operations, from which exports and engines are built.
 
 A ResNet needs only ten operations. TorchScript is deprecated, and torch.fx patches modules of the
 whole process while it traces, which would disturb engines that serve.
@@ -77,7 +77,7 @@ class _Recorded:
     ) -> _Recorded:
         if function not in FUNCTIONS:
             name = getattr(function, "__name__", function)
-            raise NotImplementedError(f"exports do not support {name}")
+            raise NotImplementedError(f"{name} is not an operation of a ResNet")
         return FUNCTIONS[function](*args, **(kwargs or {}))
 
     def then(
@@ -113,7 +113,7 @@ class _Recorded:
 
     def mean(self, axes: tuple[int, ...]) -> _Recorded:
         if axes != (2, 3):
-            raise NotImplementedError("exports support only means over height and width")
+            raise NotImplementedError("only means over height and width are supported")
         return self.then("mean", self.shape[:2])
 
 
@@ -127,7 +127,7 @@ def _convolution(
     groups: int = 1,
 ) -> _Recorded:
     if groups != 1 or isinstance(padding, str):
-        raise NotImplementedError("exports support only plain convolutions")
+        raise NotImplementedError("only plain convolutions are supported")
     window: dict[str, Any] = {
         "strides": _pair(stride),
         "pads": _pair(padding),
@@ -180,7 +180,7 @@ def _pad(
 ) -> _Recorded:
     """Padding with a constant; torch lists the axes from the last to the first."""
     if mode != "constant":
-        raise NotImplementedError("exports support only padding with constants")
+        raise NotImplementedError("only padding with constants is supported")
     if not any(padding):
         return x
     leading = (0,) * (4 - len(padding) // 2)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,6 +35,22 @@ REASONS = (errors.ServiceError.reason, *(error.reason for error in errors.REFUSA
 PHASES = ("accept", "decode", "queue", "inference", "total")
 # After a model has gone, for Prometheus to scrape its last values.
 GONE_SECONDS = 300.0
+
+
+@dataclass(slots=True)
+class GpuUse:
+    """What a GPU has in use; NaN: not known.
+
+    Memory in bytes, of which this process's allocator has `memory_reserved`; `utilisation`: share
+    of the time in which it computed, 0 to 1; `temperature` in degrees Celsius; `power` in watts.
+    """
+
+    memory_used: float = math.nan
+    memory_total: float = math.nan
+    memory_reserved: float = math.nan
+    utilisation: float = math.nan
+    temperature: float = math.nan
+    power: float = math.nan
 
 
 class Metrics:
@@ -113,6 +132,61 @@ class Metrics:
             ("model", "device"),
             registry=registry,
         )
+        self.device_images = Counter(
+            "resnet_serve_device_images",
+            "Images computed, by device",
+            ("model", "device"),
+            registry=registry,
+        )
+        self.gpu_graphs = Gauge(
+            "resnet_serve_gpu_graphs",
+            "CUDA graphs that a model's engine captured; 0: it launches each kernel by itself",
+            ("model", "device"),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.gpu_memory_used = Gauge(
+            "resnet_serve_gpu_memory_used_bytes",
+            "Memory of the GPU in use, by all processes",
+            ("device",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.gpu_memory_total = Gauge(
+            "resnet_serve_gpu_memory_total_bytes",
+            "Memory of the GPU",
+            ("device",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.gpu_memory_reserved = Gauge(
+            "resnet_serve_gpu_memory_reserved_bytes",
+            "Memory of the GPU that PyTorch has reserved for the service",
+            ("device",),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.gpu_utilisation = Gauge(
+            "resnet_serve_gpu_utilisation_ratio",
+            "Share of the time in which the GPU computed, 0 to 1",
+            ("device",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.gpu_temperature = Gauge(
+            "resnet_serve_gpu_temperature_celsius",
+            "Temperature of the GPU",
+            ("device",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.gpu_power = Gauge(
+            "resnet_serve_gpu_power_watts",
+            "Power that the GPU draws",
+            ("device",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.backlog = Histogram(
             "resnet_serve_backlog_seconds",
             "Time that connections, or the data on them, waited to be accepted",
@@ -177,8 +251,17 @@ class Metrics:
         self._by_model = (
             self.phase, self.batch_size, self.batches, self.batch_seconds, self.last_batch,
             self.refusals, self.images, self.engine_errors, self.out_of_memory, self.queue_depth,
-            self.queue_limit, self.model_ready, self.model_info,
+            self.queue_limit, self.model_ready, self.model_info, self.device_images,
+            self.gpu_graphs,
         )  # fmt: skip
+        self._by_gpu = {
+            "memory_used": self.gpu_memory_used,
+            "memory_total": self.gpu_memory_total,
+            "memory_reserved": self.gpu_memory_reserved,
+            "utilisation": self.gpu_utilisation,
+            "temperature": self.gpu_temperature,
+            "power": self.gpu_power,
+        }
 
     def watch_model(
         self,
@@ -206,8 +289,16 @@ class Metrics:
             for device in devices:
                 self.engine_errors.labels(name, device)
                 self.out_of_memory.labels(name, device)
+                self.device_images.labels(name, device)
             for reason in REASONS:
                 self.refusals.labels(name, reason)
+
+    def watch_gpu(self, device: str, read: Callable[[], GpuUse]) -> None:
+        """Reads a GPU's gauges at each scrape, but for those that are not known now."""
+        use = read()
+        for field, gauge in self._by_gpu.items():
+            if not math.isnan(getattr(use, field)):
+                self.watch(gauge.labels(device), partial(_part, read, field))
 
     def unwatch_model(self, name: str) -> None:
         """Removes a model's gauges, and after `GONE_SECONDS` its other series."""
@@ -285,8 +376,9 @@ class Metrics:
         for phase, histogram in phases.items():
             histogram.observe(seconds[phase], exemplar)
 
-    def computed(self, model: str, size: int, seconds: float) -> None:
+    def computed(self, model: str, device: str, size: int, seconds: float) -> None:
         """Counts a batch of `size` images; called from engine threads."""
+        self.device_images.labels(model, device).inc(size)
         self.batch_size.labels(model).observe(size)
         padded = str(1 << (size - 1).bit_length())
         self.batches.labels(model, padded).inc()
@@ -328,6 +420,10 @@ class Metrics:
                 if "model" in labels:
                     samples.setdefault(labels["model"], {})[name] = sample.value
         return samples
+
+
+def _part(read: Callable[[], GpuUse], field: str) -> float:
+    return float(getattr(read(), field))
 
 
 def exposition(registry: CollectorRegistry, *, openmetrics: bool) -> bytes:

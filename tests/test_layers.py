@@ -48,6 +48,7 @@ LIBRARIES = {
     "torch": {"engines"},
     "torchvision": {"engines"},
     "openvino": {"engines"},
+    "pynvml": {"engines"},
     "fastapi": {"http"},
     "starlette": {"http", "ray"},
     "uvicorn": {"http"},
@@ -166,7 +167,7 @@ SAME_STEMS = {
     "app",  # `service.ray.app:app`, and http's
     "routes",
     "metrics",  # Ray's
-    "models", "classify",  # a command, and the endpoints
+    "models", "classify", "health",  # a command, and the endpoints
     "config", "convert", "train", "evaluate", "results",
 }  # fmt: skip
 
@@ -193,6 +194,7 @@ def test_only_the_ground_is_outside_the_rooms() -> None:
 # Tests that are apart from those of their module, and what of it they test.
 APART = {
     "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
+    "tests/service/engines/test_fake_cuda.py": "the devices that play CUDA for the others",
     "tests/service/inference/test_decoding_fuzz.py": "decoding: thousands of mutated files",
 }
 

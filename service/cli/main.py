@@ -11,6 +11,7 @@ from service.cli.completion import completion
 from service.cli.config import config
 from service.cli.convert import convert
 from service.cli.evaluate import evaluate
+from service.cli.health import health
 from service.cli.models import models
 from service.cli.results import results
 from service.cli.serve import serve
@@ -27,6 +28,7 @@ def main() -> None:
 
 for command in (
     serve,
+    health,
     config,
     classify,
     models,

@@ -40,7 +40,9 @@ def engine_flags(command: F, device: str = "auto, cpu or cuda:N.") -> F:
             help="auto, fp32, bf16, fp16 or int8.",
         ),
         click.option(
-            "--engine", shell_complete=completers.engine, help="auto, eager, compile or openvino."
+            "--engine",
+            shell_complete=completers.engine,
+            help="auto, fused, eager, compile or openvino.",
         ),
         click.option(
             "--device",

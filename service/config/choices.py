@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-Engine = Literal["auto", "eager", "compile", "openvino"]
+Engine = Literal["auto", "fused", "eager", "compile", "openvino"]
 Decode = Literal["host", "device"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)

@@ -64,7 +64,9 @@ class ModelSettings(Strict):
         "int8 requires a bundle from `resnet-serve calibrate`",
     )
     engine: Engine = Field(
-        "auto", description="auto: openvino on CPU if installed, else eager until compile is ready"
+        "auto",
+        description="auto: fused on CUDA, with eager where it cannot start; on CPU openvino if "
+        "installed, else eager until compile is ready",
     )
     decode: Decode = Field(
         "host",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 
 from models.bundle import Bundle
@@ -16,7 +17,7 @@ class EngineBuilder:
     """The first engine, better ones while it serves, and another after a failure.
 
     It holds the weights of `bundle` until the first engine and the better ones are built; for
-    another, `read` reads them again. `request_seconds`: see `blueprint_of`.
+    another, `read` reads them again. `request_seconds` and `turn`: see `blueprint_of`.
 
     Raises:
         ConfigError: the precision is int8, and the bundle was not calibrated.
@@ -30,6 +31,7 @@ class EngineBuilder:
         service: Settings,
         device: str,
         request_seconds: float,
+        turn: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self._kind, *self.better_kinds = engines_for(settings, device)
         self._tolerance = settings.parity_tolerance
@@ -40,6 +42,7 @@ class EngineBuilder:
             device=device,
             service=service,
             request_seconds=request_seconds,
+            turn=turn,
         )
         # One for the first engine and one for the better ones, which take them away.
         self._blueprints = [self._blueprint_of(bundle)] * (2 if self.better_kinds else 1)

@@ -17,7 +17,6 @@ from models import bundle as bundles
 from models import files
 from service.engines import cache
 from service.engines.blueprint import Blueprint
-from service.engines.cuda import CudaEngine
 from service.engines.eager import InPrecision, on_arrays
 from service.engines.host import HostEngine
 from service.engines.tuning import Forward, Tuning, Way, tune
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 FORM = 2
 
 
-def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
+def compiled(blueprint: Blueprint) -> HostEngine:
     """The network compiled ahead of time with frozen weights, one package for all batch sizes.
 
     Compiling takes a minute of one CPU. It runs in its own process, so that it neither slows the
@@ -49,9 +48,7 @@ def compiled(blueprint: Blueprint) -> HostEngine | CudaEngine:
 
 
 def _tuning(blueprint: Blueprint) -> Tuning:
-    """On the CPU, threads are compiled in: the plain network is timed to choose them."""
-    if blueprint.device != "cpu":
-        return Tuning(Way(1))
+    """Threads are compiled in: the plain network is timed to choose them."""
 
     def build(way: Way) -> Forward:
         return on_arrays(InPrecision(blueprint), way.threads)
@@ -59,13 +56,8 @@ def _tuning(blueprint: Blueprint) -> Tuning:
     return tune(build, blueprint, "eager", streams=False)
 
 
-def _engine(blueprint: Blueprint, tuning: Tuning, package: Path) -> HostEngine | CudaEngine:
-    on_cpu = blueprint.device == "cpu"
-    index = -1 if on_cpu else int(blueprint.device.partition(":")[2])
-    run: Any = torch._inductor.aoti_load_package(str(package), device_index=index)
-    if not on_cpu:
-        # The package takes only one dtype.
-        return CudaEngine("compile", blueprint, lambda images: run(images.float()), graphs=True)
+def _engine(blueprint: Blueprint, tuning: Tuning, package: Path) -> HostEngine:
+    run: Any = torch._inductor.aoti_load_package(str(package))
     forward = on_arrays(run, tuning.whole.threads)
     return HostEngine("compile", blueprint, forward, tuning)
 

@@ -1,27 +1,40 @@
-"""Engines on a CUDA device: copies and kernels overlap, with two batches in flight."""
+"""Engines on a CUDA device: copies and kernels overlap, with two batches in flight.
+
+host                      stream `copying`                 stream `computing`
+stack the images     ───▶ copy, normalise             ───▶ network, ranking, copy back
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from models.classifier import Normalise
+from models.resnet import on_meta
+from models.summary import map_side
 from service.engines.blueprint import Blueprint
+from service.engines.cuda_graph import capture
+from service.engines.cuda_lane import CudaLane, FractionalPixels
 from service.engines.jpeg import Image
 from service.inference.ranking import Ranking
-from service.inference.tasks import Classify, Task
+from service.inference.tasks import Classify, Embed, Explain, Task
+
+LIKELIEST = -1
 
 
 class CudaEngine:
     """See `service.engines.engine.Engine`.
 
-    `classify`: pixels [N, H, W, 3] to probabilities [N, K] and maps [N, C, h, w]. With `graphs`,
-    each batch size is captured once as a CUDA graph and then replayed: a ResNet's hundreds of
-    kernel launches become one.
+    `build` makes the network on the device: a function from normalised images [N, 3, H, W] of
+    `dtype`, in channels-last memory, to maps [N, C, h, w]. In float32 it computes exactly, not in
+    TF32, whose mantissa has 10 bits. With `graphs`, each batch size of each lane is captured as a
+    CUDA graph before the first batch: a ResNet's hundreds of kernel launches become one, and
+    serving allocates nothing.
     """
 
     in_flight = 2
@@ -31,152 +44,176 @@ class CudaEngine:
         self,
         name: str,
         blueprint: Blueprint,
-        classify: Callable[[Tensor], tuple[Tensor, Tensor]],
+        build: Callable[[], Callable[[Tensor], Tensor]],
+        dtype: torch.dtype,
         *,
-        graphs: bool = False,
+        graphs: bool,
     ) -> None:
         self.name = name
         self.device = blueprint.device
         self.precision = blueprint.precision
-        self._device = torch.device(blueprint.device)
-        self._copying = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._computing = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._lanes = [_Lane(blueprint, self._device) for _ in range(self.in_flight)]
+        self._turn = blueprint.turn
+        device = torch.device(blueprint.device)
+        self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._computing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        torch.backends.cudnn.allow_tf32 = False
+        bundle = blueprint.bundle
+        # What is allocated and filled on the stream that uses it needs no other order, nor when it
+        # is freed.
+        with torch.inference_mode(), torch.cuda.stream(self._computing):
+            self._network = build()
+            normalise = Normalise(bundle.input)
+            self._scale, self._shift = (
+                part.to(device) for part in (normalise.scale, normalise.shift)
+            )
+            head = blueprint.head()
+            self._weight, self._bias = (torch.from_numpy(part).to(device) for part in head)
+            self._temperature = bundle.temperature
+            side = map_side(on_meta(bundle.architecture), bundle.input.size)
+            shape = (bundle.architecture.out_channels, side, side)
+            self._lanes = [CudaLane(blueprint, dtype, shape) for _ in range(self.in_flight)]
+            self._fractional = FractionalPixels(blueprint)
+        self._computing.synchronize()
         self._next = 0
-        self._head = blueprint.head()
-        self._classify = classify
-        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] | None = (
-            {} if graphs else None
-        )
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if graphs else None
 
     @property
     def graphs(self) -> int:
-        return len(self._graphs or ())
+        return len(self._graphs)
 
     def prepare(self, size: int) -> None:
-        pass
+        """Captures what batches of `size` need in each lane.
+
+        Raises:
+            CaptureFailed: see there.
+            RuntimeError: the network cannot be computed, for instance for lack of memory.
+        """
+        for index, lane in enumerate(self._lanes):
+            for key, run in (
+                ((index, size), partial(self._classify, lane, size)),
+                ((index, 0), partial(self._explain, lane)),
+            ):
+                if self._pool is not None and key not in self._graphs:
+                    with self._turn():
+                        self._graphs[key] = capture(run, self._computing, self._pool)
 
     def launch(
         self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         # The engine thread collects a lane's batch before it launches the next one there.
-        maps = any(not isinstance(task, Classify) for task in tasks)
         index, self._next = self._next, (self._next + 1) % self.in_flight
         lane, count = self._lanes[index], len(images)
-        whole = all(image.dtype in (np.uint8, torch.uint8) for image in images)
-        buffer = lane.whole if whole else lane.fractional()
-        staging = buffer.staging.numpy()
-        decoded = {row: image for row, image in enumerate(images) if isinstance(image, Tensor)}
-        for row, image in enumerate(images):
-            if row not in decoded:
-                staging[row] = image
+        embeds = any(isinstance(task, Embed) for task in tasks)
+        explains = any(isinstance(task, Explain) for task in tasks)
         with torch.inference_mode():
             with torch.cuda.stream(self._copying):
-                buffer.images[:size].copy_(buffer.staging[:size], non_blocking=True)
-                for row, image in decoded.items():
-                    buffer.images[row].copy_(image)
-                lane.copied.record(self._copying)
+                self._fill(lane, images)
+                if explains:
+                    lane.host_targets[:count].numpy()[...] = [_target(task) for task in tasks]
+                    lane.targets[:count].copy_(lane.host_targets[:count], non_blocking=True)
+                lane.filled.record(self._copying)
             with torch.cuda.stream(self._computing):
-                self._computing.wait_event(lane.copied)
-                self._compute(index, size, whole=whole)
-                host_maps = lane.fetch_maps(count) if maps else None
-                lane.host_classes[:count].copy_(lane.classes[:count], non_blocking=True)
-                lane.host_probabilities[:count].copy_(lane.probabilities[:count], non_blocking=True)
+                self._computing.wait_event(lane.filled)
+                self._run((index, size), partial(self._classify, lane, size))
+                _fetch(lane.host_classes, lane.classes, count)
+                _fetch(lane.host_probabilities, lane.probabilities, count)
+                if embeds:
+                    _fetch(lane.host_features, lane.features, count)
+                if explains:
+                    self._run((index, 0), partial(self._explain, lane))
+                    _fetch(lane.host_activation, lane.activation, count)
                 lane.computed.record(self._computing)
 
         def collect() -> Ranking:
             lane.computed.synchronize()
             # Copies: the lane's memory is the next batch's.
-            ranking = Ranking(
+            return Ranking(
                 lane.host_classes[:count].numpy().copy(),
                 lane.host_probabilities[:count].numpy().copy(),
+                [_detail(lane, row, task) for row, task in enumerate(tasks)]
+                if embeds or explains
+                else (),
             )
-            if host_maps is not None:
-                found = zip(tasks, host_maps.numpy(), ranking.classes, strict=True)
-                details = [self._head.detail(task, each, int(top[0])) for task, each, top in found]
-                ranking = ranking._replace(details=details)
-            return ranking
 
         return collect
 
-    def _compute(self, index: int, size: int, *, whole: bool) -> None:
-        lane = self._lanes[index]
-        images = (lane.whole if whole else lane.fractional()).images[:size]
-        if self._graphs is None:
-            self._forward(lane, images)
+    def _fill(self, lane: CudaLane, images: Sequence[Image]) -> None:
+        """Copies and normalises the images, on the current stream."""
+        count = len(images)
+        if all(image.dtype in (np.uint8, torch.uint8) for image in images):
+            _copy(images, lane.host_pixels, lane.pixels)
+            self._normalise(lane.pixels[:count], lane.images[:count])
             return
-        graph = self._graphs.get((index, size, whole))
-        if graph is None:
-            graph = self._graphs[index, size, whole] = self._capture(lane, images)
-        graph.replay()
+        buffer = self._fractional
+        step = len(buffer.host)
+        for start in range(0, count, step):
+            part = images[start : start + step]
+            buffer.copied.synchronize()
+            _copy(part, buffer.host, buffer.device)
+            self._normalise(buffer.device[: len(part)], lane.images[start : start + len(part)])
+            buffer.copied.record(self._copying)
 
-    def _forward(self, lane: _Lane, images: Tensor) -> None:
-        size = len(images)
-        probabilities, maps = self._classify(images)
+    def _normalise(self, pixels: Tensor, images: Tensor) -> None:
+        # One kernel: computed in float32, rounded once.
+        torch.addcmul(self._shift, pixels, self._scale, out=images)
+
+    def _run(self, key: tuple[int, int], run: Callable[[], None]) -> None:
+        if self._pool is None:
+            run()
+        else:
+            self._graphs[key].replay()
+
+    def _classify(self, lane: CudaLane, size: int) -> None:
+        maps = self._network(lane.images[:size].permute(0, 3, 1, 2))
+        lane.maps[:size].copy_(maps)
+        # From here on in float32: 16 bits would tie classes in close decisions.
+        features = maps.mean((2, 3), dtype=torch.float32)
+        lane.features[:size].copy_(features)
+        logits = F.linear(features, self._weight, self._bias)
+        if self._temperature != 1.0:
+            logits /= self._temperature
         # Stable: equal probabilities stay in the order of their classes.
-        ordered, classes = probabilities.sort(dim=1, descending=True, stable=True)
+        ordered, classes = logits.softmax(1).sort(dim=1, descending=True, stable=True)
         lane.probabilities[:size].copy_(ordered)
         lane.classes[:size].copy_(classes)
-        lane.keep_maps(maps)
 
-    def _capture(self, lane: _Lane, images: Tensor) -> torch.cuda.CUDAGraph:
-        # Plain runs choose algorithms and allocate memory: neither can be captured.
-        for _ in range(3):
-            self._forward(lane, images)
-        self._computing.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool(), stream=self._computing):
-            self._forward(lane, images)
-        return graph
-
-    def _pool(self) -> Any:
-        """The memory of earlier graphs, which all share: they run one after another."""
-        assert self._graphs is not None
-        return next(iter(self._graphs.values())).pool() if self._graphs else None
+    def _explain(self, lane: CudaLane) -> None:
+        """The activation maps of the target classes, for the whole lane."""
+        classes = torch.where(lane.targets == LIKELIEST, lane.classes[:, 0], lane.targets)
+        weights = self._weight.index_select(0, classes)
+        grids = torch.bmm(weights[:, None], lane.maps.flatten(2).float())
+        lane.activation[:, :-1].copy_(grids[:, 0])
+        lane.activation[:, -1].copy_(self._bias.index_select(0, classes))
 
 
-class _PixelBuffer(NamedTuple):
-    """Memory for the pixels of a batch: `staging` pinned on the host, `images` on the device."""
+def _copy(images: Sequence[Image], host: Tensor, device: Tensor) -> None:
+    """Copies images to the first rows of `device`: decoded ones from there, others by `host`."""
+    count, rows = len(images), host.numpy()
+    decoded = {row: image for row, image in enumerate(images) if isinstance(image, Tensor)}
+    for row, image in enumerate(images):
+        if row not in decoded:
+            rows[row] = image
+    if len(decoded) < count:
+        device[:count].copy_(host[:count], non_blocking=True)
+    for row, image in decoded.items():
+        device[row].copy_(image)
 
-    staging: Tensor
-    images: Tensor
 
-    @staticmethod
-    def allocate(blueprint: Blueprint, device: torch.device, dtype: torch.dtype) -> _PixelBuffer:
-        side = blueprint.bundle.input.size
-        shape = (blueprint.max_batch, side, side, 3)
-        pinned = torch.zeros(shape, dtype=dtype, pin_memory=True)
-        return _PixelBuffer(pinned, torch.zeros(shape, dtype=dtype, device=device))
+def _target(task: Task) -> int:
+    return task.class_id if isinstance(task, Explain) and task.class_id is not None else LIKELIEST
 
 
-class _Lane:
-    """Memory for one batch in flight: pinned on the host, and on the device."""
+def _fetch(host: Tensor, device: Tensor, count: int) -> None:
+    host[:count].copy_(device[:count], non_blocking=True)
 
-    def __init__(self, blueprint: Blueprint, device: torch.device) -> None:
-        self.whole = _PixelBuffer.allocate(blueprint, device, torch.uint8)
-        # Few clients send anything but whole numbers.
-        self.fractional = cache(partial(_PixelBuffer.allocate, blueprint, device, torch.float32))
-        ranks = (blueprint.max_batch, blueprint.bundle.architecture.num_classes)
-        self.host_classes = torch.empty(ranks, dtype=torch.int32, pin_memory=True)
-        self.host_probabilities = torch.empty(ranks, dtype=torch.float32, pin_memory=True)
-        self.classes = torch.empty(ranks, dtype=torch.int32, device=device)
-        self.probabilities = torch.empty(ranks, dtype=torch.float32, device=device)
-        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self.computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._max_batch = blueprint.max_batch
-        self._maps: Tensor | None = None
-        self._host_maps: Tensor | None = None
 
-    def keep_maps(self, maps: Tensor) -> None:
-        """Copies a batch's maps [N, C, h, w] out of memory that the next forward overwrites."""
-        if self._maps is None:
-            self._maps = maps.new_empty((self._max_batch, *maps.shape[1:]), dtype=torch.float32)
-        self._maps[: len(maps)].copy_(maps)
-
-    def fetch_maps(self, count: int) -> Tensor:
-        """The host memory that holds the first `count` images' maps once the batch is computed."""
-        assert self._maps is not None
-        if self._host_maps is None:
-            self._host_maps = torch.empty(self._maps.shape, pin_memory=True)
-        self._host_maps[:count].copy_(self._maps[:count], non_blocking=True)
-        return self._host_maps[:count]
+def _detail(
+    lane: CudaLane, row: int, task: Task
+) -> np.ndarray[tuple[int], np.dtype[np.float32]] | None:
+    """A copy of what the task asks for besides the ranking."""
+    if isinstance(task, Classify):
+        return None
+    source = lane.host_features if isinstance(task, Embed) else lane.host_activation
+    detail: np.ndarray[tuple[int], np.dtype[np.float32]] = source[row].numpy().copy()
+    return detail

@@ -39,6 +39,8 @@ def _check(settings: ModelSettings, device: str) -> None:
     on_cpu = device == "cpu"
     if on_cpu and settings.precision == "fp16":
         raise ConfigError("precision: fp16 needs a CUDA device; use auto, bf16 or fp32")
+    if settings.engine == "fused" and on_cpu:
+        raise ConfigError("engine: fused needs a CUDA device; use auto, openvino or compile")
     if settings.engine == "openvino" and not on_cpu:
         raise ConfigError(f"engine: openvino runs on the CPU, not on {device}; use auto or compile")
     if settings.engine == "openvino" and not has_openvino():
@@ -64,8 +66,10 @@ def engines_for(settings: ModelSettings, device: str) -> list[str]:
     one replaces the one before it as soon as it is warm."""
     if settings.engine != "auto":
         return [settings.engine]
+    if device != "cpu":
+        return ["fused"]
     # OpenVINO compiles in less time than plain PyTorch needs for its first batches.
-    return ["openvino"] if device == "cpu" and has_openvino() else ["eager", "compile"]
+    return ["openvino"] if has_openvino() else ["eager", "compile"]
 
 
 def precision_of(settings: ModelSettings, device: str) -> str:

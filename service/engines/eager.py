@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -24,9 +25,10 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
     Raises:
         RuntimeError: the device cannot hold it.
     """
-    classify = InPrecision(blueprint)
     if blueprint.device != "cpu":
-        return CudaEngine("eager", blueprint, classify)
+        network = partial(_on_cuda, blueprint)
+        return CudaEngine("eager", blueprint, network, torch.float32, graphs=False)
+    classify = InPrecision(blueprint)
 
     def build(way: Way) -> Forward:
         return on_arrays(classify, way.threads)
@@ -37,18 +39,29 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
 
 class InPrecision(nn.Module):
     """Probabilities float32 [N, K] of pixels [N, H, W, 3], and the maps [N, C, h, w] that they
-    are made of; all on the blueprint's device."""
+    are made of; all on the CPU."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
-        classifier: Any = blueprint.bundle.classifier().to(blueprint.device)
+        classifier: Any = blueprint.bundle.classifier()
         self.classifier = classifier.to(memory_format=torch.channels_last)
-        self.kind = torch.device(blueprint.device).type
         self.dtype = DTYPES[blueprint.precision]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.kind, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             return cast("tuple[Tensor, Tensor]", self.classifier.with_maps(images))
+
+
+def _on_cuda(blueprint: Blueprint) -> Callable[[Tensor], Tensor]:
+    """A function from normalised images float32 [N, 3, H, W] to maps [N, C, h, w]."""
+    module: Any = blueprint.bundle.network().to(blueprint.device)
+    network, dtype = module.to(memory_format=torch.channels_last), DTYPES[blueprint.precision]
+
+    def maps(images: Tensor) -> Tensor:
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            return cast("Tensor", network.maps(images))
+
+    return maps
 
 
 def on_arrays(classify: Callable[[Tensor], tuple[Tensor, Tensor]], threads: int) -> Forward:

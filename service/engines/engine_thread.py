@@ -12,7 +12,8 @@ from functools import partial
 from service import runtime
 from service.engines import faults
 from service.engines.builder import EngineBuilder
-from service.engines.device_share import DeviceShare
+from service.engines.cuda_graph import give_memory_back
+from service.engines.device_share import DeviceShare, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.recovery import Recovery
 from service.engines.status import EngineStatus, State
@@ -30,7 +31,7 @@ class EngineThread(threading.Thread):
     """Starts an engine, then computes batches until the batcher is closed.
 
     `builder` makes the first engine, and better ones, which replace it between two batches as soon
-    as they are warm. `device` is shared with other models, `share` is this model's of its time;
+    as they are warm. `device` is shared with other models, `tenant` is what it knows of this one;
     `timeout`, in seconds, is when a call is taken to hang; `serves` says whether any engine of the
     queue is ready. `events` come from this thread, or from its watchdog's.
 
@@ -46,7 +47,7 @@ class EngineThread(threading.Thread):
         events: EngineEvents,
         *,
         device: DeviceShare,
-        share: float = 1.0,
+        tenant: Tenant,
         timeout: float,
         serves: Callable[[], bool],
     ) -> None:
@@ -57,7 +58,7 @@ class EngineThread(threading.Thread):
         self._builder = builder
         self._events = events
         self._device = device
-        self._share = share
+        self._tenant = tenant
         self._serves = serves
         self._watchdog = Watchdog(name, timeout, self._give_up)
         self._stopping = threading.Event()
@@ -85,7 +86,7 @@ class EngineThread(threading.Thread):
         finally:
             # What is frozen against garbage collection must not be left in a circle.
             self._watchdog.stop()
-            self._device.forget(self)
+            self._device.free(self._tenant)
             self.running = self._better = None
 
     def _work(self) -> None:
@@ -152,16 +153,27 @@ class EngineThread(threading.Thread):
                 self._better = build()
             # What serves goes on serving.
             except Exception as error:  # noqa: BLE001
-                log.warning("%s: keeps its engine, the better one failed: %s", self.name, error)
+                why = faults.in_one_line(error)
+                log.warning("%s: keeps its engine, the better one failed: %s", self.name, why)
+                if faults.poisons(error):
+                    self._status.failed("a better engine failed", error)
+                    self._events.error()
+                    return
 
     def _take_turn(self, warm: Warm) -> bool:
         """Whether the engine is as sound as before."""
-        watchdog, status, events = self._watchdog, self._status, self._events
-        turn = self._turn = Turn(self.name, warm, self._batcher, watchdog, status, events)
-        self._device.acquire(self)
-        began = time.perf_counter()
+        turn = self._turn = Turn(
+            self.name,
+            warm,
+            self._batcher,
+            self._device,
+            self._tenant,
+            self._watchdog,
+            self._status,
+            self._events,
+        )
         try:
-            turn.compute(self._interrupts)
+            turn.compute(lambda: self._better is not None)
             if turn.warm is not warm:  # Its batches are smaller now.
                 self.running = turn.warm
                 self._batcher.pace.measured(turn.warm.buckets.seconds)
@@ -173,26 +185,23 @@ class EngineThread(threading.Thread):
             log.warning("%s: the call that hung has returned", self.name)
             return False  # Its jobs are answered.
         except Exception:
+            self._device.free(self._tenant)
             self._fail_unanswered(turn, "the engine's thread has ended; retry")
             raise
         finally:
             self._turn = None
-            self._device.release(self, time.perf_counter() - began, self._share)
+            self._device.leave(self._tenant)
         return not turn.failed
-
-    def _interrupts(self) -> bool:
-        return self._device.contended or self._better is not None
 
     def _give_up(self, seconds: float) -> None:
         """The engine hangs: called by the watchdog."""
         self._status.hangs(seconds)
         log.error("%s: %s", self.name, self._status.reason)
-        self._events.error()
-        if self._turn is not None:
-            self._fail_unanswered(self._turn, "the engine hangs; retry")
+        self._device.free(self._tenant)  # What else the device has to do may be possible.
+        if (turn := self._turn) is not None:
+            self._fail_unanswered(turn, "the engine hangs; retry")
         self._refuse()
-        if self._turn is not None:  # What else the device has to do may be possible.
-            self._device.release(self, seconds, self._share)
+        self._events.error()
 
     def _fail_unanswered(self, turn: Turn, why: str) -> None:
         for batch in turn.unanswered():
@@ -218,6 +227,6 @@ class EngineThread(threading.Thread):
     def _rebuild(self, kind: str | None) -> None:
         self.running = None
         gc.collect()  # What failed may still hold the engine, and there may be no memory for two.
-        faults.give_memory_back()
+        give_memory_back()
         started = time.perf_counter()
         self._serve_with(self._builder.rebuild(kind), time.perf_counter() - started)

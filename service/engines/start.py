@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from service.config.settings import ModelSettings, Settings
-from service.engines import cache
+from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, Run, confirmed, measure
 from service.engines.compiled import compiled
 from service.engines.devices import precision_of
 from service.engines.eager import eager
 from service.engines.engine import Engine, Warm
+from service.engines.fused import fused
 from service.engines.jpeg import Image
 from service.engines.jpeg_check import decoder_for
 from service.engines.parity import Parity, check
@@ -39,7 +43,10 @@ KINDS: dict[str, Callable[[Blueprint], Engine]] = {
     "eager": eager,
     "compile": compiled,
     "openvino": _openvino,
+    "fused": fused,
 }
+# Version of the file that says why a kind of engine must not be tried again.
+REFUSED = 1
 
 
 def blueprint_of(
@@ -49,10 +56,12 @@ def blueprint_of(
     service: Settings,
     *,
     request_seconds: float = 0.0,
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Blueprint:
     """What an engine for `model` on one of `devices_of(model)` is built from.
 
-    `request_seconds`: CPU time that HTTP takes for a request; 0: there is no HTTP.
+    `request_seconds`: CPU time that HTTP takes for a request; 0: there is no HTTP. `turn`: see
+    `Blueprint`.
 
     Raises:
         ConfigError: the precision is int8, and the bundle was not calibrated.
@@ -70,6 +79,7 @@ def blueprint_of(
         threads=service.engine_threads,
         request_seconds=request_seconds,
         cache=cache.folder(service.cache_dir),
+        turn=turn,
         decode=model.decode,
     )
 
@@ -111,6 +121,7 @@ def _warm(kind: str, blueprint: Blueprint) -> Warm:
             raise RuntimeError(f"the network produces NaN in {engine.precision} on {engine.device}")
         return seconds
 
+    engine.prepare(1)
     run(1, Explain())  # Also allocates what the maps need.
     buckets = _buckets(run, engine, blueprint)
 
@@ -141,18 +152,37 @@ def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | N
     """The first of `kinds` that starts, else plain PyTorch; logs each that does not.
 
     Raises:
-        RuntimeError: plain PyTorch does not start either.
+        RuntimeError: plain PyTorch does not start either, or the device cannot be used any more in
+            this process. If a CUDA graph is to blame, the next process uses plain PyTorch.
     """
+    name = blueprint.bundle.name
     for kind in kinds:
         if kind == "eager":
             break
+        refused = blueprint.cached("refused", ".txt", REFUSED, kind)
+        if (reason := cache.load(refused, Path.read_text)) is not None:
+            log.warning(
+                "%s: using eager, because engine %s failed before; remove %s to try it again: %s",
+                name,
+                kind,
+                refused,
+                reason,
+            )
+            continue
         try:
             return start_engine(kind, blueprint, tolerance)
         # Compilers fail in many ways; plain PyTorch can still serve.
-        except Exception as error:  # noqa: BLE001
-            log.warning(
-                "%s: engine %s did not start, using eager: %s", blueprint.bundle.name, kind, error
-            )
+        except Exception as error:
+            if isinstance(error, faults.CaptureFailed):
+                cache.store(refused, partial(_note, str(error)))
+            if faults.poisons(error):
+                raise
+            why = faults.in_one_line(error)
+            log.warning("%s: engine %s did not start, using eager: %s", name, kind, why)
     if blueprint.precision == "int8":
         blueprint = replace(blueprint, precision="fp32")
     return start_engine("eager", blueprint, tolerance)
+
+
+def _note(reason: str, path: Path) -> None:
+    path.write_text(reason, "utf-8")

@@ -23,7 +23,8 @@ class EngineStatus:
     poisoned: bool = False
 
     def ready(self) -> None:
-        self.state, self.reason = "ready", ""
+        if not self.poisoned:
+            self.state, self.reason = "ready", ""
 
     def failed(self, what: str, error: Exception) -> None:
         self.poisoned |= faults.poisons(error)

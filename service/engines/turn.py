@@ -1,4 +1,4 @@
-"""One turn on a device: the batches in flight, and the jobs of those that fail."""
+"""One turn of an engine: the batches in flight, and the jobs of those that fail."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import NoReturn
 import numpy as np
 
 from service.engines import faults
+from service.engines.cuda_graph import give_memory_back
+from service.engines.device_share import DeviceShare, Permit, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.jpeg import Image
 from service.engines.status import EngineStatus
@@ -31,64 +33,94 @@ NOTHING = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
 
 
 @dataclass
+class _Flight:
+    """A batch that is being computed, and what waits for its ranking."""
+
+    batch: Batch
+    permit: Permit
+    result: Callable[[], Ranking] | None = None
+
+
+@dataclass
 class Turn:
     """Computes batches from the queue, and answers their jobs.
 
-    `failed`: jobs to compute again; `warm`: the engine, which makes no larger batches than fit
-    into memory.
+    `tenant`: who needs a permit of `device` for each batch; `failed`: jobs to compute again;
+    `warm`: the engine, which makes no larger batches than fit into memory.
     """
 
     name: str
     warm: Warm
     batcher: Batcher[ImageInput, Row]
+    device: DeviceShare
+    tenant: Tenant
     watchdog: Watchdog
     status: EngineStatus
     events: EngineEvents
     failed: Batch = field(default_factory=list, init=False)
-    _in_flight: deque[Batch] = field(default_factory=deque, init=False)
+    _in_flight: deque[_Flight] = field(default_factory=deque, init=False)
     _too_large: list[Batch] = field(default_factory=list, init=False)
     _largest: int = field(default=0, init=False)  # Of the batches that were answered.
 
     def unanswered(self) -> Iterator[Batch]:
-        return chain(self._in_flight, self._too_large, [self.failed])
+        in_flight = (flight.batch for flight in self._in_flight)
+        return chain(in_flight, self._too_large, [self.failed])
 
     def compute(self, interrupted: Callable[[], bool]) -> None:
-        """Computes while work waits; only one batch if the engine has one in flight, or if it is
-        `interrupted`.
+        """Computes batches while they are due, until one fails or it is `interrupted`.
+
+        As many are in flight as the engine and the device allow, so that jobs are answered while
+        the next batch is computed.
 
         Raises:
             Late: a call hung, and all jobs were given up.
         """
-        results: deque[Callable[[], Ranking]] = deque()
-        depth, going_on = self.warm.engine.in_flight, True
-        while going_on or self._in_flight:
-            batch = self.batcher.take(self.warm.buckets.take) if going_on else []
-            if batch:
-                self._in_flight.append(batch)
-                results.append(self._launch(batch))
-            going_on = bool(batch) and depth > 1 and not interrupted()
-            if self._in_flight and (not going_on or len(self._in_flight) == depth):
-                if not self._collect(self._in_flight[0], results.popleft()):
-                    self._too_large.append(self._in_flight[0])
-                self._in_flight.popleft()
-                going_on = going_on and not self._too_large and not self.failed
+        while True:
+            sound = not self.failed and not self._too_large
+            if sound and not interrupted() and self._launch_next():
+                continue
+            if not self._in_flight:
+                break
+            if too_large := self._collect():
+                self._too_large.append(too_large)
         if self._too_large:
             self._shrink()
 
-    def _launch(self, batch: Batch) -> Callable[[], Ranking]:
-        """The batch's result; if it cannot even begin, the result raises why."""
+    def _launch_next(self) -> bool:
+        """Whether one more batch was due, and is now in flight."""
+        due = self.batcher.due(self.warm.buckets.largest)
+        if not due or len(self._in_flight) >= self.warm.engine.in_flight:
+            return False
+        # Nobody waits for the device with a batch on it, for which others may wait.
+        begin = self.device.try_begin if self._in_flight else self.device.begin
+        permit = begin(self.tenant)
+        if permit is None:
+            return False
+        batch = self.batcher.take(self.warm.buckets.take)
+        if batch:
+            self._launch(batch, permit)
+        else:
+            self.device.end(permit)
+        return bool(batch)
+
+    def _launch(self, batch: Batch, permit: Permit) -> None:
+        """If the batch cannot even begin, its result raises why."""
+        flight = _Flight(batch, permit)
+        self._in_flight.append(flight)
         expected = self.warm.expected(len(batch))
         try:
             images = self.watchdog.call(partial(self._images, batch), expected)
             if not images:
-                return partial(Ranking, *NOTHING)
+                flight.result = partial(Ranking, *NOTHING)
+                return
             tasks = [job.task for job in batch]
             result = self.watchdog.call(partial(self.warm.launch, images, tasks), expected)
         except Late:
             raise
         except Exception as error:  # noqa: BLE001
-            return partial(_raise, error)
-        return partial(self.watchdog.call, result, expected)
+            flight.result = partial(_raise, error)
+        else:
+            flight.result = partial(self.watchdog.call, result, expected)
 
     def _images(self, batch: Batch) -> list[Image]:
         """The images of a batch, which jobs leave whose files are damaged."""
@@ -104,30 +136,45 @@ class Turn:
             job.batch_size = min(job.batch_size, len(images))
         return images
 
-    def _collect(self, batch: Batch, result: Callable[[], Ranking]) -> bool:
-        """Answers a batch, or has it computed again; False if smaller ones may fit into memory."""
+    def _collect(self) -> Batch:
+        """Answers the batch that was launched first, or has it computed again.
+
+        It is returned if smaller ones may fit into memory; else nothing is.
+        """
+        flight = self._in_flight[0]
+        assert flight.result is not None
+        batch, too_large = flight.batch, False
         try:
-            self._answer(batch, result())
+            try:
+                ranking = flight.result()
+            finally:
+                self.device.end(flight.permit)
+            self._answer(batch, ranking)
         except Late:
             raise
         except Exception as error:
-            if len(batch) > 1 and faults.out_of_memory(error):
+            too_large = len(batch) > 1 and faults.out_of_memory(error)
+            if too_large:
                 why = faults.in_one_line(error)
                 log.warning("%s: out of memory for a batch of %d: %s", self.name, len(batch), why)
                 self.events.out_of_memory()
-                return False
-            log.exception("%s: a batch failed", self.name)
-            self.status.failed("the engine failed", error)
-            self.failed += batch
-        return True
+            else:
+                log.exception("%s: a batch failed", self.name)
+                self._fail(batch, error)
+        self._in_flight.popleft()
+        return batch if too_large else []
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        self.status.failed("the engine failed", error)
+        self.failed += batch
 
     def _answer(self, batch: Batch, ranking: Ranking) -> None:
         rows = ranking.rows()
         if not np.isfinite(ranking.probabilities).all():
             finite = [bool(np.isfinite(row).all()) for row in ranking.probabilities]
             log.error("%s: the network produced NaN for %d images", self.name, finite.count(False))
-            self.status.failed("the engine failed", ArithmeticError("the network produced NaN"))
-            self.failed += [job for job, sound in zip(batch, finite, strict=True) if not sound]
+            failed = [job for job, sound in zip(batch, finite, strict=True) if not sound]
+            self._fail(failed, ArithmeticError("the network produced NaN"))
             rows = [row for row, sound in zip(rows, finite, strict=True) if sound]
             batch = [job for job, sound in zip(batch, finite, strict=True) if sound]
         if batch:
@@ -146,13 +193,19 @@ class Turn:
             log.warning("%s: batches are limited to %d images", self.name, largest)
 
     def _halve(self, batch: Batch) -> None:
-        faults.give_memory_back()
+        try:
+            give_memory_back()
+        except Exception as error:
+            log.exception("%s: the device's memory cannot be freed", self.name)
+            self._fail(batch, error)
+            return
         middle = (len(batch) + 1) // 2
         for half in (batch[:middle], batch[middle:]):
             for job in half:
                 job.batch_size = len(half)
-            if not self._collect(half, self._launch(half)):
-                self._halve(half)
+            self._launch(half, self.device.begin(self.tenant))
+            if too_large := self._collect():
+                self._halve(too_large)
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -117,6 +117,11 @@ class Batcher(Generic[Payload, Result]):
                     return True
                 self._changed.wait(remaining)
 
+    def due(self, full: int) -> bool:
+        """Whether `wait` would return at once because a batch is due."""
+        with self._changed:
+            return bool(self._waiting) and self._delay_left(full) <= 0
+
     def _delay_left(self, full: int) -> float:
         """Seconds that a batch should still wait to fill."""
         if not self.max_delay or self._closed or len(self._waiting) >= full:

@@ -20,7 +20,9 @@ PUSH_SECONDS = 2.0
 INGRESS = ("requests", "refusals", "in_flight")
 REPLICA = (
     "phase", "batch_size", "images", "engine_errors", "out_of_memory", "queue_depth", "queue_limit",
-    "model_ready", "model_info", "batches", "batch_seconds", "last_batch",
+    "model_ready", "model_info", "batches", "batch_seconds", "last_batch", "device_images",
+    "gpu_graphs", "gpu_memory_used", "gpu_memory_total", "gpu_memory_reserved", "gpu_utilisation",
+    "gpu_temperature", "gpu_power",
 )  # fmt: skip
 BOUNDARIES: dict[str, Sequence[float]] = {"phase": SECONDS, "batch_size": SIZES}
 

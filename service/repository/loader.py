@@ -7,11 +7,10 @@ import logging
 import threading
 import time
 import weakref
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from service.config.settings import ModelSettings, Settings
-from service.engines.device_share import DeviceShare
+from service.engines.device_share import DeviceShares
 from service.engines.devices import set_cpu_threads
 from service.engines.engine_thread import EngineThread
 from service.errors import ConfigError, LoadFailed
@@ -41,7 +40,7 @@ class Loader:
             metrics=metrics,
             request_seconds=request_seconds,
             decoder=Decoder(settings.decode_threads, settings.max_pixels),
-            devices=defaultdict(DeviceShare),
+            devices=DeviceShares(),
         )
         self._shown: list[LocalModel] = []
         # Includes models that are loading, and threads that load or serve a replaced model.

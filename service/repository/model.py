@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,10 +16,11 @@ from models.variants import variant
 from service.config.choices import Decode
 from service.config.settings import ModelSettings, Settings
 from service.engines.builder import EngineBuilder
-from service.engines.device_share import DeviceShare
+from service.engines.device_share import DeviceShares, Tenant
 from service.engines.devices import devices_of, precision_of
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
+from service.engines.nvml import meter_of
 from service.inference.batcher import Batcher
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
@@ -48,7 +48,7 @@ class Shared:
     metrics: Metrics
     request_seconds: float
     decoder: Decoder
-    devices: defaultdict[str, DeviceShare]
+    devices: DeviceShares
 
 
 class LocalModel:
@@ -82,19 +82,28 @@ class LocalModel:
         read = partial(_read_again, settings, service, loaded.sha256)
 
         def worker(device: str) -> EngineThread:
-            builder = EngineBuilder(bundle, read, settings, service, device, shared.request_seconds)
+            share, tenant = shared.devices[device], Tenant(settings.share)
+            builder = EngineBuilder(
+                bundle,
+                read,
+                settings,
+                service,
+                device,
+                shared.request_seconds,
+                turn=partial(share.alone, tenant),
+            )
             return EngineThread(
                 f"{self.name}/{device}",
                 self.batcher,
                 builder,
                 EngineEvents(
-                    ready=partial(_announce, self._info),
-                    batch=partial(metrics.computed, self.name),
+                    ready=partial(_announce, self._info, metrics),
+                    batch=partial(metrics.computed, self.name, device),
                     error=partial(metrics.engine_failed, self.name, device),
                     out_of_memory=partial(metrics.lacked_memory, self.name, device),
                 ),
-                device=shared.devices[device],
-                share=settings.share,
+                device=share,
+                tenant=tenant,
                 timeout=service.engine_timeout_s,
                 serves=partial(_is_ready, weakref.ref(self)),
             )
@@ -221,8 +230,11 @@ def _read_again(settings: ModelSettings, service: Settings, sha256: str | None) 
 
 # An engine thread must not hold its model: a cycle would never be collected, because objects that
 # exist while serving are exempt from garbage collection.
-def _announce(info: ModelInfo, warm: Warm) -> None:
-    info.announce(warm.engine.device, warm.engine.precision, warm.engine.name)
+def _announce(info: ModelInfo, metrics: Metrics, warm: Warm) -> None:
+    engine = warm.engine
+    info.announce(engine.device, engine.precision, engine.name, engine.graphs)
+    if engine.device != "cpu":
+        metrics.watch_gpu(engine.device, meter_of(engine.device).read)
 
 
 def _is_ready(model: weakref.ref[LocalModel]) -> bool:

@@ -188,6 +188,14 @@ def test_gpus_are_asked_for(charts: dict[str, Rendered]) -> None:
         assert pod["runtimeClassName"] == "nvidia"
         assert pod["tolerations"]
         assert pod["nodeSelector"]
+
+    def device(name: str) -> list[str]:
+        pod = charts[name].one("Deployment")["spec"]["template"]["spec"]
+        variables = pod["containers"][0]["env"]
+        return [each["value"] for each in variables if each["name"] == "RESNET_SERVE_DEVICE"]
+
+    # The models of "everything" name theirs, which the variable would override.
+    assert {name: device(name) for name in SETS if device(name)} == {"gpu": ["cuda"]}
     images = {
         name: charts[name].one("Deployment")["spec"]["template"]["spec"]["containers"][0]["image"]
         for name in SETS

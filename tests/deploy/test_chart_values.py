@@ -132,6 +132,10 @@ REFUSED: dict[str, tuple[Values, str]] = {
         {"gpu": {"count": 1}, "config": {"models": [MODEL, MODEL | {"device": ["cuda:1"]}]}},
         "config.models[1].device is cuda:1, but pods have 1 GPUs",
     ),
+    "some models placed": (
+        {"gpu": {"count": 1}, "config": {"models": [MODEL, MODEL | {"device": "cuda"}]}},
+        "some of config.models have a device and some have none",
+    ),
     "more at least than at most": (
         {"autoscaling": {"enabled": True, "minReplicas": 20}},
         "minReplicas is 20, more than maxReplicas, 10",

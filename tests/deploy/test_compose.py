@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from service.config.loading import MODEL_WIDE
 from service.config.settings import Settings
 from service.config.variables import PREFIX
+from tests.deploy.test_image import one, stages
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {"gpu": "service-gpu", "cpu": "service-cpu"}
@@ -43,11 +45,15 @@ def test_a_profile_chooses_the_variant(services: dict[str, Any]) -> None:
 def test_variants_differ_in_device_and_image_only(services: dict[str, Any]) -> None:
     gpu, cpu = (services[name] for name in VARIANTS.values())
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
-    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert (device["driver"], device["capabilities"][0]) == ("nvidia", "gpu")
     assert "deploy" not in cpu
+    # A lost GPU is an error.
+    only = gpu["environment"].items() - cpu["environment"].items()
+    assert only == {(f"{PREFIX}DEVICE", f"${{{PREFIX}DEVICE:-cuda}}")}
+    assert cpu["environment"].items() <= gpu["environment"].items()
     assert (gpu["build"]["args"]["DEVICE"], cpu["build"]["args"]["DEVICE"]) == ("cuda", "cpu")
     assert gpu["image"] != cpu["image"]
-    own = {"profiles", "image", "build", "deploy"}
+    own = {"profiles", "image", "build", "deploy", "environment"}
     assert {k: v for k, v in gpu.items() if k not in own} == {
         k: v for k, v in cpu.items() if k not in own
     }
@@ -77,12 +83,11 @@ def test_a_service_is_given_what_it_needs(services: dict[str, Any], name: str) -
 
 @pytest.mark.parametrize("name", VARIANTS.values())
 def test_a_service_is_told_settings_that_exist(services: dict[str, Any], name: str) -> None:
-    for entry in services[name]["environment"]:
-        variable, given, value = entry.partition("=")
-        setting = variable.removeprefix(PREFIX).lower()
-        assert setting == "config" or setting in Settings.model_fields
+    settings = {"config", *Settings.model_fields, *MODEL_WIDE}
+    for variable, value in services[name]["environment"].items():
+        assert variable == "TMPDIR" or variable.removeprefix(PREFIX).lower() in settings
         # Else what is not set outside would be empty, rather than unset, inside.
-        assert not given or (value and not value.endswith(":-}"))
+        assert value is None or (value and not value.endswith(":-}"))
 
 
 @pytest.mark.parametrize("name", VARIANTS.values())
@@ -92,14 +97,33 @@ def test_a_service_is_open_to_all_only_where_nobody_else_reaches_it(
     (port,) = services[name]["ports"]
     assert port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:")
     told = services[name]["environment"]
-    assert f"{PREFIX}ALLOW_ANONYMOUS=${{{PREFIX}ALLOW_ANONYMOUS:-true}}" in told
+    assert told[f"{PREFIX}ALLOW_ANONYMOUS"] == f"${{{PREFIX}ALLOW_ANONYMOUS:-true}}"
     assert {f"{PREFIX}API_KEYS", f"{PREFIX}ADMIN_KEYS"} <= set(told)
 
 
 @pytest.mark.parametrize("name", VARIANTS.values())
 def test_a_service_keeps_its_cache_in_a_volume(services: dict[str, Any], name: str) -> None:
-    told = dict(entry.partition("=")[::2] for entry in services[name]["environment"])
+    told = services[name]["environment"]
     assert f"service-cache:{told[f'{PREFIX}CACHE_DIR']}" in services[name]["volumes"]
+
+
+@pytest.mark.parametrize("name", VARIANTS.values())
+def test_nothing_can_be_executed_but_in_volumes(services: dict[str, Any], name: str) -> None:
+    service = services[name]
+    assert all("exec" not in mount.split(",") for mount in service["tmpfs"])
+    # What a compiled engine unpacks there, it loads.
+    mounted = [volume.split(":")[1] for volume in service["volumes"]]
+    assert service["environment"]["TMPDIR"] in mounted
+
+
+def test_the_driver_gives_the_same_libraries_with_and_without_compose(
+    services: dict[str, Any],
+) -> None:
+    (device,) = services["service-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    found = one(stages((ROOT / "Dockerfile").read_text("utf-8"))[-1], "ENV")
+    variables = dict(word.split("=", 1) for word in found.split())
+    assert variables["NVIDIA_DRIVER_CAPABILITIES"].split(",") == device["capabilities"][1:]
+    assert variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # NVML's order.
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import os
 import re
-import shutil
-import ssl
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.service.http.test_tls import self_signed
+from service.cli.health import PATIENCE_SECONDS
+from tests.guides.checks import check_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,6 +86,17 @@ def test_signals_reach_the_service(final: list[tuple[str, str]]) -> None:
     assert one(final, "STOPSIGNAL") == "SIGTERM"
 
 
+def test_each_image_has_what_its_device_needs(dockerfile: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    text = " ".join(rest for _, rest in instructions(dockerfile))
+    written = re.findall(r"extras\['(\w+)'\], sep='\\n', file=open\('(\w+)\.txt'", text)
+    assert set(written) == {("cpu", "cpu"), ("gpu", "cuda")}
+    assert all(extras[extra] for extra, _ in written)
+    assert '--requirement "$DEVICE.txt"' in text
+
+
 def test_nobody_is_let_in_by_the_image(dockerfile: str) -> None:
     for keyword, rest in instructions(dockerfile):
         if keyword in ("ARG", "ENV"):
@@ -142,57 +146,11 @@ def test_the_build_sees_what_it_copies_and_nothing_else(dockerfile: str) -> None
     assert all((ROOT / source).exists() for source in copied)
 
 
-@pytest.fixture(params=["http", "https"])
-def answering(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """A server whose /health/ready answers the `status` of the dictionary; its `port` is there, and
-    the `environment` in which a service would be that server."""
-    state: dict[str, Any] = {"status": 200, "environment": {}}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(state["status"] if self.path == "/health/ready" else 404)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        if request.param == "https":
-            if not shutil.which("openssl"):
-                pytest.skip("needs openssl")
-            certificate, key = self_signed(tmp_path)
-            made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            made.load_cert_chain(certificate, key)
-            server.socket = made.wrap_socket(server.socket, server_side=True)
-            state["environment"] = {"RESNET_SERVE_TLS_CERTIFICATE": str(certificate)}
-        state["port"] = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield state
-        server.shutdown()
-        thread.join()
-
-
-def test_the_health_check_follows_readiness(
-    final: list[tuple[str, str]], answering: dict[str, Any]
-) -> None:
-    _, _, command = one(final, "HEALTHCHECK").partition("CMD ")
+def test_the_health_check_is_the_commands(final: list[tuple[str, str]]) -> None:
+    options, _, command = one(final, "HEALTHCHECK").partition("CMD ")
     program, *arguments = json.loads(command)
-    assert program == "python"
-
-    def check(port: int) -> int:
-        # With a proxy that cannot be reached, as the check must not ask it.
-        proxied = {"RESNET_SERVE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            env=os.environ | answering["environment"] | proxied,
-            capture_output=True,
-            check=False,
-            timeout=10,
-        )
-        return done.returncode
-
-    assert check(answering["port"]) == 0
-    answering["status"] = 503
-    assert check(answering["port"]) == 1
-    assert check(1) == 1
+    assert program == "resnet-serve"
+    check_flags([program, *arguments])
+    timeout = re.search(r"--timeout=(\d+)s", options)
+    assert timeout is not None
+    assert int(timeout[1]) > PATIENCE_SECONDS

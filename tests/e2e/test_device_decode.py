@@ -17,7 +17,7 @@ import pytest
 from models import bundle
 from tests.conftest import Service, client, started
 from tests.e2e.test_workers import all_ready, until
-from tests.service.repository.test_model import DAMAGED, NEAR, OTHERS, SPEC, jpeg, picture
+from tests.service.inference.test_pipeline import DAMAGED, NEAR, OTHERS, SPEC, jpeg, picture
 from tests.support import tiny
 from tests.support.hostile.formats import saved
 

@@ -126,9 +126,21 @@ def _helm(words: list[str]) -> None:
     assert chart.startswith("prometheus-community/") or (ROOT / chart / "Chart.yaml").is_file()
 
 
+def _check_extras(words: list[str]) -> None:
+    """That `pip install` asks for extras that there are."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (extras,) = re.findall(r"^resnet-serve\[([\w,]+)\]$", words[2])
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
 def _gpu(command: Command) -> None:
     if command.words[0] == "resnet-serve":
         check_flags(command.words)
+    elif command.words[:2] == ["pip", "install"]:
+        _check_extras(command.words)
+    elif command.words[0] == "export":
+        dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+        assert f" {command.words[1]} " in dockerfile, f"{command.line}: the image does not"
     else:
         assert command.words[0] in ("nvidia-smi", "nvidia-ctk", "docker"), command.line
         if command.words[0] == "docker":
@@ -152,9 +164,7 @@ def _ray(command: Command) -> None:
     """That what is installed and deployed exists; tests/cluster deploys it."""
     words = command.words
     if words[:2] == ["pip", "install"]:
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-        (extras,) = re.findall(r"^resnet-serve\[([\w,]+)\]$", words[2])
-        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+        _check_extras(words)
     elif words[0] == "export":
         _check_import_path(words[1].partition("=")[2])
     elif words[0] == "serve" and words[1] == "run":

@@ -22,7 +22,8 @@ def test_a_model_has_its_series_before_its_first_request() -> None:
     assert found["resnet_serve_queue_limit"][0].value == 7
     assert found["resnet_serve_model_ready"][0].value == 0
     assert {s.labels["reason"] for s in found["resnet_serve_refusals"]} == set(REASONS)
-    assert found["resnet_serve_engine_errors"][0].labels == {"model": "a", "device": "cpu"}
+    for name in ("engine_errors", "device_images"):
+        assert found[f"resnet_serve_{name}"][0].labels == {"model": "a", "device": "cpu"}
     phases = {s.labels["phase"] for s in found["resnet_serve_phase_seconds"]}
     assert phases == {"accept", "decode", "queue", "inference", "total"}
 
@@ -35,7 +36,7 @@ def test_the_buckets_rise_from_a_quarter_millisecond_to_ten_seconds() -> None:
 def test_batches_are_counted_by_their_size_and_time() -> None:
     metrics = Metrics()
     for size in (1, 3, 4, 5):
-        metrics.computed("a", size, 0.25)
+        metrics.computed("a", "cpu", size, 0.25)
     metrics.images.labels("b").inc()
     counted = metrics.counted()
     assert set(counted) == {"a", "b"}
@@ -49,6 +50,7 @@ def test_batches_are_counted_by_their_size_and_time() -> None:
     assert found["resnet_serve_batch_seconds_total/4"] == 0.5
     assert found["resnet_serve_batch_size_sum"] == 13
     assert found["resnet_serve_last_batch_timestamp_seconds"] > 1.6e9
+    assert found["resnet_serve_device_images_total/cpu"] == 13
 
 
 def named(metrics: Metrics) -> set[str]:
@@ -61,7 +63,7 @@ def serve(metrics: Metrics, name: str) -> None:
     metrics.watch_model(name, ["cpu"], limit=7, depth=lambda: 0, ready=lambda: True)
     metrics.classified(name, dict.fromkeys(PHASES, 0.01))
     metrics.refused(name, "queue_full")
-    metrics.computed(name, 3, 0.01)
+    metrics.computed(name, "cpu", 3, 0.01)
     metrics.engine_failed(name, "cpu")
 
 

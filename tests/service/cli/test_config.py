@@ -73,7 +73,7 @@ workers: 1.5
         "2: port: must be a whole number, not 'eighty'",
         "5: log_level: must be 'debug', 'info', 'warning' or 'error', not 'infos'; "
         "did you mean info?",
-        "8: models[0].engine: must be 'auto', 'eager', 'compile' or 'openvino', "
+        "8: models[0].engine: must be 'auto', 'fused', 'eager', 'compile' or 'openvino', "
         "not 'opnvino'; did you mean openvino?",
         "9: models[1].spec: is missing",
         "9: models[1].device: must be auto, cpu, cuda, cuda:N, or a list of these, not 3",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from service.config.settings import ModelSettings, Settings
-from service.engines import builder
+from service.engines import builder, devices
 from service.engines.builder import EngineBuilder
 
 
@@ -23,6 +24,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(builder, "blueprint_of", lambda bundle, **_: bundle)
     monkeypatch.setattr(builder, "start_first", lambda kinds, *_: built.extend(kinds))
     monkeypatch.setattr(builder, "start_engine", lambda kind, *_: built.append(kind))
+    monkeypatch.setattr(devices, "has_openvino", lambda: False)
     return built
 
 
@@ -30,7 +32,7 @@ def made(device: str, read: Any = None, **settings: Any) -> tuple[EngineBuilder,
     """A builder, and a reference to its weights, which only it holds."""
     weights: Any = Weights()
     row = ModelSettings(spec="random:resnet20", **settings)
-    engines = EngineBuilder(weights, read, row, Settings(models=[row]), device, 0.0)
+    engines = EngineBuilder(weights, read, row, Settings(models=[row]), device, 0.0, nullcontext)
     return engines, weakref.ref(weights)
 
 
@@ -44,7 +46,7 @@ def test_weights_are_free_when_no_better_engine_needs_them(kinds: list[str]) -> 
 
 
 def test_weights_are_held_until_better_engines_are_built(kinds: list[str]) -> None:
-    engines, weights = made("cuda:0")
+    engines, weights = made("cpu")
     engines.first()
     assert engines.better_kinds == ["compile"]
     for build in engines.better():
@@ -59,7 +61,7 @@ def test_another_engine_is_of_the_kind_that_failed_and_its_weights_are_read(
     kinds: list[str],
 ) -> None:
     read: list[Weights] = []
-    engines, _ = made("cuda:0", lambda: read.append(Weights()))
+    engines, _ = made("cpu", lambda: read.append(Weights()))
     engines.rebuild("compile")
     engines.rebuild(None)  # The first engine never started.
     assert len(read) == 2

@@ -2,107 +2,252 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from service.engines.device_share import DeviceShare
+from service.engines import device_share
+from service.engines.device_share import DeviceShare, DeviceShares, Permit, Tenant
 
 
-def until_waiting(device: DeviceShare, count: int) -> None:
-    """Until so many wait for their turn."""
-    until = time.monotonic() + 20
-    while len(device._waiting) < count:
-        assert time.monotonic() < until
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
         time.sleep(0.001)
 
 
-def order(device: DeviceShare, *names: str) -> list[str]:
-    """In which order they have one turn each, having come in the given one; time is not used."""
+class Hardware:
+    """A device that computes one batch after the other; time passes when a result is awaited."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.busy_until = 0.0
+        self.in_flight: list[Tenant] = []
+        self.seen: set[frozenset[Tenant]] = set()  # Who was in flight together.
+        self.most_in_flight = 0
+        self._lock = threading.Lock()
+        monkeypatch.setattr(device_share, "perf_counter", lambda: self.now)
+
+    def launch(self, tenant: Tenant, seconds: float) -> float:
+        with self._lock:
+            self.in_flight.append(tenant)
+            self.seen.add(frozenset(self.in_flight))
+            self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
+            self.busy_until = max(self.now, self.busy_until) + seconds
+            return self.busy_until
+
+    def collect(self, tenant: Tenant, ends: float) -> None:
+        time.sleep(1e-4)  # Others have the interpreter meanwhile.
+        with self._lock:
+            self.in_flight.remove(tenant)
+            self.now = max(self.now, ends)
+
+
+@pytest.fixture
+def hardware(monkeypatch: pytest.MonkeyPatch) -> Hardware:
+    return Hardware(monkeypatch)
+
+
+def keep_busy(
+    device: DeviceShare, hardware: Hardware, tenant: Tenant, cost: float, ended: Callable[[], bool]
+) -> None:
+    """As an engine's thread does while there is always work."""
+    in_flight: deque[tuple[Permit, float]] = deque()
+    while in_flight or not ended():
+        begin = device.try_begin if in_flight else device.begin
+        permit = None if ended() else begin(tenant)
+        if permit is not None:
+            in_flight.append((permit, hardware.launch(tenant, cost)))
+        elif in_flight:
+            permit, ends = in_flight.popleft()
+            hardware.collect(tenant, ends)
+            device.end(permit)
+    device.leave(tenant)
+
+
+@contextmanager
+def busy(
+    device: DeviceShare, hardware: Hardware, costs: dict[Tenant, float], ended: Callable[[], bool]
+) -> Iterator[None]:
+    """Threads that keep the device busy, all from the same moment."""
+    threads = [
+        threading.Thread(target=keep_busy, args=(device, hardware, tenant, cost, ended))
+        for tenant, cost in costs.items()
+    ]
+    with device.alone(Tenant()):
+        for thread in threads:
+            thread.start()
+        until(lambda: len(device._waiting) == len(threads))
+    yield
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(
+    ("shares", "costs"),
+    [((1, 1), (1, 10)), ((3, 1), (1, 1)), ((1, 5), (4, 1)), ((2, 1, 1), (1, 3, 2))],
+)
+def test_the_devices_time_is_shared_whatever_batches_cost(
+    hardware: Hardware, depth: int, shares: tuple[float, ...], costs: tuple[float, ...]
+) -> None:
+    device = DeviceShare(depth)
+    tenants = [Tenant(share) for share in shares]
+    used: list[list[float]] = []
+
+    def ended() -> bool:
+        if hardware.now >= 2000 and not used:
+            used.append([tenant.used for tenant in tenants])
+        return bool(used)
+
+    with busy(device, hardware, dict(zip(tenants, costs, strict=True)), ended):
+        pass
+    fair = 2000 / sum(shares)
+    assert used[0] == pytest.approx([fair] * len(shares), rel=0.1)
+
+
+def test_batches_of_two_models_are_in_flight_together_and_never_three(hardware: Hardware) -> None:
+    device, first, second = DeviceShare(2), Tenant(), Tenant()
+    with busy(device, hardware, {first: 1, second: 1}, lambda: hardware.now >= 500):
+        pass
+    assert hardware.most_in_flight == 2
+    assert frozenset({first, second}) in hardware.seen
+    assert hardware.now == hardware.busy_until  # It never idled.
+
+
+def test_one_model_alone_has_two_batches_in_flight() -> None:
+    device, tenant = DeviceShare(2), Tenant()
+    assert device.begin(tenant)
+    assert device.try_begin(tenant)
+    assert device.try_begin(tenant) is None
+
+
+def test_nobody_takes_a_second_permit_before_who_waits(hardware: Hardware) -> None:
+    device, first, second, third = DeviceShare(2), Tenant(), Tenant(), Tenant()
+    mine, other = device.begin(first), device.begin(second)
+    waiting = threading.Thread(target=device.begin, args=(third,))
+    waiting.start()
+    until(lambda: len(device._waiting) == 1)
+    assert device.try_begin(first) is None
+    device.end(other)
+    waiting.join(20)
+    assert device.try_begin(first) is None
+    device.end(mine)
+    assert device.try_begin(first)
+
+
+def test_overlapping_batches_are_charged_once(hardware: Hardware) -> None:
+    device, small, large = DeviceShare(2), Tenant(), Tenant(share=2)
+    earlier = device.begin(small)
+    hardware.now = 1
+    later = device.begin(large)
+    hardware.now = 3
+    device.end(earlier)
+    hardware.now = 7
+    device.end(later)
+    device.end(later)
+    assert (small.used, large.used) == (3, 2)
+
+
+def order(device: DeviceShare, **tenants: Tenant) -> list[str]:
+    """In which order they have one batch each, having come in the given one."""
     had = list[str]()
-    device.acquire("starter")
 
-    def work(name: str) -> None:
-        device.acquire(name)
+    def work(name: str, tenant: Tenant) -> None:
+        permit = device.begin(tenant)
         had.append(name)
-        device.release(name, 0.0)
+        device.end(permit)
+        device.leave(tenant)
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in names]
-    for count, thread in enumerate(threads, start=1):
-        thread.start()
-        until_waiting(device, count)
-    device.release("starter", 0.0)
+    threads = [threading.Thread(target=work, args=item) for item in tenants.items()]
+    with device.alone(Tenant()):
+        for count, thread in enumerate(threads, start=1):
+            thread.start()
+            until(lambda count=count: len(device._waiting) == count)  # type: ignore[misc]
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
     return had
 
 
-def use(device: DeviceShare, name: str, seconds: float) -> None:
-    device.acquire(name)
-    device.release(name, seconds)
+def test_who_has_used_the_least_is_next_and_among_equals_the_first_that_came(
+    hardware: Hardware,
+) -> None:
+    a, b, c, d = Tenant(used=3), Tenant(used=1), Tenant(used=2), Tenant(used=1)
+    assert order(DeviceShare(), a=a, b=b, c=c, d=d) == ["b", "d", "c", "a"]
 
 
-def contend(shares: dict[str, float], seconds: dict[str, float], turns_in_all: int) -> Counter[str]:
-    """How many turns each had while all of them always wanted one; time is only claimed."""
-    device, order = DeviceShare(), list[str]()
-    device.acquire("starter")
-
-    def work(name: str) -> None:
-        device.acquire(name)
-        while len(order) < turns_in_all:
-            order.append(name)
-            # Back before the next turn is given, or it would be of the others' whatever they had.
-            with device._changed:
-                device.release(name, seconds[name], shares[name])
-                device.acquire(name)
-        device.release(name, 0.0)
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in shares]
-    for thread in threads:
-        thread.start()
-    until_waiting(device, len(shares))
-    device.release("starter", 0.0)
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-    return Counter(order)
-
-
-def test_equal_shares_get_equal_time_whatever_their_batches_cost() -> None:
-    had = contend({"small": 1, "large": 1}, {"small": 0.001, "large": 0.01}, 1100)
-    assert had["small"] / had["large"] == pytest.approx(10, rel=0.03)
-
-
-def test_a_larger_share_gets_more() -> None:
-    had = contend({"a": 3, "b": 1}, {"a": 0.01, "b": 0.01}, 400)
-    assert had["a"] / had["b"] == pytest.approx(3, rel=0.03)
-
-
-def test_who_was_idle_saves_up_no_turns() -> None:
-    device = DeviceShare()
+def test_who_was_idle_saves_up_no_time(hardware: Hardware) -> None:
+    device, late, early = DeviceShare(), Tenant(), Tenant()
     for _ in range(100):
-        device.acquire("busy")
-        device.release("busy", 1.0)
-    device.acquire("late")
-    device.release("late", 1.0)
-    # Level with the other's latest turn, not a hundred seconds ahead of it.
-    assert device._used["late"] >= 99
-    device.acquire("busy")
-    assert not device.contended
-    device.release("busy", 1.0)
+        permit = device.begin(early)
+        hardware.now += 1
+        device.end(permit)
+    device.leave(early)
+    device.end(device.begin(late))
+    assert late.used == 99  # Level with the other's latest batch.
 
 
-def test_who_is_new_comes_before_who_has_used_the_device() -> None:
+def test_who_is_ahead_waits_for_who_has_work_but_not_for_who_is_idle(hardware: Hardware) -> None:
+    device, ahead, behind = DeviceShare(2), Tenant(), Tenant()
+    device.end(device.begin(behind))  # It has work, and answers a batch.
+    for _ in range(3):
+        permit = device.begin(ahead)
+        hardware.now += 1
+        device.end(permit)
+    permits: list[Permit] = []
+    waiting = threading.Thread(target=lambda: permits.append(device.begin(ahead)))
+    waiting.start()
+    until(lambda: len(device._waiting) == 1)
+    assert not permits
+    device.leave(behind)
+    waiting.join(20)
+    assert permits
+
+
+def test_who_is_alone_disturbs_nobody_and_is_not_starved(hardware: Hardware) -> None:
+    device, first, second, measured = DeviceShare(2), Tenant(), Tenant(), Tenant()
+    ended = threading.Event()
+    with busy(device, hardware, {first: 1, second: 1}, ended.is_set):
+        for _ in range(50):
+            with device.alone(measured):
+                assert not hardware.in_flight
+                hardware.collect(measured, hardware.launch(measured, 0.5))
+                assert not hardware.in_flight
+        ended.set()
+    assert measured.used >= 25
+    assert frozenset({first, second}) in hardware.seen
+
+
+def test_an_exception_ends_being_alone() -> None:
     device = DeviceShare()
-    use(device, "old", 0.25)
-    assert order(device, "old", "new") == ["new", "old"]
+    with pytest.raises(KeyError), device.alone(Tenant()):
+        raise KeyError
+    assert device.try_begin(Tenant())
 
 
-def test_who_was_forgotten_is_new_when_it_comes_again() -> None:
-    device = DeviceShare()
-    for name, seconds in (("replaced", 100.0), ("busy", 1.0)):
-        use(device, name, seconds)
-    device.forget("replaced")
-    device.forget("never there")
-    assert order(device, "busy", "replaced") == ["replaced", "busy"]
+def test_what_a_tenant_will_not_end_itself_is_freed(hardware: Hardware) -> None:
+    device, hung, other = DeviceShare(2), Tenant(), Tenant()
+    permits = [device.begin(hung), device.try_begin(hung)]
+    hardware.now = 30
+    device.free(hung)
+    assert (hung.in_flight, hung.used) == (0, 30)
+    assert device.begin(other)
+    assert device.try_begin(other)
+    for permit in permits:  # The call returns after all.
+        assert permit is not None
+        device.end(permit)
+    assert device.try_begin(hung) is None
+
+
+def test_only_a_gpu_has_two_batches_in_flight() -> None:
+    devices = DeviceShares()
+    assert devices["cpu"] is devices["cpu"]
+    assert devices["cuda:0"] is not devices["cuda:1"]
+    assert devices["cpu"].begin(tenant := Tenant())
+    assert devices["cpu"].try_begin(tenant) is None
+    assert devices["cuda:1"].begin(tenant)
+    assert devices["cuda:1"].try_begin(tenant)

@@ -6,17 +6,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from service.engines import recovery
+from service.engines import engine_thread, recovery, turn
 from service.engines.buckets import Buckets
 from service.engines.builder import EngineBuilder
-from service.engines.device_share import DeviceShare
+from service.engines.device_share import DeviceShare, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
+from service.engines.faults import CaptureFailed
 from service.engines.jpeg import Image
 from service.engines.parity import Parity
 from service.errors import EngineFailed
@@ -140,6 +142,7 @@ class Bench:
         start: bool = True,
     ) -> None:
         self.engine = engine
+        self.tenant = Tenant()
         self.errors = self.out_of_memory = 0
         self.bugs: list[Exception] = []  # raised where errors are counted
         self.ready: list[str] = []
@@ -156,7 +159,8 @@ class Bench:
                 error=self._on_error,
                 out_of_memory=self._on_out_of_memory,
             ),
-            device=device or DeviceShare(),
+            device=device or DeviceShare(2),
+            tenant=self.tenant,
             timeout=0.3,
             serves=serves or (lambda: self.thread.state == "ready"),
         )
@@ -199,6 +203,12 @@ class Bench:
         self.thread.stop()
         self.thread.join(20)
         assert not self.thread.is_alive()
+
+
+def join(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(20)
 
 
 def numbers(outcomes: Sequence[dict[int, float] | BaseException]) -> list[int]:
@@ -464,6 +474,128 @@ def test_every_caller_gets_its_own_answer_with_batches_in_flight(in_flight: int)
     bench.close()
 
 
+class Logged(Faulty):
+    """Logs what it does."""
+
+    def __init__(self) -> None:
+        super().__init__(in_flight=2)
+        self.log: list[str] = []
+
+    def launch(
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
+    ) -> Callable[[], Ranking]:
+        number = len(self.sizes)
+        self.log.append(f"launch {number}")
+        collect = super().launch(images, size, tasks)
+
+        def logged() -> Ranking:
+            self.log.append(f"collect {number}")
+            return collect()
+
+        return logged
+
+
+def test_a_batch_is_answered_while_the_next_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Logged()
+    bench = Bench(engine, start=False)
+    finish = bench.batcher.finish
+
+    def logged(batch: Sequence[Job[ImageInput, Row]], results: Sequence[Row]) -> None:
+        engine.log.append(f"answer {len(batch)}, {engine.flying} in flight")
+        finish(batch, results)
+
+    monkeypatch.setattr(bench.batcher, "finish", logged)
+    asyncio.run(bench.ask_together(16))
+    assert engine.log == [
+        "launch 0", "launch 1",
+        "collect 0", "answer 4, 1 in flight", "launch 2",
+        "collect 1", "answer 4, 1 in flight", "launch 3",
+        "collect 2", "answer 4, 1 in flight",
+        "collect 3", "answer 4, 0 in flight",
+    ]  # fmt: skip
+    bench.close()
+
+
+class Crowd(Faulty):
+    """Counts its batches in flight together with those of `others`."""
+
+    def __init__(self, others: list[Crowd]) -> None:
+        super().__init__(in_flight=2)
+        self.others = others
+        others.append(self)
+        self.met: list[int] = []
+
+    def launch(
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
+    ) -> Callable[[], Ranking]:
+        collect = super().launch(images, size, tasks)
+        self.met.append(sum(engine.flying for engine in self.others))
+
+        def slowly() -> Ranking:
+            time.sleep(0.001)  # The others launch theirs.
+            return collect()
+
+        return slowly
+
+
+def test_two_models_have_two_batches_in_flight_on_a_device_and_what_is_measured_is_alone() -> None:
+    device, crowd = DeviceShare(2), list[Crowd]()
+    first = Bench(Crowd(crowd), device=device, start=False)
+    disturbed: list[int] = []
+
+    def measured() -> Warm:
+        for _ in range(20):
+            with device.alone(second.tenant):
+                disturbed.append(sum(engine.flying for engine in crowd))
+                time.sleep(0.001)
+                disturbed.append(sum(engine.flying for engine in crowd))
+        return better.warm()
+
+    second = Bench(Crowd(crowd), device=device, start=False, improve=[measured])
+    better = Crowd(crowd)
+    better.name = "better"
+
+    async def ask() -> None:
+        asking = [asyncio.create_task(bench.ask_together(64)) for bench in (first, second)]
+        for outcomes in await asyncio.gather(*asking):
+            assert numbers(outcomes) == list(range(64))
+
+    asyncio.run(ask())
+    met = [count for engine in crowd for count in engine.met]
+    assert max(met) == 2
+    first.close()
+    second.close()
+    join("test/improve")
+    assert disturbed == [0] * 40
+
+
+def test_while_a_probe_hangs_in_a_turn_another_has_the_device() -> None:
+    device = DeviceShare()
+    engine = Faulty("raise", "hang")
+    hung = Bench(engine, device=device, start=False)
+
+    def probe() -> None:
+        with device.alone(hung.tenant):
+            engine.warm().probe()
+
+    hung.builder.build_first = lambda: replace(engine.warm(), probe=probe)
+    hung.thread.start()
+    other = Bench(Faulty(), device=device)
+
+    async def both() -> None:
+        with pytest.raises(EngineFailed):
+            await hung.ask()
+        assert hung.thread.state == "lost"
+        assert numbers([await other.ask(7)]) == [7]
+        engine.freed.set()
+        hung.until("ready")
+        assert numbers(await asyncio.gather(hung.ask(3), other.ask(4))) == [3, 4]
+
+    asyncio.run(both())
+    hung.close()
+    other.close()
+
+
 def test_a_better_engine_takes_over_and_no_request_is_lost() -> None:
     better = Faulty()
     better.name = "better"
@@ -521,6 +653,104 @@ def test_a_bug_that_ends_the_thread_is_told_and_nobody_waits() -> None:
     asyncio.run(late())
 
 
+ALLOCATOR = "captures_underway.empty() INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp"
+
+
+def keeps_memory(*texts: str) -> Callable[[], None]:
+    """In the place of `give_memory_back`: it fails as often as there are texts."""
+    failures = list(texts)
+
+    def give_memory_back() -> None:
+        if failures:
+            raise RuntimeError(failures.pop(0))
+
+    return give_memory_back
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_memory_that_cannot_be_freed_is_a_failure_like_another(
+    in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "give_memory_back", keeps_memory("the device is busy"))
+    bench = Bench(Faulty(memory=2, in_flight=in_flight), start=False)
+    assert sorted(numbers(asyncio.run(bench.ask_together(16)))) == list(range(16))
+    assert bench.errors == 1
+    assert bench.thread.state == "ready"
+    bench.close()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_an_allocator_that_is_broken_is_told_and_nobody_waits(
+    in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "give_memory_back", keeps_memory(*[ALLOCATOR] * 100))
+    bench = Bench(Faulty(memory=2, in_flight=in_flight), start=False)
+    outcomes = asyncio.run(bench.ask_together(16))
+    assert {type(outcome) for outcome in outcomes} == {EngineFailed}
+    assert bench.thread.state == "lost"
+    assert "captures_underway" in bench.thread.reason
+    bench.thread.join(20)
+    assert not bench.thread.is_alive()
+
+
+def test_memory_that_cannot_be_freed_delays_another_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_thread, "give_memory_back", keeps_memory("the device is busy"))
+    sound = Faulty()
+    bench = Bench(Faulty(*["raise"] * 4), rebuild=lambda kind: sound.warm())
+    assert numbers([asyncio.run(bench.ask(7))]) == [7]
+    assert sound.forwards == 1
+    assert bench.thread.state == "ready"
+    bench.close()
+
+
+def test_an_allocator_that_is_broken_lets_no_other_engine_be_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_thread, "give_memory_back", keeps_memory(*[ALLOCATOR] * 100))
+    bench = Bench(Faulty(*["raise"] * 4), rebuild=fails)
+
+    async def ask() -> None:
+        with pytest.raises(EngineFailed):
+            await bench.ask()
+
+    asyncio.run(ask())
+    bench.thread.join(20)
+    assert not bench.thread.is_alive()
+    assert bench.thread.state == "lost"
+
+
+def test_a_better_engine_that_breaks_the_device_leaves_no_engine_that_is_said_to_be_sound() -> None:
+    def breaks() -> Warm:
+        raise CaptureFailed("a CUDA graph could not be captured")
+
+    bench = Bench(Faulty(), improve=[breaks, fails])
+    bench.until("lost")
+    assert "could not be captured" in bench.thread.reason
+    assert numbers([asyncio.run(bench.ask(7))]) == [7]  # Until the process is replaced.
+    assert bench.thread.state == "lost"
+    bench.close()
+
+
+def test_a_bug_while_a_call_is_given_up_keeps_nobody_waiting() -> None:
+    device = DeviceShare()
+    hung = Bench(Faulty("hang"), device=device)
+    hung.bugs = [KeyError("a bug")]
+    other = Bench(Faulty(), device=device)
+
+    async def both() -> None:
+        with pytest.raises(EngineFailed):
+            await hung.ask()
+        assert numbers([await other.ask(7)]) == [7]
+
+    asyncio.run(both())
+    assert hung.thread.state == "lost"
+    hung.engine.freed.set()
+    hung.close()
+    other.close()
+
+
 def test_a_model_that_has_ended_is_not_given_a_better_engine() -> None:
     building, ended = threading.Event(), threading.Event()
     built: list[str] = []
@@ -539,7 +769,5 @@ def test_a_model_that_has_ended_is_not_given_a_better_engine() -> None:
     assert building.wait(20)
     bench.close()
     ended.set()
-    for thread in threading.enumerate():
-        if thread.name == "test/improve":
-            thread.join(20)
+    join("test/improve")
     assert built == ["first"]

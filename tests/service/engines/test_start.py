@@ -9,7 +9,6 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +18,31 @@ import torch
 from numpy.typing import NDArray
 
 from models import bundle
-from models.architecture import Architecture
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.preprocess import CIFAR, IMAGENET
 from models.processor import has_bf16
 from service.config.settings import ModelSettings, Settings
-from service.engines import devices, faults, parity, quantisation
-from service.engines.blueprint import Blueprint
+from service.engines import devices, parity, quantisation
 from service.engines.devices import devices_of, engines_for, precision_of
-from service.engines.engine import Warm
 from service.engines.start import blueprint_of, start_engine, start_first
 from service.errors import ConfigError
 from service.inference.ranking import rank
-from service.inference.tasks import CLASSIFY, Embed, Explain, Pixels, Task
 from tests.support import rounding
-
-TINY = Architecture(
-    block="basic", blocks=(1, 1), planes=(8, 16), stem="small", num_classes=5, shortcut="A"
+from tests.support.engine_checks import (
+    TINY,
+    check_fractions,
+    check_maps,
+    exactly,
+    expected,
+    images,
+    planned,
 )
-Images = list[NDArray[np.uint8]]
-# Convolutions of float32 on CUDA may be in TF32, whose mantissa is that of fp16.
-TF32 = "fp16"
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Bundle:
     return bundle.untrained(TINY, "tiny", CIFAR)
-
-
-def images(count: int, side: int = 32) -> Images:
-    random = np.random.default_rng(count)
-    return list(random.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
-
-
-def planned(made: Bundle, precision: str = "fp32", cache: Path | None = None) -> Blueprint:
-    return Blueprint(
-        made, "cpu", precision, max_batch=8, threads=1, request_seconds=0.0, cache=cache
-    )
-
-
-def expected(made: Bundle, batch: Images) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        pixels = torch.from_numpy(np.stack(batch))
-        found: NDArray[np.float32] = made.classifier()(pixels).numpy()
-        return found
-
-
-def exactly(made: Bundle) -> float:
-    """A tolerance of parity that rounding alone keeps."""
-    wanted = expected(made, parity.sample_images(made.input.size))
-    return rounding.of_probabilities(wanted, made.tensors)
 
 
 def test_a_ranking_is_stable_and_reversible() -> None:
@@ -138,59 +111,6 @@ def test_openvino_computes_what_torch_computes(name: str) -> None:
     found = start_engine("openvino", planned(made), 1.0).infer(images(3, spec.size))
     wanted = expected(made, images(3, spec.size))
     rounding.assert_probabilities_near(found, wanted, made.tensors)
-
-
-def check_maps(warm: Warm, made: Bundle, precision: str = "fp32") -> None:
-    """Features and activation maps are those that the ranking comes from: with the head, they
-    give the logits."""
-    network, batch = made.network(), torch.from_numpy(np.stack(images(3)))
-    with torch.inference_mode():
-        normalised = made.classifier().normalise(batch)
-        maps, logits = network.maps(normalised).numpy(), network(normalised).numpy()
-    near = partial(rounding.assert_near, layers=made.tensors, precision=precision)
-    head = made.tensors["head.weight"].numpy()
-    assert not warm.launch(images(3))().details
-    tasks: list[Task] = [Embed(), Explain(2), CLASSIFY]
-    for turn in range(3):  # Each task with each image, and in each lane.
-        asked = tasks[turn:] + tasks[:turn]
-        ranking = warm.launch(images(3), asked)()
-        for image, (task, detail) in enumerate(zip(asked, ranking.details, strict=True)):
-            if task == CLASSIFY:
-                assert detail is None
-                continue
-            assert detail is not None
-            if task == Embed():
-                near(detail, maps[image].mean((1, 2)))
-            else:
-                *grid, bias = detail
-                near(grid, np.tensordot(head[2], maps[image], 1).ravel())
-                total = np.mean(grid) + bias
-                near([total], [logits[image, 2]], scale=np.abs(logits).max())
-    likeliest = logits.argmax(1)
-    ranking = warm.launch(images(3), [Explain()] * 3)()
-    for image, detail in enumerate(ranking.details):
-        assert detail is not None
-        near(
-            [detail[:-1].mean() + detail[-1]],
-            [logits[image, likeliest[image]]],
-            scale=np.abs(logits).max(),
-        )
-
-
-def check_fractions(warm: Warm, made: Bundle, precision: str = "fp32") -> None:
-    """Pixels between whole numbers are computed as they are, and need no company of their kind."""
-    whole = images(2)
-    same: list[NDArray[np.float32]] = [image.astype(np.float32) for image in whole]
-    near = partial(rounding.assert_probabilities_near, layers=made.tensors, precision=precision)
-    near(warm.infer(same), warm.infer(whole))
-    mixed: list[Pixels] = [whole[0], (same[1] * 0.9 + 0.3).astype(np.float32)]
-    with torch.inference_mode():
-        batch = np.stack([image.astype(np.float32) for image in mixed])
-        exact = made.classifier()(torch.from_numpy(batch)).numpy()
-    found = warm.infer(mixed)
-    near(found, exact)
-    rounded = warm.infer([mixed[1].astype(np.uint8)])
-    assert np.abs(rounded - exact[1:]).max() > 2 * np.abs(found - exact).max()
 
 
 @pytest.mark.parametrize("kind", ["eager", "openvino"])
@@ -352,36 +272,6 @@ def test_what_openvino_compiled_is_kept_whole_or_not_at_all(
         )
 
 
-@pytest.mark.parametrize(
-    ("text", "no_memory", "poisons"),
-    [
-        ("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: "
-         "you tried to allocate 70368744177664 bytes.", True, False),
-        ("CUDA error: out of memory\nCUDA kernel errors might be reported later", True, False),
-        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True, False),
-        ("Exception from src/inference/src/infer_request.cpp:223:\nstd::bad_alloc", True, False),
-        ("CUDA error: an illegal memory access was encountered", False, True),
-        ("CUDA driver error: unspecified launch failure", False, True),
-        ("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA", False, True),
-        ("CUDA error: invalid configuration argument", False, False),
-        ("mat1 and mat2 shapes cannot be multiplied", False, False),
-        ("an unknown error", False, False),
-    ],
-)  # fmt: skip
-def test_what_a_failure_means(text: str, no_memory: bool, poisons: bool) -> None:
-    error = RuntimeError(text)
-    assert faults.out_of_memory(error) is no_memory
-    assert faults.poisons(error) is poisons
-    assert "\n" not in faults.in_one_line(error)
-
-
-def test_what_torch_says_when_there_is_no_memory_is_known() -> None:
-    with pytest.raises(RuntimeError) as raised:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert faults.out_of_memory(raised.value)
-    assert not faults.out_of_memory(ValueError("out of memory"))
-
-
 @pytest.mark.precision  # What is not in 8 bits is in bf16 where the CPU has it.
 def test_int8_is_calibrated_and_near(tiny: Bundle) -> None:
     told: list[int] = []
@@ -499,7 +389,7 @@ def test_without_openvino_it_is_named_and_auto_compiles(monkeypatch: pytest.Monk
     assert engines_for(automatic, "cpu") == ["openvino"]
     monkeypatch.setattr(devices, "has_openvino", lambda: False)
     assert engines_for(automatic, "cpu") == ["eager", "compile"]
-    assert engines_for(automatic, "cuda:0") == ["eager", "compile"]
+    assert engines_for(automatic, "cuda:0") == ["fused"]
     with pytest.raises(ConfigError, match=r"pip install 'resnet-serve\[cpu\]'"):
         devices_of(ModelSettings(spec="x", device="cpu", engine="openvino"))
 
@@ -518,28 +408,3 @@ def test_precision_is_what_is_asked_for_or_what_the_hardware_has() -> None:
     assert precision_of(ModelSettings(spec="x", precision="bf16"), "cpu") == "bf16"
     automatic = precision_of(ModelSettings(spec="x"), "cpu")
     assert automatic == ("bf16" if has_bf16() else "fp32")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["eager", "compile"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_cuda_is_near_the_cpu(tiny: Bundle, kind: str, precision: str) -> None:
-    warm = start_engine(kind, replace(planned(tiny, precision), device="cuda:0"), None)
-    batch = images(5)
-    own = TF32 if precision == "fp32" else precision
-    rounding.assert_probabilities_near(warm.infer(batch), expected(tiny, batch), tiny.tensors, own)
-    if precision == "fp32":
-        check_maps(warm, tiny, TF32)
-        check_fractions(warm, tiny, TF32)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["eager", "compile"])
-def test_two_batches_in_flight_on_cuda_keep_apart(tiny: Bundle, kind: str) -> None:
-    warm = start_engine(kind, replace(planned(tiny), device="cuda:0"), None)
-    for _ in range(50):
-        first, second = images(3), images(7)
-        flying = [warm.launch(first), warm.launch(second)]
-        for batch, result in zip((first, second), flying, strict=True):
-            found = result().by_class()
-            rounding.assert_probabilities_near(found, expected(tiny, batch), tiny.tensors, TF32)

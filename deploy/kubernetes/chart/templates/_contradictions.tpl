@@ -20,16 +20,21 @@
 {{- fail "bundles.fetch.command is empty: set the command that writes the bundles to /bundles" -}}
 {{- end -}}
 {{- $gpus := int .Values.gpu.count -}}
+{{- $placed := 0 -}}
 {{- range $number, $model := $config.models -}}
 {{- if and (hasPrefix "/bundles/" $model.spec) (not $sources) -}}
 {{- fail (printf "config.models[%d].spec is %s, but nothing is mounted there: set bundles.existingClaim, bundles.image or bundles.fetch" $number $model.spec) -}}
 {{- end -}}
 {{- $device := $model.device | default "auto" -}}
+{{- if $model.device -}}{{- $placed = add1 $placed -}}{{- end -}}
 {{- range (kindIs "slice" $device | ternary $device (list $device)) -}}
 {{- if and (hasPrefix "cuda" .) (ge (int (trimPrefix ":" (trimPrefix "cuda" .) | default "0")) $gpus) -}}
 {{- fail (printf "config.models[%d].device is %s, but pods have %d GPUs: raise gpu.count" $number . $gpus) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if and (gt $gpus 0) (gt $placed 0) (lt $placed (len $config.models)) -}}
+{{- fail "some of config.models have a device and some have none: with GPUs, set it for all of them, or for none to use cuda" -}}
 {{- end -}}
 {{- with .Values.autoscaling -}}
 {{- if .enabled -}}

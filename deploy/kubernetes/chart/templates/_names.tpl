@@ -29,6 +29,13 @@ labels:
 {{- if .Values.image.digest -}}@{{ .Values.image.digest }}{{- else -}}:{{ $tag }}{{- end -}}
 {{- end -}}
 
+{{/* Where all models run; empty: where each says, by default on a GPU if there is one. */}}
+{{- define "resnet-serve.device" -}}
+{{- $named := false -}}
+{{- range .Values.config.models -}}{{- if .device -}}{{- $named = true -}}{{- end -}}{{- end -}}
+{{- if and (gt (int .Values.gpu.count) 0) (not $named) -}}cuda{{- end -}}
+{{- end -}}
+
 {{- define "resnet-serve.port" -}}
 {{- .Values.config.port | default 8000 | int -}}
 {{- end -}}
