@@ -23,7 +23,8 @@ from service.engines.jpeg_check import by_pil, deviation, samples
 from service.errors import UndecodableImage
 from service.inference.jpeg_header import of_plain_file
 from service.inference.tasks import JpegFile
-from tests.support.device_decoder import decode_files
+from tests.support.device_decoder import CudaDecoder, decode_files
+from tests.support.fake_cuda import fake_cuda
 from tests.support.hostile.formats import picture, saved
 
 POISON = "CUDA error: an illegal memory access was encountered"
@@ -122,6 +123,44 @@ def test_torchvision_decodes_a_whole_batch_to_rgb(torchvision: list[tuple[object
         assert isinstance(image, Tensor)
         assert is_near(image, by_pil(each, IMAGENET))
     assert torchvision == [(3, "RGB", "cpu")]
+
+
+def races(in_flight: int = 2, *, waits: bool = True) -> list[str]:
+    """What races there are if batches are decoded, and each is copied later by another stream.
+
+    Without `waits`, the decoder's stream is not waited for.
+    """
+    expected = [by_pil(file((60, 40), seed=seed), CIFAR) for seed in range(4)]
+    with fake_cuda() as fake:
+        decoder = JpegDecoder(CIFAR, "cuda:0", CudaDecoder("cuda:0"), in_flight)
+        assert decoder._stream is not None
+        if not waits:
+            decoder._stream.synchronize = lambda: None  # type: ignore[method-assign]
+        copying = torch.cuda.Stream(torch.device("cuda:0"))  # type: ignore[no-untyped-call]
+        lanes = [torch.empty((4, 32, 32, 3), dtype=torch.uint8, device="cuda:0") for _ in range(2)]
+        torch.cuda.synchronize()
+        for number in range(12):
+            images = decoder.decode([file((60, 40), seed=seed) for seed in range(4)])
+            with torch.cuda.stream(copying):
+                lane = lanes[number % 2]
+                for row, image in enumerate(images):
+                    assert isinstance(image, Tensor)
+                    lane[row].copy_(image)
+            del images, image
+            if waits and number % 2:  # Two batches are in flight until then.
+                copying.synchronize()
+                for found in lanes:
+                    for row, pixels in enumerate(found.cpu().numpy()):
+                        assert is_near(pixels, expected[row])
+        return [str(race) for race in fake.races]
+
+
+def test_streams_are_in_order() -> None:
+    assert not races()
+    # Images that are not kept are overwritten while the engine may still copy them; planes for
+    # whose resizing nobody waits, while it may still read them.
+    assert races(in_flight=0)
+    assert races(waits=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -20,8 +20,12 @@ from service.engines.jpeg import DecodeFiles, JpegDecoder
 from service.engines.jpeg_check import by_pil, check, decoder_for, deviation, samples
 from service.engines.parity import ParityError
 from service.engines.start import start_engine
+from service.errors import RequestError
 from service.inference.jpeg_header import of_plain_file
-from tests.support.device_decoder import decode_files, repeating_colours
+from service.inference.ranking import Ranking
+from service.inference.tasks import ImageInput, JpegFile
+from tests.support.device_decoder import CudaDecoder, decode_files, repeating_colours
+from tests.support.fake_cuda import fake_cuda
 
 ARCHITECTURE = Architecture(
     block="basic", blocks=(1, 1), planes=(8, 16), stem="small", num_classes=5, shortcut="A"
@@ -131,6 +135,34 @@ def test_an_engine_decodes_on_its_device_if_all_agrees(
     started = start_engine("eager", planned(tiny), None)
     assert started.decodes_on_device
     assert "tiny: plain JPEGs are decoded on cpu" in caplog.messages
+
+
+@pytest.mark.parametrize("kind", ["eager", "fused"])
+def test_a_cuda_engine_computes_what_its_device_decoded(
+    kind: str, tiny: Bundle, warm: Warm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a simulated device: files beside pixels, with two batches in flight."""
+    monkeypatch.setattr(jpeg_check, "of_torchvision", CudaDecoder)
+    files, chance = samples(), np.random.default_rng(0)
+    with fake_cuda() as fake:
+        engine = start_engine(kind, replace(planned(tiny), device="cuda:0", max_batch=4), None)
+        assert engine.decodes_on_device
+        pixels = chance.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        inputs: list[ImageInput] = [*files, pixels, (pixels / 1.5).astype(np.float32)]
+        flying: list[tuple[list[ImageInput], Callable[[], Ranking]]] = []
+        for number in range(12):
+            # The last input, and only it, is of fractions.
+            most = len(inputs) - number % 2
+            batch = [inputs[at] for at in chance.integers(0, most, 1 + number % 4)]
+            images = [each for each in engine.decode(batch) if not isinstance(each, RequestError)]
+            flying.append((batch, engine.launch(images)))
+            if len(flying) == engine.engine.in_flight:
+                given, result = flying.pop(0)
+                expected = warm.infer(
+                    [by_pil(each, CIFAR) if isinstance(each, JpegFile) else each for each in given]
+                )
+                np.testing.assert_allclose(result().by_class(), expected, atol=0.01)
+        assert not fake.races
 
 
 def test_it_does_not_if_it_is_not_to(warm: Warm) -> None:
