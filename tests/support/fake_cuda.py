@@ -45,6 +45,8 @@ def fake_cuda(
     """
     fake = FakeCuda(Card(count, name, capability, memory, fused), judge=judge)
     with activated(fake), ExitStack() as stack:
+        # As they are by default; whatever engines set ends with the fake.
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True))
         fake.begin(Stream)
         for patch in _patches(fake):
             stack.enter_context(patch.applied())
@@ -106,6 +108,7 @@ def _patches(fake: FakeCuda) -> list[Patch]:
         Patch(torch.Tensor, "record_stream", _record_stream(fake)),
         Patch(torch, "autocast", _autocast(torch.autocast)),
         Patch(torch.version, "cuda", CUDA),
+        Patch(torch._C, "_has_cudnn", True),
         Patch(torch.backends.cudnn, "is_available", lambda: True),
         Patch(torch.backends.cudnn, "version", lambda: CUDNN),
         Patch(threading.Thread, "start", _starting(fake, threading.Thread.start)),
@@ -169,6 +172,7 @@ def _starting(fake: FakeCuda, start: Callable[[threading.Thread], None]) -> Call
         run = thread.run
 
         def run_watched() -> None:
+            del thread.run  # Or it would hold the thread, and the thread it.
             with watched(fake):
                 run()
 

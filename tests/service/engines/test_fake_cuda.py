@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from service.engines.start import start_engine
 from tests.support.cuda.failures import (
     CAPTURE_INVALIDATED,
     CAPTURE_ISOLATION,
+    CAPTURE_WRONG_THREAD,
     ILLEGAL_ACCESS,
     INVALID_DEVICE,
     NO_DEVICE,
@@ -29,6 +33,7 @@ from tests.support.cuda.failures import (
 from tests.support.cuda.runtime import FakeCuda
 from tests.support.engine_checks import TINY, expected, images, planned
 from tests.support.fake_cuda import fake_cuda
+from tests.support.rooms import ROOT
 
 DEVICE = "cuda:0"
 # Much of it has no types.
@@ -153,14 +158,14 @@ def test_two_devices_keep_apart() -> None:
 def test_torch_is_as_before_when_it_ends() -> None:
     names = ("Stream", "Event", "CUDAGraph", "device_count", "synchronize", "graph", "stream")
     before = {name: getattr(torch.cuda, name) for name in names}
-    start = threading.Thread.start
+    start, has_cudnn = threading.Thread.start, cudnn.is_available()
     with fake_cuda():
         assert cuda.is_available()
         assert cudnn.is_available()
     assert {name: getattr(torch.cuda, name) for name in names} == before
     assert threading.Thread.start is start
     assert not cuda.is_available()
-    assert not cudnn.is_available()
+    assert cudnn.is_available() == has_cudnn
     assert not torch.ones(1).is_cuda
 
 
@@ -259,6 +264,40 @@ def test_the_host_writes_to_pinned_memory_after_the_copy(
     write(array)
     assert [race.stream for race in fake.races] == ["the host"]
     assert there.tolist() == [[1, 1, 1]]
+
+
+READS: list[Callable[[Any], Any]] = [
+    lambda array: array.copy(),
+    lambda array: array[1],
+    lambda array: array[[0, 2]],
+    lambda array: array[1:] + 1,
+    lambda array: array.sum(),
+    lambda array: array.astype(np.float64),
+    list,
+    lambda array: np.concatenate([array, [1]]),
+    np.argsort,
+    lambda array: np.ones(3).__iadd__(array),
+]
+
+
+@pytest.mark.parametrize("read", READS)
+def test_what_is_computed_from_pinned_memory_is_read_once(
+    fake: FakeCuda, read: Callable[[Any], Any]
+) -> None:
+    there, here = on_device(1, 2, 3), torch.empty(3, pin_memory=True)
+    array = here.numpy()
+    stream = cuda.Stream()
+    with cuda.stream(stream):
+        here.copy_(there, non_blocking=True)
+    found = read(array)
+    assert [(race.operation, race.stream) for race in fake.races] == [("NumPy", "the host")]
+    stream.synchronize()
+    assert np.array_equal(found, read(np.array([1, 2, 3], dtype=np.float32)))
+    with cuda.stream(stream):
+        here.copy_(there, non_blocking=True)
+    fake.races.clear()
+    assert float(np.sum(found)) > 0  # Its memory is its own.
+    assert not fake.races
 
 
 def test_a_copy_that_blocks_needs_no_event(fake: FakeCuda) -> None:
@@ -499,6 +538,33 @@ def test_what_torch_refuses_of_graphs_is_refused(fake: FakeCuda) -> None:
         graph.capture_begin()
 
 
+def test_a_capture_ends_in_its_thread_and_has_its_pool_to_itself(fake: FakeCuda) -> None:
+    stream, event, graph = cuda.Stream(), cuda.Event(), cuda.CUDAGraph()
+
+    def end() -> None:
+        with cuda.stream(stream):
+            graph.capture_end()
+
+    with cuda.stream(stream):
+        with pytest.raises(RuntimeError, match="Unknown capture error mode"):
+            graph.capture_begin(capture_error_mode="local")
+        pool = cuda.graph_pool_handle()
+        graph.capture_begin(pool=pool, capture_error_mode="relaxed")
+        with (
+            cuda.stream(cuda.Stream()),
+            pytest.raises(RuntimeError, match="already recording to mempool_id"),
+        ):
+            cuda.CUDAGraph().capture_begin(pool=pool)
+        assert in_thread(end) == []  # Relaxed, it may.
+        graph = cuda.CUDAGraph()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        event.record()
+        with pytest.raises(RuntimeError, match="event last recorded in a capturing stream"):
+            event.query()
+    (error,) = in_thread(end)
+    assert code_of(error) == CAPTURE_WRONG_THREAD
+
+
 # Memory
 
 
@@ -712,14 +778,50 @@ def test_a_capture_beside_a_thread_that_serves(fake: FakeCuda) -> None:
 
 
 @pytest.mark.parametrize("judge", [True, False])
-def test_the_plain_engine_starts_and_agrees_with_the_cpu(judge: bool) -> None:
+@pytest.mark.parametrize("kind", ["eager", "fused"])
+def test_engines_start_and_agree_with_the_cpu_in_each_lane(kind: str, judge: bool) -> None:
     made = bundle.untrained(TINY, "tiny", CIFAR)
-    with fake_cuda(judge=judge):
-        warm = start_engine("eager", replace(planned(made), device=DEVICE), None)
+    with fake_cuda(judge=judge) as fake:
+        warm = start_engine(kind, planned(made, device=DEVICE), None)
         # A machine that is busy measures large batches to be too slow.
         batches = images(1), images(warm.buckets.largest)
+        before = fake.allocations
         flying = [warm.launch(batch) for batch in batches]
         for batch, result in zip(batches, flying, strict=True):
             found = result().by_class()
             np.testing.assert_allclose(found, expected(made, batch), atol=1e-6)
+        if kind == "fused":
+            assert fake.allocations == before
+            assert not fake.races
     assert warm.engine.device == DEVICE
+
+
+def test_a_process_has_the_devices_as_soon_as_it_has_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+assert "torch" not in sys.modules
+import torch
+print(torch.cuda.device_count(), torch.ones(1, device="cuda:1").device)
+try:
+    torch.ones(1, device="cuda:0")
+except torch.AcceleratorError as error:
+    print(str(error).splitlines()[0])
+"""
+    (tmp_path / "lost").write_text("0")
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ
+        | {
+            "FAKE_GPUS": "2",
+            "FAKE_GPUS_LOST": str(tmp_path / "lost"),
+            "PYTHONPATH": str(ROOT / "tests" / "fake_gpu"),
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.stdout.splitlines() == [
+        "2 cuda:1",
+        "CUDA error: an illegal memory access was encountered",
+    ], process.stderr

@@ -115,8 +115,10 @@ class Capture:
                 self._saved[memory.id] = (storage, before)
 
     def allocated(self, memory: Memory) -> None:
-        """Raises:
-        OutOfMemoryError: the pool cannot hold it beside what lives in it.
+        """The pool holds `memory` now.
+
+        Raises:
+            OutOfMemoryError: it cannot, beside what lives in it.
         """
         living = [each for each in self.own.values() if not each.freed]
         needed = memory.size + sum(each.size for each in living)
@@ -124,8 +126,10 @@ class Capture:
         self.own[memory.id] = memory
 
     def record(self, kernel: Kernel, reads: set[int], writes: set[int]) -> None:
-        """Raises:
-        AcceleratorError: the capture is void.
+        """A kernel that uses these memories was launched.
+
+        Raises:
+            AcceleratorError: the capture is void.
         """
         if self.void:
             raise cuda_error(CAPTURE_INVALIDATED)
@@ -155,9 +159,9 @@ class CUDAGraph:
     """See `torch.cuda.CUDAGraph`."""
 
     def __init__(self, keep_graph: bool = False) -> None:
+        self._done = False
         self._fake = active()
         self._capture: Capture | None = None
-        self._done = False
         # Memory of the graph that somebody outside holds: every replay writes to it.
         self._kept: dict[int, torch.UntypedStorage] = {}
         self._last: dict[int, int] = {}
@@ -197,7 +201,7 @@ class CUDAGraph:
         found.graphs += 1
         self._capture = Capture(fake, capture_error_mode, stream, found, {stream.id})
         with fake.lock:
-            fake.captures.append(self._capture)
+            fake.captures = (*fake.captures, self._capture)
 
     def capture_end(self) -> None:
         fake, capture = self._fake, self._capture
@@ -206,7 +210,7 @@ class CUDAGraph:
         if fake.current_stream() != capture.stream:
             raise RuntimeError("Capture must end on the same stream it began on.")
         with fake.lock:
-            fake.captures.remove(capture)
+            fake.captures = tuple(each for each in fake.captures if each is not capture)
         capture.undo()
         here = threading.get_ident() == capture.owner
         if capture.void or not (here or capture.mode == "relaxed"):

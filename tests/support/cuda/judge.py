@@ -39,7 +39,8 @@ class Race:
 class Judge:
     """Streams, events and accesses, by number; `races` are what was found, each once.
 
-    Not `enabled`: finds nothing, and costs nothing.
+    Not `enabled`: finds nothing, and costs nothing. `lock` is the only one that the fake has:
+    memory and events may end, and take it, wherever Python collects garbage.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -47,7 +48,7 @@ class Judge:
         self.races: list[Race] = []
         self._ids = itertools.count(1)
         self._names = {HOST: "the host"}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._handler = EventHandler()
         self._handler._handle_stream_creation(HOST)
         self._launched = self.new_event()
@@ -57,32 +58,32 @@ class Judge:
         return next(self._ids)
 
     def new_stream(self, name: str) -> int:
-        with self._lock:
+        with self.lock:
             stream = self.new_id()
             self._names[stream] = name
             self._handler._handle_stream_creation(stream)
             return stream
 
     def new_event(self) -> int:
-        with self._lock:
+        with self.lock:
             event = self.new_id()
             self._handler._handle_event_creation(event)
             return event
 
     def forget_event(self, event: int) -> None:
-        with self._lock:
+        with self.lock:
             self._handler._handle_event_deletion(event)
 
     def record(self, event: int, stream: int) -> None:
         if self.enabled:
-            with self._lock:
+            with self.lock:
                 self._after_the_host(stream)
                 self._handler._handle_event_record(event, stream)
 
     def wait(self, event: int, stream: int) -> None:
         """All that `stream` (or the host) does from now on comes after what `event` recorded."""
         if self.enabled:
-            with self._lock:
+            with self.lock:
                 self._handler._handle_event_wait(event, stream)
 
     def join(self, stream: int) -> None:
@@ -92,7 +93,7 @@ class Judge:
     def order(self, first: int, then: int) -> None:
         """All that `then` does from now on comes after all that `first` has done."""
         if self.enabled:
-            with self._lock:
+            with self.lock:
                 self._handler._handle_event_record(self._launched, first)
                 self._handler._handle_event_wait(self._launched, then)
 
@@ -105,7 +106,7 @@ class Judge:
         """A kernel, a copy, or the host itself reads and writes these memories."""
         if not self.enabled:
             return
-        with self._lock:
+        with self.lock:
             self._after_the_host(stream)
             touched = reads | writes
             errors = self._handler._handle_kernel_launch(
@@ -141,7 +142,7 @@ class Judge:
 
     def forget(self, memory: int) -> None:
         """The memory is no more."""
-        with self._lock:
+        with self.lock:
             if memory in self._handler.tensors_accessed.accesses:
                 self._handler._handle_memory_deallocation(memory)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -96,7 +95,7 @@ class Allocator:
         self._devices = [_Device(total) for _ in range(count)]
         self._known: dict[int, Memory] = {}
         self._shared: list[Memory] = []
-        self._lock = threading.RLock()
+        self._lock = judge.lock
         self._sweep_at = 256
 
     def find(self, tensor: Tensor) -> Memory | None:
@@ -156,7 +155,7 @@ class Allocator:
 
     @staticmethod
     def _used(device: _Device) -> int:
-        return device.bytes + sum(pool.reserved for pool in device.pools.values())
+        return device.bytes + sum(pool.reserved for pool in list(device.pools.values()))
 
     def sweep(self) -> None:
         """Forgets what is freed."""

@@ -41,6 +41,8 @@ ALLOCATING = {
 LOOKING = {"aten::_has_compatible_shallow_copy_type", "aten::is_same_size", "aten::set_"}
 # Their result is on the host, which waits for it.
 FETCHING = {"aten::item", "aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"}
+# May be from the host to a device or back.
+COPYING = {"aten::copy_", "aten::_to_copy", "aten::to", "aten::clone"}
 # Take tensors of the host beside those of a device.
 MIXING = {"aten::copy_", "aten::_to_copy", "aten::to", "aten::index", "aten::index_put_"}
 
@@ -243,10 +245,13 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _wait(self, call: Call, stream: Stream, capture: Capture | None) -> None:
         """A copy between host and device may wait, as the host's memory and the call say."""
-        if call.name not in ("aten::copy_", "aten::_to_copy", "aten::to", "aten::clone"):
+        if call.name not in COPYING:
             return
         target = self._fake.thread.target
-        pageable = call.from_host() or target == HOST_PLACE
+        to_host = target == HOST_PLACE or any(
+            memory is None for _, memory, write in call.tensors if write
+        )
+        pageable = to_host or call.from_host()
         pinned = target == PINNED or any(
             memory.place == PINNED for _, memory, _ in call.tensors if memory
         )
@@ -256,10 +261,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if capture is not None and pageable:
             capture.void = True
             raise cuda_error(UNSUPPORTED_IN_CAPTURE)
-        to_host = target == HOST_PLACE or any(
-            memory is None for _, memory, write in call.tensors if write
-        )
-        if not call.non_blocking or (pageable and to_host):
+        if to_host or not call.non_blocking:
             stream.synchronize()
 
     def _fetch(self, call: Call, stream: Stream) -> Any:
@@ -413,7 +415,11 @@ class Functions(TorchFunctionMode):
         memory = self._fake.allocator.find(tensor)
         with plainly():
             array = tensor.detach().numpy(force=force)
-        return array if memory is None else PinnedArray.over(array, self._fake, memory.id)
+        if memory is None:
+            return array
+        # Where the array goes NumPy does not always tell: whoever asks for it, reads.
+        self._fake.judge.access(HOST, {memory.id}, set(), "aten::numpy")
+        return PinnedArray.over(array, self._fake, memory.id)
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""Arrays over pinned memory: NumPy tells when the host reads and writes it."""
+"""Arrays over pinned memory: NumPy tells when the host reads and writes it.
+
+Unseen are readers of bare memory: `np.array`, `memoryview`, `torch.from_numpy`, and assignments to
+elements of another array.
+"""
 
 from __future__ import annotations
 
@@ -82,8 +86,8 @@ def _call(function: Any, args: Any, kwargs: Any, written: Any) -> Any:
     for target in targets:
         target._accessed(write=True)
     result = function(*_plainly(args), **_plainly(kwargs))
-    out = [target for target in targets if result is not None and result is not NotImplemented]
-    return out[0] if len(out) == 1 and np.shares_memory(plain(out[0]), result) else result
+    # As NumPy, which returns what it was given to write to.
+    return next((each for each in targets if result is not None), result)
 
 
 def plain(value: Any) -> Any:
@@ -110,7 +114,7 @@ def _arrays(value: Any) -> Iterator[PinnedArray]:
 
 def _plainly(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)([_plainly(each) for each in value])
+        return type(value)(_plainly(each) for each in value)
     if isinstance(value, dict):
         return {key: _plainly(each) for key, each in value.items()}
     return plain(value)

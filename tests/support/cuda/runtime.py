@@ -63,10 +63,11 @@ class FakeCuda:
         self.kernels: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.waited: list[Event] = []
-        self.captures: list[Capture] = []
+        # Replaced and never changed: threads look through it all the time.
+        self.captures: tuple[Capture, ...] = ()
         self.broken = False  # The allocator, by a capture that failed.
         self.thread = _Thread()
-        self.lock = threading.RLock()
+        self.lock = self.judge.lock
         self.is_lost: Callable[[int], bool] = self._is_lost
         self._lost: dict[int, int] = {}
         self._failures: list[tuple[BaseException, str | None]] = []
@@ -105,7 +106,8 @@ class FakeCuda:
         Raises:
             AcceleratorError: the device is lost, or a capture forbids the call and is void now.
         """
-        self.calls[name] += 1
+        with self.lock:
+            self.calls[name] += 1
         self._may_fail(name, device, launches=name == "cudaGraphLaunch")
         if unsafe:
             self.forbid(lambda capture: capture.forbids())
@@ -131,40 +133,37 @@ class FakeCuda:
         """
         self._may_fail(kernel, device, launches=True)
         if not captured:
-            self.kernels[kernel] += 1
+            with self.lock:
+                self.kernels[kernel] += 1
 
     def _may_fail(self, name: str, device: int, *, launches: bool) -> None:
         if self.is_lost(device):
             raise cuda_error(self._lost.get(device, ILLEGAL_ACCESS))
-        for failure in self._failures:
-            error, where = failure
-            if name == where or (where is None and launches):
-                self._failures.remove(failure)
-                raise error
+        with self.lock:
+            for failure in self._failures:
+                error, where = failure
+                if name == where or (where is None and launches):
+                    self._failures.remove(failure)
+                    raise error
 
     def synchronise_device(self, device: int) -> None:
         """The host waits for all of a device; none of its streams may be capturing, in any mode."""
         self.api("cudaDeviceSynchronize", device, unsafe=True)
         self.forbid(lambda capture: capture.stream.device.index == device)
-        with self.lock:
-            streams = list(self._streams_of(device))
-        for stream in streams:
+        for stream in list(self.streams[device]):
             self.judge.join(stream)
 
-    def _streams_of(self, device: int) -> Iterator[int]:
-        yield from self.streams[device]
-
     def empty_cache(self) -> None:
-        """Raises:
-        RuntimeError: a capture is underway or has failed: torch's allocator asserts.
+        """Gives memory back.
+
+        Raises:
+            RuntimeError: a capture is underway or has failed: torch's allocator asserts.
         """
         if self.captures or self.broken:
             self.forbid(lambda capture: capture.forbids())
             raise RuntimeError(BROKEN_ALLOCATOR)
         self.api("cudaFree", self.thread.device)
         self.allocator.sweep()
-
-    # Streams
 
     def begin(self, make: Callable[[int], Stream]) -> None:
         """Gives every device its default stream."""

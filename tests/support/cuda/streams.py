@@ -124,10 +124,10 @@ class Event:
 
     def _asked(self, call: str) -> None:
         index = self._fake.thread.device if self.device is None else self.device.index
-        self._fake.api(call, index, unsafe=True)
         if self._capture is not None and self._capture in self._fake.captures:
             self._capture.void = True
             raise cuda_error(CAPTURED_EVENT)
+        self._fake.api(call, index, unsafe=True)
         self._fake.judge.wait(self.id, HOST)
 
     def elapsed_time(self, end_event: Event) -> float:
