@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from benchmarks.gpu_check.engines import blueprint_for, pictures
 from benchmarks.gpu_check.stage import Figures, Options
 from service.engines import faults
+from service.engines.cuda_graph import give_memory_back
 from service.engines.engine import Warm
 from service.engines.start import start_engine
 from service.inference.tasks import Pixels
@@ -76,7 +76,7 @@ def capture(options: Options) -> Iterator[Figures]:
             "faults": len(serving.faults),
             "first_fault": serving.faults[0] if serving.faults else None,
             # It fails if a capture left torch's allocator broken.
-            "empty_cache": "ok" if options.on_cpu else _outcome(torch.cuda.empty_cache),
+            "empty_cache": "ok" if options.on_cpu else _outcome(give_memory_back),
         }
 
 

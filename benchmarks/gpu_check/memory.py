@@ -12,12 +12,12 @@ import torch
 from benchmarks.gpu_check.engines import blueprint_for, pictures
 from benchmarks.gpu_check.served import Served
 from benchmarks.gpu_check.stage import Figures, Options
-from service.engines import faults
+from service.engines.cuda_graph import give_memory_back
 from service.engines.start import start_engine
 
-# What memory is made for, and what is tried.
-FITS, TRIED = 32, 256
-SPARE = 1.3
+# Of the memory that the engine takes if it can: enough for its weights and for what goes in and
+# comes out, too little for the largest batches.
+SHARE = 0.6
 LOADED = 64
 DELAY = 0.2  # seconds that images wait for each other, so that they are one batch
 
@@ -31,14 +31,15 @@ def memory(options: Options) -> Iterator[Figures]:
 
 
 def at_the_start(options: Options) -> Figures:
-    """An engine starts for batches of TRIED with memory for about FITS."""
-    warm = start_engine(options.kind, blueprint_for(replace(options, max_batch=FITS)), None)
-    images = pictures(blueprint_for(options).bundle.input.size)
-    limit = int(SPARE * torch.cuda.max_memory_reserved(options.device))
-    del warm
-    _give_back()
+    """An engine starts with SHARE of the memory that it takes otherwise."""
+    blueprint = blueprint_for(options)
+    images = pictures(blueprint.bundle.input.size)
+    largest = start_engine(options.kind, blueprint, None).buckets.largest
+    limit = int(SHARE * torch.cuda.max_memory_reserved(options.device))
+    gc.collect()  # The engine.
+    give_memory_back()
     _limit(options.device, limit)
-    served = Served(replace(options, max_batch=TRIED), options.kind)
+    served = Served(options, options.kind)
     running = served.running
     found = asyncio.run(served.ask(images))
     served.close()
@@ -46,9 +47,10 @@ def at_the_start(options: Options) -> Figures:
         "when": "start",
         "limit_MiB": limit >> 20,
         "engine": running.engine.name,
+        "largest_before": largest,
         "largest": running.buckets.largest,
         "answered": len(found),
-        "smaller": running.buckets.largest < TRIED,
+        "smaller": running.buckets.largest < largest,
     }
 
 
@@ -65,7 +67,7 @@ def under_load(options: Options) -> Figures:
         before = torch.cuda.memory_allocated(device)
         running.launch(images[:size])()
         needs.append(torch.cuda.max_memory_allocated(device) - before)
-    faults.give_memory_back()
+    give_memory_back()
     _limit(device, torch.cuda.memory_reserved(device) + sum(needs) // 2)
     first = asyncio.run(served.ask(images))
     after_first = served.events.out_of_memory
@@ -90,8 +92,3 @@ def _limit(device: str, limit: int | None) -> None:
     total = torch.cuda.mem_get_info(device)[1]
     fraction = 1.0 if limit is None else min(1.0, limit / total)
     torch.cuda.set_per_process_memory_fraction(fraction, torch.device(device))
-
-
-def _give_back() -> None:
-    gc.collect()
-    faults.give_memory_back()

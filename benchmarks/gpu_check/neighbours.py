@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu_check.engines import blueprint_for, pictures
 from benchmarks.gpu_check.served import Served
 from benchmarks.gpu_check.stage import Figures, Options
-from service.engines.device_share import DeviceShare
+from service.engines.device_share import DeviceShares
 from service.inference.tasks import Pixels
 
 OTHER = "builtin:resnet20-cifar10"
@@ -46,7 +46,7 @@ class Client:
 
 def neighbours(options: Options) -> Iterator[Figures]:
     """Images a second of each alone and of both, and how many batches were not as before."""
-    device, clients = DeviceShare(), {}
+    device, clients = DeviceShares()[options.device], {}
     for spec in (options.model, OTHER):
         own = replace(options, model=spec, max_batch=MAX_BATCH)
         images = pictures(blueprint_for(own).bundle.input.size, MAX_BATCH)

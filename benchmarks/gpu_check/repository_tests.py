@@ -21,7 +21,7 @@ def tests(options: Options) -> Iterator[Figures]:
     files = sorted(
         str(path)
         for path in ROOT.glob("tests/**/test_*.py")
-        if "mark.gpu\n" in path.read_text("utf-8")
+        if "mark.gpu" in path.read_text("utf-8")
     )
     if not files:
         raise NotPossible("there are no tests with the mark `gpu` here")

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from benchmarks.gpu_check.engines import model_of, settings_of
 from benchmarks.gpu_check.stage import Options
 from models.bundle import Bundle
 from service.engines.builder import EngineBuilder
-from service.engines.device_share import DeviceShare
+from service.engines.device_share import DeviceShare, DeviceShares, Tenant
 from service.engines.devices import devices_of
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
@@ -62,6 +63,7 @@ class Served:
             return catalog.load(options.model).bundle
 
         model, service = model_of(options, kind), settings_of(options)
+        share, tenant = device or DeviceShares()[options.device], Tenant()
         self.events = Events()
         self.batcher: Batcher[Pixels, Row] = Batcher(
             max_jobs=MOST_JOBS, max_bytes=MOST_BYTES, max_delay=max_delay
@@ -69,14 +71,23 @@ class Served:
         self.thread = EngineThread(
             options.model,
             self.batcher,
-            EngineBuilder(bundle(), bundle, model, service, devices_of(model)[0], 0.0),
+            EngineBuilder(
+                bundle(),
+                bundle,
+                model,
+                service,
+                devices_of(model)[0],
+                request_seconds=0.0,
+                turn=partial(share.alone, tenant),
+            ),
             EngineEvents(
                 ready=lambda warm: None,
                 batch=lambda size, seconds: None,
                 error=self.events.error,
                 out_of_memory=self.events.too_large,
             ),
-            device=device or DeviceShare(),
+            device=share,
+            tenant=tenant,
             timeout=service.engine_timeout_s,
             serves=lambda: self.thread.state == "ready",
         )
@@ -96,7 +107,7 @@ class Served:
         Raises:
             RuntimeError: it does not serve; the message is the reason.
         """
-        if self.settled("ready", "lost") != "ready" or self.thread.running is None:
+        if self.settled("ready", "failed", "lost") != "ready" or self.thread.running is None:
             raise RuntimeError(self.thread.reason)
         return self.thread.running
 

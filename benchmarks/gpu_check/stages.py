@@ -41,7 +41,7 @@ STAGES = {
         ),
         Stage("capture", "capture", 40, beside=True),
         Stage("trained", "trained", 30, beside=True),
-        Stage("memory", "memory", 40, gpu=True, beside=True),
+        Stage("memory", "memory", 50, gpu=True, beside=True),
         Stage("poison", "poison", 30, gpu=True, beside=True),
         Stage("neighbours", "neighbours", 40, beside=True),
         Stage("jpeg", "jpeg", 20),

@@ -37,7 +37,9 @@ class Findings:
             self.records.append(record)
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-            print(readable(stage, figures), flush=True)
+            # Who reads along may leave.
+            with suppress(BrokenPipeError):
+                print(readable(stage, figures), flush=True)
 
     def close(self) -> None:
         self._file.close()
