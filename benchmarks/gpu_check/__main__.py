@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A stage must not outlive the check, however that ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as scratch:
-        plan, out = _arguments(arguments, Path(scratch))
+        plan, out = arguments_of(arguments, Path(scratch))
         findings = Findings(out)
         try:
             check(plan, findings)
@@ -90,7 +90,7 @@ def check(plan: Plan, findings: Findings) -> None:
         findings.tell("summary", judged)
 
 
-def _arguments(arguments: Sequence[str] | None, scratch: Path) -> tuple[Plan, Path]:
+def arguments_of(arguments: Sequence[str] | None, scratch: Path) -> tuple[Plan, Path]:
     """The plan, and the file for its findings.
 
     Raises:

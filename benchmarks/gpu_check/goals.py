@@ -110,7 +110,8 @@ def _serves_without_allocating(records: Records) -> Value | None:
 
 def _tests(records: Records) -> Value | None:
     rows = [row for row in records if row["stage"] == "tests" and "failed" in row]
-    return rows[-1]["failed"] == 0 and rows[-1]["passed"] > 0 if rows else None
+    ran = rows and rows[-1]["passed"] + rows[-1]["failed"] > 0
+    return rows[-1]["failed"] == 0 if ran else None
 
 
 def _capture(records: Records) -> Value | None:

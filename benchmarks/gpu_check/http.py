@@ -16,7 +16,7 @@ from service.cli.load.target import Target
 
 PACKAGES = ("click", "fastapi", "httptools", "prometheus_client", "python_multipart", "uvicorn")
 FILES = 32
-CONNECTIONS = (32, 128, 512)
+CONNECTIONS = (64, 256)
 OPEN_CONNECTIONS = 1024
 SHARE = 0.8  # of the highest rate
 LONGER = 4  # times the seconds of other measurements

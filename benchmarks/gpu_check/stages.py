@@ -29,7 +29,7 @@ STAGES = {
         Stage("fused", "engine", 45, gpu=True),
         Stage("eager", "engine", 35),
         Stage("convolutions", "convolutions", 25, gpu=True),
-        Stage("compile", "compiled", 75, gpu=True),
+        Stage("compile", "compiled", 60, gpu=True),
         Stage("tests", "repository_tests", 45, beside=True),
         Stage(
             "sanitizer",

@@ -83,7 +83,7 @@ class Supervisor:
         skipped = threading.Event()
         readers = (
             threading.Thread(target=self._read, args=(stage, process.stdout, skipped), daemon=True),
-            threading.Thread(target=said.extend, args=(process.stderr,), daemon=True),
+            threading.Thread(target=_keep, args=(process.stderr, said), daemon=True),
         )
         for reader in readers:
             reader.start()
@@ -105,18 +105,24 @@ class Supervisor:
         self._findings.tell(stage.name, end | {"seconds": round(time.monotonic() - began, 1)})
 
     def _read(self, stage: Stage, lines: IO[str], skipped: threading.Event) -> None:
-        for line in lines:
-            # Libraries print there, too.
-            with suppress(ValueError):
-                figures = json.loads(line)
-                if isinstance(figures, dict):
-                    if "skipped" in figures:
-                        skipped.set()
-                    self._findings.tell(stage.name, figures)
+        with lines:
+            for line in lines:
+                # Libraries print there, too.
+                with suppress(ValueError):
+                    figures = json.loads(line)
+                    if isinstance(figures, dict):
+                        if "skipped" in figures:
+                            skipped.set()
+                        self._findings.tell(stage.name, figures)
 
     def stop(self) -> None:
         for pid in tuple(self._running):
             _kill(pid)
+
+
+def _keep(lines: IO[str], said: list[str]) -> None:
+    with lines:
+        said.extend(lines)
 
 
 def _environment(stage: Stage) -> dict[str, str]:
