@@ -60,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(plan: Plan, findings: Findings) -> None:
     """Runs all stages, and tells which goals were met."""
 
-    def command(stage: Stage, seconds: float) -> list[str]:
+    def command(stage: Stage, stage_until: float) -> list[str]:
         batch = min(goals.best_batch(findings.records) or USUAL_BATCH, plan.options.max_batch)
         options = replace(plan.options, batch=batch).as_json()
         module = "benchmarks.gpu_check.runner"
-        return [sys.executable, "-m", module, stage.name, options, str(seconds)]
+        return [sys.executable, "-m", module, stage.name, options, str(stage_until)]
 
     until = time.monotonic() + plan.budget
     supervisor = Supervisor(findings, command)

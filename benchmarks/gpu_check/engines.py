@@ -21,6 +21,9 @@ from service.repository import catalog
 
 PICTURES = 64
 EXACT_BATCH = 8
+# Probabilities of one image by two programs of a network in 16 bits; those of two images are
+# further apart.
+NEAR = 0.05
 
 
 def settings_of(options: Options) -> Settings:

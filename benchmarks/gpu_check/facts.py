@@ -36,8 +36,8 @@ def facts(options: Options) -> Iterator[Figures]:
         "compilers": {name: bool(shutil.which(name)) for name in ("gcc", "g++", "nvcc")},
     }
     if not options.on_cpu:
-        yield _smi(options.device)
         yield _device(options.device)
+        yield _driver(options.device)
         yield _copies(options.device)
 
 
@@ -48,13 +48,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _smi(device: str) -> Figures:
-    """What the driver says, before this process uses the device."""
+def _driver(device: str) -> Figures:
+    """What nvidia-smi says, which counts the devices in another order than CUDA."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {"nvidia_smi": None}
-    index = device.partition(":")[2]
-    command = [program, f"--id={index}", f"--query-gpu={QUERY}", "--format=csv,noheader"]
+    name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    command = [program, f"--id={name}", f"--query-gpu={QUERY}", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     values = [value.strip() for value in done.stdout.split(",")]
     names = QUERY.split(",")

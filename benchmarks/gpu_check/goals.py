@@ -83,6 +83,14 @@ def _agreement(records: Records) -> Value | None:
     return round(fused[-1] - eager[-1], 4) if fused and eager else None
 
 
+def _trained_agreement(records: Records) -> Value | None:
+    rows = [row for row in records if row["stage"] == "trained" and "agreement" in row]
+    by_kind: dict[str, float] = {row["kind"]: row["agreement"] for row in rows}
+    if not {"fused", "eager"} <= set(by_kind):
+        return None
+    return round(by_kind["fused"] - by_kind["eager"], 4)
+
+
 def _device_memory(records: Records) -> Value | None:
     found = _all(records, "fused", "device_MiB")
     return round(found[-1] * 2**20 / 1e9, 2) if found else None
@@ -155,6 +163,7 @@ GOALS = (
     Goal("times torch.compile's max-autotune", "compile", _over_compile, least=1.5),
     Goal("ms of one image alone", "fused", _latency, most=1.5),
     Goal("agreement with fp32, above eager's", "fused", _agreement, least=-0.05),
+    Goal("the same, of the trained network", "trained", _trained_agreement, least=-0.05),
     Goal("images/s over HTTP, decoded on the device", "http", _http_rate, least=5_000),
     Goal("p99 in ms at 80 % of that", "http", _http_p99, most=25),
     Goal("GB of the device", "fused", _device_memory, most=3),

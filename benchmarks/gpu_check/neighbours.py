@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check.engines import blueprint_for, pictures
+from benchmarks.gpu_check.engines import NEAR, blueprint_for, pictures
 from benchmarks.gpu_check.served import Served
 from benchmarks.gpu_check.stage import Figures, Options
 from service.engines.device_share import DeviceShares
@@ -41,7 +41,7 @@ class Client:
         while time.perf_counter() < until:
             found = await self.served.ask(self.images)
             self.done += len(found)
-            self.wrong += not np.allclose(found, self._first, atol=0.01)
+            self.wrong += not np.allclose(found, self._first, rtol=0, atol=NEAR)
 
 
 def neighbours(options: Options) -> Iterator[Figures]:

@@ -1,6 +1,7 @@
 """Runs one stage in this process: what it finds goes to stdout, a JSON object on each line.
 
-`python -m benchmarks.gpu_check.runner STAGE OPTIONS SECONDS` is how `supervise` starts it.
+`python -m benchmarks.gpu_check.runner STAGE OPTIONS UNTIL` is how `supervise` starts it. UNTIL is when
+it will be killed, by `time.monotonic`, which is the same for all processes.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
 from benchmarks.gpu_check.stage import Figures, NotPossible, Options
 from benchmarks.gpu_check.stages import STAGES
 
-# Of its time, after which a stage writes where each of its threads is: it will be killed.
-LATE = 0.95
+# Before a stage is killed, it writes where each of its threads is; in seconds.
+EARLIER = 1.0
 
 
 def findings(name: str, options: Options) -> Iterator[Figures]:
@@ -31,9 +33,10 @@ def findings(name: str, options: Options) -> Iterator[Figures]:
 
 
 def main() -> None:
-    name, options, seconds = sys.argv[1:]
+    name, options, until = sys.argv[1:]
     faulthandler.enable()
-    faulthandler.dump_traceback_later(LATE * float(seconds))
+    left = float(until) - time.monotonic() - EARLIER
+    faulthandler.dump_traceback_later(max(EARLIER, left))
     status = 0
     try:
         for found in findings(name, Options.from_json(options)):

@@ -56,7 +56,10 @@ def readable(stage: str, figures: Mapping[str, Any]) -> str:
 
 
 class Supervisor:
-    """Runs stages as processes that `command` starts; `stop` ends those that run."""
+    """Runs stages as processes; `stop` ends those that run.
+
+    `command` starts one that ends at a time of `time.monotonic`.
+    """
 
     def __init__(self, findings: Findings, command: Callable[[Stage, float], list[str]]) -> None:
         self._findings = findings
@@ -67,7 +70,7 @@ class Supervisor:
         """Runs a stage for at most `seconds`; tells what it finds, and how it ended."""
         began = time.monotonic()
         process = subprocess.Popen(
-            self._command(stage, seconds),
+            self._command(stage, began + seconds),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -92,9 +95,10 @@ class Supervisor:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             late = True
-        _kill(process.pid)
-        process.wait()
-        self._running.discard(process.pid)
+        finally:
+            _kill(process.pid)
+            process.wait()
+            self._running.discard(process.pid)
         for reader in readers:
             reader.join(PIPE_SECONDS)
         end: dict[str, Any] = {"ended": "skipped" if skipped.is_set() else "ok"}

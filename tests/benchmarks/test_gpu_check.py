@@ -16,6 +16,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from benchmarks.common.process import processes
 from benchmarks.gpu_check import __main__ as check
 from benchmarks.gpu_check import capture, neighbours, poison, repository_tests, sanitizer, trained
 from benchmarks.gpu_check.goals import GOALS, best_batch, summary
@@ -92,7 +93,7 @@ def checked(
     """What is told of stages that are short programs."""
     told = Findings(tmp_path / "found.jsonl")
 
-    def command(stage: Stage, seconds: float) -> list[str]:
+    def command(stage: Stage, until: float) -> list[str]:
         return [sys.executable, "-c", programs[stage.name]]
 
     supervisor = Supervisor(told, command)
@@ -133,10 +134,27 @@ def test_a_stage_that_crashes_or_hangs_is_a_line_and_the_others_run(tmp_path: Pa
     assert ends["raises"]["stderr"][-1] == "ValueError: of no use\n"
     assert "somewhere\n" in ends["hangs"]["stderr"]
     assert {"stage": "works", "images_s": 5} in records
-    # What a stage started has ended with it; it may be there still for its parent to see.
+    # What a stage started has ended with it.
     (child,) = (row["child"] for row in records if "child" in row)
-    status = Path(f"/proc/{child}/status")
-    assert not status.exists() or "State:\tZ" in status.read_text("utf-8")
+    assert has_ended(child)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, but perhaps for what its parent may ask of it."""
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text("utf-8")
+
+
+def test_a_check_that_is_ended_ends_its_stages(tmp_path: Path) -> None:
+    flags = ["--device=cpu", "--model=random:resnet20", "--seconds=600", "--only=eager"]
+    command = [sys.executable, "-m", "benchmarks.gpu_check", *flags, f"--out={tmp_path / 'found'}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("eager")  # The engine has started.
+        _, stage = processes(process.pid)
+        process.terminate()
+        assert process.wait(30) == 143
+    assert has_ended(stage)
 
 
 def test_stages_for_which_no_time_is_left_are_skipped(tmp_path: Path) -> None:
@@ -212,6 +230,10 @@ def test_the_compiled_network_is_measured_at_its_batch(
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("TORCH_CUDA_SANITIZER", "1")  # Our own judge stands in for it.
+    # Measuring stops at no size: the simulated device is slower than any that gains by batches.
+    monkeypatch.setattr("service.engines.buckets.RELIABLE", 100.0)
+    monkeypatch.setattr("service.engines.buckets.LONGEST", 100.0)
+    monkeypatch.setattr("service.engines.buckets.LONGEST_SAMPLE", 1e-6)
     with fake_cuda() as device:
         yield device
 
