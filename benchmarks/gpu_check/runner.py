@@ -1,7 +1,7 @@
 """Runs one stage in this process: what it finds goes to stdout, a JSON object on each line.
 
-`python -m benchmarks.gpu_check.runner STAGE OPTIONS UNTIL` is how `supervise` starts it. UNTIL is when
-it will be killed, by `time.monotonic`, which is the same for all processes.
+`python -m benchmarks.gpu_check.runner STAGE OPTIONS UNTIL` is how `supervise` starts it. UNTIL is
+when it will be killed, by `time.monotonic`, which is the same for all processes.
 """
 
 from __future__ import annotations
