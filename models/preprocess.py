@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,24 +145,42 @@ def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:
             image.draft(None, (math.ceil(width * shrink), math.ceil(height * shrink)))
 
 
-def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
-    """An RGB image as a new uint8 array [H, W, 3] of `spec.size`: resized, then centre-cropped.
+class Steps(NamedTuple):
+    """What makes an image the network's input, in pixels: the box (left, top, right, lower) that
+    is cut out first, the width and height that it is resized to, and the left and top corner of
+    the square of `spec.size` that is cut out of that."""
+
+    box: tuple[int, int, int, int]
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def steps(width: int, height: int, spec: InputSpec) -> Steps:
+    """The steps for an upright image of this size.
 
     `spec.crop` determines how half pixels round; "before_resize" truncates the crop's side and
     rounds its corner up.
     """
-    width, height = image.size
     short = min(width, height)
     if spec.crop == "before_resize":
         side = max(1, short * spec.size // spec.resize)
         left, top = (width - side + 1) // 2, (height - side + 1) // 2
-        cropped = image.crop((left, top, left + side, top + side))
-        return np.array(cropped.resize((spec.size, spec.size), RESAMPLING[spec.interpolation]))
+        return Steps((left, top, left + side, top + side), (spec.size, spec.size), (0, 0))
+    resized = width, height
     if short != spec.resize:
-        width, height = (_resized(side, short, spec) for side in (width, height))
-        image = image.resize((width, height), RESAMPLING[spec.interpolation])
-    if (width, height) != (spec.size, spec.size):
-        left, top = (_corner(side, spec) for side in (width, height))
+        resized = _resized(width, short, spec), _resized(height, short, spec)
+    corner = _corner(resized[0], spec), _corner(resized[1], spec)
+    return Steps((0, 0, width, height), resized, corner)
+
+
+def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    """An RGB image as a new uint8 array [H, W, 3] of `spec.size`: resized, then centre-cropped."""
+    box, resized, (left, top) = steps(*image.size, spec)
+    if box != (0, 0, *image.size):
+        image = image.crop(box)
+    if image.size != resized:
+        image = image.resize(resized, RESAMPLING[spec.interpolation])
+    if image.size != (spec.size, spec.size):
         image = image.crop((left, top, left + spec.size, top + spec.size))
     return np.array(image)
 

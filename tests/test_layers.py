@@ -46,6 +46,7 @@ MODEL_ROOMS = {
 # Which rooms may import a library.
 LIBRARIES = {
     "torch": {"engines"},
+    "torchvision": {"engines"},
     "openvino": {"engines"},
     "pynvml": {"engines"},
     "fastapi": {"http"},

@@ -16,8 +16,9 @@ import numpy as np
 
 from service.cli.main import main
 from service.engines.host import HostEngine
+from service.engines.jpeg import Image
 from service.inference.ranking import Ranking, rank
-from service.inference.tasks import Pixels, Task
+from service.inference.tasks import Task
 
 # Seconds by batch size, of the shape that a GPU's have: small batches take as long as smaller ones.
 SECONDS = {1: 0.080, 2: 0.082, 4: 0.086, 8: 0.100, 16: 0.160}
@@ -31,7 +32,7 @@ ENVIRONMENT = {
 
 
 def launch(
-    self: HostEngine, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+    self: HostEngine, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
 ) -> Callable[[], Ranking]:
     """In the place of `HostEngine.launch`; there are no details."""
     ready = time.perf_counter() + SECONDS[size]

@@ -41,7 +41,7 @@ from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput, Pixels
 from service.logs import log_to_stderr
 from service.metrics import Metrics
 from service.repository import catalog
@@ -67,7 +67,7 @@ class Instant:
     def __init__(self) -> None:
         self.users = RefCount()
         self.entering = 0
-        self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=CONNECTIONS, max_bytes=2**20)
+        self.batcher: Batcher[ImageInput, Row] = Batcher(max_jobs=CONNECTIONS, max_bytes=2**20)
         self._decoder = Decoder(1, CIFAR.size**2)
         self._row = Row(np.arange(10, dtype=np.int32), np.full(10, 0.1, np.float32))
 
@@ -78,7 +78,7 @@ class Instant:
         self.batcher.check(load=load)
 
     async def compute(
-        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+        self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
         return await decode_and_queue(self, self._decoder, self.batcher, image, job, deadline)
 

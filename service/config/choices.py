@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["auto", "fused", "eager", "compile", "openvino"]
+Decode = Literal["host", "device"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)
 SPEC_KINDS = ("builtin:", "random:", "torchvision:", "hf:")

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from models.builtin import DEFAULT_SPEC
 from service.config import keys
 from service.config.capacity import MOST_FRONT_ENDS
-from service.config.choices import Engine, Precision
+from service.config.choices import Decode, Engine, Precision
 from service.config.sources import NAME_PATTERN, SECRETS
 from service.config.variables import default_cache_dir
 from service.runtime import cpus
@@ -81,6 +81,11 @@ class ModelSettings(Strict):
         "auto",
         description="auto: fused on CUDA, with eager where it cannot start; on CPU openvino if "
         "installed, else eager until compile is ready",
+    )
+    decode: Decode = Field(
+        "host",
+        description="device: plain baseline JPEGs are decoded on the CUDA device, if its pixels "
+        "agree with the host's at the start; all other images on the host",
     )
     parity_tolerance: float | None = Field(
         None,
@@ -185,9 +190,9 @@ class Settings(Strict):
         default_factory=lambda: 1 if cpus() <= 4 else min(8, cpus() // 2),
         ge=1,
         le=MOST_FRONT_ENDS,
-        description="front-end processes, which accept requests, decode and respond; if more than "
-        "1, the engines run in one more process; default: chosen by measuring the cost of a "
-        "request",
+        description="front-end processes, which accept requests, decode and respond; with more "
+        "than 1, or with several devices, the engines run in a further process for each device; "
+        "default: chosen by measuring the cost of a request",
     )
     models: list[ModelSettings] = Field(
         default_factory=lambda: [ModelSettings(spec=DEFAULT_SPEC)],

@@ -23,7 +23,8 @@ class Blueprint:
     `device`: cpu or cuda:N; `precision`: fp32, bf16, fp16 or int8; `threads`: of a CPU engine,
     None: chosen by measuring; `request_seconds`: CPU time that HTTP takes for a request beside the
     engine, 0: there is no HTTP; `cache`: a writable folder, or None; `fresh`: measures again what
-    an earlier start measured; `turn`: a context in which nothing else uses the device.
+    an earlier start measured; `turn`: a context in which nothing else uses the device; `decode`:
+    "device" if it is to decode JPEGs, else "host".
     """
 
     bundle: Bundle
@@ -35,6 +36,7 @@ class Blueprint:
     cache: Path | None
     fresh: bool = False
     turn: Callable[[], AbstractContextManager[object]] = nullcontext
+    decode: str = "host"
 
     def head(self) -> Head:
         """The network's last layer."""

@@ -20,8 +20,9 @@ from models.summary import map_side
 from service.engines.blueprint import Blueprint
 from service.engines.cuda_graph import capture
 from service.engines.cuda_lane import CudaLane, FractionalPixels
+from service.engines.jpeg import Image
 from service.inference.ranking import Ranking
-from service.inference.tasks import Classify, Embed, Explain, Pixels, Task
+from service.inference.tasks import Classify, Embed, Explain, Task
 
 LIKELIEST = -1
 
@@ -98,7 +99,7 @@ class CudaEngine:
                         self._graphs[key] = capture(run, self._computing, self._pool)
 
     def launch(
-        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         # The engine thread collects a lane's batch before it launches the next one there.
         index, self._next = self._next, (self._next + 1) % self.in_flight
@@ -137,12 +138,11 @@ class CudaEngine:
 
         return collect
 
-    def _fill(self, lane: CudaLane, images: Sequence[Pixels]) -> None:
+    def _fill(self, lane: CudaLane, images: Sequence[Image]) -> None:
         """Copies and normalises the images, on the current stream."""
         count = len(images)
-        if all(image.dtype == np.uint8 for image in images):
-            np.stack(images, out=lane.host_pixels.numpy()[:count])
-            lane.pixels[:count].copy_(lane.host_pixels[:count], non_blocking=True)
+        if all(image.dtype in (np.uint8, torch.uint8) for image in images):
+            _copy(images, lane.host_pixels, lane.pixels)
             self._normalise(lane.pixels[:count], lane.images[:count])
             return
         buffer = self._fractional
@@ -150,8 +150,7 @@ class CudaEngine:
         for start in range(0, count, step):
             part = images[start : start + step]
             buffer.copied.synchronize()
-            np.stack(part, out=buffer.host.numpy()[: len(part)])
-            buffer.device[: len(part)].copy_(buffer.host[: len(part)], non_blocking=True)
+            _copy(part, buffer.host, buffer.device)
             self._normalise(buffer.device[: len(part)], lane.images[start : start + len(part)])
             buffer.copied.record(self._copying)
 
@@ -186,6 +185,19 @@ class CudaEngine:
         grids = torch.bmm(weights[:, None], lane.maps.flatten(2).float())
         lane.activation[:, :-1].copy_(grids[:, 0])
         lane.activation[:, -1].copy_(self._bias.index_select(0, classes))
+
+
+def _copy(images: Sequence[Image], host: Tensor, device: Tensor) -> None:
+    """Copies images to the first rows of `device`: decoded ones from there, others by `host`."""
+    count, rows = len(images), host.numpy()
+    decoded = {row: image for row, image in enumerate(images) if isinstance(image, Tensor)}
+    for row, image in enumerate(images):
+        if row not in decoded:
+            rows[row] = image
+    if len(decoded) < count:
+        device[:count].copy_(host[:count], non_blocking=True)
+    for row, image in decoded.items():
+        device[row].copy_(image)
 
 
 def _target(task: Task) -> int:

@@ -55,11 +55,20 @@ def _check(settings: ModelSettings, device: str) -> None:
         )
     if settings.engine == "openvino" and not has_openvino():
         raise ConfigError("engine: openvino is not installed; pip install 'resnet-serve[cpu]'")
+    if settings.decode == "device":
+        _check_decoder(device)
     if settings.precision == "int8":
         if not on_cpu or settings.engine not in ("auto", "openvino"):
             raise ConfigError("precision: int8 needs device cpu and engine openvino")
         if not has_openvino():
             raise ConfigError("precision: int8 needs openvino; pip install 'resnet-serve[cpu]'")
+
+
+def _check_decoder(device: str) -> None:
+    if device == "cpu":
+        raise ConfigError("decode: device needs a CUDA device; use host")
+    if find_spec("torchvision") is None:
+        raise ConfigError("decode: device needs torchvision; pip install 'resnet-serve[gpu]'")
 
 
 def engines_for(settings: ModelSettings, device: str) -> list[str]:

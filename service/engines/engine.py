@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engines.buckets import Buckets
+from service.engines.jpeg import Image, JpegDecoder
 from service.engines.parity import Parity
 from service.engines.tuning import Tuning
+from service.errors import RequestError
 from service.inference.ranking import Ranking
-from service.inference.tasks import Pixels, Task
+from service.inference.tasks import ImageInput, JpegFile, Task
 
 
 class Engine(Protocol):
@@ -38,9 +40,11 @@ class Engine(Protocol):
         """Allocates and captures all that batches padded to `size` need, before the first."""
 
     def launch(
-        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         """Starts to compute N images [H, W, 3], padded to `size`.
+
+        Those on the device are ready for any stream, and stay until the batch is collected.
 
         `tasks`: one for each image; empty: all are to be classified. Calling the result waits for
         the ranking. Batches are collected in the order in which they were launched.
@@ -51,15 +55,32 @@ class Engine(Protocol):
 class Warm:
     """An engine that has run every batch size and has been compared with fp32.
 
-    `probe` is one real forward, which raises if it fails or gives NaN.
+    `probe` is one real forward, which raises if it fails or gives NaN. `decoder` decodes the files
+    among its inputs; None: there are none.
     """
 
     engine: Engine
     buckets: Buckets
     parity: Parity
     probe: Callable[[], None]
+    decoder: JpegDecoder | None = None
 
-    def launch(self, images: Sequence[Pixels], tasks: Sequence[Task] = ()) -> Callable[[], Ranking]:
+    @property
+    def decodes_on_device(self) -> bool:
+        return self.decoder is not None and self.decoder.on_device
+
+    def decode(self, inputs: Sequence[ImageInput]) -> list[Image | RequestError]:
+        """The inputs as images for `launch`: pixels as they are, and of each file its image, or why
+        it cannot be decoded.
+
+        Raises:
+            RuntimeError: no call to the device can succeed any more.
+        """
+        files = [each for each in inputs if isinstance(each, JpegFile)]
+        decoded = iter(self.decoder.decode(files) if files and self.decoder else [])
+        return [next(decoded) if isinstance(each, JpegFile) else each for each in inputs]
+
+    def launch(self, images: Sequence[Image], tasks: Sequence[Task] = ()) -> Callable[[], Ranking]:
         """As the engine's, for at most `buckets.largest` images."""
         return self.engine.launch(images, self.buckets.fit(len(images)), tasks)
 
@@ -71,7 +92,7 @@ class Warm:
         """Seconds that a batch of `count` images was measured to take."""
         return self.buckets.seconds[self.buckets.fit(count)]
 
-    def infer(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
+    def infer(self, images: Sequence[Image]) -> NDArray[np.float32]:
         """Probabilities [N, K] of any number of images, in the order of the classes."""
         step = self.buckets.largest
         pieces = [images[start : start + step] for start in range(0, len(images), step)]

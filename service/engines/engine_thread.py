@@ -22,7 +22,7 @@ from service.engines.watchdog import Late, Watchdog
 from service.errors import EngineFailed
 from service.inference.batcher import Batcher
 from service.inference.ranking import Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class EngineThread(threading.Thread):
     def __init__(
         self,
         name: str,
-        batcher: Batcher[Pixels, Row],
+        batcher: Batcher[ImageInput, Row],
         builder: EngineBuilder,
         events: EngineEvents,
         *,

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from service.engines.blueprint import Blueprint
+from service.engines.jpeg import Image
 from service.engines.tuning import Forward, Tuning
 from service.inference.ranking import Ranking, rank
-from service.inference.tasks import Classify, Pixels, Task
+from service.inference.tasks import Classify, Task
 
 
 class HostEngine:
@@ -32,10 +33,10 @@ class HostEngine:
         """Nothing: the libraries allocate as they compute."""
 
     def launch(
-        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         count = len(images)
-        np.stack(images, out=self._slab[:count])
+        np.stack([np.asarray(image) for image in images], out=self._slab[:count])
         probabilities, fetch = self._forward(self._slab[:size])
         ranking = rank(probabilities[:count])
         if any(not isinstance(task, Classify) for task in tasks):

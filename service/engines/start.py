@@ -23,10 +23,12 @@ from service.engines.devices import precision_of
 from service.engines.eager import eager
 from service.engines.engine import Engine, Warm
 from service.engines.fused import fused
+from service.engines.jpeg import Image
+from service.engines.jpeg_check import decoder_for
 from service.engines.parity import Parity, check
 from service.engines.tuning import machine
 from service.errors import ConfigError
-from service.inference.tasks import Explain, Pixels, Task
+from service.inference.tasks import Explain, Task
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ def blueprint_of(
         request_seconds=request_seconds,
         cache=cache.folder(service.cache_dir),
         turn=turn,
+        decode=model.decode,
     )
 
 
@@ -94,12 +97,13 @@ def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Wa
         log.info("%s: measuring again: the machine was busy before", blueprint.bundle.name)
         warm = _warm(kind, replace(blueprint, fresh=True))
 
-    def infer(images: Sequence[Pixels]) -> NDArray[np.float32]:
+    def infer(images: Sequence[Image]) -> NDArray[np.float32]:
         with blueprint.turn():
             return warm.infer(images)
 
     sizes, lanes = warm.buckets.seconds.keys(), warm.engine.in_flight
-    return replace(warm, parity=check(infer, sizes, lanes, blueprint, tolerance))
+    warm = replace(warm, parity=check(infer, sizes, lanes, blueprint, tolerance))
+    return replace(warm, decoder=decoder_for(blueprint, warm, tolerance))
 
 
 def _warm(kind: str, blueprint: Blueprint) -> Warm:

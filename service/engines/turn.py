@@ -17,15 +17,19 @@ from service.engines import faults
 from service.engines.cuda_graph import give_memory_back
 from service.engines.device_share import DeviceShare, Permit, Tenant
 from service.engines.engine import EngineEvents, Warm
+from service.engines.jpeg import Image
 from service.engines.status import EngineStatus
 from service.engines.watchdog import Late, Watchdog
+from service.errors import RequestError
 from service.inference.batcher import Batcher
 from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput
 
-Batch = list[Job[Pixels, Row]]
+Batch = list[Job[ImageInput, Row]]
 log = logging.getLogger(__name__)
+# The classes and probabilities of no image.
+NOTHING = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
 
 
 @dataclass
@@ -47,7 +51,7 @@ class Turn:
 
     name: str
     warm: Warm
-    batcher: Batcher[Pixels, Row]
+    batcher: Batcher[ImageInput, Row]
     device: DeviceShare
     tenant: Tenant
     watchdog: Watchdog
@@ -103,10 +107,13 @@ class Turn:
         """If the batch cannot even begin, its result raises why."""
         flight = _Flight(batch, permit)
         self._in_flight.append(flight)
-        images = [job.payload for job in batch if job.payload is not None]
-        tasks = [job.task for job in batch]
-        expected = self.warm.expected(len(images))
+        expected = self.warm.expected(len(batch))
         try:
+            images = self.watchdog.call(partial(self._images, batch), expected)
+            if not images:
+                flight.result = partial(Ranking, *NOTHING)
+                return
+            tasks = [job.task for job in batch]
             result = self.watchdog.call(partial(self.warm.launch, images, tasks), expected)
         except Late:
             raise
@@ -114,6 +121,20 @@ class Turn:
             flight.result = partial(_raise, error)
         else:
             flight.result = partial(self.watchdog.call, result, expected)
+
+    def _images(self, batch: Batch) -> list[Image]:
+        """The images of a batch, which jobs leave whose files are damaged."""
+        images: list[Image] = []
+        decoded = self.warm.decode([job.payload for job in batch if job.payload is not None])
+        for job, image in zip(list(batch), decoded, strict=True):
+            if isinstance(image, RequestError):
+                batch.remove(job)
+                self.batcher.fail([job], image)
+            else:
+                images.append(image)
+        for job in batch:
+            job.batch_size = min(job.batch_size, len(images))
+        return images
 
     def _collect(self) -> Batch:
         """Answers the batch that was launched first, or has it computed again.

@@ -126,6 +126,7 @@ class ModelCard(BaseModel):
     device: str
     precision: str
     engine: str | None = Field(description="null while it loads")
+    decode: str = Field(description="where plain JPEGs are decoded: host or device")
     threads: int | None = Field(None, description="threads of an engine on the CPU")
     streams: int | None = Field(
         None, description="parts of a batch computed in parallel; null: batches are not split"

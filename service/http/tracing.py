@@ -40,7 +40,7 @@ from service.http.record import record_of
 from service.inference.interfaces import Model
 from service.inference.jobs import Job
 from service.inference.ranking import Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput
 from service.logs import LogLimit, with_suppressed
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Tracing:
         span.end(ended)
 
     def follow(
-        self, model: Model, job: Job[Pixels, Row], error: BaseException | None
+        self, model: Model, job: Job[ImageInput, Row], error: BaseException | None
     ) -> dict[str, str] | None:
         """Creates the spans of an image's phases; an `error` belongs to the last.
 
@@ -273,7 +273,7 @@ def _span_name(method: str) -> str:
     return method if method in METHODS else "HTTP"
 
 
-def _phases(job: Job[Pixels, Row]) -> Iterator[tuple[str, float, float]]:
+def _phases(job: Job[ImageInput, Row]) -> Iterator[tuple[str, float, float]]:
     """An image's phases so far, with start and end; the last may be incomplete."""
     now = time.perf_counter()
     if job.admitted - job.received > LEAST_ACCEPT_SECONDS:

@@ -36,7 +36,7 @@ REASON_CHARACTERS = 100
 class DecodedImage:
     """`pixels` [H, W, 3] of the spec's size, decoded from `began` to `ended`, in seconds of
     `time.perf_counter`; `size` is the upright image's width and height as decoded, perhaps at a
-    fraction of its size."""
+    fraction of its size. Where an engine decodes the file, `pixels` is empty."""
 
     pixels: Pixels
     began: float

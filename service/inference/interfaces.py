@@ -13,7 +13,7 @@ from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput, Pixels
 from service.metrics import PHASES
 
 
@@ -94,7 +94,7 @@ class Model(Protocol):
         """
 
     async def compute(
-        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+        self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
         """Runs the network on one image: a file, or pixels [H, W, 3] of the input's size.
 

@@ -27,25 +27,27 @@ from service.inference.deadline import before
 from service.inference.decoding import DecodedImage, Decoder
 from service.inference.interfaces import Computed, Model, Repository
 from service.inference.jobs import Job, Priority
+from service.inference.jpeg_header import of_plain_file
 from service.inference.pace import Load
 from service.inference.ranking import Row
-from service.inference.tasks import CLASSIFY, Pixels, Task
+from service.inference.tasks import CLASSIFY, Explain, ImageInput, JpegFile, Pixels, Task
 from service.metrics import Metrics
 
 # The range of float32 pixels: wider than 0 to 255 by as much again, for noise and extrapolation.
 # Much larger values overflow in half precision, and an engine that returns NaN counts as broken.
 LEAST, MOST = -255.0, 510.0
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 class Queue(Protocol):
     """A model's queue on this host; see `service.inference.batcher.Batcher`."""
 
-    def admit(self, job: Job[Pixels, Row], cost: int) -> None: ...
-    def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None: ...
+    def admit(self, job: Job[ImageInput, Row], cost: int) -> None: ...
+    def submit(self, job: Job[ImageInput, Row], payload: ImageInput, cost: int) -> None: ...
 
 
 # Called for each image that had a slot, with its error if any; returns the exemplar of its times.
-Follow = Callable[[Model, Job[Pixels, Row], BaseException | None], dict[str, str] | None]
+Follow = Callable[[Model, Job[ImageInput, Row], BaseException | None], dict[str, str] | None]
 
 
 class Pipeline:
@@ -127,7 +129,7 @@ class Pipeline:
             raise TooLarge(f"the image has {size} bytes; the limit of {model.name} is {most}")
         now = time.perf_counter()
         expires = now + deadline - asyncio.get_running_loop().time()
-        job: Job[Pixels, Row] = Job(task, priority, expires, received or now)
+        job: Job[ImageInput, Row] = Job(task, priority, expires, received or now)
         exemplar = None
         try:
             computed = await model.compute(image, job, deadline)
@@ -143,26 +145,38 @@ async def decode_and_queue(
     decoder: Decoder,
     queue: Queue,
     image: bytes | Pixels,
-    job: Job[Pixels, Row],
+    job: Job[ImageInput, Row],
     deadline: float,
+    *,
+    on_device: bool = False,
 ) -> Computed:
-    """`Model.compute` where the model's queue is on this host."""
+    """`Model.compute` where the model's queue is on this host; `on_device`: its engines decode
+    plain JPEGs."""
     started = time.perf_counter()
     if not isinstance(image, bytes):
         check_pixels(image, model.input)
     queue.admit(job, _bytes_of(image))
     # Cheaper than a timeout, which would also have to tell its own cancellation from others.
     expiry = asyncio.get_running_loop().call_at(deadline, _expire, job.future)
+    file: JpegFile | None = None
     try:
         if not isinstance(image, bytes):
             decoded = _as_decoded(image)
         elif (tiny := decoder.decode_tiny(image, model.input)) is not None:
             decoded = tiny
+        # An explanation is drawn over the pixels, which are needed here.
+        elif (
+            on_device
+            and not isinstance(job.task, Explain)
+            and (file := of_plain_file(image, model.input, decoder.max_pixels)) is not None
+        ):
+            decoded = _as_decoded(NO_PIXELS, (file.width, file.height))
         else:
             async with before(deadline):
                 decoded = await decoder.decode(image, model.input)
         job.decoding, job.decoded = decoded.began, decoded.ended
-        queue.submit(job, decoded.pixels, decoded.pixels.nbytes)
+        payload = decoded.pixels if file is None else file
+        queue.submit(job, payload, payload.nbytes)
         row = await job.future
     finally:
         expiry.cancel()
@@ -193,10 +207,10 @@ def _bytes_of(image: bytes | Pixels) -> int:
     return len(image) if isinstance(image, bytes) else image.nbytes
 
 
-def _as_decoded(pixels: Pixels) -> DecodedImage:
-    """Pixels that need no decoding."""
+def _as_decoded(pixels: Pixels, size: tuple[int, int] | None = None) -> DecodedImage:
+    """Pixels that need no decoding here; `size` None: their own."""
     now = time.perf_counter()
-    return DecodedImage(pixels, now, now, (pixels.shape[1], pixels.shape[0]))
+    return DecodedImage(pixels, now, now, size or (pixels.shape[1], pixels.shape[0]))
 
 
 def check_pixels(pixels: Pixels, input: InputSpec) -> None:

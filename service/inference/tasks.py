@@ -1,4 +1,4 @@
-"""An engine's input, and the tasks it performs."""
+"""What is computed of an image: its pixels, or the file that an engine decodes, and the tasks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ from numpy.typing import NDArray
 
 # Values from 0 to 255 [H, W, 3]; float32 if they are not integers.
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class JpegFile:
+    """A JPEG file that an engine decodes: its bytes uint8 [B], and the image's size in pixels.
+
+    It has passed `service.inference.jpeg_header.of_plain_file`.
+    """
+
+    data: NDArray[np.uint8]
+    width: int
+    height: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+
+ImageInput = Pixels | JpegFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput, Pixels
 from service.metrics import Metrics
 from service.ray.cooldown import start_cooldown
 from service.ray.reply import Refusal, Reply, version_of
@@ -173,7 +173,7 @@ class RayModel:
         self.deployment.check()
 
     async def compute(
-        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+        self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
         """Sends the undecoded image to a replica, which decodes it."""
         started = time.perf_counter()

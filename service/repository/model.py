@@ -13,6 +13,7 @@ from models.bundle import Bundle
 from models.resnet import on_meta
 from models.summary import count_layers, count_macs, count_parameters, map_side
 from models.variants import variant
+from service.config.choices import Decode
 from service.config.settings import ModelSettings, Settings
 from service.engines.builder import EngineBuilder
 from service.engines.device_share import DeviceShares, Tenant
@@ -28,7 +29,7 @@ from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput, Pixels
 from service.metrics import Metrics
 from service.repository import catalog
 from service.repository.model_info import ModelInfo
@@ -70,7 +71,7 @@ class LocalModel:
         devices = devices_of(settings)
         self.limits = settings.limits(devices)
         self.batch_share = batch_share(self.limits)
-        self.batcher: Batcher[Pixels, Row] = Batcher(
+        self.batcher: Batcher[ImageInput, Row] = Batcher(
             max_jobs=self.limits.max_queue,
             max_bytes=settings.max_queue_bytes,
             max_delay=settings.max_delay_ms / 1000,
@@ -160,9 +161,12 @@ class LocalModel:
         self.batcher.check(load=load)
 
     async def compute(
-        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+        self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
-        return await decode_and_queue(self, self._decoder, self.batcher, image, job, deadline)
+        on_device = self.decode == "device"
+        return await decode_and_queue(
+            self, self._decoder, self.batcher, image, job, deadline, on_device=on_device
+        )
 
     def close(self) -> None:
         """Lets the engines finish queued jobs, and end."""
@@ -173,6 +177,13 @@ class LocalModel:
     @property
     def ready(self) -> bool:
         return any(worker.state == "ready" for worker in self.workers)
+
+    @property
+    def decode(self) -> Decode:
+        """Where plain JPEGs are decoded: "device" if all engines that run decode them."""
+        running = [worker.running for worker in self.workers if worker.running is not None]
+        on_device = running and all(warm.decodes_on_device for warm in running)
+        return "device" if on_device else "host"
 
     @property
     def state(self) -> str:
@@ -198,6 +209,7 @@ class LocalModel:
             **self._facts,
             "precision": _joined([warm.engine.precision for warm in running]) or self._precision,
             "engine": _joined([warm.engine.name for warm in running]) or None,
+            "decode": self.decode,
             **(running[0].describe() if running else {}),
             "state": self.state,
             "reason": self.reason,

@@ -15,17 +15,17 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import numpy as np
-
 from service.errors import RETRY_SECONDS, Busy, NotReady, QueueFull, ServiceError, error_of
 from service.inference.jobs import Job
 from service.inference.pace import IDLE, Estimate, Excess, Load, Pace, Paces
 from service.inference.ranking import Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput
 from service.workers import wire
 from service.workers.occupancy import ModelOccupancy
-from service.workers.shared_memory import SharedMemory
+from service.workers.shared_memory import WHOLE, Content, SharedMemory
 from service.workers.wire import Frames, JobResult, Kind, Submit, number_of
+
+EMPTY = Content(WHOLE)
 
 
 @dataclass(eq=False, slots=True)
@@ -49,12 +49,13 @@ class EngineState:
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """A job's slot, and where the job was submitted: `number` is the job's on that connection."""
+    """A job's slot; once the job is submitted, `content` is what the slot holds, and `number` the
+    job's on that connection."""
 
     index: int
     connection: EngineConnection | None = None
     number: int = 0
-    whole: bool = False
+    content: Content = EMPTY
 
 
 class SlotQueue:
@@ -80,7 +81,7 @@ class SlotQueue:
         self._connections: list[EngineConnection] = []
         # Last in, first out: memory is touched as needed, not all of it.
         self._free = list(reversed(range(max_jobs)))
-        self._slots: dict[Job[Pixels, Row], Slot] = {}
+        self._slots: dict[Job[ImageInput, Row], Slot] = {}
         self._bytes = 0
 
     @property
@@ -113,7 +114,7 @@ class SlotQueue:
         pace = self.pace
         return pace.seconds(ahead), partial(self._excess.spread, pace.seconds(1))
 
-    def admit(self, job: Job[Pixels, Row], cost: int) -> None:
+    def admit(self, job: Job[ImageInput, Row], cost: int) -> None:
         """Gives a job a slot, until its result arrives or it is cancelled before it is submitted.
 
         Raises:
@@ -128,8 +129,8 @@ class SlotQueue:
         self._occupy(cost)
         job.future.add_done_callback(lambda _: self._leave(job))
 
-    def submit(self, job: Job[Pixels, Row], payload: Pixels, cost: int) -> None:
-        """Copies an admitted job's pixels into its slot, which decoding threads never access."""
+    def submit(self, job: Job[ImageInput, Row], payload: ImageInput, cost: int) -> None:
+        """Copies an admitted job's image into its slot, which decoding threads never access."""
         if job.future.done() or not self._connections:
             return
         self._occupy(cost - job.cost)
@@ -137,10 +138,12 @@ class SlotQueue:
         serving = [connection for connection in self._connections if connection.engine.serves]
         self._submit(job, payload, self._soonest(serving or self._connections))
 
-    def _submit(self, job: Job[Pixels, Row], payload: Pixels, connection: EngineConnection) -> None:
+    def _submit(
+        self, job: Job[ImageInput, Row], image: ImageInput, connection: EngineConnection
+    ) -> None:
         slot = self._slots[job]
-        slot.connection, slot.whole = connection, payload.dtype == np.uint8
-        connection.region.pixels(slot.index, whole=slot.whole)[...] = payload
+        slot.connection = connection
+        slot.content = connection.region.write_image(slot.index, image)
         slot.number = connection.submit(job, slot)
 
     def _soonest(self, connections: Sequence[EngineConnection]) -> EngineConnection:
@@ -156,20 +159,20 @@ class SlotQueue:
 
         return min(connections, key=wait)
 
-    def _submit_elsewhere(self, job: Job[Pixels, Row]) -> bool:
+    def _submit_elsewhere(self, job: Job[ImageInput, Row]) -> bool:
         """Submits a job whose device has failed to another one; False if that is not possible, or
-        has been done. Its pixels are still in its slot."""
+        has been done. Its image is still in its slot."""
         slot = self._slots[job]
         failed = slot.connection
         others = [c for c in self._connections if c is not failed and c.engine.serves]
         if failed is None or job.final or job.future.done() or not others:
             return False
         job.final = True
-        pixels = failed.region.pixels(slot.index, whole=slot.whole)
-        self._submit(job, pixels, self._soonest(others))
+        image = failed.region.read_image(slot.index, slot.content)
+        self._submit(job, image, self._soonest(others))
         return True
 
-    def _leave(self, job: Job[Pixels, Row]) -> None:
+    def _leave(self, job: Job[ImageInput, Row]) -> None:
         """The job's future is done: it has a result, or was cancelled."""
         slot = self._slots.get(job)
         if slot is None:
@@ -179,7 +182,7 @@ class SlotQueue:
         else:
             self._release(job)
 
-    def _release(self, job: Job[Pixels, Row]) -> Slot:
+    def _release(self, job: Job[ImageInput, Row]) -> Slot:
         slot = self._slots.pop(job)
         self._free.append(slot.index)
         self._occupy(-job.cost)
@@ -189,7 +192,7 @@ class SlotQueue:
         self._bytes += more_bytes
         self.occupancy.hold(len(self._slots), self._bytes)
 
-    def deliver(self, job: Job[Pixels, Row], result: JobResult, region: SharedMemory) -> None:
+    def deliver(self, job: Job[ImageInput, Row], result: JobResult, region: SharedMemory) -> None:
         """Sets a job's result; the engine process is done with its slot."""
         slot = self._release(job)
         if result.batch_size and not job.future.done():
@@ -197,7 +200,7 @@ class SlotQueue:
             job.batch_size = result.batch_size
             job.future.set_result(region.read_row(slot.index, job.task))
 
-    def fail(self, job: Job[Pixels, Row], error: ServiceError) -> None:
+    def fail(self, job: Job[ImageInput, Row], error: ServiceError) -> None:
         """Fails a job, unless another device takes what its own could not compute."""
         if isinstance(error, Busy) and self._submit_elsewhere(job):
             return
@@ -210,7 +213,7 @@ class SlotQueue:
     def disconnect(
         self,
         connection: EngineConnection,
-        jobs: Sequence[Job[Pixels, Row]],
+        jobs: Sequence[Job[ImageInput, Row]],
         error: ServiceError,
     ) -> None:
         """Fails the jobs that were submitted on a lost connection, at once; and if there is no
@@ -220,7 +223,7 @@ class SlotQueue:
             self.fail(job, error)
 
 
-def _set_exception(job: Job[Pixels, Row], error: ServiceError) -> None:
+def _set_exception(job: Job[ImageInput, Row], error: ServiceError) -> None:
     if not job.future.done():
         job.future.set_exception(error)
         job.future.exception()  # Else asyncio logs it if decoding fails first.
@@ -249,7 +252,7 @@ class EngineConnection(asyncio.Protocol):
         self._on_lost = on_lost
         self._frames = Frames()
         self._numbers = count()
-        self._jobs: dict[int, Job[Pixels, Row]] = {}
+        self._jobs: dict[int, Job[ImageInput, Row]] = {}
         self._submits, self._withdrawals = bytearray(), bytearray()
 
     @property
@@ -293,21 +296,22 @@ class EngineConnection(asyncio.Protocol):
         """For the other front ends."""
         self._queue.occupancy.submit(self.engine.index, len(self._jobs))
 
-    def submit(self, job: Job[Pixels, Row], slot: Slot) -> int:
+    def submit(self, job: Job[ImageInput, Row], slot: Slot) -> int:
         """Submits a job; returns its number on this connection."""
         number = next(self._numbers)
         self._jobs[number] = job
         self._record()
         self._schedule()
+        task = number_of(job.task)
         self._submits += wire.SUBMIT.pack(
             *Submit(
                 number,
                 slot.index,
                 job.admitted,
                 job.deadline,
-                number_of(job.task),
+                task,
                 job.priority,
-                slot.whole,
+                *slot.content,
             )
         )
         return number

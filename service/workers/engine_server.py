@@ -12,7 +12,7 @@ from functools import partial
 from service.errors import RETRY_SECONDS, EngineFailed, QueueFull, refusal_of
 from service.inference.jobs import Job, Priority
 from service.inference.ranking import Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput
 from service.logs import LogLimit, with_suppressed
 from service.repository.model import LocalModel, state_of
 from service.workers import wire
@@ -45,7 +45,7 @@ class FrontEndConnection(asyncio.Protocol):
         self._model = model
         self._region = region
         self._frames = Frames()
-        self._jobs: dict[int, Job[Pixels, Row]] = {}
+        self._jobs: dict[int, Job[ImageInput, Row]] = {}
         self._results = bytearray()
 
     # asyncio declares a BaseTransport, which cannot write; that of a stream always can.
@@ -76,19 +76,19 @@ class FrontEndConnection(asyncio.Protocol):
 
     def _submit(self, submitted: Submit) -> None:
         batcher = self._model.batcher
-        pixels = self._region.pixels(submitted.slot, whole=submitted.whole)
-        job: Job[Pixels, Row] = Job(
+        image = self._region.read_image(submitted.slot, submitted.content)
+        job: Job[ImageInput, Row] = Job(
             task_of(submitted.task), Priority(submitted.priority), submitted.deadline
         )
         try:
-            batcher.admit(job, pixels.nbytes)
+            batcher.admit(job, image.nbytes)
         except QueueFull as error:
             self._refuse(submitted.job, error)
             return
         job.admitted = submitted.admitted
         self._jobs[submitted.job] = job
         job.future.add_done_callback(lambda future: self._finish(submitted, future))
-        batcher.submit(job, pixels, pixels.nbytes)
+        batcher.submit(job, image, image.nbytes)
 
     def _withdraw(self, number: int) -> None:
         job = self._jobs.get(number)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.preprocess import InputSpec
+from service.config.choices import Decode
 from service.config.settings import MOST_MODELS, Limits, ModelSettings
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
@@ -15,7 +16,7 @@ from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput, Pixels
 from service.workers.control import process_name
 from service.workers.engine_client import EngineState, SlotQueue
 from service.workers.heartbeat import Heartbeats
@@ -114,6 +115,13 @@ class RemoteModel:
         """Why the model is not ready; empty if it is."""
         return "" if self.ready else _joined((e.reason for e in self.engines), "; ")
 
+    @property
+    def _decode(self) -> Decode:
+        """As `service.repository.model.LocalModel.decode`."""
+        running = [engine.card for engine in self.engines if engine.card["engine"]]
+        on_device = running and all(card["decode"] == "device" for card in running)
+        return "device" if on_device else "host"
+
     def describe(self) -> dict[str, Any]:
         """The cards of all engines as one, as that of a model with all of them in one process."""
         cards = [engine.card for engine in self.engines]
@@ -122,6 +130,7 @@ class RemoteModel:
             "device": _joined(engine.device for engine in self.engines),
             "precision": _joined(card["precision"] for card in running or cards),
             "engine": _joined(card["engine"] for card in running) or None,
+            "decode": self._decode,
             "state": min((card["state"] for card in cards), key=STATES.index),
             "reason": self.reason,
         }
@@ -130,9 +139,12 @@ class RemoteModel:
         self.queue.check(load=load)
 
     async def compute(
-        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+        self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
-        return await decode_and_queue(self, self._decoder, self.queue, image, job, deadline)
+        on_device = self._decode == "device"
+        return await decode_and_queue(
+            self, self._decoder, self.queue, image, job, deadline, on_device=on_device
+        )
 
 
 def _joined(values: Iterable[str], separator: str = ", ") -> str:

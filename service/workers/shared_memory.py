@@ -1,4 +1,4 @@
-"""Shared memory between a front end and the engine process: pixels in, rankings out."""
+"""Shared memory between a front end and the engine process: images in, rankings out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.inference.ranking import Row
-from service.inference.tasks import Classify, Embed, Pixels, Task
+from service.inference.tasks import Classify, Embed, ImageInput, JpegFile, Pixels, Task
 
 CACHE_LINE = 64  # bytes
+# What a slot may hold: pixels as float32 or as uint8, or a file.
+FRACTIONAL, WHOLE, FILE = range(3)
+
+
+class Content(NamedTuple):
+    """What a slot holds; of a file its `length` in bytes, and the image's size in pixels."""
+
+    form: int
+    length: int = 0
+    width: int = 0
+    height: int = 0
 
 
 class MemoryShape(NamedTuple):
@@ -53,12 +64,13 @@ class MemoryShape(NamedTuple):
 
 
 class SharedMemory:
-    """Shared memory of one connection: S slots of pixels and of rankings.
+    """Shared memory of one connection: S slots of images and of rankings.
 
-    `whole`: uint8 [S, H, W, 3], or `fractional`: float32, in the same memory, whose pages are
-    allocated when written; `rows`: int32 [S, R], classes and the bits of their probabilities and
-    of the detail. The memory has no name, and lives as long as an array of it does in any process.
-    It belongs to one connection: a new front end or engine process never sees another's slots.
+    `whole`: pixels uint8 [S, H, W, 3], or `fractional`: float32, or `files`: uint8 [S, B], in the
+    same memory, whose pages are allocated when written; `rows`: int32 [S, R], classes and the bits
+    of their probabilities and of the detail. The memory has no name, and lives as long as an array
+    of it does in any process. It belongs to one connection: a new front end or engine process never
+    sees another's slots.
 
     Raises:
         ValueError: the file is smaller than the shape needs.
@@ -71,8 +83,9 @@ class SharedMemory:
         memory = mmap.mmap(fd, shape.nbytes)
         values = np.frombuffer(memory, np.float32, slots * shape.values)
         self.fractional: NDArray[np.float32] = values.reshape(slots, size, size, 3)
-        octets = values.view(np.uint8).reshape(slots, shape.values * 4)
-        self.whole: NDArray[np.uint8] = octets[:, : shape.values].reshape(slots, size, size, 3)
+        self.files: NDArray[np.uint8] = values.view(np.uint8).reshape(slots, shape.values * 4)
+        whole = self.files[:, : shape.values]
+        self.whole: NDArray[np.uint8] = whole.reshape(slots, size, size, 3)
         rows = np.frombuffer(memory, np.int32, slots * shape.row_length, shape.pixel_bytes)
         self.rows: NDArray[np.int32] = rows.reshape(slots, shape.row_length)
         self._shape = shape
@@ -88,9 +101,24 @@ class SharedMemory:
             raise
         return fd
 
-    def pixels(self, slot: int, *, whole: bool) -> Pixels:
-        """The slot's pixels [H, W, 3], in place."""
-        pixels: Pixels = self.whole[slot] if whole else self.fractional[slot]
+    def write_image(self, slot: int, image: ImageInput) -> Content:
+        """Copies an image into its slot; what the slot then holds."""
+        if isinstance(image, JpegFile):
+            length = len(image.data)
+            self.files[slot, :length] = image.data
+            return Content(FILE, length, image.width, image.height)
+        if image.dtype == np.uint8:
+            self.whole[slot] = image
+            return Content(WHOLE)
+        self.fractional[slot] = image
+        return Content(FRACTIONAL)
+
+    def read_image(self, slot: int, content: Content) -> ImageInput:
+        """The image in a slot, in place."""
+        if content.form == FILE:
+            data = self.files[slot, : content.length]
+            return JpegFile(data, content.width, content.height)
+        pixels: Pixels = self.whole[slot] if content.form == WHOLE else self.fractional[slot]
         return pixels
 
     def write_row(self, slot: int, row: Row) -> None:

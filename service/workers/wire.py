@@ -1,4 +1,4 @@
-"""The protocol of front ends and engine processes: frames on a socket, pixels in shared memory.
+"""The protocol of front ends and engine processes: frames on a socket, images in shared memory.
 
 Each front end has a connection per model and device, with its own memory, so that models come and
 go while others serve. A frame is a header, with the length of the body in bytes and its kind, and
@@ -24,9 +24,10 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from service.inference.tasks import CLASSIFY, Classify, Embed, Explain, Task
+from service.workers.shared_memory import Content
 
 HEADER = struct.Struct("<IB")
-SUBMIT = struct.Struct("<QIddiB?")
+SUBMIT = struct.Struct("<QIddiBBIHH")
 WITHDRAW = struct.Struct("<Q")
 RESULT = struct.Struct("<QddIf")
 
@@ -36,7 +37,7 @@ class Kind(IntEnum):
 
 
 class Submit(NamedTuple):
-    """A job whose pixels are in its slot, as uint8 if they are `whole` numbers."""
+    """A job whose image is in its slot; the last four fields are the slot's `Content`."""
 
     job: int
     slot: int
@@ -44,7 +45,14 @@ class Submit(NamedTuple):
     deadline: float
     task: int
     priority: int
-    whole: bool
+    form: int
+    length: int
+    width: int
+    height: int
+
+    @property
+    def content(self) -> Content:
+        return Content(self.form, self.length, self.width, self.height)
 
 
 class JobResult(NamedTuple):

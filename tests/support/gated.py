@@ -35,7 +35,7 @@ from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput, Pixels
 from service.metrics import Metrics
 from tests.conftest import PATIENCE, encoded
 
@@ -62,7 +62,7 @@ class HandModel:
         self.computed = 0
         self.open = threading.Event()
         self.open.set()
-        self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=64, max_bytes=2**26)
+        self.batcher: Batcher[ImageInput, Row] = Batcher(max_jobs=64, max_bytes=2**26)
         self.batcher.pace.measured({1: seconds or 0.001})
         self._decoder = Decoder(1, 10**6)
         self._seconds = seconds
@@ -85,7 +85,7 @@ class HandModel:
         self.batcher.check(load=load)
 
     async def compute(
-        self, image: bytes | Pixels, job: Job[Pixels, Row], deadline: float
+        self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
         return await decode_and_queue(self, self._decoder, self.batcher, image, job, deadline)
 

@@ -271,6 +271,7 @@ def test_data_smaller_than_a_batch_is_refused() -> None:
         trained(fresh(), replace(RECIPE, batch_size=64))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_gpu_learns_in_every_precision_and_resumes_exactly(

@@ -52,7 +52,7 @@ def _all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engines.buckets.LONGEST_SAMPLE", 1e-6)
 
 
-@pytest.fixture(params=[FAKE, pytest.param(REAL, marks=needs_cuda)])
+@pytest.fixture(params=[FAKE, pytest.param(REAL, marks=[pytest.mark.gpu, needs_cuda])])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """A device; if it is simulated, nothing races on it."""
     if request.param == REAL:

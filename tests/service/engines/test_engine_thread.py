@@ -19,12 +19,13 @@ from service.engines.device_share import DeviceShare, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.engine_thread import EngineThread
 from service.engines.faults import CaptureFailed
+from service.engines.jpeg import Image
 from service.engines.parity import Parity
 from service.errors import EngineFailed
 from service.inference.batcher import Batcher
 from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row, rank
-from service.inference.tasks import CLASSIFY, Pixels, Task
+from service.inference.tasks import CLASSIFY, ImageInput, Task
 
 POISON = "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"
 
@@ -62,7 +63,7 @@ class Faulty:
         return len(self.sizes)
 
     def launch(
-        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         assert len(images) <= size
         self.sizes.append(size)
@@ -136,7 +137,7 @@ class Bench:
         rebuild: Callable[[str | None], Warm] | None = None,
         improve: Sequence[Callable[[], Warm]] = (),
         device: DeviceShare | None = None,
-        batcher: Batcher[Pixels, Row] | None = None,
+        batcher: Batcher[ImageInput, Row] | None = None,
         serves: Callable[[], bool] | None = None,
         start: bool = True,
     ) -> None:
@@ -146,7 +147,7 @@ class Bench:
         self.bugs: list[Exception] = []  # raised where errors are counted
         self.ready: list[str] = []
         self.batches: list[int] = []
-        self.batcher = batcher or Batcher[Pixels, Row](max_jobs=64, max_bytes=10**6)
+        self.batcher = batcher or Batcher[ImageInput, Row](max_jobs=64, max_bytes=10**6)
         self.builder = Builder(engine.warm, rebuild or (lambda kind: engine.warm()), improve)
         self.thread = EngineThread(
             "test",
@@ -176,7 +177,7 @@ class Bench:
 
     async def ask(self, value: int = 75) -> dict[int, float]:
         """Probabilities by class."""
-        job: Job[Pixels, Row] = Job()
+        job: Job[ImageInput, Row] = Job()
         self.batcher.admit(job, 1)
         self.batcher.submit(job, np.full((4, 4, 3), value, dtype=np.uint8), 48)
         async with asyncio.timeout(20):
@@ -481,7 +482,7 @@ class Logged(Faulty):
         self.log: list[str] = []
 
     def launch(
-        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         number = len(self.sizes)
         self.log.append(f"launch {number}")
@@ -499,7 +500,7 @@ def test_a_batch_is_answered_while_the_next_is_computed(monkeypatch: pytest.Monk
     bench = Bench(engine, start=False)
     finish = bench.batcher.finish
 
-    def logged(batch: Sequence[Job[Pixels, Row]], results: Sequence[Row]) -> None:
+    def logged(batch: Sequence[Job[ImageInput, Row]], results: Sequence[Row]) -> None:
         engine.log.append(f"answer {len(batch)}, {engine.flying} in flight")
         finish(batch, results)
 
@@ -525,7 +526,7 @@ class Crowd(Faulty):
         self.met: list[int] = []
 
     def launch(
-        self, images: Sequence[Pixels], size: int, tasks: Sequence[Task] = ()
+        self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
         collect = super().launch(images, size, tasks)
         self.met.append(sum(engine.flying for engine in self.others))

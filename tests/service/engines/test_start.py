@@ -367,6 +367,7 @@ def test_without_a_compiler_plain_torch_serves_and_says_so(
         ({"device": "cuda:99"}, "cuda:99 is not available"),
         ({"device": "cpu", "precision": "fp16"}, "fp16 needs a CUDA device"),
         ({"device": "cpu", "precision": "int8", "engine": "eager"}, "int8 needs device cpu and"),
+        ({"device": "cpu", "decode": "device"}, "decode: device needs a CUDA device; use host"),
     ],
 )
 def test_what_the_hardware_cannot_do_is_said(settings: dict[str, Any], message: str) -> None:
@@ -382,6 +383,15 @@ def test_without_openvino_it_is_named_and_auto_compiles(monkeypatch: pytest.Monk
     assert engines_for(automatic, "cuda:0") == ["fused"]
     with pytest.raises(ConfigError, match=r"pip install 'resnet-serve\[cpu\]'"):
         devices_of(ModelSettings(spec="x", device="cpu", engine="openvino"))
+
+
+def test_without_torchvision_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    settings = ModelSettings(spec="x", device="cuda:0", decode="device")
+    assert devices_of(settings) == ["cuda:0"]
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'resnet-serve\[gpu\]'"):
+        devices_of(settings)
 
 
 @pytest.mark.precision

@@ -16,7 +16,7 @@ from service.inference.jobs import Job
 from service.inference.pipeline import Pipeline
 from service.inference.queue_share import QueueShare, gather
 from service.inference.ranking import Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput
 from service.metrics import Metrics
 
 IMAGE = np.zeros((32, 32, 3), np.uint8)
@@ -41,8 +41,8 @@ class Computing(Instant):
             batch = self.batcher.take(lambda waiting: waiting)
             self.batcher.finish(batch, [ROW] * len(batch))
 
-    def others(self, count: int) -> list[Job[Pixels, Row]]:
-        jobs: list[Job[Pixels, Row]] = [Job() for _ in range(count)]
+    def others(self, count: int) -> list[Job[ImageInput, Row]]:
+        jobs: list[Job[ImageInput, Row]] = [Job() for _ in range(count)]
         for job in jobs:
             self.batcher.admit(job, 1)
         return jobs

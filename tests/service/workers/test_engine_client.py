@@ -23,7 +23,15 @@ from service.inference.batcher import Batcher
 from service.inference.decoding import Decoder
 from service.inference.jobs import Job
 from service.inference.ranking import Row
-from service.inference.tasks import CLASSIFY, Embed, Explain, Pixels, Task
+from service.inference.tasks import (
+    CLASSIFY,
+    Embed,
+    Explain,
+    ImageInput,
+    JpegFile,
+    Pixels,
+    Task,
+)
 from service.metrics import Metrics
 from service.repository.model import LocalModel
 from service.workers import remote
@@ -53,14 +61,15 @@ class Echo:
         self.spec = CIFAR
         self.labels = tuple("abc")
         self.ready, self.reason = True, ""
-        self.batcher: Batcher[Pixels, Row] = Batcher(max_jobs=max_queue, max_bytes=2**30)
+        self.batcher: Batcher[ImageInput, Row] = Batcher(max_jobs=max_queue, max_bytes=2**30)
         self.batches = self.computed = 0
         self.more = 0  # numbers in a detail than its slot expects
         self.go = threading.Event()
         self.go.set()
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "state": "ready", "engine": "echo", "precision": "fp32"}
+        engine = {"engine": "echo", "precision": "fp32", "decode": "host"}
+        return {"name": self.name, "state": "ready", **engine}
 
     def close(self) -> None:
         self.batcher.close()
@@ -72,19 +81,23 @@ class Echo:
             self.batches += 1
             self.go.wait()
             time.sleep(random.random() / 500)
-            images = np.stack([job.payload for job in batch if job.payload is not None])
-            if (images == FAILS).all((1, 2, 3)).any():
+            images = [values_of(job.payload) for job in batch if job.payload is not None]
+            if any((image == FAILS).all() for image in images):
                 self.batcher.fail(batch, EngineFailed("retry", retry_after=4.0))
                 continue
             # A slot that two wrote at once would differ between its pixels.
-            values = (images.min((1, 2, 3)).astype(np.int64) << 8) + images.max((1, 2, 3))
-            probabilities = np.repeat(values[:, None], CLASSES, 1).astype(np.float32)
+            values = [(int(image.min()) << 8) + int(image.max()) for image in images]
+            probabilities = np.repeat(np.array(values)[:, None], CLASSES, 1).astype(np.float32)
             self.computed += len(batch)
             rows = [
                 Row(CLASS_NUMBERS, row, np.repeat(row[:1], DETAIL[job.task] + self.more))
                 for job, row in zip(batch, probabilities, strict=True)
             ]
             self.batcher.finish(batch, rows)
+
+
+def values_of(image: ImageInput) -> Pixels:
+    return image.data if isinstance(image, JpegFile) else image
 
 
 class EngineSide:
@@ -206,19 +219,20 @@ async def paired(
             thread.join()
 
 
-def admitted(model: RemoteModel) -> Job[Pixels, Row]:
-    job: Job[Pixels, Row] = Job()
+def admitted(model: RemoteModel) -> Job[ImageInput, Row]:
+    job: Job[ImageInput, Row] = Job()
     model.queue.admit(job, 10)
     return job
 
 
 async def ask(model: RemoteModel, value: int) -> float:
-    """What an image whose pixels all are `value` is answered with."""
-    job: Job[Pixels, Row] = Job(random.choice(list(DETAIL)))
+    """What an image whose pixels or bytes all are `value` is answered with."""
+    job: Job[ImageInput, Row] = Job(random.choice(list(DETAIL)))
     model.queue.admit(job, 10)
     try:
         whole = np.full((32, 32, 3), value, np.uint8)
-        image = random.choice((whole, whole.astype(np.float32)))
+        file = JpegFile(np.full(random.randint(1, 32 * 32 * 3 * 4), value, np.uint8), 500, 375)
+        image: ImageInput = random.choice((whole, whole.astype(np.float32), file))
         model.queue.submit(job, image, image.nbytes)
         classes, row, detail = await job.future
         assert job.admitted <= job.started <= job.finished

@@ -166,8 +166,8 @@ def test_a_silent_process_gets_no_images_while_another_serves(tmp_path: Path) ->
 
 def test_cards_and_reasons_are_those_of_all_devices(tmp_path: Path) -> None:
     cards: tuple[dict[str, Any], ...] = (
-        {"engine": None, "precision": "bf16", "state": "failed", "layers": 20, "batch_ms": {}},
-        {"engine": "cuda", "precision": "bf16", "state": "ready", "layers": 20},
+        {"engine": None, "precision": "bf16", "state": "failed", "decode": "host", "batch_ms": {}},
+        {"engine": "fused", "precision": "bf16", "state": "ready", "decode": "device"},
     )
 
     async def test(pair: Pair) -> None:
@@ -177,15 +177,17 @@ def test_cards_and_reasons_are_those_of_all_devices(tmp_path: Path) -> None:
             engine.card = card
         described = model.describe()
         assert described == {
-            "engine": "cuda",
+            "engine": "fused",
             "precision": "bf16",
             "state": "ready",
-            "layers": 20,
+            "decode": "device",
             "device": "cuda:0, cuda:1",
             "reason": "",
         }
-        model.engines[0].card = cards[1] | {"precision": "fp16"}
-        assert model.describe()["precision"] == "fp16, bf16"
+        model.engines[0].card = cards[1] | {"precision": "fp16", "decode": "host"}
+        described = model.describe()
+        assert described["precision"] == "fp16, bf16"
+        assert described["decode"] == "host", "one of the devices cannot"
         for side, why in zip(pair.sides, ("out of memory", "no device"), strict=True):
             side.echoes[0].ready, side.echoes[0].reason = False, why
         await until(lambda: not model.ready)

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from service.inference.ranking import Row
-from service.inference.tasks import CLASSIFY, Embed, Explain, Task
+from service.inference.tasks import CLASSIFY, Embed, Explain, ImageInput, JpegFile, Task
 from service.workers import wire
-from service.workers.shared_memory import MemoryShape, SharedMemory
+from service.workers.shared_memory import (
+    FILE,
+    FRACTIONAL,
+    WHOLE,
+    Content,
+    MemoryShape,
+    SharedMemory,
+)
 from service.workers.wire import Frames, JobResult, Kind, Submit
 
 
@@ -22,7 +29,7 @@ def regions(shape: MemoryShape) -> tuple[SharedMemory, SharedMemory]:
 
 def test_frames_are_whole_however_the_stream_is_cut() -> None:
     results = [JobResult(2**40, 1.5, 2.5, 32, 1.0), JobResult(1, 0.0, 0.0, 0, 3.0)]
-    submits = [Submit(7, 3, 12.25, 13.5, -1, 2, True)]
+    submits = [Submit(7, 3, 12.25, 13.5, -1, 2, FILE, 602_112, 65_535, 1)]
     stream = (
         wire.frame(Kind.RESULT, b"".join(wire.RESULT.pack(*each) for each in results))
         + wire.message(Kind.STATE, {"models": ["é"]})
@@ -50,7 +57,27 @@ def test_both_sides_of_a_region_see_the_same_slots_and_no_slot_overlaps_another(
         for value, slot in enumerate([*there.rows], start=4):
             assert np.all(slot == value)
         for slot in range(3):
-            assert np.all(there.pixels(slot, whole=pixels is here.whole) == slot + 1)
+            form = WHOLE if pixels is here.whole else FRACTIONAL
+            assert np.all(there.read_image(slot, Content(form)) == slot + 1)
+
+
+def test_an_image_is_read_as_it_was_written() -> None:
+    here, there = regions(MemoryShape(2, 5, 7, channels=4, cells=9))
+    whole = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
+    file = JpegFile(np.arange(255, dtype=np.uint8), 500, 375)
+    longest = JpegFile(np.full(5 * 5 * 3 * 4, 7, np.uint8), 1, 65_535)
+    images: list[ImageInput] = [whole, (whole / 3).astype(np.float32), file, longest, whole]
+    for image in images:  # Each in the place of the one before.
+        for slot in range(2):
+            found = there.read_image(slot, here.write_image(slot, image))
+            if isinstance(image, JpegFile):
+                assert isinstance(found, JpegFile)
+                assert (found.width, found.height) == (image.width, image.height)
+                np.testing.assert_array_equal(found.data, image.data)
+            else:
+                assert isinstance(found, np.ndarray)
+                assert found.dtype == image.dtype
+                np.testing.assert_array_equal(found, image)
 
 
 @pytest.mark.parametrize(
