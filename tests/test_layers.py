@@ -270,6 +270,59 @@ def test_files_are_replaced_and_synchronised_in_one_place(path: Path) -> None:
     assert bool(found) == (path == ROOT / "models" / "files.py"), f"{name(path)}: {found}"
 
 
+def name_of_call(node: ast.AST) -> str:
+    """The last part of what is called; empty if it is no call."""
+    return ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+
+
+def captures(node: ast.AST) -> bool:
+    """Whether it begins to capture a CUDA graph."""
+    return name_of_call(node) in ("capture_begin", "make_graphed_callables") or (
+        isinstance(node, ast.Call) and ast.unparse(node.func).endswith("cuda.graph")
+    )
+
+
+@pytest.mark.parametrize("path", rooms.FILES, ids=name)
+def test_captures_name_what_they_forbid_to_other_threads(path: Path) -> None:
+    """By default it is allocating and waiting, also for other models and on other devices."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if captures(node):
+            assert isinstance(node, ast.Call)
+            keywords = {keyword.arg for keyword in node.keywords}
+            assert "capture_error_mode" in keywords, f"{name(path)}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("path", rooms.FILES, ids=name)
+def test_that_memory_cannot_be_freed_is_expected(path: Path) -> None:
+    """After a failed capture, or on a lost device, `empty_cache` raises."""
+    tree = ast.parse(path.read_text("utf-8"))
+    tried = {
+        node
+        for each in ast.walk(tree)
+        if isinstance(each, ast.Try) and each.handlers
+        for statement in each.body
+        for node in ast.walk(statement)
+    }
+    freed = {node for node in ast.walk(tree) if name_of_call(node) == "empty_cache"}
+    assert freed <= tried, f"{name(path)}: {[ast.unparse(node) for node in freed - tried]}"
+
+
+@pytest.mark.parametrize(
+    ("code", "captured"),
+    [
+        ("torch.cuda.graph(made, pool=pool)", True),
+        ("cuda.graph(made)", True),
+        ("made.capture_begin(pool=pool)", True),
+        ("openvino.graph(made)", False),
+        ("torch.cuda.graph_pool_handle()", False),
+    ],
+)
+def test_captures_are_recognised(code: str, captured: bool) -> None:
+    (statement,) = ast.parse(code).body
+    assert isinstance(statement, ast.Expr)
+    assert captures(statement.value) is captured
+
+
 def test_the_files_of_models_at_the_root_know_no_room() -> None:
     for path in ROOT.glob("models/*.py"):
         rooms = {room_of(target) for target in runtime_imports(path) if target in NAMES}

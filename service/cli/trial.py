@@ -58,6 +58,7 @@ class Instant:
 
     name = "trial"
     settings = ModelSettings(spec="random:resnet20")
+    limits = settings.limits(["cpu"])
     input: InputSpec = CIFAR
     labels = tuple(map(str, range(10)))
     channels, map_side, batch_share = 64, 8, 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -40,6 +41,18 @@ ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=10
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(NamedTuple):
+    """How many images may be in a model's batch, and in its queue."""
+
+    max_batch: int
+    max_queue: int
+
+
+# A large GPU gains from batches of up to 256 images; a CPU, which is slower to fill its queue,
+# seldom from more than 32.
+ON_CPU, ON_GPU = Limits(32, 256), Limits(256, 1024)
 
 
 class ModelSettings(Strict):
@@ -83,17 +96,22 @@ class ModelSettings(Strict):
     share: float = Field(
         1, gt=0, le=1000, description="weight in the fair scheduling of a device that models share"
     )
-    max_batch: int = Field(
-        32,
+    max_batch: int | None = Field(
+        None,
         ge=1,
         le=1024,
-        description="maximum batch size; lower where measuring finds that more does not pay",
+        description="maximum batch size; lower where measuring finds that more does not pay; "
+        "unset: 256 on CUDA, 32 on CPU",
     )
     max_delay_ms: float = Field(
         0, ge=0, le=60_000, description="time to wait for a fuller batch; 0: do not wait"
     )
-    max_queue: int = Field(
-        256, ge=1, le=100_000, description="maximum number of images in the queue"
+    max_queue: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="maximum number of images in the queue; unset: 1024 on CUDA, 256 on CPU, and "
+        "at least 4 * max_batch",
     )
     max_queue_bytes: int = Field(
         256 * 2**20,
@@ -109,6 +127,12 @@ class ModelSettings(Strict):
         if not wanted or not all(re.fullmatch(DEVICE, name) for name in wanted):
             raise PydanticCustomError("device", DEVICE_RULE)
         return device
+
+    def limits(self, devices: Sequence[str]) -> Limits:
+        """Those in force on `devices`; unset ones are the largest that any of them has."""
+        usual = ON_GPU if any(device.startswith("cuda") for device in devices) else ON_CPU
+        max_batch = self.max_batch or usual.max_batch
+        return Limits(max_batch, self.max_queue or max(usual.max_queue, 4 * max_batch))
 
 
 class Settings(Strict):

@@ -50,7 +50,7 @@ def load(path: Path | None, read: Callable[[Path], T]) -> T | None:
         return read(path)
     # Libraries report a corrupt file in many ways.
     except Exception as error:
-        if faults.out_of_memory(error) or faults.poisons(error):
+        if faults.out_of_memory(error) or faults.poisons(error) or faults.not_executable(error):
             raise
         log.warning("%s is corrupt and will be replaced: %s", path, faults.in_one_line(error))
         with suppress(OSError):

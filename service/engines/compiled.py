@@ -1,12 +1,14 @@
-"""Compiled by torch's Inductor into a package on disk, which later starts load."""
+"""Compiled for the CPU by torch's Inductor into a package on disk, which later starts load."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 
 from models import bundle as bundles
 from models import files
-from service.engines import cache
+from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
 from service.engines.eager import InPrecision, on_arrays
 from service.engines.host import HostEngine
@@ -24,6 +26,12 @@ from service.engines.tuning import Forward, Tuning, Way, tune
 log = logging.getLogger(__name__)
 # Version of the cached package: float32 pixels in, probabilities and maps out.
 FORM = 2
+# Compiling takes a minute of one CPU, and longer on a busy machine; longer than this, it hangs.
+MOST_SECONDS = 30 * 60
+REMEDY = (
+    "torch executes a compiled network from the folder for temporary files: set TMPDIR to a folder "
+    "where that is allowed"
+)
 
 
 def compiled(blueprint: Blueprint) -> HostEngine:
@@ -33,8 +41,12 @@ def compiled(blueprint: Blueprint) -> HostEngine:
     service's threads down nor leaves its memory behind.
 
     Raises:
-        RuntimeError: it cannot be compiled, for instance because there is no C++ compiler.
+        RuntimeError: it cannot be compiled, for instance because there is no C++ compiler, or not
+            be executed from the folder for temporary files.
     """
+    temporary = tempfile.gettempdir()
+    if os.statvfs(temporary).f_flag & os.ST_NOEXEC:
+        raise RuntimeError(f"{temporary} is mounted noexec; {REMEDY}")
     tuning = _tuning(blueprint)
     threads = tuning.whole.threads
     package = blueprint.cached("compiled", ".pt2", FORM, threads)
@@ -57,7 +69,12 @@ def _tuning(blueprint: Blueprint) -> Tuning:
 
 
 def _engine(blueprint: Blueprint, tuning: Tuning, package: Path) -> HostEngine:
-    run: Any = torch._inductor.aoti_load_package(str(package))
+    try:
+        run: Any = torch._inductor.aoti_load_package(str(package))
+    except RuntimeError as error:
+        if faults.not_executable(error):
+            raise RuntimeError(f"{faults.in_one_line(error)}; {REMEDY}") from error
+        raise
     forward = on_arrays(run, tuning.whole.threads)
     return HostEngine("compile", blueprint, forward, tuning)
 
@@ -65,33 +82,33 @@ def _engine(blueprint: Blueprint, tuning: Tuning, package: Path) -> HostEngine:
 def _compile_in_process(blueprint: Blueprint, threads: int, package: Path) -> None:
     weights = package.with_name("weights.safetensors")
     bundles.write(blueprint.bundle, weights)
-    log.info("compiling %s for %s", blueprint.bundle.name, blueprint.device)
+    log.info("compiling %s for the CPU", blueprint.bundle.name)
+    module = [sys.executable, "-m", "service.engines.compiler"]
+    numbers = [str(number) for number in (blueprint.max_batch, threads)]
     # The compiler ends, with compilers of its own, when this pipe closes: as this process ends.
     reading, writing = os.pipe()
     try:
-        process = subprocess.run(  # noqa: S603
-            [
-                sys.executable,
-                "-m",
-                "service.engines.compiler",
-                str(weights),
-                blueprint.device,
-                blueprint.precision,
-                str(blueprint.max_batch),
-                str(threads),
-                str(package),
-            ],
+        process = subprocess.Popen(  # noqa: S603
+            [*module, str(weights), blueprint.precision, *numbers, str(package)],
             stdin=reading,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
             start_new_session=True,
         )
+        try:
+            _, said = process.communicate(timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise RuntimeError(
+                f"torch has not compiled it within {MOST_SECONDS / 60:.0f} minutes"
+            ) from None
     finally:
         os.close(reading)
         os.close(writing)
     if process.returncode != 0 or not package.exists():
-        lines = [line for line in process.stderr.splitlines() if line.strip()]
+        lines = [line for line in said.splitlines() if line.strip()]
         raise RuntimeError(
             f"torch could not compile it: {lines[-1] if lines else 'no reason given'}"
         )

@@ -20,13 +20,12 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
     """Writes the package; runs in its own process.
 
     Raises:
-        RuntimeError: there is no C++ compiler, or the network cannot be compiled.
+        RuntimeError: the network cannot be compiled.
     """
-    cpp_builder.get_cpp_compiler()  # Raises a clear error at once if there is none.
     assert blueprint.threads is not None
     torch.set_num_threads(blueprint.threads)
     side = blueprint.bundle.input.size
-    example = torch.zeros((2, side, side, 3), dtype=torch.float32, device=blueprint.device)
+    example = torch.zeros((2, side, side, 3), dtype=torch.float32)
     configs = {"freezing": True}
     # Compiling torch's headers beforehand takes longer than the two files that would read them.
     if hasattr(config.aot_inductor, "precompile_headers"):  # Older versions never do.
@@ -51,10 +50,14 @@ def end_with_stdin() -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def main(weights: str, device: str, precision: str, max_batch: str, threads: str, to: str) -> None:
+def main(weights: str, precision: str, max_batch: str, threads: str, to: str) -> None:
     end_with_stdin()
+    try:
+        cpp_builder.get_cpp_compiler()
+    except RuntimeError:
+        sys.exit("there is no C++ compiler; install g++, or set engine to eager or openvino")
     bundle = bundles.read(weights)
-    blueprint = Blueprint(bundle, device, precision, int(max_batch), int(threads), 0.0, None)
+    blueprint = Blueprint(bundle, "cpu", precision, int(max_batch), int(threads), 0.0, None)
     compile_to(blueprint, Path(to))
 
 

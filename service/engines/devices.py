@@ -8,6 +8,7 @@ import torch
 
 from models.hardware import native_precision
 from service.config.settings import ModelSettings
+from service.engines import cards
 from service.errors import ConfigError
 
 
@@ -18,7 +19,8 @@ def devices_of(settings: ModelSettings) -> list[str]:
         ConfigError: a device is not available, or cannot compute in the precision.
     """
     requested = settings.device if isinstance(settings.device, list) else [settings.device]
-    available = torch.cuda.device_count()
+    # A broken GPU does not matter to who does not ask for one.
+    available = cards.available() if set(requested) != {"cpu"} else 0
     devices = []
     for device in requested:
         if device == "auto":
@@ -26,10 +28,7 @@ def devices_of(settings: ModelSettings) -> list[str]:
         elif device == "cuda":
             device = "cuda:0"  # noqa: PLW2901
         if device.startswith("cuda") and int(device.partition(":")[2]) >= available:
-            raise ConfigError(
-                f"device: {device} is not available, torch sees {available} CUDA devices; "
-                "use auto or cpu"
-            )
+            raise cards.missing(device, available)
         _check(settings, device)
         devices.append(device)
     return devices
@@ -37,12 +36,18 @@ def devices_of(settings: ModelSettings) -> list[str]:
 
 def _check(settings: ModelSettings, device: str) -> None:
     on_cpu = device == "cpu"
+    if not on_cpu:
+        cards.check(device)
     if on_cpu and settings.precision == "fp16":
         raise ConfigError("precision: fp16 needs a CUDA device; use auto, bf16 or fp32")
     if settings.engine == "fused" and on_cpu:
         raise ConfigError("engine: fused needs a CUDA device; use auto, openvino or compile")
     if settings.engine == "openvino" and not on_cpu:
-        raise ConfigError(f"engine: openvino runs on the CPU, not on {device}; use auto or compile")
+        raise ConfigError(f"engine: openvino runs on the CPU, not on {device}; use auto or fused")
+    if settings.engine == "compile" and not on_cpu:
+        raise ConfigError(
+            f"engine: compile runs on the CPU, not on {device}; use auto, fused or eager"
+        )
     if settings.engine == "openvino" and not has_openvino():
         raise ConfigError("engine: openvino is not installed; pip install 'resnet-serve[cpu]'")
     if settings.decode == "device":

@@ -67,6 +67,9 @@ POISON_TEXTS = (
     "captures_underway.empty() internal assert",
 )
 
+# What dlopen says of a sound library in a folder from which nothing may be executed.
+NOT_EXECUTABLE = "failed to map segment from shared object"
+
 
 class CaptureFailed(RuntimeError):
     """A capture could not be ended: torch's allocator still believes in it, and no other capture or
@@ -110,6 +113,11 @@ def _cuda_code(error: BaseException) -> int | None:
     kind = getattr(torch, "AcceleratorError", None)  # Older versions have none.
     is_cuda = kind is not None and isinstance(error, kind)
     return getattr(error, "error_code", None) if is_cuda else None
+
+
+def not_executable(error: BaseException) -> bool:
+    """Whether `error` says that a library may not be executed where it is."""
+    return NOT_EXECUTABLE in str(error)
 
 
 def in_one_line(error: BaseException) -> str:

@@ -75,7 +75,7 @@ def blueprint_of(
         bundle=bundle,
         device=device,
         precision=precision_of(model, device),
-        max_batch=model.max_batch,
+        max_batch=model.limits([device]).max_batch,
         threads=service.engine_threads,
         request_seconds=request_seconds,
         cache=cache.folder(service.cache_dir),

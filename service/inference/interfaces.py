@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.preprocess import InputSpec
-from service.config.settings import ModelSettings
+from service.config.settings import Limits, ModelSettings
 from service.inference.decoding import DecodedImage
 from service.inference.jobs import Job
 from service.inference.pace import Load
@@ -17,9 +17,9 @@ from service.inference.tasks import ImageInput, Pixels
 from service.metrics import PHASES
 
 
-def batch_share(settings: ModelSettings) -> int:
+def batch_share(limits: Limits) -> int:
     """Slots of a model's queue that one request with many images may take at a time."""
-    return max(1, min(settings.max_batch, settings.max_queue // 2))
+    return max(1, min(limits.max_batch, limits.max_queue // 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,19 @@ class Computed:
 class Model(Protocol):
     """A served model, whether its engines run in this process or in another.
 
-    `settings`: those it was loaded with; `input`: its input specification; `channels`: the width of
-    the head's input; `map_side`: height and width of the maps whose mean it is; `batch_share`: see
-    the function; `users`: the requests that use the model, which may be replaced meanwhile;
-    `entering`: requests that were let in and have no slot in the queue yet;
-    `reason`: why it is not ready.
+    `settings`: those it was loaded with; `limits`: those in force on its devices; `input`: its
+    input specification; `channels`: the width of the head's input; `map_side`: height and width of
+    the maps whose mean it is; `batch_share`: see the function; `users`: the requests that use the
+    model, which may be replaced meanwhile; `entering`: requests that were let in and have no slot
+    in the queue yet; `reason`: why it is not ready.
     """
 
     @property
     def name(self) -> str: ...
     @property
     def settings(self) -> ModelSettings: ...
+    @property
+    def limits(self) -> Limits: ...
     @property
     def input(self) -> InputSpec: ...
     @property

@@ -76,11 +76,12 @@ def app(args: dict[str, Any]) -> Application:
 def _options(model: ModelSettings, name: str, settings: Settings) -> dict[str, Any]:
     """Ray's defaults for a model's deployment, which its own options override."""
     devices = [model.device] if isinstance(model.device, str) else model.device
+    max_queue = model.limits(devices).max_queue  # Only the replica knows what "auto" is.
     return {
         "name": name,
         # Our own queue refuses first, as it can estimate the wait.
-        "max_ongoing_requests": 2 * model.max_queue,
-        "max_queued_requests": max(MIN_QUEUED, model.max_queue),
+        "max_ongoing_requests": 2 * max_queue,
+        "max_queued_requests": max(MIN_QUEUED, max_queue),
         "max_surge_percent": SURGE_PERCENT,
         "request_router_config": RequestRouterConfig(request_router_class=router.PATH),
         "logging_config": QUIET,

@@ -17,7 +17,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from models.preprocess import InputSpec
-from service.config.settings import ModelSettings, Settings
+from service.config.settings import Limits, ModelSettings, Settings
 from service.errors import RETRY_SECONDS, Conflict, DeadlineExceeded, NotReady, QueueFull, error_of
 from service.inference.decoding import DecodedImage
 from service.inference.interfaces import Computed, Model, batch_share
@@ -147,7 +147,8 @@ class RayModel:
         self.labels: list[str] = facts["labels"]
         self.channels: int = facts["channels"]
         self.map_side: int = facts["map_side"]
-        self.batch_share = batch_share(deployment.settings)
+        self.limits = Limits(*facts["limits"])
+        self.batch_share = batch_share(self.limits)
         self.users = RefCount()
         self.entering = 0
 
@@ -231,7 +232,7 @@ class RayRepository:
             self._metrics.watch_model(
                 deployment.name,
                 (),
-                deployment.settings.max_queue,
+                deployment.models[deployment.latest].limits.max_queue,
                 depth=lambda deployment=deployment: deployment.jobs,  # type: ignore[misc]
                 ready=lambda deployment=deployment: deployment.ready,  # type: ignore[misc]
             )

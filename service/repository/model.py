@@ -68,14 +68,15 @@ class LocalModel:
         self.entering = 0
         self.input = bundle.input
         self.labels = bundle.labels
-        self.batch_share = batch_share(settings)
+        devices = devices_of(settings)
+        self.limits = settings.limits(devices)
+        self.batch_share = batch_share(self.limits)
         self.batcher: Batcher[ImageInput, Row] = Batcher(
-            max_jobs=settings.max_queue,
+            max_jobs=self.limits.max_queue,
             max_bytes=settings.max_queue_bytes,
             max_delay=settings.max_delay_ms / 1000,
         )
         self._decoder = shared.decoder
-        devices = devices_of(settings)
         architecture = bundle.variant or "custom"
         self._info = ModelInfo(metrics, self.name, architecture, loaded.sha256 or "")
 
@@ -147,7 +148,7 @@ class LocalModel:
         self._metrics.watch_model(
             self.name,
             self._devices,
-            self.settings.max_queue,
+            self.limits.max_queue,
             depth=lambda: self.batcher.depth,
             ready=lambda: self.ready,
         )
@@ -255,6 +256,7 @@ def facts_of(model: LocalModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "settings": model.settings.model_dump(mode="json"),
+        "limits": list(model.limits),
         "input": asdict(model.input),
         "labels": list(model.labels),
         "channels": model.channels,

@@ -147,7 +147,7 @@ class RemoteRepository:
         self._metrics.watch_model(
             model.name,
             (),
-            model.settings.max_queue,
+            model.limits.max_queue,
             depth=lambda: model.queue.depth,
             ready=lambda: model.ready,
         )

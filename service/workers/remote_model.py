@@ -14,7 +14,7 @@ from typing import Any
 
 from models.preprocess import InputSpec
 from service import runtime
-from service.config.settings import MOST_MODELS, ModelSettings
+from service.config.settings import MOST_MODELS, Limits, ModelSettings
 from service.inference.decoding import Decoder
 from service.inference.interfaces import Computed, batch_share
 from service.inference.jobs import Job
@@ -61,17 +61,18 @@ class RemoteModel:
     def __init__(self, facts: dict[str, Any], resources: FrontEndResources) -> None:
         settings = ModelSettings.model_validate(facts["settings"])
         self.settings = settings
+        self.limits = Limits(*facts["limits"])
         self.number: int = facts["number"]
         self.name: str = facts["name"]
         self.input = InputSpec(**facts["input"])
         self.labels: Sequence[str] = facts["labels"]
         self.channels: int = facts["channels"]
         self.map_side: int = facts["map_side"]
-        self.batch_share = batch_share(settings)
+        self.batch_share = batch_share(self.limits)
         index, occupancy = self.number % MOST_MODELS, resources.occupancy
         self._decoder = resources.decoder
         self.queue = SlotQueue(
-            settings.max_queue,
+            self.limits.max_queue,
             settings.max_queue_bytes,
             hold=partial(occupancy.hold, resources.index, index),
             total=partial(occupancy.total, index),
@@ -155,7 +156,7 @@ class RemoteModel:
     async def _connect(self) -> EngineConnection:
         loop = asyncio.get_running_loop()
         shape = MemoryShape(
-            self.settings.max_queue,
+            self.limits.max_queue,
             self.input.size,
             len(self.labels),
             self.channels,

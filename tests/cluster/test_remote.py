@@ -30,6 +30,7 @@ FACTS = {
     "labels": ["cat", "dog"],
     "channels": 64,
     "map_side": 8,
+    "limits": [32, 256],
 }
 ROW = Row(np.array([1]), np.array([1.0]), None)
 LOST, FULL = "lost", "full"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ def test_a_folder_that_is_not_there_is_what_the_error_names(tmp_path: Path) -> N
 
 HOLDING = """
 import sys, time
+from contextlib import suppress
 from pathlib import Path
 from models import files
 with files.scratch(sys.argv[1], Path(sys.argv[2])) as folder:
@@ -170,3 +172,39 @@ def test_many_that_begin_at_once_take_no_folder_from_each_other(tmp_path: Path) 
         thread.join()
     assert not lost
     assert not list(tmp_path.iterdir())
+
+
+WRITER = """
+import sys, threading
+from contextlib import suppress
+from pathlib import Path
+from models import files
+
+def write(letter):
+    for _ in range(20):
+        with files.atomic(Path(sys.argv[1])) as file, file.open("wb") as opened:
+            for _ in range(64):
+                opened.write(letter * 1024)
+                opened.flush()
+
+threads = [threading.Thread(target=write, args=(bytes([each]),)) for each in sys.argv[2].encode()]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_overlapping_writes_of_threads_and_processes_never_mix(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [subprocess.Popen([*command, letters]) for letters in ("abcd", "efgh")]
+    seen = set[str]()
+    while any(writer.poll() is None for writer in writers):
+        with suppress(FileNotFoundError):
+            content = path.read_text()
+            seen.add(content[0])
+            assert content == content[0] * 64 * 1024
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert len(seen) > 1
+    assert list(tmp_path.iterdir()) == [path]

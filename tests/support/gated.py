@@ -52,6 +52,7 @@ class HandModel:
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
         self.settings = ModelSettings(spec="random:resnet20", max_queue=64)
+        self.limits = self.settings.limits(["cpu"])
         self.input = CIFAR
         self.labels = LABELS
         self.channels, self.map_side, self.batch_share = 64, 8, 4

@@ -94,7 +94,7 @@ def configuration(model: Model, settings: Settings) -> dict[str, Any]:
         ],
         "instance_group": [{"name": model.name, "kind": kind, "count": 1}],
         "dynamic_batching": {
-            "preferred_batch_size": [model.settings.max_batch],
+            "preferred_batch_size": [model.limits.max_batch],
             "max_queue_delay_microseconds": round(model.settings.max_delay_ms * 1000),
             "priority_levels": len(PRIORITIES),
             "default_priority_level": int(Priority.NORMAL),
@@ -102,7 +102,7 @@ def configuration(model: Model, settings: Settings) -> dict[str, Any]:
                 "timeout_action": "REJECT",
                 "default_timeout_microseconds": round(settings.request_timeout_ms * 1000),
                 "allow_timeout_override": True,
-                "max_queue_size": model.settings.max_queue,
+                "max_queue_size": model.limits.max_queue,
             },
         },
         "parameters": {name: {"string_value": str(card[name])} for name in ("engine", "precision")},

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.config.loading import load
-from service.config.settings import Settings
+from service.config.settings import ModelSettings, Settings
 from service.config.variables import PREFIX
 from service.errors import ConfigError
 
@@ -57,6 +57,25 @@ def test_a_model_setting_in_the_environment_or_as_a_flag_goes_to_every_model(
     settings = load({"precision": "fp32"}, config=config, environ={f"{PREFIX}MAX_QUEUE": "7"})
     rows = [(m.spec, m.max_batch, m.precision, m.max_queue) for m in settings.models]
     assert rows == [("a", 4, "fp32", 7), ("b", 8, "fp32", 7)]
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "limits"),
+    [
+        ({}, ["cpu"], (32, 256)),
+        ({}, ["cuda:0"], (256, 1024)),
+        ({}, ["cpu", "cuda:1"], (256, 1024)),
+        ({"max_batch": 64}, ["cpu"], (64, 256)),
+        ({"max_batch": 65}, ["cpu"], (65, 260)),
+        ({"max_batch": 1024}, ["cuda:0"], (1024, 4096)),
+        ({"max_queue": 10}, ["cuda:0"], (256, 10)),
+        ({"max_batch": 8, "max_queue": 300}, ["cuda:0"], (8, 300)),
+    ],
+)
+def test_limits_that_are_unset_depend_on_the_devices(
+    given: dict[str, Any], devices: list[str], limits: tuple[int, int]
+) -> None:
+    assert ModelSettings(spec="a", **given).limits(devices) == limits
 
 
 def test_a_model_setting_in_the_environment_goes_to_models_given_as_flags() -> None:

@@ -132,6 +132,7 @@ class Pair:
             "number": number,
             "name": echo.name,
             "settings": settings.model_dump(mode="json"),
+            "limits": list(settings.limits(["cpu"])),
             "input": {"size": 32, "resize": 32, "mean": (0, 0, 0), "std": (1, 1, 1)},
             "labels": list(echo.labels),
             "channels": CHANNELS,
