@@ -22,7 +22,7 @@ from service.engines.engine_thread import EngineThread
 from service.inference.batcher import Batcher
 from service.inference.jobs import Job
 from service.inference.ranking import Row
-from service.inference.tasks import Pixels
+from service.inference.tasks import ImageInput, Pixels
 from service.repository import catalog
 
 MOST_JOBS = 4096
@@ -65,7 +65,7 @@ class Served:
         model, service = model_of(options, kind), settings_of(options)
         share, tenant = device or DeviceShares()[options.device], Tenant()
         self.events = Events()
-        self.batcher: Batcher[Pixels, Row] = Batcher(
+        self.batcher: Batcher[ImageInput, Row] = Batcher(
             max_jobs=MOST_JOBS, max_bytes=MOST_BYTES, max_delay=max_delay
         )
         self.thread = EngineThread(
@@ -117,7 +117,7 @@ class Served:
         Raises:
             ServiceError: what the service would respond.
         """
-        jobs: list[Job[Pixels, Row]] = [Job() for _ in images]
+        jobs: list[Job[ImageInput, Row]] = [Job() for _ in images]
         for job, image in zip(jobs, images, strict=True):
             self.batcher.admit(job, image.nbytes)
         for job, image in zip(jobs, images, strict=True):

@@ -24,7 +24,7 @@ class Blueprint:
     None: chosen by measuring; `request_seconds`: CPU time that HTTP takes for a request beside the
     engine, 0: there is no HTTP; `cache`: a writable folder, or None; `fresh`: measures again what
     an earlier start measured; `turn`: a context in which nothing else uses the device; `decode`:
-    "device" if it is to decode JPEGs, else "host".
+    "device" if it is to decode JPEGs, else "host"; `progress` is told what a start does now.
     """
 
     bundle: Bundle
@@ -37,6 +37,7 @@ class Blueprint:
     fresh: bool = False
     turn: Callable[[], AbstractContextManager[object]] = nullcontext
     decode: str = "host"
+    progress: Callable[[str], object] = lambda _: None
 
     def head(self) -> Head:
         """The network's last layer."""

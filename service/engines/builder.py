@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 
 from models.bundle import Bundle
@@ -47,9 +48,10 @@ class EngineBuilder:
         # One for the first engine and one for the better ones, which take them away.
         self._blueprints = [self._blueprint_of(bundle)] * (2 if self.better_kinds else 1)
 
-    def first(self) -> Warm:
-        """The engine that serves first; called once."""
-        return start_first([self._kind], self._blueprints.pop(), self._tolerance)
+    def first(self, progress: Callable[[str], object]) -> Warm:
+        """The engine that serves first; called once. `progress` is told what is being done."""
+        blueprint = replace(self._blueprints.pop(), progress=progress)
+        return start_first([self._kind], blueprint, self._tolerance)
 
     def better(self) -> Iterator[Callable[[], Warm]]:
         """What builds each of `better_kinds`, to replace the engine before it; called once."""

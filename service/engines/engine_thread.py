@@ -108,7 +108,7 @@ class EngineThread(threading.Thread):
     def _start_engine(self) -> bool:
         started = time.perf_counter()
         try:
-            warm = self._builder.first()
+            warm = self._builder.first(self._status.warms_up)
         # An engine may fail in any way its libraries fail; the service stays up to say so.
         except Exception as error:
             log.exception("%s: the engine did not start", self.name)

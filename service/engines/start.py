@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, Run, confirmed, measure
 from service.engines.compiled import compiled
+from service.engines.cuda_graph import give_memory_back
 from service.engines.devices import precision_of
 from service.engines.eager import eager
 from service.engines.engine import Engine, Warm
@@ -85,12 +87,32 @@ def blueprint_of(
 
 
 def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Warm:
-    """A warm engine of a kind in `KINDS`.
+    """A warm engine of a kind in `KINDS`; on CUDA, with as large batches as fit into memory.
 
     Raises:
         RuntimeError: it cannot be built, produces NaN, or differs too much from fp32. Libraries
             may raise other exceptions.
     """
+    while True:
+        try:
+            return _started(kind, blueprint, tolerance)
+        except Exception as error:
+            most, again = blueprint.max_batch, blueprint.device != "cpu"
+            if most == 1 or not (again and faults.out_of_memory(error)):
+                raise
+            why, half = faults.in_one_line(error), most // 2
+            log.warning(
+                "%s: out of memory for batches of %d, starting with %d: %s",
+                blueprint.bundle.name,
+                most,
+                half,
+                why,
+            )
+        blueprint = replace(blueprint, max_batch=half)
+        _give_memory_back()
+
+
+def _started(kind: str, blueprint: Blueprint, tolerance: float | None) -> Warm:
     warm = _warm(kind, blueprint)
     tuning = warm.engine.tuning
     if tuning is not None and tuning.outdated(warm.buckets.per_image):
@@ -101,6 +123,7 @@ def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Wa
         with blueprint.turn():
             return warm.infer(images)
 
+    blueprint.progress("comparing its probabilities with fp32")
     sizes, lanes = warm.buckets.seconds.keys(), warm.engine.in_flight
     warm = replace(warm, parity=check(infer, sizes, lanes, blueprint, tolerance))
     return replace(warm, decoder=decoder_for(blueprint, warm, tolerance))
@@ -108,6 +131,7 @@ def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Wa
 
 def _warm(kind: str, blueprint: Blueprint) -> Warm:
     """An engine that has run every batch size, not yet compared with fp32."""
+    blueprint.progress("loading the weights")
     engine = KINDS[kind](blueprint)
     blank = np.zeros((blueprint.bundle.input.size,) * 2 + (3,), dtype=np.uint8)
 
@@ -135,11 +159,14 @@ def _buckets(run: Run, engine: Engine, blueprint: Blueprint) -> Buckets:
     """The batch sizes, all of which have run: from the cache if still true, else measured now."""
 
     def prepared(size: int) -> float:
+        blueprint.progress(f"batches of {size}, of up to {blueprint.max_batch} images")
         engine.prepare(size)
         return run(size)
 
     if engine.tuning is None:  # On a GPU, measuring takes less time than the rest of a start.
-        return measure(prepared, blueprint.max_batch)
+        found = measure(prepared, blueprint.max_batch)
+        give_memory_back()  # What batches took that did not fit is for others.
+        return found
     path = blueprint.cached("batches", ".json", engine.name, *machine(), engine.tuning.ways)
     buckets = None if blueprint.fresh else cache.load(path, Buckets.read)
     if buckets is None or not confirmed(run, buckets):
@@ -179,9 +206,16 @@ def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | N
                 raise
             why = faults.in_one_line(error)
             log.warning("%s: engine %s did not start, using eager: %s", name, kind, why)
+        _give_memory_back()
     if blueprint.precision == "int8":
         blueprint = replace(blueprint, precision="fp32")
     return start_engine("eager", blueprint, tolerance)
+
+
+def _give_memory_back() -> None:
+    """Frees what an engine that did not start has taken."""
+    gc.collect()
+    give_memory_back()
 
 
 def _note(reason: str, path: Path) -> None:

@@ -22,6 +22,10 @@ class EngineStatus:
     reason: str = "the engine is warming up"
     poisoned: bool = False
 
+    def warms_up(self, doing: str) -> None:
+        if self.state == "loading":
+            self.reason = f"the engine is warming up: {doing}"
+
     def ready(self) -> None:
         if not self.poisoned:
             self.state, self.reason = "ready", ""

@@ -161,7 +161,10 @@ class Loader:
             model.close()
         threads = [thread for thread in self._threads if thread.is_alive()]
         for thread in threads:
-            if isinstance(thread, EngineThread) and thread.running and thread.state != "lost":
+            # One that is ready and runs no engine any more is about to end.
+            if isinstance(thread, EngineThread) and (
+                thread.state == "ready" or (thread.running and thread.state != "lost")
+            ):
                 thread.join(max(0.0, end - time.monotonic()))
         self._shared.decoder.close()
         return not any(thread.is_alive() for thread in threads)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,8 +15,11 @@ from service.engines import builder, devices
 from service.engines.builder import EngineBuilder
 
 
+@dataclass(eq=False)
 class Weights:
     """Stands in for a bundle, and for the blueprint and the engines that are made of it."""
+
+    progress: Callable[[str], object] = str
 
 
 @pytest.fixture
@@ -40,14 +45,14 @@ def test_weights_are_free_when_no_better_engine_needs_them(kinds: list[str]) -> 
     engines, weights = made("cpu", engine="eager")
     assert weights() is not None
     assert not engines.better_kinds
-    engines.first()
+    engines.first(str)
     assert weights() is None
     assert kinds == ["eager"]
 
 
 def test_weights_are_held_until_better_engines_are_built(kinds: list[str]) -> None:
     engines, weights = made("cpu")
-    engines.first()
+    engines.first(str)
     assert engines.better_kinds == ["compile"]
     for build in engines.better():
         assert weights() is not None

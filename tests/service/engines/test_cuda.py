@@ -208,6 +208,31 @@ def test_memory_that_ends_in_a_capture_limits_the_batches_and_breaks_nothing(
     give_memory_back()
 
 
+def test_an_engine_that_does_not_fit_starts_with_smaller_batches(
+    made: Bundle, fake: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    started(made, max_batch=1)
+    fake.memory(2 * torch.cuda.max_memory_allocated())
+    torch.cuda.empty_cache()
+    warm = started(made, max_batch=64)
+    assert 1 <= warm.buckets.largest < 8
+    (first, *_) = [line for line in caplog.messages if "out of memory" in line]
+    assert first.startswith("tiny: out of memory for batches of 64, starting with 32: CUDA out of")
+    found = warm.infer(images(8))
+    rounding.assert_probabilities_near(found, expected(made, images(8)), made.tensors, "bf16")
+    fake.memory(1000)
+    with pytest.raises(torch.OutOfMemoryError):
+        started(made)
+
+
+def test_a_start_tells_what_it_does(made: Bundle, fake: FakeCuda) -> None:
+    told: list[str] = []
+    started(made, progress=told.append)
+    assert told[0] == "loading the weights"
+    assert "batches of 4, of up to 8 images" in told
+    assert told[-1] == "comparing its probabilities with fp32"
+
+
 def test_a_capture_that_fails_poisons_the_process_and_the_next_one_uses_no_graphs(
     made: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

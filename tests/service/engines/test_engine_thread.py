@@ -117,7 +117,7 @@ class Builder(EngineBuilder):
         self.improve = improve
         self.better_kinds = ["better"] * len(improve)
 
-    def first(self) -> Warm:
+    def first(self, progress: Callable[[str], object]) -> Warm:
         return self.build_first()
 
     def better(self) -> Iterator[Callable[[], Warm]]:

@@ -37,6 +37,7 @@ from tests.support.engine_checks import (
     images,
     planned,
 )
+from tests.support.fake_cuda import fake_cuda
 
 
 @pytest.fixture(scope="module")
@@ -386,12 +387,12 @@ def test_without_openvino_it_is_named_and_auto_compiles(monkeypatch: pytest.Monk
 
 
 def test_without_torchvision_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     settings = ModelSettings(spec="x", device="cuda:0", decode="device")
-    assert devices_of(settings) == ["cuda:0"]
-    monkeypatch.setattr(devices, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'resnet-serve\[gpu\]'"):
-        devices_of(settings)
+    with fake_cuda():
+        assert devices_of(settings) == ["cuda:0"]
+        monkeypatch.setattr(devices, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match=r"pip install 'resnet-serve\[gpu\]'"):
+            devices_of(settings)
 
 
 @pytest.mark.precision
