@@ -28,6 +28,7 @@ OTHERS: dict[str, Values] = {
     "other settings": {"config": {"max_batch_images": 32}},
     "longer drain": {"config": {"shutdown_grace_s": 2.5, "shutdown_timeout_s": 60}},
     "policy": {"networkPolicy": {"enabled": True}},
+    "two gpus": {"gpu": {"count": 2}},
     "policy for nobody": {"networkPolicy": {"enabled": True, "sameNamespace": False}},
     "claim": {"config": OF_A_BUNDLE, "bundles": {"existingClaim": "b"}},
     "image": {"config": OF_A_BUNDLE, "bundles": {"image": "x/b:1"}},
@@ -176,7 +177,7 @@ def test_a_policy_by_default_lets_in_the_namespace_and_nobody_out(
     assert not others["policy for nobody"].one("NetworkPolicy")["spec"]["ingress"]
 
 
-def test_gpus_are_asked_for(charts: dict[str, Rendered]) -> None:
+def test_gpus_are_asked_for(charts: dict[str, Rendered], others: dict[str, Rendered]) -> None:
     for name, resource, count in (
         ("gpu", "nvidia.com/gpu", 1),
         ("everything", "example.com/gpu", 2),
@@ -189,13 +190,15 @@ def test_gpus_are_asked_for(charts: dict[str, Rendered]) -> None:
         assert pod["tolerations"]
         assert pod["nodeSelector"]
 
-    def device(name: str) -> list[str]:
-        pod = charts[name].one("Deployment")["spec"]["template"]["spec"]
+    def device(rendered: Rendered) -> list[str]:
+        pod = rendered.one("Deployment")["spec"]["template"]["spec"]
         variables = pod["containers"][0]["env"]
         return [each["value"] for each in variables if each["name"] == "RESNET_SERVE_DEVICE"]
 
     # The models of "everything" name theirs, which the variable would override.
-    assert {name: device(name) for name in SETS if device(name)} == {"gpu": ["cuda"]}
+    named = {name: device(charts[name]) for name in SETS}
+    assert {name: device for name, device in named.items() if device} == {"gpu": ["cuda"]}
+    assert device(others["two gpus"]) == ["cuda:all"]
     images = {
         name: charts[name].one("Deployment")["spec"]["template"]["spec"]["containers"][0]["image"]
         for name in SETS

@@ -28,9 +28,14 @@ SMALL: dict[str, Any] = {"RESNET_SERVE_MAX_BATCH": "4", "RESNET_SERVE_MAX_QUEUE"
 
 
 def with_gpus(count: Path) -> dict[str, Any]:
-    """The environment in which torch sees as many CUDA devices as the file says."""
+    """The environment in which torch sees as many CUDA devices as the file says; those that a file
+    beside it lists fail."""
     found = filter(None, (str(FAKE), os.environ.get("PYTHONPATH")))
-    return {"PYTHONPATH": os.pathsep.join(found), "FAKE_GPUS": str(count)}
+    return {
+        "PYTHONPATH": os.pathsep.join(found),
+        "FAKE_GPUS": str(count),
+        "FAKE_GPUS_LOST": str(count.with_name("lost")),
+    }
 
 
 class Gpus:
@@ -39,6 +44,7 @@ class Gpus:
     def __init__(self, service: Service, count: Path) -> None:
         self.service = service
         self.count = count
+        self.lost = count.with_name("lost")
 
     def engine(self, index: int) -> int | None:
         """The engine process that listens for a device: the number of the process."""
@@ -114,6 +120,22 @@ def test_a_killed_engine_process_is_restarted_alone_and_no_request_fails(gpus: G
     gpus.until_it_computes(1)
     text = "".join(service.log)
     assert f"the engine process of cuda:1 ({killed}) ended with status -9" in text
+
+
+def test_a_gpu_that_fails_under_load_fails_no_request(gpus: Gpus) -> None:
+    service = gpus.service
+    failing, other = gpus.engine(1), gpus.engine(0)
+    with load(service) as counts:
+        go_on(counts)
+        gpus.lost.write_text("1")
+        until(lambda: gpus.engine(1) != failing)
+        gpus.lost.unlink()
+        assert is_ready(service)
+        go_on(counts)
+    assert set(counts) == {200}
+    assert gpus.engine(0) == other
+    gpus.until_it_computes(1)
+    assert f"the engine process of cuda:1 ({failing}) ended with status 70" in "".join(service.log)
 
 
 def test_a_new_model_may_need_a_device_that_has_no_process_yet(gpus: Gpus) -> None:

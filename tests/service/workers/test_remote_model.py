@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 from typing import Any
 
@@ -229,5 +230,54 @@ def test_a_new_model_must_be_reached_on_all_its_devices(
         await until(lambda: len(pair.sent) == 2)
         assert pair.sent[1] == {"version": 2}
         assert list(pair.repository.models) == ["first", "second", "third"]
+
+    run(tmp_path, test, devices=GPUS)
+
+
+def test_however_often_devices_are_lost_everyone_gets_its_own_answer(tmp_path: Path) -> None:
+    """One device serves at any time, while the other may be lost and come back."""
+
+    async def test(pair: Pair) -> None:
+        await until_all_serve(pair)
+        model, chance = pair.models[0], random.Random(0)
+        counts = {"right": 0, "left": 0, "full": 0, "lost twice": 0}
+        asking = True
+
+        async def client(seed: int) -> None:
+            own = random.Random(seed)
+            while asking:
+                value = own.randrange(FAILS)
+                try:
+                    async with asyncio.timeout(own.choice((0.001, 0.003, 10.0, 10.0))):
+                        assert await ask(model, value) == expected(value)
+                    counts["right"] += 1
+                except TimeoutError:
+                    counts["left"] += 1
+                except QueueFull:
+                    counts["full"] += 1
+                    await asyncio.sleep(0.001)
+                except NotReady:
+                    counts["lost twice"] += 1
+
+        clients = [asyncio.create_task(client(seed)) for seed in range(24)]
+        for side in pair.sides * 4:
+            await asyncio.sleep(chance.uniform(0.02, 0.08))
+            side.stop()
+            await until(lambda: not all(engine.state.ready for engine in model.engines))
+            assert model.ready
+            side.start()
+            await until_all_serve(pair)
+        asking = False
+        async with asyncio.timeout(30):
+            await asyncio.gather(*clients)
+        assert counts["right"] > 200, counts
+        assert counts["lost twice"] < counts["right"] / 20, counts
+        # Every slot came back.
+        await until(lambda: pair.occupancy.total(0) == (0, 0))
+        assert in_flight(pair) == [0, 0]
+        assert sorted(model.queue._free) == list(range(16))
+        assert await asyncio.gather(*(ask(model, value) for value in range(16))) == [
+            expected(value) for value in range(16)
+        ]
 
     run(tmp_path, test, devices=GPUS)

@@ -33,7 +33,8 @@ labels:
 {{- define "resnet-serve.device" -}}
 {{- $named := false -}}
 {{- range .Values.config.models -}}{{- if .device -}}{{- $named = true -}}{{- end -}}{{- end -}}
-{{- if and (gt (int .Values.gpu.count) 0) (not $named) -}}cuda{{- end -}}
+{{- $gpus := int .Values.gpu.count -}}
+{{- if and (gt $gpus 0) (not $named) -}}{{- gt $gpus 1 | ternary "cuda:all" "cuda" -}}{{- end -}}
 {{- end -}}
 
 {{- define "resnet-serve.port" -}}
