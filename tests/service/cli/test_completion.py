@@ -83,6 +83,8 @@ NAME = "resnet-serve"
             ["IMAGENET1K_V1", "IMAGENET1K_V2"],
         ),
         (["serve", "--engine", "o"], None, ["openvino"]),
+        (["serve", "--device", "cuda", ":"], f"{NAME} serve --device cuda:", ["0", "all"]),
+        (["train", "--device", "cuda", ":"], f"{NAME} train --device cuda:", ["0"]),
         (["serve", "--model", "./weights/"], None, ["compopt -o default", ""]),
         (["convert", "--from", "tor"], None, ["torch_resnet", "torchvision"]),
         (["train", "--recipe", ""], f"{NAME} train --recipe ", list(RECIPES)),
