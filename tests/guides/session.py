@@ -101,6 +101,8 @@ class Session(contextlib.ExitStack):
     def _invoke(self, arguments: list[str]) -> str:
         """In this process, which has torch already."""
         arguments = [*arguments, *SHORTER.get(arguments[0], [])]
+        if arguments == ["health"] and self.service is not None:
+            arguments += ["--port", str(self.service.port)]
         done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 0, f"resnet-serve {' '.join(arguments)}\n{done.output}"
         return done.stdout
