@@ -54,6 +54,7 @@ def test_one_thread_decodes() -> None:
     assert ceilings.decode_rate([encoded()], CIFAR, seconds=0.02) > 0
 
 
+@pytest.mark.slow
 def test_the_echo_answers() -> None:
     rates = ceilings.echo_rates([encoded()], seconds=0.2)
     assert set(rates) == {"1", "16", "64"}

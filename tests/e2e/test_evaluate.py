@@ -56,7 +56,11 @@ def own(calibrated: Path) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize(
-    ("served", "kind"), [("service", "openvino"), ("own", "eager")], ids=["openvino", "calibrated"]
+    ("served", "kind"),
+    [
+        pytest.param("service", "openvino", id="openvino"),
+        pytest.param("own", "eager", id="calibrated", marks=pytest.mark.slow),
+    ],
 )
 def test_evaluation_sees_what_the_service_answers(
     request: pytest.FixtureRequest, photos: Path, calibrated: Path, served: str, kind: str

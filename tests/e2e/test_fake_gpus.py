@@ -18,6 +18,10 @@ FAKE_GPU = Path(__file__).parents[1] / "fake_gpu"
 MODEL = ("--model", "builtin:resnet20-cifar10", "--precision", "fp32")
 
 
+# `tests/e2e/test_devices.py` runs the service on simulated devices; this is about the simulation.
+pytestmark = pytest.mark.slow
+
+
 class OnFakeGpus:
     """A service, and the file that lists which devices it has lost."""
 

@@ -183,7 +183,9 @@ def test_clients_of_the_highest_priority_leave_others_a_share() -> None:
                 others = [asyncio.create_task(ask_for_ever(client)) for _ in range(16)]
                 while served[200] < 32:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-                statuses = [(await client.send(post(service, 20_000))).status_code for _ in range(3)]
+                statuses = [
+                    (await client.send(post(service, 20_000))).status_code for _ in range(3)
+                ]
                 for other in others:
                     other.cancel()
                 await asyncio.gather(*others, return_exceptions=True)

@@ -55,6 +55,7 @@ def test_threads_that_a_user_sets_are_used_and_nothing_is_measured(tmp_path: Pat
     assert not list(tmp_path.glob("plan-*"))
 
 
+@pytest.mark.slow
 def test_several_front_ends_start_from_one_measurement(tmp_path: Path) -> None:
     """The plan is made before the processes are, and is the engine process's as well."""
     several: dict[str, Any] = {"RESNET_SERVE_CACHE_DIR": str(tmp_path), "RESNET_SERVE_WORKERS": "2"}

@@ -78,7 +78,9 @@ def refusal(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("depth", [18, pytest.param(34, marks=pytest.mark.slow), 50])
+@pytest.mark.parametrize(
+    "depth", [18, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (34, 50))]
+)
 def test_the_imagenet_examples_networks_give_equal_logits(tmp_path: Path, depth: int) -> None:
     network = example(depth)
     weights = variables(network)

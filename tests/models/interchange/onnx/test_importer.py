@@ -168,7 +168,9 @@ def test_opsets_differ_only_in_how_they_say_it(tmp_path: Path, opset: int) -> No
         assert bundle.architecture.shortcut == theirs.architecture.shortcut
 
 
-@pytest.mark.parametrize(("name", "opset"), [("option A", 18), ("bottleneck", 20)])
+@pytest.mark.parametrize(
+    ("name", "opset"), [("option A", 18), pytest.param("bottleneck", 20, marks=pytest.mark.slow)]
+)
 def test_what_torchs_new_exporter_writes_is_found_again(
     tmp_path: Path, name: str, opset: int
 ) -> None:
