@@ -105,13 +105,16 @@ def test_two_batches_in_flight_keep_apart(made: Bundle, device: str, kind: str) 
 
 
 @pytest.mark.parametrize("changes", NETWORKS, ids=str)
-def test_every_kind_of_network_is_folded(fake: FakeCuda, changes: dict[str, Any]) -> None:
+def test_every_kind_of_network_is_folded(
+    fake: FakeCuda, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     architecture = tiny.architecture(**{"planes": (8, 16), **changes})
     made = replace(bundle.untrained(architecture, "any", CIFAR), name="any")
     network = tiny.randomised(made.network())
     made = replace(made, tensors=dict(network.state_dict()))
     found = started(made, "fused", "fp16", max_batch=2).infer(images(2))
     rounding.assert_probabilities_near(found, expected(made, images(2)), made.tensors, "fp16")
+    assert "fuse" not in caplog.text  # All layouts are those that cuDNN is fast for.
 
 
 def test_cudnn_ends_the_convolutions_of_blocks_and_not_those_of_three_channels(
@@ -265,17 +268,30 @@ def test_a_capture_that_fails_poisons_the_process_and_the_next_one_uses_no_graph
         assert start_first(["fused"], plan, None).engine.name == "fused"
 
 
-def test_where_cudnn_lacks_the_operations_eager_serves(
+def test_what_cudnn_does_not_fuse_takes_more_kernels_and_is_said_once(
     made: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     with fake_cuda(fused=False) as fake:
-        plan = planned(made, "bf16", device="cuda:0")
-        warm = start_first(["fused"], plan, None)
-        assert (warm.engine.name, warm.engine.graphs) == ("eager", 0)
+        warm = start_first(["fused"], planned(made, "bf16", device="cuda:0"), None)
+        assert (warm.engine.name, warm.engine.graphs) == ("fused", 2 * (4 + 1))
         found = warm.infer(images(3))
         assert not fake.races
     rounding.assert_probabilities_near(found, expected(made, images(3)), made.tensors, "bf16")
-    assert "engine fused did not start, using eager" in caplog.text
+    (line,) = [each for each in caplog.messages if "fuse" in each]
+    assert line.startswith("cuDNN does not fuse every convolution, which takes more time: Could")
+
+
+def test_cudnn_is_not_asked_to_fuse_convolutions_of_odd_channels(
+    fake: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = bundle.untrained(replace(TINY, planes=(8, 17)), "tiny", CIFAR)
+    warm = started(made)
+    fake.kernels.clear()
+    found = warm.infer(images(8))
+    assert fake.kernels["aten::cudnn_convolution_relu"] == 1
+    assert fake.kernels["aten::conv2d"] >= 2
+    assert "fuse" not in caplog.text
+    rounding.assert_probabilities_near(found, expected(made, images(8)), made.tensors, "bf16")
 
 
 @pytest.mark.parametrize("what", ["cudnn", "operation"])
