@@ -18,7 +18,7 @@ from models.classifier import Normalise
 from models.resnet import on_meta
 from models.summary import map_side
 from service.engines.blueprint import Blueprint
-from service.engines.cuda_graph import capture
+from service.engines.cuda_graph import capture, keep_memory_of_measuring
 from service.engines.cuda_lane import CudaLane, FractionalPixels
 from service.engines.jpeg import Image
 from service.inference.ranking import Ranking
@@ -57,6 +57,7 @@ class CudaEngine:
         self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._computing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         torch.backends.cudnn.allow_tf32 = False
+        keep_memory_of_measuring()
         bundle = blueprint.bundle
         # What is allocated and filled on the stream that uses it needs no other order, nor when it
         # is freed.

@@ -194,6 +194,32 @@ def test_a_capture_disturbs_nobody_beside_it(made: Bundle, fake: FakeCuda) -> No
     rounding.assert_probabilities_near(found, expected(made, images(3)), made.tensors, "bf16")
 
 
+def test_no_algorithms_are_measured_within_a_capture(
+    made: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, seen = FoldedNetwork.__call__, set[tuple[bool, bool]]()
+
+    def looks(network: FoldedNetwork, images: torch.Tensor) -> torch.Tensor:
+        seen.add((torch.cuda.is_current_stream_capturing(), torch.backends.cudnn.benchmark))
+        return compute(network, images)
+
+    monkeypatch.setattr(FoldedNetwork, "__call__", looks)
+    started(made)
+    assert seen == {(False, True), (True, False)}
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("kind", ["eager", "fused"])
+def test_measuring_algorithms_gives_no_memory_back_which_a_capture_beside_it_forbids(
+    made: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    told: list[bool] = []
+    switch = "_cudnn_set_conv_benchmark_empty_cache"
+    monkeypatch.setattr(torch._C, switch, told.append, raising=False)
+    started(made, kind)
+    assert set(told) == {False}
+
+
 def test_memory_that_ends_in_a_capture_limits_the_batches_and_breaks_nothing(
     made: Bundle, fake: FakeCuda
 ) -> None:
