@@ -47,7 +47,9 @@ def capture(run: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> to
                 try:
                     graph.capture_end()
                 except Exception as error:
-                    raise CaptureFailed(f"a CUDA graph could not be captured: {error}") from error
+                    # What voided the capture says more than that it is void.
+                    why = faults.in_one_line(error.__context__ or error)
+                    raise CaptureFailed(f"a CUDA graph could not be captured: {why}") from error
         return graph
 
 

@@ -277,6 +277,10 @@ def test_a_capture_that_fails_poisons_the_process_and_the_next_one_uses_no_graph
         with pytest.raises(CaptureFailed) as caught:
             start_first(["fused"], plan, None)
         assert faults.poisons(caught.value)
+        assert str(caught.value) == (
+            "a CUDA graph could not be captured: CUDA error: "
+            "operation not permitted when stream is capturing"
+        )
         with pytest.raises(RuntimeError) as broken:
             give_memory_back()
         assert faults.poisons(broken.value)
