@@ -160,6 +160,19 @@ def test_whoever_waits_for_a_batch_sleeps(made: Bundle, fake: FakeCuda) -> None:
     assert all(event.blocking for event in fake.waited)
 
 
+@pytest.mark.parametrize("where", ["aten::addcmul", "cudaGraphLaunch"])
+def test_an_engine_that_is_dropped_when_a_launch_fails_leaves_nothing_in_flight(
+    made: Bundle, fake: FakeCuda, where: str
+) -> None:
+    warm = started(made)
+    fake.fail_next(RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), where)
+    with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
+        warm.infer(images(8))
+    del warm
+    found = started(made).infer(images(8))  # In the memory of the other one.
+    rounding.assert_probabilities_near(found, expected(made, images(8)), made.tensors, "bf16")
+
+
 def test_only_what_is_asked_for_comes_back(made: Bundle, fake: FakeCuda) -> None:
     ranking = started(made).launch(images(3), [Embed(), Explain(1), Explain()])()
     assert [len(detail) for detail in ranking.details if detail is not None] == [16, 257, 257]
