@@ -338,6 +338,26 @@ def test_an_engine_that_cannot_be_probed_is_built_anew_without_holding_the_old_o
     bench.close()
 
 
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_thread_that_ends_gives_its_engines_memory_back(
+    monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    bench = Bench(Faulty())
+    bench.until("ready")
+    assert bench.thread.running is not None
+    engine, left = weakref.ref(bench.thread.running), list[Warm | None]()
+
+    def give_back() -> None:
+        left.append(engine())
+        if lost:
+            raise RuntimeError(POISON)
+
+    monkeypatch.setattr(engine_thread, "give_memory_back", give_back)
+    bench.close()
+    assert left == [None]
+
+
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_a_batch_that_does_not_fit_is_computed_in_halves_and_no_larger_one_is_made(
     in_flight: int,
