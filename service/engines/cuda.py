@@ -7,6 +7,7 @@ stack the images     ───▶ copy, normalise             ───▶ netwo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from models.classifier import Normalise
 from models.resnet import on_meta
 from models.summary import map_side
 from service.engines.blueprint import Blueprint
-from service.engines.cuda_graph import capture
+from service.engines.cuda_graph import capture, keep_memory_of_measuring
 from service.engines.cuda_lane import CudaLane, FractionalPixels
 from service.engines.jpeg import Image
 from service.inference.ranking import Ranking
@@ -57,6 +58,7 @@ class CudaEngine:
         self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._computing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         torch.backends.cudnn.allow_tf32 = False
+        keep_memory_of_measuring()
         bundle = blueprint.bundle
         # What is allocated and filled on the stream that uses it needs no other order, nor when it
         # is freed.
@@ -107,23 +109,30 @@ class CudaEngine:
         embeds = any(isinstance(task, Embed) for task in tasks)
         explains = any(isinstance(task, Explain) for task in tasks)
         with torch.inference_mode():
-            with torch.cuda.stream(self._copying):
-                self._fill(lane, images)
-                if explains:
-                    lane.host_targets[:count].numpy()[...] = [_target(task) for task in tasks]
-                    lane.targets[:count].copy_(lane.host_targets[:count], non_blocking=True)
-                lane.filled.record(self._copying)
-            with torch.cuda.stream(self._computing):
-                self._computing.wait_event(lane.filled)
-                self._run((index, size), partial(self._classify, lane, size))
-                _fetch(lane.host_classes, lane.classes, count)
-                _fetch(lane.host_probabilities, lane.probabilities, count)
-                if embeds:
-                    _fetch(lane.host_features, lane.features, count)
-                if explains:
-                    self._run((index, 0), partial(self._explain, lane))
-                    _fetch(lane.host_activation, lane.activation, count)
-                lane.computed.record(self._computing)
+            try:
+                with torch.cuda.stream(self._copying):
+                    self._fill(lane, images)
+                    if explains:
+                        lane.host_targets[:count].numpy()[...] = [_target(task) for task in tasks]
+                        lane.targets[:count].copy_(lane.host_targets[:count], non_blocking=True)
+                    lane.filled.record(self._copying)
+                with torch.cuda.stream(self._computing):
+                    self._computing.wait_event(lane.filled)
+                    self._run((index, size), partial(self._classify, lane, size))
+                    _fetch(lane.host_classes, lane.classes, count)
+                    _fetch(lane.host_probabilities, lane.probabilities, count)
+                    if embeds:
+                        _fetch(lane.host_features, lane.features, count)
+                    if explains:
+                        self._run((index, 0), partial(self._explain, lane))
+                        _fetch(lane.host_activation, lane.activation, count)
+                    lane.computed.record(self._computing)
+            except Exception:
+                # Nobody collects what has begun, and the lane may be freed, or filled, at once.
+                with suppress(Exception):
+                    self._copying.synchronize()
+                    self._computing.synchronize()
+                raise
 
         def collect() -> Ranking:
             lane.computed.synchronize()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.backends import cudnn
 
 from service.engines import faults
 from service.engines.faults import CaptureFailed
@@ -37,15 +39,37 @@ def capture(run: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> to
             stream.synchronize()
         _give_back()  # The plain runs' memory would lie idle beside the pool's.
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            run()
-        finally:
+        with _no_measuring():
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                graph.capture_end()
-            except Exception as error:
-                raise CaptureFailed(f"a CUDA graph could not be captured: {error}") from error
+                run()
+            finally:
+                try:
+                    graph.capture_end()
+                except Exception as error:
+                    # What voided the capture says more than that it is void.
+                    why = faults.in_one_line(error.__context__ or error)
+                    raise CaptureFailed(f"a CUDA graph could not be captured: {why}") from error
         return graph
+
+
+@contextmanager
+def _no_measuring() -> Iterator[None]:
+    """A convolution whose algorithm lacks memory looks for another one. If it measured them, it
+    would wait for the device, and no capture survives that."""
+    before, cudnn.benchmark = cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
+def keep_memory_of_measuring() -> None:
+    """torch gives memory back whenever it has measured the algorithms of a convolution, which fails
+    while another thread captures; from now on it does not, in the whole process."""
+    switch = getattr(torch._C, "_cudnn_set_conv_benchmark_empty_cache", None)
+    if switch is not None:  # torch for CPUs has none.
+        switch(False)
 
 
 def give_memory_back() -> None:

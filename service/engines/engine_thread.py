@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from service import runtime
@@ -88,6 +89,8 @@ class EngineThread(threading.Thread):
             self._watchdog.stop()
             self._device.free(self._tenant)
             self.running = self._better = None
+            with suppress(Exception):  # The device may be lost.
+                give_memory_back()  # torch would keep it from other processes.
 
     def _work(self) -> None:
         self._watchdog.start()

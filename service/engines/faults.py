@@ -18,6 +18,8 @@ NO_MEMORY = (
     "cannot allocate memory",
     "could not allocate memory",
     "failed to allocate",
+    # cuDNN's algorithms for a convolution all failed; torch hides that they had no memory.
+    "unable to find an engine to execute this computation",
     # A compiled package does not say why it failed; it was computed before, so memory is likely.
     "run_func_",
 )

@@ -7,7 +7,9 @@ writes. Nothing is compiled: no Triton, no C++ compiler, nothing executable on d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -18,13 +20,15 @@ from torch.backends import cudnn
 
 from models.folding import Step, fold
 from models.operations import record
+from service.engines import faults
 from service.engines.blueprint import Blueprint
 from service.engines.cuda import CudaEngine
 from service.engines.eager import DTYPES
 
-# A stem has three channels, for which cuDNN's fused kernel was 17 times slower (pytorch#68506); its
-# kernels for matrix units take multiples of eight.
-FEWEST_CHANNELS = 8
+log = logging.getLogger(__name__)
+# cuDNN's fused kernels for matrix units take multiples of eight channels. For a stem, which has
+# three, the fused kernel was 17 times slower (pytorch#68506).
+CHANNELS = 8
 
 
 def fused(blueprint: Blueprint) -> CudaEngine:
@@ -45,14 +49,22 @@ def fused(blueprint: Blueprint) -> CudaEngine:
     return CudaEngine("fused", blueprint, build, dtype, graphs=True)
 
 
+@dataclass(slots=True)
+class _Placed(Step):
+    """A step with its weights on the device; `fuses`: its kernel also adds and activates."""
+
+    fuses: bool = False
+
+
 class FoldedNetwork:
     """The maps [N, C, h, w] of images [N, 3, H, W], both of `dtype` in channels-last memory.
 
-    In float32 the convolutions are torch's own.
+    In float32 the convolutions are torch's own, and in 16 bits those that cuDNN does not fuse.
     """
 
     def __init__(self, steps: Sequence[Step], device: str, dtype: torch.dtype) -> None:
         self._steps = [_placed(step, device, dtype) for step in steps]
+        self._complained = False
         last = {place: index for index, step in enumerate(steps) for place in step.inputs}
         # By step: the results that no later step needs.
         self._done = [[p for p in last if last[p] == index] for index in range(len(steps))]
@@ -61,20 +73,40 @@ class FoldedNetwork:
         results: dict[int, Tensor] = {}
         for index, (step, done) in enumerate(zip(self._steps, self._done, strict=True)):
             operands = [results[place] for place in step.inputs]
-            results[index] = COMPUTE[step.kind](step, *operands) if operands else images
+            results[index] = self._compute(step, operands) if operands else images
             operands.clear()
             for place in done:  # Its memory is the next step's.
                 del results[place]
         return results[len(self._steps) - 1]
 
+    def _compute(self, step: _Placed, operands: Sequence[Tensor]) -> Tensor:
+        if step.fuses:
+            try:
+                return _fused(step, *operands)
+            # What cuDNN fuses depends on the device, its version and the shapes, and it tells only
+            # when it is asked: in the plain runs before a capture.
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError) or faults.poisons(error):
+                    raise
+                self._do_not_fuse(step, error)
+        return cast("Tensor", COMPUTE[step.kind](step, *operands))
 
-def _placed(step: Step, device: str, dtype: torch.dtype) -> Step:
+    def _do_not_fuse(self, step: _Placed, error: RuntimeError) -> None:
+        step.fuses = False
+        if not self._complained:
+            self._complained = True
+            why = faults.in_one_line(error)
+            log.warning("cuDNN does not fuse every convolution, which takes more time: %s", why)
+
+
+def _placed(step: Step, device: str, dtype: torch.dtype) -> _Placed:
     """The step with its weights on the device, laid out and rounded on the CPU."""
     weight, bias = step.weight, step.bias
+    fuses = step.kind == "convolution" and step.relu and _can_fuse(weight, dtype)
     if step.kind == "convolution":
         assert weight is not None
         weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-        if _fuses(step, dtype) and bias is None:
+        if fuses and bias is None:
             bias = torch.zeros(len(weight))
         bias = None if bias is None else bias.to(dtype)
     elif step.kind == "affine":  # Small, and more exact in float32.
@@ -82,24 +114,31 @@ def _placed(step: Step, device: str, dtype: torch.dtype) -> Step:
         assert bias is not None
         weight, bias = weight[:, None, None], bias[:, None, None]
     weight, bias = (None if part is None else part.to(device) for part in (weight, bias))
-    return Step(step.kind, step.inputs, weight, bias, step.relu, step.options)
+    return _Placed(step.kind, step.inputs, weight, bias, step.relu, step.options, fuses)
 
 
-def _fuses(step: Step, dtype: torch.dtype) -> bool:
-    """Whether a convolution's end, if it has one, is computed by its kernel."""
-    assert step.weight is not None
-    return step.relu and dtype != torch.float32 and step.weight.shape[1] >= FEWEST_CHANNELS
+def _can_fuse(weight: Tensor | None, dtype: torch.dtype) -> bool:
+    assert weight is not None
+    return dtype != torch.float32 and all(extent % CHANNELS == 0 for extent in weight.shape[:2])
+
+
+def _window(step: Step) -> tuple[Any, Any, Any]:
+    options = step.options
+    return options["strides"], options["pads"], options["dilations"]
 
 
 def _convolution(step: Step, x: Tensor, *shortcut: Tensor) -> Tensor:
-    weight, options = step.weight, step.options
+    assert step.weight is not None
+    y = F.conv2d(x, step.weight, step.bias, *_window(step))
+    for other in shortcut:
+        y = y.add_(other)
+    return y.relu_() if step.relu else y
+
+
+def _fused(step: Step, x: Tensor, *shortcut: Tensor) -> Tensor:
+    """A convolution with all that follows it, in one kernel."""
+    weight, window = step.weight, _window(step)
     assert weight is not None
-    window = (options["strides"], options["pads"], options["dilations"])
-    if not _fuses(step, x.dtype):
-        y = F.conv2d(x, weight, step.bias, *window)
-        for other in shortcut:
-            y = y.add_(other)
-        return y.relu_() if step.relu else y
     if not shortcut:
         return torch.cudnn_convolution_relu(x, weight, step.bias, *window, 1)
     (other,) = shortcut

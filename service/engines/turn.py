@@ -148,6 +148,8 @@ class Turn:
             try:
                 ranking = flight.result()
             finally:
+                # An error's traceback leads back here, and to the engine: no circle must remain.
+                flight.result = None
                 self.device.end(flight.permit)
             self._answer(batch, ranking)
         except Late:
@@ -209,4 +211,7 @@ class Turn:
 
 
 def _raise(error: Exception) -> NoReturn:
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # Its traceback leads here.

@@ -105,13 +105,16 @@ def test_two_batches_in_flight_keep_apart(made: Bundle, device: str, kind: str) 
 
 
 @pytest.mark.parametrize("changes", NETWORKS, ids=str)
-def test_every_kind_of_network_is_folded(fake: FakeCuda, changes: dict[str, Any]) -> None:
+def test_every_kind_of_network_is_folded(
+    fake: FakeCuda, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     architecture = tiny.architecture(**{"planes": (8, 16), **changes})
     made = replace(bundle.untrained(architecture, "any", CIFAR), name="any")
     network = tiny.randomised(made.network())
     made = replace(made, tensors=dict(network.state_dict()))
     found = started(made, "fused", "fp16", max_batch=2).infer(images(2))
     rounding.assert_probabilities_near(found, expected(made, images(2)), made.tensors, "fp16")
+    assert "fuse" not in caplog.text  # All layouts are those that cuDNN is fast for.
 
 
 def test_cudnn_ends_the_convolutions_of_blocks_and_not_those_of_three_channels(
@@ -157,6 +160,19 @@ def test_whoever_waits_for_a_batch_sleeps(made: Bundle, fake: FakeCuda) -> None:
     assert all(event.blocking for event in fake.waited)
 
 
+@pytest.mark.parametrize("where", ["aten::addcmul", "cudaGraphLaunch"])
+def test_an_engine_that_is_dropped_when_a_launch_fails_leaves_nothing_in_flight(
+    made: Bundle, fake: FakeCuda, where: str
+) -> None:
+    warm = started(made)
+    fake.fail_next(RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), where)
+    with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
+        warm.infer(images(8))
+    del warm
+    found = started(made).infer(images(8))  # In the memory of the other one.
+    rounding.assert_probabilities_near(found, expected(made, images(8)), made.tensors, "bf16")
+
+
 def test_only_what_is_asked_for_comes_back(made: Bundle, fake: FakeCuda) -> None:
     ranking = started(made).launch(images(3), [Embed(), Explain(1), Explain()])()
     assert [len(detail) for detail in ranking.details if detail is not None] == [16, 257, 257]
@@ -189,6 +205,32 @@ def test_a_capture_disturbs_nobody_beside_it(made: Bundle, fake: FakeCuda) -> No
     assert served > 3
     found = warm.infer(images(3))
     rounding.assert_probabilities_near(found, expected(made, images(3)), made.tensors, "bf16")
+
+
+def test_no_algorithms_are_measured_within_a_capture(
+    made: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, seen = FoldedNetwork.__call__, set[tuple[bool, bool]]()
+
+    def looks(network: FoldedNetwork, images: torch.Tensor) -> torch.Tensor:
+        seen.add((torch.cuda.is_current_stream_capturing(), torch.backends.cudnn.benchmark))
+        return compute(network, images)
+
+    monkeypatch.setattr(FoldedNetwork, "__call__", looks)
+    started(made)
+    assert seen == {(False, True), (True, False)}
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("kind", ["eager", "fused"])
+def test_measuring_algorithms_gives_no_memory_back_which_a_capture_beside_it_forbids(
+    made: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    told: list[bool] = []
+    switch = "_cudnn_set_conv_benchmark_empty_cache"
+    monkeypatch.setattr(torch._C, switch, told.append, raising=False)
+    started(made, kind)
+    assert set(told) == {False}
 
 
 def test_memory_that_ends_in_a_capture_limits_the_batches_and_breaks_nothing(
@@ -248,6 +290,10 @@ def test_a_capture_that_fails_poisons_the_process_and_the_next_one_uses_no_graph
         with pytest.raises(CaptureFailed) as caught:
             start_first(["fused"], plan, None)
         assert faults.poisons(caught.value)
+        assert str(caught.value) == (
+            "a CUDA graph could not be captured: CUDA error: "
+            "operation not permitted when stream is capturing"
+        )
         with pytest.raises(RuntimeError) as broken:
             give_memory_back()
         assert faults.poisons(broken.value)
@@ -265,17 +311,30 @@ def test_a_capture_that_fails_poisons_the_process_and_the_next_one_uses_no_graph
         assert start_first(["fused"], plan, None).engine.name == "fused"
 
 
-def test_where_cudnn_lacks_the_operations_eager_serves(
+def test_what_cudnn_does_not_fuse_takes_more_kernels_and_is_said_once(
     made: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     with fake_cuda(fused=False) as fake:
-        plan = planned(made, "bf16", device="cuda:0")
-        warm = start_first(["fused"], plan, None)
-        assert (warm.engine.name, warm.engine.graphs) == ("eager", 0)
+        warm = start_first(["fused"], planned(made, "bf16", device="cuda:0"), None)
+        assert (warm.engine.name, warm.engine.graphs) == ("fused", 2 * (4 + 1))
         found = warm.infer(images(3))
         assert not fake.races
     rounding.assert_probabilities_near(found, expected(made, images(3)), made.tensors, "bf16")
-    assert "engine fused did not start, using eager" in caplog.text
+    (line,) = [each for each in caplog.messages if "fuse" in each]
+    assert line.startswith("cuDNN does not fuse every convolution, which takes more time: Could")
+
+
+def test_cudnn_is_not_asked_to_fuse_convolutions_of_odd_channels(
+    fake: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = bundle.untrained(replace(TINY, planes=(8, 17)), "tiny", CIFAR)
+    warm = started(made)
+    fake.kernels.clear()
+    found = warm.infer(images(8))
+    assert fake.kernels["aten::cudnn_convolution_relu"] == 1
+    assert fake.kernels["aten::conv2d"] >= 2
+    assert "fuse" not in caplog.text
+    rounding.assert_probabilities_near(found, expected(made, images(8)), made.tensors, "bf16")
 
 
 @pytest.mark.parametrize("what", ["cudnn", "operation"])

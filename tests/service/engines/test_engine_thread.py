@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -83,6 +84,8 @@ class Faulty:
 
         def collect() -> Ranking:
             self.flying -= 1
+            if failure == "raise later":
+                raise RuntimeError("the device is gone")
             if failure == "hang":
                 assert self.freed.wait(20)
             details = [None if task == CLASSIFY else found[0] for task in tasks]
@@ -297,11 +300,22 @@ def fails(kind: str | None = None) -> Warm:
     raise RuntimeError("no driver")
 
 
+@pytest.fixture
+def uncollected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is left in a circle stays, as when another model becomes ready and freezes it."""
+    monkeypatch.setattr("service.engines.engine_thread.gc.collect", lambda: 0)
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("failure", ["raise", "raise later"])
 def test_an_engine_that_cannot_be_probed_is_built_anew_without_holding_the_old_one(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, failure: str
 ) -> None:
     caplog.set_level(logging.CRITICAL)  # Kept records hold tracebacks, and these the engine.
-    broken = Faulty(*["raise"] * 10_000)
+    broken = Faulty(*[failure] * 10_000)
     new = Faulty()
     old: list[weakref.ref[Warm]] = []
     kinds: list[str | None] = []
@@ -322,6 +336,26 @@ def test_an_engine_that_cannot_be_probed_is_built_anew_without_holding_the_old_o
     assert broken.forwards == 1 + len(recovery.PROBE_SECONDS)
     assert bench.ready == ["faulty"] * 2
     bench.close()
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_thread_that_ends_gives_its_engines_memory_back(
+    monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    bench = Bench(Faulty())
+    bench.until("ready")
+    assert bench.thread.running is not None
+    engine, left = weakref.ref(bench.thread.running), list[Warm | None]()
+
+    def give_back() -> None:
+        left.append(engine())
+        if lost:
+            raise RuntimeError(POISON)
+
+    monkeypatch.setattr(engine_thread, "give_memory_back", give_back)
+    bench.close()
+    assert left == [None]
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])

@@ -628,10 +628,10 @@ def test_replays_allocate_nothing(fake: FakeCuda) -> None:
 def layers(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images, weight, bias and summand of a convolution 3x3 with stride 2, on the device."""
     generator = torch.Generator().manual_seed(0)
-    shapes = (2, 3, 8, 8), (4, 3, 3, 3), (2, 4, 4, 4)
+    shapes = (2, 8, 8, 8), (16, 8, 3, 3), (2, 16, 4, 4)
     made = [torch.randn(shape, generator=generator) for shape in shapes]
     given, weight, z = (each.to(DEVICE, dtype, memory_format=torch.channels_last) for each in made)
-    return given, weight, torch.randn(4, generator=generator).to(DEVICE, dtype), z
+    return given, weight, torch.randn(16, generator=generator).to(DEVICE, dtype), z
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -677,6 +677,7 @@ def test_a_fused_convolution_reads_all_its_arguments(fake: FakeCuda) -> None:
         (lambda given, weight, z: (given, weight.contiguous(), z), "not channels-last"),
         (lambda given, weight, z: (given, weight, z.half()), "dtypes"),
         (lambda given, weight, z: (given, weight, z[:1]), "z is"),
+        (lambda given, weight, z: (given, weight[:15], z), "channels are not"),
         (lambda given, weight, z: (given.double(), weight.double(), z.double()), "dtypes"),
     ],
 )

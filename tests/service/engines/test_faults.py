@@ -25,6 +25,7 @@ from service.engines.faults import CaptureFailed
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False, True),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False, True),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True, False),
+        ("FIND was unable to find an engine to execute this computation", True, False),
         ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False, False),
         ("captures_underway.empty() INTERNAL ASSERT FAILED at "
          "\"/pytorch/c10/cuda/CUDACachingAllocator.cpp\":4116, please report a bug", False, True),

@@ -71,6 +71,9 @@ def _check(tensors: Sequence[Tensor], bias: Tensor | None, groups: int) -> None:
     # torch would lay them out anew before each convolution.
     if not all(each.is_contiguous(memory_format=torch.channels_last) for each in tensors):
         raise _unsupported("not channels-last")
+    # No kernel for matrix units takes others.
+    if any(extent % 8 for extent in (*tensors[1].shape[:2], *tensors[0].shape[1:2])):
+        raise _unsupported("channels are not a multiple of 8")
     if groups != 1:
         raise _unsupported(f"{groups} groups")
 

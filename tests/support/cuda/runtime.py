@@ -140,11 +140,18 @@ class FakeCuda:
         if self.is_lost(device):
             raise cuda_error(self._lost.get(device, ILLEGAL_ACCESS))
         with self.lock:
-            for failure in self._failures:
-                error, where = failure
-                if name == where or (where is None and launches):
-                    self._failures.remove(failure)
-                    raise error
+            due = (
+                failure
+                for failure in self._failures
+                if name == failure[1] or (failure[1] is None and launches)
+            )
+            if (failure := next(due, None)) is None:
+                return
+            self._failures.remove(failure)
+        try:
+            raise failure[0]
+        finally:
+            del failure, due  # Or the error's traceback would lead back to it.
 
     def synchronise_device(self, device: int) -> None:
         """The host waits for all of a device; none of its streams may be capturing, in any mode."""
