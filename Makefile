@@ -6,7 +6,7 @@ DURATION ?= 600
 WORKERS ?= 1
 BIN := .venv/bin
 ALONE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # So that the tests' many processes compile what they import once, whatever the shell prefers.
 export PYTHONDONTWRITEBYTECODE :=

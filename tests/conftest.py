@@ -58,7 +58,16 @@ COMMAND = str(Path(sys.executable).with_name("resnet-serve"))
 
 
 # Begun first, so that none of them is still running when all other processes have ended.
-LONGEST = ("e2e/test_workers", "service/test_engines", "interchange/test_", "e2e/", "benchmarks/")
+LONGEST = (
+    "/test_importer",
+    "tests/test_guides",
+    "e2e/",
+    "engines/test_start",
+    "engines/test_cuda",
+    "interchange/",
+    "benchmarks/",
+    "tests/test_layers",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

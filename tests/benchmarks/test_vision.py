@@ -25,9 +25,8 @@ assert vision.transforms.Resize(8)(Image.new("RGB", (16, 16))).size == (8, 8)
 """
 
 
-@pytest.mark.parametrize(
-    "library", ["as it is", pytest.param("for another torch", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["as it is", "for another torch"])
 def test_it_is_imported_whether_or_not_its_library_loads(library: str) -> None:
     """In a process of its own, which a second declaration of an operator would abort."""
     program = [sys.executable, "-c", PROGRAM, library]

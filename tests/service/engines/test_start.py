@@ -322,6 +322,7 @@ def test_int8_without_calibration_says_what_to_do(tiny: Bundle) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.slow
 def test_compiled_once_and_loaded_from_then_on(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
