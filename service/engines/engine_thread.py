@@ -114,9 +114,10 @@ class EngineThread(threading.Thread):
             warm = self._builder.first(self._status.warms_up)
         # An engine may fail in any way its libraries fail; the service stays up to say so.
         except Exception as error:
-            log.exception("%s: the engine did not start", self.name)
             self._events.error()
             self._status.failed("the engine did not start", error)
+            # Where a device is lost, the place in the code says nothing, and each successor fails.
+            log.exception("%s: %s", self.name, self.reason, exc_info=not self._status.poisoned)
             return False
         self._serve_with(warm, time.perf_counter() - started)
         return True
