@@ -187,6 +187,7 @@ class EngineThread(threading.Thread):
                 self._batcher.retry(turn.failed, EngineFailed(message, retry_after=1.0))
         except Late:
             log.warning("%s: the call that hung has returned", self.name)
+            self._device.free(self._tenant)  # Perhaps it waited for the device, and now has it.
             return False  # Its jobs are answered.
         except Exception:
             self._device.free(self._tenant)

@@ -19,7 +19,7 @@ from service.engines.device_share import DeviceShare, Permit, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.jpeg import Image
 from service.engines.status import EngineStatus
-from service.engines.watchdog import Late, Watchdog
+from service.engines.watchdog import SLOWER, Late, Watchdog
 from service.errors import RequestError
 from service.inference.batcher import Batcher
 from service.inference.jobs import Job
@@ -28,6 +28,9 @@ from service.inference.tasks import ImageInput
 
 Batch = list[Job[ImageInput, Row]]
 log = logging.getLogger(__name__)
+# Seconds. Another model has the device to itself for a capture, or for a batch that is measured: if
+# it takes longer, the device hangs.
+LONGEST_WAIT = 300.0
 # The classes and probabilities of no image.
 NOTHING = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
 
@@ -92,8 +95,7 @@ class Turn:
         if not due or len(self._in_flight) >= self.warm.engine.in_flight:
             return False
         # Nobody waits for the device with a batch on it, for which others may wait.
-        begin = self.device.try_begin if self._in_flight else self.device.begin
-        permit = begin(self.tenant)
+        permit = self.device.try_begin(self.tenant) if self._in_flight else self._begin()
         if permit is None:
             return False
         batch = self.batcher.take(self.warm.buckets.take)
@@ -102,6 +104,10 @@ class Turn:
         else:
             self.device.end(permit)
         return bool(batch)
+
+    def _begin(self) -> Permit:
+        begin = partial(self.device.begin, self.tenant)
+        return self.watchdog.call(begin, LONGEST_WAIT / SLOWER)
 
     def _launch(self, batch: Batch, permit: Permit) -> None:
         """If the batch cannot even begin, its result raises why."""
@@ -205,7 +211,7 @@ class Turn:
         for half in (batch[:middle], batch[middle:]):
             for job in half:
                 job.batch_size = len(half)
-            self._launch(half, self.device.begin(self.tenant))
+            self._launch(half, self._begin())
             if too_large := self._collect():
                 self._halve(too_large)
 

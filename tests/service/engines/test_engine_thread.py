@@ -430,6 +430,28 @@ def test_while_an_engine_hangs_another_has_its_turn_on_the_device() -> None:
     other.close()
 
 
+def test_a_device_that_hangs_for_another_is_noticed_by_whoever_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.engines.turn.LONGEST_WAIT", 0.3)
+    device, starting = DeviceShare(2), Tenant()
+    bench = Bench(Faulty(), device=device)
+    bench.until("ready")
+
+    async def wait() -> None:
+        with pytest.raises(EngineFailed):
+            await bench.ask()
+        assert bench.thread.state == "lost"
+        assert "hangs" in bench.thread.reason
+
+    with device.alone(starting):  # As a model that starts, and never ends to.
+        asyncio.run(wait())
+    bench.until("ready")
+    assert asyncio.run(bench.ask()) == {0: 0.75, 1: 0.25}
+    assert bench.tenant.in_flight == 0
+    bench.close()
+
+
 def test_after_an_error_that_poisons_the_process_nothing_is_tried_again() -> None:
     bench = Bench(Faulty(*["poison"] * 10_000), rebuild=fails)
 
