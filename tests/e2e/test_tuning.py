@@ -32,10 +32,14 @@ def test_a_first_start_measures_and_a_second_does_not(tmp_path: Path) -> None:
     assert first["threads"] >= 1
     assert first["cpu_ms"].keys() == {"engine", "decode", "request"}
     assert all(milliseconds > 0 for milliseconds in first["cpu_ms"].values())
-    with started(
-        "--model", "builtin:resnet20-cifar10", chosen={}, RESNET_SERVE_CACHE_DIR=cache
-    ) as service:
-        second, log = card(service), "".join(service.log)
+    for _ in range(4):  # One that finds the machine much less busy than the last measures again.
+        with started(
+            "--model", "builtin:resnet20-cifar10", chosen={}, RESNET_SERVE_CACHE_DIR=cache
+        ) as service:
+            second, log = card(service), "".join(service.log)
+        if "measuring" not in log:
+            break
+        first = second
     assert "measuring" not in log
     assert "ms of CPU in the engine" in log
     assert second["cpu_ms"] == first["cpu_ms"]
