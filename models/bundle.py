@@ -24,6 +24,7 @@ from torch import Tensor
 from models import files, labels, variants
 from models.architecture import Architecture
 from models.classifier import Classifier
+from models.draws import DrawsFrom
 from models.preprocess import InputSpec
 from models.resnet import ResNet, on_meta
 
@@ -215,8 +216,7 @@ def from_network(network: ResNet, **described: Any) -> Bundle:
 
 def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
     """A bundle of random weights, equal on every machine, for benchmarks and smoke tests."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with DrawsFrom(torch.Generator().manual_seed(0)):
         network = ResNet(architecture)
     made = from_network(
         network,
