@@ -71,6 +71,11 @@ class EngineThread(threading.Thread):
         return self._status.state
 
     @property
+    def poisoned(self) -> bool:
+        """No call to the device can succeed in this process any more."""
+        return self._status.poisoned
+
+    @property
     def reason(self) -> str:
         """Why the engine is not ready; empty if it is."""
         return self._status.reason

@@ -13,7 +13,7 @@ from service.config.settings import ModelSettings, Settings
 from service.engines.device_share import DeviceShares
 from service.engines.devices import devices_of, set_cpu_threads
 from service.engines.engine_thread import EngineThread
-from service.errors import ConfigError, LoadFailed
+from service.errors import RETRY_SECONDS, ConfigError, LoadFailed, NotReady
 from service.inference.decoding import Decoder
 from service.metrics import Metrics
 from service.repository import catalog
@@ -60,6 +60,8 @@ class Loader:
             decoder=Decoder(settings.decode_threads, settings.max_pixels),
             devices=DeviceShares(),
         )
+        # Why no model can start in this process any more; "" if one may.
+        self.poisoned = ""
         self._device = device
         self._shown: list[LocalModel] = []
         # Includes models that are loading, and threads that load or serve a replaced model.
@@ -117,6 +119,7 @@ class Loader:
 
         Raises:
             LoadFailed: it cannot be served.
+            NotReady: its device is lost.
         """
         name = f"{settings.name}: " if settings.name else ""
         log.info("%sloading %s", name, settings.spec)
@@ -135,8 +138,13 @@ class Loader:
             model.close()
             raise
         if reasons:
+            reason = f"{settings.spec}: {' '.join(reasons[0].split())}"
+            poisoned = any(worker.poisoned for worker in model.workers)
             model.close()
-            raise LoadFailed(f"{settings.spec}: {' '.join(reasons[0].split())}")
+            if poisoned:
+                self.poisoned = reason
+                raise NotReady(f"{reason}; retry", RETRY_SECONDS)
+            raise LoadFailed(reason)
         return model
 
     def show(self, models: Sequence[LocalModel]) -> None:

@@ -18,7 +18,7 @@ import uvloop
 
 from service import runtime
 from service.config.settings import MOST_MODELS, ModelSettings, Settings
-from service.errors import LoadFailed, refusal_of
+from service.errors import ServiceError, refusal_of
 from service.logs import log_to_stderr, set_log_level
 from service.repository.loader import FORESEEN, Loader, lost, resolved
 from service.repository.model import LocalModel, facts_of
@@ -40,9 +40,12 @@ async def tell_ready(server: EngineServer, send: Callable[..., None]) -> None:
     send(ready=True)
 
 
-async def exit_when_lost(server: EngineServer, send: Callable[..., None]) -> None:
-    """Exits, to be replaced, when an engine cannot recover in this process."""
-    while not (reasons := lost(server.models.values())):  # noqa: ASYNC110 - engines are threads
+async def exit_when_lost(loader: Loader, server: EngineServer, send: Callable[..., None]) -> None:
+    """Exits, to be replaced, when an engine cannot recover in this process, or none can start."""
+    while not (reasons := lost(server.models.values())):
+        if loader.poisoned:  # By a model that does not serve: there may be no other.
+            reasons = {"a new model": loader.poisoned}
+            break
         await asyncio.sleep(WATCH_SECONDS)
     for name, reason in reasons.items():
         log.critical("%s: %s; exiting", name, reason)
@@ -82,7 +85,7 @@ class CommandHandler:
             result = await work(number, settings)
         except Exception as error:
             # The supervisor waits: it gets a response, whatever goes wrong.
-            if not isinstance(error, LoadFailed):
+            if not isinstance(error, ServiceError):
                 log.exception("loading %s failed", settings.spec)
             self._send(done=number, refusal=refusal_of(error))
         else:
@@ -135,7 +138,7 @@ async def serve(
         server.watch(),
         metrics.keep_fresh(),
         tell_ready(server, channel.send),
-        exit_when_lost(server, channel.send),
+        exit_when_lost(loader, server, channel.send),
     )
 
 

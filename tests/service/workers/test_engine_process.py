@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from service import runtime
 from service.config.settings import ModelSettings
 from service.errors import LoadFailed
 from service.repository.loader import Loader
 from service.repository.model import LocalModel
-from service.workers.engine_process import CommandHandler, tell_ready
+from service.workers.engine_process import CommandHandler, exit_when_lost, tell_ready
 from service.workers.engine_server import EngineServer
 
 
@@ -50,6 +52,24 @@ def test_a_load_that_fails_is_told_whatever_the_reason(
     asyncio.run(test())
     assert sent == [{"done": 3, "refusal": refusal}]
     assert ("loading random:resnet20 failed" in caplog.text) is logged
+
+
+def test_a_process_whose_device_a_new_model_found_lost_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No model of its own would ever notice: it has none."""
+    sent: list[dict[str, Any]] = []
+
+    def exits(status: int) -> None:
+        sent.append({"exits": status})
+
+    monkeypatch.setattr(runtime, "exit_at_once", exits)
+    loader = cast("Loader", SimpleNamespace(poisoned="an illegal memory access"))
+    asyncio.run(exit_when_lost(loader, EngineServer(), lambda **message: sent.append(message)))
+    assert sent == [
+        {"error": "a new model: an illegal memory access"},
+        {"exits": runtime.FAILED_STATUS},
+    ]
 
 
 class SlowLoader:
