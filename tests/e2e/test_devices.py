@@ -213,3 +213,27 @@ def test_what_auto_was_at_the_start_it_stays_when_the_gpu_is_lost(tmp_path: Path
 def test_a_device_that_is_not_there_ends_the_start_with_one_line(tmp_path: Path) -> None:
     line = fail(*MODEL, "--device", "cuda:all,cpu")
     assert "models[0]: device: cuda:all is not available" in line
+
+
+def test_a_device_that_only_a_new_model_found_lost_serves_it_later(tmp_path: Path) -> None:
+    """Its process, in which no call succeeds any more, has no model that would notice."""
+    count = tmp_path / "count"
+    count.write_text("2")
+    with started(
+        *MODEL, "--device", "cuda:0", "--workers", "2", **with_gpus(count), **WITH_KEY, **SMALL
+    ) as service:
+        gpus = Gpus(service, count)
+
+        def put() -> int:
+            url = f"{service.url}/v1/models/second"
+            fields = {"spec": "random:resnet20", "device": "cuda:1"}
+            return client.put(url, json=fields, headers=ADMIN).status_code
+
+        assert put() == 201
+        assert delete(service, "second").status_code == 204
+        before = gpus.engine(1)
+        gpus.lost.write_text("1")
+        assert put() == 503
+        until(lambda: gpus.engine(1) not in {before, None})
+        gpus.lost.unlink()
+        until(lambda: put() == 201)
