@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-DRAWS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+DRAWS = (
+    Tensor.normal_,
+    Tensor.uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.kaiming_uniform_,
+)
 
 
-class DrawsFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DrawsFrom(TorchFunctionMode):
     """In this thread, what initialises tensors draws from `generator`.
 
     All threads share PyTorch's own generator: to seed it makes nothing repeatable while another
@@ -18,10 +26,10 @@ class DrawsFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._generator = generator
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
