@@ -1,4 +1,4 @@
-"""What the machine is."""
+"""Describes the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models import hardware
 from service import runtime
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "pydantic", "fastapi", "pytest")
-# What nvidia-smi is asked for.
+# Fields to query from nvidia-smi.
 QUERY = (
     "name,driver_version,power.limit,clocks.max.sm,clocks.sm,temperature.gpu,memory.used,"
     "pcie.link.gen.current,pcie.link.width.current"
@@ -49,7 +49,7 @@ def _version(package: str) -> str | None:
 
 
 def _driver(device: str) -> Figures:
-    """What nvidia-smi says, which counts the devices in another order than CUDA."""
+    """The output of nvidia-smi, which counts the devices in another order than CUDA."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {"nvidia_smi": None}

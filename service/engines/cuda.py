@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.classifier import Normalise
@@ -217,12 +218,10 @@ def _fetch(host: Tensor, device: Tensor, count: int) -> None:
     host[:count].copy_(device[:count], non_blocking=True)
 
 
-def _detail(
-    lane: CudaLane, row: int, task: Task
-) -> np.ndarray[tuple[int], np.dtype[np.float32]] | None:
+def _detail(lane: CudaLane, row: int, task: Task) -> NDArray[np.float32] | None:
     """A copy of what the task asks for besides the ranking."""
     if isinstance(task, Classify):
         return None
     source = lane.host_features if isinstance(task, Embed) else lane.host_activation
-    detail: np.ndarray[tuple[int], np.dtype[np.float32]] = source[row].numpy().copy()
+    detail: NDArray[np.float32] = source[row].numpy().copy()
     return detail

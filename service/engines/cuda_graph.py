@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,16 @@ def give_memory_back() -> None:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         with ONE_AT_A_TIME:
             _give_back()
+
+
+def free_unused() -> None:
+    """Frees what engines hold that nobody uses any more, as the traceback of an error may.
+
+    Raises:
+        RuntimeError: as `give_memory_back` does.
+    """
+    gc.collect()
+    give_memory_back()
 
 
 def _give_back() -> None:

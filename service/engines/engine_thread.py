@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -13,7 +12,7 @@ from functools import partial
 from service import runtime
 from service.engines import faults
 from service.engines.builder import EngineBuilder
-from service.engines.cuda_graph import give_memory_back
+from service.engines.cuda_graph import free_unused, give_memory_back
 from service.engines.device_share import DeviceShare, Tenant
 from service.engines.engine import EngineEvents, Warm
 from service.engines.recovery import Recovery
@@ -236,7 +235,6 @@ class EngineThread(threading.Thread):
 
     def _rebuild(self, kind: str | None) -> None:
         self.running = None
-        gc.collect()  # What failed may still hold the engine, and there may be no memory for two.
-        give_memory_back()
+        free_unused()  # There may be no memory for two engines.
         started = time.perf_counter()
         self._serve_with(self._builder.rebuild(kind), time.perf_counter() - started)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, Run, confirmed, measure
 from service.engines.compiled import compiled
-from service.engines.cuda_graph import give_memory_back
+from service.engines.cuda_graph import free_unused, give_memory_back
 from service.engines.devices import precision_of
 from service.engines.eager import eager
 from service.engines.engine import Engine, Warm
@@ -109,7 +108,7 @@ def start_engine(kind: str, blueprint: Blueprint, tolerance: float | None) -> Wa
                 why,
             )
         blueprint = replace(blueprint, max_batch=half)
-        _give_memory_back()
+        free_unused()
 
 
 def _started(kind: str, blueprint: Blueprint, tolerance: float | None) -> Warm:
@@ -206,16 +205,10 @@ def start_first(kinds: Sequence[str], blueprint: Blueprint, tolerance: float | N
                 raise
             why = faults.in_one_line(error)
             log.warning("%s: engine %s did not start, using eager: %s", name, kind, why)
-        _give_memory_back()
+        free_unused()
     if blueprint.precision == "int8":
         blueprint = replace(blueprint, precision="fp32")
     return start_engine("eager", blueprint, tolerance)
-
-
-def _give_memory_back() -> None:
-    """Frees what an engine that did not start has taken."""
-    gc.collect()
-    give_memory_back()
 
 
 def _note(reason: str, path: Path) -> None:

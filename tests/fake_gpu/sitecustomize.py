@@ -10,14 +10,14 @@ What is launched is not judged: that takes a debugger's time. See `tests/support
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.support.import_hook import change_on_import
 
 GPUS = os.environ["FAKE_GPUS"]
 COUNT = int(GPUS if GPUS.isdecimal() else Path(GPUS).read_text())
@@ -26,7 +26,7 @@ LOST = os.environ.get("FAKE_GPUS_LOST")
 forever = ExitStack()
 
 
-def begin() -> None:
+def begin(torch: ModuleType) -> None:
     from tests.support.fake_cuda import fake_cuda
 
     fake = forever.enter_context(fake_cuda(COUNT, judge=False))
@@ -42,35 +42,7 @@ def begin() -> None:
         fake.is_lost = is_lost
 
 
-class Loader(importlib.abc.Loader):
-    """Loads torch, and then its devices."""
-
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        if COUNT:
-            begin()
-
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != "torch":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        assert spec is not None
-        assert spec.loader is not None
-        spec.loader = Loader(spec.loader)
-        return spec
-
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.meta_path.insert(0, Finder())
+if COUNT:
+    change_on_import(["torch"], begin)
 if "FAULTS" in os.environ:
     import tests.faults.sitecustomize  # noqa: F401

@@ -15,8 +15,6 @@ Beside it, a file with the suffix `.forwards` grows by a byte with each forward 
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import os
 import sys
 import time
@@ -24,6 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.support.import_hook import change_on_import
 
 COMMANDS = Path(os.environ["FAULTS"])
 FORWARDS = COMMANDS.with_suffix(".forwards")
@@ -76,36 +77,14 @@ def spoiled(ranking: Any) -> Any:
     return ranking._replace(probabilities=probabilities)
 
 
-class Loader(importlib.abc.Loader):
-    """Loads `service.engines.start`, then puts itself between the thread and every engine."""
+def put_between(module: ModuleType) -> None:
+    """Puts itself between the thread and every engine."""
 
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
+    def faulty(build: Callable[[Any], Any]) -> Callable[[Any], Faulty]:
+        return lambda blueprint: Faulty(build(blueprint))
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-
-        def faulty(build: Callable[[Any], Any]) -> Callable[[Any], Faulty]:
-            return lambda blueprint: Faulty(build(blueprint))
-
-        for kind, build in module.KINDS.items():
-            module.KINDS[kind] = faulty(build)
+    for kind, build in module.KINDS.items():
+        module.KINDS[kind] = faulty(build)
 
 
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != "service.engines.start":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        assert spec is not None
-        assert spec.loader is not None
-        spec.loader = Loader(spec.loader)
-        return spec
-
-
-sys.meta_path.insert(0, Finder())
+change_on_import(["service.engines.start"], put_between)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.engines import engine_thread, recovery, turn
+from service.engines import cuda_graph, engine_thread, recovery, turn
 from service.engines.buckets import Buckets
 from service.engines.builder import EngineBuilder
 from service.engines.device_share import DeviceShare, Tenant
@@ -303,7 +303,7 @@ def fails(kind: str | None = None) -> Warm:
 @pytest.fixture
 def uncollected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is left in a circle stays, as when another model becomes ready and freezes it."""
-    monkeypatch.setattr("service.engines.engine_thread.gc.collect", lambda: 0)
+    monkeypatch.setattr("service.engines.cuda_graph.gc.collect", lambda: 0)
     gc.disable()
     yield
     gc.enable()
@@ -752,7 +752,7 @@ def test_an_allocator_that_is_broken_is_told_and_nobody_waits(
 def test_memory_that_cannot_be_freed_delays_another_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_thread, "give_memory_back", keeps_memory("the device is busy"))
+    monkeypatch.setattr(cuda_graph, "give_memory_back", keeps_memory("the device is busy"))
     sound = Faulty()
     bench = Bench(Faulty(*["raise"] * 4), rebuild=lambda kind: sound.warm())
     assert numbers([asyncio.run(bench.ask(7))]) == [7]
@@ -764,7 +764,7 @@ def test_memory_that_cannot_be_freed_delays_another_engine(
 def test_an_allocator_that_is_broken_lets_no_other_engine_be_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_thread, "give_memory_back", keeps_memory(*[ALLOCATOR] * 100))
+    monkeypatch.setattr(cuda_graph, "give_memory_back", keeps_memory(*[ALLOCATOR] * 100))
     bench = Bench(Faulty(*["raise"] * 4), rebuild=fails)
 
     async def ask() -> None:
