@@ -7,6 +7,7 @@ Zagoruyko 2016 (arXiv:1605.07146).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 Block = Literal["basic", "bottleneck"]
@@ -16,6 +17,8 @@ ShortcutPadding = Literal["both", "end"]
 Stride = Literal["3x3", "1x1"]
 StrideBlock = Literal["first", "last"]
 StrideStages = Literal["later", "all"]
+Pool = Literal["usual", "max", "none"]
+Antialias = Literal["none", "average", "blur"]
 Padding = Literal["symmetric", "same"]
 PoolPadding = Literal["symmetric", "same", "zero", "ceil"]
 PreactStem = Literal["bare", "activated", "activated_once"]
@@ -48,11 +51,22 @@ class Architecture:
     `stride_at`: where a bottleneck strides: its "3x3" convolution (known as v1.5), or its first
         "1x1" (v1, He 2015).
     `dropout`: probability between a basic block's convolutions (Zagoruyko 2016, section 2.4).
-    `num_classes`: outputs of the linear head; 0 builds a backbone without one.
+    `num_classes`: outputs of the head; 0 builds a backbone without one.
+    `head`: the widths of the layers between the features and the classes: () is one linear layer,
+        (128,) two of them with a ReLU between.
     `in_channels`: channels of the input images.
 
     The other fields cover networks of other libraries that share a name but compute differently:
 
+    `stem_channels`, `stem_stride`: of the stem's convolution; 0: `planes[0]`, and what `stem` says.
+    `pool`: whether the stem has the 3x3 max-pool of stride 2: "usual" is as `stem` says, "max" and
+        "none" differ from it.
+    `antialias`: what precedes subsampling by 2 in the stem's pool and behind the strided 3x3
+        convolutions of post-activation blocks, which then stride 1 (timm's `aa_layer`): "average"
+        averages 2x2 pixels, "blur" weighs 3x3 pixels binomially (Zhang 2019, arXiv:1904.11486).
+    `dilation`: the stages, counted from 0, that dilate their 3x3 convolutions by 2 instead of
+        striding; those of the next stages remain dilated (torchvision's
+        `replace_stride_with_dilation`, timm's `output_stride`; Yu 2017, arXiv:1705.09914).
     `stride_block`: a stage strides in its "first" block or in its "last"; with "last", the last
         stage does not stride (Keras V2).
     `stride_stages`: the "later" stages stride, or "all" do (transformers'
@@ -105,12 +119,19 @@ class Architecture:
     preact_stem: PreactStem = "bare"
     preact_shortcut: PreactShortcut = "projected"
     final_norm: bool = True
+    head: tuple[int, ...] = ()
+    stem_channels: int = 0
+    stem_stride: int = 0
+    pool: Pool = "usual"
+    antialias: Antialias = "none"
+    dilation: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         # JSON and YAML give lists; a frozen, hashable value wants tuples.
         for name in ("blocks", "planes"):
             object.__setattr__(self, name, _sizes(name, getattr(self, name)))
         object.__setattr__(self, "biases", _biased(self.biases))
+        object.__setattr__(self, "head", _sizes("head", self.head) if self.head else ())
         if len(self.blocks) != len(self.planes):
             raise ValueError(
                 f"blocks and planes must be equally long, not {len(self.blocks)} and "
@@ -120,7 +141,7 @@ class Architecture:
             if getattr(self, name) not in choices:
                 allowed = ", ".join(map(str, choices))
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
-        for name, least in (("num_classes", 0), ("in_channels", 1)):
+        for name, least in (("num_classes", 0), ("in_channels", 1), ("stem_channels", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
@@ -128,18 +149,44 @@ class Architecture:
             if type(getattr(self, name)) not in (int, float):
                 raise ValueError(f"{name} must be a number, not {getattr(self, name)!r}")
         self._check_size()
+        object.__setattr__(self, "dilation", self._dilated())
+        self._check_combinations()
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must be above 0 and below 1, not {self.eps!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+
+    def _check_combinations(self) -> None:
         if self.dropout and self.block == "bottleneck":
             raise ValueError("dropout must be 0 for bottleneck blocks: no paper defines it there")
+        if self.head and not self.num_classes:
+            raise ValueError("head must be empty in a backbone, which has no classes")
+        if self.dilation and self.stride_block == "last":
+            raise ValueError("dilation must be empty where stages stride in their last block")
+        if self.antialias != "none":
+            for name, usual in (("preact", False), ("stride_at", "3x3"), ("dilation", ())):
+                if getattr(self, name) != usual:
+                    raise ValueError(f"{name} must be {usual!r} where antialias is not none")
+
+    def _dilated(self) -> tuple[int, ...]:
+        value = self.dilation
+        stages = range(1, len(self.blocks))
+        if not isinstance(value, list | tuple) or not all(
+            type(stage) is int and stage in stages for stage in value
+        ):
+            raise ValueError(
+                f"dilation must be stages that stride, from 1 to {len(self.blocks) - 1}, "
+                f"not {value!r}"
+            )
+        return tuple(sorted(set(value)))
 
     def _check_size(self) -> None:
         for name, size, most in (
             ("blocks", sum(self.blocks), MOST_BLOCKS),
             ("planes", max(self.planes), MOST_CHANNELS),
             ("in_channels", self.in_channels, MOST_CHANNELS),
+            ("stem_channels", self.stem_channels, MOST_CHANNELS),
+            ("head", max(self.head, default=0), MOST_CHANNELS),
             ("num_classes", self.num_classes, MOST_CLASSES),
         ):
             if size > most:
@@ -156,8 +203,8 @@ class Architecture:
     def weights(self) -> int:
         """About how many weights the network has, from its description alone: those of its
         convolutions and its head, with a projection in each stage that may have one."""
-        total = self.in_channels * self.planes[0] * (9 if self.stem == "small" else 49)
-        channels = self.planes[0]
+        channels = self.stem_width
+        total = self.in_channels * channels * (9 if self.stem == "small" else 49)
         for count, planes in zip(self.blocks, self.planes, strict=True):
             width = round(planes * self.width)
             out = width if self.block == "basic" else planes * EXPANSION["bottleneck"]
@@ -167,7 +214,18 @@ class Architecture:
                 projections = channels + (count - 1) * out * (self.shortcut == "C")
                 total += out * projections * (9 if self.shortcut == "conv" else 1)
             channels = out
-        return total + channels * self.num_classes
+        layers = (channels, *self.head, self.num_classes)
+        return total + sum(inputs * outputs for inputs, outputs in pairwise(layers))
+
+    @property
+    def stem_width(self) -> int:
+        """Channels of the stem's convolution."""
+        return self.stem_channels or self.planes[0]
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether the stem pools."""
+        return self.pool == "max" or (self.pool == "usual" and self.stem == "imagenet")
 
     @property
     def out_channels(self) -> int:
@@ -204,6 +262,9 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "stride_at": get_args(Stride),
     "stride_block": get_args(StrideBlock),
     "stride_stages": get_args(StrideStages),
+    "stem_stride": (0, 1, 2),
+    "pool": get_args(Pool),
+    "antialias": get_args(Antialias),
     "padding": get_args(Padding),
     "stem_padding": get_args(Padding),
     "pool_padding": get_args(PoolPadding),

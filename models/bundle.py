@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models import files, labels, variants
 from models.architecture import Architecture
-from models.classifier import Classifier
+from models.classifier import Classifier, Outputs
 from models.draws import DrawsFrom
 from models.preprocess import InputSpec
 from models.resnet import ResNet, on_meta
@@ -39,7 +39,16 @@ TEMPERATURES = (1e-6, 1e6)
 CARD_BYTES = 20_000
 # Omitted from the description at these values: the checksums of bundles written before these
 # fields existed stay valid.
-OMITTED = {"temperature": 1.0, "card": ""}
+OMITTED = {"temperature": 1.0, "card": "", "outputs": "exclusive"}
+OMITTED_OF_ARCHITECTURE = {
+    "head": (),
+    "stem_channels": 0,
+    "stem_stride": 0,
+    "pool": "usual",
+    "antialias": "none",
+    "dilation": (),
+}
+OMITTED_OF_INPUT = {"channels": "rgb", "fill": ()}
 
 
 def check_name(name: str) -> str:
@@ -87,7 +96,8 @@ class Bundle:
 
     `name`: the model's name in a service; see `check_name`.
     `variant`: the named network that `architecture` is based on, or None.
-    `labels`: the class names, one for each class.
+    `labels`: the class names, one for each class; none for a network without a head.
+    `outputs`: whether the classes are "exclusive" (softmax) or "independent" (sigmoid).
     `tensors`: the network's state dict.
     `provenance`: where the weights come from: at least `source`.
     `metrics`: measured figures, for instance `{"cifar10-test": {"top1": 0.91, "images": 10000}}`.
@@ -107,6 +117,7 @@ class Bundle:
     calibration: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     card: str = ""
+    outputs: Outputs = "exclusive"
     _fingerprint: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -127,9 +138,19 @@ class Bundle:
             raise BundleError(
                 f"{len(self.labels)} labels do not fit {self.architecture.num_classes} classes"
             )
-        if self.architecture.in_channels != 3:
+        if self.outputs not in get_args(Outputs):
+            allowed = " or ".join(get_args(Outputs))
+            raise BundleError(f"outputs must be {allowed}, not {self.outputs!r}")
+        if self.architecture.num_classes == 1 and self.outputs == "exclusive":
             raise BundleError(
-                f"in_channels must be 3 (RGB images), not {self.architecture.in_channels}"
+                "one exclusive class would have the probability 1 for every image; outputs must "
+                "be independent, or the classes two"
+            )
+        channels = self.input.shape[2]
+        if self.architecture.in_channels != channels:
+            raise BundleError(
+                f"in_channels must be {channels} for {self.input.channels} images, not "
+                f"{self.architecture.in_channels}"
             )
         self.temperature = _checked_temperature(self.temperature)
         _check_card(self.card)
@@ -151,7 +172,7 @@ class Bundle:
         Raises:
             WeightsMismatch: see `network`.
         """
-        return Classifier(self.network(), self.input, self.temperature).eval()
+        return Classifier(self.network(), self.input, self.temperature, self.outputs).eval()
 
     def fingerprint(self) -> str:
         """A digest that only equal bundles share; that of the file, if it was read from one."""
@@ -163,9 +184,13 @@ class Bundle:
         """Everything but the tensors, as JSON values."""
         described = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         del described["tensors"]
-        described["architecture"] = asdict(self.architecture)
-        described["input"] = asdict(self.input)
-        return {k: v for k, v in described.items() if k not in OMITTED or v != OMITTED[k]}
+        described["architecture"] = _without(OMITTED_OF_ARCHITECTURE, asdict(self.architecture))
+        described["input"] = _without(OMITTED_OF_INPUT, asdict(self.input))
+        return _without(OMITTED, described)
+
+
+def _without(omitted: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in described.items() if k not in omitted or v != omitted[k]}
 
 
 def _checked_temperature(value: object) -> float:
@@ -203,7 +228,7 @@ def from_network(network: ResNet, **described: Any) -> Bundle:
         for name, value in network.state_dict().items()
     }
     check_fit(on_meta(architecture), tensors, "its architecture")
-    if type(network.head) is not torch.nn.Linear:
+    if type(network.head) is not type(on_meta(architecture).head):
         raise BundleError("a bundle cannot describe a network with a custom head")
     variant = variants.find(architecture)
     return Bundle(

@@ -1,8 +1,8 @@
-"""Pixels to probabilities on the device: normalisation, network and softmax."""
+"""Pixels to probabilities on the device: normalisation, network, and softmax or sigmoid."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from models.preprocess import InputSpec
 from models.resnet import ResNet
 
+Outputs = Literal["exclusive", "independent"]
+
 
 class Normalise(nn.Module):
-    """From pixels 0 to 255 [N, H, W, 3], uint8 or float32, to float32 [N, 3, H, W] in
+    """From pixels 0 to 255 [N, H, W, C], uint8 or float32, to float32 [N, C, H, W] in
     channels-last memory."""
 
     def __init__(self, spec: InputSpec) -> None:
@@ -29,19 +31,27 @@ class Normalise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """From pixels [N, H, W, 3] on the network's device to float32 probabilities [N, K].
+    """From pixels [N, H, W, C] on the network's device to float32 probabilities [N, K].
 
     Evaluation and serving share this forward. Normalisation, head and softmax run in float32
     even under autocast: the 8 bits of bfloat16's mantissa would tie classes in close decisions.
     `temperature` divides the logits (Guo 2017, arXiv:1706.04599, section 4.2); 1.0 changes no
-    bit.
+    bit. `outputs`: "exclusive" classes, whose probabilities are the softmax of the logits, or
+    "independent" ones, each the sigmoid of its logit. A network without a head has none: K is 0.
     """
 
-    def __init__(self, network: ResNet, spec: InputSpec, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: ResNet,
+        spec: InputSpec,
+        temperature: float = 1.0,
+        outputs: Outputs = "exclusive",
+    ) -> None:
         super().__init__()
         self.normalise = Normalise(spec)
         self.network = network
         self.temperature = temperature
+        self.outputs = outputs
 
     def forward(self, images: Tensor) -> Tensor:
         return self.with_maps(images)[0]
@@ -51,7 +61,16 @@ class Classifier(nn.Module):
         maps = self.network.maps(self.normalise(images))
         features = maps.mean((2, 3))
         with torch.autocast(images.device.type, enabled=False):
-            logits = cast("Tensor", self.network.head(features.float()))
-            if self.temperature != 1.0:
-                logits = logits / self.temperature
-            return logits.softmax(1), maps
+            return self.probabilities(self.logits(features.float())), maps
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Float32 [N, K] from float32 features."""
+        if not self.network.architecture.num_classes:
+            return features[:, :0]
+        return cast("Tensor", self.network.head(features))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Float32 [N, K] from float32 logits."""
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return logits.softmax(1) if self.outputs == "exclusive" else logits.sigmoid()

@@ -18,7 +18,17 @@ from torch import Tensor
 from models.operations import Kind, Operation
 
 StepKind = Literal[
-    "input", "convolution", "affine", "relu", "max_pool", "pad", "add", "slice", "linear", "mean"
+    "input",
+    "convolution",
+    "affine",
+    "relu",
+    "max_pool",
+    "average_pool",
+    "pad",
+    "add",
+    "slice",
+    "linear",
+    "mean",
 ]
 
 

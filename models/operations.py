@@ -1,6 +1,6 @@
 """A network's forward recorded as a list of operations, from which exports and engines are built.
 
-A ResNet needs only ten operations. TorchScript is deprecated, and torch.fx patches modules of the
+A ResNet needs a dozen operations. TorchScript is deprecated, and torch.fx patches modules of the
 whole process while it traces, which would disturb engines that serve.
 """
 
@@ -21,6 +21,7 @@ Kind = Literal[
     "batch_norm",
     "relu",
     "max_pool",
+    "average_pool",
     "pad",
     "add",
     "slice",
@@ -38,9 +39,10 @@ class Operation:
     `tensors`: the network's parameters: for "convolution" and "linear" the weight and the bias,
         if any; for "batch_norm" mean, variance, weight and bias.
     `options`: "convolution" has `strides`, `pads` and `dilations`; "max_pool" has `kernel`,
-        `strides`, `pads`, `dilations` and `ceil`; all but `ceil` are pairs for H and W.
-        "batch_norm" has `eps`, "pad" has `before` and `after` by axis and `value`, "slice" has
-        `steps` by axis.
+        `strides`, `pads`, `dilations` and `ceil`; "average_pool", which never pads, `kernel` and
+        `strides`; all but `ceil` are pairs for H and W. "batch_norm" has `eps`, "pad" has `before`
+        and `after` by axis, `mode` ("constant" or "reflect") and `value`, "slice" has `steps` by
+        axis.
     """
 
     kind: Kind
@@ -175,19 +177,30 @@ def _max_pool(
     return x.then("max_pool", shape, kernel=kernel, **window)
 
 
+def _average_pool(
+    x: _Recorded, kernel_size: Any, stride: Any = None, padding: Any = 0, *rest: Any, **others: Any
+) -> _Recorded:
+    if _pair(padding) != (0, 0) or any(rest) or any(others.values()):
+        raise NotImplementedError("only plain averages are supported")
+    kernel = _pair(kernel_size)
+    strides = _pair(stride or kernel)
+    sides = _windows(x.shape, kernel, strides, (0, 0), (1, 1))
+    return x.then("average_pool", (*x.shape[:2], *sides), kernel=kernel, strides=strides)
+
+
 def _pad(
     x: _Recorded, padding: tuple[int, ...], mode: str = "constant", value: float | None = None
 ) -> _Recorded:
-    """Padding with a constant; torch lists the axes from the last to the first."""
-    if mode != "constant":
-        raise NotImplementedError("only padding with constants is supported")
+    """Padding with a constant or a reflection; torch lists the axes from the last to the first."""
+    if mode not in ("constant", "reflect"):
+        raise NotImplementedError("only padding with constants and reflections is supported")
     if not any(padding):
         return x
     leading = (0,) * (4 - len(padding) // 2)
     before, after = (*leading, *padding[-2::-2]), (*leading, *padding[::-2])
     sides = zip(x.shape, before, after, strict=True)
     shape = tuple(n if n < 0 else n + b + a for n, b, a in sides)
-    return x.then("pad", shape, before=before, after=after, value=value or 0.0)
+    return x.then("pad", shape, before=before, after=after, mode=mode, value=value or 0.0)
 
 
 def _dropout(
@@ -232,6 +245,7 @@ FUNCTIONS: dict[Any, Callable[..., _Recorded]] = {
     F.relu: lambda x, inplace=False: x.then("relu", x.shape),
     F.max_pool2d: _max_pool,
     torch.max_pool2d: _max_pool,
+    F.avg_pool2d: _average_pool,
     F.dropout: _dropout,
     F.pad: _pad,
 }

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Crop = Literal["center", "center_floor", "before_resize"]
-RGB = tuple[float, float, float]
+Crop = Literal["center", "center_floor", "before_resize", "squash", "letterbox"]
+Channels = Literal["rgb", "bgr", "grey", "rgba"]
+PerChannel = tuple[float, ...]
+# A length in pixels of both sides, or height and width.
+Sides = int | tuple[int, int]
 # Of a side; a description may come from a file or a repository that nobody has checked.
 MOST_PIXELS = 4096
 
@@ -23,60 +26,139 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+CHANNELS: dict[str, int] = {"rgb": 3, "bgr": 3, "grey": 1, "rgba": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
     """How images are prepared for a network; a property of its weights, not its architecture.
 
-    `size`: height and width in pixels of the network's input.
-    `resize`: length in pixels of the shorter side before `size` is cropped.
-    `crop`: "center" truncates the resized longer side and rounds the crop's corner to even, like
-        torchvision; "center_floor" rounds the side and truncates the corner, like the ONNX model
-        zoo; "before_resize" crops a centred square of `size / resize` of the shorter side and
-        resizes it to `size`, like Flax's example.
-    `mean`, `std`: for each channel in RGB order, of values scaled to [0, 1].
+    `size`: height and width in pixels of the network's input: one number for a square.
+    `resize`: height and width in pixels of a box, one number for a square. Images are resized to
+        cover it, which for a square makes their shorter side so long; `crop` says otherwise.
+    `crop`: how `size` is cut out of the resized image, at its centre. "center" truncates the
+        resized longer side and rounds the crop's corner to even, like torchvision; "center_floor"
+        rounds the side and truncates the corner, like the ONNX model zoo; "before_resize" crops a
+        centred square of `size / resize` of the shorter side and resizes it to `size`, like
+        Flax's example. "squash" resizes to the box whatever the image's proportions, and cuts
+        `size` out of it. "letterbox" resizes the image to fit into the box, and puts it into the
+        middle of `size`, on `fill`.
+    `channels`: what the network sees: "rgb", "bgr" as OpenCV orders them, "grey" (ITU-R 601 luma,
+        as Pillow's mode L), or "rgba" with 255 as the alpha of opaque images.
+    `mean`, `std`: for each channel in the order of `channels`, of values scaled to [0, 1].
+    `fill`: with "letterbox", the value from 0 to 255 of each channel beside the image; () is 0.
 
     Raises:
         ValueError: a value is invalid; the message names the field.
     """
 
-    size: int
-    resize: int
+    size: Sides
+    resize: Sides
     crop: Crop = "center"
     interpolation: Interpolation = "bilinear"
-    mean: RGB
-    std: RGB
+    mean: PerChannel
+    std: PerChannel
+    channels: Channels = "rgb"
+    fill: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("size", "resize"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
-        if self.resize < self.size:
-            raise ValueError(f"resize must be at least size ({self.size}), not {self.resize}")
-        if self.resize > MOST_PIXELS:
-            raise ValueError(f"size and resize must be at most {MOST_PIXELS}, not {self.resize}")
-        for name, choices in (("crop", get_args(Crop)), ("interpolation", RESAMPLING)):
+        for name, choices in (
+            ("crop", get_args(Crop)),
+            ("interpolation", tuple(RESAMPLING)),
+            ("channels", tuple(CHANNELS)),
+        ):
             if getattr(self, name) not in choices:
                 allowed = ", ".join(choices)
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        for name in ("size", "resize"):
+            object.__setattr__(self, name, _sides(name, getattr(self, name)))
+        self._check_sides()
         for name in ("mean", "std"):
-            values = getattr(self, name)
-            numbers = tuple(values) if isinstance(values, list | tuple) else ()
-            if len(numbers) != 3 or not all(type(v) in (int, float) for v in numbers):
-                raise ValueError(f"{name} must be three numbers (red, green, blue), not {values!r}")
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(f"{name} must be finite, not {values!r}")
-            object.__setattr__(self, name, tuple(map(float, numbers)))
+            object.__setattr__(self, name, self._numbers(name))
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, not {self.std}")
+        self._check_fill()
+
+    def _check_sides(self) -> None:
+        if max(self.box) > MOST_PIXELS:
+            raise ValueError(f"size and resize must be at most {MOST_PIXELS}, not {self.resize}")
+        if self.crop == "before_resize" and not self.is_square:
+            raise ValueError("crop before_resize needs a square size and resize")
+        if self.crop != "letterbox" and (self.box[0] < self.height or self.box[1] < self.width):
+            raise ValueError(f"resize must be at least size ({self.size}), not {self.resize}")
+        if max(self.height, self.width) > MOST_PIXELS:
+            raise ValueError(f"size and resize must be at most {MOST_PIXELS}, not {self.size}")
+
+    def _numbers(self, name: str) -> PerChannel:
+        values, count = getattr(self, name), CHANNELS[self.channels]
+        numbers = tuple(values) if isinstance(values, list | tuple) else ()
+        if len(numbers) != count or not all(type(v) in (int, float) for v in numbers):
+            wanted = EXPECTED[self.channels]
+            raise ValueError(f"{name} must be {wanted}, not {values!r}")
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{name} must be finite, not {values!r}")
+        return tuple(map(float, numbers))
+
+    def _check_fill(self) -> None:
+        fill = tuple(self.fill) if isinstance(self.fill, list | tuple) else None
+        wanted = CHANNELS[self.channels]
+        if (
+            fill is None
+            or len(fill) not in (0, wanted)
+            or not all(type(value) is int and 0 <= value <= 255 for value in fill)
+        ):
+            raise ValueError(
+                f"fill must be {wanted} integers from 0 to 255, or empty, not {self.fill!r}"
+            )
+        if fill and self.crop != "letterbox":
+            raise ValueError("fill is only for the crop letterbox")
+        object.__setattr__(self, "fill", fill)
+
+    @property
+    def height(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape [H, W, C] of an image that is ready for the network."""
+        return self.height, self.width, CHANNELS[self.channels]
+
+    @property
+    def box(self) -> tuple[int, int]:
+        """`resize` as height and width."""
+        return (self.resize,) * 2 if isinstance(self.resize, int) else self.resize
+
+    @property
+    def is_square(self) -> bool:
+        return isinstance(self.size, int) and isinstance(self.resize, int)
+
+
+EXPECTED = {
+    "rgb": "three numbers (red, green, blue)",
+    "bgr": "three numbers (blue, green, red)",
+    "grey": "one number",
+    "rgba": "four numbers (red, green, blue, alpha)",
+}
+
+
+def _sides(name: str, value: object) -> Sides:
+    """One number for a square, however it is written."""
+    sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{name} must be a positive integer, or height and width, not {value!r}")
+    return sides[0] if sides[0] == sides[1] else sides
 
 
 IMAGENET = InputSpec(size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR = InputSpec(size=32, resize=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 
+# Pillow's names: cameras append further pictures to a JPEG, which is then an MPO.
+JPEGS = ("JPEG", "MPO")
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 ORIENTATION = 0x0112  # EXIF's tag
 UPRIGHT = {
@@ -97,10 +179,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     Serving and evaluation use it for every image.
     """
-    image.load()  # Some formats store EXIF after the pixels.
-    method = UPRIGHT.get(_orientation(image))
-    if method is not None:
-        image = image.transpose(method)
+    image = _turned(image)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rows = max(1, BAND_PIXELS // image.width)
@@ -111,6 +190,21 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
         whole.paste(_rgb(band), (0, top))
     return whole
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    image.load()  # Some formats store EXIF after the pixels.
+    method = UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def upright(image: Image.Image, channels: Channels) -> Image.Image:
+    """The image in the mode that has these channels: RGB, for "bgr" too, L or RGBA; rotated by
+    EXIF. Transparency remains in RGBA, and is on white in the others."""
+    if channels == "rgba":
+        return _turned(image).convert("RGBA")
+    rgb = upright_rgb(image)
+    return rgb.convert("L") if channels == "grey" else rgb
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -138,8 +232,9 @@ def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:
 
     The decoder then skips frequencies that resizing would remove.
     """
-    if image.format == "JPEG":
-        shrink = 2 * spec.resize / min(image.size)
+    if image.format in JPEGS:
+        # EXIF may yet exchange the sides.
+        shrink = 2 * max(spec.box) / min(image.size)
         if shrink <= 0.5:
             width, height = image.size
             image.draft(None, (math.ceil(width * shrink), math.ceil(height * shrink)))
@@ -148,7 +243,7 @@ def decode_at_scale(image: Image.Image, spec: InputSpec) -> None:
 class Steps(NamedTuple):
     """What makes an image the network's input, in pixels: the box (left, top, right, lower) that
     is cut out first, the width and height that it is resized to, and the left and top corner of
-    the square of `spec.size` that is cut out of that."""
+    `spec.size` in that; negative where "letterbox" adds to the image."""
 
     box: tuple[int, int, int, int]
     resized: tuple[int, int]
@@ -161,52 +256,74 @@ def steps(width: int, height: int, spec: InputSpec) -> Steps:
     `spec.crop` determines how half pixels round; "before_resize" truncates the crop's side and
     rounds its corner up.
     """
-    short = min(width, height)
     if spec.crop == "before_resize":
-        side = max(1, short * spec.size // spec.resize)
+        side = max(1, min(width, height) * spec.height // spec.box[0])
         left, top = (width - side + 1) // 2, (height - side + 1) // 2
-        return Steps((left, top, left + side, top + side), (spec.size, spec.size), (0, 0))
-    resized = width, height
-    if short != spec.resize:
-        resized = _resized(width, short, spec), _resized(height, short, spec)
-    corner = _corner(resized[0], spec), _corner(resized[1], spec)
+        return Steps((left, top, left + side, top + side), (spec.width, spec.height), (0, 0))
+    resized = _resized(width, height, spec)
+    corner = _corner(resized[0], spec.width, spec), _corner(resized[1], spec.height, spec)
     return Steps((0, 0, width, height), resized, corner)
 
 
 def resize_and_crop(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
-    """An RGB image as a new uint8 array [H, W, 3] of `spec.size`: resized, then centre-cropped."""
+    """An image of `upright` as a new uint8 array of `spec.shape`: resized, then cropped."""
     box, resized, (left, top) = steps(*image.size, spec)
+    size = spec.width, spec.height
     if box != (0, 0, *image.size):
         image = image.crop(box)
     if image.size != resized:
         image = image.resize(resized, RESAMPLING[spec.interpolation])
-    if image.size != (spec.size, spec.size):
-        image = image.crop((left, top, left + spec.size, top + spec.size))
-    return np.array(image)
+    if image.size != size:
+        if spec.fill and (left < 0 or top < 0):
+            image = _filled(image, spec, (-left, -top))
+        else:
+            image = image.crop((left, top, left + size[0], top + size[1]))
+    pixels = np.array(image).reshape(spec.shape)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if spec.channels == "bgr" else pixels
+
+
+def _filled(image: Image.Image, spec: InputSpec, at: tuple[int, int]) -> Image.Image:
+    fill = spec.fill[::-1] if spec.channels == "bgr" else spec.fill
+    whole = Image.new(image.mode, (spec.width, spec.height), fill if len(fill) > 1 else fill[0])
+    whole.paste(image, at)
+    return whole
 
 
 def region(width: int, height: int, spec: InputSpec) -> tuple[float, float, float, float]:
     """Left, top, width and height of the part of an upright image that `resize_and_crop` keeps,
-    as fractions of its width and height."""
-    short = min(width, height)
+    as fractions of its width and height; beyond 0 to 1 where it adds to the image."""
+    box, resized, corner = steps(width, height, spec)
     if spec.crop == "before_resize":
-        side = max(1, short * spec.size // spec.resize)
-        corners = [(long - side + 1) // 2 / long for long in (width, height)]
-        return corners[0], corners[1], side / width, side / height
-    resized = width, height
-    if short != spec.resize:
-        resized = _resized(width, short, spec), _resized(height, short, spec)
-    left, top = (_corner(side, spec) / side for side in resized)
-    return left, top, spec.size / resized[0], spec.size / resized[1]
+        side = box[2] - box[0]
+        return box[0] / width, box[1] / height, side / width, side / height
+    left, top = (at / side for at, side in zip(corner, resized, strict=True))
+    return left, top, spec.width / resized[0], spec.height / resized[1]
 
 
-def _resized(side: int, short: int, spec: InputSpec) -> int:
+def _resized(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
+    """Width and height after resizing: those of the box, or one of them and what the image's
+    proportions make of the other."""
+    high, wide = spec.box
+    if spec.crop == "squash":
+        return wide, high
+    covers_by_height = high * width >= wide * height
+    if covers_by_height != (spec.crop == "letterbox"):
+        return _other(width, height, high, spec), high
+    return wide, _other(height, width, wide, spec)
+
+
+def _other(side: int, given: int, becomes: int, spec: InputSpec) -> int:
+    """The length of a side where the other one, `given` pixels long, becomes so long."""
+    if given == becomes:
+        return side
     if spec.crop == "center":
-        return int(spec.resize * side / short)
-    return round(spec.resize / short * side)
+        return int(becomes * side / given)
+    return max(1, round(becomes / given * side))
 
 
-def _corner(side: int, spec: InputSpec) -> int:
-    if spec.crop == "center":
-        return round((side - spec.size) / 2)
-    return side // 2 - spec.size // 2
+def _corner(side: int, size: int, spec: InputSpec) -> int:
+    if side < size:
+        return -((size - side) // 2)
+    if spec.crop == "center_floor":
+        return side // 2 - size // 2
+    return round((side - size) / 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,19 +21,9 @@ from models.architecture import (
     Architecture,
     Block,
     Padding,
-    PoolPadding,
     ShortcutPadding,
 )
-
-
-def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Images [N, C, H, W] padded for a window like TensorFlow's SAME: more at the end.
-
-    The result has ceil(H / stride) windows down and ceil(W / stride) across.
-    """
-    height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
-    pads = (width // 2, width - width // 2, height // 2, height - height // 2)
-    return F.pad(x, pads, value=value) if any(pads) else x
+from models.pooling import antialiased, pad_same, stem_pool
 
 
 class SameConv2d(nn.Conv2d):
@@ -50,11 +41,13 @@ def conv(
     *,
     bias: bool = False,
     padding: Padding = "symmetric",
+    dilation: int = 1,
 ) -> nn.Conv2d:
     """A convolution with padding that keeps the resolution at stride 1."""
     if padding == "same" and stride > 1 and kernel > 1:
         return SameConv2d(in_channels, out_channels, kernel, stride, bias=bias)
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
+    pad = dilation * (kernel // 2)
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, pad, dilation, bias=bias)
 
 
 class NormReLU(nn.BatchNorm2d):
@@ -124,12 +117,31 @@ def make_shortcut(
     return ConvShortcut(in_channels, out_channels, kernel, stride, architecture)
 
 
-def _convolutions(architecture: Architecture, count: int) -> list[Callable[..., nn.Conv2d]]:
-    """Constructors for a block's convolutions, with their bias and padding set."""
+Dilations = tuple[int, int]
+
+
+def _convolutions(
+    architecture: Architecture, kernels: tuple[int, ...], dilations: Dilations
+) -> list[Callable[..., nn.Conv2d]]:
+    """Constructors for a block's convolutions; `dilations` are those of its 3x3 kernels."""
+    wide = iter(dilations)
     return [
-        partial(conv, bias=f"conv{number}" in architecture.biases, padding=architecture.padding)
-        for number in range(1, count + 1)
+        partial(
+            conv,
+            kernel=kernel,
+            bias=f"conv{number}" in architecture.biases,
+            padding=architecture.padding,
+            dilation=next(wide) if kernel == 3 else 1,
+        )
+        for number, kernel in enumerate(kernels, 1)
     ]
+
+
+def _split_stride(stride: int, architecture: Architecture) -> tuple[int, nn.Module]:
+    """The stride of a block's 3x3 convolution, and what subsamples behind its ReLU."""
+    if architecture.antialias == "none" or stride == 1:
+        return stride, nn.Identity()
+    return 1, antialiased(architecture.antialias)
 
 
 class ResidualBlock(Protocol):
@@ -147,23 +159,30 @@ class ResidualBlock(Protocol):
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
-BlockFactory = Callable[[int, int, int, Architecture], ResidualBlock]
-"""From `(in_channels, planes, stride, architecture)` to a block, which is an `nn.Module`."""
+BlockFactory = Callable[..., ResidualBlock]
+"""From `(in_channels, planes, stride, architecture)` to a block, which is an `nn.Module`. Where
+stages dilate, there is a fifth argument: the dilations of a block's two 3x3 convolutions."""
 
 
 class BasicBlock(nn.Module):
     """He 2015, figure 5 left: two 3x3 convolutions and a shortcut."""
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, architecture: Architecture
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        architecture: Architecture,
+        dilations: Dilations = (1, 1),
     ) -> None:
         super().__init__()
         self.out_channels = width = round(planes * architecture.width)
-        first, second = _convolutions(architecture, 2)
-        self.conv1 = first(in_channels, width, 3, stride)
+        first, second = _convolutions(architecture, (3, 3), dilations)
+        strided, self.antialias = _split_stride(stride, architecture)
+        self.conv1 = first(in_channels, width, stride=strided)
         self.bn1 = nn.BatchNorm2d(width, architecture.eps)
         self.dropout = nn.Dropout(architecture.dropout)
-        self.conv2 = second(width, width, 3)
+        self.conv2 = second(width, width)
         self.bn2 = nn.BatchNorm2d(width, architecture.eps)
         self.shortcut = make_shortcut(in_channels, width, stride, architecture)
 
@@ -173,7 +192,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(self.dropout(y)))
+        y = self.bn2(self.conv2(self.antialias(self.dropout(y))))
         return F.relu(y + cast("Tensor", self.shortcut(x)))
 
 
@@ -181,18 +200,24 @@ class Bottleneck(nn.Module):
     """He 2015, figure 5 right: 1x1, 3x3 and 1x1 convolutions and a shortcut."""
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, architecture: Architecture
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        architecture: Architecture,
+        dilations: Dilations = (1, 1),
     ) -> None:
         super().__init__()
         width = round(planes * architecture.width)
         self.out_channels = planes * EXPANSION["bottleneck"]
-        strides = (stride, 1) if architecture.stride_at == "1x1" else (1, stride)
-        first, second, third = _convolutions(architecture, 3)
-        self.conv1 = first(in_channels, width, 1, strides[0])
+        strided, self.antialias = _split_stride(stride, architecture)
+        strides = (strided, 1) if architecture.stride_at == "1x1" else (1, strided)
+        first, second, third = _convolutions(architecture, (1, 3, 1), dilations)
+        self.conv1 = first(in_channels, width, stride=strides[0])
         self.bn1 = nn.BatchNorm2d(width, architecture.eps)
-        self.conv2 = second(width, width, 3, strides[1])
+        self.conv2 = second(width, width, stride=strides[1])
         self.bn2 = nn.BatchNorm2d(width, architecture.eps)
-        self.conv3 = third(width, self.out_channels, 1)
+        self.conv3 = third(width, self.out_channels)
         self.bn3 = nn.BatchNorm2d(self.out_channels, architecture.eps)
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride, architecture)
 
@@ -203,7 +228,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        y = self.bn3(self.conv3(self.antialias(y)))
         return F.relu(y + cast("Tensor", self.shortcut(x)))
 
 
@@ -214,16 +239,21 @@ class PreActBasicBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, architecture: Architecture
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        architecture: Architecture,
+        dilations: Dilations = (1, 1),
     ) -> None:
         super().__init__()
         self.out_channels = width = round(planes * architecture.width)
-        first, second = _convolutions(architecture, 2)
+        first, second = _convolutions(architecture, (3, 3), dilations)
         self.bn1: nn.Module = nn.BatchNorm2d(in_channels, architecture.eps)
-        self.conv1 = first(in_channels, width, 3, stride)
+        self.conv1 = first(in_channels, width, stride=stride)
         self.bn2 = nn.BatchNorm2d(width, architecture.eps)
         self.dropout = nn.Dropout(architecture.dropout)
-        self.conv2 = second(width, width, 3)
+        self.conv2 = second(width, width)
         self.shortcut = make_shortcut(in_channels, width, stride, architecture)
         self.shortcut_activated = sees_activated(self.shortcut, architecture)
 
@@ -242,19 +272,24 @@ class PreActBottleneck(nn.Module):
     """The bottleneck of He 2016, section 4, with the shortcut of `PreActBasicBlock`."""
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, architecture: Architecture
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        architecture: Architecture,
+        dilations: Dilations = (1, 1),
     ) -> None:
         super().__init__()
         width = round(planes * architecture.width)
         self.out_channels = planes * EXPANSION["bottleneck"]
         strides = (stride, 1) if architecture.stride_at == "1x1" else (1, stride)
-        first, second, third = _convolutions(architecture, 3)
+        first, second, third = _convolutions(architecture, (1, 3, 1), dilations)
         self.bn1: nn.Module = nn.BatchNorm2d(in_channels, architecture.eps)
-        self.conv1 = first(in_channels, width, 1, strides[0])
+        self.conv1 = first(in_channels, width, stride=strides[0])
         self.bn2 = nn.BatchNorm2d(width, architecture.eps)
-        self.conv2 = second(width, width, 3, strides[1])
+        self.conv2 = second(width, width, stride=strides[1])
         self.bn3 = nn.BatchNorm2d(width, architecture.eps)
-        self.conv3 = third(width, self.out_channels, 1)
+        self.conv3 = third(width, self.out_channels)
         self.shortcut = make_shortcut(in_channels, self.out_channels, stride, architecture)
         self.shortcut_activated = sees_activated(self.shortcut, architecture)
 
@@ -286,39 +321,23 @@ BLOCKS: dict[tuple[Block, bool], BlockFactory] = {
 }
 
 
-class StemPool(nn.MaxPool2d):
-    """The 3x3 max-pool of stride 2; see `Architecture.pool_padding`."""
-
-    def __init__(self, padding: PoolPadding) -> None:
-        super().__init__(3, 2, padding=int(padding == "symmetric"), ceil_mode=padding == "ceil")
-        self.pads = padding
-
-    def forward(self, input: Tensor) -> Tensor:
-        padded = input
-        if self.pads == "same":
-            padded = pad_same(input, 3, 2, value=float("-inf"))
-        elif self.pads == "zero":
-            padded = F.pad(input, (1, 1, 1, 1))
-        return cast("Tensor", super().forward(padded))
-
-
 class ImageStem(nn.Module):
     """The first layers; most pre-activation networks do not normalise here."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        channels, small = architecture.planes[0], architecture.stem == "small"
+        channels, small = architecture.stem_width, architecture.stem == "small"
         self.conv = conv(
             architecture.in_channels,
             channels,
             3 if small else 7,
-            1 if small else 2,
+            architecture.stem_stride or (1 if small else 2),
             bias="stem" in architecture.biases,
             padding=architecture.stem_padding,
         )
         bare = architecture.preact and architecture.preact_stem == "bare"
         self.norm = nn.Identity() if bare else NormReLU(channels, architecture.eps)
-        self.pool = nn.Identity() if small else StemPool(architecture.pool_padding)
+        self.pool = stem_pool(architecture)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.pool(self.norm(self.conv(x))))
@@ -342,7 +361,7 @@ class ResNet(nn.Module):
         self.architecture = architecture
         self.custom = block is not None
         make_block = block or BLOCKS[architecture.block, architecture.preact]
-        channels = architecture.planes[0]
+        channels = architecture.stem_width
         self.input_norm = (
             nn.BatchNorm2d(architecture.in_channels, architecture.eps)
             if architecture.input_norm
@@ -350,16 +369,23 @@ class ResNet(nn.Module):
         )
         self.stem = ImageStem(architecture)
         self.stages = nn.ModuleList()
+        dilated = 1
         for stage, (count, planes) in enumerate(
             zip(architecture.blocks, architecture.planes, strict=True)
         ):
             stack = nn.Sequential()
-            strided = _strided_block(architecture, stage, count)
+            strided, dilation = _strided_block(architecture, stage, count), dilated
+            if stage in architecture.dilation:
+                strided, dilated = None, 2 * dilated
             for index in range(count):
                 described = architecture
                 if architecture.preact_shortcut == "entry" and index == 0:
                     described = replace(architecture, preact_shortcut="activated")
-                made = make_block(channels, planes, 2 if index == strided else 1, described)
+                # The first block of a dilated stage sees its input as the stage before did.
+                dilations = ((dilation if index == 0 else dilated, dilated),) * (dilated > 1)
+                made = make_block(
+                    channels, planes, 2 if index == strided else 1, described, *dilations
+                )
                 channels = made.out_channels
                 stack.append(cast("nn.Module", made))
             self.stages.append(stack)
@@ -369,8 +395,7 @@ class ResNet(nn.Module):
         ends = architecture.preact and architecture.final_norm
         self.norm = NormReLU(channels, architecture.eps) if ends else nn.Identity()
         self.out_channels = channels
-        classes = architecture.num_classes
-        self.head: nn.Module = nn.Linear(channels, classes) if classes else nn.Identity()
+        self.head = make_head(channels, architecture)
         initialise(self, zero_init_residual=zero_init_residual)
 
     def maps(self, x: Tensor) -> Tensor:
@@ -390,6 +415,17 @@ class ResNet(nn.Module):
     def set_head(self, head: nn.Module) -> None:
         """Replaces the head by one that takes features [N, `out_channels`]; not initialised."""
         self.head = head
+
+
+def make_head(channels: int, architecture: Architecture) -> nn.Module:
+    """Linear layers with ReLUs between; see `Architecture.head`."""
+    if not architecture.num_classes:
+        return nn.Identity()
+    last = nn.Linear((channels, *architecture.head)[-1], architecture.num_classes)
+    hidden: list[nn.Module] = []
+    for inputs, outputs in pairwise((channels, *architecture.head)):
+        hidden += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*hidden, last) if hidden else last
 
 
 def _strided_block(architecture: Architecture, stage: int, count: int) -> int | None:

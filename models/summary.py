@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.architecture import Architecture
+from models.preprocess import Sides
 from models.resnet import ResNet, on_meta
 
 UNLIKE = 3  # The first block of a stage, one between, and the last.
@@ -28,8 +29,8 @@ class Cost:
     macs: int
 
 
-def cost(architecture: Architecture, size: int) -> Cost:
-    """The cost of a network for an image `size` pixels high and wide.
+def cost(architecture: Architecture, size: Sides) -> Cost:
+    """The cost of a network for an image of this size in pixels: one side, or height and width.
 
     The blocks between the first and the last of a stage are equal, so one is counted for all of
     them: a network of a thousand layers need not be built.
@@ -46,12 +47,13 @@ def cost(architecture: Architecture, size: int) -> Cost:
 
 
 @cache
-def _measured(architecture: Architecture, size: int) -> tuple[Cost, tuple[Cost, ...]]:
+def _measured(architecture: Architecture, size: Sides) -> tuple[Cost, tuple[Cost, ...]]:
     """The cost of a network, and for each stage that of a block between the first and last."""
     network = on_meta(architecture)
 
     def measure() -> Cost:
-        return Cost(count_parameters(network), count_layers(network), count_macs(network, size))
+        macs = count_macs(network, size, architecture.in_channels)
+        return Cost(count_parameters(network), count_layers(network), macs)
 
     between: list[Cost] = []
     total = before = measure()
@@ -83,12 +85,12 @@ def count_layers(network: nn.Module) -> int:
     return sum(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules())
 
 
-def count_macs(network: nn.Module, size: int, channels: int = 3) -> int:
+def count_macs(network: nn.Module, size: Sides, channels: int = 3) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image.
 
-    `size` is the image's height and width in pixels. Nothing is computed or allocated: an empty
-    batch runs through weights that are an expanded zero. The network may be on any device,
-    including meta, and does not change.
+    `size` is the image's side in pixels, or its height and width. Nothing is computed or
+    allocated: an empty batch runs through weights that are an expanded zero. The network may be
+    on any device, including meta, and does not change.
     """
     zero = torch.zeros(())
     state = {name: zero.expand(value.shape) for name, value in network.state_dict().items()}
@@ -97,24 +99,26 @@ def count_macs(network: nn.Module, size: int, channels: int = 3) -> int:
     counter = _MacCounter()
     try:
         with torch.no_grad(), counter:
-            torch.func.functional_call(network, state, (torch.empty(0, channels, size, size),))
+            torch.func.functional_call(network, state, (torch.empty(0, channels, *_pair(size)),))
     finally:
         for module, was_training in training.items():
             module.training = was_training
     return counter.macs
 
 
-def map_side(network: ResNet, size: int) -> int:
-    """Height and width of the last feature maps for images `size` pixels high and wide, without
+def map_sides(network: ResNet, size: Sides) -> tuple[int, int]:
+    """Height and width of the last feature maps for images of this size in pixels, without
     computing them. (The meta device could tell too, but takes a second to import.)"""
-    sides: list[int] = []
-    watch = network.norm.register_forward_hook(lambda _, __, maps: sides.append(maps.shape[-1]))
+    sides: list[tuple[int, int]] = []
+    watch = network.norm.register_forward_hook(
+        lambda _, __, maps: sides.append((maps.shape[-2], maps.shape[-1]))
+    )
     try:
         count_macs(network, size, network.architecture.in_channels)
     finally:
         watch.remove()
-    (side,) = sides
-    return side
+    (found,) = sides
+    return found
 
 
 class _MacCounter(TorchFunctionMode):

@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import files, variants
 from models import labels as label_files
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit, name_from
+from models.interchange import assumptions
+from models.interchange.assumptions import InputUnknown
 from models.interchange.flax import importer as flax
-from models.interchange.imported import Imported
+from models.interchange.imported import Imported, Said
 from models.interchange.keras import importer as keras
 from models.interchange.onnx import export as onnx_export
 from models.interchange.onnx import importer as onnx
 from models.interchange.pytorch import cifar, export, huggingface, timm, torch_resnet, torchvision
-from models.preprocess import RGB
 from models.resnet import on_meta
 from models.suggestions import hint
 
 COUNTER = "num_batches_tracked"
-FORMATS: dict[str, Callable[[Path], Imported]] = {
+FORMATS: dict[str, Callable[[Path, Said], Imported]] = {
     "cifar": cifar.read,
     "flax": flax.read,
     "huggingface": huggingface.read,
@@ -44,10 +46,6 @@ RECOGNISED: dict[str, Callable[[bytes], bool]] = {
 }
 
 
-class NormalisationUnknown(BundleError):
-    """Neither the file nor the caller says how images are normalised."""
-
-
 def recognise(path: Path) -> str | None:
     """The key of `FORMATS` for a file with a known suffix or known first bytes, else None."""
     suffix = path.suffix.lower().removeprefix(".")
@@ -61,75 +59,93 @@ def recognise(path: Path) -> str | None:
     return next((name for name, begins in RECOGNISED.items() if begins(start)), None)
 
 
-def convert(
-    format: str,
-    path: Path,
-    *,
-    name: str | None = None,
-    variant: str | None = None,
-    mean: RGB | None = None,
-    std: RGB | None = None,
-    labels: str | None = None,
-    numerics: Mapping[str, Any] | None = None,
-) -> Bundle:
+def convert(format: str, path: Path, said: Said | None = None) -> Bundle:
     """A bundle of the weights in a file of another ecosystem.
 
     `format`: a key of `FORMATS`; some of them read folders too.
-    `name`: by default the name in the file, or else that of the file.
-    `variant`: only checked; names and shapes determine the network.
-    `mean`, `std`: override those of the file's layout, and are required if it has none.
-    `labels`: see `models.labels.read`.
-    `numerics`: fields of `Architecture` that the file cannot reveal, such as `stride_at`, if they
-        differ from the format's usual values.
+    `said`: what the user says of the file. The provenance has what neither says, under "assumed".
 
     Raises:
         BundleError: the file is something else, or incomplete; the message names the reason.
+        InputUnknown: the user must say how images are prepared.
         WeightsMismatch: tensors are missing or unexpected.
     """
     if format not in FORMATS:
         raise BundleError(f"no format is called {format!r}; {hint(format, FORMATS)}")
-    source = FORMATS[format](path)
-    if numerics:
-        changed = variants.override(source.architecture, **numerics)
+    said = said or Said()
+    source = FORMATS[format](path, said)
+    if said.numerics:
+        changed = variants.override(source.architecture, **said.numerics)
         source = replace(source, architecture=changed)
+    if said.outputs is not None:
+        source = replace(source, outputs=said.outputs)
+    source = assumptions.as_two_classes(source, said)
     row = variants.find(source.architecture)
-    if variant is not None and (row is None or variants.variant(variant).name != row.name):
+    if said.variant is not None and (
+        row is None or variants.variant(said.variant).name != row.name
+    ):
         actual = row.name if row else "a network that has no name"
-        raise BundleError(f"{path}: holds {actual}, not {variant}")
+        raise BundleError(f"{path}: holds {actual}, not {said.variant}")
+    tensors = _fitting(source, row.name if row else "a ResNet", path)
+    try:
+        return _described(format, source, said, tensors, path)
+    except InputUnknown as error:
+        raise InputUnknown(f"{path}: {error}") from None
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+
+
+def _fitting(source: Imported, what: str, path: Path) -> dict[str, Tensor]:
     network = on_meta(source.architecture)
     # Only training without momentum reads these counters, and many files lack them.
     counters = {n: torch.tensor(0) for n in network.state_dict() if n.endswith(COUNTER)}
     tensors = counters | source.tensors
     try:
-        check_fit(network, tensors, row.name if row else "a ResNet")
+        check_fit(network, tensors, what)
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{path}: {error}", error.difference) from None
-    mean, std = mean or source.mean, std or source.std
-    if mean is None or std is None:
-        raise NormalisationUnknown(
-            f"{path}: its layout ({source.layout}) does not say how images were normalised; "
-            "give --mean r,g,b and --std r,g,b"
+    return tensors
+
+
+def _described(
+    format: str, source: Imported, said: Said, tensors: dict[str, Tensor], path: Path
+) -> Bundle:
+    row, classes = variants.find(source.architecture), source.architecture.num_classes
+    spec = assumptions.input_of(source, said)
+    labels = source.labels or label_files.default(classes)
+    if said.labels:
+        labels = label_files.read(said.labels)
+        if len(labels) == 1 and classes == 2:
+            labels = (f"not {labels[0]}", labels[0])
+    left_open = assumptions.assumed(source, spec, said, labels)
+    if said.strict and left_open:
+        raise BundleError(
+            f"neither the file nor an option says {', '.join(left_open)}; without --strict these "
+            f"are assumed: {assumptions.in_words(left_open)}"
         )
-    classes = source.architecture.num_classes
+    provenance = {
+        **source.provenance,
+        "source": path.name,
+        "sha256": files.sha256(source.file or path),
+        "format": format,
+        "layout": source.layout,
+    }
+    if left_open:
+        provenance["assumed"] = assumptions.as_json(left_open)
+    if source.notes:
+        provenance["notes"] = list(source.notes)
     return Bundle(
-        name=name or source.name or name_from(path.name.partition(".")[0]),
+        name=said.name or source.name or name_from(path.name.partition(".")[0]),
         variant=row.name if row else None,
         architecture=source.architecture,
-        input=replace(source.spec, mean=mean, std=std),
-        labels=label_files.read(labels)
-        if labels
-        else source.labels or label_files.default(classes),
+        input=spec,
+        labels=labels,
+        outputs=source.outputs,
         tensors=tensors,
         metrics=dict(source.metrics),
         temperature=source.temperature,
         card=source.card,
-        provenance={
-            **source.provenance,
-            "source": path.name,
-            "sha256": files.sha256(source.file or path),
-            "format": format,
-            "layout": source.layout,
-        },
+        provenance=provenance,
     )
 
 

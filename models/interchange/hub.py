@@ -13,6 +13,7 @@ from models.interchange.convert import convert
 from models.interchange.download import fetch
 from models.interchange.extras import INSTALL
 from models.interchange.formats import REPOSITORY
+from models.interchange.imported import Said
 from models.interchange.pytorch.checkpoint import IN_FOLDERS, read_json
 
 
@@ -39,7 +40,7 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
 
 
 def _published(row: torchvision_weights.Published, path: Path) -> Bundle:
-    return convert("torchvision", path, name=row.variant, variant=row.variant)
+    return convert("torchvision", path, Said(name=row.variant, variant=row.variant))
 
 
 def from_huggingface(spec: str) -> Bundle:
@@ -70,7 +71,7 @@ def from_huggingface(spec: str) -> Bundle:
     if weights is None:
         raise BundleError(f"has neither {' nor '.join(IN_FOLDERS)}")
     called = re.sub(r"[^A-Za-z0-9._-]", "-", name.rpartition("/")[2]).lstrip("._-")
-    made = convert(kind, weights, name=called)
+    made = convert(kind, weights, Said(name=called))
     made.provenance["source"] = f"hf:{spec}"
     return made
 

@@ -14,7 +14,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.architecture import Architecture
-from models.preprocess import RGB, InputSpec
+from models.classifier import Outputs
+from models.preprocess import InputSpec
+
+# What a file may leave open although the network's answers depend on it, in the order in which
+# `convert` lists it: fields of `InputSpec`, of `Bundle`, and of `Architecture`.
+NORMALISATION = frozenset(("mean", "std"))
+INPUT = ("size", "resize", "crop", "interpolation", "channels", "mean", "std")
+DESCRIBED = ("labels", "outputs")
+STRUCTURE = (
+    "stride_at",
+    "padding",
+    "stem_stride",
+    "pool",
+    "antialias",
+    "dilation",
+    "head",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What the user says of a file: it takes precedence over what the file says.
+
+    `name`, `labels`, `outputs`: as in `Bundle`; `labels` is what `models.labels.read` takes.
+    `variant`: only checked; names and shapes determine the network.
+    `input`: fields of `InputSpec`.
+    `numerics`: fields of `Architecture` that names and shapes do not reveal, such as `stride_at`.
+    `key`: the entry of a checkpoint that holds the weights, where it has several.
+    `prefix`: what the names of the network's tensors begin with.
+    `strict`: refuse what neither the file nor the user says, rather than assume it.
+    """
+
+    name: str | None = None
+    variant: str | None = None
+    labels: str | None = None
+    outputs: Outputs | None = None
+    input: Mapping[str, Any] = field(default_factory=dict)
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    prefix: str | None = None
+    strict: bool = False
+
+
+NOTHING = Said()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +66,13 @@ class Imported:
 
     `layout`: the recognised form of the file.
     `tensors`: the network's state dict; counters that only training reads may be missing.
-    `spec`: how its images are resized and cropped.
-    `mean`, `std`: None if neither the file nor its layout determines them.
-    `name`, `labels`: the model's and the classes' names, if the file has them.
+    `spec`: how its images are prepared.
+    `said`: which of `INPUT`, `DESCRIBED` and `STRUCTURE` the file or its format determines; the
+        others are assumed and listed, or asked for.
+    `asked`: those of `INPUT` for which there is no likely value: without the user's, the file is
+        refused.
+    `notes`: what else the user should know: which of several weights were taken, what was left.
+    `name`, `labels`, `outputs`: as in `Bundle`, if the file has them.
     `metrics`: published accuracy.
     `temperature`, `card`: as in `Bundle`, if the file was exported from one.
     `provenance`: further information on the origin of the weights.
@@ -36,10 +83,12 @@ class Imported:
     tensors: dict[str, Tensor]
     architecture: Architecture
     spec: InputSpec
-    mean: RGB | None
-    std: RGB | None
+    said: frozenset[str] = frozenset()
+    asked: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
     name: str | None = None
     labels: tuple[str, ...] | None = None
+    outputs: Outputs = "exclusive"
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None

@@ -109,9 +109,13 @@ def _foreign(
 ) -> Bundle:
     from models.bundle import WeightsMismatch
     from models.interchange import convert as interchange
+    from models.interchange.imported import INPUT, Said
 
+    given = {name: options.pop(name) for name in INPUT if name in options}
+    prepared = {name: value for name, value in given.items() if value is not None}
+    said = Said(input=prepared, numerics=dict(numerics), **options)
     try:
-        return interchange.convert(format, src, numerics=dict(numerics), **options)
+        return interchange.convert(format, src, said)
     except WeightsMismatch as error:
         for line in error.difference:
             click.echo(line, err=True)

@@ -11,6 +11,7 @@ from models import bundle, files, variants
 from models.architecture import Architecture
 from models.bundle import Bundle
 from models.interchange import convert, hub
+from models.interchange.assumptions import InputUnknown
 from models.preprocess import CIFAR, IMAGENET
 from models.suggestions import hint
 from service.config import loading, specs
@@ -78,7 +79,7 @@ def _from_file(path: Path, source: str) -> Loaded:
     foreign = convert.recognise(path)
     try:
         loaded = convert.convert(foreign, path) if foreign else bundle.read(path)
-    except convert.NormalisationUnknown as error:
+    except InputUnknown as error:
         hint = f"`resnet-serve convert --from {foreign}` makes a bundle that records it"
         raise ConfigError(f"{error}; {hint}") from None
     return Loaded(loaded, source, files.sha256(path))

@@ -163,7 +163,7 @@ def test_a_tensor_under_another_name_is_refused(bundle_file: Path) -> None:
         ({"surplus": 1}, "its resnet-serve metadata is incomplete"),
         (
             {"architecture": {**asdict(tiny.ARCHITECTURE), "in_channels": 1}},
-            "in_channels must be 3 (RGB images), not 1",
+            "in_channels must be 3 for rgb images, not 1",
         ),
         (
             {"architecture": {**asdict(tiny.ARCHITECTURE), "shortcut": "D"}},

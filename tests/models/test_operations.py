@@ -105,7 +105,7 @@ def test_dilated_windows_have_their_own_size() -> None:
         (nn.Conv2d(3, 3, 3, padding="same"), "plain convolutions"),
         (nn.BatchNorm2d(3), "evaluation mode"),
         (nn.Dropout(), "evaluation mode"),
-        (nn.ReflectionPad2d(1), "padding with constants"),
+        (nn.ReplicationPad2d(1), "padding with constants"),
         (nn.Sigmoid(), "sigmoid"),
     ],
     ids=lambda value: type(value).__name__,

@@ -116,15 +116,15 @@ def test_rows_are_rows_and_channels_are_red_green_blue() -> None:
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
-    ({"size": 0}, "size must be a positive integer, not 0"),
-    ({"size": 32.0}, "size must be a positive integer, not 32.0"),
-    ({"size": True}, "size must be a positive integer, not True"),
-    ({"resize": "32"}, "resize must be a positive integer, not '32'"),
+    ({"size": 0}, "size must be a positive integer, or height and width, not 0"),
+    ({"size": 32.0}, "size must be a positive integer, or height and width, not 32.0"),
+    ({"size": True}, "size must be a positive integer, or height and width, not True"),
+    ({"resize": "32"}, "resize must be a positive integer, or height and width, not '32'"),
     ({"resize": 4097}, "size and resize must be at most 4096, not 4097"),
     ({"resize": 31}, "resize must be at least size (32), not 31"),
     (
         {"crop": "corner"},
-        "crop must be one of center, center_floor, before_resize, not 'corner'",
+        "crop must be one of center, center_floor, before_resize, squash, letterbox, not 'corner'",
     ),
     (
         {"interpolation": "cubic"},

@@ -16,7 +16,7 @@ from models.summary import (
     count_layers,
     count_macs,
     count_parameters,
-    map_side,
+    map_sides,
 )
 from tests.support import tiny
 
@@ -175,13 +175,13 @@ def test_the_side_of_the_last_maps_is_that_of_a_real_forward(
     """The second stage halves it, and so does the stem of ImageNet, twice."""
     network = tiny.network(stem=stem, preact=preact, in_channels=channels)
     assert network.maps(torch.randn(1, channels, size, size)).shape[-2:] == (side, side)
-    assert map_side(network, size) == side
-    assert map_side(on_meta(network.architecture), size) == side
+    assert map_sides(network, size) == (side, side)
+    assert map_sides(on_meta(network.architecture), size) == (side, side)
     assert not network.norm._forward_hooks
 
 
 def test_an_image_that_vanishes_leaves_the_network_as_it_was() -> None:
     network = tiny.network()
     with pytest.raises(RuntimeError):
-        map_side(network, -3)
+        map_sides(network, -3)
     assert not network.norm._forward_hooks

@@ -15,7 +15,14 @@ from torch import Tensor
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.flax.pytree import Tree, read_tree
-from models.interchange.imported import Imported, float_tensor, is_numbers, natural
+from models.interchange.imported import (
+    NORMALISATION,
+    Imported,
+    Said,
+    float_tensor,
+    is_numbers,
+    natural,
+)
 from models.preprocess import CIFAR, IMAGENET
 
 Leaves = Mapping[str, NDArray[Any]]
@@ -30,7 +37,7 @@ NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "runni
 BLOCKS = ([3, 3], [1, 3, 1])
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, said: Said) -> Imported:
     """The weights in a msgpack file or an Orbax folder, under our names.
 
     Names hardly matter: a convolution, a norm and a dense layer at the top are the stem and the
@@ -55,8 +62,7 @@ def read(path: Path) -> Imported:
         tensors=tensors,
         architecture=replace(architecture, pool_padding="same") if imagenet else architecture,
         spec=EXAMPLE if example else IMAGENET if imagenet else CIFAR,
-        mean=EXAMPLE.mean if known else None,
-        std=EXAMPLE.std if known else None,
+        asked=frozenset() if known else NORMALISATION,
     )
 
 

@@ -14,7 +14,14 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
-from models.interchange.imported import Imported, float_tensor, is_numbers, natural
+from models.interchange.imported import (
+    NORMALISATION,
+    Imported,
+    Said,
+    float_tensor,
+    is_numbers,
+    natural,
+)
 from models.interchange.keras.file import Arrays, KerasFile, read_keras
 from models.preprocess import CIFAR, IMAGENET
 
@@ -52,7 +59,7 @@ CLASSES = {
 ACTIVATIONS = {"relu", "linear", "softmax"}
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, said: Said) -> Imported:
     """The weights in a Keras file, under our names.
 
     The networks of `keras.applications` are recognised by the names of their layers. Others are
@@ -142,8 +149,7 @@ def _application(file: KerasFile, layers: Layers) -> Imported:
         tensors=tensors,
         architecture=architecture,
         spec=spec,
-        mean=spec.mean if known else None,
-        std=spec.std if known else None,
+        asked=frozenset() if known else NORMALISATION,
     )
 
 
@@ -214,9 +220,8 @@ def _small(file: KerasFile, layers: Layers) -> Imported:
         layout="MLPerf Tiny ResNet-8" if tiny else "Keras layers in order",
         tensors=tensors,
         architecture=architecture,
-        spec=CIFAR,
-        mean=RAW.mean if tiny else None,
-        std=RAW.std if tiny else None,
+        spec=RAW if tiny else CIFAR,
+        asked=frozenset() if tiny else NORMALISATION,
     )
 
 

@@ -23,7 +23,7 @@ from models.architecture import Architecture, PreactShortcut, PreactStem
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.onnx.graph import Array, Graph, Step, misfit
-from models.preprocess import RGB
+from models.preprocess import PerChannel
 from models.resnet import ConvShortcut, PaddedShortcut, on_meta
 
 
@@ -55,8 +55,8 @@ class Found:
 
     architecture: Architecture
     tensors: dict[str, Tensor]
-    mean: RGB | None
-    std: RGB | None
+    mean: PerChannel | None
+    std: PerChannel | None
     size: int | None
     softmax: bool
 
@@ -189,7 +189,7 @@ class _Network:
 
     def _front(
         self, steps: Sequence[Step]
-    ) -> tuple[RGB | None, RGB | None, Step | None, int | None]:
+    ) -> tuple[PerChannel | None, PerChannel | None, Step | None, int | None]:
         """Mean, std and a norm of the images before the stem; and the images' size."""
         scale, shift = np.ones(3), np.zeros(3)
         norm: Step | None = None
@@ -233,7 +233,7 @@ def _convolutions(steps: Sequence[Step]) -> int:
     return sum(step.kind == "conv" for step in steps)
 
 
-def _rgb(values: Array) -> RGB:
+def _rgb(values: Array) -> PerChannel:
     # The digits that float32 holds.
     red, green, blue = (float(f"{value:.7g}") for value in values)
     return red, green, blue

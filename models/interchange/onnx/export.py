@@ -45,20 +45,20 @@ def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
 def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
     from onnx import TensorProto, helper
 
-    network, size = bundle.network(), bundle.input.size
+    network, (height, width, channels) = bundle.network(), bundle.input.shape
     builder = _Builder(network)
     images: Sequence[int | str]
     if with_preprocessing:
-        images, kind = (BATCH, size, size, 3), TensorProto.UINT8
+        images, kind = (BATCH, height, width, channels), TensorProto.UINT8
         normalise = Normalise(bundle.input)
         pixels = builder.node("Cast", ["images"], to=TensorProto.FLOAT)
         scaled = builder.node("Mul", [pixels, builder.array("scale", normalise.scale)])
         shifted = builder.node("Add", [scaled, builder.array("shift", normalise.shift)])
         first = builder.node("Transpose", [shifted], perm=[0, 3, 1, 2])
     else:
-        images, kind, first = (BATCH, 3, size, size), TensorProto.FLOAT, "images"
+        images, kind, first = (BATCH, channels, height, width), TensorProto.FLOAT, "images"
     values = [first]
-    for operation in record(network, (3, size, size))[1:]:
+    for operation in record(network, (channels, height, width))[1:]:
         inputs = [values[place] for place in operation.inputs]
         values.append(NODES[operation.kind](builder, operation, inputs))
     last = values[-1]

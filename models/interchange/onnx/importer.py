@@ -13,10 +13,10 @@ import numpy as np
 
 from models.bundle import BundleError, name_from
 from models.interchange.extras import INSTALL
-from models.interchange.imported import Imported
+from models.interchange.imported import NORMALISATION, Imported, Said
 from models.interchange.onnx import blocks
 from models.interchange.onnx.graph import Reader
-from models.preprocess import CIFAR, IMAGENET, RGB, InputSpec
+from models.preprocess import CIFAR, IMAGENET, InputSpec, PerChannel
 
 MISSING = f"the package onnx is not installed: {INSTALL}"
 # Protobuf's tags of the fields of a `ModelProto` after the first.
@@ -26,7 +26,7 @@ GLUON = re.compile(r"resnetv\d+_dense\d+_fwd")
 ZOO = replace(IMAGENET, crop="center_floor")
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, said: Said) -> Imported:
     """The network in an `.onnx` file, recognised by what its graph computes.
 
     External data is only read from the file's folder, and nothing is executed.
@@ -64,9 +64,8 @@ def read(path: Path) -> Imported:
         layout=f"{layout}, without its softmax" if found.softmax else layout,
         tensors=found.tensors,
         architecture=found.architecture,
-        spec=spec,
-        mean=mean,
-        std=std,
+        spec=replace(spec, mean=mean, std=std) if mean and std else spec,
+        asked=frozenset() if mean and std else NORMALISATION,
         name=name,
         labels=labels,
         provenance={"producer": producer} if producer else {},
@@ -160,11 +159,11 @@ def _sized(spec: InputSpec, found: blocks.Found) -> InputSpec:
     """`spec`, or CIFAR's for a small stem, at the size that the graph fixes."""
     if found.architecture.stem == "small":
         spec = CIFAR
-    size = found.size or spec.size
-    return replace(spec, size=size, resize=round(size * spec.resize / spec.size))
+    size = found.size or spec.height
+    return replace(spec, size=size, resize=round(size * spec.box[0] / spec.height))
 
 
-def _close(spec: InputSpec, mean: RGB, std: RGB) -> bool:
+def _close(spec: InputSpec, mean: PerChannel, std: PerChannel) -> bool:
     """Whether a graph's normalisation equals that of its metadata, up to rounding."""
     return np.allclose(spec.mean, mean, atol=1e-6) and np.allclose(spec.std, std, rtol=1e-6)
 

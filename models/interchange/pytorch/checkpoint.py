@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.bundle import BundleError
+from models.interchange.imported import NOTHING, Said
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
 # Stored beside the weights by the training scripts of torchvision and timm.
@@ -34,7 +35,7 @@ def weights_file(path: Path) -> Path:
     raise BundleError(f"{path}: a folder without {' or '.join(IN_FOLDERS)}")
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, said: Said = NOTHING) -> dict[str, Tensor]:
     """The float32 state dict in a `.pth`, `.th`, `.pt`, `.bin` or `.safetensors` file, without
     `module.` prefixes.
 

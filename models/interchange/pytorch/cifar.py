@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from models.bundle import BundleError
-from models.interchange.imported import Imported
+from models.interchange.imported import NORMALISATION, NOTHING, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import (
     TORCHVISION_RENAMES,
@@ -16,16 +17,16 @@ from models.interchange.pytorch.layout import (
     stage,
     to_ours,
 )
-from models.preprocess import CIFAR, IMAGENET, RGB
+from models.preprocess import CIFAR, IMAGENET, PerChannel
 
 # The mean of the images' deviations, not the deviation of the data: these repositories use it.
 MEAN_OF_STDS = (0.2023, 0.1994, 0.2010)
-CIFAR100: tuple[RGB, RGB] = (
+CIFAR100: tuple[PerChannel, PerChannel] = (
     (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
     (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
 )
 # The authors of wide networks use these for both data sets, rounded in [0, 255].
-WIDE: tuple[RGB, RGB] = (
+WIDE: tuple[PerChannel, PerChannel] = (
     (125.3 / 255, 123.0 / 255, 113.9 / 255),
     (63.0 / 255, 62.1 / 255, 66.7 / 255),
 )
@@ -137,13 +138,13 @@ LAYOUTS = (
 )
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, said: Said = NOTHING) -> Imported:
     """The weights in a checkpoint of one of `LAYOUTS`, under our names.
 
     Raises:
         BundleError: it cannot be read, has none of the layouts, or is for large images.
     """
-    tensors = read_checkpoint(path)
+    tensors = read_checkpoint(path, said)
     layout = find(LAYOUTS, tensors)
     if layout is None:
         raise BundleError(
@@ -154,12 +155,13 @@ def read(path: Path) -> Imported:
         raise BundleError(f"{path}: has a stem for ImageNet; the format cifar is for small images")
     if architecture.shortcut == "A" and "shortcut_padding" not in layout.numerics:
         raise BundleError(f"{path}: option A, but its layout does not say on which side it pads")
-    mean, std = layout.normalised.get(architecture.num_classes, (None, None))
+    known = layout.normalised.get(architecture.num_classes)
+    spec = replace(CIFAR, mean=known[0], std=known[1]) if known else CIFAR
     return Imported(
         layout=layout.name,
         tensors=renamed,
         architecture=architecture,
-        spec=CIFAR,
-        mean=mean,
-        std=std,
+        spec=spec,
+        said=frozenset({"padding"}),
+        asked=frozenset() if known else NORMALISATION,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import BundleError
-from models.interchange.imported import Imported
+from models.interchange.imported import INPUT, NORMALISATION, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
 from models.interchange.pytorch.layout import Layout, find, shown, to_ours
 from models.preprocess import IMAGENET, InputSpec, Interpolation
@@ -33,7 +33,7 @@ LAYOUT = Layout(
 INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, said: Said) -> Imported:
     """The weights in a folder, or in a file beside its `config.json`, under our names.
 
     A `preprocessor_config.json` beside them determines the input; it is unknown without.
@@ -42,7 +42,7 @@ def read(path: Path) -> Imported:
         BundleError: it cannot be read, has no config, or is something else.
     """
     file = weights_file(path)
-    tensors = read_checkpoint(file)
+    tensors = read_checkpoint(file, said)
     if find([LAYOUT], tensors) is None:
         raise BundleError(f"{path}: not a transformers ResNet; its first tensors: {shown(tensors)}")
     config = read_json(file.with_name("config.json"))
@@ -70,8 +70,8 @@ def read(path: Path) -> Imported:
         tensors=renamed,
         architecture=architecture,
         spec=spec or IMAGENET,
-        mean=spec.mean if spec else None,
-        std=spec.std if spec else None,
+        said=frozenset({"stride_at", "padding", "stem_stride", "pool", *(INPUT if spec else ())}),
+        asked=frozenset() if spec else NORMALISATION,
         labels=labels,
         file=file,
     )

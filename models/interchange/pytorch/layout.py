@@ -13,7 +13,7 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
-from models.preprocess import RGB
+from models.preprocess import PerChannel
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 
@@ -34,7 +34,7 @@ class Layout:
     lacks: tuple[str, ...] = ()
     renames: tuple[Rename, ...]
     numerics: Mapping[str, Any] = field(default_factory=dict)
-    normalised: Mapping[int, tuple[RGB, RGB]] = field(default_factory=dict)
+    normalised: Mapping[int, tuple[PerChannel, PerChannel]] = field(default_factory=dict)
 
 
 def stage(match: re.Match[str]) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from models.bundle import BundleError
-from models.interchange.imported import Imported
+from models.interchange.imported import Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
 from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
-from models.preprocess import IMAGENET, RGB, InputSpec
+from models.preprocess import IMAGENET, InputSpec, PerChannel
 
 LAYOUTS = (
     Layout(
@@ -33,7 +33,7 @@ LAYOUTS = (
     ),
 )
 
-HALF: RGB = (0.5, 0.5, 0.5)
+HALF: PerChannel = (0.5, 0.5, 0.5)
 # The input without a config.
 DEFAULTS = {"timm resnet": IMAGENET, "timm resnetv2": replace(IMAGENET, mean=HALF, std=HALF)}
 
@@ -57,7 +57,7 @@ WITHOUT_EFFECT = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zer
 AVERAGING = ("avg", "fast")
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, said: Said) -> Imported:
     """The weights of a plain `resnet*`, `wide_resnet*` or `resnetv2_*`, under our names.
 
     `path` is a file or a folder. A `config.json` beside the weights determines the input and the
@@ -67,7 +67,7 @@ def read(path: Path) -> Imported:
         BundleError: it cannot be read, or is something else; the message says what.
     """
     file = weights_file(path)
-    tensors = read_checkpoint(file)
+    tensors = read_checkpoint(file, said)
     layout = find(LAYOUTS, tensors)
     if layout is None:
         raise BundleError(f"{path}: not a timm ResNet; its first tensors: {shown(tensors)}")
@@ -88,8 +88,7 @@ def read(path: Path) -> Imported:
         tensors=renamed,
         architecture=architecture,
         spec=spec,
-        mean=spec.mean,
-        std=spec.std,
+        said=frozenset({"padding"}),
         labels=labels,
         provenance=_provenance(config or {}),
         file=file,
@@ -104,10 +103,10 @@ def input_spec(pretrained: Mapping[str, Any], default: InputSpec) -> InputSpec:
     """
     if pretrained.get("crop_mode", "center") != "center":
         raise ValueError(f"crop_mode {pretrained['crop_mode']!r}; only center is supported")
-    _, height, width = pretrained.get("input_size", (3, default.size, default.size))
+    _, height, width = pretrained.get("input_size", (3, default.height, default.width))
     if height != width:
         raise ValueError(f"images of {height}x{width}; only squares are supported")
-    crop = pretrained.get("crop_pct", default.size / default.resize)
+    crop = pretrained.get("crop_pct", default.height / default.box[0])
     if type(crop) not in (int, float) or not 0 < crop <= 1:
         raise ValueError(f"crop_pct must be above 0 and at most 1, not {crop!r}")
     return InputSpec(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from models.bundle import BundleError
-from models.interchange.imported import Imported
+from models.interchange.imported import NORMALISATION, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import Layout, find, shown, to_ours
 from models.preprocess import CIFAR, IMAGENET
@@ -29,27 +30,27 @@ LAYOUT = Layout(
 )
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, said: Said) -> Imported:
     """The weights of a torch-resnet network with a linear head, under our names.
 
     Raises:
         BundleError: the file cannot be read or is something else. `set_head` was never called
             for a network without a head.
     """
-    tensors = read_checkpoint(path)
+    tensors = read_checkpoint(path, said)
     if find([LAYOUT], tensors) is None:
         raise BundleError(
             f"{path}: not a torch-resnet network; its first tensors: {shown(tensors)}"
         )
     renamed, architecture = to_ours(LAYOUT, tensors, path)
     small = architecture.stem == "small"
-    normalised = LAYOUT.normalised if small else {}
-    mean, std = normalised.get(architecture.num_classes, (None, None))
+    known = LAYOUT.normalised.get(architecture.num_classes) if small else None
+    spec = CIFAR if small else IMAGENET
     return Imported(
         layout=LAYOUT.name,
         tensors=renamed,
         architecture=architecture,
-        spec=CIFAR if small else IMAGENET,
-        mean=mean,
-        std=std,
+        spec=replace(spec, mean=known[0], std=known[1]) if known else spec,
+        said=frozenset({"padding"}),
+        asked=frozenset() if known else NORMALISATION,
     )

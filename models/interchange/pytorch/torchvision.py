@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.bundle import BundleError
 from models.interchange import torchvision_weights
-from models.interchange.imported import Imported
+from models.interchange.imported import DESCRIBED, INPUT, STRUCTURE, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
 from models.preprocess import IMAGENET
@@ -19,7 +19,7 @@ LAYOUT = Layout(
 )
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, said: Said) -> Imported:
     """The weights of `resnet*` or `wide_resnet*`, under our names.
 
     A file that torchvision publishes is recognised by its checksum and gets the published
@@ -28,7 +28,7 @@ def read(path: Path) -> Imported:
     Raises:
         BundleError: it cannot be read, or is something else.
     """
-    tensors = read_checkpoint(path)
+    tensors = read_checkpoint(path, said)
     if find([LAYOUT], tensors) is None:
         raise BundleError(f"{path}: not a torchvision ResNet; its first tensors: {shown(tensors)}")
     renamed, architecture = to_ours(LAYOUT, tensors, path)
@@ -40,8 +40,7 @@ def read(path: Path) -> Imported:
         tensors=renamed,
         architecture=architecture,
         spec=row.input if row else IMAGENET,
-        mean=IMAGENET.mean,
-        std=IMAGENET.std,
+        said=frozenset((*INPUT, *DESCRIBED, *STRUCTURE) if row else {"padding"}),
         metrics=row.metrics if row else {},
         provenance={"weights": row.weights} if row else {},
     )

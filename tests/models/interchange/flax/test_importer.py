@@ -37,6 +37,7 @@ from tests.support.flax_reference import (
     variables,
 )
 from tests.support.random_weights import far
+from tests.support.said import said
 
 SIZES = [(64, 64), (65, 49), (32, 32)]
 SMALL = Tutorial(ResNetBlock)
@@ -45,7 +46,7 @@ PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def converted(path: Path, **options: Any) -> Bundle:
-    return convert.convert("flax", path, **options)
+    return convert.convert("flax", path, said(**options))
 
 
 def saved(tmp_path: Path, tree: Any) -> Path:

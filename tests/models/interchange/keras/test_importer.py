@@ -24,6 +24,7 @@ from models.variants import find
 from tests.support import keras_reference as reference
 from tests.support.keras_reference import keras, layers
 from tests.support.random_weights import far
+from tests.support.said import said
 
 pytestmark = [
     # Keras's own, when it saves tensors of torch.
@@ -37,7 +38,7 @@ PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 
 
 
 def converted(path: Path, **options: Any) -> Bundle:
-    return convert.convert("keras", path, **options)
+    return convert.convert("keras", path, said(**options))
 
 
 def pixels(size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -22,6 +22,7 @@ from models.resnet import ResNet
 from models.variants import variant
 from tests.support import rounding, tiny
 from tests.support.networks import IMAGES, NETWORKS, network
+from tests.support.said import said
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_named_networks_are_exported_whole(tmp_path: Path, name: str) -> None:
         for each in ours.modules():
             if isinstance(each, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(each.weight)
-    size = row.input.size
+    size = row.input.height
     path = export(described(ours, size), tmp_path / "x.onnx")
     images = torch.randn(1, 3, size, size)
     with torch.no_grad():
@@ -140,7 +141,7 @@ def test_metadata_of_other_programs_is_no_temperature(tmp_path: Path) -> None:
         model, {each.key: each.value for each in kept} | {"temperature": "3"}
     )
     onnx.save(model, path)
-    read = convert.convert("onnx", path, mean=IMAGENET.mean, std=IMAGENET.std)
+    read = convert.convert("onnx", path, said(mean=IMAGENET.mean, std=IMAGENET.std))
     assert read.temperature == 1.0
 
 
@@ -163,12 +164,12 @@ def test_the_file_says_what_it_is_and_is_the_same_every_time(tmp_path: Path) -> 
 def test_a_name_that_is_none_gives_way_to_the_files(tmp_path: Path, name: str | None) -> None:
     path = export(described(network("option B"), 16), tmp_path / "my net.v2.onnx")
     model = onnx.load(path)
-    said = {each.key: each.value for each in model.metadata_props if each.key != "name"}
-    onnx.helper.set_model_props(model, said if name is None else said | {"name": name})
+    kept = {each.key: each.value for each in model.metadata_props if each.key != "name"}
+    onnx.helper.set_model_props(model, kept if name is None else kept | {"name": name})
     onnx.save(model, path)
     back = convert.convert("onnx", path)
     assert (back.name, back.labels[0]) == ("my-net", "Müsli")
-    assert convert.convert("onnx", path, name="given").name == "given"
+    assert convert.convert("onnx", path, said(name="given")).name == "given"
 
 
 def test_without_the_package_the_extra_is_named(

@@ -29,6 +29,7 @@ from models.preprocess import IMAGENET
 from models.resnet import ResNet
 from tests.support import gluon, reference, rounding, tiny
 from tests.support.networks import IMAGES, NETWORKS, network
+from tests.support.said import said
 from tests.support.shared import SHARED, needs_shared
 
 PLAIN: Any = {"mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -63,7 +64,7 @@ def assert_equal_logits(bundle: Bundle, path: Path, size: int) -> None:
 
 
 def converted(path: Path, **options: Any) -> Bundle:
-    return convert.convert("onnx", path, **options)
+    return convert.convert("onnx", path, said(**options))
 
 
 def refusal(action: Callable[[], object]) -> str:

@@ -22,6 +22,7 @@ from models.interchange import convert
 from models.interchange.pytorch import cifar
 from models.preprocess import CIFAR, IMAGENET
 from tests.support import libraries, reference, rounding, tiny
+from tests.support.said import said
 from tests.support.shared import SHARED, needs_shared
 
 OWNERS = {"akamaster", "chenyaofo", "kuangliu", "weiaicunzai"}
@@ -40,7 +41,7 @@ def saved(tmp_path: Path, tensors: Any) -> Path:
 
 
 def converted(path: Path, **options: Any) -> Any:
-    return convert.convert("cifar", path, **options)
+    return convert.convert("cifar", path, said(**options))
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -83,6 +84,9 @@ def test_each_layout_is_recognised_and_gives_equal_logits(
     )
     assert bundle.name == "weights"
     assert bundle.labels == labels.read("cifar10")
+    assumed = bundle.provenance.pop("assumed")
+    assert assumed["mean"] == list(bundle.input.mean)
+    assert assumed["labels"] == "cifar10"
     assert bundle.provenance == {
         "source": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -12,6 +12,7 @@ from models.bundle import BundleError
 from models.interchange import convert
 from models.preprocess import IMAGENET
 from tests.support import libraries
+from tests.support.said import said
 
 PREPARED = {
     "image_processor_type": "ConvNextImageProcessor",
@@ -64,7 +65,7 @@ def test_the_published_networks_give_equal_logits(
 ) -> None:
     sizes = [64, 128, 256, 512] if options["layer_type"] == "basic" else [256, 512, 1024, 2048]
     theirs = network(embedding_size=64, hidden_sizes=sizes, num_labels=5, **options)
-    made = convert.convert("huggingface", saved(theirs, tmp_path), variant=variant)
+    made = convert.convert("huggingface", saved(theirs, tmp_path), said(variant=variant))
     assert libraries.difference(made.network(), theirs, 64) <= 1
     assert made.input == replace(IMAGENET, interpolation="bicubic")
 
@@ -100,7 +101,7 @@ def test_labels_and_source_are_the_configs(tmp_path: Path) -> None:
 def test_without_a_preprocessor_the_normalisation_is_open(tmp_path: Path) -> None:
     folder = saved(tiny(), tmp_path, None)
     assert "--mean" in refusal(folder)
-    made = convert.convert("huggingface", folder, mean=IMAGENET.mean, std=IMAGENET.std)
+    made = convert.convert("huggingface", folder, said(mean=IMAGENET.mean, std=IMAGENET.std))
     assert made.input == IMAGENET
 
 

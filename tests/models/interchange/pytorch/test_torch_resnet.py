@@ -18,6 +18,7 @@ from models.interchange.pytorch.layout import to_ours
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import on_meta
 from tests.support import libraries
+from tests.support.said import said
 
 CLASSES = {
     name: int(match[1])
@@ -142,7 +143,7 @@ def test_nothing_says_how_its_large_networks_saw_images(tmp_path: Path) -> None:
     path = saved(with_head(theirs, 10), tmp_path / "r.pth")
     with pytest.raises(BundleError, match=r"\A[^\n]+--mean[^\n]+\Z"):
         convert.convert("torch_resnet", path)
-    made = convert.convert("torch_resnet", path, mean=IMAGENET.mean, std=IMAGENET.std)
+    made = convert.convert("torch_resnet", path, said(mean=IMAGENET.mean, std=IMAGENET.std))
     assert made.input == IMAGENET
 
 

@@ -17,6 +17,7 @@ from models.interchange import convert, torchvision_weights
 from models.interchange.pytorch import torchvision
 from models.preprocess import IMAGENET
 from tests.support import libraries
+from tests.support.said import said
 
 NAMES = (
     "resnet18",
@@ -44,7 +45,7 @@ def saved(content: Any, path: Path) -> Path:
 
 def refusal(path: Path, **options: Any) -> str:
     with pytest.raises(BundleError, match=r"\A[^\n]+\Z") as caught:
-        convert.convert("torchvision", path, **options)
+        convert.convert("torchvision", path, said(**options))
     return str(caught.value)
 
 

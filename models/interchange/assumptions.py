@@ -1,0 +1,149 @@
+"""What `convert` takes from the user, from the file, and for granted, and how it says which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import labels as label_files
+from models.architecture import Architecture
+from models.bundle import BundleError
+from models.interchange.imported import DESCRIBED, INPUT, STRUCTURE, Imported, Said
+from models.preprocess import CHANNELS, InputSpec, PerChannel, Sides
+
+ORDERS = {"rgb": "bgr", "bgr": "rgb"}
+BY_COUNT = {1: "grey", 3: "rgb", 4: "rgba"}
+# What to give for a field that is asked for.
+ADVICE = {
+    "mean": "how images were normalised; give --mean r,g,b and --std r,g,b",
+    "std": "how images were normalised; give --mean r,g,b and --std r,g,b",
+    "channels": "in which order it takes the channels; give --channels rgb or --channels bgr",
+}
+
+
+class InputUnknown(BundleError):
+    """Neither the file nor the user says how images are prepared, and there is no likely value."""
+
+
+def input_of(source: Imported, said: Said) -> InputSpec:
+    """The input specification: the file's, changed as the user says.
+
+    Fields that depend on those that the user gives follow them: `resize` keeps its ratio to
+    `size`, or equals it where nothing is cropped; mean and deviation keep their channels.
+
+    Raises:
+        InputUnknown: a field is asked for.
+        BundleError: a value is invalid, or does not fit the network.
+    """
+    given, spec, count = dict(said.input), source.spec, source.architecture.in_channels
+    missing = [name for name in INPUT if name in source.asked and name not in given]
+    if count not in BY_COUNT:
+        raise BundleError(f"its images have {count} channels; supported are 1, 3 and 4")
+    channels = given.get("channels", spec.channels)
+    if "channels" not in given and CHANNELS[channels] != count:
+        channels = BY_COUNT[count]
+    if len(spec.mean) != CHANNELS.get(channels, count):
+        missing += [name for name in ("mean", "std") if name not in (*given, *missing)]
+    if missing:
+        raise InputUnknown(f"its layout ({source.layout}) does not say {ADVICE[missing[0]]}")
+    if channels == ORDERS.get(spec.channels):
+        flipped: dict[str, PerChannel] = {"mean": spec.mean[::-1], "std": spec.std[::-1]}
+        given = flipped | given
+    if "size" in given and "resize" not in given:
+        given["resize"] = _resized(given["size"], spec, given.get("crop", spec.crop))
+    elif given.get("crop", spec.crop) != spec.crop and "resize" not in given:
+        given["resize"] = _resized(spec.size, spec, given["crop"])
+    try:
+        return replace(spec, **{**given, "channels": channels})
+    except (ValueError, TypeError) as error:
+        raise BundleError(str(error)) from None
+
+
+def _resized(size: Sides, spec: InputSpec, crop: str) -> Sides:
+    if crop in ("squash", "letterbox"):
+        return size
+    ratio = min(spec.box) / min(spec.height, spec.width)
+    sides = (size, size) if isinstance(size, int) else size
+    high, wide = (int(side * ratio) for side in sides)
+    return high, wide
+
+
+def assumed(
+    source: Imported, spec: InputSpec, said: Said, labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """The fields, with their values as JSON, that neither the user nor the file determines."""
+    known = source.said | set(said.input) | set(said.numerics)
+    known |= {name for name in DESCRIBED if getattr(said, name) is not None}
+    if source.labels is not None:
+        known |= {"labels"}
+    if not labels:
+        known |= {"labels", "outputs"}
+    values: dict[str, Any] = {name: getattr(spec, name) for name in INPUT}
+    values |= {"labels": _shown(labels), "outputs": source.outputs}
+    values |= {name: getattr(source.architecture, name) for name in STRUCTURE}
+    irrelevant = _irrelevant(source.architecture)
+    names = (*INPUT, *DESCRIBED, *STRUCTURE)
+    return {name: values[name] for name in names if name not in known and name not in irrelevant}
+
+
+def _irrelevant(architecture: Architecture) -> set[str]:
+    """What makes no difference to a network."""
+    found = set() if architecture.block == "bottleneck" else {"stride_at"}
+    return found if architecture.head else found | {"head"}
+
+
+def _shown(labels: tuple[str, ...]) -> str:
+    for name in label_files.NAMES:
+        if labels == label_files.read(name):
+            return name
+    return f"{labels[0]} to {labels[-1]}" if len(labels) > 1 else "".join(labels)
+
+
+def in_words(assumptions: Mapping[str, Any]) -> str:
+    """One line: `size 224, resize 256, ...`."""
+
+    def value(of: Any) -> str:
+        return ",".join(f"{part:.4g}" for part in of) if isinstance(of, tuple | list) else str(of)
+
+    return ", ".join(f"{name} {value(of) or 'none'}" for name, of in assumptions.items())
+
+
+def as_two_classes(source: Imported, said: Said) -> Imported:
+    """A network with one logit x as one with the logits 0 and x: the softmax of those is the
+    sigmoid of x, exactly.
+
+    The classes are "not NAME" and NAME where there is one name.
+    """
+    if source.architecture.num_classes != 1 or said.outputs == "independent":
+        return source
+    last = f"head.{2 * len(source.architecture.head)}" if source.architecture.head else "head"
+    tensors = dict(source.tensors)
+    for name in (f"{last}.weight", f"{last}.bias"):
+        if name in tensors:
+            tensors[name] = _below_zeros(tensors[name])
+    architecture = replace(source.architecture, num_classes=2)
+    labels = source.labels
+    if labels is not None and len(labels) == 1:
+        labels = (f"not {labels[0]}", labels[0])
+    provenance = {**source.provenance, "outputs": "one logit, as that of the second of two classes"}
+    return replace(
+        source,
+        tensors=tensors,
+        architecture=architecture,
+        labels=labels,
+        outputs="exclusive",
+        provenance=provenance,
+    )
+
+
+def _below_zeros(rows: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(rows[:1]), rows])
+
+
+def as_json(assumptions: Mapping[str, Any]) -> dict[str, Any]:
+    """The assumptions as a bundle's provenance keeps them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in assumptions.items()}
