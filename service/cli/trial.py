@@ -61,7 +61,8 @@ class Instant:
     limits = settings.limits(["cpu"])
     input: InputSpec = CIFAR
     labels = tuple(map(str, range(10)))
-    channels, map_side, batch_share = 64, 8, 1
+    outputs = "exclusive"
+    channels, map_sides, explains, batch_share = 64, (8, 8), True, 1
     ready, reason = True, ""
 
     def __init__(self) -> None:

@@ -65,7 +65,7 @@ async def explain(
 
 
 def _check(model: Model, class_id: int | None) -> None:
-    if model.map_side < 2:
+    if max(model.map_sides) < 2:
         raise BadParameter(
             f"{model.name} cannot explain: its last feature maps have a single position, "
             f"because it downsamples inputs of {model.input.size} pixels too far"
@@ -78,7 +78,7 @@ def _explanation(class_id: int | None, computed: Computed) -> dict[str, Any]:
     """The JSON of a `schemas.Explanation`."""
     model, row, detail = computed.model, computed.row, computed.row.detail
     assert detail is not None
-    grid, bias = detail[:-1].reshape(model.map_side, model.map_side), float(detail[-1])
+    grid, bias = detail[:-1].reshape(model.map_sides), float(detail[-1])
     if class_id is None:
         class_id = int(row.classes[0])
     probability = float(row.probabilities[row.classes == class_id][0])
