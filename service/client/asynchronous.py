@@ -124,7 +124,7 @@ class AsyncClient:
     async def embed(
         self, image: ImageLike, *, model: str | None = None, normalize: bool = False
     ) -> Embedding:
-        """The features of an image before the last layer; `normalize` scales them to length 1.
+        """The features of an image before the head; `normalize` scales them to length 1.
 
         Raises:
             ClientError: see `service.client.exceptions`.

@@ -110,7 +110,7 @@ class Model(Protocol):
 
         Raises:
             UndecodableImage, TooLarge: see `service.inference.decoding.decode_image`.
-            BadParameter: the pixels have the wrong size or are out of range.
+            BadParameter: the pixels have the wrong shape or are out of range.
             QueueFull: no slot is free.
             NotReady, EngineFailed: no engine could compute it.
             DeadlineExceeded: the deadline passed first.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Values from 0 to 255 [H, W, 3]; float32 if they are not integers.
+# Values from 0 to 255 [H, W, C]; float32 if they are not integers.
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -37,12 +37,13 @@ class Classify:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """The ranking and the features, which are the input of the last layer."""
+    """The ranking and the features, which are the input of the head."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """The ranking and the activation map of a class; None: of the most likely class."""
+    """The ranking and the activation map of a class; None: of the most likely class. Only for
+    models that explain."""
 
     class_id: int | None = None
 
