@@ -69,7 +69,7 @@ class Instant:
         self.users = RefCount()
         self.entering = 0
         self.batcher: Batcher[ImageInput, Row] = Batcher(max_jobs=CONNECTIONS, max_bytes=2**20)
-        self._decoder = Decoder(1, CIFAR.size**2)
+        self._decoder = Decoder(1, CIFAR.height * CIFAR.width)
         self._row = Row(np.arange(10, dtype=np.int32), np.full(10, 0.1, np.float32))
 
     def describe(self) -> dict[str, Any]:

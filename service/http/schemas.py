@@ -101,7 +101,9 @@ class Input(BaseModel):
     mean: list[float] = Field(description="of each channel, of values scaled to 0 to 1")
     std: list[float] = Field(description="of each channel, of values scaled to 0 to 1")
     channels: Channels = Field(description="of pixels and tensors, in their order")
-    fill: list[int] = Field(description="of each channel, beside a letterboxed image; empty: 0")
+    fill: list[int] = Field(
+        default_factory=list, description="of each channel, beside a letterboxed image; empty: 0"
+    )
 
 
 class Weights(BaseModel):

@@ -103,7 +103,7 @@ class Model(Protocol):
     async def compute(
         self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
-        """Runs the network on one image: a file, or pixels [H, W, 3] of the input's size.
+        """Runs the network on one image: a file, or pixels [H, W, C] of the input's size.
 
         `job` holds the task and records the times; `deadline` is a time of the event loop's clock.
         Cancelling the call, as when the client disconnects, frees the image's slot.

@@ -67,8 +67,9 @@ class ParsedRequest:
 
 def shapes(spec: InputSpec) -> dict[str, list[tuple[int, ...]]]:
     """The shapes of one image for each input; the first is the canonical one."""
-    rows = height, width, channels = spec.shape
-    planes = (channels, height, width)
+    height, width, channels = spec.shape
+    rows: tuple[int, ...] = spec.shape
+    planes: tuple[int, ...] = (channels, height, width)
     # With as many pixels a side as channels the layout would be ambiguous.
     layouts = [planes, rows] if rows != planes else [planes]
     return {IMAGE: [(1,), ()], PIXELS: [rows], INPUT: layouts}
