@@ -100,9 +100,15 @@ class Input(BaseModel):
     interpolation: str
     mean: list[float] = Field(description="of each channel, of values scaled to 0 to 1")
     std: list[float] = Field(description="of each channel, of values scaled to 0 to 1")
-    channels: Channels = Field(description="of pixels and tensors, in their order")
+    channels: Channels = Field(
+        "rgb",
+        description="of pixels and tensors, in their order; omitted if rgb",
+        exclude_if=lambda channels: channels == "rgb",
+    )
     fill: list[int] = Field(
-        default_factory=list, description="of each channel, beside a letterboxed image; empty: 0"
+        default_factory=list,
+        description="of each channel, beside a letterboxed image; omitted if 0",
+        exclude_if=lambda fill: not fill,
     )
 
 
