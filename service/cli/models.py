@@ -172,7 +172,9 @@ def _show(spec: str, *, as_json: bool) -> None:
         "name": bundle.name,
         "architecture": bundle.variant or "custom",
         "classes": len(bundle.labels),
+        "outputs": bundle.outputs,
         "input": bundle.input.size,
+        "channels": bundle.input.channels,
         "sha256": loaded.sha256,
         "temperature": bundle.temperature,
         "metrics": bundle.metrics,
@@ -183,7 +185,7 @@ def _show(spec: str, *, as_json: bool) -> None:
         )
         return
     for key, value in facts.items():
-        click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict) else value}")
+        click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict | tuple) else value}")
     if bundle.card:
         click.echo(f"\n{bundle.card.rstrip()}")
 

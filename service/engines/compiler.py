@@ -24,8 +24,7 @@ def compile_to(blueprint: Blueprint, package: Path) -> None:
     """
     assert blueprint.threads is not None
     torch.set_num_threads(blueprint.threads)
-    side = blueprint.bundle.input.size
-    example = torch.zeros((2, side, side, 3), dtype=torch.float32)
+    example = torch.zeros((2, *blueprint.bundle.input.shape), dtype=torch.float32)
     configs = {"freezing": True}
     # Compiling torch's headers beforehand takes longer than the two files that would read them.
     if hasattr(config.aot_inductor, "precompile_headers"):  # Older versions never do.

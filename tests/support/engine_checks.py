@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.architecture import Architecture
 from models.bundle import Bundle
+from models.preprocess import CIFAR, InputSpec
 from service.engines import parity
 from service.engines.blueprint import Blueprint
 from service.engines.engine import Warm
@@ -23,9 +24,9 @@ TINY = Architecture(
 Images = list[NDArray[np.uint8]]
 
 
-def images(count: int, side: int = 32) -> Images:
+def images(count: int, spec: InputSpec = CIFAR) -> Images:
     random = np.random.default_rng(count)
-    return list(random.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+    return list(random.integers(0, 256, (count, *spec.shape), dtype=np.uint8))
 
 
 def planned(
@@ -45,7 +46,7 @@ def expected(made: Bundle, batch: Images) -> NDArray[np.float32]:
 
 def exactly(made: Bundle) -> float:
     """A tolerance of parity that rounding alone keeps."""
-    wanted = expected(made, parity.sample_images(made.input.size))
+    wanted = expected(made, parity.sample_images(made.input))
     return rounding.of_probabilities(wanted, made.tensors)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from models import variants
 from service.cli.models import table as table_of
+from tests.support import kinds
 from tests.support.commands import run
 
 
@@ -89,3 +91,23 @@ def test_an_unknown_network_is_one_line_with_the_nearest() -> None:
     line = run("models", "resnt50", status=2).stderr
     assert line.count("\n") == 1
     assert "resnet50" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "size", "channels"),
+    [
+        ("independent", "independent", 32, "rgb"),
+        ("squashed", "exclusive", [48, 32], "rgb"),
+        ("grey", "exclusive", 28, "grey"),
+    ],
+)
+def test_weights_are_shown_with_their_outputs_and_input(
+    tmp_path: Path, name: str, outputs: str, size: object, channels: str
+) -> None:
+    kinds.write(tmp_path, name)
+    file = tmp_path / f"{name}.safetensors"
+    facts = json.loads(run("models", file, "--json").stdout)
+    assert (facts["outputs"], facts["input"], facts["channels"]) == (outputs, size, channels)
+    lines = dict(line.split(maxsplit=1) for line in run("models", file).stdout.splitlines()[:6])
+    assert (lines["outputs"], lines["channels"]) == (outputs, channels)
+    assert lines["input"] == json.dumps(size)

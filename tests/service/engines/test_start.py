@@ -107,9 +107,9 @@ def test_openvino_computes_what_torch_computes(name: str) -> None:
         elif key.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
     classifier = Classifier(made.network(), made.input).eval()
-    assert build(classifier, spec.size, 8, {}).outputs[0].partial_shape.rank.get_length() == 2
-    found = start_engine("openvino", planned(made), 1.0).infer(images(3, spec.size))
-    wanted = expected(made, images(3, spec.size))
+    assert build(classifier, spec.shape, 8, {}).outputs[0].partial_shape.rank.get_length() == 2
+    found = start_engine("openvino", planned(made), 1.0).infer(images(3, spec))
+    wanted = expected(made, images(3, spec))
     rounding.assert_probabilities_near(found, wanted, made.tensors)
 
 
@@ -145,7 +145,7 @@ def test_an_operation_openvino_is_not_told_of_is_named() -> None:
     network = ResNet(TINY)
     network.set_head(torch.nn.Sequential(torch.nn.Linear(16, 5), torch.nn.Hardswish()))
     with pytest.raises(NotImplementedError, match="hardswish"):
-        build(Classifier(network, CIFAR).eval(), 32, 1, {})
+        build(Classifier(network, CIFAR).eval(), CIFAR.shape, 1, {})
 
 
 @pytest.mark.precision
