@@ -167,7 +167,7 @@ def _check(spec: InputSpec) -> None:
     if spec.crop == "letterbox":
         raise ValueError("a device cannot crop with letterbox")
     if spec.channels == "rgba":
-        raise ValueError("a device decodes no channels rgba")
+        raise ValueError("a device does not decode to channels rgba")
 
 
 def _grey(plane: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # Python 3.12 has it in collections.abc.
 
 # Version of the cached model: float32 pixels in, probabilities and maps out.
-FORM = 2
+FORM = 3
 
 
 def openvino(blueprint: Blueprint) -> HostEngine:

@@ -17,6 +17,7 @@ from models.classifier import Classifier
 from models.operations import Operation, record
 from service.engines.openvino_library import ops, ov
 
+NEXT_TO_NOTHING = np.float32(1e-30)
 Ranges = Mapping[str, tuple[float, float]]
 
 
@@ -95,7 +96,11 @@ def _quantised(operation: Operation, x: Any, limits: tuple[float, float]) -> Any
     # A channel of zeros needs a range, too.
     top, bottom = (_constant(sign * largest.clamp(min=1e-12)) for sign in (1, -1))
     rounded = ops.fake_quantize(_constant(weight), bottom, top, bottom, top, 255)
-    return WEIGHTED[operation.kind](operation, operand, rounded)
+    result = WEIGHTED[operation.kind](operation, operand, rounded)
+    # Without a bias, OpenVINO (2026.4) computes an 8-bit convolution wrong if batches have any size
+    # and two operations use the result, as of the bare stem of a pre-activation network. It drops
+    # zeros, but not this.
+    return result if len(operation.tensors) > 1 else ops.add(result, NEXT_TO_NOTHING)
 
 
 def _batch_norm(operation: Operation, x: Any) -> Any:

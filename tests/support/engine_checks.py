@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -48,6 +51,19 @@ def exactly(made: Bundle) -> float:
     """A tolerance of parity that rounding alone keeps."""
     wanted = expected(made, parity.sample_images(made.input))
     return rounding.of_probabilities(wanted, made.tensors)
+
+
+@contextmanager
+def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is compiled here runs for a moment: torch need not try what the CPU can do, nor
+    optimise."""
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
+    monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+    from torch._inductor import config
+
+    # Also where this process has read it before, which depends on what else it has run.
+    with config.patch("cpp.vec_isa_ok", False):
+        yield
 
 
 def check_maps(warm: Warm, made: Bundle, precision: str = "fp32") -> None:

@@ -32,6 +32,7 @@ from tests.support.engine_checks import (
     TINY,
     check_fractions,
     check_maps,
+    compiled_quickly,
     exactly,
     expected,
     images,
@@ -326,14 +327,10 @@ def test_int8_without_calibration_says_what_to_do(tiny: Bundle) -> None:
 def test_compiled_once_and_loaded_from_then_on(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What is compiled here runs for a moment: torch need not try what the CPU can do, nor optimise.
-    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
-    # Also where this process has read it before, which depends on what else it has run.
-    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)
-    monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
     made = replace(tiny, temperature=0.5)
     here = planned(made, cache=tmp_path)
-    first = start_engine("compile", here, exactly(made))
+    with compiled_quickly(monkeypatch):
+        first = start_engine("compile", here, exactly(made))
     wanted = expected(made, images(5))
     rounding.assert_probabilities_near(first.infer(images(5)), wanted, made.tensors)
     check_maps(first, made)
