@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import Antialias, Architecture, PreactShortcut
-from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.onnx.graph import Graph, Step, misfit
 from models.interchange.onnx.heads import Ending, Head, read_head
@@ -177,9 +176,7 @@ def _put_head(layers: Layers, head: Head) -> dict[str, Any]:
     return {"num_classes": classes, "head": tuple(hidden)}
 
 
-def _described(
-    layers: Layers, numerics: dict[str, Any]
-) -> tuple[Architecture, dict[str, Tensor]]:
+def _described(layers: Layers, numerics: dict[str, Any]) -> tuple[Architecture, dict[str, Tensor]]:
     tensors = layers.finish()
     body = {name: value for name, value in tensors.items() if not name.startswith("head.")}
     # Of the head, `numerics` tells everything.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle import BundleError
+from models.interchange.onnx import head_nodes, image_nodes
 from models.interchange.onnx.foreign import RESHAPES, refuse_foreign
 from models.interchange.onnx.graph import (
     CHANNELS_FIRST,
@@ -31,7 +32,6 @@ from models.interchange.onnx.graph import (
     misfit,
     shown,
 )
-from models.interchange.onnx import head_nodes, image_nodes
 
 OPERATIONS = image_nodes.OPERATIONS | head_nodes.OPERATIONS
 LARGEST = 2**28  # Elements; constants that a file computes must not fill the memory.
@@ -157,7 +157,9 @@ class _Reader(Values):
         if len(shape) == 4:
             shape = [shape[axis] for axis in self.layouts.get(proto.input[0], CHANNELS_FIRST)]
         if OPEN in shape:
-            raise misfit(label_of(proto), "asks for the size of images, which the graph leaves open")
+            raise misfit(
+                label_of(proto), "asks for the size of its images, which it leaves open"
+            )
         bounds = {attribute.name: attribute.i for attribute in proto.attribute}
         chosen = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
         self.constants[proto.output[0]] = np.array(chosen, np.int64)
