@@ -124,7 +124,7 @@ class Values:
         """The same, which must be laid out as [N, C, H, W]."""
         name, step = self.any_layout(node)
         if node.layout != CHANNELS_FIRST:
-            raise misfit(node.label, "sees images with the channels at the end as [N, C, H, W]")
+            raise misfit(node.label, "takes transposed images for [N, C, H, W]")
         return name, step
 
     def in_front(self, name: str) -> bool:

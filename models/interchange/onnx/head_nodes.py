@@ -19,6 +19,8 @@ def _flatten(values: Values, node: Node) -> Step:
     channels = step.shape[1]
     if any(length != 1 for length in step.shape[2:]):
         raise misfit(node.label, "reshapes images, which no ResNet does before its pooling")
+    if node.layout[0] != 0:
+        raise misfit(node.label, "reshapes features [C, N], not [N, C]")
     if node.op == "Flatten":
         shape: Shape = (OPEN, channels) if node.attributes.get("axis", 1) == 1 else ()
     elif node.op == "Reshape":

@@ -175,6 +175,8 @@ def _reduce_mean(values: Values, node: Node) -> Step:
     if axes is None or sorted(map(node.axis, as_numbers(axes))) != [2, 3]:
         raise misfit(node.label, "a mean over something other than an image's height and width")
     kept = (1, 1) if node.attributes.get("keepdims", 1) else ()
+    if not kept and node.layout.index(0) > node.layout.index(1):
+        raise misfit(node.label, "gives features [C, N], not [N, C]")
     return Step("mean", node.label, (name,), (*step.shape[:2], *kept))
 
 
@@ -395,11 +397,15 @@ def _joined_channels(values: Values, node: Node, branches: Sequence[str]) -> Ste
 
 
 def _gather(values: Values, node: Node) -> Step | str:
-    """Channels of the images, in another order."""
+    """Gather and GatherND: channels of the images, in another order."""
     name, step = values.any_layout(node)
-    indices = values.constant(node, 1)
+    indices, rank = values.constant(node, 1), 1
+    if node.op == "GatherND":  # Along the first axis; each index is a row.
+        indices, rank = (indices[:, 0], 1) if indices.shape[1:] == (1,) else (indices, 0)
+        rank -= node.attributes.get("batch_dims", 0)
     axis = node.axis(node.attributes.get("axis", 0))
-    if axis != 1 or indices.ndim != 1 or not values.in_front(name) or step.kind == "pad":
+    open_ = step.shape[1] == OPEN or step.kind == "pad"
+    if axis != 1 or indices.ndim != 1 or rank != 1 or open_ or not values.in_front(name):
         raise misfit(node.label, "takes a part of its input")
     order = [index % step.shape[1] for index in as_numbers(indices)]
     return _of_channels(values, node, name, order, step.shape[1])
@@ -468,9 +474,8 @@ def _bounds(start: int, end: int, stride: int, length: int) -> slice:
 def _transpose(values: Values, node: Node) -> str:
     """The same images; the reader keeps where their channels are."""
     name, _ = values.any_layout(node)
-    order = [node.axis(axis) for axis in node.attributes.get("perm", (3, 2, 1, 0))]
-    if sorted(order) != [0, 1, 2, 3] or order[0] != 0 or order.index(2) > order.index(3):
-        raise misfit(node.label, "transposes images to something other than NCHW or NHWC")
+    if sorted(node.attributes.get("perm", ())) != [0, 1, 2, 3]:
+        raise misfit(node.label, "does not transpose images [N, C, H, W]")
     return name
 
 
@@ -499,7 +504,7 @@ OPERATIONS: dict[str, Operation] = {
     **dict.fromkeys(("Add", "Sum", "Sub", "Mul", "Div"), _arithmetic),
     "Pad": _pad,
     "Concat": _concat,
-    "Gather": _gather,
+    **dict.fromkeys(("Gather", "GatherND"), _gather),
     "Split": _split,
     "Slice": _slice,
     "Transpose": _transpose,

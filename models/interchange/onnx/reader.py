@@ -257,17 +257,18 @@ def _captured(node: Any) -> Iterable[str]:
 
 
 def _are_last(nodes: Sequence[Any], images: str) -> bool:
-    """Whether a graph takes images [N, H, W, C]: it then transposes them before any layer."""
-    seen = {images}
+    """Whether a graph takes images [N, H, W, C]: its first layer sees them transposed."""
+    axes = {images: [0, 1, 2, 3]}  # For each axis of a value, which of the images' it is.
     for node in nodes:
-        if seen.isdisjoint(node.input[:1] if node.op_type != "Concat" else node.input):
+        known = next((axes[name] for name in node.input if name in axes), None)
+        if known is None:
             continue
-        if node.op_type == "Transpose":
-            perm = next((list(each.ints) for each in node.attribute if each.name == "perm"), [])
-            return perm == [0, 3, 1, 2]
         if node.op_type in ("Conv", "BatchNormalization", "MaxPool", "AveragePool"):
-            return False
-        seen.update(node.output)
+            return known == [0, 3, 1, 2]
+        order = next((list(each.ints) for each in node.attribute if each.name == "perm"), [])
+        if node.op_type == "Transpose" and sorted(order) == [0, 1, 2, 3]:
+            known = [known[axis] for axis in order]
+        axes |= dict.fromkeys(node.output, known)
     return False
 
 

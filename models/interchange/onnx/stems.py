@@ -12,7 +12,7 @@ import numpy as np
 
 from models.architecture import PreactStem
 from models.bundle import BundleError
-from models.interchange.onnx.graph import Array, Graph, Step, misfit
+from models.interchange.onnx.graph import OPEN, Array, Graph, Step, misfit
 from models.preprocess import PerChannel, Sides
 
 LETTERS = {"norm": "n", "relu": "r", "pool": "p", "average": "a", "blur": "b"}
@@ -49,6 +49,7 @@ def read_front(graph: Graph, steps: Sequence[Step], count: int) -> Front:
         BundleError: something else than a normalisation or another order of the channels.
     """
     order = list(range(count))
+    channels = graph.steps[graph.input].shape[1]
     scale, shift = np.ones(count), np.zeros(count)
     norm: Step | None = None
     for step in steps:
@@ -56,7 +57,7 @@ def read_front(graph: Graph, steps: Sequence[Step], count: int) -> Front:
             raise misfit(step.label, "does not fit before the stem")
         if step.kind == "channels":
             chosen = step.settings["order"]
-            if sorted(chosen) != list(range(count)):
+            if sorted(chosen) != list(range(count)) or channels not in (OPEN, count):
                 raise misfit(step.label, "repeats or drops channels of the images")
             order = [order[index] for index in chosen]
         elif step.kind == "norm":
