@@ -301,6 +301,8 @@ def _assemble(
         _shortcut(layers, name, block, preact=preact)
     widened = [step.settings["pads"] for b in blocks for step in b.shortcut if step.kind == "widen"]
     strides = {_residual(block)[0].conv.settings["stride"] for block in blocks}
+    if described.get("stride_stages") == "all":
+        described |= _projections(blocks)
     return {
         **described,
         **stem.described(conv),
@@ -311,6 +313,18 @@ def _assemble(
         "stem_padding": layers.padding("stem"),
         "eps": layers.eps,
     }
+
+
+def _projections(blocks: Sequence[Block]) -> dict[str, Any]:
+    """The option of shortcuts that project in the first block too, because it strides."""
+    convs = [[step for step in block.shortcut if step.kind == "conv"] for block in blocks]
+    if all(convs) or not any(convs):
+        return {}  # Tensors tell options A and C.
+    return {"shortcut": "conv" if any(_kernel(each[0]) == 3 for each in convs if each) else "B"}
+
+
+def _kernel(convolution: Step) -> int:
+    return int(convolution.settings["weight"].shape[-1])
 
 
 def _antialias(stem: Stem, blocks: Sequence[Block]) -> Antialias:
