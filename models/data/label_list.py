@@ -43,7 +43,8 @@ def read(path: Path) -> tuple[list[str], Targets, tuple[str, ...]]:
                     raise ValueError(f"{path}: line {reader.line_num} is not FILE,LABEL;LABEL")
                 if name in rows:
                     raise ValueError(f"{path}: line {reader.line_num} names {name} again")
-                rows[name] = tuple(filter(None, map(str.strip, text.split(";"))))
+                # A label that is repeated counts once.
+                rows[name] = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(";")))))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file or folder") from None
     except (csv.Error, UnicodeDecodeError) as error:

@@ -165,12 +165,13 @@ def _beyond(count: int, first: float, last: float) -> str:
     if first == last == 0:
         return f"no temperature can be fitted: the logits of all {count} images are equal"
     if last <= 0:
-        bound, case = LOW, "right, so nothing limits its confidence"
-    else:
-        bound, case = HIGH, "no better than chance"
+        return (
+            f"no temperature can be fitted: {count} images favour {LOW:g} or less, since nearly all "
+            "predictions are right; it needs more images, or harder ones"
+        )
     return (
-        f"too few images to fit a temperature: {count} images favour ever more extreme ones, to "
-        f"{bound:g} and beyond; the model is {case}; fit it on more, or on harder images"
+        f"no temperature can be fitted: {count} images favour {HIGH:g} or more, since the "
+        "predictions say nearly nothing about the classes; check the labels and their order"
     )
 
 
