@@ -8,11 +8,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from models.evaluation import temperature
 from models.data.label_list import Targets
+from models.evaluation import temperature
 from models.evaluation.confidence import independent_reliability, reliability
 from models.evaluation.independent import cross_entropy
-from models.evaluation.temperature import FEWEST, Undetermined, calibrate, check_count, fit, softmax
+from models.evaluation.temperature import (
+    FEWEST,
+    Undetermined,
+    calibrate,
+    check_count,
+    fit,
+    softmax,
+)
 
 Answers = tuple[NDArray[np.float32], NDArray[np.int64]]
 
