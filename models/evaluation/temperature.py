@@ -166,8 +166,8 @@ def _beyond(count: int, first: float, last: float) -> str:
         return f"no temperature can be fitted: the logits of all {count} images are equal"
     if last <= 0:
         return (
-            f"no temperature can be fitted: {count} images favour {LOW:g} or less, since nearly all "
-            "predictions are right; it needs more images, or harder ones"
+            f"no temperature can be fitted: {count} images favour {LOW:g} or less, since nearly "
+            "all predictions are right; it needs more images, or harder ones"
         )
     return (
         f"no temperature can be fitted: {count} images favour {HIGH:g} or more, since the "
