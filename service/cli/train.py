@@ -241,7 +241,8 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Hold this many images of --data out of training, to fit the temperature on; hundreds.",
+    help="Hold this many images of --data out of training, hundreds of them, to fit the "
+    "temperature on.",
 )
 @click.option(
     "--corrupt",

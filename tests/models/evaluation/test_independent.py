@@ -69,13 +69,13 @@ def slow_precision(scores: NDArray[np.float32], present: NDArray[np.bool_]) -> f
         hits = int(present[chosen].sum())
         total += (hits - before) * hits / chosen.sum()
         before = hits
-    return total / present.sum()
+    return float(total / present.sum())
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_average_precision_is_its_definition_with_ties_in_any_order(seed: int) -> None:
     random = np.random.default_rng(seed)
-    scores = random.integers(0, 8, 60).astype(np.float32) / 8
+    scores = (random.integers(0, 8, 60) / 8).astype(np.float32)
     present = random.random(60) < 0.3
     expected = slow_precision(scores, present)
     order = random.permutation(60)

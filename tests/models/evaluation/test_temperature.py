@@ -121,7 +121,7 @@ def test_without_a_minimum_within_the_bounds_there_is_no_temperature() -> None:
 
 
 def test_few_images_are_refused_and_the_number_that_would_do_is_said() -> None:
-    logits, targets = drawn(1.0, 2000, scale=0.5)
+    logits, targets = drawn(1.0, 2000, scale=20.0)
     for count in (1, 10, FEWEST - 1):
         words = f"too few images to fit a temperature: {count}; at least {FEWEST} are needed"
         assert refusal(logits[:count], targets[:count]) == words
@@ -129,7 +129,7 @@ def test_few_images_are_refused_and_the_number_that_would_do_is_said() -> None:
     assert line.startswith("too few images to fit a temperature: 60 determine it only to 0.")
     needed = int(line.split("about ")[1].split()[0].replace(",", ""))
     assert 60 < needed <= 2000
-    estimate = fit(*drawn(1.0, 3 * needed, scale=0.5))
+    estimate = fit(*drawn(1.0, 3 * needed, scale=20.0))
     assert estimate.interval[1] < temperature.WIDEST * estimate.interval[0]
     check_count(FEWEST)
     with pytest.raises(Undetermined, match="needed, or do without"):
