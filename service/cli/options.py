@@ -127,7 +127,7 @@ class Rgb(click.ParamType[tuple[float, ...]]):
 
 
 class Field(click.ParamType[tuple[str, Any]]):
-    """A field of an architecture and its value: JSON, or a word."""
+    """A field of an architecture and its value: JSON, a word, or several separated by commas."""
 
     name = "FIELD=VALUE"
 
@@ -140,7 +140,19 @@ class Field(click.ParamType[tuple[str, Any]]):
         try:
             return name.strip(), json.loads(text)
         except ValueError:
-            return name.strip(), text
+            pass
+        # As Python writes a tuple, or without brackets.
+        if text.startswith("(") or "," in text:
+            parts = [part.strip() for part in text.strip("() ").split(",")]
+            return name.strip(), [_value(part) for part in parts if part]
+        return name.strip(), text
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 class Seeds(click.ParamType[tuple[int, ...]]):
