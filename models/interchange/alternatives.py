@@ -6,7 +6,8 @@ Weights do not tell these things: the same tensors fit each of the alternatives.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.interchange.assumptions import effective, irrelevant
 from models.interchange.comparison import compare
-from models.interchange.reference import Pair
+from models.interchange.reference import Pair, PairError
 from models.preprocess import CHANNELS, IMAGENET, RESAMPLING, InputSpec, PerChannel
 
 # Images of the first pair that each alternative is tried with; what fits is tried with all.
@@ -87,6 +88,9 @@ class Fit:
         """One line."""
         return f"{' '.join(self.options)} (largest difference {self.difference:.2g})"
 
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "options": list(self.options)}
+
 
 @dataclass(frozen=True)
 class Search:
@@ -121,8 +125,10 @@ def search(bundle: Bundle, pairs: Sequence[Pair], tolerance: float) -> Search:
         nonlocal tried
         for chosen in tqdm(candidates, "trying alternatives", disable=None, leave=False):
             changed = _changed(bundle, chosen)
-            if changed is not None:
-                tried += 1
+            if changed is None:
+                continue
+            tried += 1
+            with suppress(PairError):  # Some networks take no odd sizes.
                 yield compare(changed, probe, tolerance).relative, chosen
 
     single = sorted(tries([(change,) for change in changes]), key=lambda each: each[0])
@@ -131,7 +137,9 @@ def search(bundle: Bundle, pairs: Sequence[Pair], tolerance: float) -> Search:
         ranked = [chosen[0] for _, chosen in single]
         both = [two for two in combinations(ranked, 2) if two[0].group != two[1].group]
         both.sort(key=lambda two: sum(map(ranked.index, two)))
-        fits = _fits(bundle, pairs, list(tries(both[:MOST_COMBINATIONS])), base, tolerance)
+        for each in tries(both[:MOST_COMBINATIONS]):
+            if fits := _fits(bundle, pairs, [each], base, tolerance):
+                break
     return Search(tuple(sorted(fits, key=lambda fit: fit.relative)), tried)
 
 
@@ -247,9 +255,14 @@ def _options(before: Bundle, after: Bundle) -> tuple[str, ...]:
         if value != getattr(before.architecture, each.name):
             text = f"{each.name}={_text(value)}"
             options.append(f"--set '{text}'" if "[" in text else f"--set {text}")
+    names = {each.name for each in fields(InputSpec)}
+    changed = {n for n in names if getattr(after.input, n) != getattr(before.input, n)}
+    # `convert` lets some fields follow others.
+    changed |= {"mean", "std"} if "channels" in changed else set()
+    changed |= {"resize"} if changed & {"size", "crop"} else set()
     for each in fields(InputSpec):
         value = getattr(after.input, each.name)
-        if value != getattr(before.input, each.name):
+        if each.name in changed:
             text = _text(value).strip("[]").replace(" ", "")
             options.append(f"--{each.name} {text}")
     if after.outputs != before.outputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
@@ -62,6 +62,10 @@ class Comparison:
             f"(tolerance {self.tolerance:g}); top-1 equal for {self.same_class} of {self.images}"
         )
 
+    def as_json(self) -> dict[str, Any]:
+        shown = {name: value for name, value in asdict(self).items() if name != "tolerance"}
+        return {**shown, "notes": list(self.notes), "agrees": self.agrees}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -84,7 +88,11 @@ def compare(bundle: Bundle, pair: Pair, tolerance: float = TOLERANCE) -> Compari
     network = bundle.network()
     best: Comparison | None = None
     for reading in readings(pair, bundle.input):
-        outputs = _computed(network, reading.images)
+        try:
+            outputs = _computed(network, reading.images)
+        except RuntimeError as error:  # Some networks take no odd sizes.
+            reason = " ".join(str(error).split())[:150]
+            raise PairError(f"{pair.name}: the network cannot compute it ({reason})") from None
         for kind in kinds(pair.output, network):
             found = _compared(bundle, pair, reading, kind, outputs, tolerance)
             if best is None or (not best.agrees and found.relative < best.relative):
@@ -187,7 +195,7 @@ def _compared(
     relative = difference / largest if largest else float("inf") if difference else 0.0
     notes = []
     if reading.normalised:
-        notes.append(f"{pair.name} is normalised already: it does not tell mean and std")
+        notes.append(_of_normalised(pair, bundle.input))
     height, width = reading.images.shape[2:]
     if (height, width) != bundle.input.shape[:2]:
         notes.append(f"{pair.name} has {height}x{width} pixels, which is not the model's size")
@@ -204,6 +212,21 @@ def _compared(
         tolerance=tolerance,
         notes=tuple(notes),
     )
+
+
+def _of_normalised(pair: Pair, spec: InputSpec) -> str:
+    """What a pair that holds what the network sees does not tell, or hints at."""
+    assert isinstance(pair.input, np.ndarray)
+    least, most = pair.input.min(), pair.input.max()
+    # With most ways to normalise, dark pixels are negative.
+    if least >= 0 and most <= 255 and max(spec.mean) > 0:
+        top, std = (1, 1.0) if most <= 1 else (255, 1 / 255)
+        values = [",".join([f"{value:.6g}"] * len(spec.mean)) for value in (0.0, std)]
+        return (
+            f"{pair.name} has values from 0 to {top}: if these are pixels, the network takes them "
+            f"without normalisation, --mean {values[0]} --std {values[1]}"
+        )
+    return f"{pair.name} is normalised already: it does not tell mean and std"
 
 
 def _as_kind(outputs: Rows, kind: str, bundle: Bundle) -> Rows:

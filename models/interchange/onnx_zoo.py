@@ -125,6 +125,7 @@ def as_rows() -> list[dict[str, Any]]:
     return [
         {
             "name": row.name,
+            "kind": row.kind,
             "opset": row.opset,
             "bytes": row.size,
             "top1": row.top1,

@@ -17,6 +17,7 @@ GZIP = b"\x1f\x8b"
 # The largest of the ONNX model zoo's archives has 250 MB; networks here have up to 2 GB.
 MOST_BYTES = 4 << 30
 MOST_FILES = 1_000
+CHUNK = 1 << 20
 
 
 def is_packed(path: Path) -> bool:
@@ -80,3 +81,7 @@ def _unpack(path: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, target.open("wb") as file:
                 shutil.copyfileobj(content, file)
+        # Compression's checksum is at the end, which reading a tar archive does not reach.
+        rest = archive.fileobj
+        while rest and total <= MOST_BYTES and (read := len(rest.read(CHUNK))):
+            total += read
