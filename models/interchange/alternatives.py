@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import Any, cast
 
@@ -15,14 +16,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from models.architecture import Architecture
-from models.bundle import Bundle, BundleError
+from models.bundle import Bundle
 from models.interchange.assumptions import effective, irrelevant
 from models.interchange.comparison import compare
-from models.interchange.reference import Pair, PairError
+from models.interchange.reference import Pair
 from models.preprocess import CHANNELS, IMAGENET, RESAMPLING, InputSpec, PerChannel
+from models.resnet import ResNet
 
-# Images of the first pair that each alternative is tried with; what fits is tried with all.
-PROBES = 2
+# Images that each alternative is tried with; what fits is tried with all.
+PROBES = 1
+# Networks that are kept for alternatives of their images; they share their weights.
+MOST_NETWORKS = 32
 # Combinations of two alternatives that are tried: half a minute for a ResNet-50 on two CPUs.
 MOST_COMBINATIONS = 250
 # An alternative that fits must explain the difference, not just fall below the tolerance.
@@ -117,6 +121,7 @@ def search(bundle: Bundle, pairs: Sequence[Pair], tolerance: float) -> Search:
     worst = max(range(len(pairs)), key=lambda number: found[number].relative)
     probe, base = _fewer(pairs[worst]), found[worst].relative
     changes = [*structures(bundle.architecture), *_inputs(bundle, pairs[worst])]
+    network = lru_cache(MOST_NETWORKS)(partial(_network, bundle))
     tried = 0
 
     def tries(
@@ -124,12 +129,12 @@ def search(bundle: Bundle, pairs: Sequence[Pair], tolerance: float) -> Search:
     ) -> Iterator[tuple[float, tuple[Change, ...]]]:
         nonlocal tried
         for chosen in tqdm(candidates, "trying alternatives", disable=None, leave=False):
-            changed = _changed(bundle, chosen)
-            if changed is None:
-                continue
-            tried += 1
-            with suppress(PairError):  # Some networks take no odd sizes.
-                yield compare(changed, probe, tolerance).relative, chosen
+            # Weights or fields do not allow all of them, and some networks no odd sizes.
+            with suppress(ValueError):
+                changed = _changed(bundle, chosen)
+                built = network(changed.architecture)
+                tried += 1
+                yield compare(changed, probe, tolerance, built).relative, chosen
 
     single = sorted(tries([(change,) for change in changes]), key=lambda each: each[0])
     fits = _fits(bundle, pairs, single, base, tolerance)
@@ -155,7 +160,7 @@ def _fits(
     for relative, chosen in tried:
         if relative > min(tolerance, base / GAIN):
             continue
-        changed = cast("Bundle", _changed(bundle, chosen))
+        changed = _changed(bundle, chosen)
         found = [compare(changed, pair, tolerance) for pair in pairs]
         worst = max(found, key=lambda each: each.relative)
         if worst.agrees:
@@ -169,23 +174,26 @@ def _fewer(pair: Pair) -> Pair:
     return replace(pair, input=pair.input[:PROBES], output=pair.output[:PROBES])
 
 
-def _changed(bundle: Bundle, changes: Sequence[Change]) -> Bundle | None:
-    """The bundle with the changes, or None if its weights or fields do not allow them."""
+def _changed(bundle: Bundle, changes: Sequence[Change]) -> Bundle:
+    """The bundle with the changes.
+
+    Raises:
+        ValueError: its fields do not allow them.
+    """
     structure = {k: v for change in changes for k, v in change.structure.items()}
     images = {k: v for change in changes for k, v in change.images.items()}
     outputs = next((change.outputs for change in changes if change.outputs), bundle.outputs)
-    try:
-        changed = replace(
-            bundle,
-            variant=None,
-            architecture=replace(bundle.architecture, **structure),
-            input=_prepared(bundle.input, images),
-            outputs=cast("Any", outputs),
-        )
-        changed.network()
-    except (ValueError, BundleError):
-        return None
-    return changed
+    return replace(
+        bundle,
+        variant=None,
+        architecture=replace(bundle.architecture, **structure),
+        input=_prepared(bundle.input, images),
+        outputs=cast("Any", outputs),
+    )
+
+
+def _network(bundle: Bundle, architecture: Architecture) -> ResNet:
+    return replace(bundle, variant=None, architecture=architecture).network()
 
 
 def _prepared(spec: InputSpec, images: Mapping[str, Any]) -> InputSpec:

@@ -76,16 +76,19 @@ class Reading:
     normalised: bool  # The pair does not tell how images are normalised.
 
 
-def compare(bundle: Bundle, pair: Pair, tolerance: float = TOLERANCE) -> Comparison:
+def compare(
+    bundle: Bundle, pair: Pair, tolerance: float = TOLERANCE, network: ResNet | None = None
+) -> Comparison:
     """The comparison under the likeliest reading of the pair.
 
     A float input is what the network sees; if that differs, values from 0 to 1 or to 255 are
-    normalised as the bundle says. Outputs in [0, 1] are probabilities.
+    normalised as the bundle says. Outputs in [0, 1] are probabilities. `network`: the bundle's,
+    if it was built before.
 
     Raises:
         PairError: the pair's shapes do not fit the network's.
     """
-    network = bundle.network()
+    network = network or bundle.network()
     best: Comparison | None = None
     for reading in readings(pair, bundle.input):
         try:

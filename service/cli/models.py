@@ -198,16 +198,15 @@ def _show_zoo(name: str | None, *, as_json: bool) -> None:
     click.echo(f"{'name':<22}  {'opset':>5}  {'MB':>5}  {'top-1':>5}  {'top-5':>5}  SHA-256")
     for row in rows:
         top1, top5 = (f"{row[key]:.2f}" if row[key] else "" for key in ("top1", "top5"))
-        megabytes = f"{row['bytes'] / 1e6:.1f}"
-        click.echo(
+        megabytes, why = f"{row['bytes'] / 1e6:.1f}", WHY.get(row["kind"], "")
+        line = (
             f"{row['name']:<22}  {row['opset']:>5}  {megabytes:>5}  {top1:>5}  {top5:>5}  "
-            f"{row['sha256'][:16]}{'' if row['spec'] else f'  {WHY[row['kind']]}'}"
+            f"{row['sha256'][:16]}  {why}"
         )
+        click.echo(line.rstrip())
     click.echo(
-        "\nServe one as onnx-zoo:NAME; `resnet-serve check onnx-zoo:NAME` compares it with its"
-    )
-    click.echo(
-        "published test data. Top-1 and top-5 in percent, on ImageNet, as the zoo measured them."
+        "\nTop-1 and top-5 in percent on ImageNet, as the zoo measured them. The SPEC is\n"
+        "onnx-zoo:NAME; `resnet-serve check onnx-zoo:NAME` compares it with the zoo's test data."
     )
 
 

@@ -34,7 +34,7 @@ def as_json(path: Path, array: NDArray[Any]) -> None:
 
 WRITERS: dict[str, Callable[[Path, NDArray[Any]], object]] = {
     ".npy": np.save,
-    ".npz": lambda path, array: np.savez(path, array),
+    ".npz": np.savez,
     ".pt": lambda path, array: torch.save(torch.from_numpy(array), path),
     ".safetensors": lambda path, array: safetensors.numpy.save_file({"x": array}, path),
     ".pb": pb,
@@ -196,7 +196,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", INPUT)
     with pytest.raises(PairError, match=r"x\.npy: its output is missing; a pair is"):
         reference.read([tmp_path / "x.npy"])
-    with pytest.raises(PairError, match="none.npy: No such file"):
+    with pytest.raises(PairError, match=r"none\.npy: No such file"):
         reference.read([tmp_path / "none.npy"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(PairError, match="empty: holds no test data"):
