@@ -13,10 +13,10 @@ from models import labels as label_files
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.imported import DESCRIBED, INPUT, STRUCTURE, Imported, Said
-from models.preprocess import CHANNELS, InputSpec, PerChannel, Sides
+from models.preprocess import CHANNELS, Channels, InputSpec, PerChannel, Sides
 
 ORDERS = {"rgb": "bgr", "bgr": "rgb"}
-BY_COUNT = {1: "grey", 3: "rgb", 4: "rgba"}
+BY_COUNT: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
 # What to give for a field that is asked for.
 ADVICE = {
     "mean": "how images were normalised; give --mean r,g,b and --std r,g,b",

@@ -69,7 +69,7 @@ def test_the_deepest_have_the_names_and_shapes_of_ours(name: str) -> None:
     with torch.device("meta"):
         theirs = getattr(torch_resnet, name)()
         theirs.set_head(nn.Linear(theirs.out_planes, 10))
-    tensors, architecture = to_ours(importer.LAYOUT, theirs.state_dict(), Path("x"))
+    tensors, architecture, _ = to_ours(importer.LAYOUT, theirs.state_dict(), Path("x"))
     bundle.check_fit(on_meta(architecture), tensors, name)
     assert architecture.depth == CLASSES[name]
 
