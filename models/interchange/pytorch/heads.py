@@ -73,6 +73,11 @@ def _layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         path, _, leaf = name.rpartition(".")
+        if leaf == "weight_g" or path.endswith(".parametrizations.weight"):
+            layer = path.removesuffix(".parametrizations.weight")
+            raise BundleError(
+                f"its head's {layer} has a normalised weight (weight_norm); {WITHOUT}"
+            )
         groups.setdefault(path, {})[leaf] = value
     return [_layer(path, group) for path, group in groups.items()]
 
@@ -85,8 +90,7 @@ def _layer(path: str, group: Mapping[str, Tensor]) -> Layer:
         shift = (0 if bias is None else bias) - mean * scale
         return Layer(path, scale.double(), shift.double())
     if unknown := sorted(group.keys() - {"weight", "bias"}):
-        what = "is normalised (weight_norm)" if "weight_g" in unknown else "is no linear layer"
-        raise BundleError(f"its head's {path} has {unknown[0]}: it {what}; {WITHOUT}")
+        raise BundleError(f"its head's {path} has {unknown[0]}: it is no linear layer; {WITHOUT}")
     if weight is not None and weight.ndim == 4 and weight.shape[2:] == (1, 1):
         weight = weight.flatten(1)
     if weight is None or weight.ndim != 2:

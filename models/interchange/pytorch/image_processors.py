@@ -50,7 +50,8 @@ def _convnext(prepared: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"images of size {size!r}")
     if size >= SQUASHED:
         return {"size": size, "resize": size, "crop": "squash"}
-    return {"size": size, "resize": int(size / prepared.get("crop_pct", 224 / 256))}
+    resize = int(size / prepared.get("crop_pct", 224 / 256))
+    return {"size": size, "resize": resize, "crop": "center_truncate"}
 
 
 def _sides(prepared: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _sides(prepared: Mapping[str, Any], kind: str) -> dict[str, Any]:
         raise ValueError(f"images of size {size!r}")
     if crop is None:
         raise ValueError("images are prepared without do_center_crop: their sizes would differ")
-    return {"size": crop, "resize": size["shortest_edge"]}
+    return {"size": crop, "resize": size["shortest_edge"], "crop": "center_truncate"}
 
 
 def _both(size: Any) -> Sides:

@@ -126,8 +126,8 @@ def locate(
 def _prefixes(layouts: Iterable[Layout], names: Iterable[str]) -> list[str]:
     """What precedes the first block of every network, the shortest first."""
     pattern = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(layout.body for layout in layouts)})")
-    found = {name[: match.start()] for name in names for match in pattern.finditer(name)}
-    return sorted(found, key=lambda prefix: (len(prefix), prefix))
+    found = [name[: match.start()] for name in names for match in pattern.finditer(name)]
+    return sorted(dict.fromkeys(found), key=len)
 
 
 def _chosen(

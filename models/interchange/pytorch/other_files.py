@@ -10,6 +10,9 @@ from pathlib import Path
 from models.interchange.pytorch import old_tar
 from models.interchange.pytorch.pickles import SAVE
 
+ZIP = b"PK\x03\x04"
+# Of torch.save's older format, at the beginning of its first pickle.
+OLDER = bytes.fromhex("6cfc9c46f9206aa85019")
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -58,11 +61,16 @@ def described(path: Path) -> str | None:
     for magic, what in MAGIC.items():
         if start.startswith(magic):
             return what
-    if zipfile.is_zipfile(path):
-        return _archive(path)
+    if start.startswith(ZIP):
+        return _archive(path) if zipfile.is_zipfile(path) else "cut off; download or save it again"
     names = old_tar.members(path)
     if names and not set(names) >= old_tar.MEMBERS:
         return f"a tar archive ({_shown(names)}); unpack it first, and convert the checkpoint in it"
+    if start.startswith(b"\x80") and OLDER not in start[:16]:
+        return (
+            "a pickle that torch.save did not write, and nothing in a file is executed; save the "
+            f"weights: {SAVE}"
+        )
     return None
 
 

@@ -8,7 +8,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -114,12 +114,12 @@ def read(path: Path) -> Any:
 
 
 def _refusal(path: Path, error: Exception) -> Exception:
+    found = _globals(path)
     if zipfile.is_zipfile(path):
-        unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        found = unsafe
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        unsafe.sort(key=found.index)
     else:
         unsafe = GLOBAL.findall(str(error))[:1]
-        found = unsafe and [*unsafe, *_globals(path)]
     if not unsafe:
         return error
     if any(name.startswith(MODULES) for name in found):
@@ -139,9 +139,15 @@ def _listed(names: list[str]) -> str:
 
 
 def _globals(path: Path) -> list[str]:
-    """The names that the pickles at the start of a file ask for, as far as they can be read."""
+    """The names that a checkpoint's pickles ask for, in order, as far as they can be read."""
     found: list[str] = []
-    with path.open("rb") as file, contextlib.suppress(ValueError):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(ValueError))
+        file: IO[bytes] = stack.enter_context(path.open("rb"))
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            content = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            file = stack.enter_context(archive.open(content))
         for _ in range(4):  # torch.save's older format: what it is, its version, sizes, content.
             found += [
                 str(argument).replace(" ", ".")

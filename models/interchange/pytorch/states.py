@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def choose(content: Any, key: str | None) -> tuple[dict[str, Tensor], tuple[str,
     Raises:
         Refused: there is none, or several; the message lists them.
     """
-    states = dict(_states(content))
+    states = dict(_states(content, _has_weights)) or dict(_states(content, _has_tensors))
     if key is not None:
         states = _under(key, states)
     if not states:
@@ -37,24 +37,31 @@ def choose(content: Any, key: str | None) -> tuple[dict[str, Tensor], tuple[str,
     return _tensors(states[name]), notes
 
 
-def _states(content: Any, at: str = "", level: int = 0) -> Iterator[tuple[str, State]]:
+def _states(
+    content: Any, test: Callable[[State], bool], at: str = "", level: int = 0
+) -> Iterator[tuple[str, State]]:
     """Every state dict in nested dictionaries, with the path to it."""
     if not isinstance(content, dict) or level > MOST_LEVELS:
         return
-    if any(_is_weight(name, value) for name, value in content.items()):
+    if test(content):
         yield at, content
         return
     for name, value in content.items():
         if isinstance(name, str) and not TRAINING.fullmatch(name):
-            yield from _states(value, f"{at}.{name}" if at else name, level + 1)
+            yield from _states(value, test, f"{at}.{name}" if at else name, level + 1)
 
 
-def _is_weight(name: object, value: object) -> bool:
-    return (
+def _has_weights(content: State) -> bool:
+    return any(
         isinstance(name, str)
         and isinstance(value, Tensor)
         and (value.ndim == 4 or (value.ndim > 1 and name.endswith("weight")))
+        for name, value in content.items()
     )
+
+
+def _has_tensors(content: State) -> bool:
+    return any(isinstance(n, str) and isinstance(v, Tensor) for n, v in content.items())
 
 
 def _under(key: str, states: dict[str, State]) -> dict[str, State]:
