@@ -13,11 +13,11 @@ from models import labels as label_files
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.imported import DESCRIBED, INPUT, STRUCTURE, Imported, Said
-from models.preprocess import CHANNELS, InputSpec, PerChannel, Sides
+from models.preprocess import CHANNELS, Channels, InputSpec, PerChannel, Sides
 from models.suggestions import hint
 
 ORDERS = {"rgb": "bgr", "bgr": "rgb"}
-BY_COUNT = {1: "grey", 3: "rgb", 4: "rgba"}
+BY_COUNT: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
 
 
 class InputUnknown(BundleError):

@@ -145,7 +145,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"resize": 31}, "resize must be at least size (32), not 31"),
     (
         {"crop": "corner"},
-        "crop must be one of center, center_floor, before_resize, squash, letterbox, not 'corner'",
+        "crop must be one of center, center_floor, center_truncate, before_resize, squash, "
+        "letterbox, not 'corner'",
     ),
     (
         {"interpolation": "cubic"},
@@ -434,3 +435,22 @@ def test_a_jpeg_keeps_twice_the_pixels_of_the_longer_side_of_a_box(crop: Any) ->
 @pytest.mark.parametrize(("size", "kept"), [([32, 32], 32), ((32, 32), 32), ([16, 32], (16, 32))])
 def test_two_numbers_that_are_equal_are_one(size: Any, kept: Any) -> None:
     assert replace(CIFAR, size=size).size == kept
+
+
+@pytest.mark.parametrize("size", [(547, 673), (135, 160), (301, 691), (158, 124)])
+def test_transformers_truncates_the_side_and_the_corner(size: tuple[int, int]) -> None:
+    width, height = size
+    spec = replace(IMAGENET, crop="center_truncate")
+    longer = int(256 * max(size) / min(size))
+    resized = (256, longer) if width < height else (longer, 256)
+    made = steps(width, height, spec)
+    assert made.resized == resized
+    assert made.corner == ((resized[0] - 224) // 2, (resized[1] - 224) // 2)
+
+
+def test_a_box_that_is_no_square_is_covered_by_rounded_sides() -> None:
+    spec = replace(IMAGENET, size=(160, 224), resize=(177, 248))
+    # Both ratios: the height covers the box, then the width.
+    assert steps(400, 215, spec).resized == (round(400 * 177 / 215), 177)
+    assert steps(301, 500, spec).resized == (248, round(500 * 248 / 301))
+    assert steps(301, 500, spec).resized != (248, int(500 * 248 / 301))

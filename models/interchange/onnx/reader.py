@@ -157,9 +157,7 @@ class _Reader(Values):
         if len(shape) == 4:
             shape = [shape[axis] for axis in self.layouts.get(proto.input[0], CHANNELS_FIRST)]
         if OPEN in shape:
-            raise misfit(
-                label_of(proto), "asks for the size of its images, which it leaves open"
-            )
+            raise misfit(label_of(proto), "asks for the size of its images, which it leaves open")
         bounds = {attribute.name: attribute.i for attribute in proto.attribute}
         chosen = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
         self.constants[proto.output[0]] = np.array(chosen, np.int64)

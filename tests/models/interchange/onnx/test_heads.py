@@ -88,9 +88,7 @@ HEADS: dict[str, tuple[Any, tuple[int, ...]]] = {
 
 @EXPORTERS
 @pytest.mark.parametrize("name", list(HEADS))
-def test_heads_of_linear_layers_become_the_bundles(
-    tmp_path: Path, name: str, dynamo: bool
-) -> None:
+def test_heads_of_linear_layers_become_the_bundles(tmp_path: Path, name: str, dynamo: bool) -> None:
     make, hidden = HEADS[name]
     path = exported(tmp_path / "x.onnx", Headed(make()), images(), dynamo=dynamo)
     bundle = converted(path, **PLAIN)
