@@ -49,7 +49,8 @@ def input_of(source: Imported, said: Said) -> InputSpec:
     if len(spec.mean) != CHANNELS.get(channels, count):
         missing += [name for name in ("mean", "std") if name not in (*given, *missing)]
     if missing:
-        raise InputUnknown(f"its layout ({source.layout}) does not say {ADVICE[missing[0]]}")
+        advice = "; nor ".join(dict.fromkeys(ADVICE[name] for name in missing))
+        raise InputUnknown(f"its layout ({source.layout}) does not say {advice}")
     if channels == ORDERS.get(spec.channels):
         flipped: dict[str, PerChannel] = {"mean": spec.mean[::-1], "std": spec.std[::-1]}
         given = flipped | given

@@ -427,5 +427,3 @@ def _places(blocks: Sequence[Block]) -> tuple[str, str, list[tuple[int, int]]]:
     raise BundleError(
         f"layer {blocks[index].label} strides or widens where no stage of a ResNet begins or ends"
     )
-
-

@@ -73,10 +73,16 @@ def read_keras(path: Path) -> KerasFile:
 def _read(file: Any, config: Any) -> KerasFile:
     if "model_config" in file.attrs:
         config = json.loads(file.attrs["model_config"])
+    if config and "layers" not in config["config"]:
+        raise BundleError(
+            f"a model of a class of its own ({config['class_name']}), whose structure is code that "
+            "the file does not have: build the network from Sequential or "
+            "keras.Model(inputs, outputs)"
+        )
     weights = file.get("model_weights", file)
     if _texts(weights, "layer_names"):
         layers: dict[str, Arrays] = {}
-        for name, found in _legacy_layers(weights):
+        for name, found in _legacy_layers(weights, _models(config)):
             if layers.get(name) and found:
                 raise BundleError(f"has two layers called {name}, in models within models")
             layers[name] = layers.get(name) or found
@@ -90,7 +96,7 @@ def _read(file: Any, config: Any) -> KerasFile:
     if len(arrays) < len(stored):
         raise BundleError("holds models within models, and not the names of their layers")
     names = [entry.name or entry.key for entry in every]
-    if not config or "layers" not in config["config"]:
+    if not config:
         return KerasFile(arrays, config, names)
     configs = dict(_configs(config))
     keys = {} if named else _counted(configs)
@@ -107,7 +113,13 @@ def _texts(group: Any, name: str) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _legacy_layers(group: Any) -> Iterator[tuple[str, Arrays]]:
+def _models(config: Any) -> set[str]:
+    """The names of the models within a model."""
+    every = config["config"]["layers"] if config else []
+    return {layer["config"]["name"] for layer in every if "layers" in layer["config"]}
+
+
+def _legacy_layers(group: Any, models: set[str]) -> Iterator[tuple[str, Arrays]]:
     for name in _texts(group, "layer_names"):
         arrays: dict[str, dict[str, NDArray[Any]]] = {name: {}}
         weights = {
@@ -116,7 +128,7 @@ def _legacy_layers(group: Any) -> Iterator[tuple[str, Arrays]]:
         }
         kinds = [parts[-1] for parts in weights.values()]
         # A nested model keeps all of its layers in one group.
-        nested = len(set(kinds)) < len(kinds)
+        nested = name in models or len(set(kinds)) < len(kinds)
         for weight, parts in weights.items():
             layer = parts[-2] if nested and len(parts) > 1 else name
             arrays.setdefault(layer, {})[parts[-1]] = np.asarray(group[name][weight])

@@ -58,14 +58,14 @@ def _folder(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     if "saved_model.pb" in names:
         return SAVED_MODEL.format(path)
+    if {"config.json", "model.weights.h5"} <= set(names):
+        return f"an unpacked .keras file: pack it by `cd {path} && zip -0r ../model.keras .`"
     found = [name for name in names if name.endswith((".keras", ".h5", ".hdf5"))]
     if found:
         return f"a folder: name the file in it, {' or '.join(str(path / name) for name in found)}"
     if checkpoints := [name for name in names if name.endswith(".index")]:
         prefix = path / checkpoints[-1].removesuffix(".index")
         return f"a folder with {CHECKPOINT.format(prefix)}"
-    if {"config.json", "model.weights.h5"} <= set(names):
-        return f"an unpacked .keras file: pack it by `cd {path} && zip -0r ../model.keras .`"
     models = [path / name for name in names if (path / name / "saved_model.pb").is_file()]
     if models:
         return f"a folder with {SAVED_MODEL.format(models[-1])}"

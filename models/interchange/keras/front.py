@@ -85,8 +85,9 @@ def read_front(
     shape = _shape(nodes[0])
     sides = (shape[1:] if first else shape[:2]) if shape else (None, None)
     front = Front(channels, first=first)
-    if None not in sides:
-        front.sides = sides[0], sides[1]
+    height, width = sides
+    if height is not None and width is not None:
+        front.sides = height, width
         front.fields["size"] = front.sides
         front.said.add("size")
     for node in nodes[1:]:
@@ -99,7 +100,7 @@ def read_front(
     return front
 
 
-def _shape(images: Node) -> list[Any]:
+def _shape(images: Node) -> list[int | None]:
     """The shape of an image that the model takes, [H, W, C] or [C, H, W], if it says one."""
     shape = images.config.get("batch_shape") or images.config.get("batch_input_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 4:

@@ -75,15 +75,9 @@ def read_graph(model: Mapping[str, Any]) -> Graph:
     """The graph of a model's description, `{"class_name": ..., "config": {"layers": [...]}}`.
 
     Raises:
-        BundleError: its structure is not in the file, or is no classifier's.
+        BundleError: its structure is no classifier's.
     """
     graph = Graph()
-    if "layers" not in model["config"]:
-        raise BundleError(
-            f"a model of a class of its own ({model['class_name']}), whose structure is code that "
-            "the file does not have: build the network from Sequential or "
-            "keras.Model(inputs, outputs)"
-        )
     end = _Building(graph).model(model, ())
     graph.output = end
     return graph
@@ -133,7 +127,7 @@ class _Building:
             return self.model(layer, sources)
         if kind in NOTHING or (kind == "Activation" and config.get("activation") == "linear"):
             return sources[0]
-        name = config["name"]
+        name = str(config["name"])
         if kind == "TFOpLambda" and ADDITION.match(name) and len(sources) == 2:
             kind = "Add"
         if kind == "Stack":

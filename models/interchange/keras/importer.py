@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from models.architecture import EXPANSION, Architecture
+from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.imported import (
@@ -21,15 +20,15 @@ from models.interchange.imported import (
     STRUCTURE,
     Imported,
     Said,
-    float_tensor,
     is_numbers,
 )
 from models.interchange.keras import alone
 from models.interchange.keras.body import Body, difference, read_bodies
-from models.interchange.keras.file import Arrays, KerasFile, read_keras
+from models.interchange.keras.file import NORM, Arrays, KerasFile, read_keras
 from models.interchange.keras.front import READERS, Front, read_front
 from models.interchange.keras.graph import Graph, Node, read_graph
 from models.interchange.keras.head import UNPOOLED, Head, read_dense, read_head
+from models.interchange.keras.tensors import LEAVES, even_out, fill_biases, layer_tensors
 from models.preprocess import CIFAR, IMAGENET, InputSpec
 from models.resnet import on_meta
 from models.summary import map_sides
@@ -51,14 +50,6 @@ EPS_APPLICATIONS, EPS_DEFAULT = 1.001e-5, 1e-3
 V1: dict[str, Any] = {"stride_at": "1x1"}
 V2: dict[str, Any] = {"stride_block": "last", "pool_padding": "zero"}
 
-LEAVES = {
-    "kernel": "weight",
-    "gamma": "weight",
-    "bias": "bias",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
 # The layers of plain ResNets; their settings are checked.
 CLASSES = {
     *("InputLayer", "Conv2D", "BatchNormalization", "Activation", "ReLU", "Add", "ZeroPadding2D"),
@@ -180,7 +171,7 @@ def _prepared(spec: InputSpec, front: Front) -> InputSpec:
         raise BundleError(f"its images have {front.channels} channels; supported are 1, 3 and 4")
     if "size" in fields and "resize" not in fields:
         ratio = spec.box[0] / spec.height
-        fields["resize"] = tuple(round(side * ratio) for side in fields["size"])
+        fields["resize"] = tuple(int(side * ratio) for side in fields["size"])
     return replace(spec, **fields)
 
 
@@ -190,8 +181,9 @@ def _prepared(spec: InputSpec, front: Front) -> InputSpec:
 def _described(file: KerasFile, layers: Layers) -> _Network:
     graph = read_graph(file.model or {})
     _check_classes(graph)
-    used = {node.name for node in graph.needed()}
-    _check_arrays({name: arrays for name, arrays in layers.items() if name in used})
+    used = {node.name: node for node in graph.needed()}
+    layers = {n: _named(used[n], arrays) for n, arrays in layers.items() if n in used}
+    _check_arrays(layers)
     bodies = list(read_bodies(graph))
     front, tail = bodies[0].front, bodies[0].tail
     for node in front:
@@ -218,7 +210,7 @@ def _described(file: KerasFile, layers: Layers) -> _Network:
     )
     if network.front.norm is not None:
         norm = network.front.norm
-        tensors = _tensors("input_norm", layers[norm.name])
+        tensors = layer_tensors("input_norm", layers[norm.name])
         tensors["input_norm.running_var"] += norm.config["epsilon"] - eps
         network.tensors |= tensors
     network.notes += [*network.front.notes, *head.notes]
@@ -228,14 +220,24 @@ def _described(file: KerasFile, layers: Layers) -> _Network:
     return network
 
 
+def _named(node: Node, arrays: Arrays) -> Arrays:
+    """The arrays of a layer; those of a norm without scale or offset, which some files only
+    number, by their names."""
+    if node.kind != "BatchNormalization" or "variable 0" not in arrays:
+        return arrays
+    absent = {"gamma": node.config.get("scale"), "beta": node.config.get("center")}
+    names = [name for name in NORM if absent.get(name, True)]
+    return dict(zip(names, arrays.values(), strict=True))
+
+
 def _network(body: Body, layers: Layers, head: Head, eps: float) -> _Network:
     tensors: dict[str, Tensor] = {}
     for name, ours in body.names.items():
         if not layers.get(name):
             raise BundleError(f"layer {name} has no weights in the file")
-        tensors |= _tensors(ours, layers[name])
-    notes = _even(tensors)
-    _fill_biases(tensors)
+        tensors |= layer_tensors(ours, layers[name])
+    notes = even_out(tensors, preact=body.numerics["preact"])
+    fill_biases(tensors)
     return _Network(tensors, {**body.numerics, "eps": eps}, head, notes=notes)
 
 
@@ -247,7 +249,11 @@ def _check_classes(graph: Graph) -> None:
             raise BundleError(f"layer {name} is a {kind}: no plain ResNet has one")
         if node.activation not in ACTIVATIONS:
             raise BundleError(f"layer {name} activates by {node.activation}, not ReLU")
-        if kind == "Conv2D" and node.activation != "linear" and list(config["kernel_size"]) != [1, 1]:
+        if (
+            kind == "Conv2D"
+            and node.activation != "linear"
+            and list(config["kernel_size"]) != [1, 1]
+        ):
             raise BundleError(f"layer {name} activates what it gives: no normalisation follows it")
         if kind == "ReLU" and any(map(config.get, ("max_value", "negative_slope", "threshold"))):
             raise BundleError(f"layer {name} is not a plain ReLU")
@@ -256,17 +262,6 @@ def _check_classes(graph: Graph) -> None:
                 raise BundleError(f"layer {name} has {key} {config[key]}: not a plain ResNet's")
         if kind == "BatchNormalization" and "axis" in config:
             _check_axis(node)
-    _check_arrays_of(graph)
-
-
-def _check_axis(node: Node) -> None:
-    axis = node.config["axis"]
-    axes = axis if isinstance(axis, list) else [axis]
-    if axes not in ([-1], [1], [3]):
-        raise BundleError(f"layer {node.name} normalises axis {axis}, not the channels")
-
-
-def _check_arrays_of(graph: Graph) -> None:
     formats = {
         str(node.config.get("data_format") or "channels_last")
         for node in graph.needed()
@@ -274,6 +269,13 @@ def _check_arrays_of(graph: Graph) -> None:
     }
     if len(formats) > 1:
         raise BundleError("some of its layers are channels_first, others channels_last")
+
+
+def _check_axis(node: Node) -> None:
+    axis = node.config["axis"]
+    axes = axis if isinstance(axis, list) else [axis]
+    if axes not in ([-1], [1], [3]):
+        raise BundleError(f"layer {node.name} normalises axis {axis}, not the channels")
 
 
 def _eps(norms: Iterable[Node]) -> float:
@@ -299,68 +301,6 @@ def _check_pool(pool: tuple[int, int], network: _Network) -> None:
         )
 
 
-def _even(tensors: dict[str, Tensor]) -> list[str]:
-    """Widens the inner convolutions of bottlenecks by zeros, where they are narrower than in
-    other stages: an `Architecture` has one `width` for all. Keras's CIFAR-10 example (v2) is so:
-    its first stage expands by 4, and the others by 2."""
-    prefixes = sorted({".".join(n.split(".")[:3]) for n in tensors if n.startswith("stages.")})
-    inner = {p: len(tensors[f"{p}.conv1.weight"]) for p in prefixes}
-    if any(f"{p}.conv3.weight" not in tensors for p in prefixes):
-        return []
-    outer = {p: len(tensors[f"{p}.conv3.weight"]) // EXPANSION["bottleneck"] for p in prefixes}
-    width = max(inner[p] / max(outer[p], 1) for p in prefixes)
-    narrow = {p.split(".")[1] for p in prefixes if inner[p] != outer[p] * width}
-    notes = []
-    for stage in sorted(narrow):
-        mine = [p for p in prefixes if p.split(".")[1] == stage]
-        wanted = round(outer[mine[0]] * width)
-        notes.append(
-            f"the inner convolutions of stage {int(stage) + 1} are {inner[mine[0]]} channels wide, "
-            f"those of others twice as much for their outputs: filled up with zeros to {wanted}"
-        )
-        for prefix in mine:
-            _widen(tensors, prefix, wanted)
-    return notes
-
-
-def _widen(tensors: dict[str, Tensor], prefix: str, wanted: int) -> None:
-    preact = f"{prefix}.bn3.weight" not in tensors or len(tensors[f"{prefix}.bn3.weight"]) != len(
-        tensors[f"{prefix}.conv3.weight"]
-    )
-    first, second = (2, 3) if preact else (1, 2)
-    more = wanted - len(tensors[f"{prefix}.conv1.weight"])
-    ends = {
-        **{f"{prefix}.conv{n}.{leaf}": 0 for n in (1, 2) for leaf in ("weight", "bias")},
-        **{f"{prefix}.bn{n}.{leaf}": 0 for n in (first, second) for leaf in NORM_FILL},
-    }
-    for name in ends:
-        if name in tensors:
-            fill = NORM_FILL.get(name.rpartition(".")[2], 0.0) if ".bn" in name else 0.0
-            tensors[name] = _grown(tensors[name], 0, more, fill)
-    for number in (2, 3):
-        name = f"{prefix}.conv{number}.weight"
-        tensors[name] = _grown(tensors[name], 1, more, 0.0)
-
-
-NORM_FILL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-
-
-def _grown(tensor: Tensor, axis: int, more: int, fill: float) -> Tensor:
-    shape = list(tensor.shape)
-    shape[axis] = more
-    return torch.cat([tensor, torch.full(shape, fill)], axis).contiguous()
-
-
-def _fill_biases(tensors: dict[str, Tensor]) -> None:
-    """Zeros for the biases that some convolutions of a role have, and others have not."""
-    convs = [name.removesuffix(".weight") for name in tensors if tensors[name].ndim == 4]
-    roles = {name: name.split(".", 3)[-1] for name in convs}
-    biased = {roles[name] for name in convs if f"{name}.bias" in tensors}
-    for name in convs:
-        if roles[name] in biased and f"{name}.bias" not in tensors:
-            tensors[f"{name}.bias"] = torch.zeros(len(tensors[f"{name}.weight"]))
-
-
 # Weights alone.
 
 
@@ -379,7 +319,7 @@ def _alone(file: KerasFile, layers: Layers) -> _Network:
     )
     tensors: dict[str, Tensor] = {}
     for name, ours in names.items():
-        tensors |= _tensors(ours, layers[name])
+        tensors |= layer_tensors(ours, layers[name])
     if application:
         preact = any("preact" in name for name in names)
         numerics = {"eps": EPS_APPLICATIONS, **(V2 if preact else V1)}
@@ -426,14 +366,3 @@ def _is_mlperf_tiny(architecture: Architecture) -> bool:
         and not architecture.shortcut_norm
         and len(architecture.biases) == 4
     )
-
-
-def _tensors(name: str, arrays: Arrays) -> dict[str, Tensor]:
-    """The tensors of a convolution or a norm; a norm may lack a scale or an offset."""
-    if "moving_mean" in arrays:
-        mean = arrays["moving_mean"]
-        arrays = {"gamma": np.ones_like(mean), "beta": np.zeros_like(mean), **arrays}
-    elif "kernel" in arrays:
-        # From [H, W, in, out].
-        arrays = {**arrays, "kernel": arrays["kernel"].transpose(3, 2, 0, 1)}
-    return {f"{name}.{LEAVES[key]}": float_tensor(value) for key, value in arrays.items()}

@@ -12,19 +12,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
 from models import labels
 from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
-from models.classifier import Normalise
-from models.interchange import convert
 from models.variants import find
 from tests.support import keras_reference as reference
-from tests.support.keras_reference import keras, layers
+from tests.support.keras_reference import converted, difference, keras, layers, ours, pixels
 from tests.support.random_weights import far
-from tests.support.said import said
 
 pytestmark = [
     # Keras's own, when it saves tensors of torch.
@@ -37,35 +32,10 @@ FILES = ["weights.h5", "model.h5", "model.weights.h5", "model.keras"]
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 
 
-def converted(path: Path, **options: Any) -> Bundle:
-    return convert.convert("keras", path, said(**options))
-
-
-def pixels(size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.random.default_rng(1).integers(0, 256, (2, *size, 3), dtype=np.uint8)
-
-
-def ours(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Logits of uint8 RGB images as the bundle says that they are prepared."""
-    if bundle.input.channels == "bgr":
-        images = images[..., ::-1].copy()
-    with torch.inference_mode():
-        normalised = Normalise(bundle.input)(torch.from_numpy(images))
-        found: NDArray[Any] = bundle.network()(normalised).numpy()
-    return found
-
-
 def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(BundleError, match=r"\A[^\n]+\Z") as caught:
         action()
     return str(caught.value)
-
-
-def difference(bundle: Bundle, model: Any, size: tuple[int, int] = (32, 32)) -> float:
-    """Of a network that is given pixels as they are."""
-    images = pixels(size)
-    theirs = reference.logits(model, images.astype(np.float32))
-    return far(ours(bundle, images), theirs, bundle.network())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +68,7 @@ def preprocessed_difference(
     bundle: Bundle, model: Any, size: tuple[int, int], version: int
 ) -> float:
     """Of a network that is given what its own `preprocess_input` makes of pixels."""
-    images = pixels(size)
+    images = pixels((*size, 3))
     package = keras.applications.resnet if version == 1 else keras.applications.resnet_v2
     # It works in place.
     theirs = package.preprocess_input(images.astype(np.float32))
