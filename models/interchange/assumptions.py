@@ -59,9 +59,8 @@ def input_of(source: Imported, said: Said) -> InputSpec:
                 f"channel{'s' * (count > 1)} ({channels})"
             )
     if missing:
-        raise InputUnknown(
-            f"its layout ({source.layout}) does not say {_advice(missing[0], count)}"
-        )
+        advice = "; nor ".join(dict.fromkeys(_advice(name, count) for name in missing))
+        raise InputUnknown(f"its layout ({source.layout}) does not say {advice}")
     if channels == ORDERS.get(spec.channels):
         flipped: dict[str, PerChannel] = {"mean": spec.mean[::-1], "std": spec.std[::-1]}
         given = flipped | given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,34 @@ os.environ["KERAS_BACKEND"] = "torch"
 import h5py
 import keras
 import numpy as np
+import torch
 from keras import layers
 from keras.src.applications import resnet
 from keras.src.legacy.saving import legacy_h5_format
 from numpy.typing import NDArray
 
-from tests.support.random_weights import randomised
+from models.bundle import Bundle
+from models.classifier import Normalise
+from models.interchange import convert
+from tests.support.random_weights import far, randomised
+from tests.support.said import said
 
 __all__ = [
     "application",
+    "converted",
+    "difference",
     "ending_in_logits",
     "keras",
     "layers",
     "logits",
     "narrow_body",
+    "ours",
+    "pixels",
     "random",
     "save",
+    "second",
     "small",
+    "transfer",
 ]
 
 
@@ -49,7 +61,7 @@ def application_body(name: str) -> Any:
 
 
 @functools.cache
-def narrow_body(version: int) -> Any:
+def narrow_body(version: int, channels: int = 3, pooling: str | None = "avg") -> Any:
     """What `keras.applications` builds and names, with fewer blocks and channels."""
     first = version == 1
     stack = resnet.stack_residual_blocks_v1 if first else resnet.stack_residual_blocks_v2
@@ -66,8 +78,8 @@ def narrow_body(version: int) -> Any:
         use_bias=True,
         include_top=False,
         weights=None,
-        pooling="avg",
-        input_shape=(None, None, 3),
+        pooling=pooling,
+        input_shape=(None, None, channels),
         name="resnet50" if first else "resnet50v2",
     )
 
@@ -121,11 +133,53 @@ def small(
     return random(keras.Model(images, layers.Dense(10)(x)))
 
 
+def second(blocks: int = 2, filters: int = 16) -> Any:
+    """The CIFAR-10 example's second version: pre-activation bottlenecks, the first of which
+    neither normalises nor activates; the first stage expands by 4, the others by 2."""
+
+    def unit(x: Any, width: int, kernel: int, strides: int = 1, *, bare: bool = False) -> Any:
+        if not bare:
+            x = layers.Activation("relu")(layers.BatchNormalization()(x))
+        return layers.Conv2D(width, kernel, strides, padding="same")(x)
+
+    images = layers.Input((32, 32, 3))
+    x = layers.Conv2D(filters, 3, padding="same")(images)
+    x = layers.Activation("relu")(layers.BatchNormalization()(x))
+    for stage in range(3):
+        out = filters * (2 if stage else 4)
+        for index in range(blocks):
+            strides = 2 if stage and not index else 1
+            y = unit(x, filters, 1, strides, bare=not stage and not index)
+            y = unit(unit(y, filters, 3), out, 1)
+            x = x if index else unit(x, out, 1, strides, bare=True)
+            x = layers.add([x, y])
+        filters = out
+    x = layers.Activation("relu")(layers.BatchNormalization()(x))
+    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
+    return random(keras.Model(images, layers.Dense(10)(x)))
+
+
+def transfer(
+    front: Sequence[Any],
+    body: Any,
+    head: Sequence[Any],
+    shape: tuple[int | None, int | None, int] = (64, 64, 3),
+) -> Any:
+    """A network within a model that prepares its images and has its own head, as Keras's guide
+    to transfer learning has it. `front` and `head` are layers, or functions."""
+    x = images = layers.Input(shape)
+    for layer in (*front, body, *head):
+        x = layer(x)
+    return random(keras.Model(images, x))
+
+
 def random(model: Any, seed: int = 0) -> Any:
-    """`model` with every weight, bias and statistic random."""
+    """`model` with every weight, bias and statistic random, but for those of images."""
     generator = np.random.default_rng(seed)
     for weight in model.weights:
         leaf = weight.path.rpartition("/")[2]
+        if leaf in ("mean", "variance", "count"):
+            continue
         weight.assign(randomised(leaf, tuple(weight.shape), generator))
     return model
 
@@ -146,3 +200,29 @@ def logits(model: Any, images: NDArray[np.float32]) -> NDArray[Any]:
     """Float32 [N, classes] of float32 images [N, H, W, 3]."""
     found: NDArray[Any] = model(images, training=False).detach().numpy()
     return found
+
+
+def converted(path: Path, **options: Any) -> Bundle:
+    return convert.convert("keras", path, said(**options))
+
+
+def pixels(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Two images of this height, width and channels."""
+    return np.random.default_rng(1).integers(0, 256, (2, *shape), dtype=np.uint8)
+
+
+def ours(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[Any]:
+    """Logits of uint8 images, RGB if they have three channels, as the bundle prepares them."""
+    if bundle.input.channels == "bgr":
+        images = images[..., ::-1].copy()
+    with torch.inference_mode():
+        normalised = Normalise(bundle.input)(torch.from_numpy(images))
+        found: NDArray[Any] = bundle.network()(normalised).numpy()
+    return found
+
+
+def difference(bundle: Bundle, model: Any, size: tuple[int, int] = (32, 32)) -> float:
+    """Of a network that is given pixels as they are, in parts of what rounding explains."""
+    images = pixels((*size, bundle.input.shape[2]))
+    theirs = logits(model, images.astype(np.float32))
+    return far(ours(bundle, images), theirs, bundle.network())

@@ -1,14 +1,15 @@
-"""Imports Keras's ResNets: `keras.applications`, and networks like its CIFAR-10 example."""
+"""Imports Keras's ResNets: `keras.applications`, and networks of one's own, with their
+preprocessing and their head."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from models.architecture import Architecture
@@ -16,93 +17,328 @@ from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
 from models.interchange.imported import (
     NORMALISATION,
+    STRUCTURE,
     Imported,
     Said,
-    float_tensor,
     is_numbers,
-    natural,
 )
-from models.interchange.keras.file import Arrays, KerasFile, read_keras
-from models.preprocess import CIFAR, IMAGENET
+from models.interchange.keras import alone
+from models.interchange.keras.body import Body, difference, read_bodies
+from models.interchange.keras.file import NORM, Arrays, KerasFile, read_keras
+from models.interchange.keras.front import READERS, Front, read_front
+from models.interchange.keras.graph import Graph, Node, read_graph
+from models.interchange.keras.head import UNPOOLED, Head, read_dense, read_head
+from models.interchange.keras.tensors import LEAVES, even_out, fill_biases, layer_tensors
+from models.preprocess import CIFAR, IMAGENET, InputSpec
+from models.resnet import on_meta
+from models.summary import map_sides
 
 Layers = Mapping[str, Arrays]
 
-# Caffe subtracts the means of blue, green and red, without scaling. Here in RGB order.
+# Caffe subtracts the means of blue, green and red, without scaling.
 CAFFE = replace(
-    IMAGENET, mean=(123.68 / 255, 116.779 / 255, 103.939 / 255), std=(1 / 255, 1 / 255, 1 / 255)
+    IMAGENET,
+    channels="bgr",
+    mean=(103.939 / 255, 116.779 / 255, 123.68 / 255),
+    std=(1 / 255, 1 / 255, 1 / 255),
 )
 HALF = replace(IMAGENET, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 RAW = replace(CIFAR, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+BY_COUNT = {1: "grey", 3: "rgb", 4: "rgba"}
 
 EPS_APPLICATIONS, EPS_DEFAULT = 1.001e-5, 1e-3
 V1: dict[str, Any] = {"stride_at": "1x1"}
 V2: dict[str, Any] = {"stride_block": "last", "pool_padding": "zero"}
 
-STAGE = re.compile(r"conv(\d)_block(\d+)_(preact|\d)_(conv|bn)")
-TOP = {"conv1_conv": "stem.conv", "conv1_bn": "stem.norm", "post_bn": "norm"}
-ADDITION = re.compile(r"(tf\S*[._])?add(v2)?(_|$)")
-BEFORE_2019 = re.compile(r"res\d[a-z]+\d*_branch")
-LEAVES = {
-    "kernel": "weight",
-    "gamma": "weight",
-    "bias": "bias",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
 # The layers of plain ResNets; their settings are checked.
 CLASSES = {
     *("InputLayer", "Conv2D", "BatchNormalization", "Activation", "ReLU", "Add", "ZeroPadding2D"),
-    *("MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "Flatten", "Dense", "Dropout"),
-    "Softmax",
+    *("MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "Flatten", "Dense", "Softmax"),
+    *("Reshape", "Mean"),
 }
-ACTIVATIONS = {"relu", "linear", "softmax"}
+ACTIVATIONS = {"relu", "linear", "softmax", "sigmoid"}
+# The names of layers that prepare images, in weights that come without their values.
+PREPARES = re.compile(r"(rescaling|normalization|resizing|center_crop|lambda)(_\d+)?")
+STATISTICS = {"mean", "variance", "count"}
+
+
+@dataclass
+class _Network:
+    """What a file determines: see `Imported`. `numerics`: fields of `Architecture`."""
+
+    tensors: dict[str, Tensor]
+    numerics: dict[str, Any]
+    head: Head
+    front: Front | None = None
+    said: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
 
 def read(path: Path, said: Said) -> Imported:
     """The weights in a Keras file, under our names.
 
-    The networks of `keras.applications` are recognised by the names of their layers. Others are
-    read by the order of their layers: basic blocks with a 3x3 stem and SAME padding, activated
-    after each addition.
+    Where the file describes its model, the network is recognised by its data flow. Weights alone
+    are recognised by the names of `keras.applications`, or by their order; see `alone`.
 
     Raises:
-        BundleError: it cannot be read, or is neither.
+        BundleError: it cannot be read, or is no plain ResNet; the message names the first layer
+            that does not fit.
     """
     file = read_keras(path)
     try:
-        _check_classes(file)
         layers = {name: arrays for name, arrays in file.layers.items() if arrays}
-        _check_arrays(layers)
-        return _application(file, layers) if "conv1_conv" in layers else _small(file, layers)
+        network = _described(file, layers) if file.model else _alone(file, layers)
+        return _imported(network, layers, file, said)
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         reason = type(error).__name__
         raise BundleError(f"{path}: its description of the model is damaged ({reason})") from None
 
 
-def _check_classes(file: KerasFile) -> None:
-    """Refuses unsupported layers, if the file has their classes."""
-    for name, config in file.configs.items():
-        kind, activation = config["class_name"], str(config.get("activation") or "linear")
-        if kind == "TFOpLambda" and ADDITION.match(name):
-            continue
-        if kind not in CLASSES:
+def _imported(network: _Network, layers: Layers, file: KerasFile, said: Said) -> Imported:
+    tensors, head, front = network.tensors, network.head, network.front
+    architecture = _architecture(network)
+    application = "conv1_conv" in layers
+    v1 = (application and not architecture.preact) or any(map(alone.BEFORE_2019.match, layers))
+    tiny = _is_mlperf_tiny(architecture) and not (front and front.fields.get("mean"))
+    # What Keras publishes takes images as its recipe prepares them, if nothing says otherwise.
+    prepared = bool(front and (front.fields.keys() & {"mean", "channels"} or front.norm))
+    published = application and head.classes == 1000 and not (head.hidden or prepared)
+    published &= not said.input.keys() & NORMALISATION
+    published &= not any(map(PREPARES.fullmatch, file.names))
+    spec = IMAGENET if architecture.stem == "imagenet" else RAW if tiny else CIFAR
+    if application:
+        spec = CAFFE if v1 and published else HALF if published else IMAGENET
+    known = set(network.said)
+    if published or tiny:
+        known |= {"channels", "mean", "std"} | {"labels", "outputs"}
+    asked = frozenset() if published or tiny else NORMALISATION | ({"channels"} if v1 else set())
+    if front is not None:
+        spec, known = _prepared(spec, front), known | front.said
+        given = {name for name in asked if name in front.fields}
+        # Whoever scales inside the model takes the channels as Keras decodes them.
+        asked -= given | ({"channels"} if "mean" in front.fields else set())
+    version = "v2" if architecture.preact else "v1"
+    layout = f"keras.applications ResNet {version}" if application else "Keras layers in order"
+    return Imported(
+        layout="MLPerf Tiny ResNet-8" if tiny else layout,
+        tensors=tensors,
+        architecture=architecture,
+        spec=spec,
+        said=frozenset(known),
+        asked=frozenset(asked),
+        outputs=head.outputs or "exclusive",
+        notes=tuple(network.notes),
+    )
+
+
+def _architecture(network: _Network) -> Architecture:
+    """The architecture, from the tensors, which get the head's."""
+    head = network.head
+    # Without its head, whatever that is: it is none that the tensors' names could describe.
+    width = _features(network.tensors)
+    bare = {**network.tensors, "head.weight": torch.zeros(1, width), "head.bias": torch.zeros(1)}
+    architecture = infer_architecture(bare, **network.numerics)
+    if architecture.shortcut == "A" and not architecture.preact:
+        raise BundleError("widens without a convolution: on which side it pads is unknown")
+    if head.layers and len(head.layers[0][0]) != architecture.out_channels:
+        if head.pool == (1, 1):
+            raise BundleError(f"its head {UNPOOLED}")
+        raise BundleError(
+            f"its head takes {len(head.layers[0][0])} features of {architecture.out_channels}"
+        )
+    network.tensors |= head.tensors()
+    return replace(architecture, num_classes=head.classes, head=head.hidden)
+
+
+def _features(tensors: Mapping[str, Tensor]) -> int:
+    """The channels of the last block."""
+    names = [name for name in tensors if re.fullmatch(r"stages\.\d+\.0\.conv[23]\.weight", name)]
+    if not names:
+        raise BundleError("no residual stages found: is this a ResNet?")
+    return len(tensors[max(names)])
+
+
+def _prepared(spec: InputSpec, front: Front) -> InputSpec:
+    """`spec` as the layers in front of the network change it."""
+    fields = dict(front.fields)
+    if "mean" in fields:
+        fields.setdefault("channels", BY_COUNT.get(front.channels, "rgb"))
+    elif "channels" in fields:
+        fields |= {"mean": spec.mean[::-1], "std": spec.std[::-1]}
+    if front.channels not in BY_COUNT:
+        raise BundleError(f"its images have {front.channels} channels; supported are 1, 3 and 4")
+    if "size" in fields and "resize" not in fields:
+        ratio = spec.box[0] / spec.height
+        fields["resize"] = tuple(int(side * ratio) for side in fields["size"])
+    return replace(spec, **fields)
+
+
+# A file that describes its model.
+
+
+def _described(file: KerasFile, layers: Layers) -> _Network:
+    graph = read_graph(file.model or {})
+    _check_classes(graph)
+    used = {node.name: node for node in graph.needed()}
+    layers = {n: _named(used[n], arrays) for n, arrays in layers.items() if n in used}
+    _check_arrays(layers)
+    bodies = list(read_bodies(graph))
+    front, tail = bodies[0].front, bodies[0].tail
+    for node in front:
+        if node.kind not in (*READERS, "InputLayer"):
+            raise BundleError(f"layer {node.name} is a {node.kind}: no plain ResNet has one")
+    head = read_head(tail, layers)
+    eps = _eps(graph.nodes[name] for name in bodies[0].names)
+    first = ""
+    for body in bodies:
+        network = _network(body, layers, head, eps)
+        reason = difference(_architecture(network), body)
+        if not reason:
+            break
+        first = first or reason
+    else:
+        raise BundleError(first)
+    stem = next(name for name, ours in body.names.items() if ours == "stem.conv")
+    described = graph.nodes[stem].config
+    network.front = read_front(
+        front,
+        layers,
+        layers[stem]["kernel"].shape[2],
+        first=described.get("data_format") == "channels_first",
+    )
+    if network.front.norm is not None:
+        norm = network.front.norm
+        tensors = layer_tensors("input_norm", layers[norm.name])
+        tensors["input_norm.running_var"] += norm.config["epsilon"] - eps
+        network.tensors |= tensors
+    network.notes += [*network.front.notes, *head.notes]
+    if head.pool is not None:
+        _check_pool(head.pool, network)
+    network.said |= {*STRUCTURE, *(("outputs",) if head.outputs else ())}
+    return network
+
+
+def _named(node: Node, arrays: Arrays) -> Arrays:
+    """The arrays of a layer; those of a norm without scale or offset, which some files only
+    number, by their names."""
+    if node.kind != "BatchNormalization" or "variable 0" not in arrays:
+        return arrays
+    absent = {"gamma": node.config.get("scale"), "beta": node.config.get("center")}
+    names = [name for name in NORM if absent.get(name, True)]
+    return dict(zip(names, arrays.values(), strict=True))
+
+
+def _network(body: Body, layers: Layers, head: Head, eps: float) -> _Network:
+    tensors: dict[str, Tensor] = {}
+    for name, ours in body.names.items():
+        if not layers.get(name):
+            raise BundleError(f"layer {name} has no weights in the file")
+        tensors |= layer_tensors(ours, layers[name])
+    notes = even_out(tensors, preact=body.numerics["preact"])
+    fill_biases(tensors)
+    return _Network(tensors, {**body.numerics, "eps": eps}, head, notes=notes)
+
+
+def _check_classes(graph: Graph) -> None:
+    """Refuses unsupported layers and settings."""
+    for node in graph.needed():
+        kind, name, config = node.kind, node.name, node.config
+        if kind not in CLASSES and kind not in READERS:
             raise BundleError(f"layer {name} is a {kind}: no plain ResNet has one")
-        if activation not in ACTIVATIONS:
-            raise BundleError(f"layer {name} activates by {activation}, not ReLU")
-        if kind == "Conv2D" and activation != "linear":
+        if node.activation not in ACTIVATIONS:
+            raise BundleError(f"layer {name} activates by {node.activation}, not ReLU")
+        if (
+            kind == "Conv2D"
+            and node.activation != "linear"
+            and list(config["kernel_size"]) != [1, 1]
+        ):
             raise BundleError(f"layer {name} activates what it gives: no normalisation follows it")
         if kind == "ReLU" and any(map(config.get, ("max_value", "negative_slope", "threshold"))):
             raise BundleError(f"layer {name} is not a plain ReLU")
         for key in ("groups", "dilation_rate"):
             if kind == "Conv2D" and config.get(key, 1) not in (1, [1, 1]):
                 raise BundleError(f"layer {name} has {key} {config[key]}: not a plain ResNet's")
+        if kind == "BatchNormalization" and "axis" in config:
+            _check_axis(node)
+    formats = {
+        str(node.config.get("data_format") or "channels_last")
+        for node in graph.needed()
+        if node.kind == "Conv2D"
+    }
+    if len(formats) > 1:
+        raise BundleError("some of its layers are channels_first, others channels_last")
+
+
+def _check_axis(node: Node) -> None:
+    axis = node.config["axis"]
+    axes = axis if isinstance(axis, list) else [axis]
+    if axes not in ([-1], [1], [3]):
+        raise BundleError(f"layer {node.name} normalises axis {axis}, not the channels")
+
+
+def _eps(norms: Iterable[Node]) -> float:
+    values = {node.config["epsilon"] for node in norms if node.kind == "BatchNormalization"}
+    if len(values) > 1:
+        shown = ", ".join(map(str, sorted(values)))
+        raise BundleError(f"its normalisations have different epsilons: {shown}")
+    return values.pop() if values else EPS_DEFAULT
+
+
+def _check_pool(pool: tuple[int, int], network: _Network) -> None:
+    """Refuses a pool that does not cover the maps."""
+    front = network.front
+    if front is None or front.sides is None:
+        raise BundleError(f"pools {pool[0]}x{pool[1]} of maps whose size the file does not fix")
+    sides = map_sides(on_meta(_architecture(network)), front.sides)
+    if sides != pool:
+        if pool == (1, 1):
+            raise BundleError(f"its head {UNPOOLED}")
+        raise BundleError(
+            f"averages {pool[0]}x{pool[1]} pixels of maps of {sides[0]}x{sides[1]}: "
+            "a ResNet averages all"
+        )
+
+
+# Weights alone.
+
+
+def _alone(file: KerasFile, layers: Layers) -> _Network:
+    for name, arrays in layers.items():
+        if arrays.keys() <= STATISTICS:
+            raise BundleError(
+                f"layer {name} normalises images, and what precedes it is unknown: {alone.WHOLE}"
+            )
+    _check_arrays(layers)
+    application = "conv1_conv" in layers
+    names = (
+        alone.application_names(layers)
+        if application
+        else alone.ordered_names(layers, list(file.layers))
+    )
+    tensors: dict[str, Tensor] = {}
+    for name, ours in names.items():
+        tensors |= layer_tensors(ours, layers[name])
+    if application:
+        preact = any("preact" in name for name in names)
+        numerics = {"eps": EPS_APPLICATIONS, **(V2 if preact else V1)}
+    else:
+        numerics = {"eps": EPS_DEFAULT, "padding": "same"}
+    dense = alone.dense_names(layers)
+    head = read_dense(dense, layers)
+    network = _Network(tensors, numerics, head)
+    if application:
+        network.said |= set(STRUCTURE) - {"head"}
+    if not dense:
+        network.notes.append("it has no head: its answers are features")
+    return network
 
 
 def _check_arrays(layers: Layers) -> None:
     for name, arrays in layers.items():
+        if arrays.keys() <= STATISTICS:
+            continue
         if strange := sorted(arrays.keys() - LEAVES.keys()):
             raise BundleError(
                 f"layer {name} holds {', '.join(strange)}: not a layer of a plain ResNet"
@@ -111,215 +347,15 @@ def _check_arrays(layers: Layers) -> None:
             raise BundleError(
                 f"layer {name} has no moving statistics: GroupNorm or LayerNorm, not BatchNorm"
             )
-        for key, value in arrays.items():
-            if not is_numbers(value, None if key == "kernel" else 1):
-                raise BundleError(f"layer {name} has a {key} that is not a list of numbers")
-        if "kernel" in arrays and arrays["kernel"].ndim not in (2, 4):
-            raise BundleError(f"layer {name} has a kernel of {arrays['kernel'].ndim} dimensions")
+        _check_numbers(name, arrays)
 
 
-def _eps(file: KerasFile, default: float) -> float:
-    values = {
-        config["epsilon"]
-        for config in file.configs.values()
-        if config["class_name"] == "BatchNormalization"
-    }
-    if len(values) > 1:
-        shown = ", ".join(map(str, sorted(values)))
-        raise BundleError(f"its normalisations have different epsilons: {shown}")
-    return values.pop() if values else default
-
-
-def _application(file: KerasFile, layers: Layers) -> Imported:
-    tensors = _head(layers)
-    preact = any("preact" in name for name in layers)
-    for name, arrays in layers.items():
-        if _is_dense(arrays):
-            continue
-        tensors |= _tensors(_application_name(name, preact), arrays)
-    if not preact and "stem.conv.weight" in tensors:
-        # Its input is in BGR order.
-        tensors["stem.conv.weight"] = tensors["stem.conv.weight"].flip(1)
-    eps = _eps(file, EPS_APPLICATIONS)
-    architecture = infer_architecture(tensors, eps=eps, **(V2 if preact else V1))
-    spec = HALF if preact else CAFFE
-    known = architecture.num_classes == 1000
-    return Imported(
-        layout=f"keras.applications ResNet v{2 if preact else 1}",
-        tensors=tensors,
-        architecture=architecture,
-        spec=spec,
-        asked=frozenset() if known else NORMALISATION,
-    )
-
-
-def _application_name(name: str, preact: bool) -> str:
-    if name in TOP:
-        return TOP[name]
-    match = STAGE.fullmatch(name)
-    if match is None:
-        raise BundleError(f"layer {name} is not part of any keras.applications ResNet")
-    stage, block, number, kind = match.groups()
-    prefix = f"stages.{int(stage) - 2}.{int(block) - 1}"
-    if number == "0":
-        return f"{prefix}.shortcut.{kind}"
-    if kind == "bn" and preact:
-        # The first norm precedes the first convolution.
-        number = "1" if number == "preact" else str(int(number) + 1)
-    return f"{prefix}.{kind}{number}"
-
-
-@dataclass
-class _Block:
-    """The layer names of a basic block under construction, and its channels."""
-
-    main: list[str] = field(default_factory=list)
-    shortcut: str | None = None
-    channels: int = 0
-    width: int = 0
-
-
-def _small(file: KerasFile, layers: Layers) -> Imported:
-    """A network recognised by the order of its layers: norms follow their convolutions."""
-    if old := next(filter(BEFORE_2019.match, layers), None):
-        raise BundleError(f"has layers called {old}, as Keras before 2.3 had: its pooling differs")
-    convs = _in_order(layers, "conv2d", lambda arrays: arrays.get("kernel", np.empty(0)).ndim == 4)
-    norms = _in_order(layers, "batch_normalization", lambda arrays: "moving_mean" in arrays)
-    tensors = _head(layers)
-    if not convs:
-        raise BundleError("holds no convolutions: is this a ResNet?")
-    stem, *rest = convs
-    rows, columns, _, width = layers[stem]["kernel"].shape
-    if (rows, columns) != (3, 3):
-        raise BundleError(
-            f"has a stem of {rows}x{columns}, and not the names that keras.applications gives"
-        )
-    named = _stages(_blocks(layers, rest, width), width)
-    _check_order(file)
-    names = {stem: "stem.conv", **named}
-    square = [name for name in convs if layers[name]["kernel"].shape[0] == 3]
-    followed = convs if len(norms) == len(convs) else square
-    if len(norms) != len(followed):
-        raise BundleError(
-            f"has {len(convs)} convolutions and {len(norms)} BatchNorms: which follows which is "
-            "unknown"
-        )
-    for conv, norm in zip(followed, norms, strict=True):
-        if len(layers[norm]["moving_mean"]) != layers[conv]["kernel"].shape[3]:
-            raise BundleError(f"layer {norm} does not follow {conv}: their channels differ")
-        names[norm] = _norm_name(names[conv])
-    for name in (*convs, *norms):
-        tensors |= _tensors(names[name], layers[name])
-    _check_small(file, names)
-    eps = _eps(file, EPS_DEFAULT)
-    architecture = infer_architecture(tensors, eps=eps, padding="same")
-    if architecture.shortcut == "A":
-        raise BundleError("widens without a convolution: on which side it pads is unknown")
-    tiny = _is_mlperf_tiny(architecture)
-    return Imported(
-        layout="MLPerf Tiny ResNet-8" if tiny else "Keras layers in order",
-        tensors=tensors,
-        architecture=architecture,
-        spec=RAW if tiny else CIFAR,
-        asked=frozenset() if tiny else NORMALISATION,
-    )
-
-
-def _check_order(file: KerasFile) -> None:
-    """Refuses pre-activation networks, which have a norm after the last addition."""
-    order = list(file.layers)
-    added = [i for i, name in enumerate(order) if ADDITION.match(name)]
-    if not added:
-        raise BundleError(
-            "does not list its additions, so that it may activate before or after them: "
-            "save the whole model (.keras or .h5)"
-        )
-    if any("moving_mean" in file.layers[name] for name in order[added[-1] :]):
-        raise BundleError("normalises after its last addition: a pre-activation network")
-
-
-def _in_order(layers: Layers, kind: str, chosen: Callable[[Arrays], bool]) -> list[str]:
-    """Names in the order of Keras's numbers, or else of the file."""
-    names = [name for name, arrays in layers.items() if chosen(arrays)]
-    if all(re.fullmatch(rf"{kind}(_\d+)?", name) for name in names):
-        names.sort(key=natural)
-    return names
-
-
-def _blocks(layers: Layers, convs: list[str], channels: int) -> list[_Block]:
-    """Blocks of two 3x3 convolutions; a 1x1 convolution is the shortcut of the block it fits."""
-    blocks: list[_Block] = []
-    opened = _Block()
-    for name in convs:
-        rows, columns, seen, width = layers[name]["kernel"].shape
-        if (rows, columns) == (1, 1):
-            last = blocks[-1] if blocks and not opened.main else None
-            if last and last.shortcut is None and (last.channels, last.width) == (seen, width):
-                last.shortcut = name
-            elif opened.shortcut is None and seen == channels:
-                opened.shortcut = name
-            else:
-                raise BundleError(f"layer {name} does not fit as a basic block's shortcut")
-            continue
-        if (rows, columns) != (3, 3):
-            raise BundleError(
-                f"layer {name} is a {rows}x{columns} convolution: not part of a basic block"
-            )
-        expected = opened.width if opened.main else channels
-        if seen != expected:
-            raise BundleError(
-                f"layer {name} sees {seen} of {expected} channels: grouped convolutions, or blocks "
-                "out of order"
-            )
-        opened.main.append(name)
-        opened.width = width
-        if len(opened.main) == 2:
-            opened.channels, channels = channels, width
-            blocks.append(opened)
-            opened = _Block()
-    if opened.main or opened.shortcut:
-        raise BundleError("its convolutions are not two for each block")
-    return blocks
-
-
-def _stages(blocks: list[_Block], channels: int) -> dict[str, str]:
-    """Our names of the blocks' convolutions; a stage begins where a block widens."""
-    names: dict[str, str] = {}
-    stage, index = -1, 0
-    for block in blocks:
-        widened = block.width != channels
-        if block.shortcut and not widened:
-            raise BundleError(
-                f"layer {block.shortcut} projects without widening: where it strides is unknown"
-            )
-        stage, index = (stage + 1, 0) if widened or stage < 0 else (stage, index + 1)
-        channels = block.width
-        prefix = f"stages.{stage}.{index}"
-        names |= {conv: f"{prefix}.conv{number}" for number, conv in enumerate(block.main, 1)}
-        if block.shortcut:
-            names[block.shortcut] = f"{prefix}.shortcut.conv"
-    return names
-
-
-def _norm_name(conv: str) -> str:
-    if conv == "stem.conv":
-        return "stem.norm"
-    return re.sub(r"conv(\d?)$", r"bn\1", conv)
-
-
-def _check_small(file: KerasFile, names: Mapping[str, str]) -> None:
-    """Refuses unsupported strides, padding and pooling, if the file has them."""
-    for name, config in file.configs.items():
-        kind, ours = config["class_name"], names.get(name, "")
-        if kind in ("MaxPooling2D", "ZeroPadding2D"):
-            raise BundleError(f"layer {name} is a {kind}: not part of a ResNet for small images")
-        if kind == "Conv2D":
-            strided = re.fullmatch(r"stages\.[1-9]\d*\.0\.(conv1|shortcut\.conv)", ours)
-            expected = [2, 2] if strided else [1, 1]
-            if list(config["strides"]) != expected:
-                raise BundleError(f"layer {name} strides by {config['strides']}, not {expected}")
-            if config["padding"] != "same" and not ours.endswith("shortcut.conv"):
-                raise BundleError(f"layer {name} has padding {config['padding']}, not same")
+def _check_numbers(name: str, arrays: Arrays) -> None:
+    for key, value in arrays.items():
+        if not is_numbers(value, None if key == "kernel" else 1):
+            raise BundleError(f"layer {name} has a {key} that is not a list of numbers")
+    if "kernel" in arrays and arrays["kernel"].ndim not in (2, 4):
+        raise BundleError(f"layer {name} has a kernel of {arrays['kernel'].ndim} dimensions")
 
 
 def _is_mlperf_tiny(architecture: Architecture) -> bool:
@@ -330,28 +366,3 @@ def _is_mlperf_tiny(architecture: Architecture) -> bool:
         and not architecture.shortcut_norm
         and len(architecture.biases) == 4
     )
-
-
-def _is_dense(arrays: Arrays) -> bool:
-    return "kernel" in arrays and arrays["kernel"].ndim == 2
-
-
-def _head(layers: Layers) -> dict[str, Tensor]:
-    names = [name for name, arrays in layers.items() if _is_dense(arrays)]
-    if len(names) != 1:
-        shown = f" ({', '.join(names)})" if names else ""
-        raise BundleError(f"has {len(names)} dense layers{shown}: a ResNet has one, its head")
-    kernel = layers[names[0]]["kernel"]
-    bias = layers[names[0]].get("bias", np.zeros(kernel.shape[1]))
-    return {"head.weight": float_tensor(kernel.T), "head.bias": float_tensor(bias)}
-
-
-def _tensors(name: str, arrays: Arrays) -> dict[str, Tensor]:
-    """The tensors of a convolution or a norm; a norm may lack a scale or an offset."""
-    if "moving_mean" in arrays:
-        mean = arrays["moving_mean"]
-        arrays = {"gamma": np.ones_like(mean), "beta": np.zeros_like(mean), **arrays}
-    elif "kernel" in arrays:
-        # From [H, W, in, out].
-        arrays = {**arrays, "kernel": arrays["kernel"].transpose(3, 2, 0, 1)}
-    return {f"{name}.{LEAVES[key]}": float_tensor(value) for key, value in arrays.items()}
