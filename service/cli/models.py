@@ -226,14 +226,14 @@ def _show(spec: str, *, as_json: bool) -> None:
         "temperature": bundle.temperature,
         "metrics": bundle.metrics,
     }
-    spec = {name: value for name, value in asdict(bundle.input).items() if value != ()}
+    prepared = {name: value for name, value in asdict(bundle.input).items() if value != ()}
     if as_json:
-        more = {"provenance": bundle.provenance, "card": bundle.card, "preprocessing": spec}
+        more = {"provenance": bundle.provenance, "card": bundle.card, "preprocessing": prepared}
         click.echo(json.dumps({**facts, **more, "labels": list(bundle.labels)}, indent=2))
         return
     facts |= {
         "labels": _first(bundle.labels),
-        "preprocessed": assumptions.in_words(spec),
+        "preprocessed": assumptions.in_words(prepared),
         "origin": _origin(bundle.provenance),
     }
     if assumed := bundle.provenance.get("assumed"):
