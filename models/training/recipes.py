@@ -238,6 +238,19 @@ RECIPES = {
         decays="all",
         crops="resized",
     ),
+    # As the ONNX model zoo's notebook trained its ResNets with Gluon, on 8 GPUs with 64 images each,
+    # but for its jitter of colours and light; ResNet-152 had half the batch.
+    "onnx_zoo": Recipe(
+        paper="ONNX model zoo, train_resnet.ipynb",
+        unit="epochs",
+        phases=(Phase(30, 1), Phase(60, 0.1), Phase(90, 0.01), Phase(150, 0.001)),
+        batch_size=512,
+        learning_rate=0.01,
+        nesterov=True,
+        weight_decay=2e-4,
+        decays="all",
+        crops="resized",
+    ),
     "quick": _QUICK,
     # The same, longer, for the network that ships with the service.
     "embedded": replace(
