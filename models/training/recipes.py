@@ -238,7 +238,7 @@ RECIPES = {
         decays="all",
         crops="resized",
     ),
-    # As the ONNX model zoo's notebook trained its ResNets with Gluon, on 8 GPUs with 64 images each,
+    # As the ONNX model zoo's notebook trained its ResNets, on 8 GPUs with 64 images each,
     # but for its jitter of colours and light; ResNet-152 had half the batch.
     "onnx_zoo": Recipe(
         paper="ONNX model zoo, train_resnet.ipynb",
