@@ -205,7 +205,7 @@ def _units(steps: Sequence[Step]) -> list[Unit]:
 
 
 def _strides(steps: Sequence[Step]) -> bool:
-    return prod(step.settings.get("stride", 1) for step in steps) > 1
+    return bool(prod(step.settings.get("stride", 1) for step in steps) > 1)
 
 
 Places = list[tuple[int, int]]
@@ -226,10 +226,16 @@ def _stages(blocks: Sequence[Block]) -> tuple[dict[str, Any], Places]:
     dilated = [index for index in widened if index not in (0, *strided)] if dilates else []
     ends = [0, *(index + 1 for index in strided), len(blocks)]
     starts = [0, *sorted({*strided, *dilated} - {0}), len(blocks)]
-    described = {"stride_block": "first", "dilation": tuple(map(starts.index, dilated))}
+    described: dict[str, Any] = {
+        "stride_block": "first",
+        "dilation": tuple(map(starts.index, dilated)),
+    }
     if 0 in strided:
         described["stride_stages"] = "all"
-    ways = [(described, starts), ({"stride_block": "last"}, ends)]
+    ways: list[tuple[dict[str, Any], list[int]]] = [
+        (described, starts),
+        ({"stride_block": "last"}, ends),
+    ]
     # One block that strides may be all of the first stage, which mostly does not.
     for fields, bounds in ways[::-1] if 0 in strided else ways:
         if len(set(bounds)) == len(bounds) and set(widened) <= set(bounds):

@@ -26,7 +26,7 @@ from models.interchange.onnx.windows import (
     square,
 )
 
-Operation = Callable[[Values, Node], "Step | str | list[Step]"]
+Operation = Callable[[Values, Node], "Step | str | list[Step | str]"]
 
 # 1-2-1 both ways (Zhang 2019, arXiv:1904.11486).
 BINOMIAL = np.outer((1, 2, 1), (1, 2, 1)) / 16

@@ -128,7 +128,7 @@ class _Reader(Values):
                 raise misfit(label, f"cannot be read ({type(error).__name__})") from None
             self._keep(proto, node, made)
 
-    def _keep(self, proto: Any, node: Node, made: Step | str | list[Step]) -> None:
+    def _keep(self, proto: Any, node: Node, made: Step | str | list[Step | str]) -> None:
         results = made if isinstance(made, list) else [made]
         layout = node.layout
         if node.op == "Transpose":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.resnet import ResNet
 from tests.support import rounding, tiny
 from tests.support.onnx_files import (
+    EXPORTERS,
     PLAIN,
     computed,
     converted,
@@ -25,8 +26,6 @@ from tests.support.onnx_files import (
     refusal,
     saved,
 )
-
-EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +94,7 @@ class Prepared(nn.Module):
         if self.kind == "index":
             return x[:, [2, 1, 0]]
         if self.kind == "split":
-            red, green, blue = x.split(1, 1)
+            red, green, blue = torch.split(x, 1, 1)
             return torch.cat([blue, green, red], 1)
         if self.kind == "slices":
             return torch.cat([x[:, 2:3], x[:, 1:2], x[:, :1]], 1)
@@ -142,6 +141,14 @@ def test_channels_in_another_order_reorder_the_stems_weights(
     assert found.input.channels == "rgb"  # What the file sees, not what is behind its reversal.
     assert "order of its input's channels" in found.provenance["notes"][0]
     assert converted(path, channels="bgr", **PLAIN).input.channels == "bgr"
+
+
+def test_torchs_newer_exporter_reorders_channels_too(tmp_path: Path) -> None:
+    batch = images(2, 3, 8, 12)
+    path = exported(tmp_path / "x.onnx", Prepared("index"), batch, dynamo=True)
+    found = converted(path, **PLAIN)
+    logits_near(found, path, batch)
+    assert found.input.size == (8, 12)
 
 
 def test_images_with_the_channels_last_may_be_reversed(tmp_path: Path) -> None:
