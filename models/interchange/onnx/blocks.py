@@ -226,16 +226,13 @@ def _stages(blocks: Sequence[Block]) -> tuple[dict[str, Any], Places]:
     dilated = [index for index in widened if index not in (0, *strided)] if dilates else []
     ends = [0, *(index + 1 for index in strided), len(blocks)]
     starts = [0, *sorted({*strided, *dilated} - {0}), len(blocks)]
-    described: dict[str, Any] = {
+    first_way: dict[str, Any] = {
         "stride_block": "first",
+        "stride_stages": "all" if 0 in strided else "later",
         "dilation": tuple(map(starts.index, dilated)),
     }
-    if 0 in strided:
-        described["stride_stages"] = "all"
-    ways: list[tuple[dict[str, Any], list[int]]] = [
-        (described, starts),
-        ({"stride_block": "last"}, ends),
-    ]
+    last_way: dict[str, Any] = {"stride_block": "last"}
+    ways = [(first_way, starts), (last_way, ends)]
     # One block that strides may be all of the first stage, which mostly does not.
     for fields, bounds in ways[::-1] if 0 in strided else ways:
         if len(set(bounds)) == len(bounds) and set(widened) <= set(bounds):
