@@ -14,7 +14,6 @@ from itertools import product
 from math import prod
 from typing import Any, cast, get_args
 
-import torch
 from torch import Tensor, nn
 
 from models.architecture import Antialias, Architecture, PreactShortcut
@@ -90,9 +89,11 @@ class _Network:
             numerics = _assemble(layers, stem, conv, blocks, preact=preact)
             if final:
                 layers.norm("norm", final)
-            numerics |= _put_head(layers, head) | {"preact": preact, "preact_shortcut": rule}
+            _put_head(layers, head)
+            numerics |= {"preact": preact, "preact_shortcut": rule}
             numerics["final_norm"] = final is not None or not preact
-            architecture, tensors = _described(layers, numerics)
+            tensors = layers.finish()
+            architecture = infer_architecture(tensors, **numerics)
             misfits = list(_differences(architecture, stem, blocks))
             if not misfits:
                 return Found(architecture, tensors, front, head.ending)
@@ -166,22 +167,11 @@ def _convolutions(steps: Sequence[Step]) -> int:
     return sum(step.kind == "conv" for step in steps)
 
 
-def _put_head(layers: Layers, head: Head) -> dict[str, Any]:
-    """Adds a head to `layers`; returns the fields of `Architecture` that describe it."""
-    *hidden, classes = [len(bias) for _, bias in head.layers] or [0]
+def _put_head(layers: Layers, head: Head) -> None:
     for index, (weight, bias) in enumerate(head.layers):
-        name = f"head.{2 * index}" if hidden else "head"
+        name = "head" if len(head.layers) == 1 else f"head.{2 * index}"
         layers.put(f"{name}.weight", weight)
         layers.put(f"{name}.bias", bias)
-    return {"num_classes": classes, "head": tuple(hidden)}
-
-
-def _described(layers: Layers, numerics: dict[str, Any]) -> tuple[Architecture, dict[str, Tensor]]:
-    tensors = layers.finish()
-    body = {name: value for name, value in tensors.items() if not name.startswith("head.")}
-    # Of the head, `numerics` tells everything.
-    inferred = infer_architecture({**body, "head.weight": torch.empty(1, 1)}, **numerics)
-    return inferred, tensors
 
 
 def _units(steps: Sequence[Step]) -> list[Unit]:

@@ -379,7 +379,8 @@ def _slice(values: Values, node: Node) -> Step | str:
         axis = node.axis(index if axes is None else as_numbers(axes)[index])
         stride = 1 if steps is None else as_numbers(steps)[index]
         length, start, end = step.shape[axis], starts[index], ends[index]
-        if axis == 1 and stride and values.in_front(name) and step.kind != "pad":
+        reorders = axis == 1 and length != OPEN and stride and step.kind != "pad"
+        if reorders and values.in_front(name):
             order = order[_bounds(start, end, stride, length)]
             continue
         if length == OPEN:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import helper
@@ -207,6 +208,17 @@ def test_what_no_bundle_can_say_of_images_is_refused(
     module = Prepared(kind, 3)
     path = exported(tmp_path / "x.onnx", module, images(2, count, 12, 12))
     assert words in refusal(lambda: converted(path, **PLAIN))
+
+
+@pytest.mark.parametrize("kind", ["flip", "index", "split"])
+def test_a_graph_that_leaves_its_channels_open_is_not_read_as_if_it_reordered_none(
+    tmp_path: Path, kind: str
+) -> None:
+    path = exported(tmp_path / "x.onnx", Prepared(kind), images(2, 3, 8, 8))
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "c"
+    onnx.save(model, path)
+    refusal(lambda: converted(path, **PLAIN))
 
 
 # Stems.
