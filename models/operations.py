@@ -178,9 +178,15 @@ def _max_pool(
 
 
 def _average_pool(
-    x: _Recorded, kernel_size: Any, stride: Any = None, padding: Any = 0, *rest: Any, **others: Any
+    x: _Recorded,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> _Recorded:
-    if _pair(padding) != (0, 0) or any(rest) or any(others.values()):
+    if _pair(padding) != (0, 0) or ceil_mode or divisor_override is not None:
         raise NotImplementedError("only plain averages are supported")
     kernel = _pair(kernel_size)
     strides = _pair(stride or kernel)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Crop = Literal["center", "center_floor", "before_resize", "squash", "letterbox"]
+Crop = Literal["center", "center_floor", "center_truncate", "before_resize", "squash", "letterbox"]
 Channels = Literal["rgb", "bgr", "grey", "rgba"]
 PerChannel = tuple[float, ...]
 # A length in pixels of both sides, or height and width.
@@ -37,12 +37,13 @@ class InputSpec:
     `resize`: height and width in pixels of a box, one number for a square. Images are resized to
         cover it, which for a square makes their shorter side so long; `crop` says otherwise.
     `crop`: how `size` is cut out of the resized image, at its centre. "center" truncates the
-        resized longer side and rounds the crop's corner to even, like torchvision; "center_floor"
-        rounds the side and truncates the corner, like the ONNX model zoo; "before_resize" crops a
-        centred square of `size / resize` of the shorter side and resizes it to `size`, like
-        Flax's example. "squash" resizes to the box whatever the image's proportions, and cuts
-        `size` out of it. "letterbox" resizes the image to fit into the box, and puts it into the
-        middle of `size`, on `fill`.
+        resized longer side and rounds the crop's corner to even, like torchvision; it rounds the
+        side where the box is not square, like timm. "center_floor" rounds the side and truncates
+        the corner, like the ONNX model zoo; "center_truncate" truncates both, like transformers;
+        "before_resize" crops a centred square of `size / resize` of the shorter side and resizes
+        it to `size`, like Flax's example. "squash" resizes to the box whatever the image's
+        proportions, and cuts `size` out of it. "letterbox" resizes the image to fit into the box,
+        and puts it into the middle of `size`, on `fill`.
     `channels`: what the network sees: "rgb", "bgr" as OpenCV orders them, "grey" (ITU-R 601 luma,
         as Pillow's mode L), or "rgba" with 255 as the alpha of opaque images.
     `mean`, `std`: for each channel in the order of `channels`, of values scaled to [0, 1].
@@ -316,7 +317,9 @@ def _other(side: int, given: int, becomes: int, spec: InputSpec) -> int:
     """The length of a side where the other one, `given` pixels long, becomes so long."""
     if given == becomes:
         return side
-    if spec.crop == "center":
+    # torchvision, which resizes to cover squares only; timm rounds for other boxes.
+    center = spec.crop == "center" and isinstance(spec.resize, int)
+    if center or spec.crop == "center_truncate":
         return int(becomes * side / given)
     return max(1, round(becomes / given * side))
 
@@ -326,4 +329,6 @@ def _corner(side: int, size: int, spec: InputSpec) -> int:
         return -((size - side) // 2)
     if spec.crop == "center_floor":
         return side // 2 - size // 2
+    if spec.crop == "center_truncate":
+        return (side - size) // 2
     return round((side - size) / 2)

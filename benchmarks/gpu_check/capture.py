@@ -59,7 +59,7 @@ class Serving(threading.Thread):
 def capture(options: Options) -> Iterator[Figures]:
     """What each of the kinds that may serve sees while an engine starts STARTS times beside it."""
     blueprint = blueprint_for(replace(options, max_batch=min(MAX_BATCH, options.max_batch)))
-    images = pictures(blueprint.bundle.input.size, blueprint.max_batch)
+    images = pictures(blueprint.bundle.input, blueprint.max_batch)
     # Plain PyTorch allocates and frees while it serves, which is what a capture may forbid.
     for kind in dict.fromkeys(("eager", options.kind)):
         serving = Serving(start_engine(kind, blueprint, None), images)

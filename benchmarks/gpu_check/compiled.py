@@ -26,10 +26,11 @@ def compile(options: Options) -> Iterator[Figures]:  # noqa: A001 - the stage's 
     if not options.on_cpu and find_spec("triton") is None:
         raise NotPossible("triton is not installed")
     blueprint = blueprint_for(options)
-    dtype, side = DTYPES[blueprint.precision], blueprint.bundle.input.size
+    dtype = DTYPES[blueprint.precision]
+    height, width, channels = blueprint.bundle.input.shape
     network: Any = blueprint.bundle.network().to(options.device, dtype)
     network = network.to(memory_format=torch.channels_last)
-    images = torch.rand(options.batch, 3, side, side).to(options.device, dtype)
+    images = torch.rand(options.batch, channels, height, width).to(options.device, dtype)
     images = images.contiguous(memory_format=torch.channels_last)
     compiled: Any = torch.compile(network, mode="max-autotune", dynamic=False)
     with torch.inference_mode():

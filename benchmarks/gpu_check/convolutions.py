@@ -45,8 +45,8 @@ def convolutions(options: Options) -> Iterator[Figures]:
     dtype = DTYPES[blueprint.precision]
     torch.backends.cudnn.benchmark = True
     slower = []
-    side = blueprint.bundle.input.size
-    for each, count in distinct(blueprint.bundle.network(), side).items():
+    network, shape = blueprint.bundle.network(), blueprint.bundle.input.shape
+    for each, count in distinct(network, shape).items():
         found = timed(each, options.batch, options.device, dtype)
         if "fused_ms" in found and found["fused_ms"] > SLOWER * found["plain_ms"]:
             slower.append(str(each))
@@ -54,10 +54,11 @@ def convolutions(options: Options) -> Iterator[Figures]:
     yield {"slower_when_fused": slower}
 
 
-def distinct(network: torch.nn.Module, side: int) -> dict[Convolution, int]:
-    """The convolutions of a network for images of `side` pixels, and how often it has each."""
+def distinct(network: torch.nn.Module, shape: tuple[int, int, int]) -> dict[Convolution, int]:
+    """The convolutions of a network for images [H, W, C], and how often it has each."""
     found: dict[Convolution, int] = {}
-    operations = record(network, (3, side, side))
+    height, width, channels = shape
+    operations = record(network, (channels, height, width))
     for operation in operations:
         if operation.kind == "convolution":
             options = operation.options

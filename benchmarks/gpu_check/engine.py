@@ -37,7 +37,7 @@ def eager(options: Options) -> Iterator[Figures]:
 def measured(kind: str, options: Options) -> Iterator[Figures]:
     """Its start; each of SIZES; its memory; its differences from fp32."""
     blueprint = blueprint_for(options)
-    images = pictures(blueprint.bundle.input.size)
+    images = pictures(blueprint.bundle.input)
     began = time.perf_counter()
     try:
         warm = start_engine(kind, blueprint, None)

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.gpu_check.stage import Options
+from models.preprocess import InputSpec
 from service import runtime
 from service.config.settings import ModelSettings, Settings
 from service.engines.blueprint import Blueprint
 from service.engines.devices import devices_of
 from service.engines.eager import eager
 from service.engines.engine import Engine
+from service.engines.parity import smooth_images
 from service.engines.start import blueprint_of
 from service.inference.tasks import Pixels
 from service.repository import catalog
@@ -73,8 +74,6 @@ def expected(blueprint: Blueprint, images: list[Pixels]) -> NDArray[np.float32]:
     return np.concatenate([engine.launch(each, len(each))().by_class() for each in pieces])
 
 
-def pictures(side: int, count: int = PICTURES) -> list[Pixels]:
-    """Distinct smooth, colourful images uint8 [side, side, 3]."""
-    coarse = np.random.default_rng(1).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-    bicubic = Image.Resampling.BICUBIC
-    return [np.asarray(Image.fromarray(each).resize((side, side), bicubic)) for each in coarse]
+def pictures(spec: InputSpec, count: int = PICTURES) -> list[Pixels]:
+    """Distinct smooth, colourful images uint8 [H, W, C]."""
+    return [*smooth_images(spec.shape, count, seed=1)]

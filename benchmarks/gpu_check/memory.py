@@ -33,7 +33,7 @@ def memory(options: Options) -> Iterator[Figures]:
 def at_the_start(options: Options) -> Figures:
     """An engine starts with SHARE of the memory that it takes otherwise."""
     blueprint = blueprint_for(options)
-    images = pictures(blueprint.bundle.input.size)
+    images = pictures(blueprint.bundle.input)
     largest = start_engine(options.kind, blueprint, None).buckets.largest
     limit = int(SHARE * torch.cuda.max_memory_reserved(options.device))
     gc.collect()  # The engine.
@@ -56,7 +56,7 @@ def at_the_start(options: Options) -> Figures:
 
 def under_load(options: Options) -> Figures:
     """Memory goes while an engine serves that allocates as it computes: plain PyTorch."""
-    images = pictures(blueprint_for(options).bundle.input.size, LOADED)
+    images = pictures(blueprint_for(options).bundle.input, LOADED)
     served = Served(options, "eager", max_delay=DELAY)
     running, device = served.running, options.device
     taken = running.buckets.take(LOADED)

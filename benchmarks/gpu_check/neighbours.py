@@ -49,7 +49,7 @@ def neighbours(options: Options) -> Iterator[Figures]:
     device, clients = DeviceShares()[options.device], {}
     for spec in (options.model, OTHER):
         own = replace(options, model=spec, max_batch=MAX_BATCH)
-        images = pictures(blueprint_for(own).bundle.input.size, MAX_BATCH)
+        images = pictures(blueprint_for(own).bundle.input, MAX_BATCH)
         clients[spec] = Client(Served(own, options.kind, device), images)
     engines = {spec: client.served.running.engine.name for spec, client in clients.items()}
 

@@ -18,7 +18,7 @@ LOST_SECONDS = 10.0
 
 def poison(options: Options) -> Iterator[Figures]:
     """A kernel of somebody else's fails an assertion while an engine waits for work."""
-    images = pictures(blueprint_for(options).bundle.input.size, 1)
+    images = pictures(blueprint_for(options).bundle.input, 1)
     served = Served(options, options.kind)
     asyncio.run(served.ask(images))
     yield {"engine": served.running.engine.name, "state": served.thread.state}

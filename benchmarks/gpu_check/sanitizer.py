@@ -28,7 +28,7 @@ def sanitizer(options: Options) -> Iterator[Figures]:
     if "TORCH_CUDA_SANITIZER" not in os.environ:
         raise NotPossible("TORCH_CUDA_SANITIZER is not set")
     blueprint = blueprint_for(replace(options, model=MODEL, max_batch=MAX_BATCH))
-    images = pictures(blueprint.bundle.input.size, MAX_BATCH)
+    images = pictures(blueprint.bundle.input, MAX_BATCH)
     for kind in dict.fromkeys((options.kind, "eager")):
         warm = start_engine(kind, blueprint, None)
         for turn, size in enumerate(islice(cycle(warm.buckets.seconds), ROUNDS)):

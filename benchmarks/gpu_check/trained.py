@@ -19,7 +19,7 @@ MAX_BATCH = 64
 def trained(options: Options) -> Iterator[Figures]:
     """By kind of engine: the share of images whose class is fp32's."""
     blueprint = blueprint_for(replace(options, model=MODEL, max_batch=MAX_BATCH))
-    images = pictures(blueprint.bundle.input.size, COUNT)
+    images = pictures(blueprint.bundle.input, COUNT)
     probabilities = expected(blueprint, images)
     for kind in dict.fromkeys((options.kind, "eager")):
         found = differences(start_engine(kind, blueprint, None), images, probabilities)

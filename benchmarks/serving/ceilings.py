@@ -74,7 +74,7 @@ def decode_rate(encoded: Sequence[bytes], spec: InputSpec, seconds: float) -> fl
     """Images per second that one thread decodes."""
     turn = cycle(encoded)
     return _rate(
-        lambda: len(decode_image(next(turn), spec, MAX_PIXELS).pixels) // spec.size, seconds
+        lambda: len(decode_image(next(turn), spec, MAX_PIXELS).pixels) // spec.height, seconds
     )
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.data.seeds import mix
 from models.preprocess import InputSpec
 
 PaddingMode = Literal["zeros", "reflect"]
@@ -23,9 +24,10 @@ PaddingMode = Literal["zeros", "reflect"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """The augmentation of small images.
+    """How images are augmented; the fields are those of a recipe.
 
-    `crop_padding`: images are padded by this many pixels and cropped back at random.
+    `crop_padding`, `padding_mode`: small images are padded by this many pixels and cropped back at
+        random. Photographs have crops of their own, see `models.data.crops.RandomCrop`.
     `flip`: mirror images half the time. `alternate_flip`: mirror each at random in epoch 0, and
         then in every second epoch (Jordan 2024, arXiv:2404.00498, section 3.6).
     `cutout`: side of a square filled with `cutout_fill`; 0 for none. See the function `cutout`.
@@ -164,6 +166,14 @@ def draw_centres(count: int, height: int, width: int, generator: torch.Generator
         for side in sides
     ]
     return torch.stack(drawn, dim=1)
+
+
+def alternating_flips(count: int, seed: int, epoch: int) -> Tensor:
+    """Which of `count` images are mirrored in an epoch, bool [N]: each at random in the first, and
+    then in every second epoch (Jordan 2024, section 3.6)."""
+    generator = torch.Generator().manual_seed(mix("flip", seed))
+    first = torch.randint(2, (count,), generator=generator) == 1
+    return first ^ bool(epoch % 2)
 
 
 def squares(centres: Tensor, side: int, height: int, width: int) -> Tensor:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from models.data import cifar
+from models.data import cifar, label_list
+from models.data.label_list import Targets
 from models.data.listing import PARTS, Split, listing
 from models.labels import synsets
-from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
+from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright
 
 Transform = Callable[[Image.Image, int], NDArray[np.uint8]]
 
@@ -63,15 +64,21 @@ class InMemory:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """`images`, their `targets` int64 [N] as indices into `classes`, and their path."""
+    """`images`, their path, and their `targets`: int64 [N] as indices into `classes`, or bool
+    [N, K] where images have several of the classes, or none."""
 
     images: Images
-    targets: NDArray[np.int64]
+    targets: Targets
     classes: tuple[str, ...]
     path: Path
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether each image has exactly one of the classes."""
+        return self.targets.ndim == 1
 
     def part(self, rows: NDArray[np.int64]) -> Collection:
         """The images at `rows` int64 [n], in ascending order."""
@@ -83,7 +90,8 @@ class Collection:
         Raises:
             ValueError: a class is not in `labels`.
         """
-        targets = positions(self.classes, labels, self.path.name)[self.targets]
+        places = positions(self.classes, labels, self.path.name)
+        targets = moved(self.targets, places, len(labels))
         return replace(self, targets=targets, classes=tuple(labels))
 
 
@@ -101,13 +109,22 @@ def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDA
     return np.array([index[label] for label in classes], dtype=np.int64)
 
 
+def moved(targets: Targets, places: NDArray[np.int64], count: int) -> Targets:
+    """Targets among `count` classes, for targets among classes that are at `places` of them."""
+    if targets.ndim == 1:
+        return places[targets.astype(np.int64)]
+    spread = np.zeros((len(targets), count), dtype=np.bool_)
+    spread[:, places] = targets
+    return spread
+
+
 def find(path: Path, split: Split | None = None) -> Collection:
-    """The set at `path`: an official CIFAR archive, or a folder or tar archive of images.
+    """The set at `path`: an official CIFAR archive, a folder or tar archive of images, or a list.
 
     Raises:
         ValueError: see `cifar.Archive.read` and `listing.listing`.
     """
-    archive = cifar.find(path)
+    archive = None if label_list.is_list(path) else cifar.find(path)
     if archive is not None:
         pixels, targets, classes = archive.read(split)
         return Collection(InMemory(pixels), targets, classes, path)
@@ -117,6 +134,8 @@ def find(path: Path, split: Split | None = None) -> Collection:
 
 def has_test_set(path: Path) -> bool:
     """Whether the set has a "test" split; does not search a folder image by image."""
+    if label_list.is_list(path):
+        return False
     if cifar.find(path) is not None:
         return True
     if not path.is_dir():
@@ -134,19 +153,19 @@ def has_test_set(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Centre:
-    """The transform of serving and evaluation: resize and centre-crop."""
+    """The transform of serving and evaluation: uint8 of `spec.shape`."""
 
     spec: InputSpec
 
     def __call__(self, image: Image.Image, seed: int = 0) -> NDArray[np.uint8]:
         decode_at_scale(image, self.spec)
-        return resize_and_crop(upright_rgb(image), self.spec)
+        return resize_and_crop(upright(image, self.spec.channels), self.spec)
 
 
 def decoded(
     opener: Callable[[], Image.Image], name: str, transform: Transform, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """One image after `transform`: uint8 [S, S, 3].
+    """One image after `transform`: uint8 [H, W, C].
 
     Raises:
         ValueError: the image cannot be read; the message names it.

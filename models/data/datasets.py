@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.collection import Centre, Collection, decoded, find, positions
+from models.data.collection import Centre, Collection, decoded, find, moved, positions
+from models.data.label_list import Targets
 from models.data.listing import Split
 from models.preprocess import InputSpec
 
@@ -19,11 +21,12 @@ Corrupt = Literal["fail", "skip"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """`images` uint8 [N, H, W, 3], `targets` int64 [N] as indices into `classes`, and the set's
-    name. `skipped`: the names of images that could not be read, if that was allowed."""
+    """`images` uint8 [N, H, W, C], `targets` int64 [N] as indices into `classes` or bool [N, K]
+    where images have several of them or none, and the set's name. `skipped`: the names of images
+    that could not be read, if that was allowed."""
 
     images: NDArray[np.uint8]
-    targets: NDArray[np.int64]
+    targets: Targets
     classes: tuple[str, ...]
     source: str
     skipped: tuple[str, ...] = ()
@@ -34,7 +37,8 @@ class Dataset:
         Raises:
             ValueError: a class is not in `labels`.
         """
-        targets = positions(self.classes, labels, self.source)[self.targets]
+        places = positions(self.classes, labels, self.source)
+        targets = moved(self.targets, places, len(labels))
         return replace(self, targets=targets, classes=tuple(labels))
 
 
@@ -50,7 +54,8 @@ def read(
 
     `path` is an official archive of CIFAR-10 or CIFAR-100, packed or unpacked, with classes in
     the set's order; or a folder or tar archive (plain or compressed) of `CLASS/FILE` images, with
-    classes in alphabetical order. ImageNet's 1000 synsets get their labels as class names.
+    classes in alphabetical order; or a list, see `label_list.read`. ImageNet's 1000 synsets get
+    their labels as class names.
     `split` chooses a part, see `listing.listing`; CIFAR's archives need it. `corrupt`: unreadable
     images are errors, or are left out and named in `skipped`. `progress` is called with the
     number of images read so far.
@@ -70,12 +75,12 @@ def decode(
 ) -> Dataset:
     """The images of a collection, decoded as by `read`."""
     try:
-        images = np.empty((len(collection), spec.size, spec.size, 3), dtype=np.uint8)
+        images = np.empty((len(collection), *spec.shape), dtype=np.uint8)
     except MemoryError:
-        gigabytes = len(collection) * 3 * spec.size**2 / 1e9
+        gigabytes = len(collection) * math.prod(spec.shape) / 1e9
         raise ValueError(
-            f"{collection.path}: {len(collection)} images at {spec.size} pixels do not fit into "
-            f"memory, which would take {gigabytes:.0f} GB; stream them"
+            f"{collection.path}: {len(collection)} images at {spec.height} x {spec.width} pixels "
+            f"do not fit into memory, which would take {gigabytes:.0f} GB; stream them"
         ) from None
     transform = Centre(spec)
     kept: list[int] = []

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import labels
-from models.data import imagenet
+from models.data import imagenet, label_list
+from models.data.label_list import Targets
 
 Split = Literal["train", "test"]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -57,14 +58,15 @@ class _Labelled(NamedTuple):
 class Listing:
     """The images of `path` in order; small enough to copy to worker processes.
 
-    `names`: bytes [N], relative to `path`. `targets`: int64 [N], indices into `classes`.
+    `names`: bytes [N], relative to `path`. `targets`: int64 [N], indices into `classes`; or bool
+        [N, K], which of the classes each image belongs to.
     `offsets`, `lengths`: int64 [N], positions of the images in the archive; empty for a folder.
     `compressed`: the images can only be read in order, by `each`.
     """
 
     path: Path
     names: NDArray[np.bytes_]
-    targets: NDArray[np.int64]
+    targets: Targets
     classes: tuple[str, ...]
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -133,7 +135,8 @@ def _read_and_open(read: Callable[[], bytes]) -> Image.Image:
 
 
 def listing(path: Path, split: Split | None = None) -> Listing:
-    """The images at `path`; the class of an image is its folder, or the archive within `path`.
+    """The images at `path`; the class of an image is its folder, or the archive within `path`; or
+    its classes are those of a list, see `label_list.read`.
 
     `split` chooses the images below a folder `train`, or below `test` (else `val`); a set without
     such folders is a training set. ImageNet's validation images may share one folder, see
@@ -143,6 +146,8 @@ def listing(path: Path, split: Split | None = None) -> Listing:
     Raises:
         ValueError: there are no images, or one has no class; the message names it.
     """
+    if label_list.is_list(path):
+        return _listed(path)
     ground_truth = cache(imagenet.ground_truth)  # A folder's file is read once.
     images: list[_Labelled] = []
     parts: set[str] = set()
@@ -157,7 +162,10 @@ def listing(path: Path, split: Split | None = None) -> Listing:
         elif place.folders and place.folders[-1] != "..":
             label = place.folders[-1]
         else:
-            raise ValueError(f"{path}: {member.name} is not in a folder named after its class")
+            raise ValueError(
+                f"{path}: {member.name} is not in a folder named after its class; or give a list "
+                f"of images, a {label_list.SUFFIX} file"
+            )
         images.append(_Labelled(member._replace(read=bytes), label, place.part))
     if not parts:
         raise ValueError(f"{path}: no images in folders named after classes")
@@ -178,6 +186,14 @@ def listing(path: Path, split: Split | None = None) -> Listing:
         np.array([member.length for member in members if archive], dtype=np.int64),
         archive and _compressed(path),
     )
+
+
+def _listed(path: Path) -> Listing:
+    """The images of a list, whose files are relative to its folder; it has no parts."""
+    names, targets, classes = label_list.read(path)
+    nowhere = np.array([], dtype=np.int64)
+    encoded = np.array([os.fsencode(name) for name in names])
+    return Listing(path.parent, encoded, targets, classes, nowhere, nowhere, compressed=False)
 
 
 def _place(path: Path, member: str) -> _Place:

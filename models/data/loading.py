@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from models.data.collection import Images, Transform, decoded
 from models.data.datasets import Corrupt
+from models.data.label_list import Targets
 from models.data.seeds import mix
 
 
@@ -56,7 +57,8 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Images uint8 [n, S, S, 3], targets int64 [n], the unreadable images, and an error or "".
+    """Images uint8 [n, H, W, C], targets int64 [n] or bool [n, K], the unreadable images, and an
+    error or "".
 
     The error is text: an exception from a worker would arrive with its traceback.
     """
@@ -73,17 +75,17 @@ class Reader(TorchDataset[Answer]):
     def __init__(
         self,
         images: Images,
-        targets: NDArray[np.int64],
-        size: int,
+        targets: Targets,
+        shape: tuple[int, int, int],
         transform: Transform,
         corrupt: Corrupt,
     ) -> None:
-        self.images, self.targets, self.size = images, targets, size
+        self.images, self.targets, self.shape = images, targets, shape
         self.transform, self.corrupt = transform, corrupt
 
     def __getitem__(self, request: Request) -> Answer:
         rows = range(request.rank, len(request.indices), request.world)
-        pixels = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
+        pixels = np.empty((len(rows), *self.shape), dtype=np.uint8)
         kept: list[int] = []
         unreadable: list[str] = []
         for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from models.data.augment import (
     DEFAULT_AUGMENTATION,
     Augmentation,
     Crops,
+    alternating_flips,
     crop,
     draw_centres,
     draw_crops,
@@ -40,6 +41,9 @@ LARGEST_SHIFTED = 64
 class Source(Protocol):
     """Labelled images of `classes`; `source` is the set's name.
 
+    `applied` has the fields of a recipe that the source applies, with their values: what was done,
+    whatever was asked for.
+
     `batches` yields one epoch from batch `start` on: images uint8 [n, S, S, 3] and targets int64
     [n] on `device`. `batch_size` is the number of images of all ranks together, of which each
     rank gets the rows `rank::world`; an incomplete last batch is left out. Equal seeds and epochs
@@ -51,6 +55,9 @@ class Source(Protocol):
 
     @property
     def source(self) -> str: ...
+
+    @property
+    def applied(self) -> dict[str, Any]: ...
 
     def __len__(self) -> int: ...
 
@@ -90,6 +97,12 @@ class Resident:
     def __len__(self) -> int:
         return len(self._targets)
 
+    @property
+    def applied(self) -> dict[str, Any]:
+        """See `Source`."""
+        names = ("crop_padding", "padding_mode", "alternate_flip", "cutout")
+        return {"crops": "padded", **{name: getattr(self._augmentation, name) for name in names}}
+
     def batches(
         self,
         *,
@@ -128,9 +141,7 @@ class Resident:
             return torch.zeros(len(self), dtype=torch.bool)
         if not self._augmentation.alternate_flip:
             return None
-        generator = torch.Generator().manual_seed(mix("flip", seed))
-        first = torch.randint(2, (len(self),), generator=generator) == 1
-        return first ^ bool(epoch % 2)
+        return alternating_flips(len(self), seed, epoch)
 
 
 def open_source(
@@ -146,21 +157,27 @@ def open_source(
 ) -> Source:
     """The set at `path` for training at `spec`, without the images of `held_out`.
 
-    `Resident` with `augmentation`, or `Streamed` with `photo_crop`; see `Loading.resident`.
+    `Resident` with `augmentation`; or `Streamed` with `photo_crop` and what of `augmentation` does
+    not shift images; see `Loading.resident`.
 
     Raises:
-        ValueError: see `datasets.read`, `Resident` and `Streamed`.
+        ValueError: see `datasets.read`, `Resident` and `Streamed`; or training does not take such
+            images or targets, see `check_trainable`.
     """
-    collection = find(path, split)
+    check_trainable(spec)
+    collection = _exclusive(find(path, split))
+    size = spec.height
     if hold_out:
         collection = collection.part(_drawn(collection, hold_out)[1])
     resident = loading.resident
     if resident is None:
-        fits = len(collection) * 3 * spec.size**2 <= loading.resident_bytes
-        resident = fits and spec.size <= LARGEST_SHIFTED
+        fits = len(collection) * 3 * size**2 <= loading.resident_bytes
+        resident = fits and size <= LARGEST_SHIFTED
     if not resident:
-        crop = photo_crop or RandomCrop(size=spec.size, flip=augmentation.flip)
-        return Streamed(collection, crop, loading)
+        crop = photo_crop or RandomCrop(
+            size=size, flip=augmentation.flip, interpolation=spec.interpolation
+        )
+        return Streamed(collection, crop, loading, augmentation)
     data = decode(collection, spec, loading.progress, corrupt=loading.corrupt)
     for name in data.skipped:
         loading.report(f"{path}: {name} is not a readable image; left out")
@@ -180,9 +197,32 @@ def held_out(
     Raises:
         ValueError: see `datasets.read`; or the set has fewer.
     """
-    collection = find(path, split)
+    check_trainable(spec)
+    collection = _exclusive(find(path, split))
     data = decode(collection.part(_drawn(collection, count)[0]), spec, corrupt=corrupt)
     return replace(data, source=f"{count} held out of {path.name}")
+
+
+def check_trainable(spec: InputSpec) -> None:
+    """Raises ValueError unless training takes such images: RGB squares without bars."""
+    problem = ""
+    if spec.channels != "rgb":
+        problem = f"{spec.channels} ones"
+    elif spec.height != spec.width:
+        problem = f"ones of {spec.height} x {spec.width} pixels"
+    elif spec.crop == "letterbox":
+        problem = "ones with bars (crop letterbox)"
+    if problem:
+        raise ValueError(f"training takes square RGB images; this network's input is {problem}")
+
+
+def _exclusive(collection: Collection) -> Collection:
+    if not collection.exclusive:
+        raise ValueError(
+            f"{collection.path}: some of its images have several labels or none; training takes "
+            "images with one label each"
+        )
+    return collection
 
 
 def _drawn(collection: Collection, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

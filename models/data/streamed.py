@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from models.data.augment import (
+    DEFAULT_AUGMENTATION,
+    Augmentation,
+    alternating_flips,
+    draw_centres,
+    squares,
+)
 from models.data.collection import Centre, Collection, Images, find
 from models.data.crops import RandomCrop
 from models.data.datasets import Corrupt
+from models.data.label_list import Targets
 from models.data.listing import Split
 from models.data.loading import DEFAULT_LOADING, Loader, Loading, Reader, Request
 from models.data.seeds import mix
@@ -34,15 +44,20 @@ def global_batches(
 class Streamed:
     """A `Source` that opens each image for its batch: for sets like ImageNet.
 
-    The random crop of an image depends only on seed, epoch and its index. With "skip", the next
-    readable image of the batch replaces an unreadable one. Only one epoch at a time.
+    The random crop of an image depends only on seed, epoch and its index. Of `augmentation`,
+    `alternate_flip` and `cutout` apply; the size and flips are those of `crop`. With "skip", the
+    next readable image of the batch replaces an unreadable one. Only one epoch at a time.
 
     Raises:
         ValueError: a value is invalid, or the set is in a compressed archive.
     """
 
     def __init__(
-        self, collection: Collection, crop: RandomCrop, loading: Loading = DEFAULT_LOADING
+        self,
+        collection: Collection,
+        crop: RandomCrop,
+        loading: Loading = DEFAULT_LOADING,
+        augmentation: Augmentation = DEFAULT_AUGMENTATION,
     ) -> None:
         self.classes, self.source = collection.classes, collection.path.name
         if collection.images.compressed:
@@ -51,11 +66,25 @@ class Streamed:
                 "decompress it"
             )
         self._count = len(collection)
-        reader = Reader(collection.images, collection.targets, crop.size, crop, loading.corrupt)
+        self._cutout, self._fill = augmentation.cutout, augmentation.cutout_fill
+        self._alternates = crop.flip and augmentation.alternate_flip
+        if self._alternates:
+            crop = replace(crop, flip=False)
+        shape = (crop.size, crop.size, 3)
+        reader = Reader(collection.images, collection.targets, shape, crop, loading.corrupt)
         self._loader = Loader(reader, self.source, loading.workers, loading.report)
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def applied(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {
+            "crops": "resized",
+            "alternate_flip": self._alternates,
+            "cutout": self._cutout,
+        }
 
     def batches(
         self,
@@ -73,16 +102,26 @@ class Streamed:
         Raises:
             ValueError: an image cannot be read, or with "skip" no image of its batch can.
         """
+        chosen = list(global_batches(self._count, seed, epoch, start, batch_size))
         requests = (
-            Request(indices.numpy(), rank, world, seed, epoch, replaced=True)
-            for indices in global_batches(self._count, seed, epoch, start, batch_size)
+            Request(indices.numpy(), rank, world, seed, epoch, replaced=True) for indices in chosen
         )
+        mirrored = alternating_flips(self._count, seed, epoch) if self._alternates else None
         pinned = torch.device(device).type == "cuda"
-        for answer in self._loader.answers(requests, pinned=pinned):
-            yield (
-                answer.images.to(device, non_blocking=True),
-                answer.targets.to(device, non_blocking=True),
-            )
+        answers = self._loader.answers(requests, pinned=pinned)
+        for step, (answer, indices) in enumerate(zip(answers, chosen, strict=True), start):
+            images = answer.images.to(device, non_blocking=True)
+            if mirrored is not None:
+                flipped = mirrored[indices][rank::world].to(device)
+                images = torch.where(flipped[:, None, None, None], images.flip(2), images)
+            if self._cutout:
+                generator = torch.Generator().manual_seed(mix("augment", seed, epoch, step))
+                _, height, width, _ = images.shape
+                # Drawn for the whole batch, so that ranks agree.
+                centres = draw_centres(batch_size, height, width, generator)[rank::world]
+                inside = squares(centres.to(device), self._cutout, height, width)
+                images = torch.where(inside[..., None], images.new_tensor(self._fill), images)
+            yield images, answer.targets.to(device, non_blocking=True)
 
 
 class Stream:
@@ -108,13 +147,18 @@ class Stream:
         self._corrupt: Corrupt = corrupt
         self._workers = 0 if collection.images.compressed else workers
         self._reader = Reader(
-            collection.images, collection.targets, spec.size, Centre(spec), corrupt
+            collection.images, collection.targets, spec.shape, Centre(spec), corrupt
         )
         self._loader = Loader(self._reader, str(collection.path), self._workers, lambda line: None)
 
     def __len__(self) -> int:
         """The number of images, including unreadable ones."""
         return len(self._collection)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether each image has exactly one of the classes."""
+        return self._collection.exclusive
 
     def relabelled(self, labels: Sequence[str]) -> Stream:
         """The same images with targets as indices into `labels`.
@@ -130,8 +174,9 @@ class Stream:
             workers=self._workers,
         )
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """Batches of images uint8 [n, S, S, 3] and targets int64 [n]; the last may be smaller.
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], Targets]]:
+        """Batches of images uint8 [n, H, W, C] and targets int64 [n], or bool [n, K]; the last may
+        be smaller.
 
         Raises:
             ValueError: an image cannot be read; the message names it.

@@ -15,7 +15,8 @@ class Reliability:
     """Images by the confidence of their prediction, in B bins (b / B, (b + 1) / B].
 
     For each bin, `counts` int64 [B] of images and `right` int64 [B] of correct predictions, and
-    `confidences` float64 [B], the sum of the predictions' probabilities.
+    `confidences` float64 [B], the sum of the predictions' probabilities. For independent labels,
+    each pair of an image and a label is an image here, and "right" where the image has the label.
     """
 
     counts: NDArray[np.int64]
@@ -51,16 +52,26 @@ class Reliability:
         return means
 
 
+def independent_reliability(
+    probabilities: NDArray[np.float32], present: NDArray[np.bool_], bins: int = BINS
+) -> Reliability:
+    """The bins of all `probabilities` [N, K], for images that have the labels `present` [N, K]."""
+    return _binned(probabilities.ravel(), present.ravel(), bins)
+
+
 def reliability(
     probabilities: NDArray[np.float32], targets: NDArray[np.int64], bins: int = BINS
 ) -> Reliability:
     """The bins of predictions with `probabilities` [N, K], for images of classes `targets` [N]."""
-    answers = probabilities.argmax(axis=1)
-    confidences = probabilities.max(axis=1).astype(np.float64)
+    return _binned(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets, bins)
+
+
+def _binned(values: NDArray[np.float32], right: NDArray[np.bool_], bins: int) -> Reliability:
+    confidences = values.astype(np.float64)
     # Bins include their upper edge.
     places = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
     return Reliability(
         np.bincount(places, minlength=bins).astype(np.int64),
-        np.bincount(places[answers == targets], minlength=bins).astype(np.int64),
+        np.bincount(places[right], minlength=bins).astype(np.int64),
         np.bincount(places, weights=confidences, minlength=bins).astype(np.float64),
     )

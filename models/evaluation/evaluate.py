@@ -1,4 +1,7 @@
-"""Accuracy and calibration of a network, with the forward that serves."""
+"""Accuracy and calibration of a network, with the forward that serves.
+
+For exclusive classes; `models.evaluation.independent` has the figures of independent ones.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from numpy.typing import NDArray
 
 from models.classifier import Classifier
 from models.data.datasets import Dataset
+from models.data.label_list import Targets
 from models.evaluation.confidence import Reliability, reliability
 
 Infer = Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
-# Images uint8 [N, H, W, 3], and their classes int64 [N].
-Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+# Images uint8 [N, H, W, C], and their classes int64 [N] or labels bool [N, K].
+Batch = tuple[NDArray[np.uint8], Targets]
+Observe = Callable[[NDArray[np.float32], Targets], object]
 # A probability may underflow to zero, whose logarithm would outweigh all other images.
 LEAST = float(np.finfo(np.float32).tiny)
 
@@ -57,24 +62,24 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     progress: Callable[[int], object] = lambda count: None,
-    observe: Callable[[NDArray[np.float32], NDArray[np.int64]], object] = lambda rows, targets: (
-        None
-    ),
+    observe: Observe = lambda rows, targets: None,
 ) -> Evaluation:
-    """Evaluates `infer`, from images uint8 [H, W, 3] to probabilities [N, K].
+    """Evaluates `infer`, from images uint8 [H, W, C] to probabilities [N, K].
 
     Only one of `batches` is held at a time. For each batch, `progress` is called with its number
     of images, and `observe` with the probabilities [N, K] and the classes [N]. Equal
     probabilities rank in the order of the classes.
 
     Raises:
-        ValueError: there are no images, or a class is not one of the network's K.
+        ValueError: there are no images, a class is not one of the network's K, or images have
+            other than one class each.
     """
     first = fifth = total = 0
     nll = 0.0
     confusion: NDArray[np.int64] | None = None
     bins: Reliability | None = None
-    for images, targets in batches:
+    for images, labels in batches:
+        targets = single(labels)
         probabilities = infer(list(images))
         count, classes = probabilities.shape
         strange = targets[(targets < 0) | (targets >= classes)]
@@ -97,6 +102,17 @@ def evaluate(
     if confusion is None or bins is None:
         raise ValueError("there are no images to evaluate on")
     return Evaluation(first / total, fifth / total, total, nll / total, confusion, bins)
+
+
+def single(targets: Targets) -> NDArray[np.int64]:
+    """The targets as classes int64 [N].
+
+    Raises:
+        ValueError: images have several labels or none.
+    """
+    if targets.ndim != 1:
+        raise ValueError("some images have several labels or none, and the classes are exclusive")
+    return targets.astype(np.int64, copy=False)
 
 
 def batches(data: Dataset, batch_size: int) -> Iterator[Batch]:

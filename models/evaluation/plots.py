@@ -76,9 +76,18 @@ def draw_confusion(
     figure.savefig(path, dpi=DPI)
 
 
-def draw_reliability(bins: Reliability, path: Path, title: str = "") -> None:
+def draw_reliability(
+    bins: Reliability, path: Path, title: str = "", *, independent: bool = False
+) -> None:
     """Plots a reliability diagram (Guo 2017, arXiv:1706.04599, figure 1): accuracy by confidence,
-    above the number of images by confidence."""
+    above the number of images by confidence.
+
+    `independent`: the bins are of pairs of an image and a label; instead of the accuracy, it is
+    the share of them in which the image has the label.
+    """
+    words = ("accuracy", "confidence", "images")
+    if independent:
+        words = ("share with the label", "probability", "images x labels")
     count = len(bins.counts)
     filled = bins.counts > 0
     edges = (np.arange(count) / count)[filled]
@@ -89,23 +98,23 @@ def draw_reliability(bins: Reliability, path: Path, title: str = "") -> None:
     def bars(axes: Axes, heights: NDArray[np.float64], **style: Any) -> None:
         axes.bar(edges, heights, 1 / count, align="edge", edgecolor="white", linewidth=0.8, **style)
 
-    bars(upper, accuracy, color=BLUE, label="accuracy")
+    bars(upper, accuracy, color=BLUE, label=words[0])
     # Gaps do not cover the accuracy: an underconfident bin has its gap within the bar.
     surplus = np.maximum(confidence - accuracy, 0)
     lack = np.maximum(accuracy - confidence, 0)
     bars(upper, surplus, bottom=accuracy, color=VERMILLION, label="overconfident by")
     bars(upper, lack, bottom=confidence, color=SKY, label="underconfident by")
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel=words[0])
     upper.legend(
         frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, handlelength=1.2
     )
     bars(lower, bins.counts[filled] / bins.counts.sum(), color=GREY)
-    lower.set(xlabel="confidence", ylabel="images", ylim=(0, None))
+    lower.set(xlabel=words[1], ylabel=words[2], ylim=(0, None))
     lower.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
-    heading = f"ECE {bins.ece:.2%}, {count} bins, {bins.counts.sum():,} images"
+    heading = f"ECE {bins.ece:.2%}, {count} bins, {bins.counts.sum():,} {words[2]}"
     figure.suptitle("\n".join(filter(None, (title, heading))), x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=DPI)
 

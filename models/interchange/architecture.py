@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import count, takewhile
 from typing import Any
 
 from torch import Tensor
@@ -25,9 +26,9 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
         BundleError: the tensors do not form a supported ResNet; the message names the reason.
     """
     blocks = _blocks(tensors)
-    for needed in (STEM, FIRST, "head.weight"):
+    for needed in (STEM, FIRST):
         if needed not in tensors:
-            raise BundleError(f"no tensor {needed} found: is this a ResNet with its head?")
+            raise BundleError(f"no tensor {needed} found: is this a ResNet?")
     block: Block = "bottleneck" if "stages.0.0.conv3.weight" in tensors else "basic"
     if tensors[STEM].ndim != 4:
         raise BundleError(f"{STEM} must have four dimensions")
@@ -40,13 +41,16 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
         for stage in range(len(blocks))
     ]
     width, planes = _widths(block, stem_width, inner, outer)
+    *hidden, classes = _head(tensors)
     preact = _is_preact(tensors, len(blocks))
     described: dict[str, Any] = {
         "block": block,
         "blocks": tuple(blocks),
         "planes": planes,
         "stem": "imagenet" if kernel == 7 else "small",
-        "num_classes": _rows(tensors, "head.weight"),
+        "num_classes": classes,
+        "head": tuple(hidden),
+        "stem_channels": 0 if stem_width == planes[0] else stem_width,
         "preact": preact,
         "width": width,
         "shortcut": _shortcut(tensors, outer),
@@ -85,20 +89,41 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
         raise BundleError(f"no tensor {name} found: is this a ResNet?")
     if tensors[name].ndim < 2:
         raise BundleError(f"{name} must have at least two dimensions")
+    if not tensors[name].shape[0]:
+        raise BundleError(f"{name} is empty")
     return tensors[name].shape[0]
 
 
 def _widths(
     block: Block, stem: int, inner: list[int], outer: list[int]
 ) -> tuple[float, tuple[int, ...]]:
-    """The factor `width` and the planes of each stage; the stem has the first planes' width."""
-    width = inner[0] // stem if inner[0] % stem == 0 else inner[0] / stem
-    planes = [channels / width for channels in inner]
-    if any(count % 1 for count in planes) or (
-        block == "bottleneck" and [EXPANSION[block] * count for count in planes] != outer
-    ):
-        raise BundleError(f"stages {outer} wide behind a stem of {stem} do not fit a ResNet")
-    return width, tuple(map(int, planes))
+    """The factor `width` and the planes of each stage.
+
+    The output of a bottleneck has them. A basic block shows only their product, so the first
+    planes are the stem's channels where that gives whole planes.
+    """
+    if block == "bottleneck":
+        planes, rest = zip(*(divmod(channels, EXPANSION[block]) for channels in outer), strict=True)
+        width = _ratio(inner[0], planes[0]) if planes[0] else 0
+        if any(rest) or [each * width for each in planes] != inner:
+            raise BundleError(f"bottlenecks {inner} wide within stages of {outer} fit no ResNet")
+        return width, planes
+    width = _ratio(inner[0], stem)
+    if any(channels / width % 1 for channels in inner):
+        return 1, tuple(inner)
+    return width, tuple(int(channels / width) for channels in inner)
+
+
+def _ratio(channels: int, of: int) -> float:
+    return channels // of if channels % of == 0 else channels / of
+
+
+def _head(tensors: Mapping[str, Tensor]) -> list[int]:
+    """The outputs of the head's linear layers, one behind the other; [0] without a head."""
+    if "head.weight" in tensors:
+        return [_rows(tensors, "head.weight")]
+    layers = takewhile(tensors.__contains__, (f"head.{2 * i}.weight" for i in count()))
+    return [_rows(tensors, name) for name in layers] or [0]
 
 
 def _is_preact(tensors: Mapping[str, Tensor], stages: int) -> bool:

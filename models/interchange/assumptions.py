@@ -13,16 +13,11 @@ from models import labels as label_files
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.imported import DESCRIBED, INPUT, STRUCTURE, Imported, Said
-from models.preprocess import CHANNELS, InputSpec, PerChannel, Sides
+from models.preprocess import CHANNELS, Channels, InputSpec, PerChannel, Sides
+from models.suggestions import hint
 
 ORDERS = {"rgb": "bgr", "bgr": "rgb"}
-BY_COUNT = {1: "grey", 3: "rgb", 4: "rgba"}
-# What to give for a field that is asked for.
-ADVICE = {
-    "mean": "how images were normalised; give --mean r,g,b and --std r,g,b",
-    "std": "how images were normalised; give --mean r,g,b and --std r,g,b",
-    "channels": "in which order it takes the channels; give --channels rgb or --channels bgr",
-}
+BY_COUNT: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
 
 
 class InputUnknown(BundleError):
@@ -44,12 +39,27 @@ def input_of(source: Imported, said: Said) -> InputSpec:
     if count not in BY_COUNT:
         raise BundleError(f"its images have {count} channels; supported are 1, 3 and 4")
     channels = given.get("channels", spec.channels)
-    if "channels" not in given and CHANNELS[channels] != count:
+    if channels not in CHANNELS:
+        raise BundleError(f"channels {channels}: {hint(channels, CHANNELS)}")
+    if CHANNELS[channels] != count:
+        if "channels" in given:
+            fitting = " or ".join(name for name in CHANNELS if CHANNELS[name] == count)
+            raise BundleError(
+                f"the network takes images of {count} channel{'s' * (count > 1)}, and {channels} "
+                f"has {CHANNELS[channels]}; give --channels {fitting}"
+            )
         channels = BY_COUNT[count]
-    if len(spec.mean) != CHANNELS.get(channels, count):
+    if len(spec.mean) != count:
         missing += [name for name in ("mean", "std") if name not in (*given, *missing)]
+    for name in ("mean", "std"):
+        if name in given and len(given[name]) != count:
+            values = f"value{'s' * (len(given[name]) > 1)}"
+            raise BundleError(
+                f"--{name} has {len(given[name])} {values}; the images have {count} "
+                f"channel{'s' * (count > 1)} ({channels})"
+            )
     if missing:
-        advice = "; nor ".join(dict.fromkeys(ADVICE[name] for name in missing))
+        advice = "; nor ".join(dict.fromkeys(_advice(name, count) for name in missing))
         raise InputUnknown(f"its layout ({source.layout}) does not say {advice}")
     if channels == ORDERS.get(spec.channels):
         flipped: dict[str, PerChannel] = {"mean": spec.mean[::-1], "std": spec.std[::-1]}
@@ -62,6 +72,16 @@ def input_of(source: Imported, said: Said) -> InputSpec:
         return replace(spec, **{**given, "channels": channels})
     except (ValueError, TypeError) as error:
         raise BundleError(str(error)) from None
+
+
+def _advice(name: str, count: int) -> str:
+    """What is missing, and the options that say it."""
+    if name == "channels":
+        return "in which order it takes the channels; give --channels rgb or --channels bgr"
+    if name in ("mean", "std"):
+        values = {1: "VALUE", 3: "r,g,b", 4: "r,g,b,a"}[count]
+        return f"how images were normalised; give --mean {values} and --std {values}"
+    return f"its {name}; give --{name}"
 
 
 def _resized(size: Sides, spec: InputSpec, crop: str) -> Sides:
@@ -85,16 +105,36 @@ def assumed(
         known |= {"labels", "outputs"}
     values: dict[str, Any] = {name: getattr(spec, name) for name in INPUT}
     values |= {"labels": _shown(labels), "outputs": source.outputs}
-    values |= {name: getattr(source.architecture, name) for name in STRUCTURE}
-    irrelevant = _irrelevant(source.architecture)
+    values |= effective(source.architecture)
+    ignored = irrelevant(source.architecture)
     names = (*INPUT, *DESCRIBED, *STRUCTURE)
-    return {name: values[name] for name in names if name not in known and name not in irrelevant}
+    return {name: values[name] for name in names if name not in known and name not in ignored}
 
 
-def _irrelevant(architecture: Architecture) -> set[str]:
-    """What makes no difference to a network."""
-    found = set() if architecture.block == "bottleneck" else {"stride_at"}
-    return found if architecture.head else found | {"head"}
+def effective(architecture: Architecture) -> dict[str, Any]:
+    """The fields `STRUCTURE` of an architecture, by what they do: a pool is "max" or "none",
+    and a stride is a number."""
+    values = {name: getattr(architecture, name) for name in STRUCTURE}
+    stride = architecture.stem_stride or (1 if architecture.stem == "small" else 2)
+    return values | {"pool": "max" if architecture.has_pool else "none", "stem_stride": stride}
+
+
+def irrelevant(architecture: Architecture) -> set[str]:
+    """The fields of an architecture that make no difference to its network."""
+    strides = len(architecture.blocks) > 1
+    bottleneck, strided = architecture.block == "bottleneck", strides and not architecture.dilation
+    in_3x3 = not (bottleneck and architecture.stride_at == "1x1")
+    needs = {
+        "stride_at": bottleneck and strides,
+        "padding": strided and (in_3x3 or architecture.shortcut == "conv"),
+        "pool_padding": architecture.has_pool and architecture.antialias != "average",
+        "antialias": in_3x3 and not architecture.preact and not architecture.dilation,
+        "dilation": strides,
+        "head": bool(architecture.head),
+        "shortcut_padding": architecture.shortcut == "A",
+        "preact_shortcut": architecture.preact,
+    }
+    return {name for name, matters in needs.items() if not matters}
 
 
 def _shown(labels: tuple[str, ...]) -> str:
@@ -105,12 +145,19 @@ def _shown(labels: tuple[str, ...]) -> str:
 
 
 def in_words(assumptions: Mapping[str, Any]) -> str:
-    """One line: `size 224, resize 256, ...`."""
+    """One line: `size 224, resize 256, ..., pool max, no dilation`."""
 
-    def value(of: Any) -> str:
-        return ",".join(f"{part:.4g}" for part in of) if isinstance(of, tuple | list) else str(of)
+    def words(name: str, value: Any) -> str:
+        shown = name.replace("_", " ")
+        if not value or value == "none":
+            return f"no {shown}"
+        if name in ("size", "resize") and not isinstance(value, int):
+            return f"{shown} {value[0]}x{value[1]}"
+        if isinstance(value, tuple | list):
+            return f"{shown} {','.join(f'{part:.4g}' for part in value)}"
+        return f"{shown} {value}"
 
-    return ", ".join(f"{name} {value(of) or 'none'}" for name, of in assumptions.items())
+    return ", ".join(words(name, value) for name, value in assumptions.items())
 
 
 def as_two_classes(source: Imported, said: Said) -> Imported:

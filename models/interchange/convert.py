@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from torch import Tensor
 from models import files, variants
 from models import labels as label_files
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit, name_from
-from models.interchange import assumptions
+from models.interchange import alternatives, assumptions, comparison, unpacking
 from models.interchange.assumptions import InputUnknown
 from models.interchange.flax import importer as flax
 from models.interchange.imported import Imported, Said
 from models.interchange.keras import importer as keras
+from models.interchange.onnx import archive
 from models.interchange.onnx import export as onnx_export
 from models.interchange.onnx import importer as onnx
 from models.interchange.pytorch import cifar, export, huggingface, timm, torch_resnet, torchvision
+from models.interchange.reference import Pair
 from models.resnet import on_meta
 from models.suggestions import hint
 
@@ -30,7 +32,7 @@ FORMATS: dict[str, Callable[[Path, Said], Imported]] = {
     "flax": flax.read,
     "huggingface": huggingface.read,
     "keras": keras.read,
-    "onnx": onnx.read,
+    "onnx": archive.read,
     "timm": timm.read,
     "torch_resnet": torch_resnet.read,
     "torchvision": torchvision.read,
@@ -51,6 +53,8 @@ def recognise(path: Path) -> str | None:
     suffix = path.suffix.lower().removeprefix(".")
     if suffix in RECOGNISED:
         return suffix
+    if unpacking.is_archive(path):
+        return "onnx"  # The one format that comes in archives.
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -88,11 +92,34 @@ def convert(format: str, path: Path, said: Said | None = None) -> Bundle:
         raise BundleError(f"{path}: holds {actual}, not {said.variant}")
     tensors = _fitting(source, row.name if row else "a ResNet", path)
     try:
-        return _described(format, source, said, tensors, path)
+        return _checked(_described(format, source, said, tensors, path), source.pairs)
     except InputUnknown as error:
         raise InputUnknown(f"{path}: {error}") from None
+    except Differs as error:
+        raise Differs(f"{path}: {error}") from None
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
+
+
+class Differs(BundleError):
+    """A network does not compute what its reference pairs say."""
+
+
+def _checked(bundle: Bundle, pairs: Sequence[Pair]) -> Bundle:
+    """The bundle, with the result in its provenance, if it agrees with the pairs.
+
+    Raises:
+        Differs: it does not; the message says how far off it is, and what would fit.
+    """
+    if not pairs:
+        return bundle
+    found = [comparison.compare(bundle, pair) for pair in pairs]
+    if not all(each.agrees for each in found):
+        worst = max(found, key=lambda each: each.relative)
+        others = alternatives.search(bundle, pairs, comparison.TOLERANCE)
+        raise Differs(f"the network {worst.in_words()}; {others.in_words()}")
+    bundle.provenance["checked"] = comparison.record(found)
+    return bundle
 
 
 def _fitting(source: Imported, what: str, path: Path) -> dict[str, Tensor]:

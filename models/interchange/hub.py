@@ -1,20 +1,24 @@
-"""Weights to download: torchvision's, and repositories on the Hugging Face hub."""
+"""Weights to download: torchvision's, the ONNX model zoo's, and repositories on the Hugging Face
+hub."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models import files
 from models.bundle import Bundle, BundleError
-from models.interchange import torchvision_weights
+from models.interchange import onnx_zoo, reference, torchvision_weights
 from models.interchange.convert import convert
 from models.interchange.download import fetch
 from models.interchange.extras import INSTALL
 from models.interchange.formats import REPOSITORY
 from models.interchange.imported import Said
 from models.interchange.pytorch.checkpoint import IN_FOLDERS, read_json
+
+T = TypeVar("T")
 
 
 def from_torchvision(spec: str, cache: Path) -> Bundle:
@@ -27,20 +31,45 @@ def from_torchvision(spec: str, cache: Path) -> Bundle:
     """
     variant, _, weights = spec.partition(":")
     row = torchvision_weights.find(variant, weights)
+    said = Said(name=row.variant, variant=row.variant)
     url = f"{torchvision_weights.URL}/{row.file}"
+    return _fetched(url, cache, row.sha256, lambda path: convert("torchvision", path, said))
+
+
+def from_onnx_zoo(name: str, cache: Path) -> Bundle:
+    """The bundle of the ONNX model zoo's `NAME.onnx`, from a file cached in `cache`.
+
+    Raises:
+        ValueError: there is no such model, it is not served, or the download failed.
+    """
+    row = onnx_zoo.find(name)
+    said = Said(name=row.name, variant=row.variant)
+    url = f"{onnx_zoo.URL}/{row.file}"
+    return _fetched(url, cache, row.sha256, lambda path: convert("onnx", path, said))
+
+
+def zoo_test_data(name: str, cache: Path) -> list[reference.Pair]:
+    """The inputs and outputs that the ONNX model zoo's `NAME.tar.gz` holds, cached in `cache`.
+
+    Raises:
+        ValueError: see `from_onnx_zoo`.
+    """
+    row = onnx_zoo.find(name)
+    url = f"{onnx_zoo.URL}/{row.archive}"
+    return _fetched(url, cache, row.archive_sha256, lambda path: reference.read([path]))
+
+
+def _fetched(url: str, cache: Path, sha256: str, use: Callable[[Path], T]) -> T:
+    """What `use` makes of a download in `cache`, or in a temporary folder if that fails."""
     try:
-        return _published(row, fetch(url, cache, row.sha256))
+        return use(fetch(url, cache, sha256))
     except OSError as error:
         unwritable = f"{cache}: {error.strerror or error}"
     try:
         with files.scratch("download") as folder:
-            return _published(row, fetch(url, folder, row.sha256))
+            return use(fetch(url, folder, sha256))
     except OSError as error:
         raise BundleError(f"{unwritable}; the temporary folder failed too: {error}") from None
-
-
-def _published(row: torchvision_weights.Published, path: Path) -> Bundle:
-    return convert("torchvision", path, Said(name=row.variant, variant=row.variant))
 
 
 def from_huggingface(spec: str) -> Bundle:

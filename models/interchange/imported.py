@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from models.architecture import Architecture
 from models.classifier import Outputs
 from models.preprocess import InputSpec
+
+if TYPE_CHECKING:
+    from models.interchange.reference import Pair
 
 # What a file may leave open although the network's answers depend on it, in the order in which
 # `convert` lists it: fields of `InputSpec`, of `Bundle`, and of `Architecture`.
@@ -77,6 +80,7 @@ class Imported:
     `temperature`, `card`: as in `Bundle`, if the file was exported from one.
     `provenance`: further information on the origin of the weights.
     `file`: the file with the weights, if the given path is a folder.
+    `pairs`: inputs and outputs that came with the file; the bundle must agree with them.
     """
 
     layout: str
@@ -94,6 +98,7 @@ class Imported:
     file: Path | None = None
     temperature: float = 1.0
     card: str = ""
+    pairs: tuple[Pair, ...] = ()
 
 
 def is_numbers(value: object, dimensions: int | None = None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from models import bundle, hardware, variants
 from models.architecture import Architecture
 from models.bundle import Bundle
 from models.classifier import Classifier
+from models.data.augment import Augmentation, grey
 from models.data.datasets import Dataset
 from models.data.seeds import mix
 from models.data.source import Source
@@ -60,12 +61,18 @@ class Plan:
         """The network's architecture; `overrides` take precedence over the recipe.
 
         Raises:
-            ValueError: the variant or an override is unknown or invalid, or a test set has other
-                classes or the name of another test set.
+            ValueError: the variant or an override is unknown or invalid, a test set has other
+                classes or the name of another test set, too few images are held out, or the source
+                does not augment its images as the recipe says.
         """
         for other in (*self.tests, *([self.held_out] if self.held_out else [])):
             if other.classes != self.source.classes:
                 raise ValueError(f"{other.source} has other classes than {self.source.source}")
+            if other.targets.ndim != 1:
+                raise ValueError(f"{other.source} has images with several labels or none")
+        if self.held_out:
+            temperature.check_count(len(self.held_out.images), ", or hold out none")
+        self._check_source()
         sources = [test.source for test in self.tests]
         if len(set(sources)) < len(sources):
             raise ValueError(f"two test sets are called {sources[0]}; rename one")
@@ -78,6 +85,30 @@ class Plan:
             base.architecture,
             **{"num_classes": len(self.source.classes), **changes, **self.overrides},
         )
+
+    def _check_source(self) -> None:
+        for name, value in self.source.applied.items():
+            if (wanted := getattr(self.recipe, name)) != value:
+                remedy = (
+                    f"train with replace(recipe, crops={value!r})"
+                    if name == "crops"
+                    else "open it with augmentation=augmentation(recipe, spec)"
+                )
+                raise ValueError(
+                    f"{self.source.source}: the recipe's {name} is {wanted!r}, but its images get "
+                    f"{value!r}; {remedy}"
+                )
+
+    def record(self) -> dict[str, Any]:
+        """What is done of the recipe, as JSON values: with the network's dropout and shortcut, if
+        the recipe has its own."""
+        architecture = self.architecture()
+        own = {
+            name: getattr(architecture, name)
+            for name in ("dropout", "shortcut")
+            if getattr(self.recipe, name) is not None
+        }
+        return replace(self.recipe, **own).record()
 
     @property
     def input(self) -> InputSpec:
@@ -112,6 +143,17 @@ class Plan:
         }
 
 
+def augmentation(recipe: Recipe, spec: InputSpec) -> Augmentation:
+    """The augmentation of a recipe, for `models.data.source.open_source`."""
+    return Augmentation(
+        crop_padding=recipe.crop_padding,
+        padding_mode=recipe.padding_mode,
+        alternate_flip=recipe.alternate_flip,
+        cutout=recipe.cutout,
+        cutout_fill=grey(spec),
+    )
+
+
 def train_bundle(
     plan: Plan,
     *,
@@ -127,7 +169,7 @@ def train_bundle(
 
     `folder` gets the run's log, and after each epoch its state, from which an equal plan resumes:
     the file `STATE`, useless once the bundle is written. The bundle's provenance records recipe,
-    seed, data, versions, hardware and time.
+    seed, data, versions, hardware and time; and the temperature's interval, or why there is none.
 
     Raises:
         ValueError: see `Plan.architecture`; or the name or the card is invalid.
@@ -162,9 +204,13 @@ def train_bundle(
     classifier = Classifier(network, spec).to(world.device)
     calibration: dict[str, Any] = {}
     if plan.held_out is not None:
-        fitted = _fit(classifier, plan.held_out)
-        classifier = Classifier(network, spec, fitted.temperature).to(world.device)
-        calibration["calibration"] = asdict(fitted)
+        try:
+            fitted = _fit(classifier, plan.held_out)
+            classifier = Classifier(network, spec, fitted.temperature).to(world.device)
+            calibration["calibration"] = asdict(fitted)
+        except temperature.Undetermined as reason:  # The training was not in vain.
+            images = len(plan.held_out.images)
+            calibration["calibration"] = {"images": images, "undetermined": str(reason)}
     metrics = {}
     for test in plan.tests:
         measured = _measure(classifier, test)
@@ -205,7 +251,7 @@ def _provenance(
     return {
         "source": "trained by `resnet-serve train`",
         "data": f"{plan.source.source}: {len(plan.source)} images{held_out}",
-        "recipe": {"name": plan.recipe_name, **asdict(plan.recipe)},
+        "recipe": {"name": plan.recipe_name, **plan.record()},
         "changed": recipes.by_name(plan.recipe_name).differences(plan.recipe),
         "seed": plan.seed,
         **({"start": _described(plan.start)} if plan.start else {}),
@@ -213,6 +259,8 @@ def _provenance(
         "images_per_second": round(statistics.median(speeds)) if speeds else None,
         "precision": precision(options, world.device),
         "processes": world.size,
+        **({"accumulate": options.accumulate} if options.accumulate > 1 else {}),
+        **({"local_norm": True} if world.size > 1 and not options.global_norm else {}),
         "hardware": hardware.name(world.device),
         "device": world.device,
         "torch": torch.__version__,

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from models.data.datasets import Dataset
 
 
+# What the bundle records, and what the text calls it.
+AGREEMENT = {"exclusive": "top1_agreement", "independent": "labels_agreement"}
+KEPT = {"exclusive": "their class", "independent": "all their labels"}
+
+
 @click.command()
 @click.option(
     "--model",
@@ -45,6 +50,11 @@ def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
     from service.repository import catalog
 
     bundle = catalog.load(spec).bundle
+    if not bundle.labels:
+        raise ValueError(
+            f"{bundle.name} has no head: its answers in 8 bits cannot be compared with those in "
+            "fp32; serve it with another precision"
+        )
     dataset = read_dataset(data, bundle.input)
     step = max(1, len(dataset.images) // images)
     chosen = list(dataset.images[::step][:images])
@@ -56,9 +66,9 @@ def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
     bundles.write(replace(calibrated, calibration=calibration | compared), out)
     accuracy = compared.get("top1_int8")
     click.echo(
-        f"{out}: of {compared['compared']} images {compared['top1_agreement']:.2%} keep their "
-        f"class, probabilities differ by {compared['mean_difference']:.2g} on average"
-        + (f"; top-1 {compared['top1_fp32']:.2%} to {accuracy:.2%}" if accuracy else "")
+        f"{out}: of {compared['compared']} images {compared[AGREEMENT[bundle.outputs]]:.2%} keep "
+        f"{KEPT[bundle.outputs]}, probabilities differ by {compared['mean_difference']:.2g} on "
+        "average" + (f"; top-1 {compared['top1_fp32']:.2%} to {accuracy:.2%}" if accuracy else "")
     )
 
 
@@ -66,6 +76,7 @@ def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     """How the 8-bit predictions differ, and both accuracies if the model knows the classes."""
     import numpy as np
 
+    from models.evaluation.independent import THRESHOLD
     from service.repository import offline
 
     both = []
@@ -81,10 +92,13 @@ def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     exact, quantised = both
     comparison: dict[str, Any] = {
         "compared": len(dataset.images),
-        "top1_agreement": float((exact.argmax(1) == quantised.argmax(1)).mean()),
         "mean_difference": float(np.abs(exact - quantised).max(1).mean()),
     }
-    if set(dataset.classes) <= set(bundle.labels):
+    if bundle.outputs == "independent":
+        same = ((exact >= THRESHOLD) == (quantised >= THRESHOLD)).all(1)
+        return comparison | {AGREEMENT["independent"]: float(same.mean())}
+    comparison[AGREEMENT["exclusive"]] = float((exact.argmax(1) == quantised.argmax(1)).mean())
+    if dataset.targets.ndim == 1 and set(dataset.classes) <= set(bundle.labels):
         targets = dataset.relabelled(bundle.labels).targets
         for name, probabilities in zip(("fp32", "int8"), both, strict=True):
             comparison[f"top1_{name}"] = float((probabilities.argmax(1) == targets).mean())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ REQUEST_SECONDS, RETRIES = 60.0, 30
 # The status that a shell reports for a program ended by Ctrl-C.
 INTERRUPTED = 130
 MOST_SHARDS = 100_000
+INDEPENDENT = "independent labels: each has a probability of its own, and they need not add up to 1"
 
 
 class ShardOf(click.ParamType[tuple[int, int]]):
@@ -70,10 +72,12 @@ class Destination:
 @dataclass(frozen=True)
 class Backend:
     """What classifies: `identity` is what the predictions depend on, `rows` gives the rows of
-    each batch of entries; `on_cluster` writes the files itself and returns the number of rows."""
+    each batch of entries; `on_cluster` writes the files itself and returns the number of rows;
+    `independent` says whether each label has a probability of its own."""
 
     identity: dict[str, Any]
     rows: Callable[[Iterator[Entry]], Batches]
+    independent: Callable[[], bool]
     on_cluster: Callable[[tuple[Path, ...], Shard, Layout], int] | None = None
 
 
@@ -178,9 +182,7 @@ def classify(
         if place:
             _write(job, backend, place, output)
         else:
-            with closing(job.batches(backend)) as batches:
-                for batch in batches:
-                    _print(batch)
+            _print(job, backend)
     except KeyboardInterrupt:
         advice = "; run the same command to continue" if place else ""
         click.echo(f"resnet-serve: interrupted{advice}", err=True)
@@ -209,7 +211,8 @@ def _engine(spec: str, top_k: int | None, flags: dict[str, str | None]) -> Backe
     """An engine in this process, or on a cluster.
 
     Raises:
-        ConfigError: `top_k` is above the number of classes, or the SPEC has no model.
+        ConfigError: `top_k` is above the number of classes, the model has none, or the SPEC has no
+            model.
     """
     from service.cli.bulk import ray_data, stream
     from service.repository import catalog, offline
@@ -217,6 +220,11 @@ def _engine(spec: str, top_k: int | None, flags: dict[str, str | None]) -> Backe
 
     loaded = catalog.load(spec)
     classes = len(loaded.bundle.labels)
+    if not classes:
+        raise ConfigError(
+            f"the model {loaded.bundle.name} has no classes; run `resnet-serve serve --model "
+            f"{spec}` and use POST /v1/embed"
+        )
     if top_k is not None and top_k > classes:
         raise ConfigError(f"--top-k must be from 1 to {classes}, not {top_k}")
     k = top_k or min(TOP_K, classes)
@@ -228,6 +236,7 @@ def _engine(spec: str, top_k: int | None, flags: dict[str, str | None]) -> Backe
     return Backend(
         {"model": loaded.sha256 or spec, "top-k": k, **flags},
         rows,
+        lambda: loaded.bundle.outputs == "independent",
         partial(ray_data.classify, spec=spec, k=k, flags=flags),
     )
 
@@ -237,11 +246,22 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
     from service.config import loading
 
     try:
-        from service.client import Client, ClientError
+        from service.client import Client, ClientError, RequestRefused
     except ModuleNotFoundError as error:
         raise ConfigError(f"--url needs {error.name}: pip install 'resnet-serve[client]'") from None
     key = loading.client_key(remote.key_file)
     concurrency = remote.concurrency or CONCURRENCY
+    client_of = partial(Client, url, key=key, timeout=REQUEST_SECONDS, retries=RETRIES)
+
+    def independent() -> bool:
+        try:
+            with client_of() as client:
+                served = client.model(model) if model else client.models()[0]
+        except RequestRefused:  # The requests with images say why.
+            return False
+        except ClientError as error:
+            raise ConfigError(str(error)) from None
+        return served.outputs == "independent"
 
     def rows(entries: Iterator[Entry]) -> Batches:
         requested: deque[Encoded] = deque()
@@ -251,7 +271,7 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
                 requested.append(entry())
                 yield requested[-1].data
 
-        with Client(url, key=key, timeout=REQUEST_SECONDS, retries=RETRIES) as client:
+        with client_of() as client:
             try:
                 for item in client.classify_many(
                     images(), model=model, top_k=top_k, concurrency=concurrency
@@ -263,7 +283,7 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
             except ClientError as error:
                 raise ConfigError(str(error)) from None
 
-    return Backend({"url": url, "model": model, "top-k": top_k}, rows)
+    return Backend({"url": url, "model": model, "top-k": top_k}, rows, independent)
 
 
 def _write(job: BulkJob, backend: Backend, place: Layout, output: Destination) -> None:
@@ -290,10 +310,13 @@ def _write(job: BulkJob, backend: Backend, place: Layout, output: Destination) -
         journal.finish()
 
 
-def _print(rows: list[Row]) -> None:
-    for row in rows:
-        if row["error"]:
-            tqdm.write(f"{row['file']}: {row['error']}")
-            continue
-        best = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in row["predictions"])
-        tqdm.write(f"{row['file']}: {best}")
+def _print(job: BulkJob, backend: Backend) -> None:
+    """Prints a line for each image; probabilities that do not share 100 % are no percentages."""
+    form = ".1%"
+    if backend.independent():
+        form = ".3f"
+        click.echo(INDEPENDENT, err=True)
+    with closing(job.batches(backend)) as batches:
+        for row in chain.from_iterable(batches):
+            best = ", ".join(f"{p['label']} {p['probability']:{form}}" for p in row["predictions"])
+            tqdm.write(f"{row['file']}: {row['error'] or best}")

@@ -43,6 +43,12 @@ def _published() -> Iterable[str]:
         yield f"{row.variant}:{row.weights}"
 
 
+def _zoo() -> Iterable[str]:
+    from models.interchange import onnx_zoo
+
+    return onnx_zoo.names()
+
+
 def _recipes() -> Iterable[str]:
     from models.training.recipes import RECIPES
 
@@ -51,6 +57,7 @@ def _recipes() -> Iterable[str]:
 
 AFTER: dict[str, Callable[[], Iterable[str]]] = {
     "builtin": builtin.names,
+    "onnx-zoo": _zoo,
     "random": variants.names,
     "torchvision": lambda: dict.fromkeys(_published()),
 }
@@ -61,6 +68,10 @@ served_device = one_of(lambda: choices.SERVED_DEVICES)
 engine = one_of(lambda: choices.ENGINES)
 precision = one_of(lambda: choices.PRECISIONS)
 read_format = one_of(lambda: formats.READ)
+crop = one_of(lambda: choices.CROPS)
+interpolation = one_of(lambda: choices.INTERPOLATIONS)
+channels = one_of(lambda: choices.CHANNELS)
+outputs = one_of(lambda: choices.OUTPUTS)
 written_format = one_of(lambda: formats.WRITTEN)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
-from service.cli import completers
+from service.cli import completers, figures
 from service.cli.options import FILE, PATH, engine_flags, fail_in_one_line, part_of
 
 if TYPE_CHECKING:
@@ -22,10 +21,18 @@ if TYPE_CHECKING:
 
     from models.bundle import Bundle
     from models.data.datasets import Corrupt
+    from models.data.label_list import Targets
+    from models.data.streamed import Stream
     from models.evaluation.evaluate import Evaluation, Infer
+    from models.evaluation.independent import Labelling
+    from models.preprocess import InputSpec
+    from service.engines.engine import Warm
+
+    Answers = list[tuple[NDArray[np.float32], Targets]]
 
 # The least images to read at a time.
 BATCH = 64
+LISTS = "docs/training.md"
 
 
 @click.command()
@@ -50,7 +57,9 @@ BATCH = 64
     default="fail",
     help="What to do about unreadable images.",
 )
-@click.option("--confusion", type=FILE, help="Draw the confusion matrix to this .png.")
+@click.option(
+    "--confusion", type=FILE, help="Draw the confusion matrix to this .png; for exclusive classes."
+)
 @click.option("--reliability", type=FILE, help="Draw the reliability diagram to this .png.")
 @click.option(
     "--fit-temperature",
@@ -73,16 +82,15 @@ def evaluate(
     data: Path,
     **flags: str | None,
 ) -> None:
-    """Measures accuracy and calibration on DATA, a folder or tar archive of CLASS/FILE images.
+    """Measures accuracy and calibration on DATA, a folder or tar archive of CLASS/FILE images, or
+    a CSV list of images with any number of labels each: file,labels with labels split by ;
 
     Images go through the engine that serves; classes are matched with the model's labels. Fit a
     temperature (Guo 2017) on images that the model was not trained on, and evaluate it on others.
     """
-    from models.data.streamed import stream
     from models.evaluation import evaluate as evaluation
-    from models.evaluation import plots, ten_crop
-    from service.repository import offline
-    from service.runtime import cpus
+    from models.evaluation import independent, plots, temperature, ten_crop
+    from service.repository import catalog, offline
 
     for picture in filter(None, (confusion, reliability)):
         plots.check(picture)
@@ -90,24 +98,19 @@ def evaluate(
         raise ValueError("--fit-temperature: only with --crops center, as in serving")
     if out and not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}")
-    bundle, warm = offline.open_model(spec, **flags)
-    infer: Infer = warm.infer
-    seen = bundle.input
-    if crops == "ten":
-        infer, seen = ten_crop.averaged(infer, seen.size), ten_crop.whole(seen)
-    step = max(BATCH, warm.buckets.largest)
-    images = stream(
-        data,
-        seen,
-        batch_size=step,
-        split=part_of(data, "test"),
-        corrupt=corrupt,
-        # For small images, starting processes takes longer than reading.
-        workers=cpus() if seen.size > 64 else 0,
-    ).relabelled(bundle.labels)
-    answers: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
+    bundle = catalog.load(spec).bundle
+    is_independent = bundle.outputs == "independent"
+    _check(bundle, spec, confusion)
+    seen = ten_crop.whole(bundle.input) if crops == "ten" else bundle.input
+    warm = offline.warm(bundle, **flags)
+    infer: Infer = ten_crop.averaged(warm.infer, bundle.input) if crops == "ten" else warm.infer
+    images = _open(data, seen, bundle, warm, corrupt)
+    if out:
+        temperature.check_count(len(images))
+    answers: Answers = []
+    measured: Evaluation | Labelling
     with tqdm(total=len(images), desc=bundle.name, unit=" images") as bar:
-        measured = evaluation.evaluate(
+        measured = (independent.evaluate if is_independent else evaluation.evaluate)(
             infer,
             images,
             progress=bar.update,
@@ -116,14 +119,15 @@ def evaluate(
     if images.skipped:
         click.echo(f"left out {_listed(images.skipped)}", err=True)
     title = f"{bundle.name} on {images.source}"
-    if confusion:
+    if confusion and isinstance(measured, evaluation.Evaluation):
         heading = f"{title}: top-1 {measured.top1:.2%} of {measured.images:,} images"
         plots.draw_confusion(measured.confusion, bundle.labels, confusion, heading)
     if reliability:
-        plots.draw_reliability(measured.reliability, reliability, title)
+        plots.draw_reliability(measured.reliability, reliability, title, independent=is_independent)
     run: dict[str, Any] = {
         "model": bundle.name,
         "data": images.source,
+        "outputs": bundle.outputs,
         "crops": crops,
         "engine": warm.engine.name,
         "precision": warm.engine.precision,
@@ -133,90 +137,82 @@ def evaluate(
     if out:
         run["fitted"] = _fit(bundle, answers, run, out)
     if as_json:
-        click.echo(json.dumps(_described(measured, bundle.labels) | run, ensure_ascii=False))
+        click.echo(json.dumps(figures.described(measured, bundle.labels) | run, ensure_ascii=False))
         return
-    click.echo("\n".join(_lines(measured, bundle.labels, run)))
+    click.echo("\n".join(figures.as_text(measured, bundle.labels, run)))
     if out:
-        fitted = run["fitted"]
+        fitted, (least, most) = run["fitted"], run["fitted"]["interval"]
         click.echo(
-            f"wrote {out}: temperature {fitted['temperature']:.4g}; on the images it was fitted "
-            f"on, ECE {fitted['ece_before']:.2%} to {fitted['ece']:.2%}, "
+            f"wrote {out}: temperature {fitted['temperature']:.4g} (95 % confidence: {least:.3g} "
+            f"to {most:.3g}, {fitted['images']:,} images); on the images it was fitted on, "
+            f"ECE {fitted['ece_before']:.2%} to {fitted['ece']:.2%}, "
             f"NLL {fitted['nll_before']:.4f} to {fitted['nll']:.4f}"
         )
 
 
-def _fit(
-    bundle: Bundle,
-    answers: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]],
-    run: dict[str, Any],
-    out: Path,
-) -> dict[str, Any]:
+def _check(bundle: Bundle, spec: str, confusion: Path | None) -> None:
+    """Raises ValueError if there is nothing to measure, or no confusion matrix of it."""
+    if not bundle.labels:
+        raise ValueError(
+            f"{bundle.name} has no head: it answers with features, not classes, so there is no "
+            f"accuracy; resnet-serve train --weights {spec} --data DATA OUT.safetensors adds one"
+        )
+    if confusion and bundle.outputs == "independent":
+        raise ValueError(
+            f"--confusion: the labels of {bundle.name} are independent; an image may have several, "
+            "so there is no confusion matrix; leave it out"
+        )
+
+
+def _open(data: Path, seen: InputSpec, bundle: Bundle, warm: Warm, corrupt: Corrupt) -> Stream:
+    """The images, with their classes as the model numbers them.
+
+    Raises:
+        ValueError: see `models.data.streamed.stream`; or the model's classes are others, or
+            exclusive where the images' are not.
+    """
+    from models.data.streamed import stream
+    from service.runtime import cpus
+
+    images = stream(
+        data,
+        seen,
+        batch_size=max(BATCH, warm.buckets.largest),
+        split=part_of(data, "test"),
+        corrupt=corrupt,
+        # For small images, starting processes takes longer than reading.
+        workers=cpus() if max(seen.height, seen.width) > 64 else 0,
+    )
+    if not images.exclusive and bundle.outputs == "exclusive":
+        raise ValueError(
+            f"{data}: some of its images have several labels or none, but {bundle.name} gives "
+            "each image exactly one class; list each image with one label"
+        )
+    try:
+        return images.relabelled(bundle.labels)
+    except ValueError as error:
+        if bundle.outputs == "exclusive":
+            raise
+        raise ValueError(f"{error}; a CSV list can have images without labels: {LISTS}") from None
+
+
+def _fit(bundle: Bundle, answers: Answers, run: dict[str, Any], out: Path) -> dict[str, Any]:
     """Writes the bundle with a temperature fitted on the answers; returns the fit's record."""
     import numpy as np
 
     from models import bundle as bundles
     from models.evaluation import temperature
+    from models.evaluation.independent import spread
 
-    probabilities, targets = map(np.concatenate, zip(*answers, strict=True))
+    probabilities = np.concatenate([rows for rows, _ in answers])
+    targets: Targets = np.concatenate([labels for _, labels in answers])
+    if bundle.outputs == "independent":
+        targets = spread(targets, len(bundle.labels))
     fit = temperature.calibrate(probabilities, targets, bundle.temperature)
     record = asdict(fit) | {key: run[key] for key in ("data", "engine", "precision")}
     provenance = bundle.provenance | {"temperature": record}
     bundles.write(replace(bundle, temperature=fit.temperature, provenance=provenance), out)
     return record
-
-
-def _described(measured: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
-    counts = measured.confusion.sum(axis=1).tolist()
-    rows = zip(labels, _known(measured.per_class), counts, strict=True)
-    bins = measured.reliability
-    return {
-        "top1": measured.top1,
-        "top5": measured.top5,
-        "images": measured.images,
-        "nll": measured.nll,
-        "ece": measured.ece,
-        "per_class": [
-            {"label": label, "accuracy": accuracy, "images": images}
-            for label, accuracy, images in rows
-        ],
-        "confusion": measured.confusion.tolist(),
-        "reliability": {
-            "images": bins.counts.tolist(),
-            "accuracy": _known(bins.accuracy),
-            "confidence": _known(bins.confidence),
-        },
-    }
-
-
-def _known(values: NDArray[np.float64]) -> list[float | None]:
-    """With null for NaN, which JSON does not have."""
-    return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-def _lines(measured: Evaluation, labels: Sequence[str], run: dict[str, Any]) -> list[str]:
-    from models.evaluation.confusion import commonest, worst
-
-    counts = measured.confusion.sum(axis=1)
-    lines = [
-        f"{run['model']} on {run['data']}: {measured.images:,} images "
-        f"({run['engine']}, {run['precision']}, {run['crops']} crops)",
-        f"  top-1  {measured.top1:8.2%}",
-        f"  top-5  {measured.top5:8.2%}",
-        f"  ECE    {measured.ece:8.2%}   {len(measured.reliability.counts)} bins",
-        f"  NLL    {measured.nll:8.4f}",
-    ]
-    names = {index: labels[index] for index in worst(measured.per_class)}
-    mistakes = [
-        (f"{labels[target]} as {labels[answer]}", images, counts[target])
-        for target, answer, images in commonest(measured.confusion)
-    ]
-    width = max(map(len, [*names.values(), *(text for text, _, _ in mistakes)]))
-    for index, name in names.items():
-        accuracy = measured.per_class[index]
-        lines.append(f"  worst  {name:<{width}}  {accuracy:7.2%} of {counts[index]}")
-    for text, images, count in mistakes:
-        lines.append(f"  taken  {text:<{width}}  {images:7} of {count}")
-    return lines
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import click
 
 from service.cli.bench import bench
 from service.cli.calibrate import calibrate
+from service.cli.check import check
 from service.cli.classify import classify
 from service.cli.completion import completion
 from service.cli.config import config
@@ -33,6 +34,7 @@ for command in (
     classify,
     models,
     convert,
+    check,
     train,
     evaluate,
     results,

@@ -6,7 +6,8 @@ import fnmatch
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import click
 from tqdm import tqdm
 
 from models import builtin, variants
-from models.suggestions import nearest
+from models.suggestions import hint, nearest
 from service.cli import completers
 from service.cli.options import fail_in_one_line
 from service.config.variables import environment
@@ -25,15 +26,19 @@ COLUMNS = ("name", "parameters", "layers", "depth", "macs", "input", "classes")
 SHOWN = ("name", "parameters", "layers", "depth", "MACs", "input", "classes", "weights")
 LESS = ("weights", "layers", "classes", "input", "depth")
 PATTERN = frozenset("*?[")
+SOME = 3  # labels shown of a model
+# Why the model zoo's files of a kind are not served by name.
+WHY = {"quantised": "int8: not read", "caffe2": "preprocessing not published"}
 # Words that select the networks they describe.
 FAMILIES = ("imagenet", "cifar", "small", "wide", "preact")
 
 
 @click.command()
 @click.argument("name", required=False, shell_complete=completers.variant)
+@click.option("--zoo", is_flag=True, help="List the ResNets of the ONNX model zoo instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @fail_in_one_line
-def models(name: str | None, as_json: bool) -> None:
+def models(name: str | None, zoo: bool, as_json: bool) -> None:
     """Lists the named networks with their cost and input size, or describes weights.
 
     NAME is a network, a quoted pattern such as 'wide*', or a family: imagenet, cifar, small, wide
@@ -41,6 +46,9 @@ def models(name: str | None, as_json: bool) -> None:
     printed. Parameters and multiply-accumulates (MACs) assume option B shortcuts and the usual
     number of classes; wide networks exist in any width, as in wide_resnet28_7.
     """
+    if zoo:
+        _show_zoo(name, as_json=as_json)
+        return
     if name is not None and (":" in name or Path(name).is_file()):
         _show(name, as_json=as_json)
         return
@@ -163,7 +171,47 @@ def _weights(name: str) -> str:
     return ", ".join(specs)
 
 
+def _first(labels: Sequence[str]) -> str:
+    """As in `airplane, automobile, bird and 7 more`."""
+    more = f" and {len(labels) - SOME:,} more" if len(labels) > SOME else ""
+    return ", ".join(labels[:SOME]) + more or "none: the network has no head"
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    """As in `resnet50-v1-7.onnx (onnx, ONNX model zoo)`."""
+    kind = ", ".join(str(provenance[key]) for key in ("format", "layout") if key in provenance)
+    return f"{provenance.get('source', 'unknown')}{f' ({kind})' if kind else ''}"
+
+
+def _show_zoo(name: str | None, *, as_json: bool) -> None:
+    from models.interchange import onnx_zoo
+
+    rows = [row for row in onnx_zoo.as_rows() if name is None or fnmatch.fnmatch(row["name"], name)]
+    if not rows:
+        known = [row.name for row in onnx_zoo.MODELS]
+        raise ValueError(
+            f"the ONNX model zoo has no ResNet called {name!r}; {hint(name or '', known)}"
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'name':<22}  {'opset':>5}  {'MB':>5}  {'top-1':>5}  {'top-5':>5}  SHA-256")
+    for row in rows:
+        top1, top5 = (f"{row[key]:.2f}" if row[key] else "" for key in ("top1", "top5"))
+        megabytes, why = f"{row['bytes'] / 1e6:.1f}", WHY.get(row["kind"], "")
+        line = (
+            f"{row['name']:<22}  {row['opset']:>5}  {megabytes:>5}  {top1:>5}  {top5:>5}  "
+            f"{row['sha256'][:16]}  {why}"
+        )
+        click.echo(line.rstrip())
+    click.echo(
+        "\nTop-1 and top-5 in percent on ImageNet, as the zoo measured them. The SPEC is\n"
+        "onnx-zoo:NAME; `resnet-serve check onnx-zoo:NAME` compares it with the zoo's test data."
+    )
+
+
 def _show(spec: str, *, as_json: bool) -> None:
+    from models.interchange import assumptions
     from service.repository import catalog
 
     loaded = catalog.load(spec)
@@ -172,18 +220,29 @@ def _show(spec: str, *, as_json: bool) -> None:
         "name": bundle.name,
         "architecture": bundle.variant or "custom",
         "classes": len(bundle.labels),
+        "outputs": bundle.outputs,
         "input": bundle.input.size,
+        "channels": bundle.input.channels,
         "sha256": loaded.sha256,
         "temperature": bundle.temperature,
         "metrics": bundle.metrics,
     }
+    prepared = {name: value for name, value in asdict(bundle.input).items() if value != ()}
     if as_json:
-        click.echo(
-            json.dumps(facts | {"provenance": bundle.provenance, "card": bundle.card}, indent=2)
-        )
+        more = {"provenance": bundle.provenance, "card": bundle.card, "preprocessing": prepared}
+        click.echo(json.dumps({**facts, **more, "labels": list(bundle.labels)}, indent=2))
         return
+    facts |= {
+        "labels": _first(bundle.labels),
+        "preprocessed": assumptions.in_words(prepared),
+        "origin": _origin(bundle.provenance),
+    }
+    if assumed := bundle.provenance.get("assumed"):
+        facts["assumed"] = assumptions.in_words(assumed)
     for key, value in facts.items():
-        click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict) else value}")
+        click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict | tuple) else value}")
+    for note in bundle.provenance.get("notes", []):
+        click.echo(f"{'note':<12}  {note}")
     if bundle.card:
         click.echo(f"\n{bundle.card.rstrip()}")
 

@@ -109,8 +109,8 @@ class OneLine(click.ClickException):
         click.echo(f"resnet-serve: {self.message}", err=True, file=file)
 
 
-class Rgb(click.ParamType[tuple[float, ...]]):
-    """Three numbers, as in 0.5,0.5,0.5."""
+class PerChannel(click.ParamType[tuple[float, ...]]):
+    """One number for each channel, as in 0.5,0.5,0.5."""
 
     name = "r,g,b"
 
@@ -118,16 +118,44 @@ class Rgb(click.ParamType[tuple[float, ...]]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
         try:
-            numbers = tuple(float(part) for part in str(value).split(","))
+            return tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            numbers = ()
-        if len(numbers) != 3:
-            self.fail(f"{value!r} is not three numbers separated by commas", param, ctx)
-        return numbers
+            self.fail(f"{value!r} is not numbers separated by commas", param, ctx)
+
+
+class Whole(click.ParamType[tuple[int, ...]]):
+    """One whole number for each channel, as in 114,114,114."""
+
+    name = "r,g,b"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not whole numbers separated by commas", param, ctx)
+
+
+class Lengths(click.ParamType["int | tuple[int, int]"]):
+    """Pixels of both sides, as in 224; or height and width, as in 160,224."""
+
+    name = "N|H,W"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        try:
+            sides = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            sides = ()
+        if len(sides) not in (1, 2) or min(sides) < 1:
+            self.fail(f"{value!r} is neither a side in pixels nor height,width", param, ctx)
+        return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 class Field(click.ParamType[tuple[str, Any]]):
-    """A field of an architecture and its value: JSON, or a word."""
+    """A field of an architecture and its value: JSON, a word, or several separated by commas."""
 
     name = "FIELD=VALUE"
 
@@ -140,7 +168,19 @@ class Field(click.ParamType[tuple[str, Any]]):
         try:
             return name.strip(), json.loads(text)
         except ValueError:
-            return name.strip(), text
+            pass
+        # As Python writes a tuple, or without brackets.
+        if text.startswith("(") or "," in text:
+            parts = [part.strip() for part in text.strip("() ").split(",")]
+            return name.strip(), [_value(part) for part in parts if part]
+        return name.strip(), text
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 class Seeds(click.ParamType[tuple[int, ...]]):

@@ -14,7 +14,7 @@ import click
 from tqdm import tqdm
 
 from models.training.recipes import CHOICES, LIMITS, Recipe, by_name
-from service.cli import completers
+from service.cli import completers, effects
 from service.cli.options import (
     FILE,
     PATH,
@@ -46,7 +46,7 @@ FIELDS = {
     "weight_decay": "Weight decay.",
     "decays": "Decay only the weights of convolutions and linear layers, or all parameters.",
     "label_smoothing": "Probability that label smoothing spreads over all classes.",
-    "crop_padding": "Padding before a random crop, for recipes with padded crops.",
+    "crop_padding": "Padding before a random crop, for images of up to 64 pixels.",
     "cutout": "Side of the square that cutout greys out; 0: none.",
     "mixup": "Alpha of mixup's beta distribution; 0: none.",
     "ema": "Decay of the exponential moving average of the weights; 0: none.",
@@ -66,8 +66,17 @@ class Network:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Overrides of fields of the architecture."""
-        return dict(self.overrides) | ({"shortcut": self.shortcut} if self.shortcut else {})
+        """Overrides of fields of the architecture.
+
+        Raises:
+            ValueError: a field is given twice.
+        """
+        pairs = [*self.overrides, *([("shortcut", self.shortcut)] if self.shortcut else [])]
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"{twice} is given twice; give it once")
+        return dict(pairs)
 
     def load(self) -> tuple[Bundle | None, InputSpec]:
         """The weights to start from, if any, and the network's input.
@@ -105,8 +114,8 @@ class TrainingData:
             ValueError: see `models.data.source.open_source` and `held_out`.
         """
         from models.data import source
-        from models.data.augment import Augmentation, grey
         from models.data.loading import Loading
+        from models.training.run import augmentation
         from service.runtime import cpus
 
         held_out = None
@@ -118,13 +127,7 @@ class TrainingData:
                 spec,
                 world.device,
                 hold_out=self.hold_out,
-                augmentation=Augmentation(
-                    crop_padding=recipe.crop_padding,
-                    padding_mode=recipe.padding_mode,
-                    alternate_flip=recipe.alternate_flip,
-                    cutout=recipe.cutout,
-                    cutout_fill=grey(spec),
-                ),
+                augmentation=augmentation(recipe, spec),
                 loading=Loading(
                     corrupt=self.corrupt,
                     workers=cpus() if self.workers is None else self.workers,
@@ -139,7 +142,7 @@ class TrainingData:
 @dataclass(frozen=True)
 class TrainingOutput:
     out: Path
-    seed: int
+    seed: int | None
     seeds: tuple[int, ...] | None
     name: str | None
     card: Path | None
@@ -150,13 +153,15 @@ class TrainingOutput:
     def by_seed(self) -> dict[int, Path]:
         """The bundle to write for each seed."""
         if not self.seeds:
-            return {self.seed: self.out}
+            return {self.seed or 0: self.out}
         return {seed: self.out.with_stem(f"{self.out.stem}-{seed}") for seed in self.seeds}
 
     def check(self) -> None:
         """Fails now, not after the training."""
         if self.resume and self.restart:
             raise ValueError("--resume or --restart, not both")
+        if self.seed is not None and self.seeds:
+            raise ValueError("--seed or --seeds, not both")
         for path in self.by_seed.values():
             if not path.parent.is_dir():
                 raise ValueError(f"{path}: there is no folder {path.parent}")
@@ -236,7 +241,8 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Hold this many images of --data out of training, to fit the temperature on.",
+    help="Hold this many images of --data out of training, hundreds of them, to fit the "
+    "temperature on.",
 )
 @click.option(
     "--corrupt",
@@ -265,7 +271,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     "--iterations", type=click.IntRange(1), help="Stretch the schedule to this many steps."
 )
 @recipe_options
-@click.option("--seed", type=int, default=0, help="Seed of all random numbers.")
+@click.option("--seed", type=int, help="Seed of all random numbers.  [default: 0]")
 @click.option("--seeds", type=Seeds(), help="Make one run per seed: OUT-111, OUT-222, and so on.")
 @click.option(
     "--device", default="auto", shell_complete=completers.device, help="auto, cpu or cuda:N."
@@ -321,6 +327,7 @@ def train(
     from models.training import memory
 
     memory.keep_freed()
+    from models.evaluation import temperature
     from models.training import parallel
     from models.training.loop import Options
     from models.training.run import Plan
@@ -334,12 +341,16 @@ def train(
     output.check()
     start, spec = network.load()
     recipe = _recipe(by_name(recipe_name), **options)
+    effects.check_given(options, recipe, network.changes)
+    if data.hold_out:
+        temperature.check_count(data.hold_out, ", or leave out --hold-out")
     computing = Options(
         precision=precision, compiled=not eager, accumulate=accumulate, global_norm=not local_norm
     )
     card = output.card.read_text("utf-8") if output.card else ""
     with parallel.join(device, cpus()) as world:
         source, held_out = data.open(spec, recipe, world)
+        recipe = effects.as_applied(recipe, source, spec, options["crop_padding"], world)
         plan = Plan(
             variant=network.variant or DEFAULT_VARIANT,
             overrides=network.changes,
@@ -347,7 +358,7 @@ def train(
             source=source,
             recipe=recipe,
             recipe_name=recipe_name,
-            seed=output.seed,
+            seed=output.seed or 0,
             tests=data.tests(spec),
             held_out=held_out,
         )
@@ -433,6 +444,8 @@ def _one(plan: Plan, out: Path, name: str, card: str, world: World, options: Opt
     bundle.write(trained, out)
     _state(out).unlink()
     _draw([folder], folder / "curves.png")
+    if reason := trained.provenance.get("calibration", {}).get("undetermined"):
+        click.echo(f"no temperature is fitted, it remains 1: {reason}", err=True)
     for source, figures in trained.metrics.items():
         click.echo(f"{source}: top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%}")
     click.echo(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB), its log and curves to {folder}")

@@ -61,14 +61,15 @@ class Instant:
     limits = settings.limits(["cpu"])
     input: InputSpec = CIFAR
     labels = tuple(map(str, range(10)))
-    channels, map_side, batch_share = 64, 8, 1
+    outputs = "exclusive"
+    channels, map_sides, explains, batch_share = 64, (8, 8), True, 1
     ready, reason = True, ""
 
     def __init__(self) -> None:
         self.users = RefCount()
         self.entering = 0
         self.batcher: Batcher[ImageInput, Row] = Batcher(max_jobs=CONNECTIONS, max_bytes=2**20)
-        self._decoder = Decoder(1, CIFAR.size**2)
+        self._decoder = Decoder(1, CIFAR.height * CIFAR.width)
         self._row = Row(np.arange(10, dtype=np.int32), np.full(10, 0.1, np.float32))
 
     def describe(self) -> dict[str, Any]:

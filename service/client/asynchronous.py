@@ -113,7 +113,8 @@ class AsyncClient:
     ) -> Classification:
         """The `top_k` most probable classes of an image, 5 by default.
 
-        `image`: a path, the bytes of a file, a binary file, a PIL image, or uint8 [H, W, 3].
+        `image`: a path, the bytes of a file, a binary file, a PIL image, or an array uint8: grey
+        [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whatever channels the model has.
 
         Raises:
             ClientError: see `service.client.exceptions`.
@@ -124,7 +125,7 @@ class AsyncClient:
     async def embed(
         self, image: ImageLike, *, model: str | None = None, normalize: bool = False
     ) -> Embedding:
-        """The features of an image before the last layer; `normalize` scales them to length 1.
+        """The features of an image before the head; `normalize` scales them to length 1.
 
         Raises:
             ClientError: see `service.client.exceptions`.

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# The path, bytes or file of an encoded image; or pixels, as an array uint8 [H, W, 3].
+# The path, bytes or file of an encoded image; or pixels, as an array uint8: grey [H, W]
+# or [H, W, 1], RGB [H, W, 3] or RGBA [H, W, 4].
 ImageLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image"
     " | NDArray[np.uint8]"
@@ -55,7 +56,7 @@ def encoded(image: ImageLike) -> bytes:
             return data
         raise TypeError("open the image's file with mode 'rb'; it returned text, not bytes")
     raise TypeError(
-        "an image must be a path, bytes, a binary file, a PIL image or a uint8 array [H, W, 3], "
+        "an image must be a path, bytes, a binary file, a PIL image or a uint8 array [H, W, C], "
         f"not {type(image).__name__}"
     )
 
@@ -73,11 +74,13 @@ def in_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _from_array(pixels: NDArray[Any]) -> Image.Image:
-    if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2] if pixels.ndim == 3 else 0
+    if pixels.dtype != "uint8" or channels not in (1, 3, 4) or not pixels.size:
         raise UnreadableImage(
-            f"an array of pixels must be uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}"
+            "an array of pixels must be uint8 [H, W], or [H, W, C] with 1, 3 (RGB) or 4 (RGBA) "
+            f"channels, not {pixels.dtype} {list(pixels.shape)}"
         )
-    return Image.fromarray(pixels)
+    return Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels)
 
 
 def _png(image: Image.Image) -> bytes:

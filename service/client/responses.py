@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """`probability` is from 0 to 1."""
+    """`probability` is from 0 to 1: of a model with `outputs` "exclusive", they add up to 1 over
+    all classes; with "independent", each label has its own."""
 
     class_id: int
     label: str
@@ -51,7 +52,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """`embedding` has `dimensions` features: the input of the network's last layer."""
+    """`embedding` has `dimensions` features: the input of the network's head."""
 
     model: str
     dimensions: int
@@ -63,7 +64,8 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Fractions of the upright image's width and height."""
+    """Fractions of the upright image's width and height; beyond 0 to 1 where the model sees the
+    image with a border (`crop` is "letterbox")."""
 
     left: float
     top: float
@@ -93,14 +95,18 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """How a model preprocesses an image; `resize` and `size` are in pixels."""
+    """How a model preprocesses an image; `resize` and `size` are pixels of both sides, or height
+    and width. `channels` ("rgb", "bgr", "grey" or "rgba") are those of `mean`, `std` and `fill`,
+    which is the colour beside an image with `crop` "letterbox"; empty: 0."""
 
-    size: int
-    resize: int
+    size: int | tuple[int, int]
+    resize: int | tuple[int, int]
     crop: str
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    channels: str = "rgb"
+    fill: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +117,11 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """`macs`: multiply-accumulates per image; `engine` is None while loading; `metrics`: measured
-    accuracy by data set; `card` is None in a list; `embedding` (its length) and `explain` are None
-    if the service does not report them."""
+    """`macs`: multiply-accumulates per image; `num_classes`: 0 of a model without a head, which
+    embeds only; `outputs`: "exclusive", one class is right and the probabilities of all add up to
+    1 (older services have only these), or "independent", any number of labels is; `engine` is None
+    while loading; `metrics`: measured accuracy by data set; `card` is None in a list; `embedding`
+    (its length) and `explain` are None if the service does not report them."""
 
     name: str
     architecture: str
@@ -132,6 +140,7 @@ class ModelInfo:
     card: str | None = None
     embedding: int | None = None
     explain: bool | None = None
+    outputs: str = "exclusive"
 
     @property
     def ready(self) -> bool:

@@ -10,7 +10,12 @@ Engine = Literal["auto", "fused", "eager", "compile", "openvino"]
 Decode = Literal["host", "device"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)
-SPEC_KINDS = ("builtin:", "random:", "torchvision:", "hf:")
+SPEC_KINDS = ("builtin:", "random:", "torchvision:", "onnx-zoo:", "hf:")
+# Of `convert`, as `models.preprocess` and `models.classifier` define them.
+CROPS = ("center", "center_floor", "before_resize", "squash", "letterbox")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+CHANNELS = ("rgb", "bgr", "grey", "rgba")
+OUTPUTS = ("exclusive", "independent")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 SERVED_DEVICES = (*DEVICES, "cuda:all")  # of `serve`
 MOST_DEVICES = 33  # of all models: the CPU and 32 GPUs

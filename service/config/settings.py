@@ -59,8 +59,8 @@ class ModelSettings(Strict):
     """One served model."""
 
     spec: str = Field(
-        description="builtin:NAME, random:VARIANT, torchvision:VARIANT[:WEIGHTS], hf:OWNER/NAME, "
-        "or the path of a bundle, an ONNX file, or a folder that contains one"
+        description="builtin:NAME, random:VARIANT, torchvision:VARIANT[:WEIGHTS], onnx-zoo:NAME, "
+        "hf:OWNER/NAME, or the path of a bundle, an ONNX file, or a folder that contains one"
     )
     name: ModelName | None = Field(None, description="name in requests; default: the bundle's own")
     architecture: dict[str, Any] | None = Field(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from models import builtin, variants
-from models.interchange import torchvision_weights
+from models.interchange import onnx_zoo, torchvision_weights
 from models.interchange.formats import REPOSITORY
 from models.suggestions import hint, nearest
 from service.config.choices import SPEC_KINDS
@@ -14,8 +14,8 @@ from service.errors import ConfigError
 
 SUFFIXES = (".safetensors", ".onnx")
 NO_FILE = (
-    "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, hf:OWNER/NAME, or "
-    "the path of a bundle, an ONNX file, or a folder that contains one"
+    "no such file; a SPEC is builtin:NAME, random:VARIANT, torchvision:VARIANT, onnx-zoo:NAME, "
+    "hf:OWNER/NAME, or the path of a bundle, an ONNX file, or a folder that contains one"
 )
 # safetensors refuses longer headers.
 MOST_HEADER = 100_000_000
@@ -44,6 +44,8 @@ def check(spec: str) -> None:
         elif kind == "torchvision" and colon:
             variant, _, weights = rest.partition(":")
             torchvision_weights.find(variant, weights)
+        elif kind == "onnx-zoo" and colon:
+            onnx_zoo.find(rest)
         elif kind == "hf" and colon:
             if not REPOSITORY.fullmatch(rest):
                 raise ConfigError("name a repository as OWNER/NAME or OWNER/NAME@REVISION")

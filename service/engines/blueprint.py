@@ -9,11 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models import hardware
 from models.bundle import Bundle
-from service.inference.tasks import Head
+from service.engines.comparison import Comparison, comparison_of
+from service.engines.head import Head, Linear
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,23 @@ class Blueprint:
     progress: Callable[[str], object] = lambda _: None
 
     def head(self) -> Head:
-        """The network's last layer."""
-        tensors = self.bundle.tensors
-        weight, bias = (tensors[f"head.{part}"].float().numpy() for part in ("weight", "bias"))
-        return Head(weight.copy(), bias.copy())
+        """The network's head."""
+        architecture = self.bundle.architecture
+        names = ["head"] if architecture.num_classes else []
+        if architecture.head:  # Every other module of the sequence is a ReLU.
+            names = [f"head.{2 * place}" for place in range(len(architecture.head) + 1)]
+        return Head(
+            tuple(Linear(*map(self._copy, (f"{name}.weight", f"{name}.bias"))) for name in names)
+        )
+
+    def _copy(self, name: str) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = self.bundle.tensors[name].float().numpy().copy()
+        return array
+
+    @property
+    def comparison(self) -> Comparison:
+        """What the engine is timed and compared by."""
+        return comparison_of(self.bundle.architecture.num_classes)
 
     def cached(self, kind: str, suffix: str, *details: object) -> Path | None:
         """The path of a cached file, in a folder that exists.

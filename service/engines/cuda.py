@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.classifier import Normalise
 from models.resnet import on_meta
-from models.summary import map_side
+from models.summary import map_sides
 from service.engines.blueprint import Blueprint
 from service.engines.cuda_graph import capture, keep_memory_of_measuring
 from service.engines.cuda_lane import CudaLane, FractionalPixels
@@ -32,8 +32,8 @@ LIKELIEST = -1
 class CudaEngine:
     """See `service.engines.engine.Engine`.
 
-    `build` makes the network on the device: a function from normalised images [N, 3, H, W] of
-    `dtype`, in channels-last memory, to maps [N, C, h, w]. In float32 it computes exactly, not in
+    `build` makes the network on the device: a function from normalised images [N, C, H, W] of
+    `dtype`, in channels-last memory, to maps [N, F, h, w]. In float32 it computes exactly, not in
     TF32, whose mantissa has 10 bits. With `graphs`, each batch size of each lane is captured as a
     CUDA graph before the first batch: a ResNet's hundreds of kernel launches become one, and
     serving allocates nothing.
@@ -70,10 +70,13 @@ class CudaEngine:
                 part.to(device) for part in (normalise.scale, normalise.shift)
             )
             head = blueprint.head()
-            self._weight, self._bias = (torch.from_numpy(part).to(device) for part in head)
-            self._temperature = bundle.temperature
-            side = map_side(on_meta(bundle.architecture), bundle.input.size)
-            shape = (bundle.architecture.out_channels, side, side)
+            self._explains = head.explains
+            self._layers = [
+                tuple(torch.from_numpy(part).to(device) for part in layer) for layer in head.layers
+            ]
+            self._temperature, self._outputs = bundle.temperature, bundle.outputs
+            sides = map_sides(on_meta(bundle.architecture), bundle.input.size)
+            shape = (bundle.architecture.out_channels, *sides)
             self._lanes = [CudaLane(blueprint, dtype, shape) for _ in range(self.in_flight)]
             self._fractional = FractionalPixels(blueprint)
         self._computing.synchronize()
@@ -93,10 +96,10 @@ class CudaEngine:
             RuntimeError: the network cannot be computed, for instance for lack of memory.
         """
         for index, lane in enumerate(self._lanes):
-            for key, run in (
-                ((index, size), partial(self._classify, lane, size)),
-                ((index, 0), partial(self._explain, lane)),
-            ):
+            programs = {(index, size): partial(self._classify, lane, size)}
+            if self._explains:
+                programs[index, 0] = partial(self._explain, lane)
+            for key, run in programs.items():
                 if self._pool is not None and key not in self._graphs:
                     with self._turn():
                         self._graphs[key] = capture(run, self._computing, self._pool)
@@ -108,7 +111,7 @@ class CudaEngine:
         index, self._next = self._next, (self._next + 1) % self.in_flight
         lane, count = self._lanes[index], len(images)
         embeds = any(isinstance(task, Embed) for task in tasks)
-        explains = any(isinstance(task, Explain) for task in tasks)
+        explains = self._explains and any(isinstance(task, Explain) for task in tasks)
         with torch.inference_mode():
             try:
                 with torch.cuda.stream(self._copying):
@@ -141,7 +144,7 @@ class CudaEngine:
             return Ranking(
                 lane.host_classes[:count].numpy().copy(),
                 lane.host_probabilities[:count].numpy().copy(),
-                [_detail(lane, row, task) for row, task in enumerate(tasks)]
+                [self._detail(lane, row, task) for row, task in enumerate(tasks)]
                 if embeds or explains
                 else (),
             )
@@ -180,21 +183,37 @@ class CudaEngine:
         # From here on in float32: 16 bits would tie classes in close decisions.
         features = maps.mean((2, 3), dtype=torch.float32)
         lane.features[:size].copy_(features)
-        logits = F.linear(features, self._weight, self._bias)
+        if not self._layers:
+            return
+        (weight, bias), *others = self._layers
+        logits = F.linear(features, weight, bias)
+        for weight, bias in others:
+            logits = F.linear(logits.relu_(), weight, bias)
         if self._temperature != 1.0:
             logits /= self._temperature
+        exclusive = self._outputs == "exclusive"
+        probabilities = logits.softmax(1) if exclusive else logits.sigmoid()
         # Stable: equal probabilities stay in the order of their classes.
-        ordered, classes = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+        ordered, classes = probabilities.sort(dim=1, descending=True, stable=True)
         lane.probabilities[:size].copy_(ordered)
         lane.classes[:size].copy_(classes)
 
     def _explain(self, lane: CudaLane) -> None:
         """The activation maps of the target classes, for the whole lane."""
         classes = torch.where(lane.targets == LIKELIEST, lane.classes[:, 0], lane.targets)
-        weights = self._weight.index_select(0, classes)
+        ((weight, bias),) = self._layers
+        weights = weight.index_select(0, classes)
         grids = torch.bmm(weights[:, None], lane.maps.flatten(2).float())
         lane.activation[:, :-1].copy_(grids[:, 0])
-        lane.activation[:, -1].copy_(self._bias.index_select(0, classes))
+        lane.activation[:, -1].copy_(bias.index_select(0, classes))
+
+    def _detail(self, lane: CudaLane, row: int, task: Task) -> NDArray[np.float32] | None:
+        """A copy of what the task asks for besides the ranking; see `service.engines.head`."""
+        if isinstance(task, Classify) or (isinstance(task, Explain) and not self._explains):
+            return None
+        source = lane.host_features if isinstance(task, Embed) else lane.host_activation
+        detail: NDArray[np.float32] = source[row].numpy().copy()
+        return detail
 
 
 def _copy(images: Sequence[Image], host: Tensor, device: Tensor) -> None:
@@ -216,12 +235,3 @@ def _target(task: Task) -> int:
 
 def _fetch(host: Tensor, device: Tensor, count: int) -> None:
     host[:count].copy_(device[:count], non_blocking=True)
-
-
-def _detail(lane: CudaLane, row: int, task: Task) -> NDArray[np.float32] | None:
-    """A copy of what the task asks for besides the ranking."""
-    if isinstance(task, Classify):
-        return None
-    source = lane.host_features if isinstance(task, Embed) else lane.host_activation
-    detail: NDArray[np.float32] = source[row].numpy().copy()
-    return detail

@@ -12,10 +12,11 @@ FRACTIONAL = 16
 
 
 class CudaLane:
-    """Buffers for batches of up to `max_batch` images B of H x W pixels, and K classes.
+    """Buffers for batches of up to `max_batch` images B of H x W pixels and C channels, for F
+    features, and for K classes, perhaps none.
 
-    On the device: `pixels` uint8 [B, H, W, 3] and `images`, the same normalised, [B, H, W, 3];
-    `maps` [B, C, h, w] and their means `features` float32 [B, C]; `classes` int32 [B, K] and
+    On the device: `pixels` uint8 [B, H, W, C] and `images`, the same normalised, [B, H, W, C];
+    `maps` [B, F, h, w] and their means `features` float32 [B, F]; `classes` int32 [B, K] and
     `probabilities` float32 [B, K], ranked; `targets` int64 [B], classes to explain, -1: the most
     likely; `activation` float32 [B, h * w + 1], maps of those classes and their biases.
     `images` and `maps` are of the network's dtype.
@@ -27,13 +28,13 @@ class CudaLane:
     def __init__(
         self, blueprint: Blueprint, dtype: torch.dtype, map_shape: tuple[int, int, int]
     ) -> None:
-        batch, side = blueprint.max_batch, blueprint.bundle.input.size
+        batch, image = blueprint.max_batch, blueprint.bundle.input.shape
         classes = blueprint.bundle.architecture.num_classes
         channels, *sides = map_shape
         cells = sides[0] * sides[1]
         device = torch.device(blueprint.device)
         shapes = {
-            "pixels": ((batch, side, side, 3), torch.uint8),
+            "pixels": ((batch, *image), torch.uint8),
             "classes": ((batch, classes), torch.int32),
             "probabilities": ((batch, classes), torch.float32),
             "features": ((batch, channels), torch.float32),
@@ -57,7 +58,7 @@ class CudaLane:
         self.host_features, self.features = on_host("features"), on_device("features")
         self.host_targets, self.targets = on_host("targets"), on_device("targets").zero_()
         self.host_activation, self.activation = on_host("activation"), on_device("activation")
-        self.images = torch.zeros((batch, side, side, 3), dtype=dtype, device=device)
+        self.images = torch.zeros((batch, *image), dtype=dtype, device=device)
         self.maps = torch.zeros((batch, *map_shape), dtype=dtype, device=device).contiguous(
             memory_format=torch.channels_last
         )
@@ -66,14 +67,13 @@ class CudaLane:
 
 
 class FractionalPixels:
-    """A buffer float32 [F, H, W, 3] for pixels between whole numbers, which the lanes share.
+    """A buffer float32 [P, H, W, C] for pixels between whole numbers, which the lanes share.
 
     `host` is pinned; `copied` is recorded when it may be filled again.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
-        side = blueprint.bundle.input.size
-        shape = (min(FRACTIONAL, blueprint.max_batch), side, side, 3)
+        shape = (min(FRACTIONAL, blueprint.max_batch), *blueprint.bundle.input.shape)
         self.host = torch.empty(shape, pin_memory=True)
         self.device = torch.empty(shape, device=torch.device(blueprint.device))
         self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

@@ -36,8 +36,8 @@ def typical_file(spec: InputSpec) -> bytes:
 
     Noise makes decoding as slow as that of a photograph; a smooth picture is faster.
     """
-    small = spec.size <= SMALL_SIDE
-    width, height = (spec.size, spec.size) if small else PHOTO
+    small = max(spec.width, spec.height) <= SMALL_SIDE
+    width, height = (spec.width, spec.height) if small else PHOTO
     random = np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)

@@ -38,7 +38,7 @@ def eager(blueprint: Blueprint) -> HostEngine | CudaEngine:
 
 
 class InPrecision(nn.Module):
-    """Probabilities float32 [N, K] of pixels [N, H, W, 3], and the maps [N, C, h, w] that they
+    """Probabilities float32 [N, K] of pixels [N, H, W, C], and the maps [N, F, h, w] that they
     are made of; all on the CPU."""
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -53,7 +53,7 @@ class InPrecision(nn.Module):
 
 
 def _on_cuda(blueprint: Blueprint) -> Callable[[Tensor], Tensor]:
-    """A function from normalised images float32 [N, 3, H, W] to maps [N, C, h, w]."""
+    """A function from normalised images float32 [N, C, H, W] to maps [N, F, h, w]."""
     module: Any = blueprint.bundle.network().to(blueprint.device)
     network, dtype = module.to(memory_format=torch.channels_last), DTYPES[blueprint.precision]
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engines.buckets import Buckets
+from service.engines.comparison import PROBABILITIES, Comparison
 from service.engines.jpeg import Image, JpegDecoder
 from service.engines.parity import Parity
 from service.engines.tuning import Tuning
@@ -42,7 +43,7 @@ class Engine(Protocol):
     def launch(
         self, images: Sequence[Image], size: int, tasks: Sequence[Task] = ()
     ) -> Callable[[], Ranking]:
-        """Starts to compute N images [H, W, 3], padded to `size`.
+        """Starts to compute N images [H, W, C], padded to `size`.
 
         Those on the device are ready for any stream, and stay until the batch is collected.
 
@@ -53,7 +54,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Warm:
-    """An engine that has run every batch size and has been compared with fp32.
+    """An engine that has run every batch size and has been compared with fp32, by `comparison`.
 
     `probe` is one real forward, which raises if it fails or gives NaN. `decoder` decodes the files
     among its inputs; None: there are none.
@@ -64,6 +65,7 @@ class Warm:
     parity: Parity
     probe: Callable[[], None]
     decoder: JpegDecoder | None = None
+    comparison: Comparison = PROBABILITIES
 
     @property
     def decodes_on_device(self) -> bool:
@@ -93,10 +95,12 @@ class Warm:
         return self.buckets.seconds[self.buckets.fit(count)]
 
     def infer(self, images: Sequence[Image]) -> NDArray[np.float32]:
-        """Probabilities [N, K] of any number of images, in the order of the classes."""
+        """Probabilities [N, K] of any number of images, in the order of the classes; or the
+        features [N, F] of a network without classes."""
         step = self.buckets.largest
         pieces = [images[start : start + step] for start in range(0, len(images), step)]
-        return np.concatenate([self.launch(piece)().by_class() for piece in pieces])
+        task, values = self.comparison.task, self.comparison.values
+        return np.concatenate([values(self.launch(each, [task] * len(each))()) for each in pieces])
 
     def describe(self) -> dict[str, Any]:
         tuning = self.engine.tuning

@@ -27,7 +27,7 @@ from service.engines.eager import DTYPES
 
 log = logging.getLogger(__name__)
 # cuDNN's fused kernels for matrix units take multiples of eight channels. For a stem, which has
-# three, the fused kernel was 17 times slower (pytorch#68506).
+# at most four, the fused kernel was 17 times slower (pytorch#68506).
 CHANNELS = 8
 
 
@@ -39,8 +39,8 @@ def fused(blueprint: Blueprint) -> CudaEngine:
         RuntimeError: the device cannot hold it.
     """
     bundle = blueprint.bundle
-    side, channels = bundle.input.size, bundle.architecture.in_channels
-    steps = fold(record(bundle.network(), (channels, side, side)))
+    height, width, channels = bundle.input.shape
+    steps = fold(record(bundle.network(), (channels, height, width)))
     dtype = DTYPES[blueprint.precision]
     if dtype != torch.float32 and not cudnn.is_available():  # type: ignore[no-untyped-call]
         raise NotImplementedError("this PyTorch has no cuDNN")
@@ -57,7 +57,7 @@ class _Placed(Step):
 
 
 class FoldedNetwork:
-    """The maps [N, C, h, w] of images [N, 3, H, W], both of `dtype` in channels-last memory.
+    """The maps [N, F, h, w] of images [N, C, H, W], both of `dtype` in channels-last memory.
 
     In float32 the convolutions are torch's own, and in 16 bits those that cuDNN does not fuse.
     """
@@ -163,10 +163,19 @@ def _max_pool(step: Step, x: Tensor) -> Tensor:
     return F.max_pool2d(x, options["kernel"], *window)
 
 
+def _average_pool(step: Step, x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, step.options["kernel"], step.options["strides"])
+
+
 def _pad(step: Step, x: Tensor) -> Tensor:
     sides = zip(step.options["before"], step.options["after"], strict=True)
     pads = [extent for pair in reversed(list(sides)) for extent in pair]
-    return F.pad(x, pads, value=step.options["value"])
+    if step.options["mode"] == "constant":
+        return F.pad(x, pads, value=step.options["value"])
+    # torch reflects no more axes than these, and perhaps into another layout.
+    assert not any(pads[4:])
+    reflected = F.pad(x, pads[:4], mode=step.options["mode"])
+    return reflected.contiguous(memory_format=torch.channels_last)
 
 
 def _slice(step: Step, x: Tensor) -> Tensor:
@@ -179,6 +188,7 @@ COMPUTE: dict[str, Any] = {
     "affine": _affine,
     "relu": lambda _, x: x.relu(),
     "max_pool": _max_pool,
+    "average_pool": _average_pool,
     "pad": _pad,
     "add": _add,
     "slice": _slice,

@@ -26,8 +26,8 @@ class HostEngine:
         self.tuning = tuning
         self._forward = forward
         self._head = blueprint.head()
-        side = blueprint.bundle.input.size
-        self._slab = np.zeros((blueprint.max_batch, side, side, 3), dtype=np.float32)
+        shape = (blueprint.max_batch, *blueprint.bundle.input.shape)
+        self._slab = np.zeros(shape, dtype=np.float32)
 
     def prepare(self, size: int) -> None:
         """Nothing: the libraries allocate as they compute."""
@@ -40,7 +40,10 @@ class HostEngine:
         probabilities, fetch = self._forward(self._slab[:size])
         ranking = rank(probabilities[:count])
         if any(not isinstance(task, Classify) for task in tasks):
-            found = zip(tasks, fetch(), ranking.classes, strict=False)
-            details = [self._head.detail(task, maps, int(top[0])) for task, maps, top in found]
+            found = zip(tasks, fetch(), ranking.classes.tolist(), strict=False)
+            details = [
+                self._head.detail(task, maps, next(iter(classes), None))
+                for task, maps, classes in found
+            ]
             ranking = ranking._replace(details=details)
         return lambda: ranking

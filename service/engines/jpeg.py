@@ -22,7 +22,7 @@ from service.inference.tasks import JpegFile, Pixels
 from service.logs import LogLimit, with_suppressed
 
 log = logging.getLogger(__name__)
-# An engine's input: pixels [H, W, 3] on the host, or a tensor uint8 [H, W, 3] on its device.
+# An engine's input: pixels [H, W, C] on the host, or a tensor uint8 [H, W, C] on its device.
 Image = Pixels | Tensor
 # Decodes files, uint8 [B] on the host, to RGB, uint8 [3, H, W] on the device.
 DecodeFiles = Callable[[list[Tensor]], list[Tensor]]
@@ -47,7 +47,7 @@ class JpegDecoder:
     latest `in_flight` calls are kept, as engines copy them later, in streams of theirs.
 
     Raises:
-        ValueError: the device cannot resize as `spec` says.
+        ValueError: the device cannot make the images of `spec`.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class JpegDecoder:
         decode_files: DecodeFiles | None = None,
         in_flight: int = 1,
     ) -> None:
-        if decode_files is not None and spec.interpolation not in MODES:
-            raise ValueError(f"a device cannot resize with interpolation {spec.interpolation}")
+        if decode_files is not None:
+            _check(spec)
         self._spec = spec
         self._device = torch.device(device)
         self._decode_files = decode_files
@@ -105,18 +105,18 @@ class JpegDecoder:
         return self._decode(files[:middle]) + self._decode(files[middle:])
 
     def attempt(self, files: Sequence[JpegFile]) -> Tensor:
-        """The files' images, uint8 [N, H, W, 3] on the device, by it alone.
+        """The files' images, uint8 [N, H, W, C] on the device, by it alone.
 
         Raises:
             RuntimeError: it does not decode all of them; it may raise other exceptions.
         """
         assert self._decode_files is not None
-        size = self._spec.size
+        height, width, channels = self._spec.shape
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             try:
                 # Copies: the decoder wants memory that may be written.
                 planes = self._decode_files([torch.from_numpy(file.data.copy()) for file in files])
-                batch = torch.empty((len(files), 3, size, size), device=self._device)
+                batch = torch.empty((len(files), channels, height, width), device=self._device)
                 for image, file, plane in zip(batch, files, planes, strict=True):
                     if plane.shape != (3, file.height, file.width):
                         raise ValueError(f"decoded to {list(plane.shape)}")
@@ -129,8 +129,10 @@ class JpegDecoder:
                     self._stream.synchronize()
 
     def _resized(self, plane: Tensor) -> Tensor:
-        """[3, H, W] of the spec's size, of uint8 [3, H, W] of any."""
+        """[C, H, W] of the spec's size and channels, of uint8 [3, H, W] of any size."""
         spec = self._spec
+        if spec.channels == "grey":
+            plane = _grey(plane)
         (left, top, right, lower), (width, height), corner = steps(
             plane.shape[2], plane.shape[1], spec
         )
@@ -143,7 +145,8 @@ class JpegDecoder:
                 antialias=spec.interpolation != "nearest",
             )[0]
         left, top = corner
-        return plane[:, top : top + spec.size, left : left + spec.size]
+        plane = plane[:, top : top + spec.height, left : left + spec.width]
+        return plane.flip(0) if spec.channels == "bgr" else plane
 
     def _log_refused(self, error: Exception) -> None:
         """A plain file that PIL decodes is the device's to decode."""
@@ -156,6 +159,23 @@ class JpegDecoder:
             return decode_image(file.data.tobytes(), self._spec, MOST_PIXELS).pixels
         except RequestError as error:
             return error
+
+
+def _check(spec: InputSpec) -> None:
+    if spec.interpolation not in MODES:
+        raise ValueError(f"a device cannot resize with interpolation {spec.interpolation}")
+    if spec.crop == "letterbox":
+        raise ValueError("a device cannot crop with letterbox")
+    if spec.channels == "rgba":
+        raise ValueError("a device does not decode to channels rgba")
+
+
+def _grey(plane: Tensor) -> Tensor:
+    """uint8 [1, H, W] of uint8 [3, H, W], rounded as PIL does: the weights of ITU-R 601-2 are in
+    parts of 2^16."""
+    red, green, blue = plane.int()
+    luma: Tensor = red * 19595 + green * 38470 + blue * 7471 + 2**15
+    return (luma >> 16).to(torch.uint8)[None]
 
 
 def _parts(files: Sequence[JpegFile]) -> Iterator[Sequence[JpegFile]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
-from models.preprocess import InputSpec, resize_and_crop, upright_rgb
+from models.preprocess import InputSpec, resize_and_crop, upright
 from service.engines import faults
 from service.engines.blueprint import Blueprint
 from service.engines.engine import Warm
@@ -54,10 +54,10 @@ def decoder_for(blueprint: Blueprint, warm: Warm, tolerance: float | None) -> Jp
 
 
 def check(decoder: JpegDecoder, warm: Warm, spec: InputSpec, tolerance: float) -> None:
-    """Compares pixels and probabilities of a full batch with those of PIL's pixels.
+    """Compares pixels and results of a full batch with those of PIL's pixels.
 
     Raises:
-        ParityError: they differ too much; `tolerance` is that of a probability.
+        ParityError: they differ too much; `tolerance` is that of the results.
         RuntimeError: the device does not decode the samples; libraries may raise other exceptions.
     """
     files = samples()
@@ -68,12 +68,12 @@ def check(decoder: JpegDecoder, warm: Warm, spec: InputSpec, tolerance: float) -
         if reason := deviation(found, expected[row]):
             raise ParityError(reason)
     found, wanted = warm.infer(list(images[: len(files)])), warm.infer(expected)
-    largest = float(np.abs(found - wanted).max())
+    largest = warm.comparison.difference(found, wanted)
     # Written so that NaN is refused.
     if not largest <= tolerance:
         raise ParityError(
-            f"probabilities of images that the device decoded differ by up to {largest:.3g}, more "
-            f"than parity_tolerance {tolerance:g}"
+            f"{warm.comparison.name} of images that the device decoded differ by up to "
+            f"{largest:.3g}, more than parity_tolerance {tolerance:g}"
         )
 
 
@@ -90,9 +90,9 @@ def deviation(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> str:
 
 
 def by_pil(file: JpegFile, spec: InputSpec) -> NDArray[np.uint8]:
-    """What PIL makes of a file at its full size, as devices decode; uint8 [H, W, 3]."""
+    """What PIL makes of a file at its full size, as devices decode; uint8 [H, W, C]."""
     with Pictures.open(io.BytesIO(file.data.tobytes())) as image:
-        return resize_and_crop(upright_rgb(image), spec)
+        return resize_and_crop(upright(image, spec.channels), spec)
 
 
 def samples() -> list[JpegFile]:

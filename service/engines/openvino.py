@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # Python 3.12 has it in collections.abc.
 
 # Version of the cached model: float32 pixels in, probabilities and maps out.
-FORM = 2
+FORM = 3
 
 
 def openvino(blueprint: Blueprint) -> HostEngine:
@@ -40,7 +40,7 @@ def openvino(blueprint: Blueprint) -> HostEngine:
 
     @cache
     def graph() -> Any:
-        return build(bundle.classifier(), bundle.input.size, blueprint.max_batch, ranges)
+        return build(bundle.classifier(), bundle.input.shape, blueprint.max_batch, ranges)
 
     def on_trial(way: Way) -> Forward:
         return _Streams(_compile(graph(), _options(way, precision)), way.streams)
@@ -84,6 +84,7 @@ class _Streams:
 
     def __init__(self, compiled: Any, streams: int, weights: object = None) -> None:
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
+        self._maps = len(compiled.outputs) - 1
         self._weights = weights  # Set last, so that it is freed last.
 
     def __call__(
@@ -105,7 +106,9 @@ class _Streams:
         def output(index: int) -> NDArray[np.float32]:
             return np.concatenate([request.get_output_tensor(index).data for request in requests])
 
-        return output(0), partial(output, 1)
+        # A network without classes has but its maps.
+        probabilities = np.empty((len(batch), 0), np.float32) if self._maps == 0 else output(0)
+        return probabilities, partial(output, self._maps)
 
 
 def _compile(model: Any, options: dict[str, Any]) -> Any:

@@ -17,12 +17,15 @@ from models.classifier import Classifier
 from models.operations import Operation, record
 from service.engines.openvino_library import ops, ov
 
+NEXT_TO_NOTHING = np.float32(1e-30)
 Ranges = Mapping[str, tuple[float, float]]
 
 
-def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> Any:
-    """An `openvino.Model`: probabilities float32 [N, K] of pixels float32 [N, `size`, `size`, 3],
-    and the maps [N, C, h, w] that they are made of.
+def build(
+    classifier: Classifier, shape: tuple[int, int, int], max_batch: int, ranges: Ranges
+) -> Any:
+    """An `openvino.Model`: probabilities float32 [N, K] of pixels float32 [N, H, W, C] of this
+    shape, and the maps [N, F, h, w] that they are made of; the maps alone if there are no classes.
 
     N is anything from 1 to `max_batch`, so that all batch sizes share one set of weights.
     `ranges`, from `service.engines.quantisation` or empty, quantise the inputs of convolutions and
@@ -31,16 +34,16 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> 
     Raises:
         NotImplementedError: the network has an operation that `models.operations` does not know.
     """
-    images = ops.parameter(
-        ov.PartialShape([ov.Dimension(1, max_batch), size, size, 3]), ov.Type.f32, name="images"
-    )
+    height, width, channels = shape
+    dimensions = ov.PartialShape([ov.Dimension(1, max_batch), *shape])
+    images = ops.parameter(dimensions, ov.Type.f32, name="images")
     normalise = classifier.normalise
     scaled = ops.multiply(images, _constant(normalise.scale))
     pixels = ops.transpose(ops.add(scaled, _constant(normalise.shift)), [0, 3, 1, 2])
     limits = {
         id(classifier.network.get_submodule(name).weight): limit for name, limit in ranges.items()
     }
-    nodes, operations = [pixels], record(classifier.network, (3, size, size))
+    nodes, operations = [pixels], record(classifier.network, (channels, height, width))
     for operation in operations[1:]:
         inputs = [nodes[place] for place in operation.inputs]
         if operation.tensors and id(operation.tensors[0]) in limits:
@@ -48,13 +51,18 @@ def build(classifier: Classifier, size: int, max_batch: int, ranges: Ranges) -> 
         else:
             node = NODES[operation.kind](operation, *inputs)
         nodes.append(node)
-    logits = nodes[-1]
+    (pooling,) = [operation for operation in operations if operation.kind == "mean"]
+    outputs = [nodes[pooling.inputs[0]]]
+    if classifier.network.architecture.num_classes:
+        outputs.insert(0, _probabilities(nodes[-1], classifier))
+    return ov.Model([ops.result(output) for output in outputs], [images], "classifier")
+
+
+def _probabilities(logits: Any, classifier: Classifier) -> Any:
     if classifier.temperature != 1.0:
         logits = ops.divide(logits, np.float32(classifier.temperature))
-    probabilities = ops.softmax(logits, axis=1)
-    (pooling,) = [operation for operation in operations if operation.kind == "mean"]
-    results = [ops.result(probabilities), ops.result(nodes[pooling.inputs[0]])]
-    return ov.Model(results, [images], "classifier")
+    exclusive = classifier.outputs == "exclusive"
+    return ops.softmax(logits, axis=1) if exclusive else ops.sigmoid(logits)
 
 
 def _constant(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Any:
@@ -88,7 +96,11 @@ def _quantised(operation: Operation, x: Any, limits: tuple[float, float]) -> Any
     # A channel of zeros needs a range, too.
     top, bottom = (_constant(sign * largest.clamp(min=1e-12)) for sign in (1, -1))
     rounded = ops.fake_quantize(_constant(weight), bottom, top, bottom, top, 255)
-    return WEIGHTED[operation.kind](operation, operand, rounded)
+    result = WEIGHTED[operation.kind](operation, operand, rounded)
+    # Without a bias, OpenVINO (2026.4) computes an 8-bit convolution wrong if batches have any size
+    # and two operations use the result, as of the bare stem of a pre-activation network. It drops
+    # zeros, but not this.
+    return result if len(operation.tensors) > 1 else ops.add(result, NEXT_TO_NOTHING)
 
 
 def _batch_norm(operation: Operation, x: Any) -> Any:
@@ -108,9 +120,15 @@ def _max_pool(operation: Operation, x: Any) -> Any:
     return pooled.output(0)  # The second output holds the indices of the maxima.
 
 
+def _average_pool(operation: Operation, x: Any) -> Any:
+    strides, kernel = (list(operation.options[name]) for name in ("strides", "kernel"))
+    return ops.avg_pool(x, strides, [0, 0], [0, 0], kernel, exclude_pad=True)
+
+
 def _pad(operation: Operation, x: Any) -> Any:
     before, after = (list(operation.options[name]) for name in ("before", "after"))
-    return ops.pad(x, before, after, "constant", np.float32(operation.options["value"]))
+    mode, value = operation.options["mode"], np.float32(operation.options["value"])
+    return ops.pad(x, before, after, mode, value)
 
 
 def _slice(operation: Operation, x: Any) -> Any:
@@ -131,6 +149,7 @@ NODES: dict[str, Callable[..., Any]] = {
     "batch_norm": _batch_norm,
     "relu": lambda operation, x: ops.relu(x),
     "max_pool": _max_pool,
+    "average_pool": _average_pool,
     "pad": _pad,
     "add": lambda operation, x, y: ops.add(x, y),
     "slice": _slice,

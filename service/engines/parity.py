@@ -1,4 +1,4 @@
-"""How much an engine's probabilities differ from those of plain PyTorch in fp32."""
+"""How much an engine's results differ from those of plain PyTorch in fp32."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.preprocess import InputSpec
 from service import runtime
 from service.engines import cache
 from service.engines.blueprint import Blueprint
 from service.engines.eager import eager
 
 IMAGES = 8
-# Largest difference of a probability: far above the effect of rounding on trained networks, far
-# below that of a wrong layout, a lost layer or a misread weight.
+# Largest difference of a probability, or of a feature in parts of the largest one: far above the
+# effect of rounding on trained networks, far below that of a wrong layout, a lost layer or a
+# misread weight.
 TOLERANCES = {"fp32": 0.005, "bf16": 0.1, "fp16": 0.05, "int8": 0.25}
 
 
 class ParityError(RuntimeError):
-    """An engine's probabilities differ too much to be served."""
+    """An engine's results differ too much to be served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
     """Compared with fp32: the share of `images` with the same top-1 class, and the largest
-    difference of a probability."""
+    difference of a probability. For a network without classes, the share of those with the same
+    largest feature, and the largest difference of a feature in parts of the largest one."""
 
     images: int
     top1_agreement: float
@@ -37,7 +40,8 @@ class Parity:
 
 
 def reference(blueprint: Blueprint) -> NDArray[np.float32]:
-    """Probabilities [P, K] of the sample images, by plain PyTorch in fp32 on the CPU."""
+    """Probabilities [P, K] or features [P, F] of the sample images, by plain PyTorch in fp32 on the
+    CPU; see `service.engines.comparison`."""
     exact = replace(
         blueprint,
         device="cpu",
@@ -46,18 +50,21 @@ def reference(blueprint: Blueprint) -> NDArray[np.float32]:
         threads=runtime.spinning_threads(),
     )
     path = exact.cached("reference", ".npy", IMAGES)
-    shape = (IMAGES, blueprint.bundle.architecture.num_classes)
-    probabilities = cache.load(path, lambda file: np.load(file).reshape(shape))
-    if probabilities is None:
-        images = sample_images(blueprint.bundle.input.size)
-        probabilities = eager(exact).launch(images, IMAGES)().by_class()
-        cache.store(path, partial(_write, probabilities))
-    return probabilities
+    architecture, comparison = blueprint.bundle.architecture, blueprint.comparison
+    shape = (IMAGES, architecture.num_classes or architecture.out_channels)
+    values = cache.load(path, lambda file: np.load(file).reshape(shape))
+    if values is None:
+        images = sample_images(blueprint.bundle.input)
+        values = comparison.values(
+            eager(exact).launch(images, IMAGES, [comparison.task] * IMAGES)()
+        )
+        cache.store(path, partial(_write, values))
+    return values
 
 
-def _write(probabilities: NDArray[np.float32], path: Path) -> None:
+def _write(values: NDArray[np.float32], path: Path) -> None:
     with path.open("wb") as file:  # Given a path, NumPy would append a suffix.
-        np.save(file, probabilities)
+        np.save(file, values)
 
 
 def check(
@@ -73,23 +80,23 @@ def check(
     None: the default of the precision.
 
     Raises:
-        ParityError: a probability differs by more than the tolerance.
+        ParityError: a value differs by more than the tolerance.
     """
-    expected = reference(blueprint)
-    images = sample_images(blueprint.bundle.input.size)
+    expected, comparison = reference(blueprint), blueprint.comparison
+    images = sample_images(blueprint.bundle.input)
     limit = TOLERANCES[blueprint.precision] if tolerance is None else tolerance
     agreed, computed, largest = 0, 0, 0.0
     for size in sizes:
         for rows in _batches(size, lanes, whole=size == max(sizes)):
-            probabilities = infer([images[row] for row in rows])
-            difference = float(np.abs(probabilities - expected[rows]).max())
+            found = infer([images[row] for row in rows])
+            difference = comparison.difference(found, expected[rows])
             # Written so that NaN is refused.
             if not difference <= limit:
                 raise ParityError(
-                    f"its probabilities differ from fp32 by up to {difference:.3g} in a batch of "
-                    f"{size}, more than parity_tolerance {limit:g}"
+                    f"its {comparison.name} differ from fp32 by up to {difference:.3g} in a batch "
+                    f"of {size}, more than parity_tolerance {limit:g}"
                 )
-            agreed += int((probabilities.argmax(1) == expected[rows].argmax(1)).sum())
+            agreed += int((found.argmax(1) == expected[rows].argmax(1)).sum())
             computed, largest = computed + size, max(largest, difference)
     return Parity(IMAGES, agreed / computed, largest)
 
@@ -100,9 +107,19 @@ def _batches(size: int, lanes: int, *, whole: bool) -> Iterator[NDArray[np.intp]
         yield (batch * size + np.arange(size)) % IMAGES
 
 
-def sample_images(side: int) -> list[NDArray[np.uint8]]:
-    """The same smooth, colourful uint8 [side, side, 3] on every machine."""
-    random = np.random.default_rng(0)
-    coarse = random.integers(0, 256, (IMAGES, 4, 4, 3), dtype=np.uint8)
-    bicubic = Image.Resampling.BICUBIC
-    return [np.asarray(Image.fromarray(image).resize((side, side), bicubic)) for image in coarse]
+def sample_images(spec: InputSpec) -> list[NDArray[np.uint8]]:
+    """The same smooth, colourful uint8 [H, W, C] on every machine."""
+    return smooth_images(spec.shape, IMAGES, seed=0)
+
+
+def smooth_images(shape: tuple[int, int, int], count: int, seed: int) -> list[NDArray[np.uint8]]:
+    """Distinct smooth, colourful uint8 [H, W, C], which depend on nothing but the arguments."""
+    height, width, channels = shape
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (count, 4, 4, channels), dtype=np.uint8)
+
+    def enlarged(channel: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        image = Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+    return [np.stack([*map(enlarged, np.moveaxis(each, 2, 0))], axis=2) for each in coarse]

@@ -29,7 +29,7 @@ from service.engines.jpeg_check import decoder_for
 from service.engines.parity import Parity, check
 from service.engines.tuning import machine
 from service.errors import ConfigError
-from service.inference.tasks import Explain, Task
+from service.inference.tasks import Embed, Explain, Task
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _started(kind: str, blueprint: Blueprint, tolerance: float | None) -> Warm:
         with blueprint.turn():
             return warm.infer(images)
 
-    blueprint.progress("comparing its probabilities with fp32")
+    blueprint.progress(f"comparing its {blueprint.comparison.name} with fp32")
     sizes, lanes = warm.buckets.seconds.keys(), warm.engine.in_flight
     warm = replace(warm, parity=check(infer, sizes, lanes, blueprint, tolerance))
     return replace(warm, decoder=decoder_for(blueprint, warm, tolerance))
@@ -132,26 +132,30 @@ def _warm(kind: str, blueprint: Blueprint) -> Warm:
     """An engine that has run every batch size, not yet compared with fp32."""
     blueprint.progress("loading the weights")
     engine = KINDS[kind](blueprint)
-    blank = np.zeros((blueprint.bundle.input.size,) * 2 + (3,), dtype=np.uint8)
+    blank = np.zeros(blueprint.bundle.input.shape, dtype=np.uint8)
+    comparison = blueprint.comparison
 
     def run(size: int, *tasks: Task) -> float:
         """Seconds of a batch of blank images."""
+        asked = tasks or [comparison.task] * size
         with blueprint.turn():
             began = time.perf_counter()
-            ranking = engine.launch([blank] * size, size, tasks)()
+            ranking = engine.launch([blank] * size, size, asked)()
             seconds = time.perf_counter() - began
-        if not np.isfinite(ranking.probabilities).all():
+        details = [detail for detail in ranking.details if detail is not None]
+        if not all(np.isfinite(values).all() for values in (ranking.probabilities, *details)):
             raise RuntimeError(f"the network produces NaN in {engine.precision} on {engine.device}")
         return seconds
 
     engine.prepare(1)
-    run(1, Explain())  # Also allocates what the maps need.
+    for task in (Embed(), Explain()):  # Also allocates what the maps need.
+        run(1, task)
     buckets = _buckets(run, engine, blueprint)
 
     def probe() -> None:
         run(1)
 
-    return Warm(engine, buckets, Parity(0, 0.0, 0.0), probe)
+    return Warm(engine, buckets, Parity(0, 0.0, 0.0), probe, comparison=comparison)
 
 
 def _buckets(run: Run, engine: Engine, blueprint: Blueprint) -> Buckets:

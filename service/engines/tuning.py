@@ -23,6 +23,7 @@ from service.config import capacity
 from service.config.capacity import PLAN, Costs
 from service.engines import cache
 from service.engines.blueprint import Blueprint
+from service.engines.comparison import FEATURES, Comparison
 from service.engines.decode_cost import decode_seconds
 
 # Version of the cached file.
@@ -39,8 +40,8 @@ FEWEST_TO_SPLIT = 4
 # If the machine is now faster by this factor, it is measured again.
 OUTDATED = 1.5
 Seconds = Mapping[int, float]  # by the size of the batch
-# Pixels 0 to 255, float32 [N, H, W, 3], to probabilities [N, K] and a function that fetches their
-# maps [N, C, h, w] until the next call.
+# Pixels 0 to 255, float32 [N, H, W, C], to probabilities [N, K] and a function that fetches their
+# maps [N, F, h, w] until the next call.
 Forward = Callable[
     [NDArray[np.float32]], tuple[NDArray[np.float32], Callable[[], NDArray[np.float32]]]
 ]
@@ -213,15 +214,14 @@ def first_faster(split: Seconds, whole: Seconds) -> int:
 
 def seconds_of(forward: Forward, blueprint: Blueprint) -> Seconds:
     """How long batches of 1, 2, 4 ... images take, up to those that take LONGEST."""
-    side = blueprint.bundle.input.size
     seconds: dict[int, float] = {}
     size = 1
     while size <= blueprint.max_batch:
-        blank = np.zeros((size, side, side, 3), np.float32)
+        blank = np.zeros((size, *blueprint.bundle.input.shape), np.float32)
         # The first run allocates; of a slow batch, it is the only one.
-        times = [_took(forward, blank)]
+        times = [_took(forward, blank, blueprint.comparison)]
         while len(times) <= REPEATS and sum(times) < LONGEST:
-            times.append(_took(forward, blank))
+            times.append(_took(forward, blank, blueprint.comparison))
         seconds[size] = min(times)
         if 2 * seconds[size] > LONGEST:
             break
@@ -229,7 +229,9 @@ def seconds_of(forward: Forward, blueprint: Blueprint) -> Seconds:
     return seconds
 
 
-def _took(forward: Forward, batch: NDArray[np.float32]) -> float:
+def _took(forward: Forward, batch: NDArray[np.float32], comparison: Comparison) -> float:
     started = time.perf_counter()
-    forward(batch)
+    _, fetch = forward(batch)
+    if comparison == FEATURES:
+        fetch()
     return time.perf_counter() - started

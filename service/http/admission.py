@@ -15,6 +15,7 @@ from service.http.record import record_of
 from service.http.services import Services, services_of
 from service.inference.interfaces import Model
 from service.inference.pace import Load
+from service.inference.pipeline import check_classes
 
 MAX_TIMEOUT_MS = 3_600_000
 TIMEOUT = b"x-request-timeout-ms"
@@ -31,8 +32,11 @@ class Admission:
     deadline: float
 
 
-def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
-    """Admits a request for the model called `name`; None: the default model.
+def admit(
+    scope: Scope, name: str | None, top_k: int | None, *, classifies: bool = False
+) -> Admission:
+    """Admits a request for the model called `name`; None: the default model. `classifies`: the
+    model needs classes.
 
     Raises:
         UnknownModel, BadParameter, NotReady, QueueFull: see `service.inference.pipeline.Pipeline`.
@@ -43,6 +47,8 @@ def admit(scope: Scope, name: str | None, top_k: int | None) -> Admission:
     age = time.perf_counter() - record.started
     model = pipeline.find(name)
     record.model = model.name
+    if classifies:
+        check_classes(model)
     entry = record.entry
     if entry is not None and entry.model is model:  # The gate has checked its queue.
         within, load = entry.within, None

@@ -27,7 +27,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     408: PROBLEM | {"description": "the headers or the body took too long to arrive"},
     413: PROBLEM | {"description": "body or pixel count over the limit"},
     415: PROBLEM | {"description": "unsupported content type"},
-    422: PROBLEM | {"description": "a parameter is out of range"},
+    422: PROBLEM
+    | {"description": "a parameter is out of range, or the model does not support the request"},
     429: PROBLEM
     | {
         "description": "the queue is full, or too long for the deadline; Retry-After "

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
+from models.preprocess import Channels
 from service.http.json_pieces import PIECE, json_list, json_object
 from service.inference.interfaces import Computed
 from service.inference.ranking import top_k
+
+# A length of both sides, or height and width.
+Sides = int | Annotated[list[int], Field(min_length=2, max_length=2)]
+Outputs = Literal["exclusive", "independent"]
+PROBABILITY = (
+    "0 to 1: the softmax of exclusive classes, which adds up to 1 over all of them, or an "
+    "independent label's own sigmoid; GET /v1/models says which in outputs"
+)
 
 
 class Prediction(BaseModel):
     class_id: int
     label: str
-    probability: float = Field(description="0 to 1")
+    probability: float = Field(description=PROBABILITY)
 
 
 class Timing(BaseModel):
@@ -55,13 +64,14 @@ class Embedding(BaseModel):
     model: str
     dimensions: int
     normalized: bool = Field(description="whether the vector was divided by its Euclidean length")
-    embedding: list[float] = Field(description="the input of the network's last layer")
+    embedding: list[float] = Field(description="the input of the network's head")
     timing_ms: Timing
     batch_size: int = Field(description="images in the same batch, this one included")
 
 
 class Region(BaseModel):
-    """In fractions of the upright image's width and height."""
+    """In fractions of the upright image's width and height; beyond 0 to 1 where the model sees the
+    image with a border (crop: letterbox)."""
 
     left: float
     top: float
@@ -73,7 +83,7 @@ class Explanation(BaseModel):
     model: str
     class_id: int
     label: str
-    probability: float = Field(description="0 to 1")
+    probability: float = Field(description=PROBABILITY)
     logit: float = Field(description="the mean of the grid plus the bias")
     bias: float
     grid: list[list[float]] = Field(description="rows from the top; each position's contribution")
@@ -84,12 +94,22 @@ class Explanation(BaseModel):
 
 
 class Input(BaseModel):
-    size: int
-    resize: int
+    size: Sides = Field(description="pixels of both sides, or height and width")
+    resize: Sides = Field(description="pixels of both sides of a box, or its height and width")
     crop: str
     interpolation: str
-    mean: list[float]
-    std: list[float]
+    mean: list[float] = Field(description="of each channel, of values scaled to 0 to 1")
+    std: list[float] = Field(description="of each channel, of values scaled to 0 to 1")
+    channels: Channels = Field(
+        "rgb",
+        description="of pixels and tensors, in their order; omitted if rgb",
+        exclude_if=lambda channels: channels == "rgb",
+    )
+    fill: list[int] = Field(
+        default_factory=list,
+        description="of each channel, beside a letterboxed image; omitted if 0",
+        exclude_if=lambda fill: not fill,
+    )
 
 
 class Weights(BaseModel):
@@ -118,7 +138,11 @@ class ModelCard(BaseModel):
     parameters: int = Field(description="learnable scalars")
     layers: int = Field(description="Conv2d and Linear modules")
     macs: int = Field(description="multiply-accumulates for one image")
-    num_classes: int
+    num_classes: int = Field(description="0: the model has no head; POST /v1/embed works")
+    outputs: Outputs = Field(
+        description="exclusive: one class is right, and the probabilities of all add up to 1; "
+        "independent: any number of labels is, and each has a probability of its own"
+    )
     configuration: dict[str, Any] = Field(description="every field of the architecture")
     input: Input
     embedding: int = Field(description="length of the vector that POST /v1/embed returns")

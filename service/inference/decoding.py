@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError, _imaging
 
-from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright_rgb
+from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright
 from service.errors import RETRY_SECONDS, QueueFull, RequestError, TooLarge, UndecodableImage
 from service.inference import image_headers
 from service.inference.lane import Lane
@@ -34,7 +34,7 @@ REASON_CHARACTERS = 100
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """`pixels` [H, W, 3] of the spec's size, decoded from `began` to `ended`, in seconds of
+    """`pixels` [H, W, C] of the spec's shape, decoded from `began` to `ended`, in seconds of
     `time.perf_counter`; `size` is the upright image's width and height as decoded, perhaps at a
     fraction of its size. Where an engine decodes the file, `pixels` is empty."""
 
@@ -77,7 +77,7 @@ class Decoder:
     def decode_tiny(self, data: bytes, spec: InputSpec) -> DecodedImage | None:
         """`decode_image` for what takes less time than a thread's turn; None: it takes more."""
         tiny = len(data) <= TINY_BYTES and data.startswith(TINY_MAGIC)
-        if tiny and spec.resize <= TINY_SIDE and image_headers.is_quick(data):
+        if tiny and max(*spec.box, *spec.shape[:2]) <= TINY_SIDE and image_headers.is_quick(data):
             with contextlib.suppress(TooLarge):
                 return decode_image(data, spec, min(TINY_SIDE**2, self.max_pixels))
         return None
@@ -123,7 +123,8 @@ class _LargeImage(Exception):
 def decode_image(
     data: bytes, spec: InputSpec, max_pixels: int, usual: int | None = None
 ) -> DecodedImage:
-    """Pixels uint8 [H, W, 3] of the spec's size, upright by EXIF, transparency on white.
+    """Pixels uint8 [H, W, C] of the spec's shape, upright by EXIF; transparency is on white, or the
+    fourth channel of "rgba".
 
     Decoding takes up to about 12 bytes a pixel.
 
@@ -143,8 +144,8 @@ def decode_image(
             _check_sides(*image.size, spec, max_pixels)
             _check_usual(*image.size, usual)
             decode_at_scale(image, spec)
-            upright = upright_rgb(image)
-            pixels = resize_and_crop(upright, spec)
+            turned = upright(image, spec.channels)
+            pixels = resize_and_crop(turned, spec)
     except (RequestError, _LargeImage):
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, unless `prepare` has lifted it.
@@ -158,7 +159,7 @@ def decode_image(
     except Exception as error:
         reason = " ".join(str(error).split())[:REASON_CHARACTERS]
         raise UndecodableImage(f"the image is damaged or truncated ({reason}); {ADVICE}") from error
-    return DecodedImage(pixels, began, time.perf_counter(), upright.size)
+    return DecodedImage(pixels, began, time.perf_counter(), turned.size)
 
 
 def _check_usual(width: int, height: int, usual: int | None) -> None:
@@ -167,7 +168,6 @@ def _check_usual(width: int, height: int, usual: int | None) -> None:
 
 
 def _check_sides(width: int, height: int, spec: InputSpec, max_pixels: int) -> None:
-    # An image one pixel wide would grow enormously when resized.
-    longer = spec.resize * max(width, height) // min(width, height)
-    if spec.resize * longer > max_pixels:
+    # An image one pixel wide would grow enormously when resized. The box itself is the model's.
+    if image_headers.resized_pixels(width, height, spec) > max(max_pixels, math.prod(spec.box)):
         raise TooLarge(f"the image's sides ({width} x {height} pixels) differ too much; crop it")

@@ -7,11 +7,13 @@ drawing programs write, and keeps the worst accepted file near one second of one
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 
 from PIL import Image
 
+from models.preprocess import JPEGS, InputSpec, steps
 from service.errors import TooLarge, UndecodableImage
 
 # Pillow reads headers, GIF's blocks and BMP's runs in Python, at a microsecond or more each.
@@ -25,7 +27,6 @@ EXIF_SEGMENTS = 16
 JPEG_SCANS, JPEG_SCANS_OF_LARGEST = 100, 20
 # As many as encoders write by default, and a few more.
 QUICK_SCANS = 12
-JPEG_FORMATS = {"JPEG", "MPO"}
 JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 # Its decoder holds three canvases of four bytes a pixel; other decoders hold one.
@@ -105,7 +106,7 @@ def check_opened(image: Image.Image, data: bytes, max_pixels: int) -> None:
     """
     width, height = image.size
     check_pixels(width, height, max_pixels)
-    if image.format in JPEG_FORMATS:
+    if image.format in JPEGS:
         _check_scans(data, width * height, max_pixels)
     if image.format == "BMP" and image.info.get("compression") in BMP_RUN_LENGTHS:
         check_pixels(width, height, min(BMP_RUN_LENGTH_PIXELS, max_pixels))
@@ -116,6 +117,12 @@ def check_opened(image: Image.Image, data: bytes, max_pixels: int) -> None:
 def check_pixels(width: int, height: int, limit: int) -> None:
     if width * height > limit:
         raise TooLarge(f"the image has {width} x {height} pixels; the limit is {limit} in all")
+
+
+def resized_pixels(width: int, height: int, spec: InputSpec) -> int:
+    """The most pixels that an image of this size has when resized, whichever way EXIF turns it."""
+    ways = ((width, height), (height, width))
+    return max(math.prod(steps(*way, spec).resized) for way in ways)
 
 
 def _absurd(what: str) -> UndecodableImage:

@@ -51,10 +51,13 @@ class Model(Protocol):
     """A served model, whether its engines run in this process or in another.
 
     `settings`: those it was loaded with; `limits`: those in force on its devices; `input`: its
-    input specification; `channels`: the width of the head's input; `map_side`: height and width of
-    the maps whose mean it is; `batch_share`: see the function; `users`: the requests that use the
-    model, which may be replaced meanwhile; `entering`: requests that were let in and have no slot
-    in the queue yet; `reason`: why it is not ready.
+    input specification; `labels`: of its classes, none if the network has no head; `outputs`:
+    whether the classes are "exclusive" or "independent"; `channels`: the width of the head's input;
+    `map_sides`: height and width of the maps whose mean it is; `explains`: whether it has class
+    activation maps, which take a head of one layer and maps of more than one position;
+    `batch_share`: see the function; `users`: the requests that use the model, which may be replaced
+    meanwhile; `entering`: requests that were let in and have no slot in the queue yet; `reason`:
+    why it is not ready.
     """
 
     @property
@@ -68,9 +71,13 @@ class Model(Protocol):
     @property
     def labels(self) -> Sequence[str]: ...
     @property
+    def outputs(self) -> str: ...
+    @property
     def channels(self) -> int: ...
     @property
-    def map_side(self) -> int: ...
+    def map_sides(self) -> tuple[int, int]: ...
+    @property
+    def explains(self) -> bool: ...
     @property
     def batch_share(self) -> int: ...
     @property
@@ -96,14 +103,14 @@ class Model(Protocol):
     async def compute(
         self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
     ) -> Computed:
-        """Runs the network on one image: a file, or pixels [H, W, 3] of the input's size.
+        """Runs the network on one image: a file, or pixels [H, W, C] of the input's size.
 
         `job` holds the task and records the times; `deadline` is a time of the event loop's clock.
         Cancelling the call, as when the client disconnects, frees the image's slot.
 
         Raises:
             UndecodableImage, TooLarge: see `service.inference.decoding.decode_image`.
-            BadParameter: the pixels have the wrong size or are out of range.
+            BadParameter: the pixels have the wrong shape or are out of range.
             QueueFull: no slot is free.
             NotReady, EngineFailed: no engine could compute it.
             DeadlineExceeded: the deadline passed first.

@@ -7,6 +7,7 @@ as ever. So a file that the device gets is one that PIL would begin to decode.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.preprocess import InputSpec
+from service.inference.image_headers import resized_pixels
 from service.inference.tasks import JpegFile
 
 # A device decodes at full size, and a whole batch waits for its slowest image.
@@ -40,7 +42,7 @@ MOST_DC_BITS = 11
 
 def room(spec: InputSpec) -> int:
     """The most bytes of a file for a device: its slot in shared memory holds float32 pixels."""
-    return spec.size * spec.size * 3 * 4
+    return math.prod(spec.shape) * 4
 
 
 def of_plain_file(data: bytes, spec: InputSpec, max_pixels: int) -> JpegFile | None:
@@ -70,7 +72,7 @@ def _fits(width: int, height: int, spec: InputSpec, max_pixels: int) -> bool:
     if not 0 < width * height <= most:
         return False
     # As large may it be when resized.
-    return spec.resize * (spec.resize * max(width, height) // min(width, height)) <= most
+    return resized_pixels(width, height, spec) <= most
 
 
 @dataclass

@@ -88,7 +88,8 @@ class Pipeline:
         return self.models[name]
 
     def check(self, model: Model, k: int | None, load: Load | None) -> int:
-        """The number of predictions to return; refuses what it can before the body arrives.
+        """The number of predictions to return, 0 of a model without classes; refuses what it can
+        before the body arrives.
 
         `load`: the request's; None: the queue has been checked for it.
 
@@ -213,15 +214,20 @@ def _as_decoded(pixels: Pixels, size: tuple[int, int] | None = None) -> DecodedI
     return DecodedImage(pixels, now, now, size or (pixels.shape[1], pixels.shape[0]))
 
 
+def check_classes(model: Model) -> None:
+    """Raises `BadParameter`: the model has no classes."""
+    if not model.labels:
+        raise BadParameter(f"the model {model.name} has no classes; use POST /v1/embed")
+
+
 def check_pixels(pixels: Pixels, input: InputSpec) -> None:
     """Refuses pixels that the model does not accept.
 
     Raises:
-        BadParameter: they have the wrong size or are out of range.
+        BadParameter: they have the wrong shape or are out of range.
     """
-    expected = (input.size, input.size, 3)
-    if pixels.shape != expected:
-        raise BadParameter(f"the pixels must be {list(expected)}, not {list(pixels.shape)}")
+    if pixels.shape != input.shape:
+        raise BadParameter(f"the pixels must be {list(input.shape)}, not {list(pixels.shape)}")
     # In this form, the condition also refuses NaN.
     if pixels.dtype != np.uint8 and not (pixels.min() >= LEAST and pixels.max() <= MOST):
         raise BadParameter(

@@ -74,8 +74,8 @@ class Replica:
         """The result of `Pipeline.compute` for an image within `within` seconds, or a refusal."""
         try:
             self._pipeline.check(self._model, None, Load(within))
-            if isinstance(task, Explain) and (task.class_id or 0) >= len(self._model.labels):
-                raise BadParameter(f"class_id must be below {len(self._model.labels)}")
+            if isinstance(task, Explain):
+                _check(task, self._model)
             deadline = asyncio.get_running_loop().time() + within
             computed = await self._pipeline.compute(self._model, image, deadline, task, priority)
         except ServiceError as error:
@@ -105,3 +105,11 @@ class Replica:
         # Ray calls this after the last response.
         if hasattr(self, "_repository"):
             self._repository.close(CLOSE_SECONDS)
+
+
+def _check(task: Explain, model: LocalModel) -> None:
+    """The caller may know the facts of another version of the model."""
+    if not model.explains:
+        raise BadParameter(f"{model.name} cannot explain")
+    if (task.class_id or 0) >= len(model.labels):
+        raise BadParameter(f"class_id must be below {len(model.labels)}")

@@ -10,7 +10,7 @@ from service.inference.ranking import Row
 from service.inference.tasks import Pixels
 
 # The facts needed to interpret a row: they must come from the replica that computed it.
-VERSIONED = ("input", "labels", "channels", "map_side")
+VERSIONED = ("input", "labels", "outputs", "channels", "map_sides", "explains")
 
 
 class Reply(NamedTuple):

@@ -145,8 +145,11 @@ class RayModel:
         self.settings = deployment.settings
         self.input = InputSpec(**facts["input"])
         self.labels: list[str] = facts["labels"]
+        self.outputs: str = facts["outputs"]
         self.channels: int = facts["channels"]
-        self.map_side: int = facts["map_side"]
+        height, width = facts["map_sides"]
+        self.map_sides: tuple[int, int] = height, width
+        self.explains: bool = facts["explains"]
         self.limits = Limits(*facts["limits"])
         self.batch_share = batch_share(self.limits)
         self.users = RefCount()

@@ -31,8 +31,8 @@ def load(
     spec: str, architecture: dict[str, Any] | None = None, cache_dir: Path | None = None
 ) -> Loaded:
     """The bundle that `spec` names: `builtin:NAME`, `random:VARIANT`, `hf:OWNER/NAME`,
-    `torchvision:VARIANT` or `torchvision:VARIANT:WEIGHTS`, or the path of a bundle, of a file that
-    is converted, such as an ONNX graph, or of a folder with one of them.
+    `torchvision:VARIANT`, `torchvision:VARIANT:WEIGHTS` or `onnx-zoo:NAME`, or the path of a
+    bundle, of a file that is converted, such as an ONNX graph, or of a folder with one of them.
 
     `architecture` overrides fields of a random network, or defines one without a name (`random:`).
     `cache_dir` holds downloads; the default is that of the settings.
@@ -55,6 +55,9 @@ def load(
         if kind == "torchvision" and colon:
             folder = (cache_dir or loading.load().cache_dir) / "torchvision"
             return _downloaded(hub.from_torchvision(rest, folder), spec)
+        if kind == "onnx-zoo" and colon:
+            folder = (cache_dir or loading.load().cache_dir) / "onnx-zoo"
+            return _downloaded(hub.from_onnx_zoo(rest, folder), spec)
         if kind == "hf" and colon:
             return _downloaded(hub.from_huggingface(rest), spec)
         path = Path(spec)

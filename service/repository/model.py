@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +11,9 @@ from functools import partial
 from typing import Any
 
 from models.bundle import Bundle
+from models.preprocess import InputSpec
 from models.resnet import on_meta
-from models.summary import count_layers, count_macs, count_parameters, map_side
+from models.summary import count_layers, count_macs, count_parameters, map_sides
 from models.variants import variant
 from service.config.choices import Decode
 from service.config.settings import ModelSettings, Settings
@@ -68,6 +70,7 @@ class LocalModel:
         self.entering = 0
         self.input = bundle.input
         self.labels = bundle.labels
+        self.outputs = bundle.outputs
         devices = devices_of(settings)
         self.limits = settings.limits(devices)
         self.batch_share = batch_share(self.limits)
@@ -110,21 +113,24 @@ class LocalModel:
             )
 
         self.workers = [worker(device) for device in devices]
-        network = on_meta(bundle.architecture)
+        network, size = on_meta(bundle.architecture), bundle.input.size
         self.channels = network.out_channels
-        self.map_side = map_side(network, bundle.input.size)
+        self.map_sides = map_sides(network, size)
+        one_layer = bundle.architecture.num_classes > 0 and not bundle.architecture.head
+        self.explains = one_layer and math.prod(self.map_sides) > 1
         # The entry in /v1/models, in its order, but for the engine's part, known once it runs.
         self._facts = {
             "architecture": architecture,
             "depth": variant(bundle.variant).depth if bundle.variant else bundle.architecture.depth,
             "parameters": count_parameters(network),
             "layers": count_layers(network),
-            "macs": count_macs(network, bundle.input.size),
+            "macs": count_macs(network, size, bundle.architecture.in_channels),
             "num_classes": bundle.architecture.num_classes,
+            "outputs": self.outputs,
             "configuration": asdict(bundle.architecture),
-            "input": asdict(bundle.input),
+            "input": _input_card(bundle.input),
             "embedding": self.channels,
-            "explain": self.map_side > 1,
+            "explain": self.explains,
             "device": _joined(devices),
         }
         self._precision = _joined([precision_of(settings, device) for device in devices])
@@ -243,6 +249,14 @@ def _is_ready(model: weakref.ref[LocalModel]) -> bool:
     return served is not None and served.ready
 
 
+def _input_card(spec: InputSpec) -> dict[str, Any]:
+    """The input specification in `GET /v1/models`."""
+    card = asdict(spec)
+    if spec.crop != "letterbox":
+        del card["fill"]
+    return card
+
+
 def _joined(values: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
@@ -259,7 +273,9 @@ def facts_of(model: LocalModel) -> dict[str, Any]:
         "limits": list(model.limits),
         "input": asdict(model.input),
         "labels": list(model.labels),
+        "outputs": model.outputs,
         "channels": model.channels,
-        "map_side": model.map_side,
+        "map_sides": list(model.map_sides),
+        "explains": model.explains,
         "card": model.describe(),
     }

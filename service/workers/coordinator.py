@@ -28,7 +28,7 @@ from service.workers.process import ChildProcess
 
 log = logging.getLogger(__name__)
 # The facts that the form of a model's requests and results follows from: front ends rely on them.
-FORM = ("input", "labels", "channels", "map_side")
+FORM = ("input", "labels", "outputs", "channels", "map_sides", "explains")
 # For every front end to acknowledge a change. A frozen one is usually replaced sooner.
 AGREEMENT_SECONDS = 60.0
 

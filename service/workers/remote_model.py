@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,11 @@ class RemoteModel:
         self.name: str = facts["name"]
         self.input = InputSpec(**facts["input"])
         self.labels: Sequence[str] = facts["labels"]
+        self.outputs: str = facts["outputs"]
         self.channels: int = facts["channels"]
-        self.map_side: int = facts["map_side"]
+        height, width = facts["map_sides"]
+        self.map_sides: tuple[int, int] = height, width
+        self.explains: bool = facts["explains"]
         self.batch_share = batch_share(self.limits)
         self.engines: list[RemoteEngine] = []
         for row in facts["engines"]:
@@ -84,10 +88,10 @@ class RemoteModel:
     def start(self) -> None:
         shape = MemoryShape(
             self.limits.max_queue,
-            self.input.size,
+            self.input.shape,
             len(self.labels),
             self.channels,
-            self.map_side**2,
+            math.prod(self.map_sides),
         )
         for engine in self.engines:
             engine.start(self.queue, shape, self._folder)

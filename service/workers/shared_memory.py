@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from typing import NamedTuple
@@ -27,12 +28,12 @@ class Content(NamedTuple):
 
 
 class MemoryShape(NamedTuple):
-    """The dimensions of a region: its slots, an image's `size` in pixels a side and its `classes`;
+    """The dimensions of a region: its slots, the shape [H, W, C] of an `image` and its `classes`;
     for details, the `channels` of the head's input and the `cells` of each of the last maps.
     """
 
     slots: int
-    size: int
+    image: tuple[int, int, int]
     classes: int
     channels: int
     cells: int
@@ -40,7 +41,7 @@ class MemoryShape(NamedTuple):
     @property
     def values(self) -> int:
         """Values of an image."""
-        return self.size * self.size * 3
+        return math.prod(self.image)
 
     @property
     def pixel_bytes(self) -> int:
@@ -66,7 +67,7 @@ class MemoryShape(NamedTuple):
 class SharedMemory:
     """Shared memory of one connection: S slots of images and of rankings.
 
-    `whole`: pixels uint8 [S, H, W, 3], or `fractional`: float32, or `files`: uint8 [S, B], in the
+    `whole`: pixels uint8 [S, H, W, C], or `fractional`: float32, or `files`: uint8 [S, B], in the
     same memory, whose pages are allocated when written; `rows`: int32 [S, R], classes and the bits
     of their probabilities and of the detail. The memory has no name, and lives as long as an array
     of it does in any process. It belongs to one connection: a new front end or engine process never
@@ -77,15 +78,15 @@ class SharedMemory:
     """
 
     def __init__(self, fd: int, shape: MemoryShape) -> None:
-        slots, size = shape.slots, shape.size
+        slots, image = shape.slots, shape.image
         if os.fstat(fd).st_size < shape.nbytes:
             raise ValueError(f"the region needs {shape.nbytes} bytes")
         memory = mmap.mmap(fd, shape.nbytes)
         values = np.frombuffer(memory, np.float32, slots * shape.values)
-        self.fractional: NDArray[np.float32] = values.reshape(slots, size, size, 3)
+        self.fractional: NDArray[np.float32] = values.reshape(slots, *image)
         self.files: NDArray[np.uint8] = values.view(np.uint8).reshape(slots, shape.values * 4)
         whole = self.files[:, : shape.values]
-        self.whole: NDArray[np.uint8] = whole.reshape(slots, size, size, 3)
+        self.whole: NDArray[np.uint8] = whole.reshape(slots, *image)
         rows = np.frombuffer(memory, np.int32, slots * shape.row_length, shape.pixel_bytes)
         self.rows: NDArray[np.int32] = rows.reshape(slots, shape.row_length)
         self._shape = shape

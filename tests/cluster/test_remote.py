@@ -29,7 +29,9 @@ FACTS = {
     "input": asdict(CIFAR),
     "labels": ["cat", "dog"],
     "channels": 64,
-    "map_side": 8,
+    "outputs": "exclusive",
+    "map_sides": [8, 8],
+    "explains": True,
     "limits": [32, 256],
 }
 ROW = Row(np.array([1]), np.array([1.0]), None)

@@ -6,7 +6,7 @@ import io
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,6 +22,8 @@ from models.preprocess import (
     decode_at_scale,
     region,
     resize_and_crop,
+    steps,
+    upright,
     upright_rgb,
 )
 from tests.support import rounding
@@ -116,6 +118,25 @@ def test_rows_are_rows_and_channels_are_red_green_blue() -> None:
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"channels": "cmyk"}, "channels must be one of rgb, bgr, grey, rgba, not 'cmyk'"),
+    ({"channels": "grey"}, "mean must be one number, not (0.4914, 0.4822, 0.4465)"),
+    ({"size": (32, 0)}, "size must be a positive integer, or height and width, not (32, 0)"),
+    ({"size": (1, 2, 3)}, "size must be a positive integer, or height and width, not (1, 2, 3)"),
+    ({"size": (16, 33)}, "resize must be at least size ((16, 33)), not 32"),
+    ({"size": 5000, "crop": "letterbox"}, "size and resize must be at most 4096, not 5000"),
+    ({"fill": (1, 2, 3)}, "fill is only for the crop letterbox"),
+    (
+        {"fill": (1, 2), "crop": "letterbox"},
+        "fill must be 3 integers from 0 to 255, or empty, not (1, 2)",
+    ),
+    (
+        {"fill": (1, 2, 256), "crop": "letterbox"},
+        "fill must be 3 integers from 0 to 255, or empty, not (1, 2, 256)",
+    ),
+    (
+        {"size": (16, 32), "crop": "before_resize"},
+        "crop before_resize needs a square size and resize",
+    ),
     ({"size": 0}, "size must be a positive integer, or height and width, not 0"),
     ({"size": 32.0}, "size must be a positive integer, or height and width, not 32.0"),
     ({"size": True}, "size must be a positive integer, or height and width, not True"),
@@ -124,7 +145,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"resize": 31}, "resize must be at least size (32), not 31"),
     (
         {"crop": "corner"},
-        "crop must be one of center, center_floor, before_resize, squash, letterbox, not 'corner'",
+        "crop must be one of center, center_floor, center_truncate, before_resize, squash, "
+        "letterbox, not 'corner'",
     ),
     (
         {"interpolation": "cubic"},
@@ -309,3 +331,126 @@ def test_a_large_image_is_converted_in_bands_of_at_least_a_row(
     monkeypatch.setattr(preprocess, "BAND_PIXELS", 20)
     image = noise(*size).convert("CMYK")
     assert np.array_equal(np.asarray(upright_rgb(image)), np.asarray(image.convert("RGB")))
+
+
+COVERED = [
+    # Image, size and resize as height and width; then what it is resized to, and the corner.
+    pytest.param((500, 375), (160, 224), 256, (341, 256), (58, 48), id="shorter side given"),
+    pytest.param((500, 375), (160, 224), (183, 256), (256, 192), (16, 16), id="width binds"),
+    pytest.param((800, 375), (160, 224), (183, 256), (390, 183), (83, 12), id="height binds"),
+    pytest.param((256, 183), (160, 224), (183, 256), (256, 183), (16, 12), id="only cropped"),
+]
+
+
+@pytest.mark.parametrize(("image_size", "size", "resize", "resized", "corner"), COVERED)
+def test_an_image_is_resized_to_cover_a_box_that_is_no_square(
+    image_size: tuple[int, int],
+    size: tuple[int, int],
+    resize: Any,
+    resized: tuple[int, int],
+    corner: tuple[int, int],
+) -> None:
+    spec = replace(IMAGENET, size=size, resize=resize)
+    assert steps(*image_size, spec)[1:] == (resized, corner)
+    image = noise(*image_size)
+    left, top = corner
+    whole = image.resize(resized, Image.Resampling.BILINEAR)
+    expected = whole.crop((left, top, left + size[1], top + size[0]))
+    assert np.array_equal(resize_and_crop(image, spec), np.array(expected))
+    assert resize_and_crop(image, spec).shape == spec.shape == (*size, 3)
+
+
+@pytest.mark.parametrize("image_size", [(500, 375), (31, 77), (48, 32)])
+def test_a_squashed_image_loses_its_proportions(image_size: tuple[int, int]) -> None:
+    """As `Resize((h, w))` of torchvision does."""
+    spec = replace(CIFAR, size=(32, 48), resize=(32, 48), crop="squash")
+    image = noise(*image_size)
+    expected = image.resize((48, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(resize_and_crop(image, spec), np.array(expected))
+    cropped = replace(CIFAR, size=32, resize=40, crop="squash")
+    expected = image.resize((40, 40), Image.Resampling.BILINEAR).crop((4, 4, 36, 36))
+    assert np.array_equal(resize_and_crop(image, cropped), np.array(expected))
+    assert region(*image_size, spec) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("fill", [(), (10, 20, 30)])
+@pytest.mark.parametrize(
+    ("image_size", "resized"),
+    [((500, 375), (32, 24)), ((31, 77), (13, 32)), ((9, 9), (32, 32)), ((1, 400), (1, 32))],
+)
+def test_a_letterboxed_image_is_whole_on_its_background(
+    image_size: tuple[int, int], resized: tuple[int, int], fill: tuple[int, ...]
+) -> None:
+    """As `ImageOps.pad` of Pillow does, but for the half pixel."""
+    spec = replace(CIFAR, crop="letterbox", fill=fill)
+    image = noise(*image_size)
+    expected = Image.new("RGB", (32, 32), fill or (0, 0, 0))
+    corner = (32 - resized[0]) // 2, (32 - resized[1]) // 2
+    expected.paste(image.resize(resized, Image.Resampling.BILINEAR), corner)
+    assert np.array_equal(resize_and_crop(image, spec), np.array(expected))
+    left, top, width, height = region(*image_size, spec)
+    assert (left, top) == (-corner[0] / resized[0], -corner[1] / resized[1])
+    assert (width, height) == (32 / resized[0], 32 / resized[1])
+
+
+def test_channels_come_in_the_order_that_the_network_sees() -> None:
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    bgr = replace(CIFAR, size=8, resize=8, channels="bgr")
+    assert resize_and_crop(upright(image, "bgr"), bgr)[0, 0].tolist() == [50, 100, 200]
+    assert resize_and_crop(upright(image, "bgr"), bgr).flags.c_contiguous
+    grey = replace(CIFAR, size=8, resize=8, channels="grey", mean=(0.5,), std=(0.5,))
+    luma = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+    assert resize_and_crop(upright(image, "grey"), grey).tolist() == [[[luma]] * 8] * 8
+    rgba = replace(CIFAR, size=8, resize=8, channels="rgba", mean=(0.5,) * 4, std=(0.5,) * 4)
+    assert resize_and_crop(upright(image, "rgba"), rgba)[0, 0].tolist() == [200, 100, 50, 255]
+
+
+def test_what_is_transparent_is_white_for_a_network_that_sees_no_alpha() -> None:
+    image = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
+    assert upright(image, "grey").getpixel((0, 0)) == 255
+    assert upright(image, "rgb").getpixel((0, 0)) == (255, 255, 255)
+    assert upright(image, "rgba").getpixel((0, 0)) == (200, 100, 50, 0)
+
+
+@pytest.mark.parametrize("channels", get_args(preprocess.Channels))
+def test_every_kind_of_image_stands_upright(channels: Any) -> None:
+    image = Image.new("RGB", (4, 2))
+    exif = image.getexif()
+    exif[preprocess.ORIENTATION] = 6
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    assert upright(Image.open(file), channels).size == (2, 4)
+
+
+@pytest.mark.parametrize("crop", ["center", "squash", "letterbox"])
+def test_a_jpeg_keeps_twice_the_pixels_of_the_longer_side_of_a_box(crop: Any) -> None:
+    file = io.BytesIO()
+    noise(800, 400).save(file, "JPEG")
+    size = (25, 100) if crop != "center" else (25, 50)
+    opened = Image.open(file)
+    decode_at_scale(opened, replace(IMAGENET, size=size, resize=size, crop=crop))
+    assert opened.size == ((400, 200) if size[1] == 100 else (200, 100))
+
+
+@pytest.mark.parametrize(("size", "kept"), [([32, 32], 32), ((32, 32), 32), ([16, 32], (16, 32))])
+def test_two_numbers_that_are_equal_are_one(size: Any, kept: Any) -> None:
+    assert replace(CIFAR, size=size).size == kept
+
+
+@pytest.mark.parametrize("size", [(547, 673), (135, 160), (301, 691), (158, 124)])
+def test_transformers_truncates_the_side_and_the_corner(size: tuple[int, int]) -> None:
+    width, height = size
+    spec = replace(IMAGENET, crop="center_truncate")
+    longer = int(256 * max(size) / min(size))
+    resized = (256, longer) if width < height else (longer, 256)
+    made = steps(width, height, spec)
+    assert made.resized == resized
+    assert made.corner == ((resized[0] - 224) // 2, (resized[1] - 224) // 2)
+
+
+def test_a_box_that_is_no_square_is_covered_by_rounded_sides() -> None:
+    spec = replace(IMAGENET, size=(160, 224), resize=(177, 248))
+    # Both ratios: the height covers the box, then the width.
+    assert steps(400, 215, spec).resized == (round(400 * 177 / 215), 177)
+    assert steps(301, 500, spec).resized == (248, round(500 * 248 / 301))
+    assert steps(301, 500, spec).resized != (248, int(500 * 248 / 301))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
 from models.architecture import Architecture
 from models.bundle import Bundle
+from models.preprocess import CIFAR, InputSpec
 from service.engines import parity
 from service.engines.blueprint import Blueprint
 from service.engines.engine import Warm
@@ -23,9 +27,9 @@ TINY = Architecture(
 Images = list[NDArray[np.uint8]]
 
 
-def images(count: int, side: int = 32) -> Images:
+def images(count: int, spec: InputSpec = CIFAR) -> Images:
     random = np.random.default_rng(count)
-    return list(random.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+    return list(random.integers(0, 256, (count, *spec.shape), dtype=np.uint8))
 
 
 def planned(
@@ -45,8 +49,21 @@ def expected(made: Bundle, batch: Images) -> NDArray[np.float32]:
 
 def exactly(made: Bundle) -> float:
     """A tolerance of parity that rounding alone keeps."""
-    wanted = expected(made, parity.sample_images(made.input.size))
+    wanted = expected(made, parity.sample_images(made.input))
     return rounding.of_probabilities(wanted, made.tensors)
+
+
+@contextmanager
+def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is compiled here runs for a moment: torch need not try what the CPU can do, nor
+    optimise."""
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
+    monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+    from torch._inductor import config
+
+    # Also where this process has read it before, which depends on what else it has run.
+    with config.patch("cpp.vec_isa_ok", False):
+        yield
 
 
 def check_maps(warm: Warm, made: Bundle, precision: str = "fp32") -> None:

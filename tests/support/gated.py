@@ -55,7 +55,8 @@ class HandModel:
         self.limits = self.settings.limits(["cpu"])
         self.input = CIFAR
         self.labels = LABELS
-        self.channels, self.map_side, self.batch_share = 64, 8, 4
+        self.outputs = "exclusive"
+        self.channels, self.map_sides, self.explains, self.batch_share = 64, (8, 8), True, 4
         self.users = RefCount()
         self.entering = 0
         self.ready, self.reason = True, ""

@@ -67,7 +67,7 @@ def randomised(module: M, size: int, seed: int = 0) -> M:
 
 def ours(layout: Layout, theirs: nn.Module, **numerics: Any) -> ResNet:
     """Our network with the weights of theirs, which has `layout`."""
-    tensors, architecture = to_ours(layout, theirs.state_dict(), Path("theirs.pth"), **numerics)
+    tensors, architecture, _ = to_ours(layout, theirs.state_dict(), Path("theirs.pth"), **numerics)
     network = on_meta(architecture)
     bundle.check_fit(network, tensors, "ours")
     network.load_state_dict(tensors, assign=True)

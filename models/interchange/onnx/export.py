@@ -26,10 +26,12 @@ BATCH = "N"
 def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
     """Writes `bundle` as an ONNX graph for any batch size and the bundle's image size.
 
-    The graph computes float32 logits [N, K] from normalised float32 images [N, 3, H, W]; with the
-    option `with_preprocessing`, probabilities [N, K] from uint8 images [N, H, W, 3]. Probabilities
-    include the bundle's temperature; logits do not, and the file's metadata has it. Equal bundles
-    give equal files.
+    The graph computes float32 logits [N, K] from normalised float32 images [N, C, H, W]; with the
+    option `with_preprocessing`, probabilities [N, K] from uint8 images [N, H, W, C]. The channels
+    have the order of the bundle's `input.channels`. Probabilities are the softmax of logits, or
+    the sigmoid where the classes are independent, and include the bundle's temperature; logits do
+    not, and the file's metadata has it. A network without a head gives its features [N, F]. Equal
+    bundles give equal files.
 
     Raises:
         BundleError: the package onnx is not installed.
@@ -61,28 +63,25 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
     for operation in record(network, (channels, height, width))[1:]:
         inputs = [values[place] for place in operation.inputs]
         values.append(NODES[operation.kind](builder, operation, inputs))
-    last = values[-1]
-    output = "probabilities" if with_preprocessing else "logits"
+    classes = network.architecture.num_classes
     described: dict[str, Any] = {"labels": list(bundle.labels), **asdict(bundle.input)}
     if bundle.temperature != 1.0:
-        if with_preprocessing:
-            # Within the head's operation: any reader still recognises the network.
-            (head,) = [node for node in builder.nodes if node.op_type == "Gemm"]
+        if with_preprocessing and classes:
+            # Within the head's last operation: any reader still recognises the network.
+            head = [node for node in builder.nodes if node.op_type == "Gemm"][-1]
             for name in ("alpha", "beta"):
                 head.attribute.append(helper.make_attribute(name, 1 / bundle.temperature))
         else:
             described["temperature"] = bundle.temperature
-    if bundle.card:
-        described["card"] = bundle.card
-    if with_preprocessing:
-        builder.node("Softmax", [last], output, axis=1)
-    else:
-        builder.node("Identity", [last], output)
+    described |= {"outputs": bundle.outputs}
+    described |= {key: value for key in ("card", "metrics") if (value := getattr(bundle, key))}
+    output = _ended(builder, bundle, values[-1], probable=with_preprocessing)
+    width = classes or network.out_channels
     graph = helper.make_graph(
         builder.nodes,
         bundle.variant or "resnet",
         [helper.make_tensor_value_info("images", kind, images)],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, (BATCH, len(bundle.labels)))],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, (BATCH, width))],
         builder.initializers,
     )
     model = helper.make_model(
@@ -98,6 +97,17 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
     )
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def _ended(builder: _Builder, bundle: Bundle, last: str, *, probable: bool) -> str:
+    """Adds the graph's output and returns its name."""
+    if not bundle.labels:
+        return builder.node("Identity", [last], "features")
+    if not probable:
+        return builder.node("Identity", [last], "logits")
+    if bundle.outputs == "independent":
+        return builder.node("Sigmoid", [last], "probabilities")
+    return builder.node("Softmax", [last], "probabilities", axis=1)
 
 
 class _Builder:
@@ -143,8 +153,7 @@ class _Builder:
 
 
 def _convolution(to: _Builder, it: Operation, inputs: list[str]) -> str:
-    if it.options["dilations"] != (1, 1):
-        raise NotImplementedError("the ONNX export supports only plain convolutions")
+    dilated = it.options["dilations"] != (1, 1)
     return to.layer(
         "Conv",
         inputs,
@@ -152,6 +161,7 @@ def _convolution(to: _Builder, it: Operation, inputs: list[str]) -> str:
         kernel_shape=list(it.tensors[0].shape[2:]),
         strides=list(it.options["strides"]),
         pads=list(it.options["pads"] * 2),
+        **({"dilations": list(it.options["dilations"])} if dilated else {}),
     )
 
 
@@ -175,12 +185,17 @@ def _max_pool(to: _Builder, it: Operation, inputs: list[str]) -> str:
     )
 
 
+def _average_pool(to: _Builder, it: Operation, inputs: list[str]) -> str:
+    windows = {"kernel_shape": list(it.options["kernel"]), "strides": list(it.options["strides"])}
+    return to.node("AveragePool", inputs, **windows)
+
+
 def _pad(to: _Builder, it: Operation, inputs: list[str]) -> str:
     inputs = [*inputs, to.integers("pads", it.options["before"] + it.options["after"])]
     if it.options["value"]:
         value = np.array(it.options["value"], np.float32)
         inputs.append(to.array(f"value_{len(to.nodes)}", value))
-    return to.node("Pad", inputs, mode="constant")
+    return to.node("Pad", inputs, mode=it.options["mode"])
 
 
 def _slice(to: _Builder, it: Operation, inputs: list[str]) -> str:
@@ -201,6 +216,7 @@ NODES: dict[str, Callable[[_Builder, Operation, list[str]], str]] = {
     "batch_norm": _batch_norm,
     "relu": lambda to, it, inputs: to.node("Relu", inputs),
     "max_pool": _max_pool,
+    "average_pool": _average_pool,
     "pad": _pad,
     "add": lambda to, it, inputs: to.node("Add", inputs),
     "slice": _slice,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from models import labels as label_files
+from models.architecture import Architecture
 from models.bundle import BundleError, name_from
+from models.classifier import Outputs
+from models.interchange.assumptions import BY_COUNT
 from models.interchange.extras import INSTALL
-from models.interchange.imported import NORMALISATION, Imported, Said
-from models.interchange.onnx import blocks
-from models.interchange.onnx.graph import Reader
+from models.interchange.imported import INPUT, NORMALISATION, NOTHING, STRUCTURE, Imported, Said
+from models.interchange.onnx import blocks, reader
 from models.preprocess import CIFAR, IMAGENET, InputSpec, PerChannel
 
 MISSING = f"the package onnx is not installed: {INSTALL}"
@@ -26,10 +29,15 @@ GLUON = re.compile(r"resnetv\d+_dense\d+_fwd")
 ZOO = replace(IMAGENET, crop="center_floor")
 
 
-def read(path: Path, said: Said) -> Imported:
+# What the data flow of a graph always determines.
+STRUCTURAL = frozenset(STRUCTURE)
+
+
+def read(path: Path, said: Said = NOTHING) -> Imported:
     """The network in an `.onnx` file, recognised by what its graph computes.
 
-    External data is only read from the file's folder, and nothing is executed.
+    External data is only read from the file's folder, and nothing is executed. Where a graph has
+    several outputs, `said.key` is the name of the one to take.
 
     Raises:
         BundleError: it cannot be read, or is not a plain ResNet; the message names the first node
@@ -37,9 +45,9 @@ def read(path: Path, said: Said) -> Imported:
     """
     try:
         model = _model(path)
-        found = blocks.find(Reader(model).read(model.graph))
+        found = blocks.find(reader.read(model, said.key))
         described = {entry.key: entry.value for entry in model.metadata_props}
-        name, labels, own, rest = _described(described, found.architecture.num_classes)
+        own = _described(described, found.architecture)
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
     except OSError as error:
@@ -51,26 +59,58 @@ def read(path: Path, said: Said) -> Imported:
         raise BundleError(f"{path}: a damaged ONNX file ({type(error).__name__})") from None
     zoo = any(GLUON.fullmatch(output.name) for output in model.graph.output)
     layout = "ONNX model zoo" if zoo else "ONNX graph"
-    if own and found.size not in (None, own.size):
-        own = None  # The graph was changed, but its metadata was not.
-    spec = own or _sized(ZOO if zoo else IMAGENET, found)
-    mean, std = found.mean, found.std
-    if own and (mean is None or std is None or _close(own, mean, std)):
-        mean, std = own.mean, own.std
-    elif zoo and mean is None:
-        mean, std = ZOO.mean, ZOO.std
+    spec, known = _input(found, own, zoo=zoo)
+    if found.ending:
+        layout += f", without its {found.ending}"
+    if found.ending or zoo or (own and own.spec):
+        known |= {"outputs"}
+    if zoo and found.architecture.num_classes == len(label_files.read("imagenet1k")):
+        known |= {"labels"}
+    reversal = "the graph changes the order of its input's channels; the stem's weights do so now"
     producer = f"{model.producer_name} {model.producer_version}".strip()
     return Imported(
-        layout=f"{layout}, without its softmax" if found.softmax else layout,
+        layout=layout,
         tensors=found.tensors,
         architecture=found.architecture,
-        spec=replace(spec, mean=mean, std=std) if mean and std else spec,
-        asked=frozenset() if mean and std else NORMALISATION,
-        name=name,
-        labels=labels,
+        spec=spec,
+        said=known | STRUCTURAL,
+        asked=NORMALISATION - known,
+        notes=(reversal,) if found.front.reorders else (),
+        name=own.name,
+        labels=own.labels,
+        outputs=_outputs(found, own),
         provenance={"producer": producer} if producer else {},
-        **rest,
+        **own.rest,
     )
+
+
+def _outputs(found: blocks.Found, own: _Own) -> Outputs:
+    if found.ending:
+        return "independent" if found.ending == "sigmoid" else "exclusive"
+    return own.outputs
+
+
+def _input(found: blocks.Found, own: _Own, *, zoo: bool) -> tuple[InputSpec, frozenset[str]]:
+    """How images are prepared, and which fields of it the file tells."""
+    front = found.front
+    mean, std = front.mean, front.std
+    ours = own.spec
+    if ours and front.size not in (None, ours.size):
+        ours = None  # The graph was changed, but its metadata was not.
+    if ours and (mean is None or std is None or _close(ours, mean, std)):
+        return ours, frozenset(INPUT)
+    if ours and mean and std:
+        return replace(ours, mean=mean, std=std), frozenset(INPUT)
+    if zoo and mean is None:
+        return _sized(ZOO, found), frozenset(INPUT)
+    spec = _sized(ZOO if zoo else IMAGENET, found)
+    known = frozenset({"size"} if front.size else ())
+    channels = BY_COUNT.get(found.architecture.in_channels)
+    if not (mean and std and channels):
+        return spec, known
+    if channels == "rgb":
+        return replace(spec, mean=mean, std=std), known | NORMALISATION
+    return replace(spec, channels=channels, mean=mean, std=std), known | NORMALISATION
 
 
 def begins(start: bytes) -> bool:
@@ -135,32 +175,44 @@ def _tensors_of_nodes(model: Any) -> Iterator[Any]:
                 yield from attribute.tensors
 
 
-def _described(
-    described: Mapping[str, str], classes: int
-) -> tuple[str | None, tuple[str, ...] | None, InputSpec | None, dict[str, Any]]:
-    """Name, labels, input specification and the rest of the metadata of our exports."""
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What the metadata of our exports tells; nothing where another program wrote it."""
+
+    spec: InputSpec | None = None
+    name: str | None = None
+    labels: tuple[str, ...] | None = None
+    outputs: Outputs = "exclusive"
+    rest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _described(described: Mapping[str, str], architecture: Architecture) -> _Own:
     try:
         values = {key: json.loads(value) for key, value in described.items() if key in DESCRIBED}
         labels = values.pop("labels", None)
-        rest: dict[str, Any] = {
-            key: values.pop(key) for key in ("temperature", "card") if key in values
-        }
+        outputs = values.pop("outputs", "exclusive")
+        rest = {key: values.pop(key) for key in REST if key in values}
+        rest["metrics"] = dict(rest.get("metrics", {}))
         spec = InputSpec(**values) if "mean" in values and "size" in values else None
     except (ValueError, TypeError, RecursionError):
-        return None, None, None, {}  # Metadata of another program.
+        return _Own()  # Metadata of another program.
+    fits = isinstance(labels, list) and len(labels) == architecture.num_classes
+    named = tuple(map(str, labels)) if fits else None
+    if not spec or spec.shape[2] != architecture.in_channels or outputs not in get_args(Outputs):
+        return _Own(labels=named)
     recorded = described.get("name", "")
-    name = recorded if spec and recorded == name_from(recorded) else None
-    fits = isinstance(labels, list) and len(labels) == classes
-    ours = fits and spec is not None
-    return name, (tuple(map(str, labels)) if fits else None), spec, (rest if ours else {})
+    name = recorded if recorded == name_from(recorded) else None
+    return _Own(spec, name, named, outputs, rest if fits else {})
 
 
 def _sized(spec: InputSpec, found: blocks.Found) -> InputSpec:
     """`spec`, or CIFAR's for a small stem, at the size that the graph fixes."""
     if found.architecture.stem == "small":
         spec = CIFAR
-    size = found.size or spec.height
-    return replace(spec, size=size, resize=round(size * spec.box[0] / spec.height))
+    size = found.front.size or spec.size
+    sides = (size, size) if isinstance(size, int) else size
+    high, wide = (round(side * spec.box[0] / spec.height) for side in sides)
+    return replace(spec, size=size, resize=(high, wide))
 
 
 def _close(spec: InputSpec, mean: PerChannel, std: PerChannel) -> bool:
@@ -168,4 +220,5 @@ def _close(spec: InputSpec, mean: PerChannel, std: PerChannel) -> bool:
     return np.allclose(spec.mean, mean, atol=1e-6) and np.allclose(spec.std, std, rtol=1e-6)
 
 
-DESCRIBED = {"labels", "temperature", "card", *(field.name for field in fields(InputSpec))}
+REST = ("temperature", "card", "metrics")
+DESCRIBED = {"labels", "outputs", *REST, *(each.name for each in fields(InputSpec))}

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from models.bundle import BundleError
 from models.interchange.imported import NOTHING, Said
+from models.interchange.pytorch import old_tar, other_files, pickles, states
+from models.interchange.pytorch.pickles import Refused
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
-# Stored beside the weights by the training scripts of torchvision and timm.
-HARMLESS: list[Any] = [argparse.Namespace]
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+# Names the files of large models; in its map, each tensor has one.
+INDEX = ".index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """`tensors`: a float32 state dict, counters as they are, under the file's names. `notes`: see
+    `Imported`."""
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 def weights_file(path: Path) -> Path:
@@ -29,35 +38,34 @@ def weights_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    for name in IN_FOLDERS:
+    for name in (*IN_FOLDERS, *(f"{name}{INDEX}" for name in IN_FOLDERS)):
         if (path / name).is_file():
             return path / name
     raise BundleError(f"{path}: a folder without {' or '.join(IN_FOLDERS)}")
 
 
-def read_checkpoint(path: Path, said: Said = NOTHING) -> dict[str, Tensor]:
-    """The float32 state dict in a `.pth`, `.th`, `.pt`, `.bin` or `.safetensors` file, without
-    `module.` prefixes.
+def read_checkpoint(path: Path, said: Said = NOTHING) -> Checkpoint:
+    """The state dict in a `.pth`, `.th`, `.pt`, `.bin` or `.safetensors` file, or in the files of
+    an index.
 
     Nothing in the file is executed: torch reads it with `weights_only=True`.
 
     Raises:
-        BundleError: the file contains no state dict, or more than tensors.
+        BundleError: the file contains no state dict, or several and `said.key` names none.
     """
     try:
-        content = _read(path)
+        tensors, notes = states.choose(_read(path), said.key)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     except safetensors.SafetensorError as error:
         raise BundleError(f"{path}: not a whole safetensors file ({error})") from None
+    except Refused as error:
+        raise BundleError(f"{path}: {error}") from None
     # Damage raises any error, and torch's messages give unsafe advice.
     except Exception as error:  # noqa: BLE001
         reason = type(error).__name__
         raise BundleError(f"{path}: not a PyTorch checkpoint of plain tensors ({reason})") from None
-    return {
-        _strip(name): value.detach().float() if value.is_floating_point() else value
-        for name, value in _state_dict(content, path).items()
-    }
+    return Checkpoint(tensors=tensors, notes=notes)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -78,26 +86,33 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> Any:
+    if path.name.endswith(INDEX):
+        return _indexed(path)
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors header begins with a brace, after its length.
     if start[8:] == b"{":
         return safetensors.torch.load_file(path)
-    with torch.serialization.safe_globals(HARMLESS):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    if (what := other_files.described(path)) is not None:
+        raise Refused(what)
+    return old_tar.read(path) if old_tar.members(path) else pickles.read(path)
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content:
-        raise BundleError(f"{path}: holds no state dict")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise BundleError(f"{path}: holds {name!r}, which is not a tensor")
+def _indexed(path: Path) -> dict[str, Any]:
+    files = (read_json(path) or {}).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise Refused("an index without a weight_map")
+    content: dict[str, Any] = {}
+    for name in sorted(set(map(str, files.values()))):
+        # A name may lead nowhere else.
+        if Path(name).name != name or name.endswith(INDEX):
+            raise Refused(f"an index that names {name!r}, which is no file beside it")
+        if not (path.parent / name).is_file():
+            raise Refused(f"an index that names {name}, which is not beside it; download it too")
+        part = _read(path.parent / name)
+        if not isinstance(part, dict):
+            raise Refused(f"its part {name} holds no tensors")
+        content |= part
+    if missing := sorted(files.keys() - content.keys()):
+        raise Refused(f"its parts lack {', '.join(missing[:3])}")
     return content
-
-
-def _strip(name: str) -> str:
-    return name.removeprefix("module.")

@@ -6,21 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.bundle import BundleError
-from models.interchange.imported import NORMALISATION, NOTHING, Imported, Said
+from models.interchange.imported import (
+    DESCRIBED,
+    INPUT,
+    NORMALISATION,
+    NOTHING,
+    STRUCTURE,
+    Imported,
+    Said,
+)
+from models.interchange.pytorch import cifar_weights
 from models.interchange.pytorch.checkpoint import read_checkpoint
+from models.interchange.pytorch.cifar_weights import MEAN_OF_STDS
 from models.interchange.pytorch.layout import (
+    TORCHVISION_BODY,
     TORCHVISION_RENAMES,
     Layout,
     Rename,
-    find,
-    shown,
     stage,
-    to_ours,
 )
+from models.interchange.pytorch.location import locate
 from models.preprocess import CIFAR, IMAGENET, PerChannel
 
-# The mean of the images' deviations, not the deviation of the data: these repositories use it.
-MEAN_OF_STDS = (0.2023, 0.1994, 0.2010)
 CIFAR100: tuple[PerChannel, PerChannel] = (
     (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
     (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
@@ -35,31 +42,34 @@ WEIAICUNZAI_HEAD: Rename = (r"^(?:fc|linear)\.", "head.")
 
 LAYOUTS = (
     Layout(
-        name="akamaster/pytorch_resnet_cifar10",
-        has=(r"layer3\.", r"linear\.weight"),
+        name="names as in akamaster/pytorch_resnet_cifar10",
+        body=TORCHVISION_BODY,
+        has=(r"layer3\.", r"linear\."),
         lacks=(r"layer4\.",),
         renames=TORCHVISION_RENAMES,
         numerics={"shortcut_padding": "both"},
         normalised={10: (IMAGENET.mean, IMAGENET.std)},
     ),
     Layout(
-        name="chenyaofo/pytorch-cifar-models",
-        has=(r"layer3\.", r"layer\d\.0\.downsample\.0\.weight", r"fc\.weight"),
+        name="names as in chenyaofo/pytorch-cifar-models",
+        body=TORCHVISION_BODY,
+        has=(r"layer3\.", r"layer\d\.0\.downsample\.0\.weight", r"fc\."),
         lacks=(r"layer4\.",),
         renames=TORCHVISION_RENAMES,
         normalised={10: (CIFAR.mean, MEAN_OF_STDS)},
     ),
     # Its pre-activation networks too: no norm behind the stem, nor after the last block.
     Layout(
-        name="kuangliu/pytorch-cifar",
-        has=(r"layer4\.", r"linear\.weight"),
+        name="names as in kuangliu/pytorch-cifar",
+        body=TORCHVISION_BODY,
+        has=(r"layer4\.", r"linear\."),
         lacks=(r"layer5\.",),
         renames=TORCHVISION_RENAMES,
         normalised={10: (CIFAR.mean, MEAN_OF_STDS)},
     ),
     Layout(
         name="weiaicunzai/pytorch-cifar100",
-        has=(r"conv2_x\.0\.residual_function\.0\.weight",),
+        body=r"conv2_x\.0\.residual_function\.0\.weight",
         renames=(
             (r"^conv1\.0\.", "stem.conv."),
             (r"^conv1\.1\.", "stem.norm."),
@@ -74,7 +84,8 @@ LAYOUTS = (
     ),
     Layout(
         name="weiaicunzai/pytorch-cifar100 (pre-activation)",
-        has=(r"pre\.0\.weight", r"stage1\.0\.residual\.0\.weight"),
+        body=r"stage1\.0\.residual\.2\.weight",
+        has=(r"pre\.0\.weight",),
         renames=(
             (r"^pre\.0\.", "stem.conv."),
             (r"^pre\.1\.", "stem.norm."),
@@ -89,7 +100,8 @@ LAYOUTS = (
     ),
     Layout(
         name="weiaicunzai/pytorch-cifar100 (wide)",
-        has=(r"init_conv\.weight", r"conv2\.0\.residual\.6\.weight"),
+        body=r"conv2\.0\.residual\.6\.weight",
+        has=(r"init_conv\.weight",),
         renames=(
             (r"^init_conv\.", "stem.conv."),
             (r"^conv(\d+)\.", lambda match: f"stages.{int(match[1]) - 2}."),
@@ -106,7 +118,7 @@ LAYOUTS = (
     ),
     Layout(
         name="xternalz/WideResNet-pytorch",
-        has=(r"block1\.layer\.0\.conv1\.weight",),
+        body=r"block1\.layer\.0\.conv1\.weight",
         renames=(
             (r"^conv1\.", "stem.conv."),
             (r"^bn1\.", "norm."),
@@ -118,7 +130,8 @@ LAYOUTS = (
     ),
     Layout(
         name="szagoruyko/wide-residual-networks",
-        has=(r"conv0$", r"group0\.block0\.conv0$"),
+        body=r"group0\.block0\.conv0$",
+        has=(r"conv0$",),
         renames=(
             (r"^conv0$", "stem.conv.weight"),
             (r"^group(\d+)\.block(\d+)\.", r"stages.\1.\2."),
@@ -132,7 +145,7 @@ LAYOUTS = (
     ),
     Layout(
         name="torchvision names",
-        has=(r"layer1\.", r"fc\.weight"),
+        body=TORCHVISION_BODY,
         renames=TORCHVISION_RENAMES,
     ),
 )
@@ -141,27 +154,34 @@ LAYOUTS = (
 def read(path: Path, said: Said = NOTHING) -> Imported:
     """The weights in a checkpoint of one of `LAYOUTS`, under our names.
 
+    Several repositories share a layout. The normalisation of the one that it is named after is
+    assumed, unless the file is one that a repository publishes.
+
     Raises:
         BundleError: it cannot be read, has none of the layouts, or is for large images.
     """
-    tensors = read_checkpoint(path, said)
-    layout = find(LAYOUTS, tensors)
-    if layout is None:
-        raise BundleError(
-            f"{path}: none of the known CIFAR layouts; its first tensors: {shown(tensors)}"
-        )
-    renamed, architecture = to_ours(layout, tensors, path)
+    checkpoint = read_checkpoint(path, said)
+    located = locate(LAYOUTS, checkpoint, path, said, "none of the known CIFAR layouts")
+    layout = located.layout
+    tensors, architecture, notes = located.to_ours(said)
     if architecture.stem == "imagenet":
         raise BundleError(f"{path}: has a stem for ImageNet; the format cifar is for small images")
-    if architecture.shortcut == "A" and "shortcut_padding" not in layout.numerics:
-        raise BundleError(f"{path}: option A, but its layout does not say on which side it pads")
+    published = cifar_weights.of_file(path)
     known = layout.normalised.get(architecture.num_classes)
+    if published is not None:
+        known = published.normalisation
     spec = replace(CIFAR, mean=known[0], std=known[1]) if known else CIFAR
+    spec, normalised = located.prepared(spec)
     return Imported(
         layout=layout.name,
-        tensors=renamed,
+        tensors=tensors,
         architecture=architecture,
         spec=spec,
-        said=frozenset({"padding"}),
-        asked=frozenset() if known else NORMALISATION,
+        said=(
+            frozenset((*INPUT, *DESCRIBED, *STRUCTURE)) if published else normalised | {"padding"}
+        ),
+        asked=frozenset() if known else NORMALISATION - normalised,
+        notes=notes,
+        metrics=published.metrics if published else {},
+        provenance={"weights": f"{published.repository} {published.name}"} if published else {},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 from models.bundle import BundleError
 from models.interchange.imported import INPUT, NORMALISATION, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
-from models.interchange.pytorch.layout import Layout, find, shown, to_ours
-from models.preprocess import IMAGENET, InputSpec, Interpolation
+from models.interchange.pytorch.image_processors import input_spec
+from models.interchange.pytorch.layout import Layout
+from models.interchange.pytorch.location import locate
+from models.preprocess import IMAGENET, InputSpec
 
 LAYOUT = Layout(
     name="transformers resnet",
-    has=(r"(?:resnet\.)?encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight",),
+    body=r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight",
     renames=(
         (r"^resnet\.", ""),
         (r"^embedder\.embedder\.convolution\.", "stem.conv."),
@@ -25,12 +26,12 @@ LAYOUT = Layout(
         (r"\.layer\.(\d)\.normalization\.", lambda match: f".bn{int(match[1]) + 1}."),
         (r"\.shortcut\.convolution\.", ".shortcut.conv."),
         (r"\.shortcut\.normalization\.", ".shortcut.bn."),
-        (r"^classifier\.1\.", "head."),
     ),
     # It projects where the shape changes, also where a stage strides without widening.
     numerics={"shortcut": "B"},
 )
-INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+MULTI_LABEL = "multi_label_classification"
+SAID = ("stride_at", "padding", "stem_stride", "pool", "antialias", "dilation")
 
 
 def read(path: Path, said: Said) -> Imported:
@@ -42,72 +43,74 @@ def read(path: Path, said: Said) -> Imported:
         BundleError: it cannot be read, has no config, or is something else.
     """
     file = weights_file(path)
-    tensors = read_checkpoint(file, said)
-    if find([LAYOUT], tensors) is None:
-        raise BundleError(f"{path}: not a transformers ResNet; its first tensors: {shown(tensors)}")
+    checkpoint = read_checkpoint(file, said)
+    located = locate([LAYOUT], checkpoint, path, said, "not a transformers ResNet")
     config = read_json(file.with_name("config.json"))
     if config is None:
         raise BundleError(f"{path}: needs its config.json, which says where it strides")
     if config.get("hidden_act", "relu") != "relu":
         raise BundleError(f"{path}: activates with {config['hidden_act']}, not with relu")
-    renamed, architecture = to_ours(
-        LAYOUT,
-        tensors,
-        path,
+    tensors, architecture, notes = located.to_ours(
+        said,
         stride_at="1x1" if config.get("downsample_in_bottleneck") else "3x3",
         stride_stages="all" if config.get("downsample_in_first_stage") else "later",
     )
-    spec = None
-    prepared = read_json(file.with_name("preprocessor_config.json"))
     try:
-        if prepared is not None:
-            spec = input_spec(prepared)
-        labels = _labels(config)
+        spec, more = _input(file.with_name("preprocessor_config.json"), said)
+        labels = _labels(config) if architecture.num_classes else None
+        problem = _problem(config, architecture.num_classes, said)
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path}: {error}") from None
+    known = {*SAID, *(INPUT if spec else ()), *(["outputs"] if problem else ())}
     return Imported(
         layout=LAYOUT.name,
-        tensors=renamed,
+        tensors=tensors,
         architecture=architecture,
         spec=spec or IMAGENET,
-        said=frozenset({"stride_at", "padding", "stem_stride", "pool", *(INPUT if spec else ())}),
+        said=frozenset(known),
         asked=frozenset() if spec else NORMALISATION,
+        notes=(*notes, *more),
         labels=labels,
+        outputs="independent" if problem == MULTI_LABEL else "exclusive",
         file=file,
     )
 
 
-def input_spec(prepared: Mapping[str, Any]) -> InputSpec:
-    """The input specification in a `preprocessor_config.json` of `ConvNextImageProcessor`.
-
-    Below 384 pixels it resizes the shorter side to size / crop_pct and crops; from 384 on it
-    squashes the image, which `InputSpec` cannot express.
+def _input(path: Path, said: Said) -> tuple[InputSpec | None, tuple[str, ...]]:
+    """The input that a `preprocessor_config.json` says, or None where the user's counts.
 
     Raises:
-        ValueError: it prepares images differently.
+        ValueError: it says something else than `InputSpec` can, and the user nothing.
     """
-    kind = str(prepared.get("image_processor_type") or prepared.get("feature_extractor_type"))
-    if not kind.startswith("ConvNext"):
-        raise ValueError(f"images are prepared by {kind}, which is not supported")
-    size = prepared["size"]
-    size = size.get("shortest_edge") if isinstance(size, dict) else size
-    if type(size) is not int or size >= 384:
-        raise ValueError(f"images of size {size!r}; from 384 on they are squashed")
-    for step in ("do_resize", "do_rescale", "do_normalize"):
-        if prepared.get(step, True) is not True:
-            raise ValueError(f"images are prepared without {step}")
-    if not math.isclose(prepared.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise ValueError(f"images are scaled by {prepared['rescale_factor']}, not by 1/255")
-    resample = prepared.get("resample", 2)
-    if resample not in INTERPOLATION:
-        raise ValueError(f"images are resized by filter {resample!r}, which is not supported")
-    return InputSpec(
-        size=size,
-        resize=int(size / prepared.get("crop_pct", 224 / 256)),
-        interpolation=INTERPOLATION[resample],
-        mean=prepared["image_mean"],
-        std=prepared["image_std"],
-    )
+    prepared = read_json(path)
+    if prepared is None:
+        return None, ()
+    try:
+        return input_spec(prepared), ()
+    except (ValueError, TypeError, KeyError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{path.name} lacks {error}"
+        if said.input.keys() >= NORMALISATION:
+            return None, (f"{path.name} is not followed: {reason}",)
+        raise ValueError(f"{reason}; give --size, --crop, --mean and --std instead") from None
+
+
+def _problem(config: Mapping[str, Any], classes: int, said: Said) -> str | None:
+    """What the network was trained for, if it says so.
+
+    Raises:
+        ValueError: its outputs are no classes.
+    """
+    problem = config.get("problem_type")
+    if said.outputs is not None or not classes:
+        return None
+    if problem not in (None, MULTI_LABEL, "single_label_classification", "regression"):
+        raise ValueError(f"problem_type {problem!r} is not supported")
+    if problem == "regression" or (classes == 1 and problem != MULTI_LABEL):
+        raise ValueError(
+            f"its {classes} output{'s' * (classes > 1)} are values (regression), not classes; if "
+            "they are logits, give --outputs independent"
+        )
+    return problem
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
+from models.interchange.pytorch import heads
 from models.preprocess import PerChannel
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -22,6 +23,8 @@ Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 class Layout:
     """One library's tensor names, and the properties of its networks that names do not reveal.
 
+    `body`: matches the weight of the first block's first convolution; what precedes it in a file
+        is the prefix of the network.
     `has`, `lacks`: a state dict has this layout if each pattern of `has` matches one of its
         names, and no pattern of `lacks` does.
     `renames`: patterns and replacements, applied in order to every name.
@@ -30,11 +33,21 @@ class Layout:
     """
 
     name: str
-    has: tuple[str, ...]
+    body: str
+    has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     renames: tuple[Rename, ...]
     numerics: Mapping[str, Any] = field(default_factory=dict)
     normalised: Mapping[int, tuple[PerChannel, PerChannel]] = field(default_factory=dict)
+
+
+class Ours(NamedTuple):
+    """Tensors under our names, their architecture, and what the user should know (see
+    `Imported.notes`)."""
+
+    tensors: dict[str, Tensor]
+    architecture: Architecture
+    notes: tuple[str, ...]
 
 
 def stage(match: re.Match[str]) -> str:
@@ -42,6 +55,7 @@ def stage(match: re.Match[str]) -> str:
     return f"stages.{int(match[1]) - 1}."
 
 
+TORCHVISION_BODY = r"layer1\.0\.conv1\.weight"
 TORCHVISION_RENAMES: tuple[Rename, ...] = (
     (r"^conv1\.", "stem.conv."),
     (r"^bn1\.", "stem.norm."),
@@ -49,6 +63,22 @@ TORCHVISION_RENAMES: tuple[Rename, ...] = (
     (r"\.(?:shortcut|downsample)\.0\.", ".shortcut.conv."),
     (r"\.(?:shortcut|downsample)\.1\.", ".shortcut.bn."),
     (r"^(?:linear|fc)\.", "head."),
+)
+# torchvision's modules in an `nn.Sequential`, as feature extractors and fastai have them. The
+# max-pool is the fourth; what follows the stages is the head.
+CHILDREN = Layout(
+    name="torchvision modules in order",
+    body=r"4\.0\.conv1\.weight",
+    has=(r"0\.weight", r"1\.running_mean", r"4\.0\.conv1\.weight"),
+    renames=(
+        (r"^0\.", "stem.conv."),
+        (r"^1\.", "stem.norm."),
+        (r"^([4-7])\.", lambda match: f"stages.{int(match[1]) - 4}."),
+        (r"\.downsample\.0\.", ".shortcut.conv."),
+        (r"\.downsample\.1\.", ".shortcut.bn."),
+        (r"^(\d+)\.", r"head.\1."),
+    ),
+    numerics={"pool": "max"},
 )
 
 # Tensor names that reveal unsupported networks, after renaming.
@@ -63,21 +93,20 @@ FOREIGN = (
 NORM = re.compile(r"((?:.*\.)?(?:bn|norm)\d?)\.weight")
 
 
-def find(layouts: Iterable[Layout], tensors: Mapping[str, Tensor]) -> Layout | None:
+def find(layouts: Iterable[Layout], names: Iterable[str]) -> Layout | None:
     """The first layout that fits the names, or None."""
+    names = list(names)
 
     def found(pattern: str) -> bool:
-        return any(re.match(pattern, name) for name in tensors)
+        return any(re.match(pattern, name) for name in names)
 
     for layout in layouts:
-        if all(map(found, layout.has)) and not any(map(found, layout.lacks)):
+        if all(map(found, (layout.body, *layout.has))) and not any(map(found, layout.lacks)):
             return layout
     return None
 
 
-def to_ours(
-    layout: Layout, tensors: Mapping[str, Tensor], path: Path, **numerics: Any
-) -> tuple[dict[str, Tensor], Architecture]:
+def to_ours(layout: Layout, tensors: Mapping[str, Tensor], path: Path, **numerics: Any) -> Ours:
     """`tensors` under our names, and their architecture.
 
     `numerics` from the file take precedence over those of the layout.
@@ -91,19 +120,23 @@ def to_ours(
         if renamed in ours:
             raise BundleError(f"{path}: two of its tensors stand for {renamed}")
         ours[renamed] = value
-    head = ours.get("head.weight")
-    if head is not None and head.ndim == 4 and head.shape[2:] == (1, 1):
-        ours["head.weight"] = head.flatten(1)
+    head = {name: ours.pop(name) for name in list(ours) if heads.NAMES.match(name)}
     try:
         _refuse_foreign(ours)
-        return ours, infer_architecture(ours, **{**layout.numerics, **numerics})
+        architecture = infer_architecture(ours, **{**layout.numerics, **numerics})
+        if not head:
+            return Ours(ours, architecture, ())
+        named, notes = heads.read(head, architecture.out_channels)
+        *hidden, classes = (len(value) for name, value in named.items() if name.endswith("bias"))
+        architecture = replace(architecture, num_classes=classes, head=tuple(hidden))
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from None
+    return Ours(ours | named, architecture, notes)
 
 
-def shown(tensors: Mapping[str, Tensor]) -> str:
+def shown(names: Iterable[str]) -> str:
     """The first names, for messages about unknown ones."""
-    return ", ".join(list(tensors)[:3])
+    return ", ".join(list(names)[:3])
 
 
 def rename(name: str, renames: Iterable[Rename]) -> str:
@@ -133,5 +166,3 @@ def _refuse_foreign(ours: Mapping[str, Tensor]) -> None:
                     f"{name.removesuffix('.weight')} has {groups} groups (ResNeXt); no network "
                     "here has grouped convolutions"
                 )
-    if "stem.conv.weight" in ours and "head.weight" not in ours:
-        raise BundleError("a backbone without a head: there are no classes to answer with")

@@ -9,20 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from models.architecture import Antialias
 from models.bundle import BundleError
-from models.interchange.imported import Imported, Said
+from models.interchange.assumptions import BY_COUNT
+from models.interchange.imported import INPUT, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
-from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
-from models.preprocess import IMAGENET, InputSpec, PerChannel
+from models.interchange.pytorch.layout import (
+    CHILDREN,
+    TORCHVISION_BODY,
+    TORCHVISION_RENAMES,
+    Layout,
+)
+from models.interchange.pytorch.location import locate
+from models.preprocess import IMAGENET, Crop, InputSpec, PerChannel
 
 LAYOUTS = (
     Layout(
         name="timm resnet",
-        has=(r"conv1\.", r"layer1\.0\.conv1\.weight"),
+        body=TORCHVISION_BODY,
+        has=(r"conv1\.",),
         renames=TORCHVISION_RENAMES,
     ),
     Layout(
         name="timm resnetv2",
+        body=r"stages\.0\.blocks\.0\.conv1\.weight",
         has=(r"stem\.conv", r"stages\.0\.blocks\.0\.norm1\."),
         renames=(
             (r"^stages\.(\d+)\.blocks\.(\d+)\.", r"stages.\1.\2."),
@@ -31,19 +41,22 @@ LAYOUTS = (
             (r"^head\.fc\.", "head."),
         ),
     ),
+    CHILDREN,
 )
 
 HALF: PerChannel = (0.5, 0.5, 0.5)
 # The input without a config.
-DEFAULTS = {"timm resnet": IMAGENET, "timm resnetv2": replace(IMAGENET, mean=HALF, std=HALF)}
+DEFAULTS = {"timm resnetv2": replace(IMAGENET, mean=HALF, std=HALF)}
 
 # Plain networks, which their names tell apart but their weights do not.
 PLAIN = re.compile(
-    r"(?:(?:tv|ssl|swsl|gluon)_)?(?:wide_)?resnet\d+(?:_\d+)?(?:_v1b)?|resnetv2_\d+", re.ASCII
+    r"(?:(?:tv|ssl|swsl|gluon)_)?(?:wide_)?resnet\d+(?:_\d+)?(?:_v1b)?|resnet(?:aa|blur)\d+"
+    r"|resnetv2_\d+",
+    re.ASCII,
 )
 OTHERS = (
-    ("resnetblur", "blurs before it strides"),
-    ("resnetaa", "averages before it strides"),
+    ("resnetaa", "has a deep stem and shortcuts that average"),
+    ("resnetblur", "has a deep stem and shortcuts that average"),
     ("resnext", "has grouped convolutions"),
     ("ecaresnet", "has channel attention"),
     ("seresnet", "has squeeze-and-excitation"),
@@ -52,43 +65,69 @@ OTHERS = (
     ("evos", "has EvoNorm"),
     ("gn", "has GroupNorm"),
 )
-# Factory arguments that do not change what a trained network computes.
-WITHOUT_EFFECT = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zero_init_last"}
+# Factory arguments that do not change what a trained network computes, or that shapes reveal.
+WITHOUT_EFFECT = {
+    "base_width",
+    "channels",
+    "drop_path_rate",
+    "drop_rate",
+    "in_chans",
+    "layers",
+    "num_classes",
+    "zero_init_last",
+}
 AVERAGING = ("avg", "fast")
+ANTIALIAS: dict[str, Antialias] = {
+    "avg": "average",
+    "avgpool": "average",
+    "blur": "blur",
+    "blurpool": "blur",
+}
+CROPS: dict[str, Crop] = {"center": "center", "squash": "squash", "border": "letterbox"}
+# The stages that dilate instead of striding.
+STRIDES: dict[int, tuple[int, ...]] = {32: (), 16: (3,), 8: (2, 3)}
+# What a config determines by naming the architecture.
+NAMED = frozenset(("stride_at", "padding", "stem_stride", "pool", "antialias", "dilation"))
 
 
 def read(path: Path, said: Said) -> Imported:
     """The weights of a plain `resnet*`, `wide_resnet*` or `resnetv2_*`, under our names.
 
     `path` is a file or a folder. A `config.json` beside the weights determines the input and the
-    class names; without one, the input is timm's default for the family.
+    class names; without one, timm's defaults for the family are assumed.
 
     Raises:
         BundleError: it cannot be read, or is something else; the message says what.
     """
     file = weights_file(path)
-    tensors = read_checkpoint(file, said)
-    layout = find(LAYOUTS, tensors)
-    if layout is None:
-        raise BundleError(f"{path}: not a timm ResNet; its first tensors: {shown(tensors)}")
-    renamed, architecture = to_ours(layout, tensors, path)
-    if architecture.stem != "imagenet":
-        raise BundleError(f"{path}: has a stem for small images, which no timm network has")
+    located = locate(LAYOUTS, read_checkpoint(file, said), path, said, "not a timm ResNet")
+    layout = located.layout
     config = read_json(file.with_name("config.json"))
-    spec, labels = DEFAULTS[layout.name], None
+    try:
+        numerics = {} if config is None else _numerics(config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{file.with_name('config.json')}: {error}") from None
+    tensors, architecture, notes = located.to_ours(said, **numerics)
+    if architecture.stem != "imagenet":
+        raise BundleError(
+            f"{path}: has a stem for small images, which no timm network has; use --from cifar"
+        )
+    spec, known = located.prepared(DEFAULTS.get(layout.name, IMAGENET))
+    labels = None
     if config is not None:
         try:
-            _check_plain(config)
-            spec = input_spec(_pretrained(config), spec)
+            spec, known = input_spec(_pretrained(config), spec), frozenset(INPUT) | NAMED
             labels = label_names(config, architecture.num_classes)
+            notes += _test_size(_pretrained(config), spec)
         except (ValueError, TypeError, KeyError) as error:
             raise BundleError(f"{file.with_name('config.json')}: {error}") from None
     return Imported(
         layout=layout.name,
-        tensors=renamed,
+        tensors=tensors,
         architecture=architecture,
         spec=spec,
-        said=frozenset({"padding"}),
+        said=known | {"padding"},
+        notes=notes,
         labels=labels,
         provenance=_provenance(config or {}),
         file=file,
@@ -99,22 +138,41 @@ def input_spec(pretrained: Mapping[str, Any], default: InputSpec) -> InputSpec:
     """The input specification in a `pretrained_cfg`, with missing fields from `default`.
 
     Raises:
-        ValueError: `InputSpec` does not support its crop, or its size is not square.
+        ValueError: `InputSpec` does not support it.
     """
-    if pretrained.get("crop_mode", "center") != "center":
-        raise ValueError(f"crop_mode {pretrained['crop_mode']!r}; only center is supported")
-    _, height, width = pretrained.get("input_size", (3, default.height, default.width))
-    if height != width:
-        raise ValueError(f"images of {height}x{width}; only squares are supported")
+    mode = pretrained.get("crop_mode") or "center"
+    if mode not in CROPS:
+        raise ValueError(f"crop_mode {mode!r}; supported are {', '.join(CROPS)}")
+    _, *sides = pretrained.get("input_size", (3, default.height, default.width))
+    height, width = sides
     crop = pretrained.get("crop_pct", default.height / default.box[0])
     if type(crop) not in (int, float) or not 0 < crop <= 1:
         raise ValueError(f"crop_pct must be above 0 and at most 1, not {crop!r}")
+    mean = tuple(pretrained.get("mean", default.mean))
     return InputSpec(
-        size=height,
-        resize=math.floor(height / crop),
+        size=(height, width),
+        resize=(math.floor(height / crop), math.floor(width / crop)),
+        crop=CROPS[mode],
         interpolation=pretrained.get("interpolation", default.interpolation),
-        mean=pretrained.get("mean", default.mean),
-        std=pretrained.get("std", default.std),
+        mean=mean,
+        std=tuple(pretrained.get("std", default.std)),
+        channels=BY_COUNT.get(len(mean), "rgb"),
+        fill=tuple(round(255 * value) for value in mean) if mode == "border" else (),
+    )
+
+
+def _test_size(pretrained: Mapping[str, Any], spec: InputSpec) -> tuple[str, ...]:
+    """How to have the resolution that timm publishes some networks' accuracy for; it serves them
+    at the resolution of their training, unless asked."""
+    size = pretrained.get("test_input_size")
+    if not isinstance(size, list | tuple) or len(size) != 3:
+        return ()
+    crop = pretrained.get("test_crop_pct") or pretrained.get("crop_pct", 0.875)
+    if (size[1], size[2]) == (spec.height, spec.width) or size[1] != size[2]:
+        return ()
+    return (
+        f"timm tests it at {size[1]} pixels: --size {size[1]} --resize "
+        f"{math.floor(size[1] / crop)}",
     )
 
 
@@ -145,7 +203,12 @@ def _pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", pretrained)
 
 
-def _check_plain(config: Mapping[str, Any]) -> None:
+def _numerics(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Architecture` that a config says and names of tensors do not.
+
+    Raises:
+        ValueError: it is another network.
+    """
     if "architecture" not in config:
         raise ValueError("not a timm config: it names no architecture")
     architecture = str(config["architecture"]).partition(".")[0]
@@ -156,8 +219,23 @@ def _check_plain(config: Mapping[str, Any]) -> None:
     for pool in (config.get("global_pool", "avg"), arguments.pop("global_pool", "avg")):
         if pool not in AVERAGING:
             raise ValueError(f"global_pool {pool!r}; networks here average")
+    numerics: dict[str, Any] = {}
+    for family, antialias in (("resnetaa", "average"), ("resnetblur", "blur")):
+        if architecture.startswith(family):
+            numerics["antialias"] = antialias
+    layer = arguments.pop("aa_layer", None)
+    if layer:
+        if layer not in ANTIALIAS:
+            raise ValueError(f"aa_layer {layer!r}; supported are {', '.join(ANTIALIAS)}")
+        numerics["antialias"] = ANTIALIAS[layer]
+    stride = arguments.pop("output_stride", 32)
+    if stride not in STRIDES:
+        raise ValueError(f"output_stride must be one of 8, 16 and 32, not {stride!r}")
+    if STRIDES[stride]:
+        numerics["dilation"] = STRIDES[stride]
     if changed := [f"{key}={arguments[key]!r}" for key in arguments if key not in WITHOUT_EFFECT]:
         raise ValueError(f"built with {', '.join(changed)}: no longer a plain {architecture}")
+    return numerics
 
 
 def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:

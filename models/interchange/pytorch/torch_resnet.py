@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from models.bundle import BundleError
 from models.interchange.imported import NORMALISATION, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint
-from models.interchange.pytorch.layout import Layout, find, shown, to_ours
+from models.interchange.pytorch.layout import Layout
+from models.interchange.pytorch.location import locate
 from models.preprocess import CIFAR, IMAGENET
 
 LAYOUT = Layout(
     name="torch-resnet",
-    has=(r"init_layer\.", r"layers\.0\.0\."),
+    body=r"layers\.0\.0\.conv1\.weight",
+    has=(r"init_layer\.",),
     renames=(
         (r"^init_layer\.(?:0\.)?(weight|bias)$", r"stem.conv.\1"),
         (r"^init_layer\.1\.", "stem.norm."),
@@ -31,26 +32,27 @@ LAYOUT = Layout(
 
 
 def read(path: Path, said: Said) -> Imported:
-    """The weights of a torch-resnet network with a linear head, under our names.
+    """The weights of a torch-resnet network, under our names; whether it drops out is training's.
 
     Raises:
-        BundleError: the file cannot be read or is something else. `set_head` was never called
-            for a network without a head.
+        BundleError: the file cannot be read or is something else.
     """
-    tensors = read_checkpoint(path, said)
-    if find([LAYOUT], tensors) is None:
-        raise BundleError(
-            f"{path}: not a torch-resnet network; its first tensors: {shown(tensors)}"
-        )
-    renamed, architecture = to_ours(LAYOUT, tensors, path)
+    located = locate(
+        [LAYOUT], read_checkpoint(path, said), path, said, "not a torch-resnet network"
+    )
+    tensors, architecture, notes = located.to_ours(said)
     small = architecture.stem == "small"
     known = LAYOUT.normalised.get(architecture.num_classes) if small else None
     spec = CIFAR if small else IMAGENET
+    if known:
+        spec = replace(spec, mean=known[0], std=known[1])
+    spec, normalised = located.prepared(spec)
     return Imported(
         layout=LAYOUT.name,
-        tensors=renamed,
+        tensors=tensors,
         architecture=architecture,
-        spec=replace(spec, mean=known[0], std=known[1]) if known else spec,
-        said=frozenset({"padding"}),
-        asked=frozenset() if known else NORMALISATION,
+        spec=spec,
+        said=normalised | {"padding", "stride_at", "stem_stride", "pool", "antialias", "dilation"},
+        asked=frozenset() if known else NORMALISATION - normalised,
+        notes=notes,
     )

@@ -8,39 +8,50 @@ from models.bundle import BundleError
 from models.interchange import torchvision_weights
 from models.interchange.imported import DESCRIBED, INPUT, STRUCTURE, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint
-from models.interchange.pytorch.layout import TORCHVISION_RENAMES, Layout, find, shown, to_ours
+from models.interchange.pytorch.layout import (
+    CHILDREN,
+    TORCHVISION_BODY,
+    TORCHVISION_RENAMES,
+    Layout,
+)
+from models.interchange.pytorch.location import locate
 from models.preprocess import IMAGENET
 
 LAYOUT = Layout(
     name="torchvision",
-    has=(r"conv1\.", r"layer1\.0\.conv1\.weight"),
+    body=TORCHVISION_BODY,
+    has=(r"conv1\.",),
     lacks=(r"linear\.",),
     renames=TORCHVISION_RENAMES,
 )
+LAYOUTS = (LAYOUT, CHILDREN)
 
 
 def read(path: Path, said: Said) -> Imported:
     """The weights of `resnet*` or `wide_resnet*`, under our names.
 
     A file that torchvision publishes is recognised by its checksum and gets the published
-    resolution and accuracy; others get the resolution of `IMAGENET1K_V1`.
+    resolution and accuracy; for others those of `IMAGENET1K_V1` are assumed.
 
     Raises:
         BundleError: it cannot be read, or is something else.
     """
-    tensors = read_checkpoint(path, said)
-    if find([LAYOUT], tensors) is None:
-        raise BundleError(f"{path}: not a torchvision ResNet; its first tensors: {shown(tensors)}")
-    renamed, architecture = to_ours(LAYOUT, tensors, path)
+    located = locate(LAYOUTS, read_checkpoint(path, said), path, said, "not a torchvision ResNet")
+    tensors, architecture, notes = located.to_ours(said)
     if architecture.stem != "imagenet":
-        raise BundleError(f"{path}: has a stem for small images, which no torchvision network has")
+        raise BundleError(
+            f"{path}: has a stem for small images, which no torchvision network has; use --from "
+            "cifar"
+        )
+    spec, normalised = located.prepared(IMAGENET)
     row = torchvision_weights.of_file(path)
     return Imported(
-        layout=LAYOUT.name,
-        tensors=renamed,
+        layout=located.layout.name,
+        tensors=tensors,
         architecture=architecture,
-        spec=row.input if row else IMAGENET,
-        said=frozenset((*INPUT, *DESCRIBED, *STRUCTURE) if row else {"padding"}),
+        spec=row.input if row else spec,
+        said=frozenset((*INPUT, *DESCRIBED, *STRUCTURE)) if row else normalised | {"padding"},
+        notes=notes,
         metrics=row.metrics if row else {},
         provenance={"weights": row.weights} if row else {},
     )

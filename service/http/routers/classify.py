@@ -37,8 +37,9 @@ plain = APIRouter()
     openapi_extra=image_operation(ONE_IMAGE),
 )
 async def classify(request: Request, model: Name = None, top_k: TopK = None) -> Response:
-    """The most likely classes of one image: raw bytes, or a form with the field `image`."""
-    admission = admit(request.scope, model, top_k)
+    """The most likely classes of one image: raw bytes, or a form with the field `image`. The
+    model needs classes."""
+    admission = admit(request.scope, model, top_k, classifies=True)
     pipeline = admission.services.pipeline
     with admission.model.users:
         image = await read_one(request, admission)
@@ -106,8 +107,9 @@ async def compute(request: Request, admission: Admission, task: Task) -> Compute
     openapi_extra=image_operation(IMAGES),
 )
 async def classify_batch(request: Request, model: Name = None, top_k: TopK = None) -> Response:
-    """The most likely classes of several images in one form; a bad image fails alone."""
-    admission = admit(request.scope, model, top_k)
+    """The most likely classes of several images in one form; a bad image fails alone. The model
+    needs classes."""
+    admission = admit(request.scope, model, top_k, classifies=True)
     serving, services, k = admission.model, admission.services, admission.k
     share = QueueShare(services.pipeline, serving, admission.deadline)
 

@@ -1,4 +1,4 @@
-"""`POST /v1/embed`: an image's features, the input of the network's last layer."""
+"""`POST /v1/embed`: an image's features, the input of the network's head."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ a bias.
 from __future__ import annotations
 
 import io
+import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from pydantic_core import to_json
 
 from models import preprocess
+from models.preprocess import Channels
 from service.errors import BadParameter
 from service.http import schemas
 from service.http.admission import admit
@@ -30,7 +32,7 @@ from service.inference.tasks import Explain
 # From weak to strong evidence for the class.
 COLOURS = np.array([(20, 0, 60), (150, 20, 110), (240, 90, 40), (255, 210, 60)], float)
 MAX_OPACITY = 0.75  # opacity where the evidence for the class is strongest
-MIN_SIDE = 224  # pixels of the PNG: smaller inputs are enlarged
+MIN_SIDE = 224  # pixels of the PNG's longer side: smaller inputs are enlarged
 
 router = APIRouter()
 
@@ -51,7 +53,8 @@ async def explain(
         Literal["json", "png"], Query(description="png: the map drawn over the network's input")
     ] = "json",
 ) -> Response:
-    """Each position's contribution to a class's logit (before the temperature), for one image."""
+    """Each position's contribution to a class's logit (before the temperature), for one image. The
+    model needs a head of one linear layer."""
     admission = admit(request.scope, model, None)
     _check(admission.model, class_id)
     computed = await compute(request, admission, Explain(class_id))
@@ -60,15 +63,24 @@ async def explain(
     if format == "json":
         return Response(to_json(body), 200, headers, "application/json")
     grid = np.array(body["grid"], np.float32)
-    picture = await admission.services.lane.run(_draw, computed.decoded.pixels, grid)
+    seen = computed.decoded.pixels, computed.model.input.channels
+    picture = await admission.services.lane.run(_draw, *seen, grid)
     return Response(picture, 200, headers, "image/png")
 
 
 def _check(model: Model, class_id: int | None) -> None:
-    if model.map_side < 2:
+    if not model.labels:
+        raise BadParameter(f"{model.name} cannot explain: it has no classes; use POST /v1/embed")
+    if math.prod(model.map_sides) < 2:
+        size = f"{model.input.width} x {model.input.height}"
         raise BadParameter(
             f"{model.name} cannot explain: its last feature maps have a single position, "
-            f"because it downsamples inputs of {model.input.size} pixels too far"
+            f"because it downsamples inputs of {size} pixels too far"
+        )
+    if not model.explains:
+        raise BadParameter(
+            f"{model.name} cannot explain: its head has several layers, and a class activation "
+            "map needs a single linear one"
         )
     if class_id is not None and class_id >= len(model.labels):
         raise BadParameter(f"class_id must be from 0 to {len(model.labels) - 1}, not {class_id}")
@@ -78,7 +90,7 @@ def _explanation(class_id: int | None, computed: Computed) -> dict[str, Any]:
     """The JSON of a `schemas.Explanation`."""
     model, row, detail = computed.model, computed.row, computed.row.detail
     assert detail is not None
-    grid, bias = detail[:-1].reshape(model.map_side, model.map_side), float(detail[-1])
+    grid, bias = detail[:-1].reshape(model.map_sides), float(detail[-1])
     if class_id is None:
         class_id = int(row.classes[0])
     probability = float(row.probabilities[row.classes == class_id][0])
@@ -98,11 +110,22 @@ def _explanation(class_id: int | None, computed: Computed) -> dict[str, Any]:
     }
 
 
-def _draw(pixels: NDArray[Any], grid: NDArray[np.float32]) -> bytes:
-    """A PNG of the evidence for the class, as colour over the pixels uint8 [H, W, 3]."""
-    side = max(1, round(MIN_SIDE / len(pixels))) * len(pixels)
-    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-    smooth = Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)
+def _picture(pixels: NDArray[Any], channels: Channels) -> Image.Image:
+    """The network's input uint8 [H, W, C] in mode RGB."""
+    if channels == "grey":
+        pixels = pixels[:, :, 0]
+    elif channels == "bgr":
+        pixels = pixels[:, :, ::-1]
+    return preprocess.upright_rgb(Image.fromarray(pixels))
+
+
+def _draw(pixels: NDArray[Any], channels: Channels, grid: NDArray[np.float32]) -> bytes:
+    """A PNG of the evidence for the class, as colour over the pixels uint8 [H, W, C]."""
+    height, width = pixels.shape[:2]
+    times = max(1, round(MIN_SIDE / max(height, width)))
+    size = times * width, times * height
+    image = _picture(pixels, channels).resize(size, Image.Resampling.NEAREST)
+    smooth = Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
     strength = np.maximum(np.asarray(smooth), 0) / max(float(grid.max()), 1e-6)
     strength = np.minimum(strength, 1)
     steps = np.linspace(0, 1, len(COLOURS))

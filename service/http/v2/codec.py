@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,16 +43,18 @@ Image = bytes | Pixels
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """A request's images, and its JSON. `timeout`: seconds; None: the default."""
+    """A request's images, and its JSON. `timeout`: seconds; None: the default. `default`: the
+    output for a request that names none."""
 
     message: InferenceRequest
     images: list[Image]
     timeout: float | None
+    default: str = PROBABILITIES
 
     @property
     def outputs(self) -> list[Output]:
-        """The requested outputs; by default the probabilities."""
-        return self.message.outputs or [Output(name=PROBABILITIES)]
+        """The requested outputs."""
+        return self.message.outputs or [Output(name=self.default)]
 
     @property
     def task(self) -> Task:
@@ -64,10 +67,12 @@ class ParsedRequest:
 
 def shapes(spec: InputSpec) -> dict[str, list[tuple[int, ...]]]:
     """The shapes of one image for each input; the first is the canonical one."""
-    side = spec.size
-    planes, rows = (3, side, side), (side, side, 3)
-    # With three pixels a side the layout would be ambiguous.
-    return {IMAGE: [(1,), ()], PIXELS: [rows], INPUT: [planes, rows] if side != 3 else [planes]}
+    height, width, channels = spec.shape
+    rows: tuple[int, ...] = spec.shape
+    planes: tuple[int, ...] = (channels, height, width)
+    # With as many pixels a side as channels the layout would be ambiguous.
+    layouts = [planes, rows] if rows != planes else [planes]
+    return {IMAGE: [(1,), ()], PIXELS: [rows], INPUT: layouts}
 
 
 def read(body: bytes, json_length: str | None, spec: InputSpec, max_images: int) -> ParsedRequest:
@@ -123,15 +128,17 @@ def max_inflated(json_length: str | None, spec: InputSpec, max_images: int, comp
     """
     if json_length is None:
         return MAX_JSON_BYTES
-    tensor = max_images * spec.size**2 * 3 * tensors.DTYPES["FP32"].itemsize
+    tensor = max_images * math.prod(spec.shape) * tensors.DTYPES["FP32"].itemsize
     return MAX_JSON_BYTES + max(tensor, MAX_EXPANSION * compressed)
 
 
 def check_json(text: bytes, spec: InputSpec, max_images: int) -> None:
     """Raises `TooLarge` if parsing `text` would be too expensive, or it has more than the largest
     tensor of the model."""
-    rows = max_images * (spec.size + 1)
-    values, lists = rows * spec.size * 3 + JSON_BESIDE, rows * (spec.size + 1) + JSON_BESIDE
+    height, width, channels = spec.shape
+    rows = max_images * (height + 1)
+    values = rows * width * channels + JSON_BESIDE
+    lists = rows * (max(width, channels) + 1) + JSON_BESIDE
     for count, limit, unit in (
         (len(text), MAX_JSON_BYTES, "bytes"),
         (text.count(b","), min(values, MAX_JSON_VALUES), "values"),
@@ -184,7 +191,7 @@ def binary_data(tensor: Input, tail: memoryview) -> memoryview | None:
 def images_of(
     tensor: Input, shape: Sequence[int], raw: memoryview | None, spec: InputSpec
 ) -> list[Image]:
-    """The images [N], files or pixels [H, W, 3]."""
+    """The images [N], files or pixels [H, W, C]."""
     if tensor.name == IMAGE:
         if raw is None:
             return [*tensors.elements_of_text(tensor.data or [], shape[0])]
@@ -201,7 +208,7 @@ def images_of(
 
 
 def pixels_of(normalised: NDArray[np.float32], spec: InputSpec) -> NDArray[np.float32]:
-    """Undoes the model's normalisation: float32 pixels [H, W, 3] from 0 to 255.
+    """Undoes the model's normalisation: float32 pixels [H, W, C] from 0 to 255.
 
     Raises:
         InvalidInput: a value is not finite, or far from any pixel's.

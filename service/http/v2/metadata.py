@@ -42,8 +42,16 @@ def server() -> dict[str, Any]:
 
 
 def outputs(model: Model) -> dict[str, int]:
-    """The outputs, all FP32, with their length for one image."""
-    return {PROBABILITIES: len(model.labels), EMBEDDING: model.channels}
+    """The outputs, all FP32, with their length for one image; the first is the default."""
+    probabilities = {PROBABILITIES: len(model.labels)} if model.labels else {}
+    return {**probabilities, EMBEDDING: model.channels}
+
+
+def parameters(model: Model) -> dict[str, str]:
+    """What shapes do not say: the order of the channels of tensors, and whether the probabilities
+    are of exclusive classes, and add up to 1, or of independent labels."""
+    classes = {"outputs": model.outputs} if model.labels else {}
+    return {"channels": model.input.channels, **classes}
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -61,6 +69,7 @@ def metadata(model: Model) -> dict[str, Any]:
             {"name": name, "datatype": "FP32", "shape": [-1, length]}
             for name, length in outputs(model).items()
         ],
+        "parameters": parameters(model),
     }
 
 
@@ -105,7 +114,13 @@ def configuration(model: Model, settings: Settings) -> dict[str, Any]:
                 "max_queue_size": model.limits.max_queue,
             },
         },
-        "parameters": {name: {"string_value": str(card[name])} for name in ("engine", "precision")},
+        "parameters": {
+            name: {"string_value": str(value)}
+            for name, value in (
+                *((name, card[name]) for name in ("engine", "precision")),
+                *parameters(model).items(),
+            )
+        },
     }
 
 

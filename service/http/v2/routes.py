@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ async def infer(request: Request) -> Response:
                 parsed = await until_disconnect(request, work)
         del body
         lengths = metadata.outputs(serving)
-        check_outputs(parsed, lengths)
+        parsed = replace(parsed, default=next(iter(lengths)))
+        check_outputs(parsed, serving)
         deadline = deadline_of(request, admission.deadline, arrived, parsed.timeout)
         priority = services.keys.permitted(request.scope, parsed.priority)
         received = record_of(request.scope).received if len(parsed.images) == 1 else 0.0
@@ -122,10 +124,15 @@ async def compute_all(share: QueueShare, parsed: ParsedRequest, priority: Priori
     return await gather(compute_one(*each) for each in enumerate(parsed.images, 1))
 
 
-def check_outputs(parsed: ParsedRequest, known: dict[str, int]) -> None:
-    """Raises `InvalidInput`: an output is unknown or requested twice."""
+def check_outputs(parsed: ParsedRequest, serving: Model) -> None:
+    """Raises `InvalidInput`: an output is unknown or requested twice, or the model lacks it."""
+    known = metadata.outputs(serving)
     names = [output.name for output in parsed.outputs]
     for name in names:
+        if name == codec.PROBABILITIES and name not in known:
+            raise InvalidInput(
+                f"outputs: the model {serving.name} has no classes; request {codec.EMBEDDING}"
+            )
         if name not in known:
             raise InvalidInput(f"outputs: unknown output {name!r}; use {', '.join(known)}")
         if names.count(name) > 1:

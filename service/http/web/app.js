@@ -1,11 +1,11 @@
 import { UNREACHABLE } from "./api.js";
 import * as camera from "./camera.js";
-import { $, made, percent } from "./elements.js";
+import { $, made } from "./elements.js";
 import * as key from "./key.js";
 import * as live from "./live.js";
 import * as map from "./map.js";
 import * as models from "./models.js";
-import { markChosen, showPredictions, showTiming } from "./predictions.js";
+import { figureOf, markChosen, showPredictions, showTiming } from "./predictions.js";
 import { post, typeOf } from "./sending.js";
 import * as snippets from "./snippets.js";
 
@@ -20,13 +20,15 @@ let running = new AbortController(); // aborts all requests for the pictures
 let mapping = new AbortController(); // aborts the request for a map
 
 const isTiny = (image) => Math.max(image.naturalWidth, image.naturalHeight) < TINY;
+const classless = () => models.serving()?.num_classes === 0;
 const mapped = () => models.serving()?.explain === true;
 
 /** The request for a picture. */
 function requestFor(file) {
   const [model, topK] = [$("model").value, Number($("top-k").value)];
-  const path = `v1/classify?model=${encodeURIComponent(model)}&top_k=${topK}`;
-  return { path, model, topK, name: file.name, type: typeOf(file), keyed: key.current() !== null };
+  const [endpoint, more] = classless() ? ["embed", ""] : ["classify", `&top_k=${topK}`];
+  const path = `v1/${endpoint}?model=${encodeURIComponent(model)}${more}`;
+  return { path, endpoint, model, topK, name: file.name, type: typeOf(file), keyed: key.current() !== null };
 }
 
 // Pictures.
@@ -114,6 +116,11 @@ async function classifyAll() {
 }
 
 async function classify(picture, signal) {
+  if (classless()) {
+    picture.error = `The model ${models.serving().name} has no classes; use POST /v1/embed.`;
+    showOutcome(picture);
+    return;
+  }
   const started = performance.now();
   try {
     const answer = await post(picture, requestFor(picture.file).path, signal, showWaiting);
@@ -131,7 +138,7 @@ function outcomeOf({ answer, error, wait }) {
   if (error) return ["failed", "refused"];
   if (!answer) return [wait ? "waiting" : "…", "waiting"];
   const [{ label, probability }] = answer.predictions;
-  return [`${label} ${percent(probability)}`, "done"];
+  return [`${label} ${figureOf(probability, models.independent())}`, "done"];
 }
 
 /** Shows a picture's state on its card and, if it is the chosen one, in the results. */
@@ -139,8 +146,11 @@ function showOutcome(picture) {
   showWaiting(picture);
   if (picture !== chosen) return;
   const { answer } = picture;
-  const choosable = mapped() ? (classId) => showMap(picture, classId) : null;
-  showPredictions(answer?.predictions ?? [], picture.classId, choosable);
+  showPredictions(answer?.predictions ?? [], {
+    chosen: picture.classId,
+    choose: mapped() ? (classId) => showMap(picture, classId) : null,
+    independent: models.independent(),
+  });
   $("timing").hidden = !answer;
   if (answer) showTiming(answer, picture.seen);
   showMapState();
@@ -188,7 +198,9 @@ function showMapState() {
     $("map").setAttribute("aria-label", `Activation map for ${explanation.label}. ${note}`);
     [$("lowest").textContent, $("highest").textContent] = map.limits(explanation);
   } else if (answer && !mapped()) {
-    note = `${answer.model} has no activation map: its last feature map has a single position.`;
+    note = `${answer.model} has no activation map: ${models.serving()?.configuration.head.length
+      ? "its head has several layers."
+      : "its last feature map has a single position."}`;
   } else if (on && mapError) {
     note = mapError;
   }

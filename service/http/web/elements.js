@@ -17,6 +17,11 @@ export function percent(share) {
   return share < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;
 }
 
+/** The probability of a label that shares no 100 % with others, with three digits. */
+export function alone(probability) {
+  return probability < 0.0005 ? "<\u00a00.001" : probability.toFixed(3);
+}
+
 /** A duration given in milliseconds, with three digits. */
 export function milliseconds(time) {
   return time >= 1000 ? `${(time / 1000).toFixed(2)} s` : `${time.toFixed(time < 100 ? 1 : 0)} ms`;

@@ -82,12 +82,17 @@ export function drawRamp(canvas) {
 const signed = (text) => text.replace("-", "−");
 
 /** Describes the map in words. */
-export function describe({ label, grid, logit, bias }) {
+export function describe({ label, grid, region, logit, bias }) {
   const values = grid.flat();
   const best = values.indexOf(Math.max(...values));
-  const third = (place, cells) => Math.min(2, Math.floor((3 * (place + 0.5)) / cells));
-  const row = ROWS[third(Math.floor(best / grid[0].length), grid.length)];
-  const column = COLUMNS[third(best % grid[0].length, grid[0].length)];
+  // Of the image, beyond which a letterboxed region goes.
+  const third = (place, cells, start, length) => {
+    const share = start + (length * (place + 0.5)) / cells;
+    return Math.min(2, Math.max(0, Math.floor(3 * share)));
+  };
+  const [line, across] = [Math.floor(best / grid[0].length), best % grid[0].length];
+  const row = ROWS[third(line, grid.length, region.top, region.height)];
+  const column = COLUMNS[third(across, grid[0].length, region.left, region.width)];
   const [mean, added, total] = [logit - bias, bias, logit].map((value) => signed(value.toFixed(2)));
   const place = row === "middle" && column === "centre" ? "in the middle" : `at the ${row} ${column}`;
   return `The strongest evidence for ${label} is ${place}. `

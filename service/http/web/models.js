@@ -38,12 +38,26 @@ export async function list(listed) {
   if (waiting.some((model) => model.state === "loading")) timer = setTimeout(list, AGAIN, listed);
 }
 
+/** Whether the chosen model's labels are independent: their probabilities do not share 100 %. */
+export const independent = () => serving()?.outputs === "independent";
+
+function inputOf({ size, channels }) {
+  const [height, width] = Array.isArray(size) ? size : [size, size];
+  return `${width} × ${height} ${{ grey: "grey ", rgba: "RGBA " }[channels] ?? ""}pixels`;
+}
+
+function classesOf({ num_classes: count, embedding }) {
+  if (!count) return `no classes, embeddings of ${embedding} numbers`;
+  return `${count} ${independent() ? "independent labels" : "classes"}`;
+}
+
 /** Shows the chosen model's description and its choices of top k. */
 export function show() {
   const model = serving();
   if (!model) return;
   const sizes = TOP_K.filter((size) => size <= model.num_classes);
   const count = Number($("top-k").value || 5);
+  $("top-k").disabled = !sizes.length;
   $("top-k").replaceChildren(...sizes.map((size) => {
     const option = made("option", {}, String(size));
     option.selected = size <= count;
@@ -51,7 +65,7 @@ export function show() {
   }));
   $("about").textContent = model.state === "ready" || !model.reason
     ? `${model.architecture}, ${(model.parameters / 1e6).toFixed(2)} million parameters, `
-      + `${model.num_classes} classes, ${model.input.size} × ${model.input.size} pixels; `
+      + `${classesOf(model)}, ${inputOf(model.input)}; `
       + `${model.engine ?? "loading"}, ${model.precision}, on ${model.device}`
     : `${model.name} is ${model.state}: ${model.reason}`;
 }

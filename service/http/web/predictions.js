@@ -1,26 +1,34 @@
-import { $, made, milliseconds, percent } from "./elements.js";
+import { $, alone, made, milliseconds, percent } from "./elements.js";
 
 const PHASES = [
   ["accept", "Accepting"], ["decode", "Decoding"], ["queue", "Queueing"], ["inference", "Inference"],
   ["rest", "Other"],
 ];
 
-function row({ label, probability }) {
+export const figureOf = (probability, independent) => (independent ? alone : percent)(probability);
+
+function row({ label, probability }, independent) {
   const fill = made("span", { class: "fill" });
   fill.style.width = `${100 * probability}%`;
   return [
     made("span", { class: "label" }, label),
-    made("span", { class: "figure" }, percent(probability)),
+    made("span", { class: "figure" }, figureOf(probability, independent)),
     made("span", { class: "track" }, fill),
   ];
 }
 
-/** Shows classes as bars; with `choose`, as buttons, of which `chosen` is pressed. */
-export function showPredictions(predictions, chosen, choose) {
+/**
+ * Shows classes as bars; with `choose`, as buttons, of which `chosen` is pressed. `independent` labels
+ * have a scale each, from absent to present.
+ */
+export function showPredictions(predictions, { chosen, choose, independent }) {
+  $("predictions").classList.toggle("independent", independent);
+  $("independent").hidden = !(independent && predictions.length);
   const rows = predictions.map((prediction) => {
-    if (!choose) return made("div", { class: "row" }, ...row(prediction));
+    const parts = row(prediction, independent);
+    if (!choose) return made("div", { class: "row" }, ...parts);
     const pressed = prediction.class_id === chosen;
-    const button = made("button", { type: "button", class: "row", "aria-pressed": pressed }, ...row(prediction));
+    const button = made("button", { type: "button", class: "row", "aria-pressed": pressed }, ...parts);
     button.addEventListener("click", () => choose(prediction.class_id));
     return button;
   });

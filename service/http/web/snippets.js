@@ -21,7 +21,12 @@ function curl({ url, name, type, keyed }) {
 // JSON strings are valid Python literals.
 const text = JSON.stringify;
 
-function python({ place, name, type, model, topK, keyed }) {
+function python({ place, name, type, model, topK, keyed, endpoint }) {
+  const count = endpoint === "embed" ? "" : `, "top_k": ${topK}`;
+  const printing = endpoint === "embed"
+    ? `print(response.json()["embedding"])`
+    : `for prediction in response.json()["predictions"]:
+    print(f"{prediction['probability']:6.1%}  {prediction['label']}")`;
   const key = keyed ? `\n        "X-API-Key": os.environ["API_KEY"],` : "";
   return `${keyed ? "import os\n" : ""}from pathlib import Path
 
@@ -29,32 +34,34 @@ import httpx
 
 response = httpx.post(
     ${text(place)},
-    params={"model": ${text(model)}, "top_k": ${topK}},
+    params={"model": ${text(model)}${count}},
     headers={
         "Content-Type": ${text(type)},${key}
     },
     content=Path(${text(name)}).read_bytes(),
 )
 response.raise_for_status()
-for prediction in response.json()["predictions"]:
-    print(f"{prediction['probability']:6.1%}  {prediction['label']}")`;
+${printing}`;
 }
 
-function client({ base, name, model, topK, keyed }) {
+function client({ base, name, model, topK, keyed, endpoint }) {
+  const [call, more, printing] = endpoint === "embed"
+    ? ["embed", "", "print(result.embedding)"]
+    : ["classify", `, top_k=${topK}`, `for prediction in result.predictions:
+    print(f"{prediction.probability:6.1%}  {prediction.label}")`];
   const key = keyed ? `, key=os.environ["API_KEY"]` : "";
   return `${keyed ? "import os\n\n" : ""}from service.client import Client
 
 with Client(${text(base)}${key}) as client:
-    result = client.classify(
-        ${text(name)}, model=${text(model)}, top_k=${topK}
+    result = client.${call}(
+        ${text(name)}, model=${text(model)}${more}
     )
-for prediction in result.predictions:
-    print(f"{prediction.probability:6.1%}  {prediction.label}")`;
+${printing}`;
 }
 
 function snippet(language, request, answer) {
   const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
-  const place = `${base}/v1/classify`;
+  const place = `${base}/v1/${request.endpoint}`;
   const whole = { ...request, base, place, url: `${base}/${request.path}` };
   if (language === "response") return answer ? JSON.stringify(answer, null, 2) : "No response yet.";
   return { curl, python, client }[language](whole);

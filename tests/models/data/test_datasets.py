@@ -6,6 +6,7 @@ import io
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from PIL import Image
 from models import labels
 from models.data import datasets
 from models.data.datasets import Dataset
+from models.data.streamed import stream
 from models.preprocess import CIFAR, resize_and_crop
+from service.inference.decoding import decode_image
 from tests.support.shared import SHARED, needs_shared
 
 SPEC = replace(CIFAR, size=6, resize=8)
@@ -45,6 +48,34 @@ FILES = {
     "frog/.DS_Store": b"not an image",
 }
 CLASSES = ("ape", "cat", "frog")
+
+
+SPECS: list[dict[str, Any]] = [
+    {"channels": "grey", "mean": (0.5,), "std": (0.5,)},
+    {"channels": "bgr"},
+    {"channels": "rgba", "mean": (0.5,) * 4, "std": (0.5,) * 4},
+    {"crop": "squash"},
+    {"crop": "letterbox", "fill": (10, 20, 30)},
+    {"size": (4, 6), "resize": (5, 9)},
+]
+
+
+@pytest.mark.parametrize("changes", SPECS)
+def test_images_are_prepared_as_serving_prepares_them(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    spec = replace(SPEC, **changes)
+    data = datasets.read(folder(tmp_path), spec)
+    assert data.images.shape == (6, *spec.shape)
+    names = sorted(name for name in FILES if name.split(".")[-1].lower() in KINDS)
+    for name, image in zip(names, data.images, strict=True):
+        served = decode_image(FILES[name], spec, 10_000)
+        assert np.array_equal(image, served.pixels), name
+    streamed = np.concatenate([images for images, _ in stream(tmp_path, spec, batch_size=4)])
+    assert np.array_equal(streamed, data.images)
+
+
+KINDS = ("png", "jpg", "jpeg", "gif", "webp")
 
 
 def folder(path: Path, files: dict[str, bytes] = FILES) -> Path:

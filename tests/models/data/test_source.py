@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,53 @@ def test_small_images_are_resident_and_large_ones_or_many_are_streamed(tmp_path:
         assert [images.shape for images, _ in batches] == [(3, 32, 32, 3)] * 2
         for images, targets in batches:
             assert (images[:, 0, 0, 0] % 2 == targets).all()
+
+
+def test_a_source_says_what_it_applies(tmp_path: Path) -> None:
+    asked = Augmentation(crop_padding=2, padding_mode="reflect", alternate_flip=True, cutout=3)
+    path = folder(tmp_path)
+    small = open_source(path, CIFAR, "cpu", augmentation=asked)
+    assert small.applied == {
+        "crops": "padded",
+        "crop_padding": 2,
+        "padding_mode": "reflect",
+        "alternate_flip": True,
+        "cutout": 3,
+    }
+    large = open_source(path, IMAGENET, "cpu", augmentation=asked)
+    assert large.applied == {"crops": "resized", "alternate_flip": True, "cutout": 3}
+    fill = replace(asked, cutout=448, cutout_fill=(9, 8, 7))
+    ((images, _),) = epoch(open_source(path, IMAGENET, "cpu", augmentation=fill))
+    assert set(map(tuple, images.reshape(-1, 3).tolist())) == {(9, 8, 7)}
+
+
+def test_photographs_are_resized_as_the_network_is_served(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path / "train" / "cat" / "0.png")
+    one, other = (
+        epoch(open_source(path, replace(IMAGENET, interpolation=each), "cpu"))
+        for each in ("bilinear", "nearest")
+    )
+    assert not same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"channels": "grey", "mean": (0.5,), "std": (0.5,)}, "grey ones"),
+        ({"channels": "bgr"}, "bgr ones"),
+        ({"size": (32, 40), "resize": (32, 40)}, "ones of 32 x 40 pixels"),
+        ({"crop": "letterbox"}, "ones with bars"),
+    ],
+)
+def test_training_takes_square_rgb_images_without_bars(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    spec = replace(CIFAR, **changes)
+    for opened in (lambda: open_source(tmp_path, spec, "cpu"), lambda: held_out(tmp_path, spec, 1)):
+        with pytest.raises(ValueError, match=f"takes square RGB images; .* input is {words}"):
+            opened()
 
 
 def test_images_left_out_are_reported(tmp_path: Path) -> None:

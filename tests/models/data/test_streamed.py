@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.data import datasets
+from models.data.augment import Augmentation, cutout
 from models.data.collection import Collection, InMemory, find
 from models.data.crops import RandomCrop
 from models.data.loading import Loading
@@ -83,8 +84,61 @@ def test_a_batch_holds_the_crops_of_its_images(tmp_path: Path) -> None:
             assert np.array_equal(image.numpy(), expected)
 
 
-def test_ranks_together_see_what_one_process_sees_from_any_batch_on(tmp_path: Path) -> None:
-    source = streamed(folder(tmp_path))
+def plain(**fields: Any) -> Augmentation:
+    return Augmentation(crop_padding=0, **fields)
+
+
+def test_an_images_flip_alternates_between_epochs(tmp_path: Path) -> None:
+    found = find(folder(tmp_path))
+    source = Streamed(found, RandomCrop(size=8), augmentation=plain(alternate_flip=True))
+    crop = RandomCrop(size=8, flip=False)
+    flips: list[dict[int, bool]] = []
+    for number in range(3):
+        flips.append({})
+        chosen = torch.cat(list(global_batches(COUNT, 1, number, 0, 7)))
+        images = torch.cat([images for images, _ in epoch(source, epoch=number, batch_size=7)])
+        for image, index in zip(images.numpy(), chosen.tolist(), strict=True):
+            upright = crop(found.images.open(index), mix("crop", 1, number, index))
+            flips[-1][index] = not np.array_equal(image, upright)
+            expected = upright[:, ::-1] if flips[-1][index] else upright
+            assert np.array_equal(image, expected)
+    assert 0 < sum(flips[0].values()) < COUNT
+    assert flips[1] == {index: not mirrored for index, mirrored in flips[0].items()}
+    assert flips[2] == flips[0]
+
+
+def test_cutout_fills_a_square_of_each_photograph(tmp_path: Path) -> None:
+    folder(tmp_path)
+    fill = (1, 2, 3)
+    cut = Streamed(
+        find(tmp_path),
+        RandomCrop(size=8),
+        augmentation=plain(cutout=3, cutout_fill=fill),
+    )
+    chosen = zip(epoch(streamed(tmp_path), epoch=2), epoch(cut, epoch=2), strict=True)
+    for step, ((before, _), (after, _)) in enumerate(chosen):
+        generator = torch.Generator().manual_seed(mix("augment", 1, 2, step))
+        assert torch.equal(after, cutout(before, 3, generator, fill))
+        assert not torch.equal(after, before)
+
+
+def test_it_says_what_it_applies(tmp_path: Path) -> None:
+    found = find(folder(tmp_path))
+    asked = Augmentation(crop_padding=50, padding_mode="reflect", alternate_flip=True, cutout=4)
+    source = Streamed(found, RandomCrop(size=8), augmentation=asked)
+    assert source.applied == {"crops": "resized", "alternate_flip": True, "cutout": 4}
+    unflipped = Streamed(found, RandomCrop(size=8, flip=False), augmentation=asked)
+    assert unflipped.applied["alternate_flip"] is False
+
+
+AUGMENTED = Augmentation(alternate_flip=True, cutout=4)
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), AUGMENTED])
+def test_ranks_together_see_what_one_process_sees_from_any_batch_on(
+    tmp_path: Path, augmentation: Augmentation
+) -> None:
+    source = Streamed(find(folder(tmp_path)), RandomCrop(size=8), augmentation=augmentation)
     whole = epoch(source)
     for world in (2, 3):
         for rank in range(world):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.evaluation.confidence import BINS, reliability
+from models.evaluation.confidence import BINS, independent_reliability, reliability
 
 
 def answers(count: int, classes: int = 4) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -57,6 +57,15 @@ def test_an_edge_belongs_to_the_bin_below_and_certainty_to_the_last() -> None:
     np.testing.assert_array_equal(found.accuracy, [np.nan, 1, 0, 1])
     np.testing.assert_array_equal(found.confidence, [np.nan, 0.5, 0.75, 1])
     assert found.ece == pytest.approx((0.5 + 0.75 + 0) / 3)
+
+
+def test_independent_labels_are_binned_by_their_probability() -> None:
+    rows = np.array([[0.1, 0.9], [0.6, 1.0]], dtype=np.float32)
+    present = np.array([[False, True], [True, False]])
+    found = independent_reliability(rows, present, bins=2)
+    assert found.counts.tolist() == [1, 3], "each pair of an image and a label"
+    assert found.right.tolist() == [0, 2], "those that are present"
+    assert found.ece == pytest.approx((0.1 + abs(2 - 2.5)) / 4)
 
 
 def test_answers_as_sure_as_they_are_right_have_no_error() -> None:

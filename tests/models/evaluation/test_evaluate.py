@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,13 @@ def test_accuracy_is_what_a_person_counts_in_batches_of_any_size(batch_size: int
     assert (measured.top1, measured.top5, measured.images) == (2 / 6, 4 / 6, 6)
     assert sum(steps) == 6
     assert max(steps) == min(batch_size, 6)
+
+
+def test_images_with_several_classes_are_refused() -> None:
+    several = np.eye(7, dtype=np.bool_)[TARGETS] | np.eye(7, dtype=np.bool_)[0]
+    data = replace(numbered(TARGETS), targets=several)
+    with pytest.raises(ValueError, match="several labels or none, and the classes are exclusive"):
+        evaluate(looked_up, batches(data, 4))
 
 
 def test_with_five_classes_or_fewer_every_answer_is_among_the_first_five() -> None:

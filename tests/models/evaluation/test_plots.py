@@ -56,6 +56,10 @@ def test_reliability_is_drawn(tmp_path: Path) -> None:
     plots.draw_reliability(reliability(rows, np.array([1, 0, 1])), tmp_path / "x.png", "title")
     drawn(tmp_path / "x.png")
     plots.draw_reliability(reliability(rows, np.array([1, 0, 1])), tmp_path / "x.svg")
+    exclusive = drawn(tmp_path / "x.png")
+    bins = reliability(rows, np.array([1, 0, 1]))
+    plots.draw_reliability(bins, tmp_path / "y.png", "title", independent=True)
+    assert not np.array_equal(drawn(tmp_path / "y.png"), exclusive), "its axes have other names"
 
 
 def test_what_cannot_be_drawn_is_said_at_once(

@@ -10,18 +10,18 @@ import re
 import pytest
 
 SLOW = re.compile(
-    r"test_keras\.py::.*applications.*\[ResNet(101|152)"
-    r"|test_keras\.py::test_other_numerics.*\[ResNet50V2-(stride_block|preact)"
-    r"|test_flax\.py::.*\[(34|152|200)\]"
-    r"|test_flax\.py::test_orbax.*\[50\]"
-    r"|test_flax\.py::test_the_imagenet_examples.*\[50\]"
+    r"keras/test_importer\.py::.*applications.*\[ResNet(101|152)"
+    r"|keras/test_importer\.py::test_other_numerics.*\[ResNet50V2-(stride_block|preact)"
+    r"|flax/test_importer\.py::.*\[(34|152|200)\]"
+    r"|flax/test_importer\.py::test_orbax.*\[50\]"
+    r"|flax/test_importer\.py::test_the_imagenet_examples.*\[50\]"
     r"|test_huggingface\.py::test_the_published.*resnet(34|101)"
     r"|test_torch_resnet\.py::test_the_deepest"
     r"|test_torch_resnet\.py::test_every_class.*ResNet(101|152|200)\]"
-    r"|test_onnx\.py::test_what_torchs_new_exporter"
+    r"|onnx/test_importer\.py::test_what_torchs_new_exporter"
     r"|test_export\.py::(.*wide_resnet|test_a_round_trip.*(resnet18|timm.*pth))"
     r"|test_(torchvision|timm)\.py::test_every.*\[(wide_resnet|resnet(26|34|(v2_)?1\d\d|200)\])"
-    r"|test_onnx\.py::.*zoo.*resnet(101|152)"
+    r"|onnx/test_importer\.py::.*zoo.*resnet(101|152)"
 )
 
 

@@ -5,24 +5,31 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+from onnx import numpy_helper
 
 from models import bundle
-from models.interchange import convert, hub, torchvision_weights
+from models.interchange import convert, hub, onnx_zoo, torchvision_weights
+from models.interchange.comparison import compare
 from models.interchange.download import DownloadError
 from models.preprocess import IMAGENET
 from models.resnet import build
 from service.errors import ConfigError
 from service.repository import catalog
-from tests.support import libraries
+from tests.support import gluon, libraries
 
 # A hub with these files; nothing else.
 Files = dict[str, bytes]
@@ -158,6 +165,83 @@ def test_what_is_wrong_is_one_line(
     with pytest.raises(DownloadError, match="cannot be downloaded"):
         hub.from_torchvision("resnet18", tmp_path)
     assert "name a repository as OWNER/NAME" in refusal("hf:resnet-50")
+
+
+@pytest.fixture(scope="module")
+def zoo_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A narrow ResNet-18 as the ONNX model zoo publishes one: alone, and with its test data."""
+    folder = tmp_path_factory.mktemp("zoo") / "resnet18v1"
+    folder.mkdir()
+    model = folder / "resnet18v1.onnx"
+    onnx.save(gluon.Zoo("resnet18-v1-7", widths=(8, 16, 32, 64)).model, model)
+    session = onnxruntime.InferenceSession(str(model))
+    images = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
+    outputs = {"input_0": images, "output_0": session.run(None, {"data": images})[0]}
+    (folder / "test_data_set_0").mkdir()
+    for name, array in outputs.items():
+        content = numpy_helper.from_array(array).SerializeToString()
+        (folder / "test_data_set_0" / f"{name}.pb").write_bytes(content)
+    with tarfile.open(folder.parent / "m.tar.gz", "w:gz") as archive:
+        archive.add(folder, "resnet18v1")
+    return {
+        "/resnet18-v1-7.onnx": model.read_bytes(),
+        "/resnet18-v1-7.tar.gz": (folder.parent / "m.tar.gz").read_bytes(),
+    }
+
+
+@pytest.fixture
+def zoo(
+    server: Hub, zoo_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> onnx_zoo.ZooModel:
+    """The zoo's table, as if it published that file on this machine."""
+    model, archive = (hashlib.sha256(content).hexdigest() for content in zoo_files.values())
+    size = len(zoo_files["/resnet18-v1-7.onnx"])
+    made = replace(onnx_zoo.MODELS[0], size=size, sha256=model, archive_sha256=archive)
+    # No name says how wide it is.
+    monkeypatch.setattr(onnx_zoo.ZooModel, "variant", None)
+    server.files.update(zoo_files)
+    monkeypatch.setattr(onnx_zoo, "MODELS", (made, *onnx_zoo.MODELS[1:]))
+    monkeypatch.setattr(onnx_zoo, "URL", server.url)
+    return made
+
+
+def test_the_model_zoos_files_are_downloaded_once_and_described(
+    server: Hub, zoo: onnx_zoo.ZooModel, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        loaded = catalog.load("onnx-zoo:resnet18-v1-7", cache_dir=tmp_path)
+    made = loaded.bundle
+    assert server.asked == ["GET /resnet18-v1-7.onnx"]
+    assert (loaded.source, loaded.sha256) == ("onnx-zoo:resnet18-v1-7", zoo.sha256)
+    assert (made.name, made.input, made.metrics) == (zoo.name, onnx_zoo.INPUT, zoo.metrics)
+    assert "assumed" not in made.provenance
+    assert (tmp_path / "onnx-zoo" / zoo.file).is_file()
+
+
+def test_the_model_zoos_test_data_agrees_with_its_model(
+    server: Hub, zoo: onnx_zoo.ZooModel, tmp_path: Path
+) -> None:
+    (pair,) = hub.zoo_test_data(zoo.name, tmp_path)
+    assert pair.name == "resnet18v1/test_data_set_0"
+    assert compare(hub.from_onnx_zoo(zoo.name, tmp_path), pair).agrees
+    hub.zoo_test_data(zoo.name, tmp_path)
+    assert server.asked == ["GET /resnet18-v1-7.tar.gz", "GET /resnet18-v1-7.onnx"]
+
+
+def test_what_the_model_zoo_does_not_serve_is_one_line(
+    server: Hub, zoo: onnx_zoo.ZooModel, tmp_path: Path
+) -> None:
+    def refusal(spec: str) -> str:
+        with pytest.raises(ConfigError, match=r"\A[^\n]+\Z") as caught:
+            catalog.load(spec, cache_dir=tmp_path)
+        return str(caught.value)
+
+    assert "no ResNet called 'resnet19-v1-7'; did you mean" in refusal("onnx-zoo:resnet19-v1-7")
+    assert "is not read; the same network in fp32" in refusal("onnx-zoo:resnet50-v1-12-int8")
+    assert server.asked == []
+    assert "404" in refusal("onnx-zoo:resnet34-v1-7")
+    server.files["/resnet18-v1-7.onnx"] += b"more"
+    assert "nothing was kept" in refusal("onnx-zoo:resnet18-v1-7")
 
 
 SCRIPT = """

@@ -28,6 +28,7 @@ LEARNING_RATES: dict[str, list[tuple[float, float]]] = {
     "wide": [(e * PER_EPOCH, r) for e, r in ((0, 0.1), (60, 0.02), (120, 0.004), (160, 0.0008))],
     "wide_dropout": [(59 * PER_EPOCH, 0.1), (60 * PER_EPOCH, 0.02), (199 * PER_EPOCH, 0.0008)],
     "imagenet": [(29 * PER_EPOCH, 0.1), (30 * PER_EPOCH, 0.01), (89 * PER_EPOCH, 0.001)],
+    "gluon": [(e * PER_EPOCH, r) for e, r in ((0, 0.01), (30, 1e-3), (60, 1e-4), (149, 1e-5))],
     "quick": [(0, 0.0), (1.5 * PER_EPOCH, 0.1), (3 * PER_EPOCH, 0.2), (9 * PER_EPOCH, 0.1)],
 }
 STEPS = {
@@ -38,6 +39,7 @@ STEPS = {
     "wide": 200 * PER_EPOCH,
     "wide_dropout": 200 * PER_EPOCH,
     "imagenet": 90 * PER_EPOCH,
+    "gluon": 150 * PER_EPOCH,
     "quick": 15 * PER_EPOCH,
 }
 # Weight decay, on which parameters, Nesterov's momentum, batch.
@@ -49,6 +51,7 @@ OPTIMIZERS = {
     "wide": (5e-4, "all", True, 128),
     "wide_dropout": (5e-4, "all", True, 128),
     "imagenet": (1e-4, "all", False, 256),
+    "gluon": (2e-4, "all", True, 512),
     "quick": (5e-4, "weights", True, 128),
 }
 
@@ -97,6 +100,14 @@ def test_one_cycle_rises_in_a_line_and_falls_along_a_cosine() -> None:
 def test_a_recipe_survives_json() -> None:
     for recipe in RECIPES.values():
         assert Recipe(**json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+def test_the_record_leaves_out_what_has_no_effect() -> None:
+    padded, resized = RECIPES["wide"].record(), RECIPES["imagenet"].record()
+    assert padded == asdict(RECIPES["wide"])
+    assert padded.keys() - resized.keys() == {"crop_padding", "padding_mode"}
+    for recipe in RECIPES.values():
+        assert Recipe(**json.loads(json.dumps(recipe.record()))) == recipe
 
 
 def test_what_was_changed_is_told() -> None:

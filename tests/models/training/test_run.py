@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from models.training.checkpoint import CannotResume
 from models.training.history import Epoch, read
 from models.training.loop import Options, Progress
 from models.training.recipes import RECIPES
-from models.training.run import STATE, Plan, train_bundle
+from models.training.run import STATE, Plan, augmentation, train_bundle
 from tests.support import tiny
 from tests.support.made import coloured
 
@@ -35,19 +36,26 @@ SMALL: dict[str, Any] = {"blocks": (1, 1, 1), "planes": (4, 8, 16)}
 
 def planned(data: Dataset, **fields: Any) -> Plan:
     overrides = {**SMALL, **fields.pop("overrides", {})}
+    source = fields.pop("source", Resident(data, "cpu", Augmentation(crop_padding=1)))
     known: dict[str, Any] = {
         "variant": "resnet20",
         "recipe": RECIPE,
         "recipe_name": "quick",
         "seed": 3,
     }
-    source = Resident(data, "cpu", Augmentation(crop_padding=1))
     return Plan(source=source, overrides=overrides, **{**known, **fields})
+
+
+def mislabelled(count: int) -> Dataset:
+    """Every tenth image has another's class, so that nothing can be sure of all."""
+    data = coloured(count, "held out", seed=2)
+    targets = np.where(np.arange(count) % 10, data.targets, (data.targets + 1) % 3)
+    return replace(data, targets=targets)
 
 
 @pytest.mark.precision
 def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: Path) -> None:
-    test, held_out = coloured(30, "test.tar", seed=1), coloured(12, "held out", seed=2)
+    test, held_out = coloured(30, "test.tar", seed=1), mislabelled(120)
     plan = planned(
         coloured(48, "train.tar"), tests=(test,), held_out=held_out, overrides={"shortcut": "A"}
     )
@@ -71,19 +79,91 @@ def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: P
     assert provenance["recipe"] == {"name": "quick", **asdict(RECIPE)}
     assert provenance["changed"].keys() == {"batch_size", "learning_rate", "crop_padding", "phases"}
     assert provenance["seed"] == 3
-    assert provenance["data"] == "train.tar: 48 images, 12 held out"
+    assert provenance["data"] == "train.tar: 48 images, 120 held out"
     assert provenance["torch"] == torch.__version__
     assert provenance["device"] == "cpu"
     assert provenance["precision"] == native_precision("cpu")
-    # Told apart with ease: confidence should grow.
-    assert 0.05 <= trained.temperature < 1
-    assert provenance["calibration"]["temperature"] == trained.temperature
+    fit = provenance["calibration"]
+    assert fit["temperature"] == trained.temperature > 1, "it was surer than a tenth wrong allows"
+    assert fit["images"] == 120
+    assert fit["interval"][0] < fit["temperature"] < fit["interval"][1] < 4 * fit["interval"][0]
 
     bundle.write(trained, tmp_path / "x.safetensors")
     read_back = bundle.read(tmp_path / "x.safetensors")
     classifier = Classifier(read_back.network(), read_back.input, read_back.temperature)
     measured = evaluate(inference(classifier), batches(test, 256))
     assert measured.top1 == figures["top1"], "what was measured is what serves"
+
+
+def test_a_temperature_that_the_images_do_not_determine_is_not_written() -> None:
+    right = coloured(60, "held out", seed=2)
+    trained = train(planned(coloured(48, "train"), held_out=right), name="x")
+    assert trained.temperature == 1
+    record = trained.provenance["calibration"]
+    assert record["images"] == 60
+    assert "since nearly all predictions are right" in record["undetermined"]
+    with pytest.raises(ValueError, match="too few images to fit a temperature: 12; at least 50"):
+        planned(coloured(48, "train"), held_out=coloured(12, "held out")).architecture()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"cutout": 8},
+            "the recipe's cutout is 8, but its images get 0; open it with augmentation",
+        ),
+        ({"alternate_flip": True}, "the recipe's alternate_flip is True, but its images get False"),
+        ({"crop_padding": 4}, "the recipe's crop_padding is 4, but its images get 1"),
+        ({"padding_mode": "reflect"}, "the recipe's padding_mode is 'reflect', but"),
+        ({"crops": "resized"}, r"train with replace\(recipe, crops='padded'\)"),
+    ],
+)
+def test_a_source_that_does_not_do_what_the_recipe_says_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        planned(coloured(24, "train"), recipe=replace(RECIPE, **changes)).architecture()
+
+
+def test_a_source_opened_by_the_recipe_does_what_it_says() -> None:
+    recipe = replace(RECIPE, cutout=8, alternate_flip=True, padding_mode="reflect")
+    spec = planned(coloured(24, "train")).input
+    source = Resident(coloured(24, "train"), "cpu", augmentation(recipe, spec))
+    plan = planned(coloured(24, "train"), recipe=recipe, source=source)
+    assert plan.record() == asdict(recipe)
+    assert plan.architecture().num_classes == 3
+
+
+def test_the_record_has_the_networks_dropout_and_shortcut() -> None:
+    recipe = replace(RECIPE, dropout=0.3, shortcut="A")
+    own = planned(coloured(24, "train"), recipe=recipe).record()
+    assert (own["dropout"], own["shortcut"]) == (0.3, "A")
+    overrides = {"dropout": 0.1, "shortcut": "B"}
+    told = planned(coloured(24, "train"), recipe=recipe, overrides=overrides).record()
+    assert (told["dropout"], told["shortcut"]) == (0.1, "B")
+    silent = planned(coloured(24, "train"), overrides=overrides).record()
+    assert (silent["dropout"], silent["shortcut"]) == (None, None)
+
+
+def test_fields_for_other_libraries_networks_are_trained_and_recorded(tmp_path: Path) -> None:
+    fields = {"pool": "max", "dilation": (2,), "head": (6,), "stem_channels": 5, "stem_stride": 2}
+    trained = train(planned(coloured(24, "train"), overrides=fields), name="x")
+    bundle.write(trained, tmp_path / "x.safetensors")
+    read_back = bundle.read(tmp_path / "x.safetensors").architecture
+    assert {name: getattr(read_back, name) for name in fields} == fields
+    further = planned(coloured(24, "train"), start=trained, overrides={})
+    assert tiny.same_bits(further.network().state_dict(), trained.tensors)
+    other = replace(coloured(24, "train"), classes=("a", "b", "c"))
+    state = planned(other, start=trained).network().state_dict()
+    for name in ("head.0.weight", "head.2.weight"):
+        assert not torch.equal(state[name], trained.tensors[name]), "the whole head begins anew"
+
+
+def test_test_images_with_several_labels_are_refused_before_training() -> None:
+    several = replace(coloured(9, "test"), targets=np.ones((9, 3), dtype=np.bool_))
+    with pytest.raises(ValueError, match="test has images with several labels or none"):
+        planned(coloured(24, "train"), tests=(several,)).architecture()
 
 
 def test_equal_seeds_give_equal_bundles_whatever_was_drawn_before() -> None:

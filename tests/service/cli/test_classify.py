@@ -6,9 +6,11 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
+from tests.support import kinds
 from tests.support.commands import run
 
 
@@ -34,6 +36,30 @@ def test_classify_writes_every_format_alike(photos: Path, tmp_path: Path) -> Non
     assert [row["label"] or "" for row in table] == [row["label"] for row in rows]
     flat = [p["probability"] for line in lines for p in line["predictions"]]
     assert [float(row["probability"]) for row in rows[:6]] == pytest.approx(flat)
+
+
+def test_classify_prints_independent_labels_without_percent(photos: Path, tmp_path: Path) -> None:
+    model = kinds.write(tmp_path, "independent")["independent"]
+    printed = run("classify", photos / "cat", "--model", tmp_path / "independent.safetensors")
+    assert printed.stderr.startswith("independent labels: each has a probability of its own")
+    images = sorted((photos / "cat").iterdir())
+    for image, line in zip(images, printed.stdout.splitlines(), strict=True):
+        seen = kinds.pixels(image.read_bytes(), model.input)
+        expected = np.sort(kinds.probabilities(model, seen))[::-1][:5]
+        assert [float(part.split()[-1]) for part in line.split(", ")] == pytest.approx(
+            expected, abs=0.02
+        )
+
+
+def test_classify_refuses_a_model_without_classes_in_one_line(photos: Path, tmp_path: Path) -> None:
+    kinds.write(tmp_path, "headless")
+    model = tmp_path / "headless.safetensors"
+    for more in ((), ("--top-k", "1"), ("--output", tmp_path / "out.csv")):
+        line = run("classify", photos, "--model", model, *more, status=2).stderr
+        assert line.count("\n") == 1
+        assert "the model headless has no classes; run `resnet-serve serve --model " in line
+        assert line.endswith("use POST /v1/embed\n")
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(

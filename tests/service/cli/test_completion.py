@@ -82,6 +82,13 @@ NAME = "resnet-serve"
             f"{NAME} serve --model torchvision:resnet50:IM",
             ["IMAGENET1K_V1", "IMAGENET1K_V2"],
         ),
+        (
+            ["check", "onnx-zoo", ":", "resnet18"],
+            f"{NAME} check onnx-zoo:resnet18",
+            ["resnet18-v1-7", "resnet18-v2-7"],
+        ),
+        (["convert", "--crop", "s"], None, ["squash"]),
+        (["convert", "--channels", "g"], None, ["grey"]),
         (["serve", "--engine", "o"], None, ["openvino"]),
         (["serve", "--device", "cuda", ":"], f"{NAME} serve --device cuda:", ["0", "all"]),
         (["train", "--device", "cuda", ":"], f"{NAME} train --device cuda:", ["0"]),

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 
-from models import bundle
+from models import bundle, variants
+from models.classifier import Outputs
+from models.interchange import alternatives
+from models.preprocess import CHANNELS, RESAMPLING, Crop, InputSpec
 from models.resnet import build
+from service.config import choices
 from service.repository import catalog
 from tests.support.commands import run
 
@@ -63,9 +71,141 @@ def test_convert_writes_for_another_library_and_reads_it_back(tmp_path: Path) ->
         assert all(converted[name].equal(value) for name, value in expected.items())
 
 
+# What a user says.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 whose classes and images no library determines."""
+    path = tmp_path_factory.mktemp("weights") / "mine.pth"
+    run("convert", "--to", "torchvision", "random:resnet18", path)
+    return path
+
+
+def test_images_are_prepared_as_the_options_say(checkpoint: Path, tmp_path: Path) -> None:
+    options = "--size 64,96 --crop letterbox --fill 3,2,1 --interpolation lanczos --channels bgr"
+    options += " --mean 0.1,0.2,0.3 --std 0.4,0.5,0.6 --outputs independent"
+    out = tmp_path / "out"
+    said = run("convert", "--from", "torchvision", *options.split(), checkpoint, out).stdout
+    made = bundle.read(out)
+    assert made.outputs == "independent"
+    assert made.input == InputSpec(
+        size=(64, 96),
+        resize=(64, 96),
+        crop="letterbox",
+        fill=(3, 2, 1),
+        interpolation="lanczos",
+        channels="bgr",
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+    )
+    wrote, assumed = said.splitlines()
+    assert (
+        "1000 classes, independent outputs, layout torchvision, size 64x96, resize 64x96, crop "
+        "letterbox, interpolation lanczos, channels bgr, fill 3,2,1, mean 0.1,0.2,0.3, std "
+        "0.4,0.5,0.6"
+    ) in wrote
+    assert assumed.startswith("assumed: resize 64x96, labels imagenet1k")  # It follows the size.
+    assert "channels" not in assumed
+
+
+def test_what_is_assumed_is_listed_and_kept(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = run("convert", "--from", "torchvision", checkpoint, out).stdout
+    assumed = said.splitlines()[1]
+    for words in ("size 224", "resize 256", "channels rgb", "labels imagenet1k", "pool max"):
+        assert words in assumed
+    assert "no dilation" in assumed
+    assert "stride at" not in assumed  # of basic blocks
+    found = json.loads(run("convert", "--from", "torchvision", "--json", checkpoint, out).stdout)
+    assert found["assumed"] == bundle.read(out).provenance["assumed"]
+    assert found["input"]["size"] == 224
+    # A SPEC says what its file left open when it was converted.
+    assert assumed in run("convert", out, tmp_path / "again").stdout
+
+
+def test_strict_refuses_to_assume(checkpoint: Path, tmp_path: Path) -> None:
+    strict = ("convert", "--strict")
+    line = run(*strict, "--from", "torchvision", checkpoint, tmp_path / "a", status=2).stderr
+    assert "neither the file nor an option says size, resize, crop" in line
+    run("convert", "--from", "torchvision", checkpoint, tmp_path / "b")
+    line = run(*strict, tmp_path / "b", tmp_path / "c", status=2).stderr
+    assert "assumes size 224, resize 256" in line
+    run(*strict, "builtin:resnet20-cifar10", tmp_path / "d")
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "c").exists()
+
+
+def test_notes_are_printed_and_kept(tmp_path: Path) -> None:
+    bundle.write(catalog.load("builtin:resnet20-cifar10").bundle, tmp_path / "a")
+    made = bundle.read(tmp_path / "a")
+    made.provenance["notes"] = ["took the averaged weights"]
+    bundle.write(made, tmp_path / "a")
+    assert run("convert", tmp_path / "a", tmp_path / "b").stdout.endswith(
+        "\ntook the averaged weights\n"
+    )
+
+
+def pair(folder: Path, **changes: Any) -> tuple[Path, Path]:
+    """What the checkpoint's network computes, with fields of its architecture changed."""
+    made = catalog.load("random:resnet18").bundle
+    architecture = variants.override(made.architecture, **changes)
+    network = replace(made, variant=None, architecture=architecture).network()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        np.save(folder / "y.npy", network(images).numpy())
+    np.save(folder / "x.npy", images.numpy())
+    return folder / "x.npy", folder / "y.npy"
+
+
+def test_a_checked_file_is_written_with_the_result(checkpoint: Path, tmp_path: Path) -> None:
+    files, out = pair(tmp_path), tmp_path / "out"
+    said = run("convert", "--from", "torchvision", "--check", *files, checkpoint, out).stdout
+    assert "checked with x.npy: largest difference" in said.splitlines()[-1]
+    assert bundle.read(out).provenance["checked"]["relative"] < 1e-5
+
+
+def test_a_file_that_differs_is_not_written_until_the_named_option_is_given(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    files, out = pair(tmp_path, pool="none"), tmp_path / "out"
+    command = ("convert", "--from", "torchvision", "--check", *files)
+    done = run(*command, checkpoint, out, status=1)
+    assert "would fit: --set pool=none" in done.stdout
+    assert done.stderr == f"{out} is not written\n"
+    assert not out.exists()
+    run(*command, "--set", "pool=none", checkpoint, out)
+    assert bundle.read(out).architecture.pool == "none"
+
+
+def test_a_spec_can_be_checked_too(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alternatives, "MOST_COMBINATIONS", 1)
+    files = pair(tmp_path)
+    run("convert", "--check", *files, "random:resnet18", tmp_path / "out")
+    done = run("convert", "--check", *files, "random:resnet34", tmp_path / "other", status=1)
+    assert "differs from x.npy" in done.stdout
+    assert not (tmp_path / "other").exists()
+
+
+def test_words_are_those_of_the_library() -> None:
+    assert get_args(Crop) == choices.CROPS
+    assert tuple(RESAMPLING) == choices.INTERPOLATIONS
+    assert tuple(CHANNELS) == choices.CHANNELS
+    assert get_args(Outputs) == choices.OUTPUTS
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--from", "timm", "--crop", "centre", "x"], "--crop centre: did you mean center?"),
+        (["--from", "timm", "--interpolation", "cubic", "x"], "did you mean bicubic?"),
+        (["--from", "timm", "--channels", "gray", "x"], "--channels gray: did you mean grey?"),
+        (["--from", "timm", "--outputs", "softmax", "x"], "use one of exclusive, independent"),
+        (["--from", "onnx", "--prefix", "a.", "x"], "--prefix: an ONNX file is read by its graph"),
+        (["--size", "64", "random:resnet18"], "--size: only with --from"),
+        (["--check", "x.npy", "y.npy", "random:resnet18"], "x.npy: No such file"),
         (["--to", "torchvision", "random:preact_resnet18"], "no pre-activation networks"),
         (["--to", "caffe", "random:resnet18"], "--to caffe: use one of onnx"),
         (["--to", "torchvison", "random:resnet18"], "--to torchvison: did you mean torchvision?"),
@@ -86,3 +226,25 @@ def test_convert_says_what_is_wrong_in_one_line(
     assert line.count("\n") == 1
     assert words in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--mean", "0.5"], "--mean has 1 value; the images have 3 channels (rgb)"),
+        (["--channels", "grey"], "takes images of 3 channels, and grey has 1; give --channels rgb"),
+        (["--size", "0"], "'0' is neither a side in pixels nor height,width"),
+        (["--size", "a,b"], "'a,b' is neither a side in pixels nor height,width"),
+        (["--fill", "red"], "'red' is not whole numbers separated by commas"),
+        (["--fill", "1,2,3"], "fill is only for the crop letterbox"),
+        (["--mean", "a"], "'a' is not numbers separated by commas"),
+        (["--resize", "100"], "resize must be at least size (224), not 100"),
+    ],
+)
+def test_what_does_not_fit_the_file_is_said(
+    checkpoint: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    out = tmp_path / "out"
+    done = run("convert", "--from", "torchvision", *arguments, checkpoint, out, status=2)
+    assert words in done.stderr
+    assert not out.exists()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import bundle, labels
+from models.evaluation.independent import average_precision
 from models.preprocess import InputSpec
 from service.cli.bulk import inputs, stream
 from service.cli.main import main
@@ -70,12 +71,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """60 images, of which the network takes a quarter for others."""
+    return answered(tmp_path_factory.mktemp("many"), model, 60)
+
+
+@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     """16 of the classes that the network takes them for, but every fourth."""
-    folder = tmp_path_factory.mktemp("photos")
+    return answered(tmp_path_factory.mktemp("photos"), model, 16)
+
+
+def answered(folder: Path, model: Path, count: int) -> Path:
     opened = bundle.read(model)
     classifier = opened.classifier()
-    for seed in range(16):
+    for seed in range(count):
         data = picture(seed)
         pixels = torch.from_numpy(decode_image(data, opened.input, 1000).pixels)
         answer = int(classifier(pixels[None]).argmax())
@@ -167,19 +177,21 @@ def test_pictures_are_written(
     assert "no folder" in refusal("--reliability", tmp_path / "nowhere" / "x.png", photos)
 
 
-def test_a_fitted_temperature_is_written_and_used(
-    model: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_a_fitted_temperature_is_written_and_used(model: Path, many: Path, tmp_path: Path) -> None:
+    photos = many
     out = tmp_path / "calibrated.safetensors"
     before = figures("--model", model, photos)
     told = run("--model", model, "--fit-temperature", out, photos).stdout.splitlines()[-1]
     fitted, plain = bundle.read(out), bundle.read(model)
     assert fitted.temperature > 1.5, "it was too sure"
     assert tiny.same_bits(fitted.tensors, plain.tensors)
-    assert f"temperature {fitted.temperature:.4g}; on the images it was fitted on" in told
     kept = fitted.provenance["temperature"]
+    least, most = kept["interval"]
+    assert least < fitted.temperature < most < 4 * least
+    interval = f"(95 % confidence: {least:.3g} to {most:.3g}, 60 images)"
+    assert f"temperature {fitted.temperature:.4g} {interval}; on the images it was" in told
     assert kept["ece_before"] == before["ece"]
-    assert (kept["images"], kept["data"], kept["engine"]) == (16, photos.name, "eager")
+    assert (kept["images"], kept["data"], kept["engine"]) == (60, photos.name, "eager")
     after = figures("--model", out, photos)
     assert after["temperature"] == fitted.temperature
     assert after["nll"] == pytest.approx(kept["nll"], rel=1e-4)
@@ -189,6 +201,207 @@ def test_a_fitted_temperature_is_written_and_used(
     # There is nothing left to correct.
     again = figures("--model", out, "--fit-temperature", tmp_path / "again.safetensors", photos)
     assert again["fitted"]["temperature"] == pytest.approx(fitted.temperature, rel=1e-3)
+
+
+def test_a_temperature_that_the_images_do_not_determine_is_not_written(
+    model: Path, photos: Path, many: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    few = refusal("--model", model, "--fit-temperature", out, photos)
+    assert "too few images to fit a temperature: 16; at least 50 are needed" in few
+    right = answered(tmp_path / "right", model, 0)
+    for file in many.rglob("*.png"):  # Those that the network is right about, and the others twice.
+        if int(file.stem) % 4:
+            for copy in range(2):
+                (right / file.parent.name).mkdir(exist_ok=True, parents=True)
+                target = right / file.parent.name / f"{copy}{file.name}"
+                target.write_bytes(file.read_bytes())
+    all_right = refusal("--model", model, "--fit-temperature", out, right)
+    assert "90 images favour 0.05 or less, since nearly all predictions are right" in all_right
+    assert not out.exists()
+
+
+LABELS = ("cat", "dog", "frog", "owl")
+
+
+@pytest.fixture(scope="module")
+def independent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network with independent labels."""
+    made = bundle.from_network(
+        tiny.network(num_classes=4),
+        **tiny.described(input=SPEC, labels=LABELS, outputs="independent"),
+    )
+    file = tmp_path_factory.mktemp("independent") / "labels.safetensors"
+    bundle.write(made, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 images with up to three labels; none has the last."""
+    folder = tmp_path_factory.mktemp("listed")
+    random = np.random.default_rng(0)
+    lines = ["file,labels"]
+    for seed in range(60):
+        (folder / f"{seed}.png").write_bytes(picture(seed))
+        present = [label for label in ("frog", "cat", "dog") if random.random() < 0.4]
+        lines.append(f"{seed}.png,{';'.join(present)}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder / "labels.csv"
+
+
+def labels_by_hand(model: Path, path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    opened = bundle.read(model)
+    classifier = opened.classifier()
+    rows, present = [], []
+    for line in path.read_text().splitlines()[1:]:
+        name, _, names = line.partition(",")
+        pixels = decode_image((path.parent / name).read_bytes(), opened.input, 1000).pixels
+        rows.append(classifier(torch.from_numpy(pixels)[None]).detach().numpy()[0])
+        present.append([label in names.split(";") for label in LABELS])
+    return np.array(rows), np.array(present)
+
+
+def test_independent_labels_have_figures_of_their_own(independent: Path, listed: Path) -> None:
+    found = figures("--model", independent, listed)
+    rows, present = labels_by_hand(independent, listed)
+    right = (rows >= 0.5) == present
+    assert (found["images"], found["outputs"], found["threshold"]) == (60, "independent", 0.5)
+    assert found["exact_match"] == pytest.approx(right.all(1).mean())
+    assert found["mean_accuracy"] == pytest.approx(right.mean())
+    assert [row["label"] for row in found["per_label"]] == list(LABELS)
+    assert [row["images"] for row in found["per_label"]] == present.sum(0).tolist()
+    accuracies = [row["accuracy"] for row in found["per_label"]]
+    assert accuracies == pytest.approx(right.mean(0).tolist())
+    precisions = [row["average_precision"] for row in found["per_label"]]
+    assert precisions[3] is None, "no image has the label"
+    expected = [average_precision(rows[:, k], present[:, k]) for k in range(3)]
+    assert precisions[:3] == pytest.approx(expected, abs=1e-6)
+    assert found["mean_average_precision"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert found["top1"] is None
+    assert sum(found["reliability"]["images"]) == 240
+    assert 0 < found["ece"] < 1
+    assert "confusion" not in found
+    assert figures("--model", independent, "--crops", "ten", listed)["nll"] != found["nll"]
+
+
+def test_independent_labels_are_a_table_of_text(independent: Path, listed: Path) -> None:
+    lines = run("--model", independent, listed).stdout.splitlines()
+    assert lines[0].startswith("tiny-cifar10 on labels.csv: 60 images (eager, fp32, center")
+    words = ["mAP", "accuracy", "exact", "ECE", "NLL", "label", *LABELS]
+    assert [line.split()[0] for line in lines[1:]] == words
+    assert "mean over 3 of 4 labels" in lines[1]
+    assert lines[-1].split()[2:] == ["-", "0"]
+    assert max(map(len, lines)) < 80
+
+
+def test_folders_of_classes_are_one_label_each(independent: Path, tmp_path: Path) -> None:
+    for seed, label in enumerate(("cat", "dog", "frog", "cat", "owl")):
+        (tmp_path / label).mkdir(exist_ok=True)
+        (tmp_path / label / f"{seed}.png").write_bytes(picture(seed))
+    found = figures("--model", independent, tmp_path)
+    assert [row["images"] for row in found["per_label"]] == [2, 1, 1, 1]
+    assert found["top1"] in (0, 0.2, 0.4, 0.6, 0.8, 1)
+    assert "top-1" in run("--model", independent, tmp_path).stdout
+    (tmp_path / "fine").mkdir()
+    (tmp_path / "fine" / "x.png").write_bytes(picture(9))
+    line = refusal("--model", independent, tmp_path)
+    assert "class 'fine' is not one of the model's labels; a CSV list can have images with" in line
+
+
+def test_independent_labels_have_a_reliability_diagram_and_no_confusions(
+    independent: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.evaluation.plots.DPI", 60)
+    run("--model", independent, "--reliability", tmp_path / "x.svg", listed)
+    assert "</svg>" in (tmp_path / "x.svg").read_text()
+    line = refusal("--model", independent, "--confusion", tmp_path / "x.png", listed)
+    assert "--confusion: the labels of tiny-cifar10 are independent" in line
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_independent_labels_are_calibrated_by_their_cross_entropy(
+    independent: Path, listed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    opened = bundle.read(independent)
+    pairs = labels_by_hand(independent, listed)
+    # Labels as a network with milder answers has them.
+    logits = np.log(pairs[0] / (1 - pairs[0]))
+    drawn = np.random.default_rng(1).random(logits.shape) < 1 / (1 + np.exp(-logits / 3))
+    lines = ["file,labels"]
+    for number, present in enumerate(drawn):
+        names = [label for label, there in zip(LABELS, present, strict=True) if there]
+        lines.append(f"{number}.png,{';'.join(names)}")
+    (listed.parent / "drawn.csv").write_text("\n".join(lines))
+    found = figures("--model", independent, "--fit-temperature", out, listed.parent / "drawn.csv")
+    fitted = bundle.read(out)
+    least, most = found["fitted"]["interval"]
+    assert least < 3 < most
+    assert (fitted.outputs, fitted.temperature) == (opened.outputs, found["fitted"]["temperature"])
+    after = figures("--model", out, listed.parent / "drawn.csv")
+    assert after["nll"] == pytest.approx(found["fitted"]["nll"], rel=1e-4)
+    assert after["nll"] < found["nll"]
+
+
+def test_what_has_no_classes_or_other_ones_is_refused(
+    model: Path, listed: Path, tmp_path: Path
+) -> None:
+    line = refusal("--model", model, listed)
+    assert "some of its images have several labels or none, but tiny-cifar10 gives each" in line
+    headless = bundle.from_network(
+        tiny.network(num_classes=0), **tiny.described(input=SPEC, labels=())
+    )
+    bundle.write(headless, tmp_path / "x.safetensors")
+    for name in (("evaluate",), ("calibrate", listed.parent)):
+        arguments = (*name, "--model", tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+        done = CliRunner().invoke(main, list(map(str, arguments)))
+        assert done.exit_code == 2
+        assert "tiny-cifar10 has no head" in done.stderr.splitlines()[-1]
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_eight_bits_of_independent_labels_are_compared_by_their_answers(
+    independent: Path, listed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    said = command("calibrate", "--model", independent, listed, out).stdout
+    assert "keep all their labels" in said
+    calibration = bundle.read(out).calibration
+    assert 0 <= calibration["labels_agreement"] <= 1
+    assert "top1_agreement" not in calibration
+
+
+GREY = {"channels": "grey", "mean": (0.5,), "std": (0.25,)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        GREY,
+        {"channels": "bgr"},
+        {"channels": "rgba", "mean": (0.5,) * 4, "std": (0.25,) * 4},
+        {"crop": "squash"},
+        {"crop": "letterbox", "resize": 8, "fill": (90, 0, 200)},
+        {"size": (8, 10), "resize": (12, 14)},
+        {"interpolation": "bicubic"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes)),
+)
+def test_inputs_of_every_kind_are_measured_as_they_are_served(
+    photos: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    spec = replace(SPEC, **changes)
+    network = tiny.network(in_channels=spec.shape[2])
+    made = bundle.from_network(network, **tiny.described(input=spec, labels=labels.read("cifar10")))
+    bundle.write(made, tmp_path / "x.safetensors")
+    found = figures("--model", tmp_path / "x.safetensors", photos)
+    rows = list(by_hand(tmp_path / "x.safetensors", photos))
+    expected = -np.mean([np.log(row[target]) for target, row in rows])
+    assert found["nll"] == pytest.approx(expected, rel=1e-4)
+    if changes.get("crop") != "letterbox":
+        ten = figures("--model", tmp_path / "x.safetensors", "--crops", "ten", photos)
+        assert ten["nll"] != found["nll"]
 
 
 def test_folders_called_by_wordnets_ids_are_imagenets_classes(tmp_path: Path) -> None:

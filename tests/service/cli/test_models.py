@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from models import variants
+from models import bundle, variants
+from models.interchange import onnx_zoo
 from service.cli.models import table as table_of
+from tests.support import kinds, tiny
 from tests.support.commands import run
 
 
@@ -89,3 +92,63 @@ def test_an_unknown_network_is_one_line_with_the_nearest() -> None:
     line = run("models", "resnt50", status=2).stderr
     assert line.count("\n") == 1
     assert "resnet50" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "size", "channels"),
+    [
+        ("independent", "independent", 32, "rgb"),
+        ("squashed", "exclusive", [48, 32], "rgb"),
+        ("grey", "exclusive", 28, "grey"),
+    ],
+)
+def test_weights_are_shown_with_their_outputs_and_input(
+    tmp_path: Path, name: str, outputs: str, size: object, channels: str
+) -> None:
+    kinds.write(tmp_path, name)
+    file = tmp_path / f"{name}.safetensors"
+    facts = json.loads(run("models", file, "--json").stdout)
+    assert (facts["outputs"], facts["input"], facts["channels"]) == (outputs, size, channels)
+    lines = dict(line.split(maxsplit=1) for line in run("models", file).stdout.splitlines()[:6])
+    assert (lines["outputs"], lines["channels"]) == (outputs, channels)
+    assert lines["input"] == json.dumps(size)
+
+
+def test_a_file_shows_what_it_holds(tmp_path: Path) -> None:
+    made = tiny.made_bundle(
+        outputs="independent",
+        provenance={
+            "source": "w.pth",
+            "format": "timm",
+            "layout": "timm",
+            "assumed": {"pool": "max", "dilation": []},
+            "notes": ["took the averaged weights"],
+        },
+    )
+    bundle.write(made, tmp_path / "m.safetensors")
+    lines = run("models", tmp_path / "m.safetensors").stdout.splitlines()
+    shown = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in lines}
+    assert shown["labels"] == "Müsli, automobile, bird and 7 more"
+    assert shown["preprocessed"].startswith("size 200, resize 256, crop center, interpolation bic")
+    assert shown["outputs"] == "independent"
+    assert shown["origin"] == "w.pth (timm, timm)"
+    assert shown["assumed"] == "pool max, no dilation"
+    assert shown["note"] == "took the averaged weights"
+    found = json.loads(run("models", "--json", tmp_path / "m.safetensors").stdout)
+    assert found["labels"] == list(made.labels)
+    assert found["preprocessing"]["resize"] == 256
+
+
+def test_the_onnx_model_zoo_as_a_table_and_as_json() -> None:
+    lines = run("models", "--zoo").stdout.splitlines()
+    (row,) = [line for line in lines if line.startswith("resnet50-v1-7 ")]
+    assert row.split() == ["resnet50-v1-7", "7", "102.6", "74.93", "92.38", "af16a04a6ec48ac4"]
+    (row,) = [line for line in lines if line.startswith("resnet50-v1-12-qdq ")]
+    assert row.endswith("int8: not read")
+    rows = json.loads(run("models", "--zoo", "--json").stdout)
+    assert [row["spec"] for row in rows if row["spec"]] == [
+        f"onnx-zoo:{name}" for name in onnx_zoo.names()
+    ]
+    assert [row["name"] for row in json.loads(run("models", "--zoo", "*-v2-*", "--json").stdout)]
+    line = run("models", "--zoo", "resnet50", status=2).stderr
+    assert "did you mean resnet50-v" in line

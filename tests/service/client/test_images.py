@@ -47,12 +47,23 @@ def test_a_picture_is_sent_upright() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "mode"),
+    [((3, 5), "L"), ((3, 5, 1), "L"), ((3, 5, 3), "RGB"), ((3, 5, 4), "RGBA"), ((3, 3), "L")],
+)
+def test_an_array_has_one_three_or_four_channels(shape: tuple[int, ...], mode: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    sent = Image.open(io.BytesIO(encode(pixels)))
+    assert (sent.mode, sent.size) == (mode, (shape[1], 3))
+    assert np.array_equal(np.asarray(sent).reshape(shape), pixels)
+
+
+@pytest.mark.parametrize(
     ("image", "words"),
     [
         ("/nowhere.png", "/nowhere.png: No such file"),
         ("/", "/: Is a directory"),
         ("a\0b", "null"),
-        (np.zeros((4, 4), np.uint8), r"uint8 \[H, W, 3\], not uint8 \[4, 4\]"),
+        (np.zeros((4, 4, 2), np.uint8), r"1, 3 .RGB. or 4 .RGBA. channels, not uint8 \[4, 4, 2\]"),
         (np.zeros((4, 4, 3), np.float32), "not float32"),
         (np.zeros((0, 4, 3), np.uint8), r"\[0, 4, 3\]"),
         (Image.new("RGB", (0, 3)), "cannot be read"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from torch import Tensor
 
-from models.preprocess import CIFAR, IMAGENET, InputSpec
+from models.preprocess import CHANNELS, CIFAR, IMAGENET, Channels, Crop, InputSpec
 from service.engines import jpeg
 from service.engines.jpeg import JpegDecoder, of_torchvision
 from service.engines.jpeg_check import by_pil, deviation, samples
@@ -266,3 +266,20 @@ def test_a_process_decodes_on_one_device() -> None:
     of_torchvision("cuda:1")
     with pytest.raises(RuntimeError, match="this process decodes on cuda:1 already"):
         of_torchvision("cuda:0")
+
+
+@pytest.mark.parametrize("channels", ["grey", "bgr", "rgb"])
+@pytest.mark.parametrize("crop", ["center", "center_floor", "squash"])
+def test_channels_and_sides_are_those_of_pil(channels: Channels, crop: Crop) -> None:
+    """Also where an image need not be resized: then no value differs."""
+    count = CHANNELS[channels]
+    spec = InputSpec(
+        size=(30, 56), resize=(40, 60), crop=crop, mean=(0.5,) * count, std=(0.5,) * count,
+        channels=channels,
+    )  # fmt: skip
+    files = [file((60, 40), seed=1), file((90, 41), seed=2), file((31, 77), seed=3)]
+    images = JpegDecoder(spec, "cpu", decode_files).attempt(files)
+    assert images.shape == (3, *spec.shape)
+    np.testing.assert_array_equal(images[0].numpy(), by_pil(files[0], spec))
+    for image, each in zip(images[1:], files[1:], strict=True):
+        assert is_near(image, by_pil(each, spec))

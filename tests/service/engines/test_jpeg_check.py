@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,15 @@ WRONG: dict[str, DecodeFiles] = {
     "a block lost": changed(lambda planes: planes.index_fill(2, torch.arange(100, 140), 0)),
     "blank": changed(torch.zeros_like),
 }
-SPECS = {"cifar": CIFAR, "imagenet": IMAGENET, "bicubic": replace(CIFAR, interpolation="bicubic")}
+SPECS = {
+    "cifar": CIFAR,
+    "imagenet": IMAGENET,
+    "bicubic": replace(CIFAR, interpolation="bicubic"),
+    "squashed": replace(IMAGENET, size=(96, 200), resize=(96, 200), crop="squash"),
+    "not square": replace(IMAGENET, size=(160, 96), resize=(180, 100)),
+    "grey": replace(CIFAR, channels="grey", mean=(0.5,), std=(0.5,)),
+    "bgr": replace(IMAGENET, channels="bgr"),
+}
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
@@ -207,13 +216,30 @@ def test_else_it_decodes_on_the_host_and_says_why_in_one_line(
     assert isinstance(decoder.decode([file])[0], np.ndarray)
 
 
-def test_a_filter_without_a_counterpart_is_a_reason(
-    warm: Warm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+RGBA: dict[str, Any] = {"channels": "rgba", "mean": (0.5,) * 4, "std": (0.5,) * 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"interpolation": "lanczos"}, "cannot resize with interpolation lanczos"),
+        ({"crop": "letterbox"}, "cannot crop with letterbox"),
+        (RGBA, "does not decode to channels rgba"),
+    ],
+)
+def test_what_a_device_cannot_do_is_a_reason(
+    warm: Warm,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    reason: str,
 ) -> None:
     monkeypatch.setattr(jpeg_check, "of_torchvision", lambda device: decode_files)
-    made = bundle.untrained(ARCHITECTURE, "tiny", replace(CIFAR, interpolation="lanczos"))
+    spec = replace(CIFAR, **changes)
+    architecture = replace(ARCHITECTURE, in_channels=spec.shape[2])
+    made = bundle.untrained(architecture, "tiny", spec)
     assert not decoder_for(planned(made), warm, None).on_device
-    assert "cannot resize with interpolation lanczos" in caplog.text
+    assert reason in caplog.text
 
 
 def test_a_device_that_is_lost_fails_the_start(

@@ -32,6 +32,7 @@ from tests.support.engine_checks import (
     TINY,
     check_fractions,
     check_maps,
+    compiled_quickly,
     exactly,
     expected,
     images,
@@ -107,9 +108,9 @@ def test_openvino_computes_what_torch_computes(name: str) -> None:
         elif key.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
     classifier = Classifier(made.network(), made.input).eval()
-    assert build(classifier, spec.size, 8, {}).outputs[0].partial_shape.rank.get_length() == 2
-    found = start_engine("openvino", planned(made), 1.0).infer(images(3, spec.size))
-    wanted = expected(made, images(3, spec.size))
+    assert build(classifier, spec.shape, 8, {}).outputs[0].partial_shape.rank.get_length() == 2
+    found = start_engine("openvino", planned(made), 1.0).infer(images(3, spec))
+    wanted = expected(made, images(3, spec))
     rounding.assert_probabilities_near(found, wanted, made.tensors)
 
 
@@ -145,7 +146,7 @@ def test_an_operation_openvino_is_not_told_of_is_named() -> None:
     network = ResNet(TINY)
     network.set_head(torch.nn.Sequential(torch.nn.Linear(16, 5), torch.nn.Hardswish()))
     with pytest.raises(NotImplementedError, match="hardswish"):
-        build(Classifier(network, CIFAR).eval(), 32, 1, {})
+        build(Classifier(network, CIFAR).eval(), CIFAR.shape, 1, {})
 
 
 @pytest.mark.precision
@@ -326,14 +327,10 @@ def test_int8_without_calibration_says_what_to_do(tiny: Bundle) -> None:
 def test_compiled_once_and_loaded_from_then_on(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What is compiled here runs for a moment: torch need not try what the CPU can do, nor optimise.
-    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
-    # Also where this process has read it before, which depends on what else it has run.
-    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)
-    monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
     made = replace(tiny, temperature=0.5)
     here = planned(made, cache=tmp_path)
-    first = start_engine("compile", here, exactly(made))
+    with compiled_quickly(monkeypatch):
+        first = start_engine("compile", here, exactly(made))
     wanted = expected(made, images(5))
     rounding.assert_probabilities_near(first.infer(images(5)), wanted, made.tensors)
     check_maps(first, made)

@@ -15,13 +15,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from models import preprocess
-from models.preprocess import CIFAR, IMAGENET, upright_rgb
+from models.preprocess import CIFAR, IMAGENET, InputSpec, upright_rgb
 from service.errors import QueueFull, TooLarge, UndecodableImage
 from service.inference import decoding
 from service.inference.decoding import Decoder, decode_image, prepare
 from service.inference.lane import Lane
 from service.inference.tasks import Pixels
 from tests.conftest import encoded
+from tests.support import kinds
 from tests.support.hostile import formats
 
 LIMIT = 1_000_000
@@ -450,3 +451,61 @@ def test_only_what_is_quick_is_decoded_on_the_event_loop(
     decoder = Decoder(1, LIMIT)
     assert (decoder.decode_tiny(data, CIFAR) is not None) == on_the_loop
     decoder.close()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    "spec",
+    [kinds.GREY, kinds.SQUASHED, kinds.LETTERBOXED, kinds.RGBA],
+    ids=["grey", "squash", "letterbox and bgr", "rgba"],
+)
+def test_pixels_have_the_shape_and_the_channels_of_the_model(spec: InputSpec, format: str) -> None:
+    data = encoded(format, (70, 50), "RGB" if format == "JPEG" else "RGBA")
+    decoded = decode_image(data, spec, LIMIT)
+    assert decoded.pixels.shape == spec.shape
+    assert np.array_equal(decoded.pixels, kinds.pixels(data, spec))
+    assert decoded.size == (70, 50)
+
+
+def test_only_rgba_keeps_transparency() -> None:
+    data = saved(half_transparent(), "PNG")
+    alpha = decode_image(data, kinds.RGBA, LIMIT).pixels[:, :, 3]
+    assert alpha.min() < 255
+    opaque = decode_image(saved(gradient(), "PNG"), kinds.RGBA, LIMIT).pixels
+    assert (opaque[:, :, 3] == 255).all()
+
+
+def test_a_sliver_grows_no_more_than_its_model_resizes_it() -> None:
+    """Where the model squashes or fits images into its box, none is too long."""
+    sliver = saved(Image.new("RGB", (1, 5000)), "PNG")
+    for spec in (kinds.SQUASHED, kinds.LETTERBOXED):
+        assert decode_image(sliver, spec, LIMIT).pixels.shape == spec.shape
+    wide = InputSpec(size=(8, 512), resize=(8, 512), mean=CIFAR.mean, std=CIFAR.std)
+    with pytest.raises(TooLarge, match="sides"):
+        decode_image(sliver, wide, LIMIT)
+
+
+def test_a_limit_below_the_models_own_box_refuses_no_small_image() -> None:
+    small = encoded(size=(32, 32))
+    assert decode_image(small, IMAGENET, 32 * 32).pixels.shape == IMAGENET.shape
+
+
+def test_a_camera_file_of_several_pictures_is_decoded_at_scale() -> None:
+    large = gradient(64).resize((1600, 1200))
+    several = saved(large, "MPO", save_all=True, append_images=[gradient(64)], quality=90)
+    one = saved(large, "JPEG", quality=90)
+    assert Image.open(io.BytesIO(several)).format == "MPO"
+    ours, plain = (decode_image(data, CIFAR, 10**7) for data in (several, one))
+    assert ours.size == plain.size == (200, 150)
+    assert np.array_equal(ours.pixels, plain.pixels)
+
+
+def test_an_image_for_a_large_model_is_not_decoded_on_the_event_loop() -> None:
+    decoder = Decoder(1, LIMIT)
+    try:
+        small = encoded(size=(16, 16))
+        assert decoder.decode_tiny(small, kinds.GREY) is not None
+        high = InputSpec(size=(65, 8), resize=(65, 8), mean=CIFAR.mean, std=CIFAR.std)
+        assert decoder.decode_tiny(small, high) is None
+    finally:
+        decoder.close()

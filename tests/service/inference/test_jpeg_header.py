@@ -15,6 +15,7 @@ from models.preprocess import CIFAR, IMAGENET
 from service.inference import image_headers
 from service.inference.decoding import decode_image
 from service.inference.jpeg_header import MOST_PIXELS, MOST_SEGMENTS, of_plain_file, room
+from tests.support import kinds
 from tests.support.hostile import fuzz
 from tests.support.hostile.formats import exif, frame, jpeg, noise, picture, saved, segment
 from tests.support.hostile.images import SEEDS, turned
@@ -146,6 +147,7 @@ def test_turned_images_are_for_pil(orientation: int) -> None:
 
 def test_a_file_fits_its_slot() -> None:
     assert (room(CIFAR), room(IMAGENET)) == (32 * 32 * 12, 224 * 224 * 12)
+    assert (room(kinds.GREY), room(kinds.SQUASHED)) == (28 * 28 * 4, 48 * 32 * 12)
     short = room(CIFAR) - len(jpeg()) - 4
     assert of_plain_file(jpeg(segment(0xE5, bytes(short))), CIFAR, LIMIT) is not None
     assert of_plain_file(jpeg(segment(0xE5, bytes(short + 1))), CIFAR, LIMIT) is None

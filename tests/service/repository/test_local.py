@@ -29,8 +29,7 @@ def row(name: str) -> ModelSettings:
 async def classify(model: LocalModel, value: int) -> Row:
     job: Job[ImageInput, Row] = Job()
     model.batcher.admit(job, 1)
-    side = model.input.size
-    model.batcher.submit(job, np.full((side, side, 3), value, np.uint8), 1)
+    model.batcher.submit(job, np.full(model.input.shape, value, np.uint8), 1)
     async with asyncio.timeout(PATIENCE):
         return await job.future
 

@@ -22,7 +22,9 @@ FACTS: dict[str, Any] = {
     "input": {"size": 32},
     "labels": ["cat", "dog"],
     "channels": 64,
-    "map_side": 8,
+    "outputs": "exclusive",
+    "map_sides": [8, 8],
+    "explains": True,
     "card": {"parameters": 1, "weights": {"sha256": "1234"}},
 }
 GPUS = ["cuda:0", "cuda:1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -43,11 +44,11 @@ from service.workers.remote import RemoteRepository
 from service.workers.remote_model import FrontEndResources, RemoteModel
 
 CLASSES = 3
-CHANNELS, MAP_SIDE = 4, 2
+CHANNELS, MAP_SIDES = 4, (2, 3)
 DETAIL: dict[Task, int] = {
     CLASSIFY: 0,
     Embed(): CHANNELS,
-    Explain(): MAP_SIDE**2 + 1,
+    Explain(): math.prod(MAP_SIDES) + 1,
 }  # numbers, by task
 CLASS_NUMBERS = np.arange(CLASSES, dtype=np.int32)
 FAILS = 255
@@ -173,8 +174,10 @@ class Pair:
             "limits": list(settings.limits(["cpu"])),
             "input": {"size": 32, "resize": 32, "mean": (0, 0, 0), "std": (1, 1, 1)},
             "labels": list(echo.labels),
+            "outputs": "exclusive",
             "channels": CHANNELS,
-            "map_side": MAP_SIDE,
+            "map_sides": MAP_SIDES,
+            "explains": True,
             "engines": [
                 {"device": device, "index": index, "card": echo.describe()}
                 for index, device in enumerate(self.devices)

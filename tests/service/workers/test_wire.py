@@ -49,9 +49,9 @@ def test_frames_are_whole_however_the_stream_is_cut() -> None:
 
 
 def test_both_sides_of_a_region_see_the_same_slots_and_no_slot_overlaps_another() -> None:
-    here, there = regions(MemoryShape(3, 5, 7, channels=4, cells=9))
+    here, there = regions(MemoryShape(3, (5, 4, 1), 7, channels=4, cells=9))
     for pixels in (here.whole, here.fractional):
-        assert pixels.shape == (3, 5, 5, 3)
+        assert pixels.shape == (3, 5, 4, 1)
         for value, slot in enumerate([*pixels, *here.rows], start=1):
             slot[...] = value
         for value, slot in enumerate([*there.rows], start=4):
@@ -62,10 +62,10 @@ def test_both_sides_of_a_region_see_the_same_slots_and_no_slot_overlaps_another(
 
 
 def test_an_image_is_read_as_it_was_written() -> None:
-    here, there = regions(MemoryShape(2, 5, 7, channels=4, cells=9))
-    whole = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
-    file = JpegFile(np.arange(255, dtype=np.uint8), 500, 375)
-    longest = JpegFile(np.full(5 * 5 * 3 * 4, 7, np.uint8), 1, 65_535)
+    here, there = regions(MemoryShape(2, (5, 3, 4), 7, channels=4, cells=9))
+    whole = np.arange(60, dtype=np.uint8).reshape(5, 3, 4)
+    file = JpegFile(np.arange(240, dtype=np.uint8), 500, 375)
+    longest = JpegFile(np.full(5 * 3 * 4 * 4, 7, np.uint8), 1, 65_535)
     images: list[ImageInput] = [whole, (whole / 3).astype(np.float32), file, longest, whole]
     for image in images:  # Each in the place of the one before.
         for slot in range(2):
@@ -84,7 +84,7 @@ def test_an_image_is_read_as_it_was_written() -> None:
     ("task", "length"), [(CLASSIFY, 0), (Embed(), 4), (Explain(), 10), (Explain(2), 10)]
 )
 def test_a_row_is_read_as_it_was_written(task: Task, length: int) -> None:
-    here, there = regions(MemoryShape(2, 1, 3, channels=4, cells=9))
+    here, there = regions(MemoryShape(2, (1, 1, 3), 3, channels=4, cells=9))
     detail = np.arange(length, dtype=np.float32) if length else None
     classes = np.array([2, 0, 1], np.int32)
     probabilities = np.array([0.5, 0.3, 0.2], np.float32)
@@ -100,9 +100,9 @@ def test_a_row_is_read_as_it_was_written(task: Task, length: int) -> None:
 
 
 def test_a_region_that_is_too_small_is_refused() -> None:
-    fd = SharedMemory.allocate(MemoryShape(1, 4, 10, 3, 4))
+    fd = SharedMemory.allocate(MemoryShape(1, (4, 4, 3), 10, 3, 4))
     with pytest.raises(ValueError, match="needs"):
-        SharedMemory(fd, MemoryShape(2, 4, 10, 3, 4))
+        SharedMemory(fd, MemoryShape(2, (4, 4, 3), 10, 3, 4))
     os.close(fd)
 
 

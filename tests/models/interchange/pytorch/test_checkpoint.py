@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from models.bundle import BundleError
-from models.interchange.pytorch.checkpoint import read_checkpoint
+from models.interchange.pytorch.checkpoint import read_checkpoint, weights_file
 
 PLAIN = OrderedDict(
     {"conv.weight": torch.arange(6.0).view(2, 3), "bn.num_batches_tracked": torch.tensor(7)}
@@ -25,6 +27,10 @@ def saved(tmp_path: Path, content: Any, *, zipped: bool = True) -> Path:
     path = tmp_path / "model.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     return path
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    return read_checkpoint(path).tensors
 
 
 def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
@@ -47,23 +53,18 @@ def refusal(path: Path) -> str:
 def test_a_state_dict_is_read_from_both_of_torchs_file_formats(
     tmp_path: Path, zipped: bool
 ) -> None:
-    assert equal(read_checkpoint(saved(tmp_path, PLAIN, zipped=zipped)), PLAIN)
+    assert equal(tensors(saved(tmp_path, PLAIN, zipped=zipped)), PLAIN)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "net"])
 def test_common_wrappers_are_taken_off(tmp_path: Path, wrapper: str) -> None:
     content = {wrapper: PLAIN, "epoch": 200, "best_prec1": 91.7, "optimizer": {"state": {}}}
-    assert equal(read_checkpoint(saved(tmp_path, content)), PLAIN)
+    assert equal(tensors(saved(tmp_path, content)), PLAIN)
 
 
 def test_a_wrapper_in_a_wrapper_is_taken_off_too(tmp_path: Path) -> None:
     content = {"state_dict": {"net": PLAIN}, "epoch": 1}
-    assert equal(read_checkpoint(saved(tmp_path, content)), PLAIN)
-
-
-def test_the_prefix_of_parallel_training_is_taken_off(tmp_path: Path) -> None:
-    parallel = {f"module.{name}": value for name, value in PLAIN.items()}
-    assert equal(read_checkpoint(saved(tmp_path, {"state_dict": parallel})), PLAIN)
+    assert equal(tensors(saved(tmp_path, content)), PLAIN)
 
 
 def test_lower_precision_becomes_float32_and_counters_stay(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_lower_precision_becomes_float32_and_counters_stay(tmp_path: Path) -> No
         "double": torch.tensor([3.5]).double(),
         "count": torch.tensor(3),
     }
-    read = read_checkpoint(saved(tmp_path, low))
+    read = tensors(saved(tmp_path, low))
     expected = {"half": [1.5], "bfloat": [2.5], "double": [3.5]}
     assert {name: read[name].tolist() for name in expected} == expected
     assert all(read[name].dtype == torch.float32 for name in expected)
@@ -85,11 +86,11 @@ def test_lower_precision_becomes_float32_and_counters_stay(tmp_path: Path) -> No
     [
         ([1, 2], "holds no state dict"),
         ({}, "holds no state dict"),
-        ({"state_dict": {}}, "holds no state dict"),
+        ({"state_dict": {}}, "holds no state dict; its entries are 'state_dict'"),
         (torch.ones(2), "holds no state dict"),
         ({**PLAIN, "epoch": 3}, "holds 'epoch', which is not a tensor"),
-        ({3: torch.ones(1)}, "holds 3, which is not a tensor"),
-        ({"weight": [1.0, 2.0]}, "holds 'weight', which is not a tensor"),
+        ({3: torch.ones(1)}, "holds no state dict; its entries are 3"),
+        ({"weight": [1.0, 2.0]}, "holds no state dict; its entries are 'weight'"),
     ],
     ids=str,
 )
@@ -114,13 +115,12 @@ def test_a_pickled_object_is_refused_and_does_not_run(tmp_path: Path, form: str)
     path = saved(tmp_path, content, zipped=form == "zip")
     if form == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
-    assert refusal(path).startswith("not a PyTorch checkpoint of plain tensors (")
+    asks = f"its pickle asks for {os.mkdir.__module__}.mkdir, and nothing in a file is executed; "
+    if form == "pickle":
+        asks = "a pickle that torch.save did not write, and nothing in a file is executed; "
+    assert refusal(path).startswith(asks)
+    assert refusal(path).endswith('torch.save(model.state_dict(), "weights.pth")')
     assert not made.exists()
-
-
-def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path, nn.Linear(2, 2))
-    assert refusal(path).startswith("not a PyTorch checkpoint of plain tensors (")
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -129,24 +129,55 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     path.mkdir()
     assert refusal(path) == "Is a directory"
     path.rmdir()
-    for content in (
-        b"",
-        b"PK\x03\x04 and nothing else",
-        b'{"json": 1}',
-        b"\0" * 64,
-        b"\xff\xd8\xff",
-    ):
+    for content in (b"\0" * 64, b"\xff\xd8\xff", b"hello world\n"):
         path.write_bytes(content)
         assert refusal(path).startswith("not a PyTorch checkpoint of plain tensors (")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("folder", [True, False])
+def test_the_files_of_an_index_are_one_state_dict(tmp_path: Path, name: str, folder: bool) -> None:
+    index = sharded(tmp_path, name)
+    assert equal(tensors(weights_file(tmp_path) if folder else index), PLAIN)
+
+
+def sharded(folder: Path, name: str) -> Path:
+    stem, suffix = name.split(".")
+    files = {}
+    for number, (key, value) in enumerate(PLAIN.items(), 1):
+        part = f"{stem}-0000{number}-of-00002.{suffix}"
+        save = safetensors.torch.save_file if suffix == "safetensors" else torch.save
+        save({key: value}, folder / part)
+        files[key] = part
+    index = folder / f"{name}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return index
+
+
 @pytest.mark.parametrize(
-    "content", [b"hello world\n", pickle.dumps(PLAIN, 4)], ids=["text", "pickle"]
+    ("files", "message"),
+    [
+        ({}, "an index without a weight_map"),
+        (
+            {"a": "none.bin"},
+            "an index that names none.bin, which is not beside it; download it too",
+        ),
+        ({"a": "../x.bin"}, "an index that names '../x.bin', which is no file beside it"),
+        ({"a": "/etc/x"}, "an index that names '/etc/x', which is no file beside it"),
+        (
+            {"a": "model.safetensors.index.json"},
+            "an index that names 'model.safetensors.index.json', which is no file beside it",
+        ),
+        ({"bn.bias": "model-00001-of-00002.safetensors"}, "its parts lack bn.bias"),
+    ],
+    ids=str,
 )
-def test_any_other_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "model.pth"
-    path.write_bytes(content)
-    assert "not a PyTorch checkpoint" in refusal(path)
+def test_an_index_of_other_files_is_refused(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    index = sharded(tmp_path, "model.safetensors")
+    index.write_text(json.dumps({"weight_map": files}))
+    assert refusal(index) == message
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

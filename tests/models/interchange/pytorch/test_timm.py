@@ -1,24 +1,28 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 from models.bundle import BundleError
 from models.interchange import convert
 from models.interchange.pytorch import timm
-from models.preprocess import IMAGENET, InputSpec
-from tests.support import libraries
+from models.preprocess import IMAGENET, InputSpec, resize_and_crop
+from tests.support import libraries, tiny
+from tests.support.said import said
 
-RESNET, RESNETV2 = timm.LAYOUTS
+RESNET, RESNETV2, _ = timm.LAYOUTS
 
 
 @functools.lru_cache(maxsize=1)
@@ -114,6 +118,16 @@ def test_a_folder_as_timm_saves_it_becomes_a_bundle(tmp_path: Path, name: str) -
         ({"crop_pct": 0.875, "interpolation": "bilinear"}, {"resize": 256}),
         ({"input_size": [3, 288, 288], "crop_pct": 1}, {"size": 288, "resize": 288}),
         ({"mean": [0.5, 0.5, 0.5]}, {"mean": (0.5, 0.5, 0.5), "resize": 235}),
+        ({"test_input_size": [3, 288, 288], "test_crop_pct": 1.0}, {"resize": 235}),
+        ({"crop_mode": "squash"}, {"crop": "squash", "resize": 235}),
+        (
+            {"crop_mode": "border", "crop_pct": 1.0},
+            {"crop": "letterbox", "resize": 224, "fill": (124, 116, 104)},
+        ),
+        (
+            {"input_size": [3, 160, 224], "crop_pct": 0.9},
+            {"size": (160, 224), "resize": (177, 248)},
+        ),
     ],
 )
 def test_a_config_says_how_images_are_prepared(
@@ -156,14 +170,15 @@ def test_other_networks_are_refused_by_what_they_are(tmp_path: Path, name: str, 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"architecture": "resnetblur50"}, "timm's resnetblur50 blurs before it strides"),
-        ({"architecture": "resnetaa50.a1h_in1k"}, "timm's resnetaa50 averages before it strides"),
+        ({"architecture": "resnetblur50d"}, "timm's resnetblur50d has a deep stem"),
+        ({"architecture": "resnetaa34d.a1h_in1k"}, "timm's resnetaa34d has a deep stem"),
+        ({"model_args": {"aa_layer": "blurpc"}}, "aa_layer 'blurpc'; supported are avg, avgpool"),
+        ({"model_args": {"output_stride": 12}}, "output_stride must be one of 8, 16 and 32"),
         ({"architecture": "vit_base"}, "vit_base is not a plain ResNet"),
         ({"model_type": "resnet"}, "names no architecture"),
         ({"model_args": {"act_layer": "silu"}}, "built with act_layer='silu'"),
         ({"global_pool": "max"}, "global_pool 'max'"),
-        ({"pretrained_cfg": {"crop_mode": "squash"}}, "crop_mode 'squash'"),
-        ({"pretrained_cfg": {"input_size": [3, 224, 200]}}, "only squares"),
+        ({"pretrained_cfg": {"crop_mode": "random"}}, "crop_mode 'random'"),
         ({"pretrained_cfg": {"interpolation": "random"}}, "interpolation must be one of"),
         ({"pretrained_cfg": {"crop_pct": 0}}, "crop_pct must be"),
         ({"pretrained_cfg": []}, "pretrained_cfg must be an object"),
@@ -184,3 +199,81 @@ def test_a_damaged_config_and_an_empty_folder_are_refused(tmp_path: Path) -> Non
     assert "not JSON" in refusal(path)
     (tmp_path / "config.json").write_text("[]")
     assert "not a JSON object" in refusal(path)
+
+
+@pytest.mark.parametrize("crop", [0.875, 1.0])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [[3, 224, 224], [3, 160, 224]], ids=str)
+def test_images_become_what_timm_makes_of_them(mode: str, size: list[int], crop: float) -> None:
+    libraries.import_timm()
+    transforms = importlib.import_module("timm.data.transforms_factory")
+    config = {"input_size": size, "crop_mode": mode, "crop_pct": crop, "interpolation": "bicubic"}
+    config |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    spec = timm.input_spec(config, IMAGENET)
+    prepare = transforms.transforms_imagenet_eval(
+        tuple(size[1:]),
+        crop_pct=crop,
+        crop_mode=mode,
+        interpolation="bicubic",
+        mean=config["mean"],
+        use_prefetcher=True,
+    )
+    random = np.random.default_rng(0)
+    for width, height in ((300, 411), (411, 300), (160, 160), (101, 640), (640, 333)):
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels)
+        theirs = np.asarray(prepare(image)).transpose(1, 2, 0)
+        np.testing.assert_array_equal(resize_and_crop(image, spec), theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnetblur18", {}),
+        ("resnetaa50", {}),
+        ("resnet18", {"aa_layer": "avg"}),
+        ("resnet18", {"aa_layer": "blur"}),
+        ("resnet18", {"output_stride": 16}),
+        ("resnet26", {"output_stride": 8}),
+        ("resnetv2_18", {"output_stride": 16}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_what_only_the_config_says_of_a_network(
+    tmp_path: Path, name: str, arguments: dict[str, Any]
+) -> None:
+    theirs = libraries.import_timm().create_model(name, num_classes=3, **arguments)
+    libraries.randomised(theirs, 96)
+    path = saved(theirs, tmp_path, {"architecture": name, "model_args": arguments})
+    made = convert.convert("timm", path)
+    assert libraries.difference(made.network(), theirs, 96) <= 1
+    assert made.provenance["assumed"] == {"labels": "class 0 to class 2", "outputs": "exclusive"}
+    # Without the config it is another network, and what may differ is listed.
+    (tmp_path / "config.json").unlink()
+    other = convert.convert("timm", path)
+    assert libraries.difference(other.network(), theirs, 96) > 1
+    assert {"antialias", "dilation", "pool"} <= other.provenance["assumed"].keys()
+
+
+def test_the_test_size_is_a_note(tmp_path: Path) -> None:
+    config = {"architecture": "resnet18", "pretrained_cfg": {"test_input_size": [3, 288, 288]}}
+    config["pretrained_cfg"] |= {"test_crop_pct": 0.95, "input_size": [3, 224, 224]}  # type: ignore[operator]
+    path = saved(narrow(), tmp_path, config)
+    made = convert.convert("timm", path)
+    assert made.input.size == 224
+    assert made.provenance["notes"] == ["timm tests it at 288 pixels: --size 288 --resize 303"]
+    wanted = convert.convert("timm", path, said(size=288, resize=303))
+    assert (wanted.input.size, wanted.input.resize) == (288, 303)
+
+
+def test_one_channel_is_asked_for_its_normalisation(tmp_path: Path) -> None:
+    theirs = libraries.import_timm().create_model("resnet18", in_chans=1, num_classes=3)
+    tiny.randomised(theirs, 2).eval()
+    config = {"architecture": "resnet18", "model_args": {"in_chans": 1}}
+    path = saved(theirs, tmp_path, {**config, "pretrained_cfg": {"mean": [0.4, 0.4, 0.4]}})
+    assert "give --mean" in refusal(path)
+    made = convert.convert("timm", path, said(mean=(0.4,), std=(0.3,)))
+    assert made.input.channels == "grey"
+    config["pretrained_cfg"] = {"mean": [0.4], "std": [0.3]}
+    path = saved(theirs, tmp_path, config)
+    assert convert.convert("timm", path).input == made.input

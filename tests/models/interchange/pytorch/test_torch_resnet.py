@@ -69,7 +69,7 @@ def test_the_deepest_have_the_names_and_shapes_of_ours(name: str) -> None:
     with torch.device("meta"):
         theirs = getattr(torch_resnet, name)()
         theirs.set_head(nn.Linear(theirs.out_planes, 10))
-    tensors, architecture = to_ours(importer.LAYOUT, theirs.state_dict(), Path("x"))
+    tensors, architecture, _ = to_ours(importer.LAYOUT, theirs.state_dict(), Path("x"))
     bundle.check_fit(on_meta(architecture), tensors, name)
     assert architecture.depth == CLASSES[name]
 
@@ -147,10 +147,62 @@ def test_nothing_says_how_its_large_networks_saw_images(tmp_path: Path) -> None:
     assert made.input == IMAGENET
 
 
-def test_a_network_without_a_head_is_refused(tmp_path: Path) -> None:
-    path = saved(resnet.ResNet([(1, 8), (1, 8)], resnet.BasicBlock), tmp_path / "r.pth")
-    with pytest.raises(BundleError, match=r"\A[^\n]+a backbone without a head[^\n]+\Z"):
-        convert.convert("torch_resnet", path)
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("preact", [True, False])
+@pytest.mark.parametrize(
+    "dimensions",
+    [
+        [(1, 16), (2, 32), (1, 64)],
+        [(1, 24), (1, 32), (2, 40)],
+        [(1, 64), (1, 16), (1, 24)],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_the_stem_may_have_other_channels_than_the_first_stage(
+    dimensions: list[tuple[int, int]], kind: str, width: int, preact: bool, small: bool
+) -> None:
+    options: Any = {"width": width, "small_images": small}
+    if preact:
+        block = preact_resnet.PreActBottleneck if kind == "bottleneck" else None
+        made = preact_resnet.PreActResNet(
+            dimensions, block or preact_resnet.PreActBasicBlock, **options
+        )
+    else:
+        made = resnet.ResNet(
+            dimensions, resnet.Bottleneck if kind == "bottleneck" else resnet.BasicBlock, **options
+        )
+    theirs = with_head(made)
+    converted = libraries.ours(importer.LAYOUT, theirs)
+    assert converted.architecture.stem_width == dimensions[0][1]
+    assert libraries.difference(converted, theirs, size_for(theirs)) <= 1
+
+
+def test_dropout_of_wide_networks_is_nothing_when_it_serves(tmp_path: Path) -> None:
+    theirs = with_head(torch_resnet.WideResNet16(width=2, drop_rate=0.3), 10)
+    made = convert.convert("torch_resnet", saved(theirs, tmp_path / "r.pth"))
+    assert libraries.difference(made.network(), theirs, 32) <= 1
+    assert made.variant == "wide_resnet16_2"
+
+
+@torch.inference_mode()
+def test_a_network_without_a_head_has_features(tmp_path: Path) -> None:
+    theirs = libraries.randomised(resnet.ResNet([(1, 8), (1, 8)], resnet.BasicBlock), 64)
+    options = said(mean=IMAGENET.mean, std=IMAGENET.std)
+    made = convert.convert("torch_resnet", saved(theirs, tmp_path / "r.pth"), options)
+    assert (made.labels, made.architecture.num_classes) == ((), 0)
+    assert libraries.difference(made.network(), theirs, size_for(theirs)) <= 1
+
+
+def test_a_head_of_two_layers(tmp_path: Path) -> None:
+    network = torch_resnet.ResNet20()
+    layers = [nn.Dropout(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)]
+    network.set_head(nn.Sequential(*layers))
+    theirs = libraries.randomised(network, 32)
+    made = convert.convert("torch_resnet", saved(theirs, tmp_path / "r.pth"))
+    assert made.architecture.head == (32,)
+    assert libraries.difference(made.network(), theirs, 32) <= 1
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ from service.http.v2.codec import (
 from service.inference.jobs import Priority
 from service.inference.ranking import rank
 from service.inference.tasks import CLASSIFY, Embed
+from tests.support import kinds
 
 SPEC = InputSpec(size=2, resize=2, mean=CIFAR.mean, std=CIFAR.std)
 LARGE = InputSpec(size=224, resize=256, mean=CIFAR.mean, std=CIFAR.std)
+SQUARE_RGB = InputSpec(size=28, resize=28, mean=CIFAR.mean, std=CIFAR.std)
 PIXELS = list(range(12))
 LABELS = ["cat", "dog", "a: b"]
 
@@ -87,6 +89,33 @@ def test_planes_of_three_by_three_are_planes() -> None:
     (image,) = codec.read(text, None, spec, 1).images
     assert isinstance(image, np.ndarray)
     np.testing.assert_allclose(image, values.transpose(1, 2, 0) * 255, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [kinds.GREY, kinds.SQUASHED, kinds.LETTERBOXED, kinds.RGBA])
+@pytest.mark.parametrize("planes", [True, False])
+def test_tensors_of_any_shape_become_the_pixels_they_were_made_of(
+    spec: InputSpec, planes: bool
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *spec.shape)).astype(np.uint8)
+    values = ((pixels / 255 - spec.mean) / spec.std).astype(np.float32)
+    if planes:
+        values = values.transpose(0, 3, 1, 2)
+    for data in (values.tolist(), values.ravel().tolist()):  # The largest that may come as JSON.
+        text = json.dumps(one("input", "FP32", list(values.shape), data=data)).encode()
+        found = codec.read(text, None, spec, 4).images
+        np.testing.assert_allclose(np.stack(found), pixels, atol=1e-4)
+    text = json.dumps(one("pixels", "UINT8", list(pixels.shape), data=pixels.tolist())).encode()
+    assert np.array_equal(np.stack(codec.read(text, None, spec, 4).images), pixels)
+
+
+def test_the_limits_of_json_are_those_of_the_models_own_shape() -> None:
+    values = [0] * (4 * 29 * 28 + JSON_BESIDE)
+    text = json.dumps(one("input", "FP32", [4, 1, 28, 28], data=[*values, 0, 0])).encode()
+    with pytest.raises(TooLarge, match="values"):
+        codec.check_json(text, kinds.GREY, 4)
+    codec.check_json(text, SQUARE_RGB, 4)
+    compressed = codec.max_inflated("0", kinds.GREY, 4, 1) - MAX_JSON_BYTES
+    assert compressed == 4 * 28 * 28 * 4
 
 
 def test_a_body_without_json_is_an_image_and_is_answered_in_binary() -> None:

@@ -1,0 +1,514 @@
+"""Turns the operations on images and feature maps into steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.interchange.onnx.graph import (
+    FLOATS,
+    OPEN,
+    Array,
+    Node,
+    Step,
+    Values,
+    as_numbers,
+    misfit,
+)
+from models.interchange.onnx.windows import (
+    explicit,
+    fits_of,
+    matching,
+    outputs,
+    same,
+    square,
+)
+
+Operation = Callable[[Values, Node], "Step | str | list[Step]"]
+
+# 1-2-1 both ways (Zhang 2019, arXiv:1904.11486).
+BINOMIAL = np.outer((1, 2, 1), (1, 2, 1)) / 16
+PART = "takes a part of its input other than every second pixel"
+
+
+def _conv(values: Values, node: Node) -> Step:
+    weight = values.constant(node, 1, "its weights are computed: weight standardisation?")
+    groups = node.attributes.get("group", 1)
+    if groups != 1:
+        return _blur(values, node, weight)
+    if weight.ndim != 4:
+        raise misfit(node.label, f"a convolution of {weight.ndim - 2} dimensions, not two")
+    kernel = square(node, weight.shape[2:], 1, "kernel")
+    stride = square(node, node.attributes.get("strides"), 1, "stride")
+    dilation = square(node, node.attributes.get("dilations"), 1, "dilation") if kernel > 1 else 1
+    span = dilation * (kernel - 1) + 1
+    name, step, fits = fits_of(values, node, span, stride)
+    if step.kind == "pad" and step.settings["value"] != 0:
+        raise misfit(step.label, "pads a convolution with something other than zeros")
+    sides = values.steps[name].shape[2:]
+    half = span // 2
+    known = {"symmetric": explicit(span, stride, half, half), "same": same(span, stride)}
+    paddings = matching(fits, sides, known)
+    if not paddings:
+        raise misfit(
+            node.label, f"pads a {kernel}x{kernel} convolution neither symmetrically nor as SAME"
+        )
+    bias = values.optional(node, 2)
+    if values.steps[name].shape[1] not in (OPEN, weight.shape[1]):
+        raise misfit(node.label, "its weights do not fit its input")
+    settings = {
+        "weight": weight,
+        "bias": bias,
+        "stride": stride,
+        "dilation": dilation,
+        "paddings": paddings,
+    }
+    shape = (step.shape[0], weight.shape[0], *outputs(fits, sides))
+    return Step("conv", node.label, (name,), shape, settings)
+
+
+def _blur(values: Values, node: Node, weight: Array) -> Step:
+    """A convolution of each channel with the binomial kernel, behind a reflection."""
+    _, step = values.images(node)
+    channels, groups = step.shape[1], node.attributes["group"]
+    plain = (
+        weight.shape == (channels, 1, 3, 3)
+        and groups == channels
+        and np.allclose(weight, BINOMIAL, rtol=1e-3)
+        and values.optional(node, 2) is None
+    )
+    if not plain:
+        raise misfit(node.label, f"a grouped convolution ({groups} groups), as in ResNeXt")
+    unpadded = not any(node.attributes.get("pads", ()))
+    if not (step.kind == "pad" and _reflects_one(step) and unpadded):
+        raise misfit(node.label, "blurs without a reflection by one pixel before it")
+    if square(node, node.attributes.get("strides"), 1, "stride") != 2:
+        raise misfit(node.label, "blurs without subsampling by 2")
+    return _blurred(node, step)
+
+
+def _reflects_one(pad: Step) -> bool:
+    return bool(pad.settings["reflects"]) and tuple(pad.settings["pads"]) == (1, 1, 1, 1)
+
+
+def _blurred(node: Node, pad: Step) -> Step:
+    sides = tuple(n if n == OPEN else (n - 3) // 2 + 1 for n in pad.shape[2:])
+    return Step("blur", node.label, pad.sources, (*pad.shape[:2], *sides), {"stride": 2})
+
+
+def _pool(values: Values, node: Node) -> Step:
+    kernel = square(node, node.attributes.get("kernel_shape"), 1, "kernel")
+    stride = square(node, node.attributes.get("strides"), 1, "stride")
+    if any(length != 1 for length in node.attributes.get("dilations", ())):
+        raise misfit(node.label, "a dilated pooling")
+    name, step, fits = fits_of(values, node, kernel, stride)
+    sides = values.steps[name].shape[2:]
+    shape = (*step.shape[:2], *outputs(fits, sides))
+    if kernel == 1 and step.kind != "pad" and matching(fits, sides, {"": same(1, stride)}):
+        return Step("subsample", node.label, (name,), shape, {"strides": (stride, stride)})
+    if kernel != 3 or stride not in (1, 2):
+        raise misfit(
+            node.label, f"pools {kernel}x{kernel} in steps of {stride}; a ResNet 3x3 in steps of 2"
+        )
+    known = {"symmetric": explicit(3, stride, 1, 1), "same": same(3, stride)}
+    rounded = {"ceil": explicit(3, stride, 0, 0, ceil=True)}
+    if step.kind == "pad" and step.settings["value"] > -1e30:
+        # After a ReLU, zeros act like minus infinity: they never exceed a pixel.
+        if step.settings["value"] != 0:
+            raise misfit(step.label, "pads a pooling with something other than zeros")
+        if values.steps[name].kind != "relu":
+            known, rounded = {"zero": known["symmetric"]}, {}
+    known = rounded | known if node.attributes.get("ceil_mode") else known | rounded
+    paddings = matching(fits, sides, known)
+    if not paddings:
+        raise misfit(node.label, "pads its 3x3 pooling unlike any ResNet")
+    settings = {"paddings": paddings, "stride": stride}
+    return Step("pool", node.label, (name,), shape, settings)
+
+
+def _average(values: Values, node: Node) -> Step:
+    name, step = values.images(node)
+    sides = step.shape[2:]
+    kernel = tuple(node.attributes.get("kernel_shape", ()))
+    if kernel == (1, 1):
+        return _pool(values, node)
+    if kernel == (2, 2):
+        return _average_of_four(values, node)
+    if step.kind != "pad" and not any(node.attributes.get("pads", ())) and kernel == sides:
+        return Step("mean", node.label, (name,), (*step.shape[:2], 1, 1))
+    raise misfit(node.label, "an average pooling within the network, as in ResNet-D")
+
+
+def _average_of_four(values: Values, node: Node) -> Step:
+    """Averages of 2x2 pixels; two of them in turn, behind a reflection, are a blur."""
+    name, step = values.images(node)
+    stride = square(node, node.attributes.get("strides"), 1, "stride")
+    if step.kind == "pad" and _reflects_one(step):
+        automatic = node.attributes.get("auto_pad", b"NOTSET")
+        padded = any(node.attributes.get("pads", ())) or automatic.startswith(b"SAME")
+        if stride != 1 or padded:
+            raise misfit(node.label, "averages what is reflected, but is no blur")
+        sides = tuple(n if n == OPEN else n - 1 for n in step.shape[2:])
+        return Step("smooth", node.label, step.sources, (*step.shape[:2], *sides))
+    before, _, fits = fits_of(values, node, 2, stride)
+    sides = values.steps[before].shape[2:]
+    shape = (*step.shape[:2], *outputs(fits, sides))
+    known = {"apart": explicit(2, 2, 0, 0)} | {"once": explicit(2, stride, 0, 0)}
+    found = matching(fits, sides, known)
+    if before != name or not ("apart" in found or (found and shape[2:] == (1, 1))):
+        raise misfit(node.label, "averages 2x2 pixels other than apart from each other")
+    blurs = step.kind == "smooth"
+    sources = step.sources if blurs else (name,)
+    return Step("blur" if blurs else "average", node.label, sources, shape, {"stride": 2})
+
+
+def _global_average(values: Values, node: Node) -> Step:
+    name, step = values.images(node)
+    return Step("mean", node.label, (name,), (*step.shape[:2], 1, 1))
+
+
+def _reduce_mean(values: Values, node: Node) -> Step:
+    name, step = values.any_layout(node)
+    axes = values.optional(node, 1, "axes")
+    if axes is None or sorted(map(node.axis, as_numbers(axes))) != [2, 3]:
+        raise misfit(node.label, "a mean over something other than an image's height and width")
+    kept = (1, 1) if node.attributes.get("keepdims", 1) else ()
+    if not kept and node.layout.index(0) > node.layout.index(1):
+        raise misfit(node.label, "gives features [C, N], not [N, C]")
+    return Step("mean", node.label, (name,), (*step.shape[:2], *kept))
+
+
+def _norm(values: Values, node: Node) -> Step:
+    name = node.inputs[0]
+    step = values.steps[name]
+    if len(step.shape) == 4:
+        values.images(node)
+    inferring = node.attributes.get("is_test", 1) and node.attributes.get("spatial", 1)
+    if node.attributes.get("training_mode", 0) or not inferring:
+        raise misfit(node.label, "a BatchNorm in training mode, or one for each pixel")
+    weight, bias, mean, var = (values.constant(node, index) for index in range(1, 5))
+    # The file has the nearest float32 of 1e-5.
+    eps = float(str(np.float32(node.attributes.get("epsilon", 1e-5))))
+    settings = {"weight": weight, "bias": bias, "mean": mean, "var": var, "eps": eps}
+    if any(array.shape != (step.shape[1],) for array in (weight, bias, mean, var)):
+        raise misfit(node.label, "its statistics do not fit its input")
+    if len(step.shape) != 4 or step.kind == "norm":
+        scale = weight / np.sqrt(var.astype(np.float64) + eps)
+        shift = bias - mean * scale
+        if step.kind == "norm":
+            return _rescaled(step, node, scale, shift)
+        return Step("affine", node.label, (name,), step.shape, {"scale": scale, "shift": shift})
+    return Step("norm", node.label, (name,), step.shape, settings)
+
+
+def _rescaled(norm: Step, node: Node, scale: Any, shift: Any) -> Step:
+    """A norm combined with a scale and a shift of its result."""
+    old = norm.settings
+    changed = {"weight": old["weight"] * scale, "bias": old["bias"] * scale + shift}
+    return Step("norm", node.label, norm.sources, norm.shape, {**old, **changed})
+
+
+def _relu(values: Values, node: Node) -> Step | str:
+    name = node.inputs[0]
+    step = values.steps[name]
+    before = values.steps[step.sources[0]] if step.kind == "pool" else step
+    if before.kind == "relu":
+        return name  # A second ReLU has no effect.
+    return Step("relu", node.label, (name,), step.shape)
+
+
+def _clip(values: Values, node: Node) -> Step | str:
+    low, high = values.optional(node, 1, "min"), values.optional(node, 2, "max")
+    if low is None or float(low) != 0 or (high is not None and float(high) < 1e30):
+        raise misfit(node.label, "an activation other than ReLU")
+    return _relu(values, node)
+
+
+def _arithmetic(values: Values, node: Node) -> Step:
+    """Add, Sub, Mul, Div and Sum, of two branches or of one with a constant."""
+    if len(node.inputs) != 2:
+        raise misfit(node.label, f"has {len(node.inputs)} operands, not two")
+    branches = [name for name in node.inputs if name in values.steps]
+    if len(branches) == 2:
+        if node.op not in ("Add", "Sum"):
+            raise misfit(
+                node.label, "two branches meet other than in a sum: squeeze-and-excitation?"
+            )
+        left, right = (values.steps[name] for name in branches)
+        if left.shape[1:] != right.shape[1:] or len(left.shape) != 4:
+            raise misfit(node.label, "adds branches of unequal shapes")
+        return Step("add", node.label, node.inputs, left.shape)
+    (name,) = branches
+    step = values.steps[name]
+    (other,) = (values.constants[operand] for operand in node.inputs if operand != name)
+    first = node.inputs[0] == name
+    if node.attributes.get("broadcast", 0):  # Before opset 7, broadcasting began at an axis.
+        behind = len(step.shape) - node.attributes.get("axis", len(step.shape)) - other.ndim
+        other = other.reshape(other.shape + (1,) * max(behind, 0))
+    axis, vector = _per_channel(node, other.astype(np.float64), len(step.shape))
+    if axis is not None and len(step.shape) == 4:
+        axis = node.axis(axis)
+    scale, shift = np.float64(1), np.float64(0)
+    if node.op in ("Add", "Sum"):
+        shift = vector
+    elif node.op == "Sub":
+        scale, shift = (np.float64(1), -vector) if first else (np.float64(-1), vector)
+    elif node.op == "Mul":
+        scale = vector
+    elif first:
+        scale = 1 / vector
+    else:
+        raise misfit(node.label, "divides by features")
+    return _affine(values, node, name, axis, scale, shift)
+
+
+def _per_channel(node: Node, value: Array, rank: int) -> tuple[int | None, Any]:
+    """A constant's only axis, or None for a single number, and its values."""
+    shape = (1,) * (rank - value.ndim) + value.shape
+    axes = [axis for axis, length in enumerate(shape) if length != 1]
+    if len(shape) > rank or len(axes) > 1 or axes == [0]:
+        raise misfit(node.label, "computes with a constant that is not one number a channel")
+    return (axes[0] if axes else None), value.reshape(-1) if axes else value.reshape(-1)[0]
+
+
+def _affine(
+    values: Values, node: Node, name: str, axis: int | None, scale: Any, shift: Any
+) -> Step:
+    step = values.steps[name]
+    if axis is not None and step.shape[axis] not in (OPEN, *np.shape(scale), *np.shape(shift)):
+        raise misfit(node.label, "its constant does not fit its input")
+    if axis not in (None, 1):
+        raise misfit(node.label, "computes with a constant that is not one number a channel")
+    channels = step.shape[1]
+    if len(step.shape) != 4 or (values.in_front(name) and step.kind != "pad"):
+        width = channels if channels != OPEN else max(np.size(scale), np.size(shift))
+        scale, shift = np.broadcast_to(scale, width), np.broadcast_to(shift, width)
+        return Step("affine", node.label, (name,), step.shape, {"scale": scale, "shift": shift})
+    scale, shift = np.broadcast_to(scale, channels), np.broadcast_to(shift, channels)
+    if step.kind == "norm":
+        return _rescaled(step, node, scale, shift)
+    eps = 1e-5
+    settings = {
+        "weight": scale,
+        "bias": shift,
+        "mean": np.zeros(channels),
+        "var": np.full(channels, 1 - eps),
+        "eps": eps,
+    }
+    return Step("norm", node.label, (name,), step.shape, settings)
+
+
+def _pad(values: Values, node: Node) -> Step | str:
+    name, step = values.any_layout(node)
+    mode = node.attributes.get("mode", b"constant")
+    if mode not in (b"constant", b"reflect"):
+        raise misfit(node.label, "pads with something other than a constant")
+    before, after = _pads(values, node)
+    if not any((*before, *after)):
+        return name
+    channels, images = any((before[1], after[1])), any((*before[2:], *after[2:]))
+    if min(*before, *after) < 0 or before[0] or after[0] or (channels and images):
+        raise misfit(node.label, "pads images and channels at once, or crops")
+    value = values.optional(node, 2, "value")
+    number = 0.0 if value is None else float(np.asarray(value).reshape(-1)[0])
+    shape = tuple(
+        n if n == OPEN else n + b + a for n, b, a in zip(step.shape, before, after, strict=True)
+    )
+    if channels:
+        if number or mode == b"reflect":
+            raise misfit(node.label, "widens with something other than zeros")
+        return Step("widen", node.label, (name,), shape, {"pads": (before[1], after[1])})
+    if step.kind == "pad":
+        raise misfit(node.label, "pads what is padded")
+    settings = {
+        "pads": (*before[2:], *after[2:]),
+        "value": number,
+        "reflects": mode == b"reflect",
+    }
+    return Step("pad", node.label, (name,), shape, settings)
+
+
+def _pads(values: Values, node: Node) -> tuple[list[int], list[int]]:
+    """What a Pad adds before and after, for N, C, H and W."""
+    given = values.optional(node, 1, "pads")
+    if given is None:
+        given = node.attributes.get("paddings", ())
+    given = as_numbers(given)
+    axes = values.optional(node, 3)
+    chosen = list(map(node.axis, range(4) if axes is None else as_numbers(axes)))
+    if len(given) != 2 * len(chosen):
+        raise misfit(node.label, "its pads do not fit its axes")
+    before, after = [0] * 4, [0] * 4
+    for index, axis in enumerate(chosen):
+        before[axis], after[axis] = given[index], given[len(chosen) + index]
+    return before, after
+
+
+def _concat(values: Values, node: Node) -> Step | str:
+    """Features concatenated with zeros: option A; or channels of the images in another order."""
+    branches = [name for name in node.inputs if name in values.steps]
+    if node.axis(node.attributes["axis"]) != 1:
+        raise misfit(node.label, "joins branches, which a ResNet adds")
+    if len(branches) == len(node.inputs) and all(map(values.in_front, branches)):
+        return _joined_channels(values, node, branches)
+    if len(branches) != 1:
+        raise misfit(node.label, "joins branches, which a ResNet adds")
+    place = node.inputs.index(branches[0])
+    others = [values.constants[name] for name in node.inputs if name != branches[0]]
+    if any(other.any() or other.ndim != 4 for other in others):
+        raise misfit(node.label, "widens with something other than zeros")
+    step, axis = values.steps[branches[0]], node.layout.index(1)
+    before, after = (
+        sum(other.shape[axis] for other in part) for part in (others[:place], others[place:])
+    )
+    shape = (step.shape[0], step.shape[1] + before + after, *step.shape[2:])
+    return Step("widen", node.label, (branches[0],), shape, {"pads": (before, after)})
+
+
+def _of_channels(
+    values: Values, node: Node, name: str, order: Sequence[int], whole: int
+) -> Step | str:
+    """The channels `order` of images with `whole` channels."""
+    step = values.steps[name]
+    if step.kind == "channels":
+        order = [step.settings["order"][index] for index in order]
+        (name,) = step.sources
+        whole = values.steps[name].shape[1]
+    if list(order) == list(range(whole)):
+        return name
+    shape = (step.shape[0], len(order), *step.shape[2:])
+    return Step("channels", node.label, (name,), shape, {"order": tuple(order)})
+
+
+def _joined_channels(values: Values, node: Node, branches: Sequence[str]) -> Step | str:
+    order: list[int] = []
+    sources: set[str] = set()
+    for name in branches:
+        step = values.steps[name]
+        chosen = step.kind == "channels"
+        sources.add(step.sources[0] if chosen else name)
+        order += step.settings["order"] if chosen else range(step.shape[1])
+    if len(sources) != 1:
+        raise misfit(node.label, "joins channels that were computed apart")
+    (source,) = sources
+    return _of_channels(values, node, source, order, values.steps[source].shape[1])
+
+
+def _gather(values: Values, node: Node) -> Step | str:
+    """Gather and GatherND: channels of the images, in another order."""
+    name, step = values.any_layout(node)
+    indices, rank = values.constant(node, 1), 1
+    if node.op == "GatherND":  # Along the first axis; each index is a row.
+        indices, rank = (indices[:, 0], 1) if indices.shape[1:] == (1,) else (indices, 0)
+        rank -= node.attributes.get("batch_dims", 0)
+    axis = node.axis(node.attributes.get("axis", 0))
+    open_ = step.shape[1] == OPEN or step.kind == "pad"
+    if axis != 1 or indices.ndim != 1 or rank != 1 or open_ or not values.in_front(name):
+        raise misfit(node.label, "takes a part of its input")
+    order = [index % step.shape[1] for index in as_numbers(indices)]
+    return _of_channels(values, node, name, order, step.shape[1])
+
+
+def _split(values: Values, node: Node) -> list[Step | str]:
+    name, step = values.any_layout(node)
+    if node.axis(node.attributes.get("axis", 0)) != 1 or not values.in_front(name):
+        raise misfit(node.label, "takes its input apart")
+    sizes = values.optional(node, 1, "split")
+    count = node.results
+    lengths = [step.shape[1] // count] * count if sizes is None else as_numbers(sizes)
+    if sum(lengths) != step.shape[1] or len(lengths) != count:
+        raise misfit(node.label, "its parts do not fit its input")
+    ends = np.cumsum(lengths)
+    return [
+        _of_channels(values, node, name, range(end - length, end), step.shape[1])
+        for length, end in zip(lengths, ends, strict=True)
+    ]
+
+
+def _slice(values: Values, node: Node) -> Step | str:
+    """A slice that takes every second pixel, or everything; before the network, channels."""
+    name, step = values.any_layout(node)
+    starts = as_numbers(values.optional(node, 1, "starts"))
+    ends = as_numbers(values.optional(node, 2, "ends"))
+    axes = values.optional(node, 3, "axes")
+    steps = values.optional(node, 4)
+    strides, shape = [1] * 4, list(step.shape)
+    order = list(range(max(step.shape[1], 0)))
+    for index in range(len(starts)):
+        axis = node.axis(index if axes is None else as_numbers(axes)[index])
+        stride = 1 if steps is None else as_numbers(steps)[index]
+        length, start, end = step.shape[axis], starts[index], ends[index]
+        if axis == 1 and stride and values.in_front(name) and step.kind != "pad":
+            order = order[_bounds(start, end, stride, length)]
+            continue
+        if length == OPEN:
+            whole = end >= 2**31 - 1
+        else:
+            whole = stride > 0 and -(-min(end, length) // stride) == -(-length // stride)
+        if start != 0 or not whole or (stride != 1 and axis < 2) or stride < 1:
+            raise misfit(node.label, PART)
+        strides[axis] *= stride
+        shape[axis] = OPEN if length == OPEN else -(-length // stride)
+    if order != list(range(max(step.shape[1], 0))):
+        if strides != [1] * 4 or not order:
+            raise misfit(node.label, PART)
+        return _of_channels(values, node, name, order, step.shape[1])
+    if strides == [1] * 4:
+        return name
+    down, across = strides[2:]
+    if step.kind == "subsample":  # One axis after the other.
+        (name,) = step.sources
+        down, across = (a * b for a, b in zip(strides[2:], step.settings["strides"], strict=True))
+    return Step("subsample", node.label, (name,), tuple(shape), {"strides": (down, across)})
+
+
+def _bounds(start: int, end: int, stride: int, length: int) -> slice:
+    """ONNX's slice as Python's; going backwards, an end before the first is none."""
+    if stride < 0 and end < -length:
+        return slice(start, None, stride)
+    return slice(start, end, stride)
+
+
+def _transpose(values: Values, node: Node) -> str:
+    """The same images; the reader keeps where their channels are."""
+    name, _ = values.any_layout(node)
+    if sorted(node.attributes.get("perm", ())) != [0, 1, 2, 3]:
+        raise misfit(node.label, "does not transpose images [N, C, H, W]")
+    return name
+
+
+def _cast(values: Values, node: Node) -> str:
+    if node.attributes["to"] not in FLOATS:
+        raise misfit(node.label, "casts to something other than floats")
+    return node.inputs[0]
+
+
+def _dropout(values: Values, node: Node) -> str:
+    training = values.optional(node, 2)
+    if training is not None and bool(training):
+        raise misfit(node.label, "a dropout in training mode")
+    return node.inputs[0]
+
+
+OPERATIONS: dict[str, Operation] = {
+    "Conv": _conv,
+    "BatchNormalization": _norm,
+    "Relu": _relu,
+    "Clip": _clip,
+    "MaxPool": _pool,
+    "AveragePool": _average,
+    "GlobalAveragePool": _global_average,
+    "ReduceMean": _reduce_mean,
+    **dict.fromkeys(("Add", "Sum", "Sub", "Mul", "Div"), _arithmetic),
+    "Pad": _pad,
+    "Concat": _concat,
+    **dict.fromkeys(("Gather", "GatherND"), _gather),
+    "Split": _split,
+    "Slice": _slice,
+    "Transpose": _transpose,
+    "Cast": _cast,
+    "Dropout": _dropout,
+    "Identity": lambda _, node: node.inputs[0],
+}
