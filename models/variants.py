@@ -32,22 +32,24 @@ CIFAR_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # He 2015, 4.2; 164,
     1001: ("bottleneck", (111, 111, 111)),
     1202: ("basic", (200, 200, 200)),
 }
-WIDE_STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {  # Zagoruyko 2016, table 1: 6n + 4
-    16: ("basic", (2, 2, 2)),
-    22: ("basic", (3, 3, 3)),
-    28: ("basic", (4, 4, 4)),
-    40: ("basic", (6, 6, 6)),
-}
 IMAGENET_PLANES = (64, 128, 256, 512)
 CIFAR_PLANES = (16, 32, 64)
-WIDE_IMAGENET = ((50, 2), (101, 2))
+# Zagoruyko 2016, table 7, has WRN-18-k and WRN-34-k of several widths, and one WRN-50-2.
+WIDE_IMAGENET = ((18, 2), (34, 2), (50, 2), (101, 2))
+OF_ANY_WIDTH = (18, 34)
 WIDE_LISTED = {16: (1, 2, 4, 8, 10), 22: (2, 8, 10), 28: (1, 2, 4, 8, 10, 12), 40: (1, 2, 4, 8, 10)}
 
 NAME = re.compile(
-    r"(?P<preact>preact_)?(?P<wide>wide_)?resnet(?P<depth>[1-9][0-9]*)"
-    r"(?:_(?P<width>[1-9][0-9]*))?(?P<small>_small)?"
+    r"(?P<preact>preact_)?(?P<wide>wide_)?resnet(?P<depth>[1-9][0-9]{0,6})"
+    r"(?:_(?P<width>[1-9][0-9]{0,6}(?:\.[0-9]{0,6}[1-9])?))?(?P<end>_small|_cifar)?"
 )
 PAPER_WIDE = re.compile(r"wrn_(?P<depth>[1-9][0-9]*)_(?P<width>[1-9][0-9]*)")
+# What other libraries and papers call the networks, in lower case and with underscores.
+ELSEWHERE = re.compile(
+    r"(?:tv_|gluon_)?(?P<preact>pre_?act(?:ivation)?_?)?(?:(?P<wide>wide_?)?res_?net|(?P<wrn>wrn))_?"
+    r"(?P<v2>v2_?)?(?P<depth>[1-9][0-9]{0,6})(?:[_x](?P<width>[1-9][0-9.]{0,6}))?"
+    r"(?:_?v(?P<version>1(?:\.5)?|2)(?:_[0-9]+)?)?(?P<end>_small)?"
+)
 
 
 def names() -> Iterator[str]:
@@ -84,31 +86,83 @@ def variant(name: str) -> Variant:
     Raises:
         ValueError: there is no such network; the message suggests the nearest names.
     """
-    spelled = name
-    if paper := PAPER_WIDE.fullmatch(name):
-        spelled = f"preact_wide_resnet{paper['depth']}_{paper['width']}"
-    row = _parse(spelled)
+    try:
+        row = _parse(_spelled(name))
+    except ValueError as error:
+        advice = f"; for CIFAR: {name}_cifar" if _exists(f"{name}_cifar") else ""
+        raise ValueError(f"{name}: {error}{advice}") from None
     if row is None:
-        near = nearest(spelled, list(names()), 3)
+        near = _meant(name) or nearest(_spelled(name), list(names()), 3)
         advice = f"nearest: {', '.join(near)}" if near else "`resnet-serve models` lists all"
         raise ValueError(f"no variant is called {name!r}; {advice}")
     return row
+
+
+def _exists(name: str) -> bool:
+    try:
+        return _parse(_spelled(name)) is not None
+    except ValueError:
+        return False
+
+
+def _spelled(name: str) -> str:
+    """The name that the paper's own one, such as `wrn_28_10`, stands for."""
+    paper = PAPER_WIDE.fullmatch(name)
+    if paper is None:
+        return name
+    end = "_cifar" if int(paper["depth"]) in OF_ANY_WIDTH else ""
+    return f"preact_wide_resnet{paper['depth']}_{paper['width']}{end}"
+
+
+def _meant(name: str) -> list[str]:
+    """The names of what another library or paper calls so: `ResNet50`, `resnetv2_50`,
+    `WRN-28-10`, `resnet50.a1_in1k`."""
+    text = re.sub(r"\.[a-z].*", "", name.rpartition("/")[2].lower())
+    match = ELSEWHERE.fullmatch(re.sub(r"[\s_-]+", "_", text))
+    if match is None:
+        return []
+    depth, width, end = match["depth"], match["width"], match["end"] or ""
+    preact = "preact_" * bool(match["preact"] or match["v2"] or match["version"] == "2")
+    if width is None:
+        candidates = [f"{preact}resnet{depth}{end}"]
+    elif not match["wrn"]:
+        candidates = [f"{preact}wide_resnet{depth}_{width}"]
+    else:
+        candidates = [f"wrn_{depth}_{width}", f"wide_resnet{depth}_{width}"]
+        if _wide_stages(int(depth)) is None:
+            # Those for ImageNet do not activate first.
+            candidates = [candidates[1], f"preact_{candidates[1]}"]
+    return [each for each in candidates if each != name and _exists(each)]
+
+
+def _for_imagenet(depth: int, width: str) -> bool:
+    return depth in OF_ANY_WIDTH or (str(depth), width) in {
+        (str(d), str(w)) for d, w in WIDE_IMAGENET
+    }
 
 
 def _parse(name: str) -> Variant | None:
     match = NAME.fullmatch(name)
     if match is None:
         return None
-    depth, wide, small = int(match["depth"]), bool(match["wide"]), bool(match["small"])
-    width = int(match["width"] or 1)
-    if wide != bool(match["width"]) or (wide and small):
+    depth, wide, width, end = int(match["depth"]), match["wide"], match["width"], match["end"]
+    if bool(wide) != bool(width):
         return None
-    imagenet = depth in IMAGENET_STAGES and (not wide or (depth, width) in WIDE_IMAGENET)
-    table = IMAGENET_STAGES if imagenet else WIDE_STAGES if wide else CIFAR_STAGES
-    if depth not in table or (small and not imagenet):
+    imagenet = depth in IMAGENET_STAGES and end != "_cifar"
+    if wide:
+        imagenet &= _for_imagenet(depth, width)
+        # Only where both data have a network of that depth does its name say which.
+        if (end and (end, depth) != ("_cifar", 34)) or ("." in width and not imagenet):
+            return None
+        stages = IMAGENET_STAGES.get(depth) if imagenet else _wide_stages(depth)
+    else:
+        if end == "_cifar" or (end and not imagenet):
+            return None
+        stages = (IMAGENET_STAGES if imagenet else CIFAR_STAGES).get(depth)
+    if stages is None:
         return None
-    block, blocks = table[depth]
-    large = imagenet and not small
+    block, blocks = stages
+    large = imagenet and not end
     architecture = Architecture(
         block=block,
         blocks=blocks,
@@ -116,9 +170,15 @@ def _parse(name: str) -> Variant | None:
         stem="imagenet" if large else "small",
         num_classes=1000 if large else 10,
         preact=bool(match["preact"]),
-        width=width,
+        width=1 if not width else float(width) if "." in width else int(width),
     )
     return Variant(name, depth, architecture)
+
+
+def _wide_stages(depth: int) -> tuple[Block, tuple[int, ...]] | None:
+    """The wide networks for CIFAR have 6n + 4 layers (Zagoruyko 2016, table 1)."""
+    count, rest = divmod(depth - 4, 6)
+    return ("basic", (count,) * 3) if count > 0 and rest == 0 else None
 
 
 def find(architecture: Architecture) -> Variant | None:
@@ -127,15 +187,23 @@ def find(architecture: Architecture) -> Variant | None:
     naming = ("block", "blocks", "planes", "stem", "preact", "width")
     free = [field.name for field in fields(Architecture) if field.name not in naming]
     wanted = replace(architecture, **{name: _default(name) for name in free})
-    candidates = list(names())
-    if architecture.width % 1 == 0 and len(architecture.blocks) == len(CIFAR_PLANES):
-        prefix = "preact_" if architecture.preact else ""
-        candidates += [f"{prefix}wide_resnet{d}_{int(architecture.width)}" for d in WIDE_STAGES]
-    for name in candidates:
-        row = variant(name)
-        if replace(row.architecture, num_classes=wanted.num_classes) == wanted:
+    for name in (*names(), *_wide_names(architecture)):
+        row = _parse(name)
+        if row and replace(row.architecture, num_classes=wanted.num_classes) == wanted:
             return row
     return None
+
+
+def _wide_names(architecture: Architecture) -> Iterator[str]:
+    """The wide networks that `architecture` may be, beside those that `names` lists."""
+    width: float = architecture.width
+    if width % 1 == 0:
+        width = int(width)
+    prefix = "preact_wide_resnet" if architecture.preact else "wide_resnet"
+    if len(architecture.blocks) == len(CIFAR_PLANES):
+        depth = 6 * architecture.blocks[0] + 4
+        yield f"{prefix}{depth}_{width}{'_cifar' if depth in OF_ANY_WIDTH else ''}"
+    yield from (f"{prefix}{depth}_{width}" for depth in OF_ANY_WIDTH)
 
 
 def _default(field_name: str) -> Any:

@@ -112,19 +112,100 @@ def test_the_papers_own_name_means_the_preactivated_wide_network() -> None:
     assert variants.variant("wrn_28_10") != variants.variant("wide_resnet28_10")
 
 
-@pytest.mark.parametrize("depth", [16, 22, 28, 40])
-@pytest.mark.parametrize("width", [1, 3, 7, 12, 20])
+@pytest.mark.parametrize("depth", [10, 16, 22, 28, 40, 52, 70, 100])
+@pytest.mark.parametrize("width", [1, 3, 7, 12])
 def test_a_wide_network_may_have_any_width(depth: int, width: int) -> None:
     architecture = variants.variant(f"wrn_{depth}_{width}").architecture
     assert architecture.width == width
     assert architecture.blocks == ((depth - 4) // 6,) * 3
     found = variants.find(architecture)
     # WRN-22-1 is the pre-activated ResNet-20 with another count of its layers.
-    expected = (
-        "preact_resnet20" if (depth, width) == (22, 1) else f"preact_wide_resnet{depth}_{width}"
-    )
+    expected = f"preact_wide_resnet{depth}_{width}"
+    if (depth, width) == (22, 1):
+        expected = "preact_resnet20"
     assert found is not None
     assert found.name == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("wide_resnet18_1.5", 25.9),
+        ("wide_resnet18_2", 45.6),
+        ("wide_resnet18_3", 101.8),
+        ("wide_resnet34_1.5", 48.6),
+        ("wide_resnet34_2", 86.0),
+        ("wide_resnet50_2", 68.9),
+    ],
+)
+def test_wide_networks_for_imagenet_have_the_papers_parameters(name: str, millions: float) -> None:
+    """Zagoruyko 2016, tables 7 and 8."""
+    row = variants.variant(name)
+    assert row.input == IMAGENET
+    assert round(cost(row.architecture, 224).parameters / 1e6, 1) == millions
+    found = variants.find(row.architecture)
+    assert found is not None
+    assert found.name == name
+    assert variants.variant(f"preact_{name}").architecture.preact
+
+
+def test_a_width_of_one_is_the_plain_network() -> None:
+    found = variants.find(variants.variant("wide_resnet18_1").architecture)
+    assert found is not None
+    assert found.name == "resnet18"
+
+
+def test_the_depth_that_both_data_have_is_imagenets_unless_it_says_cifar() -> None:
+    cifar = variants.variant("wrn_34_10")
+    assert cifar == variants.variant("preact_wide_resnet34_10_cifar")
+    assert cifar.architecture.blocks == (5, 5, 5)
+    assert cifar.input == CIFAR
+    # As the literature on robustness has it.
+    assert round(cost(cifar.architecture, 32).parameters / 1e6, 2) == 46.16
+    assert variants.find(cifar.architecture) == cifar
+    plain = variants.variant("wide_resnet34_10_cifar")
+    assert variants.find(plain.architecture) == plain
+    assert variants.variant("wide_resnet34_2").input == IMAGENET
+    with pytest.raises(
+        ValueError, match=r"\Awide_resnet34_10: .*; for CIFAR: wide_resnet34_10_cifar"
+    ):
+        variants.variant("wide_resnet34_10")
+
+
+@pytest.mark.parametrize("name", ["wide_resnet18_1.3", "wide_resnet100000_1", "wrn_34_1000000"])
+def test_what_no_network_can_be_is_one_line_with_the_reason(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"\A{name}: [^\n]+\Z"):
+        variants.variant(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("PreActResNet50", "preact_resnet50"),
+        ("PreAct-ResNet-18", "preact_resnet18"),
+        ("resnetv2_50", "preact_resnet50"),
+        ("resnetv2_50.a1h_in1k", "preact_resnet50"),
+        ("ResNet50V2", "preact_resnet50"),
+        ("resnet50-v2-7", "preact_resnet50"),
+        ("resnet18v1", "resnet18"),
+        ("resnet50v1.5", "resnet50"),
+        ("ResNet50", "resnet50"),
+        ("microsoft/resnet-50", "resnet50"),
+        ("timm/resnet50.a1_in1k", "resnet50"),
+        ("tv_resnet34.tv_in1k", "resnet34"),
+        ("wide_resnet50_2.tv2_in1k", "wide_resnet50_2"),
+        ("WideResNet28_10", "wide_resnet28_10"),
+        ("WRN-28-10", "wrn_28_10, wide_resnet28_10"),
+        ("wrn28x10", "wrn_28_10, wide_resnet28_10"),
+        ("WRN-34-10", "wrn_34_10"),
+        ("WRN-18-2", "wide_resnet18_2, preact_wide_resnet18_2"),
+        ("WRN-50-2", "wide_resnet50_2, preact_wide_resnet50_2"),
+    ],
+)
+def test_what_others_call_a_network_is_pointed_to_its_name(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match="no variant is called") as caught:
+        variants.variant(name)
+    assert str(caught.value) == f"no variant is called {name!r}; nearest: {meant}"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +267,9 @@ def test_a_variant_says_how_its_images_are_prepared(name: str, spec: Any) -> Non
     assert variants.variant(name).input == spec
 
 
-@pytest.mark.parametrize("name", ["resnet018", "wrn_028_10", "resnet\N{FULLWIDTH DIGIT FIVE}0"])
+@pytest.mark.parametrize(
+    "name", ["resnet018", "wrn_028_10", "wide_resnet18_2.0", "resnet\N{FULLWIDTH DIGIT FIVE}0"]
+)
 def test_a_network_has_one_spelling(name: str) -> None:
     with pytest.raises(ValueError, match="no variant is called"):
         variants.variant(name)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
 from tests.support.random_weights import randomised
 
@@ -126,3 +127,66 @@ def variables(network: nn.Module, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray(randomised(path[-1].key, leaf.shape, random)), shapes
     )
+
+
+class NnxBlock(nnx.Module):
+    """A block as NNX has it: the shortcut is a module of its own."""
+
+    def __init__(self, inputs: int, filters: int, strides: int, rngs: nnx.Rngs) -> None:
+        def unit(inputs: int, kernel: int, strides: int) -> Any:
+            size = (kernel, kernel)
+            return nnx.Conv(inputs, filters, size, strides, use_bias=False, rngs=rngs)
+
+        self.conv1, self.bn1 = unit(inputs, 3, strides), nnx.BatchNorm(filters, rngs=rngs)
+        self.conv2, self.bn2 = unit(filters, 3, 1), nnx.BatchNorm(filters, rngs=rngs)
+        self.projects = inputs != filters
+        if self.projects:
+            norm = nnx.BatchNorm(filters, rngs=rngs)
+            self.shortcut = nnx.Sequential(unit(inputs, 1, strides), norm)
+
+    def __call__(self, x: Any) -> Any:
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return nnx.relu(y + (self.shortcut(x) if self.projects else x))
+
+
+class NnxNetwork(nnx.Module):
+    """A network for small images in NNX; `nested`: its stem and its head are modules too."""
+
+    def __init__(self, rngs: nnx.Rngs, *, nested: bool = False) -> None:
+        conv = nnx.Conv(3, 8, (3, 3), use_bias=False, rngs=rngs)
+        norm = nnx.BatchNorm(8, rngs=rngs)
+        if nested:
+            self.stem = nnx.Sequential(conv, norm)
+        else:
+            self.conv1, self.bn1 = conv, norm
+        first, second = NnxBlock(8, 8, 1, rngs), NnxBlock(8, 8, 1, rngs)
+        self.layer1 = nnx.Sequential(first, second)
+        self.layer2 = nnx.Sequential(NnxBlock(8, 16, 2, rngs))
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        head = nnx.Linear(16, 10, rngs=rngs)
+        self.fc = nnx.Sequential(self.dropout, head) if nested else head
+        self.nested = nested
+
+    def __call__(self, x: Any) -> Any:
+        x = nnx.relu(self.stem(x) if self.nested else self.bn1(self.conv1(x)))
+        return self.fc(self.layer2(self.layer1(x)).mean((1, 2)))
+
+
+def nnx_network(*, nested: bool = False, seed: int = 0) -> NnxNetwork:
+    """In evaluation mode, random in every value."""
+    network = NnxNetwork(nnx.Rngs(0), nested=nested)
+    random = np.random.default_rng(seed)
+    state = nnx.state(network, nnx.Any(nnx.Param, nnx.BatchStat))
+    filled = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(randomised(leaf_name(path), leaf.shape, random)), state
+    )
+    nnx.update(network, filled)
+    network.eval()
+    return network
+
+
+def leaf_name(path: Any) -> str:
+    """The last name in a path of NNX, which may end in that of the variable's value."""
+    names = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
+    return next(name for name in reversed(names) if name not in ("value", "raw_value"))

@@ -1,4 +1,4 @@
-"""Imports ResNets of Flax (linen), with names like those of its ImageNet example."""
+"""Imports ResNets of Flax, linen and NNX, with names like those of its ImageNet example."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
-from models.interchange.flax.pytree import Tree, read_tree
+from models.interchange.flax.network import is_module, network_of
+from models.interchange.flax.pytree import Tree, read_tree, weights_file
 from models.interchange.imported import (
+    INPUT,
     NORMALISATION,
+    STRUCTURE,
     Imported,
     Said,
     float_tensor,
@@ -33,100 +36,73 @@ EXAMPLE = replace(IMAGENET, crop="before_resize", interpolation="bicubic")
 PROJECTION = re.compile(r"proj|shortcut|downsample|skip")
 LEAVES = {"kernel", "bias", "scale", "mean", "var"}
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+HEADLESS = "it has no head: its answers are features"
 # The kernels of a block's convolutions.
 BLOCKS = ([3, 3], [1, 3, 1])
 
 
 def read(path: Path, said: Said) -> Imported:
-    """The weights in a msgpack file or an Orbax folder, under our names.
+    """The weights in a file or an Orbax folder, under our names.
 
-    Names hardly matter: a convolution, a norm and a dense layer at the top are the stem and the
-    head, and every module with convolutions is a block. A stage begins where a block widens.
-    Padding is that of the example: SAME, except in the stem.
+    Names hardly matter: a convolution and a norm at the top are the stem, dense layers the head,
+    with ReLUs between, and every module with convolutions is a block. A stage begins where a block
+    widens. Padding is that of the example: SAME, except in the stem.
 
     Raises:
         BundleError: it cannot be read, or is not such a ResNet.
     """
-    tree = read_tree(path)
+    file = weights_file(path)
+    tree = read_tree(file)
     try:
-        top = _network(tree)
-        tensors = _tensors(top)
+        top = network_of(tree, said.key)
+        tensors, notes = _tensors(top)
         architecture = infer_architecture(tensors, padding="same")
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from None
     imagenet = architecture.stem == "imagenet"
     example = imagenet and "conv_init" in top
     known = example and architecture.num_classes == 1000
+    if imagenet and not example and "stem_padding" not in said.numerics:
+        notes.append(
+            "the stem's convolution is taken to pad 3 pixels on each side; with Flax's default, "
+            "SAME, give --set stem_padding=same"
+        )
+    structure = set(STRUCTURE) - {"head"} if example else set()
     return Imported(
         layout="Flax ImageNet example" if example else "Flax modules",
         tensors=tensors,
         architecture=replace(architecture, pool_padding="same") if imagenet else architecture,
         spec=EXAMPLE if example else IMAGENET if imagenet else CIFAR,
+        said=frozenset(structure | {*INPUT, "labels"} if known else structure),
         asked=frozenset() if known else NORMALISATION,
+        notes=tuple(notes),
+        file=file if file.is_file() else None,
     )
 
 
-def _network(tree: Tree) -> Tree:
-    """The network's modules, with `batch_stats` merged into `params`."""
-    level, holder = [tree], None
-    while level and holder is None:
-        holder = next((node for node in level if isinstance(node.get("params"), dict)), None)
-        if holder is not None and not isinstance(holder.get("batch_stats"), dict):
-            # The `params` of a training state may contain all variables of the network.
-            inner = holder["params"]
-            holder = inner if {"params", "batch_stats"} <= inner.keys() else holder
-        level = [v for node in level for v in node.values() if isinstance(v, dict)]
-    if holder is None:
-        raise BundleError("holds no params: is this a Flax checkpoint?")
-    if not isinstance(holder.get("batch_stats"), dict):
-        raise BundleError(
-            "holds no batch_stats: a network of GroupNorm or LayerNorm, or saved without them"
-        )
-    top = _merged(holder["params"], holder["batch_stats"])
-    while len(top) == 1:
-        (only,) = top.values()
-        if not isinstance(only, dict) or _is_module(only):
-            break
-        top = only
-    return top
-
-
-def _merged(params: Tree, stats: Tree) -> dict[str, Any]:
-    merged = dict(params)
-    for name, value in stats.items():
-        if isinstance(value, dict):
-            below = merged.get(name, {})
-            merged[name] = _merged(below if isinstance(below, dict) else {}, value)
-        else:
-            merged[name] = value
-    return merged
-
-
-def _is_module(node: Any) -> bool:
-    return isinstance(node, dict) and any(isinstance(v, np.ndarray) for v in node.values())
-
-
-def _tensors(top: Tree) -> dict[str, Tensor]:
-    """The state dict; raises BundleError for anything that is not part of a ResNet."""
+def _tensors(top: Tree) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict, and notes; raises BundleError for anything that is not part of a ResNet."""
     convs, norms, dense, rest = _sorted_modules(top, "")
-    for kind, modules, place in (
-        ("convolution", convs, "a stem"),
-        ("BatchNorm", norms, "a stem"),
-        ("Dense layer", dense, "a head"),
-    ):
+    blocks: dict[str, Tree] = {}
+    for name, child in _parts(rest, ""):
+        if _sorted_modules(child, f"{name}/")[0]:
+            blocks[name] = child
+        else:
+            # Modules within modules, as a head in a `Sequential`.
+            _, inner_norms, inner_dense, _ = _sorted_modules(child, f"{name}/")
+            norms |= {f"{name}/{key}": value for key, value in inner_norms.items()}
+            dense |= {f"{name}/{key}": value for key, value in inner_dense.items()}
+    if not convs:
+        _take_stem(blocks, convs, norms)
+    for kind, modules in (("convolution", convs), ("BatchNorm", norms)):
         if len(modules) != 1:
             shown = f": {', '.join(modules)}" if modules else ""
             raise BundleError(
                 f"has {len(modules)} modules that are a {kind} outside its blocks{shown}; "
-                f"a ResNet has one, in {place}"
+                "a ResNet has one, in a stem"
             )
-    (stem,), (norm,), (head,) = convs.values(), norms.values(), dense.values()
-    tensors = {
-        **_convolution("stem.conv", stem),
-        **_norm("stem.norm", norm),
-        **_linear("head", head),
-    }
-    blocks = dict(_blocks(rest, ""))
+    (stem,), (norm,) = convs.values(), norms.values()
+    tensors = {**_convolution("stem.conv", stem), **_norm("stem.norm", norm)}
     templates = sorted({re.sub(r"\d+", "#", name) for name in blocks})
     if len(templates) > 1:
         raise BundleError(f"blocks called {', '.join(templates)}: their order is unknown")
@@ -140,6 +116,33 @@ def _tensors(top: Tree) -> dict[str, Tensor]:
         stage, index = (stage + 1, 0) if first or widened else (stage, index + 1)
         channels = _width(made)
         tensors |= {f"stages.{stage}.{index}.{key}": value for key, value in made.items()}
+    return tensors | _head(dense, channels), [] if dense else [HEADLESS]
+
+
+def _take_stem(blocks: dict[str, Tree], convs: dict[str, Leaves], norms: dict[str, Leaves]) -> None:
+    """Moves the one part with a single convolution, a stem in a module of its own, from the
+    blocks to the modules of the network."""
+    single = [name for name, node in blocks.items() if len(_sorted_modules(node, "")[0]) == 1]
+    if len(single) == 1:
+        inner_convs, inner_norms, _, _ = _sorted_modules(blocks.pop(single[0]), f"{single[0]}/")
+        convs |= inner_convs
+        norms |= inner_norms
+
+
+def _head(dense: Mapping[str, Leaves], features: int) -> dict[str, Tensor]:
+    """The tensors of the dense layers, each of which takes what the one before gives."""
+    left, order = dict(dense), []
+    inputs = features
+    while left:
+        name = next((n for n, leaves in left.items() if len(leaves["kernel"]) == inputs), None)
+        if name is None:
+            taken = ", ".join(f"{n} takes {len(leaves['kernel'])}" for n, leaves in left.items())
+            raise BundleError(f"no Dense layer takes {inputs} features: {taken}")
+        order.append(left.pop(name))
+        inputs = order[-1]["kernel"].shape[1]
+    tensors: dict[str, Tensor] = {}
+    for index, leaves in enumerate(order):
+        tensors |= _linear(f"head.{2 * index}" if len(order) > 1 else "head", leaves)
     return tensors
 
 
@@ -154,7 +157,7 @@ def _sorted_modules(
     kinds = {0: norms, 2: dense, 4: convs}
     for name in sorted(node, key=natural):
         child = node[name]
-        if not _is_module(child):
+        if not is_module(child):
             if isinstance(child, dict):
                 rest[name] = child
             continue
@@ -174,24 +177,28 @@ def _sorted_modules(
     return convs, norms, dense, rest
 
 
-def _blocks(children: Mapping[str, Tree], where: str) -> Iterator[tuple[str, Tree]]:
-    """All modules with convolutions, at any depth."""
+def _parts(children: Mapping[str, Tree], where: str) -> Iterator[tuple[str, Tree]]:
+    """All parts that have modules of their own, at any depth; nothing within those that have
+    convolutions."""
     for name, child in children.items():
-        convs, _, _, rest = _sorted_modules(child, f"{where}{name}/")
-        if convs:
+        convs, norms, dense, rest = _sorted_modules(child, f"{where}{name}/")
+        if convs or norms or dense:
             yield where + name, child
-        else:
-            yield from _blocks(rest, f"{where}{name}/")
+        if not convs:
+            yield from _parts(rest, f"{where}{name}/")
 
 
 def _block(name: str, node: Tree, channels: int) -> dict[str, Tensor]:
     """The tensors of one block with `channels` input channels, without the block's prefix."""
     convs, norms, dense, rest = _sorted_modules(node, f"{name}/")
-    if dense or rest:
+    inner = _projection(rest, f"{name}/")
+    if dense or inner is None:
         strange = ", ".join([*dense, *rest])
         raise BundleError(
             f"{name} holds {strange}: not a plain residual block (squeeze-and-excitation?)"
         )
+    convs |= inner[0]
+    norms |= inner[1]
     projection = next((name for name in convs if PROJECTION.search(name)), None)
     main = [name for name in convs if name != projection]
     kernels = [convs[name]["kernel"].shape[0] for name in main]
@@ -226,6 +233,25 @@ def _block(name: str, node: Tree, channels: int) -> dict[str, Tensor]:
     if projection_norm:
         tensors |= _norm("shortcut.bn", norms[projection_norm])
     return tensors
+
+
+def _projection(
+    rest: Mapping[str, Tree], where: str
+) -> tuple[dict[str, Leaves], dict[str, Leaves]] | None:
+    """A shortcut's convolution and norm in a module of its own, as in NNX, by names that say so;
+    None if something else is there."""
+    found = list(_parts(rest, where))
+    if not found:
+        return {}, {}
+    if len(found) > 1:
+        return None
+    convs, norms, dense, inner = _sorted_modules(found[0][1], f"{found[0][0]}/")
+    kernels = [leaves["kernel"].shape[:2] for leaves in convs.values()]
+    if kernels != [(1, 1)] or len(norms) > 1 or dense or any(_parts(inner, "")):
+        return None
+    return {"projection": next(iter(convs.values()))}, dict(
+        zip(["projection"], norms.values(), strict=False)
+    )
 
 
 def _width(block: Mapping[str, Tensor]) -> int:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from models.architecture import Architecture
@@ -136,10 +135,8 @@ def _imported(network: _Network, layers: Layers, file: KerasFile, said: Said) ->
 def _architecture(network: _Network) -> Architecture:
     """The architecture, from the tensors, which get the head's."""
     head = network.head
-    # Without its head, whatever that is: it is none that the tensors' names could describe.
-    width = _features(network.tensors)
-    bare = {**network.tensors, "head.weight": torch.zeros(1, width), "head.bias": torch.zeros(1)}
-    architecture = infer_architecture(bare, **network.numerics)
+    network.tensors |= head.tensors()
+    architecture = infer_architecture(network.tensors, **network.numerics)
     if architecture.shortcut == "A" and not architecture.preact:
         raise BundleError("widens without a convolution: on which side it pads is unknown")
     if head.layers and len(head.layers[0][0]) != architecture.out_channels:
@@ -148,16 +145,7 @@ def _architecture(network: _Network) -> Architecture:
         raise BundleError(
             f"its head takes {len(head.layers[0][0])} features of {architecture.out_channels}"
         )
-    network.tensors |= head.tensors()
-    return replace(architecture, num_classes=head.classes, head=head.hidden)
-
-
-def _features(tensors: Mapping[str, Tensor]) -> int:
-    """The channels of the last block."""
-    names = [name for name in tensors if re.fullmatch(r"stages\.\d+\.0\.conv[23]\.weight", name)]
-    if not names:
-        raise BundleError("no residual stages found: is this a ResNet?")
-    return len(tensors[max(names)])
+    return architecture
 
 
 def _prepared(spec: InputSpec, front: Front) -> InputSpec:

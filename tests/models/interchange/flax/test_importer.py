@@ -265,21 +265,9 @@ def conv_of(*shape: int) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "no head": (
-        lambda weights: without(weights, "Dense_0"),
-        "has 0 modules that are a Dense layer outside its blocks; a ResNet has one, in a head",
-    ),
     "no stem": (
         lambda weights: {k: without_top(v, "Conv_0") for k, v in weights.items()},
         "has 0 modules that are a convolution outside its blocks; a ResNet has one, in a stem",
-    ),
-    "no batch_stats": (
-        lambda weights: {"params": weights["params"]},
-        "holds no batch_stats: a network of GroupNorm or LayerNorm, or saved without them",
-    ),
-    "only params": (
-        lambda weights: weights["params"],
-        "holds no params: is this a Flax checkpoint?",
     ),
     "no running statistics": (
         lambda weights: {
