@@ -30,8 +30,11 @@ def is_archive(path: Path) -> bool:
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
-    with path.open("rb") as file:
-        return file.read(2) == GZIP
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == GZIP
+    except OSError:
+        return False  # Reading it will raise the error.
 
 
 @contextmanager

@@ -30,7 +30,7 @@ PREPARED = (
         "--crop",
         metavar="CROP",
         shell_complete=completers.crop,
-        help="center, center_floor, before_resize, squash or letterbox.",
+        help="center, center_floor, center_truncate, before_resize, squash or letterbox.",
     ),
     click.option(
         "--interpolation",

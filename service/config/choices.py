@@ -12,7 +12,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)
 SPEC_KINDS = ("builtin:", "random:", "torchvision:", "onnx-zoo:", "hf:")
 # Of `convert`, as `models.preprocess` and `models.classifier` define them.
-CROPS = ("center", "center_floor", "before_resize", "squash", "letterbox")
+CROPS = ("center", "center_floor", "center_truncate", "before_resize", "squash", "letterbox")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 CHANNELS = ("rgb", "bgr", "grey", "rgba")
 OUTPUTS = ("exclusive", "independent")

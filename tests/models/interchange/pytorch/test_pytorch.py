@@ -365,8 +365,8 @@ def test_what_torchvisions_names_leave_open_is_listed(tmp_path: Path) -> None:
         "std": list(IMAGENET.std),
         "labels": "class 0 to class 6",
         "outputs": "exclusive",
-        "stem_stride": 0,
-        "pool": "usual",
+        "stem_stride": 2,
+        "pool": "max",
         "antialias": "none",
         "dilation": [],
     }

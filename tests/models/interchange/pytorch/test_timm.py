@@ -256,7 +256,7 @@ def test_what_only_the_config_says_of_a_network(
     (tmp_path / "config.json").unlink()
     other = convert.convert("timm", path)
     assert libraries.difference(other.network(), theirs, 96) > 1
-    assert {"antialias", "dilation", "pool"} <= other.provenance["assumed"].keys()
+    assert {"dilation", "pool"} <= other.provenance["assumed"].keys()
 
 
 def test_the_test_size_is_a_note(tmp_path: Path) -> None:
