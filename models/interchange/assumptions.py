@@ -168,6 +168,8 @@ def as_two_classes(source: Imported, said: Said) -> Imported:
     """
     if source.architecture.num_classes != 1 or said.outputs == "independent":
         return source
+    if source.outputs == "independent" and source.said >= set(DESCRIBED):
+        return source  # A file of ours, whose bundle had one independent class.
     last = f"head.{2 * len(source.architecture.head)}" if source.architecture.head else "head"
     tensors = dict(source.tensors)
     for name in (f"{last}.weight", f"{last}.bias"):

@@ -53,9 +53,9 @@ def recognise(path: Path) -> str | None:
     suffix = path.suffix.lower().removeprefix(".")
     if suffix in RECOGNISED:
         return suffix
-    if unpacking.is_archive(path):
-        return "onnx"  # The one format that comes in archives.
     try:
+        if unpacking.is_archive(path):
+            return "onnx"  # The one format that comes in archives.
         with path.open("rb") as file:
             start = file.read(16)
     except OSError:

@@ -91,8 +91,9 @@ class ModelSettings(Strict):
         None,
         ge=0,
         le=1,
-        description="reject an engine if any probability differs from fp32 by more than this; "
-        "unset: depends on the precision, from 0.005 for fp32 to 0.25 for int8",
+        description="reject an engine if any probability differs from fp32 by more than this, or "
+        "without classes any feature, in parts of the largest; unset: depends on the precision, "
+        "from 0.005 for fp32 to 0.25 for int8",
     )
     share: float = Field(
         1, gt=0, le=1000, description="weight in the fair scheduling of a device that models share"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models import hardware
 from models.bundle import Bundle
 from service.engines.comparison import Comparison, comparison_of
-from service.engines.head import Head, Linear
+from service.engines.network_head import Head, Linear
 
 
 @dataclass(frozen=True)

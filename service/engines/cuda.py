@@ -208,7 +208,7 @@ class CudaEngine:
         lane.activation[:, -1].copy_(bias.index_select(0, classes))
 
     def _detail(self, lane: CudaLane, row: int, task: Task) -> NDArray[np.float32] | None:
-        """A copy of what the task asks for besides the ranking; see `service.engines.head`."""
+        """A copy of what the task asks for besides the ranking; as `Head.detail`."""
         if isinstance(task, Classify) or (isinstance(task, Explain) and not self._explains):
             return None
         source = lane.host_features if isinstance(task, Embed) else lane.host_activation

@@ -1,7 +1,7 @@
 """A network as an OpenVINO model, built from the operations of its forward.
 
 OpenVINO's own converter uses TorchScript, which torch has deprecated, and reports each conversion
-to its vendor. A ResNet needs ten operations, and its weights are not copied.
+to its vendor. A ResNet needs a dozen operations, and its weights are not copied.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE_COMMANDS = {"up", "down", "build", "logs", "ps", "exec", "pull", "restart"}
 ADDRESS = re.compile(r"https?://[\w.-]+(:\d+)?(/\S*)?")
 # A SPEC that is downloaded, as in service.repository.catalog.
-DOWNLOADED = re.compile(r"hf:[\w.-]+/[\w.-]+|torchvision:\w+(:\w+)?")
+DOWNLOADED = re.compile(r"hf:[\w.-]+/[\w.-]+|torchvision:\w+(:\w+)?|onnx-zoo:[\w-]+")
 
 
 def check_flags(words: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -49,9 +50,19 @@ def _untrained(path: Path) -> None:
     bundle.write(catalog.load("random:resnet18").bundle, path)
 
 
+def _of_akamaster() -> torch.nn.Module:
+    network = reference.Network("akamaster", reference.BasicBlock, (3, 3, 3), 16, 10)
+    return randomised(network).eval()
+
+
 def _akamaster(path: Path) -> None:
-    network = randomised(reference.Network("akamaster", reference.BasicBlock, (3, 3, 3), 16, 10))
-    torch.save({"state_dict": network.state_dict()}, path)
+    torch.save({"state_dict": _of_akamaster().state_dict()}, path)
+
+
+def _pair(path: Path) -> None:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        np.savez(path, input=images.numpy(), output=_of_akamaster()(images).numpy())
 
 
 def _coloured(path: Path) -> None:
@@ -80,6 +91,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "test.tar.xz": _archive,
     "cifar-10-python.tar.gz": _cifar,
     "resnet20-12fca82f.th": _akamaster,
+    "reference.npz": _pair,
     "resnet20.safetensors": _trained,
     "resnet18.safetensors": _untrained,
 }

@@ -21,6 +21,10 @@ from models.interchange import convert
 from tests.support import rounding
 from tests.support.said import said
 
+# The newer exporter takes seconds for the smallest network.
+EXPORTERS = pytest.mark.parametrize(
+    "dynamo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["torchscript", "dynamo"]
+)
 PLAIN: Any = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
 

@@ -14,7 +14,6 @@ from itertools import product
 from math import prod
 from typing import Any, cast, get_args
 
-import torch
 from torch import Tensor, nn
 
 from models.architecture import Antialias, Architecture, PreactShortcut
@@ -90,9 +89,11 @@ class _Network:
             numerics = _assemble(layers, stem, conv, blocks, preact=preact)
             if final:
                 layers.norm("norm", final)
-            numerics |= _put_head(layers, head) | {"preact": preact, "preact_shortcut": rule}
+            _put_head(layers, head)
+            numerics |= {"preact": preact, "preact_shortcut": rule}
             numerics["final_norm"] = final is not None or not preact
-            architecture, tensors = _described(layers, numerics)
+            tensors = layers.finish()
+            architecture = infer_architecture(tensors, **numerics)
             misfits = list(_differences(architecture, stem, blocks))
             if not misfits:
                 return Found(architecture, tensors, front, head.ending)
@@ -166,22 +167,11 @@ def _convolutions(steps: Sequence[Step]) -> int:
     return sum(step.kind == "conv" for step in steps)
 
 
-def _put_head(layers: Layers, head: Head) -> dict[str, Any]:
-    """Adds a head to `layers`; returns the fields of `Architecture` that describe it."""
-    *hidden, classes = [len(bias) for _, bias in head.layers] or [0]
+def _put_head(layers: Layers, head: Head) -> None:
     for index, (weight, bias) in enumerate(head.layers):
-        name = f"head.{2 * index}" if hidden else "head"
+        name = "head" if len(head.layers) == 1 else f"head.{2 * index}"
         layers.put(f"{name}.weight", weight)
         layers.put(f"{name}.bias", bias)
-    return {"num_classes": classes, "head": tuple(hidden)}
-
-
-def _described(layers: Layers, numerics: dict[str, Any]) -> tuple[Architecture, dict[str, Tensor]]:
-    tensors = layers.finish()
-    body = {name: value for name, value in tensors.items() if not name.startswith("head.")}
-    # Of the head, `numerics` tells everything.
-    inferred = infer_architecture({**body, "head.weight": torch.empty(1, 1)}, **numerics)
-    return inferred, tensors
 
 
 def _units(steps: Sequence[Step]) -> list[Unit]:
@@ -205,7 +195,7 @@ def _units(steps: Sequence[Step]) -> list[Unit]:
 
 
 def _strides(steps: Sequence[Step]) -> bool:
-    return prod(step.settings.get("stride", 1) for step in steps) > 1
+    return bool(prod(step.settings.get("stride", 1) for step in steps) > 1)
 
 
 Places = list[tuple[int, int]]
@@ -226,10 +216,13 @@ def _stages(blocks: Sequence[Block]) -> tuple[dict[str, Any], Places]:
     dilated = [index for index in widened if index not in (0, *strided)] if dilates else []
     ends = [0, *(index + 1 for index in strided), len(blocks)]
     starts = [0, *sorted({*strided, *dilated} - {0}), len(blocks)]
-    described = {"stride_block": "first", "dilation": tuple(map(starts.index, dilated))}
-    if 0 in strided:
-        described["stride_stages"] = "all"
-    ways = [(described, starts), ({"stride_block": "last"}, ends)]
+    first_way: dict[str, Any] = {
+        "stride_block": "first",
+        "stride_stages": "all" if 0 in strided else "later",
+        "dilation": tuple(map(starts.index, dilated)),
+    }
+    last_way: dict[str, Any] = {"stride_block": "last"}
+    ways = [(first_way, starts), (last_way, ends)]
     # One block that strides may be all of the first stage, which mostly does not.
     for fields, bounds in ways[::-1] if 0 in strided else ways:
         if len(set(bounds)) == len(bounds) and set(widened) <= set(bounds):

@@ -186,8 +186,8 @@ def _max_pool(to: _Builder, it: Operation, inputs: list[str]) -> str:
 
 
 def _average_pool(to: _Builder, it: Operation, inputs: list[str]) -> str:
-    windows = {"kernel_shape": list(it.options["kernel"]), "strides": list(it.options["strides"])}
-    return to.node("AveragePool", inputs, **windows)
+    kernel, strides = list(it.options["kernel"]), list(it.options["strides"])
+    return to.node("AveragePool", inputs, kernel_shape=kernel, strides=strides)
 
 
 def _pad(to: _Builder, it: Operation, inputs: list[str]) -> str:

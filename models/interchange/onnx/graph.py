@@ -3,7 +3,7 @@ operations that make them need."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,3 +138,7 @@ class Values:
 def as_numbers(values: Any) -> list[int]:
     """A constant or an attribute as integers."""
     return [int(value) for value in np.asarray(values).reshape(-1)]
+
+
+# Results that equal an earlier value are its name; a node with several results gives a list.
+Operation = Callable[[Values, Node], Step | str | list[Step | str]]

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.interchange.onnx.graph import OPEN, Node, Shape, Step, Values, as_numbers, misfit
-from models.interchange.onnx.image_nodes import Operation
+from models.interchange.onnx.graph import (
+    OPEN,
+    Node,
+    Operation,
+    Shape,
+    Step,
+    Values,
+    as_numbers,
+    misfit,
+)
 
 
 def _flatten(values: Values, node: Node) -> Step:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,14 +31,15 @@ def read_head(graph: Graph) -> Head:
     Raises:
         BundleError: the graph ends otherwise; the message names the node.
     """
-    steps, ending = graph.steps, ""
+    steps = graph.steps
+    ending: Ending = ""
     step = steps[graph.output]
     chain: list[Step] = []
     while step.kind in ("flatten", "softmax", "sigmoid"):
         if step.kind != "flatten":
             if ending:
                 raise misfit(step.label, f"the graph ends in a {step.kind} and a {ending}")
-            ending = step.kind
+            ending = "softmax" if step.kind == "softmax" else "sigmoid"
         step = steps[step.sources[0]]
     last = step
     while not _is_pooling(step):
@@ -55,7 +56,7 @@ def read_head(graph: Graph) -> Head:
     layers = _layers(chain[::-1], activated=features.kind == "relu")
     if ending and not layers:
         raise misfit(last.label, f"ends in a {ending} of pooled features: the graph has no head")
-    return Head(tuple(layers), ending, step.sources[0])  # type: ignore[arg-type]
+    return Head(tuple(layers), ending, step.sources[0])
 
 
 def _is_pooling(step: Step) -> bool:
@@ -88,13 +89,13 @@ def _layers(chain: Sequence[Step], *, activated: bool) -> list[Linear]:
     Scales and shifts of single features, as of a normalisation, become part of a linear layer.
     """
     layers: list[Linear] = []
-    layer = _Layer(None)
+    layer = _Layer()
     for step in chain:
         if step.kind == "relu":
             if layer.is_nothing and (activated or layers):
                 continue  # What a ReLU has activated, it leaves as it is.
-            layers.append(layer.linear(_width(step)))
-            layer = _Layer(None)
+            layers.append(layer.linear(step.shape[1]))
+            layer = _Layer()
         elif step.kind in ("linear", "conv"):
             layer = layer.then_linear(*_linear(step.settings))
         elif step.kind in ("affine", "norm"):
@@ -109,10 +110,6 @@ def _layers(chain: Sequence[Step], *, activated: bool) -> list[Linear]:
     raise misfit(
         label, "the graph ends in normalised features; export the network up to its pooling"
     )
-
-
-def _width(step: Step) -> int:
-    return step.shape[1]
 
 
 def _linear(settings: Mapping[str, Array]) -> Linear:
@@ -134,9 +131,9 @@ class _Layer:
     """A linear function of features: `weight` @ x + `shift`, or without a weight `scale` * x +
     `shift`."""
 
-    weight: Array | None
-    shift: Array | None = None
-    scale: Array | None = None
+    weight: Array | None = None
+    scale: Any = None
+    shift: Any = 0.0
 
     @property
     def is_nothing(self) -> bool:
@@ -144,19 +141,20 @@ class _Layer:
 
     def then_linear(self, weight: Array, bias: Array) -> _Layer:
         if self.is_nothing:
-            return _Layer(weight, bias)
+            return _Layer(weight, shift=bias)
         exact = weight.astype(np.float64)
         product = exact * self.scale if self.weight is None else exact @ self.weight
-        return _Layer(product, exact @ self.shift + bias)
+        return _Layer(product, shift=exact @ self.shift + bias)
 
     def then_affine(self, scale: Array, shift: Array) -> _Layer:
         if self.weight is None:
-            before = (1.0, 0.0) if self.scale is None else (self.scale, self.shift)
-            return _Layer(None, before[1] * scale + shift, before[0] * scale)
-        return _Layer(self.weight * scale[:, None], self.shift * scale + shift)
+            before = 1.0 if self.scale is None else self.scale
+            return _Layer(scale=before * scale, shift=self.shift * scale + shift)
+        return _Layer(self.weight * scale[:, None], shift=self.shift * scale + shift)
 
     def linear(self, width: int) -> Linear:
         """Weight and bias; `width` is that of the features where there is no weight."""
+        if self.weight is not None:
+            return self.weight, self.shift
         scale = np.ones(width) if self.scale is None else self.scale
-        weight = np.diag(scale) if self.weight is None else self.weight
-        return weight, np.zeros(len(weight)) if self.shift is None else self.shift
+        return np.diag(scale), np.broadcast_to(self.shift, width)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from models.interchange.onnx.channel_nodes import joined_channels, of_channels
 from models.interchange.onnx.graph import (
     FLOATS,
     OPEN,
     Array,
     Node,
+    Operation,
     Step,
     Values,
     as_numbers,
@@ -25,8 +26,6 @@ from models.interchange.onnx.windows import (
     same,
     square,
 )
-
-Operation = Callable[[Values, Node], "Step | str | list[Step]"]
 
 # 1-2-1 both ways (Zhang 2019, arXiv:1904.11486).
 BINOMIAL = np.outer((1, 2, 1), (1, 2, 1)) / 16
@@ -352,7 +351,7 @@ def _concat(values: Values, node: Node) -> Step | str:
     if node.axis(node.attributes["axis"]) != 1:
         raise misfit(node.label, "joins branches, which a ResNet adds")
     if len(branches) == len(node.inputs) and all(map(values.in_front, branches)):
-        return _joined_channels(values, node, branches)
+        return joined_channels(values, node, branches)
     if len(branches) != 1:
         raise misfit(node.label, "joins branches, which a ResNet adds")
     place = node.inputs.index(branches[0])
@@ -365,66 +364,6 @@ def _concat(values: Values, node: Node) -> Step | str:
     )
     shape = (step.shape[0], step.shape[1] + before + after, *step.shape[2:])
     return Step("widen", node.label, (branches[0],), shape, {"pads": (before, after)})
-
-
-def _of_channels(
-    values: Values, node: Node, name: str, order: Sequence[int], whole: int
-) -> Step | str:
-    """The channels `order` of images with `whole` channels."""
-    step = values.steps[name]
-    if step.kind == "channels":
-        order = [step.settings["order"][index] for index in order]
-        (name,) = step.sources
-        whole = values.steps[name].shape[1]
-    if list(order) == list(range(whole)):
-        return name
-    shape = (step.shape[0], len(order), *step.shape[2:])
-    return Step("channels", node.label, (name,), shape, {"order": tuple(order)})
-
-
-def _joined_channels(values: Values, node: Node, branches: Sequence[str]) -> Step | str:
-    order: list[int] = []
-    sources: set[str] = set()
-    for name in branches:
-        step = values.steps[name]
-        chosen = step.kind == "channels"
-        sources.add(step.sources[0] if chosen else name)
-        order += step.settings["order"] if chosen else range(step.shape[1])
-    if len(sources) != 1:
-        raise misfit(node.label, "joins channels that were computed apart")
-    (source,) = sources
-    return _of_channels(values, node, source, order, values.steps[source].shape[1])
-
-
-def _gather(values: Values, node: Node) -> Step | str:
-    """Gather and GatherND: channels of the images, in another order."""
-    name, step = values.any_layout(node)
-    indices, rank = values.constant(node, 1), 1
-    if node.op == "GatherND":  # Along the first axis; each index is a row.
-        indices, rank = (indices[:, 0], 1) if indices.shape[1:] == (1,) else (indices, 0)
-        rank -= node.attributes.get("batch_dims", 0)
-    axis = node.axis(node.attributes.get("axis", 0))
-    open_ = step.shape[1] == OPEN or step.kind == "pad"
-    if axis != 1 or indices.ndim != 1 or rank != 1 or open_ or not values.in_front(name):
-        raise misfit(node.label, "takes a part of its input")
-    order = [index % step.shape[1] for index in as_numbers(indices)]
-    return _of_channels(values, node, name, order, step.shape[1])
-
-
-def _split(values: Values, node: Node) -> list[Step | str]:
-    name, step = values.any_layout(node)
-    if node.axis(node.attributes.get("axis", 0)) != 1 or not values.in_front(name):
-        raise misfit(node.label, "takes its input apart")
-    sizes = values.optional(node, 1, "split")
-    count = node.results
-    lengths = [step.shape[1] // count] * count if sizes is None else as_numbers(sizes)
-    if sum(lengths) != step.shape[1] or len(lengths) != count:
-        raise misfit(node.label, "its parts do not fit its input")
-    ends = np.cumsum(lengths)
-    return [
-        _of_channels(values, node, name, range(end - length, end), step.shape[1])
-        for length, end in zip(lengths, ends, strict=True)
-    ]
 
 
 def _slice(values: Values, node: Node) -> Step | str:
@@ -440,7 +379,8 @@ def _slice(values: Values, node: Node) -> Step | str:
         axis = node.axis(index if axes is None else as_numbers(axes)[index])
         stride = 1 if steps is None else as_numbers(steps)[index]
         length, start, end = step.shape[axis], starts[index], ends[index]
-        if axis == 1 and stride and values.in_front(name) and step.kind != "pad":
+        reorders = axis == 1 and length != OPEN and stride and step.kind != "pad"
+        if reorders and values.in_front(name):
             order = order[_bounds(start, end, stride, length)]
             continue
         if length == OPEN:
@@ -454,7 +394,7 @@ def _slice(values: Values, node: Node) -> Step | str:
     if order != list(range(max(step.shape[1], 0))):
         if strides != [1] * 4 or not order:
             raise misfit(node.label, PART)
-        return _of_channels(values, node, name, order, step.shape[1])
+        return of_channels(values, node, name, order, step.shape[1])
     if strides == [1] * 4:
         return name
     down, across = strides[2:]
@@ -504,8 +444,6 @@ OPERATIONS: dict[str, Operation] = {
     **dict.fromkeys(("Add", "Sum", "Sub", "Mul", "Div"), _arithmetic),
     "Pad": _pad,
     "Concat": _concat,
-    **dict.fromkeys(("Gather", "GatherND"), _gather),
-    "Split": _split,
     "Slice": _slice,
     "Transpose": _transpose,
     "Cast": _cast,

@@ -62,8 +62,10 @@ def read(path: Path, said: Said = NOTHING) -> Imported:
     spec, known = _input(found, own, zoo=zoo)
     if found.ending:
         layout += f", without its {found.ending}"
-    if found.ending or zoo or (own and own.spec):
+    if found.ending or zoo or own.spec:
         known |= {"outputs"}
+    if own.spec and own.labels is not None:
+        known |= {"labels"}
     if zoo and found.architecture.num_classes == len(label_files.read("imagenet1k")):
         known |= {"labels"}
     reversal = "the graph changes the order of its input's channels; the stem's weights do so now"
@@ -108,9 +110,8 @@ def _input(found: blocks.Found, own: _Own, *, zoo: bool) -> tuple[InputSpec, fro
     channels = BY_COUNT.get(found.architecture.in_channels)
     if not (mean and std and channels):
         return spec, known
-    if channels == "rgb":
-        return replace(spec, mean=mean, std=std), known | NORMALISATION
-    return replace(spec, channels=channels, mean=mean, std=std), known | NORMALISATION
+    changes: dict[str, Any] = {"channels": channels, "mean": mean, "std": std}
+    return replace(spec, **changes), known | NORMALISATION
 
 
 def begins(start: bytes) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle import BundleError
-from models.interchange.onnx import head_nodes, image_nodes
+from models.interchange.onnx import channel_nodes, head_nodes, image_nodes
 from models.interchange.onnx.foreign import RESHAPES, refuse_foreign
 from models.interchange.onnx.graph import (
     CHANNELS_FIRST,
@@ -33,7 +33,7 @@ from models.interchange.onnx.graph import (
     shown,
 )
 
-OPERATIONS = image_nodes.OPERATIONS | head_nodes.OPERATIONS
+OPERATIONS = image_nodes.OPERATIONS | channel_nodes.OPERATIONS | head_nodes.OPERATIONS
 LARGEST = 2**28  # Elements; constants that a file computes must not fill the memory.
 MOST = 50_000  # Nodes; ResNet-1202 has 6000.
 
@@ -128,7 +128,7 @@ class _Reader(Values):
                 raise misfit(label, f"cannot be read ({type(error).__name__})") from None
             self._keep(proto, node, made)
 
-    def _keep(self, proto: Any, node: Node, made: Step | str | list[Step]) -> None:
+    def _keep(self, proto: Any, node: Node, made: Step | str | list[Step | str]) -> None:
         results = made if isinstance(made, list) else [made]
         layout = node.layout
         if node.op == "Transpose":

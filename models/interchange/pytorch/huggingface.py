@@ -55,20 +55,21 @@ def read(path: Path, said: Said) -> Imported:
         stride_at="1x1" if config.get("downsample_in_bottleneck") else "3x3",
         stride_stages="all" if config.get("downsample_in_first_stage") else "later",
     )
+    default, normalised = located.prepared(IMAGENET)
     try:
         spec, more = _input(file.with_name("preprocessor_config.json"), said)
         labels = _labels(config) if architecture.num_classes else None
         problem = _problem(config, architecture.num_classes, said)
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path}: {error}") from None
-    known = {*SAID, *(INPUT if spec else ()), *(["outputs"] if problem else ())}
+    known = {*SAID, *(INPUT if spec else normalised), *(["outputs"] if problem else ())}
     return Imported(
         layout=LAYOUT.name,
         tensors=tensors,
         architecture=architecture,
-        spec=spec or IMAGENET,
+        spec=spec or default,
         said=frozenset(known),
-        asked=frozenset() if spec else NORMALISATION,
+        asked=frozenset() if spec else NORMALISATION - normalised,
         notes=(*notes, *more),
         labels=labels,
         outputs="independent" if problem == MULTI_LABEL else "exclusive",
@@ -107,8 +108,8 @@ def _problem(config: Mapping[str, Any], classes: int, said: Said) -> str | None:
         raise ValueError(f"problem_type {problem!r} is not supported")
     if problem == "regression" or (classes == 1 and problem != MULTI_LABEL):
         raise ValueError(
-            f"its {classes} output{'s' * (classes > 1)} are values (regression), not classes; if "
-            "they are logits, give --outputs independent"
+            f"a network for regression, whose outputs ({classes}) are values, not classes; if they "
+            "are logits, give --outputs independent"
         )
     return problem
 

@@ -111,7 +111,11 @@ def locate(
     left = [name for name in tensors if name not in used and name not in said_by]
     if normalisation:
         named = " and ".join(sorted(said_by))
-        notes = (*notes, f"the file normalises images itself ({named}): mean and std are those")
+        notes = (
+            *notes,
+            f"the file has a normalisation ({named}): mean and std are its, unless you or a config "
+            "say others",
+        )
     if left:
         notes = (*notes, f"left out, as no part of the network: {_grouped(left, prefix)}")
     return Located(

@@ -84,7 +84,11 @@ def test_what_does_not_fit_the_network_is_one_line(
 @pytest.mark.parametrize(
     ("of", "asked", "words"),
     [
-        ({}, NORMALISATION, "how images were normalised; give --mean r,g,b and --std r,g,b"),
+        (
+            {},
+            sorted(NORMALISATION),
+            "how images were normalised; give --mean r,g,b and --std r,g,b",
+        ),
         ({"in_channels": 1}, (), "give --mean VALUE and --std VALUE"),
         ({"in_channels": 4}, (), "give --mean r,g,b,a and --std r,g,b,a"),
         ({}, {"channels"}, "give --channels rgb or --channels bgr"),

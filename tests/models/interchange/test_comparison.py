@@ -37,7 +37,9 @@ def grey() -> InputSpec:
 def seen(of: Bundle, pixels: NDArray[np.uint8] = PIXELS) -> NDArray[np.float32]:
     """Pixels as a network sees them, by the formula."""
     mean, std = np.array(of.input.mean), np.array(of.input.std)
-    return ((pixels / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    images = ((pixels / 255 - mean) / std).transpose(0, 3, 1, 2)
+    found: NDArray[np.float32] = images.astype(np.float32)
+    return found
 
 
 def logits(of: Bundle, images: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -122,13 +124,13 @@ def test_an_image_file_is_prepared_as_the_model_says() -> None:
 def test_outputs_are_understood(outputs: Any, kind: str) -> None:
     of = made(outputs=outputs, temperature=2.5)
     values = logits(of)
-    given = {
+    forms: dict[str, Any] = {
         "probabilities (softmax)": softmax,
         "logarithms of probabilities": lambda values: np.log(softmax(values)),
         "probabilities (sigmoid)": sigmoid,
         "logits": lambda values: values,
-    }[kind](values)
-    found = compare(of, Pair("a", seen(of), given))
+    }
+    found = compare(of, Pair("a", seen(of), forms[kind](values)))
     assert (found.agrees, found.output) == (True, kind)
     assert any("temperature" in note for note in found.notes) == ("prob" in kind)
 

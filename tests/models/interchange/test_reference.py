@@ -6,7 +6,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_a_csv_file_is_an_output(tmp_path: Path) -> None:
 def test_a_file_with_both_is_a_pair_whatever_their_order(
     tmp_path: Path, names: tuple[str, str]
 ) -> None:
-    arrays = {name: INPUT if name in ("input", "x") else OUTPUT for name in names}
+    arrays: dict[str, Any] = {name: INPUT if name in ("input", "x") else OUTPUT for name in names}
     np.savez(tmp_path / "a.npz", **arrays)
     torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, tmp_path / "a.pt")
     safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
@@ -106,7 +106,8 @@ def test_the_model_zoos_test_data_is_found_in_folders_and_archives(tmp_path: Pat
     names = [f"test_data_set_{number}" for number in range(11)]
     assert [pair.name for pair in reference.read([folder])] == names
     assert_ours(reference.read([folder / "test_data_set_0"]))
-    for mode, name in (("w:gz", "m.tar.gz"), ("w", "m.tar")):
+    modes: dict[str, Literal["w:gz", "w"]] = {"m.tar.gz": "w:gz", "m.tar": "w"}
+    for name, mode in modes.items():
         with tarfile.open(tmp_path / name, mode) as archive:
             archive.add(folder, "model")
         pairs = reference.read([tmp_path / name])
@@ -137,7 +138,8 @@ def test_an_image_is_an_input(tmp_path: Path) -> None:
 )
 def test_inputs_become_float32_batches(given: NDArray[Any], kept: tuple[int, ...]) -> None:
     found = reference._images("x", given)
-    assert (found.shape, found.dtype) == (kept, np.float32)
+    assert found.shape == kept
+    assert found.dtype == np.float32
 
 
 def test_whole_numbers_from_0_to_255_are_pixels() -> None:

@@ -1,16 +1,28 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from models import bundle, labels
+from models.classifier import Outputs
+from models.preprocess import InputSpec
+from models.summary import count_macs
+from service.config.settings import ModelSettings, Settings
 from service.engines.buckets import Buckets
+from service.engines.device_share import DeviceShares
 from service.engines.engine import Warm
 from service.engines.parity import Parity
+from service.inference.decoding import Decoder
 from service.metrics import GpuUse, Metrics
 from service.repository import model
+from service.repository.catalog import Loaded
+from service.repository.model import LocalModel, Shared, facts_of
 from service.repository.model_info import ModelInfo
+from tests.support import tiny
 
 
 @dataclass
@@ -53,3 +65,73 @@ def test_an_engine_that_becomes_ready_on_a_gpu_shows_the_device(
         'resnet_serve_gpu_graphs{device="cuda:1",model="a"} 18.0',
         'resnet_serve_gpu_temperature_celsius{device="cuda:1"} 51.0',
     ]
+
+
+@pytest.fixture
+def shared() -> Iterator[Shared]:
+    settings = Settings()
+    decoder = Decoder(1, 10**6)
+    yield Shared(settings, Metrics(), 0.0, decoder, DeviceShares())
+    decoder.close()
+
+
+def local(shared: Shared, outputs: Outputs = "exclusive", **changes: Any) -> LocalModel:
+    """A model of 24x40 grey pixels, not started."""
+    spec = InputSpec(size=(24, 40), resize=(30, 50), mean=(0.5,), std=(0.2,), channels="grey")
+    network = tiny.network(in_channels=1, **changes)
+    made = bundle.from_network(
+        network,
+        name="grey",
+        input=spec,
+        labels=labels.default(network.architecture.num_classes),
+        outputs=outputs,
+    )
+    return LocalModel(ModelSettings(spec="x", device="cpu"), Loaded(made, "x", None), shared)
+
+
+def test_a_model_tells_its_input_and_outputs(shared: Shared) -> None:
+    served = local(shared, "independent")
+    card = served.describe()
+    assert (card["outputs"], card["explain"], served.map_sides) == ("independent", True, (12, 20))
+    assert card["input"] == {
+        "size": (24, 40),
+        "resize": (30, 50),
+        "crop": "center",
+        "interpolation": "bilinear",
+        "mean": (0.5,),
+        "std": (0.2,),
+        "channels": "grey",
+    }
+    # 9 weights of one input channel, at each pixel: a stem of three would be counted higher.
+    stem = 24 * 40 * 4 * 9
+    rgb = count_macs(tiny.network(), (24, 40), 3)
+    assert card["macs"] == rgb - 2 * stem
+
+
+@pytest.mark.parametrize(
+    ("changes", "explains"),
+    [
+        ({}, True),
+        ({"head": (16,)}, False),
+        ({"num_classes": 0}, False),
+        ({"blocks": (1,) * 6, "planes": (4,) * 6}, True),
+        # Its last maps have one position.
+        ({"blocks": (1,) * 7, "planes": (4,) * 7, "shortcut": "A"}, False),
+    ],
+)
+def test_a_head_of_one_layer_behind_maps_explains(
+    shared: Shared, changes: dict[str, Any], explains: bool
+) -> None:
+    served = local(shared, **changes)
+    assert served.explains == served.describe()["explain"] == explains
+
+
+@pytest.mark.parametrize("changes", [{}, {"head": (16,)}, {"num_classes": 0}])
+def test_other_processes_know_the_same_of_a_model(shared: Shared, changes: dict[str, Any]) -> None:
+    served = local(shared, **changes)
+    facts = json.loads(json.dumps(facts_of(served)))
+    assert InputSpec(**facts["input"]) == served.input
+    assert tuple(facts["labels"]) == served.labels
+    assert tuple(facts["map_sides"]) == served.map_sides
+    for name in ("outputs", "channels", "explains"):
+        assert facts[name] == getattr(served, name), name

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from models import files
 from models.bundle import BundleError
 from models.interchange import convert, onnx_zoo
+from models.interchange.assumptions import InputUnknown
 from models.interchange.imported import Said
 from tests.support import gluon
 
@@ -128,7 +129,7 @@ def test_a_published_int8_file_is_named_and_refused(
 ) -> None:
     quantised = next(row for row in onnx_zoo.MODELS if row.name == "resnet50-v1-12-qdq")
     model = unpacked / "resnet50v1.onnx"
-    same = {"size": model.stat().st_size, "sha256": files.sha256(model)}
+    same: Any = {"size": model.stat().st_size, "sha256": files.sha256(model)}
     monkeypatch.setattr(onnx_zoo, "MODELS", (replace(quantised, **same),))
     path = packed(tmp_path / "m.tar.gz", unpacked) if packs else model
     with pytest.raises(BundleError, match="resnet50-v1-12-qdq of the ONNX model zoo is quantised"):
@@ -140,9 +141,9 @@ def test_caffe2s_preprocessing_is_asked_for(
 ) -> None:
     caffe2 = next(row for row in onnx_zoo.MODELS if row.kind == "caffe2")
     model = unpacked / "resnet50v1.onnx"
-    same = {"size": model.stat().st_size, "sha256": files.sha256(model)}
+    same: Any = {"size": model.stat().st_size, "sha256": files.sha256(model)}
     monkeypatch.setattr(onnx_zoo, "MODELS", (replace(caffe2, **same),))
-    with pytest.raises(convert.InputUnknown, match="give --channels rgb or --channels bgr"):
+    with pytest.raises(InputUnknown, match="give --channels rgb or --channels bgr"):
         convert.convert("onnx", model)
     said: dict[str, Any] = {"channels": "bgr", "mean": (0, 0, 0), "std": (1, 1, 1)}
     assert convert.convert("onnx", model, Said(input=said)).metrics == {}

@@ -16,9 +16,16 @@ from models.bundle import BundleError
 from models.resnet import ResNet
 from tests.support import rounding, tiny
 from tests.support.libraries import import_timm, import_torchvision, randomised
-from tests.support.onnx_files import PLAIN, computed, converted, exported, logits_near, refusal
+from tests.support.onnx_files import (
+    EXPORTERS,
+    PLAIN,
+    computed,
+    converted,
+    exported,
+    logits_near,
+    refusal,
+)
 
-EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 DEEP: dict[str, Any] = {"block": "bottleneck", "blocks": (1, 2, 2), "planes": (4, 8, 12)}
 THREE: dict[str, Any] = {"blocks": (1, 2, 2), "planes": (4, 8, 12)}
 
@@ -65,6 +72,14 @@ def test_structures_that_names_do_not_reveal_are_in_the_graph(
     assert found.architecture == network.architecture
     known = {"dilation", "antialias", "stride_at", "pool", "stem_stride", "padding", "head"}
     assert not known & found.provenance["assumed"].keys()
+
+
+def test_torchs_newer_exporter_writes_blurs_that_are_found_too(tmp_path: Path) -> None:
+    network = tiny.network(antialias="blur")
+    path = exported(tmp_path / "x.onnx", network, images(16), dynamo=True)
+    found = converted(path, **PLAIN)
+    logits_near(found, path, images(16))
+    assert found.architecture == network.architecture
 
 
 @pytest.mark.parametrize("side", [40, 44])
@@ -225,9 +240,9 @@ def test_whatever_is_accepted_computes_what_the_changed_graph_computes(tmp_path:
         nodes = [node for node in model.graph.node if node.op_type.endswith(("Conv", "Pool"))]
         node = choose.choice(nodes)
         for each in node.attribute:
-            if each.name in ("pads", "strides", "kernel_shape", "dilations"):
-                if choose.random() < 0.4:
-                    each.ints[:] = [choose.choice([1, 1, 2, 3])] * len(each.ints)
+            chosen = each.name in ("pads", "strides", "kernel_shape", "dilations")
+            if chosen and choose.random() < 0.4:
+                each.ints[:] = [choose.choice([1, 1, 2, 3])] * len(each.ints)
         onnx.save(model, path)
         try:
             theirs_then = computed(path, images(32))

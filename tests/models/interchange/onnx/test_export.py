@@ -22,6 +22,7 @@ from models.resnet import ResNet
 from models.variants import variant
 from tests.support import rounding, tiny
 from tests.support.networks import IMAGES, NETWORKS, network
+from tests.support.onnx_files import computed
 from tests.support.said import said
 
 
@@ -129,6 +130,92 @@ def test_a_temperature_is_in_the_probabilities_and_beside_the_logits(tmp_path: P
         assert (back.temperature, back.card) == (temperature, "# For a test")
         with torch.no_grad():
             rounding.assert_probabilities_near(back.classifier()(pixels), expected, ours)
+
+
+# Whatever a bundle can say.
+BUNDLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "independent": ({}, {"outputs": "independent"}),
+    "one independent": ({"num_classes": 1}, {"outputs": "independent", "labels": ("defect",)}),
+    "hidden layers": ({"head": (6, 7)}, {}),
+    "hidden layers, independent, cooled": (
+        {"head": (6,)},
+        {"outputs": "independent", "temperature": 1.5},
+    ),
+    "no head": ({"num_classes": 0}, {"labels": ()}),
+    "not square": ({}, {"input": {"size": (16, 12), "resize": (20, 16)}}),
+    "letterboxed": ({}, {"input": {"crop": "letterbox", "fill": (114, 114, 114), "size": 16}}),
+    "squashed": ({}, {"input": {"crop": "squash", "interpolation": "nearest"}}),
+    "grey": ({"in_channels": 1}, {"input": {"channels": "grey", "mean": (0.4,), "std": (0.3,)}}),
+    "transparent": (
+        {"in_channels": 4},
+        {"input": {"channels": "rgba", "mean": (0.4,) * 4, "std": (0.3,) * 4}},
+    ),
+    "bgr": ({}, {"input": {"channels": "bgr"}}),
+    "averages": ({"antialias": "average", "stem": "imagenet"}, {}),
+    "blur": ({"antialias": "blur", "stem": "imagenet"}, {}),
+    "dilated": ({"blocks": (1, 2), "dilation": (1,)}, {}),
+    "3x3 with a pool": ({"pool": "max"}, {}),
+    "7x7 without": ({"stem": "imagenet", "pool": "none"}, {}),
+}
+
+
+def bundle_of(name: str) -> Bundle:
+    architecture, described = BUNDLES[name]
+    ours = tiny.network(**architecture)
+    with torch.no_grad():  # So that no class is certain.
+        for key, value in ours.state_dict().items():
+            if key.startswith("head.") and value.ndim == 2:
+                value.mul_(0.3)
+    prepared = {"size": 16, "resize": 24, **described.get("input", {})}
+    spec = replace(IMAGENET, **prepared)
+    return bundle.from_network(ours, **tiny.described(**{**described, "input": spec}))
+
+
+@pytest.mark.parametrize("optimised", [False, True], ids=["as it is", "optimised"])
+@pytest.mark.parametrize("whole", [False, True], ids=["network", "with preprocessing"])
+@pytest.mark.parametrize("name", list(BUNDLES))
+def test_whatever_a_bundle_says_is_exported_and_read_back(
+    tmp_path: Path, name: str, whole: bool, optimised: bool
+) -> None:
+    made = bundle_of(name)
+    path = export(made, tmp_path / "x.onnx", with_preprocessing=whole)
+    pixels = torch.randint(256, (2, *made.input.shape), dtype=torch.uint8)
+    network, classifier = made.network(), made.classifier()
+    headless = not made.labels
+    with torch.no_grad():
+        normalised = classifier.normalise(pixels)
+        features, expected = network(normalised), classifier(pixels)
+    given = pixels if whole else normalised.contiguous()
+    theirs = computed(path, given, optimised=optimised)
+    if whole and not headless:
+        rounding.assert_probabilities_near(theirs, expected, made.tensors)
+    else:
+        rounding.assert_near(theirs, features, made.tensors)
+    (output,) = onnx.load(path).graph.output
+    assert output.name == ("features" if headless else "probabilities" if whole else "logits")
+
+    back = convert.convert("onnx", path, said(strict=True))  # Nothing is assumed.
+    for field in ("name", "input", "labels", "outputs", "architecture", "card", "metrics"):
+        assert getattr(back, field) == getattr(made, field), field
+    assert "assumed" not in back.provenance
+    cooled = whole and made.temperature != 1.0
+    assert back.temperature == (1.0 if cooled else made.temperature)
+    if not cooled:
+        assert tiny.same_bits(back.tensors, made.tensors)
+    if not headless:
+        with torch.no_grad():
+            rounding.assert_probabilities_near(back.classifier()(pixels), expected, made.tensors)
+
+
+def test_metadata_for_other_channels_is_not_believed(tmp_path: Path) -> None:
+    path = export(bundle_of("grey"), tmp_path / "x.onnx")
+    model = onnx.load(path)
+    kept = {each.key: each.value for each in model.metadata_props}
+    changed = {"channels": '"rgb"', "mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]"}
+    onnx.helper.set_model_props(model, kept | changed)
+    onnx.save(model, path)
+    with pytest.raises(BundleError, match="does not say how images were normalised"):
+        convert.convert("onnx", path)
 
 
 def test_metadata_of_other_programs_is_no_temperature(tmp_path: Path) -> None:

@@ -15,10 +15,17 @@ from torch import Tensor, nn
 from models.bundle import Bundle
 from models.resnet import ResNet
 from tests.support import rounding, tiny
-from tests.support.onnx_files import PLAIN, computed, converted, exported, logits_near, refusal
+from tests.support.onnx_files import (
+    EXPORTERS,
+    PLAIN,
+    computed,
+    converted,
+    exported,
+    logits_near,
+    refusal,
+)
 
 WIDTH = 8  # Of the features of `tiny.network`.
-EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +102,15 @@ def test_heads_of_linear_layers_become_the_bundles(tmp_path: Path, name: str, dy
     logits_near(bundle, path, images())
     assert (bundle.architecture.head, bundle.architecture.num_classes) == (hidden, 5)
     assert bundle.outputs == "exclusive"
+
+
+def test_torchs_newer_exporter_writes_heads_that_are_found_too(tmp_path: Path) -> None:
+    head = nn.Sequential(norm(), linear(8, 6), nn.ReLU(), linear(6), nn.Sigmoid())
+    path = exported(tmp_path / "x.onnx", Headed(head), images(), dynamo=True)
+    bundle = converted(path, **PLAIN)
+    assert (bundle.architecture.head, bundle.outputs) == ((6,), "independent")
+    theirs = computed(path, images())
+    rounding.assert_probabilities_near(probabilities(bundle), theirs, bundle.tensors)
 
 
 def test_a_relu_of_features_that_may_be_negative_is_kept(tmp_path: Path) -> None:
@@ -220,39 +236,34 @@ def test_pooled_features_become_a_backbone(tmp_path: Path, shape: str, dynamo: b
 
 
 class Other(nn.Module):
-    """Endings that are refused."""
+    """A network with one of `OTHERS` for an ending: a function of its logits and features."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.body = Headed(linear())
+        self.headed = Headed(linear())
         self.kind = kind
 
     def forward(self, x: Tensor) -> Any:
         if self.kind == "maps":
-            return self.body.body.maps(x)
-        logits = self.body(x)
-        if self.kind == "argmax":
-            return logits.argmax(1)
-        if self.kind == "top-k":
-            return logits.topk(2).values
-        if self.kind == "two outputs":
-            return logits, self.body.body.features(x)
-        if self.kind == "twice":
-            return logits.softmax(1).sigmoid()
-        if self.kind == "relu":
-            return logits.relu()
-        if self.kind == "tanh":
-            return logits.tanh()
+            return self.headed.body.maps(x)
+        features = self.headed.body.features(x)
         if self.kind == "hidden sigmoid":
-            return self.body.head(self.body.body.features(x).sigmoid())
-        features = self.body.body.features(x)
-        if self.kind == "unit length":
-            return nn.functional.normalize(features)
-        if self.kind == "normalised":
-            return (features - 1) * 2
-        return features.softmax(1)
+            features = features.sigmoid()
+        return OTHERS[self.kind](self.headed.head(features), features)
 
 
+OTHERS: dict[str, Any] = {
+    "argmax": lambda logits, _: logits.argmax(1),
+    "top-k": lambda logits, _: logits.topk(2).values,
+    "two outputs": lambda logits, features: (logits, features),
+    "twice": lambda logits, _: logits.softmax(1).sigmoid(),
+    "relu": lambda logits, _: logits.relu(),
+    "tanh": lambda logits, _: logits.tanh(),
+    "hidden sigmoid": lambda logits, _: logits,
+    "unit length": lambda _, features: nn.functional.normalize(features),
+    "normalised": lambda _, features: (features - 1) * 2,
+    "softmax of features": lambda _, features: features.softmax(1),
+}
 REFUSED = {
     "argmax": "(ArgMax): the graph ends in the numbers of classes, without probabilities",
     "top-k": "(TopK): the graph ends in the numbers of classes, without probabilities",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import helper
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from models.resnet import ResNet
 from tests.support import rounding, tiny
 from tests.support.onnx_files import (
+    EXPORTERS,
     PLAIN,
     computed,
     converted,
@@ -25,8 +27,6 @@ from tests.support.onnx_files import (
     refusal,
     saved,
 )
-
-EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ class Prepared(nn.Module):
         if self.kind == "index":
             return x[:, [2, 1, 0]]
         if self.kind == "split":
-            red, green, blue = x.split(1, 1)
+            red, green, blue = torch.split(x, 1, 1)
             return torch.cat([blue, green, red], 1)
         if self.kind == "slices":
             return torch.cat([x[:, 2:3], x[:, 1:2], x[:, :1]], 1)
@@ -142,6 +142,14 @@ def test_channels_in_another_order_reorder_the_stems_weights(
     assert found.input.channels == "rgb"  # What the file sees, not what is behind its reversal.
     assert "order of its input's channels" in found.provenance["notes"][0]
     assert converted(path, channels="bgr", **PLAIN).input.channels == "bgr"
+
+
+def test_torchs_newer_exporter_reorders_channels_too(tmp_path: Path) -> None:
+    batch = images(2, 3, 8, 12)
+    path = exported(tmp_path / "x.onnx", Prepared("index"), batch, dynamo=True)
+    found = converted(path, **PLAIN)
+    logits_near(found, path, batch)
+    assert found.input.size == (8, 12)
 
 
 def test_images_with_the_channels_last_may_be_reversed(tmp_path: Path) -> None:
@@ -200,6 +208,17 @@ def test_what_no_bundle_can_say_of_images_is_refused(
     module = Prepared(kind, 3)
     path = exported(tmp_path / "x.onnx", module, images(2, count, 12, 12))
     assert words in refusal(lambda: converted(path, **PLAIN))
+
+
+@pytest.mark.parametrize("kind", ["flip", "index", "split"])
+def test_a_graph_that_leaves_its_channels_open_is_not_read_as_if_it_reordered_none(
+    tmp_path: Path, kind: str
+) -> None:
+    path = exported(tmp_path / "x.onnx", Prepared(kind), images(2, 3, 8, 8))
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "c"
+    onnx.save(model, path)
+    refusal(lambda: converted(path, **PLAIN))
 
 
 # Stems.

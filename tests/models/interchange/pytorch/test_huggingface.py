@@ -150,9 +150,9 @@ def test_the_problem_says_what_the_outputs_are(
 @pytest.mark.parametrize(
     ("problem", "classes", "words"),
     [
-        ("regression", 3, "its 3 outputs are values (regression), not classes"),
-        ("regression", 1, "its 1 output are values (regression), not classes"),
-        (None, 1, "its 1 output are values (regression), not classes"),
+        ("regression", 3, "a network for regression, whose outputs (3) are values, not classes"),
+        ("regression", 1, "a network for regression, whose outputs (1) are values, not classes"),
+        (None, 1, "a network for regression, whose outputs (1) are values, not classes"),
     ],
 )
 def test_regression_is_refused_by_name(

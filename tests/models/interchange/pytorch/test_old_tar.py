@@ -55,7 +55,7 @@ def written(path: Path, state: dict[str, Any], **members: bytes) -> Path:
         flat = value.untyped_storage()
         count = flat.nbytes() // value.element_size()
         pickle.dump((key + 5000, "cpu", STORAGES[value.dtype]), storages, protocol=2)
-        storages.write(struct.pack("<q", count) + bytes(flat.tolist()))
+        storages.write(struct.pack("<q", count) + bytes(list(flat)))
         pickle.dump((key, key + 5000, TYPES[value.dtype]), views, protocol=2)
         sizes = struct.pack(f"<{value.ndim}q", *value.shape)
         strides = struct.pack(f"<{value.ndim}q", *value.stride())
@@ -71,10 +71,10 @@ def written(path: Path, state: dict[str, Any], **members: bytes) -> Path:
         "storages": storages.getvalue(),
     }
     with tarfile.open(path, "w") as archive:
-        for name, value in (files | members).items():
+        for name, raw in (files | members).items():
             member = tarfile.TarInfo(name)
-            member.size = len(value)
-            archive.addfile(member, io.BytesIO(value))
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
     return path
 
 

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def arrays() -> bytes:
 
 def script() -> bytes:
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), buffer)
+    jit: Any = torch.jit
+    jit.save(jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), buffer)
     return buffer.getvalue()
 
 

@@ -63,7 +63,9 @@ def test_harmless_values_are_read(tmp_path: Path, case: str, zipped: bool) -> No
 
 
 def test_weights_in_a_default_dictionary_are_read(tmp_path: Path) -> None:
-    content = collections.defaultdict(dict, {"model": collections.defaultdict(float, STATE)})
+    state = collections.defaultdict(torch.Tensor, STATE)
+    content: Any = collections.defaultdict(dict)
+    content["model"] = state
     read = read_checkpoint(saved(tmp_path / "r.pth", content, zipped=True)).tensors
     assert torch.equal(read["conv.weight"], STATE["conv.weight"])
 

@@ -13,81 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models.bundle import Bundle, BundleError, WeightsMismatch
-from models.interchange import convert
+from models.bundle import WeightsMismatch
 from models.preprocess import IMAGENET
-from tests.support import libraries, reference, tiny
-from tests.support.said import said
-
-FEATURES = 512
-WITHOUT = "--set num_classes=0 converts the network without a head"
-State = dict[str, Tensor]
-
-
-@functools.cache
-def network(in_channels: int = 3) -> nn.Module:
-    resnet = libraries.import_torchvision().models.resnet
-    made: Any = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=7)
-    if in_channels == 3:
-        return libraries.randomised(made, 64)
-    made.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
-    return tiny.randomised(made, 3).eval()
-
-
-def with_head(head: nn.Module) -> Any:
-    """The network with another head, in which nothing is zero or one."""
-    made: Any = copy.deepcopy(network())
-    generator = torch.Generator().manual_seed(1)
-    for name, value in head.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2, generator=generator)
-        elif value.is_floating_point():
-            value.normal_(std=0.3, generator=generator)
-    made.fc = head
-    return made.eval()
-
-
-def state() -> State:
-    return network().state_dict()
-
-
-def changed() -> State:
-    """Other weights, which must not be taken."""
-    return {name: value + 1 for name, value in state().items()}
-
-
-def under(prefix: str, tensors: State | None = None) -> State:
-    return {prefix + name: value for name, value in (tensors or state()).items()}
-
-
-def renamed(tensors: State, **names: str) -> State:
-    """Tensors with other names for the modules, and `other` for those that are not named."""
-    other = names.pop("other", "")
-    made: State = {}
-    for name, value in tensors.items():
-        module, _, rest = name.partition(".")
-        made[f"{names[module]}.{rest}" if module in names else other + name] = value
-    return made
-
-
-def converted(content: Any, path: Path, format: str = "torchvision", **options: Any) -> Bundle:
-    torch.save(content, path)
-    return convert.convert(format, path, said(**options))
-
-
-def notes(bundle: Bundle) -> list[str]:
-    return list(bundle.provenance.get("notes", []))
-
-
-def refusal(content: Any, path: Path, format: str = "torchvision", **options: Any) -> str:
-    with pytest.raises(BundleError, match=r"\A[^\n]+\Z") as caught:
-        converted(content, path, format, **options)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    return message.removeprefix(f"{path}: ")
-
+from tests.support import libraries, reference
+from tests.support.checkpoints import (
+    LEFT,
+    WITHOUT,
+    changed,
+    converted,
+    network,
+    notes,
+    refusal,
+    renamed,
+    state,
+    under,
+)
 
 ORDERED = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 PREFIXES = (
@@ -120,7 +62,6 @@ def test_a_prefix_is_found_whatever_it_is(tmp_path: Path, prefix: str, wrapper: 
 
 
 # What a file holds, what the user says, and the notes that he gets.
-LEFT = "left out, as no part of the network: "
 EMA = "took the averaged weights {} (EMA); --{} {} takes the others"
 PUBLISHED: dict[str, tuple[Callable[[], Any], dict[str, Any], list[str]]] = {
     **{
@@ -358,175 +299,6 @@ def test_what_cannot_be_known_is_refused_with_what_to_do(tmp_path: Path, case: s
     assert refusal(content(), tmp_path / "r.pth", **options) == expected
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=bias)
-
-
-def head(*layers: nn.Module) -> nn.Module:
-    return nn.Sequential(*layers)
-
-
-HEADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "linear": (lambda: linear(FEATURES, 7), ()),
-    "no bias": (lambda: linear(FEATURES, 7, bias=False), ()),
-    "in a sequence": (lambda: head(linear(FEATURES, 7)), ()),
-    "dropout": (lambda: head(nn.Dropout(), linear(FEATURES, 7)), ()),
-    "flattened, with dropout": (
-        lambda: head(nn.Flatten(), nn.Dropout(), linear(FEATURES, 7, bias=False)),
-        (),
-    ),
-    # The features are means of what a ReLU gives.
-    "a ReLU of the features": (lambda: head(nn.ReLU(), linear(FEATURES, 7)), ()),
-    "two layers": (lambda: head(linear(FEATURES, 32), nn.ReLU(), linear(32, 7)), (32,)),
-    "two layers with dropout": (
-        lambda: head(
-            nn.Dropout(),
-            linear(FEATURES, 32, bias=False),
-            nn.ReLU(),
-            nn.Dropout(),
-            linear(32, 7, bias=False),
-        ),
-        (32,),
-    ),
-    "three layers": (
-        lambda: head(linear(FEATURES, 32), nn.ReLU(), linear(32, 16), nn.ReLU(), linear(16, 7)),
-        (32, 16),
-    ),
-    "a norm in front": (lambda: head(nn.BatchNorm1d(FEATURES), linear(FEATURES, 7)), ()),
-    "a norm in front, then dropout": (
-        lambda: head(nn.BatchNorm1d(FEATURES), nn.Dropout(), linear(FEATURES, 7)),
-        (),
-    ),
-    "a norm behind": (lambda: head(linear(FEATURES, 7), nn.BatchNorm1d(7)), ()),
-    "a norm without weights": (
-        lambda: head(linear(FEATURES, 7, bias=False), nn.BatchNorm1d(7, affine=False)),
-        (),
-    ),
-    "a norm before the ReLU": (
-        lambda: head(
-            linear(FEATURES, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), linear(32, 7)
-        ),
-        (32,),
-    ),
-    "a norm behind the ReLU, as fastai's": (
-        lambda: head(
-            nn.BatchNorm1d(FEATURES),
-            nn.Dropout(),
-            linear(FEATURES, 32, bias=False),
-            nn.ReLU(),
-            nn.BatchNorm1d(32),
-            nn.Dropout(),
-            linear(32, 7, bias=False),
-        ),
-        (32,),
-    ),
-    "two linear layers without a ReLU": (
-        lambda: head(linear(FEATURES, 32), linear(32, 7)),
-        (),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", HEADS)
-def test_every_head_of_linear_layers_gives_equal_logits(tmp_path: Path, case: str) -> None:
-    make, hidden = HEADS[case]
-    theirs = with_head(make())
-    made = converted(theirs.state_dict(), tmp_path / "r.pth")
-    assert libraries.difference(made.network(), theirs, 64) <= 1
-    assert made.architecture.head == hidden
-    # What the file does not reveal is listed.
-    assert made.provenance["assumed"].get("head") == (list(hidden) or None)
-    assert any("ReLU between them is assumed" in note for note in notes(made)) == bool(hidden)
-
-
-@pytest.mark.parametrize("where", ["fc1 and fc2", "beside the network", "two heads in one"])
-def test_layers_with_names_are_in_the_order_of_their_widths(tmp_path: Path, where: str) -> None:
-    theirs = with_head(head(linear(FEATURES, 32), nn.ReLU(), linear(32, 7)))
-    names = {
-        "fc1 and fc2": ("fc1.", "fc2."),
-        "beside the network": ("classifier.0.", "classifier.2."),
-        "two heads in one": ("fc.", "classifier."),
-    }[where]
-    other = "backbone." if where == "beside the network" else ""
-    tensors = {
-        (other + name if not name.startswith("fc") else name)
-        .replace("fc.0.", names[0])
-        .replace("fc.2.", names[1]): value
-        for name, value in theirs.state_dict().items()
-    }
-    made = converted(tensors, tmp_path / "r.pth")
-    assert libraries.difference(made.network(), theirs, 64) <= 1
-    assert made.architecture.head == (32,)
-
-
-ODD_HEADS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "layer norm": (
-        lambda: head(nn.LayerNorm(FEATURES), linear(FEATURES, 7)),
-        "its head's head.0 has a weight of [512]: it is no linear layer",
-    ),
-    "weight norm": (
-        lambda: nn.utils.parametrizations.weight_norm(linear(FEATURES, 7)),
-        "its head's head has a normalised weight (weight_norm)",
-    ),
-    "PReLU": (
-        lambda: head(linear(FEATURES, 32), nn.PReLU(), linear(32, 7)),
-        "its head's head.1 has a weight of [1]: it is no linear layer",
-    ),
-    "a norm at the end, apart": (
-        lambda: head(linear(FEATURES, 7), nn.ReLU(), nn.BatchNorm1d(7)),
-        "its head ends in a normalisation (head.2) that is not directly behind a linear layer",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ODD_HEADS)
-def test_another_head_is_refused_by_what_it_is(tmp_path: Path, case: str) -> None:
-    make, expected = ODD_HEADS[case]
-    content = with_head(make()).state_dict()
-    assert refusal(content, tmp_path / "r.pth") == f"{expected}; {WITHOUT}"
-    # The way that the message names.
-    made = converted(content, tmp_path / "r.pth", numerics={"num_classes": 0})
-    assert_features_equal(made, network())
-
-
-@torch.inference_mode()
-def assert_features_equal(made: Bundle, theirs: nn.Module) -> None:
-    backbone: Any = copy.deepcopy(theirs)
-    backbone.fc = nn.Identity()
-    assert made.labels == ()
-    assert made.architecture.num_classes == 0
-    assert libraries.difference(made.network(), backbone, 64) <= 1
-
-
-@pytest.mark.parametrize("said_so", [True, False])
-def test_a_network_without_a_head_has_features(tmp_path: Path, said_so: bool) -> None:
-    content = {name: v for name, v in state().items() if said_so or not name.startswith("fc.")}
-    options: Any = {"numerics": {"num_classes": 0}} if said_so else {}
-    made = converted(content, tmp_path / "r.pth", **options)
-    assert_features_equal(made, network())
-    assert notes(made) == ([f"{LEFT}fc (2 tensors)"] if said_so else [])
-    assert "labels" not in made.provenance["assumed"]
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("hidden", [(), (32,)])
-@torch.inference_mode()
-def test_one_logit_becomes_two_classes(tmp_path: Path, hidden: tuple[int, ...], bias: bool) -> None:
-    make = linear(FEATURES, 1, bias=bias)
-    if hidden:
-        make = head(linear(FEATURES, 32), nn.ReLU(), linear(32, 1, bias=bias))  # type: ignore[assignment]
-    theirs = with_head(make)
-    (tmp_path / "l.txt").write_text("defect\n")
-    made = converted(theirs.state_dict(), tmp_path / "r.pth", labels=str(tmp_path / "l.txt"))
-    assert made.labels == ("not defect", "defect")
-    assert made.architecture.head == hidden
-    images = libraries.images(64)
-    logits = made.network()(images)
-    assert (logits[:, 0] == 0).all()
-    torch.testing.assert_close(logits[:, 1:], theirs(images), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(logits.softmax(1)[:, 1:], theirs(images).sigmoid())
-
-
 @pytest.mark.parametrize(("channels", "kind"), [(1, "grey"), (4, "rgba")])
 @torch.inference_mode()
 def test_networks_of_one_and_four_channels(tmp_path: Path, channels: int, kind: str) -> None:
@@ -561,7 +333,8 @@ def test_a_normalisation_in_the_file_is_the_networks(
     assert made.input.mean == pytest.approx((0.4, 0.5, 0.6))
     assert made.input.std == pytest.approx((0.2, 0.25, 0.3))
     assert notes(made) == [
-        f"the file normalises images itself ({mean} and {std}): mean and std are those"
+        f"the file has a normalisation ({mean} and {std}): mean and std are its, unless you or a "
+        "config say others"
     ]
     assert not {"mean", "std"} & made.provenance["assumed"].keys()
     assert libraries.difference(made.network(), network(), 64) == 0

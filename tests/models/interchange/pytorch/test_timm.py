@@ -242,7 +242,11 @@ def test_images_become_what_timm_makes_of_them(mode: str, size: list[int], crop:
 def test_what_only_the_config_says_of_a_network(
     tmp_path: Path, name: str, arguments: dict[str, Any]
 ) -> None:
-    theirs = libraries.import_timm().create_model(name, num_classes=3, **arguments)
+    library = libraries.import_timm()
+    layers = {"avg": nn.AvgPool2d, "blur": library.layers.BlurPool2d}
+    # timm takes a class where its config can only have the name.
+    options = {name: layers.get(value, value) for name, value in arguments.items()}
+    theirs = library.create_model(name, num_classes=3, **options)
     libraries.randomised(theirs, 96)
     path = saved(theirs, tmp_path, {"architecture": name, "model_args": arguments})
     made = convert.convert("timm", path)

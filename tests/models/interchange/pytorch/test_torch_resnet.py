@@ -163,24 +163,21 @@ def test_nothing_says_how_its_large_networks_saw_images(tmp_path: Path) -> None:
 def test_the_stem_may_have_other_channels_than_the_first_stage(
     dimensions: list[tuple[int, int]], kind: str, width: int, preact: bool, small: bool
 ) -> None:
-    options: Any = {"width": width, "small_images": small}
-    if preact:
-        block = preact_resnet.PreActBottleneck if kind == "bottleneck" else None
-        made = preact_resnet.PreActResNet(
-            dimensions, block or preact_resnet.PreActBasicBlock, **options
-        )
-    else:
-        made = resnet.ResNet(
-            dimensions, resnet.Bottleneck if kind == "bottleneck" else resnet.BasicBlock, **options
-        )
-    theirs = with_head(made)
+    classes: Any = preact_resnet if preact else resnet
+    names = ("PreActResNet", "PreActBlock", "PreActBottleneck")
+    if not preact:
+        names = ("ResNet", "BasicBlock", "Bottleneck")
+    make, *blocks = (getattr(classes, name) for name in names)
+    block = blocks[kind == "bottleneck"]
+    theirs = with_head(make(dimensions, block, width=width, small_images=small))
     converted = libraries.ours(importer.LAYOUT, theirs)
     assert converted.architecture.stem_width == dimensions[0][1]
     assert libraries.difference(converted, theirs, size_for(theirs)) <= 1
 
 
 def test_dropout_of_wide_networks_is_nothing_when_it_serves(tmp_path: Path) -> None:
-    theirs = with_head(torch_resnet.WideResNet16(width=2, drop_rate=0.3), 10)
+    make: Any = torch_resnet.WideResNet16
+    theirs = with_head(make(width=2, drop_rate=0.3), 10)
     made = convert.convert("torch_resnet", saved(theirs, tmp_path / "r.pth"))
     assert libraries.difference(made.network(), theirs, 32) <= 1
     assert made.variant == "wide_resnet16_2"
@@ -196,7 +193,8 @@ def test_a_network_without_a_head_has_features(tmp_path: Path) -> None:
 
 
 def test_a_head_of_two_layers(tmp_path: Path) -> None:
-    network = torch_resnet.ResNet20()
+    make: Any = torch_resnet.ResNet20
+    network = make()
     layers = [nn.Dropout(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)]
     network.set_head(nn.Sequential(*layers))
     theirs = libraries.randomised(network, 32)
