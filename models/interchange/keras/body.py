@@ -14,21 +14,21 @@ from typing import Any, cast, get_args
 
 from models.architecture import Architecture, PreactShortcut
 from models.bundle import BundleError
-from models.interchange.keras.graph import Graph, Node
+from models.interchange.keras.graph import KerasGraph, KerasLayer
 from models.resnet import ConvShortcut, PaddedShortcut, on_meta
 
 KERNELS = {2: (3, 3), 3: (1, 3, 1)}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LayerStep:
     """A layer of a kind that blocks consist of: conv, norm, relu, pool or subsample.
 
     `padding` of a conv or a pool: "same", "symmetric", or "zero"; "" where it makes no difference.
     """
 
     kind: str
-    node: Node
+    node: KerasLayer
     stride: int = 1
     padding: str = ""
 
@@ -38,16 +38,16 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class Branches:
     """Two branches that meet in the sum `label`, in the order of the data.
 
     `before`: the steps between the previous sum and the branches; for the first block, the stem.
     """
 
     label: str
-    before: tuple[Step, ...]
-    residual: tuple[Step, ...]
-    shortcut: tuple[Step, ...]
+    before: tuple[LayerStep, ...]
+    residual: tuple[LayerStep, ...]
+    shortcut: tuple[LayerStep, ...]
 
 
 @dataclass(slots=True)
@@ -61,13 +61,13 @@ class Body:
 
     names: dict[str, str]
     numerics: dict[str, Any]
-    front: list[Node]
-    tail: list[Node]
-    blocks: list[Block] = field(default_factory=list)
+    front: list[KerasLayer]
+    tail: list[KerasLayer]
+    blocks: list[Branches] = field(default_factory=list)
     activated: bool | None = False
 
 
-def read_bodies(graph: Graph) -> Iterator[Body]:
+def read_bodies(graph: KerasGraph) -> Iterator[Body]:
     """The ways to read the network; `difference` tells which of them is right.
 
     Raises:
@@ -115,7 +115,7 @@ def difference(architecture: Architecture, body: Body) -> str:
     return ""
 
 
-def _equal(module: Any, steps: Sequence[Step]) -> bool:
+def _equal(module: Any, steps: Sequence[LayerStep]) -> bool:
     """Whether our shortcut computes what these steps do."""
     strides = [step.stride for step in steps if step.kind in ("conv", "subsample")]
     if isinstance(module, ConvShortcut):
@@ -128,20 +128,22 @@ def _equal(module: Any, steps: Sequence[Step]) -> bool:
 # From the end to the stem.
 
 
-def _is_sum(node: Node) -> bool:
+def _is_sum(node: KerasLayer) -> bool:
     return node.kind == "Add" and len(node.sources) == 2
 
 
-def _kind(node: Node) -> str:
+def _kind(node: KerasLayer) -> str:
     kinds = {"Conv2D": "conv", "BatchNormalization": "norm", "ReLU": "relu"}
     if node.kind == "Activation" and node.activation == "relu":
         return "relu"
     return kinds.get(node.kind, node.kind)
 
 
-def _blocks(graph: Graph, end: Node, *, preact: bool) -> tuple[list[Block], list[Node]]:
+def _blocks(
+    graph: KerasGraph, end: KerasLayer, *, preact: bool
+) -> tuple[list[Branches], list[KerasLayer]]:
     """All blocks in the order of the data, and the layers from the images to the stem."""
-    blocks: list[Block] = []
+    blocks: list[Branches] = []
     between = ([], ["norm", "relu"]) if preact else (["relu"],)
     while True:
         left, right = (graph.chain(source) for source in end.sources)
@@ -162,9 +164,9 @@ def _blocks(graph: Graph, end: Node, *, preact: bool) -> tuple[list[Block], list
                     "plain ResNet has one"
                 )
             front, stem = _parted([start, *nodes])
-            blocks.append(_checked(Block(end.name, _steps(stem), residual, shortcut)))
+            blocks.append(_checked(Branches(end.name, _steps(stem), residual, shortcut)))
             return blocks[::-1], front
-        block = _checked(Block(end.name, _steps(nodes), residual, shortcut))
+        block = _checked(Branches(end.name, _steps(nodes), residual, shortcut))
         if [step.kind for step in block.before] not in between:
             name = nodes[0].name if nodes else end.name
             raise BundleError(f"layer {name} does not fit between residual blocks")
@@ -172,12 +174,12 @@ def _blocks(graph: Graph, end: Node, *, preact: bool) -> tuple[list[Block], list
         end = start
 
 
-def _until(chain: Sequence[Node], entry: Node) -> list[Node]:
+def _until(chain: Sequence[KerasLayer], entry: KerasLayer) -> list[KerasLayer]:
     names = [node.name for node in chain]
     return list(chain[: names.index(entry.name)])[::-1]
 
 
-def _parted(nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
+def _parted(nodes: Sequence[KerasLayer]) -> tuple[list[KerasLayer], list[KerasLayer]]:
     """The layers from the images to the stem, and those from the stem on."""
     index = next((i for i, node in enumerate(nodes) if node.kind == "Conv2D"), 0)
     if not index:
@@ -187,7 +189,7 @@ def _parted(nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
     return list(nodes[:index]), list(nodes[index:])
 
 
-def _checked(block: Block) -> Block:
+def _checked(block: Branches) -> Branches:
     inside, beside = _convolutions(block.residual), _convolutions(block.shortcut)
     if len(beside) > 1 or len(inside) not in KERNELS:
         raise BundleError(
@@ -197,17 +199,17 @@ def _checked(block: Block) -> Block:
     return block
 
 
-def _convolutions(steps: Sequence[Step]) -> list[Step]:
+def _convolutions(steps: Sequence[LayerStep]) -> list[LayerStep]:
     return [step for step in steps if step.kind == "conv"]
 
 
 # One branch.
 
 
-def _steps(nodes: Sequence[Node]) -> tuple[Step, ...]:
+def _steps(nodes: Sequence[KerasLayer]) -> tuple[LayerStep, ...]:
     """Layers as steps; a layer that pads is part of the one that follows."""
-    steps: list[Step] = []
-    pad: Node | None = None
+    steps: list[LayerStep] = []
+    pad: KerasLayer | None = None
     for node in nodes:
         if node.kind == "ZeroPadding2D" and pad is None:
             pad = node
@@ -218,7 +220,7 @@ def _steps(nodes: Sequence[Node]) -> tuple[Step, ...]:
         elif kind in ("MaxPooling2D", "AveragePooling2D"):
             steps.append(_pool(node, pad, activated="relu" in [step.kind for step in steps[-1:]]))
         elif kind in ("norm", "relu") and pad is None:
-            steps.append(Step(kind, node))
+            steps.append(LayerStep(kind, node))
         else:
             raise BundleError(f"layer {node.name} is a {node.kind}: no plain ResNet has one")
         pad = None
@@ -227,14 +229,14 @@ def _steps(nodes: Sequence[Node]) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _pads(pad: Node) -> Any:
+def _pads(pad: KerasLayer) -> Any:
     """How many pixels it adds, if that is the same number on all sides."""
     value = pad.config["padding"]
     flat = [side for part in value for side in (part if isinstance(part, list) else [part])]
     return flat[0] if len(set(flat)) == 1 else flat
 
 
-def _convolution(node: Node, pad: Node | None) -> Step:
+def _convolution(node: KerasLayer, pad: KerasLayer | None) -> LayerStep:
     (height, width), strides = node.config["kernel_size"], list(node.config["strides"])
     if height != width or height % 2 == 0:
         raise BundleError(f"layer {node.name} is a {height}x{width} convolution: not a ResNet's")
@@ -242,26 +244,26 @@ def _convolution(node: Node, pad: Node | None) -> Step:
         raise BundleError(f"layer {node.name} strides by {strides}, not 1 or 2")
     (stride, _), padding = strides, node.config["padding"]
     if padding == "same" and pad is None:
-        return Step("conv", node, stride, "same" if stride > 1 and height > 1 else "")
+        return LayerStep("conv", node, stride, "same" if stride > 1 and height > 1 else "")
     added = 0 if pad is None else _pads(pad)
     if padding != "valid" or added != height // 2:
         raise BundleError(
             f"layer {node.name} has padding {padding}"
             f"{f' behind {added} pixels of {pad.name}' if pad else ''}, not {height // 2} pixels"
         )
-    return Step("conv", node, stride, "symmetric" if stride > 1 and height > 1 else "")
+    return LayerStep("conv", node, stride, "symmetric" if stride > 1 and height > 1 else "")
 
 
-def _pool(node: Node, pad: Node | None, *, activated: bool) -> Step:
+def _pool(node: KerasLayer, pad: KerasLayer | None, *, activated: bool) -> LayerStep:
     size, strides = list(node.config["pool_size"]), list(node.config["strides"] or ())
     if size == [1, 1] and strides in ([1, 1], [2, 2]) and pad is None:
-        return Step("subsample", node, strides[0])
+        return LayerStep("subsample", node, strides[0])
     padding, added = node.config["padding"], 0 if pad is None else _pads(pad)
     if node.kind == "MaxPooling2D" and size == [3, 3] and strides == [2, 2]:
         if padding == "same" and pad is None:
-            return Step("pool", node, 2, "same")
+            return LayerStep("pool", node, 2, "same")
         if padding == "valid" and added == 1:
-            return Step("pool", node, 2, "symmetric" if activated else "zero")
+            return LayerStep("pool", node, 2, "symmetric" if activated else "zero")
     raise BundleError(
         f"layer {node.name} pools {size} pixels in steps of {strides}, padding {padding} and "
         f"{added}: a ResNet's stem pools 3x3 in steps of 2 and pads 1"
@@ -272,25 +274,25 @@ def _pool(node: Node, pad: Node | None, *, activated: bool) -> Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Stem:
+class StemLayers:
     """`own`: the steps of the stem behind its convolution; `entrance`: the norm and the ReLU
     that the first pre-activation block begins with; `name`: see `Architecture.preact_stem`."""
 
-    own: tuple[Step, ...]
-    entrance: tuple[Step, ...]
+    own: tuple[LayerStep, ...]
+    entrance: tuple[LayerStep, ...]
     name: str
     activated: bool | None
 
 
-def _stems(block: Block, *, preact: bool) -> list[Stem]:
+def _stems(block: Branches, *, preact: bool) -> list[StemLayers]:
     """The ways to part the steps before the first block, and those it begins with."""
     rest = block.before[1:]
     kinds = [step.kind for step in rest]
     ways: tuple[list[str], ...] = (["norm", "relu"], ["norm", "relu", "pool"])
-    stems: list[Stem] = []
+    stems: list[StemLayers] = []
     if not preact:
         if kinds in ways:
-            stems = [Stem(rest, (), "bare", None)]
+            stems = [StemLayers(rest, (), "bare", None)]
     else:
         begins = _entrance(block)
         for own in ([], ["pool"], *ways):
@@ -303,20 +305,20 @@ def _stems(block: Block, *, preact: bool) -> list[Stem]:
             name = ("activated" if entrance else "activated_once") if normed else "bare"
             # What was activated once is not changed by a second time.
             activated = bool(left) if entrance else None
-            stems.append(Stem(rest[: len(own)], entrance, name, activated))
+            stems.append(StemLayers(rest[: len(own)], entrance, name, activated))
     if not stems:
         name = rest[0].name if rest else block.before[0].name
         raise BundleError(f"layer {name} does not fit behind a stem's convolution")
     return stems
 
 
-def _entrance(block: Block) -> tuple[Step, ...]:
+def _entrance(block: Branches) -> tuple[LayerStep, ...]:
     """The steps of a residual branch before its first convolution."""
     index = next(i for i, step in enumerate(block.residual) if step.kind == "conv")
     return block.residual[:index]
 
 
-def _named(blocks: list[Block], stem: Stem, *, preact: bool) -> Body:
+def _named(blocks: list[Branches], stem: StemLayers, *, preact: bool) -> Body:
     conv = blocks[0].before[0]
     names = {conv.name: "stem.conv"}
     names |= {step.name: "stem.norm" for step in stem.own if step.kind == "norm"}
@@ -360,7 +362,12 @@ def _named(blocks: list[Block], stem: Stem, *, preact: bool) -> Body:
 
 
 def _check_branch(
-    block: Block, begins: Sequence[Step], residual: Sequence[Step], depth: int, *, preact: bool
+    block: Branches,
+    begins: Sequence[LayerStep],
+    residual: Sequence[LayerStep],
+    depth: int,
+    *,
+    preact: bool,
 ) -> None:
     """Raises BundleError unless it is convolutions with norms and ReLUs between."""
     if [step.kind for step in begins] not in ([], ["norm", "relu"]) or (begins and not preact):
@@ -383,7 +390,7 @@ def _check_branch(
 WORDS = {"conv": "convolution", "norm": "BatchNormalization", "relu": "ReLU"}
 
 
-def _shortcut_names(block: Block, prefix: str, *, preact: bool) -> dict[str, str]:
+def _shortcut_names(block: Branches, prefix: str, *, preact: bool) -> dict[str, str]:
     kinds = [step.kind for step in block.shortcut]
     allowed = ([], ["subsample"], ["conv"], *(() if preact else (["conv", "norm"],)))
     if kinds not in allowed:
@@ -392,14 +399,14 @@ def _shortcut_names(block: Block, prefix: str, *, preact: bool) -> dict[str, str
     return {step.name: roles[step.kind] for step in block.shortcut if step.kind in roles}
 
 
-def _padding(convolutions: Sequence[Step]) -> str:
+def _padding(convolutions: Sequence[LayerStep]) -> str:
     paddings = {step.padding for step in convolutions if step.padding}
     if len(paddings) > 1:
         raise BundleError("its strided convolutions are padded differently")
     return paddings.pop() if paddings else "symmetric"
 
 
-def _places(blocks: Sequence[Block]) -> tuple[str, str, list[tuple[int, int]]]:
+def _places(blocks: Sequence[Branches]) -> tuple[str, str, list[tuple[int, int]]]:
     """Which block of a stage strides, whether all stages do, and each block's stage and index."""
     strided, widened = [], []
     channels = blocks[0].before[0].node.config["filters"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.bundle import BundleError
 from models.interchange.keras.file import Arrays
-from models.interchange.keras.graph import Node
+from models.interchange.keras.graph import KerasLayer
 
 # Values of images that were scaled to [0, 1] have no mean or deviation beyond this.
 MOST_OF_SCALED = 2.0
@@ -27,7 +27,7 @@ INSTEAD = "save the model without it, and give --mean, --std and --channels in i
 
 
 @dataclass
-class Front:
+class KerasFront:
     """The preparation so far.
 
     `scale`, `shift`: of each channel, in the order in which the network sees them; the images'
@@ -44,7 +44,7 @@ class Front:
     fields: dict[str, Any] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
-    norm: Node | None = None
+    norm: KerasLayer | None = None
     scale: NDArray[Any] = field(init=False)
     shift: NDArray[Any] = field(init=False)
     order: list[int] = field(init=False)
@@ -54,7 +54,7 @@ class Front:
         self.scale, self.shift = np.ones(self.channels), np.zeros(self.channels)
         self.order = list(range(self.channels))
 
-    def affine(self, node: Node, scale: Any, shift: Any) -> None:
+    def affine(self, node: KerasLayer, scale: Any, shift: Any) -> None:
         """Multiplies by `scale` and adds `shift`: numbers, or one for each channel."""
         parts = []
         for value in (scale, shift):
@@ -72,8 +72,8 @@ class Front:
 
 
 def read_front(
-    nodes: Sequence[Node], layers: Mapping[str, Arrays], channels: int, *, first: bool
-) -> Front:
+    nodes: Sequence[KerasLayer], layers: Mapping[str, Arrays], channels: int, *, first: bool
+) -> KerasFront:
     """What the layers from the images to the network say, in the order of the data.
 
     `channels`: what the network's first convolution sees. `first`: the channels are the first
@@ -84,7 +84,7 @@ def read_front(
     """
     shape = _shape(nodes[0])
     sides = (shape[1:] if first else shape[:2]) if shape else (None, None)
-    front = Front(channels, first=first)
+    front = KerasFront(channels, first=first)
     height, width = sides
     if height is not None and width is not None:
         front.sides = height, width
@@ -100,7 +100,7 @@ def read_front(
     return front
 
 
-def _shape(images: Node) -> list[int | None]:
+def _shape(images: KerasLayer) -> list[int | None]:
     """The shape of an image that the model takes, [H, W, C] or [C, H, W], if it says one."""
     shape = images.config.get("batch_shape") or images.config.get("batch_input_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 4:
@@ -108,7 +108,7 @@ def _shape(images: Node) -> list[int | None]:
     return [side if isinstance(side, int) and side > 0 else None for side in shape[1:]]
 
 
-def _finish(front: Front) -> None:
+def _finish(front: KerasFront) -> None:
     """Sets the fields of mean, deviation and channels."""
     reversed_order = list(range(front.channels))[::-1]
     if front.channels == 3 and front.order == reversed_order:
@@ -131,14 +131,14 @@ def _finish(front: Front) -> None:
     front.fields["std"] = tuple(float(f"{value:.7g}") for value in std)
 
 
-Reader = Callable[[Front, Node, Arrays], None]
+Reader = Callable[[KerasFront, KerasLayer, Arrays], None]
 
 
-def _rescaling(front: Front, node: Node, _: Arrays) -> None:
+def _rescaling(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     front.affine(node, node.config["scale"], node.config["offset"])
 
 
-def _normalization(front: Front, node: Node, arrays: Arrays) -> None:
+def _normalization(front: KerasFront, node: KerasLayer, arrays: Arrays) -> None:
     mean, variance = (
         arrays.get(name) if node.config.get(name) is None else node.config[name]
         for name in ("mean", "variance")
@@ -153,11 +153,11 @@ def _normalization(front: Front, node: Node, arrays: Arrays) -> None:
         front.affine(node, 1 / deviation, -mean / deviation)
 
 
-def _norm(front: Front, node: Node, _: Arrays) -> None:
+def _norm(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     front.norm = node
 
 
-def _operand(node: Node) -> Any:
+def _operand(node: KerasLayer) -> Any:
     """The constant of an operation on a tensor and a constant; the tensor must be the first."""
     positional, named = node.constants
     if len(node.sources) == 1:
@@ -172,7 +172,7 @@ def _operand(node: Node) -> Any:
 
 
 def _arithmetic(scaled: Callable[[Any], tuple[Any, Any]]) -> Reader:
-    def read(front: Front, node: Node, _: Arrays) -> None:
+    def read(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
         try:
             value = np.asarray(_operand(node), np.float64)
         except (ValueError, TypeError):
@@ -195,7 +195,7 @@ LAMBDAS: dict[str, Reader] = {
 }
 
 
-def _tf_operation(front: Front, node: Node, arrays: Arrays) -> None:
+def _tf_operation(front: KerasFront, node: KerasLayer, arrays: Arrays) -> None:
     name = str(node.config.get("function", node.name))
     if name not in LAMBDAS:
         raise BundleError(
@@ -204,13 +204,13 @@ def _tf_operation(front: Front, node: Node, arrays: Arrays) -> None:
     LAMBDAS[name](front, node, arrays)
 
 
-def _lambda(front: Front, node: Node, _: Arrays) -> None:
+def _lambda(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     raise BundleError(
         f"layer {node.name} is a Lambda: it holds Python code, which is not executed; {INSTEAD}"
     )
 
 
-def _get_item(front: Front, node: Node, _: Arrays) -> None:
+def _get_item(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     key = node.constants[0][1] if len(node.constants[0]) == 2 else None
     parts = list(key) if isinstance(key, list | tuple) else [key]
     whole = (Ellipsis, slice(None, None, None), slice(None, None, 1))
@@ -221,18 +221,18 @@ def _get_item(front: Front, node: Node, _: Arrays) -> None:
     front.permute(range(front.channels)[::-1])
 
 
-def _flip(front: Front, node: Node, _: Arrays) -> None:
+def _flip(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     if node.config.get("axis") not in (-1, 3):
         raise BundleError(f"layer {node.name} turns its images over")
     front.permute(range(front.channels)[::-1])
 
 
-def _stack(front: Front, node: Node, _: Arrays) -> None:
+def _stack(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     """Made by `importer`, of a stack of single channels."""
     front.permute(node.config["order"])
 
 
-def _resizing(front: Front, node: Node, _: Arrays) -> None:
+def _resizing(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     config = node.config
     sides = (config["height"], config["width"])
     if front.sides == sides:
@@ -273,7 +273,7 @@ def _resizing(front: Front, node: Node, _: Arrays) -> None:
     front.sides = sides
 
 
-def _center_crop(front: Front, node: Node, _: Arrays) -> None:
+def _center_crop(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     sides = (node.config["height"], node.config["width"])
     if front.sides == sides:
         return
@@ -295,7 +295,7 @@ def _center_crop(front: Front, node: Node, _: Arrays) -> None:
     front.sides = sides
 
 
-def _random_crop(front: Front, node: Node, _: Arrays) -> None:
+def _random_crop(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     if front.sides != (node.config["height"], node.config["width"]):
         raise BundleError(
             f"layer {node.name} is a RandomCrop, and what it does at inference differs from one "
@@ -303,7 +303,7 @@ def _random_crop(front: Front, node: Node, _: Arrays) -> None:
         )
 
 
-def _cast(front: Front, node: Node, _: Arrays) -> None:
+def _cast(front: KerasFront, node: KerasLayer, _: Arrays) -> None:
     if not str(node.config.get("dtype", "float32")).startswith(("float", "bfloat")):
         raise BundleError(f"layer {node.name} rounds its images")
 

@@ -26,7 +26,7 @@ MOST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class KerasLayer:
     """One layer. `kind`: its class; `sources`: the layers that it takes.
 
     `constants`: what an operation takes beside tensors: its arguments in order, and by name.
@@ -44,23 +44,23 @@ class Node:
 
 
 @dataclass(slots=True)
-class Graph:
+class KerasGraph:
     """All layers by name, without those that change nothing; `output`: the name of the last."""
 
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: dict[str, KerasLayer] = field(default_factory=dict)
     output: str = ""
 
-    def source(self, node: Node) -> Node:
+    def source(self, node: KerasLayer) -> KerasLayer:
         return self.nodes[node.sources[0]]
 
-    def chain(self, name: str) -> list[Node]:
+    def chain(self, name: str) -> list[KerasLayer]:
         """The layers from this one back to one that has not exactly one source."""
         chain = [self.nodes[name]]
         while len(chain[-1].sources) == 1:
             chain.append(self.source(chain[-1]))
         return chain
 
-    def needed(self) -> Iterator[Node]:
+    def needed(self) -> Iterator[KerasLayer]:
         """The layers that the output depends on, from the end."""
         waiting, known = [self.output], {self.output}
         while waiting:
@@ -71,20 +71,20 @@ class Graph:
             known.update(new)
 
 
-def read_graph(model: Mapping[str, Any]) -> Graph:
+def read_graph(model: Mapping[str, Any]) -> KerasGraph:
     """The graph of a model's description, `{"class_name": ..., "config": {"layers": [...]}}`.
 
     Raises:
         BundleError: its structure is no classifier's.
     """
-    graph = Graph()
+    graph = KerasGraph()
     end = _Building(graph).model(model, ())
     graph.output = end
     return graph
 
 
 class _Building:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: KerasGraph) -> None:
         self.graph = graph
 
     def model(self, described: Mapping[str, Any], given: Sequence[str]) -> str:
@@ -139,7 +139,7 @@ class _Building:
             )
         if len(self.graph.nodes) > MOST:
             raise BundleError(f"has more than {MOST:,} layers")
-        self.graph.nodes[name] = Node(name, kind, config, sources, constants)
+        self.graph.nodes[name] = KerasLayer(name, kind, config, sources, constants)
         return name
 
     def _stacked(
@@ -159,7 +159,9 @@ class _Building:
         """An input for a `Sequential` model that does not list its own."""
         shape = layer["config"].get("batch_input_shape") or layer["config"].get("batch_shape")
         name = "the images"
-        self.graph.nodes[name] = Node(name, "InputLayer", {"name": name, "batch_shape": shape})
+        self.graph.nodes[name] = KerasLayer(
+            name, "InputLayer", {"name": name, "batch_shape": shape}
+        )
         return name
 
 

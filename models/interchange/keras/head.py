@@ -13,7 +13,7 @@ from models.bundle import BundleError
 from models.classifier import Outputs
 from models.interchange.imported import float_tensor
 from models.interchange.keras.file import Arrays
-from models.interchange.keras.graph import Node
+from models.interchange.keras.graph import KerasLayer
 
 Affine = tuple[NDArray[np.floating], NDArray[np.floating]]
 """A linear layer: weight [inputs, outputs] and bias [outputs]."""
@@ -24,7 +24,7 @@ UNPOOLED = "takes the maps without averaging them: a ResNet's head follows a glo
 
 
 @dataclass
-class Head:
+class KerasHead:
     """`layers`: the linear layers, with a ReLU between two of them; none in a backbone.
 
     `outputs`: what the model ends in, if it says; `pool`: the height and width of the maps, if the
@@ -54,7 +54,7 @@ class Head:
         return tensors
 
 
-def read_head(nodes: Sequence[Node], layers: Mapping[str, Arrays]) -> Head:
+def read_head(nodes: Sequence[KerasLayer], layers: Mapping[str, Arrays]) -> KerasHead:
     """The head in what follows the last activation of the maps, in the order of the data.
 
     Raises:
@@ -66,21 +66,21 @@ def read_head(nodes: Sequence[Node], layers: Mapping[str, Arrays]) -> Head:
     return reading.finish()
 
 
-def read_dense(names: Sequence[str], layers: Mapping[str, Arrays]) -> Head:
+def read_dense(names: Sequence[str], layers: Mapping[str, Arrays]) -> KerasHead:
     """The head of dense layers alone, of which no file says how they are activated."""
-    return Head([_affine(layers[name]) for name in names])
+    return KerasHead([_affine(layers[name]) for name in names])
 
 
 class _Reading:
     def __init__(self, layers: Mapping[str, Arrays]) -> None:
         self.arrays = layers
-        self.head = Head()
+        self.head = KerasHead()
         self.pooled = False
         self.ended = False
         # Linear layers without a ReLU between them are one.
         self.open: Affine | None = None
 
-    def add(self, node: Node) -> None:
+    def add(self, node: KerasLayer) -> None:
         kind = node.kind
         if self.ended:
             raise BundleError(f"layer {node.name} follows the softmax or sigmoid of the output")
@@ -107,12 +107,12 @@ class _Reading:
         else:
             raise BundleError(f"layer {node.name} is a {kind}: no plain ResNet has one")
 
-    def _of(self, node: Node) -> Arrays:
+    def _of(self, node: KerasLayer) -> Arrays:
         if not self.arrays.get(node.name):
             raise BundleError(f"layer {node.name} has no weights in the file")
         return self.arrays[node.name]
 
-    def _average(self, node: Node) -> None:
+    def _average(self, node: KerasLayer) -> None:
         if node.config["padding"] != "valid":
             raise BundleError(f"layer {node.name} pads what it averages")
         height, width = node.config["pool_size"]
@@ -121,7 +121,7 @@ class _Reading:
     def put(self, affine: Affine) -> None:
         self.open = affine if self.open is None else _composed(self.open, affine)
 
-    def activate(self, node: Node) -> None:
+    def activate(self, node: KerasLayer) -> None:
         kind = {"ReLU": "relu", "Softmax": "softmax"}.get(node.kind, node.activation)
         if kind == "linear":
             return
@@ -144,7 +144,7 @@ class _Reading:
             self.open = None
         # Without a layer before it: averages of activated maps are not negative.
 
-    def finish(self) -> Head:
+    def finish(self) -> KerasHead:
         if self.open is not None:
             self.head.layers.append(self.open)
         elif self.head.layers:
@@ -160,13 +160,13 @@ class _Reading:
         return self.head
 
 
-def _pools(node: Node) -> bool:
+def _pools(node: KerasLayer) -> bool:
     if node.kind == "Mean" and list(node.config.get("axis") or ()) not in ([1, 2], [-3, -2]):
         raise BundleError(f"layer {node.name} averages something other than height and width")
     return True
 
 
-def _of_one_pixel(node: Node) -> bool:
+def _of_one_pixel(node: KerasLayer) -> bool:
     return list(node.config["kernel_size"]) == [1, 1] and list(node.config["strides"]) == [1, 1]
 
 
@@ -175,7 +175,7 @@ def _affine(arrays: Arrays) -> Affine:
     return kernel, arrays.get("bias", np.zeros(kernel.shape[1], kernel.dtype))
 
 
-def _normalising(node: Node, arrays: Arrays) -> Affine:
+def _normalising(node: KerasLayer, arrays: Arrays) -> Affine:
     mean, variance = (arrays[key].astype(np.float64) for key in ("moving_mean", "moving_variance"))
     scale = arrays.get("gamma", 1.0) / np.sqrt(variance + node.config["epsilon"])
     return np.diag(scale), arrays.get("beta", 0.0) - mean * scale

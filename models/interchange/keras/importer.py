@@ -24,9 +24,9 @@ from models.interchange.imported import (
 from models.interchange.keras import alone
 from models.interchange.keras.body import Body, difference, read_bodies
 from models.interchange.keras.file import NORM, Arrays, KerasFile, read_keras
-from models.interchange.keras.front import READERS, Front, read_front
-from models.interchange.keras.graph import Graph, Node, read_graph
-from models.interchange.keras.head import UNPOOLED, Head, read_dense, read_head
+from models.interchange.keras.front import READERS, KerasFront, read_front
+from models.interchange.keras.graph import KerasGraph, KerasLayer, read_graph
+from models.interchange.keras.head import UNPOOLED, KerasHead, read_dense, read_head
 from models.interchange.keras.tensors import LEAVES, even_out, fill_biases, layer_tensors
 from models.preprocess import CIFAR, IMAGENET, InputSpec
 from models.resnet import on_meta
@@ -67,8 +67,8 @@ class _Network:
 
     tensors: dict[str, Tensor]
     numerics: dict[str, Any]
-    head: Head
-    front: Front | None = None
+    head: KerasHead
+    front: KerasFront | None = None
     said: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
@@ -148,7 +148,7 @@ def _architecture(network: _Network) -> Architecture:
     return architecture
 
 
-def _prepared(spec: InputSpec, front: Front) -> InputSpec:
+def _prepared(spec: InputSpec, front: KerasFront) -> InputSpec:
     """`spec` as the layers in front of the network change it."""
     fields = dict(front.fields)
     if "mean" in fields:
@@ -208,7 +208,7 @@ def _described(file: KerasFile, layers: Layers) -> _Network:
     return network
 
 
-def _named(node: Node, arrays: Arrays) -> Arrays:
+def _named(node: KerasLayer, arrays: Arrays) -> Arrays:
     """The arrays of a layer; those of a norm without scale or offset, which some files only
     number, by their names."""
     if node.kind != "BatchNormalization" or "variable 0" not in arrays:
@@ -218,7 +218,7 @@ def _named(node: Node, arrays: Arrays) -> Arrays:
     return dict(zip(names, arrays.values(), strict=True))
 
 
-def _network(body: Body, layers: Layers, head: Head, eps: float) -> _Network:
+def _network(body: Body, layers: Layers, head: KerasHead, eps: float) -> _Network:
     tensors: dict[str, Tensor] = {}
     for name, ours in body.names.items():
         if not layers.get(name):
@@ -229,7 +229,7 @@ def _network(body: Body, layers: Layers, head: Head, eps: float) -> _Network:
     return _Network(tensors, {**body.numerics, "eps": eps}, head, notes=notes)
 
 
-def _check_classes(graph: Graph) -> None:
+def _check_classes(graph: KerasGraph) -> None:
     """Refuses unsupported layers and settings."""
     for node in graph.needed():
         kind, name, config = node.kind, node.name, node.config
@@ -259,14 +259,14 @@ def _check_classes(graph: Graph) -> None:
         raise BundleError("some of its layers are channels_first, others channels_last")
 
 
-def _check_axis(node: Node) -> None:
+def _check_axis(node: KerasLayer) -> None:
     axis = node.config["axis"]
     axes = axis if isinstance(axis, list) else [axis]
     if axes not in ([-1], [1], [3]):
         raise BundleError(f"layer {node.name} normalises axis {axis}, not the channels")
 
 
-def _eps(norms: Iterable[Node]) -> float:
+def _eps(norms: Iterable[KerasLayer]) -> float:
     values = {node.config["epsilon"] for node in norms if node.kind == "BatchNormalization"}
     if len(values) > 1:
         shown = ", ".join(map(str, sorted(values)))

@@ -114,6 +114,39 @@ def test_fine_tuned_ones_need_a_normalisation(tmp_path: Path) -> None:
     assert converted(path, **PLAIN, variant="preact_resnet50").architecture.num_classes == 10
 
 
+def test_the_published_recipe_is_the_input_of_v1(tmp_path: Path) -> None:
+    model = reference.ending_in_logits(reference.narrow_body(1))
+    for file in FILES:
+        bundle = converted(reference.save(model, tmp_path / file))
+        assert bundle.input.channels == "bgr"
+        assert bundle.input.mean == (103.939 / 255, 116.779 / 255, 123.68 / 255)
+        assert bundle.input.std == (1 / 255,) * 3
+        assert not {"channels", "mean", "std", "labels"} & bundle.provenance["assumed"].keys()
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize("file", FILES)
+def test_the_channel_order_of_ones_own_v1_is_asked_for(
+    tmp_path: Path, file: str, classes: int
+) -> None:
+    """Of classes of one's own, and of 1000 with a normalisation of one's own."""
+    model = reference.ending_in_logits(reference.narrow_body(1), classes)
+    path = reference.save(model, tmp_path / file)
+    message = "in which order it takes the channels; give --channels rgb or --channels bgr"
+    assert message in refusal(lambda: converted(path, **PLAIN))
+    if classes == 10:
+        both = refusal(lambda: converted(path))
+        assert message in both
+        assert "give --mean r,g,b and --std r,g,b" in both
+    bundle = converted(path, **PLAIN, channels="rgb")
+    assert difference(bundle, model, (64, 64)) <= 1
+    turned = converted(path, **PLAIN, channels="bgr")
+    images = pixels((64, 64, 3))
+    theirs = reference.logits(model, images[..., ::-1].astype(np.float32))
+    assert far(ours(turned, images), theirs, turned.network()) <= 1
+    assert far(ours(bundle, images), theirs, bundle.network()) > 1
+
+
 @pytest.mark.parametrize("file", ["weights.h5", "model.h5", "model.keras"])
 @pytest.mark.parametrize("normed", [False, True], ids=["bare shortcut", "normalised shortcut"])
 def test_small_networks_are_read_by_their_order(tmp_path: Path, file: str, normed: bool) -> None:
