@@ -363,7 +363,8 @@ def _refuse_other_formats(path: Path) -> None:
     if start[8:] != b"{" and start.startswith(CHECKPOINTS):
         raise BundleError(
             "a PyTorch checkpoint (pickle), not a bundle; "
-            "`resnet-serve convert --from FORMAT SRC DST` makes one from it"
+            f"`resnet-serve convert --from FORMAT {path.name} {path.stem}.safetensors` makes one, "
+            "where FORMAT is cifar, huggingface, timm, torch_resnet or torchvision"
         )
     if len(start) < 9 or start[8:] != b"{":
         raise BundleError("not a safetensors file")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,8 +59,7 @@ def input_of(source: Imported, said: Said) -> InputSpec:
                 f"channel{'s' * (count > 1)} ({channels})"
             )
     if missing:
-        advice = "; nor ".join(dict.fromkeys(_advice(name, count) for name in missing))
-        raise InputUnknown(f"its layout ({source.layout}) does not say {advice}")
+        raise InputUnknown(f"its layout ({source.layout}) does not say {_advice(missing, count)}")
     if channels == ORDERS.get(spec.channels):
         flipped: dict[str, PerChannel] = {"mean": spec.mean[::-1], "std": spec.std[::-1]}
         given = flipped | given
@@ -74,14 +73,18 @@ def input_of(source: Imported, said: Said) -> InputSpec:
         raise BundleError(str(error)) from None
 
 
-def _advice(name: str, count: int) -> str:
-    """What is missing, and the options that say it."""
-    if name == "channels":
-        return "in which order it takes the channels; give --channels rgb or --channels bgr"
-    if name in ("mean", "std"):
-        values = {1: "VALUE", 3: "r,g,b", 4: "r,g,b,a"}[count]
-        return f"how images were normalised; give --mean {values} and --std {values}"
-    return f"its {name}; give --{name}"
+def _advice(missing: Sequence[str], count: int) -> str:
+    """What is missing, and the options that say it, as in `A, nor B; give --a and --b`."""
+    values = {1: "VALUE", 3: "r,g,b", 4: "r,g,b,a"}[count]
+    normalised = f"--mean {values} and --std {values}"
+    known = {
+        "channels": ("the order of its channels", "--channels rgb or --channels bgr"),
+        "mean": ("how images were normalised", normalised),
+        "std": ("how images were normalised", normalised),
+    }
+    asked = [known.get(name, (f"its {name}", f"--{name}")) for name in missing]
+    questions, options = (dict.fromkeys(each) for each in zip(*asked, strict=True))
+    return f"{', nor '.join(questions)}; give {', with '.join(options)}"
 
 
 def _resized(size: Sides, spec: InputSpec, crop: str) -> Sides:
@@ -107,7 +110,7 @@ def assumed(
     values |= {"labels": _shown(labels), "outputs": source.outputs}
     values |= effective(source.architecture)
     ignored = irrelevant(source.architecture)
-    names = (*INPUT, *DESCRIBED, *STRUCTURE)
+    names = (*DESCRIBED, *INPUT, *STRUCTURE)
     return {name: values[name] for name in names if name not in known and name not in ignored}
 
 
@@ -144,20 +147,39 @@ def _shown(labels: tuple[str, ...]) -> str:
     return f"{labels[0]} to {labels[-1]}" if len(labels) > 1 else "".join(labels)
 
 
-def in_words(assumptions: Mapping[str, Any]) -> str:
-    """One line: `size 224, resize 256, ..., pool max, no dilation`."""
+def in_words(prepared: Mapping[str, Any]) -> str:
+    """How images are prepared in one line: `size 224, resize 256, crop center, ...`."""
 
     def words(name: str, value: Any) -> str:
         shown = name.replace("_", " ")
-        if not value or value == "none":
-            return f"no {shown}"
         if name in ("size", "resize") and not isinstance(value, int):
             return f"{shown} {value[0]}x{value[1]}"
         if isinstance(value, tuple | list):
             return f"{shown} {','.join(f'{part:.4g}' for part in value)}"
         return f"{shown} {value}"
 
-    return ", ".join(words(name, value) for name, value in assumptions.items())
+    return ", ".join(words(name, value) for name, value in prepared.items())
+
+
+def as_options(assumptions: Mapping[str, Any]) -> str:
+    """Assumptions as the options of `convert` that would say the same, in one line:
+    `--outputs exclusive --size 224 ... --set pool=max --set 'dilation=[]'`."""
+
+    def option(name: str, value: Any) -> str:
+        if name == "labels" and value not in label_files.NAMES:
+            return f"--labels FILE ({value})"
+        if name in STRUCTURE:
+            text = f"{name}={_compact(value)}"
+            return f"--set '{text}'" if "[" in text else f"--set {text}"
+        return f"--{name} {_compact(value).strip('[]')}"
+
+    return " ".join(option(name, value) for name, value in assumptions.items())
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_compact, value))}]"
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def as_two_classes(source: Imported, said: Said) -> Imported:
@@ -180,6 +202,10 @@ def as_two_classes(source: Imported, said: Said) -> Imported:
     if labels is not None and len(labels) == 1:
         labels = (f"not {labels[0]}", labels[0])
     provenance = {**source.provenance, "outputs": "one logit, as that of the second of two classes"}
+    note = (
+        "its single output became two classes: the second has the sigmoid's probability; "
+        "--outputs independent keeps one label"
+    )
     return replace(
         source,
         tensors=tensors,
@@ -187,6 +213,7 @@ def as_two_classes(source: Imported, said: Said) -> Imported:
         labels=labels,
         outputs="exclusive",
         provenance=provenance,
+        notes=(*source.notes, note),
     )
 
 

@@ -189,8 +189,9 @@ def _compared(
         ours = ours[:, 1:] - ours[:, :1] if kind == "logits" else ours[:, 1:]
     if ours.shape != wanted.shape:
         what = "features" if kind == "features" else "classes"
+        values = f"{wanted.shape[1]:,} value{'s' * (wanted.shape[1] > 1)}"
         raise PairError(
-            f"{pair.name}: its output has {wanted.shape[1]:,} values for each image, the model "
+            f"{pair.name}: its output has {values} for each image, the model "
             f"{ours.shape[1]:,} {what}"
         )
     difference = float(np.abs(ours - wanted).max())

@@ -147,8 +147,8 @@ def _described(
     left_open = assumptions.assumed(source, spec, said, labels)
     if said.strict and left_open:
         raise BundleError(
-            f"neither the file nor an option says {', '.join(left_open)}; without --strict these "
-            f"are assumed: {assumptions.in_words(left_open)}"
+            "neither the file nor an option says what --strict asks for; give it, as in "
+            f"{assumptions.as_options(left_open)}"
         )
     provenance = {
         **source.provenance,

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from models.interchange.reference import Pair
 
 # What a file may leave open although the network's answers depend on it, in the order in which
-# `convert` lists it: fields of `InputSpec`, of `Bundle`, and of `Architecture`.
+# `convert` lists it, the likeliest to be wrong first: fields of `Bundle`, of `InputSpec`, and of
+# `Architecture`.
 NORMALISATION = frozenset(("mean", "std"))
-INPUT = ("size", "resize", "crop", "interpolation", "channels", "mean", "std")
-DESCRIBED = ("labels", "outputs")
+DESCRIBED = ("outputs", "labels")
+INPUT = ("channels", "mean", "std", "size", "resize", "crop", "interpolation")
 STRUCTURE = (
+    "pool",
+    "stem_stride",
     "stride_at",
     "padding",
-    "stem_stride",
-    "pool",
     "antialias",
     "dilation",
     "head",

@@ -20,10 +20,13 @@ def read(source: str) -> tuple[str, ...]:
     else:
         try:
             text = Path(source).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError:
+            raise ValueError(f"labels {source!r}: the file is not text in UTF-8") from None
+        except OSError as error:
             choices = ", ".join(NAMES)
             raise ValueError(
-                f"labels {source!r} are neither {choices} nor a file: {error}"
+                f"labels {source!r} are neither {choices} nor a file that can be read "
+                f"({error.strerror})"
             ) from None
     labels = tuple(line.strip() for line in text.splitlines())
     if not labels or not all(labels):

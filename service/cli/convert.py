@@ -20,8 +20,23 @@ if TYPE_CHECKING:
     from models.bundle import Bundle
 
 # Options that are fields of an input specification.
-INPUT = ("size", "resize", "crop", "interpolation", "channels", "fill", "mean", "std")
+INPUT = ("channels", "mean", "std", "size", "resize", "crop", "interpolation", "fill")
+# Formats whose files may hold several networks: by the names of tensors, by entries.
+PREFIXED = ("cifar", "huggingface", "timm", "torch_resnet", "torchvision")
+KEYED = ("flax", "onnx", *PREFIXED)
 PREPARED = (
+    click.option(
+        "--channels",
+        metavar="ORDER",
+        shell_complete=completers.channels,
+        help="Order of the network's input channels: rgb, bgr, grey or rgba.",
+    ),
+    click.option(
+        "--mean",
+        type=PerChannel(),
+        help="Mean of each channel, in the order of --channels, of values from 0 to 1.",
+    ),
+    click.option("--std", type=PerChannel(), help="Standard deviation of each channel, likewise."),
     click.option("--size", type=Lengths(), help="Sides in pixels of the network's input."),
     click.option(
         "--resize", type=Lengths(), help="Sides in pixels that images are resized to before --crop."
@@ -38,21 +53,7 @@ PREPARED = (
         shell_complete=completers.interpolation,
         help="nearest, bilinear, bicubic or lanczos.",
     ),
-    click.option(
-        "--channels",
-        metavar="ORDER",
-        shell_complete=completers.channels,
-        help="What the network sees: rgb, bgr, grey or rgba.",
-    ),
     click.option("--fill", type=Whole(), help="With --crop letterbox: colour beside the image."),
-    click.option(
-        "--mean",
-        type=PerChannel(),
-        help="Mean of each channel, for values in [0, 1], as --channels.",
-    ),
-    click.option(
-        "--std", type=PerChannel(), help="Standard deviation of each channel, for values in [0, 1]."
-    ),
 )
 
 
@@ -71,28 +72,8 @@ def preparation(command: Any) -> Any:
     shell_complete=completers.read_format,
     help=f"Library that wrote SRC: {', '.join(formats.READ)}.",
 )
-@click.option(
-    "--to",
-    metavar="FORMAT",
-    shell_complete=completers.written_format,
-    help=f"Library to write DST for: {', '.join(formats.WRITTEN)}.",
-)
-@click.option(
-    "--with-preprocessing",
-    is_flag=True,
-    help="With --to onnx: DST takes uint8 pixels and returns probabilities.",
-)
-@click.option(
-    "--variant",
-    shell_complete=completers.variant,
-    help="Network that SRC must contain; by default whatever it contains.",
-)
-@preparation
-@click.option(
-    "--labels",
-    shell_complete=completers.labels,
-    help="cifar10, cifar100, imagenet1k, or a file with one label per line.",
-)
+@click.option("--key", help="Entry of SRC that holds the weights, if several do: model_ema.")
+@click.option("--prefix", help="What the names of the network's tensors in SRC begin with.")
 @click.option(
     "--outputs",
     metavar="KIND",
@@ -100,15 +81,24 @@ def preparation(command: Any) -> Any:
     help="exclusive classes (softmax) or independent ones (sigmoid).",
 )
 @click.option(
+    "--labels",
+    shell_complete=completers.labels,
+    help="cifar10, cifar100, imagenet1k, or a file with one label per line.",
+)
+@preparation
+@click.option(
     "--set",
     "numerics",
     type=Field(),
     multiple=True,
-    help="What SRC cannot tell, if it is not the default of FORMAT: --set stride_at=1x1.",
+    help="Field of the network that its weights do not tell: pool, stem_stride, stride_at, "
+    "padding, antialias, dilation, eps and others, as in --set pool=none.",
 )
-@click.option("--prefix", help="What the names of the network's tensors in SRC begin with.")
-@click.option("--key", help="Entry of the checkpoint SRC that holds the weights, as in model_ema.")
-@click.option("--name", help="Name of the model.  [default: the name in SRC, or its file name]")
+@click.option(
+    "--variant",
+    shell_complete=completers.variant,
+    help="Network that SRC must contain; by default whatever it contains.",
+)
 @click.option(
     "--strict", is_flag=True, help="Refuse to assume what SRC and the options leave open."
 )
@@ -120,6 +110,18 @@ def preparation(command: Any) -> Any:
     metavar="INPUT OUTPUT",
     help="Files with images and what the network computed of them; DST is only written if "
     "it computes the same. See `resnet-serve check`.",
+)
+@click.option("--name", help="Name of the model.  [default: the name in SRC, or its file name]")
+@click.option(
+    "--to",
+    metavar="FORMAT",
+    shell_complete=completers.written_format,
+    help=f"Library to write DST for: {', '.join(formats.WRITTEN)}.",
+)
+@click.option(
+    "--with-preprocessing",
+    is_flag=True,
+    help="With --to onnx: DST takes uint8 pixels and returns probabilities.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("src", shell_complete=completers.spec)
@@ -139,9 +141,9 @@ def convert(
     bundle, an ONNX file, torchvision:VARIANT, onnx-zoo:NAME or hf:OWNER/NAME. With --to, DST is a
     file for another library.
 
-    What neither SRC nor an option says is assumed and listed, or asked for. If the network differs
-    from what --check says, nothing is written, and the options that would fit are named; the exit
-    status is then 1.
+    What neither SRC nor an option says is asked for, or assumed and listed as the options that
+    would say it. If the network differs from what --check says, nothing is written, the exit status
+    is 1, and the options that would fit are named.
     """
     from tqdm import tqdm
 
@@ -194,10 +196,11 @@ def _check_words(
     ):
         if value is not None and value not in known:
             raise ConfigError(f"--{flag} {value}: {hint(value, known)}")
-    if format == "onnx":
-        for flag in ("prefix", "key"):
-            if options[flag]:
-                raise ConfigError(f"--{flag}: an ONNX file is read by its graph, not by names")
+    for flag, formats_with in (("prefix", PREFIXED), ("key", KEYED)):
+        if options[flag] and format and format not in formats_with:
+            raise ConfigError(
+                f"--{flag}: has no effect with --from {format}; only with {', '.join(formats_with)}"
+            )
 
 
 def _foreign(
@@ -224,10 +227,13 @@ def _own(src: str, *, strict: bool, **options: Any) -> Bundle:
 
     if used := [name for name, value in options.items() if value]:
         flag = {"numerics": "set"}.get(used[0], used[0])
-        raise ConfigError(f"--{flag}: only with --from; a SPEC determines it")
+        raise ConfigError(f"--{flag}: only with --from, for the file that {src} was made of")
     loaded = catalog.load(src).bundle
     if strict and (assumed := loaded.provenance.get("assumed")):
-        raise ConfigError(f"{src}: assumes {assumptions.in_words(assumed)}; --strict refuses that")
+        raise ConfigError(
+            f"{src}: was made with assumptions, which --strict refuses: "
+            f"{assumptions.as_options(assumed)}"
+        )
     return loaded
 
 
@@ -250,18 +256,25 @@ def _described(converted: Bundle, dst: Path, to: str | None) -> dict[str, Any]:
 
 
 def _lines(described: dict[str, Any]) -> list[str]:
-    """The network and its input, what is assumed, the notes, and the check: each on its line."""
+    """The network and its input, what is assumed, the notes, and the check: each on its line.
+
+    Nothing is said twice: the first line has what is not assumed.
+    """
     from models.interchange import assumptions
 
-    prepared = assumptions.in_words(described["input"])
-    independent = ", independent outputs" if described["outputs"] == "independent" else ""
-    lines = [
-        f"wrote {described['wrote']}: {described['variant'] or 'unnamed network'}, shortcut option "
-        f"{described['shortcut']}, {described['classes']} classes{independent}, layout "
-        f"{described['layout']}, {prepared}"
-    ]
-    if described["assumed"]:
-        lines.append(f"assumed: {assumptions.in_words(described['assumed'])}")
+    assumed = described["assumed"]
+    known = {name: value for name, value in described["input"].items() if name not in assumed}
+    count, kind = described["classes"], "independent " * (described["outputs"] == "independent")
+    parts = (
+        described["variant"] or "unnamed network",
+        f"shortcut option {described['shortcut']}",
+        f"{count} {kind}class{'es' * (count > 1)}" if count else "no head",
+        f"layout {described['layout']}",
+        assumptions.in_words(known),
+    )
+    lines = [f"wrote {described['wrote']}: {', '.join(part for part in parts if part)}"]
+    if assumed:
+        lines.append(f"assumed: {assumptions.as_options(assumed)}")
     lines += described["notes"]
     if checked := described.get("checked"):
         lines.append(

@@ -238,7 +238,7 @@ def _show(spec: str, *, as_json: bool) -> None:
         "origin": _origin(bundle.provenance),
     }
     if assumed := bundle.provenance.get("assumed"):
-        facts["assumed"] = assumptions.in_words(assumed)
+        facts["assumed"] = assumptions.as_options(assumed)
     for key, value in facts.items():
         click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict | tuple) else value}")
     for note in bundle.provenance.get("notes", []):

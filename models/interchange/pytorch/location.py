@@ -160,8 +160,7 @@ def _chosen(
     if len(averaged) == 1 and len(choices) == 2:
         (raw,) = (prefix for prefix in choices if prefix not in averaged)
         return averaged[0], (
-            f"took the averaged weights {averaged[0]} (EMA); --prefix {_quoted(raw)} takes the "
-            "others",
+            f"took the averaged weights {averaged[0]}; --prefix {_quoted(raw)} takes the others",
         )
     names = ", ".join(map(_quoted, choices))
     raise BundleError(

@@ -100,14 +100,15 @@ def _preferred(states: Mapping[str, State]) -> tuple[str, tuple[str, ...]]:
     raw = [name for name in names if name not in averaged]
     if len(averaged) != 1 or len(raw) != 1:
         raise Refused(
-            f"holds several state dicts: {', '.join(names)}; choose one with --key {names[0]}"
+            f"holds several state dicts: {', '.join(names)}; choose one with --key, as in "
+            f"--key {names[-1]}"
         )
     if _has_statistics(states[raw[0]]) and not _has_statistics(states[averaged[0]]):
         return raw[0], (
             f"took {raw[0]}: the averaged weights {averaged[0]} lack the statistics of the norms",
         )
     return averaged[0], (
-        f"took the averaged weights {averaged[0]} (EMA); --key {raw[0]} takes the others",
+        f"took the averaged weights {averaged[0]}; --key {raw[0]} takes the others",
     )
 
 

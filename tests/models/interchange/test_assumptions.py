@@ -148,13 +148,25 @@ def test_what_the_file_or_the_user_says_is_not_assumed() -> None:
     assert {"interpolation", "channels", "mean", "std", "outputs"} <= set(values)
 
 
-def test_assumptions_in_words_are_readable() -> None:
+def test_assumptions_are_options_the_likeliest_to_be_wrong_first() -> None:
     of = source(block="bottleneck", stem="imagenet")
-    assert assumptions.in_words(assumed(of)) == (
-        "size 224, resize 256, crop center, interpolation bilinear, channels rgb, mean "
-        "0.485,0.456,0.406, std 0.229,0.224,0.225, labels class 0 to class 9, outputs exclusive, "
-        "stride at 3x3, padding symmetric, stem stride 2, pool max, no antialias, no dilation"
+    assert assumptions.as_options(assumed(of)) == (
+        "--outputs exclusive --labels FILE (class 0 to class 9) --channels rgb --mean "
+        "0.485,0.456,0.406 --std 0.229,0.224,0.225 --size 224 --resize 256 --crop center "
+        "--interpolation bilinear --set pool=max --set stem_stride=2 --set stride_at=3x3 "
+        "--set padding=symmetric --set antialias=none --set 'dilation=[]'"
     )
     spec = replace(IMAGENET, size=(160, 224), resize=(160, 224))
-    assert "size 160x224" in assumptions.in_words(assumed(source(spec=spec)))
-    assert "dilation 1" in assumptions.in_words({"dilation": [1]})
+    assert "--size 160,224 " in assumptions.as_options(assumed(source(spec=spec)))
+    assert assumptions.as_options({"dilation": [1], "labels": "cifar10"}) == (
+        "--set 'dilation=[1]' --labels cifar10"
+    )
+
+
+def test_several_questions_are_one_sentence() -> None:
+    with pytest.raises(InputUnknown) as caught:
+        input_of(source(asked={"channels", *NORMALISATION}), Said())
+    assert str(caught.value).endswith(
+        "does not say the order of its channels, nor how images were normalised; give --channels "
+        "rgb or --channels bgr, with --mean r,g,b and --std r,g,b"
+    )

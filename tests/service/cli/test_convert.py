@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -101,22 +102,28 @@ def test_images_are_prepared_as_the_options_say(checkpoint: Path, tmp_path: Path
     )
     wrote, assumed = said.splitlines()
     assert (
-        "1000 classes, independent outputs, layout torchvision, size 64x96, resize 64x96, crop "
-        "letterbox, interpolation lanczos, channels bgr, fill 3,2,1, mean 0.1,0.2,0.3, std "
-        "0.4,0.5,0.6"
+        "1000 independent classes, layout torchvision, channels bgr, mean 0.1,0.2,0.3, std "
+        "0.4,0.5,0.6, size 64x96, crop letterbox, interpolation lanczos, fill 3,2,1"
     ) in wrote
-    assert assumed.startswith("assumed: resize 64x96, labels imagenet1k")  # It follows the size.
+    # It follows the size.
+    assert assumed.startswith("assumed: --labels imagenet1k --resize 64,96 --set")
     assert "channels" not in assumed
 
 
 def test_what_is_assumed_is_listed_and_kept(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = run("convert", "--from", "torchvision", checkpoint, out).stdout
-    assumed = said.splitlines()[1]
-    for words in ("size 224", "resize 256", "channels rgb", "labels imagenet1k", "pool max"):
-        assert words in assumed
-    assert "no dilation" in assumed
-    assert "stride at" not in assumed  # of basic blocks
+    wrote, assumed = said.splitlines()
+    assert wrote.endswith(": resnet18, shortcut option B, 1000 classes, layout torchvision")
+    assert assumed == (
+        "assumed: --outputs exclusive --labels imagenet1k --channels rgb --mean 0.485,0.456,0.406 "
+        "--std 0.229,0.224,0.225 --size 224 --resize 256 --crop center --interpolation bilinear "
+        "--set pool=max --set stem_stride=2 --set antialias=none --set 'dilation=[]'"
+    )  # No stride_at, which basic blocks do not have.
+    # The options that it names say the same.
+    options = shlex.split(assumed.removeprefix("assumed: "))
+    given = run("convert", "--from", "torchvision", "--strict", *options, checkpoint, out).stdout
+    assert "assumed:" not in given
     found = json.loads(run("convert", "--from", "torchvision", "--json", checkpoint, out).stdout)
     assert found["assumed"] == bundle.read(out).provenance["assumed"]
     assert found["input"]["size"] == 224
@@ -127,10 +134,10 @@ def test_what_is_assumed_is_listed_and_kept(checkpoint: Path, tmp_path: Path) ->
 def test_strict_refuses_to_assume(checkpoint: Path, tmp_path: Path) -> None:
     strict = ("convert", "--strict")
     line = run(*strict, "--from", "torchvision", checkpoint, tmp_path / "a", status=2).stderr
-    assert "neither the file nor an option says size, resize, crop" in line
+    assert "neither the file nor an option says what --strict asks for; give it, as in --o" in line
     run("convert", "--from", "torchvision", checkpoint, tmp_path / "b")
     line = run(*strict, tmp_path / "b", tmp_path / "c", status=2).stderr
-    assert "assumes size 224, resize 256" in line
+    assert "was made with assumptions, which --strict refuses: --outputs exclusive" in line
     run(*strict, "builtin:resnet20-cifar10", tmp_path / "d")
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "c").exists()
@@ -203,7 +210,11 @@ def test_words_are_those_of_the_library() -> None:
         (["--from", "timm", "--interpolation", "cubic", "x"], "did you mean bicubic?"),
         (["--from", "timm", "--channels", "gray", "x"], "--channels gray: did you mean grey?"),
         (["--from", "timm", "--outputs", "softmax", "x"], "use one of exclusive, independent"),
-        (["--from", "onnx", "--prefix", "a.", "x"], "--prefix: an ONNX file is read by its graph"),
+        (
+            ["--from", "onnx", "--prefix", "a.", "x"],
+            "--prefix: has no effect with --from onnx; only",
+        ),
+        (["--from", "keras", "--key", "ema", "x"], "--key: has no effect with --from keras; only"),
         (["--size", "64", "random:resnet18"], "--size: only with --from"),
         (["--check", "x.npy", "y.npy", "random:resnet18"], "x.npy: No such file"),
         (["--to", "torchvision", "random:preact_resnet18"], "no pre-activation networks"),

@@ -132,7 +132,7 @@ def test_a_file_shows_what_it_holds(tmp_path: Path) -> None:
     assert shown["preprocessed"].startswith("size 200, resize 256, crop center, interpolation bic")
     assert shown["outputs"] == "independent"
     assert shown["origin"] == "w.pth (timm, timm)"
-    assert shown["assumed"] == "pool max, no dilation"
+    assert shown["assumed"] == "--set pool=max --set 'dilation=[]'"
     assert shown["note"] == "took the averaged weights"
     found = json.loads(run("models", "--json", tmp_path / "m.safetensors").stdout)
     assert found["labels"] == list(made.labels)

@@ -356,5 +356,9 @@ def test_weights_alone_do_not_hide_that_layers_prepare_images(tmp_path: Path) ->
         for file in ("model.weights.h5", "weights.h5"):
             with pytest.raises(BundleError) as caught:
                 converted(reference.save(model, tmp_path / file))
-            expected = "does not say in which order" if name == "rescaling" else "normalises images"
+            expected = (
+                "does not say the order of its channels"
+                if name == "rescaling"
+                else "normalises images"
+            )
             assert expected in str(caught.value)

@@ -186,6 +186,7 @@ def test_one_logit_becomes_two_classes(tmp_path: Path, hidden: tuple[int, ...], 
     (tmp_path / "l.txt").write_text("defect\n")
     made = converted(theirs.state_dict(), tmp_path / "r.pth", labels=str(tmp_path / "l.txt"))
     assert made.labels == ("not defect", "defect")
+    assert any(note.endswith("--outputs independent keeps one label") for note in notes(made))
     assert made.architecture.head == hidden
     images = libraries.images(64)
     logits = made.network()(images)

@@ -62,7 +62,7 @@ def test_a_prefix_is_found_whatever_it_is(tmp_path: Path, prefix: str, wrapper: 
 
 
 # What a file holds, what the user says, and the notes that he gets.
-EMA = "took the averaged weights {} (EMA); --{} {} takes the others"
+EMA = "took the averaged weights {}; --{} {} takes the others"
 PUBLISHED: dict[str, tuple[Callable[[], Any], dict[str, Any], list[str]]] = {
     **{
         f"wrapper {name}": (
@@ -214,7 +214,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "student and teacher": (
         lambda: {"student": state(), "teacher": changed()},
         {},
-        "holds several state dicts: student, teacher; choose one with --key student",
+        "holds several state dicts: student, teacher; choose one with --key, as in --key teacher",
     ),
     "an unknown key": (
         lambda: {"student": state(), "nested": {"teacher": changed()}, "epoch": 3},
@@ -371,7 +371,7 @@ def test_what_torchvisions_names_leave_open_is_listed(tmp_path: Path) -> None:
         "dilation": [],
     }
     message = refusal(state(), tmp_path / "r.pth", strict=True)
-    assert message.startswith("neither the file nor an option says size, resize, crop")
+    assert message.startswith("neither the file nor an option says what --strict asks for; give it")
 
 
 @pytest.mark.parametrize(
