@@ -275,7 +275,7 @@ def _lines(described: dict[str, Any]) -> list[str]:
     lines = [f"wrote {described['wrote']}: {', '.join(part for part in parts if part)}"]
     if assumed:
         lines.append(f"assumed: {assumptions.as_options(assumed)}")
-    lines += described["notes"]
+    lines += [f"note: {note}" for note in described["notes"]]
     if checked := described.get("checked"):
         lines.append(
             f"checked with {', '.join(checked['pairs'])}: largest difference "

@@ -149,7 +149,7 @@ def test_notes_are_printed_and_kept(tmp_path: Path) -> None:
     made.provenance["notes"] = ["took the averaged weights"]
     bundle.write(made, tmp_path / "a")
     assert run("convert", tmp_path / "a", tmp_path / "b").stdout.endswith(
-        "\ntook the averaged weights\n"
+        "\nnote: took the averaged weights\n"
     )
 
 
