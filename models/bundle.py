@@ -363,8 +363,7 @@ def _refuse_other_formats(path: Path) -> None:
     if start[8:] != b"{" and start.startswith(CHECKPOINTS):
         raise BundleError(
             "a PyTorch checkpoint (pickle), not a bundle; "
-            f"`resnet-serve convert --from FORMAT {path.name} {path.stem}.safetensors` makes one, "
-            "where FORMAT is cifar, huggingface, timm, torch_resnet or torchvision"
+            "`resnet-serve convert --from FORMAT SRC DST` makes one from it"
         )
     if len(start) < 9 or start[8:] != b"{":
         raise BundleError("not a safetensors file")

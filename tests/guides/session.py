@@ -71,7 +71,9 @@ class Session(contextlib.ExitStack):
         elif block.language == "yaml":
             self._settings(block.text)
         else:
-            assert block.language == "text", f"line {block.line}: {block.language} is not known"
+            assert block.language in ("text", "csv"), (
+                f"line {block.line}: {block.language} is not known"
+            )
 
     def _run(self, command: Command) -> str:
         words = command.words

@@ -239,7 +239,10 @@ def test_the_front_says_as_much_as_strict_wants_of_normalisation(tmp_path: Path)
     model = reference.transfer(front, reference.narrow_body(1), [layers.Dense(7)])
     with pytest.raises(BundleError) as caught:
         converted(reference.save(model, tmp_path / "model.keras"), strict=True)
-    assert "says resize, crop, interpolation, labels, outputs;" in str(caught.value)
+    assert (
+        "as in --outputs exclusive --labels FILE (class 0 to class 6) --resize 73 --crop center --interp"
+        in str(caught.value)
+    )
 
 
 def own_function(x: Any) -> Any:
