@@ -47,6 +47,7 @@ class Session(contextlib.ExitStack):
         self.service: Service | None = None
         self.said = ""
         self.scope: dict[str, object] = {}
+        self.exported: dict[str, str] = {}
 
     def run(self, block: Block) -> None:
         """Does what the block says.
@@ -80,6 +81,10 @@ class Session(contextlib.ExitStack):
         if words[:2] in (["make", "serve"], ["resnet-serve", "serve"]):
             self._serve(command)
             return ""
+        if words[0] == "export":
+            values = (word.replace("$PWD", str(self.folder)) for word in words[1:])
+            self.exported |= dict(value.partition("=")[::2] for value in values)
+            return ""
         line = self._addressed(command.line)
         if words[0] == "resnet-serve" and not command.assignments:
             head, _, path = line.partition(" > ")
@@ -112,10 +117,10 @@ class Session(contextlib.ExitStack):
     def _serve(self, command: Command) -> None:
         arguments = [] if command.words[0] == "make" else command.words[2:]
         arguments = [word for word in arguments if word != "&"]
-        if not arguments and not command.assignments:
+        if not arguments and not command.assignments and not self.exported:
             self.service = self.shared.start()
             return
-        variables: dict[str, Any] = {**command.environment}
+        variables: dict[str, Any] = self.exported | command.environment
         self.service = self.enter_context(started(*arguments, cwd=self.folder, **variables))
 
     def _addressed(self, text: str) -> str:
@@ -127,7 +132,7 @@ class Session(contextlib.ExitStack):
     def _environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         ours = {"PATH": path, "HOME": str(self.folder), "RESNET_SERVE_CACHE_DIR": CACHE}
-        return os.environ | ours
+        return os.environ | ours | self.exported
 
     def _compare(self, shown: str, said: str) -> None:
         assert pattern(shown).fullmatch(said), f"shown:\n{shown}\nsaid:\n{said}"

@@ -240,7 +240,7 @@ def test_the_front_says_as_much_as_strict_wants_of_normalisation(tmp_path: Path)
     with pytest.raises(BundleError) as caught:
         converted(reference.save(model, tmp_path / "model.keras"), strict=True)
     assert (
-        "as in --outputs exclusive --labels FILE (class 0 to class 6) --resize 73 --crop center --interp"
+        "as in --outputs exclusive --labels FILE (class 0 to class 6) --resize 73 --crop center"
         in str(caught.value)
     )
 
