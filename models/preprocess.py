@@ -201,9 +201,11 @@ def _turned(image: Image.Image) -> Image.Image:
 
 def upright(image: Image.Image, channels: Channels) -> Image.Image:
     """The image in the mode that has these channels: RGB, for "bgr" too, L or RGBA; rotated by
-    EXIF. Transparency remains in RGBA, and is on white in the others."""
+    EXIF, 16 bits cut to 8. Transparency remains in RGBA, and is on white in the others."""
     if channels == "rgba":
-        return _turned(image).convert("RGBA")
+        turned = _turned(image)
+        # Pillow clips 16 bits instead of scaling them.
+        return (_rgb(turned) if turned.mode in SIXTEEN_BIT else turned).convert("RGBA")
     rgb = upright_rgb(image)
     return rgb.convert("L") if channels == "grey" else rgb
 

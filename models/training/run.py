@@ -20,7 +20,7 @@ from models.classifier import Classifier
 from models.data.augment import Augmentation, grey
 from models.data.datasets import Dataset
 from models.data.seeds import mix
-from models.data.source import Source
+from models.data.source import Source, check_trainable
 from models.evaluation import temperature
 from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
 from models.preprocess import InputSpec
@@ -144,7 +144,12 @@ class Plan:
 
 
 def augmentation(recipe: Recipe, spec: InputSpec) -> Augmentation:
-    """The augmentation of a recipe, for `models.data.source.open_source`."""
+    """The augmentation of a recipe, for `models.data.source.open_source`.
+
+    Raises:
+        ValueError: training takes no such images, see `models.data.source.check_trainable`.
+    """
+    check_trainable(spec)  # Its colours are three.
     return Augmentation(
         crop_padding=recipe.crop_padding,
         padding_mode=recipe.padding_mode,

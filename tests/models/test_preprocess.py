@@ -306,6 +306,16 @@ def test_whole_numbers_beyond_16_bits_are_black_or_white() -> None:
     assert pixels[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255, 255]
 
 
+@pytest.mark.parametrize("channels", get_args(preprocess.Channels))
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_sixteen_bits_are_cut_to_eight_for_all_channels(kind: Any, channels: Any) -> None:
+    values = np.array([[0, 255, 256, 32_768, 65_535]], dtype=kind)
+    pixels = np.asarray(upright(Image.fromarray(values), channels)).reshape(5, -1)
+    colours = pixels[:, :3]
+    assert (colours == np.array([[0], [0], [1], [128], [255]])).all()
+    assert (pixels[:, 3:] == 255).all()
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0" + b"\xff" * 40, b"Exif\0\0MM", b"\0"])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_an_image_with_broken_exif_stands_as_it_is(kind: str, exif: bytes) -> None:

@@ -65,8 +65,8 @@ def to_timm(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
     if bundle.architecture.width != 1:
         raise BundleError(f"timm's resnetv2 has no width of {bundle.architecture.width}")
     renamed = {rename(name, TO_TIMM_V2): value for name, value in bundle.tensors.items()}
-    # Its head is a convolution.
-    renamed["head.fc.weight"] = renamed["head.fc.weight"][:, :, None, None]
+    if bundle.architecture.num_classes:  # Its head is a convolution.
+        renamed["head.fc.weight"] = renamed["head.fc.weight"][:, :, None, None]
     _write(renamed, path)
 
 

@@ -152,13 +152,17 @@ def test_an_undetermined_temperature_is_said_and_the_network_kept(tmp_path: Path
         ({"crop": "letterbox"}, "ones with bars"),
         ({"size": (8, 12), "resize": (8, 12)}, "ones of 8 x 12 pixels"),
         ({"channels": "bgr"}, "bgr ones"),
+        ({"channels": "grey", "mean": (0.5,), "std": (0.2,)}, "grey ones"),
+        ({"channels": "rgba", "mean": (0.5,) * 4, "std": (0.2,) * 4}, "rgba ones"),
     ],
 )
 def test_weights_whose_input_training_does_not_take_are_refused(
     photos: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     spec = replace(tiny.INPUT, **changes)
-    bundle.write(tiny.made_bundle(input=spec), tmp_path / "start.safetensors")
+    network = tiny.network(in_channels=spec.shape[2])
+    start = bundle.from_network(network, **tiny.described(input=spec))
+    bundle.write(start, tmp_path / "start.safetensors")
     command = ("train", "--data", photos, "--weights", tmp_path / "start.safetensors")
     done = run(*command, tmp_path / "x.safetensors", status=2)
     line = done.stderr.splitlines()[-1]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from models import bundle, labels, variants
 from models.bundle import Bundle, BundleError
@@ -68,6 +70,38 @@ def test_a_round_trip_keeps_every_bit(
     assert libraries.difference(written.network(), theirs.eval(), 64) <= 1
 
 
+@pytest.mark.parametrize("changes", [{"num_classes": 0}, {"num_classes": 7, "in_channels": 1}])
+@pytest.mark.parametrize(
+    ("library", "variant", "name"),
+    [
+        ("torchvision", "resnet18", "resnet18"),
+        ("timm", "resnet18", "resnet18"),
+        ("timm", "preact_resnet18", "resnetv2_18"),
+    ],
+)
+def test_a_network_without_classes_or_with_grey_images_is_what_another_library_computes(
+    tmp_path: Path, library: str, variant: str, name: str, changes: dict[str, Any]
+) -> None:
+    network = build(variant, **changes).eval()
+    classes, channels = changes["num_classes"], changes.get("in_channels", 3)
+    spec = (
+        replace(IMAGENET, channels="grey", mean=(0.5,), std=(0.2,)) if channels == 1 else IMAGENET
+    )
+    written = bundle.from_network(network, name="r", input=spec, labels=labels.default(classes))
+    convert.export_to(library, written, tmp_path / "r.pth")
+    if library == "timm":
+        theirs = libraries.import_timm().create_model(name, num_classes=classes, in_chans=channels)
+    else:
+        theirs = libraries.import_torchvision().models.get_model(name, num_classes=classes or 1)
+        theirs.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+        theirs.fc = theirs.fc if classes else nn.Identity()
+    theirs.load_state_dict(read(tmp_path / "r.pth"))
+    images = torch.rand(2, channels, 64, 64)
+    with torch.inference_mode():
+        expected = network(images) if classes else network.features(images)
+        torch.testing.assert_close(theirs.eval()(images), expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("library", "variant", "changes", "words"),
     [
@@ -83,6 +117,11 @@ def test_a_round_trip_keeps_every_bit(
         ("timm", "preact_wide_resnet50_2", {}, "resnetv2 has no width of 2"),
         ("timm", "preact_resnet18", {"preact_shortcut": "raw"}, "whose preact_shortcut is 'raw'"),
         ("timm", "preact_resnet18", {"final_norm": False}, "whose final_norm is False"),
+        ("torchvision", "resnet18", {"head": (5,)}, "whose head is (5,)"),
+        ("torchvision", "resnet18", {"pool": "none"}, "whose pool is 'none'"),
+        ("torchvision", "resnet50", {"dilation": (3,)}, "whose dilation is (3,)"),
+        ("timm", "resnet50", {"antialias": "blur"}, "whose antialias is 'blur'"),
+        ("timm", "resnet18", {"stem_channels": 32}, "whose stem_channels is 32"),
         ("caffe", "resnet18", {}, "no format to write is called 'caffe'"),
     ],
 )
