@@ -69,5 +69,6 @@ def folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _scaled(direction: Tensor, length: Tensor) -> Tensor:
     """A weight of this direction; `length` has one side longer than 1, or none for one norm."""
     others = [axis for axis in range(direction.ndim) if length.ndim == 0 or length.shape[axis] == 1]
-    norm = torch.linalg.vector_norm(direction.double(), dim=others, keepdim=True)
-    return (direction.double() * length.double() / norm).float()
+    norm: Tensor = torch.linalg.vector_norm(direction.double(), dim=others, keepdim=True)
+    whole: Tensor = direction.double() * length.double() / norm
+    return whole.float()

@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, parametrize
 
 from tests.support import libraries
 from tests.support.checkpoints import converted, network, refusal
+
+
+# Without types in torch, as is the `dim=None` of the older `weight_norm`.
+PRUNE: Any = nn.utils.prune.random_unstructured
+WEIGHT_NORM: Any = nn.utils.weight_norm
 
 
 def every(change: Callable[[nn.Conv2d], Any]) -> nn.Module:
@@ -25,9 +31,9 @@ def every(change: Callable[[nn.Conv2d], Any]) -> nn.Module:
 
 
 CHANGES: dict[str, Callable[[nn.Conv2d], Any]] = {
-    "pruned": lambda m: prune.random_unstructured(m, "weight", amount=0.3),
+    "pruned": lambda m: PRUNE(m, "weight", amount=0.3),
     "weight_norm, older": nn.utils.weight_norm,
-    "weight_norm of all, older": lambda m: nn.utils.weight_norm(m, dim=None),
+    "weight_norm of all, older": lambda m: WEIGHT_NORM(m, dim=None),
     "weight_norm of another side": lambda m: nn.utils.weight_norm(m, dim=1),
     "weight_norm": parametrizations.weight_norm,
     "spectral_norm, older": nn.utils.spectral_norm,
@@ -48,8 +54,8 @@ def test_weights_in_parts_are_those_of_evaluation(tmp_path: Path, case: str) -> 
 
 def test_a_pruned_head_is_read(tmp_path: Path) -> None:
     theirs: Any = copy.deepcopy(network())
-    prune.random_unstructured(theirs.fc, "weight", amount=0.5)
-    prune.random_unstructured(theirs.fc, "bias", amount=0.5)
+    PRUNE(theirs.fc, "weight", amount=0.5)
+    PRUNE(theirs.fc, "bias", amount=0.5)
     ours = converted(theirs.state_dict(), tmp_path / "r.pth").network()
     assert libraries.difference(ours, theirs, 64) <= 1
 
