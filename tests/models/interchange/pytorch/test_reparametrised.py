@@ -16,7 +16,6 @@ from torch.nn.utils import parametrizations, parametrize
 from tests.support import libraries
 from tests.support.checkpoints import converted, network, refusal
 
-
 # Without types in torch, as is the `dim=None` of the older `weight_norm`.
 PRUNE: Any = nn.utils.prune.random_unstructured
 WEIGHT_NORM: Any = nn.utils.weight_norm
