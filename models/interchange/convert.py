@@ -131,7 +131,28 @@ def _fitting(source: Imported, what: str, path: Path) -> dict[str, Tensor]:
         check_fit(network, tensors, what)
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{path}: {error}", error.difference) from None
-    return tensors
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise BundleError(
+                f"{path}: {name} has values that are not finite (NaN, infinite, or too large for "
+                "float32): its training diverged, or the file is damaged; convert an earlier one"
+            )
+        if name.endswith("running_var") and value.min() < 0:
+            raise BundleError(f"{path}: {name} has negative variances: the file is damaged")
+    return _apart(tensors)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, as a bundle's file wants them."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        at = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if at in seen else value
+        seen.add(at)
+    return apart
 
 
 def _described(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.bundle import BundleError
 from models.interchange.imported import NOTHING, Said
-from models.interchange.pytorch import old_tar, other_files, pickles, states
+from models.interchange.pytorch import old_tar, other_files, pickles, reparametrised, states
 from models.interchange.pytorch.pickles import Refused
 
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
@@ -55,6 +55,7 @@ def read_checkpoint(path: Path, said: Said = NOTHING) -> Checkpoint:
     """
     try:
         tensors, notes = states.choose(_read(path), said.key)
+        tensors = reparametrised.folded(tensors)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     except safetensors.SafetensorError as error:
@@ -64,7 +65,10 @@ def read_checkpoint(path: Path, said: Said = NOTHING) -> Checkpoint:
     # Damage raises any error, and torch's messages give unsafe advice.
     except Exception as error:  # noqa: BLE001
         reason = type(error).__name__
-        raise BundleError(f"{path}: not a PyTorch checkpoint of plain tensors ({reason})") from None
+        raise BundleError(
+            f"{path}: not a PyTorch checkpoint of plain tensors ({reason}); save the weights "
+            f"again: {pickles.SAVE}"
+        ) from None
     return Checkpoint(tensors=tensors, notes=notes)
 
 

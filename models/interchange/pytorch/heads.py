@@ -22,6 +22,7 @@ NAMES = re.compile(
     re.ASCII,
 )
 WITHOUT = "--set num_classes=0 converts the network without a head"
+UNIT = 1e-3
 EPS = 1e-5  # nn.BatchNorm1d's; no file has it.
 
 
@@ -57,6 +58,9 @@ def read(tensors: Mapping[str, Tensor], features: int) -> tuple[dict[str, Tensor
         BundleError: it has other layers, or the layers do not fit one another.
     """
     layers, notes = _folded(_in_order(_layers(tensors), features))
+    last = layers[-1].path
+    if f"{last}.weight" in tensors and f"{last}.bias" not in tensors:
+        notes = (*notes, f"{last} has no bias: a linear layer is assumed, not cosines (ArcFace)")
     if len(layers) == 1:
         return {"head.weight": layers[0].weight, "head.bias": layers[0].bias}, notes
     found: dict[str, Tensor] = {}
@@ -96,7 +100,14 @@ def _layer(path: str, group: Mapping[str, Tensor]) -> Layer:
     if weight is None or weight.ndim != 2:
         shape = "no weight" if weight is None else f"a weight of {list(weight.shape)}"
         raise BundleError(f"its head's {path} has {shape}: it is no linear layer; {WITHOUT}")
+    if not weight.numel():
+        raise BundleError(f"its head's {path} is empty: a weight of {list(weight.shape)}")
     if bias is None:
+        if len(weight) > 1 and (torch.linalg.vector_norm(weight, dim=1) - 1).abs().max() < UNIT:
+            raise BundleError(
+                f"its head's {path} has no bias and rows of length 1, as layers of cosines have "
+                f"(ArcFace, CosFace), which no network here has; {WITHOUT}"
+            )
         bias = torch.zeros(len(weight))
     if bias.shape != weight.shape[:1]:
         raise BundleError(
@@ -152,6 +163,12 @@ def _folded(layers: list[Layer]) -> tuple[list[Layer], tuple[str, ...]]:
         open_end = bool(linear) and norm is None
         if layer.is_norm:
             if open_end and step != "apart":
+                if step is None and layer is not layers[-1]:
+                    raise BundleError(
+                        f"its head's {layer.path} is before or behind an activation, and names "
+                        "without numbers do not say which; name the layers by their places, as in "
+                        f"fc.0, fc.1, fc.3, or {WITHOUT}"
+                    )
                 linear[-1] = _scaled(linear[-1], layer)
             else:
                 norm = _then(norm, layer) if norm else layer

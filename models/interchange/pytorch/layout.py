@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.architecture import infer_architecture
-from models.interchange.pytorch import heads
+from models.interchange.pytorch import heads, unsupported
 from models.preprocess import PerChannel
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -84,12 +85,17 @@ CHILDREN = Layout(
 # Tensor names that reveal unsupported networks, after renaming.
 FOREIGN = (
     (r".*\.(?:bn|norm)\d?\.v$", "EvoNorm"),
-    (r".*\.(?:se|se_module|attn)\.", "attention within its blocks (SE-ResNet, ECA-ResNet)"),
-    (r"stem\.conv\.?\d", "a deep stem (ResNet-C, -D, -S or -T)"),
+    (
+        r"stages\..*\.(?:se\w*|attn|eca|cbam|ca|sa|cam|sam|gc|context_block|non_?local\w*)\.",
+        "attention within its blocks (SE, ECA, CBAM, non-local)",
+    ),
+    (r"stem\.conv\.?\d|(?:conv|bn)[23]\.", "a deep stem (ResNet-C, -D, -S or -T)"),
     (r"(?:stem|pool|maxpool)\.(?:\d|pool|reduce)", "a stem that pools otherwise"),
     (r".*downsample\.2\.", "shortcuts that average (ResNet-D)"),
     (r".*\.(?:_packed_params|zero_point)", "quantised weights"),
 )
+OURS = re.compile(r"(?:stem|stages|norm|input_norm)\.")
+LONGEST_SHOWN = 80
 NORM = re.compile(r"((?:.*\.)?(?:bn|norm)\d?)\.weight")
 
 
@@ -120,9 +126,12 @@ def to_ours(layout: Layout, tensors: Mapping[str, Tensor], path: Path, **numeric
         if renamed in ours:
             raise BundleError(f"{path}: two of its tensors stand for {renamed}")
         ours[renamed] = value
+    _add_affine(ours)
     head = {name: ours.pop(name) for name in list(ours) if heads.NAMES.match(name)}
     try:
-        _refuse_foreign(ours)
+        _refuse_foreign(ours | head)
+        unsupported.refuse_values(tensors)
+        _refuse_unknown(ours)
         architecture = infer_architecture(ours, **{**layout.numerics, **numerics})
         if not head:
             return Ours(ours, architecture, ())
@@ -136,7 +145,13 @@ def to_ours(layout: Layout, tensors: Mapping[str, Tensor], path: Path, **numeric
 
 def shown(names: Iterable[str]) -> str:
     """The first names, for messages about unknown ones."""
-    return ", ".join(list(names)[:3])
+    return ", ".join(map(printable, list(names)[:3]))
+
+
+def printable(name: str) -> str:
+    """A tensor's name on one line of a terminal."""
+    kept = name if name.isprintable() else name.encode("unicode_escape").decode()
+    return kept if len(kept) <= LONGEST_SHOWN else f"{kept[:LONGEST_SHOWN]}..."
 
 
 def rename(name: str, renames: Iterable[Rename]) -> str:
@@ -146,14 +161,36 @@ def rename(name: str, renames: Iterable[Rename]) -> str:
     return name
 
 
+def _add_affine(ours: dict[str, Tensor]) -> None:
+    """Gives norms that were built with `affine=False` the scale 1 and the shift 0."""
+    for name in list(ours):
+        norm, _, leaf = name.rpartition(".")
+        if leaf == "running_mean" and OURS.match(name):
+            missing = {f"{norm}.weight", f"{norm}.bias"} - ours.keys()
+            if len(missing) == 2:
+                ours[f"{norm}.weight"] = torch.ones_like(ours[name])
+                ours[f"{norm}.bias"] = torch.zeros_like(ours[name])
+
+
+def _refuse_unknown(ours: Mapping[str, Tensor]) -> None:
+    for name in ours:
+        if not OURS.match(name):
+            raise BundleError(
+                f"has {printable(name)}, which is no part of a ResNet; if the answer does not "
+                f"depend on it, delete it from the state dict: del state[{name!r}]"
+            )
+
+
 def _refuse_foreign(ours: Mapping[str, Tensor]) -> None:
+    unsupported.refuse(ours)
     for pattern, what in FOREIGN:
         if any(re.match(pattern, name) for name in ours):
             raise BundleError(f"has {what}, which no network here has")
     if any(map(NORM.fullmatch, ours)) and not any(name.endswith(".running_mean") for name in ours):
         raise BundleError(
-            "its norms have no running statistics: GroupNorm (as in BiT, whose convolutions are "
-            "standardised besides); the networks here have batch normalisation"
+            "its norms have no running statistics: either it has GroupNorm (as BiT, whose "
+            "convolutions are standardised besides), which no network here has, or only "
+            "parameters were saved; then save the whole model.state_dict()"
         )
     for name, value in ours.items():
         if name.endswith(".conv2.weight") and value.ndim == 4:

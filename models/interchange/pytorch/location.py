@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.assumptions import BY_COUNT
 from models.interchange.imported import NORMALISATION, Said
-from models.interchange.pytorch import heads, states
+from models.interchange.pytorch import heads, states, unsupported
 from models.interchange.pytorch.checkpoint import Checkpoint
-from models.interchange.pytorch.layout import Layout, Ours, find, shown, to_ours
+from models.interchange.pytorch.layout import Layout, Ours, find, printable, shown, to_ours
 from models.preprocess import InputSpec, PerChannel
 
 # Modules and buffers that only training reads, or that prepare images.
 BESIDE = re.compile(
     r"(?:n_averaged|(?:\w*_)?(?:criterion|loss|loss_fn|losses)|queue\w*|mean|std|\w*_(?:mean|std)"
     r"|normali[sz]er?|normali[sz]ation|normalize_layer|data_preprocessor|preprocess\w*"
-    r"|projector|projection\w*|proj_head|predictor|prediction_head|prototypes|temperature"
-    r"|logit_scale|\w*(?:metrics?|_acc|accuracy|auroc|_f1))(?:\.|$)"
+    r"|(?:\w*_)?(?:projector|projection\w*|predictor)|proj_head|prediction_head|prototypes"
+    r"|temperature|logit_scale|(?:\w*_)?(?:class|pos|loss)_weights?"
+    r"|\w*(?:metrics?|_acc|accuracy|auroc|_f1|confmat|confusion_matrix))(?:\.|$)"
 )
 MEAN = re.compile(r"((?:.*\.)?)((?:new_|image_|pixel_|_)?)mean")
 MOST_SHOWN = 5
@@ -37,6 +39,7 @@ class Located:
     `tensors`: without the prefix of the file; those of a head beside the network begin with
         `head.`.
     `normalisation`: mean and deviation, on [0, 1], of a normalisation that the file contains.
+    `left`: what is no part of it, nor of another network in the checkpoint, under its full name.
     """
 
     layout: Layout
@@ -44,6 +47,7 @@ class Located:
     path: Path
     notes: tuple[str, ...]
     normalisation: tuple[PerChannel, PerChannel] | None = None
+    left: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_ours(self, said: Said, **numerics: Any) -> Ours:
         """See `layout.to_ours`; `numerics` are what the file says.
@@ -52,6 +56,10 @@ class Located:
             BundleError: the network is not supported, or how its shortcuts pad is unknown.
         """
         ours = to_ours(self.layout, self.tensors, self.path, **numerics)
+        try:
+            self._refuse_left(ours.architecture, said)
+        except BundleError as error:
+            raise BundleError(f"{self.path}: {error}") from None
         known = {*self.layout.numerics, *numerics, *said.numerics}
         if ours.architecture.shortcut == "A" and "shortcut_padding" not in known:
             raise BundleError(
@@ -59,6 +67,15 @@ class Located:
                 "--set shortcut_padding=both or --set shortcut_padding=end"
             )
         return ours._replace(notes=(*self.notes, *ours.notes))
+
+    def _refuse_left(self, architecture: Architecture, said: Said) -> None:
+        unsupported.refuse_segmentation(self.left, dilation_said="dilation" in said.numerics)
+        if architecture.num_classes:
+            unsupported.refuse(self.left)
+            unsupported.refuse_behind_head(self.left, architecture.num_classes)
+        elif said.numerics.get("num_classes") != 0:
+            unnamed = {name: value for name, value in self.left.items() if not _is_beside(name)}
+            unsupported.refuse_unnamed_head(unnamed, architecture.out_channels)
 
     def prepared(self, spec: InputSpec) -> tuple[InputSpec, frozenset[str]]:
         """`spec` with the normalisation that the file contains, and the fields that it said."""
@@ -86,6 +103,11 @@ def locate(
     inside = _under(prefix, prefixes, tensors) if prefix is not None else {}
     layout = find(layouts, inside)
     if prefix is None or layout is None:
+        try:
+            unsupported.refuse(tensors)
+            unsupported.refuse_deep_stem(inside)
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from None
         raise BundleError(f"{path}: {what}; its first tensors: {shown(tensors)}")
     skipped = {name for name in inside if BESIDE.match(name)}
     # A backbone is wanted: whatever heads there are stay behind.
@@ -109,6 +131,7 @@ def locate(
     used |= set() if headless or own_head else set(beside)
     normalisation, said_by = _normalisation(prefix, tensors.keys() - used, tensors)
     left = [name for name in tensors if name not in used and name not in said_by]
+    others = tuple(other for other in prefixes if other != prefix)
     if normalisation:
         named = " and ".join(sorted(said_by))
         notes = (
@@ -124,6 +147,7 @@ def locate(
         path=path,
         notes=(*checkpoint.notes, *notes),
         normalisation=normalisation,
+        left={name: tensors[name] for name in left if not _within(name, others)},
     )
 
 
@@ -139,6 +163,7 @@ def _chosen(
 ) -> tuple[str | None, tuple[str, ...]]:
     choices = prefixes
     if given is not None:
+        given = states.TRANSPARENT.sub("", given)
         wanted = given if given.endswith(".") or not given else f"{given}."
         choices = [prefix for prefix in prefixes if prefix == wanted]
         choices = choices or [prefix for prefix in prefixes if wanted and prefix.startswith(wanted)]
@@ -157,7 +182,13 @@ def _chosen(
     if len(choices) < 2:
         return (choices[0] if choices else None), ()
     averaged = [prefix for prefix in choices if states.AVERAGED.search(prefix)]
-    if len(averaged) == 1 and len(choices) == 2:
+    # A head beside two networks may be of either.
+    own = [any(map(heads.NAMES.match, state)) for state in distinct.values()]
+    if (
+        len(averaged) == 1
+        and len(choices) == 2
+        and (all(own) or not _beside(choices[0], prefixes, tensors))
+    ):
         (raw,) = (prefix for prefix in choices if prefix not in averaged)
         return averaged[0], (
             f"took the averaged weights {averaged[0]}; --prefix {_quoted(raw)} takes the others",
@@ -167,6 +198,12 @@ def _chosen(
         f"{path}: holds {len(choices)} networks, under the prefixes {names}; choose one with "
         f"--prefix {_quoted(choices[0])}"
     )
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a module on the way to a tensor is one of those that stand beside networks."""
+    parts = name.split(".")
+    return any(BESIDE.match(".".join(parts[start:])) for start in range(len(parts)))
 
 
 def _quoted(prefix: str) -> str:
@@ -263,7 +300,7 @@ def _grouped(names: Iterable[str], prefix: str) -> str:
             if part != other:
                 break
             shared += 1
-        group = ".".join(parts[: shared + 1])
+        group = printable(".".join(parts[: shared + 1]))
         groups[group] = groups.get(group, 0) + 1
     described = [
         f"{group} ({count} tensors)" if count > 1 else group for group, count in groups.items()

@@ -107,7 +107,9 @@ def read(path: Path) -> Any:
     with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Of a path, torch would take the suffix for the format.
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         # Which type it is depends on the form of the file.
         except Exception as error:  # noqa: BLE001
             raise _refusal(path, error) from None

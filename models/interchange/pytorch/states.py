@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.interchange.pytorch.pickles import Refused
+from models.interchange.pytorch.pickles import SAVE, Refused
 
 State = Mapping[str, Any]
 # Averages over training steps, which are what people evaluate and publish.
@@ -17,6 +17,12 @@ AVERAGED = re.compile(r"(?:^|[._-])(?:ema|swa|averag\w*|polyak)(?:$|[._-])|EMA")
 # Entries that hold tensors in the shapes of weights, and are none.
 TRAINING = re.compile(r"opt(?:im(?:i[sz]ers?)?)?(?:_states?|_state_dict)?|.*optimi[sz]er.*|scaler")
 MOST_LEVELS = 5
+MOST_SHOWN = 5
+# Wrappers of single layers or of whole networks, which have no tensors of their own.
+TRANSPARENT = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
+)
+COUNTER = "num_batches_tracked"
 
 
 def choose(content: Any, key: str | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -31,24 +37,34 @@ def choose(content: Any, key: str | None) -> tuple[dict[str, Tensor], tuple[str,
     if key is not None:
         states = _under(key, states)
     if not states:
-        entries = ", ".join(map(repr, content)) if isinstance(content, dict) else ""
-        raise Refused("holds no state dict" + (f"; its entries are {entries}" if entries else ""))
+        raise Refused(f"holds no state dict{_instead(content)}; save the weights: {SAVE}")
     name, notes = _preferred(_distinct(states))
-    return _tensors(states[name]), notes
+    tensors, more = _without_copies(_tensors(states[name]))
+    return _unwrapped(tensors), (*notes, *more)
+
+
+def _instead(content: Any) -> str:
+    if not isinstance(content, dict) or not content:
+        return ""
+    names = ", ".join(repr(name) for name in list(content)[:MOST_SHOWN])
+    more = f" and {len(content) - MOST_SHOWN} more" if len(content) > MOST_SHOWN else ""
+    return f"; its entries are {names}{more}, and none holds tensors"
 
 
 def _states(
     content: Any, test: Callable[[State], bool], at: str = "", level: int = 0
 ) -> Iterator[tuple[str, State]]:
-    """Every state dict in nested dictionaries, with the path to it."""
+    """Every state dict in nested dictionaries and lists, with the path to it."""
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
     if not isinstance(content, dict) or level > MOST_LEVELS:
         return
     if test(content):
         yield at, content
         return
     for name, value in content.items():
-        if isinstance(name, str) and not TRAINING.fullmatch(name):
-            yield from _states(value, test, f"{at}.{name}" if at else name, level + 1)
+        if isinstance(name, str | int) and not TRAINING.fullmatch(str(name)):
+            yield from _states(value, test, f"{at}.{name}" if at else str(name), level + 1)
 
 
 def _has_weights(content: State) -> bool:
@@ -85,11 +101,18 @@ def _distinct(states: Mapping[str, State]) -> dict[str, State]:
 def equal(state: State, other: State) -> bool:
     """Whether two state dicts have equal names and tensors."""
     return state.keys() == other.keys() and all(
-        torch.equal(value, other[name])
-        if isinstance(value, Tensor) and isinstance(other[name], Tensor)
-        else value is other[name]
-        for name, value in state.items()
+        _same(value, other[name]) for name, value in state.items()
     )
+
+
+def _same(value: Any, other: Any) -> bool:
+    if value is other:
+        return True
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+        return False
+    if any(each.is_meta or each.layout is not torch.strided for each in (value, other)):
+        return False
+    return torch.equal(value, other)
 
 
 def _preferred(states: Mapping[str, State]) -> tuple[str, tuple[str, ...]]:
@@ -102,6 +125,16 @@ def _preferred(states: Mapping[str, State]) -> tuple[str, tuple[str, ...]]:
         raise Refused(
             f"holds several state dicts: {', '.join(names)}; choose one with --key, as in "
             f"--key {names[-1]}"
+        )
+    # mmengine's EMAHook exchanges the two as it saves, so that the usual entry is the average.
+    if (
+        averaged[0] == "ema_state_dict"
+        and raw[0] == "state_dict"
+        and "steps" in states[averaged[0]]
+    ):
+        return raw[0], (
+            "took state_dict: mmengine saves the averaged weights (EMA) there, and the others as "
+            "ema_state_dict; --key ema_state_dict takes those",
         )
     if _has_statistics(states[raw[0]]) and not _has_statistics(states[averaged[0]]):
         return raw[0], (
@@ -126,7 +159,32 @@ def _tensors(state: State) -> dict[str, Tensor]:
             )
         if value is None or str(name).endswith("_extra_state"):
             continue
+        if str(name).endswith(COUNTER):
+            # Some libraries count in other types; nothing here reads it.
+            if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
+                tensors[str(name)] = value.detach().reshape(()).long()
+            continue
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise Refused(f"holds {name!r}, which is not a tensor")
-        tensors[name] = (value.float() if value.is_floating_point() else value).detach()
+        dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
+        tensors[name] = dense.float() if dense.is_floating_point() else dense
     return tensors
+
+
+def _without_copies(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Without the buffers in which mmcv's EMAHook keeps a second set of weights: `ema_a_b` for
+    `a.b`. At the end of an epoch, the usual names have the averages."""
+    copies = {f"ema_{name.replace('.', '_')}" for name in tensors} & tensors.keys()
+    if not copies:
+        return tensors, ()
+    kept = {name: value for name, value in tensors.items() if name not in copies}
+    return kept, (
+        f"left out the {len(copies)} buffers ema_*: a checkpoint that mmcv saves after an epoch "
+        "has the averaged weights (EMA) under the usual names",
+    )
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {TRANSPARENT.sub("", name): value for name, value in tensors.items()}
+    # Of a network that is there with and without its wrapper, the names stay as they are.
+    return renamed if len(renamed) == len(tensors) else tensors

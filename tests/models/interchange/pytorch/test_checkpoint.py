@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.bundle import BundleError
 from models.interchange.pytorch.checkpoint import read_checkpoint, weights_file
+from models.interchange.pytorch.pickles import SAVE
 
 PLAIN = OrderedDict(
     {"conv.weight": torch.arange(6.0).view(2, 3), "bn.num_batches_tracked": torch.tensor(7)}
@@ -81,16 +82,26 @@ def test_lower_precision_becomes_float32_and_counters_stay(tmp_path: Path) -> No
     assert read["count"].dtype == torch.int64
 
 
+REMEDY = f"save the weights: {SAVE}"
+NONE = "holds no state dict; its entries are"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds no state dict"),
-        ({}, "holds no state dict"),
-        ({"state_dict": {}}, "holds no state dict; its entries are 'state_dict'"),
-        (torch.ones(2), "holds no state dict"),
+        ([1, 2], f"holds no state dict; {REMEDY}"),
+        ({}, f"holds no state dict; {REMEDY}"),
+        (
+            {"state_dict": {}},
+            f"{NONE} 'state_dict', and none holds tensors; {REMEDY}",
+        ),
+        (torch.ones(2), f"holds no state dict; {REMEDY}"),
         ({**PLAIN, "epoch": 3}, "holds 'epoch', which is not a tensor"),
-        ({3: torch.ones(1)}, "holds no state dict; its entries are 3"),
-        ({"weight": [1.0, 2.0]}, "holds no state dict; its entries are 'weight'"),
+        ({3: torch.ones(1)}, f"{NONE} 3, and none holds tensors; {REMEDY}"),
+        (
+            {"weight": [1.0, 2.0]},
+            f"{NONE} 'weight', and none holds tensors; {REMEDY}",
+        ),
     ],
     ids=str,
 )
