@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import count, takewhile
 from typing import Any
 
 from torch import Tensor
 
-from models.architecture import BIASED, EXPANSION, Architecture, Block, PreactStem, Shortcut
+from models.architecture import (
+    BIASED,
+    EXPANSION,
+    Architecture,
+    Block,
+    PreactStem,
+    Shortcut,
+    head_names,
+)
 from models.bundle import BundleError
 
+HEAD = re.compile(r"head\.(\d+\.)?weight")
 BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.")
 STEM, FIRST = "stem.conv.weight", "stages.0.0.conv1.weight"
 
@@ -120,10 +128,8 @@ def _ratio(channels: int, of: int) -> float:
 
 def _head(tensors: Mapping[str, Tensor]) -> list[int]:
     """The outputs of the head's linear layers, one behind the other; [0] without a head."""
-    if "head.weight" in tensors:
-        return [_rows(tensors, "head.weight")]
-    layers = takewhile(tensors.__contains__, (f"head.{2 * i}.weight" for i in count()))
-    return [_rows(tensors, name) for name in layers] or [0]
+    layers = sum(1 for name in tensors if HEAD.fullmatch(name))
+    return [_rows(tensors, f"{name}.weight") for name in head_names(layers)] or [0]
 
 
 def _is_preact(tensors: Mapping[str, Tensor], stages: int) -> bool:

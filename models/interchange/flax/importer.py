@@ -26,6 +26,7 @@ from models.interchange.imported import (
     is_numbers,
     natural,
 )
+from models.interchange.linear import Affine, head_tensors
 from models.preprocess import CIFAR, IMAGENET
 
 Leaves = Mapping[str, NDArray[Any]]
@@ -140,10 +141,7 @@ def _head(dense: Mapping[str, Leaves], features: int) -> dict[str, Tensor]:
             raise BundleError(f"no Dense layer takes {inputs} features: {taken}")
         order.append(left.pop(name))
         inputs = order[-1]["kernel"].shape[1]
-    tensors: dict[str, Tensor] = {}
-    for index, leaves in enumerate(order):
-        tensors |= _linear(f"head.{2 * index}" if len(order) > 1 else "head", leaves)
-    return tensors
+    return head_tensors(list(map(_linear, order)))
 
 
 def _sorted_modules(
@@ -273,7 +271,6 @@ def _norm(name: str, leaves: Leaves) -> dict[str, Tensor]:
     return {f"{name}.{ours}": float_tensor(full[theirs]) for theirs, ours in NORM.items()}
 
 
-def _linear(name: str, leaves: Leaves) -> dict[str, Tensor]:
+def _linear(leaves: Leaves) -> Affine:
     kernel = leaves["kernel"]
-    bias = leaves.get("bias", np.zeros(kernel.shape[1]))
-    return {f"{name}.weight": float_tensor(kernel.T), f"{name}.bias": float_tensor(bias)}
+    return Affine(kernel.T, leaves.get("bias", np.zeros(kernel.shape[1])))

@@ -139,11 +139,11 @@ def _architecture(network: _Network) -> Architecture:
     architecture = infer_architecture(network.tensors, **network.numerics)
     if architecture.shortcut == "A" and not architecture.preact:
         raise BundleError("widens without a convolution: on which side it pads is unknown")
-    if head.layers and len(head.layers[0][0]) != architecture.out_channels:
+    if head.layers and head.layers[0].inputs != architecture.out_channels:
         if head.pool == (1, 1):
             raise BundleError(f"its head {UNPOOLED}")
         raise BundleError(
-            f"its head takes {len(head.layers[0][0])} features of {architecture.out_channels}"
+            f"its head takes {head.layers[0].inputs} features of {architecture.out_channels}"
         )
     return architecture
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from models.architecture import Antialias, Architecture, PreactShortcut
 from models.interchange.architecture import infer_architecture
+from models.interchange.linear import head_tensors
 from models.interchange.onnx.graph import Graph, Step, misfit
-from models.interchange.onnx.heads import Ending, Head, read_head
+from models.interchange.onnx.heads import Ending, read_head
 from models.interchange.onnx.layers import Layers, Unit
 from models.interchange.onnx.stems import Front, Stem, interpretations, parted, read_front
 from models.pooling import Blur
@@ -89,7 +90,7 @@ class _Network:
             numerics = _assemble(layers, stem, conv, blocks, preact=preact)
             if final:
                 layers.norm("norm", final)
-            _put_head(layers, head)
+            layers.tensors |= head_tensors(head.layers)
             numerics |= {"preact": preact, "preact_shortcut": rule}
             numerics["final_norm"] = final is not None or not preact
             tensors = layers.finish()
@@ -165,13 +166,6 @@ class _Network:
 
 def _convolutions(steps: Sequence[Step]) -> int:
     return sum(step.kind == "conv" for step in steps)
-
-
-def _put_head(layers: Layers, head: Head) -> None:
-    for index, (weight, bias) in enumerate(head.layers):
-        name = "head" if len(head.layers) == 1 else f"head.{2 * index}"
-        layers.put(f"{name}.weight", weight)
-        layers.put(f"{name}.bias", bias)
 
 
 def _units(steps: Sequence[Step]) -> list[Unit]:
