@@ -25,15 +25,9 @@ if TYPE_CHECKING:
 NORMALISATION = frozenset(("mean", "std"))
 INPUT = ("size", "resize", "crop", "interpolation", "channels", "mean", "std")
 DESCRIBED = ("labels", "outputs")
-STRUCTURE = (
-    "stride_at",
-    "padding",
-    "stem_stride",
-    "pool",
-    "antialias",
-    "dilation",
-    "head",
-)
+BODY = ("stride_at", "padding", "stem_stride", "pool", "antialias", "dilation")
+STRUCTURE = (*BODY, "head")
+EVERYTHING = frozenset((*INPUT, *DESCRIBED, *STRUCTURE))
 
 
 @dataclass(frozen=True, kw_only=True)

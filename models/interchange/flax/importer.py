@@ -17,9 +17,9 @@ from models.interchange.architecture import infer_architecture
 from models.interchange.flax.network import is_module, network_of
 from models.interchange.flax.pytree import Tree, read_tree, weights_file
 from models.interchange.imported import (
+    BODY,
     INPUT,
     NORMALISATION,
-    STRUCTURE,
     Imported,
     Said,
     float_tensor,
@@ -68,7 +68,7 @@ def read(path: Path, said: Said) -> Imported:
             "the stem's convolution is taken to pad 3 pixels on each side; with Flax's default, "
             "SAME, give --set stem_padding=same"
         )
-    structure = set(STRUCTURE) - {"head"} if example else set()
+    structure = set(BODY) if example else set()
     return Imported(
         layout="Flax ImageNet example" if example else "Flax modules",
         tensors=tensors,

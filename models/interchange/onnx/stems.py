@@ -12,6 +12,7 @@ import numpy as np
 
 from models.architecture import PreactStem
 from models.bundle import BundleError
+from models.interchange.normalisations import is_of_pixels, of_affine
 from models.interchange.onnx.graph import OPEN, Array, Graph, Step, misfit
 from models.preprocess import PerChannel, Sides
 
@@ -94,16 +95,7 @@ def _normalisation(
         return None, None
     if not (scale > 0).all():
         raise misfit(steps[0].label, "normalises images in an unsupported way")
-    mean, std = -shift / scale, 1 / scale
-    # Values in [0, 1] have no mean or deviation this large.
-    if graph.pixels or max(*np.abs(mean), *std) > 2:
-        mean, std = mean / 255, std / 255
-    return _digits(mean), _digits(std)
-
-
-def _digits(values: Array) -> PerChannel:
-    """With the digits that float32 holds."""
-    return tuple(float(f"{value:.7g}") for value in values)
+    return of_affine(scale, shift, pixels=graph.pixels or is_of_pixels(scale, shift))
 
 
 def parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
