@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -75,6 +76,27 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
         return Architecture(**(described | numerics))
     except ValueError as error:
         raise BundleError(str(error)) from None
+
+
+def stem_fields(kernel: int, stride: int, *, pools: bool) -> dict[str, Any]:
+    """The fields of `Architecture` for a stem whose convolution strides so, and that pools or
+    does not; 0 and "usual" where it does what a stem of its kernel usually does."""
+    small = kernel == 3
+    return {
+        "stem_stride": 0 if stride == (1 if small else 2) else stride,
+        "pool": "usual" if pools != small else "max" if pools else "none",
+    }
+
+
+def places(starts: Sequence[int], blocks: int) -> list[tuple[int, int]]:
+    """Of each of so many blocks its stage and its index in it; `starts`: the first block of each
+    stage but the first."""
+    bounds = [0, *starts, blocks]
+    return [
+        (stage, index - start)
+        for stage, (start, end) in enumerate(pairwise(bounds))
+        for index in range(start, end)
+    ]
 
 
 def _blocks(tensors: Mapping[str, Tensor]) -> list[int]:

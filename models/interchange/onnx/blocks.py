@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 from torch import Tensor, nn
 
 from models.architecture import Antialias, Architecture, PreactShortcut
-from models.interchange.architecture import infer_architecture
+from models.interchange.architecture import infer_architecture, places
 from models.interchange.linear import head_tensors
 from models.interchange.onnx.graph import Graph, Step, misfit
 from models.interchange.onnx.heads import Ending, read_head
@@ -220,17 +220,9 @@ def _stages(blocks: Sequence[Block]) -> tuple[dict[str, Any], Places]:
     # One block that strides may be all of the first stage, which mostly does not.
     for fields, bounds in ways[::-1] if 0 in strided else ways:
         if len(set(bounds)) == len(bounds) and set(widened) <= set(bounds):
-            return fields, _places(bounds)
+            return fields, places(bounds[1:-1], len(blocks))
     index = next((place for place in widened if place not in (0, *strided)), [*strided, 0][0])
     raise misfit(blocks[index].label, "strides or widens where no stage of a ResNet begins or ends")
-
-
-def _places(bounds: Sequence[int]) -> Places:
-    return [
-        (stage, index - bounds[stage])
-        for stage in range(len(bounds) - 1)
-        for index in range(bounds[stage], bounds[stage + 1])
-    ]
 
 
 def _residual(block: Block) -> list[Unit]:
@@ -270,9 +262,9 @@ def _assemble(
         taken = stem.activated is True and not stem.pool
         layers.convolution("stem.conv", "stem", conv, bias=not taken)
         bias = conv.settings["bias"] if taken else None
-    described, places = _stages(blocks)
+    described, located = _stages(blocks)
     depth = len(_residual(blocks[0]))
-    for index, ((stage, place), block) in enumerate(zip(places, blocks, strict=True)):
+    for index, ((stage, place), block) in enumerate(zip(located, blocks, strict=True)):
         name, units = f"stages.{stage}.{place}", _residual(block)
         if len(units) != depth:
             raise misfit(block.label, f"ends a block of {len(units)} convolutions, not {depth}")

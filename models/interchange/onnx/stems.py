@@ -12,6 +12,7 @@ import numpy as np
 
 from models.architecture import PreactStem
 from models.bundle import BundleError
+from models.interchange.architecture import stem_fields
 from models.interchange.normalisations import is_of_pixels, of_affine
 from models.interchange.onnx.graph import OPEN, Array, Graph, Step, misfit
 from models.preprocess import PerChannel, Sides
@@ -142,15 +143,12 @@ class Stem:
 
     def described(self, conv: Step) -> dict[str, Any]:
         """The fields of `Architecture` that tell how this stem subsamples."""
-        small = conv.settings["weight"].shape[-1] == 3
-        stride = conv.settings["stride"]
+        kernel, stride = conv.settings["weight"].shape[-1], conv.settings["stride"]
         padding = "symmetric"
         if self.pool and self.pool[0].kind == "pool" and self.pool[0].settings["stride"] == 2:
             padding = self.pool[0].settings["paddings"][0]
-        pool = "max" if self.pool else "none"
         return {
-            "stem_stride": 0 if stride == (1 if small else 2) else stride,
-            "pool": "usual" if bool(self.pool) != small else pool,
+            **stem_fields(kernel, stride, pools=bool(self.pool)),
             "pool_padding": padding,
             "preact_stem": self.name,
         }
