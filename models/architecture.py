@@ -234,9 +234,22 @@ class Architecture:
         return round(self.planes[-1] * width) * EXPANSION[self.block]
 
     @property
+    def head_names(self) -> tuple[str, ...]:
+        """See `head_names`; () without a head."""
+        return head_names(len(self.head) + 1) if self.num_classes else ()
+
+    @property
     def depth(self) -> int:
         """Layers with weights, as He 2015 counts them: without shortcuts."""
         return 2 + sum(self.blocks) * (2 if self.block == "basic" else 3)
+
+
+def head_names(layers: int) -> tuple[str, ...]:
+    """The names of the linear layers of a head of so many, in a network's state dict.
+
+    Every other module of a sequence is a ReLU; a layer alone is in none.
+    """
+    return ("head",) if layers == 1 else tuple(f"head.{2 * place}" for place in range(layers))
 
 
 def _sizes(name: str, value: object) -> tuple[int, ...]:

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from models.architecture import Architecture
 from models.bundle import Bundle
-from models.interchange.assumptions import effective, irrelevant
+from models.interchange import normalisations
+from models.interchange.assumptions import ORDERS, effective, irrelevant
 from models.interchange.comparison import compare
 from models.interchange.reference import Pair
-from models.preprocess import CHANNELS, IMAGENET, RESAMPLING, InputSpec, PerChannel
+from models.preprocess import CHANNELS, RESAMPLING, InputSpec
 from models.resnet import ResNet
 
 # Images that each alternative is tried with; what fits is tried with all.
@@ -32,26 +33,6 @@ MOST_COMBINATIONS = 200
 # An alternative that fits must explain the difference, not just fall below the tolerance.
 GAIN = 5
 
-HALF = (0.5, 0.5, 0.5)
-SCALE = (1 / 255, 1 / 255, 1 / 255)
-# Ways to normalise RGB images: mean and standard deviation of values from 0 to 1.
-Normalisations = tuple[tuple[PerChannel, PerChannel], ...]
-NORMALISATIONS: Normalisations = (
-    (IMAGENET.mean, IMAGENET.std),
-    (HALF, HALF),
-    ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),  # CIFAR-10
-    ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # its images' mean deviations
-    ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # CIFAR-100
-    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # values from 0 to 1
-    ((0.0, 0.0, 0.0), SCALE),  # values from 0 to 255
-    ((123.68 / 255, 116.779 / 255, 103.939 / 255), SCALE),  # Caffe and Keras V1
-)
-OF_GREY: Normalisations = (
-    ((0.5,), (0.5,)),
-    ((0.1307,), (0.3081,)),  # MNIST
-    ((0.0,), (1.0,)),
-    ((0.0,), (1 / 255,)),
-)
 # Of the fields of an architecture that no tensor depends on.
 VALUES: Mapping[str, tuple[Any, ...]] = {
     "stride_at": ("3x3", "1x1"),
@@ -67,7 +48,6 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "stride_stages": ("later", "all"),
     "eps": (1e-5, 1e-3, 1.001e-5, 2e-5),
 }
-OTHER_ORDER = {"rgb": "bgr", "bgr": "rgb"}
 
 
 @dataclass(frozen=True)
@@ -230,10 +210,10 @@ def _inputs(bundle: Bundle, pair: Pair) -> Iterator[Change]:
     spec = bundle.input
     count = CHANNELS[spec.channels]
     if count == 3:
-        flipped = {"channels": OTHER_ORDER[spec.channels]}
+        flipped = {"channels": ORDERS[spec.channels]}
         yield Change("channels", images=flipped)
         yield Change("channels", images={**flipped, "mean": spec.mean, "std": spec.std})
-    for mean, std in {3: NORMALISATIONS, 1: OF_GREY}.get(count, ()):
+    for mean, std in {3: normalisations.OF_RGB, 1: normalisations.OF_GREY}.get(count, ()):
         yield Change("normalisation", images={"mean": mean, "std": std})
     if isinstance(pair.input, Image.Image):
         yield from _geometries(spec)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from itertools import count, takewhile
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from models.architecture import BIASED, EXPANSION, Architecture, Block, PreactStem, Shortcut
+from models.architecture import (
+    BIASED,
+    EXPANSION,
+    Architecture,
+    Block,
+    PreactStem,
+    Shortcut,
+    head_names,
+)
 from models.bundle import BundleError
 
+HEAD = re.compile(r"head\.(\d+\.)?weight")
 BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.")
 STEM, FIRST = "stem.conv.weight", "stages.0.0.conv1.weight"
 
@@ -69,6 +78,27 @@ def infer_architecture(tensors: Mapping[str, Tensor], **numerics: Any) -> Archit
         raise BundleError(str(error)) from None
 
 
+def stem_fields(kernel: int, stride: int, *, pools: bool) -> dict[str, Any]:
+    """The fields of `Architecture` for a stem whose convolution strides so, and that pools or
+    does not; 0 and "usual" where it does what a stem of its kernel usually does."""
+    small = kernel == 3
+    return {
+        "stem_stride": 0 if stride == (1 if small else 2) else stride,
+        "pool": "usual" if pools != small else "max" if pools else "none",
+    }
+
+
+def places(starts: Sequence[int], blocks: int) -> list[tuple[int, int]]:
+    """Of each of so many blocks its stage and its index in it; `starts`: the first block of each
+    stage but the first."""
+    bounds = [0, *starts, blocks]
+    return [
+        (stage, index - start)
+        for stage, (start, end) in enumerate(pairwise(bounds))
+        for index in range(start, end)
+    ]
+
+
 def _blocks(tensors: Mapping[str, Tensor]) -> list[int]:
     """Blocks per stage."""
     stages: dict[int, set[int]] = {}
@@ -120,10 +150,8 @@ def _ratio(channels: int, of: int) -> float:
 
 def _head(tensors: Mapping[str, Tensor]) -> list[int]:
     """The outputs of the head's linear layers, one behind the other; [0] without a head."""
-    if "head.weight" in tensors:
-        return [_rows(tensors, "head.weight")]
-    layers = takewhile(tensors.__contains__, (f"head.{2 * i}.weight" for i in count()))
-    return [_rows(tensors, name) for name in layers] or [0]
+    layers = sum(1 for name in tensors if HEAD.fullmatch(name))
+    return [_rows(tensors, f"{name}.weight") for name in head_names(layers)] or [0]
 
 
 def _is_preact(tensors: Mapping[str, Tensor], stages: int) -> bool:

@@ -192,7 +192,7 @@ def as_two_classes(source: Imported, said: Said) -> Imported:
         return source
     if source.outputs == "independent" and source.said >= set(DESCRIBED):
         return source  # A file of ours, whose bundle had one independent class.
-    last = f"head.{2 * len(source.architecture.head)}" if source.architecture.head else "head"
+    last = source.architecture.head_names[-1]
     tensors = dict(source.tensors)
     for name in (f"{last}.weight", f"{last}.bias"):
         if name in tensors:
@@ -200,7 +200,7 @@ def as_two_classes(source: Imported, said: Said) -> Imported:
     architecture = replace(source.architecture, num_classes=2)
     labels = source.labels
     if labels is not None and len(labels) == 1:
-        labels = (f"not {labels[0]}", labels[0])
+        labels = two_classes(labels[0])
     provenance = {**source.provenance, "outputs": "one logit, as that of the second of two classes"}
     note = (
         "its single output became two classes: the second has the sigmoid's probability; "
@@ -215,6 +215,11 @@ def as_two_classes(source: Imported, said: Said) -> Imported:
         provenance=provenance,
         notes=(*source.notes, note),
     )
+
+
+def two_classes(label: str) -> tuple[str, str]:
+    """The labels of what has a label and what has not."""
+    return f"not {label}", label
 
 
 def _below_zeros(rows: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def _described(
     if said.labels:
         labels = label_files.read(said.labels)
         if len(labels) == 1 and classes == 2:
-            labels = (f"not {labels[0]}", labels[0])
+            labels = assumptions.two_classes(labels[0])
     left_open = assumptions.assumed(source, spec, said, labels)
     if said.strict and left_open:
         raise BundleError(

@@ -26,15 +26,9 @@ if TYPE_CHECKING:
 NORMALISATION = frozenset(("mean", "std"))
 DESCRIBED = ("outputs", "labels")
 INPUT = ("channels", "mean", "std", "size", "resize", "crop", "interpolation")
-STRUCTURE = (
-    "pool",
-    "stem_stride",
-    "stride_at",
-    "padding",
-    "antialias",
-    "dilation",
-    "head",
-)
+BODY = ("pool", "stem_stride", "stride_at", "padding", "antialias", "dilation")
+STRUCTURE = (*BODY, "head")
+EVERYTHING = frozenset((*DESCRIBED, *INPUT, *STRUCTURE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +107,9 @@ def is_numbers(value: object, dimensions: int | None = None) -> bool:
 
 def natural(name: str) -> list[str | int]:
     """A sort key that puts layer 10 after layer 9, and names without a number first."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def float_tensor(array: NDArray[Any]) -> Tensor:
-    """A contiguous float32 copy."""
+    """A contiguous float32 copy: arrays of a file may be read-only, transposed ones are spread."""
     return torch.from_numpy(np.array(array, np.float32, order="C"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from models import files
 from models.bundle import BundleError
+from models.interchange.signatures import GZIP
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar")
-GZIP = b"\x1f\x8b"
 # The largest of the ONNX model zoo's archives has 250 MB; networks here have up to 2 GB.
 MOST_BYTES = 4 << 30
 MOST_FILES = 1_000

@@ -44,10 +44,7 @@ class Blueprint:
 
     def head(self) -> Head:
         """The network's head."""
-        architecture = self.bundle.architecture
-        names = ["head"] if architecture.num_classes else []
-        if architecture.head:  # Every other module of the sequence is a ReLU.
-            names = [f"head.{2 * place}" for place in range(len(architecture.head) + 1)]
+        names = self.bundle.architecture.head_names
         return Head(
             tuple(Linear(*map(self._copy, (f"{name}.weight", f"{name}.bias"))) for name in names)
         )

@@ -8,18 +8,16 @@ import zipfile
 from pathlib import Path
 
 from models.bundle import BundleError
+from models.interchange.signatures import COMPRESSED, HDF5, LFS, ZIP
 
 SAVE = (
     'there, write `open("weights.msgpack", "wb").write(flax.serialization.to_bytes(variables))` '
     "with variables = {'params': ..., 'batch_stats': ...}"
 )
 MAGIC = {
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file: Keras writes these; use --from keras",
-    b"\x1f\x8b": "compressed by gzip: unpack it first",
-    b"BZh": "compressed by bzip2: unpack it first",
-    b"\xfd7zXZ\0": "compressed by xz: unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run git lfs pull",
+    **{magic: f"compressed by {kind}: unpack it first" for magic, kind in COMPRESSED.items()},
+    HDF5: "an HDF5 file: Keras writes these; use --from keras",
+    LFS: "a Git LFS pointer, not the file itself: run git lfs pull",
     b"\x93NUMPY": f"one array of NumPy: {SAVE}",
 }
 PICKLE = f"a pickle, which is code, and nothing in a file is executed: {SAVE}"
@@ -40,7 +38,7 @@ def refuse_foreign(path: Path) -> None:
         raise BundleError(PICKLE)
     if TEXT.match(start) and start[8:9] != b"{":
         raise BundleError("text, not weights: name the file or the folder that holds the arrays")
-    if start[:4] == b"PK\x03\x04":
+    if start.startswith(ZIP):
         if not zipfile.is_zipfile(path):
             raise BundleError("a zip file, cut off: download or save it again")
         with zipfile.ZipFile(path) as archive:

@@ -17,15 +17,16 @@ from models.interchange.architecture import infer_architecture
 from models.interchange.flax.network import is_module, network_of
 from models.interchange.flax.pytree import Tree, read_tree, weights_file
 from models.interchange.imported import (
+    BODY,
     INPUT,
     NORMALISATION,
-    STRUCTURE,
     Imported,
     Said,
     float_tensor,
     is_numbers,
     natural,
 )
+from models.interchange.linear import Affine, head_tensors
 from models.preprocess import CIFAR, IMAGENET
 
 Leaves = Mapping[str, NDArray[Any]]
@@ -67,7 +68,7 @@ def read(path: Path, said: Said) -> Imported:
             "the stem's convolution is taken to pad 3 pixels on each side; with Flax's default, "
             "SAME, give --set stem_padding=same"
         )
-    structure = set(STRUCTURE) - {"head"} if example else set()
+    structure = set(BODY) if example else set()
     return Imported(
         layout="Flax ImageNet example" if example else "Flax modules",
         tensors=tensors,
@@ -140,10 +141,7 @@ def _head(dense: Mapping[str, Leaves], features: int) -> dict[str, Tensor]:
             raise BundleError(f"no Dense layer takes {inputs} features: {taken}")
         order.append(left.pop(name))
         inputs = order[-1]["kernel"].shape[1]
-    tensors: dict[str, Tensor] = {}
-    for index, leaves in enumerate(order):
-        tensors |= _linear(f"head.{2 * index}" if len(order) > 1 else "head", leaves)
-    return tensors
+    return head_tensors(list(map(_linear, order)))
 
 
 def _sorted_modules(
@@ -273,7 +271,6 @@ def _norm(name: str, leaves: Leaves) -> dict[str, Tensor]:
     return {f"{name}.{ours}": float_tensor(full[theirs]) for theirs, ours in NORM.items()}
 
 
-def _linear(name: str, leaves: Leaves) -> dict[str, Tensor]:
+def _linear(leaves: Leaves) -> Affine:
     kernel = leaves["kernel"]
-    bias = leaves.get("bias", np.zeros(kernel.shape[1]))
-    return {f"{name}.weight": float_tensor(kernel.T), f"{name}.bias": float_tensor(bias)}
+    return Affine(kernel.T, leaves.get("bias", np.zeros(kernel.shape[1])))

@@ -15,6 +15,7 @@ from models.bundle import METADATA_KEY, BundleError
 from models.interchange import extras
 from models.interchange.flax.foreign import SAVE, refuse_foreign
 from models.interchange.imported import natural
+from models.interchange.signatures import ZIP
 
 Tree = Mapping[str, Any]
 """From names to arrays, trees, and any other values of the file."""
@@ -76,7 +77,7 @@ def _read_file(path: Path) -> Any:
         start = file.read(9)
     if start[8:] == b"{":
         return _read_safetensors(path)
-    return _read_npz(path) if start[:4] == b"PK\x03\x04" else _read_msgpack(path)
+    return _read_npz(path) if start.startswith(ZIP) else _read_msgpack(path)
 
 
 def _read_safetensors(path: Path) -> Tree:

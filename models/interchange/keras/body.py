@@ -14,6 +14,7 @@ from typing import Any, cast, get_args
 
 from models.architecture import Architecture, PreactShortcut
 from models.bundle import BundleError
+from models.interchange.architecture import places, stem_fields
 from models.interchange.keras.graph import KerasGraph, KerasLayer
 from models.resnet import ConvShortcut, PaddedShortcut, on_meta
 
@@ -322,9 +323,9 @@ def _named(blocks: list[Branches], stem: StemLayers, *, preact: bool) -> Body:
     conv = blocks[0].before[0]
     names = {conv.name: "stem.conv"}
     names |= {step.name: "stem.norm" for step in stem.own if step.kind == "norm"}
-    stride_block, stride_stages, places = _places(blocks)
+    stride_block, stride_stages, located = _places(blocks)
     depth = len(_convolutions(blocks[0].residual))
-    for index, ((stage, place), block) in enumerate(zip(places, blocks, strict=True)):
+    for index, ((stage, place), block) in enumerate(zip(located, blocks, strict=True)):
         prefix = f"stages.{stage}.{place}"
         entrance = stem.entrance if index == 0 else (block.before if preact else ())
         begins = _entrance(block)
@@ -343,7 +344,6 @@ def _named(blocks: list[Branches], stem: StemLayers, *, preact: bool) -> Body:
                 names[step.name] = f"{prefix}.{role}{number[step.kind]}"
         names |= _shortcut_names(block, prefix, preact=preact)
     first = {_convolutions(block.residual)[0].stride for block in blocks}
-    small = list(conv.node.config["kernel_size"]) != [7, 7]
     pool = next((step for step in stem.own if step.kind == "pool"), None)
     every = [step for b in blocks for step in (*b.residual, *b.shortcut) if step.kind == "conv"]
     numerics: dict[str, Any] = {
@@ -352,8 +352,7 @@ def _named(blocks: list[Branches], stem: StemLayers, *, preact: bool) -> Body:
         "stride_at": "1x1" if depth == 3 and first != {1} else "3x3",
         "padding": _padding(every),
         "stem_padding": _padding([conv]),
-        "stem_stride": 0 if conv.stride == (1 if small else 2) else conv.stride,
-        "pool": "usual" if small == (pool is None) else "none" if pool is None else "max",
+        **stem_fields(conv.node.config["kernel_size"][0], conv.stride, pools=pool is not None),
         "pool_padding": pool.padding if pool else "symmetric",
     }
     if preact:
@@ -423,13 +422,8 @@ def _places(blocks: Sequence[Branches]) -> tuple[str, str, list[tuple[int, int]]
         ("last", [index + 1 for index in strided]),
     ):
         if set(widened) <= {0, *starts} and len(blocks) not in starts:
-            bounds = [0, *starts, len(blocks)]
-            places = [
-                (stage, index - bounds[stage])
-                for stage in range(len(bounds) - 1)
-                for index in range(bounds[stage], bounds[stage + 1])
-            ]
-            return which, every if which == "first" else "later", places
+            stages = every if which == "first" else "later"
+            return which, stages, places(starts, len(blocks))
     index = next((place for place in widened if place not in (0, *strided)), [*strided, 0][0])
     raise BundleError(
         f"layer {blocks[index].label} strides or widens where no stage of a ResNet begins or ends"

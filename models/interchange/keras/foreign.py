@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.bundle import BundleError
+from models.interchange.signatures import GZIP
 
 SAVED_MODEL = (
     "a TensorFlow SavedModel, which holds code of TensorFlow: there, save it by "
@@ -45,7 +46,7 @@ def refuse_foreign(path: Path) -> None:
         raise BundleError(LITE)
     if path.suffix == ".pb":
         raise BundleError(FROZEN.format(path))
-    if start[:2] == b"\x1f\x8b":
+    if start.startswith(GZIP):
         raise BundleError(f"compressed by gzip: unpack it, as in `tar xf {path}`")
     if start.lstrip()[:1] == b"{":
         raise BundleError(

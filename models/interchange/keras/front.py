@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from models.bundle import BundleError
 from models.interchange.keras.file import Arrays
 from models.interchange.keras.graph import KerasLayer
+from models.interchange.normalisations import is_of_pixels, of_affine
 
-# Values of images that were scaled to [0, 1] have no mean or deviation beyond this.
-MOST_OF_SCALED = 2.0
 INTERPOLATIONS = {
     "nearest": "nearest",
     "bilinear": "bilinear",
@@ -120,15 +119,13 @@ def _finish(front: KerasFront) -> None:
         return
     if not (front.scale > 0).all() or not np.isfinite([*front.scale, *front.shift]).all():
         raise BundleError("scales its images by nothing, or by negative numbers")
-    mean, std = -front.shift / front.scale, 1 / front.scale
-    if max(*np.abs(mean), *std) > MOST_OF_SCALED:
-        mean, std = mean / 255, std / 255
+    pixels = is_of_pixels(front.scale, front.shift)
+    mean, std = of_affine(front.scale, front.shift, pixels=pixels)
+    front.fields |= {"mean": mean, "std": std}
+    if pixels:
         front.said |= {"mean", "std"}
     else:
         front.notes.append("its preprocessing takes values from 0 to 1, as it seems")
-    # The digits that float32 holds.
-    front.fields["mean"] = tuple(float(f"{value:.7g}") for value in mean)
-    front.fields["std"] = tuple(float(f"{value:.7g}") for value in std)
 
 
 Reader = Callable[[KerasFront, KerasLayer, Arrays], None]

@@ -6,17 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bundle import BundleError
 from models.classifier import Outputs
-from models.interchange.imported import float_tensor
 from models.interchange.keras.file import Arrays
 from models.interchange.keras.graph import KerasLayer
-
-Affine = tuple[NDArray[np.floating], NDArray[np.floating]]
-"""A linear layer: weight [inputs, outputs] and bias [outputs]."""
+from models.interchange.linear import Affine, head_tensors, normalisation
 
 ENDINGS: dict[str, Outputs] = {"softmax": "exclusive", "sigmoid": "independent"}
 RESHAPED = ("Flatten", "Reshape")
@@ -38,20 +34,15 @@ class KerasHead:
 
     @property
     def hidden(self) -> tuple[int, ...]:
-        return tuple(len(bias) for _, bias in self.layers[:-1])
+        return tuple(layer.outputs for layer in self.layers[:-1])
 
     @property
     def classes(self) -> int:
-        return len(self.layers[-1][1]) if self.layers else 0
+        return self.layers[-1].outputs if self.layers else 0
 
     def tensors(self) -> dict[str, Tensor]:
         """The state dict of `models.resnet.make_head`."""
-        tensors: dict[str, Tensor] = {}
-        for index, (weight, bias) in enumerate(self.layers):
-            name = f"head.{2 * index}" if self.hidden else "head"
-            tensors[f"{name}.weight"] = float_tensor(weight.T)
-            tensors[f"{name}.bias"] = float_tensor(bias)
-        return tensors
+        return head_tensors(self.layers)
 
 
 def read_head(nodes: Sequence[KerasLayer], layers: Mapping[str, Arrays]) -> KerasHead:
@@ -129,7 +120,7 @@ class _Reading:
             raise BundleError(f"layer {node.name} activates maps before they are averaged")
         if kind in ENDINGS and self.open is not None:
             self.head.outputs, self.ended = ENDINGS[kind], True
-            if kind == "softmax" and len(self.open[1]) == 1:
+            if kind == "softmax" and self.open.outputs == 1:
                 raise BundleError(
                     f"layer {node.name} is a softmax over one class, which is 1 for every image: "
                     "train it with a sigmoid, or with two classes"
@@ -145,6 +136,8 @@ class _Reading:
         # Without a layer before it: averages of activated maps are not negative.
 
     def finish(self) -> KerasHead:
+        if self.open is not None and self.open.is_scale:
+            raise BundleError("its last layer is a normalisation: it gives features, not classes")
         if self.open is not None:
             self.head.layers.append(self.open)
         elif self.head.layers:
@@ -172,20 +165,22 @@ def _of_one_pixel(node: KerasLayer) -> bool:
 
 def _affine(arrays: Arrays) -> Affine:
     kernel = arrays["kernel"]
-    return kernel, arrays.get("bias", np.zeros(kernel.shape[1], kernel.dtype))
+    return Affine(kernel.T, arrays.get("bias", np.zeros(kernel.shape[1], kernel.dtype)))
 
 
 def _normalising(node: KerasLayer, arrays: Arrays) -> Affine:
-    mean, variance = (arrays[key].astype(np.float64) for key in ("moving_mean", "moving_variance"))
-    scale = arrays.get("gamma", 1.0) / np.sqrt(variance + node.config["epsilon"])
-    return np.diag(scale), arrays.get("beta", 0.0) - mean * scale
+    return normalisation(
+        arrays["moving_mean"],
+        arrays["moving_variance"],
+        node.config["epsilon"],
+        arrays.get("gamma", 1.0),
+        arrays.get("beta", 0.0),
+    )
 
 
 def _composed(first: Affine, second: Affine) -> Affine:
-    (weight, bias), (after, offset) = first, second
-    if weight.shape[1] != after.shape[0]:
+    if first.outputs != second.inputs:
         raise BundleError(
-            f"its head has a layer of {weight.shape[1]} outputs before one of {after.shape[0]}"
+            f"its head has a layer of {first.outputs} outputs before one of {second.inputs}"
         )
-    wide = after.astype(np.float64)
-    return weight.astype(np.float64) @ wide, bias.astype(np.float64) @ wide + offset
+    return first.then(second)

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.bundle import BundleError
+from models.interchange import normalisations
 from models.interchange.architecture import infer_architecture
+from models.interchange.assumptions import BY_COUNT
 from models.interchange.imported import (
+    BODY,
     NORMALISATION,
     STRUCTURE,
     Imported,
@@ -38,12 +41,11 @@ Layers = Mapping[str, Arrays]
 CAFFE = replace(
     IMAGENET,
     channels="bgr",
-    mean=(103.939 / 255, 116.779 / 255, 123.68 / 255),
-    std=(1 / 255, 1 / 255, 1 / 255),
+    mean=normalisations.CAFFE[0][::-1],
+    std=normalisations.CAFFE[1],
 )
-HALF = replace(IMAGENET, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+HALF = replace(IMAGENET, mean=normalisations.HALF[0], std=normalisations.HALF[1])
 RAW = replace(CIFAR, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
-BY_COUNT = {1: "grey", 3: "rgb", 4: "rgba"}
 
 EPS_APPLICATIONS, EPS_DEFAULT = 1.001e-5, 1e-3
 V1: dict[str, Any] = {"stride_at": "1x1"}
@@ -139,11 +141,11 @@ def _architecture(network: _Network) -> Architecture:
     architecture = infer_architecture(network.tensors, **network.numerics)
     if architecture.shortcut == "A" and not architecture.preact:
         raise BundleError("widens without a convolution: on which side it pads is unknown")
-    if head.layers and len(head.layers[0][0]) != architecture.out_channels:
+    if head.layers and head.layers[0].inputs != architecture.out_channels:
         if head.pool == (1, 1):
             raise BundleError(f"its head {UNPOOLED}")
         raise BundleError(
-            f"its head takes {len(head.layers[0][0])} features of {architecture.out_channels}"
+            f"its head takes {head.layers[0].inputs} features of {architecture.out_channels}"
         )
     return architecture
 
@@ -317,7 +319,7 @@ def _alone(file: KerasFile, layers: Layers) -> _Network:
     head = read_dense(dense, layers)
     network = _Network(tensors, numerics, head)
     if application:
-        network.said |= set(STRUCTURE) - {"head"}
+        network.said |= set(BODY)
     if not dense:
         network.notes.append("it has no head: its answers are features")
     return network

@@ -8,10 +8,8 @@ from pathlib import Path
 from models.bundle import BundleError
 from models.interchange import onnx_zoo, reference, unpacking
 from models.interchange.imported import (
-    DESCRIBED,
-    INPUT,
+    EVERYTHING,
     NORMALISATION,
-    STRUCTURE,
     Imported,
     Said,
 )
@@ -70,7 +68,6 @@ def _recognised(path: Path, said: Said) -> Imported:
     found = importer.read(path, said)
     if row is None:
         return found
-    known = frozenset((*INPUT, *DESCRIBED, *STRUCTURE))
     provenance = {**found.provenance, "weights": row.name}
     if row.kind == "caffe2":
         asked = NORMALISATION | {"channels"}
@@ -81,7 +78,7 @@ def _recognised(path: Path, said: Said) -> Imported:
         found,
         layout="ONNX model zoo",
         spec=onnx_zoo.INPUT,
-        said=known,
+        said=EVERYTHING,
         asked=frozenset(),
         name=found.name or row.name,
         metrics={} if changed else row.metrics,

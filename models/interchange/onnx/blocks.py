@@ -17,9 +17,10 @@ from typing import Any, cast, get_args
 from torch import Tensor, nn
 
 from models.architecture import Antialias, Architecture, PreactShortcut
-from models.interchange.architecture import infer_architecture
+from models.interchange.architecture import infer_architecture, places
+from models.interchange.linear import head_tensors
 from models.interchange.onnx.graph import Graph, Step, misfit
-from models.interchange.onnx.heads import Ending, Head, read_head
+from models.interchange.onnx.heads import Ending, read_head
 from models.interchange.onnx.layers import Layers, Unit
 from models.interchange.onnx.stems import Front, Stem, interpretations, parted, read_front
 from models.pooling import Blur
@@ -89,7 +90,7 @@ class _Network:
             numerics = _assemble(layers, stem, conv, blocks, preact=preact)
             if final:
                 layers.norm("norm", final)
-            _put_head(layers, head)
+            layers.tensors |= head_tensors(head.layers)
             numerics |= {"preact": preact, "preact_shortcut": rule}
             numerics["final_norm"] = final is not None or not preact
             tensors = layers.finish()
@@ -167,13 +168,6 @@ def _convolutions(steps: Sequence[Step]) -> int:
     return sum(step.kind == "conv" for step in steps)
 
 
-def _put_head(layers: Layers, head: Head) -> None:
-    for index, (weight, bias) in enumerate(head.layers):
-        name = "head" if len(head.layers) == 1 else f"head.{2 * index}"
-        layers.put(f"{name}.weight", weight)
-        layers.put(f"{name}.bias", bias)
-
-
 def _units(steps: Sequence[Step]) -> list[Unit]:
     """Convolutions with their norms, with a ReLU between two units."""
     units: list[Unit] = []
@@ -226,17 +220,9 @@ def _stages(blocks: Sequence[Block]) -> tuple[dict[str, Any], Places]:
     # One block that strides may be all of the first stage, which mostly does not.
     for fields, bounds in ways[::-1] if 0 in strided else ways:
         if len(set(bounds)) == len(bounds) and set(widened) <= set(bounds):
-            return fields, _places(bounds)
+            return fields, places(bounds[1:-1], len(blocks))
     index = next((place for place in widened if place not in (0, *strided)), [*strided, 0][0])
     raise misfit(blocks[index].label, "strides or widens where no stage of a ResNet begins or ends")
-
-
-def _places(bounds: Sequence[int]) -> Places:
-    return [
-        (stage, index - bounds[stage])
-        for stage in range(len(bounds) - 1)
-        for index in range(bounds[stage], bounds[stage + 1])
-    ]
 
 
 def _residual(block: Block) -> list[Unit]:
@@ -276,9 +262,9 @@ def _assemble(
         taken = stem.activated is True and not stem.pool
         layers.convolution("stem.conv", "stem", conv, bias=not taken)
         bias = conv.settings["bias"] if taken else None
-    described, places = _stages(blocks)
+    described, located = _stages(blocks)
     depth = len(_residual(blocks[0]))
-    for index, ((stage, place), block) in enumerate(zip(places, blocks, strict=True)):
+    for index, ((stage, place), block) in enumerate(zip(located, blocks, strict=True)):
         name, units = f"stages.{stage}.{place}", _residual(block)
         if len(units) != depth:
             raise misfit(block.label, f"ends a block of {len(units)} convolutions, not {depth}")

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from models.interchange.onnx.graph import Array, Graph, Step, misfit
+from models.interchange.linear import Affine, normalisation
+from models.interchange.onnx.graph import Graph, Step, misfit
 
 Ending = Literal["", "softmax", "sigmoid"]
-Linear = tuple[Array, Array]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`layers`: weight [O, I] and bias [O] of linear layers with ReLUs between; none where the
-    output is the features. `ending`: what makes probabilities of their logits. `features`: the
-    value that is pooled."""
+    """`layers`: linear layers with ReLUs between; none where the output is the features.
+    `ending`: what makes probabilities of their logits. `features`: the value that is pooled."""
 
-    layers: tuple[Linear, ...]
+    layers: tuple[Affine, ...]
     ending: Ending
     features: str
 
@@ -83,26 +82,25 @@ def _unexpected(last: Step, step: Step) -> str:
     return "is where a ResNet has its linear head"
 
 
-def _layers(chain: Sequence[Step], *, activated: bool) -> list[Linear]:
+def _layers(chain: Sequence[Step], *, activated: bool) -> list[Affine]:
     """The linear layers that `chain` computes of features, in the order of the data.
 
     Scales and shifts of single features, as of a normalisation, become part of a linear layer.
     """
-    layers: list[Linear] = []
-    layer = _Layer()
+    layers: list[Affine] = []
+    layer: Affine | None = None
     for step in chain:
         if step.kind == "relu":
-            if layer.is_nothing and (activated or layers):
+            if layer is None and (activated or layers):
                 continue  # What a ReLU has activated, it leaves as it is.
-            layers.append(layer.linear(step.shape[1]))
-            layer = _Layer()
-        elif step.kind in ("linear", "conv"):
-            layer = layer.then_linear(*_linear(step.settings))
-        elif step.kind in ("affine", "norm"):
-            layer = layer.then_affine(*_affine(step))
-    if layer.weight is not None:
-        return [*layers, layer.linear(0)]
-    if not layers and layer.is_nothing:
+            layers.append(layer or _nothing(step.shape[1]))
+            layer = None
+        elif step.kind != "flatten":
+            affine = _affine(step)
+            layer = layer.then(affine) if layer else affine
+    if layer is not None and not layer.is_scale:
+        return [*layers, layer]
+    if not layers and layer is None:
         return []
     label = chain[-1].label
     if layers:
@@ -112,49 +110,17 @@ def _layers(chain: Sequence[Step], *, activated: bool) -> list[Linear]:
     )
 
 
-def _linear(settings: Mapping[str, Array]) -> Linear:
-    weight = settings["weight"].reshape(settings["weight"].shape[:2])
-    bias = settings["bias"]
-    return weight, np.zeros(len(weight), np.float32) if bias is None else bias
+def _nothing(width: int) -> Affine:
+    return Affine(np.ones(width), np.zeros(width))
 
 
-def _affine(step: Step) -> Linear:
+def _affine(step: Step) -> Affine:
     values = step.settings
     if step.kind == "affine":
-        return values["scale"], values["shift"]
-    scale = values["weight"] / np.sqrt(values["var"].astype(np.float64) + values["eps"])
-    return scale, values["bias"] - values["mean"] * scale
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """A linear function of features: `weight` @ x + `shift`, or without a weight `scale` * x +
-    `shift`."""
-
-    weight: Array | None = None
-    scale: Any = None
-    shift: Any = 0.0
-
-    @property
-    def is_nothing(self) -> bool:
-        return self.weight is None and self.scale is None
-
-    def then_linear(self, weight: Array, bias: Array) -> _Layer:
-        if self.is_nothing:
-            return _Layer(weight, shift=bias)
-        exact = weight.astype(np.float64)
-        product = exact * self.scale if self.weight is None else exact @ self.weight
-        return _Layer(product, shift=exact @ self.shift + bias)
-
-    def then_affine(self, scale: Array, shift: Array) -> _Layer:
-        if self.weight is None:
-            before = 1.0 if self.scale is None else self.scale
-            return _Layer(scale=before * scale, shift=self.shift * scale + shift)
-        return _Layer(self.weight * scale[:, None], shift=self.shift * scale + shift)
-
-    def linear(self, width: int) -> Linear:
-        """Weight and bias; `width` is that of the features where there is no weight."""
-        if self.weight is not None:
-            return self.weight, self.shift
-        scale = np.ones(width) if self.scale is None else self.scale
-        return np.diag(scale), np.broadcast_to(self.shift, width)
+        return Affine(values["scale"], values["shift"])
+    if step.kind == "norm":
+        names = ("mean", "var", "eps", "weight", "bias")
+        return normalisation(*(values[name] for name in names))
+    weight, bias = values["weight"], values["bias"]
+    weight = weight.reshape(weight.shape[:2])
+    return Affine(weight, np.zeros(len(weight), np.float32) if bias is None else bias)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from models.interchange.linear import normalisation
 from models.interchange.onnx.channel_nodes import joined_channels, of_channels
 from models.interchange.onnx.graph import (
     FLOATS,
@@ -194,11 +195,11 @@ def _norm(values: Values, node: Node) -> Step:
     if any(array.shape != (step.shape[1],) for array in (weight, bias, mean, var)):
         raise misfit(node.label, "its statistics do not fit its input")
     if len(step.shape) != 4 or step.kind == "norm":
-        scale = weight / np.sqrt(var.astype(np.float64) + eps)
-        shift = bias - mean * scale
+        affine = normalisation(mean, var, eps, weight, bias)
         if step.kind == "norm":
-            return _rescaled(step, node, scale, shift)
-        return Step("affine", node.label, (name,), step.shape, {"scale": scale, "shift": shift})
+            return _rescaled(step, node, affine.weight, affine.bias)
+        changes = {"scale": affine.weight, "shift": affine.bias}
+        return Step("affine", node.label, (name,), step.shape, changes)
     return Step("norm", node.label, (name,), step.shape, settings)
 
 

@@ -29,10 +29,6 @@ GLUON = re.compile(r"resnetv\d+_dense\d+_fwd")
 ZOO = replace(IMAGENET, crop="center_floor")
 
 
-# What the data flow of a graph always determines.
-STRUCTURAL = frozenset(STRUCTURE)
-
-
 def read(path: Path, said: Said = NOTHING) -> Imported:
     """The network in an `.onnx` file, recognised by what its graph computes.
 
@@ -75,7 +71,7 @@ def read(path: Path, said: Said = NOTHING) -> Imported:
         tensors=found.tensors,
         architecture=found.architecture,
         spec=spec,
-        said=known | STRUCTURAL,
+        said=known | frozenset(STRUCTURE),
         asked=NORMALISATION - known,
         notes=(reversal,) if found.front.reorders else (),
         name=own.name,

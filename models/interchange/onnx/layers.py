@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.interchange.imported import float_tensor
 from models.interchange.onnx.graph import Array, Step, misfit
 
 
@@ -31,8 +32,7 @@ class Layers:
         self.biased: dict[str, list[str]] = {}
 
     def put(self, name: str, value: Array) -> None:
-        # A copy: constants of a file are read-only, and transposed ones are not contiguous.
-        self.tensors[name] = torch.from_numpy(np.array(value, np.float32, order="C"))
+        self.tensors[name] = float_tensor(value)
 
     def norm(self, name: str, step: Step | None, bias: Array | None = None, width: int = 0) -> None:
         """A norm that absorbs `bias` of the layer before; without `step`, of `width` channels."""

@@ -12,6 +12,8 @@ import numpy as np
 
 from models.architecture import PreactStem
 from models.bundle import BundleError
+from models.interchange.architecture import stem_fields
+from models.interchange.normalisations import is_of_pixels, of_affine
 from models.interchange.onnx.graph import OPEN, Array, Graph, Step, misfit
 from models.preprocess import PerChannel, Sides
 
@@ -94,16 +96,7 @@ def _normalisation(
         return None, None
     if not (scale > 0).all():
         raise misfit(steps[0].label, "normalises images in an unsupported way")
-    mean, std = -shift / scale, 1 / scale
-    # Values in [0, 1] have no mean or deviation this large.
-    if graph.pixels or max(*np.abs(mean), *std) > 2:
-        mean, std = mean / 255, std / 255
-    return _digits(mean), _digits(std)
-
-
-def _digits(values: Array) -> PerChannel:
-    """With the digits that float32 holds."""
-    return tuple(float(f"{value:.7g}") for value in values)
+    return of_affine(scale, shift, pixels=graph.pixels or is_of_pixels(scale, shift))
 
 
 def parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
@@ -150,15 +143,12 @@ class Stem:
 
     def described(self, conv: Step) -> dict[str, Any]:
         """The fields of `Architecture` that tell how this stem subsamples."""
-        small = conv.settings["weight"].shape[-1] == 3
-        stride = conv.settings["stride"]
+        kernel, stride = conv.settings["weight"].shape[-1], conv.settings["stride"]
         padding = "symmetric"
         if self.pool and self.pool[0].kind == "pool" and self.pool[0].settings["stride"] == 2:
             padding = self.pool[0].settings["paddings"][0]
-        pool = "max" if self.pool else "none"
         return {
-            "stem_stride": 0 if stride == (1 if small else 2) else stride,
-            "pool": "usual" if bool(self.pool) != small else pool,
+            **stem_fields(kernel, stride, pools=bool(self.pool)),
             "pool_padding": padding,
             "preact_stem": self.name,
         }

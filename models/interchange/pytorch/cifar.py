@@ -7,17 +7,15 @@ from pathlib import Path
 
 from models.bundle import BundleError
 from models.interchange.imported import (
-    DESCRIBED,
-    INPUT,
+    EVERYTHING,
     NORMALISATION,
     NOTHING,
-    STRUCTURE,
     Imported,
     Said,
 )
+from models.interchange.normalisations import OF_CIFAR10, OF_IMAGENET, Normalisation
 from models.interchange.pytorch import cifar_weights
 from models.interchange.pytorch.checkpoint import read_checkpoint
-from models.interchange.pytorch.cifar_weights import MEAN_OF_STDS
 from models.interchange.pytorch.layout import (
     TORCHVISION_BODY,
     TORCHVISION_RENAMES,
@@ -26,14 +24,14 @@ from models.interchange.pytorch.layout import (
     stage,
 )
 from models.interchange.pytorch.location import locate
-from models.preprocess import CIFAR, IMAGENET, PerChannel
+from models.preprocess import CIFAR
 
-CIFAR100: tuple[PerChannel, PerChannel] = (
+CIFAR100: Normalisation = (
     (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
     (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
 )
 # The authors of wide networks use these for both data sets, rounded in [0, 255].
-WIDE: tuple[PerChannel, PerChannel] = (
+WIDE: Normalisation = (
     (125.3 / 255, 123.0 / 255, 113.9 / 255),
     (63.0 / 255, 62.1 / 255, 66.7 / 255),
 )
@@ -48,7 +46,7 @@ LAYOUTS = (
         lacks=(r"layer4\.",),
         renames=TORCHVISION_RENAMES,
         numerics={"shortcut_padding": "both"},
-        normalised={10: (IMAGENET.mean, IMAGENET.std)},
+        normalised={10: OF_IMAGENET},
     ),
     Layout(
         name="names as in chenyaofo/pytorch-cifar-models",
@@ -56,7 +54,7 @@ LAYOUTS = (
         has=(r"layer3\.", r"layer\d\.0\.downsample\.0\.weight", r"fc\."),
         lacks=(r"layer4\.",),
         renames=TORCHVISION_RENAMES,
-        normalised={10: (CIFAR.mean, MEAN_OF_STDS)},
+        normalised={10: OF_CIFAR10},
     ),
     # Its pre-activation networks too: no norm behind the stem, nor after the last block.
     Layout(
@@ -65,7 +63,7 @@ LAYOUTS = (
         has=(r"layer4\.", r"linear\."),
         lacks=(r"layer5\.",),
         renames=TORCHVISION_RENAMES,
-        normalised={10: (CIFAR.mean, MEAN_OF_STDS)},
+        normalised={10: OF_CIFAR10},
     ),
     Layout(
         name="weiaicunzai/pytorch-cifar100",
@@ -177,9 +175,7 @@ def read(path: Path, said: Said = NOTHING) -> Imported:
         tensors=tensors,
         architecture=architecture,
         spec=spec,
-        said=(
-            frozenset((*INPUT, *DESCRIBED, *STRUCTURE)) if published else normalised | {"padding"}
-        ),
+        said=EVERYTHING if published else normalised | {"padding"},
         asked=frozenset() if known else NORMALISATION - normalised,
         notes=notes,
         metrics=published.metrics if published else {},

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from models import files
-from models.preprocess import CIFAR, IMAGENET, PerChannel
+from models.interchange.normalisations import OF_CIFAR10, OF_IMAGENET, Normalisation
 
-Normalisation = tuple[PerChannel, PerChannel]
-# The mean of the images' deviations, not the deviation of the data: these repositories use it.
-MEAN_OF_STDS = (0.2023, 0.1994, 0.2010)
-OF_CIFAR10: Normalisation = (CIFAR.mean, MEAN_OF_STDS)
-OF_IMAGENET: Normalisation = (IMAGENET.mean, IMAGENET.std)
-OF_CIFAR100: Normalisation = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
+CHENYAOFO_CIFAR100: Normalisation = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
 AKAMASTER, CHENYAOFO = "akamaster/pytorch_resnet_cifar10", "chenyaofo/pytorch-cifar-models"
 
 
@@ -60,7 +55,7 @@ WEIGHTS = (
         )
     ),
     *(
-        PublishedCifar(CHENYAOFO, f"resnet{depth}", sha256, "cifar100", top1, OF_CIFAR100)
+        PublishedCifar(CHENYAOFO, f"resnet{depth}", sha256, "cifar100", top1, CHENYAOFO_CIFAR100)
         for depth, sha256, top1 in (
             (20, "23dac2f1", 68.83),
             (32, "84213ce6", 70.16),

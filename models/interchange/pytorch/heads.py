@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.bundle import BundleError
+from models.interchange.imported import natural
+from models.interchange.linear import Affine, head_tensors, normalisation
 
 # The modules that libraries and people call their heads.
 NAMES = re.compile(
@@ -28,24 +31,14 @@ EPS = 1e-5  # nn.BatchNorm1d's; no file has it.
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A linear layer: `weight` [outputs, inputs], `bias` [outputs]. Or a normalisation, which
-    `weight` [channels] scales and `bias` [channels] shifts."""
+    """A linear layer or a normalisation, and its name in the file."""
 
     path: str
-    weight: Tensor
-    bias: Tensor
+    affine: Affine
 
     @property
     def is_norm(self) -> bool:
-        return self.weight.ndim == 1
-
-    @property
-    def inputs(self) -> int:
-        return self.weight.shape[-1]
-
-    @property
-    def outputs(self) -> int:
-        return self.weight.shape[0]
+        return self.affine.is_scale
 
 
 def read(tensors: Mapping[str, Tensor], features: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -61,16 +54,10 @@ def read(tensors: Mapping[str, Tensor], features: int) -> tuple[dict[str, Tensor
     last = layers[-1].path
     if f"{last}.weight" in tensors and f"{last}.bias" not in tensors:
         notes = (*notes, f"{last} has no bias: a linear layer is assumed, not cosines (ArcFace)")
-    if len(layers) == 1:
-        return {"head.weight": layers[0].weight, "head.bias": layers[0].bias}, notes
-    found: dict[str, Tensor] = {}
-    for index, layer in enumerate(layers):
-        found[f"head.{2 * index}.weight"], found[f"head.{2 * index}.bias"] = (
-            layer.weight,
-            layer.bias,
-        )
-    what = f"the head has {len(layers)} linear layers; a ReLU between them is assumed"
-    return found, (*notes, what)
+    if len(layers) > 1:
+        what = f"the head has {len(layers)} linear layers; a ReLU between them is assumed"
+        notes = (*notes, what)
+    return head_tensors([layer.affine for layer in layers]), notes
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
@@ -89,10 +76,9 @@ def _layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
 def _layer(path: str, group: Mapping[str, Tensor]) -> Layer:
     weight, bias = group.get("weight"), group.get("bias")
     if "running_mean" in group and "running_var" in group:
-        mean, variance = group["running_mean"].double(), group["running_var"].double()
-        scale = (variance + EPS).rsqrt() * (1 if weight is None else weight)
-        shift = (0 if bias is None else bias) - mean * scale
-        return Layer(path, scale.double(), shift.double())
+        mean, variance = group["running_mean"].numpy(), group["running_var"].numpy()
+        gain, offset = (1.0 if weight is None else weight), (0.0 if bias is None else bias)
+        return Layer(path, normalisation(mean, variance, EPS, np.asarray(gain), np.asarray(offset)))
     if unknown := sorted(group.keys() - {"weight", "bias"}):
         raise BundleError(f"its head's {path} has {unknown[0]}: it is no linear layer; {WITHOUT}")
     if weight is not None and weight.ndim == 4 and weight.shape[2:] == (1, 1):
@@ -114,42 +100,38 @@ def _layer(path: str, group: Mapping[str, Tensor]) -> Layer:
             f"its head's {path} has a weight of {list(weight.shape)} and a bias of "
             f"{list(bias.shape)}"
         )
-    return Layer(path, weight, bias)
+    return Layer(path, Affine(weight.numpy(), bias.numpy()))
 
 
 def _in_order(layers: list[Layer], features: int) -> list[Layer]:
     """The layers one behind the other: as numbered, or else as the file has them."""
-    orders = [sorted(layers, key=lambda layer: _natural(layer.path)), layers]
+    orders = [sorted(layers, key=lambda layer: natural(layer.path)), layers]
     for order in orders:
         if _fit(order, features):
             return order
     first = next((layer for layer in orders[0] if not layer.is_norm), orders[0][0])
-    if first.inputs == 2 * features:
+    inputs = first.affine.inputs
+    if inputs == 2 * features:
         raise BundleError(
-            f"its head takes {first.inputs} values, twice the {features} features: those of an "
+            f"its head takes {inputs} values, twice the {features} features: those of an "
             "average pool and of a maximum pool, as in fastai; the networks here only average; "
             f"{WITHOUT}"
         )
-    if first.inputs != features:
+    if inputs != features:
         raise BundleError(
-            f"its head's {first.path} takes {first.inputs} values, and the network gives "
+            f"its head's {first.path} takes {inputs} values, and the network gives "
             f"{features} features; {WITHOUT}"
         )
     paths = ", ".join(layer.path for layer in orders[0])
     raise BundleError(f"its head's layers {paths} do not fit one behind the other; {WITHOUT}")
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    parts = re.split(r"(\d+)", name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
-
-
 def _fit(layers: list[Layer], features: int) -> bool:
     width = features
     for layer in layers:
-        if layer.inputs != width:
+        if layer.affine.inputs != width:
             return False
-        width = layer.outputs
+        width = layer.affine.outputs
     return any(not layer.is_norm for layer in layers)
 
 
@@ -169,17 +151,17 @@ def _folded(layers: list[Layer]) -> tuple[list[Layer], tuple[str, ...]]:
                         "without numbers do not say which; name the layers by their places, as in "
                         f"fc.0, fc.1, fc.3, or {WITHOUT}"
                     )
-                linear[-1] = _scaled(linear[-1], layer)
+                linear[-1] = _after(linear[-1], layer)
             else:
-                norm = _then(norm, layer) if norm else layer
+                norm = _after(norm, layer) if norm else layer
             continue
         if norm is not None:
             if step == "apart":
                 notes.append(f"dropout is assumed between the head's {norm.path} and {layer.path}")
-            linear.append(_behind(layer, norm))
+            linear.append(_after(norm, layer))
             norm = None
         elif open_end and step == "direct":
-            linear[-1] = _composed(linear[-1], layer)
+            linear[-1] = _after(linear[-1], layer)
         else:
             linear.append(layer)
     if norm is not None:
@@ -187,7 +169,7 @@ def _folded(layers: list[Layer]) -> tuple[list[Layer], tuple[str, ...]]:
             f"its head ends in a normalisation ({norm.path}) that is not directly behind a linear "
             f"layer; {WITHOUT}"
         )
-    return [_single(layer) for layer in linear], tuple(notes)
+    return linear, tuple(notes)
 
 
 def _step(path: str, to: str) -> str | None:
@@ -199,26 +181,5 @@ def _step(path: str, to: str) -> str | None:
     return "direct" if int(to_number) == int(number) + 1 else "apart"
 
 
-def _scaled(layer: Layer, norm: Layer) -> Layer:
-    weight = layer.weight.double() * norm.weight[:, None]
-    return Layer(norm.path, weight, layer.bias.double() * norm.weight + norm.bias)
-
-
-def _then(first: Layer, second: Layer) -> Layer:
-    bias = first.bias * second.weight + second.bias
-    return Layer(second.path, first.weight * second.weight, bias)
-
-
-def _behind(layer: Layer, norm: Layer) -> Layer:
-    weight = layer.weight.double()
-    return Layer(layer.path, weight * norm.weight, layer.bias.double() + weight @ norm.bias)
-
-
-def _composed(first: Layer, second: Layer) -> Layer:
-    weight = second.weight.double()
-    bias = second.bias.double() + weight @ first.bias.double()
-    return Layer(second.path, weight @ first.weight.double(), bias)
-
-
-def _single(layer: Layer) -> Layer:
-    return Layer(layer.path, layer.weight.float().contiguous(), layer.bias.float().contiguous())
+def _after(first: Layer, second: Layer) -> Layer:
+    return Layer(second.path, first.affine.then(second.affine))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import BundleError
-from models.interchange.imported import INPUT, NORMALISATION, Imported, Said
+from models.interchange.imported import BODY, INPUT, NORMALISATION, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
 from models.interchange.pytorch.image_processors import input_spec
 from models.interchange.pytorch.layout import Layout
@@ -31,7 +31,6 @@ LAYOUT = Layout(
     numerics={"shortcut": "B"},
 )
 MULTI_LABEL = "multi_label_classification"
-SAID = ("stride_at", "padding", "stem_stride", "pool", "antialias", "dilation")
 
 
 def read(path: Path, said: Said) -> Imported:
@@ -62,7 +61,7 @@ def read(path: Path, said: Said) -> Imported:
         problem = _problem(config, architecture.num_classes, said)
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path}: {error}") from None
-    known = {*SAID, *(INPUT if spec else normalised), *(["outputs"] if problem else ())}
+    known = {*BODY, *(INPUT if spec else normalised), *(["outputs"] if problem else ())}
     return Imported(
         layout=LAYOUT.name,
         tensors=tensors,

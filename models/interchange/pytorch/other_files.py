@@ -9,21 +9,13 @@ from pathlib import Path
 
 from models.interchange.pytorch import old_tar
 from models.interchange.pytorch.pickles import SAVE
+from models.interchange.signatures import COMPRESSED, HDF5, LFS, ZIP
 
-ZIP = b"PK\x03\x04"
 # Of torch.save's older format, at the beginning of its first pickle.
 OLDER = bytes.fromhex("6cfc9c46f9206aa85019")
-COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-    b"Rar!": "RAR",
-}
 TEXTS = (
     (rb"\Z", "empty; download or save it again"),
-    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run git lfs pull"),
+    (LFS, "a Git LFS pointer, not the file itself; run git lfs pull"),
     (
         rb"\s*(?:<!doctype|<html|<\?xml|<head)",
         "a web page, not a checkpoint; the download failed or asked to log in: download it again",
@@ -35,7 +27,7 @@ MAGIC = {
         magic: f"compressed ({kind}); unpack it first, and convert the checkpoint in it"
         for magic, kind in COMPRESSED.items()
     },
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file, not a PyTorch checkpoint; use --from keras",
+    HDF5: "an HDF5 file, not a PyTorch checkpoint; use --from keras",
 }
 SCRIPT = (
     "TorchScript, and nothing in a file is executed; save its weights: "

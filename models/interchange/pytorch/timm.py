@@ -12,7 +12,8 @@ from typing import Any, cast
 from models.architecture import Antialias
 from models.bundle import BundleError
 from models.interchange.assumptions import BY_COUNT
-from models.interchange.imported import INPUT, Imported, Said
+from models.interchange.imported import BODY, INPUT, Imported, Said
+from models.interchange.normalisations import HALF
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
 from models.interchange.pytorch.layout import (
     CHILDREN,
@@ -21,7 +22,7 @@ from models.interchange.pytorch.layout import (
     Layout,
 )
 from models.interchange.pytorch.location import locate
-from models.preprocess import IMAGENET, Crop, InputSpec, PerChannel
+from models.preprocess import IMAGENET, Crop, InputSpec
 
 LAYOUTS = (
     Layout(
@@ -44,9 +45,8 @@ LAYOUTS = (
     CHILDREN,
 )
 
-HALF: PerChannel = (0.5, 0.5, 0.5)
 # The input without a config.
-DEFAULTS = {"timm resnetv2": replace(IMAGENET, mean=HALF, std=HALF)}
+DEFAULTS = {"timm resnetv2": replace(IMAGENET, mean=HALF[0], std=HALF[1])}
 
 # Plain networks, which their names tell apart but their weights do not.
 PLAIN = re.compile(
@@ -86,8 +86,6 @@ ANTIALIAS: dict[str, Antialias] = {
 CROPS: dict[str, Crop] = {"center": "center", "squash": "squash", "border": "letterbox"}
 # The stages that dilate instead of striding.
 STRIDES: dict[int, tuple[int, ...]] = {32: (), 16: (3,), 8: (2, 3)}
-# What a config determines by naming the architecture.
-NAMED = frozenset(("stride_at", "padding", "stem_stride", "pool", "antialias", "dilation"))
 
 
 def read(path: Path, said: Said) -> Imported:
@@ -116,7 +114,7 @@ def read(path: Path, said: Said) -> Imported:
     labels = None
     if config is not None:
         try:
-            spec, known = input_spec(_pretrained(config), spec), frozenset(INPUT) | NAMED
+            spec, known = input_spec(_pretrained(config), spec), frozenset((*INPUT, *BODY))
             labels = label_names(config, architecture.num_classes)
             notes += _test_size(_pretrained(config), spec)
         except (ValueError, TypeError, KeyError) as error:

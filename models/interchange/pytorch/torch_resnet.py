@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from models.interchange.imported import NORMALISATION, Imported, Said
+from models.interchange import normalisations
+from models.interchange.imported import BODY, NORMALISATION, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import Layout
 from models.interchange.pytorch.location import locate
@@ -25,8 +26,8 @@ LAYOUT = Layout(
     numerics={"shortcut_padding": "end"},
     # Those of its example, which trains on CIFAR only.
     normalised={
-        10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-        100: ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        10: normalisations.OF_CIFAR10,
+        100: normalisations.OF_CIFAR100,
     },
 )
 
@@ -52,7 +53,7 @@ def read(path: Path, said: Said) -> Imported:
         tensors=tensors,
         architecture=architecture,
         spec=spec,
-        said=normalised | {"padding", "stride_at", "stem_stride", "pool", "antialias", "dilation"},
+        said=normalised | frozenset(BODY),
         asked=frozenset() if known else NORMALISATION - normalised,
         notes=notes,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.bundle import BundleError
 from models.interchange import torchvision_weights
-from models.interchange.imported import DESCRIBED, INPUT, STRUCTURE, Imported, Said
+from models.interchange.imported import EVERYTHING, Imported, Said
 from models.interchange.pytorch.checkpoint import read_checkpoint
 from models.interchange.pytorch.layout import (
     CHILDREN,
@@ -50,7 +50,7 @@ def read(path: Path, said: Said) -> Imported:
         tensors=tensors,
         architecture=architecture,
         spec=row.input if row else spec,
-        said=frozenset((*INPUT, *DESCRIBED, *STRUCTURE)) if row else normalised | {"padding"},
+        said=EVERYTHING if row else normalised | {"padding"},
         notes=notes,
         metrics=row.metrics if row else {},
         provenance={"weights": row.weights} if row else {},
