@@ -107,7 +107,10 @@ def preparation(command: Any) -> Any:
     help="What SRC cannot tell, if it is not the default of FORMAT: --set stride_at=1x1.",
 )
 @click.option("--prefix", help="What the names of the network's tensors in SRC begin with.")
-@click.option("--key", help="Entry of the checkpoint SRC that holds the weights, as in model_ema.")
+@click.option(
+    "--key",
+    help="Entry of SRC that holds the weights, as in model_ema; of an ONNX file, the output.",
+)
 @click.option("--name", help="Name of the model.  [default: the name in SRC, or its file name]")
 @click.option(
     "--strict", is_flag=True, help="Refuse to assume what SRC and the options leave open."
@@ -194,10 +197,8 @@ def _check_words(
     ):
         if value is not None and value not in known:
             raise ConfigError(f"--{flag} {value}: {hint(value, known)}")
-    if format == "onnx":
-        for flag in ("prefix", "key"):
-            if options[flag]:
-                raise ConfigError(f"--{flag}: an ONNX file is read by its graph, not by names")
+    if format == "onnx" and options["prefix"]:
+        raise ConfigError("--prefix: an ONNX file is read by its graph, not by names")
 
 
 def _foreign(

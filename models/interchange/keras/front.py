@@ -127,7 +127,7 @@ def _finish(front: KerasFront) -> None:
     else:
         front.notes.append("its preprocessing takes values from 0 to 1, as it seems")
     # The digits that float32 holds.
-    front.fields["mean"] = tuple(float(f"{value:.7g}") for value in mean)
+    front.fields["mean"] = tuple(float(f"{value:.7g}") + 0.0 for value in mean)
     front.fields["std"] = tuple(float(f"{value:.7g}") for value in std)
 
 

@@ -103,7 +103,7 @@ def _normalisation(
 
 def _digits(values: Array) -> PerChannel:
     """With the digits that float32 holds."""
-    return tuple(float(f"{value:.7g}") for value in values)
+    return tuple(float(f"{value:.7g}") + 0.0 for value in values)  # No zero is negative.
 
 
 def parted(steps: Sequence[Step]) -> tuple[list[Step], Step, tuple[Step, ...]]:
