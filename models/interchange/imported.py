@@ -28,6 +28,7 @@ DESCRIBED = ("labels", "outputs")
 STRUCTURE = (
     "stride_at",
     "padding",
+    "stem_padding",
     "stem_stride",
     "pool",
     "antialias",

@@ -178,7 +178,9 @@ def read(path: Path, said: Said = NOTHING) -> Imported:
         architecture=architecture,
         spec=spec,
         said=(
-            frozenset((*INPUT, *DESCRIBED, *STRUCTURE)) if published else normalised | {"padding"}
+            frozenset((*INPUT, *DESCRIBED, *STRUCTURE))
+            if published
+            else normalised | {"padding", "stem_padding"}
         ),
         asked=frozenset() if known else NORMALISATION - normalised,
         notes=notes,

@@ -31,7 +31,7 @@ LAYOUT = Layout(
     numerics={"shortcut": "B"},
 )
 MULTI_LABEL = "multi_label_classification"
-SAID = ("stride_at", "padding", "stem_stride", "pool", "antialias", "dilation")
+SAID = ("stride_at", "padding", "stem_padding", "stem_stride", "pool", "antialias", "dilation")
 
 
 def read(path: Path, said: Said) -> Imported:

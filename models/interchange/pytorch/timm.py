@@ -87,7 +87,9 @@ CROPS: dict[str, Crop] = {"center": "center", "squash": "squash", "border": "let
 # The stages that dilate instead of striding.
 STRIDES: dict[int, tuple[int, ...]] = {32: (), 16: (3,), 8: (2, 3)}
 # What a config determines by naming the architecture.
-NAMED = frozenset(("stride_at", "padding", "stem_stride", "pool", "antialias", "dilation"))
+NAMED = frozenset(
+    ("stride_at", "padding", "stem_padding", "stem_stride", "pool", "antialias", "dilation")
+)
 
 
 def read(path: Path, said: Said) -> Imported:
@@ -126,7 +128,7 @@ def read(path: Path, said: Said) -> Imported:
         tensors=tensors,
         architecture=architecture,
         spec=spec,
-        said=known | {"padding"},
+        said=known | {"padding", "stem_padding"},
         notes=notes,
         labels=labels,
         provenance=_provenance(config or {}),

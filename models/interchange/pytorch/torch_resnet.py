@@ -52,7 +52,8 @@ def read(path: Path, said: Said) -> Imported:
         tensors=tensors,
         architecture=architecture,
         spec=spec,
-        said=normalised | {"padding", "stride_at", "stem_stride", "pool", "antialias", "dilation"},
+        said=normalised
+        | {"padding", "stem_padding", "stride_at", "stem_stride", "pool", "antialias", "dilation"},
         asked=frozenset() if known else NORMALISATION - normalised,
         notes=notes,
     )

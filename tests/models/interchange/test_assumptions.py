@@ -153,7 +153,8 @@ def test_assumptions_in_words_are_readable() -> None:
     assert assumptions.in_words(assumed(of)) == (
         "size 224, resize 256, crop center, interpolation bilinear, channels rgb, mean "
         "0.485,0.456,0.406, std 0.229,0.224,0.225, labels class 0 to class 9, outputs exclusive, "
-        "stride at 3x3, padding symmetric, stem stride 2, pool max, no antialias, no dilation"
+        "stride at 3x3, padding symmetric, stem padding symmetric, stem stride 2, pool max, "
+        "no antialias, no dilation"
     )
     spec = replace(IMAGENET, size=(160, 224), resize=(160, 224))
     assert "size 160x224" in assumptions.in_words(assumed(source(spec=spec)))
