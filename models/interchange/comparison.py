@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -25,6 +25,11 @@ TOLERANCE = 1e-4
 BATCH = 16
 # Fractions of 1 by which probabilities may miss 1 in all, or lie outside of 0 to 1.
 ROUNDING = 1e-3
+# Probabilities p of which no p (1 - p) is larger hide what their logits differ by.
+SURE = 1e-2
+LEAST = 1e-30  # Below it, float32 has few digits, or none.
+# What half precision explains: bfloat16 rounds by 1/256, and every layer adds to that.
+HALF = 0.02
 
 Rows = NDArray[np.float32]
 
@@ -35,7 +40,8 @@ class Comparison:
 
     `input`, `output`: how the pair was understood. `difference`: the largest of all values;
     `relative`: that by the largest reference value. `same_class`: how many images keep their
-    largest output. `notes`: what the pair does not tell.
+    largest output. `notes`: what the pair does not tell. `blind`: it tells nothing, as the network
+    answers noise with no larger difference.
     """
 
     pair: str
@@ -47,13 +53,19 @@ class Comparison:
     same_class: int
     tolerance: float
     notes: tuple[str, ...] = ()
+    blind: bool = False
 
     @property
     def agrees(self) -> bool:
-        return self.relative <= self.tolerance
+        return self.relative <= self.tolerance and not self.blind
 
     def in_words(self) -> str:
         """One line."""
+        if self.blind:
+            return (
+                f"cannot be judged by {self.pair}: other images would give that output too, within "
+                f"the tolerance {self.tolerance:g}; give logits, of images that they tell apart"
+            )
         verb = "agrees with" if self.agrees else "differs from"
         images = f"{self.images} image{'s' * (self.images > 1)}"
         return (
@@ -82,8 +94,9 @@ def compare(
     """The comparison under the likeliest reading of the pair.
 
     A float input is what the network sees; if that differs, values from 0 to 1 or to 255 are
-    normalised as the bundle says. Outputs in [0, 1] are probabilities. `network`: the bundle's,
-    if it was built before.
+    normalised as the bundle says. Outputs in [0, 1] are probabilities. What fits is compared with
+    the network's answer to noise: if that fits too, the pair tells nothing. `network`: the
+    bundle's, if it was built before.
 
     Raises:
         PairError: the pair's shapes do not fit the network's.
@@ -99,9 +112,22 @@ def compare(
         for kind in kinds(pair.output, network):
             found = _compared(bundle, pair, reading, kind, outputs, tolerance)
             if best is None or (not best.agrees and found.relative < best.relative):
-                best = found
+                best, seen = found, reading
     assert best is not None
+    if best.agrees:
+        noise = replace(seen, images=_noise(seen.images))
+        outputs = _computed(network, noise.images).repeat(pair.images, axis=0)
+        kind = best.output.partition(",")[0]
+        control = _compared(bundle, pair, noise, kind, outputs, tolerance)
+        best = replace(best, blind=control.agrees)
     return best
+
+
+def _noise(images: Tensor) -> Tensor:
+    """One image of noise with the mean of `images` and a deviation of at least 1, or theirs."""
+    spread = max(float(images.std()), 1.0)
+    noise = torch.randn(images[:1].shape, generator=torch.Generator().manual_seed(0))
+    return noise * spread + images.mean()
 
 
 def readings(pair: Pair, spec: InputSpec) -> Iterator[Reading]:
@@ -194,12 +220,22 @@ def _compared(
             f"{pair.name}: its output has {values} for each image, the model "
             f"{ours.shape[1]:,} {what}"
         )
-    difference = float(np.abs(ours - wanted).max())
-    largest = float(np.abs(wanted).max())
-    relative = difference / largest if largest else float("inf") if difference else 0.0
+    same_class, blind = int((ours.argmax(1) == wanted.argmax(1)).sum()), False
+    if kind.startswith("prob") and (wanted * (1 - wanted)).max() < SURE:
+        told = (wanted >= LEAST) & (wanted <= 1 - SURE)
+        # Small ones have all their digits, and so have their logarithms.
+        ours, wanted = (np.log(np.maximum(p[told], LEAST)) for p in (ours, wanted))
+        kind, blind = f"{kind}, by their logarithms", not told.any()
+    difference = float(np.abs(ours - wanted).max(initial=0))
+    largest = float(np.abs(wanted).max(initial=0))
+    relative = difference / largest if largest else float("inf") if difference or blind else 0.0
     notes = []
     if reading.normalised:
         notes.append(_of_normalised(pair, bundle.input))
+    elif _is_grey(reading.images, bundle.input):
+        notes.append(f"{pair.name} shows only grey: it does not tell the order of the channels")
+    if tolerance < relative <= HALF and _is_half(pair.output):
+        notes.append(f"{pair.name} is in half precision; --tolerance {HALF:g} allows for it")
     height, width = reading.images.shape[2:]
     if (height, width) != bundle.input.shape[:2]:
         notes.append(f"{pair.name} has {height}x{width} pixels, which is not the model's size")
@@ -212,9 +248,10 @@ def _compared(
         output=kind,
         difference=difference if np.isfinite(difference) else float("inf"),
         relative=relative if np.isfinite(relative) else float("inf"),
-        same_class=int((ours.argmax(1) == wanted.argmax(1)).sum()),
+        same_class=same_class,
         tolerance=tolerance,
         notes=tuple(notes),
+        blind=blind,
     )
 
 
@@ -230,7 +267,22 @@ def _of_normalised(pair: Pair, spec: InputSpec) -> str:
             f"{pair.name} has values from 0 to {top}: if these are pixels, the network takes them "
             f"without normalisation, --mean {values[0]} --std {values[1]}"
         )
-    return f"{pair.name} is normalised already: it does not tell mean and std"
+    untold = "mean and std" if len(spec.mean) == 1 else "mean, std and the order of the channels"
+    return f"{pair.name} is normalised already: it does not tell {untold}"
+
+
+def _is_grey(images: Tensor, spec: InputSpec) -> bool:
+    """Whether normalised images have equal channels, up to rounding."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    pixels = (images * std + mean)[:, :3]
+    return pixels.shape[1] == 3 and bool((pixels - pixels[:, :1]).abs().max() < 1e-4)
+
+
+def _is_half(output: Rows) -> bool:
+    """Whether float16 or bfloat16 has all values."""
+    with np.errstate(over="ignore"):
+        small = bool((output.astype(np.float16) == output).all())
+    return small or bool((torch.from_numpy(output).bfloat16().float().numpy() == output).all())
 
 
 def _as_kind(outputs: Rows, kind: str, bundle: Bundle) -> Rows:

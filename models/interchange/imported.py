@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NORMALISATION = frozenset(("mean", "std"))
 DESCRIBED = ("outputs", "labels")
 INPUT = ("channels", "mean", "std", "size", "resize", "crop", "interpolation")
-BODY = ("pool", "stem_stride", "stride_at", "padding", "antialias", "dilation")
+BODY = ("pool", "stem_stride", "stride_at", "padding", "stem_padding", "antialias", "dilation")
 STRUCTURE = (*BODY, "head")
 EVERYTHING = frozenset((*DESCRIBED, *INPUT, *STRUCTURE))
 

@@ -53,7 +53,7 @@ def of_affine(
     holds. `pixels`: x is from 0 to 255, not to 1."""
     top = 255 if pixels else 1
     mean, std = (
-        tuple(float(f"{value / top:.7g}") for value in values)
+        tuple(float(f"{value / top:.7g}") + 0.0 for value in values)  # No zero is negative.
         for values in (-shift / scale, 1 / scale)
     )
     return mean, std

@@ -148,8 +148,10 @@ def _images(name: str, array: Array) -> Array:
     if array.ndim == 3:
         array = array[None]
     if array.ndim != 4 or not array.size:
+        swapped = "; INPUT comes before OUTPUT" if array.ndim < 3 else ""
         raise PairError(
-            f"{name}: its input has the shape {list(array.shape)}, not [N, C, H, W] or [N, H, W, C]"
+            f"{name}: its input has the shape {list(array.shape)}, not [N, C, H, W] or "
+            f"[N, H, W, C]{swapped}"
         )
     _check_numbers(name, "input", array)
     if array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255:
@@ -162,14 +164,15 @@ def _rows(name: str, array: Array, count: int) -> NDArray[np.float32]:
     _check_numbers(name, "output", array)
     while array.ndim > 2 and len(array) == 1 and (count > 1 or array.shape[1] == count):
         array = array[0]
-    rows = array.reshape(len(array), -1) if array.ndim > 1 else array.reshape(count, -1)
     spread = array.ndim > 2 and max(array.shape[2:]) > 1
-    if len(rows) != count or not rows.size or spread:
+    length = len(array) if array.ndim > 1 else count
+    if length != count or not array.size or array.size % count or spread:
         images = f"{count} image{'s' * (count > 1)}"
         raise PairError(
             f"{name}: its output has the shape {list(array.shape)}, not [N, K] for {images}"
         )
-    return rows.astype(np.float32)
+    rows: NDArray[np.float32] = array.reshape(count, -1).astype(np.float32)
+    return rows
 
 
 def _check_numbers(name: str, part: str, array: Array) -> None:

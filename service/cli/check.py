@@ -65,7 +65,8 @@ def judge(
 
     found = [comparison.compare(bundle, pair, tolerance) for pair in pairs]
     agrees = all(each.agrees for each in found)
-    others = None if agrees else alternatives.search(bundle, pairs, tolerance)
+    blind = any(each.blind for each in found)
+    others = None if agrees or blind else alternatives.search(bundle, pairs, tolerance)
     if as_json:
         described = {
             "model": name,
@@ -96,12 +97,16 @@ def _is_archive(model: str) -> bool:
 
 
 def _loaded(model: str) -> Bundle:
-    from models.interchange import convert
+    from models.interchange import assumptions, convert
     from service.repository import catalog
 
-    return (
-        convert.convert("onnx", Path(model)) if _is_archive(model) else catalog.load(model).bundle
-    )
+    if not _is_archive(model):
+        return catalog.load(model).bundle
+    try:
+        return convert.convert("onnx", Path(model))
+    except assumptions.InputUnknown as error:
+        advice = "`resnet-serve convert --from onnx` makes a bundle, and does this check"
+        raise ConfigError(f"{error}; {advice}") from None
 
 
 def _own(model: str) -> list[Pair]:

@@ -18,7 +18,6 @@ from models.interchange.flax.network import is_module, network_of
 from models.interchange.flax.pytree import Tree, read_tree, weights_file
 from models.interchange.imported import (
     BODY,
-    INPUT,
     NORMALISATION,
     Imported,
     Said,
@@ -62,7 +61,8 @@ def read(path: Path, said: Said) -> Imported:
         raise BundleError(f"{path}: {error}") from None
     imagenet = architecture.stem == "imagenet"
     example = imagenet and "conv_init" in top
-    known = example and architecture.num_classes == 1000
+    # The recipe of the example is likely, but a network of one's own may have as many classes.
+    likely = example and architecture.num_classes == 1000
     if imagenet and not example and "stem_padding" not in said.numerics:
         notes.append(
             "the stem's convolution is taken to pad 3 pixels on each side; with Flax's default, "
@@ -74,8 +74,8 @@ def read(path: Path, said: Said) -> Imported:
         tensors=tensors,
         architecture=replace(architecture, pool_padding="same") if imagenet else architecture,
         spec=EXAMPLE if example else IMAGENET if imagenet else CIFAR,
-        said=frozenset(structure | {*INPUT, "labels"} if known else structure),
-        asked=frozenset() if known else NORMALISATION,
+        said=frozenset(structure),
+        asked=frozenset() if likely else NORMALISATION,
         notes=tuple(notes),
         file=file if file.is_file() else None,
     )

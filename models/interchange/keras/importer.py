@@ -103,7 +103,8 @@ def _imported(network: _Network, layers: Layers, file: KerasFile, said: Said) ->
     application = "conv1_conv" in layers
     v1 = (application and not architecture.preact) or any(map(alone.BEFORE_2019.match, layers))
     tiny = _is_mlperf_tiny(architecture) and not (front and front.fields.get("mean"))
-    # What Keras publishes takes images as its recipe prepares them, if nothing says otherwise.
+    # What Keras publishes takes images as its recipe prepares them, if nothing says otherwise. A
+    # network of one's own may have as many classes: it is assumed.
     prepared = bool(front and (front.fields.keys() & {"mean", "channels"} or front.norm))
     published = application and head.classes == 1000 and not (head.hidden or prepared)
     published &= not said.input.keys() & NORMALISATION
@@ -112,7 +113,7 @@ def _imported(network: _Network, layers: Layers, file: KerasFile, said: Said) ->
     if application:
         spec = CAFFE if v1 and published else HALF if published else IMAGENET
     known = set(network.said)
-    if published or tiny:
+    if tiny:
         known |= {"channels", "mean", "std"} | {"labels", "outputs"}
     asked = frozenset() if published or tiny else NORMALISATION | ({"channels"} if v1 else set())
     if front is not None:

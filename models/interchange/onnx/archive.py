@@ -50,7 +50,9 @@ def read(path: Path, said: Said) -> Imported:
 
 
 def _only(folder: Path, path: Path) -> Path:
-    files = sorted(file for file in folder.rglob("*.onnx") if file.is_file())
+    files = sorted(
+        file for file in folder.rglob("*") if file.suffix.lower() == ".onnx" and file.is_file()
+    )
     if len(files) != 1:
         names = ", ".join(file.relative_to(folder).as_posix() for file in files) or "none"
         raise BundleError(f"{path}: must hold exactly one .onnx file; it has {names}")

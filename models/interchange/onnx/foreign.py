@@ -19,6 +19,7 @@ RESIZES = (
     "preprocessing, and give --size and --resize"
 )
 FEATURES = "resizes features, as networks for detection or segmentation do; not a plain ResNet"
+CHANGED = "the graph computes with its probabilities; export the network up to its logits"
 CLASS_ALONE = (
     "the graph ends in the numbers of classes, without probabilities; export the network up to "
     "its logits or its softmax"
@@ -98,9 +99,9 @@ def _ending(makers: Mapping[str, Any], output: str) -> set[str]:
 
 
 def _inner_sigmoid(node: Any, users: Mapping[str, Sequence[Any]]) -> str:
-    """Why a sigmoid within a network is refused: it gates features, or it stands for a ReLU, as in
-    SiLU, which multiplies what it sees, and in a head."""
-    waiting, seen = [node.output[0]], set(node.output)
+    """Why a sigmoid that is not the last operation is refused: it gates features, or it stands for
+    a ReLU, as in SiLU, which multiplies what it sees, and in a head; or its result is changed."""
+    waiting, seen, linear = [node.output[0]], set(node.output), False
     while waiting:
         for user in users[waiting.pop()]:
             if user.op_type == "Mul" and node.input[0] in user.input:
@@ -109,4 +110,5 @@ def _inner_sigmoid(node: Any, users: Mapping[str, Sequence[Any]]) -> str:
                 return GATE
             waiting.extend(set(user.output) - seen)
             seen.update(user.output)
-    return ACTIVATION
+            linear |= user.op_type in ("Gemm", "MatMul")
+    return ACTIVATION if linear else CHANGED

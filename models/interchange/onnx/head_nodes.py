@@ -29,6 +29,8 @@ def _flatten(values: Values, node: Node) -> Step:
         raise misfit(node.label, "reshapes images, which no ResNet does before its pooling")
     if node.layout[0] != 0:
         raise misfit(node.label, "reshapes features [C, N], not [N, C]")
+    if channels == 1 and _is_vector(values, node, len(step.shape)):
+        return Step("flatten", node.label, (name,), (OPEN, 1))  # A number an image.
     if node.op == "Flatten":
         shape: Shape = (OPEN, channels) if node.attributes.get("axis", 1) == 1 else ()
     elif node.op == "Reshape":
@@ -41,6 +43,19 @@ def _flatten(values: Values, node: Node) -> Step:
     if not shape:
         raise misfit(node.label, "reshapes features to something other than one row an image")
     return Step("flatten", node.label, (name,), shape)
+
+
+def _is_vector(values: Values, node: Node, rank: int) -> bool:
+    """Whether the result of reshaping [N, 1] is [N]."""
+    if rank != 2 or node.op not in ("Reshape", "Squeeze"):
+        return False
+    given = values.optional(node, 1, "shape" if node.op == "Reshape" else "axes")
+    if given is None:
+        return False  # A batch of one would lose its axis too.
+    numbers = as_numbers(given)
+    if node.op == "Reshape":
+        return numbers in ([OPEN], [0], [values.batch])
+    return numbers in ([1], [OPEN])
 
 
 def _squeezed(node: Node, shape: Shape, axes: Sequence[int] | None) -> Shape:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from models.interchange.linear import Affine, normalisation
+from models.interchange.onnx.foreign import CHANGED
 from models.interchange.onnx.graph import Graph, Step, misfit
 
 Ending = Literal["", "softmax", "sigmoid"]
@@ -42,6 +43,8 @@ def read_head(graph: Graph) -> Head:
         step = steps[step.sources[0]]
     last = step
     while not _is_pooling(step):
+        if step.kind in ("softmax", "sigmoid"):
+            raise misfit(step.label, CHANGED)
         if not _is_of_head(step):
             raise misfit(step.label, _unexpected(last, step))
         chain.append(step)

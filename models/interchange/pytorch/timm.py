@@ -124,7 +124,7 @@ def read(path: Path, said: Said) -> Imported:
         tensors=tensors,
         architecture=architecture,
         spec=spec,
-        said=known | {"padding"},
+        said=known | {"padding", "stem_padding"},
         notes=notes,
         labels=labels,
         provenance=_provenance(config or {}),

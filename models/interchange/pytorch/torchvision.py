@@ -50,7 +50,7 @@ def read(path: Path, said: Said) -> Imported:
         tensors=tensors,
         architecture=architecture,
         spec=row.input if row else spec,
-        said=EVERYTHING if row else normalised | {"padding"},
+        said=EVERYTHING if row else normalised | {"padding", "stem_padding"},
         notes=notes,
         metrics=row.metrics if row else {},
         provenance={"weights": row.weights} if row else {},

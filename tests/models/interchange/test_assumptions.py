@@ -154,7 +154,8 @@ def test_assumptions_are_options_the_likeliest_to_be_wrong_first() -> None:
         "--outputs exclusive --labels FILE (class 0 to class 9) --channels rgb --mean "
         "0.485,0.456,0.406 --std 0.229,0.224,0.225 --size 224 --resize 256 --crop center "
         "--interpolation bilinear --set pool=max --set stem_stride=2 --set stride_at=3x3 "
-        "--set padding=symmetric --set antialias=none --set 'dilation=[]'"
+        "--set padding=symmetric --set stem_padding=symmetric --set antialias=none "
+        "--set 'dilation=[]'"
     )
     spec = replace(IMAGENET, size=(160, 224), resize=(160, 224))
     assert "--size 160,224 " in assumptions.as_options(assumed(source(spec=spec)))

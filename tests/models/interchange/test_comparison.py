@@ -91,7 +91,9 @@ def test_inputs_are_understood(form: str, reading: str, channels: Any) -> None:
     assert (found.output, found.images, found.same_class) == ("logits", 3, 3)
     assert found.relative <= rounding.relative(of.network())
     # What the pair cannot tell is said.
-    assert any("mean and std" in note for note in found.notes) == ("pixels" not in reading)
+    assert any("mean, std and the order" in note for note in found.notes) == (
+        "pixels" not in reading
+    )
 
 
 def test_a_pair_of_a_network_that_sees_blue_first_may_be_red_first() -> None:
@@ -101,6 +103,53 @@ def test_a_pair_of_a_network_that_sees_blue_first_may_be_red_first() -> None:
     found = compare(of, Pair("a", images[:, ::-1].copy(), logits(of, images)))
     assert found.agrees
     assert found.input == "as the network sees them, but for red first"
+
+
+@pytest.mark.parametrize("ending", [softmax, sigmoid])
+def test_sure_probabilities_are_compared_by_their_logarithms(ending: Any) -> None:
+    outputs = "independent" if ending is sigmoid else "exclusive"
+    of = made(outputs=outputs)
+    of.tensors["head.bias"] = torch.linspace(-40, 20 if outputs == "exclusive" else -30, 10)
+    images = seen(of)
+    exact = ending(logits(of, images))
+    assert (exact * (1 - exact)).max() < 1e-3
+    found = compare(of, Pair("a", images, exact))
+    assert found.agrees
+    assert found.output.endswith(", by their logarithms")
+    # Other images, with which the probabilities are as sure, are told apart.
+    others = compare(of, Pair("a", images * np.float32(0.5), exact))
+    assert not others.agrees
+
+
+@pytest.mark.parametrize("case", ["zeros", "constant", "an offset", "0 and 1"])
+def test_outputs_that_any_image_has_are_no_agreement(case: str) -> None:
+    of = made()
+    head, bias = of.tensors["head.weight"], of.tensors["head.bias"]
+    head *= {"an offset": 1, "0 and 1": 1e-3}.get(case, 0)
+    bias *= 0
+    bias += {"an offset": 1e6, "zeros": 0}.get(case, torch.arange(10) * 100.0)
+    images = seen(of)
+    output = logits(of, images)
+    found = compare(of, Pair("a", images, softmax(output) if case == "0 and 1" else output))
+    assert not found.agrees
+    assert found.in_words().startswith("cannot be judged by a: other images would give that")
+
+
+def test_half_precision_is_told_from_a_difference() -> None:
+    of = made()
+    images = seen(of)
+    rounded = logits(of, images).astype(np.float16).astype(np.float32)
+    found = compare(of, Pair("a", images, rounded), tolerance=1e-5)
+    assert not found.agrees
+    assert "a is in half precision; --tolerance 0.02 allows for it" in found.notes
+    assert compare(of, Pair("a", images, rounded), tolerance=0.02).agrees
+
+
+def test_grey_images_do_not_tell_the_order_of_channels() -> None:
+    of = made()
+    grey_pixels = PIXELS[..., :1].repeat(3, -1)
+    found = compare(of, Pair("a", grey_pixels, logits(of, seen(of, grey_pixels))))
+    assert found.notes == ("a shows only grey: it does not tell the order of the channels",)
 
 
 def test_an_image_file_is_prepared_as_the_model_says() -> None:

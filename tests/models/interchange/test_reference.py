@@ -178,6 +178,12 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("x.npz", lambda path: np.savez(path, input=INPUT, output=OUTPUT * np.inf), "not finite (NaN"),
     ("x.npz", lambda path: np.savez(path, input=INPUT.astype(str), output=OUTPUT), "not numbers"),
     ("x.npz", lambda path: np.savez(path, input=INPUT[:0], output=OUTPUT), "not [N, C, H, W]"),
+    ("x.npz", lambda path: np.savez(path, input=INPUT, output=OUTPUT[:0]), "shape [0, 5], not"),
+    (
+        "x.npy",
+        lambda path: np.save(path, OUTPUT),
+        "shape [2, 5], not [N, C, H, W] or [N, H, W, C]; INPUT comes before OUTPUT",
+    ),
     ("x.tar.gz", lambda path: path.write_bytes(b"\x1f\x8b\x08"), "not a whole tar archive"),
 ]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -42,7 +44,10 @@ def test_a_model_that_agrees_is_said_with_its_difference(model: Path, tmp_path: 
     line, note = run("check", model, tmp_path / "same.npz").stdout.splitlines()
     assert "agrees with same.npz: 2 images (as the network sees them), logits; largest" in line
     assert "top-1 equal for 2 of 2" in line
-    assert note == "note: same.npz is normalised already: it does not tell mean and std"
+    assert note == (
+        "note: same.npz is normalised already: it does not tell mean, std and "
+        "the order of the channels"
+    )
 
 
 def test_a_model_that_differs_ends_with_1_and_names_what_would_fit(
@@ -82,6 +87,31 @@ def test_the_tolerance_decides(
     assert "tolerance 0.0001" in run("check", model, tmp_path / "near.npz", status=1).stdout
     said = run("check", "--tolerance", "0.01", model, tmp_path / "near.npz").stdout
     assert "tolerance 0.01" in said
+
+
+def test_a_pair_that_tells_nothing_is_no_agreement(tmp_path: Path) -> None:
+    of = made()
+    of.tensors["head.weight"] *= 0
+    of.tensors["head.bias"] *= 0
+    bundle.write(of, tmp_path / "m.safetensors")
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "zero.npz", input=images, output=np.zeros((2, 10), np.float32))
+    for flags in ([], ["--json"]):
+        done = run("check", *flags, tmp_path / "m.safetensors", tmp_path / "zero.npz", status=1)
+        assert ('"blind": true' if flags else "cannot be judged by zero.npz") in done.stdout
+        assert "would fit" not in done.stdout
+
+
+def test_an_archive_that_leaves_its_images_open_is_to_be_converted(tmp_path: Path) -> None:
+    plain = tmp_path / "m.onnx"
+    run("convert", "--to", "onnx", "random:resnet20", plain)
+    graph = onnx.load(plain)
+    del graph.metadata_props[:]
+    onnx.save(graph, plain)
+    with tarfile.open(tmp_path / "m.tar.gz", "w:gz") as archive:
+        archive.add(plain, "m.onnx")
+    said = run("check", tmp_path / "m.tar.gz", status=2).stderr
+    assert "give --mean r,g,b and --std r,g,b; `resnet-serve convert --from onnx` makes a" in said
 
 
 def test_any_spec_can_be_checked(tmp_path: Path) -> None:

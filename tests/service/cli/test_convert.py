@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -47,6 +48,19 @@ def test_convert_shows_what_differs(tmp_path: Path) -> None:
     done = run("convert", "--from", "cifar", tmp_path / "r.th", tmp_path / "out", status=2)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_one_output_of_an_onnx_graph_is_chosen(tmp_path: Path) -> None:
+    path, dst = tmp_path / "r.onnx", tmp_path / "r.safetensors"
+    run("convert", "--to", "onnx", "random:resnet20", path)
+    model = onnx.load(path)
+    (logits,) = (value.name for value in model.graph.output)
+    model.graph.node.append(onnx.helper.make_node("Softmax", [logits], ["p"]))
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info("p"))
+    onnx.save(model, path)
+    said = run("convert", "--from", "onnx", path, dst, status=2).stderr
+    assert f"2 outputs ({logits}, p); --key NAME takes the one" in said
+    assert "softmax" in run("convert", "--from", "onnx", "--key", "p", path, dst).stdout
 
 
 def test_convert_makes_an_onnx_graph_and_reads_it_back(tmp_path: Path) -> None:

@@ -260,5 +260,7 @@ def test_a_stem_of_7x7_without_the_examples_names_says_how_it_is_taken_to_pad(
                 part[name.replace("_init", "_first")] = part.pop(name)
     path = msgpack(tmp_path / "w", weights)
     assert "give --set stem_padding=same" in converted(path).provenance["notes"][0]
+    assert converted(path).provenance["assumed"]["stem_padding"] == "symmetric"
     known = converted(path, numerics={"stem_padding": "same"})
+    assert "stem_padding" not in known.provenance["assumed"]
     assert "notes" not in known.provenance

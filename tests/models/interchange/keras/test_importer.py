@@ -121,7 +121,8 @@ def test_the_published_recipe_is_the_input_of_v1(tmp_path: Path) -> None:
         assert bundle.input.channels == "bgr"
         assert bundle.input.mean == (103.939 / 255, 116.779 / 255, 123.68 / 255)
         assert bundle.input.std == (1 / 255,) * 3
-        assert not {"channels", "mean", "std", "labels"} & bundle.provenance["assumed"].keys()
+        # A network of one's own may have 1000 classes too.
+        assert {"channels", "mean", "std", "labels"} <= bundle.provenance["assumed"].keys()
 
 
 @pytest.mark.parametrize("classes", [10, 1000])

@@ -155,6 +155,7 @@ def test_caffe2s_preprocessing_is_asked_for(
         ([], "must hold exactly one .onnx file; it has none"),
         (["a.onnx", "b/c.onnx"], "must hold exactly one .onnx file; it has a.onnx, b/c.onnx"),
         (["a.onnx"], "m.tar.gz/a.onnx: not an ONNX file"),
+        (["A.ONNX"], "m.tar.gz/A.ONNX: not an ONNX file"),
     ],
 )
 def test_an_archive_without_one_network_is_one_line(

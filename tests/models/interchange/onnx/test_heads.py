@@ -214,6 +214,29 @@ def test_one_logit_becomes_two_classes(tmp_path: Path, ending: str, dynamo: bool
     )
 
 
+@pytest.mark.parametrize("kind", ["squeezed", "flat"])
+@pytest.mark.parametrize("ending", ["", "sigmoid"])
+def test_one_logit_may_be_a_number_an_image(tmp_path: Path, kind: str, ending: str) -> None:
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.headed = Headed(linear(outputs=1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            row: Tensor = self.headed(x) * 0.1
+            logit = row.squeeze(1) if kind == "squeezed" else row.view(-1)
+            return logit.sigmoid() if ending else logit
+
+    path = exported(tmp_path / "x.onnx", Vector(), images())
+    theirs = torch.from_numpy(computed(path, images()))
+    assert theirs.shape == (2,)
+    expected = theirs if ending else theirs.sigmoid()
+    bundle = converted(path, **PLAIN)
+    rounding.assert_probabilities_near(
+        probabilities(bundle), torch.stack([1 - expected, expected], 1), bundle.tensors
+    )
+
+
 def test_one_class_under_a_softmax_is_refused(tmp_path: Path) -> None:
     head = nn.Sequential(linear(outputs=1), nn.Softmax(1))
     path = exported(tmp_path / "x.onnx", Headed(head), images())
@@ -257,6 +280,8 @@ OTHERS: dict[str, Any] = {
     "top-k": lambda logits, _: logits.topk(2).values,
     "two outputs": lambda logits, features: (logits, features),
     "twice": lambda logits, _: logits.softmax(1).sigmoid(),
+    "percent": lambda logits, _: logits.softmax(1) * 100,
+    "both classes": lambda logits, _: 1 - logits.sigmoid(),
     "relu": lambda logits, _: logits.relu(),
     "tanh": lambda logits, _: logits.tanh(),
     "hidden sigmoid": lambda logits, _: logits,
@@ -270,6 +295,8 @@ REFUSED = {
     "two outputs": "the graph has 2 outputs (",
     "maps": "the graph ends in feature maps; export the network up to its pooled features or its",
     "twice": "(Softmax): the graph ends in a softmax and a sigmoid",
+    "percent": "(Softmax): the graph computes with its probabilities; export the network up to its",
+    "both classes": "(Sigmoid): the graph computes with its probabilities; export the network up",
     "relu": "(Relu): the graph ends in what is no linear layer",
     "tanh": "(Tanh): an activation other than ReLU",
     "hidden sigmoid": "(Sigmoid): an activation other than ReLU",
