@@ -87,13 +87,16 @@ def test_an_empty_line_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_what_is_neither_known_nor_readable_is_refused_in_one_line(tmp_path: Path) -> None:
     binary = tmp_path / "labels.txt"
     binary.write_bytes(b"\xff\xfe\x00")
-    for source in ("cifar11", str(tmp_path), str(tmp_path / "missing"), str(binary)):
+    for source in ("cifar11", str(tmp_path), str(tmp_path / "missing")):
         with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as caught:
             labels.read(source)
         message = str(caught.value)
         assert message.startswith(
-            f"labels {source!r} are neither cifar10, cifar100, imagenet1k nor a file: "
+            f"labels {source!r} are neither cifar10, cifar100, imagenet1k nor a file that can be "
+            "read ("
         )
+    with pytest.raises(ValueError, match="the file is not text in UTF-8"):
+        labels.read(str(binary))
 
 
 def test_imagenet_has_its_synset_ids_and_other_labels_have_none() -> None:

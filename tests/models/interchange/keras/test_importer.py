@@ -133,12 +133,12 @@ def test_the_channel_order_of_ones_own_v1_is_asked_for(
     """Of classes of one's own, and of 1000 with a normalisation of one's own."""
     model = reference.ending_in_logits(reference.narrow_body(1), classes)
     path = reference.save(model, tmp_path / file)
-    message = "in which order it takes the channels; give --channels rgb or --channels bgr"
+    message = "does not say the order of its channels; give --channels rgb or --channels bgr"
     assert message in refusal(lambda: converted(path, **PLAIN))
     if classes == 10:
         both = refusal(lambda: converted(path))
-        assert message in both
-        assert "give --mean r,g,b and --std r,g,b" in both
+        assert "nor how images were normalised" in both
+        assert "rgb or --channels bgr, with --mean r,g,b and --std r,g,b" in both
     bundle = converted(path, **PLAIN, channels="rgb")
     assert difference(bundle, model, (64, 64)) <= 1
     turned = converted(path, **PLAIN, channels="bgr")

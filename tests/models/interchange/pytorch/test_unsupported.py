@@ -222,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "folds": (
         lambda: [state(), changed()],
-        "holds several state dicts: 0, 1; choose one with --key 0",
+        "holds several state dicts: 0, 1; choose one with --key, as in --key 1",
     ),
     "NumPy's arrays": (
         lambda: {name: value.numpy() for name, value in list(state().items())[:2]},
