@@ -55,7 +55,8 @@ def written(path: Path, state: dict[str, Any], **members: bytes) -> Path:
         flat = value.untyped_storage()
         count = flat.nbytes() // value.element_size()
         pickle.dump((key + 5000, "cpu", STORAGES[value.dtype]), storages, protocol=2)
-        storages.write(struct.pack("<q", count) + bytes(list(flat)))
+        raw: bytes = torch.empty(0, dtype=torch.uint8).set_(flat).numpy().tobytes()
+        storages.write(struct.pack("<q", count) + raw)
         pickle.dump((key, key + 5000, TYPES[value.dtype]), views, protocol=2)
         sizes = struct.pack(f"<{value.ndim}q", *value.shape)
         strides = struct.pack(f"<{value.ndim}q", *value.stride())
@@ -71,10 +72,10 @@ def written(path: Path, state: dict[str, Any], **members: bytes) -> Path:
         "storages": storages.getvalue(),
     }
     with tarfile.open(path, "w") as archive:
-        for name, raw in (files | members).items():
+        for name, body in (files | members).items():
             member = tarfile.TarInfo(name)
-            member.size = len(raw)
-            archive.addfile(member, io.BytesIO(raw))
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
     return path
 
 
