@@ -223,6 +223,11 @@ class Architecture:
         return self.stem_channels or self.planes[0]
 
     @property
+    def stride_of_stem(self) -> int:
+        """The stride of the stem's convolution."""
+        return self.stem_stride or (1 if self.stem == "small" else 2)
+
+    @property
     def has_pool(self) -> bool:
         """Whether the stem pools."""
         return self.pool == "max" or (self.pool == "usual" and self.stem == "imagenet")

@@ -25,7 +25,7 @@ from models import files, labels, variants
 from models.architecture import Architecture
 from models.classifier import Classifier, Outputs
 from models.draws import DrawsFrom
-from models.preprocess import InputSpec
+from models.preprocess import InputSpec, for_channels
 from models.resnet import ResNet, on_meta
 
 FORMAT = 1
@@ -240,13 +240,16 @@ def from_network(network: ResNet, **described: Any) -> Bundle:
 
 
 def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
-    """A bundle of random weights, equal on every machine, for benchmarks and smoke tests."""
+    """A bundle of random weights, equal on every machine, for benchmarks and smoke tests.
+
+    `spec` is for RGB images; networks of other channels see those.
+    """
     with DrawsFrom(torch.Generator().manual_seed(0)):
         network = ResNet(architecture)
     made = from_network(
         network,
         name=name,
-        input=spec,
+        input=for_channels(spec, architecture.in_channels),
         labels=labels.default(architecture.num_classes),
         provenance={"source": "random initialisation, untrained", "torch": torch.__version__},
     )

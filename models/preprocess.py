@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -27,6 +27,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CHANNELS: dict[str, int] = {"rgb": 3, "bgr": 3, "grey": 1, "rgba": 4}
+BY_COUNT: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +157,21 @@ def _sides(name: str, value: object) -> Sides:
 
 IMAGENET = InputSpec(size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR = InputSpec(size=32, resize=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+
+
+def for_channels(spec: InputSpec, count: int) -> InputSpec:
+    """`spec`, or where its images have another number of channels, the usual ones of that number
+    with values from -1 to 1.
+
+    Raises:
+        ValueError: images have 1, 3 or 4 channels.
+    """
+    if spec.shape[2] == count:
+        return spec
+    if count not in BY_COUNT:
+        raise ValueError(f"images have 1, 3 or 4 channels, not {count}")
+    half = (0.5,) * count
+    return replace(spec, channels=BY_COUNT[count], mean=half, std=half)
 
 
 # Pillow's names: cameras append further pictures to a JPEG, which is then an MPO.

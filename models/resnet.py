@@ -331,7 +331,7 @@ class ImageStem(nn.Module):
             architecture.in_channels,
             channels,
             3 if small else 7,
-            architecture.stem_stride or (1 if small else 2),
+            architecture.stride_of_stem,
             bias="stem" in architecture.biases,
             padding=architecture.stem_padding,
         )

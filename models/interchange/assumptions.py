@@ -13,11 +13,10 @@ from models import labels as label_files
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange.imported import DESCRIBED, INPUT, STRUCTURE, Imported, Said
-from models.preprocess import CHANNELS, Channels, InputSpec, PerChannel, Sides
+from models.preprocess import BY_COUNT, CHANNELS, InputSpec, PerChannel, Sides
 from models.suggestions import hint
 
 ORDERS = {"rgb": "bgr", "bgr": "rgb"}
-BY_COUNT: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
 
 
 class InputUnknown(BundleError):
@@ -118,8 +117,10 @@ def effective(architecture: Architecture) -> dict[str, Any]:
     """The fields `STRUCTURE` of an architecture, by what they do: a pool is "max" or "none",
     and a stride is a number."""
     values = {name: getattr(architecture, name) for name in STRUCTURE}
-    stride = architecture.stem_stride or (1 if architecture.stem == "small" else 2)
-    return values | {"pool": "max" if architecture.has_pool else "none", "stem_stride": stride}
+    return values | {
+        "pool": "max" if architecture.has_pool else "none",
+        "stem_stride": architecture.stride_of_stem,
+    }
 
 
 def irrelevant(architecture: Architecture) -> set[str]:

@@ -133,7 +133,7 @@ class EngineThread(threading.Thread):
         engine, parity = warm.engine, warm.parity
         log.info(
             "%s: ready with %s in %s on %s after %.1f s; batch sizes %s; "
-            "top-1 agrees with fp32 for %.0f %% of %d images, probabilities within %.2g",
+            "%.0f %% of %d images have the same maximum as in fp32, differences are within %.2g",
             self.name,
             engine.name,
             engine.precision,

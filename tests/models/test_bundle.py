@@ -450,3 +450,11 @@ def test_any_text_becomes_a_name(text: str) -> None:
 def test_words_are_kept() -> None:
     assert name_from(" my net/v2 (best) ") == "my-net-v2-(best)"
     assert name_from("..") == name_from("") == "model"
+
+
+@pytest.mark.parametrize(("count", "channels"), [(1, "grey"), (3, "rgb"), (4, "rgba")])
+def test_untrained_networks_see_images_of_their_channels(count: int, channels: str) -> None:
+    made = bundle.untrained(tiny.architecture(in_channels=count), "tiny", tiny.INPUT)
+    assert (made.input.channels, made.input.shape) == (channels, (8, 8, count))
+    with pytest.raises(ValueError, match="images have 1, 3 or 4 channels, not 2"):
+        bundle.untrained(tiny.architecture(in_channels=2), "tiny", tiny.INPUT)

@@ -15,7 +15,6 @@ from models.architecture import Architecture
 from models.bundle import BundleError
 from models.interchange import normalisations
 from models.interchange.architecture import infer_architecture
-from models.interchange.assumptions import BY_COUNT
 from models.interchange.imported import (
     BODY,
     NORMALISATION,
@@ -31,7 +30,7 @@ from models.interchange.keras.front import READERS, KerasFront, read_front
 from models.interchange.keras.graph import KerasGraph, KerasLayer, read_graph
 from models.interchange.keras.head import UNPOOLED, KerasHead, read_dense, read_head
 from models.interchange.keras.tensors import LEAVES, even_out, fill_biases, layer_tensors
-from models.preprocess import CIFAR, IMAGENET, InputSpec
+from models.preprocess import BY_COUNT, CIFAR, IMAGENET, InputSpec
 from models.resnet import on_meta
 from models.summary import map_sides
 

@@ -15,11 +15,10 @@ from models import labels as label_files
 from models.architecture import Architecture
 from models.bundle import BundleError, name_from
 from models.classifier import Outputs
-from models.interchange.assumptions import BY_COUNT
 from models.interchange.extras import INSTALL
 from models.interchange.imported import INPUT, NORMALISATION, NOTHING, STRUCTURE, Imported, Said
 from models.interchange.onnx import blocks, reader
-from models.preprocess import CIFAR, IMAGENET, InputSpec, PerChannel
+from models.preprocess import BY_COUNT, CIFAR, IMAGENET, InputSpec, PerChannel
 
 MISSING = f"the package onnx is not installed: {INSTALL}"
 # Protobuf's tags of the fields of a `ModelProto` after the first.

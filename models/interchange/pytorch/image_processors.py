@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from models.interchange.assumptions import BY_COUNT
-from models.preprocess import CHANNELS, InputSpec, Interpolation, PerChannel, Sides
+from models.preprocess import BY_COUNT, CHANNELS, InputSpec, Interpolation, PerChannel, Sides
 
 INTERPOLATION: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 KIND = re.compile(r"(\w+?)(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)", re.ASCII)

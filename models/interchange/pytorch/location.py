@@ -13,12 +13,11 @@ from torch import Tensor
 
 from models.architecture import Architecture
 from models.bundle import BundleError
-from models.interchange.assumptions import BY_COUNT
 from models.interchange.imported import NORMALISATION, Said
 from models.interchange.pytorch import heads, states, unsupported
 from models.interchange.pytorch.checkpoint import Checkpoint
 from models.interchange.pytorch.layout import Layout, Ours, find, printable, shown, to_ours
-from models.preprocess import InputSpec, PerChannel
+from models.preprocess import BY_COUNT, InputSpec, PerChannel
 
 # Modules and buffers that only training reads, or that prepare images.
 BESIDE = re.compile(

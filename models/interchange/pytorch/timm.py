@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from models.architecture import Antialias
 from models.bundle import BundleError
-from models.interchange.assumptions import BY_COUNT
 from models.interchange.imported import BODY, INPUT, Imported, Said
 from models.interchange.normalisations import HALF
 from models.interchange.pytorch.checkpoint import read_checkpoint, read_json, weights_file
@@ -22,7 +21,7 @@ from models.interchange.pytorch.layout import (
     Layout,
 )
 from models.interchange.pytorch.location import locate
-from models.preprocess import IMAGENET, Crop, InputSpec
+from models.preprocess import BY_COUNT, IMAGENET, Crop, InputSpec
 
 LAYOUTS = (
     Layout(
