@@ -27,6 +27,7 @@ from models.classifier import Classifier, Outputs
 from models.draws import DrawsFrom
 from models.preprocess import InputSpec, for_channels
 from models.resnet import ResNet, on_meta
+from models.summary import map_sides
 
 FORMAT = 1
 CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -152,8 +153,21 @@ class Bundle:
                 f"in_channels must be {channels} for {self.input.channels} images, not "
                 f"{self.architecture.in_channels}"
             )
+        if self.architecture.antialias != "none":
+            self._check_sides()
         self.temperature = _checked_temperature(self.temperature)
         _check_card(self.card)
+
+    def _check_sides(self) -> None:
+        """Averages drop the last of an odd number of pixels, and shortcuts do not."""
+        try:
+            map_sides(on_meta(self.architecture), self.input.size)
+        except RuntimeError:
+            raise BundleError(
+                f"images of {self.input.height}x{self.input.width} pixels do not fit a network "
+                f"with antialias {self.architecture.antialias}: sides must be even wherever it "
+                "halves them, as those of 224 and 256 are"
+            ) from None
 
     def network(self) -> ResNet:
         """The network in evaluation mode; it shares memory with `tensors`.

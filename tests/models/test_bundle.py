@@ -458,3 +458,22 @@ def test_untrained_networks_see_images_of_their_channels(count: int, channels: s
     assert (made.input.channels, made.input.shape) == (channels, (8, 8, count))
     with pytest.raises(ValueError, match="images have 1, 3 or 4 channels, not 2"):
         bundle.untrained(tiny.architecture(in_channels=2), "tiny", tiny.INPUT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "fits"),
+    [("average", 64, True), ("average", 36, False), ("blur", 36, True), ("blur", 4, False)],
+)
+def test_images_must_fit_where_an_antialiased_network_halves_them(
+    kind: str, side: int, fits: bool
+) -> None:
+    network = tiny.network(antialias=kind, stem="imagenet")
+    described = tiny.described(input=replace(tiny.INPUT, size=side, resize=side))
+    if fits:
+        network(torch.randn(1, 3, side, side))
+        bundle.from_network(network, **described)
+    else:
+        with pytest.raises(RuntimeError):
+            network(torch.randn(1, 3, side, side))
+        with pytest.raises(BundleError, match=f"images of {side}x{side} pixels do not fit a netw"):
+            bundle.from_network(network, **described)
