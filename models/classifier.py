@@ -14,6 +14,11 @@ from models.resnet import ResNet
 Outputs = Literal["exclusive", "independent"]
 
 
+def as_probabilities(logits: Tensor, outputs: Outputs) -> Tensor:
+    """Float32 [N, K] from float32 logits [N, K]; see `Classifier`."""
+    return logits.softmax(1) if outputs == "exclusive" else logits.sigmoid()
+
+
 class Normalise(nn.Module):
     """From pixels 0 to 255 [N, H, W, C], uint8 or float32, to float32 [N, C, H, W] in
     channels-last memory."""
@@ -73,4 +78,4 @@ class Classifier(nn.Module):
         """Float32 [N, K] from float32 logits."""
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        return logits.softmax(1) if self.outputs == "exclusive" else logits.sigmoid()
+        return as_probabilities(logits, self.outputs)

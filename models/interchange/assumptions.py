@@ -132,7 +132,7 @@ def irrelevant(architecture: Architecture) -> set[str]:
         "stride_at": bottleneck and strides,
         "padding": strided and (in_3x3 or architecture.shortcut == "conv"),
         # A 3x3 window in steps of 1 lies alike.
-        "stem_padding": effective(architecture)["stem_stride"] == 2,
+        "stem_padding": architecture.stride_of_stem == 2,
         "pool_padding": architecture.has_pool and architecture.antialias != "average",
         "antialias": in_3x3 and not architecture.preact and not architecture.dilation,
         "dilation": strides,

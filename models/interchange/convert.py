@@ -116,8 +116,8 @@ def _checked(bundle: Bundle, pairs: Sequence[Pair]) -> Bundle:
     found = [comparison.compare(bundle, pair) for pair in pairs]
     if not all(each.agrees for each in found):
         worst = max(found, key=lambda each: each.relative)
-        if any(each.blind for each in found):
-            blind = next(each for each in found if each.blind)
+        blind = next((each for each in found if each.blind), None)
+        if blind is not None:
             raise Differs(f"the network {blind.in_words()}")
         others = alternatives.search(bundle, pairs, comparison.TOLERANCE)
         raise Differs(f"the network {worst.in_words()}; {others.in_words()}")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.classifier import Normalise
+from models.classifier import Normalise, as_probabilities
 from models.resnet import on_meta
 from models.summary import map_sides
 from service.engines.blueprint import Blueprint
@@ -191,8 +191,7 @@ class CudaEngine:
             logits = F.linear(logits.relu_(), weight, bias)
         if self._temperature != 1.0:
             logits /= self._temperature
-        exclusive = self._outputs == "exclusive"
-        probabilities = logits.softmax(1) if exclusive else logits.sigmoid()
+        probabilities = as_probabilities(logits, self._outputs)
         # Stable: equal probabilities stay in the order of their classes.
         ordered, classes = probabilities.sort(dim=1, descending=True, stable=True)
         lane.probabilities[:size].copy_(ordered)

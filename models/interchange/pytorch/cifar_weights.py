@@ -33,36 +33,46 @@ class PublishedCifar:
         return {f"{self.labels}-test": {**figures, "measured_by": self.repository}}
 
 
-WEIGHTS = (
-    *(
-        PublishedCifar(AKAMASTER, f"resnet{depth}", sha256, "cifar10", top1, OF_IMAGENET)
-        for depth, sha256, top1 in (
-            (20, "12fca82f", 91.73),
-            (32, "d509ac18", 92.63),
-            (44, "014dd654", 93.10),
-            (56, "4bfd9763", 93.39),
-            (110, "1d1ed7c2", 93.68),
-            (1202, "f3b1deed", 0),
-        )
-    ),
-    *(
-        PublishedCifar(CHENYAOFO, f"resnet{depth}", sha256, "cifar10", top1, OF_CIFAR10)
-        for depth, sha256, top1 in (
-            (20, "4118986f", 92.60),
-            (32, "ef93fc4d", 93.53),
-            (44, "2a3cabcb", 94.01),
-            (56, "187c023a", 94.37),
-        )
-    ),
-    *(
-        PublishedCifar(CHENYAOFO, f"resnet{depth}", sha256, "cifar100", top1, CHENYAOFO_CIFAR100)
-        for depth, sha256, top1 in (
-            (20, "23dac2f1", 68.83),
-            (32, "84213ce6", 70.16),
-            (44, "ffe32858", 71.63),
-            (56, "f2eff4c8", 72.63),
-        )
-    ),
+WEIGHTS = tuple(
+    PublishedCifar(repository, f"resnet{depth}", sha256, labels, top1, normalisation)
+    for repository, labels, normalisation, published in (
+        (
+            AKAMASTER,
+            "cifar10",
+            OF_IMAGENET,
+            (
+                (20, "12fca82f", 91.73),
+                (32, "d509ac18", 92.63),
+                (44, "014dd654", 93.10),
+                (56, "4bfd9763", 93.39),
+                (110, "1d1ed7c2", 93.68),
+                (1202, "f3b1deed", 0),
+            ),
+        ),
+        (
+            CHENYAOFO,
+            "cifar10",
+            OF_CIFAR10,
+            (
+                (20, "4118986f", 92.60),
+                (32, "ef93fc4d", 93.53),
+                (44, "2a3cabcb", 94.01),
+                (56, "187c023a", 94.37),
+            ),
+        ),
+        (
+            CHENYAOFO,
+            "cifar100",
+            CHENYAOFO_CIFAR100,
+            (
+                (20, "23dac2f1", 68.83),
+                (32, "84213ce6", 70.16),
+                (44, "ffe32858", 71.63),
+                (56, "f2eff4c8", 72.63),
+            ),
+        ),
+    )
+    for depth, sha256, top1 in published
 )
 
 
