@@ -21,10 +21,22 @@ FILES = [path for path in rooms.FILES if not path.is_relative_to(ROOT / "benchma
 BENCHMARKS = [path for path in rooms.FILES if path.is_relative_to(ROOT / "benchmarks")]
 # What a room may import, beside itself and the ground files. `models` never imports `service`.
 ROOMS = {
-    "cli": {"ray", "workers", "http", "repository", "engines", "inference", "config", "client"},
+    "cli": {
+        "ray",
+        "workers",
+        "grpc",
+        "http",
+        "repository",
+        "engines",
+        "inference",
+        "config",
+        "client",
+    },
     "ray": {"http", "repository", "inference", "config"},
-    "workers": {"http", "repository", "inference", "config"},
-    "http": {"inference", "config"},
+    "workers": {"grpc", "http", "repository", "inference", "config"},
+    "grpc": {"http", "oip", "inference", "config"},
+    "http": {"oip", "inference", "config"},
+    "oip": {"inference", "config"},
     "repository": {"engines", "inference", "config"},
     "engines": {"inference", "config"},
     "inference": {"config"},
@@ -56,6 +68,7 @@ LIBRARIES = {
     "PIL": {"inference", "http", "client", "engines"},  # engines are timed with real files
     "prometheus_client": {"metrics", "workers", "ray"},
     "ray": {"ray", "cli"},
+    "grpc": {"grpc"},
     "httpx": {"client"},
     "click": {"cli"},
     "yaml": {"config"},

@@ -20,10 +20,9 @@ from service.http.body import UploadBudget
 from service.http.exposition import Exposition
 from service.http.middleware import ObservabilityMiddleware
 from service.http.plain_route import PlainRoutesMiddleware
-from service.http.routers import classify, embed, explain, health, models, pages
+from service.http.routers import classify, embed, explain, health, models, pages, v2
 from service.http.routing import RoutingMiddleware
 from service.http.services import Services
-from service.http.v2 import routes as v2
 from service.inference.interfaces import Repository
 from service.inference.lane import Lane
 from service.inference.pipeline import Pipeline

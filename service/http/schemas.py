@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from models.preprocess import Channels
-from service.http.json_pieces import PIECE, json_list, json_object
 from service.inference.interfaces import Computed
 from service.inference.ranking import top_k
+from service.json_pieces import PIECE, json_list, json_object
 
 # A length of both sides, or height and width.
 Sides = int | Annotated[list[int], Field(min_length=2, max_length=2)]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from service.http.app import ENDPOINTS
-from service.http.v2.routes import ROUTES
+from service.http.routers.v2 import ROUTES
 from tests.conftest import client, started
 from tests.deploy.chart import CHART, RELEASE, ROOT, SETS, Rendered, Values, render
 from tests.deploy.crds import check

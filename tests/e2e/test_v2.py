@@ -25,7 +25,7 @@ from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_runtime_models import ADMIN, KEY, write
 from tests.e2e.test_workers import until
-from tests.service.http.v2.test_codec import MALFORMED
+from tests.service.oip.test_codec import MALFORMED
 from tests.support import rounding
 
 NAME = "resnet20-cifar10"

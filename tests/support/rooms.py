@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("service", "models", "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in ROOT.glob(f"{package}/**/*.py"))
-GROUND = ("errors", "logs", "metrics", "runtime")
+GROUND = ("errors", "json_pieces", "logs", "metrics", "runtime")
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PICTURE = re.compile(r"(?<=```mermaid\n).*?(?=```\n)", re.DOTALL)
 
@@ -42,7 +42,7 @@ def package_of(module: str) -> str:
 
 
 def room_of(module: str) -> str:
-    """The first folder or file below the package: `service.http.v2.codec` is in `http`."""
+    """The first folder or file below the package: `service.oip.codec` is in `http`."""
     return module.partition(".")[2].partition(".")[0]
 
 

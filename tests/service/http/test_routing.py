@@ -9,9 +9,8 @@ import pytest
 from starlette.routing import Route
 
 from service.http.app import ENDPOINTS
-from service.http.routers import classify
+from service.http.routers import classify, v2
 from service.http.routers.pages import WEB
-from service.http.v2 import routes as v2
 from tests.conftest import Service
 
 ROUTES = [

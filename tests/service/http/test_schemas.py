@@ -9,10 +9,10 @@ import pytest
 
 from service.cli.trial import Instant
 from service.http import schemas
-from service.http.json_pieces import PIECE
 from service.inference.decoding import DecodedImage
 from service.inference.interfaces import Computed
 from service.inference.ranking import Row
+from service.json_pieces import PIECE
 
 CLASSES = 3 * PIECE
 

@@ -6,7 +6,10 @@ from importlib.metadata import version
 from typing import Any
 
 from service.config.settings import Settings
-from service.http.v2.codec import (
+from service.inference.interfaces import Model
+from service.inference.jobs import Priority
+from service.inference.pipeline import Pipeline
+from service.oip.codec import (
     DATATYPES,
     EMBEDDING,
     IMAGE,
@@ -17,9 +20,6 @@ from service.http.v2.codec import (
     VERSION,
     shapes,
 )
-from service.inference.interfaces import Model
-from service.inference.jobs import Priority
-from service.inference.pipeline import Pipeline
 
 PLATFORM = "resnet-serve"
 EXTENSIONS = [

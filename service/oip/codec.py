@@ -13,13 +13,13 @@ from pydantic_core import to_json
 
 from models.preprocess import InputSpec
 from service.errors import QUOTED, InvalidInput, TooLarge
-from service.http.json_pieces import json_list, json_object
-from service.http.v2 import messages, tensors
-from service.http.v2.messages import InferenceRequest, Input, Output
 from service.inference.jobs import Priority
 from service.inference.pipeline import LEAST, MOST
 from service.inference.ranking import Ranking, Row, rank
 from service.inference.tasks import CLASSIFY, Embed, Pixels, Task
+from service.json_pieces import json_list, json_object
+from service.oip import messages, tensors
+from service.oip.messages import InferenceRequest, Input, Output
 
 VERSION = "1"
 IMAGE, PIXELS, INPUT = "image", "pixels", "input"

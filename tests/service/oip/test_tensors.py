@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.errors import InvalidInput
-from service.http.v2 import tensors
+from service.oip import tensors
 
 
 def test_numbers_may_be_nested_or_flat() -> None:

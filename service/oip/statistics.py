@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from service.http.v2.codec import VERSION
+from service.oip.codec import VERSION
 
 SECONDS, COUNT = "resnet_serve_phase_seconds_sum", "resnet_serve_phase_seconds_count"
 IMAGES, BATCHES = "resnet_serve_images_total", "resnet_serve_batch_size_count"

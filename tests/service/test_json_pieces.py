@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from service.http.json_pieces import PIECE, json_list, json_object
+from service.json_pieces import PIECE, json_list, json_object
 
 
 @pytest.mark.parametrize("count", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, InvalidInput, NotReady, RequestError, UnknownModel
+from service.http import encoding
 from service.http.admission import TIMEOUT, admit, open_body
 from service.http.plain_route import Endpoint
 from service.http.problems import refusal_response
@@ -26,14 +27,14 @@ from service.http.record import record_of
 from service.http.routers.models import MAX_BODY_BYTES, active_pipeline, settings_of_model
 from service.http.services import services_of
 from service.http.uploads import until_disconnect
-from service.http.v2 import codec, encoding, messages, metadata
-from service.http.v2.codec import VERSION, Image, ParsedRequest
-from service.http.v2.statistics import statistics
 from service.inference.deadline import before
 from service.inference.interfaces import Model
 from service.inference.jobs import Priority
 from service.inference.queue_share import QueueShare, gather
 from service.inference.ranking import Row
+from service.oip import codec, messages, metadata
+from service.oip.codec import VERSION, Image, ParsedRequest
+from service.oip.statistics import statistics
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 # Larger requests are parsed in a thread, as parsing them would block the event loop.

@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from service.errors import InvalidInput, TooLarge, UploadsFull
+from service.http import encoding
 from service.http.body import Body, UploadBudget
-from service.http.v2 import encoding
 from tests.service.http.test_body import LANE, sending
 
 TEXT = bytes(range(256)) * 40

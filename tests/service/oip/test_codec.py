@@ -11,17 +11,17 @@ import pytest
 
 from models.preprocess import CIFAR, InputSpec
 from service.errors import InvalidInput, TooLarge
-from service.http.v2 import codec
-from service.http.v2.codec import (
+from service.inference.jobs import Priority
+from service.inference.ranking import rank
+from service.inference.tasks import CLASSIFY, Embed
+from service.oip import codec
+from service.oip.codec import (
     JSON_BESIDE,
     MAX_JSON_BYTES,
     MAX_JSON_LISTS,
     MAX_JSON_VALUES,
     ParsedRequest,
 )
-from service.inference.jobs import Priority
-from service.inference.ranking import rank
-from service.inference.tasks import CLASSIFY, Embed
 from tests.support import kinds
 
 SPEC = InputSpec(size=2, resize=2, mean=CIFAR.mean, std=CIFAR.std)

@@ -1,0 +1,94 @@
+"""What a file is, by its first bytes, so that a refusal can name it."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class FileKind(NamedTuple):
+    """`name`: as in "this is HEIC". `is_image`: whether it is an image of any format, decodable
+    here or not."""
+
+    name: str
+    is_image: bool
+
+
+SIGNATURES: tuple[tuple[bytes, FileKind], ...] = (
+    (b"\xff\xd8\xff", FileKind("JPEG", True)),
+    (b"\x89PNG\r\n\x1a\n", FileKind("PNG", True)),
+    (b"GIF8", FileKind("GIF", True)),
+    (b"BM", FileKind("BMP", True)),
+    (b"II*\0\x10\0\0\0CR", FileKind("Canon's raw format CR2", True)),
+    (b"II*\0", FileKind("TIFF", True)),
+    (b"MM\0*", FileKind("TIFF", True)),
+    (b"II+\0", FileKind("BigTIFF", True)),
+    (b"MM\0+", FileKind("BigTIFF", True)),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", FileKind("JPEG XL", True)),
+    (b"\xff\x0a", FileKind("JPEG XL", True)),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", FileKind("JPEG 2000", True)),
+    (b"\xff\x4f\xff\x51", FileKind("JPEG 2000", True)),
+    (b"\0\0\x01\0", FileKind("ICO", True)),
+    (b"8BPS", FileKind("a Photoshop file", True)),
+    (b"\x76\x2f\x31\x01", FileKind("OpenEXR", True)),
+    (b"#?RADIANCE", FileKind("Radiance HDR", True)),
+    (b"DDS ", FileKind("DDS", True)),
+    (b"%PDF", FileKind("a PDF document", False)),
+    (b"PK\x03\x04", FileKind("a zip archive", False)),
+    (b"\x1f\x8b", FileKind("gzip-compressed data", False)),
+    (b"\x28\xb5\x2f\xfd", FileKind("zstd-compressed data", False)),
+    (b"\x93NUMPY", FileKind("a NumPy array", False)),
+    (b"\x7fELF", FileKind("a program", False)),
+)
+# The brands of files in ISO's base media format (ISO/IEC 14496-12), which begin with `ftyp`.
+BRANDS = {
+    b"avif": FileKind("AVIF", True),
+    b"avis": FileKind("AVIF", True),
+    b"crx ": FileKind("Canon's raw format CR3", True),
+    **dict.fromkeys(
+        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+        FileKind("HEIC", True),
+    ),
+}
+VIDEO = FileKind("a video", False)
+RIFF = {b"WEBP": FileKind("WebP", True), b"WAVE": FileKind("a sound", False), b"AVI ": VIDEO}
+# Texts, after white space and a byte order mark. The first that matches counts.
+TEXTS: tuple[tuple[re.Pattern[bytes], str, bool], ...] = (
+    (re.compile(rb"P[1-7][\s#]"), "a portable pixmap (PNM)", True),
+    (re.compile(rb"<!doctype html|<html|<head|<body", re.IGNORECASE), "an HTML page", False),
+    (re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!doctype svg[^>]*>\s*)*<svg[\s>]",
+                re.IGNORECASE | re.DOTALL), "SVG", True),
+    (re.compile(rb"<\?xml"), "an XML document", False),
+    (re.compile(rb"data:image/"), "a data URL", False),
+    (re.compile(rb"/9j/|iVBORw0KGgo|R0lGOD|UklGR"), "base64 text", False),
+    (re.compile(rb"[{\[]"), "JSON", False),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS", False),
+)  # fmt: skip
+LOOKED_AT = 512  # bytes
+DICOM_AT = 128
+
+
+def kind_of(data: bytes) -> FileKind | None:
+    """The kind of a file that begins with `data`; None: it is not one of those known here."""
+    start = bytes(data[:LOOKED_AT])
+    if start[4:8] == b"ftyp":
+        return _by_brand(start)
+    if start.startswith(b"RIFF"):
+        return RIFF.get(start[8:12])
+    for signature, kind in SIGNATURES:
+        if start.startswith(signature):
+            return kind
+    if start[DICOM_AT : DICOM_AT + 4] == b"DICM":
+        return FileKind("DICOM", True)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    found = (FileKind(name, image) for pattern, name, image in TEXTS if pattern.match(text))
+    return next(found, None)
+
+
+def _by_brand(start: bytes) -> FileKind:
+    """By the major brand, or where that is general, by the first compatible one that is known."""
+    size = int.from_bytes(start[:4], "big")
+    brands = [start[8:12], *(start[at : at + 4] for at in range(16, min(size, len(start)), 4))]
+    if b"avif" in brands:  # Its major brand may be mif1, as HEIC's.
+        return BRANDS[b"avif"]
+    return next((BRANDS[brand] for brand in brands if brand in BRANDS), VIDEO)
