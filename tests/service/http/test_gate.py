@@ -356,19 +356,6 @@ def test_a_body_that_ends_after_its_response_leaves_nothing() -> None:
         assert service.on_loop(service.idle)
 
 
-def test_a_refused_request_for_another_protocol_closes_its_connection() -> None:
-    """As what comes after it is no HTTP."""
-    with gated() as service:
-        service.model.ready = False
-        client = service.connect()
-        client._socket.settimeout(5)
-        asked = (
-            b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
-        )
-        assert client.send(asked).answer().status == 503
-        assert client.rest() == b""
-
-
 def test_a_client_that_does_not_read_its_refusals_is_read_no_further() -> None:
     """Else the service keeps all of them in memory."""
     with gated() as service:
