@@ -180,7 +180,16 @@ class Settings(Strict):
         json_schema_extra={"items": {"type": "string", "pattern": f"^({ORIGIN.pattern})$"}},
     )
     max_connections: int = Field(
-        4096, ge=1, description="limit for all front ends together; more are refused"
+        4096,
+        ge=1,
+        description="limit for all front ends together; beyond it, those that idle longest (5 s or "
+        "more) give way, else more are refused",
+    )
+    keep_alive_s: float = Field(
+        3660,
+        gt=0,
+        description="time after which an idle connection is closed; set it longer than the idle "
+        "timeout of the load balancer, which must be the one to close",
     )
     max_header_bytes: int = Field(65_536, ge=1024, description="limit for request line and headers")
     header_timeout_s: float = Field(

@@ -76,10 +76,12 @@ class ServerConnection(TimedConnection):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(stream, limits.turns, config, server_state, app_state, _loop)
+        self.timeout_keep_alive = limits.keep_alive  # type: ignore[assignment]
         self.url = b""  # of the latest request, as far as it has arrived
         self._limits = limits
         self._phase = IDLE
-        # Over the limit; health is still answered, so that probes tell the truth.
+        # Over the limit; health is still answered, so that probes tell the truth, and another
+        # request only if others make room for it.
         self._surplus = False
         # Bytes since the parser last reported a whole head or a part of a body: they bound heads,
         # and the trailers and extensions of chunked bodies.
@@ -204,6 +206,22 @@ class ServerConnection(TimedConnection):
         """Whether a request of this connection has not had its whole response."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def idle_since(self) -> float | None:
+        """See `service.http.idle.IdleConnection`."""
+        if self._busy or self._unreported or self.transport.is_closing():
+            return None
+        return self._idle_since or None
+
+    def give_way(self) -> bool:
+        if tcp.has_data(self._socket):
+            return False
+        self._phase = DEAF
+        self.connections.discard(self)
+        self._limits.uncounted.add(self)
+        self._close_idle()
+        return True
+
     def on_message_begin(self) -> None:
         self._phase = HEAD
         self.url = b""
@@ -234,7 +252,12 @@ class ServerConnection(TimedConnection):
         version = parser.get_http_version()
         head.check(version, self.headers)
         if self._surplus and not self.url.startswith(HEALTH):
-            raise limits.too_many()
+            counted: Any = self.connections  # All are of this class.
+            if not limits.has_room(counted, self.loop.time()):
+                raise limits.too_many()
+            self._surplus = False
+            limits.uncounted.discard(self)
+            self.connections.add(self)
         keep_alive = version != "1.0" and parser.should_keep_alive() and not self._surplus
         self._unreported = 0
         self._clear_deadline()

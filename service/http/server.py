@@ -73,7 +73,6 @@ class Server(uvicorn.Server):
                 headers=[("X-Content-Type-Options", "nosniff")],
                 backlog=BACKLOG,
                 proxy_headers=False,  # the client's address is not used
-                timeout_keep_alive=75,  # longer than common load balancers' idle timeouts
                 timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
             )
         )

@@ -27,12 +27,22 @@ class Socket(Protocol):
 
     def getsockopt(self, level: int, option: int, length: int, /) -> bytes: ...
 
+    def recv(self, length: int, flags: int, /) -> bytes: ...
+
 
 def waited(connection: Socket) -> float:
     """Seconds since the latest data of a connection arrived, or since it was made if it has sent
     none; 0 where the platform does not tell, and for times within the kernel's resolution."""
     seconds = _info(connection, LAST_DATA_RECV) / 1000
     return seconds if seconds > TICK else 0.0
+
+
+def has_data(connection: Socket) -> bool:
+    """Whether something of a client, which goes on, has arrived and was not read yet."""
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:  # Nothing, or it was just closed.
+        return False
 
 
 def backlog(listener: Socket) -> int:

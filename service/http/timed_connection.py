@@ -105,7 +105,11 @@ class TimedConnection(HttpToolsProtocol):
         remaining = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if remaining > 0:
             self._set_idle_timer(remaining)
-        elif self.transport.get_write_buffer_size():
+        else:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        if self.transport.get_write_buffer_size():
             self.transport.abort()  # Closing would wait for a client that does not read.
         else:
             self.transport.close()
