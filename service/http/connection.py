@@ -262,8 +262,9 @@ class ServerConnection(TimedConnection):
         self._unreported = 0
         self._clear_deadline()
         entry = None
-        if method == b"POST" and limits.gate is not None and not self._responding:
-            verdict = limits.gate.check(self.url, self.headers, self._arrival, keep_alive)
+        predicts = method == b"POST" or method == b"PUT"  # noqa: PLR1714 - faster
+        if predicts and limits.gate is not None and not self._responding:
+            verdict = limits.gate.check(method, self.url, self.headers, self._arrival, keep_alive)
             if isinstance(verdict, bytes):
                 self._phase = BODY
                 self._refuse_early(verdict, keep_alive)

@@ -59,7 +59,13 @@ class ConnectionLimits:
         )
 
     def refused(
-        self, error: ServiceError, model: str, route: str, status: int, request_id: bytes
+        self,
+        error: ServiceError,
+        model: str,
+        method: bytes,
+        route: str,
+        status: int,
+        request_id: bytes,
     ) -> None:
         """Counts and logs a refusal by the gate."""
         self._metrics.refused(model, error.reason)
@@ -67,8 +73,9 @@ class ConnectionLimits:
         suppressed = self._log_limit.suppressed(error.reason)
         if suppressed is not None:
             log.info(
-                "%s POST %s %d %s: %s%s",
+                "%s %s %s %d %s: %s%s",
                 request_id.decode("ascii"),
+                method.decode("ascii"),
                 route,
                 status,
                 error.reason,

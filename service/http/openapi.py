@@ -39,6 +39,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     | {"description": "loading, shutting down, or the engine is down; with Retry-After"},
     504: PROBLEM | {"description": "the deadline passed (X-Request-Timeout-Ms)"},
 }
+BY_PUT = "`/v1/classify`, `/v1/embed` and `/v1/explain` also take PUT, as `curl -T FILE` sends it."
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FILE = {"type": "string", "format": "binary"}
 
@@ -75,7 +76,11 @@ def describe(app: FastAPI, plain: APIRouter) -> None:
         if app.openapi_schema is None:
             routes = [*plain.routes, *app.routes]
             app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, summary=app.summary, routes=routes
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                description=BY_PUT,
+                routes=routes,
             )
             _name_problems(app.openapi_schema)
         return app.openapi_schema

@@ -27,6 +27,9 @@ from service.http.record import record_of
 CONTENT_TYPE = "application/problem+json"
 V2 = "/v2"
 MAX_DETAIL = 2000  # characters of a detail, which may quote the client
+UPLOADED = (
+    ". `curl -T FILE URL` adds the file's name to a URL that ends with a slash: leave out the slash"
+)
 CLIENT_CLOSED_REQUEST = 499  # nginx's; only logs and metrics show it, as the client is gone
 
 STATUSES: dict[type[errors.ServiceError], int] = {
@@ -118,6 +121,8 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     known = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
     wrong = f"{path} does not accept {request.method}" if known else f"there is no {path}"
     detail = f"{wrong}; /docs lists the endpoints"
+    if not known and request.method == "PUT":
+        detail += UPLOADED
     reason = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
     if known and "router" in request.scope:  # Else a plain route, which has named its own.

@@ -238,6 +238,7 @@ def test_pages_of_one_other_origin_may_use_the_api(door: Service, service: Servi
     preflight = ask(door, "OPTIONS", "/v1/classify", headers=asked)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    assert "PUT" in preflight.headers["access-control-allow-methods"]
     done = ask(door, "POST", "/v1/classify", headers=KEY | asked, content=encoded())
     exposed = done.headers["access-control-expose-headers"]
     told = {"Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-ID"}

@@ -67,7 +67,7 @@ async def classify_by_query(request: Request) -> Response:
 
 
 NO_QUERY = ClassifyQuery()
-ROUTES = [Route(CLASSIFY, classify_by_query, methods=["POST"])]
+ROUTES = [Route(CLASSIFY, classify_by_query, methods=["POST", "PUT"])]
 
 
 def query_of(scope: Scope) -> ClassifyQuery:

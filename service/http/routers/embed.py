@@ -24,6 +24,7 @@ MEDIA_TYPES = {"npy": "application/x-npy", "f32": "application/octet-stream"}
 router = APIRouter()
 
 
+@router.put("/v1/embed", include_in_schema=False)
 @router.post(
     "/v1/embed",
     response_model=schemas.Embedding,

@@ -37,6 +37,7 @@ MIN_SIDE = 224  # pixels of the PNG's longer side: smaller inputs are enlarged
 router = APIRouter()
 
 
+@router.put("/v1/explain", include_in_schema=False)
 @router.post(
     "/v1/explain",
     response_model=schemas.Explanation,

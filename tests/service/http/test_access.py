@@ -92,6 +92,14 @@ def test_who_cannot_have_a_key_yet_needs_none(path: str) -> None:
     keys(**BOTH).check(scope("GET", path))
 
 
+def test_a_prediction_by_put_is_no_change_of_the_models() -> None:
+    for path in ("/v1/classify", "/v1/embed", "/v1/explain"):
+        keys().check(scope("PUT", path))
+        keys(**BOTH).check(scope("PUT", path, x_api_key=API))
+        with pytest.raises(Unauthorized):
+            keys(**BOTH).check(scope("PUT", path))
+
+
 def test_without_keys_everybody_may_use_and_nobody_may_change() -> None:
     open_to_all = keys()
     open_to_all.check(scope("POST", "/v1/classify"))

@@ -254,11 +254,43 @@ def test_a_refusal_under_v2_has_its_form(path: str) -> None:
         assert client.send(post("/v2/models/first/infer", V2_BODY)).answer().status == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/classify/batch", "/v1/embed", "/v1/explain"])
-def test_every_prediction_is_refused_at_the_gate(path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/classify/batch"),
+        ("POST", "/v1/embed"),
+        ("POST", "/v1/explain"),
+        ("POST", "/v1/explain/"),
+        ("PUT", "/v1/classify"),
+        ("PUT", "/v1/classify/?model=first"),
+        ("PUT", "/v1/embed"),
+        ("PUT", "/v1/explain"),
+    ],
+)
+def test_every_prediction_is_refused_at_the_gate(
+    method: str, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     with overloaded() as service:
-        request = BUSY.replace(b"/v1/classify", path.encode())
-        assert at_gate(service.connect().send(request).answer())
+        request = BUSY.replace(b"POST /v1/classify", f"{method} {path}".encode())
+        client = service.connect()
+        for _ in range(2):  # The second is recognised.
+            assert at_gate(client.send(request).answer())
+        assert service.refusals("first", "deadline_too_short") == 2
+    (line,) = [line for line in caplog.messages if "deadline_too_short" in line]
+    assert f" {method} {path.partition('?')[0].rstrip('/')} 429 " in line
+
+
+def test_an_image_by_put_is_let_in_and_leaves_nothing() -> None:
+    with gated() as service:
+        client = service.connect()
+        for path in ("/v1/classify", "/v1/classify/"):
+            request = post(path).replace(b"POST", b"PUT")
+            assert client.send(request).answer().status == 200
+        assert (
+            client.send(post("/v1/classify/batch").replace(b"POST", b"PUT")).answer().status == 405
+        )
+        nothing_is_left(service)
 
 
 def test_what_predicts_nothing_passes() -> None:
