@@ -160,7 +160,7 @@ class ServerConnection(TimedConnection):
 
     def _feed(self, data: bytes | memoryview) -> bool:
         """Parses data; whether the connection goes on."""
-        behind: memoryview | None = None  # a head that is parsed again
+        behind: memoryview | None = None  # the head that is parsed again
         while True:
             try:
                 self.parser.feed_data(data)
@@ -206,14 +206,8 @@ class ServerConnection(TimedConnection):
         """Whether a request of this connection has not had its whole response."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    @property
-    def idle_since(self) -> float | None:
-        """See `service.http.idle.IdleConnection`."""
-        if self._busy or self._unreported or self.transport.is_closing():
-            return None
-        return self._idle_since or None
-
     def give_way(self) -> bool:
+        """See `service.http.idle.IdleConnection`."""
         if tcp.has_data(self._socket):
             return False
         self._phase = DEAF

@@ -87,6 +87,11 @@ class TimedConnection(HttpToolsProtocol):
             self._write_deadline.cancel()
             self._write_deadline = None
 
+    @property
+    def idle_since(self) -> float | None:
+        """See `service.http.idle.IdleConnection`."""
+        return None if self._busy or self.transport.is_closing() else self._idle_since or None
+
     def _begin_idle(self) -> None:
         """Closes the connection if no request comes; one timer serves for many requests."""
         self._idle_since = self.loop.time()
