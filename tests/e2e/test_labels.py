@@ -135,7 +135,8 @@ def prepared(image: Image.Image, told: dict[str, Any]) -> NDArray[np.float32]:
     pixels = np.asarray(image).reshape(height, width, -1)
     if channels == "bgr":
         pixels = pixels[:, :, ::-1]
-    return ((pixels / 255 - told["mean"]) / told["std"]).astype(np.float32)
+    tensor: NDArray[np.float32] = ((pixels / 255 - told["mean"]) / told["std"]).astype("f4")
+    return tensor
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

@@ -16,6 +16,7 @@ from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
 from service.http.admission import open_body
+from service.http.document import MODELS
 from service.http.openapi import PROBLEM, REFUSALS
 from service.http.services import services_of
 from service.http.uploads import media_type
@@ -29,7 +30,6 @@ DENIED: dict[int | str, dict[str, Any]] = {
     401: REFUSALS[401],
     403: PROBLEM | {"description": "the key is not an admin key, or no admin key is configured"},
 }
-UNAVAILABLE = PROBLEM | {"description": "shutting down, or the engine is down; with Retry-After"}
 Labels = Annotated[
     bool | None,
     Query(description=f"whether to list the labels; default: if there are at most {MOST_SHOWN:,}"),
@@ -46,7 +46,12 @@ def settings_schema() -> dict[str, Any]:
 router = APIRouter()
 
 
-@router.get("/v1/models", responses={401: REFUSALS[401]})
+@router.get(
+    "/v1/models",
+    operation_id="listModels",
+    tags=[MODELS],
+    responses={401: REFUSALS[401]},
+)
 async def list_models(request: Request) -> schemas.Models:
     """The models served, the default model first."""
     cards = [model.describe() for model in services_of(request.scope).pipeline.models.values()]
@@ -55,6 +60,8 @@ async def list_models(request: Request) -> schemas.Models:
 
 @router.get(
     "/v1/models/{name}",
+    operation_id="showModel",
+    tags=[MODELS],
     response_model=schemas.ModelDetails,
     responses={code: REFUSALS[code] for code in (401, 404, 422)},
 )
@@ -81,6 +88,8 @@ async def details_response(
 
 @router.put(
     "/v1/models/{name}",
+    operation_id="putModel",
+    tags=[MODELS],
     response_model=schemas.ModelDetails,
     responses={
         **DENIED,
@@ -92,12 +101,17 @@ async def details_response(
         415: PROBLEM | {"description": "the content type is not JSON"},
         422: PROBLEM | {"description": "a field is invalid, or the model does not load"},
         429: PROBLEM | {"description": "too many bytes are being received; with Retry-After"},
-        503: UNAVAILABLE,
+        503: REFUSALS[503],
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": settings_schema()}},
+            "content": {
+                "application/json": {
+                    "schema": settings_schema(),
+                    "example": {"spec": "builtin:resnet20-cifar10"},
+                }
+            },
         }
     },
 )
@@ -115,13 +129,15 @@ async def put_model(request: Request, name: str) -> Response:
 
 @router.delete(
     "/v1/models/{name}",
+    operation_id="deleteModel",
+    tags=[MODELS],
     status_code=HTTPStatus.NO_CONTENT,
     responses={
         **DENIED,
         404: REFUSALS[404],
         422: REFUSALS[422],
         409: PROBLEM | {"description": "the default model cannot be deleted"},
-        503: UNAVAILABLE,
+        503: REFUSALS[503],
     },
 )
 async def delete_model(request: Request, name: str) -> Response:

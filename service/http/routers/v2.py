@@ -1,6 +1,6 @@
 """The Open Inference Protocol V2 over HTTP, with Triton's extensions.
 
-The protocol has its own specification, so `/openapi.json` omits it.
+`v2_reference` describes it for `/openapi.json`.
 """
 
 from __future__ import annotations
