@@ -23,8 +23,9 @@ PLATFORMS = "Platforms"  # the tag of operations that have none
 TAGS = {
     PREDICTIONS: "Images in, classes, features or maps out.",
     MODELS: "What is served, and changes to it.",
-    OPEN_INFERENCE_PROTOCOL: "Version 2 of the protocol, with Triton's extensions, for the "
-    "clients of Triton, KServe and MLServer.",
+    OPEN_INFERENCE_PROTOCOL: "Version 2, with Triton's extensions, for the clients of Triton, "
+    "KServe and MLServer. What is below `/v2/models/{name}` is also below "
+    "`/v2/models/{name}/versions/1`.",
     PLATFORMS: "The requests of other servers and of managed platforms.",
     OPERATION: "Health and metrics, for orchestrators and Prometheus.",
 }
@@ -177,9 +178,10 @@ def _parameters(document: dict[str, Any]) -> Iterator[tuple[str, Place]]:
 
 
 def _refusals(document: dict[str, Any]) -> Iterator[tuple[str, Place]]:
-    """Named after the status; those of another form than problem documents with its schema."""
+    """Those of operations that need a key where there are any, named after the status, and after
+    their schema if they are no problem documents."""
     for _, _, operation in operations(document):
-        responses = operation["responses"]
+        responses = operation["responses"] if "security" in operation else {}
         for status, response in responses.items():
             if status >= "400":
                 phrase = HTTPStatus(int(status)).phrase

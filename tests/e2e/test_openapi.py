@@ -198,7 +198,7 @@ def test_refusals_are_described_once_as_what_they_are(document: Any) -> None:
             assert "X-Request-ID" in response["headers"]
             if int(status) < 400 or operation["tags"] == ["Platforms"]:
                 continue
-            texts += [] if "$ref" in given else [json.dumps(given)]
+            texts += [] if "$ref" in given or "security" not in operation else [json.dumps(given)]
             ((kind, media),) = response["content"].items()
             name = media["schema"]["$ref"].rpartition("/")[2]
             if path.startswith("/v2"):

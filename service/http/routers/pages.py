@@ -16,26 +16,29 @@ WEB = {
     "page.css": "text/css",
     "style.css": "text/css",
     "docs.html": "text/html",
-    "docs.js": "text/javascript",
     "docs.css": "text/css",
     "icon.svg": "image/svg+xml",
     "ship.png": "image/png",
 }
-# The JavaScript modules of the main page.
+# The JavaScript modules of the pages.
 WEB |= {
     f"{name}.js": "text/javascript"
     for name in (
         "api",
         "app",
         "camera",
+        "docs",
         "elements",
         "key",
         "live",
         "map",
         "models",
+        "operation",
         "predictions",
+        "schema",
         "sending",
         "snippets",
+        "trying",
     )
 }
 # The pages load nothing from other origins; injected content must not either.
