@@ -61,8 +61,9 @@ TINY = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAgMAAAC5YVYYAAAACVBMVEXc3NxajDwoWqCPo2H6AAAAHElEQVR42mNcxcDE"
     "wMDEwMCwgIuJgYGZVQ3CBQAafQGO1W+5QQAAAABJRU5ErkJggg=="
 )
+# Of a body, the first type is the usual one.
 ONE_IMAGE = {
-    "image/*": BINARY,
+    # Generators of clients know no `image/*`.
     "application/octet-stream": BINARY,
     "multipart/form-data": form_of(FILE, "one file; the field may have any name"),
     "application/json": json_of("image", BASE64, TINY),
@@ -96,19 +97,17 @@ TIMEOUT_HEADER = {
 
 def image_operation(content: dict[str, Any]) -> dict[str, Any]:
     """The request body and headers of an operation that takes images."""
-    body = {
-        "required": True,
-        "description": "One image takes any content type: the bytes decide. `PUT` does as `POST`.",
-        "content": content,
-    }
-    if content is not ONE_IMAGE:
-        body["description"] = "`PUT` does as `POST`."
+    one = "One image may have any content type: the bytes decide. " if content is ONE_IMAGE else ""
+    body = {"required": True, "description": f"{one}`PUT` does as `POST`.", "content": content}
     return {"requestBody": body, "parameters": [TIMEOUT_HEADER]}
 
 
 def named(schema: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """A schema made with references to `#/$defs/PREFIX...`, with its definitions named so."""
-    definitions = {f"{prefix}{name}": each for name, each in schema.get("$defs", {}).items()}
+    definitions = {
+        f"{prefix}{name}": {**each, "title": f"{prefix}{name}"}
+        for name, each in schema.get("$defs", {}).items()
+    }
     return {**schema, "$defs": definitions} if definitions else {**schema}
 
 

@@ -41,7 +41,10 @@ def body_of(
     schema = named(kind.model_json_schema(ref_template="#/$defs/V2{model}"), "V2")
     definitions = schema.pop("$defs", {})
     title = f"V2{kind.__name__}"
-    schema = {"$ref": f"#/$defs/{title}", "$defs": {**definitions, title: schema}}
+    schema = {
+        "$ref": f"#/$defs/{title}",
+        "$defs": {**definitions, title: {**schema, "title": title}},
+    }
     content = {"schema": schema, "examples": {key: {"value": v} for key, v in examples.items()}}
     return {"requestBody": {"required": required, "content": {"application/json": content}}}
 

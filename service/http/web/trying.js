@@ -11,14 +11,14 @@ const FILES = ["first.png", "second.png"];
 /** Where the page was loaded from, which may be below a prefix. */
 export const origin = () => new URL(".", document.baseURI).href.replace(/\/$/, "");
 
-/** What an operation is sent: "image", "form", "json" or null, and its content. */
+/** What an operation is sent, of the first type that it takes: its kind, and its text if it is JSON. */
 function bodyOf(operation) {
-  const content = operation.requestBody?.content ?? {};
-  const json = content["application/json"];
-  const example = json && (json.example ?? Object.values(json.examples ?? {})[0]?.value);
-  if ("image/*" in content) return { kind: "image" };
-  if ("multipart/form-data" in content) return { kind: "form" };
-  return json ? { kind: "json", text: JSON.stringify(example ?? {}) } : { kind: null };
+  const [[type, media] = []] = Object.entries(operation.requestBody?.content ?? {});
+  if (type === undefined) return { kind: null };
+  if (type === "multipart/form-data") return { kind: "form" };
+  if (type !== "application/json") return { kind: "image" };
+  const example = media.example ?? Object.values(media.examples ?? {})[0]?.value;
+  return { kind: "json", text: JSON.stringify(example ?? {}) };
 }
 
 /** Whether an operation needs a key. */
