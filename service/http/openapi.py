@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
 
-from service.http import document, schemas
+from service.http import api_document, schemas
 from service.http.admission import MAX_TIMEOUT_MS
 from service.http.problems import CONTENT_TYPE
 
@@ -120,7 +120,7 @@ def describe(app: FastAPI, plain: Sequence[APIRouter]) -> None:
         if app.openapi_schema is None or described.get("keys") != required:
             described["keys"] = required
             routes = [route for router in plain for route in router.routes]
-            app.openapi_schema = document.of(app, routes, keys=required)
+            app.openapi_schema = api_document.of(app, routes, keys=required)
         return app.openapi_schema
 
     described: dict[str, bool] = {}

@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
+from service.http.api_document import examples
 from service.http.app import ENDPOINTS
-from service.http.document import examples
 from service.http.routers import v2
 from tests.conftest import Service, client, started
 from tests.support import api_examples

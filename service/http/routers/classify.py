@@ -14,7 +14,7 @@ from starlette.types import Scope
 from service.errors import BadParameter, RequestError
 from service.http import schemas
 from service.http.admission import Admission, admit, open_body
-from service.http.document import PREDICTIONS
+from service.http.api_document import PREDICTIONS
 from service.http.openapi import (
     IMAGES,
     ONE_IMAGE,

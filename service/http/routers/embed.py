@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from service.http import schemas
 from service.http.admission import admit
-from service.http.document import PREDICTIONS
+from service.http.api_document import PREDICTIONS
 from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operation
 from service.http.problems import server_timing
 from service.http.routers.classify import compute

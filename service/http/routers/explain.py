@@ -23,7 +23,7 @@ from models.preprocess import Channels
 from service.errors import BadParameter
 from service.http import schemas
 from service.http.admission import admit
-from service.http.document import PREDICTIONS
+from service.http.api_document import PREDICTIONS
 from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operation
 from service.http.problems import server_timing
 from service.http.routers.classify import compute

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from service.http import schemas
-from service.http.document import OPERATION
+from service.http.api_document import OPERATION
 from service.http.services import services_of
 from service.metrics import CONTENT_TYPE, OPENMETRICS, OPENMETRICS_TYPE
 

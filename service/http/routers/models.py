@@ -16,7 +16,7 @@ from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
 from service.http.admission import open_body
-from service.http.document import MODELS
+from service.http.api_document import MODELS
 from service.http.openapi import PROBLEM, REFUSALS
 from service.http.services import services_of
 from service.http.uploads import media_type

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from service.http.document import OPEN_INFERENCE_PROTOCOL
+from service.http.api_document import OPEN_INFERENCE_PROTOCOL
 from service.http.openapi import BINARY, REASONS, TIMEOUT_HEADER, TINY, named
 from service.http.plain_route import Endpoint
 from service.http.routers import v2
