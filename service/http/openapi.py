@@ -97,8 +97,9 @@ TIMEOUT_HEADER = {
 
 def image_operation(content: dict[str, Any]) -> dict[str, Any]:
     """The request body and headers of an operation that takes images."""
-    one = "One image may have any content type: the bytes decide. " if content is ONE_IMAGE else ""
-    body = {"required": True, "description": f"{one}`PUT` does as `POST`.", "content": content}
+    body = {"required": True, "content": content}
+    if content is ONE_IMAGE:
+        body["description"] = "Any content type will do: the bytes decide. `PUT` does as `POST`."
     return {"requestBody": body, "parameters": [TIMEOUT_HEADER]}
 
 
