@@ -33,7 +33,7 @@ DESCRIPTION = """\
 Where keys are configured, send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 
 Every `GET` also answers `HEAD`, every `POST` of one image also `PUT`, and a slash at the end of a
-path changes nothing. An unknown query parameter is refused.
+path changes nothing. Under `/v1` an unknown query parameter is refused.
 
 Retry 429 and 503 after the seconds in `Retry-After`, and no other refusal. Every response has the
 `X-Request-ID` of its request, or a new one; so has the log.
