@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -90,15 +91,16 @@ def of(app: FastAPI, plain: Sequence[BaseRoute], *, keys: bool) -> dict[str, Any
     )
     document["components"]["securitySchemes"] = SCHEMES
     document["components"]["headers"] = HEADERS
+    names: set[str] = set()
     for path, method, operation in operations(document):
         operation.setdefault("tags", [PLATFORMS])
-        operation.pop("summary", None)  # FastAPI's default, the function's name.
+        _name(operation, names)
         _secure(operation, path, method, keys=keys)
         _complete(operation)
     _sort(document)
-    used = {tag for _, _, operation in operations(document) for tag in operation["tags"]}
+    used = dict.fromkeys(operation["tags"][0] for _, _, operation in operations(document))
     document["tags"] = [
-        {"name": tag, "description": text} for tag, text in TAGS.items() if tag in used
+        {"name": tag} | ({"description": TAGS[tag]} if tag in TAGS else {}) for tag in used
     ]
     _share(document, "parameters", _parameters(document))
     _share(document, "responses", _refusals(document))
@@ -125,16 +127,31 @@ def examples() -> dict[str, Any]:
 
 
 def _sort(document: dict[str, Any]) -> None:
-    """Puts the paths in the order of their tags."""
+    """Puts the paths in the order of their tags; those that are not known are of platforms."""
     order = {tag: place for place, tag in enumerate(TAGS)}
 
     def place(path: str) -> int:
         (tag, *_) = next(iter(document["paths"][path].values()))["tags"]
-        return order.get(tag, len(order))
+        return order.get(tag, order[PLATFORMS])
 
     document["paths"] = {
         path: document["paths"][path] for path in sorted(document["paths"], key=place)
     }
+
+
+def _name(operation: dict[str, Any], names: set[str]) -> None:
+    """Names an operation that has no name of its own after its function, and its tag if needed."""
+    title = operation.pop("summary", "")  # FastAPI's default, the function's name.
+    if "_" in operation["operationId"]:
+        words = title.split()
+        if _camel(words) in names:
+            words += re.findall(r"[A-Za-z0-9]+", operation["tags"][0])
+        operation["operationId"] = _camel(words)
+    names.add(operation["operationId"])
+
+
+def _camel(words: Sequence[str]) -> str:
+    return "".join([words[0].lower(), *(word.capitalize() for word in words[1:])])
 
 
 def _secure(operation: dict[str, Any], path: str, method: str, *, keys: bool) -> None:
@@ -183,7 +200,7 @@ def _refusals(document: dict[str, Any]) -> Iterator[tuple[str, Place]]:
     for _, _, operation in operations(document):
         responses = operation["responses"] if "security" in operation else {}
         for status, response in responses.items():
-            if status >= "400":
+            if status.isdecimal() and status >= "400":
                 phrase = HTTPStatus(int(status)).phrase
                 form = json.dumps(response.get("content")).partition("schemas/")[2]
                 form = form.partition('"')[0].replace("Problem", "").removesuffix("Error")

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 FILE = ROOT / "service" / "http" / "examples.json"
 SHIP = ROOT / "docs" / "ship.png"
 DIGITS = 4
+# The tags of operations that have examples.
+OWN = ("Predictions", "Models", "Open Inference Protocol", "Operation")
 # Which also identify the path of a model.
 MODEL = "resnet10-cifar10"
 
@@ -34,6 +36,14 @@ def examples_of(media: dict[str, Any]) -> list[Any]:
     """The examples of a body."""
     given = [media["example"]] if "example" in media else []
     return given + [each["value"] for each in media.get("examples", {}).values()]
+
+
+def runs(method: str, operation: dict[str, Any]) -> bool:
+    """Whether the reference offers to run it: it changes nothing, and what to send is known."""
+    content = operation.get("requestBody", {}).get("content", {})
+    media: tuple[str, dict[str, Any]] = next(iter(content.items()), ("", {}))
+    known = media[0] != "application/json" or bool(examples_of(media[1]))
+    return is_safe(method, operation) and known
 
 
 def is_safe(method: str, operation: dict[str, Any]) -> bool:
@@ -76,8 +86,8 @@ def found(url: str) -> dict[str, Any]:
         operation["operationId"]: rounded(answered(url, path, method, operation))
         for path, method, operation in operations(document)
         if is_safe(method, operation)
+        and operation["tags"][0] in OWN
         and "application/json" in operation["responses"].get("200", {}).get("content", {})
-        and operation["tags"] != ["Platforms"]
     }
     # Those of a version are the same.
     suffix = "OfVersion"

@@ -2,7 +2,7 @@
 
 import { made } from "./elements.js";
 import { fields, folded, kind, pretty, prose, resolved } from "./schema.js";
-import { curl, harmless, keyed, pathFor, run } from "./trying.js";
+import { curl, harmless, keyed, pathFor, run, runs } from "./trying.js";
 
 const SHORT = 60; // lines of an example
 
@@ -83,7 +83,7 @@ function tryingOf(path, method, operation, model) {
   copy.addEventListener("click", () => copied(copy, command));
   const outcome = made("div", { class: "outcome", role: "status" });
   const buttons = [copy];
-  if (harmless(method, operation)) {
+  if (runs(method, operation)) {
     const running = made("button", { type: "button", class: "strong" }, "Run");
     running.addEventListener("click", () => run(method, place, operation, outcome));
     buttons.unshift(running);

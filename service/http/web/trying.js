@@ -18,7 +18,7 @@ function bodyOf(operation) {
   if (type === "multipart/form-data") return { kind: "form" };
   if (type !== "application/json") return { kind: "image" };
   const example = media.example ?? Object.values(media.examples ?? {})[0]?.value;
-  return { kind: "json", text: JSON.stringify(example ?? {}) };
+  return { kind: "json", text: JSON.stringify(example ?? {}), unknown: example === undefined };
 }
 
 /** Whether an operation needs a key. */
@@ -29,9 +29,12 @@ export function harmless(method, operation) {
   return method === "get" || !operation.description?.includes("admin key");
 }
 
+/** Whether the page can try an operation. */
+export const runs = (method, operation) => harmless(method, operation) && !bodyOf(operation).unknown;
+
 /** An operation's path for a model. */
 export function pathFor(path, model) {
-  const values = { name: model, version: "1" };
+  const values = { name: model, model_name: model, version: "1" };
   return path.replace(/{(\w+)}/g, (_, name) => encodeURIComponent(values[name] ?? name.toUpperCase()));
 }
 

@@ -40,6 +40,20 @@ def test_several_routers_are_described_and_one_without_a_tag_is_a_platforms(app:
     assert tags == ["Predictions", "Models", "Platforms", "Operation"]
 
 
+def test_operations_without_a_name_are_named_after_their_functions(app: FastAPI) -> None:
+    first, second = APIRouter(tags=["Torch 2"]), APIRouter()
+
+    async def predict_one() -> None:
+        """Predicts."""
+
+    first.add_api_route("/a", predict_one)
+    second.add_api_route("/b", predict_one, tags=["Torch 2"])
+    found = described(app, first, second)
+    names = [found["paths"][path]["get"]["operationId"] for path in ("/a", "/b")]
+    assert names == ["predictOne", "predictOneTorch2"]
+    assert "Torch 2" in [tag["name"] for tag in found["tags"]]
+
+
 def test_a_refusal_with_words_of_its_own_stays_where_it_is(app: FastAPI) -> None:
     found = described(app)
     refused = found["paths"]["/v1/models/{name}"]["put"]["responses"]
