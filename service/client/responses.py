@@ -121,7 +121,9 @@ class ModelInfo:
     embeds only; `outputs`: "exclusive", one class is right and the probabilities of all add up to
     1 (older services have only these), or "independent", any number of labels is; `engine` is None
     while loading; `metrics`: measured accuracy by data set; `card` is None in a list; `embedding`
-    (its length) and `explain` are None if the service does not report them."""
+    (its length) and `explain` are None if the service does not report them; `labels` are those of
+    the classes in their order, None in a list, for more than 1,000 classes, and from older
+    services."""
 
     name: str
     architecture: str
@@ -141,6 +143,7 @@ class ModelInfo:
     embedding: int | None = None
     explain: bool | None = None
     outputs: str = "exclusive"
+    labels: tuple[str, ...] | None = None
 
     @property
     def ready(self) -> bool:

@@ -27,6 +27,18 @@ Headers = Iterable[tuple[bytes, bytes]]
 HOW = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
 
+def is_open(path: str) -> bool:
+    """Whether requests for the path need no key, whatever is configured."""
+    return path in OPEN or path.startswith(OPEN_FOLDERS)
+
+
+def is_admin(path: str, method: str) -> bool:
+    """Whether the request changes the service, and needs an admin key."""
+    return path.startswith(ADMIN_ACTIONS) or (
+        method in ADMIN_METHODS and path.startswith(ADMIN_FOLDER)
+    )
+
+
 def digest(key: bytes) -> bytes:
     """Of fixed length, so that comparing reveals nothing of the key's."""
     return hashlib.sha256(key).digest()
@@ -55,9 +67,7 @@ class Keys:
             Forbidden: it needs an admin key, or no admin key is configured.
         """
         path: str = scope["path"]
-        admin = path.startswith(ADMIN_ACTIONS) or (
-            scope["method"] in ADMIN_METHODS and path.startswith(ADMIN_FOLDER)
-        )
+        admin = is_admin(path, scope["method"])
         if not admin and not self.required:
             return
         if admin and not self._admin:
@@ -65,7 +75,7 @@ class Keys:
                 "models cannot be changed over HTTP: no admin key is configured; "
                 "set admin_keys or admin_keys_file"
             )
-        if not admin and (path in OPEN or path.startswith(OPEN_FOLDERS)):
+        if not admin and is_open(path):
             return
         key = key_of(scope["headers"])
         if key is None:

@@ -20,7 +20,16 @@ from service.http.body import UploadBudget
 from service.http.exposition import Exposition
 from service.http.middleware import ObservabilityMiddleware
 from service.http.plain_route import PlainRoutesMiddleware
-from service.http.routers import classify, embed, explain, health, models, pages, v2
+from service.http.routers import (
+    classify,
+    embed,
+    explain,
+    health,
+    models,
+    pages,
+    v2,
+    v2_reference,
+)
 from service.http.routing import RoutingMiddleware
 from service.http.services import Services
 from service.inference.interfaces import Repository
@@ -48,6 +57,8 @@ CORS_RESPONSE_HEADERS = [
 # Python computes in one thread at a time; a second one keeps the first from holding up all others.
 FORMAT_THREADS = 2
 ENDPOINTS = (classify, embed, explain, models, health, pages)
+# The routers of routes that FastAPI describes only.
+DESCRIBED = (classify.plain, v2_reference.plain)
 
 
 class Application(FastAPI):
@@ -106,6 +117,8 @@ def create_app(
         version=version("resnet-serve"),
         summary="Classifies images with residual networks",
         lifespan=lifespan,
+        # `pages` serves it: FastAPI would make it on the event loop.
+        openapi_url=None,
         # FastAPI's own pages load scripts from a public CDN.
         docs_url=None,
         redoc_url=None,
@@ -128,7 +141,7 @@ def create_app(
         patience=settings.shutdown_timeout_s,
     )
     problems.install(app)
-    openapi.describe(app, classify.plain)
+    openapi.describe(app, DESCRIBED)
     for endpoints in ENDPOINTS:
         app.include_router(endpoints.router)
     app.layers.append(partial(PlainRoutesMiddleware, routes=[*classify.ROUTES, *v2.ROUTES]))

@@ -57,6 +57,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "explain": ("POST", "/v1/explain?class_id=4", {"content": IMAGE}),
     "models": ("GET", "/v1/models", {}),
     "model": ("GET", "/v1/models/cifar", {}),
+    "tensors": ("GET", "/v2/models/cifar", {}),
     "ready": ("GET", "/health/ready", {}),
     "live": ("GET", "/health/live", {}),
     "page": ("GET", "/", {}),

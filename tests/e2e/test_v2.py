@@ -125,7 +125,8 @@ def test_the_service_and_its_models_tell_what_they_are(asking: Any) -> None:
         "pixels": [-1, 32, 32, 3],
         "input": [-1, 3, 32, 32],
     }
-    assert {"name": "probabilities", "datatype": "FP32", "shape": [-1, CLASSES]} in told["outputs"]
+    shapes = {each["name"]: (each["datatype"], each["shape"]) for each in told["outputs"]}
+    assert shapes["probabilities"] == ("FP32", [-1, CLASSES])
     configuration = asking.get_model_config(NAME, "1")
     assert configuration["max_batch_size"] == 8
     assert {each["name"] for each in configuration["input"]} == {"image", "pixels", "input"}

@@ -14,7 +14,15 @@ from starlette.types import Scope
 from service.errors import BadParameter, RequestError
 from service.http import schemas
 from service.http.admission import Admission, admit, open_body
-from service.http.openapi import IMAGES, ONE_IMAGE, REFUSALS, Name, TopK, image_operation
+from service.http.api_document import PREDICTIONS
+from service.http.openapi import (
+    IMAGES,
+    ONE_IMAGE,
+    REFUSALS,
+    Name,
+    TopK,
+    image_operation,
+)
 from service.http.problems import server_timing, validation_message
 from service.http.record import record_of
 from service.http.uploads import arrived_image, read_image, read_images, until_disconnect
@@ -32,6 +40,8 @@ plain = APIRouter()
 
 @plain.post(
     CLASSIFY,
+    operation_id="classify",
+    tags=[PREDICTIONS],
     response_model=schemas.Classification,
     responses=REFUSALS,
     openapi_extra=image_operation(ONE_IMAGE),
@@ -102,6 +112,8 @@ async def compute(request: Request, admission: Admission, task: Task) -> Compute
 
 @router.post(
     "/v1/classify/batch",
+    operation_id="classifyBatch",
+    tags=[PREDICTIONS],
     response_model=schemas.BatchClassification,
     responses=REFUSALS,
     openapi_extra=image_operation(IMAGES),

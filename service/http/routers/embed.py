@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from service.http import schemas
 from service.http.admission import admit
+from service.http.api_document import PREDICTIONS
 from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operation
 from service.http.problems import server_timing
 from service.http.routers.classify import compute
@@ -27,6 +28,8 @@ router = APIRouter()
 @router.put("/v1/embed", include_in_schema=False)
 @router.post(
     "/v1/embed",
+    operation_id="embed",
+    tags=[PREDICTIONS],
     response_model=schemas.Embedding,
     responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)}, **REFUSALS},
     openapi_extra=image_operation(ONE_IMAGE),

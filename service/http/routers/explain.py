@@ -23,6 +23,7 @@ from models.preprocess import Channels
 from service.errors import BadParameter
 from service.http import schemas
 from service.http.admission import admit
+from service.http.api_document import PREDICTIONS
 from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operation
 from service.http.problems import server_timing
 from service.http.routers.classify import compute
@@ -40,6 +41,8 @@ router = APIRouter()
 @router.put("/v1/explain", include_in_schema=False)
 @router.post(
     "/v1/explain",
+    operation_id="explain",
+    tags=[PREDICTIONS],
     response_model=schemas.Explanation,
     responses={200: {"content": {"image/png": BINARY}}, **REFUSALS},
     openapi_extra=image_operation(ONE_IMAGE),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from service.config import specs
 from service.config.loading import validated
@@ -16,17 +16,24 @@ from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
 from service.http.admission import open_body
+from service.http.api_document import MODELS
 from service.http.openapi import PROBLEM, REFUSALS
 from service.http.services import services_of
 from service.http.uploads import media_type
+from service.inference.interfaces import Model
+from service.inference.labels import MOST_SHOWN, shown_labels
 from service.inference.pipeline import Pipeline
+from service.json_pieces import json_list, json_object
 
 MAX_BODY_BYTES = 2**16
 DENIED: dict[int | str, dict[str, Any]] = {
     401: REFUSALS[401],
     403: PROBLEM | {"description": "the key is not an admin key, or no admin key is configured"},
 }
-UNAVAILABLE = PROBLEM | {"description": "shutting down, or the engine is down; with Retry-After"}
+Labels = Annotated[
+    bool | None,
+    Query(description=f"whether to list the labels; default: if there are at most {MOST_SHOWN:,}"),
+]
 
 
 def settings_schema() -> dict[str, Any]:
@@ -39,23 +46,50 @@ def settings_schema() -> dict[str, Any]:
 router = APIRouter()
 
 
-@router.get("/v1/models", responses={401: REFUSALS[401]})
+@router.get(
+    "/v1/models",
+    operation_id="listModels",
+    tags=[MODELS],
+    responses={401: REFUSALS[401]},
+)
 async def list_models(request: Request) -> schemas.Models:
     """The models served, the default model first."""
     cards = [model.describe() for model in services_of(request.scope).pipeline.models.values()]
     return schemas.Models.model_validate({"models": cards})
 
 
-@router.get("/v1/models/{name}", responses={code: REFUSALS[code] for code in (401, 404, 422)})
-async def show_model(request: Request, name: str) -> schemas.ModelDetails:
-    """One model, with its card."""
-    return schemas.ModelDetails.model_validate(
-        services_of(request.scope).pipeline.find(name).describe()
+@router.get(
+    "/v1/models/{name}",
+    operation_id="showModel",
+    tags=[MODELS],
+    response_model=schemas.ModelDetails,
+    responses={code: REFUSALS[code] for code in (401, 404, 422)},
+)
+async def show_model(request: Request, name: str, labels: Labels = None) -> Response:
+    """One model, with its labels and its card."""
+    model = services_of(request.scope).pipeline.find(name)
+    return await details_response(request, model, labels)
+
+
+async def details_response(
+    request: Request, model: Model, labels: bool | None, status: int = HTTPStatus.OK
+) -> Response:
+    """The `schemas.ModelDetails` of a model, with its labels as far as they are `shown_labels`."""
+    card = schemas.ModelDetails.model_validate(model.describe()).model_dump(mode="json")
+    shown = shown_labels(model.labels, labels)
+    if shown is None:
+        return Response(to_json(card), status, media_type="application/json")
+    content = await services_of(request.scope).format(
+        len(shown),
+        lambda: json_object(card, "labels", json_list(len(shown), lambda part: list(shown[part]))),
     )
+    return Response(content, status, media_type="application/json")
 
 
 @router.put(
     "/v1/models/{name}",
+    operation_id="putModel",
+    tags=[MODELS],
     response_model=schemas.ModelDetails,
     responses={
         **DENIED,
@@ -67,12 +101,17 @@ async def show_model(request: Request, name: str) -> schemas.ModelDetails:
         415: PROBLEM | {"description": "the content type is not JSON"},
         422: PROBLEM | {"description": "a field is invalid, or the model does not load"},
         429: PROBLEM | {"description": "too many bytes are being received; with Retry-After"},
-        503: UNAVAILABLE,
+        503: REFUSALS[503],
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": settings_schema()}},
+            "content": {
+                "application/json": {
+                    "schema": settings_schema(),
+                    "example": {"spec": "builtin:resnet20-cifar10"},
+                }
+            },
         }
     },
 )
@@ -84,20 +123,21 @@ async def put_model(request: Request, name: str) -> Response:
     # A message about thousands of invalid fields takes a while.
     settings = await services_of(request.scope).lane.run(settings_of_model, request, name, fields)
     created = await pipeline.repository.put(settings)
-    card = schemas.ModelDetails.model_validate(pipeline.find(name).describe())
     status = HTTPStatus.CREATED if created else HTTPStatus.OK
-    return Response(card.model_dump_json(), status, media_type="application/json")
+    return await details_response(request, pipeline.find(name), None, status)
 
 
 @router.delete(
     "/v1/models/{name}",
+    operation_id="deleteModel",
+    tags=[MODELS],
     status_code=HTTPStatus.NO_CONTENT,
     responses={
         **DENIED,
         404: REFUSALS[404],
         422: REFUSALS[422],
         409: PROBLEM | {"description": "the default model cannot be deleted"},
-        503: UNAVAILABLE,
+        503: REFUSALS[503],
     },
 )
 async def delete_model(request: Request, name: str) -> Response:

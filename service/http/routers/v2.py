@@ -1,12 +1,13 @@
 """The Open Inference Protocol V2 over HTTP, with Triton's extensions.
 
-The protocol has its own specification, so `/openapi.json` omits it.
+`v2_reference` describes it for `/openapi.json`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.config.settings import ModelSettings
-from service.errors import RETRY_SECONDS, InvalidInput, NotReady, RequestError, UnknownModel
+from service.errors import (
+    QUOTED,
+    RETRY_SECONDS,
+    InvalidInput,
+    NotReady,
+    RequestError,
+    UnknownModel,
+)
 from service.http import encoding
 from service.http.admission import TIMEOUT, admit, open_body
 from service.http.plain_route import Endpoint
@@ -30,6 +38,7 @@ from service.http.uploads import until_disconnect
 from service.inference.deadline import before
 from service.inference.interfaces import Model
 from service.inference.jobs import Priority
+from service.inference.labels import shown_labels
 from service.inference.queue_share import QueueShare, gather
 from service.inference.ranking import Row
 from service.oip import codec, messages, metadata
@@ -160,7 +169,22 @@ def health(state: str, reasons: dict[str, str]) -> Response:
 
 
 async def model(request: Request) -> Response:
-    return json_response(metadata.metadata(model_of(request)))
+    served, labels = model_of(request), labels_of(request)
+    return await services_of(request.scope).format(
+        len(labels or ()), lambda: json_response(metadata.metadata(served, labels))
+    )
+
+
+def labels_of(request: Request) -> Sequence[str] | None:
+    """The labels that a description of the model shows; `?labels=true` and `false` override.
+
+    Raises:
+        InvalidInput: `labels` is neither.
+    """
+    given = request.query_params.get("labels")
+    if given not in (None, "true", "false"):
+        raise InvalidInput(f"labels must be true or false, not {given[:QUOTED]!r}")
+    return shown_labels(model_of(request).labels, None if given is None else given == "true")
 
 
 async def model_ready(request: Request) -> Response:
@@ -174,8 +198,10 @@ async def model_ready(request: Request) -> Response:
 
 
 async def configuration(request: Request) -> Response:
-    return json_response(
-        metadata.configuration(model_of(request), services_of(request.scope).settings)
+    served, labels, services = model_of(request), labels_of(request), services_of(request.scope)
+    return await services.format(
+        len(labels or ()),
+        lambda: json_response(metadata.configuration(served, services.settings, labels)),
     )
 
 
