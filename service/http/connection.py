@@ -108,12 +108,15 @@ class ServerConnection(TimedConnection):
             self._held += data
             if len(self._held) > MAX_HELD_BYTES:
                 self.flow.pause_reading()
-        elif in_time or self._phase is not IDLE or self._responding or data.startswith(PROBES):
+        elif in_time or self._phase is not IDLE or self._responding or self._is_probe(data):
             self._was_read(0.0)
             self._parse(data)
         else:
             self._held, self._held_since = data, now
             self._turns.hold(self)
+
+    def _is_probe(self, data: bytes) -> bool:
+        return data.startswith(PROBES) or data.startswith(self._limits.probes)
 
     def release(self) -> None:
         """Goes on with what was held."""
@@ -213,7 +216,7 @@ class ServerConnection(TimedConnection):
             )
         version = parser.get_http_version()
         head.check(version, self.headers)
-        if self._surplus and not self.url.startswith(HEALTH):
+        if self._surplus and not (self.url.startswith(HEALTH) or self.url in limits.health):
             raise limits.too_many()
         keep_alive = version != "1.0" and parser.should_keep_alive() and not self._surplus
         method = parser.get_method()

@@ -19,7 +19,9 @@ from service.http.admission import open_body
 from service.http.openapi import PROBLEM, REFUSALS
 from service.http.services import services_of
 from service.http.uploads import media_type
+from service.inference.interfaces import Model
 from service.inference.pipeline import Pipeline
+from service.oip.codec import VERSION
 
 MAX_BODY_BYTES = 2**16
 DENIED: dict[int | str, dict[str, Any]] = {
@@ -49,9 +51,7 @@ async def list_models(request: Request) -> schemas.Models:
 @router.get("/v1/models/{name}", responses={code: REFUSALS[code] for code in (401, 404, 422)})
 async def show_model(request: Request, name: str) -> schemas.ModelDetails:
     """One model, with its card."""
-    return schemas.ModelDetails.model_validate(
-        services_of(request.scope).pipeline.find(name).describe()
-    )
+    return details_of(services_of(request.scope).pipeline, name)
 
 
 @router.put(
@@ -84,7 +84,7 @@ async def put_model(request: Request, name: str) -> Response:
     # A message about thousands of invalid fields takes a while.
     settings = await services_of(request.scope).lane.run(settings_of_model, request, name, fields)
     created = await pipeline.repository.put(settings)
-    card = schemas.ModelDetails.model_validate(pipeline.find(name).describe())
+    card = details_of(pipeline, name)
     status = HTTPStatus.CREATED if created else HTTPStatus.OK
     return Response(card.model_dump_json(), status, media_type="application/json")
 
@@ -104,6 +104,26 @@ async def delete_model(request: Request, name: str) -> Response:
     """Stops serving a model; requests already admitted still complete."""
     await active_pipeline(request).repository.delete(name)
     return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def details_of(pipeline: Pipeline, name: str) -> schemas.ModelDetails:
+    """Raises `UnknownModel`: no such model."""
+    model = pipeline.find(name)
+    return schemas.ModelDetails.model_validate(model.describe() | status_of(pipeline, model))
+
+
+def status_of(pipeline: Pipeline, model: Model) -> dict[str, Any]:
+    """Whether a model can serve, as clients of KServe V1 and of TensorFlow Serving read it."""
+    reason = pipeline.unready().get(model.name)
+    state, code = "AVAILABLE", "OK"
+    if pipeline.draining:
+        state = "UNLOADING"
+    elif reason is not None:
+        failed = model.describe()["state"] in ("failed", "lost")
+        state, code = ("END", "UNKNOWN") if failed else ("LOADING", "OK")
+    status = {"error_code": code, "error_message": reason or ""}
+    version = {"version": VERSION, "state": state, "status": status}
+    return {"ready": reason is None, "model_version_status": [version]}
 
 
 def active_pipeline(request: Request) -> Pipeline:
