@@ -39,8 +39,9 @@ class Instances(NamedTuple):
     parameters: dict[str, Any]
 
 
-def parse(body: bytes, spec: InputSpec, max_images: int) -> Instances:
-    """The images of a JSON document, for a model whose input is `spec`.
+def parse(body: bytes, spec: InputSpec, max_images: int, *, single: bool = True) -> Instances:
+    """The images of a JSON document, for a model whose input is `spec`; `single`: it may also be an
+    image by itself.
 
     Raises:
         InvalidInput: it is not JSON, or not in one of the forms above; the message names the image.
@@ -51,6 +52,8 @@ def parse(body: bytes, spec: InputSpec, max_images: int) -> Instances:
     parameters = parameters_of(document)
     if len(fields) > 1:
         raise InvalidInput("send either instances or inputs, not both")
+    if not fields and not single:
+        raise InvalidInput(f"send {DOCUMENT}")
     if not fields:
         return Instances([_named("the body", instance_of, document, spec)], "", parameters)
     (field,) = fields

@@ -5,6 +5,7 @@ Sources: kserve.github.io, "V1 Inference Protocol"; tensorflow.org/tfx/serving/a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,7 +13,7 @@ from fastapi.responses import Response
 from starlette.routing import Route
 
 from service.config.settings import Settings
-from service.errors import QUOTED, InvalidInput
+from service.errors import QUOTED
 from service.http import instances, platforms, predicting
 from service.http.openapi import TIMEOUT_HEADER
 from service.http.predicting import JSON, check_version, json_field, json_response
@@ -27,7 +28,7 @@ from service.oip.codec import VERSION
 
 # By field of the request: how TensorFlow Serving calls its results.
 RESULTS = {instances.ROWS: "predictions", instances.COLUMNS: "outputs"}
-PARSE = {JSON: instances.parse}
+PARSE = {JSON: partial(instances.parse, single=False)}
 PARSE_EXAMPLES = {JSON: instances.parse_examples}
 VERBS = "the verbs are :predict and :classify"
 METHOD = "tensorflow/serving/predict"
@@ -88,8 +89,6 @@ async def predict(request: Request, name: str) -> Response:
 
     def check(model: Model, asked: instances.Instances) -> None:
         nonlocal k
-        if asked.field not in RESULTS:
-            raise InvalidInput(f"send {instances.DOCUMENT}; {name}:classify takes examples")
         k = predicting.top_k(model, asked)
 
     predicted = await predicting.predict(
