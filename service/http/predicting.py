@@ -21,7 +21,7 @@ from service.http.body import Body
 from service.http.instances import Instances
 from service.http.problems import server_timing
 from service.http.record import record_of
-from service.http.services import Services
+from service.http.services import Services, services_of
 from service.http.uploads import MULTIPART, media_type, read_image, until_disconnect
 from service.inference.deadline import before
 from service.inference.interfaces import Computed, Model
@@ -128,10 +128,16 @@ async def compute_all(share: QueueShare, model: Model, asked: Instances) -> list
     return await gather(compute_one(at) for at in range(len(asked.images)))
 
 
-def check_version(name: str, version: str, known: tuple[str, ...]) -> None:
-    """Raises `UnknownModel`: the model has no such version."""
-    if version not in known:
-        raise UnknownModel(f"{name} has only version {known[0]}")
+def model_of_path(request: Request, versions: tuple[str, ...]) -> Model:
+    """The model that a path names; `versions` are those that its clients may call it by.
+
+    Raises:
+        UnknownModel: there is none, or it has no such version.
+    """
+    model = services_of(request.scope).pipeline.find(request.path_params["name"])
+    if request.path_params.get("version", versions[0]) not in versions:
+        raise UnknownModel(f"{model.name} has only version {versions[0]}")
+    return model
 
 
 def vectors(predicted: Predicted) -> list[bytes]:

@@ -16,7 +16,7 @@ from service.config.settings import Settings
 from service.errors import QUOTED
 from service.http import instances, platforms, predicting
 from service.http.openapi import TIMEOUT_HEADER
-from service.http.predicting import JSON, check_version, json_field, json_response
+from service.http.predicting import JSON, json_field, json_response, model_of_path
 from service.http.problems import plain_refusal
 from service.http.routers.models import status_of
 from service.http.schemas import predictions_of
@@ -31,6 +31,7 @@ RESULTS = {instances.ROWS: "predictions", instances.COLUMNS: "outputs"}
 PARSE = {JSON: partial(instances.parse, single=False)}
 PARSE_EXAMPLES = {JSON: instances.parse_examples}
 VERBS = "the verbs are :predict and :classify"
+VERSIONS = (VERSION,)
 METHOD = "tensorflow/serving/predict"
 DTYPES = {"BYTES": "DT_STRING", "UINT8": "DT_UINT8", "FP32": "DT_FLOAT"}
 IMAGE = {
@@ -157,14 +158,14 @@ async def switched_off(request: Request) -> Response:
 
 
 async def version_status(request: Request) -> Response:
-    model = versioned_model(request)
+    model = model_of_path(request, VERSIONS)
     status = status_of(services_of(request.scope).pipeline, model)
     return json_response({"name": model.name, **status})
 
 
 async def model_metadata(request: Request) -> Response:
     """TensorFlow Serving's. The inputs are alternatives: a request sends one."""
-    model = versioned_model(request)
+    model = model_of_path(request, VERSIONS)
     described = metadata.metadata(model)
     outputs = described["outputs"][:1]  # What :predict returns.
     signature = {
@@ -191,13 +192,6 @@ def tensor_info(tensor: dict[str, Any]) -> dict[str, Any]:
         },
         "name": f"{tensor['name']}:0",
     }
-
-
-def versioned_model(request: Request) -> Model:
-    """Raises `UnknownModel`: unknown name or version."""
-    model = services_of(request.scope).pipeline.find(request.path_params["name"])
-    check_version(model.name, request.path_params.get("version", VERSION), (VERSION,))
-    return model
 
 
 MODEL = "/v1/models/{name}"
@@ -228,8 +222,6 @@ def _of(known: str) -> Any:
     endpoint = {"predict": predict, "classify": classify}[known]
 
     async def of_path(request: Request) -> Response:
-        name = request.path_params["name"]
-        check_version(name, request.path_params.get("version", VERSION), (VERSION,))
-        return await endpoint(request, name)
+        return await endpoint(request, model_of_path(request, VERSIONS).name)
 
     return of_path

@@ -15,7 +15,7 @@ from service.config.settings import Settings
 from service.http import instances, platforms, predicting
 from service.http.instances import Instances
 from service.http.openapi import BINARY, TIMEOUT_HEADER
-from service.http.predicting import JSON, Predicted, check_version, json_response
+from service.http.predicting import JSON, Predicted, json_response, model_of_path
 from service.http.problems import plain_refusal
 from service.http.routers import kserve_v1
 from service.http.services import services_of
@@ -83,9 +83,7 @@ def named(computed: Computed) -> dict[str, float]:
 
 
 async def predictions_of_path(request: Request) -> Response:
-    name = request.path_params["name"]
-    check_version(name, request.path_params.get("version", VERSIONS[0]), VERSIONS)
-    return await predictions(request, name)
+    return await predictions(request, model_of_path(request, VERSIONS).name)
 
 
 @plain.get(platforms.PING, responses={503: {"description": "unhealthy"}})
