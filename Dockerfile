@@ -66,6 +66,12 @@ COPY --from=dependencies /opt/venv /opt/venv
 # gigabytes of dependencies, and only that layer is pushed and pulled.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl
+# SageMaker starts the image with this one argument, and expects port 8080 unless it names another.
+RUN printf '%s\n' '#!/bin/sh' \
+        'export SAGEMAKER_BIND_TO_PORT="${SAGEMAKER_BIND_TO_PORT:-8080}"' \
+        'exec resnet-serve serve "$@"' > /usr/local/bin/serve \
+ && chmod 755 /usr/local/bin/serve
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
 # A new volume mounted here gets this folder's owner.
 RUN install --directory --owner=10001 --group=10001 /cache
 # The root file system may be read-only: the service writes only below /tmp, or to /cache if set.

@@ -38,6 +38,7 @@ GUIDES = [
     "kubernetes",
     "own-architecture",
     "own-weights",
+    "platforms",
     "ray",
     "tuning",
 ]

@@ -1,4 +1,7 @@
-"""Reading settings: from a YAML file, then environment variables, then flags; the last one wins."""
+"""Reading settings: from a YAML file, then environment variables, then flags; the last one wins.
+
+Below them are the variables of the platform that started the container.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ S = TypeVar("S", bound=Strict)
 MODEL_WIDE = tuple(
     name for name in ModelSettings.model_fields if name not in ("spec", "name", "architecture")
 )
-LISTS = ("models", "device", "cors_origins", *SECRETS)
+LISTS = ("models", "device", "cors_origins", "platforms", *SECRETS)
 LITERALS = re.compile(r"'([^']*)'")
 # pydantic appends the type that it tried to the place of an error.
 DEVICE_TYPES = ("str", "list[str]")
@@ -64,7 +67,7 @@ def read(
         file = sources.of_file(Path(path)) if path else Source("file")
     known = [*Settings.model_fields, *MODEL_WIDE]
     layers = (sources.of_environment(environ, known, LISTS), sources.of_flags(flags or {}, LISTS))
-    merged = sources.merge(file, layers, MODEL_WIDE, DEFAULT_SPEC)
+    merged = sources.merge(sources.of_platforms(environ), file, layers, MODEL_WIDE, DEFAULT_SPEC)
     problems = [problem for source in (file, *layers) for problem in source.problems]
     settings = None
     try:

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from models.builtin import DEFAULT_SPEC
 from service.config import keys
 from service.config.capacity import MOST_FRONT_ENDS
-from service.config.choices import Decode, Engine, Precision
+from service.config.choices import PLATFORMS, Decode, Engine, Platform, Precision
 from service.config.sources import NAME_PATTERN, SECRETS
 from service.config.variables import default_cache_dir
 from service.runtime import cpus
@@ -32,6 +32,8 @@ DEVICE = r"auto|cpu|cuda(:(\d+|all))?"
 DEVICE_RULE = "must be auto, cpu, cuda, cuda:all, cuda:N, or a list of these"
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
 COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
+# The characters of a path (RFC 3986, section 3.3), without escapes.
+ROUTE = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]{0,500}")
 # Checked one by one, as looking inside a missing package raises.
 TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 MOST_MODELS = 256
@@ -141,7 +143,13 @@ class Settings(Strict):
     """The service. The first of `models` is the default model."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
+    port: int = Field(
+        8000,
+        ge=0,
+        le=65535,
+        description="port to listen on; 0: any free port; default: AIP_HTTP_PORT or "
+        "SAGEMAKER_BIND_TO_PORT, which Vertex AI and SageMaker set, else 8000",
+    )
     allow_anonymous: bool = Field(
         False, description="accept other hosts without api_keys; otherwise the start fails"
     )
@@ -178,6 +186,21 @@ class Settings(Strict):
         description="origins, such as https://example.org, whose pages may use the API, or *; "
         "empty: only the service's own",
         json_schema_extra={"items": {"type": "string", "pattern": f"^({ORIGIN.pattern})$"}},
+    )
+    platforms: list[Platform] = Field(
+        list(PLATFORMS),
+        description="platforms whose routes are served: kserve_v1 (and TensorFlow Serving), "
+        "torchserve, sagemaker, vertex; in the environment, separated by commas; empty: none",
+    )
+    vertex_health_route: str | None = Field(
+        None,
+        description="path of Vertex AI's health checks; default: AIP_HEALTH_ROUTE",
+        json_schema_extra={"pattern": f"^{ROUTE.pattern}$"},
+    )
+    vertex_predict_route: str | None = Field(
+        None,
+        description="path of Vertex AI's predictions; default: AIP_PREDICT_ROUTE",
+        json_schema_extra={"pattern": f"^{ROUTE.pattern}$"},
     )
     max_connections: int = Field(
         4096,
@@ -303,6 +326,14 @@ class Settings(Strict):
                     "origin", "must be origins such as https://example.org, without a path, or *"
                 )
         return origins
+
+    @field_validator("vertex_health_route", "vertex_predict_route")
+    @classmethod
+    def _check_route(cls, route: str | None) -> str | None:
+        if route is not None and not ROUTE.fullmatch(route):
+            raise PydanticCustomError("route", "must be a path such as /predict")
+        # A slash at the end of a request's path changes nothing.
+        return route if route is None else route.rstrip("/") or "/"
 
     @field_validator("tracing", "otlp_endpoint")
     @classmethod

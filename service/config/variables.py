@@ -9,6 +9,15 @@ PREFIX = "RESNET_SERVE_"
 # The same prefix, but not settings: the file's path, a client's key, the tests' data, and the
 # processor's flags.
 NOT_SETTINGS = {"CONFIG", "KEY", "SHARED", "CPU_FLAGS"}
+# Of platforms that start containers, and the settings for which they stand; the last one wins. See
+# SageMaker's "Custom Inference Code with Hosting Services", and Vertex AI's "Custom container
+# requirements for inference".
+OF_PLATFORMS = {
+    "SAGEMAKER_BIND_TO_PORT": "port",
+    "AIP_HTTP_PORT": "port",
+    "AIP_HEALTH_ROUTE": "vertex_health_route",
+    "AIP_PREDICT_ROUTE": "vertex_predict_route",
+}
 # Nobody can create this folder, root included; the path itself says why.
 NO_HOME = Path(os.devnull) / "no-home"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 
 from pydantic import SecretStr
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.config.settings import Settings
 from service.errors import Forbidden, ServiceError, Unauthorized
+from service.http.platforms import health_paths
 from service.http.problems import refuse
 from service.inference.jobs import Priority
 
@@ -23,6 +25,8 @@ OPEN_FOLDERS = ("/health/", "/v2/health/", "/web/")
 ADMIN_METHODS = frozenset({"PUT", "DELETE"})
 ADMIN_FOLDER = "/v1/models/"
 ADMIN_ACTIONS = "/v2/repository/models/"
+# Of KServe V1, which accepts no method that changes something.
+VERB = re.compile(r"/v1/models/[^/]+:[^/]+")
 Headers = Iterable[tuple[bytes, bytes]]
 HOW = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
@@ -35,7 +39,7 @@ def is_open(path: str) -> bool:
 def is_admin(path: str, method: str) -> bool:
     """Whether the request changes the service, and needs an admin key."""
     return path.startswith(ADMIN_ACTIONS) or (
-        method in ADMIN_METHODS and path.startswith(ADMIN_FOLDER)
+        method in ADMIN_METHODS and path.startswith(ADMIN_FOLDER) and not VERB.fullmatch(path)
     )
 
 
@@ -58,6 +62,8 @@ class Keys:
         self._admin = digests(settings.admin_keys)
         self._all = digests(settings.api_keys) + self._admin
         self._raise_priority = settings.raise_priority
+        # Its method matters, as the platform may have chosen one of our paths.
+        self._health = health_paths(settings)
 
     def check(self, scope: Scope) -> None:
         """Authorizes a request.
@@ -76,6 +82,8 @@ class Keys:
                 "set admin_keys or admin_keys_file"
             )
         if not admin and is_open(path):
+            return
+        if path in self._health and scope["method"] == "GET":
             return
         key = key_of(scope["headers"])
         if key is None:

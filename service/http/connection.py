@@ -113,12 +113,15 @@ class ServerConnection(TimedConnection):
             self._held += data
             if len(self._held) > MAX_HELD_BYTES:
                 self.flow.pause_reading()
-        elif in_time or self._phase is not IDLE or self._responding or data.startswith(PROBES):
+        elif in_time or self._phase is not IDLE or self._responding or self._is_probe(data):
             self._was_read(0.0)
             self._parse(data)
         else:
             self._held, self._held_since = data, now
             self._turns.hold(self)
+
+    def _is_probe(self, data: bytes) -> bool:
+        return data.startswith(PROBES) or data.startswith(self._limits.probes)
 
     def release(self) -> None:
         """Goes on with what was held."""
@@ -245,7 +248,7 @@ class ServerConnection(TimedConnection):
             )
         version = parser.get_http_version()
         head.check(version, self.headers)
-        if self._surplus and not self.url.startswith(HEALTH):
+        if self._surplus and not (self.url.startswith(HEALTH) or self.url in limits.health):
             counted: Any = self.connections  # All are of this class.
             if not limits.has_room(counted, self.loop.time()):
                 raise limits.too_many()

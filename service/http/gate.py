@@ -31,6 +31,7 @@ from service.errors import (
 from service.http import problems
 from service.http.admission import TIMEOUT, parse_timeout
 from service.http.middleware import REQUEST_ID
+from service.http.platforms import prediction_paths
 from service.http.refused_heads import RefusedHeads
 from service.http.services import Services
 from service.http.turns import LoopTurns
@@ -42,7 +43,7 @@ V1 = {
     for path in ("/v1/classify", "/v1/classify/batch", "/v1/embed", "/v1/explain")
     for slash in (b"", b"/")
 }
-V2_INFER = re.compile(b"/v2/models/([^/]+)(?:/versions/1)?/infer/?")
+V2_INFER = re.compile(rb"/v2/models/([^/]+)(?:/versions/1)?/infer/?")
 V2_ROUTE = "/v2/models/{name}/infer"
 # Turns of the loop that a request needs besides its own work: to begin, for its result, to respond.
 TURNS = 2.0
@@ -50,7 +51,8 @@ TURNS = 2.0
 DETAIL = "what is in the place of the detail"
 OF_ONE = frozenset((b"content-length", b"retry-after"))
 # A browser needs headers that only the application knows; whoever expects a "continue", too.
-BY_APPLICATION = frozenset((b"origin", b"expect"))
+# So do requests whose model a header names.
+BY_APPLICATION = frozenset((b"origin", b"expect", b"x-amzn-sagemaker-target-model"))
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -154,6 +156,9 @@ class Gate:
         self._timeout = services.settings.request_timeout_ms / 1000
         self._headers = headers
         self._report = report
+        of_platforms = prediction_paths(services.settings)
+        self._paths = V1 | of_platforms.default
+        self._patterns = [(V2_INFER, V2_ROUTE), *of_platforms.named]
         self._latest: EarlyRefusal
         self._age = 0.0  # of the request that was checked last
         self._heads: RefusedHeads[EarlyRefusal] = RefusedHeads(turns)
@@ -174,7 +179,7 @@ class Gate:
         `arrival` tells when it arrived, by `time.perf_counter`, or with `exact=False` the latest
         that this can have been, which costs less.
         """
-        asked = _prediction(url)
+        asked = self._prediction(url)
         if asked is None:
             return None
         route, name = asked
@@ -225,6 +230,20 @@ class Gate:
         turns = self.turns
         model.check(Load(within, age + TURNS * turns.delay, model.entering, turns.wait))
 
+    def _prediction(self, url: bytes) -> tuple[str, str | None] | None:
+        """The route and the model of a request for a prediction, without a model for the default
+        one; None if it is another request, or one that the application refuses."""
+        path, _, query = url.partition(b"?")
+        if (route := self._paths.get(path)) is not None:
+            if not query:
+                return route, None
+            parameters = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+            return route, parameters.get("model")
+        for pattern, route in self._patterns:
+            if (found := pattern.fullmatch(path)) is not None:
+                return route, unquote_to_bytes(found[1]).decode("latin-1")
+        return None
+
     def refuse(
         self, route: str, model: str, refusal: ServiceError, wishes: Wishes, keep_alive: bool
     ) -> bytes:
@@ -271,17 +290,3 @@ class Gate:
         before, _, after = bytes(response.body).partition(to_json(DETAIL))
         head = b"".join([STATUS_LINE[response.status_code], *lines])
         return Template(common, response.status_code, head, before, after)
-
-
-def _prediction(url: bytes) -> tuple[str, str | None] | None:
-    """The route and the model of a request for a prediction, without a model for the default one;
-    None if it is another request, or one that the application refuses."""
-    path, _, query = url.partition(b"?")
-    if (route := V1.get(path)) is not None:
-        if not query:
-            return route, None
-        parameters = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
-        return route, parameters.get("model")
-    if (found := V2_INFER.fullmatch(path)) is not None:
-        return V2_ROUTE, unquote_to_bytes(found[1]).decode("latin-1")
-    return None

@@ -8,7 +8,7 @@ from service.errors import QUOTED, InvalidInput
 from service.inference.base64_text import decode_base64
 
 # TensorFlow Serving's and Vertex AI's name first, then those that examples of other servers use.
-NAMES = ("b64", "image", "image_bytes", "bytes", "data", "content", "input")
+NAMES = ("b64", "image", "image_bytes", "bytes", "data", "body", "content", "input")
 FORM = '{"b64": "<base64>"}'
 
 

@@ -14,6 +14,7 @@ from service.config.settings import Settings
 from service.errors import RETRY_SECONDS, HeadersTooLarge, ServiceError, TooManyConnections
 from service.http import problems
 from service.http.idle import IdleConnection, Room
+from service.http.platforms import health_paths
 from service.http.turns import LoopTurns
 from service.logs import LogLimit, with_suppressed
 from service.metrics import REASONS, Metrics
@@ -34,6 +35,11 @@ class ConnectionLimits:
         self.max_header_bytes = settings.max_header_bytes
         self.header_timeout = settings.header_timeout_s
         self.keep_alive = settings.keep_alive_s
+        # Of platforms; for those requests, see `service.http.connection.PROBES`.
+        self.health = frozenset(path.encode() for path in health_paths(settings))
+        self.probes = tuple(
+            b"%b %b " % (method, path) for method in (b"GET", b"HEAD") for path in self.health
+        )
         self.max_connections = math.ceil(settings.max_connections / settings.workers)
         # Not among the counted connections: surplus, or refused and not yet closed.
         self.uncounted: set[ServerConnection] = set()

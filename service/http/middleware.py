@@ -27,7 +27,7 @@ LINES_PER_SECOND = 10  # of each reason
 MAX_CHARACTERS = 500  # characters of a path or detail, which may quote the client
 TOO_LATE = "the service shut down before the whole request had arrived; retry on another replica"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-API = ("/v1/", "/v2")
+API = ("/v1/", "/v2", "/predictions/", "/invocations", "/ping")
 
 
 class ObservabilityMiddleware:
@@ -35,7 +35,7 @@ class ObservabilityMiddleware:
 
     It keeps the client's `X-Request-ID` if that is one printable word, else it generates one. It
     logs an unexpected exception with the ID and responds with a plain 500. Every response gets
-    `headers`.
+    `headers`; those on paths that begin as one of `private` must not be stored.
     """
 
     def __init__(
@@ -44,11 +44,13 @@ class ObservabilityMiddleware:
         metrics: Metrics,
         pipeline: Pipeline,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        private: tuple[str, ...] = API,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._pipeline = pipeline
         self._headers = headers
+        self._private = private
         self._log_limit = LogLimit(1.0, LINES_PER_SECOND)
         # A random prefix per process, then a counter: reading the kernel's randomness would release
         # the GIL in every request.
@@ -68,7 +70,7 @@ class ObservabilityMiddleware:
         record = record_of(scope)
         request_id = self._id_of(scope)
         status = 0
-        private = scope["path"].startswith(API)
+        private = scope["path"].startswith(self._private)
 
         async def send_marked(message: Message) -> None:
             nonlocal status

@@ -185,6 +185,14 @@ class ModelCard(BaseModel):
     temperature: float = Field(description="divisor of the logits; 1 if none was fitted")
 
 
+class VersionStatus(BaseModel):
+    """As TensorFlow Serving describes the state of a model's version."""
+
+    version: str
+    state: Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
+    status: dict[Literal["error_code", "error_message"], str]
+
+
 class ModelDetails(ModelCard):
     labels: list[str] | None = Field(
         None,
@@ -193,6 +201,10 @@ class ModelDetails(ModelCard):
         exclude_if=lambda labels: labels is None,
     )
     card: str = Field(description="what users should know about the model, in Markdown")
+    ready: bool = Field(description="whether it can serve now, for clients of KServe V1")
+    model_version_status: list[VersionStatus] = Field(
+        description="the same for clients of TensorFlow Serving"
+    )
 
 
 class Models(BaseModel):
@@ -243,7 +255,7 @@ def classification_json(
         return to_json(classification_of(model, computed, k, timing_ms))
     document = classification_of(model, computed, 0, timing_ms)
     del document["predictions"]
-    return json_object(document, "predictions", _predictions_json(computed, k))
+    return json_object(document, "predictions", predictions_json(computed, k))
 
 
 def batch_json(
@@ -253,13 +265,14 @@ def batch_json(
     items = (
         to_json({"filename": name, "error": result})
         if isinstance(result, str)
-        else json_object({"filename": name}, "predictions", _predictions_json(result, k))
+        else json_object({"filename": name}, "predictions", predictions_json(result, k))
         for name, result in zip(names, results, strict=True)
     )
     return json_object({"model": model}, "results", b"[" + b",".join(items) + b"]")
 
 
-def _predictions_json(computed: Computed, k: int) -> bytes:
+def predictions_json(computed: Computed, k: int) -> bytes:
+    """The JSON of the top `k` `Prediction`s."""
     return json_list(k, lambda part: predictions_of(computed, part.stop, part.start))
 
 

@@ -45,7 +45,7 @@ from service.logs import LogLimit, with_suppressed
 
 log = logging.getLogger(__name__)
 NAME = "resnet-serve"
-UNTRACED = ("/health/", "/metrics")
+UNTRACED = ("/health/", "/ping", "/metrics")
 METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
 )

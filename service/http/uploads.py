@@ -131,6 +131,8 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
         raise UndecodableImage(f"the form is malformed: {reason}") from None
     try:
         files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
+        if not files and max_images == 1:  # It can only be that one, whatever its field's name.
+            files = [value for value in form.values() if isinstance(value, UploadFile)]
         if not files:
             if FIELD in form:
                 raise BadParameter(f"the field {FIELD!r} contains text; send a file")

@@ -24,6 +24,7 @@ from service.inference.interfaces import Model
 from service.inference.labels import MOST_SHOWN, shown_labels
 from service.inference.pipeline import Pipeline
 from service.json_pieces import json_list, json_object
+from service.oip.codec import VERSION
 
 MAX_BODY_BYTES = 2**16
 DENIED: dict[int | str, dict[str, Any]] = {
@@ -75,7 +76,8 @@ async def details_response(
     request: Request, model: Model, labels: bool | None, status: int = HTTPStatus.OK
 ) -> Response:
     """The `schemas.ModelDetails` of a model, with its labels as far as they are `shown_labels`."""
-    card = schemas.ModelDetails.model_validate(model.describe()).model_dump(mode="json")
+    fields = model.describe() | status_of(services_of(request.scope).pipeline, model)
+    card = schemas.ModelDetails.model_validate(fields).model_dump(mode="json")
     shown = shown_labels(model.labels, labels)
     if shown is None:
         return Response(to_json(card), status, media_type="application/json")
@@ -144,6 +146,20 @@ async def delete_model(request: Request, name: str) -> Response:
     """Stops serving a model; requests already admitted still complete."""
     await active_pipeline(request).repository.delete(name)
     return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def status_of(pipeline: Pipeline, model: Model) -> dict[str, Any]:
+    """Whether a model can serve, as clients of KServe V1 and of TensorFlow Serving read it."""
+    reason = pipeline.unready().get(model.name)
+    state, code = "AVAILABLE", "OK"
+    if pipeline.draining:
+        state = "UNLOADING"
+    elif reason is not None:
+        failed = model.describe()["state"] in ("failed", "lost")
+        state, code = ("END", "UNKNOWN") if failed else ("LOADING", "OK")
+    status = {"error_code": code, "error_message": reason or ""}
+    version = {"version": VERSION, "state": state, "status": status}
+    return {"ready": reason is None, "model_version_status": [version]}
 
 
 def active_pipeline(request: Request) -> Pipeline:

@@ -100,6 +100,25 @@ def test_a_prediction_by_put_is_no_change_of_the_models() -> None:
             keys(**BOTH).check(scope("PUT", path))
 
 
+@pytest.mark.parametrize("path", ["/ping", "/up"])
+def test_a_platforms_health_check_needs_none(path: str) -> None:
+    both = keys(**BOTH, vertex_health_route="/up", vertex_predict_route="/up")
+    both.check(scope("GET", path))
+    with pytest.raises(Unauthorized):  # A prediction may have the same path.
+        both.check(scope("POST", path))
+    with pytest.raises(Unauthorized):
+        keys(**BOTH, platforms=["kserve_v1"]).check(scope("GET", path))
+
+
+def test_a_verb_of_a_model_changes_nothing() -> None:
+    keys().check(scope("PUT", "/v1/models/a:predict"))
+    with pytest.raises(Unauthorized):
+        keys(**BOTH).check(scope("PUT", "/v1/models/a:predict"))
+    for path in ("/v1/models/a:", "/v1/models/:a", "/v1/models/a:/b", "/v1/models/a"):
+        with pytest.raises(Forbidden):
+            keys().check(scope("PUT", path))
+
+
 def test_without_keys_everybody_may_use_and_nobody_may_change() -> None:
     open_to_all = keys()
     open_to_all.check(scope("POST", "/v1/classify"))

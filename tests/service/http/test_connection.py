@@ -418,6 +418,22 @@ def test_a_balancer_is_the_one_to_end_an_idle_connection() -> None:
     assert Settings().keep_alive_s > 3600
 
 
+@pytest.mark.parametrize(
+    ("path", "answered"), [(b"/ping", True), (b"/up", True), (b"/up?x", False), (b"/upper", False)]
+)
+def test_a_platforms_probe_is_answered_beyond_the_limit(path: bytes, answered: bool) -> None:
+    async def test() -> None:
+        async with serving(max_connections=1, vertex_health_route="/up") as first:
+            first.writer.write(GET)
+            assert await first.answer() == (200, b"0")
+            probe = await first.connect()
+            probe.writer.write(GET.replace(b"/echo", path))
+            head = await probe.reader.readuntil(b"\r\n")
+            assert head.startswith(b"HTTP/1.1 200" if answered else b"HTTP/1.1 503")
+
+    run(test)
+
+
 def test_a_flood_of_connections_is_not_even_answered() -> None:
     async def test() -> None:
         async with serving(max_connections=1) as first:

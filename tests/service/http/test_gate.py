@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,9 +23,9 @@ V2 = post("/v2/models/first/infer", V2_BODY, "X-Request-Timeout-Ms: 200")
 
 
 @contextmanager
-def overloaded(seconds: float = 1.0, **settings: Any) -> Iterator[Gated]:
+def overloaded(seconds: float = 1.0, more: Sequence[str] = (), **settings: Any) -> Iterator[Gated]:
     """A service whose queue needs longer than the 200 ms that its next clients allow."""
-    with gated(seconds, **settings) as service:
+    with gated(seconds, *more, **settings) as service:
         headers = [f"X-API-Key: {key}" for key in settings.get("api_keys", [])]
         service.model.open.clear()
         service.connect().send(post("/v1/classify", IMAGE, *headers))
@@ -291,6 +292,53 @@ def test_an_image_by_put_is_let_in_and_leaves_nothing() -> None:
             client.send(post("/v1/classify/batch").replace(b"POST", b"PUT")).answer().status == 405
         )
         nothing_is_left(service)
+
+
+INSTANCES = json.dumps({"instances": [base64.b64encode(IMAGE).decode()]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "route", "keys"),
+    [
+        ("/v1/models/first:predict", INSTANCES, "/v1/models/{name}:predict", ["error"]),
+        ("/v1/models/first/versions/1:predict", INSTANCES, "/v1/models/{name}:predict", ["error"]),
+        ("/predictions/first", IMAGE, "/predictions/{name}", ["code", "type", "message"]),
+        ("/predictions/first/1.0", IMAGE, "/predictions/{name}", ["code", "type", "message"]),
+        ("/invocations", IMAGE, "/invocations", ["type", "title", "status", "detail"]),
+        ("/vertex", INSTANCES, "/vertex", ["type", "title", "status", "detail"]),
+    ],
+)
+def test_a_platforms_prediction_is_refused_in_its_form(
+    path: str, body: bytes, route: str, keys: list[str]
+) -> None:
+    with overloaded(vertex_predict_route="/vertex") as service:
+        client = service.connect()
+        answer = client.send(post(path, body, "X-Request-Timeout-Ms: 200")).answer()
+        assert (answer.status, at_gate(answer)) == (429, True)
+        assert list(json.loads(answer.body)) == keys
+        assert int(answer.headers["retry-after"]) >= 1
+        assert service.metrics.requests.labels(route, 429)._value.get() == 1
+        service.model.open.set()
+        service.until(service.idle)
+        answer = client.send(post(path, body)).answer()
+        assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+        assert "inference;dur=" in answer.headers["server-timing"]
+        nothing_is_left(service)
+
+
+def test_what_is_switched_off_is_not_refused_but_unknown() -> None:
+    with overloaded(platforms=[]) as service:
+        for path in ("/predictions/first", "/invocations", "/v1/models/first:predict"):
+            request = post(path, IMAGE, "X-Request-Timeout-Ms: 200")
+            assert service.connect().send(request).answer().status == 404
+        ping = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n"
+        assert service.connect().send(ping).answer().status == 404
+
+
+def test_a_header_that_names_the_model_is_read_by_the_application() -> None:
+    with overloaded(more=["second"]) as service:
+        named = post("/invocations", IMAGE, "X-Amzn-SageMaker-Target-Model: second.tar.gz")
+        assert service.connect().send(named).answer().status == 200
 
 
 def test_what_predicts_nothing_passes() -> None:
