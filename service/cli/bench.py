@@ -170,6 +170,8 @@ def _key(file: Path | None, is_ours: bool) -> list[str]:
     from service.config import loading
 
     key = loading.client_key(file) if file or is_ours else None
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError("RESNET_SERVE_KEY: must be printable ASCII characters")
     return [f"Authorization: Bearer {key}"] if key else []
 
 
