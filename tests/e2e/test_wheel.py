@@ -106,14 +106,14 @@ print(sorted(known & set(sys.modules)))
 def test_the_client_needs_httpx_only(bare: Path, service: Service, tmp_path: Path) -> None:
     image = tmp_path / "x.png"
     image.write_bytes(encoded())
-    command = [bare / "python", "-I", "-W", "error", "-c", PROGRAM, service.url, image]
+    command = [str(bare / "python"), "-I", "-W", "error", "-c", PROGRAM, service.url, str(image)]
     assert subprocess.check_output(command, text=True, cwd=tmp_path) == "[]\n"
-    lacks = [bare / "python", "-I", "-c", "import torch"]
+    lacks = [str(bare / "python"), "-I", "-c", "import torch"]
     assert subprocess.run(lacks, check=False, capture_output=True).returncode == 1
 
 
 def test_the_command_says_what_it_lacks(bare: Path, tmp_path: Path) -> None:
-    command = [bare / "resnet-serve", "serve"]
+    command = [str(bare / "resnet-serve"), "serve"]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, cwd=tmp_path, env={}
     )
