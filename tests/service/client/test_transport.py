@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from service.client.address import address_of
 from service.client.transport import proxy_of
 from tests.conftest import encoded
 from tests.service.client.test_client import GOOD
+from tests.service.http.test_tls import self_signed
 from tests.support.forward_proxy import forward_proxy
 from tests.support.unruly import unruly
 
@@ -91,6 +94,39 @@ def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, p
     with pytest.raises(ValueError, match=r"\Athe proxy \S+ in the environment") as caught:
         Client("http://models.example:8000")
     assert "secret" not in str(caught.value)
+
+
+def test_a_companys_authority_counts_on_this_host_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl")
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with (
+                    contextlib.suppress(ssl.SSLError),
+                    context.wrap_socket(connection, server_side=True) as encrypted,
+                ):
+                    encrypted.recv(65_536)
+                    encrypted.sendall(GOOD)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(url, retries=0) as client, pytest.raises(Unreachable, match="verify failed"):
+            client.classify(IMAGE)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with Client(url, retries=0) as client:
+            assert client.classify(IMAGE).best.label == "cat"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 @pytest.fixture
