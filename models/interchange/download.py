@@ -14,8 +14,9 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from models import files
 from models.interchange import connection
 from models.interchange.connection import BROKEN, DownloadError, StatusError, Unreachable
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 CHUNK = 1 << 20
 # A download that breaks off goes on where it was, so many times, after these seconds and twice as
@@ -62,10 +64,10 @@ def fetch(url: str, folder: Path, checksum: str, *, name: str = "", token: str =
         if resumed and not checksum:  # Of which version it is the beginning, nobody knows.
             file.truncate(0)
         try:
-            _complete(url, file, token)
+            patiently(lambda: _continue(url, file, token))
             if resumed and not matches(part, checksum):  # It began as another file.
                 file.truncate(0)
-                _complete(url, file, token)
+                patiently(lambda: _continue(url, file, token))
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 part.unlink()
@@ -98,11 +100,15 @@ def git_sha1(path: Path) -> str:
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
-def _complete(url: str, file: BinaryIO, token: str) -> None:
-    """Appends the rest of the download to `file`, in as many parts as it takes."""
+def patiently(work: Callable[[], T]) -> T:
+    """What `work` returns, which is done again after an error that may pass.
+
+    Raises:
+        DownloadError: the last one of `work`.
+    """
     for attempt in range(ATTEMPTS):
         try:
-            _continue(url, file, token)
+            return work()
         except (BrokenOff, Unreachable, StatusError) as error:
             passing = not isinstance(error, StatusError) or error.status in PASSING
             # Who cannot be reached at all will not be a second later.
@@ -111,11 +117,11 @@ def _complete(url: str, file: BinaryIO, token: str) -> None:
                 raise
             log.warning("%s; trying again", error)
             time.sleep(PAUSE_S * 2**attempt)
-        else:
-            return
+    raise AssertionError("unreachable")
 
 
 def _continue(url: str, file: BinaryIO, token: str) -> None:
+    """Appends the rest of the download to `file`, as far as it comes."""
     have = file.seek(0, io.SEEK_END)
     try:
         answer = connection.get(url, {"Range": f"bytes={have}-"} if have else {}, token)

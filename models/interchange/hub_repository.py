@@ -171,7 +171,7 @@ class Repository:
         if not (token.isascii() and token.isprintable()):
             raise DownloadError("the token in HF_TOKEN is none: it must be printable ASCII")
         try:
-            headers = connection.head(url, token)
+            headers = download.patiently(lambda: connection.head(url, token))
         except StatusError as error:
             if self._is_missing(error):
                 return None

@@ -17,7 +17,9 @@ from tests.support.fake_hub import fake_hub
 # A network namespace without any interface; needs no root where users may make one.
 ALONE = ["unshare", "--map-root-user", "--net"]
 NOBODY = "http://127.0.0.1:9"
-CUT_OFF = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT"), NOBODY)
+CUT_OFF: dict[str, Any] = dict.fromkeys(
+    ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT"), NOBODY
+)
 
 
 def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -31,6 +31,7 @@ class FakeHub:
         self.large: list[tuple[str, str, str | None, str | None]] = []
         self.damage = b""
         self.breaks_at: int | None = None
+        self.busy = 0  # so many requests are refused first
         self.hub = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(_at_hub))
         self.storage = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(_at_storage))
         self.url = f"http://127.0.0.1:{self.hub.server_port}"
@@ -61,7 +62,10 @@ def _at_hub(hub: FakeHub, request: BaseHTTPRequestHandler) -> None:
     repository = f"{owner}/{name}"
     files = hub.repositories.get(repository)
     allowed = request.headers["Authorization"] == f"Bearer {hub.token}"
-    if files is None or (repository in hub.private and not allowed):
+    if hub.busy:
+        hub.busy -= 1
+        _refuse(request, 429, "")
+    elif files is None or (repository in hub.private and not allowed):
         _refuse(request, 401, "RepoNotFound")
     elif repository in hub.gated:
         _refuse(request, 403, "GatedRepo")

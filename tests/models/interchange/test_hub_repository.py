@@ -51,6 +51,12 @@ def test_a_repository_is_downloaded_once_and_at_one_commit(hub: FakeHub, tmp_pat
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_a_hub_that_is_busy_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
+    hub.busy = 2
+    assert snapshot(NAME, tmp_path).commit == hub.commit
+    assert hub.busy == 0
+
+
 def test_a_damaged_file_is_downloaded_again(hub: FakeHub, tmp_path: Path) -> None:
     path = snapshot(NAME, tmp_path).folder / "model.safetensors"
     path.write_bytes(WEIGHTS[::-1])
