@@ -151,6 +151,7 @@ def test_each_library_is_known_only_where_it_belongs(path: Path) -> None:
         "service.inference.pipeline",
         "service.cli.main",
         "service.client",
+        "models.interchange.fetching",
     ],
 )
 def test_what_does_not_compute_does_not_load_torch(module: str) -> None:
@@ -224,10 +225,11 @@ def test_tests_mirror_modules() -> None:
             assert mirrors or tested == room.name or name(path) in APART, f"{name(path)}: of what?"
 
 
-# The service's variables, and those that describe the processor.
+# The service's variables, those that describe the processor, and those of downloads.
 READ_THE_ENVIRONMENT = {
     ROOT / "service" / "config" / "variables.py",
     ROOT / "models" / "processor.py",
+    ROOT / "models" / "interchange" / "variables.py",
 }
 
 

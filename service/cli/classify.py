@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import click
 from tqdm import tqdm
@@ -123,7 +124,10 @@ class BulkJob:
     "--top-k", type=click.IntRange(1), help=f"Number of predictions per image.  [default: {TOP_K}]"
 )
 @engine_flags
-@click.option("--url", help="Use the service at this address, such as http://127.0.0.1:8000.")
+@click.option(
+    "--url",
+    help="Use the service at this address, such as http://127.0.0.1:8000 or unix:/run/x.sock.",
+)
 @click.option(
     "--key-file",
     type=PATH,
@@ -247,8 +251,10 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
 
     try:
         from service.client import Client, ClientError, RequestRefused
+        from service.client.address import address_of
     except ModuleNotFoundError as error:
         raise ConfigError(f"--url needs {error.name}: pip install 'resnet-serve[client]'") from None
+    address = address_of(url)
     key = loading.client_key(remote.key_file)
     concurrency = remote.concurrency or CONCURRENCY
     client_of = partial(Client, url, key=key, timeout=REQUEST_SECONDS, retries=RETRIES)
@@ -256,7 +262,8 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
     def independent() -> bool:
         try:
             with client_of() as client:
-                served = client.model(model) if model else client.models()[0]
+                called = model or dict(address.query).get("model")
+                served = client.model(called) if called else client.models()[0]
         except RequestRefused:  # The requests with images say why.
             return False
         except ClientError as error:
@@ -283,7 +290,9 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
             except ClientError as error:
                 raise ConfigError(str(error)) from None
 
-    return Backend({"url": url, "model": model, "top-k": top_k}, rows, independent)
+    # Without a password, which would be written beside the output.
+    named = {"url": f"{address.shown}?{urlencode(address.query)}".rstrip("?")}
+    return Backend({**named, "model": model, "top-k": top_k}, rows, independent)
 
 
 def _write(job: BulkJob, backend: Backend, place: Layout, output: Destination) -> None:

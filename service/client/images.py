@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from PIL import Image, ImageOps
-
 from service.client.exceptions import UnreadableImage
 
+# Who passes pixels has imported one of them; files are sent without either.
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
 # The path, bytes or file of an encoded image; or pixels, as an array uint8: grey [H, W]
 # or [H, W, 1], RGB [H, W, 3] or RGBA [H, W, 4].
@@ -45,7 +45,7 @@ def encoded(image: ImageLike) -> bytes:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UnreadableImage(f"{os.fspath(image)}: {reason}") from None
-    if isinstance(image, Image.Image):
+    if "PIL.Image" in sys.modules and isinstance(image, sys.modules["PIL.Image"].Image):
         return _png(image)
     # If the caller has an array, NumPy is imported.
     if "numpy" in sys.modules and isinstance(image, sys.modules["numpy"].ndarray):
@@ -80,10 +80,16 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
             "an array of pixels must be uint8 [H, W], or [H, W, C] with 1, 3 (RGB) or 4 (RGBA) "
             f"channels, not {pixels.dtype} {list(pixels.shape)}"
         )
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise UnreadableImage("an array of pixels needs Pillow: pip install pillow") from None
     return Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels)
 
 
 def _png(image: Image.Image) -> bytes:
+    from PIL import ImageOps
+
     buffer = io.BytesIO()
     try:
         # The EXIF orientation would be lost.

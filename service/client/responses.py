@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, TypeVar, cast
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, TypeVar
 
 from service.client.exceptions import ClientError, UnreadableAnswer
+from service.client.typed_json import Mismatch, typed
 
 T = TypeVar("T")
 
@@ -176,11 +175,6 @@ class Item:
     error: ClientError | None = None
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
 def read(kind: type[T], body: bytes) -> T:
     """One of the classes above from JSON, ignoring unknown fields.
 
@@ -188,10 +182,9 @@ def read(kind: type[T], body: bytes) -> T:
         UnreadableAnswer: the JSON is invalid or something else.
     """
     try:
-        response: T = _adapter(cast("Any", kind)).validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        response: T = typed(kind, json.loads(body))
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, Mismatch) else "not JSON"
         raise UnreadableAnswer(
             f"the response is not a valid {kind.__name__}: {reason}; "
             "is this the address of resnet-serve, in a similar version?"

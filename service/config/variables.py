@@ -1,4 +1,5 @@
-"""Environment variables. Nothing else reads them, but `models.processor` reads one of its own."""
+"""Environment variables. Nothing else reads them, but `models.processor` one of its own, and
+`models.interchange.variables` those of downloads."""
 
 from __future__ import annotations
 
