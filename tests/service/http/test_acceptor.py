@@ -45,7 +45,7 @@ async def accepted(lead: int, connections: int, *, hurry: bool = False) -> int:
     Counting.made = 0
     with socket.create_server(("127.0.0.1", 0)) as listener:
         callers = [socket.create_connection(listener.getsockname()) for _ in range(connections)]
-        acceptor = Acceptor(listener, Counting, Doorway(lambda: lead))
+        acceptor = Acceptor([listener], Counting, Doorway(lambda: lead))
         acceptor.start(100)
         if hurry:
             acceptor.hurry()
@@ -75,7 +75,7 @@ def test_closed_no_connection_is_pending() -> None:
 
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            acceptor = Acceptor(listener, Counting, Doorway(lambda: 0))
+            acceptor = Acceptor([listener], Counting, Doorway(lambda: 0))
             acceptor.start(1)
             with socket.create_connection(listener.getsockname()):
                 # Each turn of the loop, so that none passes between done and closed.
@@ -108,8 +108,8 @@ def test_who_has_more_leaves_connections_to_who_has_fewer() -> None:
                     counts[1] += 1
 
             acceptors = [
-                Acceptor(listener.dup(), First, Doorway(lambda: counts[0] - min(counts))),
-                Acceptor(listener.dup(), Second, Doorway(lambda: counts[1] - min(counts))),
+                Acceptor([listener.dup()], First, Doorway(lambda: counts[0] - min(counts))),
+                Acceptor([listener.dup()], Second, Doorway(lambda: counts[1] - min(counts))),
             ]
             for acceptor in acceptors:
                 acceptor.start(100)
@@ -137,7 +137,7 @@ def test_a_busy_loop_accepts_many_in_each_turn() -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
             callers = [socket.create_connection(listener.getsockname()) for _ in range(60)]
             door = Doorway(lambda: 0)
-            acceptor = Acceptor(listener, Counting, door)
+            acceptor = Acceptor([listener], Counting, door)
             acceptor.start(100)
             turns = 0
             while Counting.made < 60:
@@ -160,7 +160,7 @@ def test_who_is_one_too_many_is_closed_before_it_costs_anything() -> None:
     async def test() -> None:
         Counting.made = 0
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            acceptor = Acceptor(listener, Counting, Doorway(lambda: 0, most=0))
+            acceptor = Acceptor([listener], Counting, Doorway(lambda: 0, most=0))
             acceptor.start(10)
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             assert await reader.read() == b""
@@ -185,7 +185,7 @@ def test_a_connection_that_failed_before_it_was_accepted_holds_up_no_other() -> 
         Counting.made = 0
         with Failing() as listener:
             listener.bind(("127.0.0.1", 0))
-            acceptor = Acceptor(listener, Counting, Doorway(lambda: 0))
+            acceptor = Acceptor([listener], Counting, Doorway(lambda: 0))
             acceptor.start(10)
             began = time.monotonic()
             with socket.create_connection(listener.getsockname()):

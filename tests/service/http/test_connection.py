@@ -129,7 +129,7 @@ async def serving(**overrides: Any) -> AsyncIterator[Open]:
     state = ServerState()
     make = partial(ServerConnection, limits=shared, config=config, server_state=state, app_state={})
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Acceptor(listener, make, Doorway(state.connections, shared))
+    server = Acceptor([listener], make, Doorway(state.connections, shared))
     server.start(100)
     first = Open(shared, metrics, state.connections, left, listener.getsockname())
     try:
