@@ -145,7 +145,8 @@ class Settings(Strict):
     host: str = Field(
         "127.0.0.1",
         description="address or name to listen on, with all its addresses; localhost: loopback of "
-        "IPv4 and IPv6; 0.0.0.0: all of IPv4; ::: all of both; unix:/PATH: a unix socket",
+        'both families; 0.0.0.0: every IPv4 address; "::": every address; unix:/PATH: a unix '
+        "socket",
     )
     port: int = Field(
         8000,

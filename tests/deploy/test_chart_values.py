@@ -125,8 +125,8 @@ REFUSED: dict[str, tuple[Values, str]] = {
         "service.ipFamilies has IPv6, but pods listen on IPv4 only: set config.host to ::",
     ),
     "both families of pods with one": (
-        {"service": {"ipFamilyPolicy": "RequireDualStack"}, "config": {"host": "0.0.0.0"}},
-        "service.ipFamilyPolicy is RequireDualStack, but pods listen on IPv4 only",
+        {"service": {"ipFamilyPolicy": "PreferDualStack"}, "config": {"host": "0.0.0.0"}},
+        "service.ipFamilyPolicy is PreferDualStack, but pods listen on IPv4 only",
     ),
     "another host by a variable": (
         {"extraEnv": [{"name": "RESNET_SERVE_HOST", "value": "::"}]},

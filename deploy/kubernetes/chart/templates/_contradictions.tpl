@@ -17,8 +17,8 @@
 {{- if and (eq $host "0.0.0.0") (has "IPv6" .Values.service.ipFamilies) -}}
 {{- fail "service.ipFamilies has IPv6, but pods listen on IPv4 only: set config.host to ::" -}}
 {{- end -}}
-{{- if and (eq $host "0.0.0.0") (eq (.Values.service.ipFamilyPolicy | default "") "RequireDualStack") -}}
-{{- fail "service.ipFamilyPolicy is RequireDualStack, but pods listen on IPv4 only: set config.host to ::" -}}
+{{- if and (eq $host "0.0.0.0") (hasSuffix "DualStack" .Values.service.ipFamilyPolicy) -}}
+{{- fail (printf "service.ipFamilyPolicy is %s, but pods listen on IPv4 only: set config.host to ::" .Values.service.ipFamilyPolicy) -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if hasPrefix "RESNET_SERVE_" .name -}}
