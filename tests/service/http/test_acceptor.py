@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import uvloop
 
 from service.http.acceptor import Acceptor
@@ -64,6 +67,51 @@ def test_all_that_waits_is_accepted_even_if_nobody_with_fewer_does() -> None:
     assert asyncio.run(accepted(lead=0, connections=20)) == 20
     assert asyncio.run(accepted(lead=5, connections=20)) == 20
     assert asyncio.run(accepted(lead=5, connections=20, hurry=True)) == 20
+
+
+@pytest.mark.parametrize("lead", [0, 5])
+@pytest.mark.parametrize("hurry", [False, True])
+def test_all_listeners_are_accepted_from_and_closed(tmp_path: Path, lead: int, hurry: bool) -> None:
+    """A unix socket does not tell how many wait."""
+
+    async def test() -> None:
+        Counting.made = 0
+        with (
+            socket.create_server(("127.0.0.1", 0)) as tcp,
+            socket.create_server(str(tmp_path / "s"), family=socket.AF_UNIX) as unix,
+        ):
+            acceptor = Acceptor([tcp, unix], Counting, Doorway(lambda: lead))
+            acceptor.start(100)
+            callers = []
+            for listener in (tcp, unix) * 20:
+                caller = socket.socket(listener.family)
+                caller.connect(listener.getsockname())
+                callers.append(caller)
+            if hurry:
+                acceptor.hurry()
+            while Counting.made < len(callers):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            acceptor.close()
+            acceptor.close()
+            await acceptor.wait_closed()
+            for caller in callers:
+                caller.close()
+            assert (tcp.fileno(), unix.fileno()) == (-1, -1)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_a_listener_keeps_the_backlog_of_who_made_it() -> None:
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+            acceptor = Acceptor([listener], Counting, Doorway(lambda: 0))
+            acceptor.start(100)
+            # tcp(7): of a listener, `tcpi_sacked` is its backlog.
+            info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            assert int.from_bytes(info[28:32], sys.byteorder) == 1
+            acceptor.close()
+
+    asyncio.run(test())
 
 
 def accepted_all(acceptor: Acceptor) -> bool:
