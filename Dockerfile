@@ -75,7 +75,8 @@ LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
 # A new volume mounted here gets this folder's owner.
 RUN install --directory --owner=10001 --group=10001 /cache
 # The root file system may be read-only: the service writes only below /tmp, or to /cache if set.
-# It needs API keys, or RESNET_SERVE_ALLOW_ANONYMOUS=true, because it listens beyond loopback.
+# It needs API keys, or RESNET_SERVE_ALLOW_ANONYMOUS=true, because it listens beyond loopback: on
+# IPv4, or with RESNET_SERVE_HOST=:: on IPv6 as well, which some networks of containers lack.
 # Of the driver, the container toolkit adds the libraries for computing, for NVML, and for decoding.
 # GPUs are counted as `nvidia-smi` counts them, not the fastest first.
 ENV PATH=/opt/venv/bin:$PATH \

@@ -30,6 +30,7 @@ SLOW = {
     "docs/training.md",
 }
 GUIDES = [
+    "behind-a-proxy",
     "bulk",
     "clients",
     "cpu-host",

@@ -72,7 +72,9 @@ def settings_flags(command: F) -> F:
             help="Number of front-end processes.  [default: chosen by measuring]",
         ),
         click.option("--port", type=int, help="Port to listen on.  [default: 8000]"),
-        click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
+        click.option(
+            "--host", help="Address, name or unix:PATH to listen on.  [default: 127.0.0.1]"
+        ),
         click.option(
             "--model",
             "models",

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from models.builtin import DEFAULT_SPEC
 from models.suggestions import nearest
 from service.config import keys, sources
+from service.config.addresses import unix_path
 from service.config.settings import DEVICE_RULE, ModelSettings, Settings, Strict
 from service.config.sources import NAME_RULE, SECRETS, Merged, Place, Source, shown
 from service.config.variables import PREFIX, environment
@@ -76,6 +77,9 @@ def read(
         problems += _problems(error, merged)
     else:
         settings = _with_key_files(settings, merged, problems)
+        port = merged.origin(("port",))
+        if unix_path(settings.host) is not None and port is not None and port.source == "flag":
+            problems.append(f"{port.where}: {settings.host} has no port")
     return Reading(None if problems else settings, problems, merged, path)
 
 

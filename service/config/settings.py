@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from models.builtin import DEFAULT_SPEC
 from service.config import keys
+from service.config.addresses import path_problem, unix_path
 from service.config.capacity import MOST_FRONT_ENDS
 from service.config.choices import PLATFORMS, Decode, Engine, Platform, Precision
 from service.config.sources import NAME_PATTERN, SECRETS
@@ -31,6 +32,7 @@ from service.runtime import cpus
 DEVICE = r"auto|cpu|cuda(:(\d+|all))?"
 DEVICE_RULE = "must be auto, cpu, cuda, cuda:all, cuda:N, or a list of these"
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
+SOCKET_MODE = re.compile("0?[0-7]{3}")
 COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
 # The characters of a path (RFC 3986, section 3.3), without escapes.
 ROUTE = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]{0,500}")
@@ -142,13 +144,24 @@ class ModelSettings(Strict):
 class Settings(Strict):
     """The service. The first of `models` is the default model."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field(
+        "127.0.0.1",
+        description="address or name to listen on, with all its addresses; localhost: loopback of "
+        'both families; 0.0.0.0: every IPv4 address; "::": every address; unix:/PATH: a unix '
+        "socket",
+    )
     port: int = Field(
         8000,
         ge=0,
         le=65535,
-        description="port to listen on; 0: any free port; default: AIP_HTTP_PORT or "
-        "SAGEMAKER_BIND_TO_PORT, which Vertex AI and SageMaker set, else 8000",
+        description="port to listen on; 0: any free port; a unix socket has none; default: "
+        "AIP_HTTP_PORT or SAGEMAKER_BIND_TO_PORT, which Vertex AI and SageMaker set, else 8000",
+    )
+    socket_mode: str = Field(
+        "660",
+        description="permissions of a unix socket's file, in octal and in quotes; who may write to "
+        "it may use the service",
+        json_schema_extra={"pattern": f"^{SOCKET_MODE.pattern}$"},
     )
     allow_anonymous: bool = Field(
         False, description="accept other hosts without api_keys; otherwise the start fails"
@@ -316,6 +329,22 @@ class Settings(Strict):
     log_format: Literal["text", "json"] = Field(
         "text", description="format of the log on stderr; json: one object per line"
     )
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        path = unix_path(host)
+        if path is not None and (problem := path_problem(path)):
+            raise PydanticCustomError("path", problem)
+        return host
+
+    @field_validator("socket_mode", mode="before")
+    @classmethod
+    def _check_mode(cls, mode: object) -> object:
+        # YAML takes 0660 for the number 432, and nobody could tell.
+        if not isinstance(mode, str) or not SOCKET_MODE.fullmatch(mode):
+            raise PydanticCustomError("mode", 'must be octal digits in quotes, such as "660"')
+        return mode
 
     @field_validator("cors_origins")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 PREFIX = "RESNET_SERVE_"
 # The same prefix, but not settings: the file's path, a client's key, the tests' data, and the
@@ -26,6 +27,22 @@ NO_HOME = Path(os.devnull) / "no-home"
 def environment(**more: str) -> dict[str, str]:
     """A copy of this process's environment, with `more`."""
     return dict(os.environ) | more
+
+
+class Handed(NamedTuple):
+    """What a service manager hands over, as it wrote it; see sd_listen_fds(3), sd_notify(3)."""
+
+    process: str
+    sockets: str
+    names: str
+    address: str
+
+
+def take_handed() -> Handed:
+    """The variables of a service manager, which children then do not see."""
+    os.environ.pop("LISTEN_PIDFDID", None)
+    names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
+    return Handed(*(os.environ.pop(name, "") for name in names))
 
 
 def settle_home() -> None:

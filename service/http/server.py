@@ -26,8 +26,8 @@ from service.http.limits import ConnectionLimits
 from service.http.listener import (
     BACKLOG,
     NEW_CONNECTION_SECONDS,
+    Listeners,
     announce,
-    ignore_new_connections,
 )
 from service.logs import set_log_level
 
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
         self,
         app: FastAPI,
         settings: Settings,
-        listener: socket.socket,
+        listeners: Listeners,
         reloading: Reloading | None = None,
     ) -> None:
         super().__init__(
@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
         self._grace = settings.shutdown_grace_s
         self._exit_at: float | None = None
         self._refusing_since = 0.0
-        self._listener = listener
+        self._listeners = listeners
         self._acceptor: Acceptor
         self._reloading = reloading
         self._reload_task: asyncio.Task[None] | None = None
@@ -107,6 +107,7 @@ class Server(uvicorn.Server):
             self.force_exit = self.should_exit = True
             self._services.patience = 0.0
             return
+        self._listeners.tell("STOPPING=1")
         self._pipeline.draining = True
         self._exit_at = time.monotonic() + (self._grace if sig == signal.SIGTERM else 0.0)
 
@@ -141,8 +142,8 @@ class Server(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        tcp.log_if_silent(self._listener)
-        self._acceptor = Acceptor(self._listener, protocol, self, self._encryption)
+        tcp.log_if_silent(self._listeners.sockets[0])
+        self._acceptor = Acceptor(self._listeners.sockets, protocol, self, self._encryption)
         self._acceptor.start(BACKLOG)
         self.servers.append(self._acceptor)  # type: ignore[arg-type]
         self.announce()
@@ -160,7 +161,7 @@ class Server(uvicorn.Server):
 
     def announce(self) -> None:
         """Logs that connections are accepted, and starts reloading."""
-        announce(self._pipeline.models, self._listener, encrypted=self._tls is not None)
+        announce(self._pipeline.models, self._listeners, encrypted=self._tls is not None)
         if self._reloading is not None:
             reloading = self._reloading(self.apply)
             self._reload_task = runtime.essential(reloading, "reloading the configuration")
@@ -180,6 +181,7 @@ class Server(uvicorn.Server):
                 log.error("the certificate stays as it was: %s", error)  # noqa: TRY400
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listeners.remove_files()
         await super().shutdown(sockets)
         self.cut_off = len(self.server_state.tasks)
         if self.cut_off:
@@ -195,23 +197,27 @@ class Server(uvicorn.Server):
             self.should_exit |= not fresh or now >= self._refusing_since + NEW_CONNECTION_SECONDS
         elif self._exit_at is not None and now >= self._exit_at:
             # The backlog is accepted and read before the next tick, 0.1 s from now.
-            ignore_new_connections(self._listener)
-            self._acceptor.hurry()
+            self._listeners.turn_away()
+            if self._listeners.kept:
+                self._acceptor.close()  # What is pending waits for the next service.
+            else:
+                self._acceptor.hurry()
             self._pipeline.refusing, self._refusing_since = True, now
         return await super().on_tick(counter)
 
 
 def serve(
-    app: FastAPI, settings: Settings, listener: socket.socket, reloading: Reloading | None = None
+    app: FastAPI, settings: Settings, listeners: Listeners, reloading: Reloading | None = None
 ) -> None:
     """Serves until a signal stops it."""
-    server = Server(app, settings, listener, reloading)
+    server = Server(app, settings, listeners, reloading)
     server.run(sockets=[])
     if not server.cut_off:
         log.info("stopped; every accepted request got a response")
     status = 1 if server.cut_off else 0
     if not app.state.services.ended:
         # An engine is still in native code; finalizing the interpreter under it would abort.
+        listeners.close()
         logging.shutdown()
         os._exit(status)
     if status:

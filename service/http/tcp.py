@@ -51,7 +51,9 @@ def backlog(listener: Socket) -> int:
 
 
 def log_if_silent(listener: Socket) -> None:
-    """Logs if this platform does not tell how long data has waited."""
+    """Logs if this platform does not tell how long data has waited; a unix socket never does."""
+    if getattr(listener, "family", None) == socket.AF_UNIX:
+        return
     try:
         listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, END)
     except (AttributeError, OSError):

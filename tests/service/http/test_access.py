@@ -401,21 +401,21 @@ def test_settings_show_their_keys_only_on_purpose() -> None:
 def test_other_hosts_are_served_with_keys_or_on_purpose(host: str) -> None:
     if host == "::" and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6")
-    with listen(host, 0) as listener:
+    with listen(host, 0) as listeners:
         with pytest.raises(ConfigError) as caught:
-            check_exposure(Settings(host=host), listener)
+            check_exposure(Settings(host=host), listeners)
         for word in ("api_keys", "api_keys_file", "host: 127.0.0.1", "allow_anonymous: true"):
             assert word in str(caught.value)
         with pytest.raises(ConfigError):
-            check_exposure(Settings.model_validate({"admin_keys": [ADMIN]}), listener)
-        check_exposure(Settings(host=host, allow_anonymous=True), listener)
-        check_exposure(Settings.model_validate({"api_keys": [API]}), listener)
+            check_exposure(Settings.model_validate({"admin_keys": [ADMIN]}), listeners)
+        check_exposure(Settings(host=host, allow_anonymous=True), listeners)
+        check_exposure(Settings.model_validate({"api_keys": [API]}), listeners)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3"])
 def test_this_host_needs_no_keys(host: str) -> None:
-    with listen(host, 0) as listener:
-        check_exposure(Settings(host=host), listener)
+    with listen(host, 0) as listeners:
+        check_exposure(Settings(host=host), listeners)
 
 
 @pytest.mark.parametrize("origin", ["example.org", "https://a/path", "https://", "ftp://a", "null"])

@@ -137,7 +137,7 @@ async def serving(*, path: str = "", **overrides: Any) -> AsyncIterator[Open]:
     make = partial(ServerConnection, limits=shared, config=config, server_state=state, app_state={})
     listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
     listener.bind(path or ("127.0.0.1", 0))
-    server = Acceptor(listener, make, Doorway(state.connections, shared))
+    server = Acceptor([listener], make, Doorway(state.connections, shared))
     server.start(100)
     first = Open(shared, metrics, state.connections, left, listener.getsockname())
     try:

@@ -102,6 +102,13 @@ def test_what_is_no_tcp_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
         assert tcp.waited(first) == 0.0
         assert tcp.backlog(first) == 0
         tcp.log_if_silent(first)
+    assert not caplog.records  # Of unix sockets, everybody knows.
+
+    class Mute:
+        def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
+            raise OSError
+
+    tcp.log_if_silent(Mute())
     assert "counts from being read" in caplog.text
 
 
