@@ -47,12 +47,12 @@ def formats() -> tuple[str, ...]:
         heif.register_heif_opener(
             decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
         )
-    return tuple(format for format in NAMES if format not in missing)
+    return tuple(name for name in NAMES if name not in missing)
 
 
 def in_words() -> str:
     """The names of the formats, as in "JPEG, PNG or TIFF"."""
-    *names, last = (NAMES[format] for format in formats())
+    *names, last = (NAMES[name] for name in formats())
     return f"{', '.join(names)} or {last}"
 
 

@@ -100,7 +100,7 @@ def _of_8_bits(image: Image.Image, samples: FileSamples) -> Image.Image:
     if samples.raw in FEW_BITS and isinstance(transparent, int):
         # Pillow has scaled the pixels only.
         image.info["transparency"] = transparent * FEW_BITS[samples.raw]
-    if image.mode == "RGBA" and samples.format == "BMP" and image.getextrema()[3] == (0, 0):
+    if image.mode == "RGBA" and samples.format == "BMP" and _most(image, 3) == 0:
         return image.convert("RGB")  # Windows often leaves the fourth byte at 0.
     if samples.colours and 0 < max(samples.colours) < 256:
         # TIFF's palettes have 16 bits, but some programs write 8, which libtiff accepts.
@@ -162,10 +162,13 @@ def _check_upper_bytes(image: Image.Image) -> None:
         raise UnclearSamples(
             "the image has 16-bit colours of which one is transparent; save it with 8 bits"
         )
-    bands = image.getextrema()[: 4 if image.mode == "CMYK" else 3]
-    most = max(high for _, high in bands)
+    most = max(_most(image, band) for band in range(4 if image.mode == "CMYK" else 3))
     if most < 256 // DARK:
         _check_range(most << 8 | 0xFF, FULL_16, inverted=False)
+
+
+def _most(image: Image.Image, band: int) -> int:
+    return int(np.asarray(image.getchannel(band)).max())
 
 
 def _extrema(image: Image.Image) -> tuple[Any, Any]:

@@ -128,7 +128,7 @@ def _read_kinds(part: _Reader, items: _Items) -> None:
         if box.kind != b"infe" or version < 2:
             continue
         item = entry.number(2 if version == 2 else 4)
-        kind = entry.number(2) and b"" or part.data[entry.at : entry.at + 4]
+        kind = (entry.number(2) and b"") or part.data[entry.at : entry.at + 4]
         if item in items.kinds or len(items.kinds) >= MOST_ITEMS:
             raise ValueError("items are not numbered once")
         items.kinds[item] = kind

@@ -19,7 +19,7 @@ from service.errors import RETRY_SECONDS, QueueFull, RequestError, TooLarge, Und
 from service.inference import image_headers
 from service.inference.lane import Lane
 from service.inference.tasks import Pixels
-from service.inference.unreadable import advice, why_unreadable
+from service.inference.unreadable import LEAST_BYTES, advice, why_unreadable
 
 # Small images of these formats are decoded on the event loop: handing one to a thread takes longer.
 # `image_headers.is_quick` keeps out what inflates to more than its pixels.
@@ -146,6 +146,8 @@ def decode_image(
     began = time.perf_counter()
     if not data:
         raise UndecodableImage(f"the image is empty; {advice()}")
+    if len(data) < LEAST_BYTES:
+        raise UndecodableImage(why_unreadable(data))
     try:
         image_headers.check_bytes(data, max_pixels)
         with image_files.opened(image_headers.source(data)) as image:

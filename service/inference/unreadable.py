@@ -45,8 +45,8 @@ def why_unreadable(data: bytes) -> str:
         return f"not a readable image: {behind.start()} other bytes precede it; send its bytes only"
     if kind.name in decoded_names():
         return (
-            f"this is {kind.name}, but damaged, truncated or of a rare kind that is not decoded; "
-            f"{advice()}"
+            f"not a readable image: it begins as {kind.name}, but is damaged, truncated or of a "
+            f"rare kind; {advice()}"
         )
     if kind.name in HINTS:
         return f"this is {kind.name}; {HINTS[kind.name]}; {advice()}"
@@ -55,4 +55,4 @@ def why_unreadable(data: bytes) -> str:
 
 def decoded_names() -> set[str]:
     """Names of `kind_of` of the formats that are decoded."""
-    return {image_files.NAMES[format] for format in image_files.formats()}
+    return {image_files.NAMES[name] for name in image_files.formats()}
