@@ -238,7 +238,9 @@ class Settings(Strict):
     )
     max_batch_images: int = Field(64, ge=1, description="limit of images in a batch request")
     max_pixels: int = Field(
-        50_000_000, ge=1, description="maximum number of pixels in an image; half as many for WebP"
+        50_000_000,
+        ge=1,
+        description="maximum number of pixels in an image; half as many for WebP, AVIF and HEIC",
     )
     decode_threads: int = Field(
         default_factory=lambda values: max(1, min(4, cpus() // values.get("workers", 1))),
