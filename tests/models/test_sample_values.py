@@ -39,9 +39,9 @@ def of_colour_tiff(samples: NDArray[Any]) -> bytes:
     return grey_tiff(16, 16, *tags, data=samples.tobytes())
 
 
-def of_png(samples: NDArray[Any], colour: int, depth: int, **chunks: bytes) -> bytes:
+def of_png(samples: NDArray[Any], colour: int, depth: int, before: bytes = b"") -> bytes:
     rows = b"".join(b"\0" + row.astype(f">u{max(1, depth // 8)}").tobytes() for row in samples)
-    return png(16, 16, depth, colour, pixels=zlib.compress(rows), **chunks)
+    return png(16, 16, depth, colour, pixels=zlib.compress(rows), before=before)
 
 
 def encoded(mode: str, format: str, **options: Any) -> bytes:
