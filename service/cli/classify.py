@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import PATH, engine_flags, fail_in_one_line, take
+from service.cli.options import PATH, engine_flags, exact_flag, fail_in_one_line, take
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class BulkJob:
     "--top-k", type=click.IntRange(1), help=f"Number of predictions per image.  [default: {TOP_K}]"
 )
 @engine_flags
+@exact_flag
 @click.option(
     "--url",
     help="Use the service at this address, such as http://127.0.0.1:8000 or unix:/run/x.sock.",
@@ -202,7 +203,7 @@ def _check(remote: Remote, output: Destination, flags: dict[str, str | None]) ->
     useless: dict[str, Any]
     useless = {"--key-file": remote.key_file, "--concurrency": remote.concurrency}
     if remote.url:
-        useless = {f"--{name}": value for name, value in flags.items()}
+        useless = {f"--{name}": value or None for name, value in flags.items()}
     for flag, value in useless.items():
         if value is not None:
             raise ConfigError(f"{flag}: only {'without' if remote.url else 'with'} --url")
@@ -211,7 +212,7 @@ def _check(remote: Remote, output: Destination, flags: dict[str, str | None]) ->
         raise ConfigError(f"{flag}: only with --output")
 
 
-def _engine(spec: str, top_k: int | None, flags: dict[str, str | None]) -> Backend:
+def _engine(spec: str, top_k: int | None, flags: dict[str, Any]) -> Backend:
     """An engine in this process, or on a cluster.
 
     Raises:
@@ -232,16 +233,17 @@ def _engine(spec: str, top_k: int | None, flags: dict[str, str | None]) -> Backe
     if top_k is not None and top_k > classes:
         raise ConfigError(f"--top-k must be from 1 to {classes}, not {top_k}")
     k = top_k or min(TOP_K, classes)
+    exact = {"exact": flags.pop("exact")}
 
     def rows(entries: Iterator[Entry]) -> Batches:
         warm = offline.warm(loaded.bundle, **flags)
-        yield from stream.classify(entries, loaded.bundle, warm, k, cpus())
+        yield from stream.classify(entries, loaded.bundle, warm, k, cpus(), **exact)
 
     return Backend(
-        {"model": loaded.sha256 or spec, "top-k": k, **flags},
+        {"model": loaded.sha256 or spec, "top-k": k, **flags, **exact},
         rows,
         lambda: loaded.bundle.outputs == "independent",
-        partial(ray_data.classify, spec=spec, k=k, flags=flags),
+        partial(ray_data.classify, spec=spec, k=k, flags=flags, **exact),
     )
 
 

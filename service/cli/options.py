@@ -58,6 +58,15 @@ def engine_flags(
     return command
 
 
+def exact_flag(command: F) -> F:
+    """Adds --exact."""
+    return click.option(
+        "--exact",
+        is_flag=True,
+        help="Decode large JPEGs in full, as with the setting exact_decode.",
+    )(command)
+
+
 def settings_flags(command: F) -> F:
     """Adds the flags of `serve`, all of which are settings."""
     command = engine_flags(

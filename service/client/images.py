@@ -23,7 +23,12 @@ ImageLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image"
     " | NDArray[np.uint8]"
 )
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+# Those of all formats that a service may decode; one that does not decode HEIC says so.
+SUFFIXES = frozenset({
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    *(".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif"),
+})  # fmt: skip
 # Modes of PIL that PNG supports.
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 # The lowest level of compression: on a local network, the CPU is the bottleneck.

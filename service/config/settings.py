@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     StringConstraints,
     field_serializer,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -91,6 +92,11 @@ class ModelSettings(Strict):
         description="device: plain baseline JPEGs are decoded on the CUDA device, if its pixels "
         "agree with the host's at the start; all other images on the host",
     )
+    exact_decode: bool = Field(
+        False,
+        description="decode large JPEGs in full instead of at 1/2, 1/4 or 1/8 of their size, so "
+        "that probabilities equal those of a notebook; only with decode: host",
+    )
     parity_tolerance: float | None = Field(
         None,
         ge=0,
@@ -133,6 +139,14 @@ class ModelSettings(Strict):
         if not wanted or not all(re.fullmatch(DEVICE, name) for name in wanted):
             raise PydanticCustomError("device", DEVICE_RULE)
         return device
+
+    @model_validator(mode="after")
+    def _check_exact(self) -> Self:
+        if self.exact_decode and self.decode == "device":
+            raise PydanticCustomError(
+                "exact_decode", "exact_decode: a device's pixels differ slightly; use decode: host"
+            )
+        return self
 
     def limits(self, devices: Sequence[str]) -> Limits:
         """Those in force on `devices`; unset ones are the largest that any of them has."""
@@ -269,7 +283,9 @@ class Settings(Strict):
     )
     max_batch_images: int = Field(64, ge=1, description="limit of images in a batch request")
     max_pixels: int = Field(
-        50_000_000, ge=1, description="maximum number of pixels in an image; half as many for WebP"
+        50_000_000,
+        ge=1,
+        description="maximum number of pixels in an image; half as many for WebP, AVIF and HEIC",
     )
     decode_threads: int = Field(
         default_factory=lambda values: max(1, min(4, cpus() // values.get("workers", 1))),

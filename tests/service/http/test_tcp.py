@@ -108,6 +108,9 @@ def test_what_is_no_tcp_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
         def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
             raise OSError
 
+        def recv(self, size: int, flags: int, /) -> bytes:
+            raise OSError
+
     tcp.log_if_silent(Mute())
     assert "counts from being read" in caplog.text
 
