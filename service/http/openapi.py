@@ -47,12 +47,27 @@ def form_of(field: dict[str, Any]) -> dict[str, Any]:
     return {"schema": {"type": "object", "required": ["image"], "properties": {"image": field}}}
 
 
+BASE64 = {
+    "type": "string",
+    "format": "byte",
+    "description": "base64 of an image file, or a data URL with it",
+}
 ONE_IMAGE = {
     "image/*": BINARY,
     "application/octet-stream": BINARY,
     "multipart/form-data": form_of(FILE),
+    "application/json": form_of(BASE64),
 }
-IMAGES = {"multipart/form-data": form_of({"type": "array", "items": FILE})}
+IMAGES = {
+    "multipart/form-data": form_of({"type": "array", "items": FILE}),
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["images"],
+            "properties": {"images": {"type": "array", "items": BASE64}},
+        }
+    },
+}
 TIMEOUT_HEADER = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",

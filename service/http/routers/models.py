@@ -16,9 +16,10 @@ from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
 from service.http.admission import open_body
+from service.http.content import media_type
 from service.http.openapi import PROBLEM, REFUSALS
+from service.http.query import QueryRoute
 from service.http.services import services_of
-from service.http.uploads import media_type
 from service.inference.pipeline import Pipeline
 
 MAX_BODY_BYTES = 2**16
@@ -36,7 +37,7 @@ def settings_schema() -> dict[str, Any]:
     return schema | {"title": "Model"}
 
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 
 
 @router.get("/v1/models", responses={401: REFUSALS[401]})
