@@ -60,8 +60,8 @@ def encoding_of(request: Request) -> str | None:
     encoding = codings[0].removeprefix("x-")  # RFC 9110, section 8.4.1.3
     if len(codings) > 1 or encoding not in WINDOW_BITS:
         raise UnsupportedEncoding(
-            f"unsupported Content-Encoding {sent[:QUOTED]!r}; send the body with gzip or with "
-            "deflate, or uncompressed"
+            f"unsupported Content-Encoding {sent[:QUOTED]!r}; send the body with gzip or deflate, "
+            "or uncompressed"
         )
     return encoding
 

@@ -36,25 +36,26 @@ class LongText:
     start: int
     end: int
 
-    def unescaped(self) -> str | memoryview:
-        """The string; if nothing in it is escaped, its bytes as they are."""
+    def unescaped(self) -> memoryview:
+        """The string in UTF-8, in the body's own memory if nothing in it is escaped."""
         body, at, end = self.body, self.start, self.end
         if body.find(b"\\", at, end) < 0:
             return memoryview(body)[at:end]
-        parts: list[str] = []
+        parts: list[bytes] = []
         while at < end:
             stop = min(at + PIECE, end)
             # An escape has up to six characters, and must not be cut.
             if stop < end and (slash := body.rfind(b"\\", stop - 6, stop)) >= 0:
                 stop = at + len(body[at:slash].rstrip(b"\\"))
             try:
-                parts.append(json.loads(b'"%b"' % body[at:stop], strict=False))
+                piece: str = json.loads(b'"%b"' % body[at:stop], strict=False)
             except ValueError:
                 raise InvalidInput("a string of the JSON has an escape that is none") from None
+            parts.append(piece.encode("utf-8", "replace"))
             if stop == at:
                 raise InvalidInput("a string of the JSON has nothing but backslashes for long")
             at = stop
-        return "".join(parts)
+        return memoryview(b"".join(parts))  # Which releases the GIL.
 
     def name(self) -> str:
         """The string, where it is a name.
@@ -64,8 +65,7 @@ class LongText:
         """
         if self.end - self.start > MAX_NAME:
             raise InvalidInput(f"a name has more than {MAX_NAME} characters")
-        text = self.unescaped()
-        return text if isinstance(text, str) else bytes(text).decode("utf-8", "replace")
+        return bytes(self.unescaped()).decode("utf-8", "replace")
 
 
 def parse(body: bytes, images: int) -> Any:
@@ -76,7 +76,8 @@ def parse(body: bytes, images: int) -> Any:
         TooLarge: it has more than images need.
     """
     body = body.removeprefix(b"\xef\xbb\xbf")
-    _check("strings", body.count(b'"') // 2, MAX_STRINGS, images)
+    quotes = sum(body.count(b'"', at, at + PIECE) for at in range(0, len(body), PIECE))
+    _check("strings", quotes // 2, MAX_STRINGS, images)
     parts: list[bytes] = []
     cuts: list[LongText] = []
     size = at = 0

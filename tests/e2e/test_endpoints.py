@@ -154,6 +154,7 @@ def test_the_description_shows_every_endpoint_and_its_refusals(service: Service)
     assert set(classify["responses"]) >= {"400", "404", "413", "415", "422", "429", "503", "504"}
     assert set(classify["requestBody"]["content"]) == {
         "image/*",
+        "application/json",
         "application/octet-stream",
         "multipart/form-data",
     }
