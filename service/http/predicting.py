@@ -18,11 +18,12 @@ from service.errors import InvalidInput, RequestError, UnknownModel
 from service.http import encoding, instances, schemas
 from service.http.admission import Admission, admit, open_body
 from service.http.body import Body
+from service.http.content import MULTIPART, media_type
 from service.http.instances import Instances
 from service.http.problems import server_timing
 from service.http.record import record_of
 from service.http.services import Services, services_of
-from service.http.uploads import MULTIPART, media_type, read_image, until_disconnect
+from service.http.uploads import read_image, until_disconnect
 from service.inference.deadline import before
 from service.inference.interfaces import Computed, Model
 from service.inference.queue_share import QueueShare, gather

@@ -39,6 +39,7 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.UnknownModel: HTTPStatus.NOT_FOUND,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.UnsupportedEncoding: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BadParameter: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.InvalidInput: HTTPStatus.BAD_REQUEST,
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
@@ -134,6 +135,8 @@ def refusal_response(path: str, error: errors.ServiceError) -> Response:
         headers["Retry-After"] = str(error.retry_seconds())
     elif isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, errors.UnsupportedEncoding):
+        headers["Accept-Encoding"] = "gzip, deflate"  # RFC 9110, section 12.5.3
     return problem(path, STATUSES[type(error)], str(error), error.reason, headers)
 
 

@@ -17,9 +17,10 @@ from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, U
 from service.http import schemas
 from service.http.admission import open_body
 from service.http.api_document import MODELS
+from service.http.content import media_type
 from service.http.openapi import PROBLEM, REFUSALS
+from service.http.query import QueryRoute
 from service.http.services import services_of
-from service.http.uploads import media_type
 from service.inference.interfaces import Model
 from service.inference.labels import MOST_SHOWN, shown_labels
 from service.inference.pipeline import Pipeline
@@ -44,7 +45,7 @@ def settings_schema() -> dict[str, Any]:
     return schema | {"title": "Model"}
 
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 
 
 @router.get(
