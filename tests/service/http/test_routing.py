@@ -31,6 +31,13 @@ ROUTES = routes()
 MODEL = "resnet20"
 # These differ between two requests.
 OF_A_REQUEST = {"x-request-id", "date", "server-timing"}
+# What other servers have and this one has not: the response says what there is instead.
+HINTS = (
+    "/models",
+    f"/models/{MODEL}",
+    f"/v1/models/{MODEL}:tune",
+    f"/v1/models/{MODEL}/versions/1:tune",
+)
 # So does the length of these.
 CHANGING = ("/metrics", "/stats")
 
@@ -40,7 +47,11 @@ def paths(method: str) -> list[str]:
     filled = set()
     for route in ROUTES:
         if method in (route.methods or ()):
-            path = route.path.replace("{name}", MODEL).replace("{version}", "1")
+            path = (
+                route.path.replace("{name}", MODEL)
+                .replace("{version}", "1")
+                .replace("{verb}", "tune")
+            )
             filled |= {path.replace("{file}", file) for file in WEB}
     return sorted(filled)
 
@@ -87,8 +98,7 @@ def test_head_has_the_headers_of_get_and_no_body(
     if path == "/docs/":  # Its links are relative; this one stays with scheme and host, too.
         assert (status, headers["location"]) == (308, "../docs")
     else:
-        # TorchServe's other API, whose clients learn where it is.
-        expected = 404 if path.rstrip("/") == "/models" else 200
+        expected = 404 if path.rstrip("/") in HINTS else 200
         assert (status, "location" in headers) == (expected, False)
         assert body
 
