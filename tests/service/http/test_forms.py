@@ -46,14 +46,14 @@ def test_an_urlencoded_value_is_whole_wherever_the_pieces_end(
 def test_fields_and_files_are_limited() -> None:
     image = Part("x", "a.png", chunks=[encoded()])
     with pytest.raises(BadParameter, match="several files"):
-        uploads_of([image, image], 1, ())
+        uploads_of([image, image], 1, {})
     with pytest.raises(TooLarge, match="more than 2 images"):
-        uploads_of([image] * 3, 2, ())
+        uploads_of([image] * 3, 2, {})
     with pytest.raises(UndecodableImage, match="more than 16 fields"):
         urlencoded(b"a=1&" * 16 + b"a=1")
     assert len(urlencoded(b"a=1&" * 15 + b"a=1")) == 16
     large = Part("x", chunks=[b"\0" * forms.MAX_IGNORED])
-    assert len(uploads_of([image, large], 1, ())) == 1
+    assert len(uploads_of([image, large], 1, {})) == 1
     large.chunks.append(b"\0")
     with pytest.raises(UndecodableImage, match="bytes of no image"):
-        uploads_of([image, large], 1, ())
+        uploads_of([image, large], 1, {})
