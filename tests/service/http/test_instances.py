@@ -103,6 +103,8 @@ def test_tensors_are_those_of_v2(document: Any) -> None:
         ({"instances": [TEXT], "parameters": 3}, "parameters: must be an object"),
         ({"instances": [TEXT], "image": TEXT}, "unknown field 'image'; a request may have inst"),
         ({"instances": [TEXT], "top_k": 1}, r"'top_k' is a parameter; send it as .*parameters"),
+        ({"image": TEXT, "images": [TEXT]}, "the JSON has no instances"),
+        ({"inputs": [{"name": "input", "datatype": "FP32"}]}, "to /v2/models/NAME/infer"),
         ({"data": TEXT, "topK": 1}, "the body: 'topK' is a parameter"),
         ({"instances": [{"b64": TEXT, "top_k": 1}]}, r"instances\[0\]: 'top_k' is a parameter"),
         ({"instances": [{"b64": TEXT, "maxPredictions": 1}]}, "is a parameter"),
@@ -113,14 +115,15 @@ def test_what_is_wrong_is_said_with_its_place(document: Any, said: str) -> None:
 
 
 def test_one_image_alone_may_be_refused() -> None:
-    assert refused({"data": TEXT}, single=False) == f"send {instances.DOCUMENT}"
+    assert refused({"data": TEXT}, single=False) == f"the JSON has no instances; send {instances.DOCUMENT}"
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
         (IMAGE, "must be JSON, and is PNG; send"),
-        (b" ", "must be JSON, and is empty; send"),
+        (b"", "must be JSON, and is empty; send"),
+        (b"BM", "must be JSON, and is BMP; send"),
         (b"?", "malformed at byte 0"),
         (b'{"instances": [NaN]}', "NaN, which is no JSON"),
         (b'{"instances": ["?"], "instances": []}', "'instances' twice"),
@@ -203,3 +206,9 @@ def test_a_parameter_is_a_whole_number_in_its_range(value: Any) -> None:
 def test_a_parameter_without_effect_is_refused() -> None:
     with pytest.raises(InvalidInput, match="'topk' is unknown; known: top_k"):
         instances.check_parameters({"topk": 1}, ["top_k"])
+
+
+def test_json_is_not_taken_for_a_file_by_bytes_in_its_text() -> None:
+    text = b'{"instances": ["' + b"A" * (128 - 16) + b"DICM" + b'", 1]}'
+    with pytest.raises(InvalidInput, match=r"instances\[1\]: an image must be base64"):
+        parse(text, CIFAR, MOST)
