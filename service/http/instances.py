@@ -36,6 +36,7 @@ OF_TENSORS = Limits(
 PARAMETERS = frozenset(("topk", "maxpredictions", "confidencethreshold"))
 # The objects around an image.
 MAX_NESTING = 3
+OF_EXAMPLES = '{"examples": [{"image/encoded": {"b64": "<base64>"}}, ...]}'
 DOCUMENT = f'{{"instances": [{FORM}, ...]}}'
 
 
@@ -117,7 +118,7 @@ def parse_examples(body: bytes, spec: InputSpec, max_images: int) -> Instances:
     document = parse_object(body, max_images)
     values = document.get(EXAMPLES)
     if not isinstance(values, list):
-        raise InvalidInput('send {"examples": [{"image/encoded": {"b64": "<base64>"}}, ...]}')
+        raise InvalidInput(f"the JSON has no examples; send {OF_EXAMPLES}")
     check_fields(document, (EXAMPLES, *BESIDE))
     check_count(values, EXAMPLES, max_images)
     images: list[Image] = [

@@ -68,7 +68,7 @@ ERROR: dict[str, Any] = {
     },
 }
 REFUSED: dict[int | str, dict[str, Any]] = dict.fromkeys(
-    (400, 401, 404, 408, 413, 422, 429, 503, 504), ERROR
+    (400, 401, 404, 408, 413, 415, 422, 429, 503, 504), ERROR
 )
 
 

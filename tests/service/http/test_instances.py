@@ -115,7 +115,10 @@ def test_what_is_wrong_is_said_with_its_place(document: Any, said: str) -> None:
 
 
 def test_one_image_alone_may_be_refused() -> None:
-    assert refused({"data": TEXT}, single=False) == f"the JSON has no instances; send {instances.DOCUMENT}"
+    assert (
+        refused({"data": TEXT}, single=False)
+        == f"the JSON has no instances; send {instances.DOCUMENT}"
+    )
 
 
 @pytest.mark.parametrize(
