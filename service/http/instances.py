@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from models.preprocess import InputSpec
 from service.errors import QUOTED, InvalidInput, TooLarge
 from service.http import json_body
-from service.http.json_body import PIECE, Limits
+from service.http.json_body import PIECE, JsonLimits
 from service.http.json_images import FORM, LABELS, NAMES, image_of
 from service.inference.file_kinds import kind_of
 from service.oip import codec, messages
@@ -27,7 +27,7 @@ LINES = "lines"
 # Other fields of a request. Some clients number their requests.
 BESIDE = ("parameters", "signature_name", "id")
 # A tensor of 224 x 224 pixels has 150,528 values.
-OF_TENSORS = Limits(
+OF_TENSORS = JsonLimits(
     *((codec.MAX_JSON_BYTES, 2**9), (codec.JSON_BESIDE, 16)),
     *((codec.MAX_JSON_LISTS, 8), (codec.MAX_JSON_VALUES, 8)),
     hint="send images as base64 text, or large tensors to /v2 as binary data",

@@ -23,7 +23,7 @@ MARK = "\0"
 MARK_OF = b"\\u0000%d"
 
 
-class Limits(NamedTuple):
+class JsonLimits(NamedTuple):
     """Of what is left, each for all of it, and for each image: bytes beside strings; strings; lists
     and objects, which also bound the depth; and commas, which separate values. `hint`: what to do
     about more."""
@@ -49,7 +49,7 @@ NAMES = {
     "lists": "lists and objects",
     "values": "values",
 }
-OF_FILES = Limits((2**14, 2**9), (128, 16), (64, 8), (2**12, 2**7))
+OF_FILES = JsonLimits((2**14, 2**9), (128, 16), (64, 8), (2**12, 2**7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class LongText:
         return bytes(self.unescaped()).decode("utf-8", "replace")
 
 
-def parse(body: bytes, images: int, limits: Limits = OF_FILES) -> Any:
+def parse(body: bytes, images: int, limits: JsonLimits = OF_FILES) -> Any:
     """The value of a JSON text that holds up to `images` images; its long strings are `LongText`.
 
     At `OF_FILES` it holds the GIL for less than a millisecond; each number takes 60 ns more.
