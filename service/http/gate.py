@@ -30,7 +30,7 @@ from service.errors import (
 )
 from service.http import problems
 from service.http.admission import TIMEOUT, parse_timeout
-from service.http.middleware import REQUEST_ID
+from service.http.journal import REQUEST_ID
 from service.http.refused_heads import RefusedHeads
 from service.http.services import Services
 from service.http.turns import LoopTurns

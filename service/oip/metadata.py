@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from service.config.settings import Settings
+from service.errors import UnknownModel
 from service.inference.interfaces import Model
 from service.inference.jobs import Priority
 from service.inference.pipeline import Pipeline
@@ -52,6 +53,12 @@ def parameters(model: Model) -> dict[str, str]:
     are of exclusive classes, and add up to 1, or of independent labels."""
     classes = {"outputs": model.outputs} if model.labels else {}
     return {"channels": model.input.channels, **classes}
+
+
+def check_version(model: Model, version: str) -> None:
+    """Raises `UnknownModel`: the model has no such version; an empty one is any."""
+    if version not in ("", VERSION):
+        raise UnknownModel(f"{model.name} has only version {VERSION}")
 
 
 def metadata(model: Model) -> dict[str, Any]:

@@ -18,22 +18,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.config.settings import ModelSettings
-from service.errors import RETRY_SECONDS, InvalidInput, NotReady, RequestError, UnknownModel
+from service.errors import RETRY_SECONDS, InvalidInput, NotReady, UnknownModel
 from service.http import encoding
 from service.http.admission import TIMEOUT, admit, open_body
 from service.http.plain_route import Endpoint
 from service.http.problems import refusal_response
 from service.http.record import record_of
 from service.http.routers.models import MAX_BODY_BYTES, active_pipeline, settings_of_model
-from service.http.services import services_of
+from service.http.services import Services, services_of
 from service.http.uploads import until_disconnect
 from service.inference.deadline import before
 from service.inference.interfaces import Model
-from service.inference.jobs import Priority
-from service.inference.queue_share import QueueShare, gather
-from service.inference.ranking import Row
+from service.inference.queue_share import QueueShare
 from service.oip import codec, messages, metadata
-from service.oip.codec import VERSION, Image, ParsedRequest
+from service.oip.codec import VERSION
+from service.oip.computing import check_outputs, compute_all
 from service.oip.statistics import statistics
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -50,9 +49,7 @@ def json_response(content: Any, status: int = 200) -> Response:
 def model_of(request: Request) -> Model:
     """Raises `UnknownModel`: unknown name or version."""
     model = services_of(request.scope).pipeline.find(request.path_params["name"])
-    version = request.path_params.get("version", VERSION)
-    if version != VERSION:
-        raise UnknownModel(f"{model.name} has only version {VERSION}")
+    metadata.check_version(model, request.path_params.get("version", VERSION))
     return model
 
 
@@ -79,7 +76,7 @@ async def infer(request: Request) -> Response:
         parsed = replace(parsed, default=next(iter(lengths)))
         check_outputs(parsed, serving)
         deadline = deadline_of(request, admission.deadline, arrived, parsed.timeout)
-        priority = services.keys.permitted(request.scope, parsed.priority)
+        priority = services.keys.permitted(request.scope["headers"], parsed.priority)
         received = record_of(request.scope).received if len(parsed.images) == 1 else 0.0
         share = QueueShare(services.pipeline, serving, deadline, received)
         computing = compute_all(share, parsed, priority)
@@ -108,36 +105,6 @@ def deadline_of(request: Request, deadline: float, arrived: float, timeout: floa
     default = arrived + services_of(request.scope).settings.request_timeout_ms / 1000
     record_of(request.scope).short_deadline = deadline < default
     return deadline
-
-
-async def compute_all(share: QueueShare, parsed: ParsedRequest, priority: Priority) -> list[Row]:
-    """The network's output for each image; the first failure cancels the others."""
-
-    async def compute_one(number: int, image: Image) -> Row:
-        try:
-            computed = await share.compute(image, parsed.task, priority)
-        except RequestError as error:
-            if len(parsed.images) == 1:
-                raise
-            raise type(error)(f"image {number} of {len(parsed.images)}: {error}") from None
-        return computed.row
-
-    return await gather(compute_one(*each) for each in enumerate(parsed.images, 1))
-
-
-def check_outputs(parsed: ParsedRequest, serving: Model) -> None:
-    """Raises `InvalidInput`: an output is unknown or requested twice, or the model lacks it."""
-    known = metadata.outputs(serving)
-    names = [output.name for output in parsed.outputs]
-    for name in names:
-        if name == codec.PROBABILITIES and name not in known:
-            raise InvalidInput(
-                f"outputs: the model {serving.name} has no classes; request {codec.EMBEDDING}"
-            )
-        if name not in known:
-            raise InvalidInput(f"outputs: unknown output {name!r}; use {', '.join(known)}")
-        if names.count(name) > 1:
-            raise InvalidInput(f"outputs: {name} is requested twice")
 
 
 async def server(request: Request) -> Response:
@@ -202,17 +169,17 @@ async def index(request: Request) -> Response:
 
 async def load(request: Request) -> Response:
     """Loads a model with the given parameters; by default, as it is served or configured now."""
-    pipeline = active_pipeline(request)
+    pipeline = active_pipeline(services_of(request.scope))
     name = request.path_params["name"]
     message = await read_message(request, messages.RepositoryChange)
     lane = services_of(request.scope).lane
     await pipeline.repository.put(
-        await lane.run(settings_to_load, request, name, message.parameters)
+        await lane.run(settings_to_load, services_of(request.scope), name, message.parameters)
     )
     return json_response({})
 
 
-def settings_to_load(request: Request, name: str, parameters: dict[str, Any]) -> ModelSettings:
+def settings_to_load(services: Services, name: str, parameters: dict[str, Any]) -> ModelSettings:
     """The settings of the model to load.
 
     Raises:
@@ -235,9 +202,9 @@ def settings_to_load(request: Request, name: str, parameters: dict[str, Any]) ->
         fields = config | fields
     fields = {key: value for key, value in fields.items() if key != "name" or value != name}
     if fields:
-        return settings_of_model(request, name, fields)
-    model = services_of(request.scope).pipeline.models.get(name)
-    configured = services_of(request.scope).settings.models
+        return settings_of_model(services, name, fields)
+    model = services.pipeline.models.get(name)
+    configured = services.settings.models
     settings = (
         model.settings if model else next((m for m in configured if name_of(m) == name), None)
     )
@@ -255,7 +222,7 @@ def name_of(settings: ModelSettings) -> str:
 
 
 async def unload(request: Request) -> Response:
-    pipeline = active_pipeline(request)
+    pipeline = active_pipeline(services_of(request.scope))
     await read_message(request, messages.RepositoryChange)
     await pipeline.repository.delete(request.path_params["name"])
     return json_response({})
