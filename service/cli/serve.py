@@ -32,6 +32,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     from service.config.settings import Settings
     from service.http import tls
     from service.http.listener import check_exposure, listen
+    from service.http.reserved_port import reserve
     from service.logs import log_to_stderr
 
     flags["models"] = list(models) or None
@@ -49,6 +50,10 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     log_to_stderr(settings.log_level, settings.log_format)
     listener = listen(settings.host, settings.port)
     check_exposure(settings, listener)
+    reserved = None
+    if settings.grpc_port is not None:
+        reserved = reserve(settings, settings.host, settings.grpc_port)
+    grpc_addresses = reserved.addresses if reserved else []
     planned = plan(settings)
     settings = planned.applied(settings)
     # Each device has an engine process of its own, so that what one loses does not stop the others.
@@ -56,7 +61,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     if settings.workers > 1 or devices > 1:
         from service.workers.supervisor import supervise
 
-        sys.exit(supervise(settings, listener, reload, planned.request))
+        sys.exit(supervise(settings, listener, reload, planned.request, grpc_addresses))
     # Imported late, so that earlier errors need not wait for torch.
     from service.http.app import create_app
     from service.http.server import serve as run
@@ -66,7 +71,13 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     metrics = Metrics()
     repository = LocalRepository(settings, metrics, planned.request)
     change = partial(reload.attend, settings, repository.reload)
-    run(create_app(settings, metrics, repository), settings, listener, change)
+    app = create_app(settings, metrics, repository)
+    companion = None
+    if grpc_addresses:
+        from service.grpc.endpoint import GrpcServer
+
+        companion = GrpcServer(app.state.services, grpc_addresses)
+    run(app, settings, listener, change, companion)
 
 
 def _exit_at_once(*_: object) -> None:

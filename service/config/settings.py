@@ -34,6 +34,7 @@ ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
 COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
 # Checked one by one, as looking inside a missing package raises.
 TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
+GRPC_PACKAGES = ("grpc", "grpc_reflection")
 MOST_MODELS = 256
 
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
@@ -142,6 +143,13 @@ class Settings(Strict):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port for gRPC on the same host; 0: any free port; unset: no gRPC; requires "
+        "the extra grpc",
+    )
     allow_anonymous: bool = Field(
         False, description="accept other hosts without api_keys; otherwise the start fails"
     )
@@ -294,6 +302,15 @@ class Settings(Strict):
                     "origin", "must be origins such as https://example.org, without a path, or *"
                 )
         return origins
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _check_grpc(cls, port: int | None) -> int | None:
+        if port is not None and not all(find_spec(package) for package in GRPC_PACKAGES):
+            raise PydanticCustomError(
+                "extra", "must be unset without gRPC; pip install 'resnet-serve[grpc]'"
+            )
+        return port
 
     @field_validator("tracing", "otlp_endpoint")
     @classmethod

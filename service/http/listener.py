@@ -70,6 +70,11 @@ def announce(names: Iterable[str], listener: socket.socket, *, encrypted: bool) 
     log.info("serving %s on %s://%s:%d (page at /, API at /docs)", models, scheme, shown, port)
 
 
+def announce_grpc(addresses: Iterable[str]) -> None:
+    """Logs that the service accepts calls."""
+    log.info("serving gRPC on %s", ", ".join(addresses))
+
+
 def ignore_new_connections(listener: socket.socket) -> None:
     """Makes the kernel drop packets for `listener`; accepted connections are not affected.
 

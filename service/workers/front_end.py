@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from service import runtime
 from service.config.settings import Settings
@@ -40,8 +40,16 @@ class FrontEnd(Server):
         channel: ControlChannel,
         listener: socket.socket,
         shared: FrontEndResources,
+        grpc_addresses: Sequence[str] = (),
     ) -> None:
-        super().__init__(create_app(settings, metrics, repository), settings, listener)
+        app = create_app(settings, metrics, repository)
+        companion = None
+        if grpc_addresses:
+            # An optional dependency.
+            from service.grpc.endpoint import GrpcServer  # noqa: PLC0415
+
+            companion = GrpcServer(app.state.services, grpc_addresses)
+        super().__init__(app, settings, listener, companion=companion)
         self._repository = repository
         self._metrics = metrics
         self._channel = channel
@@ -102,7 +110,7 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     repository = RemoteRepository(start["models"], resources, metrics, channel.send)
     repository.on_message({"broken": start["broken"]})
     listener = socket.socket(fileno=listener_fd)
-    server = FrontEnd(settings, repository, metrics, channel, listener, resources)
+    server = FrontEnd(settings, repository, metrics, channel, listener, resources, start["grpc"])
     server.run(sockets=[])
     sys.exit(1 if server.cut_off else 0)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, InvalidInput, NotReady, UnknownModel
 from service.http import encoding
 from service.http.admission import TIMEOUT, admit, open_body
+from service.http.asked import Asked
 from service.http.plain_route import Endpoint
 from service.http.problems import refusal_response
 from service.http.record import record_of
@@ -29,10 +29,8 @@ from service.http.services import Services, services_of
 from service.http.uploads import until_disconnect
 from service.inference.deadline import before
 from service.inference.interfaces import Model
-from service.inference.queue_share import QueueShare
 from service.oip import codec, messages, metadata
 from service.oip.codec import VERSION
-from service.oip.computing import check_outputs, compute_all
 from service.oip.statistics import statistics
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -72,39 +70,21 @@ async def infer(request: Request) -> Response:
                 work = services.lane.run(codec.read, body, *source)
                 parsed = await until_disconnect(request, work)
         del body
-        lengths = metadata.outputs(serving)
-        parsed = replace(parsed, default=next(iter(lengths)))
-        check_outputs(parsed, serving)
-        deadline = deadline_of(request, admission.deadline, arrived, parsed.timeout)
-        priority = services.keys.permitted(request.scope["headers"], parsed.priority)
-        received = record_of(request.scope).received if len(parsed.images) == 1 else 0.0
-        share = QueueShare(services.pipeline, serving, deadline, received)
-        computing = compute_all(share, parsed, priority)
+        headers = request.scope["headers"]
+        # Without the header, the parameter may also exceed the default timeout.
+        chosen = any(header == TIMEOUT for header, _ in headers)
+        asked = Asked(admission, record_of(request.scope), headers, arrived, chosen)
+        parsed, computing = asked.begin(parsed)
         rows = await until_disconnect(request, computing)
-    content, length = await services.format(
-        len(rows) * sum(lengths[output.name] for output in parsed.outputs),
-        partial(codec.encode_response, serving.name, serving.labels, parsed, rows),
-    )
-    headers = {} if length is None else {JSON_LENGTH: str(length)}
+    content, length = await asked.format(parsed, rows, codec.encode_response)
+    told = {} if length is None else {JSON_LENGTH: str(length)}
     if len(content) >= encoding.MIN_COMPRESSED_BYTES:
-        headers["Vary"] = "Accept-Encoding"
-        if chosen := encoding.negotiate(request.headers.get("accept-encoding")):
-            content = await services.lane.run(encoding.compress, content, chosen)
-            headers["Content-Encoding"] = chosen
+        told["Vary"] = "Accept-Encoding"
+        if coding := encoding.negotiate(request.headers.get("accept-encoding")):
+            content = await services.lane.run(encoding.compress, content, coding)
+            told["Content-Encoding"] = coding
     media_type = "application/json" if length is None else "application/octet-stream"
-    return Response(content, headers=headers, media_type=media_type)
-
-
-def deadline_of(request: Request, deadline: float, arrived: float, timeout: float | None) -> float:
-    """The request's deadline; `timeout`: the parameter, in seconds, if it is given."""
-    if timeout is None:
-        return deadline
-    # Without the header, the parameter may also exceed the default timeout.
-    has_header = any(header == TIMEOUT for header, _ in request.scope["headers"])
-    deadline = min(deadline, arrived + timeout) if has_header else arrived + timeout
-    default = arrived + services_of(request.scope).settings.request_timeout_ms / 1000
-    record_of(request.scope).short_deadline = deadline < default
-    return deadline
+    return Response(content, headers=told, media_type=media_type)
 
 
 async def server(request: Request) -> Response:
