@@ -30,6 +30,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     from service.config.plan import plan
     from service.config.reload import Reload
     from service.config.settings import Settings
+    from service.config.variables import quieten_grpc
     from service.http import tls
     from service.http.listener import check_exposure, listen
     from service.http.reserved_port import reserve
@@ -74,6 +75,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     app = create_app(settings, metrics, repository)
     companion = None
     if grpc_addresses:
+        quieten_grpc()
         from service.grpc.endpoint import GrpcServer
 
         companion = GrpcServer(app.state.services, grpc_addresses)

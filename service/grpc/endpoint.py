@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 # Beside a message's tensors: names, shapes, parameters. Larger messages gRPC refuses itself.
 BESIDE_BYTES = 2**20
 STREAMS_PER_CONNECTION = 1024
+LOOKAHEAD_BYTES = 2**17
 # Beyond the limit on calls, those that are told so.
 REFUSED_CALLS = 256
 # Clients may ping this often, with or without calls; a connection without calls ends, and clients
@@ -75,6 +76,9 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", settings.max_header_bytes),
                 ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+                # What a connection may send that no call has asked for yet.
+                ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
+                ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
                 ("grpc.max_allowed_incoming_connections", self._connections),
                 ("grpc.server_handshake_timeout_ms", round(settings.header_timeout_s * 1000)),

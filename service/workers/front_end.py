@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 
 from service import runtime
 from service.config.settings import Settings
+from service.config.variables import quieten_grpc
 from service.http.app import create_app
 from service.http.server import Server
 from service.inference.decoding import Decoder
@@ -45,6 +46,7 @@ class FrontEnd(Server):
         app = create_app(settings, metrics, repository)
         companion = None
         if grpc_addresses:
+            quieten_grpc()
             # An optional dependency.
             from service.grpc.endpoint import GrpcServer  # noqa: PLC0415
 
