@@ -47,6 +47,7 @@ from tests.e2e.test_runtime_models import ADMIN, KEY, write
 from tests.e2e.test_workers import children, until
 from tests.service.http.test_tls import self_signed
 from tests.support import rounding
+from tests.support.protobuf import field
 
 NAME = "resnet20-cifar10"
 CLASSES = 10
@@ -234,8 +235,9 @@ def test_typed_contents_are_the_same_as_raw_ones(served: Service, asking: Any) -
         def computed(message: Any) -> NDArray[np.float32]:
             return raw_rows(call(opened, "ModelInfer", message.SerializeToString()))
 
-        for field in ("uint_contents", "int_contents"):
-            same_probabilities(computed(request("pixels", "UINT8", shape, **{field: flat})), rows)
+        for name in ("uint_contents", "int_contents"):
+            typed = request("pixels", "UINT8", shape, **{name: flat})  # type: ignore[arg-type]
+            same_probabilities(computed(typed), rows)
         typed = request("image", "BYTES", [3], bytes_contents=FILES)
         same_probabilities(computed(typed), of_files)
         typed = request("input", "FP32", [1, 3, 32, 32], fp32_contents=values.ravel().tolist())
@@ -455,18 +457,6 @@ def test_health_is_that_of_the_service(served: Service) -> None:
         watch.cancel()
 
 
-def varint(value: int) -> bytes:
-    text = b""
-    while value > 0x7F:
-        text += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return text + bytes([value])
-
-
-def field(number: int, content: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
 GOOD = request("image", "BYTES", [1], bytes_contents=FILES[:1]).SerializeToString()
 MODEL = field(1, NAME.encode())
 IMAGE = field(1, b"image") + field(2, b"BYTES") + b"\x18\x01"
@@ -591,7 +581,7 @@ def listening(port: int) -> list[str]:
 @contextmanager
 def simple(*arguments: str, **environment: str) -> Iterator[Service]:
     models = ("--model", "builtin:resnet20-cifar10", "--engine", "eager", "--precision", "fp32")
-    with started(*models, "--grpc-port", "0", *arguments, **environment) as running:
+    with started(*models, "--grpc-port", "0", *arguments, **environment) as running:  # type: ignore[arg-type]
         yield running
 
 
