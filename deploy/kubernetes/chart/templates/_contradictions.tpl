@@ -7,6 +7,12 @@
 {{- if and (hasKey $config "port") (eq (int $config.port) 0) -}}
 {{- fail "config.port is 0, an unpredictable port: set another" -}}
 {{- end -}}
+{{- if and (hasKey $config "grpc_port") (eq (int $config.grpc_port) 0) -}}
+{{- fail "config.grpc_port is 0, an unpredictable port: set another" -}}
+{{- end -}}
+{{- if eq (int $config.grpc_port) (int (include "resnet-serve.port" .)) -}}
+{{- fail "config.grpc_port is config.port: set another" -}}
+{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if hasPrefix "RESNET_SERVE_" .name -}}
 {{- fail (printf "extraEnv has %s, which would override config: give it as config.%s" .name (.name | trimPrefix "RESNET_SERVE_" | lower)) -}}
