@@ -12,10 +12,10 @@ from grpc import StatusCode
 
 from service import errors
 from service.grpc.receiving import Receiving
-from service.grpc.statuses import UNEXPECTED, Refusal, refusal_of
+from service.grpc.statuses import UNEXPECTED, CallRefusal, refusal_of
 from service.http.admission import MAX_TIMEOUT_MS, timeout_of
-from service.http.journal import Ended, Journal
 from service.http.record import RequestRecord
+from service.http.request_log import Ended, RequestLog
 from service.http.services import Services
 
 LEFT = "the client cancelled the call before the response"
@@ -63,7 +63,7 @@ class Calls:
         self.stopping = False
         self._most = most
         self._open = 0
-        self._journal = Journal(services.metrics)
+        self._request_log = RequestLog(services.metrics)
 
     def begin(self, context: Any, method: str) -> Call:
         headers = [
@@ -78,7 +78,7 @@ class Calls:
 
     def _call(self, context: Any, method: str, headers: list[tuple[bytes, bytes]]) -> Call:
         record = RequestRecord(time.perf_counter())
-        name = self._journal.id_of(headers)
+        name = self._request_log.id_of(headers)
         return Call(context, self.services, self.receiving, method, headers, name, record)
 
     async def unary(self, context: Any, method: str, answer: Answer) -> bytes:
@@ -86,16 +86,16 @@ class Calls:
         call = self.begin(context, method)
         outcome = await self.outcome(call, answer)
         trailers = (("x-request-id", call.request_id.decode("ascii")),)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, CallRefusal):
             await context.abort(outcome.code, outcome.text, (*trailers, *outcome.trailers))
         assert isinstance(outcome, bytes)
         context.set_trailing_metadata(trailers)
         return outcome
 
-    async def outcome(self, call: Call, answer: Answer) -> bytes | Refusal:
+    async def outcome(self, call: Call, answer: Answer) -> bytes | CallRefusal:
         """The response to a call or its refusal, which is counted and logged."""
         metrics, record = self.services.metrics, call.record
-        refusal: Refusal | None = None
+        refusal: CallRefusal | None = None
         response = b""
         metrics.in_flight.inc()
         self._open += 1
@@ -116,16 +116,16 @@ class Calls:
             record.failure = error
             record.reason, record.detail = errors.ServiceError.reason, "see the exception"
             text = errors.unexpected(call.request_id.decode("ascii"))
-            refusal = Refusal(StatusCode.INTERNAL, text, UNEXPECTED)
+            refusal = CallRefusal(StatusCode.INTERNAL, text, UNEXPECTED)
         finally:
             self._open -= 1
             metrics.in_flight.dec()
             status = refusal.status if refusal else 200
             ended = Ended("gRPC", call.method, f"grpc {call.method}", status, call.request_id)
-            self._journal.end(ended, record)
+            self._request_log.end(ended, record)
         return response if refusal is None else refusal
 
-    def _refused(self, call: Call, error: errors.ServiceError) -> Refusal:
+    def _refused(self, call: Call, error: errors.ServiceError) -> CallRefusal:
         record = call.record
         if record.short_deadline:
             error = errors.with_short_deadline(error)

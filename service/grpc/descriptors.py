@@ -22,7 +22,7 @@ SCALARS = {
 }
 
 
-class Protocol:
+class Descriptors:
     """All messages of a pool, by full name; `services`: the full names of its services."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from service.config.settings import Settings
 from service.errors import ConfigError
 from service.grpc import protocol_table as table
 from service.grpc.calls import Calls
-from service.grpc.descriptors import Protocol
+from service.grpc.descriptors import Descriptors
 from service.grpc.observing import Observers
 from service.grpc.receiving import Receiving
 from service.grpc.servicing import InferenceMethods
@@ -56,7 +56,7 @@ class GrpcServer:
         most_bytes = settings.max_batch_body_bytes
         receiving = Receiving(services.budget, most_bytes + BESIDE_BYTES)
         self._connections = math.ceil(settings.max_connections / settings.workers)
-        protocol = Protocol()
+        protocol = Descriptors()
         self._calls = Calls(services, receiving, self._connections)
         self._inference = InferenceMethods(self._calls, protocol)
         self._streams = InferStreams(self._inference, protocol)

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from models.preprocess import InputSpec
 from service.errors import InvalidInput, TooLarge
-from service.grpc.descriptors import Protocol
+from service.grpc.descriptors import Descriptors
 from service.grpc.wire_format import BYTES, Part, malformed, parts
 from service.inference.ranking import Row
 from service.oip import codec, messages
@@ -42,7 +42,7 @@ class Outline:
 
 
 class InferMessages:
-    def __init__(self, protocol: Protocol) -> None:
+    def __init__(self, protocol: Descriptors) -> None:
         self._protocol = protocol
 
     def parse(self, name: str, data: bytes) -> Any:

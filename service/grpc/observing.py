@@ -12,10 +12,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from service.errors import RETRY_SECONDS, TooManyConnections
 from service.grpc import protocol_table as table
 from service.grpc.calls import Call, Calls
-from service.grpc.descriptors import Protocol
+from service.grpc.descriptors import Descriptors
 from service.grpc.infer_messages import InferMessages
 from service.grpc.receiving import Message
-from service.grpc.statuses import Refusal
+from service.grpc.statuses import CallRefusal
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 SERVICES = ("", f"{table.INFERENCE}.{table.INFERENCE_SERVICE}")
@@ -29,7 +29,7 @@ MAX_BYTES = 2**14
 class Observers:
     """Answers who asks about the service itself."""
 
-    def __init__(self, calls: Calls, protocol: Protocol) -> None:
+    def __init__(self, calls: Calls, protocol: Descriptors) -> None:
         self._calls = calls
         self._messages = InferMessages(protocol)
         self._response = protocol[f"{table.HEALTH}.HealthCheckResponse"]
@@ -112,5 +112,5 @@ class Observers:
             return content
 
         outcome = await self._calls.outcome(self._calls.begin(context, method), limited)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, CallRefusal):
             await context.abort(outcome.code, outcome.text, outcome.trailers)

@@ -33,7 +33,7 @@ QUICK_SECONDS = 1.0
 
 class Message:
     """One message of a call, of at most `max_bytes`; it counts until the context is left. See
-    `service.http.body.Counted`."""
+    `service.http.body.Arriving`."""
 
     def __init__(self, receiving: Receiving, max_bytes: int) -> None:
         self.held = 0

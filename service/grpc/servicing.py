@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from service.errors import InvalidInput
 from service.grpc import protocol_table as table
 from service.grpc.calls import Call, Calls
-from service.grpc.descriptors import Protocol
+from service.grpc.descriptors import Descriptors
 from service.grpc.infer_messages import InferMessages, value_of
 from service.grpc.receiving import Message
 from service.grpc.statuses import Unsupported
@@ -36,7 +36,7 @@ class Method(NamedTuple):
 class InferenceMethods:
     """Answers calls in the terms of the service."""
 
-    def __init__(self, calls: Calls, protocol: Protocol) -> None:
+    def __init__(self, calls: Calls, protocol: Descriptors) -> None:
         self.calls = calls
         self.messages = InferMessages(protocol)
         self._protocol = protocol

@@ -45,7 +45,7 @@ class Unsupported(errors.RequestError):
     reason = errors.InvalidInput.reason
 
 
-class Refusal(NamedTuple):
+class CallRefusal(NamedTuple):
     """What a client is told; `status`: that of HTTP, for metrics and the log."""
 
     code: StatusCode
@@ -54,11 +54,11 @@ class Refusal(NamedTuple):
     trailers: tuple[tuple[str, str], ...] = ()
 
 
-def refusal_of(error: errors.ServiceError) -> Refusal:
+def refusal_of(error: errors.ServiceError) -> CallRefusal:
     if isinstance(error, Unsupported):
-        return Refusal(StatusCode.UNIMPLEMENTED, str(error), 501)
+        return CallRefusal(StatusCode.UNIMPLEMENTED, str(error), 501)
     text = str(error).encode()[:MAX_BYTES].decode(errors="ignore")
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, errors.Busy):
         trailers = (("retry-after", str(error.retry_seconds())),)
-    return Refusal(CODES[type(error)], text, int(problems.STATUSES[type(error)]), trailers)
+    return CallRefusal(CODES[type(error)], text, int(problems.STATUSES[type(error)]), trailers)

@@ -8,10 +8,10 @@ from typing import Any
 from service.errors import RETRY_SECONDS, UploadsFull
 from service.grpc import protocol_table as table
 from service.grpc.calls import Call
-from service.grpc.descriptors import Protocol
+from service.grpc.descriptors import Descriptors
 from service.grpc.receiving import Message
 from service.grpc.servicing import InferenceMethods
-from service.grpc.statuses import Refusal
+from service.grpc.statuses import CallRefusal
 
 # Requests of one stream that are in progress; responses keep the order of their requests.
 MOST_OF_STREAM = 8
@@ -22,7 +22,7 @@ MOST_STREAMS = 64
 class InferStreams:
     """The streams of a process."""
 
-    def __init__(self, methods: InferenceMethods, protocol: Protocol) -> None:
+    def __init__(self, methods: InferenceMethods, protocol: Descriptors) -> None:
         self._methods = methods
         self._calls = methods.calls
         self._response = protocol[f"{table.STREAM}Response"]
@@ -33,7 +33,7 @@ class InferStreams:
         stream = self._calls.begin(context, table.STREAM)
         outcome = await self._calls.outcome(stream, self._serve)
         trailers = (("x-request-id", stream.request_id.decode("ascii")),)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, CallRefusal):
             await context.abort(outcome.code, outcome.text, (*trailers, *outcome.trailers))
         context.set_trailing_metadata(trailers)
 
@@ -83,7 +83,7 @@ class InferStreams:
 
         with message:
             outcome = await self._calls.outcome(call, answer)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, CallRefusal):
             return self._encoded(error_message=outcome.text)
         return outcome
 

@@ -33,7 +33,7 @@ RATE_SECONDS = 5.0
 LATE_SECONDS = 1.0
 
 
-class Counted(Protocol):
+class Arriving(Protocol):
     """What counts among the bodies being received; see `Body`, whose members these are."""
 
     held: int
@@ -58,23 +58,23 @@ class UploadBudget:
         self.max_seconds = max_seconds
         self.min_rate = min_rate
         self.held = 0
-        self._bodies: set[Counted] = set()
+        self._bodies: set[Arriving] = set()
         self._measuring: asyncio.TimerHandle | None = None
 
-    def add(self, body: Counted) -> None:
+    def add(self, body: Arriving) -> None:
         self._bodies.add(body)
         if self._measuring is None:
             self._schedule()
 
-    def remove(self, body: Counted) -> None:
+    def remove(self, body: Arriving) -> None:
         self.free(body)
         self._bodies.discard(body)
 
-    def free(self, body: Counted) -> None:
+    def free(self, body: Arriving) -> None:
         self.held -= body.held
         body.held = 0
 
-    def hold(self, body: Counted, count: int) -> None:
+    def hold(self, body: Arriving, count: int) -> None:
         """Counts `count` more bytes of `body`.
 
         Raises:
@@ -85,7 +85,7 @@ class UploadBudget:
         if self.held > self.max_bytes:
             self._make_room(body)
 
-    def _make_room(self, body: Counted) -> None:
+    def _make_room(self, body: Arriving) -> None:
         largest = max(self._bodies, key=lambda other: other.held)
         excess = self.held - largest.held - self.max_bytes
         if excess <= 0:

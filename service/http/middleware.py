@@ -9,9 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 from service.errors import RETRY_SECONDS
-from service.http.journal import Ended, Journal
 from service.http.problems import problem, refuse
 from service.http.record import record_of
+from service.http.request_log import Ended, RequestLog
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
@@ -38,14 +38,14 @@ class ObservabilityMiddleware:
         self._metrics = metrics
         self._pipeline = pipeline
         self._headers = headers
-        self._journal = Journal(metrics)
+        self._request_log = RequestLog(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         record = record_of(scope)
-        request_id = self._journal.id_of(scope["headers"])
+        request_id = self._request_log.id_of(scope["headers"])
         status = 0
         private = scope["path"].startswith(API)
 
@@ -83,4 +83,4 @@ class ObservabilityMiddleware:
             self._metrics.in_flight.dec()
             route = getattr(scope.get("route"), "path", "other")
             request = Ended(scope["method"], scope["path"], route, status, request_id)
-            self._journal.end(request, record)
+            self._request_log.end(request, record)

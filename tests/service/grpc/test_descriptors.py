@@ -10,9 +10,9 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from service.grpc.descriptors import Protocol
+from service.grpc.descriptors import Descriptors
 
-OURS = Protocol()
+OURS = Descriptors()
 # Options of Triton that its models have and ours do not, and settings of its own servers.
 PARTLY = {
     "ModelConfig", "ModelInput", "ModelOutput", "ModelVersionPolicy", "ModelInstanceGroup",

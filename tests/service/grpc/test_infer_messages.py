@@ -9,14 +9,14 @@ from tritonclient.grpc import service_pb2
 
 from models.preprocess import CIFAR
 from service.errors import InvalidInput, ServiceError, TooLarge
-from service.grpc.descriptors import Protocol
+from service.grpc.descriptors import Descriptors
 from service.grpc.infer_messages import MOST_BYTES, InferMessages
 from service.inference.jobs import Priority
 from service.inference.ranking import Row
 from service.oip.codec import MAX_JSON_VALUES, ParsedRequest
 from tests.support.protobuf import field
 
-MESSAGES = InferMessages(Protocol())
+MESSAGES = InferMessages(Descriptors())
 PIXELS = np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3) % 256
 SHAPE = [2, 32, 32, 3]
 

@@ -32,7 +32,7 @@ class Ended(NamedTuple):
     request_id: bytes
 
 
-class Journal:
+class RequestLog:
     """Counts requests, and logs at most one line for each."""
 
     def __init__(self, metrics: Metrics) -> None:
