@@ -62,7 +62,7 @@ class Calls:
         self.receiving = receiving
         self.stopping = False
         self._most = most
-        self._open = 0
+        self.open = 0
         self._request_log = RequestLog(services.metrics)
 
     def begin(self, context: Any, method: str) -> Call:
@@ -98,9 +98,9 @@ class Calls:
         refusal: CallRefusal | None = None
         response = b""
         metrics.in_flight.inc()
-        self._open += 1
+        self.open += 1
         try:
-            if self._open > self._most:
+            if self.open > self._most:
                 raise errors.TooManyConnections(  # noqa: TRY301
                     f"the limit of {self._most} calls in progress is reached; "
                     "retry after the given time",
@@ -118,7 +118,7 @@ class Calls:
             text = errors.unexpected(call.request_id.decode("ascii"))
             refusal = CallRefusal(StatusCode.INTERNAL, text, UNEXPECTED)
         finally:
-            self._open -= 1
+            self.open -= 1
             metrics.in_flight.dec()
             status = refusal.status if refusal else 200
             ended = Ended("gRPC", call.method, f"grpc {call.method}", status, call.request_id)

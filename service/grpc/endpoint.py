@@ -22,7 +22,7 @@ from service.errors import ConfigError
 from service.grpc import protocol_table as table
 from service.grpc.calls import Calls
 from service.grpc.descriptors import Descriptors
-from service.grpc.observing import Observers
+from service.grpc.observing import LOOK_SECONDS, Observers
 from service.grpc.receiving import Receiving
 from service.grpc.servicing import InferenceMethods
 from service.grpc.streaming import InferStreams
@@ -50,11 +50,11 @@ class GrpcServer:
     def __init__(self, services: Services, addresses: Sequence[str]) -> None:
         settings = services.settings
         self._addresses = addresses
-        self._patience = settings.shutdown_timeout_s
+        self._patience = float(int(settings.shutdown_timeout_s) or 1)  # As uvicorn's.
         self._services = services
         self._settings = settings
         most_bytes = settings.max_batch_body_bytes
-        receiving = Receiving(services.budget, most_bytes + BESIDE_BYTES)
+        receiving = Receiving(services.budget, services.lane, most_bytes + BESIDE_BYTES)
         self._connections = math.ceil(settings.max_connections / settings.workers)
         protocol = Descriptors()
         self._calls = Calls(services, receiving, self._connections)
@@ -64,6 +64,7 @@ class GrpcServer:
         self._server: Any = None
         self._stopping: asyncio.Task[None] | None = None
         self._certificate = certificate(settings)
+        self.cut_off = 0  # calls, by a second signal
 
     async def start(self) -> None:
         """Raises `ConfigError`: an address is not available any more."""
@@ -74,6 +75,8 @@ class GrpcServer:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", settings.max_batch_body_bytes + BESIDE_BYTES),
                 ("grpc.max_send_message_length", -1),
+                # It has no limit; see `service.grpc.receiving.compression_of`.
+                ("grpc.per_message_decompression", 0),
                 ("grpc.max_metadata_size", settings.max_header_bytes),
                 ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
                 # What a connection may send that no call has asked for yet.
@@ -140,9 +143,13 @@ class GrpcServer:
             self._stopping = asyncio.ensure_future(self._server.stop(self._patience))
 
     async def wait_closed(self) -> None:
-        """Waits for the calls in progress, and ends them after `shutdown_timeout_s`."""
-        if self._stopping is not None:
-            await self._stopping
+        """Waits for the calls in progress, and ends them after `shutdown_timeout_s`, or once
+        patience is over."""
+        while self._stopping is not None and not self._stopping.done():
+            await asyncio.wait([self._stopping], timeout=LOOK_SECONDS)
+            if not self._services.patience:  # A second signal.
+                self.cut_off = self._calls.open
+                await self._server.stop(None)
 
 
 def one_message(answer: Callable[[Any], Awaitable[bytes]]) -> Any:

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from grpc import StatusCode
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service.errors import RETRY_SECONDS, TooManyConnections
+from service.errors import RETRY_SECONDS, TooManyConnections, UnknownModel
 from service.grpc import protocol_table as table
 from service.grpc.calls import Call, Calls
 from service.grpc.descriptors import Descriptors
@@ -53,16 +52,10 @@ class Observers:
         async def answer(call: Call) -> bytes:
             status = self._status(await self._asked(call))
             if status == SERVICE_UNKNOWN:
-                unknown.append(status)
+                raise UnknownModel(f"no such service; leave it empty, or send {SERVICES[1]}")
             return self._encode(status)
 
-        unknown: list[int] = []
-        content = await self._calls.unary(context, "Check", answer)
-        if unknown:
-            await context.abort(
-                StatusCode.NOT_FOUND, f"no such service; the services are {SERVICES}"
-            )
-        return content
+        return await self._calls.unary(context, "Check", answer)
 
     def _encode(self, status: int) -> bytes:
         content: bytes = self._response(status=status).SerializeToString()

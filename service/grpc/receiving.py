@@ -26,7 +26,10 @@ from service.errors import (
     TooLarge,
     UploadsFull,
 )
+from service.http import encoding
 from service.http.body import UploadBudget
+from service.inference.deadline import before
+from service.inference.lane import Lane
 
 QUICK_SECONDS = 1.0
 
@@ -74,7 +77,8 @@ class Message:
         none.
 
         Raises:
-            TooLarge: it exceeds the limit.
+            TooLarge: it exceeds the limit, compressed or decompressed.
+            InvalidInput: its compressed data is corrupt.
             ClientDeadline, RequestTooSlow: it took too long to arrive.
             UploadsFull: others take the room that it needs.
             ClientLeft: the call ended.
@@ -98,6 +102,10 @@ class Message:
             self._common.ended(self)
         if content is grpc.aio.EOF:
             return None
+        if coding := compression_of(content):
+            work = self._common.lane.run(encoding.inflate, [content], coding, self._max_bytes)
+            async with before(until):
+                return await work
         if len(content) > self._max_bytes:
             raise TooLarge(f"the message has {len(content)} bytes; the limit is {self._max_bytes}")
         return bytes(content)
@@ -129,10 +137,12 @@ class Message:
 
 
 class Receiving:
-    """What the calls of one process share; `max_bytes`: the largest message."""
+    """What the calls of one process share; `lane`: threads that decompress; `max_bytes`: the
+    largest message."""
 
-    def __init__(self, budget: UploadBudget, max_bytes: int) -> None:
+    def __init__(self, budget: UploadBudget, lane: Lane, max_bytes: int) -> None:
         self.budget = budget
+        self.lane = lane
         self.most_slow = max(1, budget.max_bytes // max_bytes)
         self._slow: dict[Message, None] = {}
 
@@ -152,3 +162,16 @@ class Receiving:
 
     def ended(self, message: Message) -> None:
         self._slow.pop(message, None)
+
+
+def compression_of(content: bytes) -> str | None:
+    """How a message is compressed, by its first bytes; None: it is not.
+
+    gRPC itself would decompress all of it before it looks at the limit, so it is told not to, and
+    then says no more of the compression. A message that is not compressed begins with the tag of a
+    field: the first byte of gzip is none, and that of zlib is one that no message here has.
+    """
+    if content[:2] == b"\x1f\x8b":
+        return "gzip"
+    zlib = content[:1] == b"\x78" and len(content) > 1 and (0x7800 + content[1]) % 31 == 0
+    return "deflate" if zlib else None

@@ -45,7 +45,9 @@ TLS_SHUTDOWN_SECONDS = 1.0
 
 class Companion(Protocol):
     """Another server of the process, which starts and stops with this one; see
-    `service.grpc.endpoint.GrpcServer`."""
+    `service.grpc.endpoint.GrpcServer`. `cut_off`: its requests that a second signal ended."""
+
+    cut_off: int
 
     async def start(self) -> None: ...
     def announce(self) -> None: ...
@@ -204,7 +206,10 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        self.cut_off = len(self.server_state.tasks)
+        companion = self._companion
+        if companion is not None and self.force_exit:
+            await companion.wait_closed()
+        self.cut_off = len(self.server_state.tasks) + (companion.cut_off if companion else 0)
         if self.cut_off:
             log.warning("a second signal ends this at once; requests cut off: %d", self.cut_off)
         if self.force_exit:  # The base class would leave the application in the middle.

@@ -13,6 +13,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -542,6 +543,73 @@ def test_what_is_too_large_is_refused(served: Service, asking: Any) -> None:
     with pytest.raises(InferenceServerException, match="larger than max") as caught:
         asking.infer(NAME, [images(bytes(5 * LIMIT))])
     assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+
+
+def test_a_bomb_is_refused_before_it_takes_its_memory(served: Service) -> None:
+    def peak() -> int:
+        """Of the front ends, in KiB."""
+        return sum(
+            int(line.split()[1])
+            for pid in children(served, "front_end")
+            for line in Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+            if line.startswith("VmHWM")
+        )
+
+    with channel(served) as opened:
+        call(opened, "ModelInfer", GOOD, compression=grpc.Compression.Gzip)
+        before = peak()
+        for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            bomb = bytes(400 * LIMIT)
+            error = refused(opened, "ModelInfer", bomb, compression=compression)
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "decompresses to more than" in error.details()
+        assert peak() - before < 50 * 1024
+
+
+def test_what_takes_too_long_to_arrive_is_refused() -> None:
+    def slowly() -> Iterator[bytes]:
+        ended.wait(PATIENCE)
+        yield b""
+
+    ended = threading.Event()
+    with simple(RESNET_SERVE_UPLOAD_TIMEOUT_S="0.5") as running, channel(running) as opened:
+        with pytest.raises(grpc.RpcError) as caught:
+            opened.stream_unary(f"{SERVICE}/ModelInfer")(slowly(), timeout=PATIENCE)
+        ended.set()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "took longer than 0.5 s" in caught.value.details()
+
+
+def test_connections_and_calls_beyond_the_limit_are_refused(folder: Path) -> None:
+    with (
+        simple(RESNET_SERVE_MAX_CONNECTIONS="2", RESNET_SERVE_MAX_DELAY_MS="3000") as running,
+        channel(running) as first,
+    ):
+        unary = first.unary_unary(f"{SERVICE}/ModelInfer")
+        calls = [unary.future(GOOD, timeout=PATIENCE) for _ in range(2)]
+        until(lambda: samples(running)[f'resnet_serve_queue_depth{{model="{NAME}"}}'] == 2)
+        error = refused(first, "ModelInfer", GOOD)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "2 calls in progress" in error.details()
+        with channel(running) as second:
+            assert refused(second, "ServerLive", b"").code() is error.code()
+            with channel(running) as third:
+                error = refused(third, "ServerLive", b"", timeout=5)
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert all(raw_rows(each.result()).size for each in calls)
+
+
+def test_a_second_signal_cuts_calls_off_and_says_so() -> None:
+    with simple(RESNET_SERVE_MAX_DELAY_MS="60000") as running, channel(running) as opened:
+        held = opened.unary_unary(f"{SERVICE}/ModelInfer").future(GOOD, timeout=PATIENCE)
+        until(lambda: samples(running)[f'resnet_serve_queue_depth{{model="{NAME}"}}'] == 1)
+        running.process.send_signal(signal.SIGTERM)
+        until(lambda: client.get(f"{running.url}/health/ready").status_code == 503)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(PATIENCE) == 1
+        with pytest.raises(grpc.RpcError):
+            held.result()
+    assert [line for line in running.log if "requests cut off: 1" in line]
 
 
 def test_every_front_end_serves_and_a_new_one_takes_the_place_of_one_that_died(

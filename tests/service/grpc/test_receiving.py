@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
 from typing import Any
 
 import grpc.aio
@@ -10,6 +12,9 @@ from service.errors import ClientDeadline, InvalidInput, RequestTooSlow, TooLarg
 from service.grpc import receiving
 from service.grpc.receiving import Message, Receiving
 from service.http.body import UploadBudget
+from service.inference.lane import Lane
+
+LANE = Lane(1, "test")
 
 
 class Sending:
@@ -27,7 +32,7 @@ class Sending:
 
 
 def common(max_bytes: int = 100, seconds: float = 60.0, largest: int = 40) -> Receiving:
-    return Receiving(UploadBudget(max_bytes, seconds), largest)
+    return Receiving(UploadBudget(max_bytes, seconds), LANE, largest)
 
 
 async def received(shared: Receiving, sending: Any, within: float = 60.0, most: int = 40) -> bytes:
@@ -116,5 +121,20 @@ def test_quick_messages_never_give_way() -> None:
             call.content = b"x"
             call.arrived.set()
         assert await asyncio.gather(*tasks) == [b"x"] * 50
+
+    asyncio.run(run())
+
+
+def test_compressed_messages_are_decompressed_up_to_the_limit() -> None:
+    async def run() -> None:
+        for compress in (gzip.compress, zlib.compress):
+            assert await received(common(), Sending(compress(b"abc"))) == b"abc"
+            assert await received(common(), Sending(compress(bytes(40)))) == bytes(40)
+            with pytest.raises(TooLarge, match="decompresses to more than 40 bytes"):
+                await received(common(), Sending(compress(bytes(41))))
+            with pytest.raises(InvalidInput):
+                await received(common(), Sending(compress(b"abc")[:-3]))
+        for plain in (b"", b"\x78", b"\x78\x00", b"\x1f"):
+            assert await received(common(), Sending(plain)) == plain
 
     asyncio.run(run())
