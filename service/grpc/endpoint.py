@@ -7,7 +7,6 @@ difference, and so the service decides when it receives a message, and where it 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -29,7 +28,6 @@ from service.grpc.streaming import InferStreams
 from service.http.listener import announce_grpc
 from service.http.services import Services
 
-log = logging.getLogger(__name__)
 # Beside a message's tensors: names, shapes, parameters. Larger messages gRPC refuses itself.
 BESIDE_BYTES = 2**20
 STREAMS_PER_CONNECTION = 1024
@@ -148,7 +146,7 @@ class GrpcServer:
         while self._stopping is not None and not self._stopping.done():
             await asyncio.wait([self._stopping], timeout=LOOK_SECONDS)
             if not self._services.patience:  # A second signal.
-                self.cut_off = self._calls.open
+                self.cut_off = max(self.cut_off, self._calls.open)
                 await self._server.stop(None)
 
 
