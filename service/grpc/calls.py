@@ -15,7 +15,7 @@ from service.grpc.receiving import Receiving
 from service.grpc.statuses import UNEXPECTED, CallRefusal, refusal_of
 from service.http.admission import MAX_TIMEOUT_MS, timeout_of
 from service.http.record import RequestRecord
-from service.http.request_log import Ended, RequestLog
+from service.http.request_log import RequestLog
 from service.http.services import Services
 
 LEFT = "the client cancelled the call before the response"
@@ -121,8 +121,8 @@ class Calls:
             self.open -= 1
             metrics.in_flight.dec()
             status = refusal.status if refusal else 200
-            ended = Ended("gRPC", call.method, f"grpc {call.method}", status, call.request_id)
-            self._request_log.end(ended, record)
+            route = f"grpc {call.method}"
+            self._request_log.end(record, "gRPC", call.method, route, status, call.request_id)
         return response if refusal is None else refusal
 
     def _refused(self, call: Call, error: errors.ServiceError) -> CallRefusal:

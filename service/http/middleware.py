@@ -11,7 +11,7 @@ from service import errors
 from service.errors import RETRY_SECONDS
 from service.http.problems import problem, refuse
 from service.http.record import record_of
-from service.http.request_log import Ended, RequestLog
+from service.http.request_log import RequestLog
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
@@ -82,5 +82,4 @@ class ObservabilityMiddleware:
         finally:
             self._metrics.in_flight.dec()
             route = getattr(scope.get("route"), "path", "other")
-            request = Ended(scope["method"], scope["path"], route, status, request_id)
-            self._request_log.end(request, record)
+            self._request_log.end(record, scope["method"], scope["path"], route, status, request_id)

@@ -8,7 +8,6 @@ import re
 import time
 import uuid
 from collections.abc import Iterable
-from typing import NamedTuple
 from urllib.parse import quote
 
 from service.http.record import RequestRecord
@@ -20,16 +19,6 @@ log = logging.getLogger(__name__)
 LINES_PER_SECOND = 10  # of each reason
 MAX_CHARACTERS = 500  # characters of a path or detail, which may quote the client
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-
-
-class Ended(NamedTuple):
-    """A request that got its response; `status` is that of HTTP, whatever carried it."""
-
-    method: str
-    path: str
-    route: str
-    status: int
-    request_id: bytes
 
 
 class RequestLog:
@@ -49,10 +38,19 @@ class RequestLog:
                 return value
         return b"%s%012x" % (self._process, next(self._count))
 
-    def end(self, request: Ended, record: RequestRecord) -> None:
-        """Counts the request, and logs at most one line."""
+    def end(
+        self,
+        record: RequestRecord,
+        method: str,
+        path: str,
+        route: str,
+        status: int,
+        request_id: bytes,
+    ) -> None:
+        """Counts a request, and logs at most one line; `status` is that of HTTP, whatever carried
+        the request."""
         seconds = time.perf_counter() - record.started
-        self._metrics.responded(request.route, request.status)
+        self._metrics.responded(route, status)
         reason, detail, failure = record.reason, record.detail, record.failure
         suppressed: int | None = 0
         if reason:
@@ -61,8 +59,8 @@ class RequestLog:
         level = logging.ERROR if failure else logging.INFO if reason else logging.DEBUG
         if suppressed is None or not log.isEnabledFor(level):
             return
-        name = request.request_id.decode("ascii")
-        path = quote(request.path)[:MAX_CHARACTERS]  # The query may contain secrets.
+        name = request_id.decode("ascii")
+        shown = quote(path)[:MAX_CHARACTERS]  # The query may contain secrets.
         outcome = f"{reason} in" if reason else "in"
         colon = f": {detail[:MAX_CHARACTERS]}" if reason else ""
         log.log(
@@ -70,9 +68,9 @@ class RequestLog:
             "%s %s %s %d %s %.1f ms%s%s",
             *(
                 name,
-                request.method,
-                path,
-                request.status,
+                method,
+                shown,
+                status,
                 outcome,
                 seconds * 1000,
                 colon,
@@ -82,9 +80,9 @@ class RequestLog:
             extra=fields(
                 detail[:MAX_CHARACTERS] or "completed",
                 request_id=name,
-                method=request.method,
-                path=path,
-                status=request.status,
+                method=method,
+                path=shown,
+                status=status,
                 reason=reason,
                 duration_ms=round(seconds * 1000, 3),
                 model=record.model,
