@@ -66,10 +66,17 @@ COPY --from=dependencies /opt/venv /opt/venv
 # gigabytes of dependencies, and only that layer is pushed and pulled.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl
+# SageMaker starts the image with this one argument, and expects port 8080 unless it names another.
+RUN printf '%s\n' '#!/bin/sh' \
+        'export SAGEMAKER_BIND_TO_PORT="${SAGEMAKER_BIND_TO_PORT:-8080}"' \
+        'exec resnet-serve serve "$@"' > /usr/local/bin/serve \
+ && chmod 755 /usr/local/bin/serve
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
 # A new volume mounted here gets this folder's owner.
 RUN install --directory --owner=10001 --group=10001 /cache
 # The root file system may be read-only: the service writes only below /tmp, or to /cache if set.
-# It needs API keys, or RESNET_SERVE_ALLOW_ANONYMOUS=true, because it listens beyond loopback.
+# It needs API keys, or RESNET_SERVE_ALLOW_ANONYMOUS=true, because it listens beyond loopback: on
+# IPv4, or with RESNET_SERVE_HOST=:: on IPv6 as well, which some networks of containers lack.
 # Of the driver, the container toolkit adds the libraries for computing, for NVML, and for decoding.
 # GPUs are counted as `nvidia-smi` counts them, not the fastest first.
 ENV PATH=/opt/venv/bin:$PATH \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 from dataclasses import dataclass, replace
@@ -10,6 +11,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from models.jpeg_end import load_without_end
+from models.sample_values import FileSamples, in_8_bits
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Crop = Literal["center", "center_floor", "center_truncate", "before_resize", "squash", "letterbox"]
@@ -176,7 +180,6 @@ def for_channels(spec: InputSpec, count: int) -> InputSpec:
 
 # Pillow's names: cameras append further pictures to a JPEG, which is then an MPO.
 JPEGS = ("JPEG", "MPO")
-SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 ORIENTATION = 0x0112  # EXIF's tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -192,9 +195,13 @@ BAND_PIXELS = 2**20
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB: rotated by EXIF, on white where transparent, 16 bits cut to 8.
+    """The image in mode RGB: rotated by EXIF, on white where transparent, samples of other than 8
+    bits as `models.sample_values` says.
 
     Serving and evaluation use it for every image.
+
+    Raises:
+        UnclearSamples: it is not certain what they look like.
     """
     image = _turned(image)
     if image.mode == "RGB" and not image.has_transparency_data:
@@ -210,18 +217,36 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    image.load()  # Some formats store EXIF after the pixels.
+    samples = FileSamples.of(image)
+    _load(image)  # Some formats store EXIF after the pixels.
     method = UPRIGHT.get(_orientation(image))
+    image = in_8_bits(image, samples)
     return image if method is None else image.transpose(method)
 
 
+def _load(image: Image.Image) -> None:
+    """Decodes the image; a JPEG may lack its end, if it has all pixels."""
+    if image.format not in JPEGS:
+        image.load()
+        return
+    tiles, file = list(getattr(image, "tile", ())), getattr(image, "fp", None)
+
+    def load(other: io.BytesIO) -> None:
+        image.tile, image.fp = list(tiles), other  # type: ignore[attr-defined]
+        image.load()
+
+    try:
+        image.load()
+    except OSError:
+        if not load_without_end(image, file, load):
+            raise
+
+
 def upright(image: Image.Image, channels: Channels) -> Image.Image:
-    """The image in the mode that has these channels: RGB, for "bgr" too, L or RGBA; rotated by
-    EXIF, 16 bits cut to 8. Transparency remains in RGBA, and is on white in the others."""
+    """The image as of `upright_rgb` in the mode that has these channels: RGB, for "bgr" too, L or
+    RGBA. Transparency remains in RGBA, and is on white in the others."""
     if channels == "rgba":
-        turned = _turned(image)
-        # Pillow clips 16 bits instead of scaling them.
-        return (_rgb(turned) if turned.mode in SIXTEEN_BIT else turned).convert("RGBA")
+        return _turned(image).convert("RGBA")
     rgb = upright_rgb(image)
     return rgb.convert("L") if channels == "grey" else rgb
 
@@ -235,9 +260,6 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BIT:
-        upper = np.clip(np.asarray(image, dtype=np.int32) >> 8, 0, 255).astype(np.uint8)
-        return Image.fromarray(upper).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

@@ -6,6 +6,7 @@
     │   ├── UnknownModel          no model of that name
     │   ├── TooLarge              body or pixel count above the limit
     │   ├── UnsupportedMediaType  unsupported content type
+    │   │   └── UnsupportedEncoding  a compression other than gzip and deflate
     │   ├── BadParameter          parameter out of range
     │   ├── InvalidInput          malformed tensors, or tensors the model does not accept
     │   ├── MalformedRequest      not a valid HTTP/1.1 request
@@ -74,6 +75,10 @@ class TooLarge(RequestError):
 
 class UnsupportedMediaType(RequestError):
     reason = "unsupported_media_type"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    reason = "unsupported_encoding"
 
 
 class BadParameter(RequestError):
@@ -210,6 +215,7 @@ REFUSALS: tuple[type[ServiceError], ...] = (
     UnknownModel,
     TooLarge,
     UnsupportedMediaType,
+    UnsupportedEncoding,
     BadParameter,
     InvalidInput,
     MalformedRequest,

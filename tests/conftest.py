@@ -99,7 +99,11 @@ def clean_environment() -> dict[str, str]:
 
 
 class Service:
-    """A started `resnet-serve serve`; `log` grows as it writes."""
+    """A started `resnet-serve serve`; `log` grows as it writes.
+
+    `path`: of its unix socket, if an argument or RESNET_SERVE_HOST names one, which `client` then
+    uses; `pass_fds`: that it inherits.
+    """
 
     def __init__(
         self,
@@ -107,25 +111,38 @@ class Service:
         command: Sequence[str] = (COMMAND,),
         cwd: Path | str | None = None,
         chosen: Mapping[str, str] = CHOSEN,
+        pass_fds: Sequence[int] = (),
         **environment: str,
     ) -> None:
         self.log: list[str] = []
+        hosts = [*arguments, environment.get("RESNET_SERVE_HOST", "")]
+        at = [host.removeprefix("unix:") for host in hosts if host.startswith("unix:")]
+        self.path = at[0] if at else None
+        self.client = client
+        port = () if self.path else ("--port", "0")
         clean = clean_environment() | {"RESNET_SERVE_CACHE_DIR": CACHE}
         self.process = subprocess.Popen(
-            [*command, "serve", "--port", "0", *arguments],
+            [*command, "serve", *port, *arguments],
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
             env=clean | dict(chosen) | environment,
+            pass_fds=pass_fds,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.url = self._wait_for(re.compile(r"(https?://\S+:\d+)"))
+            self.url = self._wait_for(re.compile(r"on (https?://\S+:\d+|unix:)"))
         except AssertionError:
             self.end(signal.SIGKILL)
             raise
-        self.port = int(self.url.rpartition(":")[2])
+        if self.path is not None:
+            self.url, self.port = "http://localhost", 0
+            limits = httpx.Limits(max_keepalive_connections=0)
+            transport = httpx.HTTPTransport(uds=self.path, limits=limits)
+            self.client = httpx.Client(transport=transport, timeout=60)
+        else:
+            self.port = int(self.url.rpartition(":")[2])
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -144,7 +161,7 @@ class Service:
     def wait_until_ready(self) -> None:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
-            if client.get(f"{self.url}/health/ready").status_code == 200:
+            if self.client.get(f"{self.url}/health/ready").status_code == 200:
                 return
             time.sleep(0.02)
         raise AssertionError("never ready")
@@ -167,13 +184,16 @@ def started(
     command: Sequence[str] = (COMMAND,),
     cwd: Path | str | None = None,
     chosen: Mapping[str, str] = CHOSEN,
+    pass_fds: Sequence[int] = (),
     **environment: str,
 ) -> Iterator[Service]:
     """A service that is stopped afterwards, however the test ends.
 
     `chosen` are settings that `environment` may replace; empty: the service chooses by itself.
     """
-    service = Service(*arguments, command=command, cwd=cwd, chosen=chosen, **environment)
+    service = Service(
+        *arguments, command=command, cwd=cwd, chosen=chosen, pass_fds=pass_fds, **environment
+    )
     try:
         if ready:
             service.wait_until_ready()

@@ -30,14 +30,17 @@ SLOW = {
     "docs/training.md",
 }
 GUIDES = [
+    "behind-a-proxy",
     "bulk",
     "clients",
     "cpu-host",
     "dashboard",
     "gpu-host",
     "kubernetes",
+    "offline",
     "own-architecture",
     "own-weights",
+    "platforms",
     "ray",
     "tuning",
 ]
@@ -167,7 +170,7 @@ def test_words_know_variables_and_comments() -> None:
         ("gpu", "pip install 'resnet-serve[tpu]'"),
         ("gpu", "export CUDA_DEVICE_ORDER=FASTEST_FIRST"),
         ("internet", "resnet-serve serve --model builtin:resnet10-cifar10"),
-        ("internet", "resnet-serve fetch hf:a/b"),
+        ("internet", "resnet-serve fetch builtin:resnet10-cifar10"),
     ],
 )
 def test_a_wrong_command_is_found_without_what_it_needs(needs: str, line: str) -> None:

@@ -153,6 +153,7 @@ def test_each_library_is_known_only_where_it_belongs(path: Path) -> None:
         "service.inference.pipeline",
         "service.cli.main",
         "service.client",
+        "models.interchange.fetching",
     ],
 )
 def test_what_does_not_compute_does_not_load_torch(module: str) -> None:
@@ -210,6 +211,7 @@ def test_only_the_ground_is_outside_the_rooms() -> None:
 APART = {
     "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
     "tests/service/engines/test_fake_cuda.py": "the devices that play CUDA for the others",
+    "tests/service/http/test_upgrade.py": "connection: requests that ask for another protocol",
     "tests/service/inference/test_decoding_fuzz.py": "decoding: thousands of mutated files",
 }
 
@@ -225,10 +227,11 @@ def test_tests_mirror_modules() -> None:
             assert mirrors or tested == room.name or name(path) in APART, f"{name(path)}: of what?"
 
 
-# The service's variables, and those that describe the processor.
+# The service's variables, those that describe the processor, and those of downloads.
 READ_THE_ENVIRONMENT = {
     ROOT / "service" / "config" / "variables.py",
     ROOT / "models" / "processor.py",
+    ROOT / "models" / "interchange" / "variables.py",
 }
 
 

@@ -13,9 +13,9 @@ from service.config.settings import Settings
 
 CHART = Path(__file__).parent / "chart"
 FILE = CHART / "values.schema.json"
-# The chart sets these itself, from `keys`, `tls` and `cache`; and pods listen on all addresses.
+# The chart sets these itself, from `keys`, `tls` and `cache`; pods have no unix sockets.
 OF_THE_CHART = {
-    "host",
+    "socket_mode",
     "api_keys",
     "api_keys_file",
     "admin_keys",

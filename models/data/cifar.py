@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.listing import BROKEN_ARCHIVE, SUFFIXES, Split
+from models.data.listing import BROKEN_ARCHIVE, Split
 from models.data.pickled import plain
+from models.image_files import SUFFIXES
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

@@ -153,12 +153,15 @@ def has_test_set(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Centre:
-    """The transform of serving and evaluation: uint8 of `spec.shape`."""
+    """The transform of serving and evaluation: uint8 of `spec.shape`. `exact`: JPEGs are decoded
+    in full, not at a fraction of their size."""
 
     spec: InputSpec
+    exact: bool = False
 
     def __call__(self, image: Image.Image, seed: int = 0) -> NDArray[np.uint8]:
-        decode_at_scale(image, self.spec)
+        if not self.exact:
+            decode_at_scale(image, self.spec)
         return resize_and_crop(upright(image, self.spec.channels), self.spec)
 
 

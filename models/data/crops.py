@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocess import ORIENTATION, RESAMPLING, Interpolation, upright_rgb
+from models.preprocess import JPEGS, ORIENTATION, RESAMPLING, Interpolation, upright_rgb
 
 Box = tuple[int, int, int, int]
 TRIES = 10
@@ -60,7 +60,7 @@ class RandomCrop:
             width, height = height, width
         box = self.box(width, height, random)
         mirrored = bool(random.integers(2)) and self.flip
-        if image.format == "JPEG":
+        if image.format in JPEGS:
             shrink = 2 * self.size / min(box[2] - box[0], box[3] - box[1])
             if shrink <= 0.5:
                 image.draft(None, tuple(math.ceil(side * shrink) for side in image.size))  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import lzma
 import os
 import tarfile
@@ -17,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models import labels
+from models import image_files, labels
 from models.data import imagenet, label_list
 from models.data.label_list import Targets
 
 Split = Literal["train", "test"]
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # Folders above those of the classes that name the part of a set.
 PARTS = ("train", "test", "val")
 # Pillow's own limit can be disabled for the process.
@@ -124,7 +122,7 @@ def opened(data: bytes) -> Image.Image:
         ValueError: it has more than `MAX_PIXELS` pixels.
         Exception: any error of Pillow for data that is not an image.
     """
-    image = Image.open(io.BytesIO(data))
+    image = image_files.opened(data)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels")
     return image
@@ -301,7 +299,7 @@ def _walk(path: Path) -> Iterator[str]:
 def is_image(name: str) -> bool:
     """Whether a file's name has the suffix of an image."""
     # Called a million times; pathlib would take seconds.
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+    return os.path.splitext(name)[1].lower() in image_files.SUFFIXES  # noqa: PTH122
 
 
 def _compressed(path: Path) -> bool:

@@ -138,6 +138,7 @@ class Stream:
         batch_size: int,
         corrupt: Corrupt = "fail",
         workers: int = 0,
+        exact: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -145,9 +146,10 @@ class Stream:
         self.skipped: list[str] = []
         self._collection, self._spec, self._batch_size = collection, spec, batch_size
         self._corrupt: Corrupt = corrupt
+        self._exact = exact
         self._workers = 0 if collection.images.compressed else workers
         self._reader = Reader(
-            collection.images, collection.targets, spec.shape, Centre(spec), corrupt
+            collection.images, collection.targets, spec.shape, Centre(spec, exact), corrupt
         )
         self._loader = Loader(self._reader, str(collection.path), self._workers, lambda line: None)
 
@@ -172,6 +174,7 @@ class Stream:
             batch_size=self._batch_size,
             corrupt=self._corrupt,
             workers=self._workers,
+            exact=self._exact,
         )
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], Targets]]:
@@ -227,8 +230,9 @@ def stream(
     split: Split | None = None,
     corrupt: Corrupt = "fail",
     workers: int = 0,
+    exact: bool = False,
 ) -> Stream:
-    """The images of `datasets.read`, batch by batch.
+    """The images of `datasets.read`, batch by batch; `exact`: see `Centre`.
 
     `workers` processes read ahead; this process reads compressed archives itself.
 
@@ -236,4 +240,6 @@ def stream(
         ValueError: see `datasets.read`.
     """
     collection = find(path, split)
-    return Stream(collection, spec, batch_size=batch_size, corrupt=corrupt, workers=workers)
+    return Stream(
+        collection, spec, batch_size=batch_size, corrupt=corrupt, workers=workers, exact=exact
+    )

@@ -6,5 +6,10 @@ import re
 
 READ = ("cifar", "flax", "huggingface", "keras", "onnx", "timm", "torch_resnet", "torchvision")
 WRITTEN = ("onnx", "timm", "torchvision")
-# A repository on the Hugging Face hub: OWNER/NAME or OWNER/NAME@REVISION.
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
+# The weights in a folder of the Hugging Face hub, the preferred ones first.
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+# Names the files of large models; in its map, each tensor has one.
+INDEX = ".index.json"
+# A repository on the Hugging Face hub: OWNER/NAME or OWNER/NAME@REVISION. They name folders of the
+# cache, so none may lead upwards.
+REPOSITORY = re.compile(r"(?!.*\.\.)\w[\w.-]*/\w[\w.-]*(?:@\w[\w./-]*)?", re.ASCII)

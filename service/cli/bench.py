@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 CONNECTIONS = (1, 16, 64)  # of a closed loop
 MOST_CONNECTIONS = 256  # of an open loop
 PICTURES = (".png", ".svg")
+OK = 200
 
 
 @click.command()
-@click.option("--url", default="http://127.0.0.1:8000/v1/classify")
+@click.option(
+    "--url",
+    default="http://127.0.0.1:8000",
+    help="Address of the service, as for `classify`, or the URL of another HTTP classifier.",
+)
 @click.option(
     "--connections",
     type=click.IntRange(1),
@@ -95,6 +100,11 @@ PICTURES = (".png", ".svg")
     multiple=True,
     help="Header to send; repeat for several.",
 )
+@click.option(
+    "--key-file",
+    type=PATH,
+    help="File whose first line is the API key.  [default: RESNET_SERVE_KEY, if set]",
+)
 @click.option("--output", type=PATH, help="Write results to a JSON file.")
 @click.option("--plot", type=PATH, help="Draw results to a .png or .svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -108,13 +118,16 @@ def bench(
     plot: Path | None,
     as_json: bool,
     images: tuple[Path, ...],
+    key_file: Path | None,
+    headers: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Measures throughput and latency of an HTTP classifier.
 
     Sends the images, or the images in the folders, in turn. Makes one run for each --connections
-    (closed loop) or each --rate (open loop).
+    (closed loop) or each --rate (open loop). The exit status is 1 if a run had no response 200.
     """
+    from service.cli.load.base_url import classifier_url
     from service.cli.load.document import as_text, document
     from service.cli.load.report import Run
     from service.cli.load.runs import run_load
@@ -127,8 +140,9 @@ def bench(
             raise ConfigError(f"{path}: there is no folder {path.parent}")
     draw = _drawing(plot)
     bodies = [path.read_bytes() for path in files(images)]
-    request = {name: options.pop(name) for name in ("form", "content_type", "headers")}
-    target = Target.of(url, bodies, **request)
+    request = {name: options.pop(name) for name in ("form", "content_type")}
+    url, is_ours = classifier_url(url)
+    target = Target.of(url, bodies, headers=[*headers, *_key(key_file, is_ours)], **request)
     most = connections[0] if connections else MOST_CONNECTIONS
     loads: list[tuple[int, float | None]] = [(most, rate) for rate in rates]
     loads = loads or [(count, None) for count in connections or CONNECTIONS]
@@ -144,9 +158,21 @@ def bench(
     if output:
         output.write_text(text, "utf-8")
     if draw and plot:
-        draw(reports, plot, url)
+        draw(reports, plot, target.url)
     if as_json:
         click.echo(text, nl=False)
+    if any(OK not in report.answers for report in reports):
+        raise click.exceptions.Exit(1)
+
+
+def _key(file: Path | None, is_ours: bool) -> list[str]:
+    """The header with the API key; that of the environment is for no other server."""
+    from service.config import loading
+
+    key = loading.client_key(file) if file or is_ours else None
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError("RESNET_SERVE_KEY: must be printable ASCII characters")
+    return [f"Authorization: Bearer {key}"] if key else []
 
 
 def files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -226,5 +252,7 @@ def _show(report: Report, *, first: bool) -> None:
             f"{name} {ms['p50']:.2f}/{ms['p99']:.2f}" for name, ms in report.phases_ms.items()
         )
         click.echo(f"{'':>18}  p50/p99 ms: {phases}")
+    if OK not in report.answers:
+        click.echo(f"{'':>18}  no request succeeded; the figures above measure only failures")
     if report.generator_cpu > 0.9:
         click.echo(f"{'':>18}  the generator ran out of CPU; the server may be capable of more")

@@ -13,13 +13,14 @@ from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import click
 from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import PATH, engine_flags, fail_in_one_line, take
+from service.cli.options import PATH, engine_flags, exact_flag, fail_in_one_line, take
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +124,11 @@ class BulkJob:
     "--top-k", type=click.IntRange(1), help=f"Number of predictions per image.  [default: {TOP_K}]"
 )
 @engine_flags
-@click.option("--url", help="Use the service at this address, such as http://127.0.0.1:8000.")
+@exact_flag
+@click.option(
+    "--url",
+    help="Use the service at this address, such as http://127.0.0.1:8000 or unix:/run/x.sock.",
+)
 @click.option(
     "--key-file",
     type=PATH,
@@ -198,7 +203,7 @@ def _check(remote: Remote, output: Destination, flags: dict[str, str | None]) ->
     useless: dict[str, Any]
     useless = {"--key-file": remote.key_file, "--concurrency": remote.concurrency}
     if remote.url:
-        useless = {f"--{name}": value for name, value in flags.items()}
+        useless = {f"--{name}": value or None for name, value in flags.items()}
     for flag, value in useless.items():
         if value is not None:
             raise ConfigError(f"{flag}: only {'without' if remote.url else 'with'} --url")
@@ -207,7 +212,7 @@ def _check(remote: Remote, output: Destination, flags: dict[str, str | None]) ->
         raise ConfigError(f"{flag}: only with --output")
 
 
-def _engine(spec: str, top_k: int | None, flags: dict[str, str | None]) -> Backend:
+def _engine(spec: str, top_k: int | None, flags: dict[str, Any]) -> Backend:
     """An engine in this process, or on a cluster.
 
     Raises:
@@ -228,16 +233,17 @@ def _engine(spec: str, top_k: int | None, flags: dict[str, str | None]) -> Backe
     if top_k is not None and top_k > classes:
         raise ConfigError(f"--top-k must be from 1 to {classes}, not {top_k}")
     k = top_k or min(TOP_K, classes)
+    exact = {"exact": flags.pop("exact")}
 
     def rows(entries: Iterator[Entry]) -> Batches:
         warm = offline.warm(loaded.bundle, **flags)
-        yield from stream.classify(entries, loaded.bundle, warm, k, cpus())
+        yield from stream.classify(entries, loaded.bundle, warm, k, cpus(), **exact)
 
     return Backend(
-        {"model": loaded.sha256 or spec, "top-k": k, **flags},
+        {"model": loaded.sha256 or spec, "top-k": k, **flags, **exact},
         rows,
         lambda: loaded.bundle.outputs == "independent",
-        partial(ray_data.classify, spec=spec, k=k, flags=flags),
+        partial(ray_data.classify, spec=spec, k=k, flags=flags, **exact),
     )
 
 
@@ -247,8 +253,10 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
 
     try:
         from service.client import Client, ClientError, RequestRefused
+        from service.client.address import address_of
     except ModuleNotFoundError as error:
         raise ConfigError(f"--url needs {error.name}: pip install 'resnet-serve[client]'") from None
+    address = address_of(url)
     key = loading.client_key(remote.key_file)
     concurrency = remote.concurrency or CONCURRENCY
     client_of = partial(Client, url, key=key, timeout=REQUEST_SECONDS, retries=RETRIES)
@@ -256,7 +264,8 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
     def independent() -> bool:
         try:
             with client_of() as client:
-                served = client.model(model) if model else client.models()[0]
+                called = model or dict(address.query).get("model")
+                served = client.model(called) if called else client.models()[0]
         except RequestRefused:  # The requests with images say why.
             return False
         except ClientError as error:
@@ -283,7 +292,9 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
             except ClientError as error:
                 raise ConfigError(str(error)) from None
 
-    return Backend({"url": url, "model": model, "top-k": top_k}, rows, independent)
+    # Without a password, which would be written beside the output.
+    named = {"url": f"{address.shown}?{urlencode(address.query)}".rstrip("?")}
+    return Backend({**named, "model": model, "top-k": top_k}, rows, independent)
 
 
 def _write(job: BulkJob, backend: Backend, place: Layout, output: Destination) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -112,6 +111,7 @@ def _with_origin(reading: Reading, place: Place, value: Any) -> dict[str, Any]:
 def _problems(reading: Reading) -> Iterator[str]:
     """What is wrong with settings that are valid individually."""
     from service.config import specs
+    from service.config.addresses import resolve, unix_path
     from service.http import tls
     from service.http.listener import check_address
 
@@ -125,9 +125,10 @@ def _problems(reading: Reading) -> Iterator[str]:
         yield named((str(error).partition(":")[0],), error)
     # On another machine the name may resolve differently, or not at all.
     with suppress(OSError):
-        address = socket.getaddrinfo(settings.host, None, type=socket.SOCK_STREAM)[0][4][0]
+        found = [] if unix_path(settings.host) else resolve(settings.host, settings.port)
         try:
-            check_address(settings, str(address))
+            for address in found:
+                check_address(settings, address.ip)
         except ConfigError as error:
             yield named(("host",), error)
     for at, model in enumerate(settings.models):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers, figures
-from service.cli.options import FILE, PATH, engine_flags, fail_in_one_line, part_of
+from service.cli.options import FILE, PATH, engine_flags, exact_flag, fail_in_one_line, part_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,7 @@ LISTS = "docs/training.md"
     help="Model to evaluate.",
 )
 @engine_flags
+@exact_flag
 @click.option(
     "--crops",
     type=click.Choice(["center", "ten"]),
@@ -80,7 +81,7 @@ def evaluate(
     out: Path | None,
     as_json: bool,
     data: Path,
-    **flags: str | None,
+    **flags: Any,
 ) -> None:
     """Measures accuracy and calibration on DATA, a folder or tar archive of CLASS/FILE images, or
     a CSV list of images with any number of labels each: file,labels with labels split by ;
@@ -99,12 +100,13 @@ def evaluate(
     if out and not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}")
     bundle = catalog.load(spec).bundle
+    exact = flags.pop("exact")
     is_independent = bundle.outputs == "independent"
     _check(bundle, spec, confusion)
     seen = ten_crop.whole(bundle.input) if crops == "ten" else bundle.input
     warm = offline.warm(bundle, **flags)
     infer: Infer = ten_crop.averaged(warm.infer, bundle.input) if crops == "ten" else warm.infer
-    images = _open(data, seen, bundle, warm, corrupt)
+    images = _open(data, seen, bundle, warm, corrupt, exact=exact)
     if out:
         temperature.check_count(len(images))
     answers: Answers = []
@@ -129,6 +131,7 @@ def evaluate(
         "data": images.source,
         "outputs": bundle.outputs,
         "crops": crops,
+        "exact_decode": exact,
         "engine": warm.engine.name,
         "precision": warm.engine.precision,
         "temperature": bundle.temperature,
@@ -164,7 +167,9 @@ def _check(bundle: Bundle, spec: str, confusion: Path | None) -> None:
         )
 
 
-def _open(data: Path, seen: InputSpec, bundle: Bundle, warm: Warm, corrupt: Corrupt) -> Stream:
+def _open(
+    data: Path, seen: InputSpec, bundle: Bundle, warm: Warm, corrupt: Corrupt, *, exact: bool
+) -> Stream:
     """The images, with their classes as the model numbers them.
 
     Raises:
@@ -180,6 +185,7 @@ def _open(data: Path, seen: InputSpec, bundle: Bundle, warm: Warm, corrupt: Corr
         batch_size=max(BATCH, warm.buckets.largest),
         split=part_of(data, "test"),
         corrupt=corrupt,
+        exact=exact,
         # For small images, starting processes takes longer than reading.
         workers=cpus() if max(seen.height, seen.width) > 64 else 0,
     )

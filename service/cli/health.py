@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-import ipaddress
 import json
 import socket
 import ssl
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from service.cli.options import OneLine
 from service.errors import ConfigError
+
+if TYPE_CHECKING:
+    from service.config.addresses import TcpAddress
 
 # All in all less than what the image's HEALTHCHECK allows.
 PATIENCE_SECONDS = 4.0
@@ -34,17 +38,17 @@ def health(config: str | None, live: bool, as_json: bool, **flags: Any) -> None:
 
     try:
         settings = loading.load(flags, config=config)
-        address = _address(settings.host, settings.port)
+        places = _places(settings.host, settings.port)
     except ConfigError as error:
         raise Unhealthy(str(error)) from None
     path = "/health/live" if live else "/health/ready"
-    status, text = _get(address, path, encrypted=settings.tls_certificate is not None)
+    encrypted = settings.tls_certificate is not None
+    shown, status, text = _get(places, path, encrypted=encrypted)
     healthy = status == http.HTTPStatus.OK
     try:
         told = json.loads(text)
         summary = _summary(told["status"], told["reasons"])
     except (ValueError, LookupError, TypeError, AttributeError):
-        shown = _shown(address)
         raise Unhealthy(f"{shown} is not this service: {path} returned {status}") from None
     if as_json:
         click.echo(json.dumps(told))
@@ -58,51 +62,82 @@ class Unhealthy(OneLine):
     exit_code = 1  # Docker reserves 2.
 
 
-def _address(host: str, port: int) -> tuple[str, int]:
-    """Where a service that listens on `host` and `port` can be reached on this host.
+def _places(host: str, port: int) -> list[TcpAddress | str]:
+    """Where a service that listens on `host` and `port` can be reached on this host: addresses, or
+    the path of a unix socket.
 
     Raises:
         ConfigError: nobody can know that.
     """
+    from service.config.addresses import resolve, unix_path
+
+    if (path := unix_path(host)) is not None:
+        return [path]
     if port == 0:
         raise ConfigError("port: 0 means any free port; give --port, the log of the service has it")
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return [address.reachable() for address in resolve(host, port)]
     except OSError as error:
         raise ConfigError(f"host: {host}: {error.strerror}") from None
-    ip = str(found[0][4][0])
-    address = ipaddress.ip_address(ip)
-    if address.is_unspecified:
-        ip = "127.0.0.1" if address.version == 4 else "::1"
-    return ip, port
 
 
-def _get(address: tuple[str, int], path: str, *, encrypted: bool) -> tuple[int, bytes]:
-    """The status and body of a response; never asks a proxy."""
-    connection: http.client.HTTPConnection
-    if encrypted:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection = http.client.HTTPSConnection(
-            *address, timeout=PATIENCE_SECONDS, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(*address, timeout=PATIENCE_SECONDS)
-    shown = _shown(address)
+def _get(
+    places: Sequence[TcpAddress | str], path: str, *, encrypted: bool
+) -> tuple[str, int, bytes]:
+    """The place where something listens, and the status and body of its response; never asks a
+    proxy."""
+    connected = _connected(places)
+    shown = " or ".join(map(_shown, places))
+    if connected is None:
+        raise Unhealthy(f"nothing listens on {shown}")
+    stream, place = connected
+    shown = _shown(place)
     try:
+        if encrypted:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            stream = context.wrap_socket(stream)
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = stream
         connection.request("GET", path)
         response = connection.getresponse()
-        return response.status, response.read()
-    except ConnectionRefusedError:
-        raise Unhealthy(f"nothing listens on {shown}") from None
+        return shown, response.status, response.read()
     except TimeoutError:
         raise Unhealthy(f"{shown} did not respond within {PATIENCE_SECONDS:g} s") from None
     except (OSError, http.client.HTTPException) as error:
-        scheme = "https" if encrypted else "http"
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Unhealthy(f"{shown} does not respond to {scheme}: {reason}") from None
+        raise Unhealthy(_silent(shown, "https" if encrypted else "http", error)) from None
     finally:
-        connection.close()
+        stream.close()
+
+
+def _connected(places: Sequence[TcpAddress | str]) -> tuple[socket.socket, TcpAddress | str] | None:
+    """A connection to the first place where something listens, if there is one."""
+    failed = ""
+    for place in places:
+        with contextlib.ExitStack() as opened:
+            try:
+                family = socket.AF_UNIX if isinstance(place, str) else place.family
+                stream = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                stream.settimeout(PATIENCE_SECONDS)
+                stream.connect(place if isinstance(place, str) else place.address)
+            except (ConnectionRefusedError, FileNotFoundError):
+                continue
+            except TimeoutError:
+                shown = _shown(place)
+                raise Unhealthy(f"{shown} did not respond within {PATIENCE_SECONDS:g} s") from None
+            except OSError as error:  # Such as: this host has no addresses of this family.
+                failed = failed or _silent(_shown(place), "connections", error)
+                continue
+            opened.pop_all()
+            return stream, place
+    if failed and len(places) == 1:
+        raise Unhealthy(failed)
+    return None
+
+
+def _silent(shown: str, to: str, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"{shown} does not respond to {to}: {reason}"
 
 
 def _summary(status: str, reasons: dict[str, str]) -> str:
@@ -111,6 +146,5 @@ def _summary(status: str, reasons: dict[str, str]) -> str:
     return f"{status}: {why}" if why else status
 
 
-def _shown(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _shown(place: TcpAddress | str) -> str:
+    return f"unix:{place}" if isinstance(place, str) else str(place)

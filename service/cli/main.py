@@ -12,6 +12,7 @@ from service.cli.completion import completion
 from service.cli.config import config
 from service.cli.convert import convert
 from service.cli.evaluate import evaluate
+from service.cli.fetch import fetch
 from service.cli.health import health
 from service.cli.models import models
 from service.cli.results import results
@@ -30,6 +31,7 @@ def main() -> None:
 for command in (
     serve,
     health,
+    fetch,
     config,
     classify,
     models,

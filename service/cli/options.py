@@ -58,6 +58,15 @@ def engine_flags(
     return command
 
 
+def exact_flag(command: F) -> F:
+    """Adds --exact."""
+    return click.option(
+        "--exact",
+        is_flag=True,
+        help="Decode large JPEGs in full, as with the setting exact_decode.",
+    )(command)
+
+
 def settings_flags(command: F) -> F:
     """Adds the flags of `serve`, all of which are settings."""
     command = engine_flags(
@@ -75,7 +84,9 @@ def settings_flags(command: F) -> F:
             "--grpc-port", type=int, help="Port for gRPC on the same host.  [default: no gRPC]"
         ),
         click.option("--port", type=int, help="Port to listen on.  [default: 8000]"),
-        click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
+        click.option(
+            "--host", help="Address, name or unix:PATH to listen on.  [default: 127.0.0.1]"
+        ),
         click.option(
             "--model",
             "models",

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from service.cli.options import fail_in_one_line, settings_flags
+
+if TYPE_CHECKING:
+    from service.config.reload import Reload
+    from service.config.settings import Settings
+    from service.http.listener import Listeners
 
 
 @click.command()
@@ -21,36 +27,53 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 
     Flags override RESNET_SERVE_* variables, which override the settings file.
     """
+    listeners = None
+
+    def exit_at_once(*_: object) -> None:
+        # An exception would have to pass through whatever is being imported or loaded.
+        if listeners is not None:
+            listeners.remove_files()
+        os._exit(0)
+
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Nothing has been read that it could change.
     # Until the server handles them: no request has been accepted yet, so none is lost.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _exit_at_once)
+        signal.signal(number, exit_at_once)
     from service.config import loading
-    from service.config.choices import most_devices
-    from service.config.plan import plan
     from service.config.reload import Reload
-    from service.config.settings import Settings
-    from service.config.variables import quieten_grpc
-    from service.http import tls
-    from service.http.listener import check_exposure, listen
-    from service.http.reserved_port import reserve
+    from service.http import service_manager, tls
+    from service.http.listener import Listeners, check_exposure, listen
     from service.logs import log_to_stderr
 
     flags["models"] = list(models) or None
-    listener = None
+    manager = service_manager.taken_over()
 
     def read() -> Settings:
         settings = loading.load(flags, config=config)
         tls.create_context(settings)  # Fails before any process starts or changes.
-        if listener is not None:
-            check_exposure(settings, listener)
+        if listeners is not None:
+            check_exposure(settings, listeners)
         return settings
 
     reload = Reload(read)
     settings = read()
     log_to_stderr(settings.log_level, settings.log_format)
-    listener = listen(settings.host, settings.port)
-    check_exposure(settings, listener)
+    if manager.sockets:
+        listeners = Listeners(manager.sockets, kept=True)
+    else:
+        listeners = listen(settings.host, settings.port, settings.socket_mode)
+    listeners = replace(listeners, tell=manager.tell)
+    with listeners:
+        check_exposure(settings, listeners)
+        _serve(settings, listeners, reload)
+
+
+def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
+    from service.config.choices import most_devices
+    from service.config.plan import plan
+    from service.config.variables import quieten_grpc
+    from service.http.reserved_port import reserve
+
     reserved = None
     if settings.grpc_port is not None:
         reserved = reserve(settings, settings.host, settings.grpc_port)
@@ -62,7 +85,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     if settings.workers > 1 or devices > 1:
         from service.workers.supervisor import supervise
 
-        sys.exit(supervise(settings, listener, reload, planned.request, grpc_addresses))
+        sys.exit(supervise(settings, listeners, reload, planned.request, grpc_addresses))
     # Imported late, so that earlier errors need not wait for torch.
     from service.http.app import create_app
     from service.http.server import serve as run
@@ -79,9 +102,4 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
         from service.grpc.endpoint import GrpcServer
 
         companion = GrpcServer(app.state.services, grpc_addresses)
-    run(app, settings, listener, change, companion)
-
-
-def _exit_at_once(*_: object) -> None:
-    # An exception would have to pass through whatever is being imported or loaded.
-    os._exit(0)
+    run(app, settings, listeners, change, companion)

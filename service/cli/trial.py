@@ -31,6 +31,7 @@ from service.engines.decode_cost import decode_seconds, typical_file
 from service.engines.devices import devices_of, engines_for
 from service.engines.start import blueprint_of, start_first
 from service.http.app import create_app
+from service.http.listener import Listeners
 from service.http.routers.classify import CLASSIFY
 from service.http.server import Server
 from service.inference.batcher import Batcher
@@ -120,7 +121,7 @@ def request_seconds() -> float:
         metrics = Metrics()
         metrics.watch_model(Instant.name, ["cpu"], CONNECTIONS, depth=lambda: 0, ready=lambda: True)
         app = create_app(settings, metrics, InstantModels())
-        serve = Server(app, settings, listener).run
+        serve = Server(app, settings, Listeners((listener,))).run
         server = threading.Thread(target=serve, args=([],), daemon=True)
         server.start()
         port = listener.getsockname()[1]

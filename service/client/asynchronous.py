@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
+from service.client.address import address_of
 from service.client.exceptions import (
     Busy,
     ClientError,
@@ -39,13 +40,13 @@ from service.client.responses import (
     read,
 )
 from service.client.retry import AGAIN, pause, retry_after
+from service.client.transport import proxy_of, shown, transport_to
 
 T = TypeVar("T")
 Parameters = Mapping[str, str | int | bool | None]
 # Errors that concern a single image; any other error would recur for the next one.
 PER_IMAGE = (ImageRefused, UnreadableImage, Busy, DeadlinePassed, TimedOut)
 CONNECT_SECONDS = 5.0
-KEPT_CONNECTIONS = 64
 MAX_RESPONSE = 64 * 2**20  # bytes, uncompressed
 MAX_TIMEOUT_MS = 3_600_000  # The service's limit.
 
@@ -58,8 +59,12 @@ class Raw:
 
 
 class AsyncClient:
-    """A client for the service at `url`, such as http://127.0.0.1:8000. Use one object for all
-    calls, so that they share connections, in one event loop, preferably with `async with`.
+    """A client for the service at `url`, such as http://127.0.0.1:8000 or unix:/run/x.sock. Use one
+    object for all calls, so that they share connections, in one event loop, preferably with
+    `async with`.
+
+    A proxy in the environment (HTTP_PROXY, NO_PROXY) is for other hosts: this one, under the name
+    localhost or an address, is reached directly. A query in `url` belongs to every prediction.
 
     `model` is the default model of calls; without it, the service's default. `key` is the API key
     to send. `timeout`: seconds for a whole call, including retries and the waits between them; the
@@ -85,18 +90,19 @@ class AsyncClient:
             raise ValueError(f"timeout: must be above 0 seconds, not {timeout!r}")
         if retries < 0:
             raise ValueError(f"retries: must be 0 or more, not {retries!r}")
-        self.url = _address(url)
+        address = address_of(url)
+        self.url = address.shown
+        self._query = dict(address.query)
         self._model = model
         self._timeout = timeout
         self._retries = retries
+        self._proxy = None if transport else proxy_of(address)
         self._http = httpx.AsyncClient(
-            base_url=self.url,
-            headers=_authorization(key),
-            verify=verify,
-            transport=transport,
+            base_url=address.base,
+            headers=_authorization(key, address.authorization),
+            transport=transport or transport_to(address, self._proxy, verify),
             # A call as a whole has a time limit.
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_keepalive_connections=KEPT_CONNECTIONS),
         )
 
     async def __aenter__(self) -> Self:
@@ -252,7 +258,8 @@ class AsyncClient:
 
     async def _post(self, path: str, image: ImageLike, parameters: Parameters) -> bytes:
         model = parameters["model"] or self._model
-        query = {name: value for name, value in parameters.items() if value is not None}
+        named = {name: value for name, value in parameters.items() if value is not None}
+        query: dict[str, str | int | bool | None] = {**self._query, **named}
         if model is not None:
             query["model"] = model
         content = image if isinstance(image, bytes) else await asyncio.to_thread(encoded, image)
@@ -280,7 +287,10 @@ class AsyncClient:
                         delay = last.retry_after
                         if last.status not in AGAIN:
                             raise last
-                    wait = pause(attempt, delay)
+                    # The service may have closed an idle connection while we used it. A prediction
+                    # changes nothing, so that it can be sent again at once, on a new one.
+                    first_break = attempt == 0 and isinstance(last, Broken)
+                    wait = 0.0 if first_break else pause(attempt, delay)
                     # Without time for another attempt, fail immediately.
                     if attempt == self._retries or clock() + wait >= until:
                         raise last
@@ -325,9 +335,23 @@ class AsyncClient:
         except httpx.DecodingError as error:
             raise UnreadableAnswer(f"the response cannot be decompressed: {error}") from None
         except httpx.TransportError as error:
-            why = str(error) or type(error).__name__
-            doing = "cannot connect: " if isinstance(error, httpx.ConnectError) else ""
-            raise Unreachable(f"{self.url}: {doing}{why}") from None
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+        why = str(error) or type(error).__name__
+        connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
+        kind = Unreachable if connecting else Broken
+        if self._proxy is None or not connecting:
+            return kind(f"{self.url}: {'cannot connect: ' if connecting else ''}{why}")
+        host = self._http.base_url.host
+        return kind(
+            f"{self.url}: cannot connect through the proxy {shown(self._proxy)}: {why}; "
+            f"set NO_PROXY={host} to reach it directly"
+        )
+
+
+class Broken(Unreachable):
+    """The connection was closed before the whole response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,19 +362,11 @@ class HealthReport:
     reasons: dict[str, str]
 
 
-def _address(url: str) -> str:
-    try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"url: {error}") from None
-    if address.scheme not in ("http", "https") or not address.host:
-        raise ValueError(f"url: must look like http://127.0.0.1:8000, not {url!r}")
-    return str(address)
-
-
-def _authorization(key: str | None) -> dict[str, str]:
+def _authorization(key: str | None, of_url: str) -> dict[str, str]:
     if key is None:
-        return {}
+        return {"Authorization": of_url} if of_url else {}
+    if of_url:
+        raise ValueError("url: has a password, which a key excludes: both are sent in one header")
     # httpx would fail later, and show the key.
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError("key: must be printable ASCII characters without spaces")

@@ -92,6 +92,7 @@ KINDS: dict[str, type[RequestRefused]] = {
     "undecodable_image": ImageRefused,
     "too_large": ImageRefused,
     "unsupported_media_type": ImageRefused,
+    "unsupported_encoding": ImageRefused,
     "unknown_model": UnknownModel,
     "unauthorized": KeyRefused,
     "forbidden": KeyRefused,

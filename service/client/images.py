@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from PIL import Image, ImageOps
-
 from service.client.exceptions import UnreadableImage
 
+# Who passes pixels has imported one of them; files are sent without either.
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
 # The path, bytes or file of an encoded image; or pixels, as an array uint8: grey [H, W]
 # or [H, W, 1], RGB [H, W, 3] or RGBA [H, W, 4].
@@ -23,7 +23,12 @@ ImageLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image"
     " | NDArray[np.uint8]"
 )
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+# Those of all formats that a service may decode; one that does not decode HEIC says so.
+SUFFIXES = frozenset({
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    *(".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif"),
+})  # fmt: skip
 # Modes of PIL that PNG supports.
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 # The lowest level of compression: on a local network, the CPU is the bottleneck.
@@ -45,7 +50,7 @@ def encoded(image: ImageLike) -> bytes:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UnreadableImage(f"{os.fspath(image)}: {reason}") from None
-    if isinstance(image, Image.Image):
+    if "PIL.Image" in sys.modules and isinstance(image, sys.modules["PIL.Image"].Image):
         return _png(image)
     # If the caller has an array, NumPy is imported.
     if "numpy" in sys.modules and isinstance(image, sys.modules["numpy"].ndarray):
@@ -80,10 +85,16 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
             "an array of pixels must be uint8 [H, W], or [H, W, C] with 1, 3 (RGB) or 4 (RGBA) "
             f"channels, not {pixels.dtype} {list(pixels.shape)}"
         )
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise UnreadableImage("an array of pixels needs Pillow: pip install pillow") from None
     return Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels)
 
 
 def _png(image: Image.Image) -> bytes:
+    from PIL import ImageOps
+
     buffer = io.BytesIO()
     try:
         # The EXIF orientation would be lost.

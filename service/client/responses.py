@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, TypeVar, cast
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, TypeVar
 
 from service.client.exceptions import ClientError, UnreadableAnswer
+from service.client.typed_json import Mismatch, typed
 
 T = TypeVar("T")
 
@@ -121,7 +120,9 @@ class ModelInfo:
     embeds only; `outputs`: "exclusive", one class is right and the probabilities of all add up to
     1 (older services have only these), or "independent", any number of labels is; `engine` is None
     while loading; `metrics`: measured accuracy by data set; `card` is None in a list; `embedding`
-    (its length) and `explain` are None if the service does not report them."""
+    (its length) and `explain` are None if the service does not report them; `labels` are those of
+    the classes in their order, None in a list, for more than 1,000 classes, and from older
+    services."""
 
     name: str
     architecture: str
@@ -141,6 +142,7 @@ class ModelInfo:
     embedding: int | None = None
     explain: bool | None = None
     outputs: str = "exclusive"
+    labels: tuple[str, ...] | None = None
 
     @property
     def ready(self) -> bool:
@@ -173,11 +175,6 @@ class Item:
     error: ClientError | None = None
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
 def read(kind: type[T], body: bytes) -> T:
     """One of the classes above from JSON, ignoring unknown fields.
 
@@ -185,10 +182,9 @@ def read(kind: type[T], body: bytes) -> T:
         UnreadableAnswer: the JSON is invalid or something else.
     """
     try:
-        response: T = _adapter(cast("Any", kind)).validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        response: T = typed(kind, json.loads(body))
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, Mismatch) else "not JSON"
         raise UnreadableAnswer(
             f"the response is not a valid {kind.__name__}: {reason}; "
             "is this the address of resnet-serve, in a similar version?"

@@ -8,8 +8,11 @@ from typing import Literal, get_args
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Engine = Literal["auto", "fused", "eager", "compile", "openvino"]
 Decode = Literal["host", "device"]
+# Whose clients are answered as theirs expect; see docs/guides/platforms.md.
+Platform = Literal["kserve_v1", "torchserve", "sagemaker", "vertex"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)
+PLATFORMS: tuple[Platform, ...] = get_args(Platform)
 SPEC_KINDS = ("builtin:", "random:", "torchvision:", "onnx-zoo:", "hf:")
 # Of `convert`, as `models.preprocess` and `models.classifier` define them.
 CROPS = ("center", "center_floor", "center_truncate", "before_resize", "squash", "letterbox")

@@ -1,4 +1,7 @@
-"""Reading settings: from a YAML file, then environment variables, then flags; the last one wins."""
+"""Reading settings: from a YAML file, then environment variables, then flags; the last one wins.
+
+Below them are the variables of the platform that started the container.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pydantic_core import ErrorDetails
 from models.builtin import DEFAULT_SPEC
 from models.suggestions import nearest
 from service.config import keys, sources
+from service.config.addresses import unix_path
 from service.config.settings import DEVICE_RULE, ModelSettings, Settings, Strict
 from service.config.sources import NAME_RULE, SECRETS, Merged, Place, Source, shown
 from service.config.variables import PREFIX, environment
@@ -26,7 +30,7 @@ S = TypeVar("S", bound=Strict)
 MODEL_WIDE = tuple(
     name for name in ModelSettings.model_fields if name not in ("spec", "name", "architecture")
 )
-LISTS = ("models", "device", "cors_origins", *SECRETS)
+LISTS = ("models", "device", "cors_origins", "platforms", *SECRETS)
 LITERALS = re.compile(r"'([^']*)'")
 # pydantic appends the type that it tried to the place of an error.
 DEVICE_TYPES = ("str", "list[str]")
@@ -64,7 +68,7 @@ def read(
         file = sources.of_file(Path(path)) if path else Source("file")
     known = [*Settings.model_fields, *MODEL_WIDE]
     layers = (sources.of_environment(environ, known, LISTS), sources.of_flags(flags or {}, LISTS))
-    merged = sources.merge(file, layers, MODEL_WIDE, DEFAULT_SPEC)
+    merged = sources.merge(sources.of_platforms(environ), file, layers, MODEL_WIDE, DEFAULT_SPEC)
     problems = [problem for source in (file, *layers) for problem in source.problems]
     settings = None
     try:
@@ -73,6 +77,9 @@ def read(
         problems += _problems(error, merged)
     else:
         settings = _with_key_files(settings, merged, problems)
+        port = merged.origin(("port",))
+        if unix_path(settings.host) is not None and port is not None and port.source == "flag":
+            problems.append(f"{port.where}: {settings.host} has no port")
     return Reading(None if problems else settings, problems, merged, path)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -17,13 +17,15 @@ from pydantic import (
     StringConstraints,
     field_serializer,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from models.builtin import DEFAULT_SPEC
 from service.config import keys
+from service.config.addresses import path_problem, unix_path
 from service.config.capacity import MOST_FRONT_ENDS
-from service.config.choices import Decode, Engine, Precision
+from service.config.choices import PLATFORMS, Decode, Engine, Platform, Precision
 from service.config.sources import NAME_PATTERN, SECRETS
 from service.config.variables import default_cache_dir
 from service.runtime import cpus
@@ -31,7 +33,10 @@ from service.runtime import cpus
 DEVICE = r"auto|cpu|cuda(:(\d+|all))?"
 DEVICE_RULE = "must be auto, cpu, cuda, cuda:all, cuda:N, or a list of these"
 ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
+SOCKET_MODE = re.compile("0?[0-7]{3}")
 COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
+# The characters of a path (RFC 3986, section 3.3), without escapes.
+ROUTE = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]{0,500}")
 # Checked one by one, as looking inside a missing package raises.
 TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 GRPC_PACKAGES = ("grpc", "grpc_reflection")
@@ -88,6 +93,11 @@ class ModelSettings(Strict):
         description="device: plain baseline JPEGs are decoded on the CUDA device, if its pixels "
         "agree with the host's at the start; all other images on the host",
     )
+    exact_decode: bool = Field(
+        False,
+        description="decode large JPEGs in full instead of at 1/2, 1/4 or 1/8 of their size, so "
+        "that probabilities equal those of a notebook; only with decode: host",
+    )
     parity_tolerance: float | None = Field(
         None,
         ge=0,
@@ -131,6 +141,14 @@ class ModelSettings(Strict):
             raise PydanticCustomError("device", DEVICE_RULE)
         return device
 
+    @model_validator(mode="after")
+    def _check_exact(self) -> Self:
+        if self.exact_decode and self.decode == "device":
+            raise PydanticCustomError(
+                "exact_decode", "exact_decode: a device's pixels differ slightly; use decode: host"
+            )
+        return self
+
     def limits(self, devices: Sequence[str]) -> Limits:
         """Those in force on `devices`; unset ones are the largest that any of them has."""
         usual = ON_GPU if any(device.startswith("cuda") for device in devices) else ON_CPU
@@ -141,14 +159,31 @@ class ModelSettings(Strict):
 class Settings(Strict):
     """The service. The first of `models` is the default model."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
+    host: str = Field(
+        "127.0.0.1",
+        description="address or name to listen on, with all its addresses; localhost: loopback of "
+        'both families; 0.0.0.0: every IPv4 address; "::": every address; unix:/PATH: a unix '
+        "socket",
+    )
+    port: int = Field(
+        8000,
+        ge=0,
+        le=65535,
+        description="port to listen on; 0: any free port; a unix socket has none; default: "
+        "AIP_HTTP_PORT or SAGEMAKER_BIND_TO_PORT, which Vertex AI and SageMaker set, else 8000",
+    )
     grpc_port: int | None = Field(
         None,
         ge=0,
         le=65535,
         description="port for gRPC on the same host; 0: any free port; unset: no gRPC; requires "
         "the extra grpc",
+    )
+    socket_mode: str = Field(
+        "660",
+        description="permissions of a unix socket's file, in octal and in quotes; who may write to "
+        "it may use the service",
+        json_schema_extra={"pattern": f"^{SOCKET_MODE.pattern}$"},
     )
     allow_anonymous: bool = Field(
         False, description="accept other hosts without api_keys; otherwise the start fails"
@@ -187,8 +222,32 @@ class Settings(Strict):
         "empty: only the service's own",
         json_schema_extra={"items": {"type": "string", "pattern": f"^({ORIGIN.pattern})$"}},
     )
+    platforms: list[Platform] = Field(
+        list(PLATFORMS),
+        description="platforms whose routes are served: kserve_v1 (and TensorFlow Serving), "
+        "torchserve, sagemaker, vertex; in the environment, separated by commas; empty: none",
+    )
+    vertex_health_route: str | None = Field(
+        None,
+        description="path of Vertex AI's health checks; default: AIP_HEALTH_ROUTE",
+        json_schema_extra={"pattern": f"^{ROUTE.pattern}$"},
+    )
+    vertex_predict_route: str | None = Field(
+        None,
+        description="path of Vertex AI's predictions; default: AIP_PREDICT_ROUTE",
+        json_schema_extra={"pattern": f"^{ROUTE.pattern}$"},
+    )
     max_connections: int = Field(
-        4096, ge=1, description="limit for all front ends together; more are refused"
+        4096,
+        ge=1,
+        description="limit for all front ends together; beyond it, those that idle longest (5 s or "
+        "more) give way, else more are refused",
+    )
+    keep_alive_s: float = Field(
+        3660,
+        gt=0,
+        description="time after which an idle connection is closed; set it longer than the idle "
+        "timeout of the load balancer, which must be the one to close",
     )
     max_header_bytes: int = Field(65_536, ge=1024, description="limit for request line and headers")
     header_timeout_s: float = Field(
@@ -232,7 +291,9 @@ class Settings(Strict):
     )
     max_batch_images: int = Field(64, ge=1, description="limit of images in a batch request")
     max_pixels: int = Field(
-        50_000_000, ge=1, description="maximum number of pixels in an image; half as many for WebP"
+        50_000_000,
+        ge=1,
+        description="maximum number of pixels in an image; half as many for WebP, AVIF and HEIC",
     )
     decode_threads: int = Field(
         default_factory=lambda values: max(1, min(4, cpus() // values.get("workers", 1))),
@@ -293,6 +354,22 @@ class Settings(Strict):
         "text", description="format of the log on stderr; json: one object per line"
     )
 
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        path = unix_path(host)
+        if path is not None and (problem := path_problem(path)):
+            raise PydanticCustomError("path", problem)
+        return host
+
+    @field_validator("socket_mode", mode="before")
+    @classmethod
+    def _check_mode(cls, mode: object) -> object:
+        # YAML takes 0660 for the number 432, and nobody could tell.
+        if not isinstance(mode, str) or not SOCKET_MODE.fullmatch(mode):
+            raise PydanticCustomError("mode", 'must be octal digits in quotes, such as "660"')
+        return mode
+
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, origins: list[str]) -> list[str]:
@@ -311,6 +388,14 @@ class Settings(Strict):
                 "extra", "must be unset without gRPC; pip install 'resnet-serve[grpc]'"
             )
         return port
+
+    @field_validator("vertex_health_route", "vertex_predict_route")
+    @classmethod
+    def _check_route(cls, route: str | None) -> str | None:
+        if route is not None and not ROUTE.fullmatch(route):
+            raise PydanticCustomError("route", "must be a path such as /predict")
+        # A slash at the end of a request's path changes nothing.
+        return route if route is None else route.rstrip("/") or "/"
 
     @field_validator("tracing", "otlp_endpoint")
     @classmethod

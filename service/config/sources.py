@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from models.suggestions import nearest
-from service.config.variables import NOT_SETTINGS, PREFIX
+from service.config.variables import NOT_SETTINGS, OF_PLATFORMS, PREFIX
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model
 NAME_RULE = "must start with a letter or digit, and continue with these, '.', '_' or '-'"
@@ -175,6 +175,16 @@ def of_environment(
     return source
 
 
+def of_platforms(environ: Mapping[str, str]) -> Source:
+    """The settings that a container's platform determines by variables of its own."""
+    source = Source("environment")
+    for variable, key in OF_PLATFORMS.items():
+        if environ.get(variable):
+            source.values[key] = environ[variable]
+            source.origins[key,] = variable
+    return source
+
+
 def of_flags(flags: Mapping[str, Any], lists: Collection[str]) -> Source:
     """The settings of flags; a flag that is None was not given."""
     values = {key: _split(key, flag, lists) for key, flag in flags.items() if flag is not None}
@@ -192,12 +202,21 @@ def _split(key: str, text: Any, lists: Collection[str]) -> Any:
 
 
 def merge(
-    file: Source, layers: Sequence[Source], model_wide: Collection[str], default_spec: str
+    platform: Source,
+    file: Source,
+    layers: Sequence[Source],
+    model_wide: Collection[str],
+    default_spec: str,
 ) -> Merged:
-    """The file with `layers` over it, the last on top; a layer's `model_wide` settings apply to
-    every model in force."""
-    values = dict(file.values)
-    origins = {place: Origin(file.kind, where) for place, where in file.origins.items()}
+    """The file, over the platform's settings, with `layers` over it, the last on top; a layer's
+    `model_wide` settings apply to every model in force."""
+    values = platform.values | file.values
+    origins = {
+        place: Origin(source.kind, where)
+        for source in (platform, file)
+        for place, where in source.origins.items()
+        if source is file or place[0] not in file.values
+    }
     for layer in layers:
         for key, value in layer.values.items():
             if key in model_wide:

@@ -1,14 +1,25 @@
-"""Environment variables. Nothing else reads them, but `models.processor` reads one of its own."""
+"""Environment variables. Nothing else reads them, but `models.processor` one of its own, and
+`models.interchange.variables` those of downloads."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 PREFIX = "RESNET_SERVE_"
 # The same prefix, but not settings: the file's path, a client's key, the tests' data, and the
 # processor's flags.
 NOT_SETTINGS = {"CONFIG", "KEY", "SHARED", "CPU_FLAGS"}
+# Of platforms that start containers, and the settings for which they stand; the last one wins. See
+# SageMaker's "Custom Inference Code with Hosting Services", and Vertex AI's "Custom container
+# requirements for inference".
+OF_PLATFORMS = {
+    "SAGEMAKER_BIND_TO_PORT": "port",
+    "AIP_HTTP_PORT": "port",
+    "AIP_HEALTH_ROUTE": "vertex_health_route",
+    "AIP_PREDICT_ROUTE": "vertex_predict_route",
+}
 # Nobody can create this folder, root included; the path itself says why.
 NO_HOME = Path(os.devnull) / "no-home"
 
@@ -16,6 +27,22 @@ NO_HOME = Path(os.devnull) / "no-home"
 def environment(**more: str) -> dict[str, str]:
     """A copy of this process's environment, with `more`."""
     return dict(os.environ) | more
+
+
+class Handed(NamedTuple):
+    """What a service manager hands over, as it wrote it; see sd_listen_fds(3), sd_notify(3)."""
+
+    process: str
+    sockets: str
+    names: str
+    address: str
+
+
+def take_handed() -> Handed:
+    """The variables of a service manager, which children then do not see."""
+    os.environ.pop("LISTEN_PIDFDID", None)
+    names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
+    return Handed(*(os.environ.pop(name, "") for name in names))
 
 
 def settle_home() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from service.errors import InvalidInput
@@ -20,6 +21,7 @@ from service.http.routers.models import MAX_BODY_BYTES, active_pipeline
 from service.http.routers.v2 import LARGE_BYTES, settings_to_load
 from service.inference.deadline import before
 from service.inference.interfaces import Model
+from service.inference.labels import shown_labels
 from service.oip import codec, metadata
 from service.oip.statistics import statistics
 
@@ -131,10 +133,15 @@ class InferenceMethods:
     async def _model_metadata(self, call: Call, request: Any) -> dict[str, Any]:
         fields = metadata.metadata(self._model(request))
         del fields["parameters"]  # Variants of the protocol disagree about the field's type.
+        for tensor in (*fields["inputs"], *fields["outputs"]):
+            tensor.pop("parameters", None)
         return fields
 
     async def _configuration(self, call: Call, request: Any) -> dict[str, Any]:
-        return {"config": metadata.configuration(self._model(request), self._services.settings)}
+        model, settings = self._model(request), self._services.settings
+        labels = shown_labels(model.labels, None)
+        work = partial(metadata.configuration, model, settings, labels)
+        return {"config": await self._services.format(len(labels or ()), work)}
 
     async def _statistics(self, call: Call, request: Any) -> dict[str, Any]:
         names = [self._model(request).name] if request.name else [*self._services.pipeline.models]

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class Door(Protocol):
 
 
 class Acceptor:
-    """Accepts connections from a listener, and defers to processes that have fewer.
+    """Accepts connections from listeners, and defers to processes that have fewer.
 
     The kernel wakes every process, and the first could accept all pending connections. Then one of
     two processes might do all the work as long as connections are kept alive.
@@ -51,24 +51,31 @@ class Acceptor:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         protocol: Callable[[socket.socket], asyncio.BaseProtocol],
         door: Door,
         encryption: Mapping[str, Any] | None = None,
     ) -> None:
-        self._listener = listener
+        self._listeners = listeners
         self._protocol = protocol
         self._door = door
         self._encryption = encryption or {}
         self._loop = asyncio.get_running_loop()
         self._resuming: asyncio.TimerHandle | None = None
-        self._hurrying = False
+        self._hurrying = self._closed = False
         self._accepting: set[asyncio.Task[object]] = set()
 
     def start(self, backlog: int) -> None:
-        self._listener.setblocking(False)
-        self._listener.listen(backlog)
-        self._loop.add_reader(self._listener, self._on_readable)
+        for listener in self._listeners:
+            listener.setblocking(False)
+            # Who made it may have chosen another backlog.
+            if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listener.listen(backlog)
+        self._watch()
+
+    def _watch(self) -> None:
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._on_readable, listener)
 
     @property
     def pending(self) -> int:
@@ -80,36 +87,42 @@ class Acceptor:
         self._hurrying = True
         if self._resuming is not None:
             self._resuming.cancel()
-        self._loop.add_reader(self._listener, self._on_readable)
-        self._on_readable()
+        self._watch()
+        for listener in self._listeners:
+            self._on_readable(listener)
 
-    def _on_readable(self) -> None:
+    def _on_readable(self, listener: socket.socket) -> None:
         if self._hurrying:
-            while self._accept():
+            while self._accept(listener):
                 pass
             return
         for _ in range(MOST):
             if self._door.lead(self.pending) > LEAD:
                 self._pause(DEFER_SECONDS)
                 return
-            if not self._accept():
+            if not self._accept(listener):
                 return
 
     def _pause(self, seconds: float) -> None:
-        self._loop.remove_reader(self._listener)
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+        if self._resuming is not None:  # One of the others has paused in the same turn.
+            self._resuming.cancel()
         self._resuming = self._loop.call_later(seconds, self._resume)
 
     def _resume(self) -> None:
-        self._loop.add_reader(self._listener, self._on_readable)
+        self._resuming = None
+        self._watch()
         # The processes with fewer were too busy to accept these: they are left half of them.
-        for _ in range(max(1, min(MOST, tcp.backlog(self._listener) // 2))):
-            if not self._accept():
-                return
+        for listener in self._listeners:
+            for _ in range(max(1, min(MOST, tcp.backlog(listener) // 2))):
+                if not self._accept(listener):
+                    break
 
-    def _accept(self) -> bool:
+    def _accept(self, listener: socket.socket) -> bool:
         """Accepts a connection; False if none is pending."""
         try:
-            stream, _ = self._listener.accept()
+            stream, _ = listener.accept()
         except BlockingIOError:
             return False  # Another process was faster.
         except OSError as error:
@@ -136,10 +149,15 @@ class Acceptor:
             task.exception()  # Else asyncio logs failed TLS handshakes, which are the client's.
 
     def close(self) -> None:
+        """Accepts no more; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
         if self._resuming is not None:
             self._resuming.cancel()
-        self._loop.remove_reader(self._listener)
-        self._listener.close()
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
 
     async def wait_closed(self) -> None:
         """Waits until every accepted connection has a protocol."""

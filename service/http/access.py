@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 
 from pydantic import SecretStr
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.config.settings import Settings
 from service.errors import Forbidden, ServiceError, Unauthorized
+from service.http.platforms import health_paths
 from service.http.problems import refuse
 from service.inference.jobs import Priority
 
@@ -23,8 +25,22 @@ OPEN_FOLDERS = ("/health/", "/v2/health/", "/web/")
 ADMIN_METHODS = frozenset({"PUT", "DELETE"})
 ADMIN_FOLDER = "/v1/models/"
 ADMIN_ACTIONS = "/v2/repository/models/"
+# Of KServe V1, which accepts no method that changes something.
+VERB = re.compile(r"/v1/models/[^/]+:[^/]+")
 Headers = Iterable[tuple[bytes, bytes]]
 HOW = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+
+
+def is_open(path: str) -> bool:
+    """Whether requests for the path need no key, whatever is configured."""
+    return path in OPEN or path.startswith(OPEN_FOLDERS)
+
+
+def is_admin(path: str, method: str) -> bool:
+    """Whether the request changes the service, and needs an admin key."""
+    return path.startswith(ADMIN_ACTIONS) or (
+        method in ADMIN_METHODS and path.startswith(ADMIN_FOLDER) and not VERB.fullmatch(path)
+    )
 
 
 def digest(key: bytes) -> bytes:
@@ -46,6 +62,8 @@ class Keys:
         self._admin = digests(settings.admin_keys)
         self._all = digests(settings.api_keys) + self._admin
         self._raise_priority = settings.raise_priority
+        # Its method matters, as the platform may have chosen one of our paths.
+        self._health = health_paths(settings)
 
     def check(self, scope: Scope) -> None:
         """Authorizes a request.
@@ -55,10 +73,12 @@ class Keys:
             Forbidden: it needs an admin key, or no admin key is configured.
         """
         path: str = scope["path"]
-        admin = path.startswith(ADMIN_ACTIONS) or (
-            scope["method"] in ADMIN_METHODS and path.startswith(ADMIN_FOLDER)
-        )
-        if not admin and (not self.required or path in OPEN or path.startswith(OPEN_FOLDERS)):
+        admin = is_admin(path, scope["method"])
+        if not admin and not self.required:
+            return
+        if not admin and is_open(path):
+            return
+        if not admin and path in self._health and scope["method"] == "GET":
             return
         self.authorize(scope["headers"], admin=admin)
 

@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from service.errors import QUOTED, BadParameter
 from service.http.body import Body
+from service.http.content import BYTES, IMAGE, said_of, text_limit
 from service.http.record import RequestRecord, record_of
 from service.http.services import Services, services_of
 from service.inference.interfaces import Model
@@ -99,3 +100,11 @@ def open_body(request: Request, max_bytes: int, deadline: float) -> Body:
     """The request's unread body; refused if its headers already break a limit."""
     services = services_of(request.scope)
     return Body(request, services.budget, services.lane, max_bytes, deadline)
+
+
+def open_images(request: Request, max_bytes: int, deadline: float) -> Body:
+    """`open_body` for images, of `max_bytes`; where they come as text, that may be longer."""
+    said, _ = said_of(request)
+    services = services_of(request.scope)
+    most = max_bytes if said in (IMAGE, BYTES) else text_limit(max_bytes)
+    return Body(request, services.budget, services.lane, max_bytes, deadline, most)

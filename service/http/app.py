@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Any
 import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp
 
 from service.config.settings import Settings
@@ -18,9 +20,22 @@ from service.http import openapi, problems
 from service.http.access import ApiKeyMiddleware, Keys
 from service.http.body import UploadBudget
 from service.http.exposition import Exposition
-from service.http.middleware import ObservabilityMiddleware
+from service.http.middleware import API, ObservabilityMiddleware
 from service.http.plain_route import PlainRoutesMiddleware
-from service.http.routers import classify, embed, explain, health, models, pages, v2
+from service.http.routers import (
+    classify,
+    embed,
+    explain,
+    health,
+    kserve_v1,
+    models,
+    pages,
+    sagemaker,
+    torchserve,
+    v2,
+    v2_reference,
+    vertex,
+)
 from service.http.routing import RoutingMiddleware
 from service.http.services import Services
 from service.inference.interfaces import Repository
@@ -28,6 +43,7 @@ from service.inference.lane import Lane
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
+log = logging.getLogger(__name__)
 # Headers that a page of another origin may send, and may read from a response.
 CORS_REQUEST_HEADERS = [
     "Authorization",
@@ -48,6 +64,27 @@ CORS_RESPONSE_HEADERS = [
 # Python computes in one thread at a time; a second one keeps the first from holding up all others.
 FORMAT_THREADS = 2
 ENDPOINTS = (classify, embed, explain, models, health, pages)
+# The routers of routes that FastAPI describes only.
+DESCRIBED = (classify.plain, v2_reference.plain, kserve_v1.plain, torchserve.plain, sagemaker.plain)
+
+
+def sole(first: Iterable[Route], others: Iterable[BaseRoute]) -> list[Route]:
+    """Those of `first` whose paths nothing else has; of the rest, a log line says what a platform's
+    choice of paths takes from the service."""
+    others, alone = list(others), []
+    for route in first:
+        (method,) = (route.methods or set()) - {"HEAD"}
+        scope = {"type": "http", "path": route.path, "method": method, "root_path": ""}
+        matches = [other.matches(scope)[0] for other in others]
+        if Match.FULL in matches:
+            log.warning(
+                "%s %s answers Vertex AI, as the AIP_ variables say, and no longer as usual",
+                method,
+                route.path,
+            )
+        if all(match is Match.NONE for match in matches):
+            alone.append(route)
+    return alone
 
 
 class Application(FastAPI):
@@ -106,6 +143,8 @@ def create_app(
         version=version("resnet-serve"),
         summary="Classifies images with residual networks",
         lifespan=lifespan,
+        # `pages` serves it: FastAPI would make it on the event loop.
+        openapi_url=None,
         # FastAPI's own pages load scripts from a public CDN.
         docs_url=None,
         redoc_url=None,
@@ -128,10 +167,19 @@ def create_app(
         patience=settings.shutdown_timeout_s,
     )
     problems.install(app)
-    openapi.describe(app, classify.plain)
+    openapi.describe(app, DESCRIBED)
     for endpoints in ENDPOINTS:
         app.include_router(endpoints.router)
-    app.layers.append(partial(PlainRoutesMiddleware, routes=[*classify.ROUTES, *v2.ROUTES]))
+    of_platforms = [
+        *kserve_v1.routes(settings),
+        *torchserve.routes(settings),
+        *torchserve.ping_routes(settings),
+        *sagemaker.routes(settings),
+    ]
+    of_vertex = vertex.routes(settings)
+    own = [*classify.ROUTES, *v2.ROUTES, *of_platforms]
+    own += sole(of_vertex, [*own, *app.routes])
+    app.layers.append(partial(PlainRoutesMiddleware, routes=own, first=of_vertex))
     app.layers.append(partial(ApiKeyMiddleware, keys=services.keys))
     app.layers.append(RoutingMiddleware)
     if settings.cors_origins:
@@ -139,7 +187,7 @@ def create_app(
             partial(
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "PUT"],
                 allow_headers=CORS_REQUEST_HEADERS,
                 expose_headers=CORS_RESPONSE_HEADERS,
             )
@@ -148,7 +196,13 @@ def create_app(
     origins = ", ".join(settings.cors_origins).encode()
     headers = [(b"timing-allow-origin", origins)] if origins else []
     app.layers.append(
-        partial(ObservabilityMiddleware, metrics=metrics, pipeline=pipeline, headers=headers)
+        partial(
+            ObservabilityMiddleware,
+            metrics=metrics,
+            pipeline=pipeline,
+            headers=headers,
+            private=(*API, *(route.path for route in of_vertex)),
+        )
     )
     if tracing is not None:
         app.layers.append(partial(TracingMiddleware, tracing=tracing))

@@ -140,6 +140,7 @@ class UploadBudget:
 class Body:
     """One request's body, of at most `max_bytes`; it counts until the context is left.
 
+    `max_received`: the limit where the body may be the text of that many bytes; default: the same.
     `lane`: threads for what is large. `deadline` is the request's, in the event loop's time;
     `until` is the body's own. `held`: the bytes that count; `receiving`: more is to come.
 
@@ -148,24 +149,31 @@ class Body:
     """
 
     def __init__(
-        self, request: Request, budget: UploadBudget, lane: Lane, max_bytes: int, deadline: float
+        self,
+        request: Request,
+        budget: UploadBudget,
+        lane: Lane,
+        max_bytes: int,
+        deadline: float,
+        max_received: int | None = None,
     ) -> None:
+        self.max_bytes = max_bytes
+        self.max_received = max_bytes if max_received is None else max_received
         text = request.headers.get("content-length", "")
         length = int(text) if text.isdecimal() else None
-        if length is not None and length > max_bytes:
-            raise TooLarge(f"the body has {length} bytes; the limit is {max_bytes}")
+        if length is not None and length > self.max_received:
+            raise TooLarge(f"the body has {length} bytes; the limit is {self.max_received}")
         now = asyncio.get_running_loop().time()
         self.request = request
         self.lane = lane
         self.until = min(deadline, now + budget.max_seconds)
-        self.max_bytes = max_bytes
         self.held = 0
         self.receiving = True
-        self._length = max_bytes if length is None else length
+        self._length = self.max_received if length is None else length
         self._received = 0
         # When the previous two measurements were, and what had been received.
         self._marks: list[tuple[float, int]] = [(now, 0)]
-        self._deadline = deadline
+        self.deadline = deadline
         self._budget = budget
         self._timeout: asyncio.Timeout | None = None
         self._ended: ServiceError | None = None
@@ -234,8 +242,8 @@ class Body:
         try:
             async for chunk in self.request.stream():
                 self._received += len(chunk)
-                if self._received > self.max_bytes:
-                    raise TooLarge(f"the body exceeds the limit of {self.max_bytes} bytes")
+                if self._received > self.max_received:
+                    raise TooLarge(f"the body exceeds the limit of {self.max_received} bytes")
                 self._budget.hold(self, len(chunk))
                 yield chunk
         except ClientDisconnect:
@@ -251,7 +259,7 @@ class Body:
             return b"".join(chunks)
 
     def _timeout_error(self) -> ClientDeadline | RequestTooSlow:
-        if self.until == self._deadline:
+        if self.until == self.deadline:
             return ClientDeadline(
                 "the deadline passed while the body was being sent; "
                 "allow more time with X-Request-Timeout-Ms, or send it faster"

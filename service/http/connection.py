@@ -18,6 +18,7 @@ from typing import Any
 import httptools
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -43,6 +44,8 @@ MAX_PIPELINED = 100
 MAX_HELD_BYTES = 2**16
 # More would block the event loop; other servers have similar limits.
 MAX_URL_BYTES, MAX_HEADERS = 8192, 1000
+NO_HTTP = "not a valid HTTP/1.1 request; the connection closes"
+HTTP_2 = "HTTP/2 is not supported; send HTTP/1.1, as `curl --http1.1` does"
 
 
 class Phase(enum.Enum):
@@ -73,10 +76,12 @@ class ServerConnection(TimedConnection):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(stream, limits.turns, config, server_state, app_state, _loop)
+        self.timeout_keep_alive = limits.keep_alive  # type: ignore[assignment]
         self.url = b""  # of the latest request, as far as it has arrived
         self._limits = limits
         self._phase = IDLE
-        # Over the limit; health is still answered, so that probes tell the truth.
+        # Over the limit; health is still answered, so that probes tell the truth, and another
+        # request only if others make room for it.
         self._surplus = False
         # Bytes since the parser last reported a whole head or a part of a body: they bound heads,
         # and the trailers and extensions of chunked bodies.
@@ -108,12 +113,15 @@ class ServerConnection(TimedConnection):
             self._held += data
             if len(self._held) > MAX_HELD_BYTES:
                 self.flow.pause_reading()
-        elif in_time or self._phase is not IDLE or self._responding or data.startswith(PROBES):
+        elif in_time or self._phase is not IDLE or self._responding or self._is_probe(data):
             self._was_read(0.0)
             self._parse(data)
         else:
             self._held, self._held_since = data, now
             self._turns.hold(self)
+
+    def _is_probe(self, data: bytes) -> bool:
+        return data.startswith(PROBES) or data.startswith(self._limits.probes)
 
     def release(self) -> None:
         """Goes on with what was held."""
@@ -153,32 +161,44 @@ class ServerConnection(TimedConnection):
             assert gate is not None
             gate.remember(data)
 
-    def _feed(self, data: bytes) -> bool:
+    def _feed(self, data: bytes | memoryview) -> bool:
         """Parses data; whether the connection goes on."""
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # The parser has taken what follows for another protocol, even where it is a body.
-            self._phase = DEAF
-            if self.cycle is REFUSED:
-                self._end(b"")
+        behind: memoryview | None = None  # the head that is parsed again
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                behind = memoryview(data)[upgrade.args[0] :]
+                data = self._head_without_upgrade()
+            except httptools.HttpParserError as error:
+                cause = error.__context__  # what a callback raised
+                if isinstance(cause, Refused):
+                    self._end(cause.response)
+                elif isinstance(cause, ServiceError):
+                    self._refuse(cause)
+                elif cause is None or isinstance(cause, INPUT_ERRORS):
+                    preface = self.parser.get_method() == b"PRI"
+                    self._refuse(MalformedRequest(HTTP_2 if preface else NO_HTTP))
+                else:
+                    raise  # A bug: the event loop logs it, and closes the connection.
+                return False
             else:
-                self.cycle.keep_alive = False
-        except httptools.HttpParserError as error:
-            cause = error.__context__  # what a callback raised
-            if isinstance(cause, Refused):
-                self._end(cause.response)
-            elif isinstance(cause, ServiceError):
-                self._refuse(cause)
-            elif cause is None or isinstance(cause, INPUT_ERRORS):
-                self._refuse(
-                    MalformedRequest("not a valid HTTP/1.1 request; the connection closes")
-                )
-            else:
-                raise  # A bug: the event loop logs it, and closes the connection.
-        else:
-            return True
-        return False
+                if not behind:
+                    return True
+                data, behind = behind, None
+
+    def _head_without_upgrade(self) -> bytes:
+        """Begins a request anew that asks to go on in another protocol, for a parser that is not
+        told so: the old one takes all that follows the head, even a body, for that protocol.
+
+        Everything that follows from the head is done in this second pass.
+        """
+        parser, self.parser = self.parser, httptools.HttpRequestParser(self)
+        # As uvicorn does: a pipelined request is answered before the connection closes.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return head.without_upgrade(
+            parser.get_method(), self.url, parser.get_http_version(), self.headers
+        )
 
     @property
     def _busy(self) -> bool:
@@ -188,6 +208,16 @@ class ServerConnection(TimedConnection):
     def _responding(self) -> bool:
         """Whether a request of this connection has not had its whole response."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    def give_way(self) -> bool:
+        """See `service.http.idle.IdleConnection`."""
+        if tcp.has_data(self._socket):
+            return False
+        self._phase = DEAF
+        self.connections.discard(self)
+        self._limits.uncounted.add(self)
+        self._close_idle()
+        return True
 
     def on_message_begin(self) -> None:
         self._phase = HEAD
@@ -207,23 +237,33 @@ class ServerConnection(TimedConnection):
                 f"the URL has more than {MAX_URL_BYTES} bytes, or there are more than "
                 f"{MAX_HEADERS} headers"
             )
+        method = parser.get_method()
+        if parser.should_upgrade():
+            if method == b"CONNECT":
+                raise MalformedRequest("CONNECT is for proxies, and this is none")
+            return  # Its head is parsed again; see `_feed`.
         if len(self.pipeline) >= MAX_PIPELINED:
             raise MalformedRequest(
                 f"{MAX_PIPELINED} requests are pending on this connection; read their responses"
             )
         version = parser.get_http_version()
         head.check(version, self.headers)
-        if self._surplus and not self.url.startswith(HEALTH):
-            raise limits.too_many()
+        if self._surplus and not (self.url.startswith(HEALTH) or self.url in limits.health):
+            counted: Any = self.connections  # All are of this class.
+            if not limits.has_room(counted, self.loop.time()):
+                raise limits.too_many()
+            self._surplus = False
+            limits.uncounted.discard(self)
+            self.connections.add(self)
         keep_alive = version != "1.0" and parser.should_keep_alive() and not self._surplus
-        method = parser.get_method()
         self._unreported = 0
-        self._phase = BODY
         self._clear_deadline()
         entry = None
-        if method == b"POST" and limits.gate is not None and not self._responding:
-            verdict = limits.gate.check(self.url, self.headers, self._arrival, keep_alive)
+        predicts = method == b"POST" or method == b"PUT"  # noqa: PLR1714 - faster
+        if predicts and limits.gate is not None and not self._responding:
+            verdict = limits.gate.check(method, self.url, self.headers, self._arrival, keep_alive)
             if isinstance(verdict, bytes):
+                self._phase = BODY
                 self._refuse_early(verdict, keep_alive)
                 return
             entry = verdict
@@ -246,6 +286,7 @@ class ServerConnection(TimedConnection):
             "server": self.server,
             "state": self.app_state.copy(),
         }
+        self._phase = BODY  # Before, what is wrong with the target is still the head's affair.
         scope[KEY] = record  # type: ignore[literal-required]
         cycle = Cycle(
             scope=scope,
@@ -297,18 +338,30 @@ class ServerConnection(TimedConnection):
 
     def on_body(self, body: bytes) -> None:
         self._unreported = 0
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
+        if self._phase is HEAD:
+            return  # The parser stops to upgrade; see `_feed`.
         self._unreported = 0
         self._phase = IDLE
         self._clear_deadline()
-        if self.cycle is not REFUSED:
-            record = record_of(self.cycle.scope)  # type: ignore[arg-type]
-            record.received = self._arrival()
-            if record.entry is not None:
-                record.entry.complete(later=record.received != record.started)
-        super().on_message_complete()
+        cycle = self.cycle
+        if cycle is REFUSED:
+            return
+        record = record_of(cycle.scope)  # type: ignore[arg-type]
+        record.received = self._arrival()
+        if record.entry is not None:
+            record.entry.complete(later=record.received != record.started)
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1

@@ -6,7 +6,9 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 
-from service.errors import InvalidInput, TooLarge
+from starlette.requests import Request
+
+from service.errors import QUOTED, InvalidInput, TooLarge, UnsupportedEncoding
 from service.http.body import Body
 
 # zlib's window bits, which select the format.
@@ -27,24 +29,41 @@ async def read(body: Body, max_inflated: Callable[[int], int] | None = None) -> 
     limit.
 
     Raises:
-        InvalidInput: its encoding is neither gzip nor deflate, or the data is corrupt.
+        UnsupportedEncoding: it is neither gzip nor deflate, or there are several.
+        InvalidInput: the data is corrupt.
         TooLarge: it exceeds the limit, compressed or decompressed.
         UploadsFull, ClientLeft, ClientDeadline, RequestTooSlow: see `service.http.body.Body`.
     """
-    encoding = body.request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding in ("", "identity"):
+    encoding = encoding_of(body.request)
+    if encoding is None:
         return await body.read_all()
-    if encoding not in WINDOW_BITS:
-        raise InvalidInput(
-            "unsupported Content-Encoding; use gzip or deflate, or send the body uncompressed"
-        )
     async with body.in_time():
         chunks = [chunk async for chunk in body.chunks()]
         size = sum(map(len, chunks))
-        most = min(body.max_bytes, max_inflated(size) if max_inflated else body.max_bytes)
+        most = min(body.max_received, max_inflated(size) if max_inflated else body.max_received)
         content = await body.lane.run(inflate, chunks, encoding, most)
     body.hold(len(content) - size)
     return content
+
+
+def encoding_of(request: Request) -> str | None:
+    """How a body is compressed; None: it is not.
+
+    Raises:
+        UnsupportedEncoding: in no way that is known here, or in several.
+    """
+    sent = ",".join(request.headers.getlist("content-encoding"))
+    codings = [coding.strip().lower() for coding in sent.split(",")]
+    codings = [coding for coding in codings if coding not in ("", "identity")]
+    if not codings:
+        return None
+    encoding = codings[0].removeprefix("x-")  # RFC 9110, section 8.4.1.3
+    if len(codings) > 1 or encoding not in WINDOW_BITS:
+        raise UnsupportedEncoding(
+            f"unsupported Content-Encoding {sent[:QUOTED]!r}; send the body with gzip or deflate, "
+            "or uncompressed"
+        )
+    return encoding
 
 
 def inflate(chunks: Iterable[bytes], encoding: str, most: int) -> bytes:

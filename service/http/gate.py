@@ -30,6 +30,7 @@ from service.errors import (
 )
 from service.http import problems
 from service.http.admission import TIMEOUT, parse_timeout
+from service.http.platforms import prediction_paths
 from service.http.refused_heads import RefusedHeads
 from service.http.request_log import REQUEST_ID
 from service.http.services import Services
@@ -38,10 +39,11 @@ from service.inference.interfaces import Model
 from service.inference.pace import Load
 
 V1 = {
-    path.encode(): path
+    path.encode() + slash: path
     for path in ("/v1/classify", "/v1/classify/batch", "/v1/embed", "/v1/explain")
+    for slash in (b"", b"/")
 }
-V2_INFER = re.compile(b"/v2/models/([^/]+)(?:/versions/1)?/infer/?")
+V2_INFER = re.compile(rb"/v2/models/([^/]+)(?:/versions/1)?/infer/?")
 V2_ROUTE = "/v2/models/{name}/infer"
 # Turns of the loop that a request needs besides its own work: to begin, for its result, to respond.
 TURNS = 2.0
@@ -49,7 +51,8 @@ TURNS = 2.0
 DETAIL = "what is in the place of the detail"
 OF_ONE = frozenset((b"content-length", b"retry-after"))
 # A browser needs headers that only the application knows; whoever expects a "continue", too.
-BY_APPLICATION = frozenset((b"origin", b"expect"))
+# So do requests whose model a header names.
+BY_APPLICATION = frozenset((b"origin", b"expect", b"x-amzn-sagemaker-target-model"))
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -60,8 +63,7 @@ class Entry:
     """
 
     __slots__ = (
-        "_ended", "_gate", "_request_id", "_route", "_waiting", "arrived", "model", "refusal",
-        "within",
+        "_ended", "_gate", "_route", "_waiting", "_wishes", "arrived", "model", "refusal", "within",
     )  # fmt: skip
 
     def __init__(
@@ -71,7 +73,7 @@ class Entry:
         self.within = wishes.within
         self._gate = gate
         self._route = route
-        self._request_id = wishes.request_id
+        self._wishes = wishes
         self.arrived = arrived
         self.refusal: ServiceError | None = None
         self._waiting = self._ended = False
@@ -101,9 +103,8 @@ class Entry:
         """The response that refuses it, if its deadline has passed before it could be started."""
         if time.perf_counter() < self.arrived + self.within:
             return None
-        wishes = Wishes(self.within, self._request_id)
         error = DeadlineExceeded.passed()
-        return self._gate.refuse(self._route, self.model.name, error, wishes, keep_alive)
+        return self._gate.refuse(self._route, self.model.name, error, self._wishes, keep_alive)
 
 
 class Template(NamedTuple):
@@ -123,12 +124,14 @@ class EarlyRefusal(NamedTuple):
     detail: str
     model: str
     route: str
+    method: bytes
     request_id: bytes
 
 
 class Wishes(NamedTuple):
-    """The seconds that a client allows, and the ID that it gave its request, if any."""
+    """The method, the seconds that a client allows, and the ID that it gave its request, if any."""
 
+    method: bytes
     within: float
     request_id: bytes
 
@@ -136,7 +139,8 @@ class Wishes(NamedTuple):
 class Gate:
     """Lets requests for predictions in, or refuses them; everything else passes.
 
-    `headers` are those of every response; `report` is told each refusal, its model and its status.
+    `headers` are those of every response; `report` is told each refusal: see
+    `service.http.limits.ConnectionLimits.refused`.
     """
 
     def __init__(
@@ -144,7 +148,7 @@ class Gate:
         services: Services,
         turns: LoopTurns,
         headers: Callable[[], Headers],
-        report: Callable[[ServiceError, str, str, int, bytes], None],
+        report: Callable[[ServiceError, str, bytes, str, int, bytes], None],
     ) -> None:
         self.turns = turns
         self._pipeline = services.pipeline
@@ -152,6 +156,9 @@ class Gate:
         self._timeout = services.settings.request_timeout_ms / 1000
         self._headers = headers
         self._report = report
+        of_platforms = prediction_paths(services.settings)
+        self._paths = V1 | of_platforms.default
+        self._patterns = [(V2_INFER, V2_ROUTE), *of_platforms.named]
         self._latest: EarlyRefusal
         self._age = 0.0  # of the request that was checked last
         self._heads: RefusedHeads[EarlyRefusal] = RefusedHeads(turns)
@@ -159,21 +166,26 @@ class Gate:
         self._prefix, self._count = uuid.uuid4().hex[:20].encode(), itertools.count()
 
     def check(
-        self, url: bytes, headers: Headers, arrival: Callable[..., float], keep_alive: bool
+        self,
+        method: bytes,
+        url: bytes,
+        headers: Headers,
+        arrival: Callable[..., float],
+        keep_alive: bool,
     ) -> Entry | bytes | None:
-        """What becomes of a POST request: its entry, the response that refuses it, or None if that
-        is for the application to decide.
+        """What becomes of a POST or PUT request: its entry, the response that refuses it,
+        or None if that is for the application to decide.
 
         `arrival` tells when it arrived, by `time.perf_counter`, or with `exact=False` the latest
         that this can have been, which costs less.
         """
-        asked = _prediction(url)
+        asked = self._prediction(url)
         if asked is None:
             return None
         route, name = asked
         models = self._pipeline.models
         model = next(iter(models.values())) if name is None else models.get(name)
-        wishes = self._wishes(headers)
+        wishes = self._wishes(method, headers)
         if model is None or wishes is None or self._pipeline.draining:
             return None
         try:
@@ -184,7 +196,7 @@ class Gate:
             return self.refuse(route, model.name, error, wishes, keep_alive)
         return Entry(self, model, route, wishes, arrived)
 
-    def _wishes(self, headers: Headers) -> Wishes | None:
+    def _wishes(self, method: bytes, headers: Headers) -> Wishes | None:
         """What the headers ask for; None if they have what only the application knows about."""
         within, request_id = self._timeout, b""
         for header, value in headers:
@@ -199,7 +211,7 @@ class Gate:
                 return None
         if self._keys.required and not self._keys.known(headers):
             return None
-        return Wishes(within, request_id)
+        return Wishes(method, within, request_id)
 
     def refusal(self, entry: Entry) -> ServiceError | None:
         """Why a request that was let in cannot be computed in time after all, if so."""
@@ -218,6 +230,20 @@ class Gate:
         turns = self.turns
         model.check(Load(within, age + TURNS * turns.delay, model.entering, turns.wait))
 
+    def _prediction(self, url: bytes) -> tuple[str, str | None] | None:
+        """The route and the model of a request for a prediction, without a model for the default
+        one; None if it is another request, or one that the application refuses."""
+        path, _, query = url.partition(b"?")
+        if (route := self._paths.get(path)) is not None:
+            if not query:
+                return route, None
+            parameters = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+            return route, parameters.get("model")
+        for pattern, route in self._patterns:
+            if (found := pattern.fullmatch(path)) is not None:
+                return route, unquote_to_bytes(found[1]).decode("latin-1")
+        return None
+
     def refuse(
         self, route: str, model: str, refusal: ServiceError, wishes: Wishes, keep_alive: bool
     ) -> bytes:
@@ -225,17 +251,19 @@ class Gate:
         self.turns.refused()
         short = wishes.within < self._timeout
         error = with_short_deadline(refusal) if short else refusal
-        self._latest = EarlyRefusal(error, str(error), model, route, wishes.request_id)
+        self._latest = EarlyRefusal(
+            error, str(error), model, route, wishes.method, wishes.request_id
+        )
         return self._response(self._latest, keep_alive)
 
     def _response(self, refusal: EarlyRefusal, keep_alive: bool) -> bytes:
-        error, detail, model, route, request_id = refusal
+        error, detail, model, route, method, request_id = refusal
         template = self._templates.get((route, type(error)))
         if template is None or template.headers is not self._headers():
             template = self._templates[route, type(error)] = self._template(route, type(error))
         content = b"%b%b%b" % (template.before, to_json(detail), template.after)
         request_id = request_id or b"%s%012x" % (self._prefix, next(self._count))
-        self._report(error, model, route, template.status, request_id)
+        self._report(error, model, method, route, template.status, request_id)
         retry = b"retry-after: %d\r\n" % error.retry_seconds() if isinstance(error, Busy) else b""
         close = b"" if keep_alive else b"connection: close\r\n"
         return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n%b" % (
@@ -262,17 +290,3 @@ class Gate:
         before, _, after = bytes(response.body).partition(to_json(DETAIL))
         head = b"".join([STATUS_LINE[response.status_code], *lines])
         return Template(common, response.status_code, head, before, after)
-
-
-def _prediction(url: bytes) -> tuple[str, str | None] | None:
-    """The route and the model of a request for a prediction, without a model for the default one;
-    None if it is another request, or one that the application refuses."""
-    path, _, query = url.partition(b"?")
-    if (route := V1.get(path)) is not None:
-        if not query:
-            return route, None
-        parameters = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
-        return route, parameters.get("model")
-    if (found := V2_INFER.fullmatch(path)) is not None:
-        return V2_ROUTE, unquote_to_bytes(found[1]).decode("latin-1")
-    return None

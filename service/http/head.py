@@ -38,6 +38,17 @@ def check(version: str, headers: list[tuple[bytes, bytes]]) -> None:
         raise MalformedRequest(f"HTTP/1.1 needs exactly one Host header; the request has {hosts}")
 
 
+def without_upgrade(
+    method: bytes, url: bytes, version: str, headers: list[tuple[bytes, bytes]]
+) -> bytes:
+    """The head of a request without its wish for another protocol, which a server may ignore
+    (RFC 9110, section 7.8). All else is as it was parsed, so that it is judged by the same rules.
+    """
+    lines = [b"%b %b HTTP/%b\r\n" % (method, url, version.encode("ascii"))]
+    lines += [b"%b: %b\r\n" % header for header in headers if header[0] != b"upgrade"]
+    return b"".join([*lines, b"\r\n"])
+
+
 class RequestTarget(TypedDict):
     """What a request is for, in ASGI's scope."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -12,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.config.settings import Settings
 from service.errors import RETRY_SECONDS, HeadersTooLarge, ServiceError, TooManyConnections
 from service.http import problems
+from service.http.idle import IdleConnection, Room
+from service.http.platforms import health_paths
 from service.http.turns import LoopTurns
 from service.logs import LogLimit, with_suppressed
 from service.metrics import REASONS, Metrics
@@ -31,10 +34,17 @@ class ConnectionLimits:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.max_header_bytes = settings.max_header_bytes
         self.header_timeout = settings.header_timeout_s
+        self.keep_alive = settings.keep_alive_s
+        # Of platforms; for those requests, see `service.http.connection.PROBES`.
+        self.health = frozenset(path.encode() for path in health_paths(settings))
+        self.probes = tuple(
+            b"%b %b " % (method, path) for method in (b"GET", b"HEAD") for path in self.health
+        )
         self.max_connections = math.ceil(settings.max_connections / settings.workers)
         # Not among the counted connections: surplus, or refused and not yet closed.
         self.uncounted: set[ServerConnection] = set()
         self.turns = LoopTurns(metrics)
+        self._room = Room()
         self.gate: Gate | None = None  # Without one, everything is the application's to refuse.
         self._metrics = metrics
         for reason in REASONS:  # So that each series rises from zero.
@@ -55,7 +65,13 @@ class ConnectionLimits:
         )
 
     def refused(
-        self, error: ServiceError, model: str, route: str, status: int, request_id: bytes
+        self,
+        error: ServiceError,
+        model: str,
+        method: bytes,
+        route: str,
+        status: int,
+        request_id: bytes,
     ) -> None:
         """Counts and logs a refusal by the gate."""
         self._metrics.refused(model, error.reason)
@@ -63,8 +79,9 @@ class ConnectionLimits:
         suppressed = self._log_limit.suppressed(error.reason)
         if suppressed is not None:
             log.info(
-                "%s POST %s %d %s: %s%s",
+                "%s %s %s %d %s: %s%s",
                 request_id.decode("ascii"),
+                method.decode("ascii"),
                 route,
                 status,
                 error.reason,
@@ -95,6 +112,10 @@ class ConnectionLimits:
             return True
         self.count(self.too_many())
         return False
+
+    def has_room(self, connections: Collection[IdleConnection], now: float) -> bool:
+        """Whether one more than these may be counted, perhaps as others have given way."""
+        return self._room.has(connections, self.max_connections, now)
 
     def too_many(self) -> TooManyConnections:
         return TooManyConnections(

@@ -1,50 +1,190 @@
-"""The listening socket."""
+"""The sockets on which a service accepts connections: opened, announced, and closed at its end."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import logging
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
+from service.config.addresses import UNIX, TcpAddress, resolve, unix_path, with_port
 from service.config.settings import Settings
 from service.errors import ConfigError
+from service.http import unix_socket
+from service.http.unix_socket import SocketFile
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
 # At shutdown, clients that have just connected may still send requests for this long.
 NEW_CONNECTION_SECONDS = 1.0
 SO_ATTACH_FILTER, BPF_RETURN = 26, 0x06  # linux/socket.h, linux/bpf_common.h
+# A free port of one family may be in use in the other.
+PORT_TRIES = 20
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Binds a socket before models are loaded, so that a port in use is reported early.
+def _nobody(state: str) -> None:
+    """See `Listeners.tell`."""
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Where a service listens; every front end has the same.
+
+    `host`: as it was asked for; `files`: of its unix sockets, which it removes; `kept`: another
+    process made the sockets, and goes on listening when this service has ended; `tell`: reports a
+    state to the service manager.
+    """
+
+    sockets: tuple[socket.socket, ...]
+    host: str = ""
+    files: tuple[SocketFile, ...] = ()
+    kept: bool = False
+    tell: Callable[[str], object] = _nobody
+
+    def described(self) -> dict[str, Any]:
+        """As JSON, for a process that inherits the sockets."""
+        return {"files": self.files, "kept": self.kept}
+
+    @classmethod
+    def inherited(cls, descriptors: Iterable[int], described: dict[str, Any]) -> Self:
+        """From what another process has described."""
+        sockets = tuple(socket.socket(fileno=descriptor) for descriptor in descriptors)
+        files = tuple(SocketFile(*file) for file in described["files"])
+        return cls(sockets, files=files, kept=described["kept"])
+
+    def turn_away(self) -> None:
+        """Keeps new connections away; those that were made before can still be accepted.
+
+        A unix socket has no packets to drop: clients no longer find its file.
+        """
+        self.remove_files()
+        for each in self.sockets:
+            if not self.kept and each.family != socket.AF_UNIX:
+                ignore_new_connections(each)
+
+    def remove_files(self) -> None:
+        for file in self.files:
+            file.remove()
+
+    def hand_over(self) -> None:
+        """Leaves the sockets to the processes that have inherited them.
+
+        One with a file stays open, or the file's inode number could become another's.
+        """
+        if not self.files:
+            self.close()
+
+    def close(self) -> None:
+        self.remove_files()
+        for each in self.sockets:
+            each.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def urls(self, scheme: str) -> str:
+        """As the log has them: the address that was asked for, and those that it stands for."""
+        names = [each.getsockname() for each in self.sockets]
+        urls = [  # The name of a unix socket is not a tuple; the service manager may mix them.
+            f"{scheme}://{with_port(*name[:2])}" if isinstance(name, tuple) else f"{UNIX}{name}"
+            for name in names
+        ]
+        if not self.host or self.files or (len(names) == 1 and names[0][0] == self.host):
+            return ", ".join(urls)
+        host = with_port(self.host.strip("[]"), names[0][1])
+        return f"{scheme}://{host} ({', '.join(str(name[0]) for name in names)})"
+
+
+def listen(host: str, port: int, socket_mode: str = "660") -> Listeners:
+    """Opens sockets at every address of `host`, all with one port, or at none.
+
+    That is before models are loaded, so that a port in use is reported early.
 
     Raises:
-        ConfigError: the address is unavailable.
+        ConfigError: an address is unavailable; the line names it.
     """
+    if (path := unix_path(host)) is not None:
+        listener, file = unix_socket.bind(path, int(socket_mode, 8), BACKLOG)
+        return Listeners((listener,), host, (file,))
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        found = resolve(host, port)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    for _ in range(PORT_TRIES):
+        if (bound := _bind_all(host, found)) is not None:
+            return Listeners(tuple(bound), host)
+    raise ConfigError(f"cannot listen on {host}: found no port that is free at all its addresses")
+
+
+def _bind_all(host: str, found: Sequence[TcpAddress]) -> list[socket.socket] | None:
+    """A socket for each address; None if a port that was chosen for the first is not free at
+    another."""
+    bound: list[socket.socket] = []
+    missing = ""
+    with contextlib.ExitStack() as opened:
+        for each in found:
+            chosen = bool(bound) and not each.port
+            address = each.with_port(bound[0].getsockname()[1]) if chosen else each
+            try:
+                bound.append(opened.enter_context(_bind(address)))
+            except OSError as error:
+                if chosen and error.errno == errno.EADDRINUSE:
+                    return None
+                of = "" if host.strip("[]") == each.ip else f", an address of {host}"
+                why = f"cannot listen on {address}{of}: {error.strerror}"
+                if not is_no_family(error, each):
+                    raise ConfigError(why) from None
+                missing = missing or why
+        if not bound:
+            raise ConfigError(missing)
+        opened.pop_all()
+    if missing:
+        log.info("%s; it listens on the others", missing)
+    return bound
+
+
+def _bind(address: TcpAddress) -> socket.socket:
+    listener = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Each family has a socket of its own, whatever net.ipv6.bindv6only says. An IPv4 address
+        # in IPv6's notation is all that needs both.
+        if address.family == socket.AF_INET6 and not address.ip.lower().startswith("::ffff:"):
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address.address)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
-def check_exposure(settings: Settings, listener: socket.socket) -> None:
+def is_no_family(error: OSError, address: TcpAddress) -> bool:
+    """Whether this host has no addresses of a family; even loopback is then missing."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return address.ip == "::1"
+    return error.errno == errno.EAFNOSUPPORT
+
+
+def check_exposure(settings: Settings, listeners: Listeners) -> None:
     """Refuses to serve other hosts without authentication, unless `allow_anonymous` is set.
+
+    The permissions of a unix socket's file are authentication enough.
 
     Raises:
         ConfigError: it lists the remedies.
     """
-    check_address(settings, listener.getsockname()[0])
+    for each in listeners.sockets:
+        if each.family != socket.AF_UNIX:
+            check_address(settings, each.getsockname()[0])
 
 
 def check_address(settings: Settings, bound: str) -> None:
@@ -56,18 +196,19 @@ def check_address(settings: Settings, bound: str) -> None:
         address = address.ipv4_mapped
     if not address.is_loopback:
         raise ConfigError(
-            f"host: on {settings.host} other hosts could use the service without "
+            f"host: on {bound} other hosts could use the service without "
             "a key; set api_keys or api_keys_file, or host: 127.0.0.1, or allow_anonymous: true"
         )
 
 
-def announce(names: Iterable[str], listener: socket.socket, *, encrypted: bool) -> None:
-    """Logs that the service accepts connections."""
-    host, port, *_ = listener.getsockname()
-    shown = f"[{host}]" if ":" in host else host
-    models = ", ".join(names)
-    scheme = "https" if encrypted else "http"
-    log.info("serving %s on %s://%s:%d (page at /, API at /docs)", models, scheme, shown, port)
+def announce(names: Iterable[str], listeners: Listeners, *, encrypted: bool) -> None:
+    """Logs that the service accepts connections, and tells the service manager."""
+    scheme, hint = "https" if encrypted else "http", "page at /, API at /docs"
+    first = listeners.sockets[0]
+    if first.family == socket.AF_UNIX:
+        hint = f"curl --unix-socket {first.getsockname()} {scheme}://localhost/v1/models"
+    log.info("serving %s on %s (%s)", ", ".join(names), listeners.urls(scheme), hint)
+    listeners.tell("READY=1")
 
 
 def announce_grpc(addresses: Iterable[str]) -> None:

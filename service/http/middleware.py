@@ -16,7 +16,7 @@ from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
 TOO_LATE = "the service shut down before the whole request had arrived; retry on another replica"
-API = ("/v1/", "/v2")
+API = ("/v1/", "/v2", "/predictions/", "/invocations", "/ping")
 
 
 class ObservabilityMiddleware:
@@ -24,7 +24,7 @@ class ObservabilityMiddleware:
 
     It keeps the client's `X-Request-ID` if that is one printable word, else it generates one. It
     logs an unexpected exception with the ID and responds with a plain 500. Every response gets
-    `headers`.
+    `headers`; those on paths that begin as one of `private` must not be stored.
     """
 
     def __init__(
@@ -33,12 +33,14 @@ class ObservabilityMiddleware:
         metrics: Metrics,
         pipeline: Pipeline,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        private: tuple[str, ...] = API,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._pipeline = pipeline
         self._headers = headers
         self._request_log = RequestLog(metrics)
+        self._private = private
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,7 +49,7 @@ class ObservabilityMiddleware:
         record = record_of(scope)
         request_id = self._request_log.id_of(scope["headers"])
         status = 0
-        private = scope["path"].startswith(API)
+        private = scope["path"].startswith(self._private)
 
         async def send_marked(message: Message) -> None:
             nonlocal status

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
-from fastapi.openapi.utils import get_openapi
 
-from service.http import schemas
+from service.http import api_document, schemas
 from service.http.admission import MAX_TIMEOUT_MS
 from service.http.problems import CONTENT_TYPE
 
@@ -20,39 +20,72 @@ TopK = Annotated[
 ]
 
 PROBLEM = {"model": schemas.Problem, "content": {CONTENT_TYPE: {}}}
+REASONS: dict[int | str, str] = {
+    400: "undecodable or truncated image, or not a valid request",
+    401: "missing or unknown key (`Authorization: Bearer KEY`, or `X-API-Key: KEY`)",
+    404: "unknown model",
+    408: "the headers or the body took too long to arrive",
+    413: "body or pixel count over the limit",
+    415: "unsupported content type",
+    422: "a parameter is out of range, or the model does not support the request",
+    429: "the queue is full, or too long for the deadline; `Retry-After` says when to retry",
+    431: "request line and headers over the limit",
+    503: "loading, shutting down, or the engine is down; with `Retry-After`",
+    504: "the deadline passed (`X-Request-Timeout-Ms`)",
+}
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: PROBLEM | {"description": "undecodable or truncated image"},
-    401: PROBLEM | {"description": "missing or unknown key (Authorization: Bearer, or X-API-Key)"},
-    404: PROBLEM | {"description": "unknown model"},
-    408: PROBLEM | {"description": "the headers or the body took too long to arrive"},
-    413: PROBLEM | {"description": "body or pixel count over the limit"},
-    415: PROBLEM | {"description": "unsupported content type"},
-    422: PROBLEM
-    | {"description": "a parameter is out of range, or the model does not support the request"},
-    429: PROBLEM
-    | {
-        "description": "the queue is full, or too long for the deadline; Retry-After "
-        "says when to retry"
-    },
-    431: PROBLEM | {"description": "request line and headers over the limit"},
-    503: PROBLEM
-    | {"description": "loading, shutting down, or the engine is down; with Retry-After"},
-    504: PROBLEM | {"description": "the deadline passed (X-Request-Timeout-Ms)"},
+    status: PROBLEM | {"description": reason} for status, reason in REASONS.items()
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FILE = {"type": "string", "format": "binary"}
-
-
-def form_of(field: dict[str, Any]) -> dict[str, Any]:
-    return {"schema": {"type": "object", "required": ["image"], "properties": {"image": field}}}
-
-
-ONE_IMAGE = {
-    "image/*": BINARY,
-    "application/octet-stream": BINARY,
-    "multipart/form-data": form_of(FILE),
+BASE64 = {
+    "type": "string",
+    "description": "base64 of any dialect, or a data URL",
+    "contentEncoding": "base64",
 }
-IMAGES = {"multipart/form-data": form_of({"type": "array", "items": FILE})}
+
+
+def form_of(field: dict[str, Any], description: str) -> dict[str, Any]:
+    properties = {"image": field | {"description": description}}
+    return {"schema": {"type": "object", "required": ["image"], "properties": properties}}
+
+
+def json_of(name: str, schema: dict[str, Any], example: Any) -> dict[str, Any]:
+    """An object with one field."""
+    fields = {"type": "object", "required": [name], "properties": {name: schema}}
+    return {"schema": fields, "example": {name: example}}
+
+
+# A PNG of 8 x 8 pixels.
+TINY = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAgMAAAC5YVYYAAAACVBMVEXc3NxajDwoWqCPo2H6AAAAHElEQVR42mNcxcDE"
+    "wMDEwMCwgIuJgYGZVQ3CBQAafQGO1W+5QQAAAABJRU5ErkJggg=="
+)
+# Of a body, the first type is the usual one.
+ONE_IMAGE = {
+    # Generators of clients know no `image/*`.
+    "application/octet-stream": BINARY,
+    "multipart/form-data": form_of(FILE, "one file; the field may have any name"),
+    "application/json": json_of("image", BASE64, TINY),
+}
+INSTANCE = {"type": "object", "required": ["b64"], "properties": {"b64": BASE64}}
+IMAGES = {
+    "multipart/form-data": form_of(
+        {"type": "array", "items": FILE}, "a file each; the fields may have any name"
+    ),
+    "application/json": {
+        "schema": {
+            "oneOf": [
+                json_of("images", {"type": "array", "items": BASE64}, None)["schema"],
+                json_of("instances", {"type": "array", "items": INSTANCE}, None)["schema"],
+            ]
+        },
+        "examples": {
+            "images": {"value": {"images": [TINY, TINY]}},
+            "instances": {"value": {"instances": [{"b64": TINY}, {"b64": TINY}]}},
+        },
+    },
+}
 TIMEOUT_HEADER = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
@@ -65,31 +98,31 @@ TIMEOUT_HEADER = {
 def image_operation(content: dict[str, Any]) -> dict[str, Any]:
     """The request body and headers of an operation that takes images."""
     body = {"required": True, "content": content}
+    if content is ONE_IMAGE:
+        body["description"] = "Any content type will do: the bytes decide. `PUT` does as `POST`."
     return {"requestBody": body, "parameters": [TIMEOUT_HEADER]}
 
 
-def describe(app: FastAPI, plain: APIRouter) -> None:
-    """Adds the endpoints of `plain`, which FastAPI does not route, to `/openapi.json`."""
+def named(schema: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A schema made with references to `#/$defs/PREFIX...`, with its definitions named so."""
+    definitions = {
+        f"{prefix}{name}": {**each, "title": f"{prefix}{name}"}
+        for name, each in schema.get("$defs", {}).items()
+    }
+    return {**schema, "$defs": definitions} if definitions else {**schema}
+
+
+def describe(app: FastAPI, plain: Sequence[APIRouter]) -> None:
+    """Makes `/openapi.json` describe the application, and the endpoints of the routers `plain`,
+    which FastAPI does not route."""
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            routes = [*plain.routes, *app.routes]
-            app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, summary=app.summary, routes=routes
-            )
-            _name_problems(app.openapi_schema)
+        required = app.state.services.keys.required
+        if app.openapi_schema is None or described.get("keys") != required:
+            described["keys"] = required
+            routes = [route for router in plain for route in router.routes]
+            app.openapi_schema = api_document.of(app, routes, keys=required)
         return app.openapi_schema
 
+    described: dict[str, bool] = {}
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _name_problems(description: dict[str, Any]) -> None:
-    """Gives problems their media type: FastAPI describes every model as application/json."""
-    operations = [item for path in description["paths"].values() for item in path.values()]
-    responses = [response for item in operations for response in item["responses"].values()]
-    for response in responses:
-        if response["description"] == "Successful Response":  # FastAPI's default
-            response["description"] = "success"
-        content = response.get("content", {})
-        if CONTENT_TYPE in content and "application/json" in content:
-            content[CONTENT_TYPE] = content.pop("application/json")

@@ -20,10 +20,16 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class PlainRoutesMiddleware:
-    """Pure ASGI, around the application: dispatches requests for `routes` to their endpoints."""
+    """Pure ASGI, around the application: dispatches requests for `routes` to their endpoints.
 
-    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
+    `first`: routes whose paths others may have, too; each answers its own methods before them.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[Route], first: Sequence[Route] = ()) -> None:
         self._app = app
+        self._first = {
+            (route.path, method): route for route in first for method in route.methods or ()
+        }
         self._exact = {route.path: route for route in routes if "{" not in route.path}
         self._patterns = [route for route in routes if "{" in route.path]
         # A cheap test first: most requests are for other routes.
@@ -43,6 +49,8 @@ class PlainRoutesMiddleware:
 
     def _route(self, scope: Scope) -> Route | None:
         path = scope["path"]
+        if self._first and (route := self._first.get((path, scope["method"]))) is not None:
+            return route
         if (exact := self._exact.get(path)) is not None:
             return exact
         if path.startswith(self._prefixes):

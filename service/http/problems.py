@@ -1,12 +1,13 @@
 """Refusals as RFC 9457 problem documents: one table maps exceptions to statuses.
 
-Under /v2 they have the form that its protocol prescribes.
+On the routes of other protocols they have the form that those prescribe; another table says which.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -25,8 +26,12 @@ from service.errors import QUOTED
 from service.http.record import record_of
 
 CONTENT_TYPE = "application/problem+json"
-V2 = "/v2"
+JSON = "application/json"
+NOT_FOUND = HTTPStatus.NOT_FOUND.name.lower()
 MAX_DETAIL = 2000  # characters of a detail, which may quote the client
+UPLOADED = (
+    ". `curl -T FILE URL` adds the file's name to a URL that ends with a slash: leave out the slash"
+)
 CLIENT_CLOSED_REQUEST = 499  # nginx's; only logs and metrics show it, as the client is gone
 
 STATUSES: dict[type[errors.ServiceError], int] = {
@@ -34,6 +39,7 @@ STATUSES: dict[type[errors.ServiceError], int] = {
     errors.UnknownModel: HTTPStatus.NOT_FOUND,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.UnsupportedEncoding: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BadParameter: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.InvalidInput: HTTPStatus.BAD_REQUEST,
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
@@ -55,27 +61,71 @@ STATUSES: dict[type[errors.ServiceError], int] = {
 }
 
 
-def problem(
-    path: str, status: int, detail: str, reason: str, headers: dict[str, str] | None = None
-) -> Response:
-    """A problem document; `reason` is its type and its metrics label."""
-    if len(detail) > MAX_DETAIL:
-        detail = f"{detail[:MAX_DETAIL]}..."
-    if path == V2 or path.startswith(f"{V2}/"):
-        return Response(
-            to_json({"error": detail}), status, headers=headers, media_type="application/json"
-        )
+# TorchServe's names of errors, by the reason of ours, else by status.
+TORCHSERVE_REASONS = {errors.UnknownModel.reason: "ModelNotFoundException"}
+TORCHSERVE_TYPES: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "InvalidKeyException",
+    HTTPStatus.FORBIDDEN: "InvalidKeyException",
+    HTTPStatus.NOT_FOUND: "ResourceNotFoundException",
+    HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowedException",
+    HTTPStatus.TOO_MANY_REQUESTS: "ServiceUnavailableException",
+    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableException",
+    HTTPStatus.GATEWAY_TIMEOUT: "ServiceUnavailableException",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerException",
+}
+BAD_REQUEST = "BadRequestException"
+
+
+def torchserve_error(status: int, detail: str, reason: str) -> dict[str, Any]:
+    kind = TORCHSERVE_REASONS.get(reason) or TORCHSERVE_TYPES.get(status, BAD_REQUEST)
+    return {"code": int(status), "type": kind, "message": detail}
+
+
+def error_alone(_status: int, detail: str, _reason: str) -> dict[str, Any]:
+    """As the Open Inference Protocol, KServe V1 and TensorFlow Serving have it."""
+    return {"error": detail}
+
+
+def problem_document(status: int, detail: str, reason: str) -> dict[str, Any]:
+    """`schemas.Problem` as plain data: under overload it makes up most responses."""
     title = (
         "Client Closed Request" if status == CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase
     )
-    # `schemas.Problem` as plain data: under overload it makes up most responses.
-    document = {
+    return {
         "type": f"urn:resnet-serve:problem:{reason}",
         "title": title,
         "status": int(status),
         "detail": detail,
     }
-    return Response(to_json(document), status, headers=headers, media_type=CONTENT_TYPE)
+
+
+Form = Callable[[int, str, str], dict[str, Any]]
+# The forms of errors by path, or by a route's template. All others are problem documents, also of
+# SageMaker and Vertex AI, which prescribe none.
+FORMS: tuple[tuple[re.Pattern[str], Form], ...] = (
+    (re.compile(r"/v2(/|$)"), error_alone),
+    (re.compile(r"/v1/models/[^/]*(:|/(versions|metadata|labels)(/|$))"), error_alone),
+    (re.compile(r"/(predictions|models|ping)(/|$)"), torchserve_error),
+)
+
+
+def form_of(path: str) -> tuple[Form, str]:
+    """How errors on a path are written, and their media type."""
+    for pattern, form in FORMS:
+        if pattern.match(path):
+            return form, JSON
+    return problem_document, CONTENT_TYPE
+
+
+def problem(
+    path: str, status: int, detail: str, reason: str, headers: dict[str, str] | None = None
+) -> Response:
+    """An error in the form of its path; `reason` is its type and its metrics label."""
+    if len(detail) > MAX_DETAIL:
+        detail = f"{detail[:MAX_DETAIL]}..."
+    form, media_type = form_of(path)
+    content = to_json(form(status, detail, reason))
+    return Response(content, status, headers=headers, media_type=media_type)
 
 
 def refusal_response(path: str, error: errors.ServiceError) -> Response:
@@ -85,6 +135,8 @@ def refusal_response(path: str, error: errors.ServiceError) -> Response:
         headers["Retry-After"] = str(error.retry_seconds())
     elif isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, errors.UnsupportedEncoding):
+        headers["Accept-Encoding"] = "gzip, deflate"  # RFC 9110, section 12.5.3
     return problem(path, STATUSES[type(error)], str(error), error.reason, headers)
 
 
@@ -118,12 +170,19 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     known = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
     wrong = f"{path} does not accept {request.method}" if known else f"there is no {path}"
     detail = f"{wrong}; /docs lists the endpoints"
+    if not known and request.method == "PUT":
+        detail += UPLOADED
     reason = HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers or {})
     if known and "router" in request.scope:  # Else a plain route, which has named its own.
         headers["Allow"] = ", ".join(methods_of(request))
     response = problem(request.scope["path"], error.status_code, detail, reason, headers)
     return _recorded(response, request.scope, reason, detail)
+
+
+def plain_refusal(scope: Scope, status: int, detail: str) -> Response:
+    """The response to a request whose path has no route that could answer it."""
+    return _recorded(problem(scope["path"], status, detail, NOT_FOUND), scope, NOT_FOUND, detail)
 
 
 def methods_of(request: Request) -> list[str]:

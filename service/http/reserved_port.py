@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.config.addresses import TcpAddress, resolve, unix_path
 from service.config.settings import Settings
 from service.errors import ConfigError
-from service.http.listener import check_address
+from service.http.listener import PORT_TRIES, check_address, is_no_family
 
 
 @dataclass(frozen=True)
@@ -26,46 +28,68 @@ def reserve(settings: Settings, host: str, port: int) -> ReservedPort:
     Raises:
         ConfigError: an address is unavailable or in use, or open to others without a key.
     """
-    if ":" in host and host.partition(":")[0] in ("unix", "fd", "systemd"):
+    if unix_path(host) is not None:
         raise ConfigError(f"grpc_port: needs a host with TCP, not {host}")
+    try:
+        found = resolve(host, port)
+    except OSError as error:
+        raise _unavailable(host, port, error) from None
+    if any(each.ip == "::" for each in found):  # gRPC's is that of both families.
+        found = [each for each in found if each.ip != "0.0.0.0"]  # noqa: S104
+    for each in found:
+        check_address(settings, each.ip)
+    for _ in range(PORT_TRIES):
+        if (reserved := _reserved(host, port, found)) is not None:
+            return reserved
+    raise ConfigError(f"grpc_port: found no port that is free at all addresses of {host}")
+
+
+def _reserved(host: str, port: int, found: Sequence[TcpAddress]) -> ReservedPort | None:
+    """None: a port that was chosen for the first address is in use at another."""
     sockets: list[socket.socket] = []
     addresses: list[str] = []
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, (ip, *_) in dict.fromkeys(found):
-            check_address(settings, str(ip))
-            reserved = _bound(family, str(ip), port)
-            sockets.append(reserved)
-            port = reserved.getsockname()[1]
-            addresses.append(f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}")
-    except OSError as error:
-        for each in sockets:
-            each.close()
-        raise ConfigError(
-            f"grpc_port: cannot listen on {host} port {port}: {error.strerror}"
-        ) from None
+    missing: OSError | None = None
+    for each in found:
+        chosen = sockets[0].getsockname()[1] if sockets else port
+        try:
+            sockets.append(_bound(each.with_port(chosen)))
+        except OSError as error:
+            if is_no_family(error, each):
+                missing = error
+                continue
+            for other in sockets:
+                other.close()
+            if sockets and not port and error.errno == errno.EADDRINUSE:
+                return None
+            raise _unavailable(host, port, error) from None
+        addresses.append(str(each.with_port(sockets[0].getsockname()[1])))
+    if missing is not None and not sockets:
+        raise _unavailable(host, port, missing)
     return ReservedPort(addresses, sockets)
 
 
-def _bound(family: socket.AddressFamily, ip: str, port: int) -> socket.socket:
+def _unavailable(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(f"grpc_port: cannot listen on {host} port {port}: {error.strerror}")
+
+
+def _bound(address: TcpAddress) -> socket.socket:
     """A bound socket. First without sharing, as another service's port could be shared as well."""
-    with _new(family) as alone:
-        alone.bind((ip, port))
-        free = alone.getsockname()[1]
-    shared = _new(family)
+    with _new(address) as alone:
+        alone.bind(address.address)
+        free = address.with_port(alone.getsockname()[1])
+    shared = _new(address)
     try:
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        shared.bind((ip, free))
+        shared.bind(free.address)
     except OSError:
         shared.close()
         raise
     return shared
 
 
-def _new(family: socket.AddressFamily) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
+def _new(address: TcpAddress) -> socket.socket:
+    made = socket.socket(address.family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        # As gRPC does: the address `::` is that of both families.
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    if address.family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.ip != "::"))
     return made

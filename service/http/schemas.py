@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from models.preprocess import Channels
+from models.preprocess import Channels, Crop, Interpolation
 from service.inference.interfaces import Computed
 from service.inference.ranking import top_k
 from service.json_pieces import PIECE, json_list, json_object
@@ -16,6 +16,14 @@ from service.json_pieces import PIECE, json_list, json_object
 # A length of both sides, or height and width.
 Sides = int | Annotated[list[int], Field(min_length=2, max_length=2)]
 Outputs = Literal["exclusive", "independent"]
+CROP = (
+    "how size is cut out of the resized image: from its centre; the longer side is truncated and "
+    "the corner rounded (center), the side rounded and the corner truncated (center_floor), or "
+    "both truncated (center_truncate); before_resize: a centred square of size / resize of the "
+    "shorter side is cut out first and resized to size; squash: the image is resized to the box, "
+    "whatever its proportions; letterbox: it is resized to fit into the box, and put into the "
+    "middle of size"
+)
 PROBABILITY = (
     "0 to 1: the softmax of exclusive classes, which adds up to 1 over all of them, or an "
     "independent label's own sigmoid; GET /v1/models says which in outputs"
@@ -95,9 +103,12 @@ class Explanation(BaseModel):
 
 class Input(BaseModel):
     size: Sides = Field(description="pixels of both sides, or height and width")
-    resize: Sides = Field(description="pixels of both sides of a box, or its height and width")
-    crop: str
-    interpolation: str
+    resize: Sides = Field(
+        description="pixels of both sides of a box, or its height and width; the image is resized "
+        "until it just covers the box, unless crop says otherwise"
+    )
+    crop: Crop = Field(description=CROP)
+    interpolation: Interpolation = Field(description="Pillow's filters, which also smooth")
     mean: list[float] = Field(description="of each channel, of values scaled to 0 to 1")
     std: list[float] = Field(description="of each channel, of values scaled to 0 to 1")
     channels: Channels = Field(
@@ -174,8 +185,26 @@ class ModelCard(BaseModel):
     temperature: float = Field(description="divisor of the logits; 1 if none was fitted")
 
 
+class VersionStatus(BaseModel):
+    """As TensorFlow Serving describes the state of a model's version."""
+
+    version: str
+    state: Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
+    status: dict[Literal["error_code", "error_message"], str]
+
+
 class ModelDetails(ModelCard):
+    labels: list[str] | None = Field(
+        None,
+        description="of the classes, in their order: a prediction's class_id is the index; empty "
+        "if the model has no classes; omitted if there are more than 1,000, unless labels=true",
+        exclude_if=lambda labels: labels is None,
+    )
     card: str = Field(description="what users should know about the model, in Markdown")
+    ready: bool = Field(description="whether it can serve now, for clients of KServe V1")
+    model_version_status: list[VersionStatus] = Field(
+        description="the same for clients of TensorFlow Serving"
+    )
 
 
 class Models(BaseModel):
@@ -226,7 +255,7 @@ def classification_json(
         return to_json(classification_of(model, computed, k, timing_ms))
     document = classification_of(model, computed, 0, timing_ms)
     del document["predictions"]
-    return json_object(document, "predictions", _predictions_json(computed, k))
+    return json_object(document, "predictions", predictions_json(computed, k))
 
 
 def batch_json(
@@ -236,13 +265,14 @@ def batch_json(
     items = (
         to_json({"filename": name, "error": result})
         if isinstance(result, str)
-        else json_object({"filename": name}, "predictions", _predictions_json(result, k))
+        else json_object({"filename": name}, "predictions", predictions_json(result, k))
         for name, result in zip(names, results, strict=True)
     )
     return json_object({"model": model}, "results", b"[" + b",".join(items) + b"]")
 
 
-def _predictions_json(computed: Computed, k: int) -> bytes:
+def predictions_json(computed: Computed, k: int) -> bytes:
+    """The JSON of the top `k` `Prediction`s."""
     return json_list(k, lambda part: predictions_of(computed, part.stop, part.start))
 
 

@@ -26,8 +26,8 @@ from service.http.limits import ConnectionLimits
 from service.http.listener import (
     BACKLOG,
     NEW_CONNECTION_SECONDS,
+    Listeners,
     announce,
-    ignore_new_connections,
 )
 from service.logs import set_log_level
 
@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
         self,
         app: FastAPI,
         settings: Settings,
-        listener: socket.socket,
+        listeners: Listeners,
         reloading: Reloading | None = None,
         companion: Companion | None = None,
     ) -> None:
@@ -89,7 +89,6 @@ class Server(uvicorn.Server):
                 headers=[("X-Content-Type-Options", "nosniff")],
                 backlog=BACKLOG,
                 proxy_headers=False,  # the client's address is not used
-                timeout_keep_alive=75,  # longer than common load balancers' idle timeouts
                 timeout_graceful_shutdown=int(settings.shutdown_timeout_s) or 1,
             )
         )
@@ -111,7 +110,7 @@ class Server(uvicorn.Server):
         self._grace = settings.shutdown_grace_s
         self._exit_at: float | None = None
         self._refusing_since = 0.0
-        self._listener = listener
+        self._listeners = listeners
         self._acceptor: Acceptor
         self._reloading = reloading
         self._companion = companion
@@ -125,6 +124,7 @@ class Server(uvicorn.Server):
             self.force_exit = self.should_exit = True
             self._services.patience = 0.0
             return
+        self._listeners.tell("STOPPING=1")
         self._pipeline.draining = True
         self._exit_at = time.monotonic() + (self._grace if sig == signal.SIGTERM else 0.0)
 
@@ -159,8 +159,8 @@ class Server(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        tcp.log_if_silent(self._listener)
-        self._acceptor = Acceptor(self._listener, protocol, self, self._encryption)
+        tcp.log_if_silent(self._listeners.sockets[0])
+        self._acceptor = Acceptor(self._listeners.sockets, protocol, self, self._encryption)
         self._acceptor.start(BACKLOG)
         self.servers.append(self._acceptor)  # type: ignore[arg-type]
         if self._companion is not None:
@@ -181,7 +181,7 @@ class Server(uvicorn.Server):
 
     def announce(self) -> None:
         """Logs that connections are accepted, and starts reloading."""
-        announce(self._pipeline.models, self._listener, encrypted=self._tls is not None)
+        announce(self._pipeline.models, self._listeners, encrypted=self._tls is not None)
         if self._companion is not None:
             self._companion.announce()
         if self._reloading is not None:
@@ -205,6 +205,7 @@ class Server(uvicorn.Server):
                 log.error("the certificate stays as it was: %s", error)  # noqa: TRY400
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listeners.remove_files()
         await super().shutdown(sockets)
         companion = self._companion
         if companion is not None and self.force_exit:
@@ -223,8 +224,11 @@ class Server(uvicorn.Server):
             self.should_exit |= not fresh or now >= self._refusing_since + NEW_CONNECTION_SECONDS
         elif self._exit_at is not None and now >= self._exit_at:
             # The backlog is accepted and read before the next tick, 0.1 s from now.
-            ignore_new_connections(self._listener)
-            self._acceptor.hurry()
+            self._listeners.turn_away()
+            if self._listeners.kept:
+                self._acceptor.close()  # What is pending waits for the next service.
+            else:
+                self._acceptor.hurry()
             self._pipeline.refusing, self._refusing_since = True, now
         return await super().on_tick(counter)
 
@@ -232,18 +236,19 @@ class Server(uvicorn.Server):
 def serve(
     app: FastAPI,
     settings: Settings,
-    listener: socket.socket,
+    listeners: Listeners,
     reloading: Reloading | None = None,
     companion: Companion | None = None,
 ) -> None:
     """Serves until a signal stops it."""
-    server = Server(app, settings, listener, reloading, companion)
+    server = Server(app, settings, listeners, reloading, companion)
     server.run(sockets=[])
     if not server.cut_off:
         log.info("stopped; every accepted request got a response")
     status = 1 if server.cut_off else 0
     if not app.state.services.ended:
         # An engine is still in native code; finalizing the interpreter under it would abort.
+        listeners.close()
         logging.shutdown()
         os._exit(status)
     if status:

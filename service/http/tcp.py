@@ -27,6 +27,8 @@ class Socket(Protocol):
 
     def getsockopt(self, level: int, option: int, length: int, /) -> bytes: ...
 
+    def recv(self, length: int, flags: int, /) -> bytes: ...
+
 
 def waited(connection: Socket) -> float:
     """Seconds since the latest data of a connection arrived, or since it was made if it has sent
@@ -35,13 +37,23 @@ def waited(connection: Socket) -> float:
     return seconds if seconds > TICK else 0.0
 
 
+def has_data(connection: Socket) -> bool:
+    """Whether something of a client, which goes on, has arrived and was not read yet."""
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:  # Nothing, or it was just closed.
+        return False
+
+
 def backlog(listener: Socket) -> int:
     """How many connections wait to be accepted; 0 where the platform does not tell."""
     return _info(listener, UNACKED)
 
 
 def log_if_silent(listener: Socket) -> None:
-    """Logs if this platform does not tell how long data has waited."""
+    """Logs if this platform does not tell how long data has waited; a unix socket never does."""
+    if getattr(listener, "family", None) == socket.AF_UNIX:
+        return
     try:
         listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, END)
     except (AttributeError, OSError):

@@ -87,6 +87,11 @@ class TimedConnection(HttpToolsProtocol):
             self._write_deadline.cancel()
             self._write_deadline = None
 
+    @property
+    def idle_since(self) -> float | None:
+        """See `service.http.idle.IdleConnection`."""
+        return None if self._busy or self.transport.is_closing() else self._idle_since or None
+
     def _begin_idle(self) -> None:
         """Closes the connection if no request comes; one timer serves for many requests."""
         self._idle_since = self.loop.time()
@@ -105,7 +110,11 @@ class TimedConnection(HttpToolsProtocol):
         remaining = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if remaining > 0:
             self._set_idle_timer(remaining)
-        elif self.transport.get_write_buffer_size():
+        else:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        if self.transport.get_write_buffer_size():
             self.transport.abort()  # Closing would wait for a client that does not read.
         else:
             self.transport.close()

@@ -45,7 +45,7 @@ from service.logs import LogLimit, with_suppressed
 
 log = logging.getLogger(__name__)
 NAME = "resnet-serve"
-UNTRACED = ("/health/", "/metrics")
+UNTRACED = ("/health/", "/ping", "/metrics")
 METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
 )
@@ -114,7 +114,9 @@ class Tracing:
             "network.protocol.version": scope["http_version"],
         }
         if scope.get("server"):
-            attributes["server.address"], attributes["server.port"] = scope["server"]
+            attributes["server.address"], port = scope["server"]
+            if port is not None:  # A unix socket has none.
+                attributes["server.port"] = port
         for name, value in scope["headers"]:
             if name in TRACE_HEADERS:
                 carrier.setdefault(name.decode("ascii"), []).append(value.decode("latin-1"))

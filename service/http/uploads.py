@@ -1,153 +1,124 @@
-"""Images in request bodies."""
+"""Images in request bodies, in each form that clients send them in."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.errors import (
-    QUOTED,
-    BadParameter,
-    ClientLeft,
-    TooLarge,
-    UndecodableImage,
-    UnsupportedMediaType,
-)
+from service.errors import ClientLeft, TooLarge
+from service.http import content, encoding, forms, json_images
 from service.http.body import Body
+from service.http.content import Said
+from service.http.query import names_of
 from service.http.record import record_of
+from service.http.services import services_of
+from service.http.upload import Upload
+from service.inference.deadline import before
 
 T = TypeVar("T")
-FIELD = "image"
-MULTIPART = "multipart/form-data"
-MAX_TYPE_CHARACTERS = 1000  # of a content type; a boundary has up to 70
 LEFT = "the client disconnected before the response"
-PARSED_BYTES = 2**14  # of a form at a time: the worst take 100 ns a byte
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    filename: str
-    data: bytes
-
-
-def media_type(request: Request) -> str:
-    """The content type without its parameters; empty if there is none."""
-    for name, value in request.scope["headers"]:
-        if name == b"content-type":
-            return str(value, "latin-1").partition(";")[0].strip().lower()
-    return ""
+# Bytes of text that are decoded on the event loop, in less than a millisecond.
+DIRECT_BYTES = 2**16
 
 
 async def read_image(body: Body) -> bytes:
-    """The one image of a raw or multipart request.
+    """The one image of a request: its bytes, whatever their content type, a file in a form, or
+    base64 in JSON or in a form; compressed as its Content-Encoding says.
 
     Raises:
-        UnsupportedMediaType: the content type is not an image type.
-        TooLarge, UploadsFull: see `service.http.body.Body`.
-        BadParameter: a multipart body does not have exactly one field `image`.
+        UnsupportedMediaType: it is no image, and said to be something else.
+        UnsupportedEncoding: it is compressed with neither gzip nor deflate.
+        TooLarge, UploadsFull: see `service.http.body.Body`; also if the image that the body stands
+            for exceeds its limit.
+        BadParameter: there is no image or more than one, or a parameter is in the body.
         UndecodableImage: a form is malformed.
+        InvalidInput: JSON or base64 is malformed.
         ClientDeadline, RequestTooSlow: it took too long to arrive.
         ClientLeft: the client disconnected while sending the body.
     """
-    kind = media_type(body.request)
-    if kind == MULTIPART:
-        uploads = await read_images(body, max_images=1)
-        return uploads[0].data
-    check_raw(kind)
-    return await body.read_all()
+    uploads = await read_images(body, 1)
+    return _the_image(uploads, body.max_bytes)
 
 
-def check_raw(kind: str) -> None:
-    """Refuses content types that are not those of an image.
-
-    Raises:
-        UnsupportedMediaType: it names those that are.
-    """
-    # A missing type counts as octets: the decoder inspects the bytes anyway.
-    if kind and kind != "application/octet-stream" and not kind.startswith("image/"):
-        raise UnsupportedMediaType(
-            f"unsupported content type {kind[:QUOTED]!r}; send the bytes as image/* or "
-            f"application/octet-stream, or a form as {MULTIPART} with the field {FIELD!r}"
-        )
+async def read_images(body: Body, max_images: int) -> list[Upload]:
+    """The images of a request; raises as `read_image` does, and `TooLarge` if there are more."""
+    request = body.request
+    said, _ = content.said_of(request)
+    if said is content.FORM:
+        form = await forms.read(body, max_images)
+        if isinstance(form, bytes):
+            return [Upload("", form)]
+        size = sum(part.size for part in form)
+        parameters = names_of(request.scope)
+        work: Callable[[], list[Upload]]
+        work = partial(forms.uploads_of, form, max_images, parameters)
+        return await _off_the_loop(body, size, work)
+    data = await encoding.read(body)
+    is_text = content.settle(request, said, data)
+    if is_text is content.IMAGE:
+        return [Upload("", data)]
+    work = partial(_in_text, is_text, data, max_images, names_of(request.scope))
+    return await _off_the_loop(body, len(data), work)
 
 
 async def arrived_image(request: Request, max_bytes: int) -> bytes | None:
-    """The one image of a raw request whose whole body has arrived; None if it has not, or if it is
-    a form. Small images arrive so, and cost less than `Body` does.
+    """The one image of a request whose whole body has arrived; None if it has not, or if it is
+    a form or compressed. Small images arrive so, and cost less than `Body` does.
 
     Raises:
-        UnsupportedMediaType, TooLarge, ClientLeft: as `read_image`.
+        UnsupportedMediaType, BadParameter, InvalidInput, TooLarge, ClientLeft: as `read_image`.
     """
-    kind = media_type(request)
-    if not record_of(request.scope).received or kind == MULTIPART:
+    if not record_of(request.scope).received:
         return None
-    check_raw(kind)
+    said, coded = content.said_of(request)
+    if coded or said is content.FORM:
+        return None
     message = await request.receive()
     if "body" not in message:
         raise ClientLeft(LEFT)
     body: bytes = message["body"]
-    if len(body) > max_bytes:
+    is_text = content.settle(request, said, body)
+    if is_text is content.IMAGE:
+        if len(body) > max_bytes:
+            raise TooLarge(f"the body has {len(body)} bytes; the limit is {max_bytes}")
+        return body
+    if len(body) > content.text_limit(max_bytes):
         raise TooLarge(f"the body has {len(body)} bytes; the limit is {max_bytes}")
-    return body
+    work = partial(_in_text, is_text, body, 1, names_of(request.scope))
+    direct = len(body) <= DIRECT_BYTES
+    uploads = work() if direct else await services_of(request.scope).lane.run(work)
+    return _the_image(uploads, max_bytes)
 
 
-async def read_images(body: Body, max_images: int) -> list[Upload]:
-    """The fields `image` of a multipart request; raises as `read_image` does."""
-    if media_type(body.request) != MULTIPART:
-        raise UnsupportedMediaType(f"send several images as {MULTIPART}, each in a field {FIELD!r}")
-    content_type = body.request.headers["content-type"]
-    if len(content_type) > MAX_TYPE_CHARACTERS:  # Parsing it would block the event loop.
-        raise UndecodableImage(
-            f"the form is malformed: its content type has {len(content_type)} characters; the "
-            f"limit is {MAX_TYPE_CHARACTERS}"
-        )
-    _, parameters = parse_options_header(content_type)
-    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
-        # Python's codecs include more than charsets: some take minutes, some return no text.
-        raise UnsupportedMediaType(f"send {MULTIPART} without a charset, or with utf-8")
-    parser = MultiPartParser(
-        body.request.headers, _pieces(body), max_files=max_images, max_fields=16
-    )
-    parser.spool_max_size = body.max_bytes  # The whole body fits in memory; no spooling to disk.
+def _in_text(said: Said, data: bytes, max_images: int, parameters: Collection[str]) -> list[Upload]:
+    if said is content.JSON:
+        return json_images.uploads_of(data, max_images, parameters)
+    return forms.uploads_of(forms.urlencoded(data), max_images, parameters)
+
+
+def _the_image(uploads: list[Upload], max_bytes: int) -> bytes:
+    (upload,) = uploads
+    if upload.error is not None:
+        raise upload.error
+    if len(upload.data) > max_bytes:
+        raise TooLarge(f"the image has {len(upload.data)} bytes; the limit is {max_bytes}")
+    return upload.data
+
+
+async def _off_the_loop(body: Body, size: int, work: Callable[[], T]) -> T:
+    """`work`, which takes as much memory as the body again."""
+    if size <= DIRECT_BYTES:
+        return work()
+    body.hold(size)
     try:
-        async with body.in_time():
-            form = await parser.parse()
-    except MultiPartException as error:
-        message = error.message
-        if "Too many files" in message and max_images == 1:
-            raise BadParameter(
-                "this endpoint takes one image; send several to /v1/classify/batch"
-            ) from None
-        if "Too many files" in message:
-            raise TooLarge(f"more than {max_images} images in one request") from None
-        reason = message.rstrip(".").lower()
-        raise UndecodableImage(f"the form is malformed: {reason}") from None
-    try:
-        files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
-        if not files:
-            if FIELD in form:
-                raise BadParameter(f"the field {FIELD!r} contains text; send a file")
-            names = ", ".join(map(repr, dict.fromkeys(form.keys())))[:QUOTED] or "none"
-            raise BadParameter(f"the form has no field {FIELD!r}; its fields: {names}")
-        return [Upload(file.filename or "", await file.read()) for file in files]
+        async with before(body.deadline):
+            return await body.lane.run(work)
     finally:
-        await form.close()
-
-
-async def _pieces(body: Body) -> AsyncGenerator[bytes, None]:
-    """The body in pieces that the parser of forms is done with in a millisecond or two."""
-    async for chunk in body.chunks():
-        for start in range(0, len(chunk), PARSED_BYTES):
-            if start:
-                await asyncio.sleep(0)
-            yield chunk[start : start + PARSED_BYTES]
+        body.hold(-size)
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

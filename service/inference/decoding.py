@@ -12,21 +12,24 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError, _imaging
 
+from models import image_files
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright
+from models.sample_values import UnclearSamples
 from service.errors import RETRY_SECONDS, QueueFull, RequestError, TooLarge, UndecodableImage
 from service.inference import image_headers
 from service.inference.lane import Lane
 from service.inference.tasks import Pixels
+from service.inference.unreadable import LEAST_BYTES, advice, why_unreadable
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Small images of these formats are decoded on the event loop: handing one to a thread takes longer.
 # `image_headers.is_quick` keeps out what inflates to more than its pixels.
 TINY_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 TINY_BYTES, TINY_SIDE = 16_384, 64
-ADVICE = "send a whole JPEG, PNG, WebP, GIF, BMP or TIFF image"
 # Images above this share of the pixel limit are decoded one at a time, in a thread of their own:
 # several would take several times the memory, and all threads for seconds.
 LARGE_SHARE = 4
+# Video codecs take several times as long for a pixel as the others.
+SLOW_FORMATS, SLOW_SHARE = ("AVIF", "HEIF"), 2
 # Each has a slot of its model's queue while it waits, which others would lack.
 LARGE_WAITING = 32
 REASON_CHARACTERS = 100
@@ -59,7 +62,9 @@ def prepare() -> None:
         silence(None)
     # PIL's own blocks of 16 MB stay with the process; malloc returns those above 32 MB.
     _imaging.set_block_size(2**26)
-    Image.init()  # Loads the formats now, not at the first request.
+    # Loads the formats now, not at the first request.
+    Image.init()
+    image_files.formats()
 
 
 class Decoder:
@@ -74,15 +79,15 @@ class Decoder:
         self._large_waiting, self._large_seconds = 0, 0.0
         prepare()
 
-    def decode_tiny(self, data: bytes, spec: InputSpec) -> DecodedImage | None:
+    def decode_tiny(self, data: bytes, spec: InputSpec, exact: bool = False) -> DecodedImage | None:
         """`decode_image` for what takes less time than a thread's turn; None: it takes more."""
         tiny = len(data) <= TINY_BYTES and data.startswith(TINY_MAGIC)
         if tiny and max(*spec.box, *spec.shape[:2]) <= TINY_SIDE and image_headers.is_quick(data):
             with contextlib.suppress(TooLarge):
-                return decode_image(data, spec, min(TINY_SIDE**2, self.max_pixels))
+                return decode_image(data, spec, min(TINY_SIDE**2, self.max_pixels), exact=exact)
         return None
 
-    async def decode(self, data: bytes, spec: InputSpec) -> DecodedImage:
+    async def decode(self, data: bytes, spec: InputSpec, exact: bool = False) -> DecodedImage:
         """`decode_image`, in a thread.
 
         Cancelling stops the wait for a thread; an image being decoded is finished.
@@ -93,10 +98,10 @@ class Decoder:
         """
         usual = self.max_pixels // LARGE_SHARE
         with contextlib.suppress(_LargeImage):
-            return await self._lane.run(decode_image, data, spec, self.max_pixels, usual)
-        return await self._decode_large(data, spec)
+            return await self._lane.run(decode_image, data, spec, self.max_pixels, usual, exact)
+        return await self._decode_large(data, spec, exact)
 
-    async def _decode_large(self, data: bytes, spec: InputSpec) -> DecodedImage:
+    async def _decode_large(self, data: bytes, spec: InputSpec, exact: bool) -> DecodedImage:
         if self._large_waiting >= LARGE_WAITING:
             raise QueueFull(
                 f"{self._large_waiting} images of more than {self.max_pixels // LARGE_SHARE} "
@@ -105,7 +110,7 @@ class Decoder:
             )
         self._large_waiting += 1
         try:
-            decoded = await self._large.run(decode_image, data, spec, self.max_pixels)
+            decoded = await self._large.run(decode_image, data, spec, self.max_pixels, None, exact)
         finally:
             self._large_waiting -= 1
         self._large_seconds = decoded.ended - decoded.began
@@ -121,10 +126,14 @@ class _LargeImage(Exception):
 
 
 def decode_image(
-    data: bytes, spec: InputSpec, max_pixels: int, usual: int | None = None
+    data: bytes,
+    spec: InputSpec,
+    max_pixels: int,
+    usual: int | None = None,
+    exact: bool = False,
 ) -> DecodedImage:
     """Pixels uint8 [H, W, C] of the spec's shape, upright by EXIF; transparency is on white, or the
-    fourth channel of "rgba".
+    fourth channel of "rgba". `exact`: JPEGs are decoded in full, not at a fraction of their size.
 
     Decoding takes up to about 12 bytes a pixel.
 
@@ -136,14 +145,17 @@ def decode_image(
     """
     began = time.perf_counter()
     if not data:
-        raise UndecodableImage(f"the image is empty; {ADVICE}")
+        raise UndecodableImage(f"the image is empty; {advice()}")
+    if len(data) < LEAST_BYTES:
+        raise UndecodableImage(why_unreadable(data))
     try:
         image_headers.check_bytes(data, max_pixels)
-        with Image.open(image_headers.source(data), formats=FORMATS) as image:
+        with image_files.opened(image_headers.source(data)) as image:
             image_headers.check_opened(image, data, max_pixels)
             _check_sides(*image.size, spec, max_pixels)
-            _check_usual(*image.size, usual)
-            decode_at_scale(image, spec)
+            _check_usual(image, usual)
+            if not exact:
+                decode_at_scale(image, spec)
             turned = upright(image, spec.channels)
             pixels = resize_and_crop(turned, spec)
     except (RequestError, _LargeImage):
@@ -153,17 +165,22 @@ def decode_image(
     except MemoryError:
         raise TooLarge("not enough memory to decode the image") from None
     except UnidentifiedImageError:
-        raise UndecodableImage(f"not a readable image; {ADVICE}") from None
+        raise UndecodableImage(why_unreadable(data)) from None
+    except UnclearSamples as error:
+        raise UndecodableImage(str(error)) from None
     # On broken data, PIL's decoders raise anything, even IndexError and struct.error. Whatever it
     # is, the data is at fault.
     except Exception as error:
         reason = " ".join(str(error).split())[:REASON_CHARACTERS]
-        raise UndecodableImage(f"the image is damaged or truncated ({reason}); {ADVICE}") from error
+        raise UndecodableImage(
+            f"the image is damaged or truncated ({reason}); {advice()}"
+        ) from error
     return DecodedImage(pixels, began, time.perf_counter(), turned.size)
 
 
-def _check_usual(width: int, height: int, usual: int | None) -> None:
-    if usual is not None and width * height > usual:
+def _check_usual(image: Image.Image, usual: int | None) -> None:
+    cost = SLOW_SHARE if image.format in SLOW_FORMATS else 1
+    if usual is not None and image.width * image.height * cost > usual:
         raise _LargeImage
 
 

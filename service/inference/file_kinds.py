@@ -20,6 +20,7 @@ SIGNATURES: tuple[tuple[bytes, FileKind], ...] = (
     (b"GIF8", FileKind("GIF", True)),
     (b"BM", FileKind("BMP", True)),
     (b"II*\0\x10\0\0\0CR", FileKind("Canon's raw format CR2", True)),
+    (b"II\xbc\x01", FileKind("JPEG XR", True)),
     (b"II*\0", FileKind("TIFF", True)),
     (b"MM\0*", FileKind("TIFF", True)),
     (b"II+\0", FileKind("BigTIFF", True)),
@@ -33,6 +34,39 @@ SIGNATURES: tuple[tuple[bytes, FileKind], ...] = (
     (b"\x76\x2f\x31\x01", FileKind("OpenEXR", True)),
     (b"#?RADIANCE", FileKind("Radiance HDR", True)),
     (b"DDS ", FileKind("DDS", True)),
+    (b"\0\0\x02\0\x01\0", FileKind("a cursor", True)),
+    (b"icns", FileKind("ICNS", True)),
+    (b"qoif", FileKind("QOI", True)),
+    (b"\x8aMNG", FileKind("MNG", True)),
+    (b"gimp xcf", FileKind("a GIMP file", True)),
+    (b"SIMPLE  =", FileKind("FITS", True)),
+    (b"AT&TFORM", FileKind("DjVu", True)),
+    (b"%!PS", FileKind("PostScript", True)),
+    (b"\xd7\xcd\xc6\x9a", FileKind("a Windows metafile", True)),
+    (b"FUJIFILMCCD-RAW", FileKind("Fujifilm's raw format RAF", True)),
+    (b"IIU\0", FileKind("Panasonic's raw format RW2", True)),
+    (b"IIRO", FileKind("Olympus's raw format ORF", True)),
+    (b"\x89PNG", FileKind("PNG whose line breaks were changed", False)),
+    # What remains of the first bytes when a file is decoded or encoded as text.
+    (b"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", FileKind("a file that was read as text", False)),
+    (b"\xef\xbf\xbdPNG", FileKind("a file that was read as text", False)),
+    (b"\xc3\xbf\xc3\x98\xc3\xbf", FileKind("a file that was read as text", False)),
+    (b"\xc2\x89PNG", FileKind("a file that was read as text", False)),
+    (b"\x1a\x45\xdf\xa3", FileKind("a video", False)),
+    (b"FLV\x01", FileKind("a video", False)),
+    (b"\0\0\x01\xba", FileKind("a video", False)),
+    (b"OggS", FileKind("a sound or video", False)),
+    (b"ID3", FileKind("a sound", False)),
+    (b"7z\xbc\xaf\x27\x1c", FileKind("a 7z archive", False)),
+    (b"Rar!\x1a\x07", FileKind("a RAR archive", False)),
+    (b"BZh", FileKind("bzip2-compressed data", False)),
+    (b"\xfd7zXZ\0", FileKind("xz-compressed data", False)),
+    (b"\x89HDF\r\n\x1a\n", FileKind("HDF5", False)),
+    (b"PAR1", FileKind("a parquet file", False)),
+    (b"\x80\x04\x95", FileKind("a Python pickle", False)),
+    (b"\x80\x05\x95", FileKind("a Python pickle", False)),
+    (b"HTTP/1.", FileKind("an HTTP response with its header", False)),
+    (b"HTTP/2 ", FileKind("an HTTP response with its header", False)),
     (b"%PDF", FileKind("a PDF document", False)),
     (b"PK\x03\x04", FileKind("a zip archive", False)),
     (b"\x1f\x8b", FileKind("gzip-compressed data", False)),
@@ -62,10 +96,13 @@ TEXTS: tuple[tuple[re.Pattern[bytes], str, bool], ...] = (
     (re.compile(rb"data:image/"), "a data URL", False),
     (re.compile(rb"/9j/|iVBORw0KGgo|R0lGOD|UklGR"), "base64 text", False),
     (re.compile(rb"[{\[]"), "JSON", False),
+    (re.compile(rb"https?://\S+\s*$"), "a URL", False),
+    (re.compile(rb"--[^\r\n]{1,200}\r?\nContent-Disposition:", re.IGNORECASE), "a form", False),
     (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS", False),
 )  # fmt: skip
 LOOKED_AT = 512  # bytes
 DICOM_AT = 128
+TGA_END = b"TRUEVISION-XFILE.\0"
 
 
 def kind_of(data: bytes) -> FileKind | None:
@@ -80,6 +117,8 @@ def kind_of(data: bytes) -> FileKind | None:
             return kind
     if start[DICOM_AT : DICOM_AT + 4] == b"DICM":
         return FileKind("DICOM", True)
+    if data.endswith(TGA_END):
+        return FileKind("TGA", True)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     found = (FileKind(name, image) for pattern, name, image in TEXTS if pattern.match(text))
     return next(found, None)

@@ -13,8 +13,12 @@ import struct
 
 from PIL import Image
 
+from models import boxes
 from models.preprocess import JPEGS, InputSpec, steps
 from service.errors import TooLarge, UndecodableImage
+from service.inference import box_header
+from service.inference.file_kinds import kind_of
+from service.inference.unreadable import decoded_names
 
 # Pillow reads headers, GIF's blocks and BMP's runs in Python, at a microsecond or more each.
 READS = 2**17
@@ -31,6 +35,8 @@ JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 # Its decoder holds three canvases of four bytes a pixel; other decoders hold one.
 WEBP_SHARE = 2
+# AVIF's and HEIC's decoders are of films: they take several times as long for a pixel as others.
+BOX_SHARE = 2
 # Pillow decodes these compressions of BMP in Python.
 BMP_RUN_LENGTHS, BMP_RUN_LENGTH_PIXELS = (1, 2), 2**22
 # The classic header; BigTIFF has 64-bit counts.
@@ -58,6 +64,8 @@ PLANES = 6  # the most samples per pixel in Pillow
 
 def source(data: bytes) -> io.BytesIO:
     """A file object that stops a decoder after `READS` reads."""
+    if boxes.is_boxes(data):
+        return io.BytesIO(boxes.still(data))  # It is read once.
     # A small file has too few bytes for so many reads, and counting would slow it down.
     return Counted(data) if len(data) > READS // 2 else io.BytesIO(data)
 
@@ -89,6 +97,10 @@ def check_bytes(data: bytes, max_pixels: int) -> None:
         _check_webp(data, max_pixels // WEBP_SHARE)
     elif data.startswith((b"II", b"MM")):
         _check_tiff(data)
+    elif boxes.is_boxes(data):
+        kind = kind_of(data)
+        if kind is not None and kind.name in decoded_names():
+            box_header.check(data, max_pixels // BOX_SHARE)
 
 
 def is_quick(data: bytes) -> bool:

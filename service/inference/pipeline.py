@@ -158,7 +158,7 @@ async def decode_and_queue(
 ) -> Computed:
     """`Model.compute` where the model's queue is on this host; `on_device`: its engines decode
     plain JPEGs."""
-    started = time.perf_counter()
+    started, exact = time.perf_counter(), model.settings.exact_decode
     if not isinstance(image, bytes):
         check_pixels(image, model.input)
     queue.admit(job, _bytes_of(image))
@@ -168,7 +168,7 @@ async def decode_and_queue(
     try:
         if not isinstance(image, bytes):
             decoded = _as_decoded(image)
-        elif (tiny := decoder.decode_tiny(image, model.input)) is not None:
+        elif (tiny := decoder.decode_tiny(image, model.input, exact)) is not None:
             decoded = tiny
         # An explanation is drawn over the pixels, which are needed here.
         elif (
@@ -179,7 +179,7 @@ async def decode_and_queue(
             decoded = _as_decoded(NO_PIXELS, (file.width, file.height))
         else:
             async with before(deadline):
-                decoded = await decoder.decode(image, model.input)
+                decoded = await decoder.decode(image, model.input, exact)
         job.decoding, job.decoded = decoded.began, decoded.ended
         payload = decoded.pixels if file is None else file
         queue.submit(job, payload, payload.nbytes)

@@ -25,7 +25,7 @@ class Lenient(BaseModel):
 
 
 class InputParameters(Lenient):
-    """`binary_data_size`: bytes of the tensor after the JSON; None: it is in `data`."""
+    """`binary_data_size`: bytes of the tensor after the JSON; without it, `data` has it."""
 
     binary_data_size: int | None = Field(None, ge=0)
     shared_memory_region: Any = None
@@ -40,7 +40,7 @@ class Input(Lenient):
 
 
 class OutputParameters(Lenient):
-    """`classification`: return so many top classes instead of the tensor; None: the tensor."""
+    """`classification`: return so many top classes instead of the tensor."""
 
     classification: int | None = Field(None, ge=1)
     binary_data: bool | None = None

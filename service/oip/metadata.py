@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
+
+from pydantic_core import to_json
 
 from service.config.settings import Settings
 from service.errors import UnknownModel
@@ -61,32 +64,57 @@ def check_version(model: Model, version: str) -> None:
         raise UnknownModel(f"{model.name} has only version {VERSION}")
 
 
-def metadata(model: Model) -> dict[str, Any]:
-    """The inputs are alternatives: a request sends one. The first dimension is the batch."""
-    inputs = shapes(model.input)
+def preparation(model: Model) -> dict[str, dict[str, Any]]:
+    """The parameters of each input: what a client does to an image before it sends the tensor.
+
+    `layouts` are those of the shapes that it may have, the first one that of the metadata. The
+    others are `input` in `GET /v1/models`: images are resized and cropped to uint8 `pixels`, of
+    which `input` is (x / 255 - mean) / std for each channel. The service prepares an `image`.
+    """
+    steps = dict(model.describe()["input"])
+    normalisation = {name: steps.pop(name) for name in ("mean", "std")}
+    layouts = ["NCHW", "NHWC"][: len(shapes(model.input)[INPUT])]
+    return {
+        PIXELS: {"layouts": ["NHWC"], **steps},
+        INPUT: {"layouts": layouts, **steps, **normalisation},
+    }
+
+
+def metadata(model: Model, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """The inputs are alternatives: a request sends one. The first dimension is the batch.
+
+    `labels`, if given, are a parameter of the output `probabilities`, in its order.
+    """
+    inputs, prepared = shapes(model.input), preparation(model)
     return {
         "name": model.name,
         "versions": [VERSION],
         "platform": PLATFORM,
         "inputs": [
             {"name": name, "datatype": datatype, "shape": [-1, *inputs[name][0]]}
+            | ({"parameters": prepared[name]} if name in prepared else {})
             for name, datatype in DATATYPES.items()
         ],
         "outputs": [
             {"name": name, "datatype": "FP32", "shape": [-1, length]}
+            | ({"parameters": {"labels": labels}} if name == PROBABILITIES and labels else {})
             for name, length in outputs(model).items()
         ],
         "parameters": parameters(model),
     }
 
 
-def configuration(model: Model, settings: Settings) -> dict[str, Any]:
+def configuration(
+    model: Model, settings: Settings, labels: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The part of Triton's ModelConfig that applies here.
 
+    Its parameters are texts; that of the `labels`, if they are given, is a JSON list.
     `max_batch_size` limits one request; the service batches several requests on its own.
     """
     inputs = shapes(model.input)
     card = model.describe()
+    listed = {"labels": to_json(labels).decode()} if labels else {}
     kind = "KIND_GPU" if "cuda" in card["device"] else "KIND_CPU"
     return {
         "name": model.name,
@@ -126,6 +154,7 @@ def configuration(model: Model, settings: Settings) -> dict[str, Any]:
             for name, value in (
                 *((name, card[name]) for name in ("engine", "precision")),
                 *parameters(model).items(),
+                *listed.items(),
             )
         },
     }

@@ -3,7 +3,6 @@ BYTES follows its length in four bytes."""
 
 from __future__ import annotations
 
-import base64
 import math
 import struct
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidInput
+from service.inference.base64_text import decode_base64
 
 DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 # Accepted Python types of JSON numbers, and a wider type to check their range in.
@@ -90,14 +90,24 @@ def elements(raw: bytes | memoryview, count: int) -> list[bytes]:
 
 
 def elements_of_text(data: list[Any], count: int) -> list[bytes]:
-    """The `count` elements of type BYTES in JSON strings: base64, as JSON cannot hold bytes."""
-    try:
-        return [base64.b64decode(text, validate=True) for text in flat(data, count)]
-    except (ValueError, TypeError):
+    """The `count` elements of type BYTES in JSON strings: base64, as JSON cannot hold bytes.
+
+    Raises:
+        InvalidInput: it says which element is none, and why.
+    """
+    return [_element_of_text(text, index) for index, text in enumerate(flat(data, count))]
+
+
+def _element_of_text(text: Any, index: int) -> bytes:
+    if not isinstance(text, str):
         raise InvalidInput(
-            "data: BYTES in JSON must be base64 strings; send raw images as binary data, see "
-            "binary_data_size"
-        ) from None
+            f"data: element {index} must be a string with base64, as all BYTES in JSON; send raw "
+            "images as binary data, see binary_data_size"
+        )
+    try:
+        return decode_base64(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"data: element {index}: {error}") from None
 
 
 def pack(values: Iterable[str]) -> bytes:

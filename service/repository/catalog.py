@@ -59,7 +59,8 @@ def load(
             folder = (cache_dir or loading.load().cache_dir) / "onnx-zoo"
             return _downloaded(hub.from_onnx_zoo(rest, folder), spec)
         if kind == "hf" and colon:
-            return _downloaded(hub.from_huggingface(rest), spec)
+            folder = (cache_dir or loading.load().cache_dir) / "hf"
+            return _downloaded(hub.from_huggingface(rest, folder), spec)
         path = Path(spec)
         if path.is_dir():
             path = specs.only_one(path)

@@ -1,20 +1,20 @@
 """A process that accepts connections, decodes images and submits them to engine processes.
 
-`python -m service.workers.front_end CHANNEL LISTENER FOLDER`, started by the supervisor: numbers of
-inherited file descriptors, and the folder that all processes share. It never imports torch.
+`python -m service.workers.front_end CHANNEL LISTENERS FOLDER`, started by the supervisor: numbers
+of inherited file descriptors, and the folder that all processes share. It never imports torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 from service import runtime
 from service.config.settings import Settings
 from service.config.variables import quieten_grpc
 from service.http.app import create_app
+from service.http.listener import Listeners
 from service.http.server import Server
 from service.inference.decoding import Decoder
 from service.logs import log_to_stderr
@@ -29,7 +29,7 @@ from service.workers.shared_metrics import SharedMetrics, front_end_role
 class FrontEnd(Server):
     """A server that drains when the supervisor says so.
 
-    The front ends share one listener: the first whose grace period is over keeps new connections
+    The front ends share their listeners: the first whose grace period is over keeps new connections
     away from all. Each accepts pending connections until it closes its own end.
     """
 
@@ -39,7 +39,7 @@ class FrontEnd(Server):
         repository: RemoteRepository,
         metrics: SharedMetrics,
         channel: ControlChannel,
-        listener: socket.socket,
+        listeners: Listeners,
         shared: FrontEndResources,
         grpc_addresses: Sequence[str] = (),
     ) -> None:
@@ -51,7 +51,7 @@ class FrontEnd(Server):
             from service.grpc.endpoint import GrpcServer  # noqa: PLC0415
 
             companion = GrpcServer(app.state.services, grpc_addresses)
-        super().__init__(app, settings, listener, companion=companion)
+        super().__init__(app, settings, listeners, companion=companion)
         self._repository = repository
         self._metrics = metrics
         self._channel = channel
@@ -94,7 +94,7 @@ class FrontEnd(Server):
         return ended
 
 
-def main(channel_fd: int, listener_fd: int, folder: str) -> None:
+def main(channel_fd: int, listener_fds: Iterable[int], folder: str) -> None:
     channel = ControlChannel(channel_fd, folder)
     start = channel.receive()
     settings = Settings.model_validate(start["settings"])
@@ -111,11 +111,11 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     )
     repository = RemoteRepository(start["models"], resources, metrics, channel.send)
     repository.on_message({"broken": start["broken"]})
-    listener = socket.socket(fileno=listener_fd)
-    server = FrontEnd(settings, repository, metrics, channel, listener, resources, start["grpc"])
+    listeners = Listeners.inherited(listener_fds, start["listeners"])
+    server = FrontEnd(settings, repository, metrics, channel, listeners, resources, start["grpc"])
     server.run(sockets=[])
     sys.exit(1 if server.cut_off else 0)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), map(int, sys.argv[2].split(",")), sys.argv[3])

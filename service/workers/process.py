@@ -25,7 +25,7 @@ class Role:
     """What a child does, and its successor after it.
 
     `name`: in the log; `key`: in the names of the metrics' files; `module`: of `service.workers`;
-    `listener`: the socket on which it accepts connections; `number`: among the heartbeats.
+    `listeners`: the sockets on which it accepts connections; `number`: among the heartbeats.
     `serving_since`: when the current child began to serve, None if it has not; `reason`: why it is
     about to end, if it says so; `restarts`: in a row, of children that did not serve for long.
     """
@@ -33,7 +33,7 @@ class Role:
     name: str
     key: str
     module: str
-    listener: socket.socket
+    listeners: Sequence[socket.socket]
     number: int
     serving_since: float | None = None
     reason: str = ""
@@ -58,13 +58,14 @@ class ChildProcess:
 
     @classmethod
     async def start(cls, role: Role, folder: str, inherited: Sequence[int]) -> ChildProcess:
-        """Starts a child, which inherits its listener and the other descriptors.
+        """Starts a child, which inherits its listeners and the other descriptors.
 
         Raises:
             OSError: there is no memory, or there are too many processes or files.
         """
         ours, theirs = socket.socketpair()
-        fds = (theirs.fileno(), role.listener.fileno())
+        channel = theirs.fileno()
+        listeners = [listener.fileno() for listener in role.listeners]
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
@@ -72,9 +73,10 @@ class ChildProcess:
                     "-P",  # Files in the working directory must not shadow modules.
                     "-m",
                     f"service.workers.{role.module}",
-                    *map(str, fds),
+                    str(channel),
+                    ",".join(map(str, listeners)),
                     folder,
-                    pass_fds=(*fds, *inherited),
+                    pass_fds=(channel, *listeners, *inherited),
                     env=environment(
                         PYTHONPATH=os.pathsep.join(sys.path), PROMETHEUS_MULTIPROC_DIR=folder
                     ),

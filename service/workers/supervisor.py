@@ -24,7 +24,13 @@ from service.config.reload import Reload
 from service.config.settings import Settings
 from service.config.sources import SECRETS
 from service.errors import ConfigError
-from service.http.listener import BACKLOG, NEW_CONNECTION_SECONDS, announce, announce_grpc
+from service.http.listener import (
+    BACKLOG,
+    NEW_CONNECTION_SECONDS,
+    Listeners,
+    announce,
+    announce_grpc,
+)
 from service.logs import set_log_level
 from service.workers import shared_metrics
 from service.workers.control import Message, engine_socket
@@ -40,7 +46,7 @@ log = logging.getLogger(__name__)
 
 def supervise(
     settings: Settings,
-    listener: socket.socket,
+    listeners: Listeners,
     reload: Reload,
     request_seconds: float,
     grpc_addresses: Sequence[str] = (),
@@ -53,7 +59,7 @@ def supervise(
     Raises:
         ConfigError: a model cannot be served, or there is no space for the shared files.
     """
-    supervisor = Supervisor(settings, listener, reload, request_seconds, grpc_addresses)
+    supervisor = Supervisor(settings, listeners, reload, request_seconds, grpc_addresses)
     return asyncio.run(supervisor.run())
 
 
@@ -63,7 +69,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        listener: socket.socket,
+        listeners: Listeners,
         reload: Reload,
         request_seconds: float,
         grpc_addresses: Sequence[str] = (),
@@ -75,7 +81,7 @@ class Supervisor:
         self._coordinator = Coordinator(
             settings.models, settings.load_timeout_s, self._start_engine
         )
-        self._listener = listener
+        self._listeners = listeners
         self._folder = ""  # It holds the metrics' files and the engine processes' sockets.
         self._occupancy_fd = Occupancy.allocate(settings.workers)
         self._occupancy = Occupancy(self._occupancy_fd, settings.workers)
@@ -141,7 +147,8 @@ class Supervisor:
     def _stop(self, number: int) -> None:
         """Forwards a signal to the front ends, which know what a second one means."""
         self._stopping.set()
-        self._listener.close()
+        self._listeners.tell("STOPPING=1")
+        self._listeners.hand_over()
         for child in self._front_ends:
             child.send(signal=number)
 
@@ -176,7 +183,7 @@ class Supervisor:
             "the engine process",
             shared_metrics.engine_role(index),
             "engine_process",
-            listener,
+            [listener],
             ENGINES + index,
         )
         engine = DeviceEngine(role, index, device)
@@ -248,7 +255,7 @@ class Supervisor:
             f"front end {index + 1}",
             shared_metrics.front_end_role(index),
             "front_end",
-            self._listener,
+            self._listeners.sockets,
             FRONT_ENDS + index,
         )
         run = partial(self._run_front_end, index, role)
@@ -266,6 +273,7 @@ class Supervisor:
             settings=self._settings.revealed(),
             models=coordinator.facts(),
             index=index,
+            listeners=self._listeners.described(),
             occupancy=self._occupancy_fd,
             heartbeats=self._heartbeats_fd,
             broken=coordinator.engines.broken(),
@@ -291,7 +299,7 @@ class Supervisor:
             if len(self._up) == self._settings.workers:
                 names = [model.name for model in self._coordinator.registry.models]
                 encrypted = self._settings.tls_certificate is not None
-                announce(names, self._listener, encrypted=encrypted)
+                announce(names, self._listeners, encrypted=encrypted)
                 if self._grpc_addresses:
                     announce_grpc(self._grpc_addresses)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import socket
 import threading
@@ -43,7 +44,9 @@ SETTINGS: dict[str, Any] = {
     "api_keys": [KEY],
     "admin_keys": [ADMIN],
     "max_body_bytes": 100_000,
+    "vertex_predict_route": "/vertex",
 }
+INSTANCES = {"instances": [{"b64": base64.b64encode(IMAGE).decode()}]}
 ONE = {"num_replicas": 1}
 # What differs between two processes that do the same.
 VARYING = {"timing_ms", "batch_size", "batch_ms", "parity"}
@@ -57,6 +60,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "explain": ("POST", "/v1/explain?class_id=4", {"content": IMAGE}),
     "models": ("GET", "/v1/models", {}),
     "model": ("GET", "/v1/models/cifar", {}),
+    "tensors": ("GET", "/v2/models/cifar", {}),
     "ready": ("GET", "/health/ready", {}),
     "live": ("GET", "/health/live", {}),
     "page": ("GET", "/", {}),
@@ -73,6 +77,14 @@ REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "POST", "/v1/classify", {"content": IMAGE, "headers": {"X-Request-Timeout-Ms": "soon"}},
     ),
     "nowhere": ("GET", "/v1/nowhere", {}),
+    "kserve": ("POST", "/v1/models/cifar:predict", {"json": INSTANCES}),
+    "tensorflow": ("GET", "/v1/models/cifar/metadata", {}),
+    "kserve, no image": ("POST", "/v1/models/cifar:predict", {"json": {"instances": ["AAAA"]}}),
+    "torchserve": ("PUT", "/predictions/cifar", {"content": IMAGE}),
+    "torchserve, no model": ("PUT", "/predictions/other", {"content": IMAGE}),
+    "sagemaker": ("POST", "/invocations", {"content": IMAGE}),
+    "vertex": ("POST", "/vertex", {"json": INSTANCES}),
+    "ping": ("GET", "/ping", {}),
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ OTHERS: dict[str, Values] = {
     "other settings": {"config": {"max_batch_images": 32}},
     "longer drain": {"config": {"shutdown_grace_s": 2.5, "shutdown_timeout_s": 60}},
     "policy": {"networkPolicy": {"enabled": True}},
+    "another family": {"config": {"host": "::"}, "service": {"ipFamilies": ["IPv6"]}},
     "two gpus": {"gpu": {"count": 2}},
     "policy for nobody": {"networkPolicy": {"enabled": True, "sameNamespace": False}},
     "claim": {"config": OF_A_BUNDLE, "bundles": {"existingClaim": "b"}},
@@ -123,6 +124,28 @@ def test_a_release_of_another_name_has_objects_of_its_own() -> None:
     assert {each["metadata"]["name"] for each in rendered.documents} == {"cats-resnet-serve"}
     labels = rendered.one("Service")["spec"]["selector"]
     assert labels["app.kubernetes.io/instance"] == "cats"
+
+
+def test_pods_listen_on_ipv6_where_it_is_asked_for(
+    charts: dict[str, Rendered], others: dict[str, Rendered]
+) -> None:
+    """By a variable, as the image's is above the settings file."""
+
+    def host(rendered: Rendered) -> list[str]:
+        (container,) = rendered.one("Deployment")["spec"]["template"]["spec"]["containers"]
+        return [each["value"] for each in container["env"] if each["name"] == "RESNET_SERVE_HOST"]
+
+    assert host(charts["default"]) == []
+    both = others["another family"]
+    assert host(both) == ["::"]
+    assert both.one("Service")["spec"]["ipFamilies"] == ["IPv6"]
+    for rendered in (both, charts["everything"]):
+        check(rendered.one("Service"))
+        check(rendered.one("Deployment"))
+    service = charts["everything"].one("Service")["spec"]
+    assert service["ipFamilyPolicy"] == "RequireDualStack"
+    assert service["ipFamilies"] == ["IPv6", "IPv4"]
+    assert not {"ipFamilyPolicy", "ipFamilies"} & set(charts["default"].one("Service")["spec"])
 
 
 def test_a_longer_drain_has_longer_until_the_kill(others: dict[str, Rendered]) -> None:

@@ -111,6 +111,27 @@ REFUSED: dict[str, tuple[Values, str]] = {
         "name a Secret with keys, or set config.allow_anonymous",
     ),
     "any port": ({"config": {"port": 0}}, "config.port is 0"),
+    "where no probe comes": (
+        {"config": {"host": "unix:/run/x.sock"}},
+        "config.host is unix:/run/x.sock, which no probe and no Service could reach",
+    ),
+    "only for the pod": (
+        {"config": {"host": "127.0.0.1"}},
+        "config.host is 127.0.0.1, where only the pod itself could reach the service",
+    ),
+    "no family": ({"service": {"ipFamilies": ["IPv5"]}}, "at '/service/ipFamilies/0'"),
+    "IPv6 of pods without": (
+        {"service": {"ipFamilies": ["IPv6"]}},
+        "service.ipFamilies has IPv6, but pods listen on IPv4 only: set config.host to ::",
+    ),
+    "both families of pods with one": (
+        {"service": {"ipFamilyPolicy": "PreferDualStack"}, "config": {"host": "0.0.0.0"}},
+        "service.ipFamilyPolicy is PreferDualStack, but pods listen on IPv4 only",
+    ),
+    "another host by a variable": (
+        {"extraEnv": [{"name": "RESNET_SERVE_HOST", "value": "::"}]},
+        "give it as config.host",
+    ),
     "a setting beside the settings": (
         {"extraEnv": [{"name": "RESNET_SERVE_PORT", "value": "1"}]},
         "give it as config.port",

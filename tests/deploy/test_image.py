@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -84,6 +85,30 @@ def test_signals_reach_the_service(final: list[tuple[str, str]]) -> None:
     # A shell in between, which the string form of CMD would start, would swallow them.
     assert json.loads(one(final, "CMD")) == ["resnet-serve", "serve"]
     assert one(final, "STOPSIGNAL") == "SIGTERM"
+
+
+def test_sagemakers_only_argument_is_a_command_of_the_image(
+    dockerfile: str, final: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    # Without an entry point, the first argument of `docker run IMAGE` is a program.
+    assert "ENTRYPOINT" not in dict(instructions(dockerfile))
+    (made,) = (rest for keyword, rest in final if "/usr/local/bin/serve" in rest)
+    script, seen = tmp_path / "serve", tmp_path / "resnet-serve"
+    command = made.replace("/usr/local/bin/serve", str(script))
+    subprocess.run(["sh", "-euc", command], check=True)
+    seen.write_text('#!/bin/sh\necho "$$ $SAGEMAKER_BIND_TO_PORT $@"\n')
+    seen.chmod(0o755)
+    for given, port in ({}, "8080"), ({"SAGEMAKER_BIND_TO_PORT": "9000"}, "9000"):
+        started = subprocess.Popen(
+            [script, "--log-level", "info"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", **given},
+        )
+        # The same process, so that signals reach it.
+        assert started.communicate()[0] == f"{started.pid} {port} serve --log-level info\n"
+    label = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true"
+    assert one(final, "LABEL") == label
 
 
 def test_each_image_has_what_its_device_needs(dockerfile: str) -> None:

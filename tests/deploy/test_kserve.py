@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,9 @@ def test_its_command_serves_the_bundle_under_the_services_name(
             headers={"Inference-Header-Content-Length": "0"},
         )
         assert answer.status_code == 200
+        # V1, which KServe assumes of an InferenceService that names no protocol.
+        assert set(RUNTIME["spec"]["protocolVersions"]) == {"v1", "v2"}
+        assert client.get(f"{service.url}/v1/models/{name}").json()["ready"] is True
+        body = {"instances": [{"b64": base64.b64encode(encoded()).decode()}]}
+        answer = client.post(f"{service.url}/v1/models/{name}:predict", json=body)
+        assert len(answer.json()["predictions"][0]) == 3

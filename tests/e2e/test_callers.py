@@ -184,9 +184,11 @@ def test_odd_requests_are_answered(service: Service) -> None:
     """What the log must not be broken by; it is read when the service has ended."""
     url = f"{service.url}/v1/classify"
     secrets = {"Authorization": f"Bearer {SECRET}", "X-API-Key": SECRET, "X-Request-ID": 'a"b'}
-    query = {"model": "computes", "token": SECRET}
+    query = {"model": "computes"}
     odd = client.post(url, params=query, headers=secrets, content=b"no image")
     assert odd.status_code == 400
+    query |= {"token": SECRET}
+    assert client.post(url, params=query, content=encoded()).status_code == 422
     assert client.get(f"{service.url}/v1/a%0a{{%22b%22:1}}%1b[31m").status_code == 404
     # An animation without frames, of which Pillow warns.
     animated = encoded()[:33] + chunk(b"acTL", struct.pack(">II", 0, 0)) + encoded()[33:]

@@ -238,6 +238,7 @@ def test_pages_of_one_other_origin_may_use_the_api(door: Service, service: Servi
     preflight = ask(door, "OPTIONS", "/v1/classify", headers=asked)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    assert "PUT" in preflight.headers["access-control-allow-methods"]
     done = ask(door, "POST", "/v1/classify", headers=KEY | asked, content=encoded())
     exposed = done.headers["access-control-expose-headers"]
     told = {"Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-ID"}
@@ -375,6 +376,39 @@ def test_a_client_that_idles_over_tls_does_not_hold_up_the_end(pair: tuple[Path,
             assert idle.recv(4096).startswith(b"HTTP/1.1 200")
             service.process.send_signal(signal.SIGTERM)
             assert service.process.wait(15) == 0
+
+
+def test_a_connection_that_idles_over_tls_gives_way(pair: tuple[Path, Path]) -> None:
+    with started(
+        "--model",
+        "random:resnet20",
+        RESNET_SERVE_MAX_CONNECTIONS="1",
+        RESNET_SERVE_TLS_CERTIFICATE=str(pair[0]),
+        RESNET_SERVE_TLS_KEY=str(pair[1]),
+    ) as service:
+        trusting = ssl.create_default_context(cafile=pair[0])
+
+        def served() -> ssl.SSLSocket | None:
+            """A connection, if the service serves one more."""
+            plain = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
+            connection = trusting.wrap_socket(plain, server_hostname="localhost")
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+            response = HTTPResponse(connection, method="GET")
+            response.begin()
+            response.read()
+            if response.status == 200:
+                return connection
+            connection.close()
+            return None
+
+        first = served()
+        assert first is not None
+        until = time.monotonic() + PATIENCE
+        while (second := served()) is None:  # For as long as the first may be in a pause.
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        with first, second:
+            assert first.recv(1) == b""
 
 
 def test_connections_that_never_finish_their_tls_handshake_are_bounded(

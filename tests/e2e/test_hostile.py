@@ -26,6 +26,7 @@ PATIENCE = 60
 # Seconds after which a service that may wait for the rest is taken to do so.
 WAITING = 0.3
 GOOD = encoded("PNG", (40, 40))
+HEAD = b" HTTP/1.1\r\nHost: "
 
 
 class Besieged:
@@ -134,6 +135,14 @@ def test_every_request_is_answered_as_it_should_be(besieged: Besieged, name: str
         # The server's own refusal of what is no HTTP.
         assert b"Traceback" not in body
         assert b"x-request-id" not in head.lower() or not body
+
+
+@pytest.mark.parametrize("name", [name for name, case in wire.CASES.items() if HEAD in case[0]])
+def test_a_wish_for_another_protocol_changes_no_status(besieged: Besieged, name: str) -> None:
+    data, statuses = wire.CASES[name]
+    without, _ = besieged.speak(data, statuses)
+    status, received = besieged.speak(wire.wishing(data), statuses)
+    assert status == without, received[:500]
 
 
 def test_a_deadline_that_passes_while_decoding_is_answered_at_once(besieged: Besieged) -> None:

@@ -23,8 +23,12 @@ async def load_until_gone(service: Service) -> tuple[list[int], list[str]]:
         # A connection for each request: what is accepted is then exactly what connects.
         while True:
             try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
-            except ConnectionRefusedError:
+                reader, writer = await (
+                    asyncio.open_unix_connection(service.path)
+                    if service.path
+                    else asyncio.open_connection("127.0.0.1", service.port)
+                )
+            except (ConnectionRefusedError, FileNotFoundError):
                 return
             try:
                 writer.write(head.encode() + body)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from service.http.routers.pages import WEB
-from tests.conftest import client, encoded, started
+from tests.conftest import Service, client, encoded, started
 
 ROOT = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -54,3 +57,66 @@ def test_it_serves_from_outside_the_checkout(wheel: Path, tmp_path: Path) -> Non
         answer = client.post(f"{service.url}/v1/classify", content=encoded()).json()
         assert answer["model"] == "resnet10-cifar10"
         assert client.get(service.url).text.startswith("<!doctype html>")
+
+
+def needed_by(package: str, found: set[str] | None = None) -> set[str]:
+    """The names of `package` and of all that it requires, without extras."""
+    found = set() if found is None else found
+    found.add(package)
+    for requirement in metadata.requires(package) or ():
+        name = re.split(r"[^\w.-]", requirement)[0]
+        if ";" not in requirement and name not in found:
+            needed_by(name, found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment with the wheel, installed without dependencies, and httpx."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    subprocess.run([*PIP, "--python", python, "install", "--no-deps", wheel], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for package in needed_by("httpx") | {"typing_extensions"}:
+        for file in metadata.files(package) or ():
+            top, installed = file.parts[0], Path(str(file.locate()))
+            if top not in ("..", "__pycache__") and not (site / top).exists():
+                (site / top).symlink_to([installed, *installed.parents][len(file.parts) - 1])
+    return python.parent
+
+
+PROGRAM = """
+import pathlib, sys
+from service.client import Client
+image = pathlib.Path(sys.argv[2]).read_bytes()
+with Client(sys.argv[1]) as client:
+    assert client.ready()
+    served = client.model(client.models()[0].name)
+    assert served.ready
+    for source in (sys.argv[2], image):
+        assert client.classify(source).best.label == client.classify(image).best.label
+    assert client.embed(image).dimensions == served.embedding
+    assert client.explain(image).grid
+known = {"torch", "numpy", "PIL", "pydantic", "fastapi", "click", "yaml"}
+print(sorted(known & set(sys.modules)))
+"""
+
+
+def test_the_client_needs_httpx_only(bare: Path, service: Service, tmp_path: Path) -> None:
+    image = tmp_path / "x.png"
+    image.write_bytes(encoded())
+    command = [str(bare / "python"), "-I", "-W", "error", "-c", PROGRAM, service.url, str(image)]
+    assert subprocess.check_output(command, text=True, cwd=tmp_path) == "[]\n"
+    lacks = [str(bare / "python"), "-I", "-c", "import torch"]
+    assert subprocess.run(lacks, check=False, capture_output=True).returncode == 1
+
+
+def test_the_command_says_what_it_lacks(bare: Path, tmp_path: Path) -> None:
+    command = [str(bare / "resnet-serve"), "serve"]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=tmp_path, env={}
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("resnet-serve: needs click, which is not installed")
+    assert done.stderr.count("\n") == 1

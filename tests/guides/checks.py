@@ -154,6 +154,7 @@ def _internet(command: Command) -> None:
         params.get("model"),
         params.get("weights"),
         *params.get("models", ()),
+        *params.get("specs", ()),
     ]
     assert any(DOWNLOADED.fullmatch(str(spec)) for spec in said), (
         f"{command.line}: why is it marked?"

@@ -300,16 +300,9 @@ def test_a_jpeg_is_decoded_at_the_scale_that_resizing_needs(
             assert (image.size, image.mode) == (expected, "RGB"), why
 
 
-def test_whole_numbers_beyond_16_bits_are_black_or_white() -> None:
-    values = np.array([[-1, 0, 255, 256, 65_535, 65_536, 2**31 - 1]], dtype=np.int32)
-    pixels = np.asarray(upright_rgb(Image.fromarray(values)))
-    assert pixels[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255, 255]
-
-
 @pytest.mark.parametrize("channels", get_args(preprocess.Channels))
-@pytest.mark.parametrize("kind", [np.uint16, np.int32])
-def test_sixteen_bits_are_cut_to_eight_for_all_channels(kind: Any, channels: Any) -> None:
-    values = np.array([[0, 255, 256, 32_768, 65_535]], dtype=kind)
+def test_sixteen_bits_are_cut_to_eight_for_all_channels(channels: Any) -> None:
+    values = np.array([[0, 255, 256, 32_768, 65_535]], dtype=np.uint16)
     pixels = np.asarray(upright(Image.fromarray(values), channels)).reshape(5, -1)
     colours = pixels[:, :3]
     assert (colours == np.array([[0], [0], [1], [128], [255]])).all()

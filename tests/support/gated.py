@@ -181,7 +181,7 @@ class Gated:
         )
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
             self.address = listener.getsockname()
-            acceptor = Acceptor(listener, make, self)
+            acceptor = Acceptor([listener], make, self)
             acceptor.start(1024)
             self._up.set()
             await self._stop.wait()

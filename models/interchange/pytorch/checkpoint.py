@@ -12,13 +12,10 @@ import safetensors.torch
 from torch import Tensor
 
 from models.bundle import BundleError
+from models.interchange.formats import IN_FOLDERS, INDEX
 from models.interchange.imported import NOTHING, Said
 from models.interchange.pytorch import old_tar, other_files, pickles, reparametrised, states
 from models.interchange.pytorch.pickles import Refused
-
-IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
-# Names the files of large models; in its map, each tensor has one.
-INDEX = ".index.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ def classify(
     spec: str,
     k: int,
     flags: dict[str, str | None],
+    exact: bool = False,
 ) -> int:
     """Writes the missing parts and returns the total number of rows. `place` is a folder.
 
@@ -76,6 +77,7 @@ def classify(
                     str(Path(spec).absolute()) if Path(spec).exists() else spec,
                     k,
                     flags,
+                    exact,
                 ),
                 batch_size=BATCH,
                 concurrency=(1, gpus or max(1, readers)),
@@ -175,18 +177,20 @@ def _columns(images: Sequence[tuple[int, Encoded]]) -> dict[str, list[Any]]:
 class Classifier:
     """A Ray actor with a decoder and a warm engine."""
 
-    def __init__(self, spec: str, k: int, flags: dict[str, str | None]) -> None:
+    def __init__(
+        self, spec: str, k: int, flags: dict[str, str | None], exact: bool = False
+    ) -> None:
         from service.repository import catalog, offline
 
         self._bundle = catalog.load(spec).bundle
         self._engine = offline.warm(self._bundle, **flags)
-        self._k = k
+        self._k, self._exact = k, exact
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         columns = zip(batch["file"], batch["data"], batch["error"], strict=True)
         entries = [partial(Encoded, str(name), data, str(error)) for name, data, error in columns]
         # One thread, since other actors use the other CPUs.
-        batches = stream.classify(entries, self._bundle, self._engine, self._k, 1)
+        batches = stream.classify(entries, self._bundle, self._engine, self._k, 1, self._exact)
         lines = [rows.line(row) for row in chain.from_iterable(batches)]
         return {"position": batch["position"], "row": lines}
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import NamedTuple, TypeVar
@@ -40,9 +41,14 @@ class DecodedFile(NamedTuple):
 
 
 def classify(
-    entries: Iterable[Entry], bundle: Bundle, engine: Warm, k: int, threads: int
+    entries: Iterable[Entry],
+    bundle: Bundle,
+    engine: Warm,
+    k: int,
+    threads: int,
+    exact: bool = False,
 ) -> Generator[list[Row], None, None]:
-    """The rows of each batch, in order; `threads` threads decode.
+    """The rows of each batch, in order; `threads` threads decode, JPEGs in full if `exact`.
 
     Memory does not depend on the number of entries: at most DEPTH batches wait before and after
     the engine, and two per thread in between. An exception of `entries` is raised after the rows
@@ -55,7 +61,9 @@ def classify(
         closing(_ahead(_loaded(entries, size), DEPTH)) as loaded,
         ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
     ):
-        decoded = _decoded(loaded, pool, bundle.input, 2 * threads)
+        decoded = _decoded(
+            loaded, pool, partial(decode, spec=bundle.input, exact=exact), 2 * threads
+        )
         with closing(_ahead(_ranked(decoded, engine), DEPTH)) as ranked:
             for images, ranking in ranked:
                 yield _rows(images, ranking, bundle, k)
@@ -82,13 +90,16 @@ def _loaded(entries: Iterable[Entry], size: int) -> Iterator[list[Encoded]]:
 
 
 def _decoded(
-    batches: Iterator[list[Encoded]], pool: ThreadPoolExecutor, spec: InputSpec, limit: int
+    batches: Iterator[list[Encoded]],
+    pool: ThreadPoolExecutor,
+    decode_one: Callable[[Encoded], DecodedFile],
+    limit: int,
 ) -> Iterator[list[DecodedFile]]:
     """Each batch with its pixels; at most `limit` are being decoded or waiting at a time."""
     pending: deque[Future[list[DecodedFile]]] = deque()
     try:
         for batch in batches:
-            pending.append(pool.submit(_decode_all, batch, spec))
+            pending.append(pool.submit(_decode_all, batch, decode_one))
             if len(pending) == limit:
                 yield pending.popleft().result()
         while pending:
@@ -102,17 +113,20 @@ def _decoded(
             future.cancel()
 
 
-def _decode_all(batch: list[Encoded], spec: InputSpec) -> list[DecodedFile]:
-    return [decode(image, spec) for image in batch]
+def _decode_all(
+    batch: list[Encoded], decode_one: Callable[[Encoded], DecodedFile]
+) -> list[DecodedFile]:
+    return [decode_one(image) for image in batch]
 
 
-def decode(image: Encoded, spec: InputSpec) -> DecodedFile:
+def decode(image: Encoded, spec: InputSpec, exact: bool = False) -> DecodedFile:
     """Reads the image, if it is a file, and decodes it."""
     if image.error:
         return DecodedFile(image.name, None, image.error)
     try:
         data = image.data if isinstance(image.data, bytes) else image.data.read_bytes()
-        return DecodedFile(image.name, decoding.decode_image(data, spec, MAX_PIXELS).pixels, "")
+        decoded = decoding.decode_image(data, spec, MAX_PIXELS, exact=exact)
+        return DecodedFile(image.name, decoded.pixels, "")
     except OSError as error:
         return DecodedFile(image.name, None, error.strerror or str(error))
     except (RequestError, ValueError) as error:

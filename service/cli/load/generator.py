@@ -86,7 +86,8 @@ class HttpConnection:
         self.once = once
         self.socket = socket.socket(target.family, socket.SOCK_STREAM)
         self.socket.setblocking(False)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if target.family != socket.AF_UNIX:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.fd = self.socket.fileno()
         self.intended = 0.0
         self.received = b""

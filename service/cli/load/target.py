@@ -6,8 +6,9 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
+from service.client.address import Address, address_of
 from service.errors import ConfigError
 
 OCTETS = "application/octet-stream"
@@ -18,7 +19,8 @@ CLOSE = b"\r\nConnection: close\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A socket's `family` and `address`, and the `requests` to send there in turn."""
+    """A socket's `family` and `address`, and the `requests` to send there in turn. `url` is without
+    credentials."""
 
     url: str
     family: int
@@ -40,7 +42,7 @@ class Target:
         content_type: str = OCTETS,
         headers: Sequence[str] = (),
     ) -> Target:
-        """Requests that POST each of `images` to `url`.
+        """Requests that POST each of `images` to `url`, which is http:// or http+unix://.
 
         `form` names the field of a multipart body for the image; without it the image is the body.
         `content_type` is the image's; `headers` are further headers, as in "Name: value".
@@ -54,37 +56,48 @@ class Target:
                 raise ConfigError(f"{header!r} is not a header; write it as 'Name: value'")
         if not images:
             raise ConfigError("no image to send")
-        host, port, start = _parts(url)
-        family, address = _listening(url, host, port)
-        lines = [*start, *headers]
+        address, path = _parts(url)
+        family, peer = _listening(address)
+        netloc = urlsplit(address.base).netloc
+        lines = [f"POST {path} HTTP/1.1", f"Host: {netloc}", *headers]
+        if address.authorization:
+            lines.append(f"Authorization: {address.authorization}")
         requests = tuple(_request(lines, image, form, content_type) for image in images)
-        return cls(url, family, address, requests)
+        shown = f"unix:{address.socket}{path}" if address.socket else f"http://{netloc}{path}"
+        return cls(shown, family, peer, requests)
 
 
-def _parts(url: str) -> tuple[str, int, list[str]]:
-    """Host, port and the first lines of each request."""
+def _parts(url: str) -> tuple[Address, str]:
+    """Where it leads, and its path and query exactly as they are."""
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or 80
+        address = address_of(url)
     except ValueError as error:
-        raise ConfigError(f"{url}: {error}") from None
+        raise ConfigError(str(error)) from None
+    parts = urlsplit(url)
     if parts.scheme == "https":
         raise ConfigError(
-            f"{url}: the generator does not support TLS; load the server behind it over http://"
+            f"{address.base}: the generator does not support TLS; load the server behind it over "
+            "http://"
         )
-    if parts.scheme != "http" or not host or not url.isascii() or " " in url:
-        raise ConfigError(f"{url}: must be an http:// URL, such as http://127.0.0.1:8000/path")
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return host, port, [f"POST {path} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
+    if not url.isascii():
+        raise ConfigError(f"{address.base}: must be ASCII; escape other characters with %")
+    return address, urlunsplit(("", "", parts.path or "/", parts.query, ""))
 
 
-def _listening(url: str, host: str, port: int) -> tuple[int, Any]:
+def _listening(address: Address) -> tuple[int, Any]:
     """The first of the host's addresses that accepts a connection."""
     try:
-        with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as probe:
+        if address.socket:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(CONNECT_SECONDS)
+                probe.connect(address.socket)
+            return socket.AF_UNIX, address.socket
+        port = urlsplit(address.base).port or 80
+        with socket.create_connection((address.host, port), timeout=CONNECT_SECONDS) as probe:
             return probe.family, probe.getpeername()
     except OSError as error:
-        raise ConfigError(f"{url}: {error.strerror or error}; is the server running?") from None
+        reason = error.strerror or error
+        raise ConfigError(f"{address.shown}: {reason}; is the server running?") from None
 
 
 def _request(lines: Sequence[str], image: bytes, form: str | None, content_type: str) -> bytes:

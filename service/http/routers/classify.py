@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
-from starlette.routing import Route
 from starlette.types import Scope
 
 from service.errors import BadParameter, RequestError
 from service.http import schemas
-from service.http.admission import Admission, admit, open_body
+from service.http.admission import Admission, admit, open_images
+from service.http.api_document import PREDICTIONS
 from service.http.openapi import IMAGES, ONE_IMAGE, REFUSALS, Name, TopK, image_operation
 from service.http.problems import server_timing, validation_message
+from service.http.query import PlainRoute, QueryRoute, parameters_of
 from service.http.record import record_of
+from service.http.upload import Upload
 from service.http.uploads import arrived_image, read_image, read_images, until_disconnect
 from service.inference.interfaces import Computed
 from service.inference.queue_share import QueueShare, gather
@@ -24,7 +25,7 @@ from service.inference.tasks import Task
 
 CLASSIFY = "/v1/classify"
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 # FastAPI describes it, ROUTES routes it: FastAPI's routing and validation would cost more than a
 # small network's inference.
 plain = APIRouter()
@@ -32,12 +33,14 @@ plain = APIRouter()
 
 @plain.post(
     CLASSIFY,
+    operation_id="classify",
+    tags=[PREDICTIONS],
     response_model=schemas.Classification,
     responses=REFUSALS,
     openapi_extra=image_operation(ONE_IMAGE),
 )
 async def classify(request: Request, model: Name = None, top_k: TopK = None) -> Response:
-    """The most likely classes of one image: raw bytes, or a form with the field `image`. The
+    """The most likely classes of one image: raw bytes, a form with one file, or base64 in JSON. The
     model needs classes."""
     admission = admit(request.scope, model, top_k, classifies=True)
     pipeline = admission.services.pipeline
@@ -55,7 +58,7 @@ async def classify(request: Request, model: Name = None, top_k: TopK = None) -> 
 
 
 class ClassifyQuery(BaseModel):
-    """The query of `POST /v1/classify`; other parameters are ignored."""
+    """The query of `POST /v1/classify`."""
 
     model: str | None = None
     top_k: int | None = Field(None, ge=1)
@@ -67,16 +70,17 @@ async def classify_by_query(request: Request) -> Response:
 
 
 NO_QUERY = ClassifyQuery()
-ROUTES = [Route(CLASSIFY, classify_by_query, methods=["POST"])]
+NAMES = frozenset(ClassifyQuery.model_fields)
+ROUTES = [PlainRoute(CLASSIFY, classify_by_query, ["POST", "PUT"], NAMES)]
 
 
 def query_of(scope: Scope) -> ClassifyQuery:
-    """Raises `BadParameter`: a parameter is out of range."""
+    """Raises `BadParameter`: a parameter is unknown, repeated or out of range."""
     if not scope["query_string"]:
         return NO_QUERY
-    pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    parameters = parameters_of(scope, NAMES)
     try:
-        return ClassifyQuery.model_validate(dict(pairs))
+        return ClassifyQuery.model_validate(parameters)
     except ValidationError as error:
         raise BadParameter(validation_message(error.errors())) from None
 
@@ -86,7 +90,7 @@ async def read_one(request: Request, admission: Admission) -> bytes:
     limit = admission.services.settings.max_body_bytes
     if (image := await arrived_image(request, limit)) is not None:
         return image
-    with open_body(request, limit, admission.deadline) as body:
+    with open_images(request, limit, admission.deadline) as body:
         return await read_image(body)
 
 
@@ -102,30 +106,34 @@ async def compute(request: Request, admission: Admission, task: Task) -> Compute
 
 @router.post(
     "/v1/classify/batch",
+    operation_id="classifyBatch",
+    tags=[PREDICTIONS],
     response_model=schemas.BatchClassification,
     responses=REFUSALS,
     openapi_extra=image_operation(IMAGES),
 )
 async def classify_batch(request: Request, model: Name = None, top_k: TopK = None) -> Response:
-    """The most likely classes of several images in one form; a bad image fails alone. The model
-    needs classes."""
+    """The most likely classes of several images, the files of a form or base64 in JSON; a bad image
+    fails alone. The model needs classes."""
     admission = admit(request.scope, model, top_k, classifies=True)
     serving, services, k = admission.model, admission.services, admission.k
     share = QueueShare(services.pipeline, serving, admission.deadline)
 
-    async def compute_one(image: bytes) -> Computed | str:
+    async def compute_one(upload: Upload) -> Computed | str:
         try:
-            return await share.compute(image)
+            if upload.error is not None:
+                raise upload.error
+            return await share.compute(upload.data)
         except RequestError as error:
             services.pipeline.metrics.refused(serving.name, error.reason)
             return str(error)
 
     # Held to the end: images without a slot are not in the queue yet.
     most = services.settings.max_batch_body_bytes
-    with serving.users, open_body(request, most, admission.deadline) as form:
+    with serving.users, open_images(request, most, admission.deadline) as form:
         uploads = await read_images(form, services.settings.max_batch_images)
         # A fault of the service, unlike a bad image, fails the whole request.
-        work = gather(compute_one(upload.data) for upload in uploads)
+        work = gather(compute_one(upload) for upload in uploads)
         results = await until_disconnect(request, work)
     names = [upload.filename for upload in uploads]
     content = await services.format(

@@ -13,19 +13,24 @@ from pydantic_core import to_json
 
 from service.http import schemas
 from service.http.admission import admit
+from service.http.api_document import PREDICTIONS
 from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operation
 from service.http.problems import server_timing
+from service.http.query import QueryRoute
 from service.http.routers.classify import compute
 from service.inference.tasks import Embed
 
 Format = Literal["json", "npy", "f32"]
 MEDIA_TYPES = {"npy": "application/x-npy", "f32": "application/octet-stream"}
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 
 
+@router.put("/v1/embed", include_in_schema=False)
 @router.post(
     "/v1/embed",
+    operation_id="embed",
+    tags=[PREDICTIONS],
     response_model=schemas.Embedding,
     responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)}, **REFUSALS},
     openapi_extra=image_operation(ONE_IMAGE),
@@ -42,7 +47,8 @@ async def embed(
         Query(description="f32: raw little-endian float32; npy: the same with NumPy's header"),
     ] = "json",
 ) -> Response:
-    """The features of one image, float32 [C]: raw bytes, or a form with the field `image`."""
+    """The features of one image, float32 [C]: raw bytes, a form with one file, or
+    base64 in JSON."""
     admission = admit(request.scope, model, None)
     computed = await compute(request, admission, Embed())
     assert computed.row.detail is not None

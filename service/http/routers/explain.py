@@ -23,8 +23,10 @@ from models.preprocess import Channels
 from service.errors import BadParameter
 from service.http import schemas
 from service.http.admission import admit
+from service.http.api_document import PREDICTIONS
 from service.http.openapi import BINARY, ONE_IMAGE, REFUSALS, Name, image_operation
 from service.http.problems import server_timing
+from service.http.query import QueryRoute
 from service.http.routers.classify import compute
 from service.inference.interfaces import Computed, Model
 from service.inference.tasks import Explain
@@ -34,11 +36,14 @@ COLOURS = np.array([(20, 0, 60), (150, 20, 110), (240, 90, 40), (255, 210, 60)],
 MAX_OPACITY = 0.75  # opacity where the evidence for the class is strongest
 MIN_SIDE = 224  # pixels of the PNG's longer side: smaller inputs are enlarged
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 
 
+@router.put("/v1/explain", include_in_schema=False)
 @router.post(
     "/v1/explain",
+    operation_id="explain",
+    tags=[PREDICTIONS],
     response_model=schemas.Explanation,
     responses={200: {"content": {"image/png": BINARY}}, **REFUSALS},
     openapi_extra=image_operation(ONE_IMAGE),

@@ -8,14 +8,21 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from service.http import schemas
+from service.http.api_document import OPERATION
 from service.http.services import services_of
 from service.metrics import CONTENT_TYPE, OPENMETRICS, OPENMETRICS_TYPE
+
+UNHEALTHY = {"model": schemas.Health, "description": "no, for the reasons given"}
 
 router = APIRouter()
 
 
 @router.get(
-    "/health/live", response_model=schemas.Health, responses={503: {"model": schemas.Health}}
+    "/health/live",
+    operation_id="isLive",
+    tags=[OPERATION],
+    response_model=schemas.Health,
+    responses={503: UNHEALTHY},
 )
 async def live(request: Request) -> JSONResponse:
     """200 if the process can serve or recover; else 503 with reasons: it must be replaced."""
@@ -23,7 +30,11 @@ async def live(request: Request) -> JSONResponse:
 
 
 @router.get(
-    "/health/ready", response_model=schemas.Health, responses={503: {"model": schemas.Health}}
+    "/health/ready",
+    operation_id="isReady",
+    tags=[OPERATION],
+    response_model=schemas.Health,
+    responses={503: UNHEALTHY},
 )
 async def ready(request: Request) -> JSONResponse:
     """200 if every model can serve now; else 503 with reasons."""
@@ -32,6 +43,8 @@ async def ready(request: Request) -> JSONResponse:
 
 @router.get(
     "/metrics",
+    operation_id="metrics",
+    tags=[OPERATION],
     response_class=Response,
     responses={
         200: {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from service.config import specs
 from service.config.loading import validated
@@ -16,17 +16,26 @@ from service.config.settings import ModelSettings
 from service.errors import RETRY_SECONDS, BadParameter, ConfigError, NotReady, UnsupportedMediaType
 from service.http import schemas
 from service.http.admission import open_body
+from service.http.api_document import MODELS
+from service.http.content import media_type
 from service.http.openapi import PROBLEM, REFUSALS
+from service.http.query import QueryRoute
 from service.http.services import Services, services_of
-from service.http.uploads import media_type
+from service.inference.interfaces import Model
+from service.inference.labels import MOST_SHOWN, shown_labels
 from service.inference.pipeline import Pipeline
+from service.json_pieces import json_list, json_object
+from service.oip.codec import VERSION
 
 MAX_BODY_BYTES = 2**16
 DENIED: dict[int | str, dict[str, Any]] = {
     401: REFUSALS[401],
     403: PROBLEM | {"description": "the key is not an admin key, or no admin key is configured"},
 }
-UNAVAILABLE = PROBLEM | {"description": "shutting down, or the engine is down; with Retry-After"}
+Labels = Annotated[
+    bool | None,
+    Query(description=f"whether to list the labels; default: if there are at most {MOST_SHOWN:,}"),
+]
 
 
 def settings_schema() -> dict[str, Any]:
@@ -36,26 +45,54 @@ def settings_schema() -> dict[str, Any]:
     return schema | {"title": "Model"}
 
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 
 
-@router.get("/v1/models", responses={401: REFUSALS[401]})
+@router.get(
+    "/v1/models",
+    operation_id="listModels",
+    tags=[MODELS],
+    responses={401: REFUSALS[401]},
+)
 async def list_models(request: Request) -> schemas.Models:
     """The models served, the default model first."""
     cards = [model.describe() for model in services_of(request.scope).pipeline.models.values()]
     return schemas.Models.model_validate({"models": cards})
 
 
-@router.get("/v1/models/{name}", responses={code: REFUSALS[code] for code in (401, 404, 422)})
-async def show_model(request: Request, name: str) -> schemas.ModelDetails:
-    """One model, with its card."""
-    return schemas.ModelDetails.model_validate(
-        services_of(request.scope).pipeline.find(name).describe()
+@router.get(
+    "/v1/models/{name}",
+    operation_id="showModel",
+    tags=[MODELS],
+    response_model=schemas.ModelDetails,
+    responses={code: REFUSALS[code] for code in (401, 404, 422)},
+)
+async def show_model(request: Request, name: str, labels: Labels = None) -> Response:
+    """One model, with its labels and its card."""
+    model = services_of(request.scope).pipeline.find(name)
+    return await details_response(request, model, labels)
+
+
+async def details_response(
+    request: Request, model: Model, labels: bool | None, status: int = HTTPStatus.OK
+) -> Response:
+    """The `schemas.ModelDetails` of a model, with its labels as far as they are `shown_labels`."""
+    fields = model.describe() | status_of(services_of(request.scope).pipeline, model)
+    card = schemas.ModelDetails.model_validate(fields).model_dump(mode="json")
+    shown = shown_labels(model.labels, labels)
+    if shown is None:
+        return Response(to_json(card), status, media_type="application/json")
+    content = await services_of(request.scope).format(
+        len(shown),
+        lambda: json_object(card, "labels", json_list(len(shown), lambda part: list(shown[part]))),
     )
+    return Response(content, status, media_type="application/json")
 
 
 @router.put(
     "/v1/models/{name}",
+    operation_id="putModel",
+    tags=[MODELS],
     response_model=schemas.ModelDetails,
     responses={
         **DENIED,
@@ -67,12 +104,17 @@ async def show_model(request: Request, name: str) -> schemas.ModelDetails:
         415: PROBLEM | {"description": "the content type is not JSON"},
         422: PROBLEM | {"description": "a field is invalid, or the model does not load"},
         429: PROBLEM | {"description": "too many bytes are being received; with Retry-After"},
-        503: UNAVAILABLE,
+        503: REFUSALS[503],
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": settings_schema()}},
+            "content": {
+                "application/json": {
+                    "schema": settings_schema(),
+                    "example": {"spec": "builtin:resnet20-cifar10"},
+                }
+            },
         }
     },
 )
@@ -85,26 +127,41 @@ async def put_model(request: Request, name: str) -> Response:
     # A message about thousands of invalid fields takes a while.
     settings = await services.lane.run(settings_of_model, services, name, fields)
     created = await pipeline.repository.put(settings)
-    card = schemas.ModelDetails.model_validate(pipeline.find(name).describe())
     status = HTTPStatus.CREATED if created else HTTPStatus.OK
-    return Response(card.model_dump_json(), status, media_type="application/json")
+    return await details_response(request, pipeline.find(name), None, status)
 
 
 @router.delete(
     "/v1/models/{name}",
+    operation_id="deleteModel",
+    tags=[MODELS],
     status_code=HTTPStatus.NO_CONTENT,
     responses={
         **DENIED,
         404: REFUSALS[404],
         422: REFUSALS[422],
         409: PROBLEM | {"description": "the default model cannot be deleted"},
-        503: UNAVAILABLE,
+        503: REFUSALS[503],
     },
 )
 async def delete_model(request: Request, name: str) -> Response:
     """Stops serving a model; requests already admitted still complete."""
     await active_pipeline(services_of(request.scope)).repository.delete(name)
     return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def status_of(pipeline: Pipeline, model: Model) -> dict[str, Any]:
+    """Whether a model can serve, as clients of KServe V1 and of TensorFlow Serving read it."""
+    reason = pipeline.unready().get(model.name)
+    state, code = "AVAILABLE", "OK"
+    if pipeline.draining:
+        state = "UNLOADING"
+    elif reason is not None:
+        failed = model.describe()["state"] in ("failed", "lost")
+        state, code = ("END", "UNKNOWN") if failed else ("LOADING", "OK")
+    status = {"error_code": code, "error_message": reason or ""}
+    version = {"version": VERSION, "state": state, "status": status}
+    return {"ready": reason is None, "model_version_status": [version]}
 
 
 def active_pipeline(services: Services) -> Pipeline:

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import resources
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import Response
+from pydantic_core import to_json
+
+from service.http.services import services_of
 
 WEB = {
     "index.html": "text/html",
     "page.css": "text/css",
     "style.css": "text/css",
     "docs.html": "text/html",
-    "docs.js": "text/javascript",
     "docs.css": "text/css",
     "icon.svg": "image/svg+xml",
     "ship.png": "image/png",
 }
-# The JavaScript modules of the main page.
+# The JavaScript modules of the pages.
 WEB |= {
     f"{name}.js": "text/javascript"
     for name in (
         "api",
         "app",
         "camera",
+        "docs",
         "elements",
         "key",
         "live",
         "map",
         "models",
+        "operation",
         "predictions",
+        "schema",
         "sending",
         "snippets",
+        "trying",
     )
 }
 # The pages load nothing from other origins; injected content must not either.
@@ -58,6 +65,18 @@ async def docs(request: Request) -> Response:
         # The page's links are relative, so that a prefix may stand before it. So is this one.
         return Response(status_code=308, headers={"Location": "../docs"})
     return web_file("docs.html")
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def description(request: Request) -> Response:
+    """The description of the API, which the first request makes."""
+    make = partial(_description, request.app)
+    content = await services_of(request.scope).lane.run(make)
+    return Response(content, media_type="application/json")
+
+
+def _description(app: FastAPI) -> bytes:
+    return to_json(app.openapi())
 
 
 @router.get("/web/{file}", include_in_schema=False)

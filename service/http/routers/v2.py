@@ -1,12 +1,13 @@
 """The Open Inference Protocol V2 over HTTP, with Triton's extensions.
 
-The protocol has its own specification, so `/openapi.json` omits it.
+`v2_reference` describes it for `/openapi.json`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.config.settings import ModelSettings
-from service.errors import RETRY_SECONDS, InvalidInput, NotReady, UnknownModel
+from service.errors import (
+    QUOTED,
+    RETRY_SECONDS,
+    InvalidInput,
+    NotReady,
+    UnknownModel,
+)
 from service.http import encoding
 from service.http.admission import TIMEOUT, admit, open_body
 from service.http.asked import Asked
@@ -29,6 +36,7 @@ from service.http.services import Services, services_of
 from service.http.uploads import until_disconnect
 from service.inference.deadline import before
 from service.inference.interfaces import Model
+from service.inference.labels import shown_labels
 from service.oip import codec, messages, metadata
 from service.oip.codec import VERSION
 from service.oip.statistics import statistics
@@ -107,7 +115,22 @@ def health(state: str, reasons: dict[str, str]) -> Response:
 
 
 async def model(request: Request) -> Response:
-    return json_response(metadata.metadata(model_of(request)))
+    served, labels = model_of(request), labels_of(request)
+    return await services_of(request.scope).format(
+        len(labels or ()), lambda: json_response(metadata.metadata(served, labels))
+    )
+
+
+def labels_of(request: Request) -> Sequence[str] | None:
+    """The labels that a description of the model shows; `?labels=true` and `false` override.
+
+    Raises:
+        InvalidInput: `labels` is neither.
+    """
+    given = request.query_params.get("labels")
+    if given not in (None, "true", "false"):
+        raise InvalidInput(f"labels must be true or false, not {given[:QUOTED]!r}")
+    return shown_labels(model_of(request).labels, None if given is None else given == "true")
 
 
 async def model_ready(request: Request) -> Response:
@@ -121,8 +144,10 @@ async def model_ready(request: Request) -> Response:
 
 
 async def configuration(request: Request) -> Response:
-    return json_response(
-        metadata.configuration(model_of(request), services_of(request.scope).settings)
+    served, labels, services = model_of(request), labels_of(request), services_of(request.scope)
+    return await services.format(
+        len(labels or ()),
+        lambda: json_response(metadata.configuration(served, services.settings, labels)),
     )
 
 

@@ -1,126 +1,89 @@
-"use strict";
+import { $, made } from "./elements.js";
+import * as key from "./key.js";
+import { heading, operationOf, refusalsOf } from "./operation.js";
+import { prose } from "./schema.js";
+import { keyed, origin } from "./trying.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
+const OPENED = "classify"; // the operation that is open at first
+const AGAIN = "OfVersion"; // the end of the names of operations that do what others do
+const WIDE = matchMedia("(min-width: 64rem)");
 
-/** An element with attributes and children, which are elements or strings. */
-function made(tag, attributes, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
+function operationsOf(api) {
+  return Object.entries(api.paths).flatMap(([path, item]) => (
+    METHODS.filter((method) => method in item).map((method) => [path, method, item[method]])))
+    .filter(([, , { operationId }]) => !operationId.endsWith(AGAIN));
 }
 
-function table(heads, rows) {
-  const line = (tag, cells) => made("tr", {}, ...cells.map((cell) => made(tag, {}, cell)));
-  return made("table", {}, line("th", heads), ...rows.map((row) => line("td", row)));
+/** The first model's name, where the service tells it. */
+async function firstModel() {
+  const headers = key.current() ? { "X-API-Key": key.current() } : {};
+  const response = await fetch("v1/models", { headers }).catch(() => null);
+  return response?.ok ? (await response.json()).models[0].name : "NAME";
 }
 
-/** The target of a schema's `$ref`, else the schema itself. */
-function resolved(api, schema) {
-  const steps = schema?.$ref?.split("/").slice(1);
-  return steps ? resolved(api, steps.reduce((node, step) => node[step], api)) : schema ?? {};
+/** Opens and shows what the address names. */
+function openTarget() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (!target) return;
+  if (target.matches("details")) target.open = true;
+  target.scrollIntoView();
 }
 
-/** A value's type in a few words, with its limits. */
-function kind(api, given) {
-  const schema = resolved(api, given);
-  const either = schema.anyOf ?? schema.oneOf;
-  if (either) return either.map((each) => kind(api, each)).join(" or ");
-  if (schema.enum) return schema.enum.join(" or ");
-  if (schema.type === "array") return `list of ${kind(api, schema.items)}`;
-  const limits = [
-    ["minimum", "from"], ["exclusiveMinimum", "above"],
-    ["maximum", "minimum" in schema ? "to" : "up to"], ["exclusiveMaximum", "below"],
-  ].filter(([key]) => key in schema).map(([key, word]) => `${word} ${schema[key]}`);
-  const name = schema.format ?? schema.type ?? "anything";
-  return [name, ...limits].join(" ");
-}
-
-/** An example of a schema, with types in place of values. */
-function form(api, given, depth = 0) {
-  const schema = resolved(api, given);
-  if (depth < 6 && schema.type === "array") return [form(api, schema.items, depth + 1)];
-  if (depth < 6 && schema.properties) {
-    const entries = Object.entries(schema.properties);
-    return Object.fromEntries(entries.map(([key, each]) => [key, form(api, each, depth + 1)]));
-  }
-  return kind(api, schema);
-}
-
-/** A text with its parts in backticks as code. */
-function prose(text) {
-  return text.split("`").map((part, at) => (at % 2 ? made("code", {}, part) : part));
-}
-
-function body(shape) {
-  return typeof shape === "string" ? made("code", {}, shape) : made("pre", {}, JSON.stringify(shape, null, 2));
-}
-
-function curl(method, path, operation) {
-  const origin = new URL(".", document.baseURI).href.replace(/\/$/, "");
-  const place = path.replace(/{(\w+)}/g, (_, name) => name.toUpperCase());
-  const words = ["curl"];
-  const kinds = Object.keys(operation.requestBody?.content ?? {});
-  if (kinds.length === 1 && kinds[0] === "multipart/form-data") {
-    words.push("-F image=@first.png", "-F image=@second.png");
-  } else if (kinds[0] === "application/json") {
-    const body = `'{"spec": "builtin:resnet10-cifar10"}'`;
-    words.push(`-X ${method.toUpperCase()}`, "-H 'Content-Type: application/json'", `--data ${body}`);
-  } else if (kinds.length) {
-    words.push("-H 'Content-Type: image/png'", "--data-binary @image.png");
-  } else if (method !== "get") {
-    words.push(`-X ${method.toUpperCase()}`);
-  }
-  return [...words, `'${origin}${place}'`].join(" ");
-}
-
-function responses(api, operation) {
-  return Object.entries(operation.responses).map(([status, response]) => {
-    const [media, content] = Object.entries(response.content ?? {}).at(-1) ?? ["", {}];
-    const shown = Object.keys(content.schema ?? {}).length
-      ? made("details", {}, made("summary", {}, media),
-             made("pre", {}, JSON.stringify(form(api, content.schema), null, 2)))
-      : media;
-    return [status, response.description, shown];
+function show(api, model) {
+  const all = operationsOf(api);
+  const groups = api.tags.map(({ name, description }) => {
+    const own = all.filter(([, , operation]) => operation.tags.includes(name));
+    const id = `tag-${name.toLowerCase().replaceAll(" ", "-")}`;
+    const parts = own.map(([path, method, operation]) => operationOf(api, path, method, operation, model));
+    for (const part of parts) part.open = part.id === OPENED;
+    const items = own.map(([path, method, { operationId }]) => (
+      made("li", {}, made("a", { href: `#${operationId}` }, ...heading(path, method)))));
+    return {
+      section: made("section", { id }, made("h2", {}, name), made("p", {}, ...prose(description ?? "")), ...parts),
+      entries: [made("a", { href: `#${id}` }, name), made("ul", {}, ...items)],
+    };
   });
-}
-
-function endpoint(api, path, method, operation) {
-  const name = `${method.toUpperCase()} ${path}`;
-  const parts = [made("h2", {}, made("code", {}, name)), made("p", {}, ...prose(operation.description ?? operation.summary ?? ""))];
-  if (operation.parameters?.length) {
-    parts.push(made("h3", {}, "Parameters"), table(["name", "in", "type", "description"], operation.parameters.map((each) => [
-      made("code", {}, each.name), each.in, kind(api, each.schema).replace(" or null", "") + (each.required ? ", required" : ""),
-      each.description ?? each.schema?.description ?? "",
-    ])));
-  }
-  const bodies = Object.entries(operation.requestBody?.content ?? {});
-  if (bodies.length) {
-    parts.push(made("h3", {}, "Body"), table(["content type", "schema"], bodies.map(([media, { schema }]) => [
-      made("code", {}, media), body(form(api, schema)),
-    ])));
-  }
-  parts.push(made("h3", {}, "Responses"), table(["status", "description", "schema"], responses(api, operation)));
-  parts.push(made("h3", {}, "Example"), made("pre", {}, curl(method, path, operation)));
-  return made("section", { id: name }, ...parts);
+  $("operations").replaceChildren(...groups.map(({ section }) => section));
+  document.querySelector("#contents nav").replaceChildren(
+    ...groups.flatMap(({ entries }) => entries), made("a", { href: "#refusals" }, "Refusals"));
+  const [rows, forms] = refusalsOf(api);
+  document.querySelector("#refusals dl").replaceChildren(...rows);
+  $("forms").replaceChildren(...forms);
+  $("refusals").hidden = false;
+  openTarget();
 }
 
 async function start() {
-  try {
-    const api = await (await fetch("openapi.json")).json();
-    document.getElementById("title").textContent = `${api.info.title} ${api.info.version}`;
-    document.getElementById("summary").textContent = api.info.summary ?? "";
-    for (const [path, item] of Object.entries(api.paths)) {
-      for (const method of METHODS.filter((each) => each in item)) {
-        const section = endpoint(api, path, method, item[method]);
-        const href = `#${encodeURIComponent(section.id)}`;
-        document.getElementById("contents").append(made("a", { href }, section.id));
-        document.getElementById("endpoints").append(section);
-      }
+  const api = await (await fetch("openapi.json")).json();
+  $("title").textContent = `${api.info.title} ${api.info.version}`;
+  $("summary").textContent = api.info.summary ?? "";
+  const paragraphs = (api.info.description ?? "").trim().split("\n\n");
+  $("about").replaceChildren(...paragraphs.map((text) => made("p", {}, ...prose(text))));
+  $("ship").textContent = `curl -O ${origin()}/web/ship.png`;
+  const needed = operationsOf(api).some(([, method, operation]) => method === "get" && keyed(operation));
+  $("key-form").hidden = !needed;
+  $("key-why").textContent = key.current() ? "A key is kept in this tab." : "Run needs a key, kept until the tab closes.";
+  $("key-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const wrong = key.keep($("key").value);
+    $("key-why").textContent = wrong || "The key is kept in this tab.";
+    if (!wrong) {
+      $("key").value = "";
+      show(api, await firstModel());
     }
-  } catch (error) {
-    document.getElementById("error").textContent = `Cannot load openapi.json: ${error.message}`;
-  }
+  });
+  show(api, await firstModel());
 }
 
-start();
+$("contents").open = WIDE.matches;
+WIDE.addEventListener("change", () => { $("contents").open = WIDE.matches; });
+$("contents").addEventListener("click", (event) => {
+  if (event.target.closest("a") && !WIDE.matches) $("contents").open = false;
+});
+addEventListener("hashchange", openTarget);
+// The same link twice changes nothing in the address.
+addEventListener("click", (event) => {
+  if (event.target.closest("a")?.hash === location.hash && location.hash) openTarget();
+});
+start().catch((error) => { $("error").textContent = `Cannot load openapi.json: ${error.message}`; });

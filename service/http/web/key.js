@@ -5,6 +5,14 @@ let entering = null;
 
 export const current = () => sessionStorage.getItem(KEY);
 
+/** Keeps a key until the tab closes; returns what is wrong with it, if anything. */
+export function keep(text) {
+  const key = text.trim();
+  if (!/^[!-~]+$/.test(key)) return "A key consists of printable ASCII characters without spaces.";
+  sessionStorage.setItem(KEY, key);
+  return "";
+}
+
 /** Resolves once the user has entered a key; all waiting requests share one form. */
 export function entered(why) {
   $("key-why").textContent = why;
@@ -14,12 +22,11 @@ export function entered(why) {
     $("key").focus();
     $("key-form").onsubmit = (event) => {
       event.preventDefault();
-      const key = $("key").value.trim();
-      if (!/^[!-~]+$/.test(key)) {
-        $("key-why").textContent = "A key consists of printable ASCII characters without spaces.";
+      const wrong = keep($("key").value);
+      if (wrong) {
+        $("key-why").textContent = wrong;
         return;
       }
-      sessionStorage.setItem(KEY, key);
       $("key-form").hidden = true;
       $("key").value = "";
       entering = null;

@@ -5,7 +5,7 @@ import { $ } from "./elements.js";
 const SHOWN = 2000; // milliseconds
 
 /** Quotes text for a shell if necessary. */
-function quoted(text) {
+export function quoted(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 

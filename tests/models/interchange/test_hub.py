@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -24,13 +21,14 @@ from onnx import numpy_helper
 from models import bundle
 from models.interchange import convert, hub, onnx_zoo, torchvision_weights
 from models.interchange.comparison import compare
-from models.interchange.download import DownloadError
+from models.interchange.connection import DownloadError
 from models.preprocess import IMAGENET
 from models.resnet import build
 from service.errors import ConfigError
 from service.repository import catalog
 from tests.support import gluon, libraries
 
+COMMIT = "0" * 40
 # A hub with these files; nothing else.
 Files = dict[str, bytes]
 
@@ -46,7 +44,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What `huggingface_hub` asks of a hub, and a plain server of files."""
+    """A mirror of the hub that tells no checksums, and a plain server of files."""
 
     server: Hub
 
@@ -57,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(with_body=True)
 
     def answer(self, *, with_body: bool) -> None:
-        path = self.path.partition("?")[0]
+        path = self.path.partition("?")[0].replace(COMMIT, "main")
         self.server.asked.append(f"{self.command} {path}")
         content = self.server.files.get(path)
         if content is None:
@@ -67,12 +65,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(404)
             self.send_header("X-Error-Code", "RevisionNotFound" if revision else code)
             if owned:
-                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
         self.send_response(200)
-        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{len(content)}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -162,7 +160,7 @@ def test_what_is_wrong_is_one_line(
     server.files[f"/{row.file}"] += b"more"
     assert "nothing was kept" in refusal("torchvision:resnet18")
     monkeypatch.setattr(torchvision_weights, "URL", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match="cannot be downloaded"):
+    with pytest.raises(DownloadError, match="run `resnet-serve fetch torchvision:resnet18`"):
         hub.from_torchvision("resnet18", tmp_path)
     assert "name a repository as OWNER/NAME" in refusal("hf:resnet-50")
 
@@ -244,40 +242,17 @@ def test_what_the_model_zoo_does_not_serve_is_one_line(
     assert "nothing was kept" in refusal("onnx-zoo:resnet18-v1-7")
 
 
-SCRIPT = """
-import json, sys
-from models import bundle
-from models.interchange import hub
-answers = []
-for spec in sys.argv[2:]:
-    try:
-        made = hub.from_huggingface(spec)
-        bundle.write(made, f"{sys.argv[1]}/{made.name}.safetensors")
-        answers.append([made.name, made.provenance])
-    except bundle.BundleError as error:
-        answers.append(str(error))
-print(json.dumps(answers))
-"""
-
-
 def ask(endpoint: str, home: Path, *specs: str) -> list[Any]:
-    """What a process says that knows no other hub; `huggingface_hub` reads its environment once."""
-    environment = os.environ | {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home / "hf"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(home), *specs],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    answers: list[Any] = json.loads(done.stdout)
+    """The bundle of each SPEC, or the refusal."""
+    answers: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", endpoint)
+        patch.setenv("HF_HOME", str(home / "none"))
+        for spec in specs:
+            try:
+                answers.append(hub.from_huggingface(spec, home / "hf"))
+            except ValueError as error:
+                answers.append(str(error))
     return answers
 
 
@@ -323,22 +298,31 @@ def test_repositories_become_bundles_and_are_kept(server: Hub, tmp_path: Path) -
         f"{timm}@other",
         "me",
     )
-    assert answers[0][0] == "resnet18.a_tag"
-    assert answers[0][1]["source"] == f"hf:{timm}"
-    assert answers[1][1]["format"] == "huggingface"
+    assert answers[0].name == "resnet18.a_tag"
+    assert answers[0].provenance["source"] == f"hf:{timm}"
+    assert answers[0].provenance["commit"] == COMMIT
+    assert answers[1].provenance["format"] == "huggingface"
     assert answers[2:] == [
         "holds vit, not a ResNet of timm or transformers",
         "has neither model.safetensors nor pytorch_model.bin",
-        "the hub has no such public repository",
+        "does not exist or is private; set HF_TOKEN to a token that may read it",
         "the repository has no revision other",
         "name a repository as OWNER/NAME or OWNER/NAME@REVISION",
     ]
-    made = bundle.read(tmp_path / "resnet18.a_tag.safetensors")
+    made = answers[0]
     assert (made.labels, made.input.size, made.input.resize) == (("a", "b", "c"), 160, 160)
     assert libraries.difference(made.network(), theirs.eval(), 64) <= 1
-    assert bundle.read(tmp_path / "resnet-tiny.safetensors").input.resize == 73
+    assert answers[1].input.resize == 73
 
     # The same without a network, and what was never asked for.
+    asked = len(server.asked)
+    again = ask(server.url, tmp_path, timm, tiny_net)
+    assert len(server.asked) == asked
     offline = ask("http://127.0.0.1:9", tmp_path, timm, tiny_net, "other/one")
-    assert offline[:2] == answers[:2]
-    assert offline[2] == "config.json is not cached, and the hub cannot be reached"
+    for kept in (again, offline):
+        assert [made.provenance for made in kept[:2]] == [made.provenance for made in answers[:2]]
+    assert offline[2] == (
+        f"is not in the cache {tmp_path}/hf, and 127.0.0.1 cannot be reached ([Errno 111] "
+        "Connection refused); on a host with network, run `resnet-serve fetch hf:other/one`, and "
+        "copy that folder here"
+    )

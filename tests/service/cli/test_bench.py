@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from service.cli.main import main
 from tests.conftest import Service, encoded
 from tests.support.scripted import Scripted, answer, scripted
+from tests.support.unruly import answer as unruly_answer
+from tests.support.unruly import unruly
 
 SHORT = ("--seconds", "0.3", "--warm-up-s", "0.1")
 
@@ -40,8 +42,9 @@ def server() -> Iterator[Scripted]:
         yield running
 
 
-def document(*arguments: str | Path) -> dict[str, Any]:
-    printed: dict[str, Any] = json.loads(bench(*SHORT, "--json", *arguments).stdout)
+def document(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
+    printed: dict[str, Any]
+    printed = json.loads(bench(*SHORT, "--json", *arguments, status=status).stdout)
     return printed
 
 
@@ -73,10 +76,46 @@ def test_the_service_answers_forms(service: Service, photos: Path) -> None:
 def test_a_header_reaches_the_service(service: Service, photos: Path) -> None:
     url = f"{service.url}/v1/classify"
     header = ("--header", "X-Request-Timeout-Ms: nonsense")
-    (run,) = document("--url", url, "--connections", "1", *header, photos)["runs"]
+    (run,) = document("--url", url, "--connections", "1", *header, photos, status=1)["runs"]
     assert set(run["answers"]) == {"422"}
     assert set(run["refused_ms"]) == {"422"}
     assert run["latency_ms"] == {}
+
+
+def test_a_base_url_loads_the_classifier(service: Service, photos: Path) -> None:
+    for url in (service.url, f"{service.url}/", f"{service.url}?top_k=1"):
+        found = document("--url", url, "--connections", "1", photos)
+        assert set(found["runs"][0]["answers"]) == {"200"}
+        assert "/v1/classify" in found["url"]
+
+
+def test_an_error_to_every_request_is_no_success(server: Scripted, photos: Path) -> None:
+    with scripted(lambda number, body: [answer(405)]) as refusing:
+        url = f"http://127.0.0.1:{refusing.port}/elsewhere"
+        printed = bench(*SHORT, "--url", url, "--connections", "1", photos, status=1).stdout
+    assert "x 405" in printed
+    assert "no request succeeded" in printed
+
+
+def test_the_key_is_that_of_classify(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("of-the-file-0123456789\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("RESNET_SERVE_KEY", "of-the-environment")
+    short = (*SHORT, "--connections", "1", photos)
+    for arguments, key in (
+        (["--url", "{}/v1/classify"], "of-the-environment"),
+        (["--url", "{}", "--key-file", str(file)], "of-the-file-0123456789"),
+        (["--url", "{}/of/another"], None),
+    ):
+        with unruly(unruly_answer(200, b"{}")) as server:
+            url = [argument.format(server.url) for argument in arguments]
+            printed = bench(*url, *short).output
+            sent = {headers.get("authorization") for headers in server.headers[-3:]}
+        assert sent == {key and f"Bearer {key}"}
+        assert str(key) not in printed
 
 
 def test_clients_who_leave_and_who_keep_no_connection(photos: Path) -> None:
@@ -113,8 +152,10 @@ def test_a_picture_of_nothing_but_refusals(photos: Path, tmp_path: Path) -> None
     plot = tmp_path / "out.svg"
     with scripted(lambda number, body: [answer(429)]) as server:
         loads = ("--connections", "1", "--connections", "2")
-        printed = bench(*SHORT, "--url", server.url, *loads, "--plot", plot, photos).stdout
+        arguments = (*SHORT, "--url", server.url, *loads, "--plot", plot, photos)
+        printed = bench(*arguments, status=1).stdout
     assert "429: p50" in printed
+    assert printed.count("no request succeeded") == 2
     assert plot.exists()
 
 
@@ -122,7 +163,7 @@ def test_a_picture_of_nothing_but_refusals(photos: Path, tmp_path: Path) -> None
     ("arguments", "words"),
     [
         (["--url", "https://127.0.0.1/", "IMAGE"], "TLS"),
-        (["--url", "nonsense", "IMAGE"], "must be an http:// URL"),
+        (["--url", "nonsense", "IMAGE"], "must look like http://"),
         (["--url", "http://127.0.0.1:9/", "IMAGE"], "refused"),
         (["--header", "nonsense", "IMAGE"], "is not a header"),
         (["--rate", "1", "--connections", "1", "--connections", "2", "IMAGE"], "one number"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data import listing
+from models import image_files
 from service.client import (
     UnreadableImage,
 )
@@ -35,7 +35,7 @@ def test_an_image_is_given_in_many_ways(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_the_same_images_as_for_training() -> None:
-    assert listing.SUFFIXES == SUFFIXES
+    assert image_files.SUFFIXES == SUFFIXES
 
 
 def test_a_picture_is_sent_upright() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.config.loading import load
+from service.config.loading import load, read
 from service.config.settings import ModelSettings, Settings
 from service.config.variables import PREFIX
 from service.errors import ConfigError
@@ -33,6 +33,32 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
 def test_the_environment_can_name_the_file(tmp_path: Path) -> None:
     config = write(tmp_path, "port: 4711")
     assert load(environ={f"{PREFIX}CONFIG": config}).port == 4711
+
+
+def test_a_platforms_variables_are_below_all_of_ours(tmp_path: Path) -> None:
+    platform = {"AIP_HTTP_PORT": "1", "AIP_PREDICT_ROUTE": "/p/", "AIP_HEALTH_ROUTE": ""}
+    reading = read(environ=platform)
+    assert reading.settings is not None
+    assert (reading.settings.port, reading.settings.vertex_predict_route) == (1, "/p")
+    assert reading.settings.vertex_health_route is None
+    assert reading.merged.origin(("port",)) == ("environment", "AIP_HTTP_PORT")
+    config = write(tmp_path, "{port: 2, vertex_predict_route: /q}")
+    reading = read(config=config, environ=platform)
+    assert reading.settings is not None
+    assert (reading.settings.port, reading.settings.vertex_predict_route) == (2, "/q")
+    assert reading.merged.origin(("port",)) == ("file", f"{config}:1")
+    assert load(environ=platform | {f"{PREFIX}PORT": "3"}).port == 3
+    assert load({"port": 4}, environ=platform).port == 4
+    assert load(environ={"SAGEMAKER_BIND_TO_PORT": "5"}).port == 5
+
+
+def test_platforms_in_the_environment_are_a_list() -> None:
+    assert load(environ={}).platforms == ["kserve_v1", "torchserve", "sagemaker", "vertex"]
+    assert load(environ={f"{PREFIX}PLATFORMS": "vertex, sagemaker"}).platforms == [
+        "vertex",
+        "sagemaker",
+    ]
+    assert load(environ={f"{PREFIX}PLATFORMS": ""}).platforms == []
 
 
 def test_models_in_the_environment_are_a_list_of_specs() -> None:
@@ -127,6 +153,9 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
         ("device: cpu", ["device", "is a setting of a model", "models[0].device"]),
         ("workers: 0", ["workers", "at least 1", "0"]),
         ("models: 3", ["models", "must be a list", "3"]),
+        ("platforms: [torchserv]", ["platforms[0]", "'kserve_v1'", "did you mean torchserve?"]),
+        ("platforms: torchserve", ["platforms", "must be a list"]),
+        ("vertex_predict_route: predict", ["vertex_predict_route", "a path such as /predict"]),
         ("[1, 2]", ["mapping", "list"]),
         ("a: [", ["not YAML"]),
     ],
@@ -149,6 +178,11 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, words: lis
         ({f"{PREFIX}CONFIG": "/nowhere.yaml"}, ["/nowhere.yaml", "No such file"]),
         ({f"{PREFIX}ARCHITECTURE": "{}"}, ["RESNET_SERVE_ARCHITECTURE", "only a file"]),
         ({f"{PREFIX}MAX_BATCH": "0"}, ["models[0].max_batch", "at least 1"]),
+        ({f"{PREFIX}PLATFORMS": "vertx"}, ["PLATFORMS", "platforms[0]", "did you mean vertex?"]),
+        ({"AIP_HTTP_PORT": "http"}, ["AIP_HTTP_PORT: port: ", "whole number", "'http'"]),
+        ({"SAGEMAKER_BIND_TO_PORT": "0x50"}, ["SAGEMAKER_BIND_TO_PORT: port: ", "'0x50'"]),
+        ({"AIP_HEALTH_ROUTE": "health"}, ["AIP_HEALTH_ROUTE: ", "a path such as", "'health'"]),
+        ({"AIP_PREDICT_ROUTE": "/a{b}"}, ["AIP_PREDICT_ROUTE: ", "a path such as", "'/a{b}'"]),
     ],
 )
 def test_a_wrong_environment_is_said_in_one_line(environ: dict[str, str], words: list[str]) -> None:

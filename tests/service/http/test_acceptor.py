@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import uvloop
 
 from service.http.acceptor import Acceptor
@@ -45,7 +48,7 @@ async def accepted(lead: int, connections: int, *, hurry: bool = False) -> int:
     Counting.made = 0
     with socket.create_server(("127.0.0.1", 0)) as listener:
         callers = [socket.create_connection(listener.getsockname()) for _ in range(connections)]
-        acceptor = Acceptor(listener, Counting, Doorway(lambda: lead))
+        acceptor = Acceptor([listener], Counting, Doorway(lambda: lead))
         acceptor.start(100)
         if hurry:
             acceptor.hurry()
@@ -66,6 +69,51 @@ def test_all_that_waits_is_accepted_even_if_nobody_with_fewer_does() -> None:
     assert asyncio.run(accepted(lead=5, connections=20, hurry=True)) == 20
 
 
+@pytest.mark.parametrize("lead", [0, 5])
+@pytest.mark.parametrize("hurry", [False, True])
+def test_all_listeners_are_accepted_from_and_closed(tmp_path: Path, lead: int, hurry: bool) -> None:
+    """A unix socket does not tell how many wait."""
+
+    async def test() -> None:
+        Counting.made = 0
+        with (
+            socket.create_server(("127.0.0.1", 0)) as tcp,
+            socket.create_server(str(tmp_path / "s"), family=socket.AF_UNIX) as unix,
+        ):
+            acceptor = Acceptor([tcp, unix], Counting, Doorway(lambda: lead))
+            acceptor.start(100)
+            callers = []
+            for listener in (tcp, unix) * 20:
+                caller = socket.socket(listener.family)
+                caller.connect(listener.getsockname())
+                callers.append(caller)
+            if hurry:
+                acceptor.hurry()
+            while Counting.made < len(callers):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            acceptor.close()
+            acceptor.close()
+            await acceptor.wait_closed()
+            for caller in callers:
+                caller.close()
+            assert (tcp.fileno(), unix.fileno()) == (-1, -1)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_a_listener_keeps_the_backlog_of_who_made_it() -> None:
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+            acceptor = Acceptor([listener], Counting, Doorway(lambda: 0))
+            acceptor.start(100)
+            # tcp(7): of a listener, `tcpi_sacked` is its backlog.
+            info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            assert int.from_bytes(info[28:32], sys.byteorder) == 1
+            acceptor.close()
+
+    asyncio.run(test())
+
+
 def accepted_all(acceptor: Acceptor) -> bool:
     return acceptor.pending > 0 and all(task.done() for task in acceptor._accepting)
 
@@ -75,7 +123,7 @@ def test_closed_no_connection_is_pending() -> None:
 
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            acceptor = Acceptor(listener, Counting, Doorway(lambda: 0))
+            acceptor = Acceptor([listener], Counting, Doorway(lambda: 0))
             acceptor.start(1)
             with socket.create_connection(listener.getsockname()):
                 # Each turn of the loop, so that none passes between done and closed.
@@ -108,8 +156,8 @@ def test_who_has_more_leaves_connections_to_who_has_fewer() -> None:
                     counts[1] += 1
 
             acceptors = [
-                Acceptor(listener.dup(), First, Doorway(lambda: counts[0] - min(counts))),
-                Acceptor(listener.dup(), Second, Doorway(lambda: counts[1] - min(counts))),
+                Acceptor([listener.dup()], First, Doorway(lambda: counts[0] - min(counts))),
+                Acceptor([listener.dup()], Second, Doorway(lambda: counts[1] - min(counts))),
             ]
             for acceptor in acceptors:
                 acceptor.start(100)
@@ -137,7 +185,7 @@ def test_a_busy_loop_accepts_many_in_each_turn() -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
             callers = [socket.create_connection(listener.getsockname()) for _ in range(60)]
             door = Doorway(lambda: 0)
-            acceptor = Acceptor(listener, Counting, door)
+            acceptor = Acceptor([listener], Counting, door)
             acceptor.start(100)
             turns = 0
             while Counting.made < 60:
@@ -160,7 +208,7 @@ def test_who_is_one_too_many_is_closed_before_it_costs_anything() -> None:
     async def test() -> None:
         Counting.made = 0
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            acceptor = Acceptor(listener, Counting, Doorway(lambda: 0, most=0))
+            acceptor = Acceptor([listener], Counting, Doorway(lambda: 0, most=0))
             acceptor.start(10)
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             assert await reader.read() == b""
@@ -185,7 +233,7 @@ def test_a_connection_that_failed_before_it_was_accepted_holds_up_no_other() -> 
         Counting.made = 0
         with Failing() as listener:
             listener.bind(("127.0.0.1", 0))
-            acceptor = Acceptor(listener, Counting, Doorway(lambda: 0))
+            acceptor = Acceptor([listener], Counting, Doorway(lambda: 0))
             acceptor.start(10)
             began = time.monotonic()
             with socket.create_connection(listener.getsockname()):

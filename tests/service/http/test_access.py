@@ -92,6 +92,33 @@ def test_who_cannot_have_a_key_yet_needs_none(path: str) -> None:
     keys(**BOTH).check(scope("GET", path))
 
 
+def test_a_prediction_by_put_is_no_change_of_the_models() -> None:
+    for path in ("/v1/classify", "/v1/embed", "/v1/explain"):
+        keys().check(scope("PUT", path))
+        keys(**BOTH).check(scope("PUT", path, x_api_key=API))
+        with pytest.raises(Unauthorized):
+            keys(**BOTH).check(scope("PUT", path))
+
+
+@pytest.mark.parametrize("path", ["/ping", "/up"])
+def test_a_platforms_health_check_needs_none(path: str) -> None:
+    both = keys(**BOTH, vertex_health_route="/up", vertex_predict_route="/up")
+    both.check(scope("GET", path))
+    with pytest.raises(Unauthorized):  # A prediction may have the same path.
+        both.check(scope("POST", path))
+    with pytest.raises(Unauthorized):
+        keys(**BOTH, platforms=["kserve_v1"]).check(scope("GET", path))
+
+
+def test_a_verb_of_a_model_changes_nothing() -> None:
+    keys().check(scope("PUT", "/v1/models/a:predict"))
+    with pytest.raises(Unauthorized):
+        keys(**BOTH).check(scope("PUT", "/v1/models/a:predict"))
+    for path in ("/v1/models/a:", "/v1/models/:a", "/v1/models/a:/b", "/v1/models/a"):
+        with pytest.raises(Forbidden):
+            keys().check(scope("PUT", path))
+
+
 def test_without_keys_everybody_may_use_and_nobody_may_change() -> None:
     open_to_all = keys()
     open_to_all.check(scope("POST", "/v1/classify"))
@@ -374,21 +401,21 @@ def test_settings_show_their_keys_only_on_purpose() -> None:
 def test_other_hosts_are_served_with_keys_or_on_purpose(host: str) -> None:
     if host == "::" and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6")
-    with listen(host, 0) as listener:
+    with listen(host, 0) as listeners:
         with pytest.raises(ConfigError) as caught:
-            check_exposure(Settings(host=host), listener)
+            check_exposure(Settings(host=host), listeners)
         for word in ("api_keys", "api_keys_file", "host: 127.0.0.1", "allow_anonymous: true"):
             assert word in str(caught.value)
         with pytest.raises(ConfigError):
-            check_exposure(Settings.model_validate({"admin_keys": [ADMIN]}), listener)
-        check_exposure(Settings(host=host, allow_anonymous=True), listener)
-        check_exposure(Settings.model_validate({"api_keys": [API]}), listener)
+            check_exposure(Settings.model_validate({"admin_keys": [ADMIN]}), listeners)
+        check_exposure(Settings(host=host, allow_anonymous=True), listeners)
+        check_exposure(Settings.model_validate({"api_keys": [API]}), listeners)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3"])
 def test_this_host_needs_no_keys(host: str) -> None:
-    with listen(host, 0) as listener:
-        check_exposure(Settings(host=host), listener)
+    with listen(host, 0) as listeners:
+        check_exposure(Settings(host=host), listeners)
 
 
 @pytest.mark.parametrize("origin", ["example.org", "https://a/path", "https://", "ftp://a", "null"])

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from uvicorn.server import ServerState
 
 from service.config.settings import Settings
 from service.http import connection as protocol
-from service.http import limits, timed_connection
+from service.http import idle, limits, timed_connection
 from service.http.acceptor import Acceptor
 from service.http.connection import MAX_HEADERS, MAX_PIPELINED, MAX_URL_BYTES, ServerConnection
 from service.http.limits import ConnectionLimits
@@ -39,7 +40,7 @@ class Open:
         metrics: Metrics,
         connections: set[Any],
         left: list[str],
-        host: tuple[str, int],
+        host: tuple[str, int] | str,
     ) -> None:
         self.limits = limits
         self.metrics = metrics
@@ -52,7 +53,12 @@ class Open:
 
     async def connect(self) -> Open:
         other = Open(self.limits, self.metrics, self.connections, self.left, self.host)
-        other.reader, other.writer = await asyncio.open_connection(*self.host)
+        connecting = (
+            asyncio.open_unix_connection(self.host)
+            if isinstance(self.host, str)
+            else asyncio.open_connection(*self.host)
+        )
+        other.reader, other.writer = await connecting
         self.opened.append(other.writer)
         other.opened = self.opened
         return other
@@ -99,7 +105,8 @@ class Doorway:
 
 
 @asynccontextmanager
-async def serving(**overrides: Any) -> AsyncIterator[Open]:
+async def serving(*, path: str = "", **overrides: Any) -> AsyncIterator[Open]:
+    """`path`: of a Unix socket."""
     left: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,8 +135,9 @@ async def serving(**overrides: Any) -> AsyncIterator[Open]:
     config.load()
     state = ServerState()
     make = partial(ServerConnection, limits=shared, config=config, server_state=state, app_state={})
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = Acceptor(listener, make, Doorway(state.connections, shared))
+    listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+    listener.bind(path or ("127.0.0.1", 0))
+    server = Acceptor([listener], make, Doorway(state.connections, shared))
     server.start(100)
     first = Open(shared, metrics, state.connections, left, listener.getsockname())
     try:
@@ -323,6 +331,109 @@ def test_connections_beyond_the_limit_are_503_until_others_close() -> None:
     run(test)
 
 
+def test_the_longest_idle_connection_gives_way_to_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(idle, "LEAST_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with serving(max_connections=3) as first:
+            second, third = await first.connect(), await first.connect()
+            for client in (second, first):
+                client.writer.write(GET)
+                assert await client.answer() == (200, b"0")
+            await asyncio.sleep(0.1)
+            third.writer.write(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+            # Neither one that sends nothing nor a probe closes anything.
+            fourth, probe = await first.connect(), await first.connect()
+            probe.writer.write(GET.replace(b"/echo", b"/health/live"))
+            assert await probe.answer() == (200, b"0")
+            assert await probe.reader.read() == b""
+            assert len(first.connections) == 3
+            fourth.writer.write(GET)
+            assert await fourth.answer() == (200, b"0")
+            assert await second.reader.read() == b""
+            for client in (first, fourth):  # It is one of those that count now.
+                client.writer.write(GET)
+                assert await client.answer() == (200, b"0")
+            monkeypatch.setattr(idle, "LEAST_SECONDS", 60)
+            await asyncio.sleep(idle.PAUSE_SECONDS)
+            fifth = await first.connect()
+            fifth.writer.write(GET)  # All others have just had a response, or wait for one.
+            assert str(3) in await fifth.refusal(503)
+            assert third.left == []
+            assert len(first.connections) == 3
+
+    run(test)
+
+
+def test_who_did_not_get_in_may_once_another_has_left() -> None:
+    async def test() -> None:
+        async with serving(max_connections=1) as first:
+            first.writer.write(GET)
+            assert await first.answer() == (200, b"0")
+            second = await first.connect()
+            while not first.limits.uncounted:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            first.writer.close()
+            while first.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            for _ in range(2):
+                second.writer.write(GET)
+                assert await second.answer() == (200, b"0")
+
+    run(test)
+
+
+def test_an_idle_unix_connection_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "LEAST_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with serving(max_connections=1, path=str(tmp_path / "socket")) as first:
+            first.writer.write(GET)
+            assert await first.answer() == (200, b"0")
+            await asyncio.sleep(0.1)
+            second = await first.connect()
+            second.writer.write(GET)
+            assert await second.answer() == (200, b"0")
+            assert await first.reader.read() == b""
+
+    run(test)
+
+
+def test_an_idle_connection_is_kept_for_a_time_and_no_longer() -> None:
+    async def test() -> None:
+        async with serving(keep_alive_s=1.5) as client:
+            for _ in range(4):
+                client.writer.write(GET)
+                assert await client.answer() == (200, b"0")
+                await asyncio.sleep(0.5)
+            assert await client.reader.read() == b""
+
+    run(test)
+
+
+def test_a_balancer_is_the_one_to_end_an_idle_connection() -> None:
+    """The longest idle timeout that is common is Envoy's, of an hour."""
+    assert Settings().keep_alive_s > 3600
+
+
+@pytest.mark.parametrize(
+    ("path", "answered"), [(b"/ping", True), (b"/up", True), (b"/up?x", False), (b"/upper", False)]
+)
+def test_a_platforms_probe_is_answered_beyond_the_limit(path: bytes, answered: bool) -> None:
+    async def test() -> None:
+        async with serving(max_connections=1, vertex_health_route="/up") as first:
+            first.writer.write(GET)
+            assert await first.answer() == (200, b"0")
+            probe = await first.connect()
+            probe.writer.write(GET.replace(b"/echo", path))
+            head = await probe.reader.readuntil(b"\r\n")
+            assert head.startswith(b"HTTP/1.1 200" if answered else b"HTTP/1.1 503")
+
+    run(test)
+
+
 def test_a_flood_of_connections_is_not_even_answered() -> None:
     async def test() -> None:
         async with serving(max_connections=1) as first:
@@ -356,6 +467,7 @@ def test_each_front_end_has_its_part_of_the_connections() -> None:
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET / HTTP/1.1\r\nBroken Header\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        b"GET http://a:99999999/ HTTP/1.1\r\nHost: a\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         CHUNKED + b"no number\r\n",
@@ -373,7 +485,7 @@ def test_what_is_no_http_is_400(sent: bytes) -> None:
     async def test() -> None:
         async with serving() as client:
             client.writer.write(sent)
-            assert re.search("HTTP|Host|chunked", await client.refusal(400))
+            assert re.search("HTTP|Host|chunked|CONNECT", await client.refusal(400))
             assert client.refusals("malformed_request") == 1
             assert client.left == (["/echo"] if sent == CHUNKED + b"no number\r\n" else [])
 
@@ -433,24 +545,6 @@ def test_a_caller_who_asks_first_is_told_to_continue() -> None:
             assert await client.answer() == (100, b"")
             client.writer.write(b"x")
             assert await client.answer() == (200, b"1")
-
-    run(test)
-
-
-def test_what_follows_an_upgrade_is_no_request() -> None:
-    async def test() -> None:
-        async with serving() as client:
-            # The parser would take the body for the next request.
-            body = GET.replace(b"echo", b"smuggled")
-            client.writer.write(
-                b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
-                b"Content-Length: %d\r\n\r\n" % len(body)
-            )
-            await client.writer.drain()
-            client.writer.write(body)
-            answers = await client.reader.read()
-            assert answers.count(b"HTTP/1.1 ") == 1
-            assert b"connection: close" in answers
 
     run(test)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,9 +23,9 @@ V2 = post("/v2/models/first/infer", V2_BODY, "X-Request-Timeout-Ms: 200")
 
 
 @contextmanager
-def overloaded(seconds: float = 1.0, **settings: Any) -> Iterator[Gated]:
+def overloaded(seconds: float = 1.0, more: Sequence[str] = (), **settings: Any) -> Iterator[Gated]:
     """A service whose queue needs longer than the 200 ms that its next clients allow."""
-    with gated(seconds, **settings) as service:
+    with gated(seconds, *more, **settings) as service:
         headers = [f"X-API-Key: {key}" for key in settings.get("api_keys", [])]
         service.model.open.clear()
         service.connect().send(post("/v1/classify", IMAGE, *headers))
@@ -254,11 +255,90 @@ def test_a_refusal_under_v2_has_its_form(path: str) -> None:
         assert client.send(post("/v2/models/first/infer", V2_BODY)).answer().status == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/classify/batch", "/v1/embed", "/v1/explain"])
-def test_every_prediction_is_refused_at_the_gate(path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/classify/batch"),
+        ("POST", "/v1/embed"),
+        ("POST", "/v1/explain"),
+        ("POST", "/v1/explain/"),
+        ("PUT", "/v1/classify"),
+        ("PUT", "/v1/classify/?model=first"),
+        ("PUT", "/v1/embed"),
+        ("PUT", "/v1/explain"),
+    ],
+)
+def test_every_prediction_is_refused_at_the_gate(
+    method: str, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     with overloaded() as service:
-        request = BUSY.replace(b"/v1/classify", path.encode())
-        assert at_gate(service.connect().send(request).answer())
+        request = BUSY.replace(b"POST /v1/classify", f"{method} {path}".encode())
+        client = service.connect()
+        for _ in range(2):  # The second is recognised.
+            assert at_gate(client.send(request).answer())
+        assert service.refusals("first", "deadline_too_short") == 2
+    (line,) = [line for line in caplog.messages if "deadline_too_short" in line]
+    assert f" {method} {path.partition('?')[0].rstrip('/')} 429 " in line
+
+
+def test_an_image_by_put_is_let_in_and_leaves_nothing() -> None:
+    with gated() as service:
+        client = service.connect()
+        for path in ("/v1/classify", "/v1/classify/"):
+            request = post(path).replace(b"POST", b"PUT")
+            assert client.send(request).answer().status == 200
+        assert (
+            client.send(post("/v1/classify/batch").replace(b"POST", b"PUT")).answer().status == 405
+        )
+        nothing_is_left(service)
+
+
+INSTANCES = json.dumps({"instances": [base64.b64encode(IMAGE).decode()]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "route", "keys"),
+    [
+        ("/v1/models/first:predict", INSTANCES, "/v1/models/{name}:predict", ["error"]),
+        ("/v1/models/first/versions/1:predict", INSTANCES, "/v1/models/{name}:predict", ["error"]),
+        ("/predictions/first", IMAGE, "/predictions/{name}", ["code", "type", "message"]),
+        ("/predictions/first/1.0", IMAGE, "/predictions/{name}", ["code", "type", "message"]),
+        ("/invocations", IMAGE, "/invocations", ["type", "title", "status", "detail"]),
+        ("/vertex", INSTANCES, "/vertex", ["type", "title", "status", "detail"]),
+    ],
+)
+def test_a_platforms_prediction_is_refused_in_its_form(
+    path: str, body: bytes, route: str, keys: list[str]
+) -> None:
+    with overloaded(vertex_predict_route="/vertex") as service:
+        client = service.connect()
+        answer = client.send(post(path, body, "X-Request-Timeout-Ms: 200")).answer()
+        assert (answer.status, at_gate(answer)) == (429, True)
+        assert list(json.loads(answer.body)) == keys
+        assert int(answer.headers["retry-after"]) >= 1
+        assert service.metrics.requests.labels(route, 429)._value.get() == 1
+        service.model.open.set()
+        service.until(service.idle)
+        answer = client.send(post(path, body)).answer()
+        assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+        assert "inference;dur=" in answer.headers["server-timing"]
+        nothing_is_left(service)
+
+
+def test_what_is_switched_off_is_not_refused_but_unknown() -> None:
+    with overloaded(platforms=[]) as service:
+        for path in ("/predictions/first", "/invocations", "/v1/models/first:predict"):
+            request = post(path, IMAGE, "X-Request-Timeout-Ms: 200")
+            assert service.connect().send(request).answer().status == 404
+        ping = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n"
+        assert service.connect().send(ping).answer().status == 404
+
+
+def test_a_header_that_names_the_model_is_read_by_the_application() -> None:
+    with overloaded(more=["second"]) as service:
+        named = post("/invocations", IMAGE, "X-Amzn-SageMaker-Target-Model: second.tar.gz")
+        assert service.connect().send(named).answer().status == 200
 
 
 def test_what_predicts_nothing_passes() -> None:
@@ -354,19 +434,6 @@ def test_a_body_that_ends_after_its_response_leaves_nothing() -> None:
         assert client.send(post()).answer().status == 200
         time.sleep(0.05)
         assert service.on_loop(service.idle)
-
-
-def test_a_refused_request_for_another_protocol_closes_its_connection() -> None:
-    """As what comes after it is no HTTP."""
-    with gated() as service:
-        service.model.ready = False
-        client = service.connect()
-        client._socket.settimeout(5)
-        asked = (
-            b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
-        )
-        assert client.send(asked).answer().status == 503
-        assert client.rest() == b""
 
 
 def test_a_client_that_does_not_read_its_refusals_is_read_no_further() -> None:

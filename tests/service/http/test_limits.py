@@ -51,12 +51,12 @@ def test_a_flood_of_one_reason_is_a_line_and_hides_no_other(
     caplog.set_level(logging.INFO)
     shared = limits()
     for _ in range(100):
-        shared.refused(QueueFull("full", 1.0), "first", "/v1/classify", 429, b"an-id")
-    shared.refused(QueueFull.too_late(1, 1, 1), "first", "/v1/classify", 429, b"an-id")
+        shared.refused(QueueFull("full", 1.0), "first", b"PUT", "/v1/classify", 429, b"an-id")
+    shared.refused(QueueFull.too_late(1, 1, 1), "first", b"POST", "/v1/classify", 429, b"an-id")
     shared.count(MalformedRequest("nonsense"))
     lines = [record.message for record in caplog.records]
     assert len(lines) == 2
-    assert lines[0] == "an-id POST /v1/classify 429 queue_full: full"
+    assert lines[0] == "an-id PUT /v1/classify 429 queue_full: full"
     assert "malformed_request: nonsense" in lines[1]
     assert shared._metrics.refusals.labels("first", "queue_full")._value.get() == 101
     assert shared._metrics.requests.labels("/v1/classify", 429)._value.get() == 101

@@ -17,6 +17,7 @@ import pytest
 from service.config.settings import Settings
 from service.errors import Unauthorized
 from service.http.app import create_app
+from service.http.listener import Listeners
 from service.http.server import Server
 from service.metrics import Metrics
 from service.runtime import allow_files
@@ -46,7 +47,7 @@ def test_a_certificate_that_cannot_be_used_keeps_no_key_that_was_revoked(
     before, after = settings("before", API), settings("after", OTHER)
     app = create_app(before, Metrics(), FLEET)
     with socket.socket() as listener:
-        server = Server(app, before, listener)
+        server = Server(app, before, Listeners((listener,)))
     assert server._tls is not None
     broken = after.model_copy(update={"tls_key": before.tls_key})
     server.apply(broken)

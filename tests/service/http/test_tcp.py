@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import sys
 import time
@@ -58,7 +59,26 @@ def test_what_is_not_more_than_a_tick_is_nothing() -> None:
         def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
             return int(tcp.TICK * 1000).to_bytes(4, sys.byteorder).rjust(tcp.END, b"\0")
 
+        def recv(self, length: int, flags: int, /) -> bytes:
+            raise BlockingIOError
+
     assert tcp.waited(JustRead()) == 0.0
+
+
+def test_data_that_waits_is_seen_and_stays() -> None:
+    with pair() as (client, service):
+        service.setblocking(False)
+        assert not tcp.has_data(service)
+        client.sendall(b"a")
+        until = time.monotonic() + MUCH
+        while not tcp.has_data(service):
+            assert time.monotonic() < until
+        assert service.recv(10) == b"a"
+        client.close()
+        select.select([service], [], [], MUCH)
+        assert not tcp.has_data(service)  # The end is no data.
+        service.close()
+        assert not tcp.has_data(service)
 
 
 @linux
@@ -82,6 +102,16 @@ def test_what_is_no_tcp_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
         assert tcp.waited(first) == 0.0
         assert tcp.backlog(first) == 0
         tcp.log_if_silent(first)
+    assert not caplog.records  # Of unix sockets, everybody knows.
+
+    class Mute:
+        def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
+            raise OSError
+
+        def recv(self, size: int, flags: int, /) -> bytes:
+            raise OSError
+
+    tcp.log_if_silent(Mute())
     assert "counts from being read" in caplog.text
 
 

@@ -73,6 +73,21 @@ def test_without_a_share_the_standard_variable_counts(
     assert len(collector.spans) == spans
 
 
+def test_a_unix_socket_is_an_address_without_a_port(caplog: pytest.LogCaptureFixture) -> None:
+    class OfUnix(TracingMiddleware):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await super().__call__({**scope, "server": ("/run/x.sock", None)}, receive, send)
+
+    with collecting() as collector:
+        tracing = Tracing(Settings(otlp_endpoint=collector.url))
+        ask(tracing, 1, middleware=OfUnix)
+        tracing.close(30)
+    (span,) = collector.spans
+    assert span.attributes["server.address"] == "/run/x.sock"
+    assert "server.port" not in span.attributes
+    assert not caplog.records
+
+
 def test_a_request_begins_when_its_bytes_arrived() -> None:
     class Waiting(TracingMiddleware):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

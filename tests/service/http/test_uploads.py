@@ -11,9 +11,10 @@ import pytest
 from starlette.requests import Request
 
 from service.errors import ClientLeft, UndecodableImage
-from service.http import uploads
+from service.http import forms
 from service.http.body import Body, UploadBudget
-from service.http.uploads import Upload, read_images, until_disconnect
+from service.http.upload import Upload
+from service.http.uploads import read_images, until_disconnect
 from tests.service.http.test_body import FORM, LANE, sending
 
 HEAD = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
@@ -54,7 +55,7 @@ def test_the_event_loop_goes_on_while_a_form_is_parsed() -> None:
         counting.cancel()
 
     asyncio.run(scene())
-    assert turns >= len(content) // uploads.PARSED_BYTES
+    assert turns >= len(content) // forms.PARSED_BYTES
 
 
 def test_a_content_type_that_would_take_long_to_parse_is_refused() -> None:

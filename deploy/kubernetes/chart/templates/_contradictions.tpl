@@ -13,6 +13,19 @@
 {{- if eq (int $config.grpc_port) (int (include "resnet-serve.port" .)) -}}
 {{- fail "config.grpc_port is config.port: set another" -}}
 {{- end -}}
+{{- $host := $config.host | default "0.0.0.0" -}}
+{{- if hasPrefix "unix:" $host -}}
+{{- fail (printf "config.host is %s, which no probe and no Service could reach: leave it out, or set it to :: for IPv6" $host) -}}
+{{- end -}}
+{{- if or (hasPrefix "127." $host) (has $host (list "localhost" "::1")) -}}
+{{- fail (printf "config.host is %s, where only the pod itself could reach the service: leave it out, or set it to :: for IPv6" $host) -}}
+{{- end -}}
+{{- if and (eq $host "0.0.0.0") (has "IPv6" .Values.service.ipFamilies) -}}
+{{- fail "service.ipFamilies has IPv6, but pods listen on IPv4 only: set config.host to ::" -}}
+{{- end -}}
+{{- if and (eq $host "0.0.0.0") (hasSuffix "DualStack" .Values.service.ipFamilyPolicy) -}}
+{{- fail (printf "service.ipFamilyPolicy is %s, but pods listen on IPv4 only: set config.host to ::" .Values.service.ipFamilyPolicy) -}}
+{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if hasPrefix "RESNET_SERVE_" .name -}}
 {{- fail (printf "extraEnv has %s, which would override config: give it as config.%s" .name (.name | trimPrefix "RESNET_SERVE_" | lower)) -}}

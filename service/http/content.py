@@ -1,0 +1,115 @@
+"""What a request's body is: its bytes decide, and its content type where they do not.
+
+Clients send images with whatever type their library chooses; the decoder looks at the bytes anyway.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+from starlette.requests import Request
+
+from service.errors import QUOTED, UnsupportedMediaType
+from service.inference.file_kinds import kind_of
+
+MULTIPART = "multipart/form-data"
+WAYS = (
+    "send an image's bytes, as image/* or application/octet-stream, a form as "
+    f'{MULTIPART} with one file, or JSON like {{"image": "<base64>"}}'
+)
+
+
+class Said(enum.Enum):
+    """What a content type says. `BYTES`: nothing; `TEXT`: little, as JSON may come with it."""
+
+    IMAGE = enum.auto()
+    BYTES = enum.auto()
+    URLENCODED = enum.auto()
+    TEXT = enum.auto()
+    JSON = enum.auto()
+    FORM = enum.auto()
+    OTHER = enum.auto()
+
+
+IMAGE, BYTES, URLENCODED, TEXT, JSON, FORM, OTHER = Said  # Faster than the class's attributes.
+# `application/x-www-form-urlencoded` is also what curl says of any bytes.
+TYPES = {
+    "": BYTES,
+    "*/*": BYTES,
+    "application/octet-stream": BYTES,
+    "binary/octet-stream": BYTES,
+    "application/binary": BYTES,
+    "application/x-binary": BYTES,
+    "application/x-image": BYTES,
+    "application/x-www-form-urlencoded": URLENCODED,
+    "text/plain": TEXT,
+    "application/json": JSON,
+    "text/json": JSON,
+    MULTIPART: FORM,
+}
+# As most clients write them, so that nothing has to be taken apart.
+USUAL = {name.encode(): said for name, said in TYPES.items()} | dict.fromkeys(
+    (b"image/jpeg", b"image/png", b"image/webp", b"image/*"), IMAGE
+)
+# What JSON begins with: perhaps white space, or a byte order mark.
+BEFORE_JSON = frozenset(b"{ \t\r\n\xef")
+URLENCODED_FIELD = re.compile(rb"[\w.%\[\]-]{1,64}=")
+
+
+def media_type(request: Request) -> str:
+    """The content type without its parameters; empty if there is none."""
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            return _bare(value)
+    return ""
+
+
+def said_of(request: Request) -> tuple[Said, bool]:
+    """What the headers say of a body, and whether it may be compressed."""
+    said, coded = BYTES, False
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            said = USUAL.get(value) or said_by(_bare(value))
+        elif name == b"content-encoding":
+            coded = True
+    return said, coded
+
+
+def said_by(media_type: str) -> Said:
+    if media_type.startswith("image/"):
+        return IMAGE
+    return TYPES.get(media_type) or (JSON if media_type.endswith("+json") else OTHER)
+
+
+def text_limit(max_bytes: int) -> int:
+    """The most bytes of a text that stands for `max_bytes`: base64 in lines, escaped, and names."""
+    return max_bytes * 3 // 2 + 2**12
+
+
+def settle(request: Request, said: Said, data: bytes) -> Said:
+    """What a body `data` is that is no form with files: IMAGE, JSON or URLENCODED.
+
+    Raises:
+        UnsupportedMediaType: it is said to be something else, and it is no image.
+    """
+    if said is IMAGE or not data or (said is BYTES and data[0] not in BEFORE_JSON):
+        return IMAGE
+    is_object = data[:QUOTED].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    if said is BYTES:
+        return JSON if is_object else IMAGE
+    kind = kind_of(data)
+    if kind is not None and kind.is_image:
+        return IMAGE
+    if said is JSON or (is_object and said is not OTHER):
+        return JSON
+    if said is URLENCODED:
+        return URLENCODED if URLENCODED_FIELD.match(data) else IMAGE
+    seen = f"is {kind.name}" if kind is not None else "is no image"
+    raise UnsupportedMediaType(
+        f"unsupported content type {media_type(request)[:QUOTED]!r}, and the body {seen}; {WAYS}"
+    )
+
+
+def _bare(content_type: bytes) -> str:
+    return content_type.decode("latin-1").partition(";")[0].strip().lower()

@@ -1,0 +1,66 @@
+"""What a content type says, and what bytes say against it."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.errors import UnsupportedMediaType
+from service.http.content import BYTES, FORM, IMAGE, JSON, OTHER, TEXT, URLENCODED, Said, said_of
+from service.http.content import settle as settle_of
+from tests.conftest import encoded
+from tests.service.http.test_body import sending
+
+
+def settle(said: Said, data: bytes) -> Said:
+    return settle_of(sending(content_type="x/y"), said, data)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "said"),
+    [
+        ("image/jpeg", IMAGE),
+        ("IMAGE/x-none; a=b", IMAGE),
+        ("", BYTES),
+        (" Binary/Octet-Stream ; q", BYTES),
+        ("application/x-www-form-urlencoded; charset=utf-8", URLENCODED),
+        ("text/plain;charset=UTF-8", TEXT),
+        ("application/json; charset=utf-8", JSON),
+        ("application/problem+json", JSON),
+        ("multipart/form-data; boundary=b", FORM),
+        ("multipart/mixed", OTHER),
+        ("imagejpeg", OTHER),
+    ],
+)
+def test_a_type_says_what_to_expect(content_type: str, said: Said) -> None:
+    assert said_of(sending(content_type=content_type)) == (said, False)
+
+
+def test_headers_tell_of_compression_in_any_order() -> None:
+    assert said_of(sending()) == (BYTES, False)
+    assert said_of(sending(content_encoding="gzip", content_type="image/png")) == (IMAGE, True)
+    assert said_of(sending(content_type="image/png", content_encoding="gzip")) == (IMAGE, True)
+
+
+@pytest.mark.parametrize("said", [IMAGE, BYTES, URLENCODED, TEXT, JSON, OTHER])
+def test_an_image_is_one_whatever_is_said(said: Said) -> None:
+    for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert settle(said, encoded(name)) is IMAGE
+    assert settle(said, b"") is IMAGE
+
+
+@pytest.mark.parametrize("text", [b"{}", b' \r\n\t{"a"', b"\xef\xbb\xbf{"])
+def test_an_object_is_json_where_the_type_says_nothing_else(text: bytes) -> None:
+    found = {said: settle(said, text) for said in (IMAGE, BYTES, URLENCODED, TEXT, JSON)}
+    assert found == {IMAGE: IMAGE, BYTES: JSON, URLENCODED: JSON, TEXT: JSON, JSON: JSON}
+    with pytest.raises(UnsupportedMediaType):
+        settle(OTHER, text)
+
+
+def test_bytes_of_no_kind_are_for_the_decoder_or_415() -> None:
+    assert settle(BYTES, b"\xef\xbb") is IMAGE
+    assert settle(URLENCODED, b"\x80=") is IMAGE
+    assert settle(URLENCODED, b"image=abc") is URLENCODED
+    assert settle(JSON, b"nonsense") is JSON
+    for said in (TEXT, OTHER):
+        with pytest.raises(UnsupportedMediaType, match="'x/y', and the body is no image; send"):
+            settle(said, b"nonsense")

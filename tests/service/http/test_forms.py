@@ -1,0 +1,59 @@
+"""Forms: which of their parts are images, and the names of those."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.errors import BadParameter, TooLarge, UndecodableImage
+from service.http import forms
+from service.http.forms import Part, names_of, uploads_of, urlencoded
+from tests.conftest import encoded
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name", "filename"),
+    [
+        (b'form-data; name="image"', "image", None),
+        (b'form-data; name="image"; filename=""', "image", ""),
+        (b"form-data; name=image; filename=a.png", "image", "a.png"),
+        (b'form-data;name="a;b";filename="c;d=e.png"', "a;b", "c;d=e.png"),
+        (b'form-data; name="a"; filename="b\\"c\\\\d.png"', "a", 'b"c\\d.png'),
+        (b'form-data; name="a"; filename="C:\\photos\\b.png"', "a", "C:\\photos\\b.png"),
+        (b'form-data; NAME="a"; FileName="b"', "a", "b"),
+        (b"form-data; name=a; filename=b; filename*=utf-8''%e2%82%ac", "a", "\u20ac"),
+        (b"form-data; name=a; filename*=ISO-8859-1'en'%e4", "a", "\xe4"),
+        (b"form-data; name=a; filename=b; filename*=utf-7''%e4", "a", "b"),
+        (b"form-data; name=a; filename*=utf-8''%ff", "a", "\ufffd"),
+        (b'form-data; name="a; filename=b"', "a; filename=b", None),
+        ('form-data; name="\u7532"'.encode(), "\u7532", None),
+        (b'form-data; name="\xff"', "\xff", None),
+        (b"form-data", "", None),
+    ],
+)
+def test_the_names_of_a_part(disposition: bytes, name: str, filename: str | None) -> None:
+    assert names_of(disposition) == (name, filename)
+
+
+def test_an_urlencoded_value_is_whole_wherever_the_pieces_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for piece in range(4, 12):
+        monkeypatch.setattr(forms, "PARSED_BYTES", piece)
+        (part,) = urlencoded(b"a%20b+c=" + b"x%2Fy" * 20 + b"+%")
+        assert (part.name, b"".join(part.chunks)) == ("a b c", b"x/y" * 20 + b"+%")
+
+
+def test_fields_and_files_are_limited() -> None:
+    image = Part("x", "a.png", chunks=[encoded()])
+    with pytest.raises(BadParameter, match="several files"):
+        uploads_of([image, image], 1, ())
+    with pytest.raises(TooLarge, match="more than 2 images"):
+        uploads_of([image] * 3, 2, ())
+    with pytest.raises(UndecodableImage, match="more than 16 fields"):
+        urlencoded(b"a=1&" * 16 + b"a=1")
+    assert len(urlencoded(b"a=1&" * 15 + b"a=1")) == 16
+    large = Part("x", chunks=[b"\0" * forms.MAX_IGNORED])
+    assert len(uploads_of([image, large], 1, ())) == 1
+    large.chunks.append(b"\0")
+    with pytest.raises(UndecodableImage, match="bytes of no image"):
+        uploads_of([image, large], 1, ())
