@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from models.preprocess import InputSpec
 from service.errors import InvalidInput, TooLarge
 from service.grpc.descriptors import Descriptors
-from service.grpc.wire_format import BYTES, Part, malformed, parts
+from service.grpc.wire_format import BYTES, WireField, malformed, parts
 from service.inference.ranking import Row
 from service.oip import codec, messages
 from service.oip.codec import MAX_JSON_VALUES, ParsedRequest, Values
@@ -63,7 +63,7 @@ class InferMessages:
         head = self._rest("ModelInferRequest", rest)
         return Outline(head, values_of(found, INPUTS), values_of(found, RAW))
 
-    def _rest(self, name: str, rest: Iterable[Part]) -> Any:
+    def _rest(self, name: str, rest: Iterable[WireField]) -> Any:
         wholes = [part.whole for part in rest]
         size = sum(map(len, wholes))
         if size > MOST_BYTES:
@@ -126,7 +126,7 @@ class InferMessages:
         values = self._typed(tensor.name, tensor.datatype, typed) if typed else outline.raw[0]
         return codec.with_images(message, tensor, shape, values, spec)
 
-    def _typed(self, name: str, datatype: str, contents: Sequence[Part]) -> Values:
+    def _typed(self, name: str, datatype: str, contents: Sequence[WireField]) -> Values:
         """Typed contents; raises `InvalidInput`: they are of another type."""
         numbers = {"BYTES": (FILES,), "UINT8": INTEGERS, "FP32": (FP32,)}[datatype]
         if any(part.number not in numbers for part in contents):
@@ -169,7 +169,7 @@ class InferMessages:
         return message
 
 
-def values_of(found: Iterable[Part], number: int) -> list[memoryview]:
+def values_of(found: Iterable[WireField], number: int) -> list[memoryview]:
     """The values of a field of bytes; raises `InvalidInput`: it is of another type."""
     wanted = [part for part in found if part.number == number]
     if any(part.kind != BYTES for part in wanted):
@@ -177,7 +177,7 @@ def values_of(found: Iterable[Part], number: int) -> list[memoryview]:
     return [part.value for part in wanted]
 
 
-def without(found: Iterable[Part], number: int) -> list[Part]:
+def without(found: Iterable[WireField], number: int) -> list[WireField]:
     return [part for part in found if part.number != number]
 
 

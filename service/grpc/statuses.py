@@ -17,6 +17,7 @@ CODES: dict[type[errors.ServiceError], StatusCode] = {
     errors.UnknownModel: StatusCode.NOT_FOUND,
     errors.TooLarge: StatusCode.INVALID_ARGUMENT,
     errors.UnsupportedMediaType: StatusCode.INVALID_ARGUMENT,
+    errors.UnsupportedEncoding: StatusCode.INVALID_ARGUMENT,
     errors.BadParameter: StatusCode.INVALID_ARGUMENT,
     errors.InvalidInput: StatusCode.INVALID_ARGUMENT,
     errors.MalformedRequest: StatusCode.INVALID_ARGUMENT,

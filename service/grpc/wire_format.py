@@ -15,7 +15,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 SIZES = {FIXED64: 8, FIXED32: 4}
 
 
-class Part(NamedTuple):
+class WireField(NamedTuple):
     """A field: `kind` is its wire type, `value` its bytes, and `whole` these with number and
     length."""
 
@@ -25,7 +25,7 @@ class Part(NamedTuple):
     whole: memoryview
 
 
-def parts(message: memoryview, most: int) -> Iterator[Part]:
+def parts(message: memoryview, most: int) -> Iterator[WireField]:
     """The fields of a message in their order.
 
     Raises:
@@ -54,7 +54,7 @@ def parts(message: memoryview, most: int) -> Iterator[Part]:
             raise malformed()
         if position > end or not tag >> 3:
             raise malformed()
-        yield Part(tag >> 3, kind, message[begin:position], message[start:position])
+        yield WireField(tag >> 3, kind, message[begin:position], message[start:position])
 
 
 def varint(message: memoryview, position: int) -> tuple[int, int]:

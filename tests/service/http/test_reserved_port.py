@@ -45,9 +45,8 @@ def test_both_families_have_one_port() -> None:
             tried.bind(("::1", 0))
     except OSError:
         pytest.skip("needs IPv6")
-    names = {each[4][0] for each in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
     reserved = closed(reserve(Settings(), "localhost", 0))
-    assert len(reserved.addresses) == len(names)
+    assert [address.rpartition(":")[0] for address in reserved.addresses] == ["127.0.0.1", "[::1]"]
     assert len({address.rpartition(":")[2] for address in reserved.addresses}) == 1
     (address,) = closed(reserve(OPEN, "::", 0)).addresses
     assert address.startswith("[::]:")
