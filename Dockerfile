@@ -20,7 +20,7 @@ COPY pyproject.toml .
 RUN python -c "import tomllib; \
     project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
     extras = project['optional-dependencies']; \
-    always = project['dependencies'] + extras['interchange']; \
+    always = project['dependencies'] + extras['interchange'] + extras['grpc']; \
     print(*always, sep='\n', file=open('requirements.txt', 'w')); \
     print(*extras['cpu'], sep='\n', file=open('cpu.txt', 'w')); \
     print(*extras['gpu'], sep='\n', file=open('cuda.txt', 'w'))"

@@ -254,6 +254,11 @@ def with_short_deadline(error: ServiceError) -> ServiceError:
     return error
 
 
+def unexpected(request_id: str) -> str:
+    """What a client is told of a bug."""
+    return f"unexpected error; the log has the details under request ID {request_id}"
+
+
 def refusal_of(error: BaseException) -> list[Any]:
     """A refusal as a JSON value."""
     reason = error.reason if isinstance(error, ServiceError) else ServiceError.reason

@@ -23,6 +23,8 @@ LEVELS = {
     # It also logs startup and shutdown, which service.http.server does for us.
     "uvicorn.error": logging.ERROR,
     "python_multipart": logging.CRITICAL,
+    # It logs a traceback for each call that fails in transit; our own calls log theirs.
+    "grpc": logging.CRITICAL,
 }
 
 

@@ -107,7 +107,7 @@ class Metrics:
         )
         self.requests = Counter(
             "resnet_serve_requests",
-            "HTTP responses",
+            "Responses; of gRPC, with the HTTP status of the same outcome",
             ("route", "status"),
             registry=registry,
         )
@@ -216,7 +216,7 @@ class Metrics:
         )
         self.in_flight = Gauge(
             "resnet_serve_requests_in_flight",
-            "HTTP requests in progress",
+            "Requests in progress",
             multiprocess_mode="livesum",
             registry=registry,
         )

@@ -69,6 +69,8 @@ LIBRARIES = {
     "prometheus_client": {"metrics", "workers", "ray"},
     "ray": {"ray", "cli"},
     "grpc": {"grpc"},
+    "grpc_reflection": {"grpc"},
+    "google": {"grpc"},
     "httpx": {"client"},
     "click": {"cli"},
     "yaml": {"config"},

@@ -80,6 +80,9 @@ def settings_flags(command: F) -> F:
             type=int,
             help="Number of front-end processes.  [default: chosen by measuring]",
         ),
+        click.option(
+            "--grpc-port", type=int, help="Port for gRPC on the same host.  [default: no gRPC]"
+        ),
         click.option("--port", type=int, help="Port to listen on.  [default: 8000]"),
         click.option(
             "--host", help="Address, name or unix:PATH to listen on.  [default: 127.0.0.1]"

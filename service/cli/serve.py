@@ -71,7 +71,13 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
     from service.config.choices import most_devices
     from service.config.plan import plan
+    from service.config.variables import quieten_grpc
+    from service.http.reserved_port import reserve
 
+    reserved = None
+    if settings.grpc_port is not None:
+        reserved = reserve(settings, settings.host, settings.grpc_port)
+    grpc_addresses = reserved.addresses if reserved else []
     planned = plan(settings)
     settings = planned.applied(settings)
     # Each device has an engine process of its own, so that what one loses does not stop the others.
@@ -79,7 +85,7 @@ def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
     if settings.workers > 1 or devices > 1:
         from service.workers.supervisor import supervise
 
-        sys.exit(supervise(settings, listeners, reload, planned.request))
+        sys.exit(supervise(settings, listeners, reload, planned.request, grpc_addresses))
     # Imported late, so that earlier errors need not wait for torch.
     from service.http.app import create_app
     from service.http.server import serve as run
@@ -89,4 +95,11 @@ def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
     metrics = Metrics()
     repository = LocalRepository(settings, metrics, planned.request)
     change = partial(reload.attend, settings, repository.reload)
-    run(create_app(settings, metrics, repository), settings, listeners, change)
+    app = create_app(settings, metrics, repository)
+    companion = None
+    if grpc_addresses:
+        quieten_grpc()
+        from service.grpc.endpoint import GrpcServer
+
+        companion = GrpcServer(app.state.services, grpc_addresses)
+    run(app, settings, listeners, change, companion)

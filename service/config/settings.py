@@ -39,6 +39,7 @@ COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
 ROUTE = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]{0,500}")
 # Checked one by one, as looking inside a missing package raises.
 TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
+GRPC_PACKAGES = ("grpc", "grpc_reflection")
 MOST_MODELS = 256
 
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
@@ -170,6 +171,13 @@ class Settings(Strict):
         le=65535,
         description="port to listen on; 0: any free port; a unix socket has none; default: "
         "AIP_HTTP_PORT or SAGEMAKER_BIND_TO_PORT, which Vertex AI and SageMaker set, else 8000",
+    )
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port for gRPC on the same host; 0: any free port; unset: no gRPC; requires "
+        "the extra grpc",
     )
     socket_mode: str = Field(
         "660",
@@ -371,6 +379,15 @@ class Settings(Strict):
                     "origin", "must be origins such as https://example.org, without a path, or *"
                 )
         return origins
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _check_grpc(cls, port: int | None) -> int | None:
+        if port is not None and not all(find_spec(package) for package in GRPC_PACKAGES):
+            raise PydanticCustomError(
+                "extra", "must be unset without gRPC; pip install 'resnet-serve[grpc]'"
+            )
+        return port
 
     @field_validator("vertex_health_route", "vertex_predict_route")
     @classmethod

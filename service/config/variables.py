@@ -57,6 +57,12 @@ def settle_home() -> None:
         os.environ["HOME"] = str(NO_HOME)
 
 
+def quieten_grpc() -> None:
+    """Keeps gRPC's library from writing to stderr, as it does for each handshake that fails; to be
+    called before it is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def default_cache_dir() -> Path:
     """In the user's cache. A missing home is logged like any folder that cannot be created."""
     settle_home()

@@ -76,16 +76,22 @@ class Keys:
         admin = is_admin(path, scope["method"])
         if not admin and not self.required:
             return
-        if admin and not self._admin:
-            raise Forbidden(
-                "models cannot be changed over HTTP: no admin key is configured; "
-                "set admin_keys or admin_keys_file"
-            )
         if not admin and is_open(path):
             return
-        if path in self._health and scope["method"] == "GET":
+        if not admin and path in self._health and scope["method"] == "GET":
             return
-        key = key_of(scope["headers"])
+        self.authorize(scope["headers"], admin=admin)
+
+    def authorize(self, headers: Headers, *, admin: bool = False) -> None:
+        """Authorizes whatever is not open to all, by its headers; raises as `check` does."""
+        if not admin and not self.required:
+            return
+        if admin and not self._admin:
+            raise Forbidden(
+                "models cannot be changed by requests: no admin key is configured; "
+                "set admin_keys or admin_keys_file"
+            )
+        key = key_of(headers)
         if key is None:
             raise Unauthorized(f"a key is required; {HOW}")
         if not matches(key, self._all):
@@ -98,11 +104,11 @@ class Keys:
         key = key_of(headers)
         return key is not None and matches(key, self._all)
 
-    def permitted(self, scope: Scope, priority: Priority) -> Priority:
-        """The priority of a request that asks for `priority`."""
+    def permitted(self, headers: Headers, priority: Priority) -> Priority:
+        """The priority of a request with these headers that asks for `priority`."""
         if priority >= Priority.NORMAL or self._raise_priority == "anyone":
             return priority
-        key = key_of(scope["headers"])
+        key = key_of(headers)
         allowed = self._all if self._raise_priority == "key" else self._admin
         return priority if key is not None and matches(key, allowed) else Priority.NORMAL
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -12,7 +13,7 @@ from starlette.types import Scope
 from service.errors import QUOTED, BadParameter
 from service.http.body import Body
 from service.http.content import BYTES, FORM, IMAGE, said_of, text_limit
-from service.http.record import record_of
+from service.http.record import RequestRecord, record_of
 from service.http.services import Services, services_of
 from service.inference.interfaces import Model
 from service.inference.pace import Load
@@ -54,17 +55,28 @@ def admit(
     if entry is not None and entry.model is model:  # The gate has checked its queue.
         within, load = entry.within, None
     else:
-        within = _timeout(scope, default)
+        within = timeout_of(scope["headers"], default)
         load = Load(within, age, model.entering)
     record.short_deadline = within < default
     k = pipeline.check(model, top_k, load)
     return Admission(services, model, k, asyncio.get_running_loop().time() + within - age)
 
 
-def _timeout(scope: Scope, default: float) -> float:
-    """Seconds that a request may take."""
+def admit_call(services: Services, record: RequestRecord, name: str, within: float) -> Admission:
+    """Admits a request that did not come over HTTP and may take `within` seconds; raises as `admit`
+    does."""
+    model = services.pipeline.find(name)
+    record.model = model.name
+    record.short_deadline = within < services.settings.request_timeout_ms / 1000
+    age = time.perf_counter() - record.started
+    k = services.pipeline.check(model, None, Load(within, age, model.entering))
+    return Admission(services, model, k, asyncio.get_running_loop().time() + within - age)
+
+
+def timeout_of(headers: Iterable[tuple[bytes, bytes]], default: float) -> float:
+    """Seconds that a request with these headers may take."""
     within = default
-    for header, value in scope["headers"]:
+    for header, value in headers:
         if header == TIMEOUT:
             within = parse_timeout(value) / 1000
     return within

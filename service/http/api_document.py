@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from http import HTTPStatus
 from importlib import resources
@@ -76,9 +76,11 @@ HEADERS: dict[str, dict[str, Any]] = {
 METHODS = ("get", "put", "post", "delete", "patch")
 
 
-def of(app: FastAPI, plain: Sequence[BaseRoute], *, keys: bool) -> dict[str, Any]:
-    """The description of the application and of the routes `plain`; `keys`: predictions need a
-    key."""
+def of(
+    app: FastAPI, plain: Sequence[BaseRoute], health: Collection[str], *, keys: bool
+) -> dict[str, Any]:
+    """The description of the application and of the routes `plain`; `health`: the paths
+    of platforms' health checks; `keys`: predictions need a key."""
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -95,7 +97,7 @@ def of(app: FastAPI, plain: Sequence[BaseRoute], *, keys: bool) -> dict[str, Any
     for path, method, operation in operations(document):
         operation.setdefault("tags", [PLATFORMS])
         _name(operation, names)
-        _secure(operation, path, method, keys=keys)
+        _secure(operation, path, method, health, keys=keys)
         _complete(operation)
     _sort(document)
     used = dict.fromkeys(operation["tags"][0] for _, _, operation in operations(document))
@@ -154,11 +156,13 @@ def _camel(words: Sequence[str]) -> str:
     return "".join([words[0].lower(), *(word.capitalize() for word in words[1:])])
 
 
-def _secure(operation: dict[str, Any], path: str, method: str, *, keys: bool) -> None:
+def _secure(
+    operation: dict[str, Any], path: str, method: str, health: Collection[str], *, keys: bool
+) -> None:
     if is_admin(path, method.upper()):
         operation["security"] = KEYS
         operation["description"] = f"{operation.get('description', '')} {ADMIN}".strip()
-    elif not is_open(path):
+    elif not is_open(path) and path not in health:
         operation["security"] = KEYS if keys else [{}, *KEYS]
 
 

@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
+from typing import Protocol
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -32,6 +33,17 @@ RATE_SECONDS = 5.0
 LATE_SECONDS = 1.0
 
 
+class Arriving(Protocol):
+    """What counts among the bodies being received; see `Body`, whose members these are."""
+
+    held: int
+    receiving: bool
+
+    def seconds_left(self, now: float) -> float: ...
+    def measure(self, now: float) -> int | None: ...
+    def end(self, error: ServiceError) -> None: ...
+
+
 class UploadBudget:
     """Limits the bodies that this process receives at once: `max_bytes` in total, and for each
     `max_seconds` and at least `min_rate` bytes per second.
@@ -46,23 +58,23 @@ class UploadBudget:
         self.max_seconds = max_seconds
         self.min_rate = min_rate
         self.held = 0
-        self._bodies: set[Body] = set()
+        self._bodies: set[Arriving] = set()
         self._measuring: asyncio.TimerHandle | None = None
 
-    def add(self, body: Body) -> None:
+    def add(self, body: Arriving) -> None:
         self._bodies.add(body)
         if self._measuring is None:
             self._schedule()
 
-    def remove(self, body: Body) -> None:
+    def remove(self, body: Arriving) -> None:
         self.free(body)
         self._bodies.discard(body)
 
-    def free(self, body: Body) -> None:
+    def free(self, body: Arriving) -> None:
         self.held -= body.held
         body.held = 0
 
-    def hold(self, body: Body, count: int) -> None:
+    def hold(self, body: Arriving, count: int) -> None:
         """Counts `count` more bytes of `body`.
 
         Raises:
@@ -73,7 +85,7 @@ class UploadBudget:
         if self.held > self.max_bytes:
             self._make_room(body)
 
-    def _make_room(self, body: Body) -> None:
+    def _make_room(self, body: Arriving) -> None:
         largest = max(self._bodies, key=lambda other: other.held)
         excess = self.held - largest.held - self.max_bytes
         if excess <= 0:

@@ -30,9 +30,9 @@ from service.errors import (
 )
 from service.http import problems
 from service.http.admission import TIMEOUT, parse_timeout
-from service.http.middleware import REQUEST_ID
 from service.http.platforms import prediction_paths
 from service.http.refused_heads import RefusedHeads
+from service.http.request_log import REQUEST_ID
 from service.http.services import Services
 from service.http.turns import LoopTurns
 from service.inference.interfaces import Model

@@ -260,7 +260,7 @@ def tensor_of(name: str, data: list[Any], spec: InputSpec) -> Image:
         raise InvalidInput(f"{name}: the shape must be {expected}, not {[*shape]}")
     batch = (1, *shape)
     tensor = messages.Input(name=name, datatype=DATATYPES[name], shape=[*batch], data=data)
-    return codec.images_of(tensor, batch, None, spec)[0]
+    return codec.images_of(tensor, batch, data, spec)[0]
 
 
 def shape_of(data: list[Any]) -> tuple[int, ...]:

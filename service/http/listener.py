@@ -141,7 +141,7 @@ def _bind_all(host: str, found: Sequence[TcpAddress]) -> list[socket.socket] | N
                     return None
                 of = "" if host.strip("[]") == each.ip else f", an address of {host}"
                 why = f"cannot listen on {address}{of}: {error.strerror}"
-                if not _is_no_family(error, each):
+                if not is_no_family(error, each):
                     raise ConfigError(why) from None
                 missing = missing or why
         if not bound:
@@ -167,7 +167,7 @@ def _bind(address: TcpAddress) -> socket.socket:
     return listener
 
 
-def _is_no_family(error: OSError, address: TcpAddress) -> bool:
+def is_no_family(error: OSError, address: TcpAddress) -> bool:
     """Whether this host has no addresses of a family; even loopback is then missing."""
     if error.errno == errno.EADDRNOTAVAIL:
         return address.ip == "::1"
@@ -209,6 +209,11 @@ def announce(names: Iterable[str], listeners: Listeners, *, encrypted: bool) -> 
         hint = f"curl --unix-socket {first.getsockname()} {scheme}://localhost/v1/models"
     log.info("serving %s on %s (%s)", ", ".join(names), listeners.urls(scheme), hint)
     listeners.tell("READY=1")
+
+
+def announce_grpc(addresses: Iterable[str]) -> None:
+    """Logs that the service accepts calls."""
+    log.info("serving gRPC on %s", ", ".join(addresses))
 
 
 def ignore_new_connections(listener: socket.socket) -> None:

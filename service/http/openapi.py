@@ -9,6 +9,7 @@ from fastapi import APIRouter, FastAPI, Query
 
 from service.http import api_document, schemas
 from service.http.admission import MAX_TIMEOUT_MS
+from service.http.platforms import health_paths
 from service.http.problems import CONTENT_TYPE
 
 Name = Annotated[
@@ -117,11 +118,12 @@ def describe(app: FastAPI, plain: Sequence[APIRouter]) -> None:
     which FastAPI does not route."""
 
     def openapi() -> dict[str, Any]:
-        required = app.state.services.keys.required
+        services = app.state.services
+        required, health = services.keys.required, health_paths(services.settings)
         if app.openapi_schema is None or described.get("keys") != required:
             described["keys"] = required
             routes = [route for router in plain for route in router.routes]
-            app.openapi_schema = api_document.of(app, routes, keys=required)
+            app.openapi_schema = api_document.of(app, routes, health, keys=required)
         return app.openapi_schema
 
     described: dict[str, bool] = {}

@@ -101,4 +101,6 @@ def _unknown(name: str, names: Collection[str]) -> str:
         return f"{said}; this endpoint takes none"
     if near := nearest(name[:QUOTED].replace("-", "_"), names):
         return f"{said}; did you mean {near[0]}?"
+    if len(names) == 1:
+        return f"{said}; the only one is {next(iter(names))}"
     return f"{said}; the parameters are {', '.join(sorted(names))}"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
 
@@ -41,6 +41,21 @@ FILES_BESIDE_CONNECTIONS = 512
 # For a client to confirm the end of an encrypted connection: one that idles in a pool never does,
 # and asyncio's 30 s would hold up every shutdown.
 TLS_SHUTDOWN_SECONDS = 1.0
+
+
+class Companion(Protocol):
+    """Another server of the process, which starts and stops with this one; see
+    `service.grpc.endpoint.GrpcServer`. `cut_off`: its requests that a second signal ended."""
+
+    cut_off: int
+
+    async def start(self) -> None: ...
+    def announce(self) -> None: ...
+    def apply(self, settings: Settings) -> None: ...
+    def close(self) -> None: ...
+    async def wait_closed(self) -> None: ...
+
+
 # Reloads the settings forever; its argument applies changed ones.
 Reloading = Callable[[Callable[[Settings], None]], Coroutine[Any, Any, None]]
 
@@ -59,6 +74,7 @@ class Server(uvicorn.Server):
         settings: Settings,
         listeners: Listeners,
         reloading: Reloading | None = None,
+        companion: Companion | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -97,6 +113,7 @@ class Server(uvicorn.Server):
         self._listeners = listeners
         self._acceptor: Acceptor
         self._reloading = reloading
+        self._companion = companion
         self._reload_task: asyncio.Task[None] | None = None
         self.cut_off = 0  # requests, by a second signal
 
@@ -146,6 +163,9 @@ class Server(uvicorn.Server):
         self._acceptor = Acceptor(self._listeners.sockets, protocol, self, self._encryption)
         self._acceptor.start(BACKLOG)
         self.servers.append(self._acceptor)  # type: ignore[arg-type]
+        if self._companion is not None:
+            await self._companion.start()
+            self.servers.append(self._companion)  # type: ignore[arg-type]
         self.announce()
 
     def lead(self, pending: int) -> int:
@@ -162,6 +182,8 @@ class Server(uvicorn.Server):
     def announce(self) -> None:
         """Logs that connections are accepted, and starts reloading."""
         announce(self._pipeline.models, self._listeners, encrypted=self._tls is not None)
+        if self._companion is not None:
+            self._companion.announce()
         if self._reloading is not None:
             reloading = self._reloading(self.apply)
             self._reload_task = runtime.essential(reloading, "reloading the configuration")
@@ -177,13 +199,18 @@ class Server(uvicorn.Server):
         if self._tls is not None:
             try:
                 tls.reload(self._tls, settings)
+                if self._companion is not None:
+                    self._companion.apply(settings)
             except ConfigError as error:
                 log.error("the certificate stays as it was: %s", error)  # noqa: TRY400
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._listeners.remove_files()
         await super().shutdown(sockets)
-        self.cut_off = len(self.server_state.tasks)
+        companion = self._companion
+        if companion is not None and self.force_exit:
+            await companion.wait_closed()
+        self.cut_off = len(self.server_state.tasks) + (companion.cut_off if companion else 0)
         if self.cut_off:
             log.warning("a second signal ends this at once; requests cut off: %d", self.cut_off)
         if self.force_exit:  # The base class would leave the application in the middle.
@@ -207,10 +234,14 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    app: FastAPI, settings: Settings, listeners: Listeners, reloading: Reloading | None = None
+    app: FastAPI,
+    settings: Settings,
+    listeners: Listeners,
+    reloading: Reloading | None = None,
+    companion: Companion | None = None,
 ) -> None:
     """Serves until a signal stops it."""
-    server = Server(app, settings, listeners, reloading)
+    server = Server(app, settings, listeners, reloading, companion)
     server.run(sockets=[])
     if not server.cut_off:
         log.info("stopped; every accepted request got a response")

@@ -99,7 +99,7 @@ class Pipeline:
             QueueFull: its queue is full, or too long to compute an image in time.
         """
         if self.refusing:
-            raise NotReady("the service is shutting down; retry on another replica", RETRY_SECONDS)
+            self.check_open()
         classes = len(model.labels)
         if k is not None and not 1 <= k <= classes:
             raise BadParameter(f"top_k must be from 1 to {classes}, not {k}")
@@ -108,6 +108,11 @@ class Pipeline:
         if load is not None:
             model.check(load)
         return min(5, classes) if k is None else k
+
+    def check_open(self) -> None:
+        """Raises `NotReady`: the grace period of a shutdown is over."""
+        if self.refusing:
+            raise NotReady("the service is shutting down; retry on another replica", RETRY_SECONDS)
 
     async def compute(
         self,

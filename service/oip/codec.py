@@ -39,6 +39,8 @@ MAX_EXPANSION = 16
 SHARED_MEMORY = "shared memory is not supported; send the tensor itself"
 
 Image = bytes | Pixels
+# A tensor's values: binary data, JSON's numbers and strings, or files as they are.
+Values = memoryview | list[Any] | tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,18 @@ def read(body: bytes, json_length: str | None, spec: InputSpec, max_images: int)
     check_json(text, spec, max_images)
     message = messages.parse(InferenceRequest, text)
     tensor = the_input(message)
+    shape = shape_of(tensor, spec, max_images)
+    binary = binary_data(tensor, memoryview(body)[length:])
+    values = (tensor.data or []) if binary is None else binary
+    return with_images(message, tensor, shape, values, spec)
+
+
+def shape_of(tensor: Input, spec: InputSpec, max_images: int) -> tuple[int, ...]:
+    """A tensor's shape with the batch dimension.
+
+    Raises:
+        InvalidInput: the model does not take it, or it has too many images.
+    """
     image_shapes = shapes(spec)[tensor.name]
     shape = tuple(tensor.shape)
     if shape in image_shapes:
@@ -103,9 +117,19 @@ def read(body: bytes, json_length: str | None, spec: InputSpec, max_images: int)
         raise InvalidInput(
             f"{tensor.name}: {shape[0]} images; a request may have at most {max_images}"
         )
-    binary = binary_data(tensor, memoryview(body)[length:])
+    return shape
+
+
+def with_images(
+    message: InferenceRequest, tensor: Input, shape: Sequence[int], values: Values, spec: InputSpec
+) -> ParsedRequest:
+    """The request with its only tensor's `values`, which have the given shape.
+
+    Raises:
+        InvalidInput: the values do not fit.
+    """
     try:
-        images = images_of(tensor, shape, binary, spec)
+        images = images_of(tensor, shape, values, spec)
     except InvalidInput as error:
         raise InvalidInput(f"{tensor.name}: {error}") from None
     timeout = message.parameters.timeout
@@ -188,18 +212,18 @@ def binary_data(tensor: Input, tail: memoryview) -> memoryview | None:
     return None if size is None else tail
 
 
-def images_of(
-    tensor: Input, shape: Sequence[int], raw: memoryview | None, spec: InputSpec
-) -> list[Image]:
+def images_of(tensor: Input, shape: Sequence[int], values: Values, spec: InputSpec) -> list[Image]:
     """The images [N], files or pixels [H, W, C]."""
     if tensor.name == IMAGE:
-        if raw is None:
-            return [*tensors.elements_of_text(tensor.data or [], shape[0])]
-        return [*tensors.elements(raw, shape[0])]
-    if raw is None:
-        array = tensors.array_of_numbers(tensor.datatype, shape, tensor.data or [])
+        if isinstance(values, tuple):
+            return [*tensors.flat([*values], shape[0])]
+        if isinstance(values, list):
+            return [*tensors.elements_of_text(values, shape[0])]
+        return [*tensors.elements(values, shape[0])]
+    if isinstance(values, memoryview):
+        array = tensors.array(tensor.datatype, shape, values)
     else:
-        array = tensors.array(tensor.datatype, shape, raw)
+        array = tensors.array_of_numbers(tensor.datatype, shape, [*values])
     if tensor.name == PIXELS:
         return list(array)
     planar = tuple(shape[1:]) == shapes(spec)[INPUT][0]
@@ -232,14 +256,10 @@ def encode_response(
     entries: list[bytes] = []
     tail: list[bytes] = []
     for output in request.outputs:
-        entry, data = (
-            tensor_of(output.name, rows)
-            if output.parameters.classification is None
-            else classes_of(output, rows, labels)
-        )
+        entry, data = output_of(output, rows, labels)
         binary = output.parameters.binary_data
         if request.message.parameters.binary_data_output if binary is None else binary:
-            raw = tensors.pack(data) if isinstance(data, list) else data.astype("<f4").tobytes()
+            raw = binary_of(data)
             entry["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
             entries.append(to_json(entry))
@@ -250,6 +270,20 @@ def encode_response(
         head["id"] = request.message.id
     text = json_object(head, "outputs", b"[" + b",".join(entries) + b"]")
     return (b"".join([text, *tail]), len(text)) if tail else (text, None)
+
+
+def output_of(
+    output: Output, rows: Sequence[Row], labels: Sequence[str]
+) -> tuple[dict[str, Any], list[str] | NDArray[np.float32]]:
+    """A requested output's description, and its values."""
+    if output.parameters.classification is None:
+        return tensor_of(output.name, rows)
+    return classes_of(output, rows, labels)
+
+
+def binary_of(data: list[str] | NDArray[np.float32]) -> bytes:
+    """An output's values as binary data."""
+    return tensors.pack(data) if isinstance(data, list) else data.astype("<f4").tobytes()
 
 
 def data_json(data: list[str] | NDArray[np.float32]) -> bytes:

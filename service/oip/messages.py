@@ -86,7 +86,19 @@ def parse(kind: type[M], text: bytes) -> M:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        location = shown(first["loc"])
-        detail = f"{location}: {in_words(first)}" if location else f"the body {in_words(first)}"
-        raise InvalidInput(detail[: 2 * QUOTED]) from None
+        raise _invalid(error) from None
+
+
+def validated(kind: type[M], fields: dict[str, Any]) -> M:
+    """A message of fields that did not come as JSON; raises as `parse` does."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> InvalidInput:
+    first = error.errors(include_url=False, include_input=False)[0]
+    location = shown(first["loc"])
+    detail = f"{location}: {in_words(first)}" if location else f"the body {in_words(first)}"
+    return InvalidInput(detail[: 2 * QUOTED])

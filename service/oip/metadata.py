@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from service.config.settings import Settings
+from service.errors import UnknownModel
 from service.inference.interfaces import Model
 from service.inference.jobs import Priority
 from service.inference.pipeline import Pipeline
@@ -55,6 +56,12 @@ def parameters(model: Model) -> dict[str, str]:
     are of exclusive classes, and add up to 1, or of independent labels."""
     classes = {"outputs": model.outputs} if model.labels else {}
     return {"channels": model.input.channels, **classes}
+
+
+def check_version(model: Model, version: str) -> None:
+    """Raises `UnknownModel`: the model has no such version; an empty one is any."""
+    if version not in ("", VERSION):
+        raise UnknownModel(f"{model.name} has only version {VERSION}")
 
 
 def preparation(model: Model) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,8 @@
                             {"error": "..."}          it cannot start, or go on
                             {"done", "result"}        a new model's number, and its devices or
                                                       facts, or a "refusal"
-    supervisor → front end  {"settings", "index", "occupancy", "heartbeats", "models", "broken"}
+    supervisor → front end  {"settings", "index", "occupancy", "heartbeats", "models", "broken",
+                               "grpc"}                the addresses that it serves gRPC on
                             {"models", "version", "required"}
                                                       the models that serve from now on; unless
                                                       required, only if all can be reached

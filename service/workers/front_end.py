@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 
 from service import runtime
 from service.config.settings import Settings
+from service.config.variables import quieten_grpc
 from service.http.app import create_app
 from service.http.listener import Listeners
 from service.http.server import Server
@@ -40,8 +41,17 @@ class FrontEnd(Server):
         channel: ControlChannel,
         listeners: Listeners,
         shared: FrontEndResources,
+        grpc_addresses: Sequence[str] = (),
     ) -> None:
-        super().__init__(create_app(settings, metrics, repository), settings, listeners)
+        app = create_app(settings, metrics, repository)
+        companion = None
+        if grpc_addresses:
+            quieten_grpc()
+            # An optional dependency.
+            from service.grpc.endpoint import GrpcServer  # noqa: PLC0415
+
+            companion = GrpcServer(app.state.services, grpc_addresses)
+        super().__init__(app, settings, listeners, companion=companion)
         self._repository = repository
         self._metrics = metrics
         self._channel = channel
@@ -102,7 +112,7 @@ def main(channel_fd: int, listener_fds: Iterable[int], folder: str) -> None:
     repository = RemoteRepository(start["models"], resources, metrics, channel.send)
     repository.on_message({"broken": start["broken"]})
     listeners = Listeners.inherited(listener_fds, start["listeners"])
-    server = FrontEnd(settings, repository, metrics, channel, listeners, resources)
+    server = FrontEnd(settings, repository, metrics, channel, listeners, resources, start["grpc"])
     server.run(sockets=[])
     sys.exit(1 if server.cut_off else 0)
 

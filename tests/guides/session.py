@@ -24,6 +24,8 @@ SHORTER = {
     "train": ["--iterations", "2", "--batch-size", "8", "--eager"],
 }
 ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8000")
+GRPC_ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8001")
+GRPC_STARTED = re.compile(r"serving gRPC on ([^\s,]+)")
 FIRST_LINE = re.compile(r"# (\S+\.ya?ml)\n")
 
 
@@ -116,7 +118,8 @@ class Session(contextlib.ExitStack):
 
     def _serve(self, command: Command) -> None:
         arguments = [] if command.words[0] == "make" else command.words[2:]
-        arguments = [word for word in arguments if word != "&"]
+        # Any free port, as several documents may be run at once.
+        arguments = ["0" if word == "8001" else word for word in arguments if word != "&"]
         if not arguments and not command.assignments and not self.exported:
             self.service = self.shared.start()
             return
@@ -124,6 +127,9 @@ class Session(contextlib.ExitStack):
         self.service = self.enter_context(started(*arguments, cwd=self.folder, **variables))
 
     def _addressed(self, text: str) -> str:
+        if GRPC_ADDRESS.search(text):
+            assert self.service is not None
+            text = GRPC_ADDRESS.sub(self.service._wait_for(GRPC_STARTED), text)
         if not ADDRESS.search(text):
             return text
         self.service = self.service or self.shared.start()

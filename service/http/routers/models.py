@@ -20,7 +20,7 @@ from service.http.api_document import MODELS
 from service.http.content import media_type
 from service.http.openapi import PROBLEM, REFUSALS
 from service.http.query import QueryRoute
-from service.http.services import services_of
+from service.http.services import Services, services_of
 from service.inference.interfaces import Model
 from service.inference.labels import MOST_SHOWN, shown_labels
 from service.inference.pipeline import Pipeline
@@ -121,10 +121,11 @@ async def details_response(
 async def put_model(request: Request, name: str) -> Response:
     """Loads a model and serves it under this name once it is ready, replacing the current one
     without failing a request. If it does not load, nothing changes."""
-    pipeline = active_pipeline(request)
+    services = services_of(request.scope)
+    pipeline = active_pipeline(services)
     fields = await read_json(request)
     # A message about thousands of invalid fields takes a while.
-    settings = await services_of(request.scope).lane.run(settings_of_model, request, name, fields)
+    settings = await services.lane.run(settings_of_model, services, name, fields)
     created = await pipeline.repository.put(settings)
     status = HTTPStatus.CREATED if created else HTTPStatus.OK
     return await details_response(request, pipeline.find(name), None, status)
@@ -145,7 +146,7 @@ async def put_model(request: Request, name: str) -> Response:
 )
 async def delete_model(request: Request, name: str) -> Response:
     """Stops serving a model; requests already admitted still complete."""
-    await active_pipeline(request).repository.delete(name)
+    await active_pipeline(services_of(request.scope)).repository.delete(name)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -163,9 +164,9 @@ def status_of(pipeline: Pipeline, model: Model) -> dict[str, Any]:
     return {"ready": reason is None, "model_version_status": [version]}
 
 
-def active_pipeline(request: Request) -> Pipeline:
+def active_pipeline(services: Services) -> Pipeline:
     """Raises `NotReady`: the service is shutting down."""
-    pipeline = services_of(request.scope).pipeline
+    pipeline = services.pipeline
     if pipeline.draining:
         raise NotReady("the service is shutting down; retry on another replica", RETRY_SECONDS)
     return pipeline
@@ -193,11 +194,10 @@ async def read_json(request: Request) -> dict[str, Any]:
     return fields
 
 
-def settings_of_model(request: Request, name: str, fields: dict[str, Any]) -> ModelSettings:
+def settings_of_model(services: Services, name: str, fields: dict[str, Any]) -> ModelSettings:
     """Raises `BadParameter`: a field is unknown or invalid, or a file not allowed."""
     if "name" in fields:
         raise BadParameter("name: it is in the path; leave it out of the body")
-    services = services_of(request.scope)
     served = [model.settings for model in services.pipeline.models.values()]
     try:
         settings = validated(ModelSettings, name=name, **fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -30,13 +31,26 @@ PARSE = {JSON: instances.parse}
 # Its versions are free text, and 1.0 if nobody chose another.
 VERSIONS = ("1.0", "1")
 CLASSES = 5
+ERROR = {
+    "type": "object",
+    "required": ["code", "type", "message"],
+    "properties": {
+        "code": {"type": "integer", "description": "the status"},
+        "type": {"type": "string"},
+        "message": {"type": "string"},
+    },
+}
+
+REFUSED: dict[int | str, dict[str, Any]] = {
+    status: kserve_v1.ERROR | {"content": {JSON: {"schema": ERROR}}} for status in kserve_v1.REFUSED
+}
 
 plain = APIRouter(tags=["TorchServe"])
 
 
 @plain.post(
     platforms.PREDICTIONS,
-    responses=kserve_v1.REFUSED,
+    responses=REFUSED,
     openapi_extra={
         "parameters": [TIMEOUT_HEADER],
         "requestBody": {

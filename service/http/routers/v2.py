@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,25 +23,22 @@ from service.errors import (
     RETRY_SECONDS,
     InvalidInput,
     NotReady,
-    RequestError,
     UnknownModel,
 )
 from service.http import encoding
 from service.http.admission import TIMEOUT, admit, open_body
+from service.http.asked import Asked
 from service.http.plain_route import Endpoint
 from service.http.problems import refusal_response
 from service.http.record import record_of
 from service.http.routers.models import MAX_BODY_BYTES, active_pipeline, settings_of_model
-from service.http.services import services_of
+from service.http.services import Services, services_of
 from service.http.uploads import until_disconnect
 from service.inference.deadline import before
 from service.inference.interfaces import Model
-from service.inference.jobs import Priority
 from service.inference.labels import shown_labels
-from service.inference.queue_share import QueueShare, gather
-from service.inference.ranking import Row
 from service.oip import codec, messages, metadata
-from service.oip.codec import VERSION, Image, ParsedRequest
+from service.oip.codec import VERSION
 from service.oip.statistics import statistics
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -59,9 +55,7 @@ def json_response(content: Any, status: int = 200) -> Response:
 def model_of(request: Request) -> Model:
     """Raises `UnknownModel`: unknown name or version."""
     model = services_of(request.scope).pipeline.find(request.path_params["name"])
-    version = request.path_params.get("version", VERSION)
-    if version != VERSION:
-        raise UnknownModel(f"{model.name} has only version {VERSION}")
+    metadata.check_version(model, request.path_params.get("version", VERSION))
     return model
 
 
@@ -84,69 +78,21 @@ async def infer(request: Request) -> Response:
                 work = services.lane.run(codec.read, body, *source)
                 parsed = await until_disconnect(request, work)
         del body
-        lengths = metadata.outputs(serving)
-        parsed = replace(parsed, default=next(iter(lengths)))
-        check_outputs(parsed, serving)
-        deadline = deadline_of(request, admission.deadline, arrived, parsed.timeout)
-        priority = services.keys.permitted(request.scope, parsed.priority)
-        received = record_of(request.scope).received if len(parsed.images) == 1 else 0.0
-        share = QueueShare(services.pipeline, serving, deadline, received)
-        computing = compute_all(share, parsed, priority)
+        headers = request.scope["headers"]
+        # Without the header, the parameter may also exceed the default timeout.
+        chosen = any(header == TIMEOUT for header, _ in headers)
+        asked = Asked(admission, record_of(request.scope), headers, arrived, chosen)
+        parsed, computing = asked.begin(parsed)
         rows = await until_disconnect(request, computing)
-    content, length = await services.format(
-        len(rows) * sum(lengths[output.name] for output in parsed.outputs),
-        partial(codec.encode_response, serving.name, serving.labels, parsed, rows),
-    )
-    headers = {} if length is None else {JSON_LENGTH: str(length)}
+    content, length = await asked.format(parsed, rows, codec.encode_response)
+    told = {} if length is None else {JSON_LENGTH: str(length)}
     if len(content) >= encoding.MIN_COMPRESSED_BYTES:
-        headers["Vary"] = "Accept-Encoding"
-        if chosen := encoding.negotiate(request.headers.get("accept-encoding")):
-            content = await services.lane.run(encoding.compress, content, chosen)
-            headers["Content-Encoding"] = chosen
+        told["Vary"] = "Accept-Encoding"
+        if coding := encoding.negotiate(request.headers.get("accept-encoding")):
+            content = await services.lane.run(encoding.compress, content, coding)
+            told["Content-Encoding"] = coding
     media_type = "application/json" if length is None else "application/octet-stream"
-    return Response(content, headers=headers, media_type=media_type)
-
-
-def deadline_of(request: Request, deadline: float, arrived: float, timeout: float | None) -> float:
-    """The request's deadline; `timeout`: the parameter, in seconds, if it is given."""
-    if timeout is None:
-        return deadline
-    # Without the header, the parameter may also exceed the default timeout.
-    has_header = any(header == TIMEOUT for header, _ in request.scope["headers"])
-    deadline = min(deadline, arrived + timeout) if has_header else arrived + timeout
-    default = arrived + services_of(request.scope).settings.request_timeout_ms / 1000
-    record_of(request.scope).short_deadline = deadline < default
-    return deadline
-
-
-async def compute_all(share: QueueShare, parsed: ParsedRequest, priority: Priority) -> list[Row]:
-    """The network's output for each image; the first failure cancels the others."""
-
-    async def compute_one(number: int, image: Image) -> Row:
-        try:
-            computed = await share.compute(image, parsed.task, priority)
-        except RequestError as error:
-            if len(parsed.images) == 1:
-                raise
-            raise type(error)(f"image {number} of {len(parsed.images)}: {error}") from None
-        return computed.row
-
-    return await gather(compute_one(*each) for each in enumerate(parsed.images, 1))
-
-
-def check_outputs(parsed: ParsedRequest, serving: Model) -> None:
-    """Raises `InvalidInput`: an output is unknown or requested twice, or the model lacks it."""
-    known = metadata.outputs(serving)
-    names = [output.name for output in parsed.outputs]
-    for name in names:
-        if name == codec.PROBABILITIES and name not in known:
-            raise InvalidInput(
-                f"outputs: the model {serving.name} has no classes; request {codec.EMBEDDING}"
-            )
-        if name not in known:
-            raise InvalidInput(f"outputs: unknown output {name!r}; use {', '.join(known)}")
-        if names.count(name) > 1:
-            raise InvalidInput(f"outputs: {name} is requested twice")
+    return Response(content, headers=told, media_type=media_type)
 
 
 async def server(request: Request) -> Response:
@@ -228,17 +174,17 @@ async def index(request: Request) -> Response:
 
 async def load(request: Request) -> Response:
     """Loads a model with the given parameters; by default, as it is served or configured now."""
-    pipeline = active_pipeline(request)
+    pipeline = active_pipeline(services_of(request.scope))
     name = request.path_params["name"]
     message = await read_message(request, messages.RepositoryChange)
     lane = services_of(request.scope).lane
     await pipeline.repository.put(
-        await lane.run(settings_to_load, request, name, message.parameters)
+        await lane.run(settings_to_load, services_of(request.scope), name, message.parameters)
     )
     return json_response({})
 
 
-def settings_to_load(request: Request, name: str, parameters: dict[str, Any]) -> ModelSettings:
+def settings_to_load(services: Services, name: str, parameters: dict[str, Any]) -> ModelSettings:
     """The settings of the model to load.
 
     Raises:
@@ -261,9 +207,9 @@ def settings_to_load(request: Request, name: str, parameters: dict[str, Any]) ->
         fields = config | fields
     fields = {key: value for key, value in fields.items() if key != "name" or value != name}
     if fields:
-        return settings_of_model(request, name, fields)
-    model = services_of(request.scope).pipeline.models.get(name)
-    configured = services_of(request.scope).settings.models
+        return settings_of_model(services, name, fields)
+    model = services.pipeline.models.get(name)
+    configured = services.settings.models
     settings = (
         model.settings if model else next((m for m in configured if name_of(m) == name), None)
     )
@@ -281,7 +227,7 @@ def name_of(settings: ModelSettings) -> str:
 
 
 async def unload(request: Request) -> Response:
-    pipeline = active_pipeline(request)
+    pipeline = active_pipeline(services_of(request.scope))
     await read_message(request, messages.RepositoryChange)
     await pipeline.repository.delete(request.path_params["name"])
     return json_response({})

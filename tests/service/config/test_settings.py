@@ -192,3 +192,9 @@ def test_a_wrong_environment_is_said_in_one_line(environ: dict[str, str], words:
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_without_the_extra_grpc_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.config.settings.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"^--grpc-port: .* pip install 'resnet-serve\[grpc\]'"):
+        load({"grpc_port": 0}, environ={})

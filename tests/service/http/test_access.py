@@ -157,16 +157,16 @@ def test_models_are_changed_with_an_admin_key_only() -> None:
 def test_the_highest_priority_is_for_those_who_are_known(
     given: dict[str, Any], key: str | None, raised: bool
 ) -> None:
-    request = scope("POST", "/v2/models/a/infer", **({"x_api_key": key} if key else {}))
+    headers = scope("POST", "/v2/models/a/infer", **({"x_api_key": key} if key else {}))["headers"]
     permitted = keys(**given).permitted
-    assert permitted(request, Priority.FIRST) == (Priority.FIRST if raised else Priority.NORMAL)
+    assert permitted(headers, Priority.FIRST) == (Priority.FIRST if raised else Priority.NORMAL)
     for priority in (Priority.NORMAL, Priority.LAST):
-        assert permitted(request, priority) == priority
+        assert permitted(headers, priority) == priority
 
 
 SEND_ONE = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 NO_ADMINS = (
-    "models cannot be changed over HTTP: no admin key is configured; "
+    "models cannot be changed by requests: no admin key is configured; "
     "set admin_keys or admin_keys_file"
 )
 

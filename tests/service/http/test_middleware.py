@@ -12,7 +12,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from service import errors
-from service.http import middleware
+from service.http import request_log
 from service.http.middleware import ObservabilityMiddleware
 from service.http.problems import STATUSES, refuse
 from service.http.record import record_of
@@ -105,9 +105,9 @@ def test_a_reason_is_at_most_ten_lines_a_second(
 
     asyncio.run(many())
     *first, last = caplog.records
-    assert len(first) == middleware.LINES_PER_SECOND
+    assert len(first) == request_log.LINES_PER_SECOND
     assert not any("unlogged" in fields(record) for record in first)
-    assert fields(last)["unlogged"] == 50 - middleware.LINES_PER_SECOND
+    assert fields(last)["unlogged"] == 50 - request_log.LINES_PER_SECOND
     assert "(and 40 more since the last such line)" in last.getMessage()
     assert all(len(record.getMessage()) < 1000 for record in caplog.records)
     assert f'{{model="",reason="{kind.reason}"}} 51.0' in metrics.render().decode()
@@ -131,7 +131,7 @@ def test_a_flood_of_one_bug_hides_no_other(
             await answer(observe)
 
     asyncio.run(many())
-    assert len(caplog.records) == middleware.LINES_PER_SECOND + 1
+    assert len(caplog.records) == request_log.LINES_PER_SECOND + 1
     assert all(record.exc_info for record in caplog.records)
     assert "another bug" in caplog.text
 

@@ -7,6 +7,12 @@
 {{- if and (hasKey $config "port") (eq (int $config.port) 0) -}}
 {{- fail "config.port is 0, an unpredictable port: set another" -}}
 {{- end -}}
+{{- if and (hasKey $config "grpc_port") (eq (int $config.grpc_port) 0) -}}
+{{- fail "config.grpc_port is 0, an unpredictable port: set another" -}}
+{{- end -}}
+{{- if eq (int $config.grpc_port) (int (include "resnet-serve.port" .)) -}}
+{{- fail "config.grpc_port is config.port: set another" -}}
+{{- end -}}
 {{- $host := $config.host | default "0.0.0.0" -}}
 {{- if hasPrefix "unix:" $host -}}
 {{- fail (printf "config.host is %s, which no probe and no Service could reach: leave it out, or set it to :: for IPv6" $host) -}}
