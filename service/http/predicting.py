@@ -34,6 +34,7 @@ from service.json_pieces import json_list
 
 Parse = Callable[[bytes, InputSpec, int], Instances]
 JSON = "application/json"
+DIRECT_BYTES = 2**13  # of JSON that is parsed on the event loop; the worst take 300 ns a byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ async def read(
         return Instances([the_image(found, body.max_bytes)], "", {})
     spec, most = admission.model.input, admission.services.settings.max_batch_images
     work = partial(chosen or parse[JSON], found, spec, most)
-    return await off_the_loop(body, len(found), work)
+    return await off_the_loop(body, len(found), work, DIRECT_BYTES)
 
 
 async def compute_all(share: QueueShare, model: Model, asked: Instances) -> list[Computed]:
