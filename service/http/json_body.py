@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from service.errors import InvalidInput, TooLarge
+from service.errors import QUOTED, InvalidInput, TooLarge
 
 # Longer strings are cut out. Line breaks within them are no JSON, but base64 has them.
 LONG = 64
@@ -52,13 +52,17 @@ NAMES = {
 OF_FILES = JsonLimits((2**14, 2**9), (128, 16), (64, 8), (2**12, 2**7))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LongText:
     """A string of `body`, from `start` to `end`, with its escapes."""
 
     body: bytes
     start: int
     end: int
+
+    def __repr__(self) -> str:
+        """Its beginning, for refusals that quote it."""
+        return self.body[self.start : min(self.start + QUOTED, self.end)].decode("utf-8", "replace")
 
     def unescaped(self) -> memoryview:
         """The string in UTF-8, in the body's own memory if nothing in it is escaped."""

@@ -99,6 +99,7 @@ def test_tensors_are_those_of_v2(document: Any) -> None:
         ({"instances": [{"a": {"b": {"c": {"d": TEXT}}}}]}, "its fields are: 'd'"),
         ({"instances": [{"image": {"pixels": [1]}}]}, "its fields are: 'pixels'"),
         ({"instances": [TEXT], "inputs": [TEXT]}, "either instances or inputs"),
+        ({"instances": [TEXT], "signature_name": "x" * 999}, "signature_name: 'x{200}' is unknown"),
         ({"instances": [TEXT], "signature_name": "other"}, "the only one is serving_default"),
         ({"instances": [TEXT], "parameters": 3}, "parameters: must be an object"),
         ({"instances": [TEXT], "image": TEXT}, "unknown field 'image'; a request may have inst"),
@@ -195,6 +196,12 @@ def test_an_example_has_one_feature_that_is_a_file() -> None:
         examples(3)
     with pytest.raises(InvalidInput, match=r"send .*examples"):
         parse_examples(b"{}", CIFAR, MOST)
+
+
+def test_a_long_text_in_the_place_of_a_number_is_quoted_in_part() -> None:
+    parameters = read({"instances": [TEXT], "parameters": {"k": "x" * 999}}).parameters
+    with pytest.raises(InvalidInput, match="from 1 to 3, not 'x{200}'$"):
+        instances.whole_parameter(parameters, "k", range(1, 4))
 
 
 @pytest.mark.parametrize("value", [0, 4, 1.0, "1", True])
