@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import BadParameter, TooLarge, UndecodableImage
 from service.http import forms
-from service.http.forms import Part, names_of, uploads_of, urlencoded
+from service.http.forms import Part, Parts, names_of, uploads_of, urlencoded
 from tests.conftest import encoded
 
 
@@ -57,3 +57,16 @@ def test_fields_and_files_are_limited() -> None:
     large.chunks.append(b"\0")
     with pytest.raises(UndecodableImage, match="bytes of no image"):
         uploads_of([image, large], 1, {})
+
+
+@pytest.mark.parametrize(
+    ("boundary", "headers", "said"),
+    [
+        (b"b", b"X: " + b"a" * 10_000 + b"\r\n", "the headers of a part are too long, or too many"),
+        (b"b", b"X: a\r\n" * 10_000, "the headers of a part are too long, or too many"),
+        (b"b" * 300, b"", "the boundary that its content type names is too long"),
+    ],
+)
+def test_what_is_too_long_in_a_form_is_said(boundary: bytes, headers: bytes, said: str) -> None:
+    with pytest.raises(UndecodableImage, match=f"the form is malformed: {said}"):
+        Parts(boundary, 1, 1000).write(b"--" + boundary + b"\r\n" + headers)

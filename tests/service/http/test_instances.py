@@ -200,7 +200,7 @@ def test_an_example_has_one_feature_that_is_a_file() -> None:
 
 def test_a_long_text_in_the_place_of_a_number_is_quoted_in_part() -> None:
     parameters = read({"instances": [TEXT], "parameters": {"k": "x" * 999}}).parameters
-    with pytest.raises(InvalidInput, match="from 1 to 3, not 'x{200}'$"):
+    with pytest.raises(InvalidInput, match=r"from 1 to 3, not 'x{200}'$"):
         instances.whole_parameter(parameters, "k", range(1, 4))
 
 
