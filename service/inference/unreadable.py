@@ -55,7 +55,8 @@ def why_unreadable(data: bytes) -> str:
         return _why_begun(data, kind.name)
     if kind.name in HINTS:
         return f"this is {kind.name}; {HINTS[kind.name]}; {advice()}"
-    return f"this is {kind.name}, which this service does not decode; {advice()}"
+    lacks = " without the extra `images`" if kind.name == image_files.NAMES["HEIF"] else ""
+    return f"this is {kind.name}, which this service does not decode{lacks}; {advice()}"
 
 
 def _why_begun(data: bytes, name: str) -> str:
