@@ -93,9 +93,7 @@ HTTP: dict[str, Sender] = {
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with started(
-        AIP_PREDICT_ROUTE="/vertex/predict", AIP_HEALTH_ROUTE="/vertex/health"
-    ) as running:
+    with started(AIP_PREDICT_ROUTE="/vertex/predict", AIP_HEALTH_ROUTE="/vertex/health") as running:
         running.wait_until_ready()
         yield running
 

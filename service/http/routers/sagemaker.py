@@ -39,8 +39,6 @@ plain = APIRouter(tags=["SageMaker"])
         "requestBody": {
             "required": True,
             "content": {
-                "image/*": BINARY,
-                "application/x-image": BINARY,
                 "application/octet-stream": BINARY,
                 JSON: {"schema": kserve_v1.BODY},
             },

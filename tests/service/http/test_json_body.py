@@ -70,7 +70,7 @@ def test_an_endless_run_of_backslashes_is_refused(monkeypatch: pytest.MonkeyPatc
         (b'["\\u00000"]', "null character"),
         (b'["\x000"]', "null character"),
         (b'["\xff"]', "not in UTF-8"),
-        (b"[NaN]", "NaN, which is no JSON"),
+        (b"[NaN]", "NaN, which is not JSON"),
         (b"[" + b"1" * 5000 + b"]", "too large"),
         (b'["' + b"\\\\" * 99 + b'"]', "backslashes in a row"),
     ],
