@@ -14,6 +14,6 @@ def test_refusals_cross_processes() -> None:
 
 
 def test_a_page_of_a_proxy_is_quoted_without_its_tags_and_repetitions() -> None:
-    page = b"<html>\n<title>502 Bad Gateway</title>\n<h1>502 Bad Gateway</h1><hr>nginx/1.22.1</html>"
+    page = b"<html>\n<title>502 Bad Gateway</title>\n<h1>502 Bad Gateway</h1><hr>nginx/1.22.1"
     assert str(refusal(502, page, {}, None)) == "502 Bad Gateway: nginx/1.22.1"
     assert str(refusal(502, b"no upstream", {}, None)) == "502 Bad Gateway: no upstream"
