@@ -253,7 +253,7 @@ def _show(report: Report, *, first: bool) -> None:
         )
         click.echo(f"{'':>18}  p50/p99 ms: {phases}")
     if OK not in report.answers:
-        advice = "; send a key with --key-file or RESNET_SERVE_KEY" if 401 in report.answers else ""
+        advice = "; send a key by --key-file or RESNET_SERVE_KEY" if 401 in report.answers else ""
         failures = "no request succeeded; the figures above measure only failures"
         click.echo(f"{'':>18}  {failures}{advice}")
     if report.generator_cpu > 0.9:

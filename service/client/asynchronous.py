@@ -340,11 +340,10 @@ class AsyncClient:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        why, kind = reason_of(error), Broken
         connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
-        if connecting:
-            lasting = tls_problem(error)
-            why, kind = lasting or why, Lasting if lasting else Unreachable
+        lasting = tls_problem(error) if connecting else ""
+        kind = Lasting if lasting else Unreachable if connecting else Broken
+        why = lasting or reason_of(error)
         if self._proxy is None or not connecting:
             return kind(f"{self.url}: {'cannot connect: ' if connecting else ''}{why}")
         host = self._http.base_url.host

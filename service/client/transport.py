@@ -41,8 +41,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
     while cause is not None:
         yield cause
-        several = isinstance(cause, BaseExceptionGroup)
-        cause = cause.exceptions[0] if several else cause.__cause__ or cause.__context__
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        else:
+            cause = cause.__cause__ or cause.__context__
 
 
 def tls_problem(error: httpx.TransportError) -> str:

@@ -47,7 +47,7 @@ plain = APIRouter(tags=["SageMaker"])
 )
 async def invocations(request: Request) -> Response:
     """For the bytes of an image, what `POST /v1/classify` returns; for `{"instances": [...]}`,
-    `{"predictions": [...]}` as of KServe V1. `Accept: application/jsonlines` gives a line each."""
+    `{"predictions": [...]}` as in KServe V1. `Accept: application/jsonlines` gives a line each."""
     k: int | None = None
 
     def check(model: Model, asked: Instances) -> None:
