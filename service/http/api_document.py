@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
 from service.http.access import is_admin, is_open
+from service.http.platforms import PING
 from service.http.problems import CONTENT_TYPE
 
 PREDICTIONS, MODELS, OPERATION = "Predictions", "Models", "Operation"
@@ -158,7 +159,7 @@ def _secure(operation: dict[str, Any], path: str, method: str, *, keys: bool) ->
     if is_admin(path, method.upper()):
         operation["security"] = KEYS
         operation["description"] = f"{operation.get('description', '')} {ADMIN}".strip()
-    elif not is_open(path):
+    elif not is_open(path) and path != PING:
         operation["security"] = KEYS if keys else [{}, *KEYS]
 
 

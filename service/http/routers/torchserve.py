@@ -6,6 +6,8 @@ here.
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
@@ -26,13 +28,32 @@ PARSE = {JSON: instances.parse}
 # Its versions are free text, and 1.0 if nobody chose another.
 VERSIONS = ("1.0", "1")
 CLASSES = 5
+ERROR: dict[str, Any] = {
+    "description": "refused",
+    "content": {
+        JSON: {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "code": {"type": "integer"},
+                    "type": {"type": "string"},
+                    "message": {"type": "string"},
+                },
+                "required": ["code", "type", "message"],
+            }
+        }
+    },
+}
+REFUSED: dict[int | str, dict[str, Any]] = dict.fromkeys(
+    (400, 401, 404, 408, 413, 415, 422, 429, 503, 504), ERROR
+)
 
 plain = APIRouter(tags=["TorchServe"])
 
 
 @plain.post(
     platforms.PREDICTIONS,
-    responses=kserve_v1.REFUSED,
+    responses=REFUSED,
     openapi_extra={
         "parameters": [TIMEOUT_HEADER],
         "requestBody": {
