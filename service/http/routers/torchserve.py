@@ -56,7 +56,6 @@ plain = APIRouter(tags=["TorchServe"])
         "requestBody": {
             "required": True,
             "content": {
-                "image/*": BINARY,
                 "application/octet-stream": BINARY,
                 "multipart/form-data": {
                     "schema": {
