@@ -13,22 +13,12 @@ import httpx
 import pytest
 
 from tests.conftest import PATIENCE, Service, client, encoded
+from tests.support import senders
+from tests.support.senders import Call
 
-POSTS = Path(__file__).parents[1] / "support/java/Posts.java"
 CURL = shutil.which("curl")
-JAVA = shutil.which("java")
-needs_java = pytest.mark.skipif(JAVA is None, reason="there is no java")
-
-
-def curl_has_http2() -> bool:
-    if CURL is None:
-        return False
-    return (
-        "HTTP2" in subprocess.run([CURL, "-V"], capture_output=True, text=True, check=True).stdout
-    )
-
-
-needs_curl = pytest.mark.skipif(not curl_has_http2(), reason="there is no curl with HTTP/2")
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java")
+needs_curl = pytest.mark.skipif(not senders.curl_has_http2(), reason="there is no curl with HTTP/2")
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +91,15 @@ def test_the_jdks_client_is_served_on_one_connection(service: Service, files: li
         accepted()
         time.sleep(0.5)  # Connections are counted a moment later.
         before = accepted()
-        done = subprocess.run(
-            [str(JAVA), str(POSTS), f"{service.url}/v1/classify", *map(str, files)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
+        replies = senders.java(
+            service.url,
+            [
+                Call(method, "/v1/classify", path.read_bytes(), {"Content-Type": "image/png"})
+                for path in files
+                for method in ("POST", "STREAM")
+            ],
         )
-        assert "HTTP_2" in done.stderr, done.stderr
-        lines = done.stdout.splitlines()
-        assert [line.split(" ")[0] for line in lines] == ["200"] * 4, done
-        assert [json.loads(line[4:])["predictions"] for line in lines] == expected
+        assert [reply.status for reply in replies] == [200] * 4, replies
+        assert [json.loads(reply.body)["predictions"] for reply in replies] == expected
         time.sleep(0.5)
         assert accepted() == before + 1
