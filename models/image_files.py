@@ -22,10 +22,11 @@ NAMES = {
     "AVIF": "AVIF",
     "HEIF": "HEIC",
 }
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 SUFFIXES = frozenset({
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     *(".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".avif", ".heic", ".heif", ".hif"),
+    *(".avif", *HEIC_SUFFIXES),
 })  # fmt: skip
 
 
@@ -54,6 +55,13 @@ def in_words() -> str:
     """The names of the formats, as in "JPEG, PNG or TIFF"."""
     *names, last = (NAMES[name] for name in formats())
     return f"{', '.join(names)} or {last}"
+
+
+def why_unknown(name: str) -> str:
+    """Why Pillow does not identify the file of this name, for people who have it."""
+    if name.lower().endswith(HEIC_SUFFIXES) and "HEIF" not in formats():
+        return "HEIC needs: pip install 'resnet-serve[images]'"
+    return "unknown format or a rare kind of one"
 
 
 def opened(data: bytes | io.BytesIO) -> Image.Image:

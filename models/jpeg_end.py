@@ -14,7 +14,7 @@ from collections.abc import Callable
 from PIL import Image
 
 END = b"\xff\xd9"
-SCAN, FIRST_TABLE = 0xDA, 0xC4
+SCAN, INTERVAL = 0xDA, 0xDD
 FRAMES = {0xC0, 0xC1, 0xC2}
 MOST_SEGMENTS = 2**12
 # Where a scan ends: at what is neither a stuffed byte nor a mark between restart intervals.
@@ -25,8 +25,9 @@ NOISE = hashlib.shake_128(b"").digest(256)
 CONTINUATIONS = tuple(
     noise.replace(b"\xff", b"\xfe") for noise in (NOISE, bytes(255 - byte for byte in NOISE))
 )
-# Of an image that is decoded three times to find out.
+# Of an image that is decoded three to six times to find out, and of all its scans together.
 MOST_PIXELS = 2**24
+MOST_PIXELS_OF_SCANS = 10 * MOST_PIXELS
 COEFFICIENTS = 64
 
 
@@ -42,9 +43,13 @@ def load_without_end(
     Raises:
         OSError, SyntaxError: as Pillow does for damaged data.
     """
-    if not isinstance(file, io.BytesIO) or image.width * image.height > MOST_PIXELS:
+    size = image.width * image.height
+    if not isinstance(file, io.BytesIO) or size > MOST_PIXELS:
         return False
-    for data, next_restart in _candidates(file.getvalue()):
+    whole = file.getvalue()
+    if size * whole.count(bytes([0xFF, SCAN])) > MOST_PIXELS_OF_SCANS:
+        return False
+    for data, next_restart in _candidates(whole):
         pixels: bytes | None = None
         # A scan may also end between two restart intervals.
         for continuation in (*CONTINUATIONS, next_restart + CONTINUATIONS[0]):
@@ -60,9 +65,10 @@ def load_without_end(
 def _candidates(data: bytes) -> list[tuple[bytes, bytes]]:
     """`data` up to the end of its last scan's pixels, and the marker of the next restart interval;
     none: a scan is missing or has an end."""
-    begin = _last_scan(data)
-    if begin is None:
+    found = _last_scan(data)
+    if found is None:
         return []
+    begin, interval = found
     marker = MARKER_IN_SCAN.search(data, begin)
     if marker is not None and marker[0].endswith(END[1:]):
         return []
@@ -72,14 +78,21 @@ def _candidates(data: bytes) -> list[tuple[bytes, bytes]]:
     endings = [pixels]
     if scan[len(pixels) :].startswith(b"\xff\0"):  # A stuffed byte may be the last one.
         endings.insert(0, pixels + b"\xff\0")
-    restart = bytes([0xFF, 0xD0 + len(RESTARTS.findall(scan)) % 8])
+    restarts = RESTARTS.findall(scan)
+    # At any other one libjpeg would stop and make up the rest, whatever follows.
+    if any(mark[1] != 0xD0 + at % 8 for at, mark in enumerate(restarts)) or (
+        restarts and not interval
+    ):
+        return []
+    restart = bytes([0xFF, 0xD0 + len(restarts) % 8])
     return [(data[:begin] + ending, restart) for ending in endings]
 
 
-def _last_scan(data: bytes) -> int | None:
-    """Where the pixels of the last scan begin; None: not all bits of the image are in a scan."""
+def _last_scan(data: bytes) -> tuple[int, int] | None:
+    """Where the pixels of the last scan begin, and the length of its restart intervals or 0; None:
+    not all bits of the image are in a scan."""
     missing: dict[int, list[int]] = {}  # bits that each coefficient lacks, of each component
-    progressive, position = False, 2
+    progressive, position, interval = False, 2, 0
     for _ in range(MOST_SEGMENTS):
         marker = MARKER_IN_SCAN.search(data, position)
         if marker is None:
@@ -90,6 +103,8 @@ def _last_scan(data: bytes) -> int | None:
         if kind in FRAMES and len(body) > 5:
             progressive = kind == 0xC2
             missing = {number: [1] * COEFFICIENTS for number in body[6::3]}
+        elif kind == INTERVAL:
+            interval = int.from_bytes(body[:2], "big")
         elif kind == SCAN:
             count = body[0] if body else 0
             if len(body) != 4 + 2 * count:
@@ -99,7 +114,7 @@ def _last_scan(data: bytes) -> int | None:
                 for at in range(first, min(last, COEFFICIENTS - 1) + 1):
                     missing.get(number, [0] * COEFFICIENTS)[at] = bits
             if not any(map(any, missing.values())):
-                return position
+                return position, interval
         elif kind == END[1]:
             return None
     return None

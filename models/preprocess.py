@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.jpeg_end import load_without_end
-from models.sample_values import FileSamples, in_8_bits
+from models.sample_values import FileSamples, in_8_bits, read_native_floats
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Crop = Literal["center", "center_floor", "center_truncate", "before_resize", "squash", "letterbox"]
@@ -227,6 +227,7 @@ def _turned(image: Image.Image) -> Image.Image:
 def _load(image: Image.Image) -> None:
     """Decodes the image; a JPEG may lack its end, if it has all pixels."""
     if image.format not in JPEGS:
+        read_native_floats(image)
         image.load()
         return
     tiles, file = list(getattr(image, "tile", ())), getattr(image, "fp", None)
@@ -253,6 +254,8 @@ def upright(image: Image.Image, channels: Channels) -> Image.Image:
 
 def _orientation(image: Image.Image) -> Any:
     """The EXIF orientation, which may be any value; 1 where EXIF is damaged."""
+    if image.format == "AVIF" and "exif" not in image.info:
+        return 1  # Pillow would take that of XMP, which does not count beside AVIF's own.
     try:
         return image.getexif().get(ORIENTATION, 1)
     except (SyntaxError, ValueError, LookupError, OSError, struct.error):

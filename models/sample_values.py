@@ -24,8 +24,8 @@ from PIL import Image
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 FULL_16, FULL_12 = 2**16 - 1, 2**12 - 1
 DARK = 16  # Refused below this part of the range.
-BITS_PER_SAMPLE, PHOTOMETRIC, COLOUR_MAP, SAMPLE_FORMAT = 258, 262, 320, 339
-WHITE_IS_ZERO, SIGNED = 0, 2
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, COLOUR_MAP, SAMPLE_FORMAT = 258, 262, 284, 320, 339
+WHITE_IS_ZERO, SIGNED, SEPARATE = 0, 2, 2
 # PNG's greys of fewer bits, by Pillow's name of them, and what it multiplies them by.
 FEW_BITS = {"L;2": 85, "L;4": 17}
 # Pixels converted at a time: a large image would take several times its memory.
@@ -42,7 +42,7 @@ class UnclearSamples(ValueError):
 class FileSamples:
     """What the file says of its samples, read before the pixels: afterwards Pillow has forgotten.
 
-    `raw`: Pillow's name of their layout. `transparent`: the colour that is transparent.
+    `raw`: Pillow's name of their layout.
     """
 
     raw: str
@@ -54,10 +54,17 @@ class FileSamples:
 
     @classmethod
     def of(cls, image: Image.Image) -> FileSamples:
+        """Of an image that is not loaded yet.
+
+        Raises:
+            UnclearSamples: Pillow would put its planes together wrongly.
+        """
         args = [tile.args for tile in getattr(image, "tile", ())[:1]]
         raw = next(iter(args), "")
         raw = str(raw if isinstance(raw, str) or not raw else raw[0])
         tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+        if tags.get(PLANAR) == SEPARATE:
+            _check_planes(image, tags.get(BITS_PER_SAMPLE, ()))
         return cls(
             raw,
             image.format,
@@ -66,6 +73,26 @@ class FileSamples:
             SIGNED in tags.get(SAMPLE_FORMAT, ()),
             tuple(tags.get(COLOUR_MAP, ())) if image.mode in ("P", "PA") else (),
         )
+
+
+def _check_planes(image: Image.Image, bits: tuple[int, ...]) -> None:
+    """Pillow reads uncompressed planes as if they were of 8 bits, and of two planes only one."""
+    tiles = getattr(image, "tile", ())
+    raw = [str(tile.args[0]) for tile in tiles if tile.codec_name == "raw"]
+    mixed = raw and ("".join(dict.fromkeys(raw)) != image.mode or set(bits) != {8})
+    if mixed or len(image.getbands()) == 2:
+        raise UnclearSamples(
+            "the TIFF image has its samples in separate planes, which are read with 8 bits and as "
+            "RGB, RGBA or CMYK only; save it with the samples of each pixel together"
+        )
+
+
+def read_native_floats(image: Image.Image) -> None:
+    """libtiff exchanges the bytes of big-endian floats, and Pillow would do it once more."""
+    tiles = getattr(image, "tile", ())
+    if image.mode == "F" and tiles and tiles[0].codec_name == "libtiff":
+        native = tiles[0]._replace(args=("F;32NF", *tiles[0].args[1:]))
+        image.tile = [native]  # type: ignore[attr-defined]
 
 
 def in_8_bits(image: Image.Image, samples: FileSamples) -> Image.Image:
@@ -135,9 +162,10 @@ def _of_floats(image: Image.Image, samples: FileSamples) -> Image.Image:
     least, most = _extrema(image)
     # In this form, the condition also refuses NaN.
     if not (least >= 0 and most <= 1):
+        among = "that are no numbers (NaN)" if np.isnan(most) else f"from {least:g} to {most:g}"
         raise UnclearSamples(
-            f"the image has floating-point values from {least:g} to {most:g}; scale them to 0 "
-            "(black) to 1 (white), or save it with 8 bits"
+            f"the image has floating-point values {among}; scale them to 0 (black) to 1 (white), "
+            "or save it with 8 bits"
         )
 
     def grey(values: Samples) -> Samples:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from models import image_files
 from models.data import cifar, label_list
 from models.data.label_list import Targets
 from models.data.listing import PARTS, Split, listing
@@ -177,7 +178,8 @@ def decoded(
         with opener() as image:
             return transform(image, seed)
     except UnidentifiedImageError:  # Its message names a Python object.
-        raise ValueError(f"{name} is not a readable image (unknown format)") from None
+        reason = image_files.why_unknown(name)
+        raise ValueError(f"{name} is not a readable image ({reason})") from None
     except Exception as error:  # noqa: BLE001  (damaged data raises any error)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} is not a readable image ({reason})") from None

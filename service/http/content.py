@@ -67,13 +67,13 @@ def media_type(request: Request) -> str:
 
 def said_of(request: Request) -> tuple[Said, bool]:
     """What the headers say of a body, and whether it may be compressed."""
-    said, coded = BYTES, False
+    said, coded = None, False
     for name, value in request.scope["headers"]:
-        if name == b"content-type":
+        if name == b"content-type" and said is None:
             said = USUAL.get(value) or said_by(_bare(value))
         elif name == b"content-encoding":
             coded = True
-    return said, coded
+    return said or BYTES, coded
 
 
 def said_by(media_type: str) -> Said:
@@ -96,12 +96,14 @@ def settle(request: Request, said: Said, data: bytes) -> Said:
     if said is IMAGE or not data or (said is BYTES and data[0] not in BEFORE_JSON):
         return IMAGE
     is_object = data[:QUOTED].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    if is_object and said is not OTHER:  # No image begins so.
+        return JSON
     if said is BYTES:
-        return JSON if is_object else IMAGE
+        return IMAGE
     kind = kind_of(data)
     if kind is not None and kind.is_image:
         return IMAGE
-    if said is JSON or (is_object and said is not OTHER):
+    if said is JSON:
         return JSON
     if said is URLENCODED:
         return URLENCODED if URLENCODED_FIELD.match(data) else IMAGE

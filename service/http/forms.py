@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from service.http import encoding
 from service.http.body import Body
 from service.http.content import MULTIPART
 from service.http.json_images import NAMES
-from service.http.upload import ONE_IMAGE, Upload, decoded, in_the_url
+from service.http.upload import ONE_IMAGE, Upload, decoded, refuse_parameter
 from service.inference.file_kinds import kind_of
 
 MAX_TYPE_CHARACTERS = 1000  # of a content type; a boundary has up to 70
@@ -181,9 +181,9 @@ async def _cut(chunk: bytes) -> AsyncGenerator[bytes, None]:
         yield chunk[start : start + PARSED_BYTES]
 
 
-def uploads_of(parts: Sequence[Part], max_images: int, parameters: Collection[str]) -> list[Upload]:
+def uploads_of(parts: Sequence[Part], max_images: int, places: Mapping[str, str]) -> list[Upload]:
     """The images in a form's parts, in order: its files, whatever their fields are called, and
-    fields with base64. `parameters` are those of the query. Other fields are ignored if small.
+    fields with base64. `places`: where parameters belong. Other fields are ignored if small.
 
     Raises:
         BadParameter: there is no image, or there are more than wanted, or a field is a parameter.
@@ -200,7 +200,7 @@ def uploads_of(parts: Sequence[Part], max_images: int, parameters: Collection[st
             continue
         if not part.name:
             raise _malformed("a part of it has no name, and is no image")
-        in_the_url(part.name, parameters)
+        refuse_parameter(part.name, places)
         if len(data) > MAX_IGNORED:
             raise _malformed(f"the field {part.name[:QUOTED]!r} has {len(data)} bytes of no image")
     if not uploads:
@@ -311,6 +311,10 @@ def _well_formed(work: Callable[..., Any], *arguments: Any) -> Any:
         reason = str(error).rstrip(".")
         if "boundary character" in reason:
             reason = "it does not begin with the boundary that its content type names"
+        elif reason.startswith("Maximum header"):
+            reason = "the headers of a part are too long, or too many"
+        elif reason.startswith("Boundary length"):
+            reason = "the boundary that its content type names is too long"
         elif " CR" in reason or " LF" in reason:
             reason = f"its lines must end with CR LF ({reason[:1].lower()}{reason[1:]})"
         raise _malformed(reason) from None

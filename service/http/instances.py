@@ -8,25 +8,35 @@ require; as `pixels`, from 0 to 255.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
-
 from models.preprocess import InputSpec
 from service.errors import QUOTED, InvalidInput, TooLarge
-from service.http.json_images import FORM, NAMES, image_of
+from service.http import json_body
+from service.http.json_body import PIECE, JsonLimits
+from service.http.json_images import FORM, LABELS, NAMES, image_of
 from service.inference.file_kinds import kind_of
 from service.oip import codec, messages
 from service.oip.codec import DATATYPES, INPUT, PIXELS, Image
 
-ROWS, COLUMNS, EXAMPLES = "instances", "inputs", "examples"
+ROWS, COLUMNS, EXAMPLES, IMAGES = "instances", "inputs", "examples", "images"
 SIGNATURE = "serving_default"
-# Of texts that are counted at a time, as counting holds the GIL.
-COUNTED_BYTES = 2**20
+LINES = "lines"
+# Other fields of a request. Some clients number their requests.
+BESIDE = ("parameters", "signature_name", "id")
+# A tensor of 224 x 224 pixels has 150,528 values.
+OF_TENSORS = JsonLimits(
+    *((codec.MAX_JSON_BYTES, 2**9), (codec.JSON_BESIDE, 16)),
+    *((codec.MAX_JSON_LISTS, 8), (codec.MAX_JSON_VALUES, 8)),
+    hint="send images as base64 text, or large tensors to /v2 as binary data",
+)
+# Of all platforms, in lower case and without underscores.
+PARAMETERS = frozenset(("topk", "maxpredictions", "confidencethreshold"))
 # The objects around an image.
 MAX_NESTING = 3
+OF_EXAMPLES = '{"examples": [{"image/encoded": {"b64": "<base64>"}}, ...]}'
 DOCUMENT = f'{{"instances": [{FORM}, ...]}}'
 
 
@@ -47,51 +57,79 @@ def parse(body: bytes, spec: InputSpec, max_images: int, *, single: bool = True)
         InvalidInput: it is not JSON, or not in one of the forms above; the message names the image.
         TooLarge: it has more images, or more numbers, than a request may have.
     """
-    document = parse_object(body)
+    document = parse_object(body, max_images)
     fields = [name for name in (ROWS, COLUMNS) if name in document]
     parameters = parameters_of(document)
     if len(fields) > 1:
         raise InvalidInput("send either instances or inputs, not both")
-    if not fields and not single:
-        raise InvalidInput(f"send {DOCUMENT}")
+    if not fields and (not single or IMAGES in document):
+        raise InvalidInput(f"the JSON has no instances; send {DOCUMENT}")
     if not fields:
-        return Instances([_named("the body", instance_of, document, spec)], "", parameters)
+        image = {name: value for name, value in document.items() if name not in BESIDE}
+        return Instances([_named("the body", instance_of, image, spec)], "", parameters)
     (field,) = fields
+    check_fields(document, (field, *BESIDE))
     values = rows_of(document) if field == ROWS else columns_of(document[COLUMNS])
     check_count(values, field, max_images)
-    images = [_named(f"{field}[{at}]", instance_of, value, spec) for at, value in enumerate(values)]
+    images = [
+        _named(place_of(field, at), instance_of, value, spec) for at, value in enumerate(values)
+    ]
     return Instances(images, field, parameters)
 
 
 def parse_lines(body: bytes, spec: InputSpec, max_images: int) -> Instances:
     """The images of JSON Lines, one in each; raises as `parse` does."""
-    lines = [line for line in body.split(b"\n", 2 * max_images) if line.strip()]
-    check_count(lines, "lines", max_images)
-    images = []
-    for at, line in enumerate(lines):
-        check_costs(line)
-        images.append(_named(f"line {at + 1}", instance_of, loads(line), spec))
-    return Instances(images, "lines", {})
+    commas = sum(body.count(b",", at, at + PIECE) for at in range(0, len(body), PIECE))
+    OF_TENSORS.check("values", commas, max_images)
+    images: list[Image] = []
+    for line in lines_of(body):
+        if len(images) == max_images:
+            raise TooLarge(f"{LINES}: more than {max_images} images in one request")
+        images.append(_named(place_of(LINES, len(images)), line_of, line, spec))
+    check_count(images, LINES, max_images)
+    return Instances(images, LINES, {})
+
+
+def lines_of(body: bytes) -> Iterator[bytes]:
+    """The lines that are not empty."""
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start)
+        end = len(body) if end < 0 else end
+        # In pieces, as copying holds the GIL, and joining does not.
+        line = b"".join([body[at : min(at + PIECE, end)] for at in range(start, end, PIECE)])
+        if line.strip():
+            yield line
+        start = end + 1
+
+
+def line_of(line: bytes, spec: InputSpec) -> Image:
+    return instance_of(loads(line, 1), spec)
+
+
+def place_of(field: str, at: int) -> str:
+    """What refusals call the image number `at` of a request."""
+    return f"line {at + 1}" if field == LINES else f"{field}[{at}]"
 
 
 def parse_examples(body: bytes, spec: InputSpec, max_images: int) -> Instances:
     """The images of TensorFlow Serving's `examples`, each an object of features, of which one is a
     file; raises as `parse` does."""
-    document = parse_object(body)
+    document = parse_object(body, max_images)
     values = document.get(EXAMPLES)
     if not isinstance(values, list):
-        raise InvalidInput('send {"examples": [{"image/encoded": {"b64": "<base64>"}}, ...]}')
+        raise InvalidInput(f"the JSON has no examples; send {OF_EXAMPLES}")
+    check_fields(document, (EXAMPLES, *BESIDE))
     check_count(values, EXAMPLES, max_images)
     images: list[Image] = [
-        _named(f"{EXAMPLES}[{at}]", file_of, value) for at, value in enumerate(values)
+        _named(place_of(EXAMPLES, at), file_of, value) for at, value in enumerate(values)
     ]
     return Instances(images, EXAMPLES, parameters_of(document))
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes, max_images: int) -> dict[str, Any]:
     """Raises `InvalidInput`: it is no JSON object, or asks for an unknown signature."""
-    check_costs(body)
-    document = loads(body)
+    document = loads(body, max_images)
     if not isinstance(document, dict):
         raise InvalidInput(f"the body must be a JSON object such as {DOCUMENT}")
     signature = document.get("signature_name", SIGNATURE)
@@ -102,33 +140,38 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return document
 
 
-def loads(text: bytes) -> Any:
-    try:
-        return from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        kind = kind_of(text)
-        what = f"it is {kind.name}" if kind is not None and kind.name != "JSON" else str(error)
+def loads(text: bytes, max_images: int) -> Any:
+    """A JSON value whose long strings are `LongText`.
+
+    Raises:
+        InvalidInput: it is no JSON.
+        TooLarge: parsing it would take too long.
+    """
+    start = text[:QUOTED].removeprefix(b"\xef\xbb\xbf").lstrip()
+    kind = None if start.startswith((b"{", b"[")) else kind_of(text)
+    if kind is not None or not text:
+        what = "is empty" if kind is None else f"is {kind.name}"
+        raise InvalidInput(f"the body must be JSON, and {what}; send an object such as {DOCUMENT}")
+    return json_body.parse(text, max_images, OF_TENSORS)
+
+
+def check_fields(document: dict[str, Any], known: Collection[str]) -> None:
+    """Raises `InvalidInput`: the document has a field that would have no effect."""
+    check_no_parameter(document)
+    unknown = [name for name in document if name not in known]
+    if unknown:
         raise InvalidInput(
-            f"the body is not JSON: {what[:QUOTED]}; send an object such as {DOCUMENT}"
-        ) from None
+            f"unknown field {unknown[0][:QUOTED]!r}; a request may have {', '.join(known)}"
+        )
 
 
-def check_costs(body: bytes) -> None:
-    """Raises `TooLarge` if parsing `body` would be too expensive: it may have long texts, but only
-    so many numbers, lists and strings."""
-    for characters, limit, unit in (
-        (b",", codec.MAX_JSON_VALUES, "values"),
-        (b"[{", codec.MAX_JSON_LISTS, "lists and objects"),
-        (b'"', 2 * codec.JSON_BESIDE, "quotes"),
-    ):
-        count = 0
-        for start in range(0, len(body), COUNTED_BYTES):
-            end = start + COUNTED_BYTES
-            count += sum(body.count(character, start, end) for character in characters)
-        if count > limit:
-            raise TooLarge(
-                f"the JSON has {count} {unit}; the limit is {limit}: send images as base64 text, "
-                "or large tensors to /v2 as binary data"
+def check_no_parameter(value: dict[str, Any]) -> None:
+    """Raises `InvalidInput`: a parameter is not where parameters are, and would have no effect."""
+    for name in value:
+        if name.lower().replace("_", "").replace("-", "") in PARAMETERS:
+            raise InvalidInput(
+                f"{name!r} is a parameter; send it as "
+                f'{{"instances": [...], "parameters": {{"{name}": ...}}}}'
             )
 
 
@@ -156,11 +199,17 @@ def rows_of(document: dict[str, Any]) -> list[Any]:
 
 
 def columns_of(value: Any) -> list[Any]:
-    """The images of `inputs`: of its only column, if it names it."""
+    """The images of `inputs`: of its only column, if it names it; columns of labels are ignored."""
     if isinstance(value, list):
+        if any(isinstance(each, dict) and "datatype" in each for each in value):
+            raise InvalidInput(
+                "inputs: these are tensors of V2; send them to /v2/models/NAME/infer"
+            )
         return value
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, column),) = value.items()
+    columns = [*value.items()] if isinstance(value, dict) else []
+    columns = [each for each in columns if each[0] not in LABELS]
+    if len(columns) == 1:
+        ((name, column),) = columns
         if isinstance(column, list):
             return [{name: row} for row in column] if name in (INPUT, PIXELS) else column
     return [value]
@@ -173,6 +222,7 @@ def instance_of(value: Any, spec: InputSpec) -> Image:
             return tensor_of(INPUT, value, spec)
         if not isinstance(value, dict):
             break
+        check_no_parameter(value)
         tensors = [name for name in (INPUT, PIXELS) if isinstance(value.get(name), list)]
         if len(tensors) > 1:
             raise InvalidInput("send either input or pixels, not both")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from models.suggestions import nearest
 from service.errors import QUOTED, BadParameter, InvalidInput, TooLarge
 from service.http.json_body import LongText, parse
-from service.http.upload import ONE_IMAGE, Upload, decoded, in_the_url
+from service.http.upload import ONE_IMAGE, Upload, decoded, refuse_parameter
 from service.inference.base64_text import decode_base64
 
 # TensorFlow Serving's and Vertex AI's name first, then those that examples of other servers use.
@@ -20,26 +20,26 @@ OBJECT = '{"image": "<base64>"}'
 OBJECTS = '{"images": ["<base64>", ...]}'
 
 
-def uploads_of(body: bytes, max_images: int, parameters: Collection[str]) -> list[Upload]:
+def uploads_of(body: bytes, max_images: int, places: Mapping[str, str]) -> list[Upload]:
     """The images in a JSON object: one, or those in its list. An image whose base64 is wrong has
-    that error; `parameters` are those of the query.
+    that error; `places`: where parameters belong.
 
     Raises:
         InvalidInput: the JSON is malformed, or of another form.
-        BadParameter: it has a parameter of the query, or no image, or several where one is wanted.
+        BadParameter: it has a parameter, or no image, or several where one is wanted.
         TooLarge: it has more images than that, or too much beside them.
     """
     value = parse(body, max_images)
     if not isinstance(value, dict):
         raise InvalidInput(f"the JSON must be an object like {OBJECT}, or {OBJECTS} for several")
-    _check_names(value, (*NAMES, *LISTS, *LABELS), parameters)
+    _check_names(value, (*NAMES, *LISTS, *LABELS), places)
     found = [name for name in (*NAMES, *LISTS) if name in value]
     if len(found) != 1:
         said = f"has both {found[0]!r} and {found[1]!r}" if found else "has no image"
         raise InvalidInput(f"the JSON {said}; send {OBJECT}, or {OBJECTS} for several")
     name = found[0]
     if name not in LISTS:
-        return [_upload(value, "0", parameters)]
+        return [_upload(value, "0", places)]
     elements = value[name]
     if not isinstance(elements, list):
         raise InvalidInput(f"{name}: it must be a list; send one image as {OBJECT}")
@@ -52,7 +52,7 @@ def uploads_of(body: bytes, max_images: int, parameters: Collection[str]) -> lis
     uploads = []
     for index, element in enumerate(elements):
         try:
-            uploads.append(_upload(element, str(index), parameters))
+            uploads.append(_upload(element, str(index), places))
         except InvalidInput as error:
             raise InvalidInput(f"{name}[{index}]: {error}") from None
     if max_images == 1 and uploads[0].error is not None:
@@ -93,23 +93,23 @@ def text_of(value: Any) -> str | memoryview:
     return value
 
 
-def _upload(value: Any, name: str, parameters: Collection[str]) -> Upload:
+def _upload(value: Any, name: str, places: Mapping[str, str]) -> Upload:
     if isinstance(value, dict):
-        _check_names(value, (*NAMES, *LABELS), parameters)
+        _check_names(value, (*NAMES, *LABELS), places)
         labels = [value[label] for label in LABELS if label in value]
         if labels:
             name = labels[0].name() if isinstance(labels[0], LongText) else labels[0]
         if not isinstance(name, str):
             raise InvalidInput("an image's name must be a string")
+        # A lone surrogate, which JSON can have, cannot be sent back.
+        name = name.encode("utf-8", "replace").decode()
     return decoded(name, text_of(value))
 
 
-def _check_names(
-    value: dict[str, Any], known: Collection[str], parameters: Collection[str]
-) -> None:
+def _check_names(value: dict[str, Any], known: Collection[str], places: Mapping[str, str]) -> None:
     for name in value:
         if name not in known:
-            in_the_url(name, parameters)
+            refuse_parameter(name, places)
             near = nearest(name[:QUOTED], known)
             hint = f"did you mean {near[0]!r}?" if near else f"send the image as {OBJECT}"
             raise InvalidInput(f"unknown field {name[:QUOTED]!r}; {hint}")

@@ -162,6 +162,7 @@ class ModelCard(BaseModel):
     precision: str
     engine: str | None = Field(description="null while it loads")
     decode: str = Field(description="where plain JPEGs are decoded: host or device")
+    exact_decode: bool = Field(description="whether large JPEGs are decoded in full, see settings")
     threads: int | None = Field(None, description="threads of an engine on the CPU")
     streams: int | None = Field(
         None, description="parts of a batch computed in parallel; null: batches are not split"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.errors import QUOTED, BadParameter, InvalidInput, RequestError
@@ -28,13 +28,13 @@ def decoded(filename: str, text: str | bytes | memoryview) -> Upload:
         return Upload(filename, b"", error)
 
 
-def in_the_url(name: str, parameters: Collection[str]) -> None:
-    """Refuses a field of a body that is meant for a parameter of the query: ignoring it would
-    answer another question.
+def refuse_parameter(name: str, places: Mapping[str, str]) -> None:
+    """Refuses a field of a body that is meant for a parameter, as ignoring it would answer another
+    question; `places`: where each belongs, by its name in lower case.
 
     Raises:
-        BadParameter: `name` is one of `parameters`, but for case and dashes.
+        BadParameter: `name` is one of them, but for case and dashes.
     """
-    plain = name.lower().replace("-", "_")
-    if plain in parameters:
-        raise BadParameter(f"{name[:QUOTED]!r} is a parameter: send it in the URL, as ?{plain}=...")
+    place = places.get(name.lower().replace("-", "_"))
+    if place is not None:
+        raise BadParameter(f"{name[:QUOTED]!r} is a parameter; send it {place}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from service.errors import ClientLeft, TooLarge
 from service.http import content, encoding, forms, json_images
 from service.http.body import Body
 from service.http.content import Said
-from service.http.query import names_of
+from service.http.query import places_of
 from service.http.record import record_of
 from service.http.services import services_of
 from service.http.upload import Upload
@@ -41,11 +41,21 @@ async def read_image(body: Body) -> bytes:
         ClientLeft: the client disconnected while sending the body.
     """
     uploads = await read_images(body, 1)
-    return _the_image(uploads, body.max_bytes)
+    return the_image(uploads, body.max_bytes)
 
 
 async def read_images(body: Body, max_images: int) -> list[Upload]:
     """The images of a request; raises as `read_image` does, and `TooLarge` if there are more."""
+    found = await images_or_json(body, max_images)
+    if isinstance(found, list):
+        return found
+    places = places_of(body.request.scope)
+    work = partial(json_images.uploads_of, found, max_images, places)
+    return await off_the_loop(body, len(found), work)
+
+
+async def images_or_json(body: Body, max_images: int) -> list[Upload] | bytes:
+    """The images of a request; if they are in JSON, its text. Raises as `read_images` does."""
     request = body.request
     said, _ = content.said_of(request)
     if said is content.FORM:
@@ -53,16 +63,16 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
         if isinstance(form, bytes):
             return [Upload("", form)]
         size = sum(part.size for part in form)
-        parameters = names_of(request.scope)
-        work: Callable[[], list[Upload]]
-        work = partial(forms.uploads_of, form, max_images, parameters)
-        return await _off_the_loop(body, size, work)
+        work = partial(forms.uploads_of, form, max_images, places_of(request.scope))
+        return await off_the_loop(body, size, work)
     data = await encoding.read(body)
     is_text = content.settle(request, said, data)
+    if is_text is content.JSON:
+        return data
     if is_text is content.IMAGE:
         return [Upload("", data)]
-    work = partial(_in_text, is_text, data, max_images, names_of(request.scope))
-    return await _off_the_loop(body, len(data), work)
+    work = partial(_in_text, is_text, data, max_images, places_of(request.scope))
+    return await off_the_loop(body, len(data), work)
 
 
 async def arrived_image(request: Request, max_bytes: int) -> bytes | None:
@@ -88,19 +98,19 @@ async def arrived_image(request: Request, max_bytes: int) -> bytes | None:
         return body
     if len(body) > content.text_limit(max_bytes):
         raise TooLarge(f"the body has {len(body)} bytes; the limit is {max_bytes}")
-    work = partial(_in_text, is_text, body, 1, names_of(request.scope))
+    work = partial(_in_text, is_text, body, 1, places_of(request.scope))
     direct = len(body) <= DIRECT_BYTES
     uploads = work() if direct else await services_of(request.scope).lane.run(work)
-    return _the_image(uploads, max_bytes)
+    return the_image(uploads, max_bytes)
 
 
-def _in_text(said: Said, data: bytes, max_images: int, parameters: Collection[str]) -> list[Upload]:
+def _in_text(said: Said, data: bytes, max_images: int, places: Mapping[str, str]) -> list[Upload]:
     if said is content.JSON:
-        return json_images.uploads_of(data, max_images, parameters)
-    return forms.uploads_of(forms.urlencoded(data), max_images, parameters)
+        return json_images.uploads_of(data, max_images, places)
+    return forms.uploads_of(forms.urlencoded(data), max_images, places)
 
 
-def _the_image(uploads: list[Upload], max_bytes: int) -> bytes:
+def the_image(uploads: list[Upload], max_bytes: int) -> bytes:
     (upload,) = uploads
     if upload.error is not None:
         raise upload.error
@@ -109,9 +119,12 @@ def _the_image(uploads: list[Upload], max_bytes: int) -> bytes:
     return upload.data
 
 
-async def _off_the_loop(body: Body, size: int, work: Callable[[], T]) -> T:
-    """`work`, which takes as much memory as the body again."""
-    if size <= DIRECT_BYTES:
+async def off_the_loop(
+    body: Body, size: int, work: Callable[[], T], direct: int = DIRECT_BYTES
+) -> T:
+    """The result of `work`, which takes as much memory as the body of `size` bytes again, and less
+    than a millisecond or two for `direct` bytes."""
+    if size <= direct:
         return work()
     body.hold(size)
     try:

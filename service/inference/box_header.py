@@ -22,6 +22,7 @@ CODED_SHARE = 3
 AV1, HEVC, GRID, MIME = b"av01", b"hvc1", b"grid", b"mime"
 # ISO/IEC 23008-12 and its AV1 and HEVC bindings: how an image item may be coded.
 DECODED = {AV1, HEVC, GRID}
+PADDING = 64  # pixels: the largest block
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6  # AV1's units (section 6.2.2)
 PARAMETERS = 32  # HEVC's first unit that is not of a picture (ITU-T H.265, table 7-1)
 
@@ -29,11 +30,12 @@ PARAMETERS = 32  # HEVC's first unit that is not of a picture (ITU-T H.265, tabl
 @dataclass
 class _Items:
     """The items of a file by number. `sizes`: width and height as said by their properties;
-    `extents`: offset and length of their bytes."""
+    `crops`: what is to be kept of them; `extents`: offset and length of their bytes."""
 
     primary: int = -1
     kinds: dict[int, bytes] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    crops: dict[int, tuple[int, int]] = field(default_factory=dict)
     prefixes: dict[int, int] = field(default_factory=dict)
     extents: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     used: Counter[int] = field(default_factory=Counter)
@@ -56,11 +58,24 @@ def check(data: bytes, max_pixels: int) -> None:
             raise UndecodableImage(f"an image coded as {name!r} is not supported; save it again")
         for width, height in items.sizes.values():
             _check_pixels(width, height, max_pixels)
+        _check_crop(items)
         coded = sum(_coded(data, items, item) for item in items.kinds)
     except (struct.error, IndexError, ValueError):
         raise UndecodableImage("the image is damaged or truncated within its header") from None
     if coded > CODED_SHARE * max_pixels:
         raise TooLarge(f"the image has {coded} pixels in its parts; the limit is {max_pixels}")
+
+
+def _check_crop(items: _Items) -> None:
+    """libheif crops, Pillow's AVIF does not. Encoders also fill up blocks and crop that away."""
+    size, crop = items.sizes.get(items.primary), items.crops.get(items.primary)
+    if AV1 not in items.kinds.values() or size is None or crop is None:
+        return
+    if any(kept <= side - PADDING for side, kept in zip(size, crop, strict=True)):
+        raise UndecodableImage(
+            f"the AVIF image is to be cropped to {crop[0]} x {crop[1]} pixels, which this service "
+            "does not do; crop it before you send it"
+        )
 
 
 def _check_pixels(width: int, height: int, limit: int) -> None:
@@ -184,12 +199,16 @@ def _read_properties(part: _Reader, items: _Items) -> None:
 class _Property(NamedTuple):
     size: tuple[int, int] | None = None
     prefix: int = 0
+    crop: tuple[int, int] | None = None
 
 
 def _property(kind: bytes, part: _Reader) -> _Property:
     if kind == b"ispe":
         part.version()
         return _Property(size=(part.number(4), part.number(4)))
+    if kind == b"clap":  # fractions
+        width, height = (part.number(4) // (part.number(4) or 1) for _ in range(2))
+        return _Property(crop=(width, height))
     if kind == b"hvcC":
         part.number(21)
         return _Property(prefix=(part.number(1) & 3) + 1)
@@ -204,9 +223,11 @@ def _associate(part: _Reader, properties: list[_Property], items: _Items) -> Non
             index = part.number(2) & 0x7FFF if part.flags & 1 else part.number(1) & 0x7F
             if not 0 < index <= len(properties):
                 continue
-            size, prefix = properties[index - 1]
+            size, prefix, crop = properties[index - 1]
             if size is not None:
                 items.sizes[item] = max(items.sizes.get(item, (0, 0)), size, key=_area)
+            if crop is not None:
+                items.crops[item] = crop
             items.prefixes[item] = max(items.prefixes.get(item, 0), prefix)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError, _imaging
 
 from models import image_files
-from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright
+from models.preprocess import JPEGS, InputSpec, decode_at_scale, resize_and_crop, upright
 from models.sample_values import UnclearSamples
 from service.errors import RETRY_SECONDS, QueueFull, RequestError, TooLarge, UndecodableImage
 from service.inference import image_headers
@@ -30,6 +30,8 @@ TINY_BYTES, TINY_SIDE = 16_384, 64
 LARGE_SHARE = 4
 # Video codecs take several times as long for a pixel as the others.
 SLOW_FORMATS, SLOW_SHARE = ("AVIF", "HEIF"), 2
+# A JPEG without its end is decoded several times.
+UNENDED_SHARE = 4
 # Each has a slot of its model's queue while it waits, which others would lack.
 LARGE_WAITING = 32
 REASON_CHARACTERS = 100
@@ -153,7 +155,7 @@ def decode_image(
         with image_files.opened(image_headers.source(data)) as image:
             image_headers.check_opened(image, data, max_pixels)
             _check_sides(*image.size, spec, max_pixels)
-            _check_usual(image, usual)
+            _check_usual(image, data, usual)
             if not exact:
                 decode_at_scale(image, spec)
             turned = upright(image, spec.channels)
@@ -178,8 +180,10 @@ def decode_image(
     return DecodedImage(pixels, began, time.perf_counter(), turned.size)
 
 
-def _check_usual(image: Image.Image, usual: int | None) -> None:
+def _check_usual(image: Image.Image, data: bytes, usual: int | None) -> None:
     cost = SLOW_SHARE if image.format in SLOW_FORMATS else 1
+    if image.format in JPEGS and not image_headers.has_end(data):
+        cost = UNENDED_SHARE
     if usual is not None and image.width * image.height * cost > usual:
         raise _LargeImage
 

@@ -36,6 +36,9 @@ SIGNATURES: tuple[tuple[bytes, FileKind], ...] = (
     (b"DDS ", FileKind("DDS", True)),
     (b"\0\0\x02\0\x01\0", FileKind("a cursor", True)),
     (b"icns", FileKind("ICNS", True)),
+    (b"/* XPM */", FileKind("XPM", True)),
+    (b"SDPX", FileKind("DPX", True)),
+    (b"XPDS", FileKind("DPX", True)),
     (b"qoif", FileKind("QOI", True)),
     (b"\x8aMNG", FileKind("MNG", True)),
     (b"gimp xcf", FileKind("a GIMP file", True)),
@@ -88,7 +91,7 @@ VIDEO = FileKind("a video", False)
 RIFF = {b"WEBP": FileKind("WebP", True), b"WAVE": FileKind("a sound", False), b"AVI ": VIDEO}
 # Texts, after white space and a byte order mark. The first that matches counts.
 TEXTS: tuple[tuple[re.Pattern[bytes], str, bool], ...] = (
-    (re.compile(rb"P[1-7][\s#]"), "a portable pixmap (PNM)", True),
+    (re.compile(rb"P[1-7fF][\s#]"), "a portable pixmap (PNM)", True),
     (re.compile(rb"<!doctype html|<html|<head|<body", re.IGNORECASE), "an HTML page", False),
     (re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!doctype svg[^>]*>\s*)*<svg[\s>]",
                 re.IGNORECASE | re.DOTALL), "SVG", True),

@@ -18,7 +18,7 @@ from models.preprocess import JPEGS, InputSpec, steps
 from service.errors import TooLarge, UndecodableImage
 from service.inference import box_header
 from service.inference.file_kinds import kind_of
-from service.inference.unreadable import decoded_names
+from service.inference.unreadable import decoded_names, why_unreadable
 
 # Pillow reads headers, GIF's blocks and BMP's runs in Python, at a microsecond or more each.
 READS = 2**17
@@ -111,6 +111,11 @@ def is_quick(data: bytes) -> bool:
     return data.count(START_OF_SCAN) <= QUICK_SCANS
 
 
+def has_end(jpeg: bytes) -> bool:
+    """Whether a marker of the end follows the last scan, perhaps with more behind it."""
+    return jpeg.endswith(END_OF_IMAGE) or jpeg.rfind(END_OF_IMAGE) > jpeg.rfind(START_OF_SCAN)
+
+
 def check_opened(image: Image.Image, data: bytes, max_pixels: int) -> None:
     """Refuses an image opened from `data` whose pixels would cost too much to decode.
 
@@ -177,8 +182,8 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
 
 def _check_tiff(data: bytes) -> None:
     """Checks the directories that Pillow reads: the first one and those of EXIF."""
-    if data[:4] not in TIFF_MAGIC:
-        raise UndecodableImage("not a classic TIFF image (BigTIFF is not supported)")
+    if data[:4] not in TIFF_MAGIC:  # BigTIFF, cameras' raw formats, or a text
+        raise UndecodableImage(why_unreadable(data))
     order = TIFF_MAGIC[data[:4]]
     try:
         pending = [struct.unpack_from(f"{order}I", data, 4)[0]]
@@ -217,7 +222,9 @@ def _check_directory(data: bytes, offset: int, order: str, nested: bool) -> list
 def _check_tiff_tiles(image: Image.Image, max_pixels: int) -> None:
     compression = image.info.get("compression")
     if compression not in TIFF_COMPRESSIONS:
-        raise UndecodableImage(f"TIFF compression {compression} is not supported")
+        raise UndecodableImage(
+            f"TIFF compression {compression} is not supported; save it with LZW or Deflate"
+        )
     tags = getattr(image, "tag_v2", {})
     sides = [tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH)]
     if not all(isinstance(side, int) for side in sides):

@@ -6,6 +6,7 @@ import re
 
 from models import image_files
 from service.inference.file_kinds import kind_of
+from service.inference.rare_kinds import rare_jpeg, rare_tiff
 
 # Fewer bytes than any image has.
 LEAST_BYTES = 20
@@ -26,6 +27,13 @@ HINTS = {
     "PNG whose line breaks were changed": "copy it in binary mode",
     "a pointer of Git LFS": "run `git lfs pull`",
     "a video": "send one frame of it",
+    "BigTIFF": "save it as classic TIFF",
+}
+
+RARE = {"JPEG": rare_jpeg, "TIFF": rare_tiff}
+USUAL = {
+    "JPEG": "as baseline or progressive JPEG with 8 bits a sample",
+    "TIFF": "with 8 bits a sample in grey or RGB, without compression or with LZW or Deflate",
 }
 
 
@@ -44,13 +52,22 @@ def why_unreadable(data: bytes) -> str:
             return f"not a readable image; {advice()}"
         return f"not a readable image: {behind.start()} other bytes precede it; send its bytes only"
     if kind.name in decoded_names():
-        return (
-            f"not a readable image: it begins as {kind.name}, but is damaged, truncated or of a "
-            f"rare kind; {advice()}"
-        )
+        return _why_begun(data, kind.name)
     if kind.name in HINTS:
         return f"this is {kind.name}; {HINTS[kind.name]}; {advice()}"
-    return f"this is {kind.name}, which this service does not decode; {advice()}"
+    lacks = " without the extra `images`" if kind.name == image_files.NAMES["HEIF"] else ""
+    return f"this is {kind.name}, which this service does not decode{lacks}; {advice()}"
+
+
+def _why_begun(data: bytes, name: str) -> str:
+    """Of `data` that begins as a format that is decoded."""
+    rare = RARE[name](data) if name in RARE else None
+    if rare is not None:
+        return f"this is {rare}, which this service does not decode; save it {USUAL[name]}"
+    return (
+        f"not a readable image: it begins as {name}, but is damaged, truncated or of a rare kind; "
+        f"{advice()}"
+    )
 
 
 def decoded_names() -> set[str]:

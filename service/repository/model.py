@@ -131,6 +131,7 @@ class LocalModel:
             "input": _input_card(bundle.input),
             "embedding": self.channels,
             "explain": self.explains,
+            "exact_decode": settings.exact_decode,
             "device": _joined(devices),
         }
         self._precision = _joined([precision_of(settings, device) for device in devices])

@@ -182,7 +182,7 @@ def test_a_file_in_a_form_may_be_large(service: Service, filename: str | None, k
         ((part(), part(name="mask")), 422, "several files; this endpoint takes one image"),
         ((part(filename=None), part(name="mask")), 422, "several files"),
         ((part(b"ship.png", filename=None),), 422, "-F image=@FILE"),
-        ((part(), part(b"3", "top_k", None)), 422, "'top_k' is a parameter: send it in the URL"),
+        ((part(), part(b"3", "top_k", None)), 422, "'top_k' is a parameter; send it in the URL"),
         ((part(), part(b"3", "Top-K", None)), 422, "as ?top_k="),
         ((part(b"hello", "x", None),), 422, "the form has no file; its fields: 'x'"),
         ((part(), part(b"x" * 100_000, "x", None)), 400, "100000 bytes of no image"),

@@ -75,6 +75,10 @@ def test_exact_decoding_gives_the_pixels_of_a_lossless_copy(workers: str, tmp_pa
         f"  - {{spec: '{MODEL}', name: scaled}}\n"
     )
     with started("--config", str(config), "--workers", workers, "--precision", "fp32") as running:
+        models = client.get(f"{running.url}/v1/models").json()["models"]
+        assert {each["name"]: each["exact_decode"] for each in models} == {
+            "exact": True, "scaled": False
+        }  # fmt: skip
         assert probabilities(running, jpeg, "exact") == pytest.approx(
             probabilities(running, png, "exact"), abs=1e-6
         )

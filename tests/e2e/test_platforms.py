@@ -217,6 +217,86 @@ def test_torchserves_labels_and_probabilities(
     assert list(given.values()) == pytest.approx([each["probability"] for each in best], abs=1e-3)
 
 
+RAW = (f"/predictions/{NAME}", "/invocations", PREDICT)
+
+
+@pytest.mark.parametrize("path", RAW)
+def test_bytes_decide_what_a_body_is_as_under_v1(served: Service, path: str) -> None:
+    want = answer(served, path, content=FILES[1])
+    for kind in (
+        *("image/png", "application/json", "text/plain", "text/csv", "application/x-npy"),
+        *("application/x-www-form-urlencoded", "multipart/form-data", "application/jsonlines"),
+    ):
+        given = answer(served, path, content=FILES[1], headers={"Content-Type": kind})
+        assert list(given) == list(want)
+    for sent in (
+        {"data": {"data": TEXTS[1]}},
+        {"files": {"body": (None, FILES[1])}},
+        {"json": {"body": TEXTS[1]}},
+        {"content": b"\xef\xbb\xbf" + json.dumps({"data": TEXTS[1]}).encode()},
+    ):
+        assert list(answer(served, path, **sent)) == list(want)
+    for kind in ("text/csv", "application/x-npy"):
+        response = ask(served, path, content=b"1,2,3\n" * 9, headers={"Content-Type": kind})
+        assert response.status_code == 415
+        assert f"unsupported content type '{kind}', and the body is no image" in response.text
+    response = ask(served, path, content=b"xx", headers={"Content-Encoding": "br"})
+    assert (response.status_code, response.headers["accept-encoding"]) == (415, "gzip, deflate")
+
+
+@pytest.mark.parametrize("path", RAW)
+def test_a_parameter_that_would_be_ignored_is_refused(served: Service, path: str) -> None:
+    name = "maxPredictions" if path == PREDICT else "top_k"
+    for sent in (
+        {"files": {"data": FILES[1]}, "data": {name: "1"}},
+        {"data": {"data": TEXTS[1], name: "1"}},
+        {"content": FILES[1], "params": {name: "1"}},
+        {"json": {"instances": [TEXTS[1]], name: 1}},
+        {"json": {"instances": [{"b64": TEXTS[1], name: 1}]}},
+        {"json": {"data": TEXTS[1], name: 1}},
+    ):
+        response = ask(served, path, **sent)
+        assert response.status_code in (400, 422)
+        assert f"'{name}' is a parameter; send it" in response.text
+    response = ask(served, path, content=FILES[1], params={"zzz": "1"})
+    assert response.status_code == 422
+    assert "unknown parameter 'zzz'; this endpoint takes none" in response.text
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (
+            b'{"instances": ["%b"], "instances": ["%b"]}' % (TEXTS[0].encode(), TEXTS[1].encode()),
+            400,
+        ),
+        (b'{"instances": ' + b"[" * 60_000 + b"]" * 60_000 + b"}", 400),
+        (b'{"instances": [' + b'{"a": ' * 60_000 + b"1" + b"}" * 60_000 + b"]}", 413),
+        (b'{"instances": [' + b"9" * 100_000 + b"]}", 400),
+        (b'{"instances": [[[[1e999]]]]}', 400),
+        (b'{"instances": ["\\ud800"], "signature_name": "\\ud800"}', 400),
+        (b'{"instances": ["\xff"]}', 400),
+        (json.dumps({"instances": TEXTS}).encode("utf-16"), 400),
+        (b'{"instances": [' + b"1," * 300_000 + b"1]}", 413),
+    ],
+)
+def test_hostile_json_is_refused_by_every_platform(
+    served: Service, body: bytes, status: int
+) -> None:
+    for path in (f"/v1/models/{NAME}:predict", f"/v1/models/{NAME}:classify", *RAW):
+        sent = {"Content-Type": "application/json"}
+        assert ask(served, path, content=body, headers=sent).status_code == status
+
+
+def test_torchserve_gives_as_many_labels_as_asked(served: Service) -> None:
+    path, parameters = f"/predictions/{NAME}", {"top_k": 2}
+    assert len(answer(served, path, json={"data": TEXTS[0], "parameters": parameters})) == 2
+    given = answer(served, path, json={"instances": TEXTS, "parameters": parameters})
+    assert [len(each) for each in given] == [2, 2, 2]
+    response = ask(served, path, json={"data": TEXTS[0], "parameters": {"top_k": 11}})
+    assert (response.status_code, response.json()["type"]) == (400, "BadRequestException")
+
+
 def test_torchserves_batch_is_a_list(served: Service) -> None:
     for count in (1, 3):
         body = {"instances": [{"data": text} for text in TEXTS[:count]]}
@@ -235,6 +315,7 @@ def test_torchserves_batch_is_a_list(served: Service) -> None:
         (f"/predictions/{NAME}/2.0", {"content": FILES[0]}, 404, "ModelNotFoundException"),
         (f"/predictions/{NAME}", {"content": b"no image"}, 400, "BadRequestException"),
         (f"/predictions/{NAME}", {"content": b"{"}, 400, "BadRequestException"),
+        (f"/predictions/{NAME}", {"json": {"images": TEXTS}}, 400, "BadRequestException"),
         (f"/predictions/{NAME}", {"content": b"x" * 100_001}, 413, "BadRequestException"),
         (f"/predictions/{NAME}", {"method": "GET"}, 405, "MethodNotAllowedException"),
         ("/models", {"method": "GET"}, 404, "ResourceNotFoundException"),
@@ -288,6 +369,10 @@ def test_sagemakers_batches_are_json_or_lines(served: Service) -> None:
     content = "".join(f'{{"b64": "{text}"}}\n' for text in TEXTS).encode()
     response = ask(served, "/invocations", content=content, headers=sent)
     assert [len(json.loads(line)) for line in response.text.splitlines()] == [10, 10, 10]
+    for bad in ('"AAAA"', "{", '{"top_k": 1}'):
+        response = ask(served, "/invocations", content=content + bad.encode(), headers=sent)
+        assert response.status_code == 400
+        assert response.json()["detail"].startswith("line 4: ")
 
 
 def test_vertex_gets_ids_names_and_confidences(

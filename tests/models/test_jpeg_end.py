@@ -128,3 +128,26 @@ def test_a_second_picture_may_be_cut() -> None:
     expected = pixels(several)
     for end in (second, second + 2, second + 500, len(several) - 2):
         assert np.array_equal(pixels(several[:end]), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 5}], ids=["none", "others"])
+def test_a_mark_between_intervals_that_does_not_belong_there_is_no_end(
+    options: dict[str, Any],
+) -> None:
+    """libjpeg would make up the rest, whatever follows."""
+    whole = saved(**options)
+    half = whole[: len(whole) * 2 // 3]
+    garbage = half[-300:-100].replace(b"\xff", b"") + b"\xff\x42"  # Pillow does not accept its end.
+    for mark in range(0xD0, 0xD8):
+        with pytest.raises(OSError, match=r"truncated|broken"):
+            pixels(half + b"\x12\x34\xff" + bytes([mark]) + garbage)
+
+
+def test_a_file_of_many_scans_is_not_decoded_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = saved(progressive=True)[:-2]
+    passes = 203 * 149 * cut.count(b"\xff\xda")
+    monkeypatch.setattr(jpeg_end, "MOST_PIXELS_OF_SCANS", passes)
+    assert pixels(cut).shape == (149, 203, 3)
+    monkeypatch.setattr(jpeg_end, "MOST_PIXELS_OF_SCANS", passes - 1)
+    with pytest.raises(OSError, match="truncated"):
+        pixels(cut)

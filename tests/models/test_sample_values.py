@@ -14,7 +14,7 @@ from PIL import Image
 from models import image_files
 from models.preprocess import upright_rgb
 from models.sample_values import UnclearSamples
-from tests.support.hostile.formats import bmp, chunk, grey_tiff, png, saved, short, tiff
+from tests.support.hostile.formats import bmp, chunk, grey_tiff, long, png, saved, short, tiff
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 GREY = np.repeat(RAMP[:, :, None], 3, axis=2)
@@ -225,3 +225,54 @@ def test_other_modes_of_pillow_are_converted(mode: str) -> None:
     expected = GREY if mode == "La" else COLOUR
     assert np.ptp(found) > 100
     assert mode == "La" or np.abs(found - expected).mean() < 20
+
+
+def planes(samples: NDArray[Any], *tags: Any) -> bytes:
+    """An uncompressed TIFF of 16 x 16 samples in separate planes [C, H, W]."""
+    count, size = len(samples), samples[0].nbytes
+    unknown = 0xEEEEEEEE
+    strips = [long(273, *[unknown] * count), long(279, *[size] * count)]
+    kind = [short(258, *[8 * samples.itemsize] * count), short(262, 2), short(277, count)]
+    data = samples.tobytes()
+    file = grey_tiff(16, 16, *strips, *kind, short(284, 2), *tags, data=data)
+    start = len(file) - len(data)
+    places = struct.pack(f"<{count}I", *(start + at * size for at in range(count)))
+    return file.replace(struct.pack("<I", unknown) * count, places, 1)
+
+
+def test_planes_of_8_bits_are_put_together() -> None:
+    assert np.array_equal(shown(planes(COLOUR.transpose(2, 0, 1))), COLOUR)
+
+
+def test_planes_that_would_be_garbled_are_refused() -> None:
+    wide = COLOUR.astype(np.uint16).transpose(2, 0, 1) * 257
+    premultiplied = np.concatenate([COLOUR, COLOUR[:, :, :1]], axis=2).transpose(2, 0, 1)
+    grey_and_alpha = np.stack([RAMP, RAMP])
+    for data in (
+        planes(wide),
+        planes(premultiplied, short(338, 1)),
+        planes(grey_and_alpha, short(262, 1), short(338, 2)),
+    ):
+        with pytest.raises(UnclearSamples, match="save it with the samples of each pixel together"):
+            shown(data)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_floats_of_either_order_of_bytes_are_read(order: str, compression: int) -> None:
+    values = (RAMP.astype(np.float32) / 255).astype(f"{order}f4").tobytes()
+    data = values if compression == 1 else zlib.compress(values)
+
+    def numbers(tag: int, *values: int) -> Any:
+        return tag, 3, len(values), struct.pack(f"{order}{len(values)}H", *values)
+
+    tags = [numbers(256, 16), numbers(257, 16), numbers(258, 32), numbers(259, compression),
+            numbers(262, 1), (273, 4, 1, b""), numbers(277, 1), numbers(278, 16),
+            numbers(279, len(data)), numbers(339, 3)]  # fmt: skip
+    assert np.array_equal(shown(tiff(tags, order=order, data=data)), GREY)
+
+
+def test_floats_that_are_no_numbers_are_called_so() -> None:
+    values = np.full((16, 16), np.nan, np.float32)
+    with pytest.raises(UnclearSamples, match=r"values that are no numbers \(NaN\)"):
+        shown(of_tiff(values))

@@ -18,6 +18,7 @@ from service.http import instances, platforms, predicting
 from service.http.openapi import TIMEOUT_HEADER
 from service.http.predicting import JSON, json_field, json_response, model_of_path
 from service.http.problems import plain_refusal
+from service.http.query import PlainRoute
 from service.http.routers.models import status_of
 from service.http.schemas import predictions_of
 from service.http.services import services_of
@@ -67,7 +68,7 @@ ERROR: dict[str, Any] = {
     },
 }
 REFUSED: dict[int | str, dict[str, Any]] = dict.fromkeys(
-    (400, 401, 404, 408, 413, 422, 429, 503, 504), ERROR
+    (400, 401, 404, 408, 413, 415, 422, 429, 503, 504), ERROR
 )
 
 
@@ -205,16 +206,13 @@ def routes(settings: Settings) -> list[Route]:
         return [Route(f"{MODEL}:{{verb}}", switched_off, methods=ANY)]
     return [
         *(
-            Route(f"{base}:{known}", _of(known), methods=["POST"])
+            PlainRoute(f"{base}:{known}", _of(known), ["POST"])
             for base in (MODEL, VERSIONED)
             for known in ("predict", "classify")
         ),
         *(Route(f"{base}:{{verb}}", unknown_verb, methods=ANY) for base in (MODEL, VERSIONED)),
-        *(
-            Route(f"{base}/metadata", model_metadata, methods=["GET"])
-            for base in (MODEL, VERSIONED)
-        ),
-        Route(VERSIONED, version_status, methods=["GET"]),
+        *(PlainRoute(f"{base}/metadata", model_metadata, ["GET"]) for base in (MODEL, VERSIONED)),
+        PlainRoute(VERSIONED, version_status, ["GET"]),
     ]
 
 

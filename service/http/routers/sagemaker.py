@@ -16,6 +16,7 @@ from service.http import instances, platforms, predicting, schemas
 from service.http.instances import Instances
 from service.http.openapi import BINARY, REFUSALS, TIMEOUT_HEADER
 from service.http.predicting import JSON, Predicted, json_field
+from service.http.query import PlainRoute
 from service.http.routers import kserve_v1
 from service.inference.interfaces import Model
 
@@ -90,4 +91,4 @@ def content(predicted: Predicted, k: int | None, *, lines: bool) -> bytes:
 def routes(settings: Settings) -> list[Route]:
     if "sagemaker" not in settings.platforms:
         return []
-    return [Route(platforms.INVOCATIONS, invocations, methods=["POST"])]
+    return [PlainRoute(platforms.INVOCATIONS, invocations, ["POST"], in_json=["top_k"])]

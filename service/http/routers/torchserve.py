@@ -6,6 +6,8 @@ here.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,6 +21,7 @@ from service.http.instances import Instances
 from service.http.openapi import BINARY, TIMEOUT_HEADER
 from service.http.predicting import JSON, Predicted, json_response, model_of_path
 from service.http.problems import plain_refusal
+from service.http.query import PlainRoute
 from service.http.routers import kserve_v1
 from service.http.services import services_of
 from service.inference.interfaces import Computed, Model
@@ -68,30 +71,33 @@ plain = APIRouter(tags=["TorchServe"])
 )
 async def predictions(request: Request, name: str) -> Response:
     """The five most likely labels of an image with their probabilities, as an object: raw bytes of
-    any type, a form with one file, or `{"data": TEXT}`. For `{"instances": [...]}` a list."""
+    any type, a form with one file, or `{"data": TEXT}`. For `{"instances": [...]}` a list;
+    `{"parameters": {"top_k": K}}` gives another number of labels."""
+    k = CLASSES
+
+    def check(model: Model, asked: Instances) -> None:
+        nonlocal k
+        k = predicting.top_k(model, asked) or CLASSES
+
     predicted = await predicting.predict(request, name, PARSE, raw=True, check=check)
     return await predicted.respond(
-        request, CLASSES * len(predicted.computed), lambda: results(predicted)
+        request, k * len(predicted.computed), lambda: results(predicted, k)
     )
 
 
-def check(model: Model, asked: Instances) -> None:
-    instances.check_parameters(asked.parameters, ["top_k"])
-
-
-def results(predicted: Predicted) -> bytes:
-    objects = [named(computed) for computed in predicted.computed]
+def results(predicted: Predicted, k: int) -> bytes:
+    counts = Counter(predicted.model.labels)
+    objects = [named(computed, k, counts) for computed in predicted.computed]
     return to_json(objects if predicted.asked.field else objects[0])
 
 
-def named(computed: Computed) -> dict[str, float]:
+def named(computed: Computed, k: int, counts: Mapping[str, int]) -> dict[str, float]:
     """Probabilities by label; a label of several classes has the class's number behind it, as an
-    object can have a name only once."""
-    labels = computed.model.labels
+    object can have a name only once. `counts`: of the classes by label."""
     named: dict[str, float] = {}
-    for each in top_k(computed.row, labels, CLASSES):
+    for each in top_k(computed.row, computed.model.labels, k):
         label = each.label
-        if labels.count(label) > 1 or label in named:
+        if counts[label] > 1 or label in named:
             label = f"{label} ({each.class_id})"
         named[label] = each.probability
     return named
@@ -122,7 +128,7 @@ def routes(settings: Settings) -> list[Route]:
     if "torchserve" not in settings.platforms:
         return []
     return [
-        Route(path, predictions_of_path, methods=["POST", "PUT"])
+        PlainRoute(path, predictions_of_path, ["POST", "PUT"], in_json=["top_k"])
         for path in (platforms.PREDICTIONS, f"{platforms.PREDICTIONS}/{{version}}")
     ] + [
         Route(path, management, methods=["GET", "POST", "PUT", "DELETE"])

@@ -18,6 +18,7 @@ from service.errors import InvalidInput
 from service.http import instances, platforms, predicting
 from service.http.instances import Instances
 from service.http.predicting import JSON, Predicted, json_field
+from service.http.query import PlainRoute
 from service.http.routers.health import health_of
 from service.http.services import services_of
 from service.inference.interfaces import Computed, Model
@@ -86,10 +87,10 @@ async def health(request: Request) -> Response:
 def routes(settings: Settings) -> list[Route]:
     """They come before the service's own, of which they replace the method that they answer."""
     health_route, predict_route = platforms.vertex_routes(settings)
-    made = []
+    made: list[Route] = []
     # /health/ready says the same already.
     if health_route not in (None, READY):
         made.append(Route(str(health_route), health, methods=["GET"]))
     if predict_route is not None:
-        made.append(Route(predict_route, predict, methods=["POST"]))
+        made.append(PlainRoute(predict_route, predict, ["POST"], in_json=[MOST, THRESHOLD]))
     return made

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from service.errors import UnsupportedMediaType
-from service.http.content import BYTES, FORM, IMAGE, JSON, OTHER, TEXT, URLENCODED, Said, said_of
+from service.http.content import (
+    BYTES,
+    FORM,
+    IMAGE,
+    JSON,
+    OTHER,
+    TEXT,
+    URLENCODED,
+    Said,
+    media_type,
+    said_of,
+)
 from service.http.content import settle as settle_of
 from tests.conftest import encoded
 from tests.service.http.test_body import sending
@@ -54,6 +65,18 @@ def test_an_object_is_json_where_the_type_says_nothing_else(text: bytes) -> None
     assert found == {IMAGE: IMAGE, BYTES: JSON, URLENCODED: JSON, TEXT: JSON, JSON: JSON}
     with pytest.raises(UnsupportedMediaType):
         settle(OTHER, text)
+
+
+def test_json_that_looks_like_a_file_is_json() -> None:
+    text = b'{"image": "' + b"A" * (128 - 11) + b'DICM"}'
+    assert {settle(said, text) for said in (BYTES, URLENCODED, TEXT, JSON)} == {JSON}
+
+
+def test_the_first_of_several_types_counts() -> None:
+    request = sending()
+    names = (b"image/png", b"multipart/form-data; boundary=b")
+    request.scope["headers"] = [(b"content-type", name) for name in names]
+    assert (said_of(request), media_type(request)) == ((IMAGE, False), "image/png")
 
 
 def test_bytes_of_no_kind_are_for_the_decoder_or_415() -> None:

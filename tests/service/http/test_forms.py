@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import BadParameter, TooLarge, UndecodableImage
 from service.http import forms
-from service.http.forms import Part, names_of, uploads_of, urlencoded
+from service.http.forms import Part, Parts, names_of, uploads_of, urlencoded
 from tests.conftest import encoded
 
 
@@ -46,14 +46,27 @@ def test_an_urlencoded_value_is_whole_wherever_the_pieces_end(
 def test_fields_and_files_are_limited() -> None:
     image = Part("x", "a.png", chunks=[encoded()])
     with pytest.raises(BadParameter, match="several files"):
-        uploads_of([image, image], 1, ())
+        uploads_of([image, image], 1, {})
     with pytest.raises(TooLarge, match="more than 2 images"):
-        uploads_of([image] * 3, 2, ())
+        uploads_of([image] * 3, 2, {})
     with pytest.raises(UndecodableImage, match="more than 16 fields"):
         urlencoded(b"a=1&" * 16 + b"a=1")
     assert len(urlencoded(b"a=1&" * 15 + b"a=1")) == 16
     large = Part("x", chunks=[b"\0" * forms.MAX_IGNORED])
-    assert len(uploads_of([image, large], 1, ())) == 1
+    assert len(uploads_of([image, large], 1, {})) == 1
     large.chunks.append(b"\0")
     with pytest.raises(UndecodableImage, match="bytes of no image"):
-        uploads_of([image, large], 1, ())
+        uploads_of([image, large], 1, {})
+
+
+@pytest.mark.parametrize(
+    ("boundary", "headers", "said"),
+    [
+        (b"b", b"X: " + b"a" * 10_000 + b"\r\n", "the headers of a part are too long, or too many"),
+        (b"b", b"X: a\r\n" * 10_000, "the headers of a part are too long, or too many"),
+        (b"b" * 300, b"", "the boundary that its content type names is too long"),
+    ],
+)
+def test_what_is_too_long_in_a_form_is_said(boundary: bytes, headers: bytes, said: str) -> None:
+    with pytest.raises(UndecodableImage, match=f"the form is malformed: {said}"):
+        Parts(boundary, 1, 1000).write(b"--" + boundary + b"\r\n" + headers)

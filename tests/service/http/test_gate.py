@@ -305,7 +305,7 @@ INSTANCES = json.dumps({"instances": [base64.b64encode(IMAGE).decode()]}).encode
         ("/predictions/first", IMAGE, "/predictions/{name}", ["code", "type", "message"]),
         ("/predictions/first/1.0", IMAGE, "/predictions/{name}", ["code", "type", "message"]),
         ("/invocations", IMAGE, "/invocations", ["type", "title", "status", "detail"]),
-        ("/vertex", INSTANCES, "/vertex", ["type", "title", "status", "detail"]),
+        ("/vertex", IMAGE, "/vertex", ["type", "title", "status", "detail"]),
     ],
 )
 def test_a_platforms_prediction_is_refused_in_its_form(

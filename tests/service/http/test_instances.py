@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.preprocess import CIFAR
 from service.errors import InvalidInput, TooLarge
 from service.http import instances
-from service.http.instances import Instances, parse, parse_examples, parse_lines
+from service.http.instances import Instances, loads, parse, parse_examples, parse_lines
 from service.oip import codec
 from tests.conftest import encoded
 
@@ -50,6 +50,8 @@ def refused(document: Any, **options: Any) -> str:
         ({"inputs": TEXT}, "inputs"),
         ({"inputs": {"image": [{"b64": TEXT}]}}, "inputs"),
         ({"inputs": {"image": TEXT}}, "inputs"),
+        ({"inputs": {"image_bytes": [{"b64": TEXT}], "key": ["0"]}}, "inputs"),
+        ({"data": TEXT, "target": 0, "signature_name": ""}, ""),
         ({"data": TEXT}, ""),
         ({"body": TEXT, "parameters": None}, ""),
         ({"instances": [TEXT], "signature_name": "serving_default"}, "instances"),
@@ -97,8 +99,16 @@ def test_tensors_are_those_of_v2(document: Any) -> None:
         ({"instances": [{"a": {"b": {"c": {"d": TEXT}}}}]}, "its fields are: 'd'"),
         ({"instances": [{"image": {"pixels": [1]}}]}, "its fields are: 'pixels'"),
         ({"instances": [TEXT], "inputs": [TEXT]}, "either instances or inputs"),
+        ({"instances": [TEXT], "signature_name": "x" * 999}, "signature_name: 'x{200}' is unknown"),
         ({"instances": [TEXT], "signature_name": "other"}, "the only one is serving_default"),
         ({"instances": [TEXT], "parameters": 3}, "parameters: must be an object"),
+        ({"instances": [TEXT], "image": TEXT}, "unknown field 'image'; a request may have inst"),
+        ({"instances": [TEXT], "top_k": 1}, r"'top_k' is a parameter; send it as .*parameters"),
+        ({"image": TEXT, "images": [TEXT]}, "the JSON has no instances"),
+        ({"inputs": [{"name": "input", "datatype": "FP32"}]}, "to /v2/models/NAME/infer"),
+        ({"data": TEXT, "topK": 1}, "the body: 'topK' is a parameter"),
+        ({"instances": [{"b64": TEXT, "top_k": 1}]}, r"instances\[0\]: 'top_k' is a parameter"),
+        ({"instances": [{"b64": TEXT, "maxPredictions": 1}]}, "is a parameter"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(document: Any, said: str) -> None:
@@ -106,15 +116,25 @@ def test_what_is_wrong_is_said_with_its_place(document: Any, said: str) -> None:
 
 
 def test_one_image_alone_may_be_refused() -> None:
-    assert refused({"data": TEXT}, single=False) == f"send {instances.DOCUMENT}"
+    assert (
+        refused({"data": TEXT}, single=False)
+        == f"the JSON has no instances; send {instances.DOCUMENT}"
+    )
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
-    [(IMAGE, "it is PNG"), (b"", "EOF"), (b'{"instances": [NaN]}', "expected value")],
+    [
+        (IMAGE, "must be JSON, and is PNG; send"),
+        (b"", "must be JSON, and is empty; send"),
+        (b"BM", "must be JSON, and is BMP; send"),
+        (b"?", "malformed at byte 0"),
+        (b'{"instances": [NaN]}', "NaN, which is no JSON"),
+        (b'{"instances": ["?"], "instances": []}', "'instances' twice"),
+    ],
 )
 def test_what_is_no_json_is_named(body: bytes, said: str) -> None:
-    with pytest.raises(InvalidInput, match=f"the body is not JSON: {said}"):
+    with pytest.raises(InvalidInput, match=said):
         parse(body, CIFAR, MOST)
 
 
@@ -131,15 +151,25 @@ def test_so_many_images_and_no_more() -> None:
 @pytest.mark.parametrize(
     ("unit", "limit", "counted"),
     [
-        (b"1,", codec.MAX_JSON_VALUES, "values"),
-        (b"[", codec.MAX_JSON_LISTS, "lists and objects"),
-        (b'""', codec.JSON_BESIDE, "quotes"),
+        (b"1,", codec.MAX_JSON_VALUES + 8, "values"),
+        (b"[", codec.MAX_JSON_LISTS + 8, "lists and objects"),
+        (b'""', codec.JSON_BESIDE + 16, "strings"),
+        (b"0", codec.MAX_JSON_BYTES + 2**9, "bytes beside"),
     ],
 )
 def test_what_is_dear_to_parse_is_refused_unparsed(unit: bytes, limit: int, counted: str) -> None:
-    instances.check_costs(unit * limit)
-    with pytest.raises(TooLarge, match=counted):
-        instances.check_costs(unit * (limit + 1))
+    with pytest.raises(InvalidInput):
+        loads(unit * limit + b"?", 1) if unit != b"0" else loads(unit * limit, 1)
+    with pytest.raises(TooLarge, match=f"{counted}.*; send images as base64"):
+        loads(unit * (limit + 1), 1)
+
+
+def test_all_lines_have_as_many_values_as_one_may_have() -> None:
+    line = b"[" + b"0," * (codec.MAX_JSON_VALUES // 2) + b"0]\n"
+    with pytest.raises(InvalidInput, match="line 1: input: the shape"):
+        parse_lines(line * 2, CIFAR, MOST)
+    with pytest.raises(TooLarge, match="values"):
+        parse_lines(line * 3, CIFAR, MOST)
 
 
 def test_lines_are_an_image_each() -> None:
@@ -168,6 +198,12 @@ def test_an_example_has_one_feature_that_is_a_file() -> None:
         parse_examples(b"{}", CIFAR, MOST)
 
 
+def test_a_long_text_in_the_place_of_a_number_is_quoted_in_part() -> None:
+    parameters = read({"instances": [TEXT], "parameters": {"k": "x" * 999}}).parameters
+    with pytest.raises(InvalidInput, match=r"from 1 to 3, not 'x{200}'$"):
+        instances.whole_parameter(parameters, "k", range(1, 4))
+
+
 @pytest.mark.parametrize("value", [0, 4, 1.0, "1", True])
 def test_a_parameter_is_a_whole_number_in_its_range(value: Any) -> None:
     allowed = range(1, 4)
@@ -180,3 +216,9 @@ def test_a_parameter_is_a_whole_number_in_its_range(value: Any) -> None:
 def test_a_parameter_without_effect_is_refused() -> None:
     with pytest.raises(InvalidInput, match="'topk' is unknown; known: top_k"):
         instances.check_parameters({"topk": 1}, ["top_k"])
+
+
+def test_json_is_not_taken_for_a_file_by_bytes_in_its_text() -> None:
+    text = b'{"instances": ["' + b"A" * (128 - 16) + b"DICM" + b'", 1]}'
+    with pytest.raises(InvalidInput, match=r"instances\[1\]: an image must be base64"):
+        parse(text, CIFAR, MOST)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
 
 from service.errors import BadParameter
-from service.http.query import PlainRoute, QueryRoute, names_of, parameters_of
+from service.http.query import PlainRoute, QueryRoute, parameters_of, places_of
 from service.http.routers.classify import NAMES, classify_by_query
 
 KNOWN = ("model", "top_k")
@@ -51,8 +51,22 @@ def test_a_route_tells_its_own_parameters() -> None:
 
     app = FastAPI()
     app.include_router(router)
-    found = [set(names_of({"route": route})) for route in router.routes]
-    assert found == [{"size", "kind"}]
+    (found,) = [places_of({"route": route}) for route in router.routes]
+    assert found == {"size": "in the URL, as ?size=...", "kind": "in the URL, as ?kind=..."}
     plain = PlainRoute("/v1/classify", classify_by_query, ["POST"], NAMES)
-    assert set(names_of({"route": plain})) == {"model", "top_k"}
-    assert names_of({}) == ()
+    assert set(places_of({"route": plain})) == {"model", "top_k"}
+    other = PlainRoute("/predict", classify_by_query, ["POST"], in_json=["topK"])
+    assert places_of({"route": other})["topk"].endswith('{"topK": ...}}')
+    assert places_of({}) == {}
+
+
+@pytest.mark.anyio
+async def test_a_plain_route_without_parameters_refuses_them() -> None:
+    async def endpoint(request: Request) -> Response:
+        return Response()
+
+    route = PlainRoute("/predict", endpoint, ["POST"])
+    scope = {"type": "http", "query_string": b""}
+    assert (await route.endpoint(Request(scope))).status_code == 200
+    with pytest.raises(BadParameter, match="unknown parameter 'top_k'; this endpoint takes none"):
+        await route.endpoint(Request(scope | {"query_string": b"top_k=1"}))

@@ -149,3 +149,39 @@ def test_more_than_8_bits_are_scaled(bits: int) -> None:
     found = decode_image(buffer.getvalue(), CIFAR, 10**6).pixels
     assert found.min() < 12
     assert found.max() > 243
+
+
+def cropped(width: int, height: int) -> bytes:
+    """An AVIF of 200 x 100 pixels of which so many are to be shown."""
+    data = saved(picture((200, 100)), "AVIF")
+    # In place of the number of bits of each channel, which the coded image says too.
+    at = data.index(b"pixi") - 4
+    (size,) = struct.unpack_from(">I", data, at)
+    crop = struct.pack(">I4s8I", 40, b"clap", width, 1, height, 1, 0, 1, 0, 1)
+    changed = bytearray(data[:at] + crop + data[at + size :])
+    for kind in (b"ipco", b"iprp", b"meta"):
+        place = changed.index(kind) - 4
+        changed[place : place + 4] = struct.pack(
+            ">I", int.from_bytes(changed[place : place + 4], "big") + 40 - size
+        )
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("size", [(200, 100), (137, 37)])
+def test_what_fills_up_blocks_may_be_cropped(size: tuple[int, int]) -> None:
+    assert refusal(cropped(*size)) is None
+
+
+@pytest.mark.parametrize("size", [(136, 100), (200, 36), (0, 0)])
+def test_an_image_with_a_crop_of_its_own_is_refused(size: tuple[int, int]) -> None:
+    """Pillow would show all of it."""
+    words = f"the AVIF image is to be cropped to {size[0]} x {size[1]} pixels, which this service "
+    assert (refusal(cropped(*size)) or "").startswith(words)
+
+
+def test_only_the_file_itself_says_how_an_avif_is_turned() -> None:
+    turned = b'<rdf:Description tiff:Orientation="6"/>'
+    data = saved(picture((64, 48)), "AVIF", xmp=turned)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getexif()[0x0112] == 6  # as Pillow reads it
+    assert decode_image(data, CIFAR, 10**6).size == (64, 48)

@@ -299,6 +299,15 @@ def test_small_images_do_not_wait_for_large_ones() -> None:
     asyncio.run(scene())
 
 
+def test_a_jpeg_without_its_end_counts_as_large_at_a_quarter_of_the_pixels() -> None:
+    """It is decoded several times."""
+    whole = encoded("JPEG", (100, 100))
+    for data, cost in ((whole, 1), (whole[:-2], 4)):
+        decode_image(data, CIFAR, 10**6, cost * 10_000)
+        with pytest.raises(decoding._LargeImage):
+            decode_image(data, CIFAR, 10**6, cost * 10_000 - 1)
+
+
 def test_only_so_many_large_images_wait() -> None:
     """Else they would take all places of the queue, while the engine has nothing to do."""
 

@@ -11,8 +11,19 @@ from PIL import Image
 
 from service.errors import TooLarge, UndecodableImage
 from service.inference import image_headers
+from tests.conftest import encoded
 from tests.support.hostile import formats
-from tests.support.hostile.formats import bmp, grey_tiff, long, png, riff, segment, short, uint24
+from tests.support.hostile.formats import (
+    bmp,
+    grey_tiff,
+    jpeg,
+    long,
+    png,
+    riff,
+    segment,
+    short,
+    uint24,
+)
 from tests.support.hostile.images import animation, many_scans, tiled_tiff
 
 PLENTY = 10**9  # pixels
@@ -219,10 +230,27 @@ def test_a_tiff_holds_its_directories(order: str) -> None:
     assert refusal(tiff(order, [], first=MOST)) == cut
 
 
-@pytest.mark.parametrize("magic", [b"II+\0", b"MM\0+", b"II", b"MM", b"II\0*", b"MM*\0"])
-def test_only_the_classic_tiff_is_read(magic: bytes) -> None:
-    words = "not a classic TIFF image (BigTIFF is not supported)"
-    assert refusal(magic + bytes(100)) == words
+@pytest.mark.parametrize(
+    ("magic", "words"),
+    [
+        (b"II+\0", "this is BigTIFF; save it as classic TIFF; send a whole JPEG, "),
+        (b"MM\0+", "this is BigTIFF; save it as classic TIFF; send a whole JPEG, "),
+        (b"II\xbc\x01", "this is JPEG XR, which this service does not decode; "),
+        (b"IIRO", "this is Olympus's raw format ORF, which this service does not decode; "),
+        *((magic, "not a readable image; ") for magic in (b"II", b"MM", b"II\0*", b"MM*\0")),
+    ],
+)
+def test_only_the_classic_tiff_is_read(magic: bytes, words: str) -> None:
+    assert (refusal(magic + bytes(100)) or "").startswith(words)
+
+
+def test_a_jpeg_has_an_end_behind_its_last_scan() -> None:
+    whole = encoded("JPEG")
+    thumbnail = jpeg(b"\xff\xe1\0\x06\xff\xd9\xff\xd9")
+    for end in (b"", bytes(99), whole):
+        assert image_headers.has_end(thumbnail + end)
+    assert not image_headers.has_end(thumbnail[:-2])
+    assert not image_headers.has_end(whole[:-2] + bytes(99))
 
 
 def test_an_image_has_as_many_pixels_as_are_allowed() -> None:
@@ -332,7 +360,7 @@ def test_a_tiff_is_of_a_compression_whose_cost_is_known(number: int, name: str |
     file = grey_tiff(32, 32, short(259, number), data=bytes(1024))
     with Image.open(io.BytesIO(file)) as image:
         said = image.info["compression"]
-    words = f"TIFF compression {said} is not supported"
+    words = f"TIFF compression {said} is not supported; save it with LZW or Deflate"
     assert refusal_opened(file) == (None if said == name else words)
     assert name in {None, said}
 

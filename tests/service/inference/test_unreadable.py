@@ -72,7 +72,7 @@ def test_heic_is_named_where_it_is_not_decoded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(image_files, "formats", lambda: formats)
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
     assert refusal(data) == (
-        "this is HEIC, which this service does not decode; "
+        "this is HEIC, which this service does not decode without the extra `images`; "
         "send a whole JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"
     )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,5 +23,6 @@ from service.inference.ranking import Row
 def test_no_class_is_lost_to_another_of_its_label(labels: list[str], names: list[str]) -> None:
     row = Row(np.array([2, 0, 1], np.int32), np.array([0.5, 0.25, 0.125], np.float32))
     computed: Any = SimpleNamespace(model=SimpleNamespace(labels=labels), row=row)
-    assert named(computed) == dict(zip(names, [0.5, 0.25, 0.125], strict=True))
-    assert list(named(computed)) == names
+    given = named(computed, 5, Counter(labels))
+    assert list(given.items()) == list(zip(names, [0.5, 0.25, 0.125], strict=True))
+    assert list(named(computed, 1, Counter(labels))) == names[:1]
