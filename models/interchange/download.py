@@ -148,7 +148,7 @@ def _copied(
     """Copies what arrives, and says how many bytes it was."""
     name = url.rpartition("/")[2]
     total = None if expected is None else have + expected
-    log.info("downloading %s%s", name, "" if total is None else f", {total / 1e6:.1f} MB")
+    log.info("downloading %s%s", name, "" if total is None else f", {total:,} bytes")
     got = 0
     # On a terminal only.
     with tqdm(

@@ -169,7 +169,7 @@ class Repository:
         url = f"{variables.endpoint()}/{self.name}/resolve/{revision}/{quote(file)}"
         token = variables.token()
         if not (token.isascii() and token.isprintable()):
-            raise DownloadError("the token in HF_TOKEN is none: it must be printable ASCII")
+            raise DownloadError("HF_TOKEN holds no token: a token is printable ASCII")
         try:
             headers = download.patiently(lambda: connection.head(url, token))
         except StatusError as error:

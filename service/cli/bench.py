@@ -253,6 +253,8 @@ def _show(report: Report, *, first: bool) -> None:
         )
         click.echo(f"{'':>18}  p50/p99 ms: {phases}")
     if OK not in report.answers:
-        click.echo(f"{'':>18}  no request succeeded; the figures above measure only failures")
+        advice = "; send a key by --key-file or RESNET_SERVE_KEY" if 401 in report.answers else ""
+        failures = "no request succeeded; the figures above measure only failures"
+        click.echo(f"{'':>18}  {failures}{advice}")
     if report.generator_cpu > 0.9:
         click.echo(f"{'':>18}  the generator ran out of CPU; the server may be capable of more")

@@ -252,7 +252,7 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
     from service.config import loading
 
     try:
-        from service.client import Client, ClientError, RequestRefused
+        from service.client import Client, ClientError, KeyRefused, RequestRefused
         from service.client.address import address_of
     except ModuleNotFoundError as error:
         raise ConfigError(f"--url needs {error.name}: pip install 'resnet-serve[client]'") from None
@@ -289,6 +289,9 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
                     predictions = [asdict(row) for row in answer.predictions] if answer else []
                     error = image.error or str(item.error or "")
                     yield [{"file": image.name, "predictions": predictions, "error": error}]
+            except KeyRefused as error:
+                what = str(error).partition(";")[0]
+                raise ConfigError(f"{what}; send one by --key-file or RESNET_SERVE_KEY") from None
             except ClientError as error:
                 raise ConfigError(str(error)) from None
 

@@ -49,17 +49,17 @@ def address_of(url: str) -> Address:
     Raises:
         ValueError: it is none of these; the message shows no password.
     """
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # Raises if it is no number.
-    except ValueError as error:
-        raise ValueError(f"url: {error}") from None
-    if parts.scheme in SOCKETS:
-        return _of_socket(parts)
     hidden = url if "@" not in url else "a URL of another kind"
     problem = f"url: must look like http://127.0.0.1:8000, not {hidden!r}"
-    if "://" not in url and "@" not in url and url and not url.startswith("/"):
-        problem += f"; write http://{url}"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # Raises if it is no number, or too large.
+    except ValueError:
+        raise ValueError(problem) from None
+    if parts.scheme in SOCKETS:
+        return _of_socket(parts)
+    if "://" not in url and "@" not in url and url:
+        problem += f"; write {'unix:' if url.startswith('/') else 'http://'}{url}"
     blank = any(letter.isspace() or not letter.isprintable() for letter in url)
     if parts.scheme not in ("http", "https") or not parts.hostname or blank:
         raise ValueError(problem)

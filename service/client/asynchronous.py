@@ -40,7 +40,7 @@ from service.client.responses import (
     read,
 )
 from service.client.retry import AGAIN, pause, retry_after
-from service.client.transport import proxy_of, shown, transport_to
+from service.client.transport import proxy_of, reason_of, shown, tls_problem, transport_to
 
 T = TypeVar("T")
 Parameters = Mapping[str, str | int | bool | None]
@@ -280,6 +280,8 @@ class AsyncClient:
                     headers["X-Request-Timeout-Ms"] = f"{max(1, left_ms):.0f}"
                     try:
                         return await self._once(method, path, parameters or {}, content, headers)
+                    except Lasting:
+                        raise
                     except (Unreachable, RequestRefused) as error:
                         last = error
                     delay = None
@@ -338,9 +340,10 @@ class AsyncClient:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        why = str(error) or type(error).__name__
         connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
-        kind = Unreachable if connecting else Broken
+        lasting = tls_problem(error) if connecting else ""
+        kind = Lasting if lasting else Unreachable if connecting else Broken
+        why = lasting or reason_of(error)
         if self._proxy is None or not connecting:
             return kind(f"{self.url}: {'cannot connect: ' if connecting else ''}{why}")
         host = self._http.base_url.host
@@ -352,6 +355,10 @@ class AsyncClient:
 
 class Broken(Unreachable):
     """The connection was closed before the whole response."""
+
+
+class Lasting(Unreachable):
+    """The next attempt will fail alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ ClientError
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -135,6 +136,13 @@ def _explanation(status: int, body: bytes, headers: Mapping[str, str]) -> tuple[
     detail = f"{status} {phrase}"
     if location := headers.get("location"):
         detail += f" to {location[:QUOTED]}; use that address"
-    elif text := " ".join(body[:QUOTED].decode("utf-8", "replace").split()):
+    elif text := _words(body, detail)[:QUOTED]:
         detail += f": {text}"
     return phrase.lower().replace(" ", "_"), detail
+
+
+def _words(body: bytes, known: str) -> str:
+    """What a text or a page says beside `known`, each piece once."""
+    text = body[: 10 * QUOTED].decode("utf-8", "replace")
+    pieces = dict.fromkeys(" ".join(piece.split()) for piece in re.split(r"<[^>]*>", text))
+    return " ".join(piece for piece in pieces if piece not in ("", known))

@@ -5,7 +5,9 @@ A service on this host is behind no proxy, whatever HTTP_PROXY says.
 
 from __future__ import annotations
 
+import os
 import ssl
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -32,6 +34,36 @@ def shown(proxy: str) -> str:
     """Without its password."""
     scheme, _, rest = proxy.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """httpx and its libraries wrap the system's error several times."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        else:
+            cause = cause.__cause__ or cause.__context__
+
+
+def tls_problem(error: httpx.TransportError) -> str:
+    """Why TLS fails, now and at the next attempt; "" if it is something else."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is refused: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+            return "it does not speak TLS; write http://"
+    return ""
+
+
+def reason_of(error: httpx.TransportError) -> str:
+    """Why there is no connection, in the system's words where it has some."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
+            # asyncio adds the address, which the message names already.
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
+    return str(error) or type(error).__name__
 
 
 def transport_to(

@@ -357,6 +357,8 @@ class Settings(Strict):
     @field_validator("host")
     @classmethod
     def _check_host(cls, host: str) -> str:
+        if not host.strip("[] "):
+            raise PydanticCustomError("host", "must be an address, a name or unix:PATH")
         path = unix_path(host)
         if path is not None and (problem := path_problem(path)):
             raise PydanticCustomError("path", problem)

@@ -287,6 +287,7 @@ class ServerConnection(TimedConnection):
             "state": self.app_state.copy(),
         }
         self._phase = BODY  # Before, what is wrong with the target is still the head's affair.
+        self.headers = []  # Trailers must not pass for headers (RFC 9110, section 6.5.1).
         scope[KEY] = record  # type: ignore[literal-required]
         cycle = Cycle(
             scope=scope,

@@ -199,10 +199,12 @@ def uploads_of(parts: Sequence[Part], max_images: int, places: Mapping[str, str]
             uploads.append(upload)
             continue
         if not part.name:
-            raise _malformed("a part of it has no name, and is no image")
+            raise _malformed("a part has no name and is not an image")
         refuse_parameter(part.name, places)
         if len(data) > MAX_IGNORED:
-            raise _malformed(f"the field {part.name[:QUOTED]!r} has {len(data)} bytes of no image")
+            raise _malformed(
+                f"the field {part.name[:QUOTED]!r} has {len(data)} bytes, which are not an image"
+            )
     if not uploads:
         names = ", ".join(map(repr, dict.fromkeys(part.name for part in parts)))[:QUOTED]
         raise BadParameter(

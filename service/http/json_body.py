@@ -78,10 +78,10 @@ class LongText:
             try:
                 piece: str = json.loads(b'"%b"' % body[at:stop], strict=False)
             except ValueError:
-                raise InvalidInput("a string of the JSON has an escape that is none") from None
+                raise InvalidInput("a string of the JSON has an invalid escape") from None
             parts.append(piece.encode("utf-8", "replace"))
             if stop == at:
-                raise InvalidInput("a string of the JSON has nothing but backslashes for long")
+                raise InvalidInput("a string of the JSON has too many backslashes in a row")
             at = stop
         return memoryview(b"".join(parts))  # Which releases the GIL.
 
@@ -158,15 +158,17 @@ def parse(body: bytes, images: int, limits: JsonLimits = OF_FILES) -> Any:
 
 def _loads(text: bytes, object_of: Callable[..., Any], cuts: list[LongText]) -> Any:
     def refuse(constant: str) -> Any:
-        raise InvalidInput(f"the JSON has {constant}, which is no JSON")
+        raise InvalidInput(f"the JSON has {constant}, which is not JSON")
 
     try:
         return json.loads(
             text.decode(), strict=False, object_pairs_hook=object_of, parse_constant=refuse
         )
     except json.JSONDecodeError as error:
-        place = _place(error.pos, cuts)
-        raise InvalidInput(f"the JSON is malformed at byte {place}: {error.msg.lower()}") from None
+        place, why = _place(error.pos, cuts), error.msg.lower()
+        if why == "extra data":
+            why = "it goes on after its end"
+        raise InvalidInput(f"the JSON is malformed at byte {place}: {why}") from None
     except UnicodeDecodeError:
         raise InvalidInput("the JSON is not in UTF-8") from None
     except ValueError:  # A number of thousands of digits.

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import ipaddress
 import logging
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -93,7 +94,7 @@ class Listeners:
 
     def urls(self, scheme: str) -> str:
         """As the log has them: the address that was asked for, and those that it stands for."""
-        names = [each.getsockname() for each in self.sockets]
+        names = [_name(each) for each in self.sockets]
         urls = [  # The name of a unix socket is not a tuple; the service manager may mix them.
             f"{scheme}://{with_port(*name[:2])}" if isinstance(name, tuple) else f"{UNIX}{name}"
             for name in names
@@ -213,12 +214,21 @@ def check_address(settings: Settings, bound: str) -> None:
         )
 
 
+def _name(listener: socket.socket) -> Any:
+    """As `getsockname` has it, but an abstract socket, which only a service manager can hand over,
+    begins with @ instead of a zero."""
+    name = listener.getsockname()
+    return f"@{os.fsdecode(name[1:])}" if isinstance(name, bytes) else name
+
+
 def announce(names: Iterable[str], listeners: Listeners, *, encrypted: bool) -> None:
     """Logs that the service accepts connections, and tells the service manager."""
     scheme, hint = "https" if encrypted else "http", "page at /, API at /docs"
     first = listeners.sockets[0]
     if first.family == socket.AF_UNIX:
-        hint = f"curl --unix-socket {first.getsockname()} {scheme}://localhost/v1/models"
+        name = _name(first)
+        option = "--abstract-unix-socket" if name.startswith("@") else "--unix-socket"
+        hint = f"curl {option} {name.removeprefix('@')} {scheme}://localhost/v1/models"
     log.info("serving %s on %s (%s)", ", ".join(names), listeners.urls(scheme), hint)
     listeners.tell("READY=1")
 

@@ -15,6 +15,10 @@ from service.errors import ConfigError
 
 FIRST_DESCRIPTOR = 3
 FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+# For a manager that is slow to read: the event loop waits for so long.
+TELL_SECONDS = 0.5
+# No process has a million descriptors.
+MAX_DIGITS = 6
 
 
 class ServiceManager(NamedTuple):
@@ -30,6 +34,7 @@ class ServiceManager(NamedTuple):
         # A leading @ means the abstract namespace.
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+            ear.settimeout(TELL_SECONDS)
             ear.sendto(state.encode(), address)
 
 
@@ -42,8 +47,9 @@ def taken_over() -> ServiceManager:
     handed = variables.take_handed()
     if handed.process != str(os.getpid()):  # They are meant for another.
         return ServiceManager((), handed.address)
-    if not handed.sockets.isdecimal():
-        raise ConfigError(f"LISTEN_FDS: must be a number of sockets, not {handed.sockets!r}")
+    if not handed.sockets.isdecimal() or len(handed.sockets) > MAX_DIGITS:
+        shown = handed.sockets[: 2 * MAX_DIGITS]
+        raise ConfigError(f"LISTEN_FDS: must be a number of sockets, not {shown!r}")
     names = dict(enumerate(handed.names.split(":"))) if handed.names else {}
     sockets = tuple(
         _listening(FIRST_DESCRIPTOR + index, names.get(index, ""))

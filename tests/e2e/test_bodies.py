@@ -185,7 +185,7 @@ def test_a_file_in_a_form_may_be_large(service: Service, filename: str | None, k
         ((part(), part(b"3", "top_k", None)), 422, "'top_k' is a parameter; send it in the URL"),
         ((part(), part(b"3", "Top-K", None)), 422, "as ?top_k="),
         ((part(b"hello", "x", None),), 422, "the form has no file; its fields: 'x'"),
-        ((part(), part(b"x" * 100_000, "x", None)), 400, "100000 bytes of no image"),
+        ((part(), part(b"x" * 100_000, "x", None)), 400, "100000 bytes, which are not an image"),
         ((part(more="Content-Transfer-Encoding: quoted-printable\r\n"),), 415, "quoted-printable"),
         ((part(b"abc!" * 40, more="Content-Transfer-Encoding: base64\r\n"),), 400, "'!' at"),
         ((part(b"x", "", None),), 400, "has no name"),

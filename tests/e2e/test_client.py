@@ -180,7 +180,7 @@ def test_classify_takes_the_key_from_a_file_or_the_environment(
     file.touch(0o600)
     file.write_text(f"# ours\n{KEY}\n")
     arguments = ("classify", image, "--url", small.url)
-    assert "a key is required" in run(*arguments, status=2).stderr
+    assert "a key is required; send one by --key-file" in run(*arguments, status=2).stderr
     assert "%" in run(*arguments, "--key-file", file).stdout
     monkeypatch.setenv("RESNET_SERVE_KEY", KEY)
     assert "%" in run(*arguments).stdout

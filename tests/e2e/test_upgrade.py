@@ -18,6 +18,8 @@ from tests.support.senders import Call
 
 CURL = shutil.which("curl")
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java")
+
+
 needs_curl = pytest.mark.skipif(not senders.curl_has_http2(), reason="there is no curl with HTTP/2")
 
 
@@ -91,14 +93,12 @@ def test_the_jdks_client_is_served_on_one_connection(service: Service, files: li
         accepted()
         time.sleep(0.5)  # Connections are counted a moment later.
         before = accepted()
-        replies = senders.java(
-            service.url,
-            [
-                Call(method, "/v1/classify", path.read_bytes(), {"Content-Type": "image/png"})
-                for path in files
-                for method in ("POST", "STREAM")
-            ],
-        )
+        calls = [
+            Call(method, "/v1/classify", path.read_bytes(), {"Content-Type": "image/png"})
+            for path in files
+            for method in ("POST", "STREAM")  # with a length, and in chunks
+        ]
+        replies = senders.java(service.url, calls)
         assert [reply.status for reply in replies] == [200] * 4, replies
         assert [json.loads(reply.body)["predictions"] for reply in replies] == expected
         time.sleep(0.5)

@@ -40,8 +40,6 @@ plain = APIRouter(tags=["SageMaker"])
         "requestBody": {
             "required": True,
             "content": {
-                "image/*": BINARY,
-                "application/x-image": BINARY,
                 "application/octet-stream": BINARY,
                 JSON: {"schema": kserve_v1.BODY},
             },
@@ -50,7 +48,7 @@ plain = APIRouter(tags=["SageMaker"])
 )
 async def invocations(request: Request) -> Response:
     """For the bytes of an image, what `POST /v1/classify` returns; for `{"instances": [...]}`,
-    `{"predictions": [...]}` as of KServe V1. `Accept: application/jsonlines` gives a line each."""
+    `{"predictions": [...]}` as in KServe V1. `Accept: application/jsonlines` gives a line each."""
     predicted, k = await predicting.predict(
         request, target(request), PARSE, top_k, raw=True, classifies=False
     )

@@ -55,7 +55,6 @@ plain = APIRouter(tags=["TorchServe"])
         "requestBody": {
             "required": True,
             "content": {
-                "image/*": BINARY,
                 "application/octet-stream": BINARY,
                 "multipart/form-data": {
                     "schema": {

@@ -135,7 +135,7 @@ def test_what_is_wrong_is_one_line(
     for spec in ("me", "../..", "me/../x", "me/net@../x", "me/net@a/../b", "me/net@a?b", ".a/b"):
         assert "name a repository as OWNER/NAME" in refusal(spec, tmp_path)
     monkeypatch.setenv("HF_TOKEN", "schlüssel")
-    assert "must be printable ASCII" in refusal(NAME, tmp_path)
+    assert "a token is printable ASCII" in refusal(NAME, tmp_path)
     assert "schl" not in refusal(NAME, tmp_path)
 
 

@@ -120,7 +120,10 @@ def test_a_companys_authority_counts_on_this_host_too(
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        with Client(url, retries=0) as client, pytest.raises(Unreachable, match="verify failed"):
+        with (
+            Client(url, retries=0) as client,
+            pytest.raises(Unreachable, match="its certificate is refused"),
+        ):
             client.classify(IMAGE)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         with Client(url, retries=0) as client:
@@ -172,6 +175,40 @@ def test_a_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
         pytest.raises(Unreachable, match=f"unix:{tmp_path}/none.sock: cannot connect"),
     ):
         client.classify(IMAGE)
+
+
+def test_a_closed_port_is_told_in_the_systems_words() -> None:
+    with (
+        Client("http://127.0.0.1:9", retries=0) as client,
+        pytest.raises(
+            Unreachable, match=r"\Ahttp://127.0.0.1:9: cannot connect: Connection refuse"
+        ),
+    ):
+        client.classify(IMAGE)
+
+
+def test_a_service_without_tls_is_told_at_once() -> None:
+    connections = 0
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal connections
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connections += 1
+                    connection.recv(65_536)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(url) as client, pytest.raises(Unreachable, match="TLS; write http://"):
+            client.classify(IMAGE)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert connections == 1
 
 
 def test_a_password_in_the_url_is_sent_but_not_told() -> None:

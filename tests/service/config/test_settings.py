@@ -135,6 +135,7 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
         ("prot: 1", ["prot", "unknown setting", "did you mean port?"]),
         ("zzz: 1", ["zzz", "allowed: host, port"]),
         ("port: eighty", ["port", "whole number", "'eighty'"]),
+        ("host: ''", ["host", "an address, a name or unix:PATH"]),
         ("port: 70000", ["port", "at most 65535", "70000"]),
         ("models: []", ["models", "at least 1"]),
         ("models: [{name: a}]", ["models[0].spec", "missing"]),

@@ -47,6 +47,7 @@ class Open:
         self.connections = connections
         self.left = left  # paths whose clients left, as the application sees it
         self.host = host
+        self.echoed: list[list[bytes]] = []  # what the application saw of X-Echo, by request
         self.opened: list[asyncio.StreamWriter] = []
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter
@@ -60,7 +61,7 @@ class Open:
         )
         other.reader, other.writer = await connecting
         self.opened.append(other.writer)
-        other.opened = self.opened
+        other.opened, other.echoed = self.opened, self.echoed
         return other
 
     async def answer(self) -> tuple[int, bytes]:
@@ -108,6 +109,7 @@ class Doorway:
 async def serving(*, path: str = "", **overrides: Any) -> AsyncIterator[Open]:
     """`path`: of a Unix socket."""
     left: list[str] = []
+    echoed: list[list[bytes]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         size = 0
@@ -123,6 +125,7 @@ async def serving(*, path: str = "", **overrides: Any) -> AsyncIterator[Open]:
             if (await receive())["type"] == "http.disconnect":
                 left.append(scope["path"])
                 return
+        echoed.append([value for name, value in scope["headers"] if name == b"x-echo"])
         body = b"x" * LARGE if scope["path"] == "/large" else str(size).encode()
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -140,6 +143,7 @@ async def serving(*, path: str = "", **overrides: Any) -> AsyncIterator[Open]:
     server = Acceptor([listener], make, Doorway(state.connections, shared))
     server.start(100)
     first = Open(shared, metrics, state.connections, left, listener.getsockname())
+    first.echoed = echoed
     try:
         async with asyncio.timeout(60):
             yield await first.connect()
@@ -614,5 +618,21 @@ def test_who_sent_requests_ahead_and_left_is_noticed_by_the_one_that_runs() -> N
             client.writer.transport.abort()
             while client.left != ["/slow"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
+
+    run(test)
+
+
+def test_trailers_do_not_pass_for_headers() -> None:
+    """RFC 9110, section 6.5.1: a proxy in front may have judged the headers alone."""
+
+    async def test() -> None:
+        async with serving() as client:
+            trailers = b"1\r\nx\r\n0\r\nX-Echo: trailer\r\nExpect: 100-continue\r\n\r\n"
+            client.writer.write(
+                CHUNKED + trailers + GET.replace(b"\r\n\r\n", b"\r\nX-Echo: 1\r\n\r\n")
+            )
+            assert await client.answer() == (200, b"1")
+            assert await client.answer() == (200, b"0")
+        assert client.echoed == [[], [b"1"]]
 
     run(test)

@@ -55,7 +55,7 @@ def test_fields_and_files_are_limited() -> None:
     large = Part("x", chunks=[b"\0" * forms.MAX_IGNORED])
     assert len(uploads_of([image, large], 1, {})) == 1
     large.chunks.append(b"\0")
-    with pytest.raises(UndecodableImage, match="bytes of no image"):
+    with pytest.raises(UndecodableImage, match="bytes, which are not an image"):
         uploads_of([image, large], 1, {})
 
 

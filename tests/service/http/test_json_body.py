@@ -72,7 +72,7 @@ def test_an_endless_run_of_backslashes_is_refused(monkeypatch: pytest.MonkeyPatc
         ('{"a": 1}'.encode("utf-16"), "not in UTF-8"),
         ('{"a": 1}'.encode("utf-32-be"), "not in UTF-8"),
         (b'["\xff"]', "not in UTF-8"),
-        (b"[NaN]", "NaN, which is no JSON"),
+        (b"[NaN]", "NaN, which is not JSON"),
         (b"[" + b"1" * 5000 + b"]", "too large"),
         (b'["' + b"\\\\" * 99 + b'"]', "backslashes in a row"),
     ],

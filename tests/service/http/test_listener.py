@@ -180,6 +180,16 @@ def test_a_unix_socket_is_announced_with_how_to_ask_it(
     assert not path.exists()
 
 
+def test_an_abstract_socket_of_a_service_manager_is_announced_as_curl_takes_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    name = f"resnet-serve-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{name}")
+        hint = f"curl --abstract-unix-socket {name} http://localhost/v1/models"
+        assert announced(Listeners((listener,)), caplog) == f"unix:@{name} ({hint})"
+
+
 @needs_ipv6
 def test_every_address_must_be_for_this_host_or_need_a_key() -> None:
     """Also where only one of several is for others, and where another process chose them."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -87,7 +88,8 @@ def test_what_cannot_be_served_is_one_line() -> None:
         )
         assert "3 is not listening; use Accept=no" in taken(silent)[0]
         assert taken(file)[0].startswith(f"{name} 3 is not a socket: ")
-        assert taken(tcp, LISTEN_FDS="all")[0].startswith("LISTEN_FDS: must be a number")
+        for junk in ("all", "", "-1", "9" * 5000):
+            assert taken(tcp, LISTEN_FDS=junk)[0].startswith("LISTEN_FDS: must be a number")
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -103,3 +105,17 @@ def test_the_manager_is_told(tmp_path: Path, abstract: bool) -> None:
 def test_where_nobody_listens_nothing_happens() -> None:
     ServiceManager().tell("READY=1")
     ServiceManager((), "/nowhere").tell("READY=1")
+
+
+def test_a_manager_that_does_not_read_stops_nobody(tmp_path: Path) -> None:
+    path = str(tmp_path / "ear")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as crowd,
+    ):
+        ear.bind(path)
+        crowd.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                crowd.sendto(b"x", path)
+        ServiceManager((), path).tell("READY=1")  # It returns.
