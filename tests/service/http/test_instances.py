@@ -129,7 +129,7 @@ def test_one_image_alone_may_be_refused() -> None:
         (b"", "must be JSON, and is empty; send"),
         (b"BM", "must be JSON, and is BMP; send"),
         (b"?", "malformed at byte 0"),
-        (b'{"instances": [NaN]}', "NaN, which is no JSON"),
+        (b'{"instances": [NaN]}', "NaN, which is not JSON"),
         (b'{"instances": ["?"], "instances": []}', "'instances' twice"),
     ],
 )
