@@ -132,11 +132,11 @@ def _sent(
     through = f"through the proxy {_shown(proxy)}: " if proxy else ""
     if proxy and not proxy.startswith(("http://", "https://")):
         raise Unreachable(url, f"{through}only http:// proxies are supported")
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({urlsplit(at).scheme: proxy} if proxy else {}),
-        urllib.request.HTTPSHandler(context=_context()),
-        _AnyStatus,
-    )
+    scheme = urlsplit(at).scheme
+    handlers = [urllib.request.ProxyHandler({scheme: proxy} if proxy else {}), _AnyStatus()]
+    if scheme == "https":  # Reading the authorities takes longer than a request on this host.
+        handlers.append(urllib.request.HTTPSHandler(context=_context()))
+    opener = urllib.request.build_opener(*handlers)
     try:
         response: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_S)
     except (*BROKEN, ValueError) as error:

@@ -96,10 +96,10 @@ def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
     repository = LocalRepository(settings, metrics, planned.request)
     change = partial(reload.attend, settings, repository.reload)
     app = create_app(settings, metrics, repository)
-    companion = None
+    grpc_server = None
     if grpc_addresses:
         quieten_grpc()
         from service.grpc.endpoint import GrpcServer
 
-        companion = GrpcServer(app.state.services, grpc_addresses)
-    run(app, settings, listeners, change, companion)
+        grpc_server = GrpcServer(app.state.services, grpc_addresses)
+    run(app, settings, listeners, change, grpc_server)

@@ -16,7 +16,7 @@ from service.grpc.infer_messages import InferMessages, value_of
 from service.grpc.receiving import Message
 from service.grpc.statuses import Unsupported
 from service.http.admission import admit_call
-from service.http.asked import Asked
+from service.http.admitted import AdmittedInference
 from service.http.routers.models import MAX_BODY_BYTES, active_pipeline
 from service.http.routers.v2 import LARGE_BYTES, settings_to_load
 from service.inference.deadline import before
@@ -98,7 +98,7 @@ class InferenceMethods:
         serving = admission.model
         metadata.check_version(serving, outline.head.model_version)
         source = (serving.input, services.settings.max_batch_images)
-        asked = Asked(admission, record, call.headers, arrived, chosen)
+        inference = AdmittedInference(admission, record, call.headers, arrived, chosen)
         with serving.users:
             if len(body) < LARGE_BYTES:
                 parsed = self.messages.read(outline, *source)
@@ -106,9 +106,9 @@ class InferenceMethods:
                 async with before(admission.deadline):
                     parsed = await services.lane.run(self.messages.read, outline, *source)
             del outline, body
-            parsed, computing = asked.begin(parsed)
+            parsed, computing = inference.begin(parsed)
             rows = await computing
-        return await asked.format(parsed, rows, encode)
+        return await inference.format(parsed, rows, encode)
 
     def _model(self, request: Any) -> Model:
         model = self._services.pipeline.find(request.name)

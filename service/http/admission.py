@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from service.errors import QUOTED, BadParameter
 from service.http.body import Body
-from service.http.content import BYTES, FORM, IMAGE, said_of, text_limit
+from service.http.content import BYTES, FORM, IMAGE, declared_kind, text_limit
 from service.http.record import RequestRecord, record_of
 from service.http.services import Services, services_of
 from service.inference.interfaces import Model
@@ -105,9 +105,9 @@ def open_body(request: Request, max_bytes: int, deadline: float) -> Body:
 def open_images(request: Request, max_bytes: int, deadline: float, most_json: int = 0) -> Body:
     """`open_body` for images, of `max_bytes`; where they come as text, that may be longer, and
     where it may be JSON with several, up to `most_json`."""
-    said, _ = said_of(request)
+    declared, _ = declared_kind(request)
     services = services_of(request.scope)
     most = max_bytes
-    if said not in (IMAGE, BYTES):
-        most = max(text_limit(max_bytes), 0 if said is FORM else most_json)
+    if declared not in (IMAGE, BYTES):
+        most = max(text_limit(max_bytes), 0 if declared is FORM else most_json)
     return Body(request, services.budget, services.lane, max_bytes, deadline, most)

@@ -68,11 +68,11 @@ ENDPOINTS = (classify, embed, explain, models, health, pages)
 DESCRIBED = (classify.plain, v2_reference.plain, kserve_v1.plain, torchserve.plain, sagemaker.plain)
 
 
-def sole(first: Iterable[Route], others: Iterable[BaseRoute]) -> list[Route]:
-    """Those of `first` whose paths nothing else has; of the rest, a log line says what a platform's
-    choice of paths takes from the service."""
-    others, alone = list(others), []
-    for route in first:
+def unclaimed(routes: Iterable[Route], others: Iterable[BaseRoute]) -> list[Route]:
+    """Those of `routes` whose paths no other route has. A log line says which paths of the service
+    a platform's choice takes over."""
+    others, free = list(others), []
+    for route in routes:
         (method,) = (route.methods or set()) - {"HEAD"}
         scope = {"type": "http", "path": route.path, "method": method, "root_path": ""}
         matches = [other.matches(scope)[0] for other in others]
@@ -83,8 +83,8 @@ def sole(first: Iterable[Route], others: Iterable[BaseRoute]) -> list[Route]:
                 route.path,
             )
         if all(match is Match.NONE for match in matches):
-            alone.append(route)
-    return alone
+            free.append(route)
+    return free
 
 
 class Application(FastAPI):
@@ -178,7 +178,7 @@ def create_app(
     ]
     of_vertex = vertex.routes(settings)
     own = [*classify.ROUTES, *v2.ROUTES, *of_platforms]
-    own += sole(of_vertex, [*own, *app.routes])
+    own += unclaimed(of_vertex, [*own, *app.routes])
     app.layers.append(partial(PlainRoutesMiddleware, routes=own, first=of_vertex))
     app.layers.append(partial(ApiKeyMiddleware, keys=services.keys))
     app.layers.append(RoutingMiddleware)

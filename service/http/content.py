@@ -20,7 +20,7 @@ WAYS = (
 )
 
 
-class Said(enum.Enum):
+class ContentKind(enum.Enum):
     """What a content type says. `BYTES`: nothing; `TEXT`: little, as JSON may come with it."""
 
     IMAGE = enum.auto()
@@ -32,7 +32,7 @@ class Said(enum.Enum):
     OTHER = enum.auto()
 
 
-IMAGE, BYTES, URLENCODED, TEXT, JSON, FORM, OTHER = Said  # Faster than the class's attributes.
+IMAGE, BYTES, URLENCODED, TEXT, JSON, FORM, OTHER = ContentKind  # Faster than attributes.
 # `application/x-www-form-urlencoded` is also what curl says of any bytes.
 TYPES = {
     "": BYTES,
@@ -49,7 +49,7 @@ TYPES = {
     MULTIPART: FORM,
 }
 # As most clients write them, so that nothing has to be taken apart.
-USUAL = {name.encode(): said for name, said in TYPES.items()} | dict.fromkeys(
+USUAL = {name.encode(): kind for name, kind in TYPES.items()} | dict.fromkeys(
     (b"image/jpeg", b"image/png", b"image/webp", b"image/*"), IMAGE
 )
 # What JSON begins with: perhaps white space, or a byte order mark.
@@ -65,18 +65,18 @@ def media_type(request: Request) -> str:
     return ""
 
 
-def said_of(request: Request) -> tuple[Said, bool]:
+def declared_kind(request: Request) -> tuple[ContentKind, bool]:
     """What the headers say of a body, and whether it may be compressed."""
-    said, coded = None, False
+    declared, coded = None, False
     for name, value in request.scope["headers"]:
-        if name == b"content-type" and said is None:
-            said = USUAL.get(value) or said_by(_bare(value))
+        if name == b"content-type" and declared is None:
+            declared = USUAL.get(value) or kind_of_type(_bare(value))
         elif name == b"content-encoding":
             coded = True
-    return said or BYTES, coded
+    return declared or BYTES, coded
 
 
-def said_by(media_type: str) -> Said:
+def kind_of_type(media_type: str) -> ContentKind:
     if media_type.startswith("image/"):
         return IMAGE
     return TYPES.get(media_type) or (JSON if media_type.endswith("+json") else OTHER)
@@ -87,25 +87,25 @@ def text_limit(max_bytes: int) -> int:
     return max_bytes * 3 // 2 + 2**12
 
 
-def settle(request: Request, said: Said, data: bytes) -> Said:
+def body_kind(request: Request, declared: ContentKind, data: bytes) -> ContentKind:
     """What a body `data` is that is no form with files: IMAGE, JSON or URLENCODED.
 
     Raises:
-        UnsupportedMediaType: it is said to be something else, and it is no image.
+        UnsupportedMediaType: its type says something else, and it is not an image.
     """
-    if said is IMAGE or not data or (said is BYTES and data[0] not in BEFORE_JSON):
+    if declared is IMAGE or not data or (declared is BYTES and data[0] not in BEFORE_JSON):
         return IMAGE
     is_object = data[:QUOTED].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    if is_object and said is not OTHER:  # No image begins so.
+    if is_object and declared is not OTHER:  # No image begins so.
         return JSON
-    if said is BYTES:
+    if declared is BYTES:
         return IMAGE
     kind = kind_of(data)
     if kind is not None and kind.is_image:
         return IMAGE
-    if said is JSON:
+    if declared is JSON:
         return JSON
-    if said is URLENCODED:
+    if declared is URLENCODED:
         return URLENCODED if URLENCODED_FIELD.match(data) else IMAGE
     seen = f"is {kind.name}" if kind is not None else "is no image"
     raise UnsupportedMediaType(

@@ -120,15 +120,27 @@ def listen(host: str, port: int, socket_mode: str = "660") -> Listeners:
         found = resolve(host, port)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return Listeners(tuple(bind_all(host, found, _bind)), host)
+
+
+def bind_all(
+    host: str, found: Sequence[TcpAddress], bind: Callable[[TcpAddress], socket.socket]
+) -> list[socket.socket]:
+    """A socket, made by `bind`, for each address of `host` that this host has, all with one port.
+
+    Raises:
+        ConfigError: an address is unavailable; nothing stays bound.
+    """
     for _ in range(PORT_TRIES):
-        if (bound := _bind_all(host, found)) is not None:
-            return Listeners(tuple(bound), host)
+        if (bound := _bind_once(host, found, bind)) is not None:
+            return bound
     raise ConfigError(f"cannot listen on {host}: found no port that is free at all its addresses")
 
 
-def _bind_all(host: str, found: Sequence[TcpAddress]) -> list[socket.socket] | None:
-    """A socket for each address; None if a port that was chosen for the first is not free at
-    another."""
+def _bind_once(
+    host: str, found: Sequence[TcpAddress], bind: Callable[[TcpAddress], socket.socket]
+) -> list[socket.socket] | None:
+    """None: a port that was chosen for the first address is not free at another."""
     bound: list[socket.socket] = []
     missing = ""
     with contextlib.ExitStack() as opened:
@@ -136,13 +148,13 @@ def _bind_all(host: str, found: Sequence[TcpAddress]) -> list[socket.socket] | N
             chosen = bool(bound) and not each.port
             address = each.with_port(bound[0].getsockname()[1]) if chosen else each
             try:
-                bound.append(opened.enter_context(_bind(address)))
+                bound.append(opened.enter_context(bind(address)))
             except OSError as error:
                 if chosen and error.errno == errno.EADDRINUSE:
                     return None
                 of = "" if host.strip("[]") == each.ip else f", an address of {host}"
                 why = f"cannot listen on {address}{of}: {error.strerror}"
-                if not is_no_family(error, each):
+                if not _is_no_family(error, each):
                     raise ConfigError(why) from None
                 missing = missing or why
         if not bound:
@@ -168,7 +180,7 @@ def _bind(address: TcpAddress) -> socket.socket:
     return listener
 
 
-def is_no_family(error: OSError, address: TcpAddress) -> bool:
+def _is_no_family(error: OSError, address: TcpAddress) -> bool:
     """Whether this host has no addresses of a family; even loopback is then missing."""
     if error.errno == errno.EADDRNOTAVAIL:
         return address.ip == "::1"

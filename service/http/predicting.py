@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from service.inference.queue_share import QueueShare, gather
 from service.inference.tasks import CLASSIFY, Embed
 from service.json_pieces import json_list
 
+Options = TypeVar("Options")
 Parse = Callable[[bytes, InputSpec, int], Instances]
 JSON = "application/json"
 DIRECT_BYTES = 2**13  # of JSON that is parsed on the event loop; the worst take 300 ns a byte
@@ -60,16 +61,16 @@ async def predict(
     request: Request,
     name: str | None,
     parse: Mapping[str, Parse],
+    options_of: Callable[[Model, Instances], Options],
     *,
     raw: bool,
     classifies: bool = True,
-    check: Callable[[Model, Instances], None] = lambda model, asked: None,
-) -> Predicted:
+) -> tuple[Predicted, Options]:
     """Computes the images of a request for the model called `name`; None: the default model.
 
     `parse`: the parsers of media types; `raw`: the body may be an image of any type, or a form
-    with one. A model without classes embeds, unless the platform `classifies`. `check` refuses
-    parameters before anything is computed.
+    with one. A model without classes embeds, unless the platform `classifies`. `options_of` reads
+    the parameters, and may refuse them, before anything is computed.
 
     Raises:
         UnknownModel, BadParameter, NotReady, QueueFull: see `service.http.admission.admit`.
@@ -88,11 +89,11 @@ async def predict(
     # Held to the end: images without a slot are not in the queue yet.
     with model.users, opened as body:
         asked = await read(body, admission, parse, raw=raw)
-        check(model, asked)
+        options = options_of(model, asked)
         received = record_of(request.scope).received if len(asked.images) == 1 else 0.0
         share = QueueShare(services.pipeline, model, deadline, received)
         computed = await until_disconnect(request, compute_all(share, model, asked))
-    return Predicted(services, model, asked, computed)
+    return Predicted(services, model, asked, computed), options
 
 
 async def read(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.config.addresses import TcpAddress, resolve, unix_path
+from service.config.addresses import TcpAddress, resolve, unix_path, with_port
 from service.config.settings import Settings
 from service.errors import ConfigError
-from service.http.listener import PORT_TRIES, check_address, is_no_family
+from service.http.listener import bind_all, check_address
 
 
 @dataclass(frozen=True)
@@ -33,43 +32,18 @@ def reserve(settings: Settings, host: str, port: int) -> ReservedPort:
     try:
         found = resolve(host, port)
     except OSError as error:
-        raise _unavailable(host, port, error) from None
-    if any(each.ip == "::" for each in found):  # gRPC's is that of both families.
-        found = [each for each in found if each.ip != "0.0.0.0"]  # noqa: S104
+        why = f"grpc_port: cannot listen on {host} port {port}: {error.strerror}"
+        raise ConfigError(why) from None
+    if any(each.ip == "::" for each in found):  # Of both families, where both are.
+        other = "0.0.0.0" if socket.has_dualstack_ipv6() else "::"  # noqa: S104
+        found = [each for each in found if each.ip != other]
     for each in found:
         check_address(settings, each.ip)
-    for _ in range(PORT_TRIES):
-        if (reserved := _reserved(host, port, found)) is not None:
-            return reserved
-    raise ConfigError(f"grpc_port: found no port that is free at all addresses of {host}")
-
-
-def _reserved(host: str, port: int, found: Sequence[TcpAddress]) -> ReservedPort | None:
-    """None: a port that was chosen for the first address is in use at another."""
-    sockets: list[socket.socket] = []
-    addresses: list[str] = []
-    missing: OSError | None = None
-    for each in found:
-        chosen = sockets[0].getsockname()[1] if sockets else port
-        try:
-            sockets.append(_bound(each.with_port(chosen)))
-        except OSError as error:
-            if is_no_family(error, each):
-                missing = error
-                continue
-            for other in sockets:
-                other.close()
-            if sockets and not port and error.errno == errno.EADDRINUSE:
-                return None
-            raise _unavailable(host, port, error) from None
-        addresses.append(str(each.with_port(sockets[0].getsockname()[1])))
-    if missing is not None and not sockets:
-        raise _unavailable(host, port, missing)
-    return ReservedPort(addresses, sockets)
-
-
-def _unavailable(host: str, port: int, error: OSError) -> ConfigError:
-    return ConfigError(f"grpc_port: cannot listen on {host} port {port}: {error.strerror}")
+    try:
+        sockets = bind_all(host, found, _bound)
+    except ConfigError as error:
+        raise ConfigError(f"grpc_port: {error}") from None
+    return ReservedPort([with_port(*each.getsockname()[:2]) for each in sockets], sockets)
 
 
 def _bound(address: TcpAddress) -> socket.socket:

@@ -43,8 +43,8 @@ FILES_BESIDE_CONNECTIONS = 512
 TLS_SHUTDOWN_SECONDS = 1.0
 
 
-class Companion(Protocol):
-    """Another server of the process, which starts and stops with this one; see
+class AttachedServer(Protocol):
+    """A server that starts and stops with this one, in its process and on its event loop; see
     `service.grpc.endpoint.GrpcServer`. `cut_off`: its requests that a second signal ended."""
 
     cut_off: int
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
         settings: Settings,
         listeners: Listeners,
         reloading: Reloading | None = None,
-        companion: Companion | None = None,
+        grpc_server: AttachedServer | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -113,7 +113,7 @@ class Server(uvicorn.Server):
         self._listeners = listeners
         self._acceptor: Acceptor
         self._reloading = reloading
-        self._companion = companion
+        self._grpc_server = grpc_server
         self._reload_task: asyncio.Task[None] | None = None
         self.cut_off = 0  # requests, by a second signal
 
@@ -163,9 +163,9 @@ class Server(uvicorn.Server):
         self._acceptor = Acceptor(self._listeners.sockets, protocol, self, self._encryption)
         self._acceptor.start(BACKLOG)
         self.servers.append(self._acceptor)  # type: ignore[arg-type]
-        if self._companion is not None:
-            await self._companion.start()
-            self.servers.append(self._companion)  # type: ignore[arg-type]
+        if self._grpc_server is not None:
+            await self._grpc_server.start()
+            self.servers.append(self._grpc_server)  # type: ignore[arg-type]
         self.announce()
 
     def lead(self, pending: int) -> int:
@@ -182,8 +182,8 @@ class Server(uvicorn.Server):
     def announce(self) -> None:
         """Logs that connections are accepted, and starts reloading."""
         announce(self._pipeline.models, self._listeners, encrypted=self._tls is not None)
-        if self._companion is not None:
-            self._companion.announce()
+        if self._grpc_server is not None:
+            self._grpc_server.announce()
         if self._reloading is not None:
             reloading = self._reloading(self.apply)
             self._reload_task = runtime.essential(reloading, "reloading the configuration")
@@ -199,18 +199,18 @@ class Server(uvicorn.Server):
         if self._tls is not None:
             try:
                 tls.reload(self._tls, settings)
-                if self._companion is not None:
-                    self._companion.apply(settings)
+                if self._grpc_server is not None:
+                    self._grpc_server.apply(settings)
             except ConfigError as error:
                 log.error("the certificate stays as it was: %s", error)  # noqa: TRY400
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._listeners.remove_files()
         await super().shutdown(sockets)
-        companion = self._companion
-        if companion is not None and self.force_exit:
-            await companion.wait_closed()
-        self.cut_off = len(self.server_state.tasks) + (companion.cut_off if companion else 0)
+        grpc_server = self._grpc_server
+        if grpc_server is not None and self.force_exit:
+            await grpc_server.wait_closed()
+        self.cut_off = len(self.server_state.tasks) + (grpc_server.cut_off if grpc_server else 0)
         if self.cut_off:
             log.warning("a second signal ends this at once; requests cut off: %d", self.cut_off)
         if self.force_exit:  # The base class would leave the application in the middle.
@@ -238,10 +238,10 @@ def serve(
     settings: Settings,
     listeners: Listeners,
     reloading: Reloading | None = None,
-    companion: Companion | None = None,
+    grpc_server: AttachedServer | None = None,
 ) -> None:
     """Serves until a signal stops it."""
-    server = Server(app, settings, listeners, reloading, companion)
+    server = Server(app, settings, listeners, reloading, grpc_server)
     server.run(sockets=[])
     if not server.cut_off:
         log.info("stopped; every accepted request got a response")

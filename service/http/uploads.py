@@ -12,7 +12,7 @@ from fastapi import Request
 from service.errors import ClientLeft, TooLarge
 from service.http import content, encoding, forms, json_images
 from service.http.body import Body
-from service.http.content import Said
+from service.http.content import ContentKind
 from service.http.query import places_of
 from service.http.record import record_of
 from service.http.services import services_of
@@ -30,7 +30,7 @@ async def read_image(body: Body) -> bytes:
     base64 in JSON or in a form; compressed as its Content-Encoding says.
 
     Raises:
-        UnsupportedMediaType: it is no image, and said to be something else.
+        UnsupportedMediaType: it is not an image, and its type says something else.
         UnsupportedEncoding: it is compressed with neither gzip nor deflate.
         TooLarge, UploadsFull: see `service.http.body.Body`; also if the image that the body stands
             for exceeds its limit.
@@ -57,8 +57,8 @@ async def read_images(body: Body, max_images: int) -> list[Upload]:
 async def images_or_json(body: Body, max_images: int) -> list[Upload] | bytes:
     """The images of a request; if they are in JSON, its text. Raises as `read_images` does."""
     request = body.request
-    said, _ = content.said_of(request)
-    if said is content.FORM:
+    declared, _ = content.declared_kind(request)
+    if declared is content.FORM:
         form = await forms.read(body, max_images)
         if isinstance(form, bytes):
             return [Upload("", form)]
@@ -66,12 +66,12 @@ async def images_or_json(body: Body, max_images: int) -> list[Upload] | bytes:
         work = partial(forms.uploads_of, form, max_images, places_of(request.scope))
         return await off_the_loop(body, size, work)
     data = await encoding.read(body)
-    is_text = content.settle(request, said, data)
-    if is_text is content.JSON:
+    kind = content.body_kind(request, declared, data)
+    if kind is content.JSON:
         return data
-    if is_text is content.IMAGE:
+    if kind is content.IMAGE:
         return [Upload("", data)]
-    work = partial(_in_text, is_text, data, max_images, places_of(request.scope))
+    work = partial(_in_text, kind, data, max_images, places_of(request.scope))
     return await off_the_loop(body, len(data), work)
 
 
@@ -84,28 +84,30 @@ async def arrived_image(request: Request, max_bytes: int) -> bytes | None:
     """
     if not record_of(request.scope).received:
         return None
-    said, coded = content.said_of(request)
-    if coded or said is content.FORM:
+    declared, coded = content.declared_kind(request)
+    if coded or declared is content.FORM:
         return None
     message = await request.receive()
     if "body" not in message:
         raise ClientLeft(LEFT)
     body: bytes = message["body"]
-    is_text = content.settle(request, said, body)
-    if is_text is content.IMAGE:
+    kind = content.body_kind(request, declared, body)
+    if kind is content.IMAGE:
         if len(body) > max_bytes:
             raise TooLarge(f"the body has {len(body)} bytes; the limit is {max_bytes}")
         return body
     if len(body) > content.text_limit(max_bytes):
         raise TooLarge(f"the body has {len(body)} bytes; the limit is {max_bytes}")
-    work = partial(_in_text, is_text, body, 1, places_of(request.scope))
+    work = partial(_in_text, kind, body, 1, places_of(request.scope))
     direct = len(body) <= DIRECT_BYTES
     uploads = work() if direct else await services_of(request.scope).lane.run(work)
     return the_image(uploads, max_bytes)
 
 
-def _in_text(said: Said, data: bytes, max_images: int, places: Mapping[str, str]) -> list[Upload]:
-    if said is content.JSON:
+def _in_text(
+    kind: ContentKind, data: bytes, max_images: int, places: Mapping[str, str]
+) -> list[Upload]:
+    if kind is content.JSON:
         return json_images.uploads_of(data, max_images, places)
     return forms.uploads_of(forms.urlencoded(data), max_images, places)
 

@@ -44,14 +44,14 @@ class FrontEnd(Server):
         grpc_addresses: Sequence[str] = (),
     ) -> None:
         app = create_app(settings, metrics, repository)
-        companion = None
+        grpc_server = None
         if grpc_addresses:
             quieten_grpc()
             # An optional dependency.
             from service.grpc.endpoint import GrpcServer  # noqa: PLC0415
 
-            companion = GrpcServer(app.state.services, grpc_addresses)
-        super().__init__(app, settings, listeners, companion=companion)
+            grpc_server = GrpcServer(app.state.services, grpc_addresses)
+        super().__init__(app, settings, listeners, grpc_server=grpc_server)
         self._repository = repository
         self._metrics = metrics
         self._channel = channel

@@ -758,7 +758,7 @@ def test_a_port_in_use_is_one_line() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         line = failed_start("--grpc-port", str(port))
-    assert f"grpc_port: cannot listen on 127.0.0.1 port {port}: Address already in use" in line
+    assert f"grpc_port: cannot listen on 127.0.0.1:{port}: Address already in use" in line
 
 
 def test_other_hosts_need_a_key() -> None:

@@ -88,15 +88,6 @@ def test_both_families_are_served_on_one_port(image: Path, host: str, workers: s
     assert f"127.0.0.1:{port}" in line
 
 
-@needs_ipv6
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_health_asks_the_family_that_answers(family: socket.AddressFamily) -> None:
-    only = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}[family]
-    with started("--host", only, *MODEL) as service:
-        for host in ("localhost", "::"):
-            assert asked("--host", host, "--port", str(service.port)) == (0, "ready\n")
-
-
 @pytest.mark.skipif(not has_networks, reason="cannot make a network without IPv6")
 @pytest.mark.parametrize("host", ["localhost", "::"])
 def test_without_ipv6_the_other_family_serves(host: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from service.http.query import PlainRoute
 from service.http.routers.models import status_of
 from service.http.schemas import predictions_of
 from service.http.services import services_of
-from service.inference.interfaces import Computed, Model
+from service.inference.interfaces import Computed
 from service.json_pieces import json_list
 from service.oip import metadata
 from service.oip.codec import VERSION
@@ -87,14 +87,8 @@ async def predict(request: Request, name: str) -> Response:
     """`{"instances": [IMAGE, ...]}` gives `{"predictions": [...]}`: each image's probabilities in
     the order of the classes, or with `{"parameters": {"top_k": K}}` its K most likely classes. Of a
     model without classes, its embedding. One bad image fails the request."""
-    k: int | None = None
-
-    def check(model: Model, asked: instances.Instances) -> None:
-        nonlocal k
-        k = predicting.top_k(model, asked)
-
-    predicted = await predicting.predict(
-        request, name, PARSE, raw=False, classifies=False, check=check
+    predicted, k = await predicting.predict(
+        request, name, PARSE, predicting.top_k, raw=False, classifies=False
     )
     results = RESULTS[predicted.asked.field]
     return await predicted.respond(
@@ -120,15 +114,10 @@ async def predict(request: Request, name: str) -> Response:
 async def classify(request: Request, name: str) -> Response:
     """`{"examples": [{"image/encoded": {"b64": TEXT}}, ...]}` gives `{"results": [...]}`: for each
     example, pairs of label and probability, the most likely first."""
-    k: int | None = None
-
-    def check(model: Model, asked: instances.Instances) -> None:
-        nonlocal k
-        k = predicting.top_k(model, asked)
-
-    predicted = await predicting.predict(request, name, PARSE_EXAMPLES, raw=False, check=check)
+    predicted, k = await predicting.predict(
+        request, name, PARSE_EXAMPLES, predicting.top_k, raw=False
+    )
     width = k or len(predicted.model.labels)
-
     return await predicted.respond(
         request,
         width * len(predicted.computed),

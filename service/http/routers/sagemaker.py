@@ -49,16 +49,8 @@ plain = APIRouter(tags=["SageMaker"])
 async def invocations(request: Request) -> Response:
     """For the bytes of an image, what `POST /v1/classify` returns; for `{"instances": [...]}`,
     `{"predictions": [...]}` as in KServe V1. `Accept: application/jsonlines` gives a line each."""
-    k: int | None = None
-
-    def check(model: Model, asked: Instances) -> None:
-        nonlocal k
-        k = predicting.top_k(model, asked)
-        if not asked.field and not model.labels:
-            raise InvalidInput(f"the model {model.name} has no classes; send {instances.DOCUMENT}")
-
-    predicted = await predicting.predict(
-        request, target(request), PARSE, raw=True, classifies=False, check=check
+    predicted, k = await predicting.predict(
+        request, target(request), PARSE, top_k, raw=True, classifies=False
     )
     lines = LINES in request.headers.get("accept", "")
     return await predicted.respond(
@@ -67,6 +59,14 @@ async def invocations(request: Request) -> Response:
         lambda: content(predicted, k, lines=lines),
         LINES if lines else JSON,
     )
+
+
+def top_k(model: Model, asked: Instances) -> int | None:
+    """As `predicting.top_k`; also refuses a single image for a model without classes."""
+    k = predicting.top_k(model, asked)
+    if not asked.field and not model.labels:
+        raise InvalidInput(f"the model {model.name} has no classes; send {instances.DOCUMENT}")
+    return k
 
 
 def target(request: Request) -> str | None:

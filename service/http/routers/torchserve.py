@@ -17,14 +17,13 @@ from starlette.routing import Route
 
 from service.config.settings import Settings
 from service.http import instances, platforms, predicting
-from service.http.instances import Instances
 from service.http.openapi import BINARY, TIMEOUT_HEADER
 from service.http.predicting import JSON, Predicted, json_response, model_of_path
 from service.http.problems import plain_refusal
 from service.http.query import PlainRoute
 from service.http.routers import kserve_v1
 from service.http.services import services_of
-from service.inference.interfaces import Computed, Model
+from service.inference.interfaces import Computed
 from service.inference.ranking import top_k
 
 PARSE = {JSON: instances.parse}
@@ -72,13 +71,8 @@ async def predictions(request: Request, name: str) -> Response:
     """The five most likely labels of an image with their probabilities, as an object: raw bytes of
     any type, a form with one file, or `{"data": TEXT}`. For `{"instances": [...]}` a list;
     `{"parameters": {"top_k": K}}` gives another number of labels."""
-    k = CLASSES
-
-    def check(model: Model, asked: Instances) -> None:
-        nonlocal k
-        k = predicting.top_k(model, asked) or CLASSES
-
-    predicted = await predicting.predict(request, name, PARSE, raw=True, check=check)
+    predicted, given = await predicting.predict(request, name, PARSE, predicting.top_k, raw=True)
+    k = given or CLASSES
     return await predicted.respond(
         request, k * len(predicted.computed), lambda: results(predicted, k)
     )

@@ -27,7 +27,7 @@ from service.errors import (
 )
 from service.http import encoding
 from service.http.admission import TIMEOUT, admit, open_body
-from service.http.asked import Asked
+from service.http.admitted import AdmittedInference
 from service.http.plain_route import Endpoint
 from service.http.problems import refusal_response
 from service.http.record import record_of
@@ -81,10 +81,10 @@ async def infer(request: Request) -> Response:
         headers = request.scope["headers"]
         # Without the header, the parameter may also exceed the default timeout.
         chosen = any(header == TIMEOUT for header, _ in headers)
-        asked = Asked(admission, record_of(request.scope), headers, arrived, chosen)
-        parsed, computing = asked.begin(parsed)
+        inference = AdmittedInference(admission, record_of(request.scope), headers, arrived, chosen)
+        parsed, computing = inference.begin(parsed)
         rows = await until_disconnect(request, computing)
-    content, length = await asked.format(parsed, rows, codec.encode_response)
+    content, length = await inference.format(parsed, rows, codec.encode_response)
     told = {} if length is None else {JSON_LENGTH: str(length)}
     if len(content) >= encoding.MIN_COMPRESSED_BYTES:
         told["Vary"] = "Accept-Encoding"

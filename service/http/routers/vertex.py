@@ -33,8 +33,8 @@ READY = "/health/ready"
 async def predict(request: Request) -> Response:
     """`{"instances": [{"b64": TEXT}, ...]}` gives `{"predictions": [{"ids": [...], "displayNames":
     [...], "confidences": [...]}, ...]}`; so do the bytes of an image, as rawPredict sends them."""
-    predicted = await predicting.predict(request, None, PARSE, raw=True, check=check)
-    most, threshold = wishes(predicted.model, predicted.asked)
+    predicted, options = await predicting.predict(request, None, PARSE, options_of, raw=True)
+    most, threshold = options
     return await predicted.respond(
         request,
         3 * most * len(predicted.computed),
@@ -42,11 +42,7 @@ async def predict(request: Request) -> Response:
     )
 
 
-def check(model: Model, asked: Instances) -> None:
-    wishes(model, asked)
-
-
-def wishes(model: Model, asked: Instances) -> tuple[int, float]:
+def options_of(model: Model, asked: Instances) -> tuple[int, float]:
     """How many classes, and their least probability; raises `InvalidInput`."""
     parameters = asked.parameters
     instances.check_parameters(parameters, [MOST, THRESHOLD])

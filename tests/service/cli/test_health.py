@@ -38,7 +38,9 @@ class Responding:
 
     status, body = 200, json.dumps(READY)
 
-    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self, certificate: tuple[Path, Path] | None = None, host: str = "127.0.0.1"
+    ) -> None:
         state = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -52,7 +54,10 @@ class Responding:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self.server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        class Server(http.server.HTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        self.server = Server((host, 0), Handler)
         self.port = self.server.server_address[1]
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -132,6 +137,17 @@ def test_the_port_may_come_from_the_file_the_environment_or_a_flag(
 @pytest.mark.parametrize("host", ["0.0.0.0", "localhost", "127.0.0.1"])
 def test_a_service_on_all_addresses_is_asked_by_loopback(server: Responding, host: str) -> None:
     assert run("health", "--host", host).stdout == "ready\n"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6")
+@pytest.mark.parametrize("only", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["localhost", "::"])
+def test_of_both_families_it_asks_the_one_that_answers(host: str, only: str) -> None:
+    server = Responding(host=only)
+    try:
+        assert run("health", "--host", host, "--port", str(server.port)).stdout == "ready\n"
+    finally:
+        server.close()
 
 
 def test_addresses_of_ipv6_have_brackets() -> None:

@@ -32,7 +32,7 @@ def test_any_free_port_is_one_port() -> None:
         sharing.append(listener)
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", int(port)))
-    with pytest.raises(ConfigError, match=f"port {port}: Address already in use"):
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: Address already in use"):
         reserve(Settings(), "127.0.0.1", int(port))
     for listener in sharing:
         listener.close()
@@ -50,6 +50,12 @@ def test_both_families_have_one_port() -> None:
     assert len({address.rpartition(":")[2] for address in reserved.addresses}) == 1
     (address,) = closed(reserve(OPEN, "::", 0)).addresses
     assert address.startswith("[::]:")
+
+
+def test_without_ipv6_all_addresses_are_those_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    (address,) = closed(reserve(OPEN, "::", 0)).addresses
+    assert address.startswith("0.0.0.0:")
 
 
 def test_other_hosts_need_a_key_or_leave() -> None:

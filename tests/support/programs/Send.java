@@ -20,7 +20,8 @@ class Send {
     private static final String BOUNDARY = "resnet-serve-7d1f";
 
     public static void main(String[] arguments) throws Exception {
-        HttpClient client = HttpClient.newHttpClient();
+        // By an upgrade, where there is no TLS; it is also the default.
+        HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_2).build();
         BufferedReader lines = new BufferedReader(new InputStreamReader(System.in));
         for (String line = lines.readLine(); line != null; line = lines.readLine()) {
             String[] parts = line.split(" ");

@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import InvalidInput
 from service.http.instances import Instances
-from service.http.routers.vertex import classes, wishes
+from service.http.routers.vertex import classes, options_of
 from service.inference.ranking import Row
 
 MODEL: Any = SimpleNamespace(labels=["cat", "dog", "ship"])
@@ -17,7 +17,7 @@ COMPUTED: Any = SimpleNamespace(model=MODEL, row=ROW)
 
 
 def wanted(**parameters: Any) -> tuple[int, float]:
-    return wishes(MODEL, Instances([], "instances", parameters))
+    return options_of(MODEL, Instances([], "instances", parameters))
 
 
 def test_as_many_as_asked_for_and_as_likely() -> None:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AdmittedInference:
     """An admitted request. `arrived`: when its first byte did, in the event loop's time; `chosen`:
     the client set a deadline besides the parameter `timeout`."""
 
