@@ -93,7 +93,7 @@ def connections(service: Service) -> float:
 
 
 @needs_nginx
-@pytest.mark.parametrize("unix", [True, False])
+@pytest.mark.parametrize("unix", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_site_serves_large_images_over_few_connections(tmp_path: Path, unix: bool) -> None:
     path = tmp_path / "s"
     host = f"unix:{path}" if unix else "127.0.0.1"

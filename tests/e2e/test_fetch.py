@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from tests.conftest import CHOSEN, COMMAND, clean_environment, client, encoded, started
-from tests.support import libraries
 from tests.support.fake_hub import fake_hub
 
 # A network namespace without any interface; needs no root where users may make one.
@@ -34,18 +36,46 @@ def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
     )
 
 
+# A network of transformers' with one block of eight planes; importing transformers takes seconds.
+CONVOLUTIONS = {
+    "resnet.embedder.embedder": (8, 3, 7, 7),
+    "resnet.encoder.stages.0.layers.0.layer.0": (8, 8, 3, 3),
+    "resnet.encoder.stages.0.layers.0.layer.1": (8, 8, 3, 3),
+}
+CONFIG = {
+    "architectures": ["ResNetForImageClassification"],
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "embedding_size": 8,
+    "hidden_sizes": [8],
+    "depths": [1],
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"},
+}
+PREPARED = {
+    "feature_extractor_type": "ConvNextFeatureExtractor",
+    "size": 64,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
+
+
 @pytest.fixture
-def repository(tmp_path: Path) -> dict[str, bytes]:
-    folder = tmp_path / "tiny"
-    resnet = libraries.import_transformers()
-    sizes = {"embedding_size": 8, "hidden_sizes": [32, 64], "depths": [1, 1], "num_labels": 3}
-    resnet.ResNetForImageClassification(resnet.ResNetConfig(**sizes)).save_pretrained(folder)
-    prepared = (
-        b'{"feature_extractor_type": "ConvNextFeatureExtractor", "size": 64,'
-        b' "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
-    )
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return files | {"preprocessor_config.json": prepared}
+def repository() -> dict[str, bytes]:
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "classifier.1.weight": torch.randn(3, 8, generator=generator),
+        "classifier.1.bias": torch.zeros(3),
+    }
+    for name, shape in CONVOLUTIONS.items():
+        state[f"{name}.convolution.weight"] = torch.randn(shape, generator=generator) / 10
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            value = 1.0 if part in ("weight", "running_var") else 0.0
+            state[f"{name}.normalization.{part}"] = torch.full((8,), value)
+    return {
+        "config.json": json.dumps(CONFIG).encode(),
+        "preprocessor_config.json": json.dumps(PREPARED).encode(),
+        "model.safetensors": safetensors.torch.save(state),
+    }
 
 
 def test_a_cache_that_was_copied_serves_without_a_network(

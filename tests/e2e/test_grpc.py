@@ -678,7 +678,7 @@ def test_keys_are_those_of_http() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_certificates_are_those_of_https_and_are_reloaded(tmp_path: Path, workers: str) -> None:
     certificate, key = self_signed(tmp_path)
 

@@ -63,7 +63,7 @@ def test_a_jpeg_without_its_end_gets_the_same_answer(service: Service) -> None:
     assert half.status_code == 400
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_exact_decoding_gives_the_pixels_of_a_lossless_copy(workers: str, tmp_path: Path) -> None:
     """A notebook decodes a JPEG in full, as its copy as PNG is."""
     jpeg = saved("JPEG", photograph())

@@ -103,7 +103,7 @@ def test_without_ipv6_the_other_family_serves(host: str, tmp_path: Path) -> None
 
 
 @needs_curl
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_unix_socket_is_served_from_a_stale_file_to_its_end(
     image: Path, tmp_path: Path, workers: str
 ) -> None:
@@ -208,7 +208,7 @@ def handed_over(tmp_path: Path) -> Iterator[tuple[socket.socket, socket.socket]]
         yield first, second
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_sockets_of_a_service_manager_outlive_the_service(tmp_path: Path, workers: str) -> None:
     ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     ear.bind(str(tmp_path / "ear"))
