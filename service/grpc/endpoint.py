@@ -14,14 +14,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_reflection.v1alpha import reflection
 
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.grpc import protocol_table as table
 from service.grpc.calls import Calls
 from service.grpc.descriptors import Descriptors
-from service.grpc.observing import LOOK_SECONDS, Observers
+from service.grpc.observing import LOOK_SECONDS, REFLECTION_SERVICES, Observers
 from service.grpc.receiving import Receiving
 from service.grpc.servicing import InferenceMethods
 from service.grpc.streaming import InferStreams
@@ -118,7 +117,7 @@ class GrpcServer:
             for name, handlers in (
                 (f"{table.INFERENCE}.{table.INFERENCE_SERVICE}", methods),
                 (f"{table.HEALTH}.{table.HEALTH_SERVICE}", health),
-                (reflection.SERVICE_NAME, reflecting),
+                *((name, reflecting) for name in REFLECTION_SERVICES),
             )
         ]
 
@@ -138,6 +137,7 @@ class GrpcServer:
         """Stops accepting calls."""
         if self._server is not None and self._stopping is None:
             self._calls.stopping = True
+            self._streams.close()
             self._stopping = asyncio.ensure_future(self._server.stop(self._patience))
 
     async def wait_closed(self) -> None:

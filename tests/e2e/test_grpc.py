@@ -14,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,7 @@ from tritonclient.grpc import aio as triton_aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from service.grpc.receiving import QUICK_SECONDS
 from service.repository import catalog
 from tests.conftest import (
     CHOSEN,
@@ -57,6 +59,7 @@ BUILTIN = catalog.load(f"builtin:{NAME}").bundle.tensors
 same_probabilities = partial(rounding.assert_probabilities_near, layers=BUILTIN)
 FILES = [encoded(), encoded("JPEG", (50, 40)), encoded("BMP", (20, 33))]
 ADDRESS = re.compile(r"serving gRPC on ([^\s,]+)")
+REFLECTIONS = [f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")]
 SERVICE = "/inference.GRPCInferenceService"
 ADMIN_METADATA = {name.lower(): value for name, value in ADMIN.items()}
 MODELS = f"""
@@ -134,7 +137,7 @@ def images(*files: bytes) -> Any:
 
 
 def tensor(name: str, values: NDArray[Any]) -> Any:
-    datatype = {"uint8": "UINT8", "float32": "FP32"}[values.dtype.name]
+    datatype = {"uint8": "UINT8", "float16": "FP16", "float32": "FP32"}[values.dtype.name]
     given = triton.InferInput(name, list(values.shape), datatype)
     given.set_data_from_numpy(values)
     return given
@@ -219,6 +222,9 @@ def test_tensors_are_computed_as_they_are(served: Service, asking: Any) -> None:
     values = ((given / 255 - spec["mean"]) / spec["std"]).astype(np.float32)
     planes = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
     same_probabilities(probabilities(asking, tensor("input", planes)), rows)
+    halves = planes.astype(np.float16)
+    wanted = probabilities(asking, tensor("input", halves.astype(np.float32)))
+    same_probabilities(probabilities(asking, tensor("input", halves)), wanted)
     outputs = [triton.InferRequestedOutput(name) for name in ("embedding", "probabilities")]
     found = asking.infer(NAME, [tensor("pixels", given)], outputs=outputs)
     assert found.as_numpy("embedding").shape == (5, 64)
@@ -423,7 +429,7 @@ def test_reflection_teaches_a_client_everything(served: Service, asking: Any) ->
         assert {each.name for each in listed} == {
             "inference.GRPCInferenceService",
             "grpc.health.v1.Health",
-            "grpc.reflection.v1alpha.ServerReflection",
+            *REFLECTIONS,
         }
         answer = ask(asked(file_containing_symbol="inference.GRPCInferenceService"))
         pool = descriptor_pool.DescriptorPool()
@@ -440,6 +446,13 @@ def test_reflection_teaches_a_client_everything(served: Service, asking: Any) ->
         )
         received = unary(sent, timeout=PATIENCE)
         assert ask(asked(file_containing_symbol="no.such")).error_response.error_code == 5
+        for name in REFLECTIONS:
+            reflect = opened.stream_stream(f"/{name}/ServerReflectionInfo")
+            (answer,) = reflect(iter([asked(list_services="").SerializeToString()]))
+            assert b"inference.GRPCInferenceService" in answer
+            with pytest.raises(grpc.RpcError) as caught:
+                list(reflect(iter([b"\xff"]), timeout=PATIENCE))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     rows = np.frombuffer(received.raw_output_contents[0], "<f4").reshape(3, CLASSES)
     same_probabilities(rows, probabilities(asking, images(*FILES)))
 
@@ -597,6 +610,66 @@ def test_connections_and_calls_beyond_the_limit_are_refused(folder: Path) -> Non
                 error = refused(third, "ServerLive", b"", timeout=5)
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert all(raw_rows(each.result()).size for each in calls)
+
+
+class Stream:
+    """A stream whose client sends a request when it is told to, and otherwise waits."""
+
+    def __init__(self, opened: Any) -> None:
+        self.requests: queue.Queue[bytes | None] = queue.Queue()
+        stream = opened.stream_stream(f"{SERVICE}/ModelStreamInfer")
+        self.responses = stream(iter(self.requests.get, None), timeout=PATIENCE)
+
+    def ask(self) -> NDArray[np.float32]:
+        self.requests.put(GOOD)
+        message = service_pb2.ModelStreamInferResponse.FromString(next(self.responses))
+        return raw_rows(message.infer_response.SerializeToString())
+
+
+def test_streams_that_wait_for_their_clients_stay_open_up_to_a_limit_of_their_own() -> None:
+    """However few uploads may be in progress."""
+    with (
+        simple(RESNET_SERVE_MAX_UPLOAD_BYTES="1", RESNET_SERVE_GRPC_MAX_STREAMS="3") as running,
+        channel(running) as opened,
+    ):
+        streams = [Stream(opened) for _ in range(3)]
+        for stream in streams:
+            assert stream.ask().shape == (1, CLASSES)
+        time.sleep(2 * QUICK_SECONDS)
+        more = Stream(opened)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(more.responses)
+        more.requests.put(None)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "the limit of 3 open streams" in caught.value.details()
+        assert all(stream.ask().size for stream in streams)
+        streams[0].requests.put(None)
+        assert not list(streams[0].responses)
+        assert Stream(opened).ask().size
+
+
+def test_at_shutdown_streams_end_once_what_arrived_is_answered() -> None:
+    """Those that wait for their clients do not keep it waiting."""
+    patience = str(2 * PATIENCE)
+    with (
+        simple(
+            RESNET_SERVE_MAX_DELAY_MS="1500", RESNET_SERVE_SHUTDOWN_TIMEOUT_S=patience
+        ) as running,
+        channel(running) as opened,
+    ):
+        idle, busy = Stream(opened), Stream(opened)
+        busy.requests.put(GOOD)
+        until(lambda: samples(running)[f'resnet_serve_queue_depth{{model="{NAME}"}}'] == 1)
+        running.process.send_signal(signal.SIGTERM)
+        assert next(busy.responses)
+        for stream in (idle, busy):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(stream.responses)
+            stream.requests.put(None)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "open the stream again" in caught.value.details()
+        assert running.process.wait(PATIENCE) == 0
+    assert not [line for line in running.log if "ERROR" in line or "Traceback" in line]
 
 
 def test_a_second_signal_cuts_calls_off_and_says_so() -> None:
