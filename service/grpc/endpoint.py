@@ -24,6 +24,7 @@ from service.grpc.observing import LOOK_SECONDS, REFLECTION_SERVICES, Observers
 from service.grpc.receiving import Receiving
 from service.grpc.servicing import InferenceMethods
 from service.grpc.streaming import InferStreams
+from service.grpc.unread import Unread
 from service.http.listener import announce_grpc
 from service.http.services import Services
 
@@ -54,7 +55,8 @@ class GrpcServer:
         receiving = Receiving(services.budget, services.lane, most_bytes + BESIDE_BYTES)
         self._connections = math.ceil(settings.max_connections / settings.workers)
         protocol = Descriptors()
-        self._calls = Calls(services, receiving, self._connections)
+        unread = Unread({int(address.rpartition(":")[2]) for address in addresses})
+        self._calls = Calls(services, receiving, unread, self._connections)
         self._inference = InferenceMethods(self._calls, protocol)
         self._streams = InferStreams(self._inference, protocol)
         self._observers = Observers(self._calls, protocol)

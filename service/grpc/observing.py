@@ -69,7 +69,8 @@ class Observers:
             while True:
                 status = self._status(service)
                 if status != told:
-                    await context.write(self._encode(status))
+                    with self._calls.unread.within(context):
+                        await context.write(self._encode(status))
                     told = status
                 if self._calls.stopping:
                     return b""
@@ -88,7 +89,8 @@ class Observers:
 
         async def answer(call: Call) -> bytes:
             async for response in self._reflection.ServerReflectionInfo(requests(), context):
-                await context.write(response.SerializeToString())
+                with self._calls.unread.within(context):
+                    await context.write(response.SerializeToString())
             return b""
 
         await self._observe(context, "ServerReflectionInfo", answer)

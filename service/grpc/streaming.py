@@ -56,7 +56,7 @@ class InferStreams:
         try:
             async with asyncio.TaskGroup() as group:
                 receiving = group.create_task(self._receive(stream, group, responses))
-                group.create_task(respond(stream.context, responses))
+                group.create_task(self._respond(stream.context, responses))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
@@ -90,10 +90,20 @@ class InferStreams:
         await responses.put(None)
         return False
 
+    async def _respond(
+        self, context: Any, responses: asyncio.Queue[asyncio.Task[bytes] | None]
+    ) -> None:
+        """Writes responses in the order of their requests."""
+        while (task := await responses.get()) is not None:
+            response = await task
+            with self._calls.unread.within(context):
+                await context.write(response)
+
     async def _answer(self, call: Call, message: Message, body: bytes) -> bytes:
         """A response or an error, as a ModelStreamInferResponse."""
 
         async def answer(call: Call) -> bytes:
+            call.services.keys.authorize(call.headers)  # A key may have been revoked meanwhile.
             message.count(body)
             return await self._methods.inferred(call, body, self._encode)
 
@@ -113,9 +123,3 @@ class InferStreams:
 
 def closing() -> NotReady:
     return NotReady("the service is shutting down; open the stream again", RETRY_SECONDS)
-
-
-async def respond(context: Any, responses: asyncio.Queue[asyncio.Task[bytes] | None]) -> None:
-    """Writes responses in the order of their requests."""
-    while (task := await responses.get()) is not None:
-        await context.write(await task)

@@ -615,10 +615,10 @@ def test_connections_and_calls_beyond_the_limit_are_refused(folder: Path) -> Non
 class Stream:
     """A stream whose client sends a request when it is told to, and otherwise waits."""
 
-    def __init__(self, opened: Any) -> None:
+    def __init__(self, opened: Any, metadata: Any = None) -> None:
         self.requests: queue.Queue[bytes | None] = queue.Queue()
         stream = opened.stream_stream(f"{SERVICE}/ModelStreamInfer")
-        self.responses = stream(iter(self.requests.get, None), timeout=PATIENCE)
+        self.responses = stream(iter(self.requests.get, None), timeout=PATIENCE, metadata=metadata)
 
     def ask(self) -> NDArray[np.float32]:
         self.requests.put(GOOD)
@@ -646,6 +646,48 @@ def test_streams_that_wait_for_their_clients_stay_open_up_to_a_limit_of_their_ow
         streams[0].requests.put(None)
         assert not list(streams[0].responses)
         assert Stream(opened).ask().size
+
+
+def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
+    """A frame of HTTP/2: RFC 9113, section 4.1."""
+    length = len(content).to_bytes(3, "big")
+    return length + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header field that is not indexed: RFC 7541, section 6.2.2."""
+    return b"\0" + b"".join(bytes([len(text)]) + text for text in (name, value))
+
+
+def test_who_does_not_read_is_disconnected(tmp_path: Path) -> None:
+    """Open calls are limited: else, a client that opens no window keeps all others out."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from tests.support.import_hook import change_on_import\n"
+        "change_on_import(['service.http.timed_connection'],\n"
+        "    lambda module: setattr(module, 'STALLED_SECONDS', 1.0))\n"
+    )
+    paths = f"{tmp_path}:{Path(__file__).parents[2]}"
+    with simple(PYTHONPATH=paths) as running:
+        host, _, port = address_of(running).rpartition(":")
+        fields = {
+            b":method": b"POST",
+            b":scheme": b"http",
+            b":path": f"{SERVICE}/ServerLive".encode(),
+            b":authority": b"a",
+            b"content-type": b"application/grpc",
+            b"te": b"trailers",
+        }
+        block = b"".join(literal(*each) for each in fields.items())
+        no_window = frame(4, 0, 0, b"\0\4\0\0\0\0")
+        with socket.create_connection((host, int(port)), PATIENCE) as opened:
+            opened.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + no_window)
+            for number in range(5):
+                stream = 2 * number + 1
+                opened.sendall(frame(1, 4, stream, block) + frame(0, 1, stream, bytes(5)))
+            received = b"".join(iter(partial(opened.recv, 2**16), b""))
+        assert b"application/grpc" in received  # Responses began.
+        with channel(running) as other:
+            assert raw_rows(call(other, "ModelInfer", GOOD)).size
 
 
 def test_at_shutdown_streams_end_once_what_arrived_is_answered() -> None:
@@ -748,6 +790,31 @@ def test_keys_are_those_of_http() -> None:
         with channel(running) as opened:
             status = health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest())
             assert status.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_stream_ends_with_the_key_that_it_was_opened_with(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.touch(0o600)
+    keys.write_text("the-first-of-two-keys\n")
+    with simple(RESNET_SERVE_API_KEYS_FILE=str(keys)) as running, channel(running) as opened:
+        metadata = [("x-api-key", "the-first-of-two-keys")]
+        stream = Stream(opened, metadata)
+        assert stream.ask().size
+        keys.write_text("the-second-of-two-keys\n")
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: revoked(opened, metadata))
+        stream.requests.put(GOOD)
+        message = service_pb2.ModelStreamInferResponse.FromString(next(stream.responses))
+        assert "unknown key" in message.error_message
+        stream.requests.put(None)
+
+
+def revoked(opened: Any, metadata: Any) -> bool:
+    try:
+        call(opened, "ModelInfer", GOOD, metadata=metadata)
+    except grpc.RpcError as error:
+        return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")

@@ -52,6 +52,11 @@ def test_both_families_have_one_port() -> None:
     assert address.startswith("[::]:")
 
 
+def test_the_port_of_http_is_refused() -> None:
+    with pytest.raises(ConfigError, match="grpc_port: 8123 is the port of HTTP; choose another"):
+        reserve(Settings(port=8123), "127.0.0.1", 8123)
+
+
 def test_other_hosts_need_a_key_or_leave() -> None:
     with pytest.raises(ConfigError, match="set api_keys"):
         reserve(Settings(), "0.0.0.0", 0)
