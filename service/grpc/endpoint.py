@@ -55,7 +55,8 @@ class GrpcServer:
         receiving = Receiving(services.budget, services.lane, most_bytes + BESIDE_BYTES)
         self._connections = math.ceil(settings.max_connections / settings.workers)
         protocol = Descriptors()
-        unread = Unread({int(address.rpartition(":")[2]) for address in addresses})
+        ports = {int(address.rpartition(":")[2]) for address in addresses}
+        unread = Unread(ports, services.lane)
         self._calls = Calls(services, receiving, unread, self._connections)
         self._inference = InferenceMethods(self._calls, protocol)
         self._streams = InferStreams(self._inference, protocol)

@@ -18,14 +18,21 @@ from typing import Any
 from urllib.parse import unquote
 
 from service.http.timed_connection import STALLED_SECONDS
+from service.inference.lane import Lane
 
 
 class Unread:
-    """Closes the connections of clients to the given ports that do not read for too long."""
+    """Closes the connections of clients to the given ports that do not read for too long; `lane`:
+    threads that look for them."""
 
-    def __init__(self, ports: Collection[int], seconds: float = STALLED_SECONDS) -> None:
+    def __init__(
+        self, ports: Collection[int], lane: Lane, seconds: float = STALLED_SECONDS
+    ) -> None:
         self._ports = ports
+        self._lane = lane
         self._seconds = seconds
+        self._peers: set[str] = set()
+        self._closing: asyncio.Task[None] | None = None
 
     def until_done(self, context: Any) -> None:
         """Gives the client of a call time from now on for all that is still to be sent."""
@@ -42,22 +49,31 @@ class Unread:
             timer.cancel()
 
     def _timer(self, context: Any) -> asyncio.TimerHandle:
-        loop = asyncio.get_running_loop()
-        return loop.call_later(
-            self._seconds, lambda: close_connections(context.peer(), self._ports)
-        )
+        return asyncio.get_running_loop().call_later(self._seconds, self._late, context)
+
+    def _late(self, context: Any) -> None:
+        self._peers.add(context.peer())
+        if self._closing is None or self._closing.done():
+            self._closing = asyncio.ensure_future(self._close())
+
+    async def _close(self) -> None:
+        """Looks once for the peers of any number of calls."""
+        while self._peers:
+            peers, self._peers = self._peers, set()
+            await self._lane.run(close_connections, peers, self._ports)
 
 
-def close_connections(peer: str, ports: Collection[int]) -> int:
-    """Closes this process's connections of a peer, such as ipv4:127.0.0.1:4711, to the given ports;
+def close_connections(peers: Collection[str], ports: Collection[int]) -> int:
+    """Closes this process's connections of peers, such as ipv4:127.0.0.1:4711, to the given ports;
     returns how many."""
+    names = {unquote(peer) for peer in peers}
     count = 0
     for file in [*Path("/proc/self/fd").iterdir()]:
         try:
             if not file.readlink().name.startswith("socket:"):
                 continue
             with socket.socket(fileno=os.dup(int(file.name))) as found:
-                if found.getsockname()[1] in ports and named(found.getpeername()) == unquote(peer):
+                if found.getsockname()[1] in ports and named(found.getpeername()) in names:
                     found.shutdown(socket.SHUT_RDWR)
                     count += 1
         except (OSError, ValueError, IndexError):  # Closed meanwhile, or of another kind.

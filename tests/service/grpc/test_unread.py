@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.grpc.unread import Unread, close_connections, named
+from service.inference.lane import Lane
 
 
 @pytest.mark.parametrize(
@@ -32,9 +33,9 @@ def test_only_connections_of_the_peer_to_the_port_are_closed() -> None:
             server.accept()[0],
         ):
             peer = f"ipv4:127.0.0.1:{first.getsockname()[1]}"
-            assert close_connections(peer, {other.getsockname()[1]}) == 0
-            assert close_connections("ipv6:%5B::1%5D:1", {port}) == 0
-            assert close_connections(peer, {port}) == 1
+            assert close_connections({peer}, {other.getsockname()[1]}) == 0
+            assert close_connections({"ipv6:%5B::1%5D:1"}, {port}) == 0
+            assert close_connections({peer}, {port}) == 1
             assert first.recv(1) == b""
             second.settimeout(0.05)
             with pytest.raises(TimeoutError):
@@ -52,21 +53,21 @@ def test_who_reads_in_time_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> 
         def add_done_callback(self, done: Any) -> None:
             self.done = done
 
-    closed: list[str] = []
+    closed: list[set[str]] = []
     monkeypatch.setattr(
-        "service.grpc.unread.close_connections", lambda peer, ports: closed.append(peer)
+        "service.grpc.unread.close_connections", lambda peers, ports: closed.append(peers)
     )
 
     async def run() -> None:
-        unread, context = Unread({1}, 0.01), Context()
+        unread, context = Unread({1}, Lane(1, "test"), 0.01), Context()
         unread.until_done(context)
         context.done(context)
         with unread.within(context):
             pass
         await asyncio.sleep(0.03)
         assert not closed
-        with unread.within(context):
-            await asyncio.sleep(0.03)
-        assert closed == ["ipv4:127.0.0.1:1"]
+        with unread.within(context), unread.within(context):
+            await asyncio.sleep(0.1)
+        assert closed == [{"ipv4:127.0.0.1:1"}]
 
     asyncio.run(run())
