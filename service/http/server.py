@@ -164,7 +164,11 @@ class Server(uvicorn.Server):
         self._acceptor.start(BACKLOG)
         self.servers.append(self._acceptor)  # type: ignore[arg-type]
         if self._companion is not None:
-            await self._companion.start()
+            try:
+                await self._companion.start()
+            except ConfigError:  # The base class would leave the application in the middle.
+                await self.lifespan.shutdown()
+                raise
             self.servers.append(self._companion)  # type: ignore[arg-type]
         self.announce()
 
