@@ -179,6 +179,12 @@ class Settings(Strict):
         description="port for gRPC on the same host; 0: any free port; unset: no gRPC; requires "
         "the extra grpc",
     )
+    grpc_max_streams: int = Field(
+        64,
+        ge=1,
+        description="streams of ModelStreamInfer that are open at once, in each front end; each "
+        "may take max_batch_body_bytes of memory",
+    )
     socket_mode: str = Field(
         "660",
         description="permissions of a unix socket's file, in octal and in quotes; who may write to "

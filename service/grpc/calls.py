@@ -13,6 +13,7 @@ from grpc import StatusCode
 from service import errors
 from service.grpc.receiving import Receiving
 from service.grpc.statuses import UNEXPECTED, CallRefusal, refusal_of
+from service.grpc.unread import Unread
 from service.http.admission import MAX_TIMEOUT_MS, timeout_of
 from service.http.record import RequestRecord
 from service.http.request_log import RequestLog
@@ -57,9 +58,10 @@ Answer = Callable[[Call], Awaitable[bytes]]
 class Calls:
     """The calls of one process, of which `most` may be in progress."""
 
-    def __init__(self, services: Services, receiving: Receiving, most: int) -> None:
+    def __init__(self, services: Services, receiving: Receiving, unread: Unread, most: int) -> None:
         self.services = services
         self.receiving = receiving
+        self.unread = unread
         self.stopping = False
         self._most = most
         self.open = 0
@@ -90,6 +92,7 @@ class Calls:
             await context.abort(outcome.code, outcome.text, (*trailers, *outcome.trailers))
         assert isinstance(outcome, bytes)
         context.set_trailing_metadata(trailers)
+        self.unread.until_done(context)
         return outcome
 
     async def outcome(self, call: Call, answer: Answer) -> bytes | CallRefusal:

@@ -14,17 +14,17 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_reflection.v1alpha import reflection
 
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.grpc import protocol_table as table
 from service.grpc.calls import Calls
 from service.grpc.descriptors import Descriptors
-from service.grpc.observing import LOOK_SECONDS, Observers
+from service.grpc.observing import LOOK_SECONDS, REFLECTION_SERVICES, Observers
 from service.grpc.receiving import Receiving
 from service.grpc.servicing import InferenceMethods
 from service.grpc.streaming import InferStreams
+from service.grpc.unread import Unread
 from service.http.listener import announce_grpc
 from service.http.services import Services
 
@@ -55,7 +55,9 @@ class GrpcServer:
         receiving = Receiving(services.budget, services.lane, most_bytes + BESIDE_BYTES)
         self._connections = math.ceil(settings.max_connections / settings.workers)
         protocol = Descriptors()
-        self._calls = Calls(services, receiving, self._connections)
+        ports = {int(address.rpartition(":")[2]) for address in addresses}
+        unread = Unread(ports, services.lane)
+        self._calls = Calls(services, receiving, unread, self._connections)
         self._inference = InferenceMethods(self._calls, protocol)
         self._streams = InferStreams(self._inference, protocol)
         self._observers = Observers(self._calls, protocol)
@@ -118,7 +120,7 @@ class GrpcServer:
             for name, handlers in (
                 (f"{table.INFERENCE}.{table.INFERENCE_SERVICE}", methods),
                 (f"{table.HEALTH}.{table.HEALTH_SERVICE}", health),
-                (reflection.SERVICE_NAME, reflecting),
+                *((name, reflecting) for name in REFLECTION_SERVICES),
             )
         ]
 
@@ -138,6 +140,7 @@ class GrpcServer:
         """Stops accepting calls."""
         if self._server is not None and self._stopping is None:
             self._calls.stopping = True
+            self._streams.close()
             self._stopping = asyncio.ensure_future(self._server.stop(self._patience))
 
     async def wait_closed(self) -> None:

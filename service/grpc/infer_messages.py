@@ -47,10 +47,7 @@ class InferMessages:
 
     def parse(self, name: str, data: bytes) -> Any:
         """Raises `InvalidInput`: the bytes are no such message."""
-        try:
-            return self._protocol[name].FromString(data)
-        except DecodeError:
-            raise malformed() from None
+        return parsed(self._protocol[name], data)
 
     def outline(self, body: bytes) -> Outline:
         """A request before its model is known.
@@ -119,15 +116,22 @@ class InferMessages:
             if part.value or part.number == FILES
         ]
         if len(outline.raw) + bool(typed) != 1:
+            field = FIELDS.get(tensor.datatype)
             raise InvalidInput(
-                f"{tensor.name}: send the tensor either as the one entry of raw_input_contents or "
-                f"in contents, as {FIELDS[tensor.datatype]}"
+                f"{tensor.name}: send the tensor "
+                + (f"either in contents, as {field}, or " if field else "")
+                + "as the one entry of raw_input_contents"
             )
         values = self._typed(tensor.name, tensor.datatype, typed) if typed else outline.raw[0]
         return codec.with_images(message, tensor, shape, values, spec)
 
     def _typed(self, name: str, datatype: str, contents: Sequence[WireField]) -> Values:
         """Typed contents; raises `InvalidInput`: they are of another type."""
+        if datatype not in FIELDS:
+            raise InvalidInput(
+                f"{name}: contents has no field for {datatype}; send the tensor in "
+                "raw_input_contents"
+            )
         numbers = {"BYTES": (FILES,), "UINT8": INTEGERS, "FP32": (FP32,)}[datatype]
         if any(part.number not in numbers for part in contents):
             raise InvalidInput(
@@ -167,6 +171,14 @@ class InferMessages:
             message.outputs.add(**entry)
             message.raw_output_contents.append(codec.binary_of(data))
         return message
+
+
+def parsed(kind: Any, data: bytes) -> Any:
+    """A message of a class; raises `InvalidInput`: the bytes are no such message."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise malformed() from None
 
 
 def values_of(found: Iterable[WireField], number: int) -> list[memoryview]:

@@ -12,11 +12,13 @@ from service.errors import RETRY_SECONDS, TooManyConnections, UnknownModel
 from service.grpc import protocol_table as table
 from service.grpc.calls import Call, Calls
 from service.grpc.descriptors import Descriptors
-from service.grpc.infer_messages import InferMessages
+from service.grpc.infer_messages import InferMessages, parsed
 from service.grpc.receiving import Message
 from service.grpc.statuses import CallRefusal
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+# Two names of one protocol, whose messages are the same on the wire.
+REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 SERVICES = ("", f"{table.INFERENCE}.{table.INFERENCE_SERVICE}")
 # Between two looks of a watch: a change is told within this time.
 LOOK_SECONDS = 0.1
@@ -32,7 +34,7 @@ class Observers:
         self._calls = calls
         self._messages = InferMessages(protocol)
         self._response = protocol[f"{table.HEALTH}.HealthCheckResponse"]
-        names = [*protocol.services, reflection.SERVICE_NAME]
+        names = [*protocol.services, *REFLECTION_SERVICES]
         self._reflection = reflection.aio.ReflectionServicer(names, protocol.pool)
         self._count = 0
 
@@ -67,7 +69,8 @@ class Observers:
             while True:
                 status = self._status(service)
                 if status != told:
-                    await context.write(self._encode(status))
+                    with self._calls.unread.within(context):
+                        await context.write(self._encode(status))
                     told = status
                 if self._calls.stopping:
                     return b""
@@ -82,11 +85,12 @@ class Observers:
                     body = await message.read(context)
                 if body is None:
                     return
-                yield reflection_pb2.ServerReflectionRequest.FromString(body)
+                yield parsed(reflection_pb2.ServerReflectionRequest, body)
 
         async def answer(call: Call) -> bytes:
             async for response in self._reflection.ServerReflectionInfo(requests(), context):
-                await context.write(response.SerializeToString())
+                with self._calls.unread.within(context):
+                    await context.write(response.SerializeToString())
             return b""
 
         await self._observe(context, "ServerReflectionInfo", answer)

@@ -3,8 +3,9 @@
 gRPC tells nobody how much of a message has arrived, and keeps all of it in memory until the last
 byte. Two limits take the place of counting what arrives. Within `QUICK_SECONDS` any call may
 receive; of those that take longer, only as many may go on as have room in the limit on uploads if
-each is of the largest size. Beyond that, the one that has taken longest gives way. What has arrived
-counts among the bodies of HTTP.
+each is of the largest size. Beyond that, the one that has taken longest gives way. A stream that
+waits for its client looks the same as one in the middle of a message: streams are limited in number
+instead, by `grpc_max_streams`. What has arrived counts among the bodies of HTTP.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ class Message:
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(0)
 
-    async def read(self, context: Any, deadline: float = math.inf) -> bytes | None:
+    async def read(
+        self, context: Any, deadline: float = math.inf, *, may_pause: bool = False
+    ) -> bytes | None:
         """The message's bytes; None: the client sends no more.
 
-        `deadline`: the call's, in the event loop's time; of a stream, which may pause, there is
-        none.
+        `deadline`: the call's, in the event loop's time; a stream has none. `may_pause`: its client
+        may take any time before the message, which never counts as slow.
 
         Raises:
             TooLarge: it exceeds the limit, compressed or decompressed.
@@ -82,12 +85,15 @@ class Message:
             ClientDeadline, RequestTooSlow: it took too long to arrive.
             UploadsFull: others take the room that it needs.
             ClientLeft: the call ended.
+            ServiceError: that of `end`.
         """
+        if self._ended is not None:
+            raise self._ended
         loop = asyncio.get_running_loop()
         until = deadline
         if deadline < math.inf:
             until = min(deadline, loop.time() + self._common.budget.max_seconds)
-        slow = loop.call_later(QUICK_SECONDS, self._common.slow, self)
+        slow = None if may_pause else loop.call_later(QUICK_SECONDS, self._common.slow, self)
         try:
             async with asyncio.timeout_at(None if until == math.inf else until) as self._timeout:
                 content = await context.read()
@@ -97,9 +103,10 @@ class Message:
             # The call has ended meanwhile, or the message was larger than what gRPC itself allows.
             raise ClientLeft("the call ended before its message was complete") from None
         finally:
-            slow.cancel()
             self._timeout = None
-            self._common.ended(self)
+            if slow is not None:
+                slow.cancel()
+                self._common.ended(self)
         if content is grpc.aio.EOF:
             return None
         if coding := compression_of(content):

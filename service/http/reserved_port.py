@@ -29,6 +29,8 @@ def reserve(settings: Settings, host: str, port: int) -> ReservedPort:
     """
     if unix_path(host) is not None:
         raise ConfigError(f"grpc_port: needs a host with TCP, not {host}")
+    if port and port == settings.port:
+        raise ConfigError(f"grpc_port: {port} is the port of HTTP; choose another")
     try:
         found = resolve(host, port)
     except OSError as error:

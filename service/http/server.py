@@ -164,7 +164,11 @@ class Server(uvicorn.Server):
         self._acceptor.start(BACKLOG)
         self.servers.append(self._acceptor)  # type: ignore[arg-type]
         if self._grpc_server is not None:
-            await self._grpc_server.start()
+            try:
+                await self._grpc_server.start()
+            except ConfigError:  # The base class would leave the application in the middle.
+                await self.lifespan.shutdown()
+                raise
             self.servers.append(self._grpc_server)  # type: ignore[arg-type]
         self.announce()
 

@@ -24,6 +24,8 @@ from service.oip.messages import InferenceRequest, Input, Output
 VERSION = "1"
 IMAGE, PIXELS, INPUT = "image", "pixels", "input"
 DATATYPES = {IMAGE: "BYTES", PIXELS: "UINT8", INPUT: "FP32"}
+# Others that an input may have; metadata has one datatype for each.
+ALTERNATIVES = {INPUT: "FP16"}
 PROBABILITIES, EMBEDDING = "probabilities", "embedding"
 # Triton's levels; 0 and levels below the lowest mean the default.
 PRIORITIES = {1: Priority.FIRST, 2: Priority.NORMAL, 3: Priority.LAST}
@@ -187,10 +189,10 @@ def the_input(message: InferenceRequest) -> Input:
     datatype = DATATYPES.get(tensor.name)
     if datatype is None:
         raise InvalidInput(f"inputs: unknown input {tensor.name!r}; use {', '.join(DATATYPES)}")
-    if tensor.datatype != datatype:
-        raise InvalidInput(
-            f"{tensor.name}: the datatype must be {datatype}, not {tensor.datatype!r}"
-        )
+    alternative = ALTERNATIVES.get(tensor.name, datatype)
+    if tensor.datatype not in (datatype, alternative):
+        wanted = datatype if alternative == datatype else f"{datatype} or {alternative}"
+        raise InvalidInput(f"{tensor.name}: the datatype must be {wanted}, not {tensor.datatype!r}")
     regions = [output.parameters.shared_memory_region for output in message.outputs]
     if any(region is not None for region in (tensor.parameters.shared_memory_region, *regions)):
         raise InvalidInput(f"shared_memory_region: {SHARED_MEMORY}")
@@ -231,7 +233,7 @@ def images_of(tensor: Input, shape: Sequence[int], values: Values, spec: InputSp
     return [pixels_of(image, spec) for image in images]
 
 
-def pixels_of(normalised: NDArray[np.float32], spec: InputSpec) -> NDArray[np.float32]:
+def pixels_of(normalised: NDArray[np.floating[Any]], spec: InputSpec) -> NDArray[np.float32]:
     """Undoes the model's normalisation: float32 pixels [H, W, C] from 0 to 255.
 
     Raises:

@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from service.errors import InvalidInput
 from service.inference.base64_text import decode_base64
 
-DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "UINT8": np.dtype("u1"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+}
 # Accepted Python types of JSON numbers, and a wider type to check their range in.
 NUMBERS: dict[str, tuple[set[type], np.dtype[Any]]] = {
     "UINT8": ({int}, np.dtype("i8")),
@@ -40,8 +44,12 @@ def array_of_numbers(datatype: str, shape: Sequence[int], data: list[Any]) -> ND
     """The tensor in JSON numbers, nested or flat.
 
     Raises:
-        InvalidInput: the count is wrong, or the type cannot hold a number.
+        InvalidInput: the count is wrong, or the type cannot hold a number, or has none in JSON.
     """
+    if datatype not in NUMBERS:
+        raise InvalidInput(
+            f"data: {datatype} has no form in JSON; send it as binary data, see binary_data_size"
+        )
     numbers = flat(data, math.prod(shape))
     kinds, wide = NUMBERS[datatype]
     if not set(map(type, numbers)) <= kinds:

@@ -8,12 +8,7 @@ import os
 import queue
 import random
 import re
-import shutil
 import signal
-import socket
-import ssl
-import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,11 +29,8 @@ from tritonclient.utils import InferenceServerException
 
 from service.repository import catalog
 from tests.conftest import (
-    CHOSEN,
-    COMMAND,
     PATIENCE,
     Service,
-    clean_environment,
     client,
     encoded,
     started,
@@ -46,7 +38,6 @@ from tests.conftest import (
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_runtime_models import ADMIN, KEY, write
 from tests.e2e.test_workers import children, until
-from tests.service.http.test_tls import self_signed
 from tests.support import rounding
 from tests.support.protobuf import field
 
@@ -57,6 +48,7 @@ BUILTIN = catalog.load(f"builtin:{NAME}").bundle.tensors
 same_probabilities = partial(rounding.assert_probabilities_near, layers=BUILTIN)
 FILES = [encoded(), encoded("JPEG", (50, 40)), encoded("BMP", (20, 33))]
 ADDRESS = re.compile(r"serving gRPC on ([^\s,]+)")
+REFLECTIONS = [f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")]
 SERVICE = "/inference.GRPCInferenceService"
 ADMIN_METADATA = {name.lower(): value for name, value in ADMIN.items()}
 MODELS = f"""
@@ -134,7 +126,7 @@ def images(*files: bytes) -> Any:
 
 
 def tensor(name: str, values: NDArray[Any]) -> Any:
-    datatype = {"uint8": "UINT8", "float32": "FP32"}[values.dtype.name]
+    datatype = {"uint8": "UINT8", "float16": "FP16", "float32": "FP32"}[values.dtype.name]
     given = triton.InferInput(name, list(values.shape), datatype)
     given.set_data_from_numpy(values)
     return given
@@ -219,6 +211,9 @@ def test_tensors_are_computed_as_they_are(served: Service, asking: Any) -> None:
     values = ((given / 255 - spec["mean"]) / spec["std"]).astype(np.float32)
     planes = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
     same_probabilities(probabilities(asking, tensor("input", planes)), rows)
+    halves = planes.astype(np.float16)
+    wanted = probabilities(asking, tensor("input", halves.astype(np.float32)))
+    same_probabilities(probabilities(asking, tensor("input", halves)), wanted)
     outputs = [triton.InferRequestedOutput(name) for name in ("embedding", "probabilities")]
     found = asking.infer(NAME, [tensor("pixels", given)], outputs=outputs)
     assert found.as_numpy("embedding").shape == (5, 64)
@@ -423,7 +418,7 @@ def test_reflection_teaches_a_client_everything(served: Service, asking: Any) ->
         assert {each.name for each in listed} == {
             "inference.GRPCInferenceService",
             "grpc.health.v1.Health",
-            "grpc.reflection.v1alpha.ServerReflection",
+            *REFLECTIONS,
         }
         answer = ask(asked(file_containing_symbol="inference.GRPCInferenceService"))
         pool = descriptor_pool.DescriptorPool()
@@ -440,6 +435,13 @@ def test_reflection_teaches_a_client_everything(served: Service, asking: Any) ->
         )
         received = unary(sent, timeout=PATIENCE)
         assert ask(asked(file_containing_symbol="no.such")).error_response.error_code == 5
+        for name in REFLECTIONS:
+            reflect = opened.stream_stream(f"/{name}/ServerReflectionInfo")
+            (answer,) = reflect(iter([asked(list_services="").SerializeToString()]))
+            assert b"inference.GRPCInferenceService" in answer
+            with pytest.raises(grpc.RpcError) as caught:
+                list(reflect(iter([b"\xff"]), timeout=PATIENCE))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     rows = np.frombuffer(received.raw_output_contents[0], "<f4").reshape(3, CLASSES)
     same_probabilities(rows, probabilities(asking, images(*FILES)))
 
@@ -566,52 +568,6 @@ def test_a_bomb_is_refused_before_it_takes_its_memory(served: Service) -> None:
         assert peak() - before < 50 * 1024
 
 
-def test_what_takes_too_long_to_arrive_is_refused() -> None:
-    def slowly() -> Iterator[bytes]:
-        ended.wait(PATIENCE)
-        yield b""
-
-    ended = threading.Event()
-    with simple(RESNET_SERVE_UPLOAD_TIMEOUT_S="0.5") as running, channel(running) as opened:
-        with pytest.raises(grpc.RpcError) as caught:
-            opened.stream_unary(f"{SERVICE}/ModelInfer")(slowly(), timeout=PATIENCE)
-        ended.set()
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "took longer than 0.5 s" in caught.value.details()
-
-
-def test_connections_and_calls_beyond_the_limit_are_refused(folder: Path) -> None:
-    with (
-        simple(RESNET_SERVE_MAX_CONNECTIONS="2", RESNET_SERVE_MAX_DELAY_MS="3000") as running,
-        channel(running) as first,
-    ):
-        unary = first.unary_unary(f"{SERVICE}/ModelInfer")
-        calls = [unary.future(GOOD, timeout=PATIENCE) for _ in range(2)]
-        until(lambda: samples(running)[f'resnet_serve_queue_depth{{model="{NAME}"}}'] == 2)
-        error = refused(first, "ModelInfer", GOOD)
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "2 calls in progress" in error.details()
-        with channel(running) as second:
-            assert refused(second, "ServerLive", b"").code() is error.code()
-            with channel(running) as third:
-                error = refused(third, "ServerLive", b"", timeout=5)
-                assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert all(raw_rows(each.result()).size for each in calls)
-
-
-def test_a_second_signal_cuts_calls_off_and_says_so() -> None:
-    with simple(RESNET_SERVE_MAX_DELAY_MS="60000") as running, channel(running) as opened:
-        held = opened.unary_unary(f"{SERVICE}/ModelInfer").future(GOOD, timeout=PATIENCE)
-        until(lambda: samples(running)[f'resnet_serve_queue_depth{{model="{NAME}"}}'] == 1)
-        running.process.send_signal(signal.SIGTERM)
-        until(lambda: client.get(f"{running.url}/health/ready").status_code == 503)
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(PATIENCE) == 1
-        with pytest.raises(grpc.RpcError):
-            held.result()
-    assert [line for line in running.log if "requests cut off: 1" in line]
-
-
 def test_every_front_end_serves_and_a_new_one_takes_the_place_of_one_that_died(
     served: Service,
 ) -> None:
@@ -644,126 +600,3 @@ def listening(port: int) -> list[str]:
         for line in Path(f"/proc/net/{name}").read_text("ascii").splitlines()[1:]
     ]
     return [line for line in lines if line.split()[1].endswith(f":{port:04X}") and " 0A " in line]
-
-
-@contextmanager
-def simple(*arguments: str, **environment: str) -> Iterator[Service]:
-    models = ("--model", "builtin:resnet20-cifar10", "--engine", "eager", "--precision", "fp32")
-    with started(*models, "--grpc-port", "0", *arguments, **environment) as running:  # type: ignore[arg-type]
-        yield running
-
-
-def test_keys_are_those_of_http() -> None:
-    key = "a-key-that-nobody-guesses"
-    with (
-        simple(RESNET_SERVE_API_KEYS=key) as running,
-        triton.InferenceServerClient(address_of(running)) as asking,
-    ):
-        assert asking.is_server_ready()
-        given = [images(FILES[0])]
-        for headers in (None, {"x-api-key": "not-the-right-key"}):
-            with pytest.raises(InferenceServerException, match="key") as caught:
-                asking.infer(NAME, given, headers=headers)
-            assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
-            with pytest.raises(InferenceServerException, match="key"):
-                asking.get_model_metadata(NAME, headers=headers)
-        for headers in ({"x-api-key": key}, {"authorization": f"Bearer {key}"}):
-            assert asking.infer(NAME, given, headers=headers).as_numpy("probabilities").size
-        with pytest.raises(InferenceServerException, match="no admin key") as caught:
-            asking.unload_model(NAME, headers={"x-api-key": key})
-        assert caught.value.status() == "StatusCode.PERMISSION_DENIED"
-        with channel(running) as opened:
-            status = health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest())
-            assert status.status == health_pb2.HealthCheckResponse.SERVING
-
-
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
-@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
-def test_certificates_are_those_of_https_and_are_reloaded(tmp_path: Path, workers: str) -> None:
-    certificate, key = self_signed(tmp_path)
-
-    def asked(address: str) -> bool:
-        with triton.InferenceServerClient(
-            address,
-            ssl=True,
-            root_certificates=str(certificate),
-            channel_args=[("grpc.use_local_subchannel_pool", 1)],
-        ) as asking:
-            found = asking.infer(NAME, [images(FILES[0])], client_timeout=PATIENCE)
-            return bool(found.as_numpy("probabilities").size)
-
-    def presented(address: str) -> str:
-        host, _, port = address.rpartition(":")
-        return ssl.get_server_certificate((host, int(port)))
-
-    with simple(
-        RESNET_SERVE_WORKERS=workers,
-        RESNET_SERVE_TLS_CERTIFICATE=str(certificate),
-        RESNET_SERVE_TLS_KEY=str(key),
-    ) as running:
-        address = address_of(running)
-        assert asked(address)
-        before = presented(address)
-        self_signed(tmp_path)
-        running.process.send_signal(signal.SIGHUP)
-        until(lambda: all(presented(address) != before for _ in range(8)))
-        assert asked(address)
-
-
-def test_at_shutdown_health_says_so_and_accepted_calls_are_completed(folder: Path) -> None:
-    with simple(
-        *("--model", "random:resnet20", "--workers", "2"),
-        RESNET_SERVE_WORKERS="2",
-        RESNET_SERVE_MAX_DELAY_MS="2500",
-        RESNET_SERVE_SHUTDOWN_GRACE_S="1",
-    ) as running:
-        with channel(running) as opened:
-            stub = health_pb2_grpc.HealthStub(opened)
-            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
-            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-            unary = opened.unary_unary(f"{SERVICE}/ModelInfer")
-            accepted = unary.future(GOOD, timeout=PATIENCE)
-            until(lambda: samples(running)[f'resnet_serve_queue_depth{{model="{NAME}"}}'] == 1)
-            running.process.send_signal(signal.SIGTERM)
-            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            # Still served during the grace period.
-            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE).status == 2
-            assert raw_rows(accepted.result()).shape == (1, CLASSES)
-            error = refused(opened, "ModelInfer", GOOD, timeout=20)
-            assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert running.process.wait(PATIENCE) == 0
-    assert not [line for line in running.log if "ERROR" in line or "Traceback" in line]
-
-
-def failed_start(*arguments: str, **environment: str) -> str:
-    """The one line with which a service does not start."""
-    clean = clean_environment() | dict(CHOSEN)
-    process = subprocess.run(
-        [COMMAND, "serve", "--port", "0", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=clean | environment,
-        check=False,
-    )
-    assert process.returncode == 2, process.stderr
-    assert process.stderr.count("\n") == 1
-    return process.stderr
-
-
-def test_a_port_in_use_is_one_line() -> None:
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        line = failed_start("--grpc-port", str(port))
-    assert f"grpc_port: cannot listen on 127.0.0.1:{port}: Address already in use" in line
-
-
-def test_other_hosts_need_a_key() -> None:
-    assert "set api_keys" in failed_start("--host", "0.0.0.0", "--grpc-port", "0")
-
-
-def test_it_is_off_by_default(service: Service) -> None:
-    assert not [line for line in service.log if "gRPC" in line]

@@ -77,7 +77,7 @@ def images(*files: bytes) -> Any:
 
 
 def tensor(name: str, values: NDArray[Any], *, binary: bool = True) -> Any:
-    datatype = {"uint8": "UINT8", "float32": "FP32"}[values.dtype.name]
+    datatype = {"uint8": "UINT8", "float16": "FP16", "float32": "FP32"}[values.dtype.name]
     given = triton.InferInput(name, list(values.shape), datatype)
     given.set_data_from_numpy(values, binary_data=binary)
     return given
@@ -181,6 +181,9 @@ def test_what_is_normalised_is_computed_as_the_pixels_it_was_made_of(
     same_probabilities(probabilities(asking, tensor("input", values)), wanted)
     as_json = probabilities(asking, tensor("input", values[:2], binary=False))
     same_probabilities(as_json, wanted[:2])
+    halves = values.astype(np.float16)
+    wanted = probabilities(asking, tensor("input", halves.astype(np.float32)))
+    same_probabilities(probabilities(asking, tensor("input", halves)), wanted)
 
 
 def test_an_embedding_is_that_of_v1(asking: Any, v2: Service) -> None:

@@ -62,6 +62,14 @@ def test_floats_come_packed_or_not() -> None:
     np.testing.assert_array_equal(image, other)
 
 
+def test_halves_come_raw() -> None:
+    values = np.linspace(-1, 1, 3072).astype("<f2")
+    (half,) = read(message("input", "FP16", [1, 3, 32, 32], values.tobytes())).images
+    wide = message("input", "FP32", [1, 3, 32, 32], values.astype("<f4").tobytes())
+    (full,) = read(wide).images
+    np.testing.assert_array_equal(half, full)
+
+
 def test_files_come_in_either_form() -> None:
     files = [b"one", b"", b"three"]
     packed = b"".join(struct.pack("<I", len(file)) + file for file in files)
@@ -84,7 +92,14 @@ def test_parameters_are_those_of_json() -> None:
 
 
 REFUSED: list[tuple[Any, type[ServiceError], str]] = [
-    (message("image", "BYTES", [1]), InvalidInput, "raw_input_contents or in contents"),
+    (message("image", "BYTES", [1]), InvalidInput, "bytes_contents, or as the one entry of raw"),
+    (message("input", "FP16", [3, 32, 32]), InvalidInput, "tensor as the one entry of raw"),
+    (
+        message("input", "FP16", [3, 32, 32], fp32_contents=[0.5] * 3072),
+        InvalidInput,
+        "contents has no field for FP16",
+    ),
+    (message("input", "BF16", [3, 32, 32], bytes(6144)), InvalidInput, "or FP16, not 'BF16'"),
     (message("image", "BYTES", [1], b"x", bytes_contents=[b"x"]), InvalidInput, "either"),
     (message("image", "BYTES", [1], b"x", b"y"), InvalidInput, "the one entry"),
     (message("image", "BYTES", [1], b"x"), InvalidInput, "image: .* ends within element 0"),

@@ -8,7 +8,14 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from service.errors import ClientDeadline, InvalidInput, RequestTooSlow, TooLarge, UploadsFull
+from service.errors import (
+    ClientDeadline,
+    InvalidInput,
+    NotReady,
+    RequestTooSlow,
+    TooLarge,
+    UploadsFull,
+)
 from service.grpc import receiving
 from service.grpc.receiving import Message, Receiving
 from service.http.body import UploadBudget
@@ -121,6 +128,31 @@ def test_quick_messages_never_give_way() -> None:
             call.content = b"x"
             call.arrived.set()
         assert await asyncio.gather(*tasks) == [b"x"] * 50
+
+    asyncio.run(run())
+
+
+def test_a_stream_may_pause_without_counting_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "QUICK_SECONDS", 0.0)
+
+    async def run() -> None:
+        shared = common(max_bytes=1)
+        calls = [Sending() for _ in range(50)]
+        tasks = [
+            asyncio.create_task(Message(shared, 40).read(call, may_pause=True)) for call in calls
+        ]
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in tasks)
+        for call in calls:
+            call.content = b"x"
+            call.arrived.set()
+        assert await asyncio.gather(*tasks) == [b"x"] * 50
+        waiting = Message(shared, 40)
+        reading = asyncio.create_task(waiting.read(Sending(), may_pause=True))
+        await asyncio.sleep(0)
+        waiting.end(NotReady("closing", 1.0))
+        with pytest.raises(NotReady):
+            await reading
 
     asyncio.run(run())
 

@@ -58,6 +58,11 @@ def test_without_ipv6_all_addresses_are_those_of_ipv4(monkeypatch: pytest.Monkey
     assert address.startswith("0.0.0.0:")
 
 
+def test_the_port_of_http_is_refused() -> None:
+    with pytest.raises(ConfigError, match="grpc_port: 8123 is the port of HTTP; choose another"):
+        reserve(Settings(port=8123), "127.0.0.1", 8123)
+
+
 def test_other_hosts_need_a_key_or_leave() -> None:
     with pytest.raises(ConfigError, match="set api_keys"):
         reserve(Settings(), "0.0.0.0", 0)

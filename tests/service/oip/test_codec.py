@@ -82,6 +82,15 @@ def test_normalised_values_become_the_pixels_they_were_made_of(planes: bool) -> 
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
+def test_halves_are_the_same_as_the_floats_that_they_are() -> None:
+    halves = np.linspace(-2, 2, 24).reshape(2, 3, 2, 2).astype("<f2")
+    floats = halves.astype("<f4")
+    found = read(one("input", "FP16", [2, 3, 2, 2], **binary(48)), halves.tobytes()).images
+    wanted = read(one("input", "FP32", [2, 3, 2, 2], **binary(96)), floats.tobytes()).images
+    assert [image.dtype for image in found if isinstance(image, np.ndarray)] == [np.float32] * 2
+    np.testing.assert_array_equal(np.stack(found), np.stack(wanted))
+
+
 def test_planes_of_three_by_three_are_planes() -> None:
     spec = InputSpec(size=3, resize=3, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     values = (np.arange(27, dtype=np.float32) / 27).reshape(3, 3, 3)
@@ -178,6 +187,11 @@ MALFORMED: list[tuple[Any, bytes, str]] = [
     (one("pixels", "UINT8", [1, 3, 2, 2], data=PIXELS), b"", r"\[-1, 2, 2, 3\], not"),
     (one("pixels", "UINT8", [1, 2**30, 2**30, 3], data=PIXELS), b"", "shape must be"),
     (one("input", "FP32", [2, 2], data=[0] * 4), b"", r"\[-1, 3, 2, 2\] or \[-1, 2, 2, 3\]"),
+    (one("input", "FP16", [3, 2, 2], data=[0] * 12), b"", "FP16 has no form in JSON"),
+    (one("input", "FP16", [3, 2, 2], **binary(48)), b"\0" * 48, "has 24 bytes, not 48"),
+    (one("input", "FP16", [3, 2, 2], **binary(24)), b"\0\x7c" * 12, "finite"),
+    (one("input", "BF16", [3, 2, 2], **binary(24)), b"\0" * 24, "FP32 or FP16, not 'BF16'"),
+    (one("pixels", "FP16", [2, 2, 3], **binary(24)), b"\0" * 24, "datatype must be UINT8"),
     (one("image", "BYTES", [1, 1, 1], data=["YQ=="]), b"", "shape must be"),
     (one("image", "BYTES", [1]), b"", "either as data or as binary data"),
     (one("image", "BYTES", [1], data=["YQ=="], **binary(5)), b"\1\0\0\0a", "either"),
