@@ -378,6 +378,7 @@ def test_a_client_that_idles_over_tls_does_not_hold_up_the_end(pair: tuple[Path,
             assert service.process.wait(15) == 0
 
 
+@pytest.mark.slow
 def test_a_connection_that_idles_over_tls_gives_way(pair: tuple[Path, Path]) -> None:
     with started(
         "--model",
