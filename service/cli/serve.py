@@ -71,7 +71,6 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
     from service.config.choices import most_devices
     from service.config.plan import plan
-    from service.config.variables import quieten_grpc
     from service.http.reserved_port import reserve
 
     reserved = None
@@ -87,6 +86,7 @@ def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
 
         sys.exit(supervise(settings, listeners, reload, planned.request, grpc_addresses))
     # Imported late, so that earlier errors need not wait for torch.
+    from service.grpc.attached import grpc_server
     from service.http.app import create_app
     from service.http.server import serve as run
     from service.metrics import Metrics
@@ -96,10 +96,4 @@ def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
     repository = LocalRepository(settings, metrics, planned.request)
     change = partial(reload.attend, settings, repository.reload)
     app = create_app(settings, metrics, repository)
-    grpc_server = None
-    if grpc_addresses:
-        quieten_grpc()
-        from service.grpc.endpoint import GrpcServer
-
-        grpc_server = GrpcServer(app.state.services, grpc_addresses)
-    run(app, settings, listeners, change, grpc_server)
+    run(app, settings, listeners, change, grpc_server(app.state.services, grpc_addresses))

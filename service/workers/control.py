@@ -24,6 +24,7 @@
                             {"response", "created"}   a change was made, or a "refusal"
                             {"signal": 15}            shut down as on that signal
     front end → supervisor  {"up": true}              it accepts connections
+                            {"error": "..."}          it cannot start
                             {"version"}               it serves that version's models, or says
                                                       why it cannot in "refusal"
                             {"request", "put"}        settings of a model, or a name to "delete"

@@ -12,7 +12,8 @@ from collections.abc import Generator, Iterable, Sequence
 
 from service import runtime
 from service.config.settings import Settings
-from service.config.variables import quieten_grpc
+from service.errors import ConfigError
+from service.grpc.attached import grpc_server
 from service.http.app import create_app
 from service.http.listener import Listeners
 from service.http.server import Server
@@ -44,14 +45,8 @@ class FrontEnd(Server):
         grpc_addresses: Sequence[str] = (),
     ) -> None:
         app = create_app(settings, metrics, repository)
-        grpc_server = None
-        if grpc_addresses:
-            quieten_grpc()
-            # An optional dependency.
-            from service.grpc.endpoint import GrpcServer  # noqa: PLC0415
-
-            grpc_server = GrpcServer(app.state.services, grpc_addresses)
-        super().__init__(app, settings, listeners, grpc_server=grpc_server)
+        attached = grpc_server(app.state.services, grpc_addresses)
+        super().__init__(app, settings, listeners, grpc_server=attached)
         self._repository = repository
         self._metrics = metrics
         self._channel = channel
@@ -112,8 +107,14 @@ def main(channel_fd: int, listener_fds: Iterable[int], folder: str) -> None:
     repository = RemoteRepository(start["models"], resources, metrics, channel.send)
     repository.on_message({"broken": start["broken"]})
     listeners = Listeners.inherited(listener_fds, start["listeners"])
-    server = FrontEnd(settings, repository, metrics, channel, listeners, resources, start["grpc"])
-    server.run(sockets=[])
+    try:
+        server = FrontEnd(
+            settings, repository, metrics, channel, listeners, resources, start["grpc"]
+        )
+        server.run(sockets=[])
+    except ConfigError as error:  # The supervisor says so.
+        channel.send(error=str(error))
+        sys.exit(1)
     sys.exit(1 if server.cut_off else 0)
 
 

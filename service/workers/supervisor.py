@@ -263,7 +263,11 @@ class Supervisor:
 
     async def _run_front_end(self, index: int, role: Role, child: ChildProcess) -> None:
         """Starts a front end, which has only imported so far, once the models are known, and
-        handles its messages until it ends."""
+        handles its messages until it ends.
+
+        Raises:
+            ConfigError: a first one cannot start.
+        """
         coordinator = self._coordinator
         await coordinator.started.wait()
         if self._stopping.is_set():
@@ -285,6 +289,10 @@ class Supervisor:
             if "up" in message:
                 role.serves()
                 self._announce(index)
+            elif "error" in message:
+                if index not in self._up:
+                    raise ConfigError(message["error"])
+                log.error("%s cannot start: %s", role.name, message["error"])
             else:
                 await coordinator.on_front_end_message(child, message)
         self._front_ends.discard(child)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -46,10 +48,11 @@ from tests.e2e.test_grpc import (
     call,
     channel,
     images,
+    listening,
     raw_rows,
     refused,
 )
-from tests.e2e.test_workers import until
+from tests.e2e.test_workers import children, until
 from tests.service.http.test_tls import self_signed
 
 
@@ -315,6 +318,10 @@ def test_at_shutdown_health_says_so_and_accepted_calls_are_completed() -> None:
     assert not [line for line in running.log if "ERROR" in line or "Traceback" in line]
 
 
+# What is said before it, such as of engines that got ready, depends on which process is first.
+ONLY_ERRORS = {"RESNET_SERVE_LOG_LEVEL": "error"}
+
+
 def failed_start(*arguments: str, **environment: str) -> str:
     """The one line with which a service does not start."""
     clean = clean_environment() | dict(CHOSEN)
@@ -341,19 +348,83 @@ def test_a_port_in_use_is_one_line() -> None:
     assert f"grpc_port: cannot listen on 127.0.0.1:{port}: Address already in use" in line
 
 
-def test_a_port_that_was_taken_after_the_check_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "from tests.support.import_hook import change_on_import\n"
-        "def change(module):\n"
-        "    async def start(server):\n"
-        "        raise module.ConfigError('cannot serve gRPC on a')\n"
-        "    module.GrpcServer.start = start\n"
-        "change_on_import(['service.grpc.endpoint'], change)\n"
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_address_that_a_front_end_cannot_serve_is_one_line(tmp_path: Path, workers: str) -> None:
+    """However many front ends there are, and none is started again."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        (tmp_path / "sitecustomize.py").write_text(
+            "from tests.support.import_hook import change_on_import\n"
+            "def change(module):\n"
+            "    build = module.GrpcServer.__init__\n"
+            "    module.GrpcServer.__init__ = (\n"
+            f"        lambda server, services, _: build(server, services, ['{address}'])\n"
+            "    )\n"
+            "change_on_import(['service.grpc.endpoint'], change)\n"
+        )
+        paths = f"{tmp_path}:{Path(__file__).parents[2]}"
+        models = ("--model", f"builtin:{NAME}", "--workers", workers)
+        line = failed_start(*models, "--grpc-port", "0", PYTHONPATH=paths, **ONLY_ERRORS)
+    assert f"cannot serve gRPC on {address}" in line
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("grpc", "grpc_port: must be unset without gRPC; pip install 'resnet-serve[grpc]'"),
+        ("grpc_reflection", "grpc_port: must be unset without gRPC"),
+        ("google.protobuf", "No module named 'google.protobuf'); pip install 'resnet-serve[grpc]'"),
+    ],
+)
+def test_without_the_extra_a_port_for_grpc_is_one_line(
+    tmp_path: Path, missing: str, says: str, workers: str
+) -> None:
+    models = ("--model", f"builtin:{NAME}", "--workers", workers)
+    paths = without(tmp_path, missing)
+    line = failed_start(*models, "--grpc-port", "0", PYTHONPATH=paths, **ONLY_ERRORS)
+    assert says in line
+
+
+def test_a_front_end_that_cannot_come_back_says_why_and_is_tried_again(tmp_path: Path) -> None:
+    paths = without(tmp_path, "google.protobuf")
+    hook = tmp_path / "sitecustomize.py"
+    held = hook.rename(tmp_path / "held")
+    with simple(PYTHONPATH=paths, RESNET_SERVE_WORKERS="2") as running:
+        held.rename(hook)
+        lost = children(running, "front_end")[0]
+        os.kill(lost, signal.SIGKILL)
+        said = re.compile(r"(front end . cannot start: grpc_port: gRPC cannot be imported .*)")
+        assert "pip install" in running._wait_for(said)
+        with channel(running) as opened:
+            assert raw_rows(call(opened, "ModelInfer", GOOD)).size
+        hook.unlink()
+        port = int(address_of(running).rpartition(":")[2])
+        until(lambda: len(listening(port)) == 2)
+    assert not [line for line in running.log if "Traceback" in line]
+
+
+def without(folder: Path, package: str) -> str:
+    """A PYTHONPATH with which processes do not find an installed package, as if it were absent."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Finder(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        f"        if name != {package!r}:\n"
+        "            return super().find_spec(name, path, target)\n"
+        "sys.meta_path[:] = [Finder if each is PathFinder else each for each in sys.meta_path]\n"
     )
-    paths = f"{tmp_path}:{Path(__file__).parents[2]}"
-    models = ("--model", f"builtin:{NAME}", "--workers", "1")
-    line = failed_start(*models, "--grpc-port", "0", PYTHONPATH=paths)
-    assert "cannot serve gRPC on a" in line
+    return f"{folder}:{Path(__file__).parents[2]}"
+
+
+def test_http_needs_no_grpc(tmp_path: Path) -> None:
+    paths = without(tmp_path, "grpc")
+    with started("--model", f"builtin:{NAME}", PYTHONPATH=paths) as running:
+        assert client.post(f"{running.url}/v1/classify", content=FILES[0]).status_code == 200
 
 
 def test_other_hosts_need_a_key() -> None:

@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tritonclient import grpc as over_grpc
+from tritonclient import http as over_http
+from tritonclient.utils import InferenceServerException
 
 from models import preprocess
 from models.bundle import Bundle
 from service.client import Client
 from tests.conftest import Service, client, encoded, started
+from tests.e2e.test_grpc import address_of
 from tests.support import kinds
 from tests.support.commands import run
 
@@ -48,7 +52,7 @@ def serving(
     bundles: dict[str, Bundle], folder: Path, request: pytest.FixtureRequest
 ) -> Iterator[Service]:
     models = kinds.options(folder, *bundles)
-    kind = ("--engine", "eager", "--precision", "fp32")
+    kind = ("--engine", "eager", "--precision", "fp32", "--grpc-port", "0")
     settings = {"RESNET_SERVE_WORKERS": request.param, "RESNET_SERVE_MAX_BATCH": "2"}
     with started(*models, *kind, **settings) as running:
         yield running
@@ -281,6 +285,126 @@ def test_v2_offers_only_the_embedding_of_a_model_without_classes(
         "error"
     ]
     assert refused == "outputs: the model headless has no classes; request embedding"
+
+
+@pytest.fixture
+def askers(serving: Service) -> Iterator[list[tuple[Any, Any]]]:
+    """The modules of Triton's clients, each with a client: gRPC first, then HTTP."""
+    with (
+        over_grpc.InferenceServerClient(address_of(serving)) as first,
+        over_http.InferenceServerClient(serving.url.removeprefix("http://")) as second,
+    ):
+        yield [(over_grpc, first), (over_http, second)]
+
+
+def rows(asker: tuple[Any, Any], model: str, values: NDArray[Any], *outputs: str) -> Any:
+    """The outputs asked for, or the default one, of an input that its datatype tells."""
+    module, asking = asker
+    name, datatype = {
+        "object": ("image", "BYTES"),
+        "uint8": ("pixels", "UINT8"),
+        "float32": ("input", "FP32"),
+    }[values.dtype.name]
+    given = module.InferInput(name, list(values.shape), datatype)
+    given.set_data_from_numpy(values)
+    wanted = [module.InferRequestedOutput(output) for output in outputs]
+    found = asking.infer(model, [given], outputs=wanted or None)
+    default = "embedding" if model == "headless" else "probabilities"
+    return [found.as_numpy(output) for output in outputs or (default,)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grpc_answers_what_http_answers(
+    serving: Service, bundles: dict[str, Bundle], askers: list[tuple[Any, Any]], name: str
+) -> None:
+    spec, labels = bundles[name].input, bundles[name].labels
+    seen = kinds.pixels(FILE, spec)[None]
+    normalised = ((seen / 255 - spec.mean) / spec.std).astype(np.float32)
+    planes = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+    outputs = ("embedding", "probabilities") if labels else ("embedding",)
+    card = ask(serving, "embed", model=name).json()["embedding"]
+    expected = [np.array([card])]
+    if labels:
+        found = ask(serving, "classify", model=name, top_k=len(labels)).json()["predictions"]
+        expected.append(by_class(found)[None])
+    file = np.array([[FILE]], np.object_)
+    for given in (file, seen, normalised, planes, seen[0], planes[0]):
+        ours, theirs = (rows(asker, name, given, *outputs) for asker in askers)
+        for mine, other, wanted in zip(ours, theirs, expected, strict=True):
+            assert mine.dtype == other.dtype == np.float32
+            np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-5)
+        (default,) = rows(askers[0], name, given)
+        np.testing.assert_allclose(default, ours[-1], rtol=1e-4, atol=1e-5)
+    two = np.array([[FILE], [PHOTO]], np.object_)
+    ours, theirs = (rows(asker, name, two, *outputs) for asker in askers)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert len(mine) == 2
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def listed(told: list[dict[str, Any]], shape: str) -> list[tuple[str, list[int]]]:
+    """Names and shapes; the 64-bit integers of protobuf's JSON are texts."""
+    return [(each["name"], [int(side) for side in each[shape]]) for each in told]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grpc_describes_the_models_as_http_does(askers: list[tuple[Any, Any]], name: str) -> None:
+    (_, ours), (_, theirs) = askers
+    told, wanted = ours.get_model_metadata(name, as_json=True), theirs.get_model_metadata(name)
+    for part in ("inputs", "outputs"):
+        assert listed(told[part], "shape") == listed(wanted[part], "shape")
+    told, wanted = ours.get_model_config(name, as_json=True), theirs.get_model_config(name)
+    for part in ("input", "output"):
+        assert listed(told["config"][part], "dims") == listed(wanted[part], "dims")
+    assert told["config"]["parameters"] == wanted["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "output"),
+    [
+        ("headless", (32, 32, 3), "probabilities"),
+        ("grey", (28, 28, 3), "probabilities"),
+        ("rgba", (24, 24, 3), "probabilities"),
+        ("letterboxed", (56, 40, 3), "probabilities"),
+        ("independent", (32, 32, 3), "logits"),
+    ],
+)
+def test_grpc_refuses_with_the_text_of_http(
+    askers: list[tuple[Any, Any]], name: str, shape: tuple[int, ...], output: str
+) -> None:
+    errors = []
+    for asker in askers:
+        with pytest.raises(InferenceServerException) as caught:
+            rows(asker, name, np.zeros((1, *shape), np.uint8), output)
+        errors.append((caught.value.status(), caught.value.message()))
+    (status, text), (_, wanted) = errors
+    assert (status, text) == ("StatusCode.INVALID_ARGUMENT", wanted)
+    if name == "headless":
+        assert text == "outputs: the model headless has no classes; request embedding"
+
+
+def test_the_largest_values_over_grpc_have_labels_where_the_model_has(
+    serving: Service, askers: list[tuple[Any, Any]]
+) -> None:
+    found = ask(serving, "classify", model="independent", top_k=3).json()["predictions"]
+    given = over_grpc.InferInput("image", [1, 1], "BYTES")
+    given.set_data_from_numpy(np.array([[FILE]], np.object_))
+    (_, asking), _ = askers
+    wanted = over_grpc.InferRequestedOutput("probabilities", class_count=3)
+    told = asking.infer("independent", [given], outputs=[wanted]).as_numpy("probabilities")
+    texts = [text.decode().split(":") for text in told[0]]
+    assert [(int(number), label) for _, number, label in texts] == [
+        (each["class_id"], each["label"]) for each in found
+    ]
+    values = [float(value) for value, _, _ in texts]
+    assert values == pytest.approx([each["probability"] for each in found], abs=1e-5)
+    wanted = over_grpc.InferRequestedOutput("embedding", class_count=3)
+    told = asking.infer("headless", [given], outputs=[wanted]).as_numpy("embedding")
+    features = np.array(ask(serving, "embed", model="headless").json()["embedding"])
+    numbers = [int(text.decode().split(":")[1]) for text in told[0]]
+    assert numbers == np.argsort(-features, kind="stable")[:3].tolist()
+    assert all(text.count(b":") == 1 for text in told[0])
 
 
 def test_the_api_reference_tells_both_kinds_of_outputs(serving: Service) -> None:

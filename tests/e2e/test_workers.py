@@ -6,6 +6,8 @@ import asyncio
 import errno
 import io
 import os
+import re
+import shutil
 import signal
 import socket
 import threading
@@ -27,6 +29,7 @@ from tests.e2e.test_endpoints import samples
 from tests.e2e.test_load import post, send_all, wait_for
 from tests.e2e.test_shutdown import load_until_gone
 from tests.e2e.test_start import fail
+from tests.service.http.test_tls import self_signed
 from tests.support import rounding
 
 BUILTIN = 'model="resnet20-cifar10"'
@@ -210,6 +213,21 @@ def load(service: Service, callers: int = 8) -> Iterator[Counter[Any]]:
         for thread in threads:
             thread.join(30)
         assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_a_front_end_that_cannot_come_back_says_why_in_one_line(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    with started(
+        *("--model", "builtin:resnet20-cifar10", "--workers", "2"),
+        RESNET_SERVE_TLS_CERTIFICATE=str(certificate),
+        RESNET_SERVE_TLS_KEY=str(key),
+    ) as running:
+        certificate.unlink()
+        os.kill(children(running, "front_end")[0], signal.SIGKILL)
+        running._wait_for(re.compile(r"(front end . cannot start: .*certificate.*No such file)"))
+        assert client.get(f"{running.url}/health/live").status_code == 200
+    assert not [line for line in running.log if "Traceback" in line]
 
 
 def test_a_killed_front_end_is_replaced_and_the_others_do_not_notice(trio: Service) -> None:
