@@ -17,7 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from service.errors import QUOTED, BadParameter, TooLarge, UndecodableImage, UnsupportedMediaType
 from service.http import encoding
 from service.http.body import Body
-from service.http.content import MULTIPART
+from service.http.content import JSON, MULTIPART, kind_of_type
 from service.http.json_images import NAMES
 from service.http.upload import ONE_IMAGE, Upload, decoded, refuse_parameter
 from service.inference.file_kinds import kind_of
@@ -50,7 +50,12 @@ class Part:
         """Whether its headers say that it is a file; else its bytes decide."""
         if self.filename is not None:
             return self.filename != ""
-        return self.media_type != b"" and not self.media_type.startswith(b"text/")
+        return not (self.is_json or self.media_type == b"" or self.media_type.startswith(b"text/"))
+
+    @property
+    def is_json(self) -> bool:
+        """Whether its type says JSON, which clients add as metadata of a file."""
+        return kind_of_type(self.media_type.decode("latin-1")) is JSON
 
 
 class Parts:
@@ -272,7 +277,8 @@ def _upload_of(part: Part, data: bytes) -> Upload | None:
     if part.is_file or (part.filename == "" and data) or (kind is not None and kind.is_image):
         return Upload(filename, data)
     is_base64 = kind is not None and kind.name in BASE64
-    if empty or not (is_base64 or part.name in NAMES):
+    is_json = part.is_json or (kind is not None and kind.name == "JSON")
+    if empty or not (is_base64 or (part.name in NAMES and not is_json)):
         return None
     return _of_text(part.name, data) if data.isascii() else Upload(filename, data)
 

@@ -158,10 +158,12 @@ def test_every_route_for_images_takes_every_body(service: Service) -> None:
         (part(TEXT.encode(), more="Content-Transfer-Encoding: base64\r\n"),),
         (part(more="Content-Transfer-Encoding: binary\r\n"),),
         (part(b"a ship", "note", None), part(), part(b"", "other", "")),
+        (part(b'{"taken": 1}', "metadata", None, "Content-Type: application/json\r\n"), part()),
     ],
     ids=["other name", "no filename", "empty filename", "empty filename and a type", "only a type",
          "only filename*", "no disposition", "quotes in its name", "a backslash at the end",
-         "other scripts", "base64", "data URL", "transfer encoding", "binary", "other fields"],
+         "other scripts", "base64", "data URL", "transfer encoding", "binary", "other fields",
+         "JSON beside it"],
 )  # fmt: skip
 def test_a_form_with_one_image_is_taken(service: Service, parts: tuple[bytes, ...]) -> None:
     answered(service, form(*parts), {"Content-Type": FORM})
