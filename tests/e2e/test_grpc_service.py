@@ -49,8 +49,8 @@ from tests.e2e.test_grpc import (
     raw_rows,
     refused,
 )
-from tests.e2e.test_workers import until
 from tests.service.http.test_tls import self_signed
+from tests.support.waiting import until
 
 
 class Stream:
