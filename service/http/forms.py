@@ -20,7 +20,8 @@ from service.http.body import Body
 from service.http.content import JSON, MULTIPART, kind_of_type
 from service.http.json_images import NAMES
 from service.http.upload import ONE_IMAGE, Upload, decoded, refuse_parameter
-from service.inference.file_kinds import kind_of
+from service.inference import file_kinds
+from service.inference.file_kinds import BASE64, DATA_URL, kind_of
 
 MAX_TYPE_CHARACTERS = 1000  # of a content type; a boundary has up to 70
 PARSED_BYTES = 2**14  # of a form at a time: the worst take 100 ns a byte
@@ -31,7 +32,6 @@ MAX_TEXT = 100  # characters of a text that cannot be an image, so that it is sh
 PARAMETER = re.compile(rb';\s*([\w!#$&+.^`|~*-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 ESCAPED = re.compile(rb'\\(["\\])')
 EXTENDED = re.compile(rb"(utf-8|iso-8859-1)'[^']*'(.*)", re.IGNORECASE)  # RFC 8187
-BASE64 = ("base64 text", "a data URL")  # of `file_kinds`
 
 
 @dataclass(slots=True)
@@ -276,8 +276,8 @@ def _upload_of(part: Part, data: bytes) -> Upload | None:
     empty = part.filename == "" and not data  # A browser's input without a file.
     if part.is_file or (part.filename == "" and data) or (kind is not None and kind.is_image):
         return Upload(filename, data)
-    is_base64 = kind is not None and kind.name in BASE64
-    is_json = part.is_json or (kind is not None and kind.name == "JSON")
+    is_base64 = kind in (BASE64, DATA_URL)
+    is_json = part.is_json or kind == file_kinds.JSON
     if empty or not (is_base64 or (part.name in NAMES and not is_json)):
         return None
     return _of_text(part.name, data) if data.isascii() else Upload(filename, data)

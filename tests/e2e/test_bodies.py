@@ -555,7 +555,7 @@ def test_aiohttp(service: Service, file: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node")
 def test_fetch_of_node(service: Service, file: Path) -> None:
-    command = ["node", PROGRAMS / "send_bodies.mjs", f"{service.url}/v1/classify", file]
+    command = ["node", str(PROGRAMS / "send_bodies.mjs"), f"{service.url}/v1/classify", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     for index, answer in enumerate(json.loads(done.stdout)):
