@@ -105,7 +105,7 @@ class Parts:
         part = self.parts[-1]
         for name, value in self._headers:
             if name == b"content-disposition":
-                part.name, part.filename = names_of(value)
+                part.name, part.filename = field_and_file_name(value)
             elif name == b"content-type":
                 part.media_type = value.partition(b";")[0].strip().lower()
             elif name == b"content-transfer-encoding":
@@ -239,7 +239,7 @@ def urlencoded(body: bytes) -> list[Part]:
     return parts
 
 
-def names_of(disposition: bytes) -> tuple[str, str | None]:
+def field_and_file_name(disposition: bytes) -> tuple[str, str | None]:
     """The names of a part's field and of its file, None if it has none, by Content-Disposition."""
     found: dict[bytes, bytes] = {}
     for name, value in PARAMETER.findall(disposition):

@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import BadParameter, TooLarge, UndecodableImage
 from service.http import forms
-from service.http.forms import Part, Parts, names_of, uploads_of, urlencoded
+from service.http.forms import Part, Parts, field_and_file_name, uploads_of, urlencoded
 from tests.conftest import encoded
 
 
@@ -31,7 +31,7 @@ from tests.conftest import encoded
     ],
 )
 def test_the_names_of_a_part(disposition: bytes, name: str, filename: str | None) -> None:
-    assert names_of(disposition) == (name, filename)
+    assert field_and_file_name(disposition) == (name, filename)
 
 
 def test_an_urlencoded_value_is_whole_wherever_the_pieces_end(
