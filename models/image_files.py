@@ -51,7 +51,7 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in NAMES if name not in missing)
 
 
-def in_words() -> str:
+def listed() -> str:
     """The names of the formats, as in "JPEG, PNG or TIFF"."""
     *names, last = (NAMES[name] for name in formats())
     return f"{', '.join(names)} or {last}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import socket
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from service.cli.connecting import connect
 from service.cli.options import OneLine
 from service.errors import ConfigError
 
@@ -114,22 +114,17 @@ def _connected(places: Sequence[TcpAddress | str]) -> tuple[socket.socket, TcpAd
     """A connection to the first place where something listens, if there is one."""
     failed = ""
     for place in places:
-        with contextlib.ExitStack() as opened:
-            try:
-                family = socket.AF_UNIX if isinstance(place, str) else place.family
-                stream = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                stream.settimeout(PATIENCE_SECONDS)
-                stream.connect(place if isinstance(place, str) else place.address)
-            except (ConnectionRefusedError, FileNotFoundError):
-                continue
-            except TimeoutError:
-                shown = _shown(place)
-                raise Unhealthy(f"{shown} did not respond within {PATIENCE_SECONDS:g} s") from None
-            except OSError as error:  # Such as: this host has no addresses of this family.
-                failed = failed or _silent(_shown(place), "connections", error)
-                continue
-            opened.pop_all()
-            return stream, place
+        try:
+            if isinstance(place, str):
+                return connect(socket.AF_UNIX, place, PATIENCE_SECONDS), place
+            return connect(place.family, place.address, PATIENCE_SECONDS), place
+        except (ConnectionRefusedError, FileNotFoundError):
+            continue
+        except TimeoutError:
+            shown = _shown(place)
+            raise Unhealthy(f"{shown} did not respond within {PATIENCE_SECONDS:g} s") from None
+        except OSError as error:  # Such as: this host has no addresses of this family.
+            failed = failed or _silent(_shown(place), "connections", error)
     if failed and len(places) == 1:
         raise Unhealthy(failed)
     return None

@@ -44,22 +44,26 @@ from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
-# Headers that a page of another origin may send, and may read from a response.
-CORS_REQUEST_HEADERS = [
-    "Authorization",
-    "Content-Encoding",
-    "Content-Type",
-    "Inference-Header-Content-Length",
-    "X-API-Key",
-    "X-Request-ID",
-    "X-Request-Timeout-Ms",
-]
-CORS_RESPONSE_HEADERS = [
-    "Inference-Header-Content-Length",
-    "Retry-After",
-    "Server-Timing",
-    "X-Request-ID",
-]
+# What a page of another origin may send, and may read from a response.
+CORS = partial(
+    CORSMiddleware,
+    allow_methods=["GET", "POST", "PUT"],
+    allow_headers=[
+        "Authorization",
+        "Content-Encoding",
+        "Content-Type",
+        "Inference-Header-Content-Length",
+        "X-API-Key",
+        "X-Request-ID",
+        "X-Request-Timeout-Ms",
+    ],
+    expose_headers=[
+        "Inference-Header-Content-Length",
+        "Retry-After",
+        "Server-Timing",
+        "X-Request-ID",
+    ],
+)
 
 # Python computes in one thread at a time; a second one keeps the first from holding up all others.
 FORMAT_THREADS = 2
@@ -85,6 +89,18 @@ def unclaimed(routes: Iterable[Route], others: Iterable[BaseRoute]) -> list[Rout
         if all(match is Match.NONE for match in matches):
             free.append(route)
     return free
+
+
+def plain_routes(settings: Settings) -> list[Route]:
+    """The routes that FastAPI only describes, if at all, but for Vertex AI's."""
+    return [
+        *classify.ROUTES,
+        *v2.ROUTES,
+        *kserve_v1.routes(settings),
+        *torchserve.routes(settings),
+        *torchserve.ping_routes(settings),
+        *sagemaker.routes(settings),
+    ]
 
 
 class Application(FastAPI):
@@ -170,28 +186,14 @@ def create_app(
     openapi.describe(app, DESCRIBED)
     for endpoints in ENDPOINTS:
         app.include_router(endpoints.router)
-    of_platforms = [
-        *kserve_v1.routes(settings),
-        *torchserve.routes(settings),
-        *torchserve.ping_routes(settings),
-        *sagemaker.routes(settings),
-    ]
     of_vertex = vertex.routes(settings)
-    own = [*classify.ROUTES, *v2.ROUTES, *of_platforms]
+    own = plain_routes(settings)
     own += unclaimed(of_vertex, [*own, *app.routes])
     app.layers.append(partial(PlainRoutesMiddleware, routes=own, first=of_vertex))
     app.layers.append(partial(ApiKeyMiddleware, keys=services.keys))
     app.layers.append(RoutingMiddleware)
     if settings.cors_origins:
-        app.layers.append(
-            partial(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST", "PUT"],
-                allow_headers=CORS_REQUEST_HEADERS,
-                expose_headers=CORS_RESPONSE_HEADERS,
-            )
-        )
+        app.layers.append(partial(CORS, allow_origins=settings.cors_origins))
     # Lets a page of another origin read the timings that browsers keep of its requests.
     origins = ", ".join(settings.cors_origins).encode()
     headers = [(b"timing-allow-origin", origins)] if origins else []

@@ -17,10 +17,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from service.errors import QUOTED, BadParameter, TooLarge, UndecodableImage, UnsupportedMediaType
 from service.http import encoding
 from service.http.body import Body
-from service.http.content import MULTIPART
+from service.http.content import JSON, MULTIPART, kind_of_type
 from service.http.json_images import NAMES
 from service.http.upload import ONE_IMAGE, Upload, decoded, refuse_parameter
-from service.inference.file_kinds import kind_of
+from service.inference import file_kinds
+from service.inference.file_kinds import BASE64, DATA_URL, kind_of
 
 MAX_TYPE_CHARACTERS = 1000  # of a content type; a boundary has up to 70
 PARSED_BYTES = 2**14  # of a form at a time: the worst take 100 ns a byte
@@ -31,7 +32,6 @@ MAX_TEXT = 100  # characters of a text that cannot be an image, so that it is sh
 PARAMETER = re.compile(rb';\s*([\w!#$&+.^`|~*-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 ESCAPED = re.compile(rb'\\(["\\])')
 EXTENDED = re.compile(rb"(utf-8|iso-8859-1)'[^']*'(.*)", re.IGNORECASE)  # RFC 8187
-BASE64 = ("base64 text", "a data URL")  # of `file_kinds`
 
 
 @dataclass(slots=True)
@@ -50,7 +50,12 @@ class Part:
         """Whether its headers say that it is a file; else its bytes decide."""
         if self.filename is not None:
             return self.filename != ""
-        return self.media_type != b"" and not self.media_type.startswith(b"text/")
+        return not (self.is_json or self.media_type == b"" or self.media_type.startswith(b"text/"))
+
+    @property
+    def is_json(self) -> bool:
+        """Whether its type says JSON, which clients add as metadata of a file."""
+        return kind_of_type(self.media_type.decode("latin-1")) is JSON
 
 
 class Parts:
@@ -100,7 +105,7 @@ class Parts:
         part = self.parts[-1]
         for name, value in self._headers:
             if name == b"content-disposition":
-                part.name, part.filename = names_of(value)
+                part.name, part.filename = field_and_file_name(value)
             elif name == b"content-type":
                 part.media_type = value.partition(b";")[0].strip().lower()
             elif name == b"content-transfer-encoding":
@@ -234,7 +239,7 @@ def urlencoded(body: bytes) -> list[Part]:
     return parts
 
 
-def names_of(disposition: bytes) -> tuple[str, str | None]:
+def field_and_file_name(disposition: bytes) -> tuple[str, str | None]:
     """The names of a part's field and of its file, None if it has none, by Content-Disposition."""
     found: dict[bytes, bytes] = {}
     for name, value in PARAMETER.findall(disposition):
@@ -271,8 +276,9 @@ def _upload_of(part: Part, data: bytes) -> Upload | None:
     empty = part.filename == "" and not data  # A browser's input without a file.
     if part.is_file or (part.filename == "" and data) or (kind is not None and kind.is_image):
         return Upload(filename, data)
-    is_base64 = kind is not None and kind.name in BASE64
-    if empty or not (is_base64 or part.name in NAMES):
+    is_base64 = kind in (BASE64, DATA_URL)
+    is_json = part.is_json or kind == file_kinds.JSON
+    if empty or not (is_base64 or (part.name in NAMES and not is_json)):
         return None
     return _of_text(part.name, data) if data.isascii() else Upload(filename, data)
 

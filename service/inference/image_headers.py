@@ -18,7 +18,7 @@ from models.preprocess import JPEGS, InputSpec, steps
 from service.errors import TooLarge, UndecodableImage
 from service.inference import box_header
 from service.inference.file_kinds import kind_of
-from service.inference.unreadable import decoded_names, why_unreadable
+from service.inference.unreadable import decoded_kinds, why_unreadable
 
 # Pillow reads headers, GIF's blocks and BMP's runs in Python, at a microsecond or more each.
 READS = 2**17
@@ -99,7 +99,7 @@ def check_bytes(data: bytes, max_pixels: int) -> None:
         _check_tiff(data)
     elif boxes.is_boxes(data):
         kind = kind_of(data)
-        if kind is not None and kind.name in decoded_names():
+        if kind is not None and kind in decoded_kinds():
             box_header.check(data, max_pixels // BOX_SHARE)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,17 +17,10 @@ import yaml
 
 from benchmarks.ray.nodes import ROOT, STORE_BYTES, until
 from tests.conftest import client, encoded
+from tests.support.ports import free_port, free_ports
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
 
 
 def command(name: str, *arguments: object) -> list[str]:
@@ -85,7 +77,7 @@ def addresses(tmp_path: Path) -> Iterator[dict[str, str]]:
 def configured(path: Path) -> str:
     """Our YAML on a port of its own, with few enough CPUs for this machine; where it listens."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
-    (config["http_options"]["port"],) = free_ports(1)
+    config["http_options"]["port"] = free_port()
     ingress, model = config["applications"][0]["deployments"]
     ingress["num_replicas"] = 1
     model["autoscaling_config"]["max_replicas"] = 1

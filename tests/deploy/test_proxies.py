@@ -27,7 +27,8 @@ from tests.conftest import (
     encoded,
     started,
 )
-from tests.e2e.test_workers import until
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 SITE = (ROOT / "deploy/nginx/resnet-serve.conf").read_text("utf-8")
@@ -41,12 +42,6 @@ def seconds(setting: str) -> int:
     found = re.search(rf"^ *{setting} (\d+)s;", SITE, re.MULTILINE)
     assert found is not None, setting
     return int(found[1])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @contextmanager

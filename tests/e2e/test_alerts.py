@@ -16,8 +16,8 @@ from tests.conftest import PATIENCE, Service, client, encoded
 from tests.deploy.test_monitoring import alerts
 from tests.e2e.test_faults import commanded
 from tests.e2e.test_prometheus import panels, query, scraping
-from tests.e2e.test_workers import until
 from tests.support.collector import collecting
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.slow,

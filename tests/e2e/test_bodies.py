@@ -25,6 +25,7 @@ import requests
 
 from tests.conftest import Service, client, encoded, started
 from tests.support.hostile.wire import FORM, part
+from tests.support.senders import PROGRAMS
 
 IMAGE = encoded()
 TEXT = base64.b64encode(IMAGE).decode()
@@ -158,10 +159,12 @@ def test_every_route_for_images_takes_every_body(service: Service) -> None:
         (part(TEXT.encode(), more="Content-Transfer-Encoding: base64\r\n"),),
         (part(more="Content-Transfer-Encoding: binary\r\n"),),
         (part(b"a ship", "note", None), part(), part(b"", "other", "")),
+        (part(b'{"taken": 1}', "metadata", None, "Content-Type: application/json\r\n"), part()),
     ],
     ids=["other name", "no filename", "empty filename", "empty filename and a type", "only a type",
          "only filename*", "no disposition", "quotes in its name", "a backslash at the end",
-         "other scripts", "base64", "data URL", "transfer encoding", "binary", "other fields"],
+         "other scripts", "base64", "data URL", "transfer encoding", "binary", "other fields",
+         "JSON beside it"],
 )  # fmt: skip
 def test_a_form_with_one_image_is_taken(service: Service, parts: tuple[bytes, ...]) -> None:
     answered(service, form(*parts), {"Content-Type": FORM})
@@ -550,31 +553,9 @@ def test_aiohttp(service: Service, file: Path) -> None:
         assert answer.get("predictions") == predictions(service), answer
 
 
-NODE = """
-const { readFileSync } = await import("node:fs");
-const [url, path] = process.argv.slice(2);
-const data = readFileSync(path), text = data.toString("base64");
-const form = (value, ...name) => {
-  const form = new FormData();
-  form.append("image", value, ...name);
-  return form;
-};
-const bodies = [
-  data, new Blob([data]), new Blob([data], { type: "image/png" }), JSON.stringify({ image: text }),
-  form(new Blob([data])), form(new Blob([data], { type: "image/png" }), "a \\"b\\".png"),
-  form(`data:image/png;base64,${text}`), form(text), new URLSearchParams({ image: text }),
-];
-const answers = [];
-for (const body of bodies) answers.push(await (await fetch(url, { method: "POST", body })).json());
-console.log(JSON.stringify(answers));
-"""
-
-
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node")
-def test_fetch_of_node(service: Service, file: Path, tmp_path: Path) -> None:
-    script = tmp_path / "send.mjs"
-    script.write_text(NODE)
-    command = ["node", str(script), f"{service.url}/v1/classify", str(file)]
+def test_fetch_of_node(service: Service, file: Path) -> None:
+    command = ["node", str(PROGRAMS / "send_bodies.mjs"), f"{service.url}/v1/classify", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     for index, answer in enumerate(json.loads(done.stdout)):

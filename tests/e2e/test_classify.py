@@ -137,7 +137,7 @@ def test_one_bad_image_of_a_batch_fails_alone(service: Service) -> None:
 @pytest.mark.parametrize("content", [b"", b"not an image", encoded()[:-200], encoded("JPEG")[:300]])
 def test_400_for_what_no_decoder_reads(service: Service, content: bytes) -> None:
     problem = is_problem(classify(service, content), 400)
-    assert f"send a whole {image_files.in_words()} image" in problem["detail"]
+    assert f"send a whole {image_files.listed()} image" in problem["detail"]
 
 
 def test_400_for_a_broken_form(service: Service) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from tests.conftest import PATIENCE, Service, client, encoded, started
 from tests.e2e.test_faults import FAULTS
-from tests.e2e.test_workers import all_ready, until
+from tests.e2e.test_workers import all_ready
+from tests.support.waiting import until
 
 KEY = "an-admin-key-for-tests"
 # Per image, so that how fast the machine is hardly matters.

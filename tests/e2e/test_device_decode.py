@@ -16,10 +16,11 @@ import pytest
 
 from models import bundle
 from tests.conftest import Service, client, started
-from tests.e2e.test_workers import all_ready, until
+from tests.e2e.test_workers import all_ready
 from tests.service.inference.test_pipeline import DAMAGED, NEAR, OTHERS, SPEC, jpeg, picture
 from tests.support import tiny
 from tests.support.hostile.formats import saved
+from tests.support.waiting import until
 
 DECODERS = Path(__file__).parents[1] / "decoders"
 IMAGES = {

@@ -20,7 +20,8 @@ from tests.e2e.test_faults import go_on
 from tests.e2e.test_frozen import live
 from tests.e2e.test_runtime_models import ADMIN, WITH_KEY, delete, everywhere
 from tests.e2e.test_start import fail
-from tests.e2e.test_workers import all_ready, children, folder_of, is_ready, load, until
+from tests.e2e.test_workers import all_ready, children, folder_of, is_ready, load
+from tests.support.waiting import until
 
 FAKE = Path(__file__).parents[1] / "fake_gpu"
 MODEL = ("--model", "random:resnet20", "--precision", "fp32")

@@ -12,7 +12,8 @@ import pytest
 
 from models import files
 from tests.conftest import PATIENCE, Service, client, started
-from tests.e2e.test_workers import all_ready, children, images, probabilities, until
+from tests.e2e.test_workers import all_ready, children, images, probabilities
+from tests.support.waiting import until
 
 FAKE_GPU = Path(__file__).parents[1] / "fake_gpu"
 MODEL = ("--model", "builtin:resnet20-cifar10", "--precision", "fp32")

@@ -20,7 +20,8 @@ import pytest
 from models import files
 from tests.conftest import COMMAND, PATIENCE, Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
-from tests.e2e.test_workers import all_ready, children, is_ready, load, until
+from tests.e2e.test_workers import all_ready, children, is_ready, load
+from tests.support.waiting import until
 
 FAULTS = Path(__file__).parents[1] / "faults"
 REFUSED = 'resnet_serve_refusals_total{model="resnet20",reason="engine_failed"}'

@@ -18,7 +18,8 @@ import pytest
 
 from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_faults import commanded
-from tests.e2e.test_workers import all_ready, children, is_ready, until
+from tests.e2e.test_workers import all_ready, children, is_ready
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

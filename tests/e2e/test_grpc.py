@@ -37,9 +37,10 @@ from tests.conftest import (
 )
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_runtime_models import ADMIN, KEY, write
-from tests.e2e.test_workers import children, until
+from tests.e2e.test_workers import children
 from tests.support import rounding
 from tests.support.protobuf import field
+from tests.support.waiting import until
 
 NAME = "resnet20-cifar10"
 CLASSES = 10

@@ -54,6 +54,7 @@ from tests.e2e.test_grpc import (
 )
 from tests.e2e.test_workers import children, until
 from tests.service.http.test_tls import self_signed
+from tests.support.waiting import until
 
 
 class Stream:

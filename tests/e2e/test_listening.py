@@ -19,9 +19,10 @@ import pytest
 from tests.conftest import COMMAND, PATIENCE, Service, encoded, started
 from tests.e2e.test_health import asked
 from tests.e2e.test_shutdown import load_until_gone
-from tests.e2e.test_workers import all_ready, children, until
+from tests.e2e.test_workers import all_ready, children
 from tests.service.http.test_service_manager import as_systemd
 from tests.service.http.test_tls import self_signed
+from tests.support.waiting import until
 
 MODEL = ("--model", "random:resnet20")
 needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")

@@ -28,7 +28,8 @@ from tests.conftest import (
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_runtime_models import ADMIN, WITH_KEY, delete, everywhere, put
 from tests.e2e.test_start import handles
-from tests.e2e.test_workers import all_ready, children, folder_of, until
+from tests.e2e.test_workers import all_ready, children, folder_of
+from tests.support.waiting import until
 
 MODEL = ("--model", "random:resnet20", "--engine", "eager")
 # What only ever rises, as `rate()` takes for granted.

@@ -18,7 +18,7 @@ import yaml
 
 from tests.conftest import PATIENCE, Service, client, encoded
 from tests.deploy.test_monitoring import filled_in
-from tests.e2e.test_workers import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs the prometheus command"

@@ -21,7 +21,8 @@ from models.architecture import Architecture
 from models.preprocess import CIFAR
 from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
-from tests.e2e.test_workers import children, until
+from tests.e2e.test_workers import children
+from tests.support.waiting import until
 
 TINY = Architecture(block="basic", blocks=(1, 1), planes=(4, 8), stem="small", num_classes=3)
 # One process has less that could go wrong.

@@ -24,9 +24,9 @@ from service.repository import catalog
 from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_runtime_models import ADMIN, KEY, write
-from tests.e2e.test_workers import until
 from tests.service.oip.test_codec import MALFORMED
 from tests.support import rounding
+from tests.support.waiting import until
 
 NAME = "resnet20-cifar10"
 CLASSES = 10

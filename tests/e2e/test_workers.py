@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ import pytest
 from PIL import Image
 
 from service.repository import catalog
-from tests.conftest import PATIENCE, Service, client, encoded, started
+from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_load import post, send_all, wait_for
 from tests.e2e.test_shutdown import load_until_gone
 from tests.e2e.test_start import fail
 from tests.service.http.test_tls import self_signed
 from tests.support import rounding
+from tests.support.waiting import until
 
 BUILTIN = 'model="resnet20-cifar10"'
 
@@ -50,13 +51,6 @@ def command_of(pid: int) -> str:
 
 def folder_of(service: Service) -> Path:
     return Path(command_of(children(service)[0]).split("\0")[-2])
-
-
-def until(is_met: Callable[[], object], seconds: float = PATIENCE) -> None:
-    end = time.monotonic() + seconds
-    while not is_met():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def is_refused(service: Service) -> bool:

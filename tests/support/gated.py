@@ -38,6 +38,7 @@ from service.inference.refcount import RefCount
 from service.inference.tasks import ImageInput, Pixels
 from service.metrics import Metrics
 from tests.conftest import PATIENCE, encoded
+from tests.support.waiting import until
 
 T = TypeVar("T")
 IMAGE = encoded()
@@ -247,10 +248,7 @@ class Gated:
             goes_on.set()
 
     def until(self, holds: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not self.on_loop(holds):
-            assert time.monotonic() < end
-            time.sleep(0.002)
+        until(lambda: self.on_loop(holds), pause=0.002)
 
     def idle(self) -> bool:
         """Whether nothing that was let in is left."""

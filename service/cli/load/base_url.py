@@ -8,6 +8,7 @@ import socket
 from contextlib import closing
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from service.cli.connecting import connect
 from service.client.address import CLASSIFY, Address, address_of
 from service.errors import ConfigError
 
@@ -57,9 +58,7 @@ class _Connection(http.client.HTTPConnection):
         self._unix = address.socket
 
     def connect(self) -> None:
-        if not self._unix:
+        if self._unix:
+            self.sock = connect(socket.AF_UNIX, self._unix, PROBE_SECONDS)
+        else:
             super().connect()
-            return
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(PROBE_SECONDS)
-        self.sock.connect(self._unix)

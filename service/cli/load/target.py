@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from service.cli.connecting import connect
 from service.client.address import Address, address_of
 from service.errors import ConfigError
 
@@ -88,9 +89,7 @@ def _listening(address: Address) -> tuple[int, Any]:
     """The first of the host's addresses that accepts a connection."""
     try:
         if address.socket:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(CONNECT_SECONDS)
-                probe.connect(address.socket)
+            connect(socket.AF_UNIX, address.socket, CONNECT_SECONDS).close()
             return socket.AF_UNIX, address.socket
         port = urlsplit(address.base).port or 80
         with socket.create_connection((address.host, port), timeout=CONNECT_SECONDS) as probe:

@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import clean_environment
 from tests.service.http.test_tls import self_signed
 from tests.support.commands import run
+from tests.support.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -92,12 +93,6 @@ def encrypted(pair: tuple[Path, Path]) -> Iterator[Responding]:
     made = Responding(pair)
     yield made
     made.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def why(*arguments: str | Path) -> str:

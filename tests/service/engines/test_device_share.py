@@ -10,13 +10,7 @@ import pytest
 
 from service.engines import device_share
 from service.engines.device_share import DeviceShare, DeviceShares, Permit, Tenant
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.001)
+from tests.support.waiting import until
 
 
 class Hardware:

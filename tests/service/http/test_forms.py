@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import BadParameter, TooLarge, UndecodableImage
 from service.http import forms
-from service.http.forms import Part, Parts, names_of, uploads_of, urlencoded
+from service.http.forms import Part, Parts, field_and_file_name, uploads_of, urlencoded
 from tests.conftest import encoded
 
 
@@ -31,7 +31,7 @@ from tests.conftest import encoded
     ],
 )
 def test_the_names_of_a_part(disposition: bytes, name: str, filename: str | None) -> None:
-    assert names_of(disposition) == (name, filename)
+    assert field_and_file_name(disposition) == (name, filename)
 
 
 def test_an_urlencoded_value_is_whole_wherever_the_pieces_end(
@@ -41,6 +41,27 @@ def test_an_urlencoded_value_is_whole_wherever_the_pieces_end(
         monkeypatch.setattr(forms, "PARSED_BYTES", piece)
         (part,) = urlencoded(b"a%20b+c=" + b"x%2Fy" * 20 + b"+%")
         assert (part.name, b"".join(part.chunks)) == ("a b c", b"x/y" * 20 + b"+%")
+
+
+@pytest.mark.parametrize("name", ["metadata", "data"])
+@pytest.mark.parametrize("media_type", [b"application/json", b"application/ld+json", b""])
+def test_json_without_a_filename_is_a_field_beside_the_file(name: str, media_type: bytes) -> None:
+    image, json = Part("x", "a.png", chunks=[encoded()]), b'{"taken": "today", "by": [1]}'
+    field = Part(name, media_type=media_type, chunks=[json])
+    for parts in ([image, field], [field, image]):
+        (upload,) = uploads_of(parts, 1, {})
+        assert upload.filename == "a.png"
+    with pytest.raises(BadParameter, match="the form has no file; its fields: "):
+        uploads_of([field], 1, {})
+    with pytest.raises(BadParameter, match="several files"):
+        uploads_of([image, Part(name, "a.json", media_type, chunks=[json])], 1, {})
+    with pytest.raises(BadParameter, match="top_k"):
+        uploads_of([image, Part("top_k", media_type=media_type, chunks=[b"3"])], 1, {"top_k": ""})
+    field.chunks = [b"{" + b" " * forms.MAX_IGNORED]
+    with pytest.raises(UndecodableImage, match="bytes, which are not an image"):
+        uploads_of([image, field], 1, {})
+    field.chunks = [encoded()]  # Its bytes decide.
+    assert len(uploads_of([field], 1, {})) == 1
 
 
 def test_fields_and_files_are_limited() -> None:

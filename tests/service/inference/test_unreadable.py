@@ -30,9 +30,9 @@ CASES = {
     base64.b64encode(jpeg()): "this is base64 text; send the bytes that it stands for, or JSON",
     b"data:image/png;base64," + bytes(40): "this is a data URL; send the bytes",
     gzip.compress(jpeg()): "this is gzip-compressed data; send it with Content-Encoding: gzip",
-    b'{"image": "aGVsbG8gd29ybGQ="}': "this is JSON; send it as application/json",
+    b'{"image": "aGVsbG8gd29ybGQ="}': "this is JSON; send it as the body, as application/",
     b"https://example.org/photo.jpg": "this is a URL; send the image itself",
-    b"--x\r\nContent-Disposition: form-data; name=a\r\n": "this is a form; send it as multipart/",
+    b"--x\r\nContent-Disposition: form-data; name=a\r\n": "this is a form; send it as the body, as",
     b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(99): "this is a video; send one frame of it",
     b"\x1a\x45\xdf\xa3" + bytes(99): "this is a video; send one frame of it",
     b"\xff\x0a" + bytes(99): "this is JPEG XL, which this service does not decode",
@@ -49,10 +49,11 @@ CASES = {
     jpeg().decode("latin-1").encode(): "this is a file that was read as text; open it in",
     png().replace(b"\r\n", b"\n", 1): "this is PNG whose line breaks were changed; copy it in",
     b"\r\n" + jpeg(): "not a readable image: 2 other bytes precede it; send its bytes only",
+    b"\n" + jpeg(): "not a readable image: 1 other byte precedes it; send its bytes only",
     b"\xef\xbb\xbf" + png(): "not a readable image: 3 other bytes precede it",
     b"hello world, this is not an image": "not a readable image; send a whole JPEG",
     b"\xff\xd8\xff": "the image has only 3 bytes; send a whole JPEG",
-    b"x": "the image has only 1 bytes; send a whole JPEG",
+    b"x": "the image has only 1 byte; send a whole JPEG",
 }
 
 
@@ -61,9 +62,14 @@ def test_bytes_are_named(data: bytes, words: str) -> None:
     assert refusal(data).startswith(words)
 
 
+def test_a_refusal_says_one_thing_to_do() -> None:
+    for data, words in CASES.items():
+        assert refusal(data).count("; ") == 1, words
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_a_few_bytes_of_an_image_are_counted(format: str) -> None:
-    for end in range(1, 11):
+    for end in range(2, 11):
         assert refusal(encoded(format)[:end]).startswith(f"the image has only {end} bytes; ")
 
 
