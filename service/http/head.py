@@ -15,8 +15,8 @@ HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9
 VERSIONS = ("1.1", "1.0")
 # What the parser takes only in RTSP (RFC 2326, section 10); each of its requests has a CSeq.
 RTSP_METHODS = frozenset(
-    (b"DESCRIBE", b"ANNOUNCE", b"SETUP", b"PLAY", b"PAUSE", b"TEARDOWN", b"RECORD", b"REDIRECT")
-    + (b"GET_PARAMETER", b"SET_PARAMETER", b"FLUSH")
+    b"DESCRIBE ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD "
+    b"FLUSH".split()
 )
 
 
