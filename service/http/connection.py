@@ -211,7 +211,8 @@ class ServerConnection(TimedConnection):
 
     def give_way(self) -> bool:
         """See `service.http.idle.IdleConnection`."""
-        if tcp.has_data(self._socket):
+        # For the rest of a record one waits as long as for the rest of a head.
+        if tcp.has_data(self._socket) or self._has_part_of_record(self._limits.header_timeout):
             return False
         self._phase = DEAF
         self.connections.discard(self)
@@ -247,6 +248,8 @@ class ServerConnection(TimedConnection):
                 f"{MAX_PIPELINED} requests are pending on this connection; read their responses"
             )
         version = parser.get_http_version()
+        if version == "1.0" and head.is_rtsp(method, self.headers):
+            raise MalformedRequest(NO_HTTP)
         head.check(version, self.headers)
         if self._surplus and not (self.url.startswith(HEALTH) or self.url in limits.health):
             counted: Any = self.connections  # All are of this class.

@@ -13,6 +13,11 @@ from service.errors import MalformedRequest
 # RFC 9112, section 3.2, and RFC 3986, section 3.2.2; an empty host is allowed.
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 VERSIONS = ("1.1", "1.0")
+# What the parser takes only in RTSP (RFC 2326, section 10); each of its requests has a CSeq.
+RTSP_METHODS = frozenset(
+    b"DESCRIBE ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD "
+    b"FLUSH".split()
+)
 
 
 def check(version: str, headers: list[tuple[bytes, bytes]]) -> None:
@@ -36,6 +41,12 @@ def check(version: str, headers: list[tuple[bytes, bytes]]) -> None:
                 raise MalformedRequest("the only Transfer-Encoding supported is chunked, once")
     if hosts > 1 or (not hosts and version == "1.1"):
         raise MalformedRequest(f"HTTP/1.1 needs exactly one Host header; the request has {hosts}")
+
+
+def is_rtsp(method: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a request of version 1.0 is RTSP's, which the parser reads and does not tell apart
+    from HTTP's."""
+    return method in RTSP_METHODS or any(name == b"cseq" for name, _ in headers)
 
 
 def without_upgrade(

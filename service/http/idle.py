@@ -10,7 +10,6 @@ that has data to read.
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections.abc import Collection
 from operator import itemgetter
@@ -56,8 +55,11 @@ class Room:
             for connection in connections
             if (since := connection.idle_since) is not None and since <= now - LEAST_SECONDS
         ]
-        longest = heapq.nsmallest(max(1, limit // SHARE), idle, key=itemgetter(0))
-        closed = sum([connection.give_way() for _, connection in longest])
+        most, closed = max(1, limit // SHARE), 0
+        for _, connection in sorted(idle, key=itemgetter(0)):
+            closed += connection.give_way()
+            if closed == most:
+                break
         if not closed:
             self._not_before = now + PAUSE_SECONDS
             return False

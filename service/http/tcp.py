@@ -14,7 +14,8 @@ import time
 from typing import Protocol
 
 log = logging.getLogger(__name__)
-# Offsets of 32-bit numbers in `struct tcp_info`.
+# Offsets in `struct tcp_info`: of one byte, and of 32-bit numbers.
+STATE = 0
 UNACKED, LAST_DATA_RECV, END = 24, 52, 56
 # The kernel counts in ticks of its timer: what is not more than one may be nothing. The coarse
 # clock has the same resolution.
@@ -43,6 +44,13 @@ def has_data(connection: Socket) -> bool:
         return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:  # Nothing, or it was just closed.
         return False
+
+
+def arrived_within(connection: Socket, seconds: float) -> bool:
+    """Whether data of a client arrived in the last seconds, read or not; False where the platform
+    does not tell."""
+    known = _info(connection, STATE)
+    return bool(known) and _info(connection, LAST_DATA_RECV) < seconds * 1000
 
 
 def backlog(listener: Socket) -> int:

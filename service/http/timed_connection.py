@@ -16,6 +16,8 @@ from service.http.turns import LoopTurns
 
 # A client that reads nothing of its responses for so long is gone.
 STALLED_SECONDS = 30.0
+# The kernel's clock is coarse, and the loop's is read once in a turn.
+CLOCKS_DIFFER_SECONDS = 0.1
 
 
 class TimedConnection(HttpToolsProtocol):
@@ -91,6 +93,15 @@ class TimedConnection(HttpToolsProtocol):
     def idle_since(self) -> float | None:
         """See `service.http.idle.IdleConnection`."""
         return None if self._busy or self.transport.is_closing() else self._idle_since or None
+
+    def _has_part_of_record(self, seconds: float) -> bool:
+        """Whether part of a TLS record seems to have been read in the last seconds, of a request
+        that is on its way. The event loop does not tell, but data came after the last response.
+        """
+        if self.scheme != "https":
+            return False
+        idle = self.loop.time() - self._idle_since - CLOCKS_DIFFER_SECONDS
+        return tcp.arrived_within(self._socket, min(idle, seconds))
 
     def _begin_idle(self) -> None:
         """Closes the connection if no request comes; one timer serves for many requests."""

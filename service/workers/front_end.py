@@ -78,7 +78,7 @@ class FrontEnd(Server):
 
     def lead(self, pending: int) -> int:
         connections = len(self.server_state.connections) + pending
-        return self._occupancy.lead(self._index, connections)
+        return self._occupancy.lead(self._index, connections, self._limits.max_connections)
 
     async def on_tick(self, counter: int) -> bool:
         ended = await super().on_tick(counter)

@@ -60,11 +60,15 @@ class Occupancy:
         """Records how many images one front end has submitted to a device."""
         self._submitted[model, front_end, device] = images
 
-    def lead(self, front_end: int, connections: int) -> int:
-        """Records a front end's connections; returns how many more it has than the fewest."""
+    def lead(self, front_end: int, connections: int, most: int) -> int:
+        """Records a front end's connections; returns how many more it has than the fewest.
+
+        One that has `most` would refuse what another still has room for: its lead counts double.
+        """
         self._connections[front_end] = connections
         present = self._connections[self._connections != ABSENT]
-        return connections - int(present.min(initial=connections))
+        lead = connections - int(present.min(initial=connections))
+        return lead if connections < most else 2 * lead
 
     def leave(self, front_end: int) -> None:
         """Marks a front end that accepts no more connections."""

@@ -378,6 +378,20 @@ def test_a_client_that_idles_over_tls_does_not_hold_up_the_end(pair: tuple[Path,
             assert service.process.wait(15) == 0
 
 
+def served(service: Service, trusting: ssl.SSLContext) -> ssl.SSLSocket | None:
+    """A connection, if the service serves one more."""
+    plain = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
+    connection = trusting.wrap_socket(plain, server_hostname="localhost")
+    connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+    response = HTTPResponse(connection, method="GET")
+    response.begin()
+    response.read()
+    if response.status == 200:
+        return connection
+    connection.close()
+    return None
+
+
 @pytest.mark.slow
 def test_a_connection_that_idles_over_tls_gives_way(pair: tuple[Path, Path]) -> None:
     with started(
@@ -388,28 +402,70 @@ def test_a_connection_that_idles_over_tls_gives_way(pair: tuple[Path, Path]) -> 
         RESNET_SERVE_TLS_KEY=str(pair[1]),
     ) as service:
         trusting = ssl.create_default_context(cafile=pair[0])
-
-        def served() -> ssl.SSLSocket | None:
-            """A connection, if the service serves one more."""
-            plain = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
-            connection = trusting.wrap_socket(plain, server_hostname="localhost")
-            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
-            response = HTTPResponse(connection, method="GET")
-            response.begin()
-            response.read()
-            if response.status == 200:
-                return connection
-            connection.close()
-            return None
-
-        first = served()
+        first = served(service, trusting)
         assert first is not None
         until = time.monotonic() + PATIENCE
-        while (second := served()) is None:  # For as long as the first may be in a pause.
+        while (
+            second := served(service, trusting)
+        ) is None:  # For as long as the first may be in a pause.
             assert time.monotonic() < until
             time.sleep(0.2)
         with first, second:
             assert first.recv(1) == b""
+
+
+def test_a_request_of_which_half_a_tls_record_has_arrived_is_not_closed_as_idle(
+    pair: tuple[Path, Path],
+) -> None:
+    with started(
+        "--model",
+        "random:resnet20",
+        RESNET_SERVE_MAX_CONNECTIONS="2",
+        RESNET_SERVE_HEADER_TIMEOUT_S=str(PATIENCE),
+        RESNET_SERVE_TLS_CERTIFICATE=str(pair[0]),
+        RESNET_SERVE_TLS_KEY=str(pair[1]),
+    ) as service:
+        trusting = ssl.create_default_context(cafile=pair[0])
+        arrived, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client_ = trusting.wrap_bio(arrived, to_send, server_hostname="localhost")
+        address = ("127.0.0.1", service.port)
+        with socket.create_connection(address, timeout=PATIENCE) as plain:
+
+            def read_until(text: bytes) -> None:
+                seen = b""
+                while text not in seen:
+                    try:
+                        got = client_.read(100)
+                        assert got, "the connection was closed"
+                        seen += got
+                    except ssl.SSLWantReadError:
+                        arrived.write(plain.recv(2**16))
+
+            while True:
+                try:
+                    client_.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    plain.sendall(to_send.read())
+                    arrived.write(plain.recv(2**16))
+            client_.write(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            plain.sendall(to_send.read())
+            read_until(b"HTTP/1.1 200")
+            # The other one idles for less time, and is to give way all the same.
+            other = served(service, trusting)
+            assert other is not None
+            time.sleep(0.3)
+            client_.write(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+            record = to_send.read()
+            plain.sendall(record[:20])
+            until = time.monotonic() + PATIENCE
+            while (third := served(service, trusting)) is None:
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            plain.sendall(record[20:])
+            read_until(b"HTTP/1.1 200")
+            with other, third:
+                assert other.recv(1) == b""
 
 
 def test_connections_that_never_finish_their_tls_handshake_are_bounded(

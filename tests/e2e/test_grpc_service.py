@@ -52,7 +52,7 @@ from tests.e2e.test_grpc import (
     raw_rows,
     refused,
 )
-from tests.e2e.test_workers import children, until
+from tests.e2e.test_workers import children
 from tests.service.http.test_tls import self_signed
 from tests.support.waiting import until
 

@@ -52,3 +52,19 @@ def test_what_two_readers_could_take_for_two_requests_is_refused(
 ) -> None:
     with pytest.raises(MalformedRequest, match=said):
         head.check(version, headers)
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "rtsp"),
+    [
+        (b"DESCRIBE", [], True),
+        (b"OPTIONS", [(b"cseq", b"1")], True),
+        (b"OPTIONS", [], False),
+        (b"GET", [HOST], False),
+        (b"SOURCE", [HOST], False),
+    ],
+)
+def test_rtsp_is_known_by_its_methods_or_its_cseq(
+    method: bytes, headers: list[tuple[bytes, bytes]], rtsp: bool
+) -> None:
+    assert head.is_rtsp(method, headers) == rtsp

@@ -50,6 +50,12 @@ def test_whose_request_has_arrived_stays() -> None:
     assert not Room().has([connection], 1, NOW)
 
 
+def test_whose_request_has_arrived_keeps_no_other_from_giving_way() -> None:
+    connections = [Idle(0.0, arrived=True), Idle(1.0), Idle(2.0)]
+    assert Room().has(connections, 3, NOW)
+    assert [each.closed for each in connections] == [False, True, False]
+
+
 def test_many_connections_are_looked_through_once_for_many() -> None:
     limit = 5 * SHARE
     connections = [Idle(float(since)) for since in range(limit)]

@@ -52,6 +52,21 @@ def test_a_connection_that_sent_nothing_is_as_old_as_it_is() -> None:
 
 
 @linux
+def test_data_that_arrived_lately_is_known_although_it_was_read() -> None:
+    with pair() as (client, service):
+        client.sendall(b"a")
+        service.recv(1)
+        assert tcp.arrived_within(service, MUCH)
+        time.sleep(0.1)
+        assert not tcp.arrived_within(service, 0.05)
+
+
+def test_where_nobody_tells_nothing_arrived_lately() -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        assert not tcp.arrived_within(unix, MUCH)
+
+
+@linux
 def test_what_is_not_more_than_a_tick_is_nothing() -> None:
     assert 0 < tcp.TICK <= 0.01
 

@@ -4,7 +4,11 @@ import os
 
 from service.config.choices import MOST_DEVICES
 from service.config.settings import MOST_MODELS
+from service.http.acceptor import LEAD
 from service.workers.occupancy import ModelOccupancy, Occupancy
+
+# More than any front end has here.
+MANY = 2**62
 
 
 def test_everyone_sees_what_all_hold_and_the_dead_hold_nothing() -> None:
@@ -24,12 +28,22 @@ def test_a_lead_is_over_the_one_with_the_fewest_connections_who_still_accepts() 
     fd = Occupancy.allocate(3)
     occupancy = Occupancy(fd, 3)
     os.close(fd)
-    assert occupancy.lead(0, 5) == 0
-    assert occupancy.lead(1, 2) == 0
-    assert occupancy.lead(0, 5) == 3
+    assert occupancy.lead(0, 5, MANY) == 0
+    assert occupancy.lead(1, 2, MANY) == 0
+    assert occupancy.lead(0, 5, MANY) == 3
     occupancy.clear(1)
-    assert occupancy.lead(0, 5) == 0
+    assert occupancy.lead(0, 5, MANY) == 0
     assert occupancy.total(0) == (0, 0)
+
+
+def test_a_full_one_leaves_a_connection_to_another_that_has_room_for_one_more() -> None:
+    fd = Occupancy.allocate(2)
+    occupancy = Occupancy(fd, 2)
+    os.close(fd)
+    assert occupancy.lead(1, 1, 2) == 0
+    assert occupancy.lead(0, 2, 3) <= LEAD
+    assert occupancy.lead(0, 2, 2) > LEAD
+    assert occupancy.lead(1, 2, 2) == 0
 
 
 def test_one_that_is_gone_is_forgotten_and_no_other() -> None:
@@ -37,13 +51,13 @@ def test_one_that_is_gone_is_forgotten_and_no_other() -> None:
     occupancy = Occupancy(fd, 3)
     os.close(fd)
     for front_end, connections in enumerate((5, 1, 2)):
-        occupancy.lead(front_end, connections)
+        occupancy.lead(front_end, connections, MANY)
         occupancy.hold(front_end, 7, 1, 10)
     occupancy.clear(1)
-    assert occupancy.lead(0, 5) == 3
+    assert occupancy.lead(0, 5, MANY) == 3
     assert occupancy.total(7) == (2, 20)
     occupancy.leave(2)
-    assert occupancy.lead(0, 5) == 0
+    assert occupancy.lead(0, 5, MANY) == 0
     assert occupancy.total(7) == (2, 20), "what it has admitted is still to be computed"
 
 
@@ -58,7 +72,7 @@ def test_all_numbers_are_whole_ones_of_64_bits() -> None:
     occupancy.submit(2, MOST_MODELS - 1, MOST_DEVICES - 1, many)
     assert occupancy.in_flight(MOST_MODELS - 1)[-1] == many
     assert occupancy.total(MOST_MODELS - 1) == (1, many)
-    assert occupancy.lead(2, many) == 0
+    assert occupancy.lead(2, many, MANY) == 0
 
 
 def test_everyone_sees_what_each_device_has_to_compute() -> None:
