@@ -13,7 +13,8 @@ Answer = bytes | Callable[[socket.socket], None]
 
 
 def answer(status: int, body: bytes = b"", *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} Some", f"Content-Length: {len(body)}", *headers, "", ""]
+    length = f"Content-Length: {len(body)}"
+    lines = [f"HTTP/1.1 {status} Some", length, "Connection: close", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
