@@ -407,7 +407,7 @@ def test_an_idle_unix_connection_gives_way(tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_idle_connection_is_kept_for_a_time_and_no_longer() -> None:
     async def test() -> None:
-        async with serving(keep_alive_s=1.5) as client:
+        async with serving(keep_alive_s=2.5) as client:
             for _ in range(4):
                 client.writer.write(GET)
                 assert await client.answer() == (200, b"0")
