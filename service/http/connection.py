@@ -366,6 +366,9 @@ class ServerConnection(TimedConnection):
         if not cycle.response_complete:
             cycle.more_body = False
             cycle.message_event.set()
+            if not self.pipeline:
+                # A large last part has stopped reading, and whoever leaves now must be noticed.
+                self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
