@@ -29,25 +29,13 @@ import grpc.aio
 
 from benchmarks.common import images as made
 from benchmarks.common.process import CLOCK_TICKS, started
+from benchmarks.common.protobuf import field
 from service.cli.load.environment import machine, versions
 
 IN_FLIGHT = (1, 32)
 ADDRESS = re.compile(r"serving gRPC on (\S+)")
 # Sends one image, and returns when its response has come.
 Send = Callable[[], Awaitable[None]]
-
-
-def varint(value: int) -> bytes:
-    text = b""
-    while value > 0x7F:
-        text += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return text + bytes([value])
-
-
-def field(number: int, content: bytes) -> bytes:
-    """A protobuf field of bytes."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def of_v1(image: bytes) -> bytes:

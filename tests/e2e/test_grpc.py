@@ -27,6 +27,7 @@ from tritonclient.grpc import aio as triton_aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.common.protobuf import field
 from service.repository import catalog
 from tests.conftest import (
     PATIENCE,
@@ -39,7 +40,6 @@ from tests.e2e.test_endpoints import samples
 from tests.e2e.test_runtime_models import ADMIN, KEY, write
 from tests.e2e.test_workers import children
 from tests.support import rounding
-from tests.support.protobuf import field
 from tests.support.waiting import until
 
 NAME = "resnet20-cifar10"

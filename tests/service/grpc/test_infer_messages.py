@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
+from benchmarks.common.protobuf import field
 from models.preprocess import CIFAR
 from service.errors import InvalidInput, ServiceError, TooLarge
 from service.grpc.descriptors import Descriptors
@@ -14,7 +15,6 @@ from service.grpc.infer_messages import MOST_BYTES, InferMessages
 from service.inference.jobs import Priority
 from service.inference.ranking import Row
 from service.oip.codec import MAX_JSON_VALUES, ParsedRequest
-from tests.support.protobuf import field
 
 MESSAGES = InferMessages(Descriptors())
 PIXELS = np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3) % 256
