@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from tests.support.raw_server import RawServer
 
 Answer = bytes | Callable[[socket.socket], None]
 
@@ -18,52 +19,28 @@ def answer(status: int, body: bytes = b"", *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
-class Unruly:
+class Unruly(RawServer):
     """Gives each request the next answer, the last one again and again; a new connection each."""
 
     def __init__(self, *answers: Answer) -> None:
         self._answers = list(answers)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
         # Of each request: when it was whole, and its header lines by lower-case name.
         self.times: list[float] = []
         self.headers: list[dict[str, str]] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        super().__init__()
 
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):  # Closed.
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            received = b""
-            while b"\r\n\r\n" not in received:
-                data = connection.recv(65_536)
-                if not data:
-                    return
-                received += data
-            head, _, body = received.partition(b"\r\n\r\n")
-            pairs = [line.partition(": ") for line in head.decode().split("\r\n")[1:]]
-            headers = {name.lower(): value for name, _, value in pairs}
-            while len(body) < int(headers.get("content-length", 0)):
-                body += connection.recv(65_536)
-            self.times.append(time.monotonic())
-            self.headers.append(headers)
-            what = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-            if isinstance(what, bytes):
-                connection.sendall(what)
-            else:
-                what(connection)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # Wakes who accepts.
-        self._listener.close()
-        self._thread.join()
+    def serve(self, connection: socket.socket, head: str, body: bytes) -> None:
+        pairs = [line.partition(": ") for line in head.split("\r\n")[1:]]
+        headers = {name.lower(): value for name, _, value in pairs}
+        while len(body) < int(headers.get("content-length", 0)):
+            body += connection.recv(65_536)
+        self.times.append(time.monotonic())
+        self.headers.append(headers)
+        what = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(what, bytes):
+            connection.sendall(what)
+        else:
+            what(connection)
 
 
 @contextmanager
