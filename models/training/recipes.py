@@ -11,8 +11,16 @@ from models.suggestions import hint
 Shape = Literal["constant", "linear", "cosine"]
 Unit = Literal["iterations", "epochs"]
 Decays = Literal["weights", "all"]
-Crops = Literal["padded", "resized"]
+Crops = Literal["padded", "resized", "scaled"]
 PaddingMode = Literal["zeros", "reflect"]
+LastBatch = Literal["drop", "keep"]
+AutoAugment = Literal["none", "rand", "trivial"]
+Optimizer = Literal["sgd", "adamw"]
+StemInit = Literal["he", "whitened"]
+Freeze = Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "backbone"]
+Norm = Literal["batch", "frozen"]
+Balance = Literal["none", "loss", "sampling"]
+Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,42 @@ class Recipe:
     `cutout`: side in pixels of a square filled with grey (arXiv:1708.04552); 0 for none.
     `mixup`: alpha of the distribution of mixing weights (arXiv:1710.09412); 0 for none.
     `ema`: decay of the exponential moving average of the weights, which is the result; 0 for none.
-    `dropout`, `shortcut`: defaults for the network.
+    `dropout`, `shortcut`, `stride_at`: defaults for the network.
+
+    Images, besides:
+
+    `flip`: mirror images at all; text and digits should not be.
+    `crops` "scaled" resizes the shorter side to a random length within `shorter_side` pixels and
+        crops a square (He 2015, section 3.4).
+    `scale`: the range of a resized crop's area, as a fraction of the image's.
+    `train_size`: side in pixels of training images; 0: that of the network's input.
+    `jitter`: strength of random changes of brightness, contrast and saturation; 0 for none.
+    `lighting`: standard deviation of AlexNet's colour noise along the principal components
+        (Krizhevsky 2012, section 4.1); 0 for none.
+    `auto_augment`: "rand" is RandAugment (arXiv:1909.13719), "trivial" TrivialAugment
+        (arXiv:2103.10158).
+    `erasing`: probability of random erasing (arXiv:1708.04896).
+    `cutmix`: alpha of CutMix (arXiv:1905.04899); with mixup, each batch gets one of the two.
+    `last_batch`: "keep" trains on an epoch's incomplete last batch too.
+    `mean`, `std`: normalisation of the images, where it is part of the recipe.
+
+    Optimisation, besides:
+
+    `optimizer`: "sgd" with momentum, or "adamw" (arXiv:1711.05101).
+    `clip`: greatest norm of the gradient of all weights together; 0 does not clip.
+    `body_rate`: factor of the learning rate below the head (Howard and Ruder, arXiv:1801.06146).
+    `bias_rate`: factor of the learning rate of normalisation's biases (Jordan 2024, section 3.4).
+    `lookahead`: steps between the averages of Lookahead (arXiv:1907.08610), with Jordan's rising
+        decay (2024, section 3.4); 0 for none.
+    `freeze`: the last part, from the input on, whose weights and statistics stay as they are.
+    `norm`: batch normalisation uses each batch's statistics, or "frozen" ones: the start's.
+    `balance`: make up for rare classes: by weights in the "loss", or by "sampling" them more often.
+    `keep`: the result is the "last" epoch's network, or the "best" on the validation images.
+    `patience`: end after so many epochs without a better one on the validation images; 0: never.
+    `stem_init`: the stem's convolution starts with He's random values, or "whitened": with filters
+        that whiten patches of the training images (Jordan 2024, section 3.2).
+    `zero_init_residual`: every residual branch starts at zero (Goyal, arXiv:1706.02677, section
+        5.1).
 
     Raises:
         ValueError: a value is invalid; the message names the field.
@@ -69,14 +112,41 @@ class Recipe:
     ema: float = 0.0
     dropout: float | None = None
     shortcut: str | None = None
+    stride_at: str | None = None
+    flip: bool = True
+    scale: tuple[float, float] = (0.08, 1.0)
+    shorter_side: tuple[int, int] = (256, 480)
+    train_size: int = 0
+    jitter: float = 0.0
+    lighting: float = 0.0
+    auto_augment: AutoAugment = "none"
+    erasing: float = 0.0
+    cutmix: float = 0.0
+    last_batch: LastBatch = "drop"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    optimizer: Optimizer = "sgd"
+    clip: float = 0.0
+    body_rate: float = 1.0
+    bias_rate: float = 1.0
+    lookahead: int = 0
+    freeze: Freeze = "none"
+    norm: Norm = "batch"
+    balance: Balance = "none"
+    keep: Keep = "last"
+    patience: int = 0
+    stem_init: StemInit = "he"
+    zero_init_residual: bool = False
 
     def __post_init__(self) -> None:
         # JSON gives lists of objects.
         phases = tuple(p if isinstance(p, Phase) else Phase(**p) for p in self.phases)
         object.__setattr__(self, "phases", phases)
+        for name in ("scale", "shorter_side", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                allowed = ", ".join(choices)
+                allowed = ", ".join(map(str, choices))
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
         ends = [phase.until for phase in self.phases]
         if not ends or ends[0] <= 0 or ends != sorted(set(ends)):
@@ -137,6 +207,15 @@ CHOICES = {
     "crops": get_args(Crops),
     "padding_mode": get_args(PaddingMode),
     "shortcut": (None, "A", "B", "C", "conv"),
+    "stride_at": (None, "3x3", "1x1"),
+    "auto_augment": get_args(AutoAugment),
+    "last_batch": get_args(LastBatch),
+    "optimizer": get_args(Optimizer),
+    "freeze": get_args(Freeze),
+    "norm": get_args(Norm),
+    "balance": get_args(Balance),
+    "keep": get_args(Keep),
+    "stem_init": get_args(StemInit),
 }
 LIMITS = (
     ("batch_size", 1, math.inf),
@@ -148,6 +227,16 @@ LIMITS = (
     ("cutout", 0, math.inf),
     ("mixup", 0.0, math.inf),
     ("ema", 0.0, 1.0),
+    ("train_size", 0, math.inf),
+    ("jitter", 0.0, math.inf),
+    ("lighting", 0.0, math.inf),
+    ("erasing", 0.0, 1.0),
+    ("cutmix", 0.0, math.inf),
+    ("clip", 0.0, math.inf),
+    ("body_rate", 0.0, math.inf),
+    ("bias_rate", 0.0, math.inf),
+    ("lookahead", 0, math.inf),
+    ("patience", 0, math.inf),
 )
 
 
