@@ -143,7 +143,7 @@ def listing(path: Path, split: Split | None = None) -> Listing:
     """
     if label_list.is_list(path):
         if path.suffix.lower() == tables.PARQUET and path.is_file() and embedded.has_images(path):
-            return _embedded(path, [embedded.Shard(path, "")], split)
+            return _embedded(path, [embedded.Shard(path, path.name, "")], split)
         return _listed(path, label_list.read(path), split)
     if not path.is_dir():
         found = ((member.name, member.place) for member in members.in_archive(path))
@@ -226,7 +226,7 @@ def _listed(path: Path, rows: Sequence[label_list.Listed], split: Split | None) 
     said = ()
     if missing:
         first = f"{missing[0].name} in line {missing[0].line}"
-        said = (f"{len(missing)} files of the list are not there, the first is {first}",)
+        said = (f"{len(missing)} of {len(rows)} files are not there, the first is {first}",)
     return _rows(path, path.parent, there, split, said)
 
 
@@ -255,7 +255,7 @@ def _rows(
 def _embedded(path: Path, shards: Sequence[embedded.Shard], split: Split | None) -> Listing:
     """The images in the tables of a set."""
     parts = {shard.part for shard in shards}
-    chosen = _chosen(path, parts, split) if len(parts) > 1 or parts != {""} else None
+    chosen = _chosen(path, parts, split) if path.is_dir() else None
     wanted = [shard for shard in shards if chosen is None or shard.part == chosen]
     unpacked = [embedded.unpacked(shard.file) for shard in wanted]
     rows = [row for each in unpacked for row in each.labels]
@@ -268,7 +268,7 @@ def _embedded(path: Path, shards: Sequence[embedded.Shard], split: Split | None)
         places = {name: position for position, name in enumerate(order)}
         targets, classes = _ordered(targets, [places[name] for name in classes], len(order)), order
     names = [
-        f"{shard.file.name} row {row}"
+        f"{shard.name} row {row}"
         for shard, each in zip(wanted, unpacked, strict=True)
         for row in range(1, len(each.labels) + 1)
     ]
