@@ -43,7 +43,8 @@ class Plan:
     `start`: initial weights, whose network and input replace those of the variant. If the data
         has other classes, the head starts at random.
     `recipe_name`: the name of the recipe that `recipe` is based on.
-    `tests`: the test sets of the result; the first also measures each epoch.
+    `tests`: the test sets of the result; the first also measures each epoch. They may lack some of
+        the source's classes, and are aligned with these by name.
     `held_out`: images that training does not see, to fit the temperature on.
     """
 
@@ -56,6 +57,13 @@ class Plan:
     seed: int
     tests: tuple[Dataset, ...] = ()
     held_out: Dataset | None = None
+
+    def __post_init__(self) -> None:
+        classes = self.source.classes
+        tests = (
+            test if test.classes == classes else test.relabelled(classes) for test in self.tests
+        )
+        object.__setattr__(self, "tests", tuple(tests))
 
     def architecture(self) -> Architecture:
         """The network's architecture; `overrides` take precedence over the recipe.

@@ -228,7 +228,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(CHOICES["shortcut"][1:]),
     help="Shortcut option.  [default: the recipe's, or B]",
 )
-@click.option("--data", required=True, type=PATH, help="Folder or archive of images.")
+@click.option("--data", required=True, type=PATH, help="Folder, archive or list of images.")
 @click.option(
     "--test-data",
     type=PATH,

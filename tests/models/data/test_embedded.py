@@ -48,9 +48,8 @@ def saved(folder: Path, shards: list[pyarrow.Table], **state: Any) -> None:
     folder.mkdir(parents=True)
     names = [f"data-{index:05}-of-{len(shards):05}.arrow" for index in range(len(shards))]
     for name, made in zip(names, shards, strict=True):
-        with pyarrow.OSFile(str(folder / name), "wb") as file:
-            with pyarrow.ipc.new_stream(file, made.schema) as writer:
-                writer.write_table(made, max_chunksize=2)
+        with pyarrow.ipc.new_stream(str(folder / name), made.schema) as writer:
+            writer.write_table(made, max_chunksize=2)
     (folder / "cache-0.arrow").write_bytes(b"no part of the set")
     state = {"_data_files": [{"filename": name} for name in names]} | state
     (folder / "state.json").write_text(json.dumps(state))
@@ -91,7 +90,7 @@ def test_shards_are_parts_by_their_names_or_folders(
     assert find(tmp_path, "test").classes == ("zebra", "ape"), "those of ClassLabel, in its order"
     assert find(tmp_path, "train").images.name(3) == f"{names[1]}.parquet row 1"
     assert (has_split(tmp_path, "test"), has_split(tmp_path, "validation")) == (True, False)
-    with pytest.raises(ValueError, match="no folder val"):
+    with pytest.raises(ValueError, match="it has no file or folder named val"):
         find(tmp_path, "validation")
 
 

@@ -148,6 +148,9 @@ def test_a_column_says_the_split(tmp_path: Path) -> None:
     assert find(path, "test").images.name(0) == "c, d.png"
     assert (has_split(path, "validation"), has_split(path, "test")) == (True, False)
     assert has_test_set(path)
+    path.write_text("file,label,split\na.png,x,train\n")
+    with pytest.raises(ValueError, match=r"list\.csv: it has no rows of test or val\Z"):
+        find(path, "test")
     path.write_text("file,label,set\na.png,x,7\n")
     assert "line 2 has '7' in the column set, which should be train, val or test" in refusal(path)
 
@@ -177,9 +180,7 @@ def test_a_file_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=said):
         datasets.read(path, CIFAR)
     assert datasets.read(path, CIFAR, corrupt="skip").skipped == ("nowhere.png",)
-    assert find(path).notes == (
-        "1 of 2 files are not there, the first is nowhere.png in line 3",
-    )
+    assert find(path).notes == ("1 of 2 files are not there, the first is nowhere.png in line 3",)
     path.write_text("file,labels\nx/a.png,x\n")
     assert refusal(path).endswith(
         "none of its 1 files is there, such as x/a.png; they are looked for relative to the list"

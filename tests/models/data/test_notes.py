@@ -21,7 +21,10 @@ APART = unicodedata.normalize("NFD", "löwe")
         (["cat/0.png", "Cat/0.png"], ["'Cat' and 'cat' differ in case or spaces only"]),
         (["dogs/brown/0.png", "cats/brown/0.png"], ["are one class, 'brown'"]),
         (["cat/0.png", "cat/kitten/1.png"], ["'kitten' lies in the folder of the class 'cat'"]),
-        (["cat/0.png", "dog/0.png", "owl/", "x/y/"], ["folders without images are no classes: owl"]),
+        (
+            ["cat/0.png", "dog/0.png", "owl/", "x/y/"],
+            ["folders without images are no classes: owl"],
+        ),
     ],
 )
 def test_the_unexpected_is_said(tmp_path: Path, names: list[str], notes: list[str]) -> None:
