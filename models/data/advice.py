@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -77,9 +78,9 @@ def advice(training: Collection, spec: InputSpec, others: Sequence[Collection] =
 
 def _present(collection: Collection) -> NDArray[np.bool_]:
     """Which classes have images, bool [K]."""
-    if not collection.exclusive:
-        return collection.targets.any(axis=0)
-    return np.bincount(collection.targets, minlength=len(collection.classes)) > 0
+    there = np.zeros(len(collection.classes), dtype=np.bool_)
+    there[collection.targets if collection.exclusive else collection.targets.any(axis=0)] = True
+    return there
 
 
 def _of_classes(collection: Collection) -> Iterator[str]:
@@ -108,8 +109,9 @@ def _listed(names: Sequence[str]) -> str:
 def _looks(collection: Collection) -> Iterator[_Look]:
     """Evenly spaced images, or the first ones of a compressed archive; without unreadable ones."""
     images = collection.images
+    openers: Iterator[Callable[[], Image.Image]]
     if images.compressed:
-        openers = (opener for opener, _ in zip(images.each(), range(SAMPLED), strict=False))
+        openers = islice(images.each(), SAMPLED)
     else:
         rows = np.unique(np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).astype(int))
         openers = images.part(rows).each()

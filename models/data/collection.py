@@ -57,7 +57,8 @@ class InMemory:
         return Image.fromarray(self.pixels[index])
 
     def encoded(self, index: int) -> bytes:
-        return self.pixels[index].tobytes()
+        """The bytes of the pixels of image `index`."""
+        return bytes(self.pixels[index].tobytes())
 
     def each(self) -> Iterator[Callable[[], Image.Image]]:
         return (partial(self.open, index) for index in range(len(self)))

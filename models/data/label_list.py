@@ -78,8 +78,8 @@ def read(path: Path) -> list[Listed]:
     file, label = column(columns, FILES), column(columns, LABELS)
     if file is None or label is None:
         missing = "image" if file is None else "label"
-        found = ", ".join(columns[:12]) if columns else "none"
-        raise ValueError(f"{path}: no column is the {missing}; its columns: {found}; {FORM}")
+        there = ", ".join(columns[:12]) if columns else "none"
+        raise ValueError(f"{path}: no column is the {missing}; its columns: {there}; {FORM}")
     if found := _described(path, columns, rows, file, label):
         return found
     raise ValueError(f"{path}: it names no image; {FORM}")

@@ -228,7 +228,7 @@ def _listed(path: Path, rows: Sequence[label_list.Listed], split: Split | None) 
         )
     there = [row._replace(name=name or row.name) for row, name in zip(rows, located, strict=True)]
     missing = [row for row, name in zip(rows, located, strict=True) if name is None]
-    said = ()
+    said: tuple[str, ...] = ()
     if missing:
         first = f"{missing[0].name} in line {missing[0].line}"
         said = (f"{len(missing)} of {len(rows)} files are not there, the first is {first}",)

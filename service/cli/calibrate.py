@@ -41,7 +41,7 @@ KEPT = {"exclusive": "their class", "independent": "all their labels"}
 def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
     """Writes a bundle that can be served with `--precision int8`.
 
-    DATA is a folder or tar archive of CLASS/FILE images like those to be served. An evenly spaced
+    DATA is a folder or archive of CLASS/FILE images like those to be served. An evenly spaced
     part of them sets the ranges of the activations; the 8-bit predictions for all of them are
     compared with those in fp32. The bundle records the results.
     """

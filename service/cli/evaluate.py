@@ -83,8 +83,9 @@ def evaluate(
     data: Path,
     **flags: Any,
 ) -> None:
-    """Measures accuracy and calibration on DATA, a folder or tar archive of CLASS/FILE images, or
-    a CSV list of images with any number of labels each: file,labels with labels split by ;
+    """Measures accuracy and calibration on DATA, a folder, zip or tar archive of CLASS/FILE images,
+    a CSV list of images with any number of labels each (file,labels with labels split by ;), or
+    another set that training reads.
 
     Images go through the engine that serves; classes are matched with the model's labels. Fit a
     temperature (Guo 2017) on images that the model was not trained on, and evaluate it on others.

@@ -291,3 +291,21 @@ def test_images_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
     assert np.array_equal(held_out(path, CIFAR, 3).images, kept.images), "the same each time"
     with pytest.raises(ValueError, match="of 7 images 7 cannot be held out"):
         held_out(path, CIFAR, 7)
+
+
+def test_a_share_of_each_class_is_held_out(tmp_path: Path) -> None:
+    for name, count in (("ape", 8), ("cat", 4)):
+        (tmp_path / name).mkdir()
+        for shade in range(count):
+            Image.new("RGB", (32, 32), (shade, count, 0)).save(tmp_path / name / f"{shade}.png")
+    kept = held_out(tmp_path, CIFAR, 0.25)
+    assert np.bincount(kept.targets).tolist() == [2, 1]
+    assert kept.source == f"3 held out of {tmp_path.name}"
+    assert len(open_source(tmp_path, CIFAR, "cpu", hold_out=0.25)) == 9
+
+
+def test_a_single_class_is_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "rose").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "rose" / "0.png")
+    with pytest.raises(ValueError, match="training needs at least two classes; all 1 images are"):
+        open_source(tmp_path, CIFAR, "cpu")

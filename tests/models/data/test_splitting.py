@@ -24,7 +24,7 @@ def made(*counts: int, exclusive: bool = True) -> Collection:
 
 
 def counts(collection: Collection) -> list[int]:
-    return np.bincount(collection.targets, minlength=len(collection.classes)).tolist()
+    return list(map(int, np.bincount(collection.targets, minlength=len(collection.classes))))
 
 
 @pytest.mark.parametrize(
