@@ -105,7 +105,7 @@ def evaluate(
     _check(bundle, spec, confusion)
     if crops == "ten" and bundle.views == "mirrored":
         raise ValueError(
-            "--crops ten: five of the crops are mirror images, which the model averages in any case; "
+            "--crops ten: five crops are mirror images, which the model averages in any case; "
             f"`resnet-serve convert --views plain {spec} OUT.safetensors` makes one that does not"
         )
     seen = ten_crop.whole(bundle.input) if crops == "ten" else bundle.input

@@ -308,13 +308,13 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(choices.VIEWS),
     default="plain",
     help="mirrored: the model averages each image and its mirror image, in twice the time; not for "
-    "digits or text.  [default: plain]",
+    "digits or text.",
 )
 @click.option(
     "--storage",
     type=click.Choice(choices.STORAGES),
     default="fp32",
-    help="fp16: half the size; weights are rounded to 16 bits.  [default: fp32]",
+    help="fp16: half the size; weights are rounded to 16 bits.",
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run.")

@@ -44,7 +44,7 @@ def test_sums_beyond_float16_do_not_overflow() -> None:
 def test_a_classifier_averages_the_logits_of_both_views(outputs: str) -> None:
     network = tiny.network()
     with torch.no_grad():
-        network.head.get_parameter("weight").mul_(0.1)
+        network.head.get_parameter("weight").mul_(0.5)
     classifier = Classifier(network, CIFAR, 2.0, outputs, "mirrored")  # type: ignore[arg-type]
     with torch.no_grad():
         straight, mirrored = (
