@@ -108,9 +108,11 @@ def test_the_models_say_what_they_take_and_give(
     assert (card["num_classes"], card["outputs"]) == (len(made.labels), made.outputs)
     assert preprocess.InputSpec(**spec) == made.input
     assert card["explain"] is (name not in ("headless", "layers"))
+    assert card.get("views", "plain") == made.views
     with Client(serving.url) as ours:
         told = ours.model(name)
     assert (told.outputs, told.num_classes) == (made.outputs, len(made.labels))
+    assert told.views == made.views
     assert (told.input.size, told.input.channels) == (made.input.size, made.input.channels)
     assert (told.input.resize, told.input.fill) == (made.input.resize, made.input.fill)
 
