@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -25,14 +25,13 @@ from models import bundle as bundles
 from models import hardware
 from models.bundle import Bundle
 from models.evaluation.evaluate import batches, evaluate
-from models.views import seen_as
+from models.storage import Storage
+from models.views import Views, seen_as
 from service.cli.options import read_dataset
 from service.engines.engine import Warm
 from service.engines.jpeg import Image
 from service.repository import catalog, offline
 
-VIEWS = ("plain", "mirrored")
-STORAGES = ("fp32", "fp16")
 COUNT = 256
 
 
@@ -73,9 +72,10 @@ def size_of(bundle: Bundle) -> int:
 def main(spec: str, data: Path, rounds: int, output: Path | None) -> None:
     bundle = catalog.load(spec).bundle
     dataset = read_dataset(data, bundle.input).relabelled(bundle.labels)
-    rows, warms = [], {}
-    for views in VIEWS:
-        for storage in STORAGES:
+    rows: list[dict[str, Any]] = []
+    warms: dict[str, Warm] = {}
+    for views in get_args(Views):
+        for storage in get_args(Storage):
             made = replace(seen_as(bundle, views), storage=storage)
             warm = offline.warm(made)
             found = evaluate(warm.infer, batches(dataset, 256))
