@@ -165,6 +165,7 @@ def test_only_a_head_of_one_layer_explains(serving: Service, name: str, says: st
         ("letterboxed", (20, 28), (0, 0, 1, 1)),
         ("grey", (14, 14), (1 / 7, 0, 5 / 7, 1)),
         ("independent", (16, 16), None),
+        ("mirrored", (16, 16), None),
     ],
 )
 def test_a_map_covers_what_the_network_sees(
