@@ -25,12 +25,14 @@ from models.evaluation import temperature
 from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
 from models.preprocess import InputSpec
 from models.resnet import ResNet
+from models.storage import Storage, rounded
 from models.training import recipes
 from models.training.checkpoint import Checkpoint
 from models.training.history import Epoch, History
 from models.training.loop import DEFAULT, Options, Progress, precision, train
 from models.training.parallel import ALONE, World
 from models.training.recipes import Recipe
+from models.views import Views
 
 STATE = "state.pt"
 
@@ -46,6 +48,8 @@ class Plan:
     `tests`: the test sets of the result; the first also measures each epoch. They may lack some of
         the source's classes, and are aligned with these by name.
     `held_out`: images that training does not see, to fit the temperature on.
+    `views`, `storage`: those of the bundle; they do not change the training. What is measured is
+        what the bundle answers: with its views, and in the end with its weights as rounded.
     """
 
     variant: str = ""
@@ -57,6 +61,8 @@ class Plan:
     seed: int
     tests: tuple[Dataset, ...] = ()
     held_out: Dataset | None = None
+    views: Views = "plain"
+    storage: Storage = "fp32"
 
     def __post_init__(self) -> None:
         classes = self.source.classes
@@ -214,12 +220,13 @@ def train_bundle(
         after_epoch=log.append,
     )
     world.wait()  # For the first process, which still evaluates its last epoch.
-    classifier = Classifier(network, spec).to(world.device)
+    network.load_state_dict(rounded(network.state_dict(), plan.storage))
+    classifier = Classifier(network, spec, views=plan.views).to(world.device)
     calibration: dict[str, Any] = {}
     if plan.held_out is not None:
         try:
             fitted = _fit(classifier, plan.held_out)
-            classifier = Classifier(network, spec, fitted.temperature).to(world.device)
+            classifier.temperature = fitted.temperature
             calibration["calibration"] = asdict(fitted)
         except temperature.Undetermined as reason:  # The training was not in vain.
             images = len(plan.held_out.images)
@@ -235,6 +242,8 @@ def train_bundle(
         input=spec,
         labels=plan.source.classes,
         temperature=classifier.temperature,
+        views=plan.views,
+        storage=plan.storage,
         card=card,
         provenance=_provenance(plan, log.rows, world, options) | calibration,
         metrics=metrics,
@@ -304,7 +313,8 @@ class _Log:
             return
         measured = None
         if self.plan.tests:
-            classifier = Classifier(network, self.plan.input).to(self.world.device)
+            classifier = Classifier(network, self.plan.input, views=self.plan.views)
+            classifier = classifier.to(self.world.device)
             measured = _measure(classifier, self.plan.tests[0])
         row = Epoch(
             epoch=progress.epoch + 1,

@@ -36,7 +36,8 @@ def check(model: str, pairs: tuple[Path, ...], tolerance: float | None, as_json:
     .pt, .safetensors), or two files INPUT OUTPUT (.npy, .pt, .pb, .json, .csv; INPUT may be an
     image), or a folder or tar archive that holds input_0.pb and output_0.pb. Inputs are
     [N, C, H, W] or [N, H, W, C]: float as the network sees them, or uint8 pixels. Outputs are
-    logits or probabilities. Models of the ONNX model zoo, and archives of it, bring their own.
+    logits or probabilities of the network alone, without mirrored views. Models of the ONNX model
+    zoo, and archives of it, bring their own.
 
     The exit status is 0 if the model agrees with all pairs, 1 if it differs. If it differs, the
     alternatives that weights do not reveal are tried, and those that fit are named as options of

@@ -25,16 +25,19 @@ from service.cli.options import (
     read_dataset,
     take,
 )
+from service.config import choices
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from models.data.datasets import Corrupt, Dataset
     from models.data.source import Source
     from models.preprocess import InputSpec
+    from models.storage import Storage
     from models.training.history import Epoch
     from models.training.loop import Options, Progress
     from models.training.parallel import World
     from models.training.run import Plan
+    from models.views import Views
 
 DEFAULT_VARIANT = "resnet20"
 # The fields of `Recipe` that are options, with their help.
@@ -148,6 +151,8 @@ class TrainingOutput:
     card: Path | None
     resume: bool
     restart: bool
+    views: Views
+    storage: Storage
 
     @property
     def by_seed(self) -> dict[int, Path]:
@@ -298,6 +303,19 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--card", type=FILE, help="Markdown file that describes the model and its intended use."
 )
+@click.option(
+    "--views",
+    type=click.Choice(choices.VIEWS),
+    default="plain",
+    help="mirrored: the model averages each image and its mirror image, in twice the time; not for "
+    "digits or text.",
+)
+@click.option(
+    "--storage",
+    type=click.Choice(choices.STORAGES),
+    default="fp32",
+    help="fp16: half the size; weights are rounded to 16 bits.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run.")
 @click.option(
@@ -361,6 +379,8 @@ def train(
             seed=output.seed or 0,
             tests=data.tests(spec),
             held_out=held_out,
+            views=output.views,
+            storage=output.storage,
         )
         plan.architecture()
         name = output.name or _name(plan)

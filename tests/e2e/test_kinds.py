@@ -108,9 +108,11 @@ def test_the_models_say_what_they_take_and_give(
     assert (card["num_classes"], card["outputs"]) == (len(made.labels), made.outputs)
     assert preprocess.InputSpec(**spec) == made.input
     assert card["explain"] is (name not in ("headless", "layers"))
+    assert card.get("views", "plain") == made.views
     with Client(serving.url) as ours:
         told = ours.model(name)
     assert (told.outputs, told.num_classes) == (made.outputs, len(made.labels))
+    assert told.views == made.views
     assert (told.input.size, told.input.channels) == (made.input.size, made.input.channels)
     assert (told.input.resize, told.input.fill) == (made.input.resize, made.input.fill)
 
@@ -163,6 +165,7 @@ def test_only_a_head_of_one_layer_explains(serving: Service, name: str, says: st
         ("letterboxed", (20, 28), (0, 0, 1, 1)),
         ("grey", (14, 14), (1 / 7, 0, 5 / 7, 1)),
         ("independent", (16, 16), None),
+        ("mirrored", (16, 16), None),
     ],
 )
 def test_a_map_covers_what_the_network_sees(

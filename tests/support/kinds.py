@@ -36,6 +36,7 @@ KINDS: dict[str, tuple[InputSpec, dict[str, Any], str]] = {
     "rgba": (RGBA, {"in_channels": 4}, "exclusive"),
     "layers": (SQUARE, {"head": (6,)}, "exclusive"),
     "one": (SQUARE, {"num_classes": 1}, "independent"),
+    "mirrored": (SQUARE, {}, "exclusive"),
 }
 
 
@@ -49,6 +50,7 @@ def made(name: str) -> Bundle:
         input=spec,
         labels=labels,
         outputs=outputs,
+        views="mirrored" if name == "mirrored" else "plain",
         provenance={"source": "a test"},
     )
 
@@ -80,8 +82,7 @@ def probabilities(made: Bundle, seen: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def features(made: Bundle, seen: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Float32 [C] of one image, by plain PyTorch."""
-    classifier = made.classifier()
     with torch.inference_mode():
-        normalised = classifier.normalise(torch.from_numpy(seen)[None])
-        found: NDArray[np.float32] = classifier.network.features(normalised)[0].numpy()
+        _, maps = made.classifier().with_maps(torch.from_numpy(seen)[None])
+        found: NDArray[np.float32] = maps.mean((2, 3))[0].numpy()
     return found
