@@ -14,12 +14,20 @@ import models
 import models.training.recipes
 from models import Architecture, bundle
 from models.resnet import on_meta
+from tests.guides.checks import check_flags
 from tests.support.commands import run
 from tests.support.tiny import randomised
 
 torch_resnet = pytest.importorskip("torch_resnet")
 utils = pytest.importorskip("torch_resnet.utils")
-GUIDE = (Path(__file__).parents[1] / "docs" / "torch-resnet.md").read_text("utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDE = (DOCS / "torch-resnet.md").read_text("utf-8")
+EXAMPLE = (DOCS / "guides" / "torch-resnet-example.md").read_text("utf-8")
+# Of example/example.py; `--override-optim-hp` changes how it resumes.
+FLAGS = (
+    *("--model", "--shortcut", "--data", "--ep", "--lr", "--bs", "--wd", "--nesterov"),
+    *("--wide-scheduler", "--no-amp", "--best", "--seed", "--ckpt"),
+)
 CLASSES = re.findall(r"^\| `(\w+)\((.*)\)` \| `(\w+)` \|$", GUIDE, re.MULTILINE)
 # Layers take seconds to build.
 THOUSAND = [pytest.mark.slow]
@@ -242,3 +250,48 @@ def test_its_checkpoints_are_converted_by_the_command(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(network(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+def flags() -> list[tuple[str, str]]:
+    return re.findall(r"^\| `(--.+?)` \| `(--.+?)`.* \|$", EXAMPLE, re.MULTILINE)
+
+
+def test_every_flag_of_the_example_has_one_here() -> None:
+    told = {word for theirs, _ in flags() for word in theirs.split() if word.startswith("--")}
+    assert told | {"--best"} == set(FLAGS)
+    assert "\n`--best` evaluates" in EXAMPLE
+
+
+@pytest.mark.parametrize(("theirs", "ours"), flags())
+def test_a_flag_of_the_example_has_its_value_here(
+    theirs: str, ours: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz"):
+        (tmp_path / name).touch()
+    words = ["resnet-serve", "train", "--data", "cifar-10-python.tar.gz", *ours.split(), "x"]
+    params = check_flags(words)
+    recipe = models.training.recipes.by_name(params["recipe_name"])
+    if theirs.startswith("--model"):
+        _, _, spec = theirs.partition(" ")
+        name, *numbers = spec.split("-")
+        given: dict[str, Any] = dict(zip(("width", "drop_rate"), map(float, numbers), strict=False))
+        given |= {"width": int(given["width"])} if numbers else {}
+        with torch.device("meta"):
+            network = getattr(torch_resnet, name)(small_images=True, **given)
+        architecture = models.variants.override(
+            models.variant(params["variant"]).architecture, num_classes=0
+        )
+        shapes = [value.shape for value in network.state_dict().values()]
+        assert [value.shape for value in on_meta(architecture).state_dict().values()] == shapes
+        dropped = {module.p for module in network.modules() if isinstance(module, nn.Dropout)}
+        assert dropped <= {params["dropout"] or 0.0}
+    elif theirs.startswith("--shortcut"):
+        expected = dict(ARGUMENTS)[theirs.removeprefix("--").replace(" ", "=")]
+        assert keywords(expected) == {"shortcut": params["shortcut"], **dict(params["overrides"])}
+    elif theirs.startswith("--data"):
+        classes = theirs.removeprefix("--data CIFAR")
+        assert params["data"].name == f"cifar-{classes}-python.tar.gz"
+        assert recipe.paper.endswith("CIFAR100") == (classes == "100")
+    elif theirs.startswith("--wide-scheduler"):
+        assert recipe.paper.endswith(theirs)

@@ -338,6 +338,7 @@ _IMAGENET = Recipe(
     weight_decay=1e-4,
     decays="all",
     crops="resized",
+    last_batch="keep",
 )
 
 # docs/recipes.md compares each with its source.
@@ -403,6 +404,7 @@ RECIPES = {
         published="He 2015's authors' published weights",
         crops="scaled",
         lighting=0.1,
+        last_batch="drop",
         stride_at="1x1",
     ),
     "fb_resnet_torch": replace(
@@ -446,6 +448,7 @@ RECIPES = {
         weight_decay=2e-4,
         jitter=0.4,
         lighting=0.1,
+        last_batch="drop",
     ),
     "quick": _QUICK,
     # The same, longer, for the network that ships with the service.
