@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import models
 import models.training.recipes
 from models import Architecture, bundle
+from models.architecture import Stem
 from models.resnet import on_meta
 from tests.guides.checks import check_flags
 from tests.support.commands import run
@@ -154,9 +155,9 @@ def test_a_row_of_the_dimensions_holds(theirs: str, ours: str, width: int, preac
             torch_resnet.preact_resnet.PreActBottleneck,
         )
         given["block"] = bottleneck if "block" in given else basic
-    for small in (False, True):
-        network = family(**given, width=width, small_images=small)
-        stem = "small" if small else "imagenet"
+    stems: tuple[Stem, ...] = ("imagenet", "small")
+    for stem in stems:
+        network = family(**given, width=width, small_images=stem == "small")
         architecture = Architecture(
             **keywords(ours), width=width, preact=preact, stem=stem, num_classes=0
         )

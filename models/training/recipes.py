@@ -220,10 +220,8 @@ ONLY_WITH: dict[str, tuple[str, object]] = {
     "nesterov": ("optimizer", "sgd"),
 }
 # What a record says even where it is the default.
-ALWAYS = {"momentum", "decays", "crops", "flip", "optimizer", "last_batch", *ONLY_WITH} - {
-    "alternate_flip",
-    "nesterov",
-}
+ALWAYS = {"optimizer", "momentum", "nesterov", "decays", "last_batch", "flip", "crops"}
+ALWAYS |= {"crop_padding", "padding_mode", "scale", "shorter_side"}
 CHOICES = {
     "unit": get_args(Unit),
     "decays": get_args(Decays),
