@@ -145,7 +145,7 @@ class Resident:
 
 
 def open_source(
-    path: Path,
+    data: Path | Collection,
     spec: InputSpec,
     device: str,
     *,
@@ -155,7 +155,8 @@ def open_source(
     photo_crop: RandomCrop | None = None,
     loading: Loading = DEFAULT_LOADING,
 ) -> Source:
-    """The set at `path` for training at `spec`, without the images of `held_out`.
+    """The set `data`, or the one at this path, for training at `spec`, without the images of
+    `held_out`.
 
     `Resident` with `augmentation`; or `Streamed` with `photo_crop` and what of `augmentation` does
     not shift images; see `Loading.resident`.
@@ -165,10 +166,10 @@ def open_source(
             images or targets, see `check_trainable`.
     """
     check_trainable(spec)
-    collection = _exclusive(find(path, split))
+    collection = _exclusive(find(data, split) if isinstance(data, Path) else data)
     size = spec.height
     if hold_out:
-        collection = collection.part(_drawn(collection, hold_out)[1])
+        collection = divided(collection, hold_out)[1]
     resident = loading.resident
     if resident is None:
         fits = len(collection) * 3 * size**2 <= loading.resident_bytes
@@ -178,10 +179,10 @@ def open_source(
             size=size, flip=augmentation.flip, interpolation=spec.interpolation
         )
         return Streamed(collection, crop, loading, augmentation)
-    data = decode(collection, spec, loading.progress, corrupt=loading.corrupt)
-    for name in data.skipped:
-        loading.report(f"{path}: {name} is not a readable image; left out")
-    return Resident(data, device, augmentation)
+    images = decode(collection, spec, loading.progress, corrupt=loading.corrupt)
+    for name in images.skipped:
+        loading.report(f"{collection.path}: {name} is not a readable image; left out")
+    return Resident(images, device, augmentation)
 
 
 def held_out(
@@ -199,7 +200,7 @@ def held_out(
     """
     check_trainable(spec)
     collection = _exclusive(find(path, split))
-    data = decode(collection.part(_drawn(collection, count)[0]), spec, corrupt=corrupt)
+    data = decode(divided(collection, count)[0], spec, corrupt=corrupt)
     return replace(data, source=f"{count} held out of {path.name}")
 
 
@@ -225,12 +226,16 @@ def _exclusive(collection: Collection) -> Collection:
     return collection
 
 
-def _drawn(collection: Collection, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of `count` random images, and those of the others."""
+def divided(collection: Collection, count: int) -> tuple[Collection, Collection]:
+    """`count` random images, equal for all seeds, and the others.
+
+    Raises:
+        ValueError: the set has fewer.
+    """
     if count >= len(collection):
         raise ValueError(
             f"{collection.path}: of {len(collection)} images {count} cannot be held out"
         )
     generator = torch.Generator().manual_seed(mix("hold out"))
     order = torch.randperm(len(collection), generator=generator).numpy()
-    return np.sort(order[:count]), np.sort(order[count:])
+    return collection.part(np.sort(order[:count])), collection.part(np.sort(order[count:]))
