@@ -44,6 +44,8 @@ class Source(Protocol):
     `applied` has the fields of a recipe that the source applies, with their values: what was done,
     whatever was asked for.
 
+    `counts`: int64 [K], how many of its images each of its K classes has.
+
     `batches` yields one epoch from batch `start` on: images uint8 [n, S, S, 3] and targets int64
     [n] on `device`. `batch_size` is the number of images of all ranks together, of which each
     rank gets the rows `rank::world`; an incomplete last batch is left out. Equal seeds and epochs
@@ -58,6 +60,9 @@ class Source(Protocol):
 
     @property
     def applied(self) -> dict[str, Any]: ...
+
+    @property
+    def counts(self) -> NDArray[np.int64]: ...
 
     def __len__(self) -> int: ...
 
@@ -90,6 +95,7 @@ class Resident:
         self.classes, self.source = data.classes, data.source
         self._packed = pack(torch.from_numpy(data.images).to(device))
         self._targets = torch.from_numpy(data.targets).to(device)
+        self.counts = np.bincount(data.targets, minlength=len(data.classes)).astype(np.int64)
         self._augmentation = augmentation
         fill = torch.tensor(augmentation.cutout_fill, dtype=torch.uint8).reshape(1, 1, 1, 3)
         self._fill = pack(fill).to(device)

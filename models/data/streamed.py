@@ -66,6 +66,7 @@ class Streamed:
                 "decompress it"
             )
         self._count = len(collection)
+        self.counts = np.bincount(collection.targets, minlength=len(self.classes)).astype(np.int64)
         self._cutout, self._fill = augmentation.cutout, augmentation.cutout_fill
         self._alternates = crop.flip and augmentation.alternate_flip
         if self._alternates:

@@ -72,15 +72,19 @@ class Recipe:
 
     Optimisation, besides:
 
-    `optimizer`: "sgd" with momentum, or "adamw" (arXiv:1711.05101).
+    `optimizer`: "sgd" with momentum, or "adamw" (arXiv:1711.05101), whose first beta is `momentum`.
     `clip`: greatest norm of the gradient of all weights together; 0 does not clip.
     `body_rate`: factor of the learning rate below the head (Howard and Ruder, arXiv:1801.06146).
-    `bias_rate`: factor of the learning rate of normalisation's biases (Jordan 2024, section 3.4).
+    `bias_rate`: factor of the learning rate of normalisation's biases (Jordan 2024, section 3.4);
+        their weight decay is divided by it, so that the product remains.
     `lookahead`: steps between the averages of Lookahead (arXiv:1907.08610), with Jordan's rising
-        decay (2024, section 3.4); 0 for none.
-    `freeze`: the last part, from the input on, whose weights and statistics stay as they are.
-    `norm`: batch normalisation uses each batch's statistics, or "frozen" ones: the start's.
-    `balance`: make up for rare classes: by weights in the "loss", or by "sampling" them more often.
+        decay (2024, section 3.4); 0 for none. The result is the average, as with `ema`.
+    `freeze`: the last part, from the input on, whose weights and statistics stay as they are;
+        "backbone" is all but the head.
+    `norm`: batch normalisation uses each batch's statistics, or "frozen" ones: the start's. Its
+        scales and offsets are then fixed as well (He 2015, appendix A).
+    `balance`: make up for rare classes: by weights in the "loss", in inverse proportion to the
+        classes' training images, or by "sampling" them more often.
     `keep`: the result is the "last" epoch's network, or the "best" on the validation images.
     `patience`: end after so many epochs without a better one on the validation images; 0: never.
     `stem_init`: the stem's convolution starts with He's random values, or "whitened": with filters
@@ -155,6 +159,11 @@ class Recipe:
             value = getattr(self, name)
             if not low <= value < high:
                 raise ValueError(f"{name} must be from {low} to below {high:g}, not {value!r}")
+        for name in ("body_rate", "bias_rate"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be above 0; to keep weights as they are, use freeze")
+        if self.ema and self.lookahead:
+            raise ValueError("ema and lookahead are two averages of the weights; use one")
 
     @property
     def length(self) -> float:
@@ -187,11 +196,16 @@ class Recipe:
         return replace(self, unit=unit, phases=phases)
 
     def record(self) -> dict[str, Any]:
-        """The fields as JSON values, without those that have no effect on the recipe's crops."""
+        """The fields as JSON values, without those that have no effect on the recipe's crops, its
+        optimizer or its norms."""
         fields = asdict(self)
-        if self.crops == "resized":
-            fields = {name: value for name, value in fields.items() if name not in PADDED_ONLY}
-        return fields
+        without = {
+            *(PADDED_ONLY if self.crops == "resized" else ()),
+            *(("nesterov",) if self.optimizer == "adamw" else ()),
+            *(("bias_rate",) if self.norm == "frozen" else ()),
+            *(("body_rate", "bias_rate", "norm") if self.freeze == "backbone" else ()),
+        }
+        return {name: value for name, value in fields.items() if name not in without}
 
     def differences(self, other: Recipe) -> dict[str, Any]:
         """The fields of `other` that differ, with their values in it, as JSON values."""

@@ -31,6 +31,7 @@ from models.training.history import Epoch, History
 from models.training.loop import DEFAULT, Options, Progress, precision, train
 from models.training.parallel import ALONE, World
 from models.training.recipes import Recipe
+from models.training.stem import whiten_stem
 
 STATE = "state.pt"
 
@@ -108,6 +109,8 @@ class Plan:
             for name in ("dropout", "shortcut")
             if getattr(self.recipe, name) is not None
         }
+        if self.start is not None:  # Weights are not initialised.
+            own |= {"stem_init": "he", "zero_init_residual": False}
         return replace(self.recipe, **own).record()
 
     @property
@@ -122,7 +125,10 @@ class Plan:
             ValueError: see `architecture`; or the initial weights do not fit the `overrides`.
         """
         torch.manual_seed(mix("initialise", self.seed))
-        network = ResNet(self.architecture())
+        recipe = self.recipe
+        network = ResNet(self.architecture(), zero_init_residual=recipe.zero_init_residual)
+        if self.start is None and recipe.stem_init == "whitened":
+            whiten_stem(network, self.source, self.input, seed=self.seed)
         if self.start is not None:
             tensors = dict(self.start.tensors)
             if self.start.labels != self.source.classes:
