@@ -27,7 +27,9 @@ from models.classifier import Classifier, Outputs
 from models.draws import DrawsFrom
 from models.preprocess import InputSpec, for_channels
 from models.resnet import ResNet, on_meta
+from models.storage import Storage, loaded, rounded, stored
 from models.summary import map_sides
+from models.views import Views
 
 FORMAT = 1
 CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -40,7 +42,13 @@ TEMPERATURES = (1e-6, 1e6)
 CARD_BYTES = 20_000
 # Omitted from the description at these values: the checksums of bundles written before these
 # fields existed stay valid.
-OMITTED = {"temperature": 1.0, "card": "", "outputs": "exclusive"}
+OMITTED = {
+    "temperature": 1.0,
+    "card": "",
+    "outputs": "exclusive",
+    "views": "plain",
+    "storage": "fp32",
+}
 OMITTED_OF_ARCHITECTURE = {
     "head": (),
     "stem_channels": 0,
@@ -99,12 +107,16 @@ class Bundle:
     `variant`: the named network that `architecture` is based on, or None.
     `labels`: the class names, one for each class; none for a network without a head.
     `outputs`: whether the classes are "exclusive" (softmax) or "independent" (sigmoid).
-    `tensors`: the network's state dict.
+    `tensors`: the network's state dict, in float32.
     `provenance`: where the weights come from: at least `source`.
     `metrics`: measured figures, for instance `{"cifar10-test": {"top1": 0.91, "images": 10000}}`.
     `calibration`: for 8-bit engines, `{"ranges": {module: [low, high]}, ...}`; else empty.
     `temperature`: divides the logits before the softmax (Guo 2017, arXiv:1706.04599).
     `card`: what users should know about the model, in Markdown; at most 20 kB.
+    `views`: what a prediction averages: the "plain" image, or the image and its "mirrored" one,
+        which takes twice as long; see `models.views`. Digits and text must not be mirrored.
+    `storage`: "fp16" writes the weights of convolutions and linear layers in 16 bits, and rounds
+        `tensors` accordingly; see `models.storage`.
     """
 
     name: str
@@ -119,6 +131,8 @@ class Bundle:
     temperature: float = 1.0
     card: str = ""
     outputs: Outputs = "exclusive"
+    views: Views = "plain"
+    storage: Storage = "fp32"
     _fingerprint: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -139,9 +153,9 @@ class Bundle:
             raise BundleError(
                 f"{len(self.labels)} labels do not fit {self.architecture.num_classes} classes"
             )
-        if self.outputs not in get_args(Outputs):
-            allowed = " or ".join(get_args(Outputs))
-            raise BundleError(f"outputs must be {allowed}, not {self.outputs!r}")
+        for name, kind in (("outputs", Outputs), ("views", Views), ("storage", Storage)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise BundleError(f"{name} must be {' or '.join(get_args(kind))}, not {value!r}")
         if self.architecture.num_classes == 1 and self.outputs == "exclusive":
             raise BundleError(
                 "one exclusive class would have the probability 1 for every image; outputs must "
@@ -157,6 +171,8 @@ class Bundle:
             self._check_sides()
         self.temperature = _checked_temperature(self.temperature)
         _check_card(self.card)
+        if self.storage != "fp32":
+            self.tensors = rounded(self.tensors, self.storage)
 
     def _check_sides(self) -> None:
         """Averages drop the last of an odd number of pixels, and shortcuts do not."""
@@ -186,12 +202,13 @@ class Bundle:
         Raises:
             WeightsMismatch: see `network`.
         """
-        return Classifier(self.network(), self.input, self.temperature, self.outputs).eval()
+        network, spec = self.network(), self.input
+        return Classifier(network, spec, self.temperature, self.outputs, self.views).eval()
 
     def fingerprint(self) -> str:
         """A digest that only equal bundles share; that of the file, if it was read from one."""
         if not self._fingerprint:
-            self._fingerprint = _checksum(self.description(), self.tensors)
+            self._fingerprint = _checksum(self.description(), stored(self.tensors, self.storage))
         return self._fingerprint
 
     def description(self) -> dict[str, Any]:
@@ -306,13 +323,16 @@ def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str
 def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     """Writes a bundle to a file, atomically."""
     # Fields may have changed since the check: what could not be read back must not be written.
-    replace(bundle)
+    bundle = replace(bundle)
     check_fit(on_meta(bundle.architecture), bundle.tensors, "its architecture")
     # As JSON returns it: keys become strings.
     description = json.loads(json.dumps({"format": FORMAT, **bundle.description()}))
-    description["checksum"] = _checksum(description, bundle.tensors)
+    tensors = {
+        name: value.cpu().contiguous()
+        for name, value in stored(bundle.tensors, bundle.storage).items()
+    }
+    description["checksum"] = _checksum(description, tensors)
     metadata = {METADATA_KEY: json.dumps(description, ensure_ascii=False)}
-    tensors = {name: value.cpu().contiguous() for name, value in bundle.tensors.items()}
     try:
         with files.atomic(Path(path)) as file:
             safetensors.torch.save_file(tensors, file, metadata)
@@ -364,11 +384,12 @@ def _read(path: Path) -> Bundle:
     try:
         description["architecture"] = Architecture(**description["architecture"])
         description["input"] = InputSpec(**description["input"])
-        bundle = Bundle(tensors=tensors, **description)
+        in_memory = loaded(tensors, description.get("storage", "fp32"))
+        bundle = Bundle(tensors=in_memory, **description)
     except (TypeError, KeyError) as error:
         raise BundleError(f"its resnet-serve metadata is incomplete ({error})") from None
     network = on_meta(bundle.architecture)
-    check_fit(network, tensors, bundle.variant or "its architecture")
+    check_fit(network, bundle.tensors, bundle.variant or "its architecture")
     bundle._fingerprint = checksum
     return bundle
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.preprocess import InputSpec
 from models.resnet import ResNet
+from models.views import Views, averaged
 
 Outputs = Literal["exclusive", "independent"]
 
@@ -43,6 +44,7 @@ class Classifier(nn.Module):
     `temperature` divides the logits (Guo 2017, arXiv:1706.04599, section 4.2); 1.0 changes no
     bit. `outputs`: "exclusive" classes, whose probabilities are the softmax of the logits, or
     "independent" ones, each the sigmoid of its logit. A network without a head has none: K is 0.
+    `views`: see `models.views.averaged`; "mirrored" computes each image twice.
     """
 
     def __init__(
@@ -51,19 +53,21 @@ class Classifier(nn.Module):
         spec: InputSpec,
         temperature: float = 1.0,
         outputs: Outputs = "exclusive",
+        views: Views = "plain",
     ) -> None:
         super().__init__()
         self.normalise = Normalise(spec)
         self.network = network
         self.temperature = temperature
         self.outputs = outputs
+        self.views = views
 
     def forward(self, images: Tensor) -> Tensor:
         return self.with_maps(images)[0]
 
     def with_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The probabilities, and the feature maps [N, C, h, w] that the head sees the means of."""
-        maps = self.network.maps(self.normalise(images))
+        maps = averaged(self.network.maps, self.views)(self.normalise(images))
         features = maps.mean((2, 3))
         with torch.autocast(images.device.type, enabled=False):
             return self.probabilities(self.logits(features.float())), maps

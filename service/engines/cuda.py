@@ -19,6 +19,7 @@ from torch import Tensor
 from models.classifier import Normalise, as_probabilities
 from models.resnet import on_meta
 from models.summary import map_sides
+from models.views import averaged
 from service.engines.blueprint import Blueprint
 from service.engines.cuda_graph import capture, keep_memory_of_measuring
 from service.engines.cuda_lane import CudaLane, FractionalPixels
@@ -64,7 +65,7 @@ class CudaEngine:
         # What is allocated and filled on the stream that uses it needs no other order, nor when it
         # is freed.
         with torch.inference_mode(), torch.cuda.stream(self._computing):
-            self._network = build()
+            self._network = averaged(build(), bundle.views)
             normalise = Normalise(bundle.input)
             self._scale, self._shift = (
                 part.to(device) for part in (normalise.scale, normalise.shift)

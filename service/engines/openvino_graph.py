@@ -44,8 +44,15 @@ def build(
         id(classifier.network.get_submodule(name).weight): limit for name, limit in ranges.items()
     }
     nodes, operations = [pixels], record(classifier.network, (channels, height, width))
+    mirrors = classifier.views == "mirrored"
+    if mirrors:
+        nodes = [ops.concat([pixels, _mirrored(pixels, width)], 0)]
     for operation in operations[1:]:
         inputs = [nodes[place] for place in operation.inputs]
+        if operation.kind == "mean" and mirrors:
+            (place,) = operation.inputs
+            inputs = [_average(nodes[place], operations[place].shape[3])]
+            nodes[place] = inputs[0]
         if operation.tensors and id(operation.tensors[0]) in limits:
             node = _quantised(operation, inputs[0], limits[id(operation.tensors[0])])
         else:
@@ -56,6 +63,18 @@ def build(
     if classifier.network.architecture.num_classes:
         outputs.insert(0, _probabilities(nodes[-1], classifier))
     return ov.Model([ops.result(output) for output in outputs], [images], "classifier")
+
+
+def _mirrored(images: Any, width: int) -> Any:
+    """From left to right, [N, C, h, `width`]."""
+    return ops.gather(images, np.arange(width)[::-1].copy(), 3)
+
+
+def _average(maps: Any, width: int) -> Any:
+    """Of the views' maps [2N, F, h, `width`], the second half mirrored back: [N, F, h, w]."""
+    straight, mirrored = ops.split(maps, 0, 2).outputs()
+    half = np.float32(0.5)
+    return ops.add(ops.multiply(straight, half), ops.multiply(_mirrored(mirrored, width), half))
 
 
 def _probabilities(logits: Any, classifier: Classifier) -> Any:

@@ -20,6 +20,7 @@ from models.bundle import Bundle
 from models.draws import DrawsFrom
 from models.preprocess import CHANNELS, InputSpec
 from models.resnet import ResNet
+from models.views import Views
 from service.engines import quantisation
 from service.engines.engine import Warm
 from service.engines.start import start_engine, start_first
@@ -50,6 +51,7 @@ class Kind:
     channels: str = "rgb"
     outputs: str = "exclusive"
     size: tuple[int, int] = SIDES
+    views: Views = "plain"
 
 
 KINDS = {
@@ -75,6 +77,11 @@ KINDS = {
     "blurred basic": Kind({"antialias": "blur", "pool": "max"}),
     "averaged": Kind({**IMAGENET_STEM, "antialias": "average"}),
     "averaged basic": Kind({"antialias": "average", "pool": "max"}),
+    "mirrored": Kind(views="mirrored"),
+    "mirrored, pre-activation, grey": Kind({"preact": True}, channels="grey", views="mirrored"),
+    "mirrored, two layers, upright": Kind({"head": (16,)}, size=(40, 24), views="mirrored"),
+    "mirrored, independent": Kind({"stem": "imagenet"}, outputs="independent", views="mirrored"),
+    "mirrored, no head": Kind({"num_classes": 0}, views="mirrored"),
 }
 ENGINES = {
     "eager fp32": ("eager", "fp32", "cpu"),
@@ -116,6 +123,7 @@ def made(name: str) -> Bundle:
         input=spec,
         labels=labels.default(architecture.num_classes),
         outputs=kind.outputs,
+        views=kind.views,
     )
     ranges = quantisation.ranges(uncalibrated, images(COUNT, spec))
     return replace(uncalibrated, calibration={"ranges": ranges})
@@ -221,7 +229,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
         start_engine("eager", planned(replace(bundle, tensors=broken)), None)
 
 
-COMPILED = ("no head, grey", "three layers, independent", "blurred", "dilated")
+COMPILED = ("no head, grey", "three layers, independent", "blurred", "dilated", "mirrored")
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
