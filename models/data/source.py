@@ -151,7 +151,7 @@ class Resident:
 
 
 def open_source(
-    data: Path | Collection,
+    path: Path,
     spec: InputSpec,
     device: str,
     *,
@@ -161,8 +161,7 @@ def open_source(
     photo_crop: RandomCrop | None = None,
     loading: Loading = DEFAULT_LOADING,
 ) -> Source:
-    """The set `data`, or the one at this path, for training at `spec`, without the images of
-    `held_out`.
+    """The set at `path` for training at `spec`, without the images of `held_out`.
 
     `Resident` with `augmentation`; or `Streamed` with `photo_crop` and what of `augmentation` does
     not shift images; see `Loading.resident`.
@@ -172,10 +171,10 @@ def open_source(
             images or targets, see `check_trainable`.
     """
     check_trainable(spec)
-    collection = _exclusive(find(data, split) if isinstance(data, Path) else data)
+    collection = _exclusive(find(path, split))
     size = spec.height
     if hold_out:
-        collection = divided(collection, hold_out)[1]
+        collection = collection.part(_drawn(collection, hold_out)[1])
     resident = loading.resident
     if resident is None:
         fits = len(collection) * 3 * size**2 <= loading.resident_bytes
@@ -185,10 +184,10 @@ def open_source(
             size=size, flip=augmentation.flip, interpolation=spec.interpolation
         )
         return Streamed(collection, crop, loading, augmentation)
-    images = decode(collection, spec, loading.progress, corrupt=loading.corrupt)
-    for name in images.skipped:
-        loading.report(f"{collection.path}: {name} is not a readable image; left out")
-    return Resident(images, device, augmentation)
+    data = decode(collection, spec, loading.progress, corrupt=loading.corrupt)
+    for name in data.skipped:
+        loading.report(f"{path}: {name} is not a readable image; left out")
+    return Resident(data, device, augmentation)
 
 
 def held_out(
@@ -206,7 +205,7 @@ def held_out(
     """
     check_trainable(spec)
     collection = _exclusive(find(path, split))
-    data = decode(divided(collection, count)[0], spec, corrupt=corrupt)
+    data = decode(collection.part(_drawn(collection, count)[0]), spec, corrupt=corrupt)
     return replace(data, source=f"{count} held out of {path.name}")
 
 
@@ -232,16 +231,12 @@ def _exclusive(collection: Collection) -> Collection:
     return collection
 
 
-def divided(collection: Collection, count: int) -> tuple[Collection, Collection]:
-    """`count` random images, equal for all seeds, and the others.
-
-    Raises:
-        ValueError: the set has fewer.
-    """
+def _drawn(collection: Collection, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of `count` random images, and those of the others."""
     if count >= len(collection):
         raise ValueError(
             f"{collection.path}: of {len(collection)} images {count} cannot be held out"
         )
     generator = torch.Generator().manual_seed(mix("hold out"))
     order = torch.randperm(len(collection), generator=generator).numpy()
-    return collection.part(np.sort(order[:count])), collection.part(np.sort(order[count:]))
+    return np.sort(order[:count]), np.sort(order[count:])

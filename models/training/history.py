@@ -185,8 +185,10 @@ def read(folder: Path) -> list[Epoch]:
 
 def _row(values: Any) -> Epoch:
     names = [field.name for field in fields(Epoch)]
-    if not isinstance(values, dict) or set(names) - set(LATER) - set(values) or (
-        set(values) - set(names)
+    if (
+        not isinstance(values, dict)
+        or set(names) - set(LATER) - set(values)
+        or (set(values) - set(names))
     ):
         raise ValueError(f"not an object of {', '.join(names)}")
     for name, value in values.items():

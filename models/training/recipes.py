@@ -365,6 +365,25 @@ RECIPES = {
         crops="resized",
     ),
     "quick": _QUICK,
+    # For one's own images, from weights: the features hardly change, and only the head is new. The
+    # rate of the body is a tenth of the head's. Statistics of the batches, as they adapt to other
+    # images: frozen ones bear only a low rate.
+    "finetune": Recipe(
+        paper="Howard and Ruder 2018, section 3.1, a lower rate below the head; one cycle",
+        unit="epochs",
+        phases=_one_cycle(10, warm_up=0.1),
+        batch_size=64,
+        learning_rate=0.05,
+        nesterov=True,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        crop_padding=2,
+        scale=(0.35, 1.0),
+        last_batch="keep",
+        body_rate=0.1,
+        keep="best",
+        patience=8,
+    ),
     # The same, longer, for the network that ships with the service.
     "embedded": replace(
         _QUICK,

@@ -13,7 +13,8 @@ from service.cli import completers
 from service.cli.options import Lengths, PerChannel, Whole
 
 if TYPE_CHECKING:
-    from models.preprocess import InputSpec, PerChannel as Values
+    from models.preprocess import InputSpec
+    from models.preprocess import PerChannel as Values
 
 INPUT = ("channels", "mean", "std", "size", "resize", "crop", "interpolation", "fill")
 AUTO = "auto"
@@ -44,9 +45,7 @@ def preparation(numbers: PerChannel | None = None) -> Callable[[Any], Any]:
             type=numbers,
             help=f"Mean of each channel, in the order of --channels, of values from 0 to 1{auto}.",
         ),
-        click.option(
-            "--std", type=numbers, help="Standard deviation of each channel, likewise."
-        ),
+        click.option("--std", type=numbers, help="Standard deviation of each channel, likewise."),
         click.option("--size", type=Lengths(), help="Sides in pixels of the network's input."),
         click.option(
             "--resize",
@@ -65,7 +64,9 @@ def preparation(numbers: PerChannel | None = None) -> Callable[[Any], Any]:
             shell_complete=completers.interpolation,
             help="nearest, bilinear, bicubic or lanczos.",
         ),
-        click.option("--fill", type=Whole(), help="With --crop letterbox: colour beside the image."),
+        click.option(
+            "--fill", type=Whole(), help="With --crop letterbox: colour beside the image."
+        ),
     )
 
     def add(command: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models.training.recipes import Recipe
-from service.cli.options import bar, part_of, read_dataset
+from service.cli import preparation
+from service.cli.options import bar, part_of
+from service.cli.training_output import Teller
 
 if TYPE_CHECKING:
     from models.data.collection import Collection
-    from models.data.datasets import Corrupt, Dataset
+    from models.data.datasets import Corrupt
+    from models.data.listing import Split
     from models.data.source import Source
     from models.preprocess import InputSpec
     from models.training.parallel import World
 
-AUTO, NONE = "auto", "none"
+NONE = "none"
 SHARE = 0.2
 # Of the images, for a validation set that nobody asked for: fewer tell nothing, and more are read
 # into memory for little.
@@ -29,12 +31,14 @@ FEWEST, MOST = 40, 25_000
 @dataclass(frozen=True)
 class Validation:
     """Where validation images come from: a `share` of the training images, a `count` of them, or
-    another `path`; none if all are empty. `auto`: nobody said."""
+    another `path`; none if all are empty."""
 
     share: float = 0.0
     count: int = 0
     path: Path | None = None
-    auto: bool = False
+
+
+NOTHING = Validation()
 
 
 class ValidationParameter(click.ParamType[Validation]):
@@ -47,7 +51,7 @@ class ValidationParameter(click.ParamType[Validation]):
     ) -> Validation:
         text = str(value)
         if text == NONE:
-            return Validation()
+            return NOTHING
         if text.isdecimal():
             return Validation(count=int(text))
         if not text.endswith("%"):
@@ -62,12 +66,14 @@ class ValidationParameter(click.ParamType[Validation]):
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """The images that remain for training, and those that are set aside."""
+class Sets:
+    """The images that remain for training, and those that are set aside. `tests`: the sets to
+    test on."""
 
     training: Collection
     validation: Collection | None = None
     held_out: Collection | None = None
+    tests: tuple[Collection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,103 +86,109 @@ class TrainingData:
     workers: int | None
     quiet: bool
 
-    def set_aside(self, *, validates: bool) -> SetAside:
+    def sets(self, *, validates: bool, teller: Teller) -> Sets:
         """The images, divided; `validates`: validation images are wanted if nobody said.
 
         Raises:
-            ValueError: see `models.data.collection.find`; or there are too few images.
+            ValueError: see `models.data.collection.find`; there are too few images; or a set has
+                classes that the training images do not have.
         """
-        from models.data import source
-        from models.data.collection import find
+        from models.data.splitting import split
+
+        from models.data.collection import find, has_split
+        from models.data.source import divided
 
         training, held_out, validation = find(self.data, "train"), None, None
         if self.hold_out:
-            held_out, training = source.divided(training, self.hold_out)
-        wanted = self.validation or Validation(auto=validates)
-        if wanted.auto:
-            wanted = self._chosen(len(training))
+            held_out, training = divided(training, self.hold_out)
+        wanted = self.validation or (self._usual(len(training), teller) if validates else NOTHING)
         if wanted.path:
-            validation = find(wanted.path, part_of(wanted.path, "test"))
-            validation = validation.relabelled(training.classes)
-        elif count := wanted.count or round(wanted.share * len(training)):
-            validation, training = _stratified(training, count)
-        return SetAside(training, validation, held_out)
-
-    def _chosen(self, images: int) -> Validation:
-        """What validates if nobody said: the set's own part, or a share of so many images."""
-        if part := _own_part(self.data):
-            return Validation(path=part)
-        if images < FEWEST:
-            if not self.quiet:
-                click.echo(
-                    f"{images} images are too few to set any aside for validation; "
-                    "the last epoch is kept, and its accuracy is not known",
-                    err=True,
-                )
-            return Validation()
-        return Validation(count=min(MOST, round(SHARE * images)))
-
-    def tests(self, spec: InputSpec, classes: tuple[str, ...]) -> tuple[Dataset, ...]:
-        """The test sets, with targets among the classes of training."""
-        own = part_of(self.data, "test") and not self._validates_on_its_test()
+            split: Split = "validation" if has_split(wanted.path, "validation") else "test"
+            validation = find(wanted.path, split if has_split(wanted.path, split) else None)
+        elif part := wanted.count or wanted.share:
+            training, validation = split(training, part)
+        own = part_of(self.data, "test")
+        if own and not has_split(self.data, "test"):  # Its own validation images would be the test.
+            own = None if wanted.path == self.data else own
         paths = self.test_data or ([self.data] if own else [])
-        read = [read_dataset(path, spec, self.corrupt, quiet=self.quiet) for path in paths]
-        return tuple(each.relabelled(classes) for each in read)
+        tests = [find(path, part_of(path, "test")) for path in paths]
+        return Sets(
+            training,
+            validation.relabelled(training.classes) if validation else None,
+            held_out,
+            tuple(test.relabelled(training.classes) for test in tests),
+        )
 
-    def _validates_on_its_test(self) -> bool:
-        """Whether the part that would be the test is the validation set."""
-        part = _own_part(self.data)
-        return self.validation is None and part is not None and not (part.parent / "test").is_dir()
+    def _usual(self, images: int, teller: Teller) -> Validation:
+        """What validates if nobody said: the set's own part, or a share of so many images."""
+        from models.data.collection import has_split
 
-    def read(self, collection: Collection | None, spec: InputSpec, name: str) -> Dataset | None:
-        """The images of a collection, in memory, as a set of this name."""
+        if has_split(self.data, "validation"):
+            return Validation(path=self.data)
+        if images < FEWEST:
+            teller.warn(
+                f"{self.data.name}: {images} images are too few to set any aside for validation: "
+                "the last epoch is kept, and its accuracy is not known"
+            )
+            return NOTHING
+        return Validation(share=SHARE) if SHARE * images <= MOST else Validation(count=MOST)
+
+    def advise(self, sets: Sets, spec: InputSpec, teller: Teller) -> None:
+        """Says what may be wrong with the images.
+
+        Raises:
+            ValueError: nothing can be learnt from them.
+        """
+        from models.data.advice import advice
+
+        others = (*sets.tests, *filter(None, [sets.validation]))
+        for line in advice(sets.training, spec, others):
+            teller.warn(line)
+
+    def measured(
+        self, spec: InputSpec, prepared: dict[str, Any], training: Collection
+    ) -> InputSpec:
+        """With the mean and standard deviation of the training images, where these are asked
+        for."""
+        from models.data.statistics import statistics
+
+        wanted = [name for name in ("mean", "std") if prepared[name] == preparation.AUTO]
+        if not wanted:
+            return spec
+        found = statistics(training, spec)
+        return replace(spec, **{name: getattr(found, name) for name in wanted})
+
+    def read(self, collection: Collection | None, spec: InputSpec, name: str = "{1}") -> Any:
+        """The images of a collection, in memory, as a set of this name; None for none."""
         from models.data import datasets
 
         if collection is None:
             return None
-        data = datasets.decode(collection, spec, corrupt=self.corrupt)
+        with bar(hidden=self.quiet, desc=collection.path.name, unit=" images") as shown:
+            data = datasets.decode(
+                collection, spec, lambda count: shown.update(count - shown.n), corrupt=self.corrupt
+            )
+        for skipped in data.skipped:
+            click.echo(f"{collection.path}: {skipped} is unreadable and left out", err=True)
         return replace(data, source=name.format(len(data.images), collection.path.name))
 
     def open(self, training: Collection, spec: InputSpec, recipe: Recipe, world: World) -> Source:
         """What a recipe trains on.
 
         Raises:
-            ValueError: see `models.data.source.open_source`.
+            ValueError: see `models.data.source.source_of`.
         """
-        from models.data import source
         from models.data.loading import Loading
+        from models.data.source import source_of
         from models.training.run import augmentation
         from service.runtime import cpus
 
         hidden = self.quiet or not world.leads
         with bar(hidden=hidden, desc=self.data.name, unit=" images") as shown:
-            return source.open_source(
-                training,
-                spec,
-                world.device,
-                augmentation=augmentation(recipe, spec),
-                loading=Loading(
-                    corrupt=self.corrupt,
-                    workers=cpus() if self.workers is None else self.workers,
-                    resident=None if recipe.crops == "padded" else False,
-                    report=shown.write,
-                    progress=lambda count: shown.update(count - shown.n),
-                ),
+            loading = Loading(
+                corrupt=self.corrupt,
+                workers=cpus() if self.workers is None else self.workers,
+                report=shown.write,
+                progress=lambda count: shown.update(count - shown.n),
             )
-
-
-def _own_part(data: Path) -> Path | None:
-    """The folder of a set's own validation images."""
-    found = (data / name for name in ("val", "validation") if (data / name).is_dir())
-    return next(found, None)
-
-
-def _stratified(training: Collection, count: int) -> tuple[Collection, Collection]:
-    from models.data.stratified import stratified
-
-    if not training.exclusive:
-        raise ValueError(f"{training.path}: some of its images have several labels or none")
-    if count >= len(training):
-        raise ValueError(f"--validation: {training.path} has {len(training)} images; set aside fewer")
-    chosen, others = stratified(training.targets, count)
-    return training.part(chosen), training.part(others)
+            return source_of(training, spec, world.device, augmentation(recipe, spec), loading)
