@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.listing import BROKEN_ARCHIVE, Split
+from models.data.listing import Split
+from models.data.members import BROKEN_ARCHIVE
 from models.data.pickled import plain
 from models.image_files import SUFFIXES
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,11 +14,12 @@ from PIL import Image, UnidentifiedImageError
 
 from models import image_files
 from models.data import cifar, label_list
-from models.data.label_list import Targets
-from models.data.listing import PARTS, Split, listing
+from models.data.label_list import Targets, normal
+from models.data.listing import Split, listing, splits
 from models.labels import synsets
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright
 
+SHOWN = 5
 Transform = Callable[[Image.Image, int], NDArray[np.uint8]]
 
 
@@ -56,6 +56,9 @@ class InMemory:
     def open(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
+    def encoded(self, index: int) -> bytes:
+        return self.pixels[index].tobytes()
+
     def each(self) -> Iterator[Callable[[], Image.Image]]:
         return (partial(self.open, index) for index in range(len(self)))
 
@@ -66,12 +69,14 @@ class InMemory:
 @dataclass(frozen=True, slots=True)
 class Collection:
     """`images`, their path, and their `targets`: int64 [N] as indices into `classes`, or bool
-    [N, K] where images have several of the classes, or none."""
+    [N, K] where images have several of the classes, or none. `notes`: what its user may not expect
+    of it, in a line each."""
 
     images: Images
     targets: Targets
     classes: tuple[str, ...]
     path: Path
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -97,17 +102,22 @@ class Collection:
 
 
 def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDArray[np.int64]:
-    """The index of each class in `labels`: int64 [K]. Classes may be named by their synsets.
+    """The index of each class in `labels`: int64 [K]. Classes may be named by their synsets, and
+    `labels` may have classes that are not in `classes`.
 
     Raises:
-        ValueError: a class of `source` is not in `labels`.
+        ValueError: classes of `source` are not in `labels`; the message names them.
     """
-    index = {label: position for position, label in enumerate(labels)}
+    index = {normal(label): position for position, label in enumerate(labels)}
     index |= {synset: position for position, synset in enumerate(synsets(labels))}
-    unknown = [label for label in classes if label not in index]
-    if unknown:
+    unknown = [label for label in classes if normal(label) not in index]
+    if len(unknown) == 1:
         raise ValueError(f"{source}: class {unknown[0]!r} is not one of the model's labels")
-    return np.array([index[label] for label in classes], dtype=np.int64)
+    if unknown:
+        listed = ", ".join(map(repr, unknown[:SHOWN]))
+        rest = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        raise ValueError(f"{source}: classes {listed}{rest} are not among the model's labels")
+    return np.array([index[normal(label)] for label in classes], dtype=np.int64)
 
 
 def moved(targets: Targets, places: NDArray[np.int64], count: int) -> Targets:
@@ -120,7 +130,7 @@ def moved(targets: Targets, places: NDArray[np.int64], count: int) -> Targets:
 
 
 def find(path: Path, split: Split | None = None) -> Collection:
-    """The set at `path`: an official CIFAR archive, a folder or tar archive of images, or a list.
+    """The set at `path`: an official CIFAR archive, or whatever `listing.listing` reads.
 
     Raises:
         ValueError: see `cifar.Archive.read` and `listing.listing`.
@@ -130,26 +140,23 @@ def find(path: Path, split: Split | None = None) -> Collection:
         pixels, targets, classes = archive.read(split)
         return Collection(InMemory(pixels), targets, classes, path)
     files = listing(path, split)
-    return Collection(files, files.targets, files.classes, path)
+    return Collection(files, files.targets, files.classes, path, files.notes)
+
+
+def has_split(path: Path, split: Split) -> bool:
+    """Whether the set at `path` says which of its images are a split: by folders, by the names of
+    its files, or in a list; does not search a folder image by image."""
+    if not label_list.is_list(path) and cifar.find(path) is not None:
+        return split in ("train", "test")
+    try:
+        return split in splits(path)
+    except ValueError:
+        return False  # Reading it will raise the error.
 
 
 def has_test_set(path: Path) -> bool:
-    """Whether the set has a "test" split; does not search a folder image by image."""
-    if label_list.is_list(path):
-        return False
-    if cifar.find(path) is not None:
-        return True
-    if not path.is_dir():
-        try:
-            return len(listing(path, "test")) > 0
-        except ValueError:
-            return False
-    for folder, inner, _ in os.walk(path):
-        if set(inner) & (set(PARTS) - {"train"}):
-            return True
-        if len(Path(folder).relative_to(path).parts) >= 3:
-            inner.clear()
-    return False
+    """Whether the set has images to test on: a "test" split, or else one for validation."""
+    return has_split(path, "test") or has_split(path, "validation")
 
 
 @dataclass(frozen=True, slots=True)

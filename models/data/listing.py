@@ -1,39 +1,29 @@
-"""The images of a folder or tar archive, with their classes and the positions of their bytes."""
+"""The images of a folder, an archive or a list, with their classes and where their bytes are."""
 
 from __future__ import annotations
 
-import lzma
 import os
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from models import image_files, labels
-from models.data import imagenet, label_list
-from models.data.label_list import Targets
+from models.data import embedded, imagefolder, imagenet, label_list, members, notes, stores, tables
+from models.data.label_list import PARTS, Targets, normal
 
-Split = Literal["train", "test"]
-# Folders above those of the classes that name the part of a set.
-PARTS = ("train", "test", "val")
+Split = Literal["train", "validation", "test"]
+# The parts that a split may be, the first that is there.
+WANTED = {"train": ("train",), "validation": ("val",), "test": ("test", "val")}
 # Pillow's own limit can be disabled for the process.
 MAX_PIXELS = 100_000_000
-BROKEN_ARCHIVE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 LEVELS_ABOVE = 4  # From ILSVRC/Data/CLS-LOC/val to beside ILSVRC.
-
-
-class _Member(NamedTuple):
-    name: str
-    offset: int
-    length: int
-    read: Callable[[], bytes]
+DEEPEST_PART = 3  # Folders of parts are looked for in so many levels, not image by image.
 
 
 class _Place(NamedTuple):
@@ -47,7 +37,8 @@ class _Place(NamedTuple):
 
 
 class _Labelled(NamedTuple):
-    member: _Member
+    name: str
+    place: tuple[int, ...]
     label: str
     part: str
 
@@ -58,20 +49,24 @@ class Listing:
 
     `names`: bytes [N], relative to `path`. `targets`: int64 [N], indices into `classes`; or bool
         [N, K], which of the classes each image belongs to.
-    `offsets`, `lengths`: int64 [N], positions of the images in the archive; empty for a folder.
-    `compressed`: the images can only be read in order, by `each`.
+    `store`: reads any of them; None: they can only be read in order, by `each`.
+    `notes`: what its user may not expect, in a line each.
     """
 
     path: Path
     names: NDArray[np.bytes_]
     targets: Targets
     classes: tuple[str, ...]
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    compressed: bool
+    store: stores.Store | None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the images can only be read in order."""
+        return self.store is None
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.names[index])
@@ -82,25 +77,23 @@ class Listing:
         Raises:
             Exception: any error of Pillow for a file that is not an image.
         """
-        return opened(self._bytes(index))
+        return opened(self.encoded(index))
 
-    def _bytes(self, index: int) -> bytes:
-        if not len(self.offsets):
-            return (self.path / self.name(index)).read_bytes()
-        with self.path.open("rb") as file:
-            file.seek(int(self.offsets[index]))
-            return file.read(int(self.lengths[index]))
+    def encoded(self, index: int) -> bytes:
+        """The bytes of the file of image `index`.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: the archive is damaged there, or is compressed.
+        """
+        if self.store is None:
+            raise ValueError("images in a compressed archive can only be read in order")
+        return self.store.read(index)
 
     def part(self, rows: NDArray[np.int64]) -> Listing:
         """The images at `rows` int64 [n], in ascending order."""
-        archive = len(self.offsets) > 0
-        return replace(
-            self,
-            names=self.names[rows],
-            targets=self.targets[rows],
-            offsets=self.offsets[rows] if archive else self.offsets,
-            lengths=self.lengths[rows] if archive else self.lengths,
-        )
+        store = self.store.part(rows) if self.store else None
+        return replace(self, names=self.names[rows], targets=self.targets[rows], store=store)
 
     def each(self) -> Iterator[Callable[[], Image.Image]]:
         """A function that opens each image, in order; call it before asking for the next."""
@@ -109,7 +102,7 @@ class Listing:
                 yield partial(self.open, index)
             return
         position = 0
-        for member in _members(self.path):
+        for member in members.in_archive(self.path):
             if position < len(self) and os.fsencode(member.name) == self.names[position]:
                 position += 1
                 yield partial(_read_and_open, member.read)
@@ -133,38 +126,64 @@ def _read_and_open(read: Callable[[], bytes]) -> Image.Image:
 
 
 def listing(path: Path, split: Split | None = None) -> Listing:
-    """The images at `path`; the class of an image is its folder, or the archive within `path`; or
-    its classes are those of a list, see `label_list.read`.
+    """The images at `path`, in a folder, or a tar or zip archive. The class of an image is its
+    innermost folder, or the tar archive within `path`. Or `path` is a list, see `label_list.read`,
+    a folder with lists named `metadata`, see `imagefolder.read`, or has the images in tables, see
+    `embedded`.
 
-    `split` chooses the images below a folder `train`, or below `test` (else `val`); a set without
-    such folders is a training set. ImageNet's validation images may share one folder, see
-    `imagenet.ground_truth`. Classes are in alphabetical order; ImageNet's 1000 synsets get their
-    labels as class names, in the same order.
+    `split` chooses the images below a folder `train`, `validation` (or `val`, `valid`) or `test`,
+    and below `validation` where "test" is wanted and not there; a set without such folders is a
+    training set. ImageNet's validation images may share one folder, see
+    `imagenet.ground_truth`. Classes are in alphabetical order, and in Unicode's composed form;
+    ImageNet's 1000 synsets get their labels as class names, in the same order. Hidden files are
+    left out, see `members`.
 
     Raises:
         ValueError: there are no images, or one has no class; the message names it.
     """
     if label_list.is_list(path):
-        return _listed(path)
+        if path.suffix.lower() == tables.PARQUET and path.is_file() and embedded.has_images(path):
+            return _embedded(path, [embedded.Shard(path, "")], split)
+        return _listed(path, label_list.read(path), split)
+    if not path.is_dir():
+        found = ((member.name, member.place) for member in members.in_archive(path))
+        return _by_folder(path, found, (), split)
+    inside = members.in_folder(path)
+    lists = [name for name in inside.tables if imagefolder.is_metadata(name)]
+    if inside.images and (rows := imagefolder.read(path, lists)):
+        left = len(inside.images) - len(rows)
+        said = (f"{left} images are not in {lists[0]} and are left out",) if left > 0 else ()
+        return _rows(path, path, rows, split, said)
+    if not inside.images and (shards := embedded.shards(path, inside.tables)):
+        return _embedded(path, shards, split)
+    return _by_folder(path, ((name, ()) for name in inside.images), inside.empty, split)
+
+
+def _by_folder(
+    path: Path,
+    found: Iterator[tuple[str, tuple[int, ...]]],
+    empty: Sequence[str],
+    split: Split | None,
+) -> Listing:
     ground_truth = cache(imagenet.ground_truth)  # A folder's file is read once.
     images: list[_Labelled] = []
     parts: set[str] = set()
     flat = False
-    for member in _members(path):
-        place = _place(path, member.name)
+    for name, at in found:
+        place = _place(path, name)
         parts.add(place.part)
         if place.part and split and (place.part == "train") != (split == "train"):
             continue
         if place.flat:
             flat, label = True, _synset(place.name, *ground_truth(_around(path, place.folders)))
         elif place.folders and place.folders[-1] != "..":
-            label = place.folders[-1]
+            label = normal(place.folders[-1])
         else:
             raise ValueError(
-                f"{path}: {member.name} is not in a folder named after its class; or give a list "
-                f"of images, a {label_list.SUFFIX} file"
+                f"{path}: {name} is not in a folder named after its class; or give a list "
+                "of images, a .csv file"
             )
-        images.append(_Labelled(member._replace(read=bytes), label, place.part))
+        images.append(_Labelled(name, at, label, place.part))
     if not parts:
         raise ValueError(f"{path}: no images in folders named after classes")
     chosen = _chosen(path, parts, split)
@@ -173,25 +192,139 @@ def listing(path: Path, split: Split | None = None) -> Listing:
     if flat and set(names) <= set(imagenet.synsets()):
         names = imagenet.synsets()
     index = {name: position for position, name in enumerate(names)}
-    archive = not path.is_dir()
-    members = [image.member for image in images]
+    encoded = np.array([os.fsencode(image.name) for image in images])
+    places = np.array([image.place for image in images], dtype=np.int64)
     return Listing(
         path,
-        np.array([os.fsencode(member.name) for member in members]),
+        encoded,
         np.array([index[image.label] for image in images], dtype=np.int64),
         labels.read("imagenet1k") if names == imagenet.synsets() else names,
-        np.array([member.offset for member in members if archive], dtype=np.int64),
-        np.array([member.length for member in members if archive], dtype=np.int64),
-        archive and _compressed(path),
+        _store(path, encoded, places),
+        notes.of_folders([image.name for image in images], empty, PARTS),
     )
 
 
-def _listed(path: Path) -> Listing:
-    """The images of a list, whose files are relative to its folder; it has no parts."""
-    names, targets, classes = label_list.read(path)
-    nowhere = np.array([], dtype=np.int64)
+def _store(path: Path, names: NDArray[np.bytes_], places: NDArray[np.int64]) -> stores.Store | None:
+    if path.is_dir():
+        return stores.Files(path, names, np.array([], dtype=np.int64))
+    if members.is_zip(path):
+        return stores.Zipped(path, places)
+    return None if members.is_compressed(path) else stores.Slices((path,), places)
+
+
+def _listed(path: Path, rows: Sequence[label_list.Listed], split: Split | None) -> Listing:
+    """The images of a list, whose files are relative to its folder."""
+    beside = label_list.Beside(path)
+    located = [beside.locate(row) for row in rows]
+    if not any(located):
+        raise ValueError(
+            f"{path}: none of its {len(rows)} files is there, such as {rows[0].name}; they are "
+            "looked for relative to the list"
+        )
+    there = [row._replace(name=name or row.name) for row, name in zip(rows, located, strict=True)]
+    missing = [row for row, name in zip(rows, located, strict=True) if name is None]
+    said = ()
+    if missing:
+        first = f"{missing[0].name} in line {missing[0].line}"
+        said = (f"{len(missing)} files of the list are not there, the first is {first}",)
+    return _rows(path, path.parent, there, split, said)
+
+
+def _rows(
+    path: Path,
+    folder: Path,
+    rows: Sequence[label_list.Listed],
+    split: Split | None,
+    said: tuple[str, ...],
+) -> Listing:
+    """The images that lists describe, with files relative to `folder`."""
+    parts = {row.part for row in rows}
+    # A list without parts is whatever it is given for.
+    chosen = None if parts == {""} else _chosen(path, parts, split)
+    rows = [row for row in rows if chosen is None or row.part == chosen]
+    try:
+        targets, classes = label_list.targets([row.labels for row in rows])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    names = np.array([os.fsencode(row.name) for row in rows])
+    lines = np.array([row.line for row in rows], dtype=np.int64)
+    store = stores.Files(folder, names, lines, path.name)
+    return Listing(folder, names, targets, classes, store, (*said, *notes.of_classes(classes)))
+
+
+def _embedded(path: Path, shards: Sequence[embedded.Shard], split: Split | None) -> Listing:
+    """The images in the tables of a set."""
+    parts = {shard.part for shard in shards}
+    chosen = _chosen(path, parts, split) if len(parts) > 1 or parts != {""} else None
+    wanted = [shard for shard in shards if chosen is None or shard.part == chosen]
+    unpacked = [embedded.unpacked(shard.file) for shard in wanted]
+    rows = [row for each in unpacked for row in each.labels]
+    try:
+        targets, classes = label_list.targets(rows)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    orders = {each.classes for each in unpacked}
+    if len(orders) == 1 and (order := orders.pop()):
+        places = {name: position for position, name in enumerate(order)}
+        targets, classes = _ordered(targets, [places[name] for name in classes], len(order)), order
+    names = [
+        f"{shard.file.name} row {row}"
+        for shard, each in zip(wanted, unpacked, strict=True)
+        for row in range(1, len(each.labels) + 1)
+    ]
+    at = np.concatenate(
+        [np.insert(each.places, 2, index, axis=1) for index, each in enumerate(unpacked)]
+    )
+    store = stores.Slices(tuple(each.file for each in unpacked), at)
     encoded = np.array([os.fsencode(name) for name in names])
-    return Listing(path.parent, encoded, targets, classes, nowhere, nowhere, compressed=False)
+    return Listing(path, encoded, targets, classes, store, notes.of_classes(classes))
+
+
+def _ordered(targets: Targets, places: Sequence[int], count: int) -> Targets:
+    if targets.ndim == 1:
+        return np.array(places, dtype=np.int64)[targets.astype(np.int64)]
+    spread = np.zeros((len(targets), count), dtype=np.bool_)
+    spread[:, places] = targets
+    return spread
+
+
+def splits(path: Path) -> frozenset[Split]:
+    """The parts of the set at `path` that are said to be "train", "validation" or "test"; does not
+    search a folder image by image.
+
+    Raises:
+        ValueError: a list is invalid.
+    """
+    names: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
+    return frozenset(names[part] for part in _parts(path) if part)
+
+
+def _parts(path: Path) -> set[str]:
+    if label_list.is_list(path):
+        if path.suffix.lower() == tables.PARQUET and path.is_file() and embedded.has_images(path):
+            return set()
+        return {row.part for row in label_list.read(path)}
+    if not path.is_dir():
+        return {_place(path, member.name).part for member in members.in_archive(path)}
+    found: set[str] = set()
+    shards: list[str] = []
+    for folder, inner, files in os.walk(path):
+        below = Path(folder).relative_to(path)
+        found |= {PARTS[name.lower()] for name in inner if name.lower() in PARTS}
+        lists = [(below / file).as_posix() for file in files if imagefolder.is_metadata(file)]
+        found |= {row.part for row in imagefolder.read(path, lists)}
+        shards += [
+            (below / file).as_posix()
+            for file in files
+            if file.endswith(tables.PARQUET) and not imagefolder.is_metadata(file)
+        ]
+        deepest = len(below.parts) >= DEEPEST_PART
+        inner[:] = [
+            name
+            for name in inner
+            if not deepest and name.lower() not in PARTS and not members.is_hidden(name)
+        ]
+    return found | {shard.part for shard in embedded.shards(path, shards)}
 
 
 def _place(path: Path, member: str) -> _Place:
@@ -200,7 +333,7 @@ def _place(path: Path, member: str) -> _Place:
         folders[-1] if folders else path.name
     )
     above = folders if flat else folders[:-1]
-    part = next((folder for folder in reversed(above) if folder in PARTS), "")
+    part = next((PARTS[each.lower()] for each in reversed(above) if each.lower() in PARTS), "")
     return _Place(tuple(folders), name, part, flat)
 
 
@@ -221,90 +354,10 @@ def _chosen(path: Path, parts: set[str], split: Split | None) -> str | None:
     """The part that is `split`, or None for the whole set."""
     if split is None or (split == "train" and parts == {""}):
         return None
-    for part in ("train",) if split == "train" else ("test", "val"):
+    for part in WANTED[split]:
         if part in parts:
             return part
-    if split == "test" and parts == {""} and path.name in ("test", "val"):
+    if parts == {""} and PARTS.get(path.name.lower()) in WANTED[split]:
         return None
-    wanted = "train" if split == "train" else "test or val"
+    wanted = " or ".join(WANTED[split])
     raise ValueError(f"{path}: it has no folder {wanted} with folders named after classes")
-
-
-def _members(path: Path) -> Iterator[_Member]:
-    """Every image below `path`; those in folders are sorted by name."""
-    if path.is_dir():
-        for name in sorted(_walk(path), key=lambda name: name.split("/")):
-            yield _Member(name, 0, 0, (path / name).read_bytes)
-        return
-    if not path.exists():
-        raise ValueError(f"{path}: no such file or folder")
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if not member.name.lower().endswith(".tar"):
-                    yield from _images(archive, [member], "", 0)
-                elif file := archive.extractfile(member):
-                    above = f"{PurePosixPath(member.name).stem}/"
-                    with tarfile.open(fileobj=file) as images:
-                        yield from _images(images, images, above, member.offset_data)
-    except (*BROKEN_ARCHIVE, LookupError, RecursionError) as error:  # Links may be broken.
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: neither a folder nor a whole tar archive ({reason})") from None
-
-
-def _images(
-    archive: tarfile.TarFile,
-    members: Sequence[tarfile.TarInfo] | tarfile.TarFile,
-    above: str,
-    at: int,
-) -> Iterator[_Member]:
-    for member in members:
-        if not is_image(member.name) or member.isdir():
-            continue
-        # A link has no bytes; its target does.
-        target = member if member.isreg() else _target(archive, member)
-        read = partial(_content, archive, target)
-        yield _Member(above + member.name, at + target.offset_data, target.size, read)
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file: IO[bytes] | None = archive.extractfile(member)
-    return file.read() if file else b""
-
-
-def _target(archive: tarfile.TarFile, link: tarfile.TarInfo) -> tarfile.TarInfo:
-    name = link.linkname
-    if link.issym():
-        name = os.path.normpath(PurePosixPath(link.name).parent / link.linkname)
-    target = archive.getmember(name)
-    return target if target.isreg() else _target(archive, target)
-
-
-def _walk(path: Path) -> Iterator[str]:
-    """Names of image files below `path`; follows links to folders, but not in circles."""
-    seen: set[tuple[int, int]] = set()
-    for folder, inner, files in os.walk(path, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            inner.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below = Path(folder).relative_to(path).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        for file in files:
-            if is_image(file):
-                yield prefix + file
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name has the suffix of an image."""
-    # Called a million times; pathlib would take seconds.
-    return os.path.splitext(name)[1].lower() in image_files.SUFFIXES  # noqa: PTH122
-
-
-def _compressed(path: Path) -> bool:
-    try:
-        with tarfile.open(path, "r:"):
-            return False
-    except tarfile.TarError:
-        return True

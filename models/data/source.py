@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from models.data.advice import check
 from models.data.augment import (
     DEFAULT_AUGMENTATION,
     Augmentation,
@@ -24,12 +23,13 @@ from models.data.augment import (
     squares,
     unpack,
 )
-from models.data.collection import Collection, find
+from models.data.collection import find
 from models.data.crops import RandomCrop
 from models.data.datasets import Corrupt, Dataset, decode
 from models.data.listing import Split
 from models.data.loading import DEFAULT_LOADING, Loading
 from models.data.seeds import mix
+from models.data.splitting import split as divide
 from models.data.streamed import Streamed, global_batches
 from models.preprocess import InputSpec
 
@@ -156,7 +156,7 @@ def open_source(
     device: str,
     *,
     split: Split | None = "train",
-    hold_out: int = 0,
+    hold_out: float = 0,
     augmentation: Augmentation = DEFAULT_AUGMENTATION,
     photo_crop: RandomCrop | None = None,
     loading: Loading = DEFAULT_LOADING,
@@ -171,10 +171,11 @@ def open_source(
             images or targets, see `check_trainable`.
     """
     check_trainable(spec)
-    collection = _exclusive(find(path, split))
+    collection = find(path, split)
+    check(collection)
     size = spec.height
     if hold_out:
-        collection = collection.part(_drawn(collection, hold_out)[1])
+        collection, _ = divide(collection, hold_out)
     resident = loading.resident
     if resident is None:
         fits = len(collection) * 3 * size**2 <= loading.resident_bytes
@@ -193,20 +194,23 @@ def open_source(
 def held_out(
     path: Path,
     spec: InputSpec,
-    count: int,
+    count: float,
     *,
     split: Split | None = "train",
     corrupt: Corrupt = "fail",
 ) -> Dataset:
-    """The `count` images that `open_source` leaves out for `hold_out`; equal for all seeds.
+    """The images that `open_source` leaves out for `hold_out`: `count`, or below 1 a share of all.
+    Each class has its share; they are equal for all seeds. See `splitting.split`.
 
     Raises:
         ValueError: see `datasets.read`; or the set has fewer.
     """
     check_trainable(spec)
-    collection = _exclusive(find(path, split))
-    data = decode(collection.part(_drawn(collection, count)[0]), spec, corrupt=corrupt)
-    return replace(data, source=f"{count} held out of {path.name}")
+    collection = find(path, split)
+    check(collection)
+    _, validation = divide(collection, count)
+    data = decode(validation, spec, corrupt=corrupt)
+    return replace(data, source=f"{len(data.images)} held out of {path.name}")
 
 
 def check_trainable(spec: InputSpec) -> None:
@@ -220,23 +224,3 @@ def check_trainable(spec: InputSpec) -> None:
         problem = "ones with bars (crop letterbox)"
     if problem:
         raise ValueError(f"training takes square RGB images; this network's input is {problem}")
-
-
-def _exclusive(collection: Collection) -> Collection:
-    if not collection.exclusive:
-        raise ValueError(
-            f"{collection.path}: some of its images have several labels or none; training takes "
-            "images with one label each"
-        )
-    return collection
-
-
-def _drawn(collection: Collection, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of `count` random images, and those of the others."""
-    if count >= len(collection):
-        raise ValueError(
-            f"{collection.path}: of {len(collection)} images {count} cannot be held out"
-        )
-    generator = torch.Generator().manual_seed(mix("hold out"))
-    order = torch.randperm(len(collection), generator=generator).numpy()
-    return np.sort(order[:count]), np.sort(order[count:])

@@ -181,7 +181,7 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
     Raises:
         ConfigError: a path does not exist, or a folder has no images.
     """
-    from models.data.listing import is_image
+    from models.data.members import is_image
 
     for path in paths:
         if path.is_dir():

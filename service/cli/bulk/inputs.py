@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.data.listing import BROKEN_ARCHIVE, is_image
+from models.data.members import BROKEN_ARCHIVE, is_hidden, is_image
 from service.cli.bulk.rows import pyarrow
 from service.errors import ConfigError
 
@@ -140,6 +140,8 @@ def _folder(path: Path) -> Iterator[Entry]:
     with os.scandir(path) as scan:
         names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan)
     for name, is_folder in names:
+        if is_hidden(name):
+            continue
         if is_folder:
             yield from _folder(path / name)
         elif is_image(name):
@@ -158,7 +160,7 @@ def _tar(path: Path) -> Iterator[Entry]:
     with _undamaged(path), tarfile.open(path) as archive:
         while member := archive.next():
             archive.members.clear()  # type: ignore[attr-defined]  # It would retain all.
-            if not member.isdir() and is_image(member.name):
+            if not member.isdir() and is_image(member.name) and not is_hidden(member.name):
                 yield partial(_member, archive, member, path)
         position = archive.fileobj.tell() if archive.fileobj else 0
         if position % BLOCK:

@@ -167,7 +167,7 @@ def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
 def test_an_archive_that_ends_early_is_refused(tmp_path: Path) -> None:
     path = archive(tmp_path, "x.tar")
     path.write_bytes(path.read_bytes()[:1000])
-    assert refusal(path).startswith("neither a folder nor a whole tar archive (")
+    assert refusal(path).startswith("neither a folder nor a whole tar or zip archive (")
 
 
 def test_relabelling_keeps_every_images_class() -> None:
@@ -207,7 +207,7 @@ def test_the_lossless_sample_is_read_bit_by_bit() -> None:
 def test_a_file_that_is_no_archive_is_refused_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "image.png"
     file.write_bytes(FILES["frog/1.png"])
-    assert refusal(file).startswith("neither a folder nor a whole tar archive (")
+    assert refusal(file).startswith("neither a folder nor a whole tar or zip archive (")
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tar.xz"])

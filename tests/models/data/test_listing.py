@@ -140,7 +140,7 @@ def test_a_link_in_an_archive_that_leads_nowhere_is_refused(tmp_path: Path) -> N
     link.type, link.linkname = tarfile.SYMTYPE, "1.png"
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.addfile(link)
-    assert "neither a folder nor a whole tar archive (" in refusal(tmp_path / "x.tar")
+    assert "neither a folder nor a whole tar or zip archive (" in refusal(tmp_path / "x.tar")
 
 
 @pytest.mark.parametrize("kind", ["folder", "w", "w:gz"])
@@ -188,7 +188,7 @@ def test_the_official_archive_of_archives_is_read(tmp_path: Path) -> None:
     assert shades(tmp_path / "x.tar.gz") == expected
     broken = {**inner, "n9.tar": b"no archive"}
     path.write_bytes(tar(broken))
-    assert "neither a folder nor a whole tar archive (" in refusal(path)
+    assert "neither a folder nor a whole tar or zip archive (" in refusal(path)
 
 
 FLAT = {f"ILSVRC2012_val_{i:08}.JPEG": encoded(10 * i, "JPEG") for i in (1, 2, 3)}
