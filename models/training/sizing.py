@@ -12,7 +12,7 @@ LEAST_STEPS = 8
 # Images of a batch, by whose statistics it is normalised.
 LEAST_BATCH = 8
 # Steps of a whole run of fine-tuning, and how much longer than the recipe it may get for them.
-LEAST_RUN, MOST_STRETCHED = 200, 3.0
+LEAST_RUN, MOST_STRETCHED = 150, 3.0
 
 
 def fitting_batch(images: int, batch_size: int, parts: int = 1) -> int:

@@ -96,11 +96,10 @@ class TrainingData:
         from models.data.splitting import split
 
         from models.data.collection import find, has_split
-        from models.data.source import divided
 
         training, held_out, validation = find(self.data, "train"), None, None
         if self.hold_out:
-            held_out, training = divided(training, self.hold_out)
+            training, held_out = split(training, self.hold_out)
         wanted = self.validation or (self._usual(len(training), teller) if validates else NOTHING)
         if wanted.path:
             split: Split = "validation" if has_split(wanted.path, "validation") else "test"
@@ -150,11 +149,11 @@ class TrainingData:
     ) -> InputSpec:
         """With the mean and standard deviation of the training images, where these are asked
         for."""
-        from models.data.statistics import statistics
-
         wanted = [name for name in ("mean", "std") if prepared[name] == preparation.AUTO]
         if not wanted:
             return spec
+        from models.data.statistics import statistics
+
         found = statistics(training, spec)
         return replace(spec, **{name: getattr(found, name) for name in wanted})
 

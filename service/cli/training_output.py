@@ -100,7 +100,8 @@ class Teller:
 
 def _show(shown: Any, progress: Progress) -> None:
     shown.total = progress.steps
-    shown.initial = shown.initial or progress.step
+    if not shown.disable and not shown.initial:
+        shown.initial = progress.step
     shown.set_postfix_str(
         f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}, "
         f"accuracy {progress.accuracy:.1%}, {progress.images_per_second:.0f} images/s",
