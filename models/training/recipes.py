@@ -187,11 +187,11 @@ class Recipe:
         return replace(self, unit=unit, phases=phases)
 
     def record(self) -> dict[str, Any]:
-        """The fields as JSON values, without those that have no effect on the recipe's crops."""
-        fields = asdict(self)
-        if self.crops == "resized":
-            fields = {name: value for name, value in fields.items() if name not in PADDED_ONLY}
-        return fields
+        """The fields as JSON values, without those that have no effect on the recipe's images."""
+        unused = set().union(*CROP_FIELDS.values()) - set(CROP_FIELDS[self.crops])
+        if not self.flip:
+            unused.add("alternate_flip")
+        return {name: value for name, value in asdict(self).items() if name not in unused}
 
     def differences(self, other: Recipe) -> dict[str, Any]:
         """The fields of `other` that differ, with their values in it, as JSON values."""
@@ -199,8 +199,12 @@ class Recipe:
         return {name: value for name, value in others.items() if mine[name] != value}
 
 
-# Random resized crops are cut out of the image, not of its padding.
-PADDED_ONLY = ("crop_padding", "padding_mode")
+# Each kind of crop has fields of its own.
+CROP_FIELDS = {
+    "padded": ("crop_padding", "padding_mode"),
+    "resized": ("scale",),
+    "scaled": ("shorter_side",),
+}
 CHOICES = {
     "unit": get_args(Unit),
     "decays": get_args(Decays),

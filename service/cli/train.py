@@ -46,7 +46,7 @@ FIELDS = {
     "weight_decay": "Weight decay.",
     "decays": "Decay only the weights of convolutions and linear layers, or all parameters.",
     "label_smoothing": "Probability that label smoothing spreads over all classes.",
-    "crop_padding": "Padding before a random crop, for images of up to 64 pixels.",
+    "crop_padding": "Padding before a random crop, for recipes with padded crops.",
     "cutout": "Side of the square that cutout greys out; 0: none.",
     "mixup": "Alpha of mixup's beta distribution; 0: none.",
     "ema": "Decay of the exponential moving average of the weights; 0: none.",
@@ -131,7 +131,6 @@ class TrainingData:
                 loading=Loading(
                     corrupt=self.corrupt,
                     workers=cpus() if self.workers is None else self.workers,
-                    resident=None if recipe.crops == "padded" else False,
                     report=tqdm.write,
                     progress=lambda count: bar.update(count - bar.n),
                 ),
@@ -350,7 +349,6 @@ def train(
     card = output.card.read_text("utf-8") if output.card else ""
     with parallel.join(device, cpus()) as world:
         source, held_out = data.open(spec, recipe, world)
-        recipe = effects.as_applied(recipe, source, spec, options["crop_padding"], world)
         plan = Plan(
             variant=network.variant or DEFAULT_VARIANT,
             overrides=network.changes,
