@@ -91,14 +91,9 @@ class Plan:
             if name == "balance" and (self.recipe.balance, value) == ("loss", "none"):
                 continue  # Then the images are drawn as ever.
             if (wanted := getattr(self.recipe, name)) != value:
-                remedy = (
-                    f"train with replace(recipe, crops={value!r})"
-                    if name == "crops"
-                    else "open it with augmentation=augmentation(recipe, spec)"
-                )
                 raise ValueError(
                     f"{self.source.source}: the recipe's {name} is {wanted!r}, but its images get "
-                    f"{value!r}; {remedy}"
+                    f"{value!r}; open it with augmentation=augmentation(recipe, spec)"
                 )
 
     def record(self) -> dict[str, Any]:
