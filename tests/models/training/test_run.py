@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: P
     assert 0 <= figures["ece"] < 0.5
     assert steps[-1] == 36
     provenance = trained.provenance
-    assert provenance["recipe"] == {"name": "quick", **asdict(RECIPE)}
+    assert provenance["recipe"] == {"name": "quick", **RECIPE.record()}
     assert provenance["changed"].keys() == {"batch_size", "learning_rate", "crop_padding", "phases"}
     assert provenance["seed"] == 3
     assert provenance["data"] == "train.tar: 48 images, 120 held out"
