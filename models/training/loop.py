@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.data import augment
+from models.data import mixing, order
 from models.data.seeds import mix
 from models.data.source import Source
 from models.hardware import native_precision
@@ -27,7 +27,7 @@ from models.training.freezing import Still, freezing, train_mode
 from models.training.keeping import Keeper, Outcome, Validation
 from models.training.objective import Objective
 from models.training.optimizer import clip_gradients, make_optimizer, set_rate
-from models.training.parallel import ALONE, World, global_norms
+from models.training.parallel import ALONE, World, global_norms, set_batch
 from models.training.recipes import Recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -106,12 +106,20 @@ def train(
         CannotResume: the checkpoint's state is damaged or belongs to another run.
     """
     parts = world.size * options.accumulate
-    if len(source) < recipe.batch_size:
+    keep = source.applied.get("last_batch") == "keep"
+    if not order.per_epoch(len(source), recipe.batch_size, keep=keep):
         raise ValueError(
             f"{source.source}: {len(source)} images are fewer than one batch of {recipe.batch_size}"
         )
     if recipe.batch_size % parts:
         raise ValueError(f"batches of {recipe.batch_size} cannot be divided into {parts} parts")
+    last = len(source) % recipe.batch_size
+    separate = parts > 1 and not (options.global_norm and options.accumulate == 1)
+    if keep and separate and 0 < last < order.FEWEST * parts:
+        raise ValueError(
+            f"the last batch's {last} images are too few for {parts} parts; choose another batch "
+            'size, or last_batch "drop"'
+        )
     shared = world if options.global_norm else ALONE
     with global_norms(network, shared), freezing(network, recipe) as still, _repeatable():
         run = _Run(network, source, spec, recipe, seed, world, options, checkpoint)
@@ -148,7 +156,8 @@ class _Run:
         device = torch.device(world.device)
         self.network = network.to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.per_epoch = len(source) // recipe.batch_size
+        keep = source.applied.get("last_batch") == "keep"
+        self.per_epoch = order.per_epoch(len(source), recipe.batch_size, keep=keep)
         self.steps = recipe.steps(self.per_epoch)
         self.average = make_average(network, recipe, self.steps)
         self.keeper = Keeper(recipe, world)
@@ -218,35 +227,56 @@ class _Run:
         # Seeded at each step, so that a step depends on earlier ones through the weights alone.
         torch.manual_seed(mix("step", self.seed, self.step, self.world.rank))
         labels = targets
-        if self.recipe.mixup:
+        size = self._size(self.step % self.per_epoch)
+        whole = size == self.recipe.batch_size
+        if not whole:
+            set_batch(self.network, size)
+        if len(images) and (self.recipe.mixup or self.recipe.cutmix):
             images, targets = self._mixed(images, targets)
         self.rate = self.recipe.learning_rate * self.recipe.factor(self.step / self.steps)
         set_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.options.accumulate
-        chunks = zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True)
+        chunks = zip(*(each.tensor_split(parts) for each in (images, targets, labels)), strict=True)
+        # Compiled code would become that for any size, which is slower.
+        forward = self.forward if whole else self.objective
         for number, (pixels, wanted, label) in enumerate(chunks, 1):
             together = self.world.size == 1 or number == parts
             with nullcontext() if together else self.objective.no_sync():  # type: ignore[operator]
                 with self._autocast():
-                    loss, logits = self.forward(pixels, wanted)
-                self.scaler.scale(loss / parts).backward()
+                    loss, logits = forward(pixels, wanted)
+                if not len(pixels):  # Of a batch smaller than the number of processes.
+                    self.scaler.scale(logits.sum()).backward()
+                    continue
+                # How many such parts are a batch of all processes, as their gradients are averaged.
+                shares = size / (len(pixels) * self.world.size)
+                self.scaler.scale(loss / shares).backward()
             loss, logits = loss.detach(), logits.detach()
-            self.sums[0] += loss.double() / parts
-            self.sums[1] += (logits.argmax(1) == label).double().mean() / parts
+            counts = size / self.recipe.batch_size
+            self.sums[0] += loss.double() / shares * counts
+            self.sums[1] += (logits.argmax(1) == label).double().mean() / shares * counts
             self.bad = torch.where(loss.isfinite(), self.bad, self.bad.clamp(max=self.step))
         if self.recipe.clip:
             clip_gradients(self.optimizer, self.scaler, self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if not whole:
+            set_batch(self.network, None)
         self.step += 1
         if self.average:
             self.average.update(self.network, self.step)
 
+    def _size(self, number: int) -> int:
+        """The number of images in a batch of an epoch, over all processes."""
+        return min(self.recipe.batch_size, len(self.source) - number * self.recipe.batch_size)
+
     def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed pixels float [N, H, W, 3], and the probabilities of the classes [N, K]."""
+        """Mixed pixels float [N, H, W, C], and the probabilities of the classes [N, K]."""
         generator = torch.Generator().manual_seed(mix("mixup", self.seed, self.step))
-        mixed = augment.mixup(images.float(), targets, self.recipe.mixup, generator)
+        alphas = {mixing.mixup: self.recipe.mixup, mixing.cutmix: self.recipe.cutmix}
+        asked = [mix_with for mix_with, alpha in alphas.items() if alpha]
+        drawn = int(torch.randint(2, (), generator=generator)) if len(asked) == 2 else 0
+        mixed = asked[drawn](images.float(), targets, alphas[asked[drawn]], generator)
         first, second = (
             F.one_hot(classes, len(self.source.classes)).float()
             for classes in (mixed.targets, mixed.others)
@@ -269,7 +299,9 @@ class _Run:
                 f"the loss is not finite at step {bad + 1} of {self.steps}; "
                 f"lower the learning rate{advice}"
             )
-        loss, right = (totals / (self.step - epoch * self.per_epoch)).tolist()
+        batches = self.step - epoch * self.per_epoch
+        complete, last = batches - 1, self._size(batches - 1) / self.recipe.batch_size
+        loss, right = (totals / (complete + last)).tolist()
         return Progress(
             step=self.step,
             steps=self.steps,

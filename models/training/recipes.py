@@ -196,16 +196,16 @@ class Recipe:
         return replace(self, unit=unit, phases=phases)
 
     def record(self) -> dict[str, Any]:
-        """The fields as JSON values, without those that have no effect on the recipe's crops, its
+        """The fields as JSON values, without those that have no effect on the recipe's images, its
         optimizer or its norms."""
-        fields = asdict(self)
-        without = {
-            *(PADDED_ONLY if self.crops == "resized" else ()),
+        unused = {
+            *(set().union(*CROP_FIELDS.values()) - set(CROP_FIELDS[self.crops])),
+            *(() if self.flip else ("alternate_flip",)),
             *(("nesterov",) if self.optimizer == "adamw" else ()),
             *(("bias_rate",) if self.norm == "frozen" else ()),
             *(("body_rate", "bias_rate", "norm") if self.freeze == "backbone" else ()),
         }
-        return {name: value for name, value in fields.items() if name not in without}
+        return {name: value for name, value in asdict(self).items() if name not in unused}
 
     def differences(self, other: Recipe) -> dict[str, Any]:
         """The fields of `other` that differ, with their values in it, as JSON values."""
@@ -213,8 +213,12 @@ class Recipe:
         return {name: value for name, value in others.items() if mine[name] != value}
 
 
-# Random resized crops are cut out of the image, not of its padding.
-PADDED_ONLY = ("crop_padding", "padding_mode")
+# Each kind of crop has fields of its own.
+CROP_FIELDS = {
+    "padded": ("crop_padding", "padding_mode"),
+    "resized": ("scale",),
+    "scaled": ("shorter_side",),
+}
 CHOICES = {
     "unit": get_args(Unit),
     "decays": get_args(Decays),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from models.classifier import Classifier
 from models.data.augment import Augmentation, grey
 from models.data.datasets import Dataset
 from models.data.seeds import mix
-from models.data.source import Source, check_trainable
+from models.data.source import Source
 from models.evaluation import temperature
 from models.evaluation.confusion import summary
 from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
@@ -110,15 +110,12 @@ class Plan:
 
     def _check_source(self) -> None:
         for name, value in self.source.applied.items():
+            if name == "balance" and (self.recipe.balance, value) == ("loss", "none"):
+                continue  # Then the images are drawn as ever.
             if (wanted := getattr(self.recipe, name)) != value:
-                remedy = (
-                    f"train with replace(recipe, crops={value!r})"
-                    if name == "crops"
-                    else "open it with augmentation=augmentation(recipe, spec)"
-                )
                 raise ValueError(
                     f"{self.source.source}: the recipe's {name} is {wanted!r}, but its images get "
-                    f"{value!r}; {remedy}"
+                    f"{value!r}; open it with augmentation=augmentation(recipe, spec)"
                 )
 
     def record(self) -> dict[str, Any]:
@@ -181,19 +178,9 @@ class Plan:
 
 
 def augmentation(recipe: Recipe, spec: InputSpec) -> Augmentation:
-    """The augmentation of a recipe, for `models.data.source.open_source`.
-
-    Raises:
-        ValueError: training takes no such images, see `models.data.source.check_trainable`.
-    """
-    check_trainable(spec)  # Its colours are three.
-    return Augmentation(
-        crop_padding=recipe.crop_padding,
-        padding_mode=recipe.padding_mode,
-        alternate_flip=recipe.alternate_flip,
-        cutout=recipe.cutout,
-        cutout_fill=grey(spec),
-    )
+    """The augmentation of a recipe, for `models.data.source.open_source`."""
+    names = {field.name for field in fields(Augmentation)} - {"fill"}
+    return Augmentation(fill=grey(spec), **{name: getattr(recipe, name) for name in names})
 
 
 def train_bundle(

@@ -93,9 +93,8 @@ class TrainingData:
             ValueError: see `models.data.collection.find`; there are too few images; or a set has
                 classes that the training images do not have.
         """
-        from models.data.splitting import split
-
         from models.data.collection import find, has_split
+        from models.data.splitting import split
 
         training, held_out, validation = find(self.data, "train"), None, None
         if self.hold_out:

@@ -29,7 +29,7 @@ def plain(image: Image.Image, crop: RandomCrop, seed: int) -> NDArray[np.uint8]:
     random = np.random.Generator(np.random.Philox(seed))
     box = crop.box(*image.size, random)
     mirrored = random.integers(2) == 1
-    resized = image.crop(box).resize((crop.size, crop.size), Image.Resampling.BILINEAR)
+    resized = image.crop(box).resize(crop.sides[::-1], Image.Resampling.BILINEAR)
     return np.asarray(ImageOps.mirror(resized) if mirrored and crop.flip else resized)
 
 

@@ -103,9 +103,13 @@ def test_a_recipe_survives_json() -> None:
 
 
 def test_the_record_leaves_out_what_has_no_effect() -> None:
+    scaled = replace(RECIPES["imagenet"], crops="scaled", flip=False).record()
     padded, resized = RECIPES["wide"].record(), RECIPES["imagenet"].record()
-    assert padded == asdict(RECIPES["wide"])
-    assert padded.keys() - resized.keys() == {"crop_padding", "padding_mode"}
+    every = set(asdict(RECIPES["wide"]))
+    assert every - padded.keys() == {"scale", "shorter_side"}
+    assert every - resized.keys() == {"crop_padding", "padding_mode", "shorter_side"}
+    assert every - scaled.keys() == {"crop_padding", "padding_mode", "scale", "alternate_flip"}
+    assert all(value == asdict(RECIPES["wide"])[name] for name, value in padded.items())
     for recipe in RECIPES.values():
         assert Recipe(**json.loads(json.dumps(recipe.record()))) == recipe
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: P
     assert 0 <= figures["ece"] < 0.5
     assert steps[-1] == 36
     provenance = trained.provenance
-    assert provenance["recipe"] == {"name": "quick", **asdict(RECIPE)}
+    assert provenance["recipe"] == {"name": "quick", **RECIPE.record()}
     assert provenance["changed"].keys() == {"batch_size", "learning_rate", "crop_padding", "phases"}
     assert provenance["seed"] == 3
     assert provenance["data"] == "train.tar: 48 images, 120 held out"
@@ -116,7 +116,9 @@ def test_a_temperature_that_the_images_do_not_determine_is_not_written() -> None
         ({"alternate_flip": True}, "the recipe's alternate_flip is True, but its images get False"),
         ({"crop_padding": 4}, "the recipe's crop_padding is 4, but its images get 1"),
         ({"padding_mode": "reflect"}, "the recipe's padding_mode is 'reflect', but"),
-        ({"crops": "resized"}, r"train with replace\(recipe, crops='padded'\)"),
+        ({"crops": "resized"}, "the recipe's crops is 'resized', but its images get 'padded'"),
+        ({"balance": "sampling"}, "the recipe's balance is 'sampling', but its images get 'none'"),
+        ({"last_batch": "keep"}, "the recipe's last_batch is 'keep', but its images get 'drop'"),
     ],
 )
 def test_a_source_that_does_not_do_what_the_recipe_says_is_refused(
@@ -131,7 +133,7 @@ def test_a_source_opened_by_the_recipe_does_what_it_says() -> None:
     spec = planned(coloured(24, "train")).input
     source = Resident(coloured(24, "train"), "cpu", augmentation(recipe, spec))
     plan = planned(coloured(24, "train"), recipe=recipe, source=source)
-    assert plan.record() == asdict(recipe)
+    assert plan.record() == recipe.record()
     assert plan.architecture().num_classes == 3
 
 
