@@ -369,9 +369,8 @@ RECIPES = {
         crops="resized",
     ),
     "quick": _QUICK,
-    # For one's own images, from weights: the features hardly change, and only the head is new. The
-    # rate of the body is a tenth of the head's. Statistics of the batches, as they adapt to other
-    # images: frozen ones bear only a low rate.
+    # For one's own images, from weights: features that are good already change slowly. Normalised
+    # by each batch, as frozen statistics bear no rate at which the body learns.
     "finetune": Recipe(
         paper="Howard and Ruder 2018, section 3.1, a lower rate below the head; one cycle",
         unit="epochs",
@@ -384,7 +383,7 @@ RECIPES = {
         crop_padding=2,
         scale=(0.35, 1.0),
         last_batch="keep",
-        body_rate=0.1,
+        body_rate=0.2,
         keep="best",
         patience=8,
     ),

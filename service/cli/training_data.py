@@ -86,6 +86,13 @@ class TrainingData:
     workers: int | None
     quiet: bool
 
+    @property
+    def processes(self) -> int:
+        """The number of those that decode images."""
+        from service.runtime import cpus
+
+        return cpus() if self.workers is None else self.workers
+
     def sets(self, *, validates: bool, teller: Teller) -> Sets:
         """The images, divided; `validates`: validation images are wanted if nobody said.
 
@@ -153,8 +160,9 @@ class TrainingData:
             return spec
         from models.data.statistics import statistics
 
-        found = statistics(training, spec)
-        return replace(spec, **{name: getattr(found, name) for name in wanted})
+        mean, std = statistics(training, spec, corrupt=self.corrupt, workers=self.processes)
+        found = {"mean": mean, "std": std}
+        return replace(spec, **{name: found[name] for name in wanted})
 
     def read(self, collection: Collection | None, spec: InputSpec, name: str = "{1}") -> Any:
         """The images of a collection, in memory, as a set of this name; None for none."""
@@ -179,13 +187,12 @@ class TrainingData:
         from models.data.loading import Loading
         from models.data.source import source_of
         from models.training.run import augmentation
-        from service.runtime import cpus
 
         hidden = self.quiet or not world.leads
         with bar(hidden=hidden, desc=self.data.name, unit=" images") as shown:
             loading = Loading(
                 corrupt=self.corrupt,
-                workers=cpus() if self.workers is None else self.workers,
+                workers=self.processes,
                 report=shown.write,
                 progress=lambda count: shown.update(count - shown.n),
             )
