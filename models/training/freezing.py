@@ -45,12 +45,12 @@ def freezing(network: ResNet, recipe: Recipe) -> Iterator[Still]:
         still += [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     parameters = {p for module in still for p in module.parameters() if p.requires_grad}
     for parameter in parameters:
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad_(False)
     try:
         yield still
     finally:
         for parameter in parameters:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad_(True)
 
 
 def train_mode(network: ResNet, still: Still) -> None:

@@ -192,9 +192,9 @@ class _Run:
             train_mode(self.network, still)
             began, first = time.perf_counter(), self.step
             saved = began
-            epoch, start = divmod(self.step, self.per_epoch)
+            epoch, done = divmod(self.step, self.per_epoch)
             last = min((epoch + 1) * self.per_epoch, self.steps)
-            for images, targets in self._batches(epoch, start):
+            for images, targets in self._batches(epoch, done):
                 self._step(images, targets)
                 if self.step % REPORT_EVERY == 0 or self.step == last:
                     now = time.perf_counter()
