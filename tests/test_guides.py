@@ -42,6 +42,7 @@ GUIDES = [
     "own-weights",
     "platforms",
     "ray",
+    "torch-resnet-example",
     "tuning",
 ]
 

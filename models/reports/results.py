@@ -14,11 +14,14 @@ from models import bundle, labels, variants
 from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.reports import published
-from models.reports.published import DataSet, Published
+from models.reports.published import DataSet, Precision, Published
 from models.training import history
 from models.training.history import Epoch
+from models.training.recipes import completed
 
 SUFFIX, RUN_FOLDER = ".safetensors", ".run"
+# Fields of a recipe that change nothing of the training.
+WORDS = ("paper", "published")
 DATA_SETS: dict[str, DataSet] = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -30,6 +33,8 @@ DATA_SETS: dict[str, DataSet] = {
 class Run:
     """One bundle, evaluated on one test set; `top1` and `top5` are fractions of `images`.
 
+    `recipe` is as the bundle records it; `models.training.recipes.completed` adds what it lacks.
+    `precision` is "" if the bundle does not say.
     `rows` is the log of its run folder, empty if there is none.
     """
 
@@ -45,6 +50,7 @@ class Run:
     top5: float | None
     images: int
     hardware: str
+    precision: Precision
     images_per_second: float | None
     seconds: float | None
     rows: tuple[Epoch, ...]
@@ -64,8 +70,10 @@ class Run:
 
     @property
     def configuration(self) -> str:
-        """A key that is equal for runs that differ only in their seed."""
-        parts = [asdict(self.architecture), self.data, self.test, self.images, self.recipe]
+        """A key that is equal for runs that differ only in their seed and their machine."""
+        recipe = {name: v for name, v in completed(self.recipe).items() if name not in WORDS}
+        network = asdict(self.architecture)
+        parts = [network, self.data, self.test, self.images, recipe, self.precision]
         return json.dumps(parts, sort_keys=True)
 
 
@@ -155,6 +163,7 @@ def _runs(path: Path) -> Iterator[Run]:
             top5=figures.get("top5"),
             images=figures["images"],
             hardware=_hardware(provenance),
+            precision=_precision(provenance),
             images_per_second=provenance.get("images_per_second") or _speed(rows),
             seconds=provenance.get("seconds") or sum(row.seconds for row in rows) or None,
             rows=rows,
@@ -174,6 +183,11 @@ def _hardware(provenance: dict[str, Any]) -> str:
     machine = provenance.get("hardware") or provenance.get("machine")
     parts = (machine, provenance.get("device"), provenance.get("precision"))
     return " ".join(str(part) for part in parts if part)
+
+
+def _precision(provenance: dict[str, Any]) -> Precision:
+    computed = provenance.get("precision")
+    return "" if computed is None else "full" if computed == "fp32" else "mixed"
 
 
 def _speed(rows: Sequence[Epoch]) -> float | None:
@@ -218,13 +232,14 @@ class Result:
         run = self.runs[0]
         if run.variant is None or run.data_set is None:
             return []
-        architecture = run.architecture
         return published.find(
             run.variant,
-            architecture.shortcut,
             run.data_set,
-            architecture.dropout,
+            shortcut=run.architecture.shortcut,
+            dropout=run.architecture.dropout,
             by_torch_resnet=by_torch_resnet,
+            zero_init_residual=completed(run.recipe)["zero_init_residual"] is True,
+            precision=run.precision,
         )
 
 

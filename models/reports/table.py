@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from models import summary
 from models.architecture import Architecture
+from models.reports.overview import schedule
 from models.reports.published import Published
-from models.reports.results import Result, Spread
+from models.reports.results import WORDS, Result, Spread
 from models.resnet import on_meta
-from models.training.recipes import RECIPES
+from models.training.recipes import RECIPES, Recipe, completed, has_effect, json_values
 
 COLUMNS = (
     "model",
@@ -21,14 +22,17 @@ COLUMNS = (
     "data",
     "recipe",
     "seeds",
+    "AMP",
     "top-1 error, %",
+    "best, %",
     "papers, %",
     "torch-resnet, %",
     "hardware",
     "images/s",
     "hours",
 )
-NUMBERS = ("parameters", "layers", "seeds", "top-1 error, %", "images/s", "hours")
+NUMBERS = ("parameters", "layers", "seeds", "top-1 error, %", "best, %", "images/s", "hours")
+AMP = {"mixed": "yes", "full": "no", "": "-"}
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -52,6 +56,7 @@ def _described(result: Result) -> dict[str, Any]:
         "data": first.data,
         "test": {"source": first.test, "images": first.images},
         "recipe": first.recipe,
+        "precision": first.precision or None,
         "top1_error": spread(result.error),
         "best_top1_error": spread(result.best_error),
         "top5_error": spread(
@@ -91,6 +96,7 @@ def markdown(results: Sequence[Result]) -> str:
     ]
     notes = [
         "Errors are means ± population standard deviations over seeds; hours are one run's.",
+        "AMP is mixed precision. The best epoch is chosen on the test images, which flatters it.",
         *(f"[{number}] {source}." for number, source in enumerate(sources, 1)),
     ]
     # Two spaces at the end of a line break it in Markdown.
@@ -109,14 +115,16 @@ def _cells(result: Result, sources: list[str]) -> Iterator[str]:
     yield str(facts["layers"])
     named = f"{first.data_set}: " if first.data_set else ""
     yield f"{named}{first.data}; {first.test}: {first.images}"
-    yield _recipe(first.recipe)
+    yield _recipe(first.recipe, first.architecture)
     yield str(len(result.runs))
+    yield AMP[first.precision]
     several = len(result.runs) > 1
-    yield _figure(result.error.mean, result.error.deviation if several else None)
+    for spread in (result.error, result.best_error):
+        yield _figure(spread.mean, spread.deviation if several else None) if spread else "-"
     for by_torch_resnet in (False, True):
         yield (
             "; ".join(
-                _cited(row, first.architecture.shortcut, sources)
+                _cited(row, result, sources)
                 for row in result.published(by_torch_resnet=by_torch_resnet)
             )
             or "-"
@@ -135,25 +143,56 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
-def _cited(row: Published, shortcut: str, sources: list[str]) -> str:
+def _cited(row: Published, result: Result, sources: list[str]) -> str:
+    """The figure with its source and with what differs from the result."""
     if row.source not in sources:
         sources.append(row.source)
-    option = f", option {row.shortcut}" if row.shortcut != shortcut else ""
-    return f"{_figure(row.error, row.deviation)} [{sources.index(row.source) + 1}{option}]"
+    run = result.runs[0]
+    zero_init = completed(run.recipe)["zero_init_residual"]
+    notes = [str(sources.index(row.source) + 1)]
+    notes += [f"option {row.shortcut}"] if row.shortcut != run.architecture.shortcut else []
+    notes += ["no zero init"] if zero_init and not row.zero_init_residual else []
+    notes += [f"{row.precision} precision"] if row.precision not in ("", run.precision) else []
+    notes += [f"{row.epoch} epoch"] if row.epoch == "best" else []
+    return f"{_figure(row.error, row.deviation)} [{', '.join(notes)}]"
 
 
 def _assignments(values: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def _recipe(recorded: dict[str, Any]) -> str:
-    """A recipe's name, and the fields that differ from the recipe of that name."""
+def _recipe(recorded: dict[str, Any], architecture: Architecture) -> str:
+    """A recipe's name, and what differs from the recipe of that name."""
     name = str(recorded.get("name", "unnamed"))
-    # As JSON returns it, like the recorded one.
-    row = json.loads(json.dumps(asdict(RECIPES[name]))) if name in RECIPES else {}
+    if name not in RECIPES:
+        return name
+    recipe, row = RECIPES[name], json_values(RECIPES[name])
+    made = {**row, **completed(recorded)}  # In the order of the fields.
     changed = {
         key: value
-        for key, value in recorded.items()
-        if key != "name" and row and (key not in row or row[key] != value)
+        for key, value in made.items()
+        if key not in ("name", *WORDS)
+        and (key not in row or (row[key] != value and has_effect(key, made)))
     }
-    return ", ".join([name, *_assignments(changed)])
+    if architecture.block == "basic":
+        changed.pop("stride_at", None)
+    words = []
+    if "unit" in changed or "phases" in changed:
+        fields = {key: made[key] for key in ("unit", "phases", "learning_rate")}
+        own = replace(recipe, **fields)
+        changed = {key: value for key, value in changed.items() if key not in ("unit", "phases")}
+        if _is_stretched(recipe, own):
+            words = [f"{own.length:,g} {own.unit}"]
+        else:
+            changed.pop("learning_rate", None)
+            words = [f"schedule {schedule(own)}"]
+    return ", ".join([name, *words, *_assignments(changed)])
+
+
+def _is_stretched(recipe: Recipe, own: Recipe) -> bool:
+    """Whether `own` has the schedule of `recipe`, but another length."""
+    stretched = recipe.lasting(own.unit, own.length).phases
+    return len(stretched) == len(own.phases) and all(
+        (a.factor, a.shape) == (b.factor, b.shape) and math.isclose(a.until, b.until)
+        for a, b in zip(stretched, own.phases, strict=True)
+    )

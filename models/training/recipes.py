@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from models.suggestions import hint
@@ -196,16 +198,20 @@ class Recipe:
         return replace(self, unit=unit, phases=phases)
 
     def record(self) -> dict[str, Any]:
-        """The fields as JSON values, without those that have no effect on the recipe's images, its
-        optimizer or its norms."""
-        unused = {
-            *(set().union(*CROP_FIELDS.values()) - set(CROP_FIELDS[self.crops])),
-            *(() if self.flip else ("alternate_flip",)),
-            *(("nesterov",) if self.optimizer == "adamw" else ()),
-            *(("bias_rate",) if self.norm == "frozen" else ()),
-            *(("body_rate", "bias_rate", "norm") if self.freeze == "backbone" else ()),
+        """What is done of the recipe, as JSON values.
+
+        Missing are `published`, fields without effect beside the others, such as `shorter_side`
+        without the crops "scaled", and what the recipe leaves out: fields at their defaults, apart
+        from those that say what every recipe does.
+        """
+        recorded = json_values(self)
+        return {
+            name: value
+            for name, value in recorded.items()
+            if name != "published"
+            and has_effect(name, recorded)
+            and (name in ALWAYS or name not in DEFAULTS or value != DEFAULTS[name])
         }
-        return {name: value for name, value in asdict(self).items() if name not in unused}
 
     def differences(self, other: Recipe) -> dict[str, Any]:
         """The fields of `other` that differ, with their values in it, as JSON values."""
@@ -213,11 +219,25 @@ class Recipe:
         return {name: value for name, value in others.items() if mine[name] != value}
 
 
-# Each kind of crop has fields of its own.
-CROP_FIELDS = {
-    "padded": ("crop_padding", "padding_mode"),
-    "resized": ("scale",),
-    "scaled": ("shorter_side",),
+# Fields that have an effect only where another one has this value.
+ONLY_WITH: dict[str, tuple[str, object]] = {
+    "crop_padding": ("crops", "padded"),
+    "padding_mode": ("crops", "padded"),
+    "scale": ("crops", "resized"),
+    "shorter_side": ("crops", "scaled"),
+    "alternate_flip": ("flip", True),
+    "nesterov": ("optimizer", "sgd"),
+}
+# Fields that have no effect where another one has this value.
+UNLESS: dict[str, tuple[tuple[str, object], ...]] = {
+    "body_rate": (("freeze", "backbone"),),
+    "bias_rate": (("freeze", "backbone"), ("norm", "frozen")),
+    "norm": (("freeze", "backbone"),),
+}
+# What a record says even where it is the default.
+ALWAYS = {"momentum", "decays", "crops", "flip", "optimizer", "last_batch", *ONLY_WITH} - {
+    "alternate_flip",
+    "nesterov",
 }
 CHOICES = {
     "unit": get_args(Unit),
@@ -258,6 +278,30 @@ LIMITS = (
 )
 
 
+def json_values(recipe: Recipe) -> dict[str, Any]:
+    """All fields of a recipe as they come back from JSON."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return values
+
+
+def has_effect(name: str, recorded: Mapping[str, Any]) -> bool:
+    """Whether the field has an effect beside the other fields of a complete record."""
+    other, value = ONLY_WITH.get(name, (name, recorded.get(name)))
+    useless = any(recorded.get(each) == there for each, there in UNLESS.get(name, ()))
+    return bool(recorded.get(other) == value) and not useless
+
+
+def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the fields that it does not have, at their defaults; other keys remain."""
+    return {**DEFAULTS, **recorded}
+
+
+# As they come back from JSON. A record may lack any of them, so that none can ever change.
+DEFAULTS: dict[str, Any] = json.loads(
+    json.dumps({f.name: f.default for f in fields(Recipe) if f.default is not MISSING})
+)
+
+
 def _one_cycle(epochs: float, warm_up: float) -> tuple[Phase, ...]:
     return (Phase(warm_up * epochs, 1.0, "linear"), Phase(epochs, 0.0, "cosine"))
 
@@ -286,6 +330,34 @@ _QUICK = Recipe(
     weight_decay=5e-4,
 )
 
+# 401 steps of warm-up and 391 steps an epoch, as the example counts. The numbers by which it
+# normalises are not quite CIFAR-10's standard deviations.
+_TORCH_RESNET = Recipe(
+    paper="torch-resnet, example",
+    published="torch-resnet's README: last epoch",
+    unit="iterations",
+    phases=(Phase(401, 0.1), Phase(32_001, 1), Phase(48_001, 0.1), Phase(62_560, 0.01)),
+    batch_size=128,
+    learning_rate=0.1,
+    weight_decay=1e-4,
+    last_batch="keep",
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+)
+_IMAGENET = Recipe(
+    paper="torchvision, weights IMAGENET1K_V1",
+    published="torchvision's weights IMAGENET1K_V1",
+    unit="epochs",
+    phases=(Phase(30, 1), Phase(60, 0.1), Phase(90, 0.01)),
+    batch_size=256,
+    learning_rate=0.1,
+    weight_decay=1e-4,
+    decays="all",
+    crops="resized",
+    last_batch="keep",
+)
+
+# docs/recipes.md compares each with its source.
 RECIPES = {
     # 160 epochs of 50,000 images. The paper warms up only ResNet-110, but this does not harm the
     # others. It subtracts the mean image, this recipe the mean colour.
@@ -300,6 +372,7 @@ RECIPES = {
         decays="all",
         shortcut="A",
     ),
+    # Bottlenecks stride as in the authors' code, KaimingHe/resnet-1k-layers.
     "he2016": Recipe(
         paper="He 2016, appendix",
         published="He 2016, tables",
@@ -309,31 +382,28 @@ RECIPES = {
         learning_rate=0.1,
         weight_decay=1e-4,
         decays="all",
+        stride_at="1x1",
     ),
-    # 160 epochs of 391 steps.
-    "torch_resnet": Recipe(
-        paper="torch-resnet, example",
-        published="torch-resnet's README: mixed precision",
-        unit="iterations",
-        phases=(Phase(400, 0.1), Phase(32_000, 1), Phase(48_000, 0.1), Phase(62_560, 0.01)),
-        batch_size=128,
-        learning_rate=0.1,
-        weight_decay=1e-4,
+    "torch_resnet": _TORCH_RESNET,
+    "torch_resnet_cifar100": replace(
+        _TORCH_RESNET,
+        paper="torch-resnet, example with --data CIFAR100",
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
     ),
-    # torch-resnet's schedule for wide networks: 200 epochs of 391 steps.
-    "torch_resnet_wide": Recipe(
-        paper="torch-resnet, example with --wide-scheduler",
-        unit="iterations",
+    # torch-resnet's schedule and dropout for wide networks, in 200 epochs as in their paper.
+    "torch_resnet_wide": replace(
+        _TORCH_RESNET,
+        paper="torch-resnet, example with --wide-scheduler --ep 200",
+        published="",
         phases=(
-            Phase(400, 0.1),
-            Phase(23_000, 1),
-            Phase(46_000, 0.2),
-            Phase(62_000, 0.04),
+            Phase(401, 0.1),
+            Phase(23_001, 1),
+            Phase(46_001, 0.2),
+            Phase(62_001, 0.04),
             Phase(78_200, 0.008),
         ),
-        batch_size=128,
-        learning_rate=0.1,
-        weight_decay=1e-4,
+        dropout=0.3,
     ),
     "wide": _WIDE,
     "wide_dropout": replace(
@@ -342,31 +412,59 @@ RECIPES = {
         published="Zagoruyko 2016, table 6",
         dropout=0.3,
     ),
-    # He 2015, section 3.4, lowers the rate when the error plateaus: in practice every 30 epochs.
-    "imagenet": Recipe(
+    # The paper lowers the rate when the error plateaus: in practice every 30 epochs. It subtracts
+    # the mean; dividing by the standard deviation besides only scales the images.
+    "imagenet": replace(
+        _IMAGENET,
         paper="He 2015, section 3.4, in 90 epochs",
         published="He 2015's authors' published weights",
-        unit="epochs",
-        phases=(Phase(30, 1), Phase(60, 0.1), Phase(90, 0.01)),
-        batch_size=256,
-        learning_rate=0.1,
-        weight_decay=1e-4,
-        decays="all",
-        crops="resized",
+        crops="scaled",
+        lighting=0.1,
+        last_batch="drop",
+        stride_at="1x1",
+    ),
+    "fb_resnet_torch": replace(
+        _IMAGENET,
+        paper="fb.resnet.torch",
+        published="fb.resnet.torch's published weights",
+        nesterov=True,
+        jitter=0.4,
+        lighting=0.1,
+    ),
+    "torchvision": _IMAGENET,
+    # torchvision averages every 32 steps with a decay of 1 - 2e-5 * (32 * 1024 / 600); this is its
+    # 32nd root.
+    "torchvision_v2": replace(
+        _IMAGENET,
+        paper="torchvision, weights IMAGENET1K_V2",
+        published="torchvision's weights IMAGENET1K_V2",
+        phases=(Phase(5, 1.0, "linear"), Phase(600, 0.0, "cosine")),
+        batch_size=1024,
+        learning_rate=0.5,
+        weight_decay=2e-5,
+        decays="weights",
+        label_smoothing=0.1,
+        mixup=0.2,
+        cutmix=1.0,
+        auto_augment="trivial",
+        erasing=0.1,
+        ema=0.999966,
+        train_size=176,
     ),
     # The ONNX model zoo's ResNets: onnx/models, resnet/train_resnet.ipynb, with GluonCV. 64 images
-    # on each of 8 GPUs (32 for depth 152). MXNet decays all parameters. Without the notebook's
-    # jitter of colours and lighting.
-    "gluon": Recipe(
+    # on each of 8 GPUs (32 for depth 152). MXNet decays all parameters.
+    "gluon": replace(
+        _IMAGENET,
         paper="the ONNX model zoo's training notebook, with GluonCV",
-        unit="epochs",
+        published="",
         phases=(Phase(30, 1), Phase(60, 0.1), Phase(90, 0.01), Phase(150, 0.001)),
         batch_size=512,
         learning_rate=0.01,
         nesterov=True,
         weight_decay=2e-4,
-        decays="all",
-        crops="resized",
+        jitter=0.4,
+        lighting=0.1,
+        last_batch="drop",
     ),
     "quick": _QUICK,
     # For one's own images, from weights: features that are good already change slowly. Normalised

@@ -93,11 +93,13 @@ class Plan:
         sources = [test.source for test in filter(None, (*self.tests, self.validation))]
         if len(set(sources)) < len(sources):
             raise ValueError(f"two test sets are called {sources[0]}; rename one")
-        own: dict[str, Any] = {"dropout": self.recipe.dropout}
-        if self.start is None:  # Weights keep the shortcuts that they were trained with.
-            own["shortcut"] = self.recipe.shortcut
-        changes = {name: value for name, value in own.items() if value is not None}
         base = self.start or variants.variant(self.variant)
+        own: dict[str, Any] = {"dropout": self.recipe.dropout}
+        if self.start is None:  # Weights keep the shortcuts and strides they were trained with.
+            own["shortcut"] = self.recipe.shortcut
+            if self.overrides.get("block", base.architecture.block) == "bottleneck":
+                own["stride_at"] = self.recipe.stride_at
+        changes = {name: value for name, value in own.items() if value is not None}
         return variants.override(
             base.architecture,
             **{
@@ -119,16 +121,18 @@ class Plan:
                 )
 
     def record(self) -> dict[str, Any]:
-        """What is done of the recipe, as JSON values: with the network's dropout and shortcut, if
-        the recipe has its own."""
+        """What is done of the recipe, as JSON values: with the network's dropout, shortcut and
+        stride, if the recipe has its own. Basic blocks have no choice where to stride."""
         architecture = self.architecture()
-        own = {
+        own: dict[str, Any] = {
             name: getattr(architecture, name)
-            for name in ("dropout", "shortcut")
+            for name in ("dropout", "shortcut", "stride_at")
             if getattr(self.recipe, name) is not None
         }
         if self.start is not None:  # Weights are not initialised.
             own |= {"stem_init": "he", "zero_init_residual": False}
+        if architecture.block == "basic":
+            own["stride_at"] = None
         return replace(self.recipe, **own).record()
 
     @property

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -91,6 +92,16 @@ def _cifar(path: Path) -> None:
     packed(path.parent, path.name.removesuffix(".tar.gz"), python(10))
 
 
+def _of_example(path: Path) -> None:
+    """As deep_trainer 0.2.0 saves it for torch-resnet's example."""
+    torch_resnet = pytest.importorskip("torch_resnet")
+    network = torch_resnet.ResNet20()
+    network.set_head(torch.nn.Linear(network.out_planes, 10))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    state = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    torch.save({**state, "val": 0.5, "scaler": torch.amp.GradScaler("cpu").state_dict()}, path)
+
+
 # By the name that a document calls it.
 FIXTURES: dict[str, Callable[[Path], None]] = {
     "docs/ship.png": _ship,
@@ -103,6 +114,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "test.tar.xz": _archive,
     "cifar-10-python.tar.gz": _cifar,
     "resnet20-12fca82f.th": _akamaster,
+    "experiments/CIFAR10/ResNet20-ProjectionShortcut/111/checkpoints/best.ckpt": _of_example,
     "reference.npz": _pair,
     "resnet20.safetensors": _trained,
     "resnet18.safetensors": _untrained,
@@ -114,5 +126,5 @@ def lay_out(folder: Path, text: str) -> None:
     for name, make in FIXTURES.items():
         if name in text:
             path = folder / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             make(path)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from typing import Any
+
 import pytest
 
-from models.reports.overview import augmentation, expected, overview, parameters, schedule
-from models.training.recipes import RECIPES
+from models.reports.overview import (
+    augmentation,
+    besides,
+    expected,
+    optimizer,
+    overview,
+    parameters,
+    schedule,
+)
+from models.training.recipes import RECIPES, Crops, Phase, Recipe
 
 
 def test_every_recipe_is_told_with_its_paper() -> None:
@@ -25,8 +36,80 @@ def test_schedules_in_words() -> None:
 
 
 def test_augmentation_in_words() -> None:
-    assert augmentation(RECIPES["wide"]) == "crops behind 4 pixels of reflect, flips"
-    assert augmentation(RECIPES["imagenet"]) == "random resized crops, flips"
+    assert augmentation(RECIPES["wide"]) == "crops behind 4 pixels of reflection, flips"
+    assert augmentation(RECIPES["imagenet"]) == (
+        "crops after resizing the shorter side to 256 to 480 pixels, flips, "
+        "AlexNet's colour noise 0.1"
+    )
+    assert augmentation(RECIPES["torchvision_v2"]) == (
+        "random resized crops of 8 to 100 % of the area, flips, images of 176 pixels, "
+        "TrivialAugment, random erasing 0.1, mixup 0.2, CutMix 1"
+    )
+
+
+OTHER_VALUES: dict[str, Any] = {
+    "unit": "iterations",
+    "phases": (Phase(7, 0.5),),
+    "batch_size": 7,
+    "learning_rate": 0.7,
+    "momentum": 0.7,
+    "nesterov": False,
+    "weight_decay": 0.7,
+    "decays": "all",
+    "label_smoothing": 0.7,
+    "crops": "resized",
+    "crop_padding": 7,
+    "padding_mode": "reflect",
+    "alternate_flip": True,
+    "cutout": 7,
+    "mixup": 0.7,
+    "ema": 0.7,
+    "dropout": 0.7,
+    "shortcut": "C",
+    "stride_at": "1x1",
+    "flip": False,
+    "scale": (0.07, 0.7),
+    "shorter_side": (7, 77),
+    "train_size": 7,
+    "jitter": 0.7,
+    "lighting": 0.7,
+    "auto_augment": "rand",
+    "erasing": 0.7,
+    "cutmix": 0.7,
+    "last_batch": "keep",
+    "mean": (0.7,),
+    "std": (0.7,),
+    "optimizer": "adamw",
+    "clip": 0.7,
+    "body_rate": 0.7,
+    "bias_rate": 7.0,
+    "lookahead": 7,
+    "freeze": "stage1",
+    "norm": "frozen",
+    "balance": "sampling",
+    "keep": "best",
+    "patience": 7,
+    "stem_init": "whitened",
+    "zero_init_residual": True,
+}
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in fields(Recipe) if field.name not in ("paper", "published")]
+)
+def test_every_field_is_told_in_words(name: str) -> None:
+    crops: dict[str, Crops] = {"scale": "resized", "shorter_side": "scaled"}
+    recipe = replace(RECIPES["quick"], crops=crops.get(name, "padded"))
+
+    def told(recipe: Recipe) -> str:
+        return "; ".join(
+            [schedule(recipe), optimizer(recipe), augmentation(recipe), *besides(recipe)]
+        )
+
+    other = told(replace(recipe, **{name: OTHER_VALUES[name]}))
+    assert other != told(recipe)
+    assert "None" not in other
+    assert "_" not in other
 
 
 @pytest.mark.parametrize(
@@ -36,6 +119,9 @@ def test_augmentation_in_words() -> None:
         ("he2015", "resnet56", "CIFAR-10", 6.97, 0.85),
         ("he2016", "preact_resnet164", "CIFAR-10", 5.46, 1.7),
         ("torch_resnet", "resnet20", "CIFAR-10", 8.64, 0.27),
+        ("fb_resnet_torch", "resnet50", "ImageNet", 24.01, 25.5),
+        ("torchvision", "resnet50", "ImageNet", 23.87, 25.5),
+        ("torchvision_v2", "resnet50", "ImageNet", 19.142, 25.5),
         ("wide", "preact_wide_resnet28_10", "CIFAR-10", 4.0, 36.5),
         ("wide_dropout", "preact_wide_resnet28_10", "CIFAR-10", 3.89, 36.5),
         ("imagenet", "resnet50", "ImageNet", 24.7, 25.5),
@@ -51,3 +137,11 @@ def test_a_recipe_knows_the_errors_and_parameters_it_is_to_give(
 
 def test_a_recipe_without_published_results_promises_none() -> None:
     assert expected(RECIPES["quick"]) == []
+
+
+def test_results_with_branches_that_begin_at_zero_are_expected_of_such_recipes_alone() -> None:
+    recipe = replace(RECIPES["torch_resnet"], published="torch-resnet's README, on init")
+    zeroed = replace(recipe, zero_init_residual=True)
+    for each, error in ((recipe, 6.61), (zeroed, 6.46)):
+        rows = [row for row in expected(each) if row.variant == "resnet110"]
+        assert [row.error for row in rows if row.data == "CIFAR-10"] == [error]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.training.recipes import RECIPES, Phase, Recipe, by_name
+from models.training.recipes import RECIPES, Phase, Recipe, by_name, completed
 
 PER_EPOCH = 390  # 50,000 images in batches of 128
 
@@ -16,18 +16,21 @@ PER_EPOCH = 390  # 50,000 images in batches of 128
 LEARNING_RATES: dict[str, list[tuple[float, float]]] = {
     "he2015": [(0, 0.01), (399, 0.01), (400, 0.1), (31_999, 0.1), (32_000, 0.01), (48_000, 0.001)],
     "he2016": [(0, 0.01), (400, 0.1), (32_000, 0.01), (48_000, 0.001), (63_999, 0.001)],
-    "torch_resnet": [(399, 0.01), (400, 0.1), (32_000, 0.01), (48_000, 0.001), (62_559, 0.001)],
+    "torch_resnet": [(400, 0.01), (401, 0.1), (32_001, 0.01), (48_001, 0.001), (62_559, 0.001)],
     "torch_resnet_wide": [
-        (399, 0.01),
-        (400, 0.1),
-        (23_000, 0.02),
-        (46_000, 0.004),
-        (62_000, 0.0008),
+        (400, 0.01),
+        (401, 0.1),
+        (23_001, 0.02),
+        (46_001, 0.004),
+        (62_001, 0.0008),
         (78_199, 0.0008),
     ],
     "wide": [(e * PER_EPOCH, r) for e, r in ((0, 0.1), (60, 0.02), (120, 0.004), (160, 0.0008))],
     "wide_dropout": [(59 * PER_EPOCH, 0.1), (60 * PER_EPOCH, 0.02), (199 * PER_EPOCH, 0.0008)],
     "imagenet": [(29 * PER_EPOCH, 0.1), (30 * PER_EPOCH, 0.01), (89 * PER_EPOCH, 0.001)],
+    "torchvision_v2": [
+        (e * PER_EPOCH, r) for e, r in ((0, 0), (2.5, 0.25), (5, 0.5), (302.5, 0.25))
+    ],
     "gluon": [(e * PER_EPOCH, r) for e, r in ((0, 0.01), (30, 1e-3), (60, 1e-4), (149, 1e-5))],
     "quick": [(0, 0.0), (1.5 * PER_EPOCH, 0.1), (3 * PER_EPOCH, 0.2), (9 * PER_EPOCH, 0.1)],
 }
@@ -39,6 +42,7 @@ STEPS = {
     "wide": 200 * PER_EPOCH,
     "wide_dropout": 200 * PER_EPOCH,
     "imagenet": 90 * PER_EPOCH,
+    "torchvision_v2": 600 * PER_EPOCH,
     "gluon": 150 * PER_EPOCH,
     "quick": 15 * PER_EPOCH,
 }
@@ -51,6 +55,9 @@ OPTIMIZERS = {
     "wide": (5e-4, "all", True, 128),
     "wide_dropout": (5e-4, "all", True, 128),
     "imagenet": (1e-4, "all", False, 256),
+    "fb_resnet_torch": (1e-4, "all", True, 256),
+    "torchvision": (1e-4, "all", False, 256),
+    "torchvision_v2": (2e-5, "weights", False, 1024),
     "gluon": (2e-4, "all", True, 512),
     "quick": (5e-4, "weights", True, 128),
 }
@@ -71,6 +78,24 @@ def test_the_optimizer_is_the_papers(name: str) -> None:
     found = (recipe.weight_decay, recipe.decays, recipe.nesterov, recipe.batch_size)
     assert found == OPTIMIZERS[name]
     assert recipe.momentum == 0.9
+
+
+def test_torch_resnets_schedules_are_those_of_its_example_at_every_step() -> None:
+    # Its example counts steps from 0 and changes the rate after these.
+    for name, ends, factors in (
+        ("torch_resnet", (400, 32_000, 48_000), (0.1, 1, 0.1, 0.01)),
+        ("torch_resnet_wide", (400, 23_000, 46_000, 62_000), (0.1, 1, 0.2, 0.04, 0.008)),
+    ):
+        recipe, steps = RECIPES[name], RECIPES[name].steps(391)
+        for step in (0, steps - 1, *(end + after for end in ends for after in (0, 1))):
+            expected = factors[sum(step > end for end in ends)]
+            assert recipe.factor(step / steps) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_average_of_torchvisions_recipe_forgets_as_fast_as_theirs() -> None:
+    # references/classification: decay 0.99998 adjusted to 8 x 128 images, 32 steps, 600 epochs.
+    every_32_steps = 1 - (1 - 0.99998) * (8 * 128 * 32 / 600)
+    assert RECIPES["torchvision_v2"].ema == pytest.approx(every_32_steps ** (1 / 32), abs=5e-7)
 
 
 def test_every_row_says_where_it_comes_from() -> None:
@@ -102,16 +127,37 @@ def test_a_recipe_survives_json() -> None:
         assert Recipe(**json.loads(json.dumps(asdict(recipe)))) == recipe
 
 
-def test_the_record_leaves_out_what_has_no_effect() -> None:
-    scaled = replace(RECIPES["imagenet"], crops="scaled", flip=False).record()
-    padded, resized = RECIPES["wide"].record(), RECIPES["imagenet"].record()
-    every = set(asdict(RECIPES["wide"]))
-    assert every - padded.keys() == {"scale", "shorter_side"}
-    assert every - resized.keys() == {"crop_padding", "padding_mode", "shorter_side"}
-    assert every - scaled.keys() == {"crop_padding", "padding_mode", "scale", "alternate_flip"}
-    assert all(value == asdict(RECIPES["wide"])[name] for name, value in padded.items())
+def test_a_record_is_the_whole_recipe_once_defaults_are_filled_in() -> None:
     for recipe in RECIPES.values():
-        assert Recipe(**json.loads(json.dumps(recipe.record()))) == recipe
+        record = json.loads(json.dumps(recipe.record()))
+        assert record == recipe.record()
+        assert replace(Recipe(**record), published=recipe.published) == recipe
+        assert completed(record).keys() == asdict(recipe).keys()
+
+
+def test_a_record_leaves_out_what_has_no_effect() -> None:
+    recipe = RECIPES["wide"]
+    recorded = {
+        crops: replace(recipe, crops=crops).record().keys()
+        for crops in ("padded", "resized", "scaled")
+    }
+    own = {"crop_padding", "padding_mode", "scale", "shorter_side"}
+    assert recorded["padded"] & own == {"crop_padding", "padding_mode"}
+    assert recorded["resized"] & own == {"scale"}
+    assert recorded["scaled"] & own == {"shorter_side"}
+    assert "nesterov" in recorded["padded"]
+    assert "nesterov" not in replace(recipe, optimizer="adamw").record()
+    upright = replace(recipe, flip=False, alternate_flip=True).record()
+    assert upright["flip"] is False
+    assert "alternate_flip" not in upright
+
+
+def test_a_record_leaves_out_what_the_recipe_leaves_out() -> None:
+    record = RECIPES["quick"].record()
+    assert not record.keys() & {"cutmix", "lookahead", "mean", "dropout", "freeze", "published"}
+    assert record["optimizer"] == "sgd"
+    assert record["momentum"] == 0.9
+    assert replace(RECIPES["quick"], cutmix=1.0).record()["cutmix"] == 1.0
 
 
 def test_what_was_changed_is_told() -> None:

@@ -145,7 +145,24 @@ def test_the_record_has_the_networks_dropout_and_shortcut() -> None:
     told = planned(coloured(24, "train"), recipe=recipe, overrides=overrides).record()
     assert (told["dropout"], told["shortcut"]) == (0.1, "B")
     silent = planned(coloured(24, "train"), overrides=overrides).record()
-    assert (silent["dropout"], silent["shortcut"]) == (None, None)
+    assert not silent.keys() & {"dropout", "shortcut"}
+
+
+def test_a_recipe_decides_where_bottlenecks_stride_and_says_nothing_of_basic_blocks() -> None:
+    recipe = replace(RECIPE, stride_at="1x1")
+
+    def planned_with(**overrides: Any) -> Plan:
+        return planned(coloured(24, "train"), recipe=recipe, overrides=overrides)
+
+    basic, bottleneck = planned_with(), planned_with(block="bottleneck")
+    assert basic.architecture().stride_at == "3x3"
+    assert "stride_at" not in basic.record()
+    assert bottleneck.architecture().stride_at == bottleneck.record()["stride_at"] == "1x1"
+    told = planned_with(block="bottleneck", stride_at="3x3")
+    assert told.architecture().stride_at == told.record()["stride_at"] == "3x3"
+    start = bundle.from_network(tiny.network(block="bottleneck"), **tiny.described())
+    further = planned(coloured(24, "train"), recipe=recipe, start=start)
+    assert further.architecture().stride_at == further.record()["stride_at"] == "3x3"
 
 
 def test_fields_for_other_libraries_networks_are_trained_and_recorded(tmp_path: Path) -> None:
