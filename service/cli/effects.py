@@ -46,10 +46,15 @@ def replaced(
 
 
 def check_given(
-    options: dict[str, Any], recipe: Recipe, changes: dict[str, Any], *, starts: bool
+    options: dict[str, Any],
+    recipe: Recipe,
+    changes: dict[str, Any],
+    block: str,
+    *,
+    starts: bool,
 ) -> None:
     """Refuses options that would have no effect, whatever the data; `changes` are those of --set,
-    and a run `starts` from weights or not.
+    `block` is the network's kind, and a run `starts` from weights or not.
 
     Raises:
         ValueError: the message names the option.
@@ -65,6 +70,8 @@ def check_given(
         (("freeze", "norm", "body_rate"), not starts, "there are no --weights to keep"),
         (("stem_init", "zero_init_residual"), starts, "--weights are not initialised"),
         (("body_rate", "bias_rate", "norm"), recipe.freeze == "backbone", "the body is frozen"),
+        (("stride_at",), starts, "--weights have their own strides"),
+        (("stride_at",), block == "basic", "basic blocks have no choice where to stride"),
         (("bias_rate",), recipe.norm == "frozen", "normalisation is frozen"),
         (("crop_padding",), recipe.crops != "padded", f"crops are {recipe.crops}"),
     ):

@@ -81,6 +81,13 @@ class Network:
         variants.override(network.architecture, **self.changes)
         return start, network.input
 
+    def block(self, start: Bundle | None) -> str:
+        """The kind of the network's blocks."""
+        from models import variants
+
+        base = start or variants.variant(self.variant or DEFAULT_VARIANT)
+        return variants.override(base.architecture, **self.changes).block
+
 
 def show_recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     """Prints the table of recipes and exits."""
@@ -241,7 +248,9 @@ def train(
     recipe_name = recipe_name or (FINE_TUNING if network.weights else DEFAULT_RECIPE)
     recipe = effects.replaced(by_name(recipe_name), **options)
     start, usual = network.load()
-    effects.check_given(options, recipe, network.changes, starts=start is not None)
+    effects.check_given(
+        options, recipe, network.changes, network.block(start), starts=start is not None
+    )
     spec = preparation.changed(_normalised(usual, recipe, start), prepared)
     if data.hold_out:
         temperature.check_count(data.hold_out, ", or leave out --hold-out")
