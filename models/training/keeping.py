@@ -66,10 +66,17 @@ class Keeper:
                 what = "keep best" if self.keeps_best else "patience"
                 raise ValueError(f"{what} needs validation images")
             return
-        if self.best is None or self.latest.beats(self.best):
+        if self._improves(self.latest):
             self.best, self.best_epoch = self.latest, epoch
             if self.keeps_best:
                 self.tensors = {n: t.detach().clone() for n, t in network.state_dict().items()}
+
+    def _improves(self, latest: Validation) -> bool:
+        if self.best is None:
+            return True
+        if self.best_epoch == 0:  # A lower loss alone, on few images, is no reason to change it.
+            return latest.accuracy > self.best.accuracy
+        return latest.beats(self.best)
 
     @property
     def exhausted(self) -> bool:
