@@ -31,9 +31,11 @@ atexit.register(_unpacked_files.close)
 
 
 class Shard(NamedTuple):
-    """A file of a set, and the part of the set that its name or folder says, or ""."""
+    """A file of a set, its name in it, and the part of the set that its name or folder says, or
+    ""."""
 
     file: Path
+    name: str
     part: str
 
 
@@ -85,7 +87,7 @@ def shards(path: Path, names: Sequence[str]) -> list[Shard]:
     if len(above) > 1:
         listed = ", ".join(sorted(each or "." for each in above)[:5])
         raise ValueError(f"{path}: holds {len(above)} data sets: {listed}; name one of them")
-    return [Shard(path / name, part) for name, part in found]
+    return [Shard(path / name, name, part) for name, part in found]
 
 
 def _part(name: str) -> str:

@@ -143,7 +143,7 @@ def listing(path: Path, split: Split | None = None) -> Listing:
     """
     if label_list.is_list(path):
         if path.suffix.lower() == tables.PARQUET and path.is_file() and embedded.has_images(path):
-            return _embedded(path, [embedded.Shard(path, "")], split)
+            return _embedded(path, [embedded.Shard(path, path.name, "")], split)
         return _listed(path, label_list.read(path), split)
     if not path.is_dir():
         found = ((member.name, member.place) for member in members.in_archive(path))
@@ -156,7 +156,8 @@ def listing(path: Path, split: Split | None = None) -> Listing:
         return _rows(path, path, rows, split, said)
     if not inside.images and (shards := embedded.shards(path, inside.tables)):
         return _embedded(path, shards, split)
-    return _by_folder(path, ((name, ()) for name in inside.images), inside.empty, split)
+    given = next((name for name in inside.tables if label_list.is_list(Path(name))), "")
+    return _by_folder(path, ((name, ()) for name in inside.images), inside.empty, split, given)
 
 
 def _by_folder(
@@ -164,7 +165,10 @@ def _by_folder(
     found: Iterator[tuple[str, tuple[int, ...]]],
     empty: Sequence[str],
     split: Split | None,
+    given: str = "",
 ) -> Listing:
+    """The images of a folder or archive: their names and places. `empty`: folders without images.
+    `given`: a list in the folder that the user may mean."""
     ground_truth = cache(imagenet.ground_truth)  # A folder's file is read once.
     images: list[_Labelled] = []
     parts: set[str] = set()
@@ -180,12 +184,13 @@ def _by_folder(
             label = normal(place.folders[-1])
         else:
             raise ValueError(
-                f"{path}: {name} is not in a folder named after its class; or give a list "
-                "of images, a .csv file"
+                f"{path}: {name} is not in a folder named after its class; or give a list of "
+                f"images, {given or 'a .csv file'}"
             )
         images.append(_Labelled(name, at, label, place.part))
     if not parts:
-        raise ValueError(f"{path}: no images in folders named after classes")
+        hint = f"; or give its list {given}" if given else ""
+        raise ValueError(f"{path}: no images in folders named after classes{hint}")
     chosen = _chosen(path, parts, split)
     images = [image for image in images if chosen is None or image.part == chosen]
     names = tuple(sorted({image.label for image in images}))
@@ -226,7 +231,7 @@ def _listed(path: Path, rows: Sequence[label_list.Listed], split: Split | None) 
     said = ()
     if missing:
         first = f"{missing[0].name} in line {missing[0].line}"
-        said = (f"{len(missing)} files of the list are not there, the first is {first}",)
+        said = (f"{len(missing)} of {len(rows)} files are not there, the first is {first}",)
     return _rows(path, path.parent, there, split, said)
 
 
@@ -240,7 +245,7 @@ def _rows(
     """The images that lists describe, with files relative to `folder`."""
     parts = {row.part for row in rows}
     # A list without parts is whatever it is given for.
-    chosen = None if parts == {""} else _chosen(path, parts, split)
+    chosen = None if parts == {""} else _chosen(path, parts, split, "it has no rows of {}")
     rows = [row for row in rows if chosen is None or row.part == chosen]
     try:
         targets, classes = label_list.targets([row.labels for row in rows])
@@ -255,7 +260,8 @@ def _rows(
 def _embedded(path: Path, shards: Sequence[embedded.Shard], split: Split | None) -> Listing:
     """The images in the tables of a set."""
     parts = {shard.part for shard in shards}
-    chosen = _chosen(path, parts, split) if len(parts) > 1 or parts != {""} else None
+    form = "it has no file or folder named {}"
+    chosen = _chosen(path, parts, split, form) if path.is_dir() else None
     wanted = [shard for shard in shards if chosen is None or shard.part == chosen]
     unpacked = [embedded.unpacked(shard.file) for shard in wanted]
     rows = [row for each in unpacked for row in each.labels]
@@ -268,7 +274,7 @@ def _embedded(path: Path, shards: Sequence[embedded.Shard], split: Split | None)
         places = {name: position for position, name in enumerate(order)}
         targets, classes = _ordered(targets, [places[name] for name in classes], len(order)), order
     names = [
-        f"{shard.file.name} row {row}"
+        f"{shard.name} row {row}"
         for shard, each in zip(wanted, unpacked, strict=True)
         for row in range(1, len(each.labels) + 1)
     ]
@@ -350,8 +356,13 @@ def _synset(name: str, file: Path, synsets: dict[str, str]) -> str:
     return synsets[stem]
 
 
-def _chosen(path: Path, parts: set[str], split: Split | None) -> str | None:
-    """The part that is `split`, or None for the whole set."""
+def _chosen(
+    path: Path,
+    parts: set[str],
+    split: Split | None,
+    form: str = "it has no folder {} with folders named after classes",
+) -> str | None:
+    """The part that is `split`, or None for the whole set; `form` says that there is none."""
     if split is None or (split == "train" and parts == {""}):
         return None
     for part in WANTED[split]:
@@ -360,4 +371,4 @@ def _chosen(path: Path, parts: set[str], split: Split | None) -> str | None:
     if parts == {""} and PARTS.get(path.name.lower()) in WANTED[split]:
         return None
     wanted = " or ".join(WANTED[split])
-    raise ValueError(f"{path}: it has no folder {wanted} with folders named after classes")
+    raise ValueError(f"{path}: {form.format(wanted)}")

@@ -87,12 +87,14 @@ def _taken(classes: Rows, copies: Rows, order: Rows, quotas: Rows) -> NDArray[np
     together: dict[int, list[int]] = {}
     for row in np.flatnonzero(np.bincount(copies, minlength=len(copies))[copies] > 1).tolist():
         together.setdefault(int(copies[row]), []).append(row)
-    left = quotas.tolist()
+    left, numbers = quotas.tolist(), classes.tolist()
     for row in order.tolist():
-        number, group = classes[row], together.get(int(copies[row]), [row])
-        fits = left[number] >= len(group) and not taken[row]
+        number = numbers[row]
+        if not left[number] or taken[row]:
+            continue
+        group = together.get(int(copies[row]), [row])
         # Those with different labels stay in training.
-        if fits and (classes[group] == number).all():
+        if len(group) <= left[number] and all(numbers[each] == number for each in group):
             taken[group] = True
             left[number] -= len(group)
     return taken

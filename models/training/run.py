@@ -55,7 +55,7 @@ class Plan:
     `held_out`: images that training does not see, to fit the temperature on, instead of the
         validation images.
 
-    Sets may lack some of the source's classes.
+    Sets may lack some of the source's classes, and are aligned with these by name.
     """
 
     variant: str = ""
@@ -69,6 +69,15 @@ class Plan:
     tests: tuple[Dataset, ...] = ()
     validation: Dataset | None = None
     held_out: Dataset | None = None
+
+    def __post_init__(self) -> None:
+        def aligned(other: Dataset) -> Dataset:
+            classes = self.source.classes
+            return other if other.classes == classes else other.relabelled(classes)
+
+        object.__setattr__(self, "tests", tuple(map(aligned, self.tests)))
+        if self.validation:
+            object.__setattr__(self, "validation", aligned(self.validation))
 
     def architecture(self) -> Architecture:
         """The network's architecture; `overrides` take precedence over the recipe.

@@ -122,7 +122,7 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
     type=click.Choice(CHOICES["shortcut"][1:]),
     help="Shortcut option.  [default: the recipe's, or B]",
 )
-@click.option("--data", required=True, type=PATH, help="Folder or archive of images.")
+@click.option("--data", required=True, type=PATH, help="Folder, archive or list of images.")
 @click.option(
     "--validation",
     type=ValidationParameter(),

@@ -14,13 +14,14 @@ from PIL import Image
 
 from models import labels
 from models.data import datasets, imagenet
-from models.data.collection import has_test_set
+from models.data.collection import has_split, has_test_set
 from models.data.listing import Split, listing
 from models.preprocess import CIFAR
 
 SPEC = replace(CIFAR, size=4, resize=4)
 SYNSETS = imagenet.synsets()
 Files = dict[str, bytes]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def encoded(shade: int, format: str = "PNG") -> bytes:
@@ -101,6 +102,33 @@ def test_a_set_without_such_folders_is_for_training(tmp_path: Path) -> None:
 def test_a_set_of_test_images_only_is_not_trained_on(tmp_path: Path) -> None:
     path = folder(tmp_path, {"test/cat/0.png": encoded(10)})
     assert refusal(path, "train").endswith("no folder train with folders named after classes")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
+def test_validation_images_have_folders_of_several_names(tmp_path: Path, name: str) -> None:
+    files = {
+        "Train/cat/0.png": encoded(10),
+        f"{name}/cat/0.png": encoded(40),
+        "testing/dog/0.png": encoded(50),
+    }
+    path = folder(tmp_path, files)
+    found = [shades(path, split) for split in SPLITS]
+    assert found == [[("cat", 10)], [("cat", 40)], [("dog", 50)]]
+    assert [has_split(path, split) for split in SPLITS] == [True] * 3
+    (path / "testing" / "dog" / "0.png").unlink()
+    (path / "testing" / "dog").rmdir()
+    (path / "testing").rmdir()
+    assert not has_split(path, "test")
+    assert has_test_set(path)
+
+
+def test_a_list_in_a_folder_of_images_without_classes_is_named(tmp_path: Path) -> None:
+    path = folder(tmp_path, {"0.png": encoded(10), "labels.csv": b"id,breed\n0,cat\n"})
+    assert refusal(path).endswith(
+        "0.png is not in a folder named after its class; or give a list of images, labels.csv"
+    )
+    (path / "0.png").unlink()
+    assert refusal(path).endswith("named after classes; or give its list labels.csv")
 
 
 def test_what_lies_beside_the_split_folders_is_in_neither(tmp_path: Path) -> None:

@@ -278,8 +278,21 @@ def test_weights_of_other_classes_get_a_new_head() -> None:
 
 def test_test_data_of_other_classes_is_refused_before_training() -> None:
     other = replace(coloured(9, "test.tar"), classes=("blue", "green", "violet"))
-    with pytest.raises(ValueError, match=r"test\.tar has other classes than train\.tar"):
-        planned(coloured(24, "train.tar"), tests=(other,)).architecture()
+    with pytest.raises(ValueError, match=r"test\.tar: class 'violet' is not one of the model's"):
+        planned(coloured(24, "train.tar"), tests=(other,))
+
+
+def test_test_data_without_some_classes_is_measured_on_the_others() -> None:
+    training, whole = coloured(24, "train.tar"), coloured(9, "test.tar", seed=1)
+    kept = np.flatnonzero(whole.targets != 0)
+    test = replace(
+        whole, images=whole.images[kept], targets=whole.targets[kept] - 1, classes=whole.classes[1:]
+    )
+    (aligned,) = planned(training, tests=(test,)).tests
+    assert aligned.classes == training.classes
+    assert aligned.targets.tolist() == whole.targets[kept].tolist()
+    measured = train(planned(training, tests=(test,)), name="some").metrics["test.tar"]
+    assert measured["images"] == len(kept)
 
 
 def test_test_sets_need_names_of_their_own() -> None:
