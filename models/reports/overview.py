@@ -93,8 +93,13 @@ def augmentation(recipe: Recipe) -> str:
     crops = {
         "padded": f"crops behind {recipe.crop_padding} pixels of {recipe.padding_mode}",
         "resized": "random resized crops",
+        "scaled": "crops at {} to {} pixels".format(*recipe.shorter_side),
     }
-    steps = [crops[recipe.crops], "alternating flips" if recipe.alternate_flip else "flips"]
+    flips = ["alternating flips" if recipe.alternate_flip else "flips"] if recipe.flip else []
+    steps = [crops[recipe.crops], *flips]
     steps += [f"cutout {recipe.cutout}"] if recipe.cutout else []
-    steps += [f"mixup {recipe.mixup:g}"] if recipe.mixup else []
+    for name in ("jitter", "lighting", "erasing", "mixup", "cutmix"):
+        steps += [f"{name} {value:g}"] if (value := getattr(recipe, name)) else []
+    automatic = {"rand": "RandAugment", "trivial": "TrivialAugment"}
+    steps += [automatic[recipe.auto_augment]] if recipe.auto_augment in automatic else []
     return ", ".join(steps)

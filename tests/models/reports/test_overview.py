@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from models.reports.overview import augmentation, expected, overview, parameters, schedule
@@ -27,6 +29,9 @@ def test_schedules_in_words() -> None:
 def test_augmentation_in_words() -> None:
     assert augmentation(RECIPES["wide"]) == "crops behind 4 pixels of reflect, flips"
     assert augmentation(RECIPES["imagenet"]) == "random resized crops, flips"
+    scaled = replace(RECIPES["imagenet"], crops="scaled", jitter=0.4, flip=False, cutmix=1.0)
+    assert augmentation(scaled) == "crops at 256 to 480 pixels, jitter 0.4, cutmix 1"
+    assert augmentation(replace(RECIPES["imagenet"], auto_augment="rand")).endswith("RandAugment")
 
 
 @pytest.mark.parametrize(

@@ -82,14 +82,6 @@ def test_an_option_has_an_effect_and_is_recorded_or_is_refused(
 ) -> None:
     flag, value = OPTIONS[name]
     output = tmp_path / "x.safetensors"
-    if (name, network) == ("crop_padding", LARGE):
-        done = run("train", "--data", data, *COMMON, *network, flag, output, status=2)
-        assert done.stderr.splitlines()[-1] == (
-            "resnet-serve: --crop-padding has no effect on random resized crops, which the recipe "
-            "or images of 224 pixels ask for; leave it out"
-        )
-        assert not output.exists()
-        return
     changed, before = trained(data, output, *network, flag), plain[network]
     assert not tiny.same_bits(changed.tensors, before.tensors), "it was done"
     record = before.provenance["changed"] | {name: value}
@@ -98,19 +90,25 @@ def test_an_option_has_an_effect_and_is_recorded_or_is_refused(
 
 
 @pytest.mark.parametrize("network", [SMALL, LARGE], ids=["small", "photographs"])
-def test_the_record_of_crops_is_what_was_done(
+def test_crops_are_the_recipes_whatever_the_size(
     data: Path, tmp_path: Path, plain: dict[tuple[str, ...], Bundle], network: tuple[str, ...]
 ) -> None:
     recipe = plain[network].provenance["recipe"]
-    changed = plain[network].provenance["changed"]
-    if network == SMALL:
-        assert (recipe["crops"], recipe["crop_padding"]) == ("padded", 4)
-        assert "crops" not in changed
-        return
-    assert recipe["crops"] == changed["crops"] == "resized"
-    assert recipe.keys().isdisjoint({"crop_padding", "padding_mode"})
-    done = run("train", "--data", data, *COMMON, *network, tmp_path / "x.safetensors")
-    assert "random resized crops to 224 pixels, in place of the recipe's padded" in done.stderr
+    assert (recipe["crops"], recipe["crop_padding"]) == ("padded", 4)
+    assert recipe.keys().isdisjoint({"scale", "shorter_side"})
+    assert "crops" not in plain[network].provenance["changed"]
+    photographs = ("--recipe", "imagenet")
+    resized = trained(data, tmp_path / "x.safetensors", *network, *photographs)
+    recipe = resized.provenance["recipe"]
+    assert (recipe["crops"], recipe["scale"]) == ("resized", [0.08, 1.0])
+    assert recipe.keys().isdisjoint({"crop_padding", "padding_mode", "shorter_side"})
+    output = tmp_path / "y.safetensors"
+    refused = ("train", "--data", data, *COMMON, *network, *photographs, "--crop-padding=2", output)
+    assert run(*refused, status=2).stderr.splitlines()[-1] == (
+        "resnet-serve: --crop-padding has no effect on resized crops, which the recipe asks for; "
+        "leave it out"
+    )
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("network", [SMALL, LARGE], ids=["small", "photographs"])
