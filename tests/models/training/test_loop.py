@@ -99,6 +99,69 @@ def test_an_incomplete_last_batch_is_left_out() -> None:
     assert [at.step for at in trained(fresh(), data=separable(47))] == [5, 10, 15]
 
 
+def test_an_incomplete_last_batch_is_kept_on_request() -> None:
+    kept = Augmentation(crop_padding=0, flip=False, last_batch="keep")
+    data, recipe = separable(21), replace(RECIPE, last_batch="keep").lasting("epochs", 1)
+    for batch_size, count in ((8, 3), (32, 1)):
+        network, reports = fresh(), list[Progress]()
+        still = replace(recipe, batch_size=batch_size, learning_rate=0.0)
+        source = Resident(data, "cpu", kept)
+        train(
+            network,
+            source,
+            tiny.INPUT,
+            still,
+            seed=0,
+            options=FP32,
+            report=reports.append,
+        )
+        assert [at.step for at in reports] == [count]
+        # Each image counts once, whatever the size of its batch.
+        right = reports[0].accuracy * 21
+        assert right == pytest.approx(round(right))
+
+
+def test_a_last_batch_that_cannot_be_divided_is_refused() -> None:
+    source = Resident(separable(21), "cpu", Augmentation(last_batch="keep"))
+    recipe = replace(RECIPE, last_batch="keep")
+    with pytest.raises(ValueError, match="the last batch's 5 images are too few for 4 parts"):
+        train(fresh(), source, tiny.INPUT, recipe, seed=0, options=Options(accumulate=4))
+
+
+def test_parts_of_a_last_batch_add_up_to_it() -> None:
+    """Without normalisation by the batch, the gradient is that of the whole batch."""
+    kept = Augmentation(crop_padding=0, flip=False, last_batch="keep")
+    recipe = replace(RECIPE, last_batch="keep").lasting("iterations", 3)
+    results = []
+    for parts in (1, 2):
+        network = fresh()
+        for norm in network.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.track_running_stats = False
+                norm.forward = lambda x: x  # type: ignore[method-assign]
+        options = replace(FP32, accumulate=parts)
+        train(
+            network,
+            Resident(separable(21), "cpu", kept),
+            tiny.INPUT,
+            recipe,
+            seed=0,
+            options=options,
+        )
+        results.append(network.state_dict())
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, msg=name)
+
+
+@pytest.mark.parametrize("changes", [{"cutmix": 1.0}, {"cutmix": 1.0, "mixup": 1.0}])
+def test_cutmix_is_drawn_anew_each_step_and_repeats_itself(changes: dict[str, Any]) -> None:
+    recipe = replace(RECIPE, **changes)
+    first = weights(recipe)
+    assert tiny.same_bits(weights(recipe), first)
+    assert not tiny.same_bits(weights(), first)
+    assert not tiny.same_bits(weights(replace(RECIPE, mixup=1.0)), first)
+
+
 def test_a_long_epoch_reports_on_its_way() -> None:
     recipe = replace(RECIPE, batch_size=2).lasting("epochs", 1)
     assert [at.step for at in trained(fresh(), recipe, data=separable(90))] == [20, 40, 45]
