@@ -26,6 +26,7 @@ from models.evaluation.confusion import summary
 from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
 from models.preprocess import InputSpec
 from models.resnet import ResNet
+from models.storage import Storage, rounded
 from models.training import recipes
 from models.training.checkpoint import Checkpoint
 from models.training.history import Epoch, History
@@ -35,6 +36,7 @@ from models.training.parallel import ALONE, World
 from models.training.recipes import Recipe
 from models.training.start import load_start
 from models.training.stem import whiten_stem
+from models.views import Views
 
 STATE = "state.pt"
 
@@ -54,6 +56,8 @@ class Plan:
         recipe keeps.
     `held_out`: images that training does not see, to fit the temperature on, instead of the
         validation images.
+    `views`, `storage`: those of the bundle; they do not change the training. What is measured is
+        what the bundle answers: with its views, and in the end with its weights as rounded.
 
     Sets may lack some of the source's classes, and are aligned with these by name.
     """
@@ -69,6 +73,8 @@ class Plan:
     tests: tuple[Dataset, ...] = ()
     validation: Dataset | None = None
     held_out: Dataset | None = None
+    views: Views = "plain"
+    storage: Storage = "fp32"
 
     def __post_init__(self) -> None:
         def aligned(other: Dataset) -> Dataset:
@@ -173,9 +179,8 @@ class Plan:
         return network
 
     def classifier(self, network: ResNet, temperature: float = 1.0) -> Classifier:
-        """The network as it is measured and served, with the views of the start."""
-        views = self.start.views if self.start else "plain"
-        return Classifier(network, self.input, temperature, views=views)
+        """The network as it is measured and served."""
+        return Classifier(network, self.input, temperature, views=self.views)
 
     def identity(self) -> dict[str, Any]:
         """What a run and a saved state must share for the run to resume from it."""
@@ -246,6 +251,7 @@ def train_bundle(
         start=before,
     )
     world.wait()  # For the first process, which still evaluates its last epoch.
+    network.load_state_dict(rounded(network.state_dict(), plan.storage))
     # The start, where it is kept, keeps its temperature.
     own = plan.start.temperature if plan.start and plan.continues and not outcome.epoch else 1.0
     classifier = plan.classifier(network, own).to(world.device)
@@ -265,7 +271,8 @@ def train_bundle(
         input=spec,
         labels=plan.source.classes,
         temperature=classifier.temperature,
-        views=classifier.views,
+        views=plan.views,
+        storage=plan.storage,
         card=card,
         provenance=_provenance(plan, log.rows, world, options) | found,
         metrics=metrics,

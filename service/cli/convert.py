@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from service.errors import ConfigError
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
+    from models.storage import Storage
+    from models.views import Views
 
 # Formats whose files may hold several networks: by the names of tensors, by entries.
 PREFIXED = ("cifar", "huggingface", "timm", "torch_resnet", "torchvision")
@@ -74,6 +77,17 @@ KEYED = ("flax", "onnx", *PREFIXED)
 )
 @click.option("--name", help="Name of the model.  [default: the name in SRC, or its file name]")
 @click.option(
+    "--views",
+    type=click.Choice(choices.VIEWS),
+    help="mirrored: average each image and its mirror image, in twice the time; not for digits or "
+    "text.  [default: those of SRC]",
+)
+@click.option(
+    "--storage",
+    type=click.Choice(choices.STORAGES),
+    help="fp16: half the size; weights are rounded to 16 bits.  [default: that of SRC]",
+)
+@click.option(
     "--to",
     metavar="FORMAT",
     shell_complete=completers.written_format,
@@ -114,6 +128,7 @@ def convert(
 
     _check_words(format, to, options, with_preprocessing=with_preprocessing)
     files, as_json = options.pop("pair"), options.pop("as_json")
+    views, storage = options.pop("views"), options.pop("storage")
     pairs = [reference.two(*files)] if files else []
     # On a terminal, for files that take seconds.
     with tqdm(total=2, desc=f"reading {src}", disable=None, leave=False) as steps:
@@ -127,13 +142,18 @@ def convert(
                 click.echo(f"{dst} is not written", err=True)
                 raise click.exceptions.Exit(DIFFERS)
             converted.provenance["checked"] = comparison.record(found)
+        notes: list[str] = []
+        converted = _with(converted, views, storage, notes)
         if to:
             exported = {"with_preprocessing": True} if with_preprocessing else {}
             interchange.export_to(to, converted, dst, **exported)
+            if to != "onnx" and converted.views == "mirrored":
+                notes.append(f"{to} has the network alone: average the mirror images there")
         else:
             bundle.write(converted, dst)
         steps.update()
     described = _described(converted, dst, to)
+    described["notes"] = [*described["notes"], *notes]
     if as_json:
         click.echo(json.dumps(described, indent=2))
         return
@@ -157,6 +177,10 @@ def _check_words(
     ):
         if value is not None and value not in known:
             raise ConfigError(f"--{flag} {value}: {hint(value, known)}")
+    if options["storage"] and to:
+        raise ConfigError(f"--storage: has no effect with --to {to}; only where DST is a bundle")
+    if options["views"] and to and to != "onnx":
+        raise ConfigError(f"--views: has no effect with --to {to}, which has the network alone")
     for flag, formats_with in (("prefix", PREFIXED), ("key", KEYED)):
         if options[flag] and format and format not in formats_with:
             raise ConfigError(
@@ -198,6 +222,29 @@ def _own(src: str, *, strict: bool, **options: Any) -> Bundle:
     return loaded
 
 
+def _with(
+    converted: Bundle, views: Views | None, storage: Storage | None, notes: list[str]
+) -> Bundle:
+    """With what --views and --storage say; `notes` gets what follows from that."""
+    from models import storage as stored
+    from models import views as seen
+
+    if views and views != converted.views:
+        measured, fitted = converted.metrics, converted.temperature != 1.0
+        converted = seen.seen_as(converted, views)
+        if measured and not converted.metrics:
+            notes.append(f"measured with other views: {', '.join(measured)}; run evaluate for DST")
+        if fitted:
+            notes.append("the temperature was fitted with other views; fit it again")
+    if storage and storage != converted.storage:
+        if storage == "fp16" and converted.metrics:
+            notes.append(f"measured before rounding: {', '.join(converted.metrics)}")
+        converted = replace(converted, storage=storage)
+    if storage == "fp16" and (names := stored.kept(converted.tensors)):
+        notes.append(f"kept in 32 bits, beyond the range of 16: {', '.join(names)}")
+    return converted
+
+
 def _described(converted: Bundle, dst: Path, to: str | None) -> dict[str, Any]:
     """What is printed, as JSON values."""
     origin, spec = converted.provenance, converted.input
@@ -208,6 +255,8 @@ def _described(converted: Bundle, dst: Path, to: str | None) -> dict[str, Any]:
         "shortcut": converted.architecture.shortcut,
         "classes": len(converted.labels),
         "outputs": converted.outputs,
+        "views": converted.views,
+        "storage": converted.storage,
         "layout": to or origin.get("layout", "bundle"),
         "input": {name: getattr(spec, name) for name in INPUT if getattr(spec, name) != ()},
         "assumed": origin.get("assumed", {}),
@@ -231,6 +280,8 @@ def _lines(described: dict[str, Any]) -> list[str]:
         f"shortcut option {described['shortcut']}",
         f"{count} {kind}class{'es' * (count > 1)}" if count else "no head",
         f"layout {described['layout']}",
+        "mirrored views" if described["views"] == "mirrored" else "",
+        "weights in 16 bits" if described["storage"] == "fp16" else "",
         assumptions.in_words(known),
     )
     lines = [f"wrote {described['wrote']}: {', '.join(part for part in parts if part)}"]

@@ -103,6 +103,11 @@ def evaluate(
     exact = flags.pop("exact")
     is_independent = bundle.outputs == "independent"
     _check(bundle, spec, confusion)
+    if crops == "ten" and bundle.views == "mirrored":
+        raise ValueError(
+            "--crops ten: five crops are mirror images, which the model averages in any case; "
+            f"`resnet-serve convert --views plain {spec} OUT.safetensors` makes one that does not"
+        )
     seen = ten_crop.whole(bundle.input) if crops == "ten" else bundle.input
     warm = offline.warm(bundle, **flags)
     infer: Infer = ten_crop.averaged(warm.infer, bundle.input) if crops == "ten" else warm.infer
@@ -131,6 +136,7 @@ def evaluate(
         "data": images.source,
         "outputs": bundle.outputs,
         "crops": crops,
+        "views": bundle.views,
         "exact_decode": exact,
         "engine": warm.engine.name,
         "precision": warm.engine.precision,

@@ -85,7 +85,8 @@ def as_text(
 
     heading = (
         f"{run['model']} on {run['data']}: {measured.images:,} images "
-        f"({run['engine']}, {run['precision']}, {run['crops']} crops)"
+        f"({run['engine']}, {run['precision']}, {run['crops']} crops"
+        f"{', mirrored views' if run['views'] == 'mirrored' else ''})"
     )
     if not isinstance(measured, Evaluation):
         return [heading, *_label_lines(measured, labels)]

@@ -22,6 +22,7 @@ from service.cli.training_output import (
     state_of,
     train_one,
 )
+from service.config import choices
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -38,7 +39,8 @@ HEADINGS = {
     "Optimisation": tuple(OPTIMISATION),
     "Augmentation": tuple(AUGMENTATION),
     "Computing": ("device", "precision", "accumulate", "local_norm", "eager"),
-    "Run": ("seed", "seeds", "name", "card", "resume", "restart", "quiet", "list_recipes"),
+    "Model": ("name", "card", "views", "storage"),
+    "Run": ("seed", "seeds", "resume", "restart", "quiet", "list_recipes"),
 }
 
 
@@ -200,6 +202,18 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 @click.option(
     "--card", type=FILE, help="Markdown file that describes the model and its intended use."
 )
+@click.option(
+    "--views",
+    type=click.Choice(choices.VIEWS),
+    help="mirrored: the model averages each image and its mirror image, in twice the time; not for "
+    "digits or text.  [default: plain, or those of --weights]",
+)
+@click.option(
+    "--storage",
+    type=click.Choice(choices.STORAGES),
+    default="fp32",
+    help="fp16: half the size; weights are rounded to 16 bits.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
@@ -280,6 +294,8 @@ def train(
             tests=tuple(data.read(test, spec) for test in sets.tests),
             validation=data.read(sets.validation, spec, "{} for validation of {}"),
             held_out=data.read(sets.held_out, spec, "{} held out of {}"),
+            views=output.views or (start.views if start else "plain"),
+            storage=output.storage,
         )
         plan.architecture()
         described = {"name": output.name or _name(plan), "card": card}

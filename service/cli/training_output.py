@@ -16,10 +16,12 @@ from service.cli.options import bar
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
+    from models.storage import Storage
     from models.training.history import Epoch
     from models.training.loop import Options, Progress
     from models.training.parallel import World
     from models.training.run import Plan
+    from models.views import Views
 
 # Rows of the table of classes; with this many or fewer, five guesses are always right.
 WORST, FEW = 10, 5
@@ -34,6 +36,8 @@ class TrainingOutput:
     card: Path | None
     resume: bool
     restart: bool
+    views: Views | None
+    storage: Storage
 
     @property
     def by_seed(self) -> dict[int, Path]:

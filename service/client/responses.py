@@ -112,6 +112,7 @@ class Input:
 class Weights:
     source: str
     sha256: str | None = None
+    storage: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class ModelInfo:
     while loading; `metrics`: measured accuracy by data set; `card` is None in a list; `embedding`
     (its length) and `explain` are None if the service does not report them; `labels` are those of
     the classes in their order, None in a list, for more than 1,000 classes, and from older
-    services."""
+    services; `views`: "mirrored" if answers average the image and its mirror image."""
 
     name: str
     architecture: str
@@ -143,6 +144,7 @@ class ModelInfo:
     explain: bool | None = None
     outputs: str = "exclusive"
     labels: tuple[str, ...] | None = None
+    views: str = "plain"
 
     @property
     def ready(self) -> bool:

@@ -14,11 +14,13 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)
 PLATFORMS: tuple[Platform, ...] = get_args(Platform)
 SPEC_KINDS = ("builtin:", "random:", "torchvision:", "onnx-zoo:", "hf:")
-# Of `convert`, as `models.preprocess` and `models.classifier` define them.
+# Of `convert`, as the modules of `models` define them.
 CROPS = ("center", "center_floor", "center_truncate", "before_resize", "squash", "letterbox")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 CHANNELS = ("rgb", "bgr", "grey", "rgba")
 OUTPUTS = ("exclusive", "independent")
+VIEWS = ("plain", "mirrored")
+STORAGES = ("fp32", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 SERVED_DEVICES = (*DEVICES, "cuda:all")  # of `serve`
 MOST_DEVICES = 33  # of all models: the CPU and 32 GPUs

@@ -16,6 +16,8 @@ from service.json_pieces import PIECE, json_list, json_object
 # A length of both sides, or height and width.
 Sides = int | Annotated[list[int], Field(min_length=2, max_length=2)]
 Outputs = Literal["exclusive", "independent"]
+Views = Literal["plain", "mirrored"]
+Storage = Literal["fp32", "fp16"]
 CROP = (
     "how size is cut out of the resized image: from its centre; the longer side is truncated and "
     "the corner rounded (center), the side rounded and the corner truncated (center_floor), or "
@@ -128,6 +130,11 @@ class Weights(BaseModel):
 
     source: str
     sha256: str | None = Field(description="of the bundle's file; null for random weights")
+    storage: Storage = Field(
+        "fp32",
+        description="fp16: the file holds weights rounded to 16 bits; omitted if fp32",
+        exclude_if=lambda storage: storage == "fp32",
+    )
 
 
 class Parity(BaseModel):
@@ -155,6 +162,12 @@ class ModelCard(BaseModel):
         "independent: any number of labels is, and each has a probability of its own"
     )
     configuration: dict[str, Any] = Field(description="every field of the architecture")
+    views: Views = Field(
+        "plain",
+        description="mirrored: predictions, embeddings and maps are the mean over the image and "
+        "its mirror image, which takes the macs twice; omitted if plain",
+        exclude_if=lambda views: views == "plain",
+    )
     input: Input
     embedding: int = Field(description="length of the vector that POST /v1/embed returns")
     explain: bool = Field(description="whether POST /v1/explain works for this model")

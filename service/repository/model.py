@@ -128,6 +128,7 @@ class LocalModel:
             "num_classes": bundle.architecture.num_classes,
             "outputs": self.outputs,
             "configuration": asdict(bundle.architecture),
+            "views": bundle.views,
             "input": _input_card(bundle.input),
             "embedding": self.channels,
             "explain": self.explains,
@@ -140,6 +141,7 @@ class LocalModel:
             "weights": {
                 "source": loaded.source,
                 "sha256": loaded.sha256,
+                "storage": bundle.storage,
                 "provenance": bundle.provenance,
             },
             "metrics": bundle.metrics,

@@ -30,8 +30,9 @@ def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
     option `with_preprocessing`, probabilities [N, K] from uint8 images [N, H, W, C]. The channels
     have the order of the bundle's `input.channels`. Probabilities are the softmax of logits, or
     the sigmoid where the classes are independent, and include the bundle's temperature; logits do
-    not, and the file's metadata has it. A network without a head gives its features [N, F]. Equal
-    bundles give equal files.
+    not, and the file's metadata has it. A network without a head gives its features [N, F]. The
+    graph averages the bundle's views; no reader here takes a graph of mirrored ones. Equal bundles
+    give equal files.
 
     Raises:
         BundleError: the package onnx is not installed.
@@ -59,10 +60,14 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
         first = builder.node("Transpose", [shifted], perm=[0, 3, 1, 2])
     else:
         images, kind, first = (BATCH, channels, height, width), TensorProto.FLOAT, "images"
-    values = [first]
+    mirrors = bundle.views == "mirrored"
+    values = [_with_mirrored(builder, first) if mirrors else first]
     for operation in record(network, (channels, height, width))[1:]:
         inputs = [values[place] for place in operation.inputs]
-        values.append(NODES[operation.kind](builder, operation, inputs))
+        value = NODES[operation.kind](builder, operation, inputs)
+        values.append(
+            _mean_of_views(builder, value) if mirrors and operation.kind == "mean" else value
+        )
     classes = network.architecture.num_classes
     described: dict[str, Any] = {"labels": list(bundle.labels), **asdict(bundle.input)}
     if bundle.temperature != 1.0:
@@ -74,6 +79,8 @@ def _serialised(bundle: Bundle, *, with_preprocessing: bool) -> bytes:
         else:
             described["temperature"] = bundle.temperature
     described |= {"outputs": bundle.outputs}
+    if mirrors:
+        described["views"] = bundle.views
     described |= {key: value for key in ("card", "metrics") if (value := getattr(bundle, key))}
     output = _ended(builder, bundle, values[-1], probable=with_preprocessing)
     width = classes or network.out_channels
@@ -110,6 +117,19 @@ def _ended(builder: _Builder, bundle: Bundle, last: str, *, probable: bool) -> s
     return builder.node("Softmax", [last], "probabilities", axis=1)
 
 
+def _with_mirrored(to: _Builder, images: str) -> str:
+    """The images, then their mirror images: [2N, C, H, W]."""
+    numbers = [("starts", -1), ("ends", -(2**31)), ("axes", 3), ("steps", -1)]
+    inputs = [images, *(to.integers(name, [number]) for name, number in numbers)]
+    return to.node("Concat", [images, to.node("Slice", inputs)], axis=0)
+
+
+def _mean_of_views(to: _Builder, features: str) -> str:
+    """[N, F] from [2N, F]: pooled maps need not be mirrored back."""
+    straight, mirrored = to.halves(features)
+    return to.node("Mean", [straight, mirrored])
+
+
 class _Builder:
     """Nodes and constants, with names that depend only on the network."""
 
@@ -126,6 +146,15 @@ class _Builder:
         name = name or self._numbered(op.lower())
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
+
+    def halves(self, value: str) -> tuple[str, str]:
+        """The names of both halves along the first axis."""
+        from onnx import helper
+
+        name = self._numbered("split")
+        outputs = (f"{name}.first", f"{name}.second")
+        self.nodes.append(helper.make_node("Split", [value], outputs, name=name, axis=0))
+        return outputs
 
     def _numbered(self, name: str) -> str:
         self.counts[name] = number = self.counts.get(name, -1) + 1

@@ -40,8 +40,9 @@ def read(path: Path, said: Said = NOTHING) -> Imported:
     """
     try:
         model = _model(path)
-        found = blocks.find(reader.read(model, said.key))
         described = {entry.key: entry.value for entry in model.metadata_props}
+        _refuse_views(described)
+        found = blocks.find(reader.read(model, said.key))
         own = _described(described, found.architecture)
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
@@ -107,6 +108,14 @@ def _input(found: blocks.Found, own: _Own, *, zoo: bool) -> tuple[InputSpec, fro
         return spec, known
     changes: dict[str, Any] = {"channels": channels, "mean": mean, "std": std}
     return replace(spec, **changes), known | NORMALISATION
+
+
+def _refuse_views(described: Mapping[str, str]) -> None:
+    if described.get("views") == '"mirrored"':
+        raise BundleError(
+            "its graph averages mirror images; export the bundle with --views plain, convert that "
+            "file, and give --views mirrored again"
+        )
 
 
 def begins(start: bytes) -> bool:

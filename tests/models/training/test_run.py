@@ -95,6 +95,26 @@ def test_a_run_gives_a_measured_bundle_that_says_where_it_comes_from(tmp_path: P
     assert measured.top1 == figures["top1"], "what was measured is what serves"
 
 
+def test_what_is_measured_is_what_the_bundle_answers_with_its_views_and_storage(
+    tmp_path: Path,
+) -> None:
+    test, held_out = mislabelled(30), mislabelled(120)
+    plan = planned(coloured(48, "train"), tests=(replace(test, source="t"),), held_out=held_out)
+    plain = train(plan, name="x")
+    trained = train(replace(plan, views="mirrored", storage="fp16"), name="x")
+    assert (trained.views, trained.storage) == ("mirrored", "fp16")
+    path = tmp_path / "x.safetensors"
+    bundle.write(trained, path)
+    read_back = bundle.read(path)
+    assert tiny.same_bits(read_back.tensors, trained.tensors)
+    measured = evaluate(inference(read_back.classifier()), batches(test, 256))
+    assert measured.nll == pytest.approx(trained.metrics["t"]["nll"], rel=1e-5)
+    assert measured.nll != pytest.approx(plain.metrics["t"]["nll"], rel=1e-5)
+    assert trained.temperature != plain.temperature
+    # The training is the same.
+    assert tiny.same_bits(replace(plain, storage="fp16").tensors, trained.tensors)
+
+
 def test_a_temperature_that_the_images_do_not_determine_is_not_written() -> None:
     right = coloured(60, "held out", seed=2)
     trained = train(planned(coloured(48, "train"), held_out=right), name="x")

@@ -18,8 +18,11 @@ from models.classifier import Outputs
 from models.interchange import alternatives
 from models.preprocess import CHANNELS, RESAMPLING, Crop, InputSpec
 from models.resnet import build
+from models.storage import Storage
+from models.views import Views
 from service.config import choices
 from service.repository import catalog
+from tests.support import tiny
 from tests.support.commands import run
 
 
@@ -215,6 +218,65 @@ def test_words_are_those_of_the_library() -> None:
     assert tuple(RESAMPLING) == choices.INTERPOLATIONS
     assert tuple(CHANNELS) == choices.CHANNELS
     assert get_args(Outputs) == choices.OUTPUTS
+    assert get_args(Views) == choices.VIEWS
+    assert get_args(Storage) == choices.STORAGES
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    made = tiny.made_bundle(temperature=2.0)
+    made.tensors["stem.conv.weight"][0] *= 1e-6
+    path = tmp_path / "measured.safetensors"
+    bundle.write(made, path)
+    return path
+
+
+def test_a_bundle_gets_other_views_and_its_metrics_are_not_claimed_for_them(
+    tmp_path: Path, measured: Path
+) -> None:
+    mirrored, back = tmp_path / "m.safetensors", tmp_path / "b.safetensors"
+    said = run("convert", "--views", "mirrored", measured, mirrored).stdout.splitlines()
+    assert "mirrored views" in said[0]
+    assert said[-2:] == [
+        "note: measured with other views: cifar10-test; run evaluate for DST",
+        "note: the temperature was fitted with other views; fit it again",
+    ]
+    found = bundle.read(mirrored)
+    assert (found.views, found.metrics, found.temperature) == ("mirrored", {}, 2.0)
+    run("convert", mirrored, back)
+    assert bundle.read(back).views == "mirrored", "unless told otherwise, they stay"
+    run("convert", "--views", "plain", mirrored, back)
+    assert back.read_bytes() == measured.read_bytes()
+
+
+def test_a_bundle_is_stored_in_16_bits_and_what_is_not_is_named(
+    tmp_path: Path, measured: Path
+) -> None:
+    half, copy = tmp_path / "half.safetensors", tmp_path / "copy.safetensors"
+    said = run("convert", "--storage", "fp16", measured, half).stdout.splitlines()
+    assert "weights in 16 bits" in said[0]
+    assert said[-2:] == [
+        "note: measured before rounding: cifar10-test",
+        "note: kept in 32 bits, beyond the range of 16: stem.conv.weight",
+    ]
+    assert half.stat().st_size < measured.stat().st_size
+    found = json.loads(run("convert", half, copy, "--json").stdout)
+    assert (found["storage"], found["views"]) == ("fp16", "plain")
+    assert copy.read_bytes() == half.read_bytes()
+    run("convert", "--storage", "fp32", half, copy)
+    assert bundle.read(copy).storage == "fp32"
+
+
+def test_other_libraries_get_the_network_alone_and_are_told(tmp_path: Path) -> None:
+    source, theirs = tmp_path / "m.safetensors", tmp_path / "r.pth"
+    run("convert", "--views", "mirrored", "random:resnet18", source)
+    said = run("convert", "--to", "torchvision", source, theirs).stdout
+    assert "torchvision has the network alone: average the mirror images there" in said
+    for options, words in (
+        (("--to", "torchvision", "--views", "mirrored"), "--views: has no effect with"),
+        (("--to", "onnx", "--storage", "fp16"), "--storage: has no effect with --to onnx"),
+    ):
+        assert words in run("convert", *options, source, tmp_path / "x", status=2).stderr
 
 
 @pytest.mark.parametrize(

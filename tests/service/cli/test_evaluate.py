@@ -20,6 +20,7 @@ from PIL import Image
 from models import bundle, labels
 from models.evaluation.independent import average_precision
 from models.preprocess import InputSpec
+from models.views import seen_as
 from service.cli.bulk import inputs, stream
 from service.cli.main import main
 from service.inference.decoding import decode_image
@@ -147,6 +148,22 @@ def test_ten_crops_are_averaged(model: Path, photos: Path) -> None:
     small = ("--model", "random:resnet20", "--crops", "ten")
     assert "use --crops center" in refusal(*small, photos)
     assert "serving" in refusal("--crops", "ten", "--fit-temperature", "x.safetensors", photos)
+
+
+def test_mirrored_views_are_averaged_said_and_fitted_but_not_in_ten_crops(
+    model: Path, many: Path, tmp_path: Path
+) -> None:
+    mirrored, out = tmp_path / "mirrored.safetensors", tmp_path / "fitted.safetensors"
+    bundle.write(seen_as(bundle.read(model), "mirrored"), mirrored)
+    plain = figures("--model", model, many)
+    found = figures("--model", mirrored, "--fit-temperature", out, many)
+    assert (plain["views"], found["views"]) == ("plain", "mirrored")
+    assert found["nll"] != plain["nll"]
+    assert bundle.read(out).views == "mirrored"
+    assert figures("--model", out, many)["nll"] == pytest.approx(found["fitted"]["nll"], rel=1e-4)
+    assert "center crops, mirrored views)" in run("--model", mirrored, many).stdout
+    said = refusal("--model", mirrored, "--crops", "ten", many)
+    assert f"`resnet-serve convert --views plain {mirrored} OUT.safetensors`" in said
 
 
 def test_unreadable_files_fail_or_are_skipped_and_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,21 @@ def test_an_unknown_network_is_one_line_with_the_nearest() -> None:
     line = run("models", "resnt50", status=2).stderr
     assert line.count("\n") == 1
     assert "resnet50" in line
+
+
+def test_a_bundle_is_shown_with_its_views_its_storage_and_brief_metrics(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    measured = {"top1": 0.5, "per_class": [{"label": "a"}], "confusion": [[1, 2], [3, 4]]}
+    made = tiny.made_bundle(metrics={"test": measured}, views="mirrored")
+    made.tensors["stem.conv.weight"][0] *= 1e-6
+    bundle.write(replace(made, storage="fp16"), file)
+    lines = dict(line.split(maxsplit=1) for line in run("models", file).stdout.splitlines())
+    assert lines["views"] == "mirrored"
+    assert lines["storage"] == "fp16, but fp32 for stem.conv.weight"
+    assert lines["metrics"] == '{"test": {"top1": 0.5}}'
+    facts = json.loads(run("models", file, "--json").stdout)
+    assert (facts["views"], facts["storage"]) == ("mirrored", "fp16")
+    assert facts["metrics"] == {"test": measured}
 
 
 @pytest.mark.parametrize(

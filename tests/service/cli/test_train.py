@@ -40,6 +40,14 @@ def test_train_writes_a_bundle_that_tells_how(photos: Path, tmp_path: Path) -> N
     assert provenance["start"]["fingerprint"] == trained.fingerprint()
 
 
+def test_train_writes_views_and_storage(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "trained.safetensors"
+    short = ("--iterations", "1", "--batch-size", "2", "--set", "blocks=[1,1,1]", "--eager")
+    run("train", "--data", photos, *short, "--views", "mirrored", "--storage", "fp16", output)
+    trained = catalog.load(str(output)).bundle
+    assert (trained.views, trained.storage) == ("mirrored", "fp16")
+
+
 def test_train_with_seeds_tells_their_mean_and_deviation(photos: Path, tmp_path: Path) -> None:
     output, card = tmp_path / "trained.safetensors", tmp_path / "card.md"
     card.write_text("# Cats and dogs")

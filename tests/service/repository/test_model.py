@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models import bundle, labels
 from models.classifier import Outputs
+from models.evaluation.confusion import MOST_CLASSES, summary
 from models.preprocess import InputSpec
 from models.summary import count_macs
 from service.config.settings import ModelSettings, Settings
@@ -16,6 +18,7 @@ from service.engines.buckets import Buckets
 from service.engines.device_share import DeviceShares
 from service.engines.engine import Warm
 from service.engines.parity import Parity
+from service.http.schemas import ModelCard
 from service.inference.decoding import Decoder
 from service.metrics import GpuUse, Metrics
 from service.repository import model
@@ -106,6 +109,30 @@ def test_a_model_tells_its_input_and_outputs(shared: Shared) -> None:
     stem = 24 * 40 * 4 * 9
     rgb = count_macs(tiny.network(), (24, 40), 3)
     assert card["macs"] == rgb - 2 * stem
+
+
+def test_a_model_tells_its_views_and_storage_where_they_are_not_the_usual(shared: Shared) -> None:
+    def told(**changes: Any) -> tuple[Any, Any]:
+        card = LocalModel(
+            ModelSettings(spec="x", device="cpu"),
+            Loaded(tiny.made_bundle(**changes), "x", None),
+            shared,
+        ).describe()
+        shown = ModelCard.model_validate(card).model_dump(mode="json")
+        return shown.get("views"), shown["weights"].get("storage")
+
+    assert told() == (None, None)
+    assert told(views="mirrored", storage="fp16") == ("mirrored", "fp16")
+
+
+def test_metrics_of_tables_and_lists_are_told_whole(shared: Shared) -> None:
+    confusion = np.arange(MOST_CLASSES**2).reshape(MOST_CLASSES, MOST_CLASSES)
+    metrics = {"test": {"top1": 0.5, **summary(confusion, [f"é {n}" for n in range(MOST_CLASSES)])}}
+    made = tiny.made_bundle(metrics=metrics)
+    model = LocalModel(ModelSettings(spec="x", device="cpu"), Loaded(made, "x", None), shared)
+    text = ModelCard.model_validate(model.describe()).model_dump_json()
+    assert json.loads(text)["metrics"] == metrics
+    assert len(text) < 25_000
 
 
 @pytest.mark.parametrize(

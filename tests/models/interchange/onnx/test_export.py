@@ -267,3 +267,27 @@ def test_without_the_package_the_extra_is_named(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BundleError, match=r"pip install 'resnet-serve\[interchange\]'"):
         convert.EXPORTERS["onnx"](made, tmp_path / "x.onnx", {})
+
+
+@pytest.mark.parametrize("name", ["option A", "pre-activated bottleneck"])
+def test_mirrored_views_are_averaged_within_the_graph(tmp_path: Path, name: str) -> None:
+    ours = network(name)
+    with torch.no_grad():
+        ours.head.weight.mul_(0.03)  # type: ignore[operator]
+    size = IMAGES[ours.architecture.stem]
+    made = described(ours, size, views="mirrored", temperature=1.5)
+    path = export(made, tmp_path / "x.onnx")
+    images = torch.randn(3, 3, size, size)
+    with torch.no_grad():
+        straight, mirrored = ours(images), ours(images.flip(3))
+    rounding.assert_near(run(path, images.numpy()), (straight + mirrored) / 2, ours)
+    path = export(made, tmp_path / "whole.onnx", with_preprocessing=True)
+    pixels = torch.randint(256, (3, size, size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = made.classifier()(pixels).numpy()
+    rounding.assert_probabilities_near(run(path, pixels.numpy()), expected, ours)
+    for each in (tmp_path / "x.onnx", path):
+        with pytest.raises(
+            BundleError, match="averages mirror images; export the bundle with --views plain"
+        ):
+            convert.convert("onnx", each)
