@@ -39,6 +39,7 @@ GUIDES = [
     "kubernetes",
     "offline",
     "own-architecture",
+    "own-images",
     "own-weights",
     "platforms",
     "ray",
