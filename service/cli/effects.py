@@ -135,7 +135,10 @@ def sized(
         said.append(f"learning rate {recipe.learning_rate:.3g}")
     length = recipe.length
     if recipe.patience and options["epochs"] is None and options["iterations"] is None:
+        patience = recipe.patience
         recipe = long_enough(recipe, images)
+        if options["patience"] is not None:
+            recipe = replace(recipe, patience=patience)
     if recipe.length != length:
         said.append(f"{recipe.length:g} epochs in place of {length:g}")
     if said:

@@ -149,7 +149,7 @@ def train_one(
     for line in _results(trained, plan):
         teller.say(line)
     if reason := trained.provenance.get("calibration", {}).get("undetermined"):
-        teller.warn(f"no temperature is fitted, it is {trained.temperature:g}: {reason}")
+        teller.warn(f"no temperature is fitted, it remains {trained.temperature:g}: {reason}")
     what = "its log and curves" if drawn else "its log"
     teller.say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB), {what} to {folder}")
 

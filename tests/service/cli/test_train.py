@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from models.training.checkpoint import Checkpoint
-from models.training.recipes import by_name
+from models.training.recipes import by_name, completed
 from service.cli.train import HEADINGS, train
 from service.repository import catalog
 from tests.support import made, tiny
@@ -100,7 +100,6 @@ def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path
         (["--set", "head=128"], "head must be a list of positive integers, not 128"),
         (["--set", "pool=avg"], "pool must be one of usual, max, none, not 'avg'"),
         (["--batch-size", "7"], "fewer than one batch of 7; leave it out for batches of 2"),
-        (["--validation", "100%"], "'100%' is not a percentage above 0% and below 100%"),
         (["--validation", "9"], "of 6 images 9 cannot be held out, but at most 4"),
         (["--validation", "nowhere"], "nowhere"),
         (["--channels", "gray"], "channels must be one of rgb, bgr, grey, rgba, not 'gray'"),
@@ -300,8 +299,13 @@ def test_too_few_images_to_validate_are_all_trained_on(start: Path, tmp_path: Pa
     done = run("train", "--weights", start, "--data", data, *FAST, "--epochs", "1", output)
     trained = catalog.load(str(output)).bundle
     assert "24 images are too few to set any aside for validation" in done.stderr
-    assert trained.provenance["recipe"]["keep"] == "last"
+    assert completed(trained.provenance["recipe"])["keep"] == "last"
     assert trained.metrics == {}
+
+
+def test_a_share_for_validation_is_a_percentage(photos: Path, tmp_path: Path) -> None:
+    command = ("train", "--data", photos, "--validation", "100%", tmp_path / "x.safetensors")
+    assert "'100%' is not a percentage above 0% and below" in run(*command, status=2).stderr
 
 
 def test_a_log_file_gets_lines_and_quiet_says_nothing(photos: Path, tmp_path: Path) -> None:
