@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, on the device of the images.
+"""How images are augmented, and random crops and flips of whole batches on their device.
 
 Random numbers come from a generator, which may be on another device: a CPU draws the same numbers
 on every machine.
@@ -7,11 +7,9 @@ on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,34 +18,106 @@ from models.data.seeds import mix
 from models.preprocess import InputSpec
 
 PaddingMode = Literal["zeros", "reflect"]
+CropKind = Literal["padded", "resized", "scaled"]
+AutoAugment = Literal["none", "rand", "trivial"]
+LastBatch = Literal["drop", "keep"]
+Balance = Literal["none", "loss", "sampling"]
+# Each kind of crop has fields of its own.
+CROP_FIELDS = {
+    "padded": ("crop_padding", "padding_mode"),
+    "resized": ("scale",),
+    "scaled": ("shorter_side",),
+}
+OTHER_FIELDS = ("jitter", "lighting", "auto_augment", "cutout", "erasing", "train_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """How images are augmented; the fields are those of a recipe.
+    """How images are augmented and batches are drawn; the fields are those of a recipe.
 
-    `crop_padding`, `padding_mode`: small images are padded by this many pixels and cropped back at
-        random. Photographs have crops of their own, see `models.data.crops.RandomCrop`.
+    In this order: crop, flip, `auto_augment`, `jitter`, `lighting`, then `cutout` and `erasing`.
+
+    `crops`: "padded" shifts the image as it is served behind `crop_padding` pixels of
+        `padding_mode`; "resized" and "scaled" are those of `models.data.crops.RandomCrop`, with
+        `scale` or `shorter_side`.
     `flip`: mirror images half the time. `alternate_flip`: mirror each at random in epoch 0, and
         then in every second epoch (Jordan 2024, arXiv:2404.00498, section 3.6).
-    `cutout`: side of a square filled with `cutout_fill`; 0 for none. See the function `cutout`.
+    `train_size`: the shorter side of training images in pixels; 0: that of the network's input.
+    `jitter`, `lighting`, `auto_augment`: see `models.data.changes.Changes`.
+    `cutout`: side of a square filled with `fill`; 0 for none. See
+        `models.data.hiding.cutout`.
+    `erasing`: probability of a rectangle filled with `fill`. See
+        `models.data.hiding.draw_erased`.
+    `fill`: the colour of both, from 0 to 255 for each channel of the images; () is 0.
+    `last_batch`: "keep" yields an epoch's incomplete last batch too.
+    `balance`: "sampling" draws images with replacement, each class equally often.
 
     Raises:
         ValueError: a value is invalid; the message names it.
     """
 
+    crops: CropKind = "padded"
     crop_padding: int = 4
     padding_mode: PaddingMode = "zeros"
+    scale: tuple[float, float] = (0.08, 1.0)
+    shorter_side: tuple[int, int] = (256, 480)
     flip: bool = True
     alternate_flip: bool = False
+    train_size: int = 0
+    jitter: float = 0.0
+    lighting: float = 0.0
+    auto_augment: AutoAugment = "none"
     cutout: int = 0
-    cutout_fill: tuple[int, int, int] = (0, 0, 0)
+    erasing: float = 0.0
+    fill: tuple[int, ...] = ()
+    last_batch: LastBatch = "drop"
+    balance: Balance = "none"
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0 or self.cutout < 0:
             raise ValueError("crop_padding and cutout must be at least 0")
-        if self.padding_mode not in get_args(PaddingMode):
-            raise ValueError(f"padding_mode must be zeros or reflect, not {self.padding_mode!r}")
+        for name, choices in (
+            ("crops", get_args(CropKind)),
+            ("padding_mode", get_args(PaddingMode)),
+            ("auto_augment", get_args(AutoAugment)),
+            ("last_batch", get_args(LastBatch)),
+            ("balance", get_args(Balance)),
+        ):
+            if getattr(self, name) not in choices:
+                allowed = " or ".join(choices)
+                raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
+        for name in ("jitter", "lighting", "train_size"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"erasing must be a probability, not {self.erasing}")
+
+    @property
+    def alternates(self) -> bool:
+        return self.flip and self.alternate_flip
+
+    @property
+    def keeps_last(self) -> bool:
+        return self.last_batch == "keep"
+
+    def applied(self) -> dict[str, Any]:
+        """The fields of a recipe that have an effect on these crops, with their values."""
+        flips = ("flip", "alternate_flip") if self.flip else ("flip",)
+        names = ("crops", *CROP_FIELDS[self.crops], *flips, *OTHER_FIELDS, "last_batch")
+        # To balance the loss is not the source's.
+        balance = "sampling" if self.balance == "sampling" else "none"
+        return {name: getattr(self, name) for name in names} | {"balance": balance}
+
+    def colour(self, channels: int) -> Tensor:
+        """`fill` for each channel: uint8 [C].
+
+        Raises:
+            ValueError: `fill` has another number of channels.
+        """
+        fill = self.fill or (0,) * channels
+        if len(fill) != channels:
+            raise ValueError(f"fill must have {channels} values, not {len(fill)}")
+        return torch.tensor(fill, dtype=torch.uint8)
 
 
 DEFAULT_AUGMENTATION = Augmentation()
@@ -82,17 +152,17 @@ def crop_and_flip(
 ) -> Tensor:
     """Pads each image, crops it at random to its size, and mirrors it half the time.
 
-    Takes and returns uint8 [N, H, W, 3] (He 2015, section 4.2: `padding` is 4 pixels of zeros).
+    Takes and returns uint8 [N, H, W, C] (He 2015, section 4.2: `padding` is 4 pixels of zeros).
 
     Raises:
         ValueError: see `crop`.
     """
     crops = draw_crops(len(images), padding, generator)
-    return unpack(crop(pack(images), crops, padding, mode))
+    return unpack(crop(pack(images), crops, padding, mode), images.shape[-1])
 
 
 def crop(packed: Tensor, crops: Crops, padding: int, mode: PaddingMode) -> Tensor:
-    """The crops of padded images: int32 [N, H, W], see `pack`.
+    """The crops of padded images: [N, H, W], see `pack`.
 
     Raises:
         ValueError: the images are too small for reflection.
@@ -121,51 +191,33 @@ def _reflected(positions: Tensor, side: int) -> Tensor:
 
 
 def pack(images: Tensor) -> Tensor:
-    """Each pixel as one number, which moves faster than three: int32 [N, H, W] from uint8
-    [N, H, W, 3]."""
+    """Each pixel as one number, which moves faster than several: int32 [N, H, W] from uint8
+    [N, H, W, C] of 3 or 4 channels; uint8 [N, H, W] of 1 channel."""
+    channels = images.shape[-1]
+    if channels == 1:
+        return images.squeeze(-1)
+    if channels == 4:
+        return images.contiguous().view(torch.int32).squeeze(-1)
     packed = images.new_zeros(*images.shape[:-1], 4)
-    for channel in range(3):
+    for channel in range(channels):
         packed[..., channel] = images[..., channel]
     return packed.view(torch.int32).squeeze(-1)
 
 
-def unpack(packed: Tensor) -> Tensor:
-    """The inverse of `pack`."""
-    channels = packed.contiguous().unsqueeze(-1).view(torch.uint8)
-    images = channels.new_empty(*packed.shape, 3)
-    for channel in range(3):
-        images[..., channel] = channels[..., channel]
+def unpack(packed: Tensor, channels: int = 3) -> Tensor:
+    """The inverse of `pack`: uint8 [N, H, W, C] in memory of its own."""
+    if channels == 1:
+        return packed.unsqueeze(-1).clone(memory_format=torch.contiguous_format)
+    whole = packed.contiguous().unsqueeze(-1).view(torch.uint8)
+    images = whole.new_empty(*packed.shape, channels)
+    for channel in range(channels):
+        images[..., channel] = whole[..., channel]
     return images
 
 
-def grey(spec: InputSpec) -> tuple[int, int, int]:
-    """The colour that normalisation maps closest to zero."""
-    red, green, blue = (round(255 * min(max(mean, 0), 1)) for mean in spec.mean)
-    return red, green, blue
-
-
-def cutout(
-    images: Tensor, side: int, generator: torch.Generator, fill: Sequence[int] = (0, 0, 0)
-) -> Tensor:
-    """Fills a square of `side` pixels in each image with the colour `fill`: uint8 [N, H, W, 3].
-
-    The centre is anywhere in the image, so part of the square may lie outside (DeVries and Taylor,
-    arXiv:1708.04552, section 3.2). They fill with zero after normalisation: the colour `grey`.
-    """
-    count, height, width, _ = images.shape
-    centres = draw_centres(count, height, width, generator)
-    inside = squares(centres.to(images.device), side, height, width)
-    return torch.where(inside[..., None], images.new_tensor(fill), images)
-
-
-def draw_centres(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Rows and columns of the centres of cutout's squares: int64 [N, 2]."""
-    sides = ((height,), (width,))
-    drawn = [
-        torch.randint(*side, (count,), generator=generator, device=generator.device)
-        for side in sides
-    ]
-    return torch.stack(drawn, dim=1)
+def grey(spec: InputSpec) -> tuple[int, ...]:
+    """The colour that normalisation maps closest to zero, in the order of the input's channels."""
+    return tuple(round(255 * min(max(mean, 0), 1)) for mean in spec.mean)
 
 
 def alternating_flips(count: int, seed: int, epoch: int) -> Tensor:
@@ -174,44 +226,3 @@ def alternating_flips(count: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(mix("flip", seed))
     first = torch.randint(2, (count,), generator=generator) == 1
     return first ^ bool(epoch % 2)
-
-
-def squares(centres: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Which pixels lie in the squares: bool [N, H, W]."""
-    first = centres[:, :, None] - side // 2
-    rows, columns = (torch.arange(length, device=centres.device) for length in (height, width))
-    in_rows = (rows >= first[:, 0]) & (rows < first[:, 0] + side)
-    in_columns = (columns >= first[:, 1]) & (columns < first[:, 1] + side)
-    return in_rows[:, :, None] & in_columns[:, None, :]
-
-
-class Mixed(NamedTuple):
-    """`images` float [N, ...]: each the sum of `weight` times one image and `1 - weight` times
-    another, with targets `targets` and `others`, int64 [N]; the loss mixes in the same way."""
-
-    images: Tensor
-    targets: Tensor
-    others: Tensor
-    weight: float
-
-
-def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> Mixed:
-    """Normalised images float [N, ...] mixed with others of their batch.
-
-    One weight for the batch is drawn from Beta(alpha, alpha) (Zhang 2017, arXiv:1710.09412,
-    section 2).
-
-    Raises:
-        ValueError: `alpha` is not above 0, or the images are not floating-point.
-    """
-    if not (alpha > 0 and math.isfinite(alpha)):
-        raise ValueError(f"mixup's alpha must be above 0, not {alpha}")
-    if not images.is_floating_point():
-        raise ValueError(f"mixup takes normalised images, not {images.dtype}")
-    device = generator.device
-    # No generator of torch draws from a Beta distribution.
-    seed = int(torch.randint(2**62, (), generator=generator, device=device))
-    weight = float(np.random.default_rng(seed).beta(alpha, alpha))
-    order = torch.randperm(len(images), generator=generator, device=device).to(images.device)
-    mixed = torch.lerp(images[order], images, weight)
-    return Mixed(mixed, targets, targets[order], weight)

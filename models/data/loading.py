@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from models.data.collection import Images, Transform, decoded
 from models.data.datasets import Corrupt
 from models.data.label_list import Targets
-from models.data.seeds import mix
+from models.data.order import image_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,9 @@ class Loading:
     `corrupt`: an unreadable image is an error ("fail"), or is left out ("skip") and passed to
         `report` in one line, once.
     `workers`: processes that read ahead.
-    `resident`: decode the whole set before training; by default if images have at most 64 pixels
-        a side and together at most `resident_bytes`. `progress` is called with the number of
-        images decoded so far.
+    `resident`: decode the whole set before training, which padded crops alone allow; by default
+        if images have at most 128 pixels a side and together at most `resident_bytes`. `progress`
+        is called with the number of images decoded so far.
     """
 
     corrupt: Corrupt = "fail"
@@ -46,7 +46,8 @@ DEFAULT_LOADING = Loading()
 
 class Request(NamedTuple):
     """The rows `rank::world` of a batch. `replaced`: other images of the batch replace those that
-    cannot be read."""
+    cannot be read. `repeats`: how often each image came before in the epoch; none did if it is
+    None."""
 
     indices: NDArray[np.int64]
     rank: int = 0
@@ -54,6 +55,7 @@ class Request(NamedTuple):
     seed: int = 0
     epoch: int = 0
     replaced: bool = False
+    repeats: NDArray[np.int64] | None = None
 
 
 class Answer(NamedTuple):
@@ -85,13 +87,17 @@ class Reader(TorchDataset[Answer]):
 
     def __getitem__(self, request: Request) -> Answer:
         rows = range(request.rank, len(request.indices), request.world)
+        repeats = np.zeros_like(request.indices) if request.repeats is None else request.repeats
         pixels = np.empty((len(rows), *self.shape), dtype=np.uint8)
         kept: list[int] = []
         unreadable: list[str] = []
         for row in rows:
             following = len(request.indices) if request.replaced else 1
-            for index in np.roll(request.indices, -row)[:following].tolist():
-                seed = mix("crop", request.seed, request.epoch, index) if request.replaced else 0
+            for at in [(row + ahead) % len(request.indices) for ahead in range(following)]:
+                index, repeat = int(request.indices[at]), int(repeats[at])
+                seed = 0
+                if request.replaced:
+                    seed = image_seed(request.seed, request.epoch, index, repeat)
                 try:
                     pixels[len(kept)] = self._decoded(index, seed)
                 except ValueError as error:

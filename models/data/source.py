@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data.advice import check
@@ -17,25 +21,26 @@ from models.data.augment import (
     Crops,
     alternating_flips,
     crop,
-    draw_centres,
     draw_crops,
     pack,
-    squares,
     unpack,
 )
-from models.data.collection import find
-from models.data.crops import RandomCrop
+from models.data.changes import of_channels
+from models.data.collection import Collection, find
+from models.data.crops import trained_at
 from models.data.datasets import Corrupt, Dataset, decode
+from models.data.hiding import draw_hidden
 from models.data.listing import Split
 from models.data.loading import DEFAULT_LOADING, Loading
+from models.data.order import drawn, image_seed
 from models.data.seeds import mix
 from models.data.splitting import split as divide
-from models.data.streamed import Streamed, global_batches
-from models.preprocess import InputSpec
+from models.data.streamed import Streamed
+from models.preprocess import BY_COUNT, Channels, InputSpec, Interpolation
 
 Batch = tuple[Tensor, Tensor]
-# Larger images are photographs, which training does not crop by shifting.
-LARGEST_SHIFTED = 64
+# Larger ones are decoded faster by several processes than once by this one.
+LARGEST_RESIDENT = 128
 
 
 class Source(Protocol):
@@ -44,10 +49,13 @@ class Source(Protocol):
     `applied` has the fields of a recipe that the source applies, with their values: what was done,
     whatever was asked for.
 
-    `batches` yields one epoch from batch `start` on: images uint8 [n, S, S, 3] and targets int64
+    `counts`: int64 [K], how many of its images each of its K classes has.
+
+    `batches` yields one epoch from batch `start` on: images uint8 [n, H, W, C] and targets int64
     [n] on `device`. `batch_size` is the number of images of all ranks together, of which each
-    rank gets the rows `rank::world`; an incomplete last batch is left out. Equal seeds and epochs
-    give equal batches on every machine, for any `start`, ranks and number of workers.
+    rank gets the rows `rank::world`. An incomplete last batch is left out, unless `applied` has
+    "keep" for `last_batch`; see `models.data.order.per_epoch`. Equal seeds and epochs give equal
+    batches on every machine, for any `start`, ranks and number of workers.
     """
 
     @property
@@ -58,6 +66,9 @@ class Source(Protocol):
 
     @property
     def applied(self) -> dict[str, Any]: ...
+
+    @property
+    def counts(self) -> NDArray[np.int64]: ...
 
     def __len__(self) -> int: ...
 
@@ -77,22 +88,46 @@ class Source(Protocol):
 class Resident:
     """A whole set on `device`, augmented there batch by batch: for images of CIFAR's size.
 
+    `channels`, `interpolation`: see `InputSpec`; RGB, RGBA or grey, as many as the images have, if
+        not given.
+
     Raises:
-        ValueError: the images are too small for this padding by reflection.
+        ValueError: the images are too small for this padding by reflection, or are not those that
+            `augmentation` is for.
     """
 
     def __init__(
-        self, data: Dataset, device: str, augmentation: Augmentation = DEFAULT_AUGMENTATION
+        self,
+        data: Dataset,
+        device: str,
+        augmentation: Augmentation = DEFAULT_AUGMENTATION,
+        *,
+        channels: Channels | None = None,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
-        small = augmentation.crop_padding >= min(data.images.shape[1:3])
-        if augmentation.padding_mode == "reflect" and small:
+        height, width, depth = data.images.shape[1:]
+        if augmentation.crops != "padded":
+            raise ValueError(
+                f"{data.source}: images that are resized already cannot be cropped as "
+                f"{augmentation.crops!r} asks; stream them"
+            )
+        if augmentation.train_size not in (0, min(height, width)):
+            raise ValueError(
+                f"{data.source}: its images have {height} x {width} pixels, which is not the "
+                f"train_size {augmentation.train_size}"
+            )
+        padding, mode = augmentation.crop_padding, augmentation.padding_mode
+        if mode == "reflect" and padding >= min(height, width):
             raise ValueError(f"{data.source}: its images are smaller than crop_padding")
         self.classes, self.source = data.classes, data.source
+        self._depth, self._sides = depth, (height, width)
         self._packed = pack(torch.from_numpy(data.images).to(device))
-        self._targets = torch.from_numpy(data.targets).to(device)
+        self.counts = np.bincount(data.targets, minlength=len(data.classes)).astype(np.int64)
+        self._order = torch.from_numpy(data.targets)
+        self._targets = self._order.to(device)
         self._augmentation = augmentation
-        fill = torch.tensor(augmentation.cutout_fill, dtype=torch.uint8).reshape(1, 1, 1, 3)
-        self._fill = pack(fill).to(device)
+        self._fill = pack(augmentation.colour(depth).reshape(1, 1, 1, depth)).to(device)
+        self._changes = of_channels(augmentation, channels or BY_COUNT[depth], interpolation)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -100,8 +135,7 @@ class Resident:
     @property
     def applied(self) -> dict[str, Any]:
         """See `Source`."""
-        names = ("crop_padding", "padding_mode", "alternate_flip", "cutout")
-        return {"crops": "padded", **{name: getattr(self._augmentation, name) for name in names}}
+        return self._augmentation.applied()
 
     def batches(
         self,
@@ -116,30 +150,42 @@ class Resident:
     ) -> Iterator[Batch]:
         """See `Source`; `device` should be where the images are."""
         mirrored, augmentation = self._mirrored(seed, epoch), self._augmentation
-        padding = augmentation.crop_padding
-        _, height, width = self._packed.shape
-        chosen = global_batches(len(self), seed, epoch, start, batch_size)
-        for step, indices in enumerate(chosen, start):
-            # Drawn for the whole batch and on the CPU, so that ranks and machines agree.
-            generator = torch.Generator().manual_seed(mix("augment", seed, epoch, step))
-            crops = draw_crops(batch_size, padding, generator)
-            if mirrored is not None:
-                crops = Crops(crops.top, crops.left, mirrored[indices])
-            rows = indices[rank::world].to(self._packed.device, non_blocking=True)
-            batch = self._packed[rows]
-            if padding or augmentation.flip:
-                batch = crop(batch, crops.part(rank, world), padding, augmentation.padding_mode)
-            if augmentation.cutout:
-                centres = draw_centres(batch_size, height, width, generator)[rank::world]
-                inside = squares(centres.to(batch.device), augmentation.cutout, height, width)
-                batch = torch.where(inside, self._fill, batch)
-            yield unpack(batch).to(device), self._targets[rows].to(device)
+        padding, mode = augmentation.crop_padding, augmentation.padding_mode
+        ranks = slice(rank, None, world)
+        chosen = drawn(self._order, augmentation, seed, epoch, start, batch_size)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            for step, drawing in enumerate(chosen, start):
+                count = len(drawing.indices)
+                # Drawn for the whole batch and on the CPU, so that ranks and machines agree.
+                generator = torch.Generator().manual_seed(mix("augment", seed, epoch, step))
+                crops = draw_crops(count, padding, generator)
+                if mirrored is not None:
+                    crops = Crops(crops.top, crops.left, mirrored[drawing.indices])
+                rows = drawing.indices[ranks].to(self._packed.device, non_blocking=True)
+                batch = self._packed[rows]
+                if padding or augmentation.flip:
+                    batch = crop(batch, crops.part(rank, world), padding, mode)
+                if self._changes is not None:
+                    seeds = [
+                        image_seed(seed, epoch, index, repeat)
+                        for index, repeat in zip(
+                            *(each[ranks].tolist() for each in drawing), strict=True
+                        )
+                    ]
+                    images = unpack(batch, self._depth)
+                    batch = pack(self._changes.of_batch(images, seeds, threads))
+                hidden = draw_hidden(
+                    augmentation, (count, *self._sides), generator, ranks, batch.device
+                )
+                if hidden is not None:
+                    batch = torch.where(hidden, self._fill, batch)
+                yield unpack(batch, self._depth).to(device), self._targets[rows].to(device)
 
     def _mirrored(self, seed: int, epoch: int) -> Tensor | None:
         """The images mirrored in an epoch, bool [N]; None if each batch draws its own."""
         if not self._augmentation.flip:
             return torch.zeros(len(self), dtype=torch.bool)
-        if not self._augmentation.alternate_flip:
+        if not self._augmentation.alternates:
             return None
         return alternating_flips(len(self), seed, epoch)
 
@@ -152,37 +198,52 @@ def open_source(
     split: Split | None = "train",
     hold_out: float = 0,
     augmentation: Augmentation = DEFAULT_AUGMENTATION,
-    photo_crop: RandomCrop | None = None,
     loading: Loading = DEFAULT_LOADING,
 ) -> Source:
-    """The set at `path` for training at `spec`, without the images of `held_out`.
-
-    `Resident` with `augmentation`; or `Streamed` with `photo_crop` and what of `augmentation` does
-    not shift images; see `Loading.resident`.
+    """The set at `path` for training at `spec`, without the images of `held_out`: `Resident` or
+    `Streamed`, see `Loading.resident`.
 
     Raises:
-        ValueError: see `datasets.read`, `Resident` and `Streamed`; or training does not take such
-            images or targets, see `check_trainable`.
+        ValueError: see `datasets.read`, `Resident` and `Streamed`; or images have several labels.
     """
-    check_trainable(spec)
     collection = find(path, split)
-    check(collection)
-    size = spec.height
     if hold_out:
         collection, _ = divide(collection, hold_out)
+    return source_of(collection, spec, device, augmentation, loading)
+
+
+def source_of(
+    collection: Collection,
+    spec: InputSpec,
+    device: str,
+    augmentation: Augmentation = DEFAULT_AUGMENTATION,
+    loading: Loading = DEFAULT_LOADING,
+) -> Source:
+    """The images of a collection with one label each, for training at `spec`; see `open_source`.
+
+    Raises:
+        ValueError: see `open_source`.
+    """
+    check(collection)
+    trained = trained_at(spec, augmentation.train_size)
     resident = loading.resident
     if resident is None:
-        fits = len(collection) * 3 * size**2 <= loading.resident_bytes
-        resident = fits and size <= LARGEST_SHIFTED
+        bytes_needed = len(collection) * math.prod(trained.shape)
+        small = max(trained.height, trained.width) <= LARGEST_RESIDENT
+        fits = small and bytes_needed <= loading.resident_bytes
+        resident = fits and augmentation.crops == "padded"
     if not resident:
-        crop = photo_crop or RandomCrop(
-            size=size, flip=augmentation.flip, interpolation=spec.interpolation
-        )
-        return Streamed(collection, crop, loading, augmentation)
-    data = decode(collection, spec, loading.progress, corrupt=loading.corrupt)
+        return Streamed(collection, spec, augmentation, loading)
+    data = decode(collection, trained, loading.progress, corrupt=loading.corrupt)
     for name in data.skipped:
-        loading.report(f"{path}: {name} is not a readable image; left out")
-    return Resident(data, device, augmentation)
+        loading.report(f"{collection.path}: {name} is not a readable image; left out")
+    return Resident(
+        data,
+        device,
+        augmentation,
+        channels=spec.channels,
+        interpolation=spec.interpolation,
+    )
 
 
 def held_out(
@@ -199,22 +260,8 @@ def held_out(
     Raises:
         ValueError: see `datasets.read`; or the set has fewer.
     """
-    check_trainable(spec)
     collection = find(path, split)
     check(collection)
     _, validation = divide(collection, count)
     data = decode(validation, spec, corrupt=corrupt)
     return replace(data, source=f"{len(data.images)} held out of {path.name}")
-
-
-def check_trainable(spec: InputSpec) -> None:
-    """Raises ValueError unless training takes such images: RGB squares without bars."""
-    problem = ""
-    if spec.channels != "rgb":
-        problem = f"{spec.channels} ones"
-    elif spec.height != spec.width:
-        problem = f"ones of {spec.height} x {spec.width} pixels"
-    elif spec.crop == "letterbox":
-        problem = "ones with bars (crop letterbox)"
-    if problem:
-        raise ValueError(f"training takes square RGB images; this network's input is {problem}")

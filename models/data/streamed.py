@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +16,38 @@ from models.data.augment import (
     DEFAULT_AUGMENTATION,
     Augmentation,
     alternating_flips,
-    draw_centres,
-    squares,
 )
+from models.data.changes import Changed, changes_for
 from models.data.collection import Centre, Collection, Images, find
-from models.data.crops import RandomCrop
+from models.data.crops import crop_for, trained_at
 from models.data.datasets import Corrupt
+from models.data.hiding import draw_hidden
 from models.data.label_list import Targets
 from models.data.listing import Split
 from models.data.loading import DEFAULT_LOADING, Loader, Loading, Reader, Request
+from models.data.order import drawn
 from models.data.seeds import mix
 from models.preprocess import InputSpec
-
-
-def global_batches(
-    count: int, seed: int, epoch: int, start: int, batch_size: int
-) -> Iterator[Tensor]:
-    """Indices int64 [batch_size] of each whole batch of an epoch, from batch `start` on."""
-    # A CPU's order is the same on every machine.
-    generator = torch.Generator().manual_seed(mix("order", seed, epoch))
-    order = torch.randperm(count, generator=generator)
-    for at in range(start * batch_size, count - batch_size + 1, batch_size):
-        yield order[at : at + batch_size]
 
 
 class Streamed:
     """A `Source` that opens each image for its batch: for sets like ImageNet.
 
-    The random crop of an image depends only on seed, epoch and its index. Of `augmentation`,
-    `alternate_flip` and `cutout` apply; the size and flips are those of `crop`. With "skip", the
-    next readable image of the batch replaces an unreadable one. Only one epoch at a time.
+    What is random in an image depends only on seed, epoch and its index; cutout and erasing on
+    its place in the epoch. With "skip", the next readable image of the batch replaces an
+    unreadable one. Only one epoch at a time.
 
     Raises:
-        ValueError: a value is invalid, or the set is in a compressed archive.
+        ValueError: a value is invalid, or the set is in a compressed archive; see `crop_for` and
+            `changes_for` too.
     """
 
     def __init__(
         self,
         collection: Collection,
-        crop: RandomCrop,
-        loading: Loading = DEFAULT_LOADING,
+        spec: InputSpec,
         augmentation: Augmentation = DEFAULT_AUGMENTATION,
+        loading: Loading = DEFAULT_LOADING,
     ) -> None:
         self.classes, self.source = collection.classes, collection.path.name
         if collection.images.compressed:
@@ -65,26 +55,25 @@ class Streamed:
                 f"{self.source}: images in a compressed archive can only be read in order; "
                 "decompress it"
             )
-        self._count = len(collection)
-        self._cutout, self._fill = augmentation.cutout, augmentation.cutout_fill
-        self._alternates = crop.flip and augmentation.alternate_flip
-        if self._alternates:
-            crop = replace(crop, flip=False)
-        shape = (crop.size, crop.size, 3)
-        reader = Reader(collection.images, collection.targets, shape, crop, loading.corrupt)
+        self.counts = np.bincount(collection.targets, minlength=len(self.classes)).astype(np.int64)
+        self._augmentation = augmentation
+        spec = trained_at(spec, augmentation.train_size)
+        self._fill = augmentation.colour(spec.shape[2])
+        self._targets = torch.from_numpy(collection.targets)
+        crop, changes = crop_for(augmentation, spec), changes_for(augmentation, spec)
+        transform = Changed(crop, changes) if changes else crop
+        reader = Reader(
+            collection.images, collection.targets, spec.shape, transform, loading.corrupt
+        )
         self._loader = Loader(reader, self.source, loading.workers, loading.report)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._targets)
 
     @property
     def applied(self) -> dict[str, Any]:
         """See `Source`."""
-        return {
-            "crops": "resized",
-            "alternate_flip": self._alternates,
-            "cutout": self._cutout,
-        }
+        return self._augmentation.applied()
 
     def batches(
         self,
@@ -102,25 +91,26 @@ class Streamed:
         Raises:
             ValueError: an image cannot be read, or with "skip" no image of its batch can.
         """
-        chosen = list(global_batches(self._count, seed, epoch, start, batch_size))
+        augmentation, count = self._augmentation, len(self)
+        chosen = list(drawn(self._targets, augmentation, seed, epoch, start, batch_size))
         requests = (
-            Request(indices.numpy(), rank, world, seed, epoch, replaced=True) for indices in chosen
+            Request(batch.indices.numpy(), rank, world, seed, epoch, True, batch.repeats.numpy())
+            for batch in chosen
         )
-        mirrored = alternating_flips(self._count, seed, epoch) if self._alternates else None
-        pinned = torch.device(device).type == "cuda"
-        answers = self._loader.answers(requests, pinned=pinned)
-        for step, (answer, indices) in enumerate(zip(answers, chosen, strict=True), start):
+        mirrored = alternating_flips(count, seed, epoch) if augmentation.alternates else None
+        place, rows = torch.device(device), slice(rank, None, world)
+        answers = self._loader.answers(requests, pinned=place.type == "cuda")
+        fill = self._fill.to(device)
+        for step, (answer, batch) in enumerate(zip(answers, chosen, strict=True), start):
             images = answer.images.to(device, non_blocking=True)
             if mirrored is not None:
-                flipped = mirrored[indices][rank::world].to(device)
+                flipped = mirrored[batch.indices][rows].to(device)
                 images = torch.where(flipped[:, None, None, None], images.flip(2), images)
-            if self._cutout:
-                generator = torch.Generator().manual_seed(mix("augment", seed, epoch, step))
-                _, height, width, _ = images.shape
-                # Drawn for the whole batch, so that ranks agree.
-                centres = draw_centres(batch_size, height, width, generator)[rank::world]
-                inside = squares(centres.to(device), self._cutout, height, width)
-                images = torch.where(inside[..., None], images.new_tensor(self._fill), images)
+            generator = torch.Generator().manual_seed(mix("augment", seed, epoch, step))
+            shape = (len(batch.indices), *images.shape[1:3])
+            hidden = draw_hidden(augmentation, shape, generator, rows, place)
+            if hidden is not None:
+                images = torch.where(hidden[..., None], fill, images)
             yield images, answer.targets.to(device, non_blocking=True)
 
 

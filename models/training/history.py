@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 LOG, TABLE = "log.jsonl", "log.csv"
 INSTALL = "pip install 'resnet-serve[train]'"
 WHOLE = ("epoch", "step")
-OPTIONAL = ("test_loss", "test_top1", "test_top5")
+LATER = ("validation_loss", "validation_top1")  # Logs of earlier versions lack them.
+OPTIONAL = ("test_loss", "test_top1", "test_top5", *LATER)
 # TensorBoard's names; names with the same part before the slash share a chart.
 SCALARS = {
     "learning_rate": "learning_rate",
@@ -33,11 +34,13 @@ SCALARS = {
     "accuracy": "top1/train",
     "test_top1": "top1/test",
     "test_top5": "top5/test",
+    "validation_loss": "loss/validation",
+    "validation_top1": "top1/validation",
     "images_per_second": "images_per_second",
 }
 PICTURES = (".pdf", ".png", ".svg")
 # Okabe and Ito's colours, which are safe for colour-blind readers.
-TRAIN, TEST, RATE = "#0072b2", "#d55e00", "#009e73"
+TRAIN, TEST, RATE, VALIDATION = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class Epoch:
     `learning_rate`: of the epoch's last step.
     `loss`, `accuracy`: means over the augmented training images.
     `test_loss`, `test_top1`, `test_top5`: on the test images; None if not measured.
-    `images_per_second`: of training. `seconds`: of the whole epoch, including its test.
+    `images_per_second`: of training. `seconds`: of the whole epoch, including what is measured.
+    `validation_loss`, `validation_top1`: on the validation images; None if not measured.
     """
 
     epoch: int
@@ -61,6 +65,8 @@ class Epoch:
     test_top5: float | None
     images_per_second: float
     seconds: float
+    validation_loss: float | None = None
+    validation_top1: float | None = None
 
 
 def _on_stderr(line: str) -> None:
@@ -179,7 +185,11 @@ def read(folder: Path) -> list[Epoch]:
 
 def _row(values: Any) -> Epoch:
     names = [field.name for field in fields(Epoch)]
-    if not isinstance(values, dict) or set(values) != set(names):
+    if (
+        not isinstance(values, dict)
+        or set(names) - set(LATER) - set(values)
+        or (set(values) - set(names))
+    ):
         raise ValueError(f"not an object of {', '.join(names)}")
     for name, value in values.items():
         if value is None and name not in WHOLE:
@@ -238,8 +248,17 @@ def curves(runs: Path | Sequence[Path | Sequence[Epoch]], path: Path, title: str
         if title:
             figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         loss, error, rate = figure.subplots(1, 3, width_ratios=(3, 3, 2))
-        _panel(loss, "Loss", logs, {"train": ("loss", TRAIN), "test": ("test_loss", TEST)}, ".3f")
-        tops = {"train": ("accuracy", TRAIN), "test": ("test_top1", TEST)}
+        losses = {
+            "train": ("loss", TRAIN),
+            "validation": ("validation_loss", VALIDATION),
+            "test": ("test_loss", TEST),
+        }
+        tops = {
+            "train": ("accuracy", TRAIN),
+            "validation": ("validation_top1", VALIDATION),
+            "test": ("test_top1", TEST),
+        }
+        _panel(loss, "Loss", logs, losses, ".3f")
         _panel(error, "Top-1 error, %", logs, tops, ".2f")
         _panel(rate, "Learning rate", logs, {"": ("learning_rate", RATE)}, "")
         with files.atomic(path) as file:
@@ -286,7 +305,7 @@ def _panel(
 def _line(rows: Sequence[Epoch], field: str) -> dict[int, float]:
     """A field by epoch, where it was measured; accuracies as errors in per cent."""
     found = {row.epoch: getattr(row, field) for row in rows}
-    error = field in ("accuracy", "test_top1")
+    error = field in ("accuracy", "test_top1", "validation_top1")
     return {
         epoch: 100 * (1 - value) if error else value
         for epoch, value in found.items()

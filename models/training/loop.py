@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from models.classifier import Normalise
-from models.data import augment
+from models.data import mixing, order
 from models.data.seeds import mix
 from models.data.source import Source
 from models.hardware import native_precision
 from models.preprocess import InputSpec
 from models.resnet import ResNet
+from models.training.averaging import make_average
+from models.training.balance import class_weights
 from models.training.checkpoint import CannotResume, Checkpoint
-from models.training.parallel import ALONE, World, global_norms
+from models.training.freezing import Still, freezing, train_mode
+from models.training.keeping import Keeper, Outcome, Validation
+from models.training.objective import Objective
+from models.training.optimizer import clip_gradients, make_optimizer, set_rate
+from models.training.parallel import ALONE, World, global_norms, set_batch
 from models.training.recipes import Recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,25 +74,7 @@ class Options:
 
 
 DEFAULT = Options()
-
-
-class _Objective(nn.Module):
-    """The loss and the float32 logits [N, K] for pixels [N, H, W, 3] and targets.
-
-    Targets are int64 [N], or probabilities float32 [N, K].
-    """
-
-    def __init__(self, network: ResNet, spec: InputSpec, smoothing: float) -> None:
-        super().__init__()
-        self.normalise = Normalise(spec)
-        self.network = network
-        self.smoothing = smoothing
-
-    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network.features(self.normalise(images))
-        with torch.autocast(images.device.type, enabled=False):
-            logits = self.network.head(features.float())
-            return F.cross_entropy(logits, targets, label_smoothing=self.smoothing), logits
+AfterEpoch = Callable[[Progress, ResNet], Validation | None]
 
 
 def train(
@@ -103,31 +88,44 @@ def train(
     options: Options = DEFAULT,
     checkpoint: Checkpoint | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
-    after_epoch: Callable[[Progress, ResNet], None] = lambda progress, network: None,
-) -> None:
+    after_epoch: AfterEpoch = lambda progress, network: None,
+    start: Validation | None = None,
+) -> Outcome:
     """Trains `network` in place, resuming from the checkpoint if it has a state.
 
     Equal seeds give equal weights on the same machine, even if training is stopped and resumed.
-    `after_epoch` gets the network that training would return at that point, in evaluation mode.
+    `after_epoch` gets the network as it would be returned if training ended there, in evaluation
+    mode; what the first process's measures of it on validation images decides which epoch is
+    kept and when patience ends. `start`: the same of `network` as it is given, which makes it
+    epoch 0: it may be kept too.
 
     Raises:
         Diverged: the loss is infinite or not a number.
-        ValueError: the data are fewer than one batch, or batches cannot be divided.
+        ValueError: the data are fewer than one batch, batches cannot be divided, the network has
+            no stage to freeze, or the recipe needs a validation that `after_epoch` does not return.
         CannotResume: the checkpoint's state is damaged or belongs to another run.
     """
     parts = world.size * options.accumulate
-    if len(source) < recipe.batch_size:
+    keep = source.applied.get("last_batch") == "keep"
+    if not order.per_epoch(len(source), recipe.batch_size, keep=keep):
         raise ValueError(
             f"{source.source}: {len(source)} images are fewer than one batch of {recipe.batch_size}"
         )
     if recipe.batch_size % parts:
         raise ValueError(f"batches of {recipe.batch_size} cannot be divided into {parts} parts")
-    shared = world if options.global_norm else ALONE
-    with global_norms(network, shared), _repeatable():
-        _Run(network, source, spec, recipe, seed, world, options, checkpoint).go(
-            report, after_epoch
+    last = len(source) % recipe.batch_size
+    separate = parts > 1 and not (options.global_norm and options.accumulate == 1)
+    if keep and separate and 0 < last < order.FEWEST * parts:
+        raise ValueError(
+            f"the last batch's {last} images are too few for {parts} parts; choose another batch "
+            'size, or last_batch "drop"'
         )
+    shared = world if options.global_norm else ALONE
+    with global_norms(network, shared), freezing(network, recipe) as still, _repeatable():
+        run = _Run(network, source, spec, recipe, seed, world, options, checkpoint)
+        outcome = run.go(still, start, report, after_epoch)
     network.eval()
+    return outcome
 
 
 @contextmanager
@@ -156,19 +154,23 @@ class _Run:
         self.source, self.recipe, self.seed = source, recipe, seed
         self.world, self.options, self.checkpoint = world, options, checkpoint
         device = torch.device(world.device)
-        self.network = network.to(device).train()
+        self.network = network.to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = _average(network, recipe.ema) if recipe.ema else None
-        self.objective: nn.Module = _Objective(network, spec, recipe.label_smoothing).to(device)
+        keep = source.applied.get("last_batch") == "keep"
+        self.per_epoch = order.per_epoch(len(source), recipe.batch_size, keep=keep)
+        self.steps = recipe.steps(self.per_epoch)
+        self.average = make_average(network, recipe, self.steps)
+        self.keeper = Keeper(recipe, world)
+        weights = class_weights(source.counts) if recipe.balance == "loss" else None
+        self.objective: nn.Module = Objective(network, spec, recipe.label_smoothing, weights)
+        self.objective.to(device)
         if world.size > 1:
             ids = [device] if device.type == "cuda" else None
             self.objective = DistributedDataParallel(self.objective, device_ids=ids)
-        self.optimizer = _optimizer(network, recipe)
+        self.optimizer = make_optimizer(network, recipe)
         self.precision = precision(options, world.device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.per_epoch = len(source) // recipe.batch_size
-        self.steps = recipe.steps(self.per_epoch)
-        self.step = 0
+        self.step, self.rate = 0, recipe.learning_rate
         pays = self.steps >= COMPILE_FROM
         compiled = options.compiled and pays and can_compile(world.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
@@ -178,16 +180,21 @@ class _Run:
 
     def go(
         self,
+        still: Still,
+        start: Validation | None,
         report: Callable[[Progress], None],
-        after_epoch: Callable[[Progress, ResNet], None],
-    ) -> None:
+        after_epoch: AfterEpoch,
+    ) -> Outcome:
+        if start:
+            self.keeper.offer(0, start, self.network)
         self._resume()
-        while self.step < self.steps:
+        while self.step < self.steps and not self.keeper.exhausted:
+            train_mode(self.network, still)
             began, first = time.perf_counter(), self.step
             saved = began
-            epoch, start = divmod(self.step, self.per_epoch)
+            epoch, done = divmod(self.step, self.per_epoch)
             last = min((epoch + 1) * self.per_epoch, self.steps)
-            for images, targets in self._batches(epoch, start):
+            for images, targets in self._batches(epoch, done):
                 self._step(images, targets)
                 if self.step % REPORT_EVERY == 0 or self.step == last:
                     now = time.perf_counter()
@@ -199,10 +206,11 @@ class _Run:
                 if self.step == last:
                     break
             self.sums.zero_()
-            after_epoch(progress, self._outcome())
-            self.network.train()
+            result = self._result()
+            self.keeper.offer(epoch + 1, after_epoch(progress, result), result)
             self._save()
-        self.network.load_state_dict(self._outcome().state_dict())
+        self.network.load_state_dict(self.keeper.tensors or self._result().state_dict())
+        return self.keeper.outcome(stopped_early=self.step < self.steps)
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self.source.batches(
@@ -219,34 +227,56 @@ class _Run:
         # Seeded at each step, so that a step depends on earlier ones through the weights alone.
         torch.manual_seed(mix("step", self.seed, self.step, self.world.rank))
         labels = targets
-        if self.recipe.mixup:
+        size = self._size(self.step % self.per_epoch)
+        whole = size == self.recipe.batch_size
+        if not whole:
+            set_batch(self.network, size)
+        if len(images) and (self.recipe.mixup or self.recipe.cutmix):
             images, targets = self._mixed(images, targets)
-        rate = self.recipe.learning_rate * self.recipe.factor(self.step / self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.rate = self.recipe.learning_rate * self.recipe.factor(self.step / self.steps)
+        set_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.options.accumulate
-        chunks = zip(images.chunk(parts), targets.chunk(parts), labels.chunk(parts), strict=True)
+        chunks = zip(*(each.tensor_split(parts) for each in (images, targets, labels)), strict=True)
+        # Compiled code would become that for any size, which is slower.
+        forward = self.forward if whole else self.objective
         for number, (pixels, wanted, label) in enumerate(chunks, 1):
             together = self.world.size == 1 or number == parts
             with nullcontext() if together else self.objective.no_sync():  # type: ignore[operator]
                 with self._autocast():
-                    loss, logits = self.forward(pixels, wanted)
-                self.scaler.scale(loss / parts).backward()
+                    loss, logits = forward(pixels, wanted)
+                if not len(pixels):  # Of a batch smaller than the number of processes.
+                    self.scaler.scale(logits.sum()).backward()
+                    continue
+                # How many such parts are a batch of all processes, as their gradients are averaged.
+                shares = size / (len(pixels) * self.world.size)
+                self.scaler.scale(loss / shares).backward()
             loss, logits = loss.detach(), logits.detach()
-            self.sums[0] += loss.double() / parts
-            self.sums[1] += (logits.argmax(1) == label).double().mean() / parts
+            counts = size / self.recipe.batch_size
+            self.sums[0] += loss.double() / shares * counts
+            self.sums[1] += (logits.argmax(1) == label).double().mean() / shares * counts
             self.bad = torch.where(loss.isfinite(), self.bad, self.bad.clamp(max=self.step))
+        if self.recipe.clip:
+            clip_gradients(self.optimizer, self.scaler, self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if not whole:
+            set_batch(self.network, None)
         self.step += 1
         if self.average:
-            self.average.update_parameters(self.network)
+            self.average.update(self.network, self.step)
+
+    def _size(self, number: int) -> int:
+        """The number of images in a batch of an epoch, over all processes."""
+        return min(self.recipe.batch_size, len(self.source) - number * self.recipe.batch_size)
 
     def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed pixels float [N, H, W, 3], and the probabilities of the classes [N, K]."""
+        """Mixed pixels float [N, H, W, C], and the probabilities of the classes [N, K]."""
         generator = torch.Generator().manual_seed(mix("mixup", self.seed, self.step))
-        mixed = augment.mixup(images.float(), targets, self.recipe.mixup, generator)
+        alphas = {mixing.mixup: self.recipe.mixup, mixing.cutmix: self.recipe.cutmix}
+        asked = [mix_with for mix_with, alpha in alphas.items() if alpha]
+        drawn = int(torch.randint(2, (), generator=generator)) if len(asked) == 2 else 0
+        mixed = asked[drawn](images.float(), targets, alphas[asked[drawn]], generator)
         first, second = (
             F.one_hot(classes, len(self.source.classes)).float()
             for classes in (mixed.targets, mixed.others)
@@ -269,7 +299,9 @@ class _Run:
                 f"the loss is not finite at step {bad + 1} of {self.steps}; "
                 f"lower the learning rate{advice}"
             )
-        loss, right = (totals / (self.step - epoch * self.per_epoch)).tolist()
+        batches = self.step - epoch * self.per_epoch
+        complete, last = batches - 1, self._size(batches - 1) / self.recipe.batch_size
+        loss, right = (totals / (complete + last)).tolist()
         return Progress(
             step=self.step,
             steps=self.steps,
@@ -277,11 +309,11 @@ class _Run:
             loss=loss,
             accuracy=right,
             images_per_second=steps_per_second * self.recipe.batch_size,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.rate,
         )
 
-    def _outcome(self) -> ResNet:
-        return cast("ResNet", self.average.module if self.average else self.network).eval()
+    def _result(self) -> ResNet:
+        return (self.average.network if self.average else self.network).eval()
 
     def _save(self) -> None:
         if self.checkpoint and self.world.leads:
@@ -291,6 +323,7 @@ class _Run:
                     "sums": self.sums,
                     "network": self.network.state_dict(),
                     "average": self.average.state_dict() if self.average else None,
+                    "keeper": self.keeper.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                 }
@@ -305,6 +338,7 @@ class _Run:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
+            self.keeper.load_state_dict(state["keeper"])
             if self.average:
                 self.average.load_state_dict(state["average"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
@@ -315,30 +349,6 @@ class _Run:
 def precision(options: Options, device: str) -> str:
     """The precision in use: the option, or the device's fastest for "auto"."""
     return native_precision(device) if options.precision == "auto" else options.precision
-
-
-def _average(network: ResNet, decay: float) -> AveragedModel:
-    towards = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(copy.deepcopy(network), multi_avg_fn=towards, use_buffers=True)
-    return averaged.requires_grad_(requires_grad=False)
-
-
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    weights = {layer.weight for layer in layers}
-    everything = list(network.parameters())
-    others = [parameter for parameter in everything if parameter not in weights]
-    decay = recipe.weight_decay
-    return torch.optim.SGD(
-        [
-            {"params": [p for p in everything if p in weights], "weight_decay": decay},
-            {"params": others, "weight_decay": decay if recipe.decays == "all" else 0.0},
-        ],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        fused=True,
-    )
 
 
 def can_compile(device: str) -> bool:

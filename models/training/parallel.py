@@ -90,8 +90,11 @@ class _Mean(torch.autograd.Function):
 class GlobalNorm(nn.BatchNorm2d):
     """Batch normalisation by the statistics of the batches of all processes together.
 
-    torch's own version needs a GPU. All processes must have equally many images.
+    torch's own version needs a GPU. `batch` is the number of images of all processes; they have
+    equally many if it is None.
     """
+
+    batch: int | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -100,11 +103,12 @@ class GlobalNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         x = input.float()
-        mean = _Mean.apply(x.mean((0, 2, 3)))  # type: ignore[no-untyped-call]
+        mean = _Mean.apply(self._part(x))  # type: ignore[no-untyped-call]
         centred = x - mean[:, None, None]
-        variance = _Mean.apply(centred.square().mean((0, 2, 3)))  # type: ignore[no-untyped-call]
+        variance = _Mean.apply(self._part(centred.square()))  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            count = x.numel() // x.shape[1] * dist.get_world_size()
+            batch = self.batch or len(x) * dist.get_world_size()
+            count = batch * x.shape[2] * x.shape[3]
             share = self.momentum if self.momentum is not None else 0.1
             self.running_mean.lerp_(mean, share)
             self.running_var.lerp_(variance * (count / (count - 1)), share)
@@ -112,6 +116,14 @@ class GlobalNorm(nn.BatchNorm2d):
         scale = self.weight * (variance + self.eps).rsqrt()
         normal: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return normal.to(input.dtype)
+
+    def _part(self, x: Tensor) -> Tensor:
+        """What this process adds to the mean over processes: its own mean, or that by the share of
+        the images that it has."""
+        if self.batch is None:
+            return x.mean((0, 2, 3))
+        pixels = self.batch * x.shape[2] * x.shape[3]
+        return x.sum((0, 2, 3)) * (dist.get_world_size() / pixels)
 
 
 class GlobalNormReLU(GlobalNorm):
@@ -139,3 +151,10 @@ def global_norms(network: nn.Module, world: World) -> Iterator[None]:
     finally:
         for norm, kind in zip(norms, kinds, strict=True):
             norm.__class__ = kind
+
+
+def set_batch(network: nn.Module, batch: int | None) -> None:
+    """Tells norms of all processes together that the next batch has `batch` images in all."""
+    for norm in network.modules():
+        if isinstance(norm, GlobalNorm):
+            norm.batch = batch

@@ -74,15 +74,19 @@ class Recipe:
 
     Optimisation, besides:
 
-    `optimizer`: "sgd" with momentum, or "adamw" (arXiv:1711.05101).
+    `optimizer`: "sgd" with momentum, or "adamw" (arXiv:1711.05101), whose first beta is `momentum`.
     `clip`: greatest norm of the gradient of all weights together; 0 does not clip.
     `body_rate`: factor of the learning rate below the head (Howard and Ruder, arXiv:1801.06146).
-    `bias_rate`: factor of the learning rate of normalisation's biases (Jordan 2024, section 3.4).
+    `bias_rate`: factor of the learning rate of normalisation's biases (Jordan 2024, section 3.4);
+        their weight decay is divided by it, so that the product remains.
     `lookahead`: steps between the averages of Lookahead (arXiv:1907.08610), with Jordan's rising
-        decay (2024, section 3.4); 0 for none.
-    `freeze`: the last part, from the input on, whose weights and statistics stay as they are.
-    `norm`: batch normalisation uses each batch's statistics, or "frozen" ones: the start's.
-    `balance`: make up for rare classes: by weights in the "loss", or by "sampling" them more often.
+        decay (2024, section 3.4); 0 for none. The result is the average, as with `ema`.
+    `freeze`: the last part, from the input on, whose weights and statistics stay as they are;
+        "backbone" is all but the head.
+    `norm`: batch normalisation uses each batch's statistics, or "frozen" ones: the start's. Its
+        scales and offsets are then fixed as well (He 2015, appendix A).
+    `balance`: make up for rare classes: by weights in the "loss", in inverse proportion to the
+        classes' training images, or by "sampling" them more often.
     `keep`: the result is the "last" epoch's network, or the "best" on the validation images.
     `patience`: end after so many epochs without a better one on the validation images; 0: never.
     `stem_init`: the stem's convolution starts with He's random values, or "whitened": with filters
@@ -157,6 +161,11 @@ class Recipe:
             value = getattr(self, name)
             if not low <= value < high:
                 raise ValueError(f"{name} must be from {low} to below {high:g}, not {value!r}")
+        for name in ("body_rate", "bias_rate"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be above 0; to keep weights as they are, use freeze")
+        if self.ema and self.lookahead:
+            raise ValueError("ema and lookahead are two averages of the weights; use one")
 
     @property
     def length(self) -> float:
@@ -219,6 +228,12 @@ ONLY_WITH: dict[str, tuple[str, object]] = {
     "alternate_flip": ("flip", True),
     "nesterov": ("optimizer", "sgd"),
 }
+# Fields that have no effect where another one has this value.
+UNLESS: dict[str, tuple[tuple[str, object], ...]] = {
+    "body_rate": (("freeze", "backbone"),),
+    "bias_rate": (("freeze", "backbone"), ("norm", "frozen")),
+    "norm": (("freeze", "backbone"),),
+}
 # What a record says even where it is the default.
 ALWAYS = {"optimizer", "momentum", "nesterov", "decays", "last_batch", "flip", "crops"}
 ALWAYS |= {"crop_padding", "padding_mode", "scale", "shorter_side"}
@@ -270,7 +285,8 @@ def json_values(recipe: Recipe) -> dict[str, Any]:
 def has_effect(name: str, recorded: Mapping[str, Any]) -> bool:
     """Whether the field has an effect beside the other fields of a complete record."""
     other, value = ONLY_WITH.get(name, (name, recorded.get(name)))
-    return bool(recorded.get(other) == value)
+    useless = any(recorded.get(each) == there for each, there in UNLESS.get(name, ()))
+    return bool(recorded.get(other) == value) and not useless
 
 
 def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -449,6 +465,24 @@ RECIPES = {
         last_batch="drop",
     ),
     "quick": _QUICK,
+    # For one's own images, from weights: features that are good already change slowly. Normalised
+    # by each batch, as frozen statistics bear no rate at which the body learns.
+    "finetune": Recipe(
+        paper="Howard and Ruder 2018, section 3.1, a lower rate below the head; one cycle",
+        unit="epochs",
+        phases=_one_cycle(10, warm_up=0.1),
+        batch_size=64,
+        learning_rate=0.05,
+        nesterov=True,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        crop_padding=2,
+        scale=(0.35, 1.0),
+        last_batch="keep",
+        body_rate=0.2,
+        keep="best",
+        patience=8,
+    ),
     # For the network that ships with the service: most of Jordan's recipe, on a residual network
     # and for longer, which is why it hides parts of the images too.
     "embedded": Recipe(

@@ -13,7 +13,8 @@ from models.interchange import formats
 from models.suggestions import hint
 from service.cli import completers
 from service.cli.check import DIFFERS, judge
-from service.cli.options import FILE, Field, Lengths, PerChannel, Whole, fail_in_one_line
+from service.cli.options import FILE, Field, fail_in_one_line
+from service.cli.preparation import INPUT, preparation
 from service.config import choices
 from service.errors import ConfigError
 
@@ -22,49 +23,9 @@ if TYPE_CHECKING:
     from models.storage import Storage
     from models.views import Views
 
-# Options that are fields of an input specification.
-INPUT = ("channels", "mean", "std", "size", "resize", "crop", "interpolation", "fill")
 # Formats whose files may hold several networks: by the names of tensors, by entries.
 PREFIXED = ("cifar", "huggingface", "timm", "torch_resnet", "torchvision")
 KEYED = ("flax", "onnx", *PREFIXED)
-PREPARED = (
-    click.option(
-        "--channels",
-        metavar="ORDER",
-        shell_complete=completers.channels,
-        help="Order of the network's input channels: rgb, bgr, grey or rgba.",
-    ),
-    click.option(
-        "--mean",
-        type=PerChannel(),
-        help="Mean of each channel, in the order of --channels, of values from 0 to 1.",
-    ),
-    click.option("--std", type=PerChannel(), help="Standard deviation of each channel, likewise."),
-    click.option("--size", type=Lengths(), help="Sides in pixels of the network's input."),
-    click.option(
-        "--resize", type=Lengths(), help="Sides in pixels that images are resized to before --crop."
-    ),
-    click.option(
-        "--crop",
-        metavar="CROP",
-        shell_complete=completers.crop,
-        help="center, center_floor, center_truncate, before_resize, squash or letterbox.",
-    ),
-    click.option(
-        "--interpolation",
-        metavar="NAME",
-        shell_complete=completers.interpolation,
-        help="nearest, bilinear, bicubic or lanczos.",
-    ),
-    click.option("--fill", type=Whole(), help="With --crop letterbox: colour beside the image."),
-)
-
-
-def preparation(command: Any) -> Any:
-    """Adds the options that say how images are prepared."""
-    for option in reversed(PREPARED):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -88,7 +49,7 @@ def preparation(command: Any) -> Any:
     shell_complete=completers.labels,
     help="cifar10, cifar100, imagenet1k, or a file with one label per line.",
 )
-@preparation
+@preparation()
 @click.option(
     "--set",
     "numerics",

@@ -152,19 +152,19 @@ class Whole(click.ParamType[tuple[int, ...]]):
 
 
 class Lengths(click.ParamType["int | tuple[int, int]"]):
-    """Pixels of both sides, as in 224; or height and width, as in 160,224."""
+    """Pixels of both sides, as in 224; or height and width, as in 160x224 or 160,224."""
 
-    name = "N|H,W"
+    name = "N|HxW"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | tuple[int, int]:
         try:
-            sides = tuple(int(part) for part in str(value).split(","))
+            sides = tuple(int(part) for part in str(value).replace("x", ",").split(","))
         except ValueError:
             sides = ()
         if len(sides) not in (1, 2) or min(sides) < 1:
-            self.fail(f"{value!r} is neither a side in pixels nor height,width", param, ctx)
+            self.fail(f"{value!r} is neither a side in pixels nor HEIGHTxWIDTH", param, ctx)
         return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
@@ -214,6 +214,11 @@ class Seeds(click.ParamType[tuple[int, ...]]):
         return seeds
 
 
+def bar(*, hidden: bool = False, **shown: Any) -> tqdm[Any]:
+    """A progress bar on stderr, if that is a terminal."""
+    return tqdm(disable=hidden or None, **shown)
+
+
 def part_of(path: Path, split: Split) -> Split | None:
     """`split` if the data set at `path` has such parts."""
     from models.data.collection import has_test_set
@@ -221,16 +226,18 @@ def part_of(path: Path, split: Split) -> Split | None:
     return split if has_test_set(path) else None
 
 
-def read_dataset(path: Path, spec: InputSpec, corrupt: Corrupt = "fail") -> Dataset:
+def read_dataset(
+    path: Path, spec: InputSpec, corrupt: Corrupt = "fail", *, quiet: bool = False
+) -> Dataset:
     """The test images under `path`, or all images if it has no test part, with a progress bar;
     images that are left out are named on stderr."""
     from models.data import datasets
 
-    with tqdm(desc=path.name, unit=" images") as bar:
+    with bar(hidden=quiet, desc=path.name, unit=" images") as shown:
         data = datasets.read(
             path,
             spec,
-            lambda count: bar.update(count - bar.n),
+            lambda count: shown.update(count - shown.n),
             corrupt=corrupt,
             split=part_of(path, "test"),
         )

@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-import statistics
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
-from models.training.recipes import CHOICES, LIMITS, Recipe, by_name
-from service.cli import completers, effects
-from service.cli.options import (
-    FILE,
-    PATH,
-    Field,
-    Seeds,
-    fail_in_one_line,
-    part_of,
-    read_dataset,
-    take,
+from models.training.recipes import CHOICES, Recipe, by_name
+from service.cli import completers, effects, preparation
+from service.cli.headed import Headed
+from service.cli.options import FILE, PATH, Field, Seeds, fail_in_one_line, take
+from service.cli.recipe_flags import AUGMENTATION, OPTIMISATION, STRUCTURE, recipe_options
+from service.cli.training_data import TrainingData, ValidationParameter
+from service.cli.training_output import (
+    Teller,
+    TrainingOutput,
+    conclude,
+    folder_of,
+    state_of,
+    train_one,
 )
 from service.config import choices
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
-    from models.data.datasets import Corrupt, Dataset
-    from models.data.source import Source
     from models.preprocess import InputSpec
-    from models.storage import Storage
-    from models.training.history import Epoch
-    from models.training.loop import Options, Progress
-    from models.training.parallel import World
     from models.training.run import Plan
-    from models.views import Views
 
 DEFAULT_VARIANT = "resnet20"
-# The fields of `Recipe` that are options, with their help.
-FIELDS = {
-    "batch_size": "Images per step, over all processes.",
-    "learning_rate": "Peak learning rate.",
-    "momentum": "Momentum of SGD.",
-    "nesterov": "Use Nesterov momentum.",
-    "weight_decay": "Weight decay.",
-    "decays": "Decay only the weights of convolutions and linear layers, or all parameters.",
-    "label_smoothing": "Probability that label smoothing spreads over all classes.",
-    "crop_padding": "Padding before a random crop, for images of up to 64 pixels.",
-    "cutout": "Side of the square that cutout greys out; 0: none.",
-    "mixup": "Alpha of mixup's beta distribution; 0: none.",
-    "ema": "Decay of the exponential moving average of the weights; 0: none.",
-    "dropout": "Dropout between the convolutions of a basic block.",
+DEFAULT_RECIPE, FINE_TUNING = "quick", "finetune"
+HEADINGS = {
+    "Network": ("variant", "weights", "overrides", "shortcut", *STRUCTURE),
+    "Data": ("data", "validation", "test_data", "hold_out", "corrupt", "workers"),
+    "Images": preparation.INPUT,
+    "Schedule": ("recipe_name", "epochs", "iterations"),
+    "Optimisation": tuple(OPTIMISATION),
+    "Augmentation": tuple(AUGMENTATION),
+    "Computing": ("device", "precision", "accumulate", "local_norm", "eager"),
+    "Model": ("name", "card", "views", "storage"),
+    "Run": ("seed", "seeds", "resume", "restart", "quiet", "list_recipes"),
 }
-METAVARS = {"crop_padding": "PIXELS", "cutout": "PIXELS", "mixup": "ALPHA", "ema": "DECAY"}
 
 
 @dataclass(frozen=True)
@@ -97,84 +83,12 @@ class Network:
         variants.override(network.architecture, **self.changes)
         return start, network.input
 
+    def block(self, start: Bundle | None) -> str:
+        """The kind of the network's blocks."""
+        from models import variants
 
-@dataclass(frozen=True)
-class TrainingData:
-    data: Path
-    test_data: tuple[Path, ...]
-    hold_out: int
-    corrupt: Corrupt
-    workers: int | None
-
-    def tests(self, spec: InputSpec) -> tuple[Dataset, ...]:
-        paths = self.test_data or ([self.data] if part_of(self.data, "test") else [])
-        return tuple(read_dataset(path, spec, self.corrupt) for path in paths)
-
-    def open(self, spec: InputSpec, recipe: Recipe, world: World) -> tuple[Source, Dataset | None]:
-        """What a recipe trains on, and the images held out from it, if any.
-
-        Raises:
-            ValueError: see `models.data.source.open_source` and `held_out`.
-        """
-        from models.data import source
-        from models.data.loading import Loading
-        from models.training.run import augmentation
-        from service.runtime import cpus
-
-        held_out = None
-        if self.hold_out:
-            held_out = source.held_out(self.data, spec, self.hold_out, corrupt=self.corrupt)
-        with tqdm(desc=self.data.name, unit=" images", disable=not world.leads) as bar:
-            opened = source.open_source(
-                self.data,
-                spec,
-                world.device,
-                hold_out=self.hold_out,
-                augmentation=augmentation(recipe, spec),
-                loading=Loading(
-                    corrupt=self.corrupt,
-                    workers=cpus() if self.workers is None else self.workers,
-                    resident=None if recipe.crops == "padded" else False,
-                    report=tqdm.write,
-                    progress=lambda count: bar.update(count - bar.n),
-                ),
-            )
-        return opened, held_out
-
-
-@dataclass(frozen=True)
-class TrainingOutput:
-    out: Path
-    seed: int | None
-    seeds: tuple[int, ...] | None
-    name: str | None
-    card: Path | None
-    resume: bool
-    restart: bool
-    views: Views
-    storage: Storage
-
-    @property
-    def by_seed(self) -> dict[int, Path]:
-        """The bundle to write for each seed."""
-        if not self.seeds:
-            return {self.seed or 0: self.out}
-        return {seed: self.out.with_stem(f"{self.out.stem}-{seed}") for seed in self.seeds}
-
-    def check(self) -> None:
-        """Fails now, not after the training."""
-        if self.resume and self.restart:
-            raise ValueError("--resume or --restart, not both")
-        if self.seed is not None and self.seeds:
-            raise ValueError("--seed or --seeds, not both")
-        for path in self.by_seed.values():
-            if not path.parent.is_dir():
-                raise ValueError(f"{path}: there is no folder {path.parent}")
-            if _state(path).exists() and not self.resume and not self.restart:
-                raise ValueError(
-                    f"{_folder(path)} holds an interrupted run; use --resume to continue it or "
-                    "--restart to discard it"
-                )
+        base = start or variants.variant(self.variant or DEFAULT_VARIANT)
+        return variants.override(base.architecture, **self.changes).block
 
 
 def show_recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -186,30 +100,7 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
         context.exit()
 
 
-def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds an option for each of FIELDS; without it the recipe keeps its value."""
-    hints = get_type_hints(Recipe)
-    # The architecture limits dropout; a recipe may leave it open.
-    limits = {name: (low, high) for name, low, high in LIMITS} | {"dropout": (0, 1)}
-    for name, text in reversed(FIELDS.items()):
-        flag, kind = name.replace("_", "-"), hints[name]
-        option: click.ParamType[Any] | None = None
-        if kind is bool:
-            flag = f"{flag}/--no-{flag}"
-        elif get_origin(kind) is Literal:
-            option = click.Choice(get_args(kind))
-        else:
-            low, high = (int(limit) if limit < math.inf else None for limit in limits[name])
-            option = (click.IntRange if kind is int else click.FloatRange)(
-                low, high, min_open=name == "learning_rate", max_open=high is not None
-            )
-        command = click.option(
-            f"--{flag}", type=option, default=None, metavar=METAVARS.get(name), help=text
-        )(command)
-    return command
-
-
-@click.command()
+@click.command(cls=Headed, headings=HEADINGS)
 @click.option(
     "--variant",
     shell_complete=completers.variant,
@@ -235,6 +126,13 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--data", required=True, type=PATH, help="Folder, archive or list of images.")
 @click.option(
+    "--validation",
+    type=ValidationParameter(),
+    help="Images that measure each epoch, choose what is kept and fit the temperature: a share or "
+    "a number of --data, equally of each class, or another set.  [default: none; 20% or the "
+    "set's own val/ if the recipe keeps the best epoch]",
+)
+@click.option(
     "--test-data",
     type=PATH,
     multiple=True,
@@ -247,7 +145,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     default=0,
     metavar="N",
     help="Hold this many images of --data out of training, hundreds of them, to fit the "
-    "temperature on.",
+    "temperature on instead of on the validation images.",
 )
 @click.option(
     "--corrupt",
@@ -260,12 +158,13 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.IntRange(0),
     help="Processes that decode images.  [default: one per CPU]",
 )
+@preparation.preparation(preparation.Statistics())
 @click.option(
     "--recipe",
     "recipe_name",
-    default="quick",
     shell_complete=completers.recipe,
-    help="A recipe of --list-recipes. The options below replace its values.",
+    help="A recipe of --list-recipes. The options below replace its values.  [default: "
+    f"{DEFAULT_RECIPE}; {FINE_TUNING} with --weights]",
 )
 @click.option(
     "--epochs",
@@ -306,9 +205,8 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--views",
     type=click.Choice(choices.VIEWS),
-    default="plain",
     help="mirrored: the model averages each image and its mirror image, in twice the time; not for "
-    "digits or text.",
+    "digits or text.  [default: plain, or those of --weights]",
 )
 @click.option(
     "--storage",
@@ -318,6 +216,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option(
     "--list-recipes",
     is_flag=True,
@@ -329,7 +228,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("out", type=FILE)
 @fail_in_one_line
 def train(
-    recipe_name: str,
+    recipe_name: str | None,
     device: str,
     precision: str,
     accumulate: int,
@@ -338,6 +237,8 @@ def train(
     **options: Any,
 ) -> None:
     """Trains a network and writes it to the bundle OUT, with a log in a folder beside it.
+
+    With --weights a model is fitted to the images of --data, whatever their classes.
 
     --resume continues an interrupted run. Under torchrun, several processes train together:
     `torchrun --nproc-per-node 2 -m service.cli train ...`.
@@ -356,10 +257,15 @@ def train(
         take(TrainingData, options),
         take(TrainingOutput, options),
     )
+    prepared = {name: options.pop(name) for name in preparation.INPUT}
     output.check()
-    start, spec = network.load()
-    recipe = _recipe(by_name(recipe_name), **options)
-    effects.check_given(options, recipe, network.changes)
+    recipe_name = recipe_name or (FINE_TUNING if network.weights else DEFAULT_RECIPE)
+    recipe = effects.replaced(by_name(recipe_name), **options)
+    start, usual = network.load()
+    effects.check_given(
+        options, recipe, network.changes, network.block(start), starts=start is not None
+    )
+    spec = preparation.changed(_normalised(usual, recipe, start), prepared)
     if data.hold_out:
         temperature.check_count(data.hold_out, ", or leave out --hold-out")
     computing = Options(
@@ -367,44 +273,49 @@ def train(
     )
     card = output.card.read_text("utf-8") if output.card else ""
     with parallel.join(device, cpus()) as world:
-        source, held_out = data.open(spec, recipe, world)
-        recipe = effects.as_applied(recipe, source, spec, options["crop_padding"], world)
+        teller = Teller(hidden=data.quiet or not world.leads)
+        sets = data.sets(validates=effects.validates(recipe), teller=teller)
+        data.advise(sets, spec, teller)
+        spec = data.measured(spec, prepared, sets.training)
+        recipe = effects.cropped(recipe, spec, options, teller)
+        source = data.open(sets.training, spec, recipe, world)
+        recipe = effects.sized(recipe, source, options, world.size * accumulate, teller)
+        if sets.validation is None:
+            recipe = effects.without_validation(recipe, options)
         plan = Plan(
             variant=network.variant or DEFAULT_VARIANT,
             overrides=network.changes,
             start=start,
             source=source,
-            recipe=recipe,
+            recipe=replace(recipe, mean=spec.mean, std=spec.std) if recipe.mean else recipe,
             recipe_name=recipe_name,
             seed=output.seed or 0,
-            tests=data.tests(spec),
-            held_out=held_out,
-            views=output.views,
+            prepared=spec if spec != usual else None,
+            tests=tuple(data.read(test, spec) for test in sets.tests),
+            validation=data.read(sets.validation, spec, "{} for validation of {}"),
+            held_out=data.read(sets.held_out, spec, "{} held out of {}"),
+            views=output.views or (start.views if start else "plain"),
             storage=output.storage,
         )
         plan.architecture()
-        name = output.name or _name(plan)
+        described = {"name": output.name or _name(plan), "card": card}
         for seed, path in output.by_seed.items():
-            if output.resume and path.exists() and not _state(path).exists():
-                if world.leads:
-                    click.echo(f"{path} is complete")
+            if output.resume and path.exists() and not state_of(path).exists():
+                teller.say(f"{path} is complete")
                 continue
             if world.leads and not output.resume:
-                shutil.rmtree(_folder(path), ignore_errors=True)
+                shutil.rmtree(folder_of(path), ignore_errors=True)
             world.wait()
-            _one(replace(plan, seed=seed), path, name, card, world, computing)
+            train_one(replace(plan, seed=seed), path, described, world, computing, teller)
         if world.leads:
-            _conclude(list(output.by_seed.values()), output.out)
+            conclude(list(output.by_seed.values()), output.out, teller)
 
 
-def _recipe(recipe: Recipe, epochs: float | None, iterations: int | None, **changes: Any) -> Recipe:
-    if epochs is not None and iterations is not None:
-        raise ValueError("--epochs or --iterations, not both")
-    if epochs is not None:
-        recipe = recipe.lasting("epochs", epochs)
-    if iterations is not None:
-        recipe = recipe.lasting("iterations", iterations)
-    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+def _normalised(spec: InputSpec, recipe: Recipe, start: Bundle | None) -> InputSpec:
+    """With the recipe's mean and standard deviation; weights keep those they were trained with."""
+    if start is not None:
+        return spec
+    return replace(spec, mean=recipe.mean or spec.mean, std=recipe.std or spec.std)
 
 
 def _name(plan: Plan) -> str:
@@ -412,85 +323,3 @@ def _name(plan: Plan) -> str:
 
     network = (plan.start.variant or plan.start.name) if plan.start else plan.variant
     return bundle.name_from(f"{network}-{plan.source.source.split('.')[0]}")
-
-
-def _folder(out: Path) -> Path:
-    return out.with_suffix(".run")
-
-
-def _state(out: Path) -> Path:
-    from models.training.run import STATE
-
-    return _folder(out) / STATE
-
-
-def _one(plan: Plan, out: Path, name: str, card: str, world: World, options: Options) -> None:
-    """Trains and writes one bundle."""
-    from models import bundle
-    from models.training.run import train_bundle
-
-    folder = _folder(out)
-    folder.mkdir(exist_ok=True)
-    with tqdm(total=1, unit=" steps", desc=out.stem, disable=not world.leads) as bar:
-
-        def report(progress: Progress) -> None:
-            if not world.leads:
-                return
-            bar.total = progress.steps
-            bar.initial = bar.initial or progress.step
-            bar.set_postfix_str(
-                f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}, "
-                f"accuracy {progress.accuracy:.1%}, {progress.images_per_second:.0f} images/s",
-                refresh=False,
-            )
-            bar.update(progress.step - bar.n)
-
-        def after_epoch(row: Epoch) -> None:
-            if row.test_top1 is not None:
-                bar.write(f"epoch {row.epoch}: loss {row.loss:.3f}, test top-1 {row.test_top1:.2%}")
-
-        trained = train_bundle(
-            plan,
-            name=name,
-            folder=folder,
-            card=card,
-            world=world,
-            options=options,
-            report=report,
-            after_epoch=after_epoch,
-        )
-    if not world.leads:
-        return
-    bundle.write(trained, out)
-    _state(out).unlink()
-    _draw([folder], folder / "curves.png")
-    if reason := trained.provenance.get("calibration", {}).get("undetermined"):
-        click.echo(f"no temperature is fitted, it remains 1: {reason}", err=True)
-    for source, figures in trained.metrics.items():
-        click.echo(f"{source}: top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%}")
-    click.echo(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB), its log and curves to {folder}")
-
-
-def _conclude(outs: list[Path], out: Path) -> None:
-    """Prints the mean and standard deviation over the seeds, and draws their curves."""
-    from models import bundle
-
-    if len(outs) < 2:
-        return
-    metrics = [bundle.read(path).metrics for path in outs]
-    for source in metrics[0]:
-        top1 = [figures[source]["top1"] for figures in metrics]
-        click.echo(
-            f"{source}, {len(top1)} seeds: top-1 {statistics.fmean(top1):.2%} "
-            f"+- {statistics.pstdev(top1):.2%}"
-        )
-    _draw([_folder(path) for path in outs], out.with_name(f"{out.stem}-curves.png"))
-
-
-def _draw(runs: list[Path], picture: Path) -> None:
-    from models.training import history
-
-    try:
-        history.curves(runs, picture)
-    except ValueError as error:  # The bundle is written; a missing picture is not a failure.
-        click.echo(f"no curves: {error}", err=True)

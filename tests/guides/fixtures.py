@@ -82,6 +82,10 @@ def _coloured(path: Path) -> None:
     made.folder(path, 132)
 
 
+def _pictures(path: Path) -> None:
+    made.folder(path, 90, seed=len(path.name))
+
+
 def _archive(path: Path) -> None:
     folder = made.folder(path.parent / f".{path.name}", 48)
     with tarfile.open(path, "w:xz", preset=0) as tar:
@@ -110,6 +114,8 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "cifar10-test": _labelled,
     "held-out": _held_out,
     "flowers": _coloured,
+    "my-pictures": _pictures,
+    "other-pictures": _pictures,
     "train.tar.xz": _archive,
     "test.tar.xz": _archive,
     "cifar-10-python.tar.gz": _cifar,

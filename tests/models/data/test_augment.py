@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.classifier import Normalise
 from models.data.augment import (
+    Augmentation,
+    CropKind,
     PaddingMode,
     crop,
     crop_and_flip,
-    cutout,
-    draw_centres,
     draw_crops,
     grey,
-    mixup,
     pack,
     unpack,
 )
-from models.preprocess import CIFAR
+from models.preprocess import CIFAR, for_channels
 
 
-def noise(count: int, height: int, width: int) -> Tensor:
+def noise(count: int, height: int, width: int, channels: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(1, 256, (count, height, width, 3), generator=generator).byte()
+    return torch.randint(1, 256, (count, height, width, channels), generator=generator).byte()
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -126,65 +126,82 @@ def test_a_ranks_crops_are_its_rows() -> None:
         assert torch.equal(part, whole[rank::3])
 
 
-def test_unpacking_gives_what_was_packed() -> None:
-    images = noise(3, 4, 5)
-    assert pack(images).dtype == torch.int32
-    assert torch.equal(unpack(pack(images)), images)
-    assert torch.equal(unpack(pack(images)[:, 1:, ::2]), images[:, 1:, ::2])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_unpacking_gives_what_was_packed(channels: int) -> None:
+    images = noise(3, 4, 5, channels)
+    packed = pack(images)
+    assert packed.shape == (3, 4, 5)
+    assert packed.dtype == (torch.uint8 if channels == 1 else torch.int32)
+    assert torch.equal(unpack(packed, channels), images)
+    part = unpack(packed[:, 1:, ::2], channels)
+    assert torch.equal(part, images[:, 1:, ::2])
+    assert part.is_contiguous()
 
 
-@pytest.mark.parametrize("side", [1, 3, 4, 20])
-def test_cutout_is_a_square_around_a_pixel_of_the_image(side: int) -> None:
-    images = noise(200, 6, 9)
-    result = cutout(images, side, seeded(1), fill=(0, 0, 0))
-    centres = draw_centres(200, 6, 9, seeded(1))
-    seen = set()
-    for image, cut, (row, column) in zip(images, result, centres.tolist(), strict=True):
-        expected = image.clone()
-        top, left = row - side // 2, column - side // 2
-        expected[max(top, 0) : top + side, max(left, 0) : left + side] = 0
-        assert torch.equal(cut, expected)
-        seen.add((row, column))
-    assert len(seen) > 45  # Of 54, also those at the borders.
-    assert {row for row, _ in seen} == set(range(6))
-    assert {column for _, column in seen} == set(range(9))
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_the_channels_of_an_image_move_together(channels: int, mode: PaddingMode) -> None:
+    images = noise(20, 5, 8, channels)
+    moved = crop_and_flip(images, 2, seeded(3), mode)
+    for channel in range(channels):
+        alone = crop_and_flip(images[..., channel : channel + 1], 2, seeded(3), mode)
+        assert torch.equal(moved[..., channel : channel + 1], alone)
 
 
-def test_cutouts_grey_is_what_normalisation_makes_zero() -> None:
-    result = cutout(noise(1, 4, 4), 20, seeded(0), fill=grey(CIFAR))
-    normalised = Normalise(CIFAR)(result)
-    assert normalised.abs().max() < 0.5 / 255 / min(CIFAR.std)
+def test_grey_is_the_mean_of_each_channel() -> None:
+    assert grey(CIFAR) == (125, 123, 114)
+    assert grey(for_channels(CIFAR, 1)) == (128,)
+    assert grey(for_channels(CIFAR, 4)) == (128,) * 4
+    assert grey(replace(CIFAR, channels="bgr", mean=CIFAR.mean[::-1])) == (114, 123, 125)
 
 
-def test_mixup_is_each_image_and_another_in_one_proportion() -> None:
-    images = torch.randn(16, 3, 4, 4, generator=seeded(0))
-    targets = torch.arange(16)
-    mixed = mixup(images, targets, 0.7, seeded(3))
-    assert 0 <= mixed.weight <= 1
-    assert torch.equal(mixed.targets, targets)
-    assert sorted(mixed.others.tolist()) == targets.tolist()
-    expected = mixed.weight * images + (1 - mixed.weight) * images[mixed.others]
-    assert torch.allclose(mixed.images, expected, atol=1e-6)
-    again = mixup(images, targets, 0.7, seeded(3))
-    assert torch.equal(again.images, mixed.images)
-    assert mixup(images, targets, 0.7, seeded(4)).weight != mixed.weight
+def test_a_record_has_what_affects_these_crops() -> None:
+    padded, resized, scaled = (
+        Augmentation(crops=crops, alternate_flip=True).applied() for crops in get_args(CropKind)
+    )
+    others = {
+        "crops",
+        "flip",
+        "alternate_flip",
+        "train_size",
+        "jitter",
+        "lighting",
+        "auto_augment",
+        "cutout",
+        "erasing",
+        "last_batch",
+        "balance",
+    }
+    assert padded.keys() == others | {"crop_padding", "padding_mode"}
+    assert resized.keys() == others | {"scale"}
+    assert scaled.keys() == others | {"shorter_side"}
+    unflipped = Augmentation(flip=False, alternate_flip=True).applied()
+    assert unflipped["flip"] is False
+    assert "alternate_flip" not in unflipped
+    assert Augmentation(balance="loss").applied()["balance"] == "none"
+    assert Augmentation(balance="sampling").applied()["balance"] == "sampling"
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
-def test_mixups_weight_is_beta_distributed(alpha: float) -> None:
-    generator, images = seeded(0), torch.zeros(2, 1)
-    weights = torch.tensor([mixup(images, images, alpha, generator).weight for _ in range(2000)])
-    variance = 1 / (4 * (2 * alpha + 1))
-    assert weights.mean() == pytest.approx(0.5, abs=5 * (variance / 2000) ** 0.5)
-    assert weights.var() == pytest.approx(variance, rel=0.1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crops": "centre"}, "crops must be padded or resized or scaled, not 'centre'"),
+        ({"auto_augment": "auto"}, "auto_augment must be none or rand or trivial"),
+        ({"last_batch": "pad"}, "last_batch must be drop or keep"),
+        ({"balance": "classes"}, "balance must be none or loss or sampling"),
+        ({"jitter": -0.1}, "jitter must be at least 0"),
+        ({"lighting": float("nan")}, "lighting must be at least 0"),
+        ({"train_size": -1}, "train_size must be at least 0"),
+        ({"erasing": 1.5}, "erasing must be a probability, not 1.5"),
+    ],
+)
+def test_impossible_augmentation_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**options)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
-def test_an_impossible_alpha_is_refused(alpha: float) -> None:
-    with pytest.raises(ValueError, match="alpha must be above 0"):
-        mixup(torch.zeros(2, 1), torch.zeros(2), alpha, seeded(0))
-
-
-def test_mixup_does_not_take_bytes() -> None:
-    with pytest.raises(ValueError, match=r"normalised images, not torch\.uint8"):
-        mixup(noise(2, 4, 4), torch.zeros(2), 1.0, seeded(0))
+def test_a_fill_has_the_images_channels() -> None:
+    assert Augmentation().colour(4).tolist() == [0, 0, 0, 0]
+    assert Augmentation(fill=(7,)).colour(1).tolist() == [7]
+    with pytest.raises(ValueError, match="fill must have 3 values, not 1"):
+        Augmentation(fill=(7,)).colour(3)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from models.data.crops import RandomCrop
+from models.data.augment import Augmentation, PaddingMode
+from models.data.collection import Centre
+from models.data.crops import RandomCrop, ShiftedCrop, crop_for, trained_at
+from models.preprocess import CHANNELS, IMAGENET, Channels, InputSpec
 
 
 def photograph(width: int, height: int) -> Image.Image:
@@ -29,17 +35,26 @@ def plain(image: Image.Image, crop: RandomCrop, seed: int) -> NDArray[np.uint8]:
     random = np.random.Generator(np.random.Philox(seed))
     box = crop.box(*image.size, random)
     mirrored = random.integers(2) == 1
-    resized = image.crop(box).resize((crop.size, crop.size), Image.Resampling.BILINEAR)
+    resized = image.crop(box).resize(crop.sides[::-1], Image.Resampling.BILINEAR)
     return np.asarray(ImageOps.mirror(resized) if mirrored and crop.flip else resized)
 
 
-@pytest.mark.parametrize("crop", [RandomCrop(size=16), RandomCrop(size=16, shorter_side=(16, 40))])
+@pytest.mark.parametrize(
+    "crop",
+    [
+        RandomCrop(size=16),
+        RandomCrop(size=16, shorter_side=(16, 40)),
+        RandomCrop(size=(12, 20)),
+        RandomCrop(size=(20, 12), shorter_side=(20, 40)),
+        RandomCrop(size=16, squash=True),
+    ],
+)
 def test_a_crop_is_cropped_resized_and_mirrored(crop: RandomCrop) -> None:
     image = photograph(60, 45)
     for seed in range(20):
         pixels = crop(reopened(image), seed)
         assert pixels.dtype == np.uint8
-        assert pixels.shape == (16, 16, 3)
+        assert pixels.shape == (*crop.sides, 3)
         assert np.array_equal(pixels, plain(image, crop, seed))
         assert np.array_equal(pixels, crop(reopened(image), seed))
 
@@ -138,3 +153,90 @@ def test_turned_photographs_are_cropped_upright(orientation: int, size: tuple[in
 def test_impossible_ranges_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RandomCrop(size=16, **change)  # type: ignore[arg-type]
+
+
+def test_a_crops_ratio_is_that_of_the_networks_input_or_of_the_image() -> None:
+    random = np.random.default_rng(0)
+    for crop, shape in (
+        (RandomCrop(size=(80, 160), ratio=(0.9, 1.1)), 2.0),
+        (RandomCrop(size=80, squash=True, ratio=(0.9, 1.1)), 1000 / 400),
+    ):
+        for _ in range(200):
+            left, top, right, bottom = crop.box(1000, 400, random)
+            assert 0.85 * shape < (right - left) / (bottom - top) < 1.15 * shape
+
+
+def test_a_scaled_crop_is_never_larger_than_the_image() -> None:
+    crop, random = RandomCrop(size=(10, 30), shorter_side=(30, 30)), np.random.default_rng(0)
+    for width, height in ((40, 40), (20, 90), (1, 1)):
+        left, top, right, bottom = crop.box(width, height, random)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+
+
+@pytest.mark.parametrize("channels", ["grey", "bgr", "rgba"])
+def test_the_channels_of_a_crop_are_the_networks(channels: Channels) -> None:
+    image = photograph(60, 45)
+    rgb = RandomCrop(size=16)(reopened(image), 1)
+    found = RandomCrop(size=16, channels=channels)(reopened(image), 1)
+    assert found.shape == (16, 16, CHANNELS[channels])
+    assert found.flags.c_contiguous
+    if channels == "bgr":
+        assert np.array_equal(found, rgb[:, :, ::-1])
+    elif channels == "rgba":
+        assert np.array_equal(found[..., :3], rgb)
+        assert (found[..., 3] == 255).all()
+    else:
+        luma = rgb @ [0.299, 0.587, 0.114]
+        assert np.abs(found[..., 0] - luma).max() < 2
+
+
+SPEC = InputSpec(size=(8, 10), resize=(10, 12), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_a_shifted_crop_is_the_served_image_behind_a_border(mode: PaddingMode) -> None:
+    image, crop = photograph(30, 25), ShiftedCrop(spec=SPEC, padding=2, mode=mode)
+    served = torch.from_numpy(Centre(SPEC)(image)).permute(2, 0, 1).float()
+    padded = F.pad(served, (2,) * 4, mode="constant" if mode == "zeros" else "reflect")
+    allowed = {
+        (flip, top, left): (cut.flip(2) if flip else cut).permute(1, 2, 0).byte().numpy().tobytes()
+        for top in range(5)
+        for left in range(5)
+        for cut in [padded[:, top : top + 8, left : left + 10]]
+        for flip in (False, True)
+    }
+    seen = {crop(image, seed).tobytes() for seed in range(300)}
+    assert seen == set(allowed.values())
+    assert crop(image, 3).tobytes() == crop(image, 3).tobytes()
+    still = ShiftedCrop(spec=SPEC, padding=0, mode=mode, flip=False)
+    assert np.array_equal(still(image, 0), Centre(SPEC)(image))
+
+
+def test_an_image_is_not_shifted_behind_more_than_itself() -> None:
+    with pytest.raises(ValueError, match="crop_padding must be less than the images' 8 pixels"):
+        ShiftedCrop(spec=SPEC, padding=8, mode="reflect")
+    ShiftedCrop(spec=SPEC, padding=8)
+
+
+def test_the_recipes_choice_of_crop_is_made() -> None:
+    padded = crop_for(Augmentation(crop_padding=3, padding_mode="reflect"), SPEC)
+    assert padded == ShiftedCrop(spec=SPEC, padding=3, mode="reflect")
+    resized = crop_for(Augmentation(crops="resized", scale=(0.2, 0.9), flip=False), SPEC)
+    assert resized == RandomCrop(size=(8, 10), scale=(0.2, 0.9), flip=False)
+    scaled = crop_for(Augmentation(crops="scaled", shorter_side=(12, 20)), SPEC)
+    assert scaled == RandomCrop(size=(8, 10), shorter_side=(12, 20))
+    squashed = crop_for(Augmentation(crops="resized"), replace(SPEC, crop="squash"))
+    assert squashed == RandomCrop(size=(8, 10), squash=True)
+    alternating = crop_for(Augmentation(alternate_flip=True), SPEC)
+    assert alternating.flip is False, "it is alternated afterwards"
+    with pytest.raises(ValueError, match="shorter_side must be a range above 9, not 4 to 20"):
+        crop_for(Augmentation(crops="scaled", shorter_side=(4, 20)), SPEC)
+
+
+def test_another_size_of_training_keeps_the_proportions() -> None:
+    assert trained_at(IMAGENET, 0) is IMAGENET
+    smaller = trained_at(IMAGENET, 176)
+    assert (smaller.size, smaller.resize) == (176, 201)
+    wide = trained_at(replace(IMAGENET, size=(224, 160), resize=(256, 183)), 80)
+    assert (wide.size, wide.box) == ((112, 80), (128, 92))

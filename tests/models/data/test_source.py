@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.data.augment import Augmentation, crop_and_flip, cutout, draw_crops
+from models.data import datasets
+from models.data.augment import Augmentation, CropKind, crop_and_flip, draw_crops
 from models.data.datasets import Dataset
+from models.data.hiding import cutout
 from models.data.loading import Loading
+from models.data.order import batches_of, shuffled
 from models.data.seeds import mix
 from models.data.source import Resident, Source, held_out, open_source
-from models.data.streamed import Streamed, global_batches
-from models.preprocess import CIFAR, IMAGENET
+from models.data.streamed import Streamed
+from models.preprocess import CHANNELS, CIFAR, IMAGENET, Channels
 
 
 def dataset(count: int = 23, size: int = 8) -> Dataset:
@@ -49,11 +53,19 @@ def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]
     )
 
 
+def global_batches(
+    count: int, seed: int, epoch: int, start: int, batch_size: int
+) -> Iterator[Tensor]:
+    return (each.indices for each in batches_of(shuffled(count, seed, epoch), start, batch_size))
+
+
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"padding_mode": "reflect", "crop_padding": 2},
     {"alternate_flip": True, "cutout": 4},
     {"crop_padding": 0, "flip": False},
+    {"jitter": 0.4, "lighting": 0.1, "auto_augment": "rand", "erasing": 0.5},
+    {"balance": "sampling", "last_batch": "keep", "jitter": 0.4},
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS)
 
@@ -62,7 +74,8 @@ every_option = pytest.mark.parametrize("options", OPTIONS)
 def test_ranks_together_see_what_one_process_sees(options: dict[str, Any]) -> None:
     source = Resident(dataset(), "cpu", Augmentation(**options))
     whole = epoch(source)
-    assert [len(targets) for _, targets in whole] == [6, 6, 6]
+    last = [5] if options.get("last_batch") == "keep" else []
+    assert [len(targets) for _, targets in whole] == [6, 6, 6, *last]
     for world in (2, 3, 4):
         parts = [epoch(source, rank=rank, world=world) for rank in range(world)]
         for step, (images, targets) in enumerate(whole):
@@ -119,7 +132,7 @@ def test_every_image_comes_once_but_for_an_incomplete_batch() -> None:
 
 def test_a_batch_is_augmented_as_the_functions_do_it() -> None:
     data = dataset()
-    source = Resident(data, "cpu", Augmentation(crop_padding=3, cutout=3, cutout_fill=(1, 2, 3)))
+    source = Resident(data, "cpu", Augmentation(crop_padding=3, cutout=3, fill=(1, 2, 3)))
     chosen = list(global_batches(23, 1, 2, 0, 6))
     for step, (images, _) in enumerate(epoch(source, epoch=2)):
         generator = torch.Generator().manual_seed(mix("augment", 1, 2, step))
@@ -201,39 +214,43 @@ def test_small_images_are_resident_and_large_ones_or_many_are_streamed(tmp_path:
     )
     assert isinstance(resident, Resident)
     assert counts == [1, 2, 3, 4, 5, 6, 7]
-    assert isinstance(open_source(path, IMAGENET, "cpu"), Streamed)
     few = 7 * 32 * 32 * 3
-    assert isinstance(
-        open_source(path, CIFAR, "cpu", loading=Loading(resident_bytes=few)), Resident
-    )
-    streamed = open_source(path, CIFAR, "cpu", loading=Loading(resident_bytes=few - 1))
+    sides = {128: Resident, 129: Streamed}
+    for side, kind in sides.items():
+        spec = replace(CIFAR, size=side, resize=side)
+        assert isinstance(open_source(path, spec, "cpu"), kind)
+    for bytes_allowed, kind in {few: Resident, few - 1: Streamed}.items():
+        loading = Loading(resident_bytes=bytes_allowed)
+        assert isinstance(open_source(path, CIFAR, "cpu", loading=loading), kind)
+    # Random parts of the image itself are better than of what is left after resizing.
+    resized = Augmentation(crops="resized")
+    assert isinstance(open_source(path, CIFAR, "cpu", augmentation=resized), Streamed)
+    with pytest.raises(ValueError, match="cannot be cropped as 'resized' asks; stream them"):
+        open_source(path, CIFAR, "cpu", augmentation=resized, loading=Loading(resident=True))
+    streamed = open_source(path, CIFAR, "cpu", loading=Loading(resident=False))
     assert isinstance(streamed, Streamed)
-    assert isinstance(open_source(path, CIFAR, "cpu", loading=Loading(resident=False)), Streamed)
     for source in (resident, streamed):
         assert source.classes == ("cat", "dog")
         assert source.source == tmp_path.name
         assert len(source) == 7
         batches = epoch(source, batch_size=3)
         assert [images.shape for images, _ in batches] == [(3, 32, 32, 3)] * 2
-        for images, targets in batches:
-            assert (images[:, 0, 0, 0] % 2 == targets).all()
 
 
-def test_a_source_says_what_it_applies(tmp_path: Path) -> None:
-    asked = Augmentation(crop_padding=2, padding_mode="reflect", alternate_flip=True, cutout=3)
-    path = folder(tmp_path)
-    small = open_source(path, CIFAR, "cpu", augmentation=asked)
-    assert small.applied == {
-        "crops": "padded",
-        "crop_padding": 2,
-        "padding_mode": "reflect",
-        "alternate_flip": True,
-        "cutout": 3,
-    }
-    large = open_source(path, IMAGENET, "cpu", augmentation=asked)
-    assert large.applied == {"crops": "resized", "alternate_flip": True, "cutout": 3}
-    fill = replace(asked, cutout=448, cutout_fill=(9, 8, 7))
-    ((images, _),) = epoch(open_source(path, IMAGENET, "cpu", augmentation=fill))
+@pytest.mark.parametrize("crops", ["padded", "resized", "scaled"])
+@pytest.mark.parametrize("side", [32, 224])
+def test_crops_are_those_asked_for_whatever_the_size(
+    tmp_path: Path, crops: CropKind, side: int
+) -> None:
+    asked = Augmentation(crops=crops, alternate_flip=True, cutout=3, erasing=0.1)
+    spec = replace(CIFAR, size=side, resize=side)
+    assert open_source(folder(tmp_path), spec, "cpu", augmentation=asked).applied == asked.applied()
+
+
+def test_a_photograph_is_filled_with_the_colour(tmp_path: Path) -> None:
+    filled = Augmentation(crops="resized", cutout=448, fill=(9, 8, 7))
+    source = open_source(folder(tmp_path), IMAGENET, "cpu", augmentation=filled)
+    ((images, _),) = epoch(source)
     assert set(map(tuple, images.reshape(-1, 3).tolist())) == {(9, 8, 7)}
 
 
@@ -241,29 +258,82 @@ def test_photographs_are_resized_as_the_network_is_served(tmp_path: Path) -> Non
     path = folder(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path / "train" / "cat" / "0.png")
+    resized = Augmentation(crops="resized")
     one, other = (
-        epoch(open_source(path, replace(IMAGENET, interpolation=each), "cpu"))
+        epoch(open_source(path, replace(IMAGENET, interpolation=each), "cpu", augmentation=resized))
         for each in ("bilinear", "nearest")
     )
     assert not same(one, other)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    "changes",
     [
-        ({"channels": "grey", "mean": (0.5,), "std": (0.5,)}, "grey ones"),
-        ({"channels": "bgr"}, "bgr ones"),
-        ({"size": (32, 40), "resize": (32, 40)}, "ones of 32 x 40 pixels"),
-        ({"crop": "letterbox"}, "ones with bars"),
+        {"channels": "grey", "mean": (0.5,), "std": (0.5,)},
+        {"channels": "bgr"},
+        {"channels": "rgba", "mean": (0.5,) * 4, "std": (0.5,) * 4},
+        {"size": (28, 40), "resize": (32, 40)},
+        {"crop": "letterbox", "fill": (1, 2, 3)},
+        {"crop": "squash", "size": 24},
     ],
 )
-def test_training_takes_square_rgb_images_without_bars(
-    tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_training_sees_images_as_they_are_served(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = folder(tmp_path)
+    for number, file in enumerate(sorted(path.rglob("*.png"))):
+        pixels = np.random.default_rng(number).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
     spec = replace(CIFAR, **changes)
-    for opened in (lambda: open_source(tmp_path, spec, "cpu"), lambda: held_out(tmp_path, spec, 1)):
-        with pytest.raises(ValueError, match=f"takes square RGB images; .* input is {words}"):
-            opened()
+    plain = Augmentation(crop_padding=0, flip=False)
+    served = datasets.read(path, spec, split="train")
+    expected = {image.tobytes() for image in served.images}
+    for resident in (True, False):
+        loading = Loading(resident=resident)
+        source = open_source(path, spec, "cpu", augmentation=plain, loading=loading)
+        ((images, _),) = epoch(source, batch_size=7)
+        assert images.shape == (7, *spec.shape)
+        assert {image.numpy().tobytes() for image in images} == expected
+    assert held_out(path, spec, 1).images.shape == (1, *spec.shape)
+
+
+@pytest.mark.parametrize("channels", ["bgr", "grey", "rgba"])
+def test_images_in_memory_change_as_opened_ones_do(tmp_path: Path, channels: Channels) -> None:
+    count = CHANNELS[channels]
+    spec = replace(CIFAR, channels=channels, mean=(0.5,) * count, std=(0.5,) * count)
+    changed = Augmentation(crop_padding=0, flip=False, jitter=0.5, auto_augment="trivial")
+    one, other = (
+        epoch(
+            open_source(
+                folder(tmp_path),
+                spec,
+                "cpu",
+                augmentation=changed,
+                loading=Loading(resident=resident),
+            )
+        )
+        for resident in (True, False)
+    )
+    assert same(one, other)
+
+
+def test_training_images_of_another_size_are_those_that_are_served_at_it(tmp_path: Path) -> None:
+    path, smaller = folder(tmp_path), Augmentation(crop_padding=0, flip=False, train_size=24)
+    sources = [
+        open_source(path, CIFAR, "cpu", augmentation=smaller, loading=Loading(resident=resident))
+        for resident in (True, False)
+    ]
+    one, other = map(epoch, sources)
+    assert same(one, other)
+    assert one[0][0].shape == (6, 24, 24, 3)
+    with pytest.raises(ValueError, match="8 x 8 pixels, which is not the train_size 24"):
+        Resident(dataset(), "cpu", smaller)
+
+
+def test_rare_classes_are_drawn_as_often_as_others() -> None:
+    data = replace(dataset(120), targets=np.array([1] * 6 + [0] * 114), classes=("a", "b", "c"))
+    source = Resident(data, "cpu", Augmentation(balance="sampling"))
+    drawn = torch.cat([targets for e in range(4) for _, targets in epoch(source, epoch=e)])
+    assert len(drawn) == 480
+    assert 200 < int((drawn == 1).sum()) < 280
 
 
 def test_images_left_out_are_reported(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from models.data import datasets
-from models.data.augment import Augmentation, cutout
+from models.data.augment import Augmentation, CropKind
+from models.data.changes import changes_for
 from models.data.collection import Collection, InMemory, find
-from models.data.crops import RandomCrop
+from models.data.crops import RandomCrop, ShiftedCrop
+from models.data.hiding import cutout
 from models.data.loading import Loading
+from models.data.order import batches_of, shuffled
 from models.data.seeds import mix
-from models.data.streamed import Stream, Streamed, global_batches, stream
-from models.preprocess import CIFAR, InputSpec
+from models.data.streamed import Stream, Streamed, stream
+from models.preprocess import CHANNELS, CIFAR, Channels, InputSpec
 
 SPEC = InputSpec(size=8, resize=10, mean=CIFAR.mean, std=CIFAR.std)
 COUNT = 14
@@ -45,8 +50,17 @@ def archive(path: Path, mode: str) -> Path:
     return path / "set.tar"
 
 
+RESIZED = Augmentation(crops="resized")
+
+
 def streamed(path: Path, **options: Any) -> Streamed:
-    return Streamed(find(path), RandomCrop(size=8), Loading(**options))
+    return Streamed(find(path), SPEC, RESIZED, Loading(**options))
+
+
+def global_batches(
+    count: int, seed: int, epoch: int, start: int, batch_size: int
+) -> Iterator[Tensor]:
+    return (each.indices for each in batches_of(shuffled(count, seed, epoch), start, batch_size))
 
 
 def epoch(source: Streamed, **options: Any) -> list[tuple[Tensor, Tensor]]:
@@ -85,12 +99,12 @@ def test_a_batch_holds_the_crops_of_its_images(tmp_path: Path) -> None:
 
 
 def plain(**fields: Any) -> Augmentation:
-    return Augmentation(crop_padding=0, **fields)
+    return Augmentation(crops="resized", **fields)
 
 
 def test_an_images_flip_alternates_between_epochs(tmp_path: Path) -> None:
     found = find(folder(tmp_path))
-    source = Streamed(found, RandomCrop(size=8), augmentation=plain(alternate_flip=True))
+    source = Streamed(found, SPEC, plain(alternate_flip=True))
     crop = RandomCrop(size=8, flip=False)
     flips: list[dict[int, bool]] = []
     for number in range(3):
@@ -107,14 +121,10 @@ def test_an_images_flip_alternates_between_epochs(tmp_path: Path) -> None:
     assert flips[2] == flips[0]
 
 
-def test_cutout_fills_a_square_of_each_photograph(tmp_path: Path) -> None:
+def test_fills_a_square_of_each_photograph(tmp_path: Path) -> None:
     folder(tmp_path)
     fill = (1, 2, 3)
-    cut = Streamed(
-        find(tmp_path),
-        RandomCrop(size=8),
-        augmentation=plain(cutout=3, cutout_fill=fill),
-    )
+    cut = Streamed(find(tmp_path), SPEC, plain(cutout=3, fill=fill))
     chosen = zip(epoch(streamed(tmp_path), epoch=2), epoch(cut, epoch=2), strict=True)
     for step, ((before, _), (after, _)) in enumerate(chosen):
         generator = torch.Generator().manual_seed(mix("augment", 1, 2, step))
@@ -122,29 +132,99 @@ def test_cutout_fills_a_square_of_each_photograph(tmp_path: Path) -> None:
         assert not torch.equal(after, before)
 
 
+AUGMENTED = plain(alternate_flip=True, cutout=4)
+EVERYTHING = Augmentation(
+    crop_padding=2,
+    jitter=0.4,
+    lighting=0.1,
+    auto_augment="trivial",
+    erasing=0.5,
+    last_batch="keep",
+    balance="sampling",
+)
+
+
 def test_it_says_what_it_applies(tmp_path: Path) -> None:
     found = find(folder(tmp_path))
-    asked = Augmentation(crop_padding=50, padding_mode="reflect", alternate_flip=True, cutout=4)
-    source = Streamed(found, RandomCrop(size=8), augmentation=asked)
-    assert source.applied == {"crops": "resized", "alternate_flip": True, "cutout": 4}
-    unflipped = Streamed(found, RandomCrop(size=8, flip=False), augmentation=asked)
-    assert unflipped.applied["alternate_flip"] is False
+    for asked in (AUGMENTED, EVERYTHING):
+        assert Streamed(found, SPEC, asked).applied == asked.applied()
 
 
-AUGMENTED = Augmentation(alternate_flip=True, cutout=4)
+def test_padded_crops_shift_the_image_that_is_served(tmp_path: Path) -> None:
+    found = find(folder(tmp_path))
+    source = Streamed(found, SPEC, Augmentation(crop_padding=3, padding_mode="reflect"))
+    crop = ShiftedCrop(spec=SPEC, padding=3, mode="reflect")
+    chosen = list(global_batches(COUNT, 1, 2, 0, 4))
+    for (images, _), indices in zip(epoch(source, epoch=2), chosen, strict=True):
+        for image, index in zip(images.numpy(), indices.tolist(), strict=True):
+            assert np.array_equal(image, crop(found.images.open(index), mix("crop", 1, 2, index)))
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(), AUGMENTED])
+def test_images_are_changed_after_their_crops(tmp_path: Path) -> None:
+    found = find(folder(tmp_path))
+    before = epoch(streamed(tmp_path))
+    augmentation = plain(jitter=0.4, auto_augment="rand")
+    changes = changes_for(augmentation, SPEC)
+    assert changes is not None
+    after = epoch(Streamed(found, SPEC, augmentation))
+    for step, indices in enumerate(global_batches(COUNT, 1, 0, 0, 4)):
+        for row, index in enumerate(indices.tolist()):
+            expected = changes(before[step][0][row].numpy(), mix("crop", 1, 0, index))
+            assert np.array_equal(after[step][0][row].numpy(), expected)
+
+
+def test_a_last_batch_is_kept_on_request(tmp_path: Path) -> None:
+    found = find(folder(tmp_path))
+    kept = epoch(Streamed(found, SPEC, plain(last_batch="keep", cutout=2)))
+    assert [len(targets) for _, targets in kept] == [4, 4, 4, 2]
+    assert same(kept[:3], epoch(Streamed(found, SPEC, plain(cutout=2))))
+
+
+def test_copies_of_an_image_in_an_epoch_are_not_alike() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+    rare = np.array([1] + [0] * 7)
+    collection = Collection(InMemory(pixels[rare]), rare, ("common", "rare"), Path("made"))
+    source = Streamed(collection, SPEC, plain(balance="sampling"))
+    ((images, targets),) = epoch(source, batch_size=8)
+    again = [image.numpy().tobytes() for image in images[targets == 1]]
+    assert len(again) > 1
+    assert len(set(again)) == len(again)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"), [("grey", 8), ("bgr", (6, 9)), ("rgba", (9, 6)), ("rgb", (6, 9))]
+)
+@pytest.mark.parametrize("crops", ["padded", "resized", "scaled"])
+def test_images_have_the_shape_of_the_input(
+    tmp_path: Path, channels: Channels, size: Any, crops: CropKind
+) -> None:
+    count = CHANNELS[channels]
+    ones = (0.5,) * count
+    spec = InputSpec(size=size, resize=12, channels=channels, mean=ones, std=ones)
+    augmentation = Augmentation(
+        crops=crops, shorter_side=(10, 12), cutout=2, fill=(9,) * count, jitter=0.2
+    )
+    batches = epoch(Streamed(find(folder(tmp_path)), spec, augmentation))
+    assert {images.shape for images, _ in batches} == {(4, *spec.shape)}
+    assert all((images == 9).all(3).any() for images, _ in batches)
+
+
+def test_training_images_may_be_smaller_than_the_networks_input(tmp_path: Path) -> None:
+    source = Streamed(find(folder(tmp_path)), SPEC, plain(train_size=6))
+    assert {images.shape for images, _ in epoch(source)} == {(4, 6, 6, 3)}
+
+
+@pytest.mark.parametrize("augmentation", [RESIZED, AUGMENTED, EVERYTHING])
 def test_ranks_together_see_what_one_process_sees_from_any_batch_on(
     tmp_path: Path, augmentation: Augmentation
 ) -> None:
-    source = Streamed(find(folder(tmp_path)), RandomCrop(size=8), augmentation=augmentation)
+    source = Streamed(find(folder(tmp_path)), SPEC, augmentation)
     whole = epoch(source)
     for world in (2, 3):
         for rank in range(world):
             expected = [(images[rank::world], targets[rank::world]) for images, targets in whole]
             assert same(epoch(source, rank=rank, world=world), expected)
-    for start in range(4):
+    for start in range(len(whole) + 1):
         assert same(epoch(source, start=start), whole[start:])
     assert not same(epoch(source, epoch=1), whole)
     assert not same(epoch(source, seed=2), whole)
@@ -220,7 +300,7 @@ def test_archives_are_streamed_unless_they_are_compressed(tmp_path: Path) -> Non
 def test_images_in_memory_are_streamed_too() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     collection = Collection(InMemory(pixels), np.arange(9), tuple("abcdefghi"), Path("made"))
-    source = Streamed(collection, RandomCrop(size=48))
+    source = Streamed(collection, replace(SPEC, size=48, resize=48), RESIZED)
     batches = epoch(source)
     assert [images.shape for images, _ in batches] == [(4, 48, 48, 3)] * 2
 

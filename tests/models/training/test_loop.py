@@ -17,6 +17,7 @@ from models.data.source import Resident
 from models.resnet import ResNet
 from models.training import loop
 from models.training.checkpoint import CannotResume, Checkpoint
+from models.training.keeping import Outcome, Validation
 from models.training.loop import Diverged, Options, Progress, train
 from models.training.parallel import World
 from models.training.recipes import RECIPES, Phase, Recipe
@@ -98,6 +99,69 @@ def test_an_incomplete_last_batch_is_left_out() -> None:
     assert [at.step for at in trained(fresh(), data=separable(47))] == [5, 10, 15]
 
 
+def test_an_incomplete_last_batch_is_kept_on_request() -> None:
+    kept = Augmentation(crop_padding=0, flip=False, last_batch="keep")
+    data, recipe = separable(21), replace(RECIPE, last_batch="keep").lasting("epochs", 1)
+    for batch_size, count in ((8, 3), (32, 1)):
+        network, reports = fresh(), list[Progress]()
+        still = replace(recipe, batch_size=batch_size, learning_rate=0.0)
+        source = Resident(data, "cpu", kept)
+        train(
+            network,
+            source,
+            tiny.INPUT,
+            still,
+            seed=0,
+            options=FP32,
+            report=reports.append,
+        )
+        assert [at.step for at in reports] == [count]
+        # Each image counts once, whatever the size of its batch.
+        right = reports[0].accuracy * 21
+        assert right == pytest.approx(round(right))
+
+
+def test_a_last_batch_that_cannot_be_divided_is_refused() -> None:
+    source = Resident(separable(21), "cpu", Augmentation(last_batch="keep"))
+    recipe = replace(RECIPE, last_batch="keep")
+    with pytest.raises(ValueError, match="the last batch's 5 images are too few for 4 parts"):
+        train(fresh(), source, tiny.INPUT, recipe, seed=0, options=Options(accumulate=4))
+
+
+def test_parts_of_a_last_batch_add_up_to_it() -> None:
+    """Without normalisation by the batch, the gradient is that of the whole batch."""
+    kept = Augmentation(crop_padding=0, flip=False, last_batch="keep")
+    recipe = replace(RECIPE, last_batch="keep").lasting("iterations", 3)
+    results = []
+    for parts in (1, 2):
+        network = fresh()
+        for norm in network.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.track_running_stats = False
+                norm.forward = lambda x: x  # type: ignore[method-assign]
+        options = replace(FP32, accumulate=parts)
+        train(
+            network,
+            Resident(separable(21), "cpu", kept),
+            tiny.INPUT,
+            recipe,
+            seed=0,
+            options=options,
+        )
+        results.append(network.state_dict())
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, msg=name)
+
+
+@pytest.mark.parametrize("changes", [{"cutmix": 1.0}, {"cutmix": 1.0, "mixup": 1.0}])
+def test_cutmix_is_drawn_anew_each_step_and_repeats_itself(changes: dict[str, Any]) -> None:
+    recipe = replace(RECIPE, **changes)
+    first = weights(recipe)
+    assert tiny.same_bits(weights(recipe), first)
+    assert not tiny.same_bits(weights(), first)
+    assert not tiny.same_bits(weights(replace(RECIPE, mixup=1.0)), first)
+
+
 def test_a_long_epoch_reports_on_its_way() -> None:
     recipe = replace(RECIPE, batch_size=2).lasting("epochs", 1)
     assert [at.step for at in trained(fresh(), recipe, data=separable(90))] == [20, 40, 45]
@@ -108,11 +172,28 @@ def test_iterations_may_end_within_an_epoch() -> None:
     assert [(at.step, at.epoch) for at in reports] == [(5, 0), (7, 1)]
 
 
+# The second epoch is the best, and the last ties with it.
+SCORES = [Validation(0.5, 1.0), Validation(0.75, 0.5), Validation(0.75, 0.5)]
+
+
 class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize("change", [{}, {"ema": 0.9}, {"cutout": 3, "mixup": 0.4}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"ema": 0.9},
+        {"cutout": 3, "mixup": 0.4},
+        {"optimizer": "adamw", "learning_rate": 0.01, "clip": 0.5},
+        {"lookahead": 2, "bias_rate": 8.0, "decays": "all"},
+        {"freeze": "stage1", "body_rate": 0.3, "norm": "frozen"},
+        {"balance": "loss", "mixup": 0.4, "label_smoothing": 0.1},
+        {"keep": "best", "ema": 0.9},
+        {"keep": "best", "patience": 1, "lookahead": 2},
+    ],
+)
 @pytest.mark.parametrize("at", [3, 10, 14])
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.precision)])
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(
@@ -134,7 +215,15 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
     def go(**more: Any) -> dict[str, Any]:
         network = fresh(dropout=0.3)
         source = Resident(separable(), "cpu", Augmentation(crop_padding=1))
-        train(network, source, tiny.INPUT, recipe, seed=1, **more)
+        train(
+            network,
+            source,
+            tiny.INPUT,
+            recipe,
+            seed=1,
+            after_epoch=lambda progress, result: SCORES[progress.epoch],
+            **more,
+        )
         return network.state_dict()
 
     often = Options(save_every=0, precision=precision)
@@ -142,7 +231,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
         go(checkpoint=checkpoint, report=kill, options=often)
     seen: list[Progress] = []
     resumed = go(checkpoint=checkpoint, report=seen.append, options=often)
-    assert at - 2 <= seen[0].step <= at + 2, "it did not begin anew"
+    if seen:  # Else it was over when it was killed.
+        assert at - 2 <= seen[0].step <= at + 2, "it did not begin anew"
     assert tiny.same_bits(resumed, go(options=often))
 
 
@@ -223,6 +313,93 @@ def test_the_average_is_what_training_ends_with() -> None:
     first = fresh().state_dict()["head.weight"]
     far, near = (((w["head.weight"] - first) ** 2).sum() for w in (moved, averaged))
     assert near < far
+
+
+def outcome(recipe: Recipe, *, network: ResNet | None = None, **more: Any) -> Outcome:
+    source = Resident(separable(), "cpu", Augmentation(crop_padding=1))
+    more.setdefault("after_epoch", lambda progress, result: SCORES[progress.epoch])
+    return train(network or fresh(), source, tiny.INPUT, recipe, seed=0, options=FP32, **more)
+
+
+@pytest.mark.parametrize("average", [{}, {"ema": 0.9}, {"lookahead": 2}])
+def test_what_is_measured_as_the_best_is_what_is_kept(average: dict[str, Any]) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def measure(progress: Progress, result: ResNet) -> Validation:
+        assert not result.training
+        seen.append({name: value.clone() for name, value in result.state_dict().items()})
+        return SCORES[progress.epoch]
+
+    network = fresh()
+    recipe = replace(RECIPE, keep="best", **average)
+    found = outcome(recipe, network=network, after_epoch=measure)
+    assert found == Outcome(epoch=2, epochs=3, validation=SCORES[1])
+    assert tiny.same_bits(network.state_dict(), seen[1])
+    last = fresh()
+    assert outcome(replace(recipe, keep="last"), network=last, after_epoch=measure).epoch == 3
+    assert tiny.same_bits(last.state_dict(), seen[-1])
+    assert not tiny.same_bits(last.state_dict(), seen[1])
+
+
+def test_patience_ends_a_run_that_gets_no_better() -> None:
+    recipe = replace(RECIPE.lasting("epochs", 4), patience=2)
+    scores = [Validation(0.75, 0.5), Validation(0.75, 0.6), Validation(0.7, 0.1)]
+    reports: list[Progress] = []
+    found = outcome(
+        recipe,
+        report=reports.append,
+        after_epoch=lambda progress, result: scores[progress.epoch],
+    )
+    assert found == Outcome(epoch=3, epochs=3, stopped_early=True, validation=scores[2])
+    assert [at.step for at in reports] == [5, 10, 15]
+
+
+def test_a_run_that_ended_early_does_not_go_on_when_resumed(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, keep="best", patience=1)
+    scores = [Validation(0.75, 0.5), Validation(0.5, 0.5)]
+    checkpoint = Checkpoint(tmp_path / "state.pt", {})
+
+    def go() -> tuple[Outcome, dict[str, Any]]:
+        network = fresh()
+        found = outcome(
+            recipe,
+            network=network,
+            checkpoint=checkpoint,
+            after_epoch=lambda progress, result: scores.pop(0),
+        )
+        return found, network.state_dict()
+
+    first, kept = go()
+    assert first == Outcome(epoch=1, epochs=2, stopped_early=True, validation=Validation(0.75, 0.5))
+    again, same = go()
+    assert again == first
+    assert tiny.same_bits(same, kept)
+
+
+def test_a_start_better_than_every_epoch_is_kept() -> None:
+    network = fresh()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    start = Validation(0.75, 0.4)
+    found = outcome(replace(RECIPE, keep="best"), network=network, start=start)
+    assert found == Outcome(epoch=0, epochs=3, validation=start)
+    assert tiny.same_bits(network.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keep": "best"}, "keep best needs validation images"),
+        ({"patience": 1}, "patience needs validation images"),
+    ],
+)
+def test_what_needs_a_validation_does_not_go_without(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trained(fresh(), replace(RECIPE, **change))
+
+
+def test_the_scheduled_rate_is_reported_whatever_a_part_gets() -> None:
+    last = trained(fresh(), replace(RECIPE, body_rate=0.1))[-1]
+    assert last.learning_rate == pytest.approx(RECIPE.learning_rate * RECIPE.factor(14 / 15))
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient() -> None:

@@ -64,6 +64,44 @@ def test_two_processes_write_the_bundle_of_one(tmp_path: Path) -> None:
         )
 
 
+UNEVEN = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+import torch
+from models.data.augment import Augmentation
+from models.data.source import Resident
+from models.resnet import ResNet
+from models.training.loop import Options, train
+from models.training.parallel import join
+from tests.models.training.test_loop import RECIPE, replace, separable
+from tests.support import tiny
+
+torch.set_num_threads(1)
+with join("cpu") as world:
+    torch.manual_seed(0)
+    network = ResNet(tiny.architecture(num_classes=2))
+    source = Resident(separable(18), "cpu", Augmentation(crop_padding=1, last_batch="keep"))
+    recipe = replace(RECIPE, batch_size=15, last_batch="keep").lasting("epochs", 2)
+    options = Options(precision="fp32")
+    train(network, source, tiny.INPUT, recipe, seed=1, world=world, options=options)
+    if world.leads:
+        torch.save(network.state_dict(), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_last_batch_is_divided_among_processes(tmp_path: Path) -> None:
+    """Of its 3 images, three processes have one each and two have none."""
+    script = tmp_path / "uneven.py"
+    script.write_text(UNEVEN, "utf-8")
+    one, five = tmp_path / "one.pt", tmp_path / "five.pt"
+    run(script, one)
+    run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 5, script, five)
+    expected, found = torch.load(one), torch.load(five)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[World]:
     """A process group of this process."""

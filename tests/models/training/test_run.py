@@ -136,7 +136,9 @@ def test_a_temperature_that_the_images_do_not_determine_is_not_written() -> None
         ({"alternate_flip": True}, "the recipe's alternate_flip is True, but its images get False"),
         ({"crop_padding": 4}, "the recipe's crop_padding is 4, but its images get 1"),
         ({"padding_mode": "reflect"}, "the recipe's padding_mode is 'reflect', but"),
-        ({"crops": "resized"}, r"train with replace\(recipe, crops='padded'\)"),
+        ({"crops": "resized"}, "the recipe's crops is 'resized', but its images get 'padded'"),
+        ({"balance": "sampling"}, "the recipe's balance is 'sampling', but its images get 'none'"),
+        ({"last_batch": "keep"}, "the recipe's last_batch is 'keep', but its images get 'drop'"),
     ],
 )
 def test_a_source_that_does_not_do_what_the_recipe_says_is_refused(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
 from models.bundle import Bundle
-from models.training.recipes import Recipe
-from service.cli.train import FIELDS
+from models.training.recipes import Recipe, completed
+from service.cli.recipe_flags import FIELDS
 from service.repository import catalog
 from tests.support import made, tiny
 from tests.support.commands import run
@@ -18,8 +19,44 @@ SMALL = ("--variant", "resnet20", "--set", "blocks=[1,1]", "--set", "planes=[4,8
 # Photographs, of 224 pixels. (oneDNN crashes in the gradient of a 7x7 stem narrower than this.)
 LARGE = ("--variant", "resnet18", "--set", "blocks=[1,1]", "--set", "planes=[16,16]")
 COMMON = ("--iterations", "3", "--batch-size", "4", "--eager", "--device", "cpu", "--workers", "0")
+# What an option needs beside it, to have an effect.
+WEIGHTS, VALIDATED = ("--recipe", "quick", "--weights"), ("--validation", "3")
+NEEDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("freeze", "norm", "body_rate"), WEIGHTS),
+    **dict.fromkeys(("keep", "patience"), VALIDATED),
+    "stride_at": ("--set", "block=bottleneck"),
+    "last_batch": ("--batch-size", "5"),
+}
+# Those that change images, which happens in another place for larger ones.
+OF_IMAGES = (
+    *("flip", "scale", "shorter_side", "train_size", "jitter", "lighting", "auto_augment"),
+    *("erasing", "cutmix", "mixup", "cutout", "crop_padding", "label_smoothing"),
+)
 # One value for each option that is a field of a recipe.
 OPTIONS: dict[str, tuple[str, Any]] = {
+    "freeze": ("--freeze=stem", "stem"),
+    "norm": ("--norm=frozen", "frozen"),
+    "stride_at": ("--stride-at=1x1", "1x1"),
+    "stem_init": ("--stem-init=whitened", "whitened"),
+    "zero_init_residual": ("--zero-init-residual", True),
+    "optimizer": ("--optimizer=adamw", "adamw"),
+    "body_rate": ("--body-rate=0.1", 0.1),
+    "bias_rate": ("--bias-rate=8", 8.0),
+    "clip": ("--clip=0.01", 0.01),
+    "balance": ("--balance=sampling", "sampling"),
+    "lookahead": ("--lookahead=2", 2),
+    "keep": ("--keep=best", "best"),
+    "patience": ("--patience=1", 1),
+    "last_batch": ("--last-batch=keep", "keep"),
+    "flip": ("--no-flip", False),
+    "scale": ("--scale=0.3,0.6", [0.3, 0.6]),
+    "shorter_side": ("--shorter-side=230,260", [230, 260]),
+    "train_size": ("--train-size=48", 48),
+    "jitter": ("--jitter=0.4", 0.4),
+    "lighting": ("--lighting=0.1", 0.1),
+    "auto_augment": ("--auto-augment=trivial", "trivial"),
+    "erasing": ("--erasing=0.9", 0.9),
+    "cutmix": ("--cutmix=1", 1.0),
     "batch_size": ("--batch-size=6", 6),
     "learning_rate": ("--learning-rate=0.05", 0.05),
     "momentum": ("--momentum=0.5", 0.5),
@@ -46,13 +83,24 @@ def trained(data: Path, output: Path, *arguments: str) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Bundle]:
-    """Without options."""
-    folder = tmp_path_factory.mktemp("plain")
-    return {
-        network: trained(data, folder / f"{network[1]}.safetensors", *network)
-        for network in (SMALL, LARGE)
-    }
+def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights to start from."""
+    output = tmp_path_factory.mktemp("start") / "start.safetensors"
+    trained(data, output, *SMALL)
+    return str(output)
+
+
+@pytest.fixture(scope="module")
+def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """Without an option."""
+    folder, made = tmp_path_factory.mktemp("plain"), dict[tuple[str, ...], Bundle]()
+
+    def bundle(*arguments: str) -> Bundle:
+        if arguments not in made:
+            made[arguments] = trained(data, folder / f"{len(made)}.safetensors", *arguments)
+        return made[arguments]
+
+    return bundle
 
 
 def test_the_table_has_every_field_that_is_an_option() -> None:
@@ -68,41 +116,42 @@ def test_the_table_has_every_field_that_is_an_option() -> None:
         "padding_mode",
         "alternate_flip",
         "shortcut",
+        "mean",
+        "std",
     }
 
 
-@pytest.mark.parametrize("network", [SMALL, LARGE], ids=["small", "photographs"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_option_has_an_effect_and_is_recorded_or_is_refused(
-    data: Path,
-    tmp_path: Path,
-    plain: dict[tuple[str, ...], Bundle],
-    name: str,
-    network: tuple[str, ...],
+def test_an_option_has_an_effect_and_is_recorded(
+    data: Path, tmp_path: Path, plain: Callable[..., Bundle], start: str, name: str
 ) -> None:
     flag, value = OPTIONS[name]
-    output = tmp_path / "x.safetensors"
-    if (name, network) == ("crop_padding", LARGE):
-        done = run("train", "--data", data, *COMMON, *network, flag, output, status=2)
-        assert done.stderr.splitlines()[-1] == (
-            "resnet-serve: --crop-padding has no effect on random resized crops, which the recipe "
-            "or images of 224 pixels ask for; leave it out"
-        )
-        assert not output.exists()
-        return
-    changed, before = trained(data, output, *network, flag), plain[network]
-    assert not tiny.same_bits(changed.tensors, before.tensors), "it was done"
-    record = before.provenance["changed"] | {name: value}
-    assert changed.provenance["changed"] == record
-    assert changed.provenance["recipe"][name] == value
+    network = (*WEIGHTS, start) if NEEDS.get(name) == WEIGHTS else (*SMALL, *NEEDS.get(name, ()))
+    changed = trained(data, tmp_path / "x.safetensors", *network, flag)
+    before = plain(*network)
+    if name not in ("keep", "patience"):  # The last epoch may be the best.
+        assert not tiny.same_bits(changed.tensors, before.tensors), "it was done"
+    also = {"scale": {"crops": "resized"}, "shorter_side": {"crops": "scaled"}}.get(name, {})
+    assert changed.provenance["changed"] == before.provenance["changed"] | also | {name: value}
+    assert completed(changed.provenance["recipe"])[name] == value
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_an_option_changes_photographs_too(
+    data: Path, tmp_path: Path, plain: Callable[..., Bundle], name: str
+) -> None:
+    flag, value = OPTIONS[name]
+    changed = trained(data, tmp_path / "x.safetensors", *LARGE, flag)
+    assert not tiny.same_bits(changed.tensors, plain(*LARGE).tensors), "it was done"
+    assert completed(changed.provenance["recipe"])[name] == value
 
 
 @pytest.mark.parametrize("network", [SMALL, LARGE], ids=["small", "photographs"])
 def test_the_record_of_crops_is_what_was_done(
-    data: Path, tmp_path: Path, plain: dict[tuple[str, ...], Bundle], network: tuple[str, ...]
+    data: Path, tmp_path: Path, plain: Callable[..., Bundle], network: tuple[str, ...]
 ) -> None:
-    recipe = plain[network].provenance["recipe"]
-    changed = plain[network].provenance["changed"]
+    recipe = plain(*network).provenance["recipe"]
+    changed = plain(*network).provenance["changed"]
     if network == SMALL:
         assert (recipe["crops"], recipe["crop_padding"]) == ("padded", 4)
         assert "crops" not in changed
@@ -110,7 +159,7 @@ def test_the_record_of_crops_is_what_was_done(
     assert recipe["crops"] == changed["crops"] == "resized"
     assert recipe.keys().isdisjoint({"crop_padding", "padding_mode"})
     done = run("train", "--data", data, *COMMON, *network, tmp_path / "x.safetensors")
-    assert "random resized crops to 224 pixels, in place of the recipe's padded" in done.stderr
+    assert "random resized crops, as images of 224 pixels are too large for padded" in done.stderr
 
 
 @pytest.mark.parametrize("network", [SMALL, LARGE], ids=["small", "photographs"])
@@ -131,20 +180,32 @@ def test_flips_of_a_recipe_alternate_for_images_of_any_size(
 
 
 def test_how_batches_were_computed_is_recorded(
-    data: Path, tmp_path: Path, plain: dict[tuple[str, ...], Bundle]
+    data: Path, tmp_path: Path, plain: Callable[..., Bundle]
 ) -> None:
     parts = trained(data, tmp_path / "x.safetensors", *SMALL, "--accumulate", "2")
     assert parts.provenance["accumulate"] == 2
-    assert not tiny.same_bits(parts.tensors, plain[SMALL].tensors)
-    assert "accumulate" not in plain[SMALL].provenance
+    assert not tiny.same_bits(parts.tensors, plain(*SMALL).tensors)
+    assert "accumulate" not in plain(*SMALL).provenance
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--recipe", "imagenet", "--crop-padding", "2"], "--crop-padding has no effect on random"),
+        (
+            ["--recipe", "imagenet", "--crop-padding", "2"],
+            "--crop-padding has no effect: crops are",
+        ),
+        (["--scale", "0.3,1", "--shorter-side", "40,50"], "--scale or --shorter-side, not both"),
+        (["--body-rate", "0.1"], "--body-rate has no effect: there are no --weights to keep"),
+        (["--freeze", "stem"], "--freeze has no effect: there are no --weights to keep"),
+        (["--norm", "frozen"], "--norm has no effect: there are no --weights to keep"),
+        (["--optimizer", "adamw", "--nesterov"], "--nesterov has no effect: AdamW has no Nesterov"),
+        (["--stride-at", "1x1"], "--stride-at has no effect: basic blocks have no choice"),
+        (["--keep", "best", "--validation", "none"], "--keep best needs images: --validation"),
+        (["--patience", "2", "--validation", "none"], "--patience 2 needs images: --validation"),
         (["--decays", "all", "--weight-decay", "0"], "--decays has no effect: the weight decay is"),
         (["--momentum", "0"], "Nesterov momentum needs a momentum; --momentum above 0 or --no-nes"),
+        (["--ema", "0.9", "--lookahead", "2"], "ema and lookahead are two averages"),
         (["--dropout", "0.1", "--set", "dropout=0.2"], "--dropout or --set dropout=, not both"),
         (["--shortcut", "A", "--set", "shortcut=B"], "shortcut is given twice; give it once"),
         (["--set", "pool=max", "--set", "pool=none"], "pool is given twice; give it once"),

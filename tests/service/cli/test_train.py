@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
+import sys
 from pathlib import Path
 from typing import Any
 
+import click
+import numpy as np
 import pytest
+from PIL import Image
 
-from models import bundle
+from models.training.checkpoint import Checkpoint
+from models.training.recipes import by_name, completed
+from service.cli.train import HEADINGS, train
 from service.repository import catalog
 from tests.support import made, tiny
 from tests.support.commands import run
@@ -94,7 +99,10 @@ def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path
         (["--set", "dilation=[3]"], "dilation must be stages that stride, from 1 to 2, not [3]"),
         (["--set", "head=128"], "head must be a list of positive integers, not 128"),
         (["--set", "pool=avg"], "pool must be one of usual, max, none, not 'avg'"),
-        (["--batch-size", "7"], "6 images are fewer than one batch of 7"),
+        (["--batch-size", "7"], "fewer than one batch of 7; leave it out for batches of 2"),
+        (["--validation", "9"], "of 6 images 9 cannot be held out, but at most 4"),
+        (["--validation", "nowhere"], "nowhere"),
+        (["--channels", "gray"], "channels must be one of rgb, bgr, grey, rgba, not 'gray'"),
         (["--batch-size", "2", "--accumulate", "3"], "cannot be divided into 3 parts"),
         (["--device", "cuda:9"], "device cuda:9: torch sees"),
         (["--card", "nowhere.md"], "nowhere.md"),
@@ -154,30 +162,179 @@ def test_an_undetermined_temperature_is_said_and_the_network_kept(tmp_path: Path
     assert trained.provenance["calibration"]["undetermined"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"crop": "letterbox"}, "ones with bars"),
-        ({"size": (8, 12), "resize": (8, 12)}, "ones of 8 x 12 pixels"),
-        ({"channels": "bgr"}, "bgr ones"),
-        ({"channels": "grey", "mean": (0.5,), "std": (0.2,)}, "grey ones"),
-        ({"channels": "rgba", "mean": (0.5,) * 4, "std": (0.2,) * 4}, "rgba ones"),
-    ],
-)
-def test_weights_whose_input_training_does_not_take_are_refused(
-    photos: Path, tmp_path: Path, changes: dict[str, Any], words: str
+NETWORK = ("--set", "blocks=[1]", "--set", "planes=[8]", "--device", "cpu", "--eager")
+FAST = ("--eager", "--device", "cpu", "--workers", "0", "--precision", "fp32")
+
+
+def pictures(folder: Path, counts: dict[str, int], mode: str = "RGB", side: int = 20) -> Path:
+    """Pictures of any size, whose classes differ in brightness."""
+    random = np.random.default_rng(0)
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            width, height = random.integers(side, 2 * side, 2)
+            values = random.integers(0, 60, (height, width, 3)) + 190 * number // len(counts)
+            picture = Image.fromarray(values.astype(np.uint8)).convert(mode)
+            picture.save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network for `made.CLASSES` that knows them."""
+    folder = tmp_path_factory.mktemp("start")
+    data, output = made.folder(folder / "data", 60), folder / "start.safetensors"
+    run("train", "--data", data, *NETWORK, "--epochs", "6", "--learning-rate", "0.1", output)
+    return output
+
+
+def test_the_default_command_adapts_a_model_to_a_few_uneven_pictures(
+    start: Path, tmp_path: Path
 ) -> None:
-    spec = replace(tiny.INPUT, **changes)
-    network = tiny.network(in_channels=spec.shape[2])
-    start = bundle.from_network(network, **tiny.described(input=spec))
-    bundle.write(start, tmp_path / "start.safetensors")
-    command = ("train", "--data", photos, "--weights", tmp_path / "start.safetensors")
-    done = run(*command, tmp_path / "x.safetensors", status=2)
-    line = done.stderr.splitlines()[-1]
-    assert line == (
-        f"resnet-serve: training takes square RGB images; this network's input is {words}"
-        + (" (crop letterbox)" if "bars" in words else "")
+    counts = {"rose": 40, "tulip": 20, "daisy": 8, "Löwenzahn gelb": 5}
+    data, output = pictures(tmp_path / "data", counts), tmp_path / "x.safetensors"
+    done = run("train", "--weights", start, "--data", data, *FAST, output)
+    trained = catalog.load(str(output)).bundle
+    recipe, kept = trained.provenance["recipe"], trained.provenance["kept"]
+    assert (recipe["name"], recipe["batch_size"], recipe["keep"]) == ("finetune", 8, "best")
+    assert recipe["learning_rate"] == pytest.approx(by_name("finetune").learning_rate / 8)
+    assert "batches of 8 in place of 64, learning rate 0.00625" in done.stderr
+    (figures,) = trained.metrics.values()
+    by_label = {each["label"]: each["images"] for each in figures["per_class"]}
+    assert by_label == {"Löwenzahn gelb": 1, "daisy": 2, "rose": 8, "tulip": 4}
+    assert sum(map(sum, figures["confusion"])) == figures["images"] == 15
+    assert kept["validation_top1"] == figures["top1"]
+    assert f"kept epoch {kept['epoch']} of {kept['epochs']}" in done.stdout
+    assert "top-5" not in done.stdout
+
+
+def test_ones_own_images_never_make_a_model_worse(start: Path, tmp_path: Path) -> None:
+    data, output = made.folder(tmp_path / "data", 60), tmp_path / "x.safetensors"
+    ruinous = ("--learning-rate", "5", "--body-rate", "1", "--patience", "2")
+    done = run("train", "--weights", start, "--data", data, *FAST, *ruinous, output)
+    trained, before = (catalog.load(str(path)).bundle for path in (output, start))
+    assert trained.provenance["kept"]["epoch"] == 0
+    assert trained.provenance["kept"]["stopped_early"]
+    assert tiny.same_bits(trained.tensors, before.tensors)
+    assert "kept the weights as they were" in done.stdout
+    assert "stopped early, after 2 epochs" in done.stdout
+
+
+def test_a_run_that_is_resumed_chooses_as_one_that_was_not(start: Path, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", {"dark": 30, "light": 30})
+    command = ("train", "--weights", start, "--data", data, *FAST, "--epochs", "4")
+    run(*command, tmp_path / "whole.safetensors")
+    whole = catalog.load(str(tmp_path / "whole.safetensors")).bundle
+
+    def stop(self: Checkpoint, state: dict[str, Any]) -> None:
+        save(self, state)
+        raise ValueError("stopped")
+
+    save = Checkpoint.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stop)
+        run(*command, tmp_path / "x.safetensors", status=2)
+    run(*command, "--resume", tmp_path / "x.safetensors")
+    resumed = catalog.load(str(tmp_path / "x.safetensors")).bundle
+    assert tiny.same_bits(resumed.tensors, whole.tensors)
+    assert resumed.provenance["kept"] == whole.provenance["kept"]
+
+
+def test_grey_digits_of_28_pixels_are_trained_unmirrored(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", {"0": 12, "1": 12}, "L")
+    output = tmp_path / "x.safetensors"
+    digits = ("--channels", "grey", "--size", "28", "--no-flip", "--mean", "auto", "--std", "auto")
+    run("train", "--data", data, *NETWORK, *digits, "--epochs", "1", output)
+    trained = catalog.load(str(output)).bundle
+    assert (trained.input.channels, trained.input.size, trained.input.resize) == ("grey", 28, 28)
+    assert trained.architecture.in_channels == 1
+    assert trained.input.mean[0] == pytest.approx(0.3, abs=0.1)
+    assert trained.provenance["recipe"]["flip"] is False
+
+
+def test_a_colour_model_learns_grey_images_of_other_sides(start: Path, tmp_path: Path) -> None:
+    data, output = pictures(tmp_path / "data", {"a": 20, "b": 20}, "L"), tmp_path / "x.safetensors"
+    sides = ("--channels", "grey", "--size", "24x40", "--crop", "squash")
+    run("train", "--weights", start, "--data", data, *FAST, *sides, "--epochs", "1", output)
+    spec = catalog.load(str(output)).bundle.input
+    assert (spec.size, spec.resize, spec.channels, spec.crop) == (
+        (24, 40),
+        (24, 40),
+        "grey",
+        "squash",
     )
+
+
+def test_a_class_may_be_missing_from_validation_and_another_may_not(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", {"a": 12, "b": 12, "c": 12})
+    some = pictures(tmp_path / "some", {"a": 4, "c": 4})
+    other = pictures(tmp_path / "other", {"a": 4, "d": 4})
+    command = ("train", "--data", data, *NETWORK, "--epochs", "1")
+    done = run(*command, "--validation", some, tmp_path / "x.safetensors")
+    assert "some has no images of 'b'; accuracy is that of the other classes" in done.stderr
+    assert "without images: b" in done.stdout
+    done = run(*command, "--validation", other, tmp_path / "y.safetensors", status=2)
+    assert "other: class 'd' is not one of" in done.stderr
+
+
+def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", {"a": 12})
+    done = run("train", "--data", data, *NETWORK, tmp_path / "x.safetensors", status=2)
+    assert "training needs at least two classes; all 12 images are of 'a'" in done.stderr
+
+
+def test_a_sets_own_validation_images_validate(start: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    pictures(data / "train", {"a": 20, "b": 20})
+    pictures(data / "val", {"a": 3, "b": 4})
+    output = tmp_path / "x.safetensors"
+    run("train", "--weights", start, "--data", data, *FAST, "--epochs", "1", output)
+    trained = catalog.load(str(output)).bundle
+    assert [figures["images"] for figures in trained.metrics.values()] == [7]
+    assert trained.provenance["data"].endswith("40 images, 7 for validation")
+
+
+def test_too_few_images_to_validate_are_all_trained_on(start: Path, tmp_path: Path) -> None:
+    data, output = pictures(tmp_path / "data", {"a": 12, "b": 12}), tmp_path / "x.safetensors"
+    done = run("train", "--weights", start, "--data", data, *FAST, "--epochs", "1", output)
+    trained = catalog.load(str(output)).bundle
+    assert "24 images are too few to set any aside for validation" in done.stderr
+    assert completed(trained.provenance["recipe"])["keep"] == "last"
+    assert trained.metrics == {}
+
+
+def test_a_share_for_validation_is_a_percentage(photos: Path, tmp_path: Path) -> None:
+    command = ("train", "--data", photos, "--validation", "100%", tmp_path / "x.safetensors")
+    assert "'100%' is not a percentage above 0% and below" in run(*command, status=2).stderr
+
+
+def test_a_log_file_gets_lines_and_quiet_says_nothing(photos: Path, tmp_path: Path) -> None:
+    command = ("train", "--data", photos, *NETWORK, "--epochs", "2")
+    done = run(*command, tmp_path / "x.safetensors")
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()][:2] == [
+        "epoch 1",
+        "epoch 2",
+    ]
+    assert "steps" not in done.stderr
+    done = run(*command, "--quiet", tmp_path / "y.safetensors")
+    assert done.output == ""
+    assert (tmp_path / "y.safetensors").exists()
+
+
+def test_only_what_was_drawn_is_promised(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run("train", "--data", photos, *NETWORK, "--epochs", "1", tmp_path / "x.safetensors")
+    assert "no curves: " in done.stderr
+    assert f"its log to {tmp_path / 'x.run'}" in done.stdout
+
+
+def test_every_option_is_under_a_heading_of_the_help() -> None:
+    named = [name for names in HEADINGS.values() for name in names]
+    options = {str(each.name) for each in train.params if isinstance(each, click.Option)}
+    assert sorted(named) == sorted(options)
+    assert "\nAugmentation:\n" in run("train", "--help").stdout
 
 
 def test_the_recipes_are_listed() -> None:

@@ -1,0 +1,199 @@
+"""The images of `train`: what it trains on, and what it sets aside from that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from models.training.recipes import Recipe
+from service.cli import preparation
+from service.cli.options import bar, part_of
+from service.cli.training_output import Teller
+
+if TYPE_CHECKING:
+    from models.data.collection import Collection
+    from models.data.datasets import Corrupt
+    from models.data.listing import Split
+    from models.data.source import Source
+    from models.preprocess import InputSpec
+    from models.training.parallel import World
+
+NONE = "none"
+SHARE = 0.2
+# Of the images, for a validation set that nobody asked for: fewer tell nothing, and more are read
+# into memory for little.
+FEWEST, MOST = 40, 25_000
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Where validation images come from: a `share` of the training images, a `count` of them, or
+    another `path`; none if all are empty."""
+
+    share: float = 0.0
+    count: int = 0
+    path: Path | None = None
+
+
+NOTHING = Validation()
+
+
+class ValidationParameter(click.ParamType[Validation]):
+    """A percentage or a number of the training images, another set's path, or none."""
+
+    name = "20%|N|PATH|none"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Validation:
+        text = str(value)
+        if text == NONE:
+            return NOTHING
+        if text.isdecimal():
+            return Validation(count=int(text))
+        if not text.endswith("%"):
+            return Validation(path=Path(text))
+        try:
+            share = float(text[:-1]) / 100
+        except ValueError:
+            share = 0.0
+        if not 0 < share < 1:
+            self.fail(f"{value!r} is not a percentage above 0% and below 100%", param, ctx)
+        return Validation(share=share)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The images that remain for training, and those that are set aside. `tests`: the sets to
+    test on."""
+
+    training: Collection
+    validation: Collection | None = None
+    held_out: Collection | None = None
+    tests: tuple[Collection, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    data: Path
+    test_data: tuple[Path, ...]
+    validation: Validation | None
+    hold_out: int
+    corrupt: Corrupt
+    workers: int | None
+    quiet: bool
+
+    @property
+    def processes(self) -> int:
+        """The number of those that decode images."""
+        from service.runtime import cpus
+
+        return cpus() if self.workers is None else self.workers
+
+    def sets(self, *, validates: bool, teller: Teller) -> Sets:
+        """The images, divided; `validates`: validation images are wanted if nobody said.
+
+        Raises:
+            ValueError: see `models.data.collection.find`; there are too few images; or a set has
+                classes that the training images do not have.
+        """
+        from models.data.collection import find, has_split
+        from models.data.splitting import split
+
+        training, held_out, validation = find(self.data, "train"), None, None
+        if self.hold_out:
+            training, held_out = split(training, self.hold_out)
+        wanted = self.validation or (self._usual(len(training), teller) if validates else NOTHING)
+        if wanted.path:
+            split: Split = "validation" if has_split(wanted.path, "validation") else "test"
+            validation = find(wanted.path, split if has_split(wanted.path, split) else None)
+        elif part := wanted.count or wanted.share:
+            training, validation = split(training, part)
+        own = part_of(self.data, "test")
+        if own and not has_split(self.data, "test"):  # Its own validation images would be the test.
+            own = None if wanted.path == self.data else own
+        paths = self.test_data or ([self.data] if own else [])
+        tests = [find(path, part_of(path, "test")) for path in paths]
+        return Sets(
+            training,
+            validation.relabelled(training.classes) if validation else None,
+            held_out,
+            tuple(test.relabelled(training.classes) for test in tests),
+        )
+
+    def _usual(self, images: int, teller: Teller) -> Validation:
+        """What validates if nobody said: the set's own part, or a share of so many images."""
+        from models.data.collection import has_split
+
+        if has_split(self.data, "validation"):
+            return Validation(path=self.data)
+        if images < FEWEST:
+            teller.warn(
+                f"{self.data.name}: {images} images are too few to set any aside for validation: "
+                "the last epoch is kept, and its accuracy is not known"
+            )
+            return NOTHING
+        return Validation(share=SHARE) if SHARE * images <= MOST else Validation(count=MOST)
+
+    def advise(self, sets: Sets, spec: InputSpec, teller: Teller) -> None:
+        """Says what may be wrong with the images.
+
+        Raises:
+            ValueError: nothing can be learnt from them.
+        """
+        from models.data.advice import advice
+
+        others = (*sets.tests, *filter(None, [sets.validation]))
+        for line in advice(sets.training, spec, others):
+            teller.warn(line)
+
+    def measured(
+        self, spec: InputSpec, prepared: dict[str, Any], training: Collection
+    ) -> InputSpec:
+        """With the mean and standard deviation of the training images, where these are asked
+        for."""
+        wanted = [name for name in ("mean", "std") if prepared[name] == preparation.AUTO]
+        if not wanted:
+            return spec
+        from models.data.statistics import statistics
+
+        mean, std = statistics(training, spec, corrupt=self.corrupt, workers=self.processes)
+        found = {"mean": mean, "std": std}
+        return replace(spec, **{name: found[name] for name in wanted})
+
+    def read(self, collection: Collection | None, spec: InputSpec, name: str = "{1}") -> Any:
+        """The images of a collection, in memory, as a set of this name; None for none."""
+        from models.data import datasets
+
+        if collection is None:
+            return None
+        with bar(hidden=self.quiet, desc=collection.path.name, unit=" images") as shown:
+            data = datasets.decode(
+                collection, spec, lambda count: shown.update(count - shown.n), corrupt=self.corrupt
+            )
+        for skipped in data.skipped:
+            click.echo(f"{collection.path}: {skipped} is unreadable and left out", err=True)
+        return replace(data, source=name.format(len(data.images), collection.path.name))
+
+    def open(self, training: Collection, spec: InputSpec, recipe: Recipe, world: World) -> Source:
+        """What a recipe trains on.
+
+        Raises:
+            ValueError: see `models.data.source.source_of`.
+        """
+        from models.data.loading import Loading
+        from models.data.source import source_of
+        from models.training.run import augmentation
+
+        hidden = self.quiet or not world.leads
+        with bar(hidden=hidden, desc=self.data.name, unit=" images") as shown:
+            loading = Loading(
+                corrupt=self.corrupt,
+                workers=self.processes,
+                report=shown.write,
+                progress=lambda count: shown.update(count - shown.n),
+            )
+            return source_of(training, spec, world.device, augmentation(recipe, spec), loading)
