@@ -161,13 +161,15 @@ class _Run:
         self.optimizer = make_optimizer(network, recipe)
         self.precision = precision(options, world.device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.generator = _default_generator(device)
         self.step, self.rate = 0, recipe.learning_rate
         pays = self.steps >= COMPILE_FROM
         compiled = options.compiled and pays and can_compile(world.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
-        # The epoch's sums of loss and accuracy, and the first step with a loss that is not finite.
+        # The epoch's sums of loss and accuracy, and those of each part of the steps since the last
+        # report: adding them up at each step would take longer than the optimizer.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.bad = torch.full((), self.steps + 1, device=device)
+        self.figures: list[Tensor] = []
 
     def go(
         self,
@@ -216,7 +218,7 @@ class _Run:
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
         # Seeded at each step, so that a step depends on earlier ones through the weights alone.
-        torch.manual_seed(mix("step", self.seed, self.step, self.world.rank))
+        self.generator.manual_seed(mix("step", self.seed, self.step, self.world.rank))
         labels = targets
         if self.recipe.mixup:
             images, targets = self._mixed(images, targets)
@@ -229,12 +231,9 @@ class _Run:
             together = self.world.size == 1 or number == parts
             with nullcontext() if together else self.objective.no_sync():  # type: ignore[operator]
                 with self._autocast():
-                    loss, logits = self.forward(pixels, wanted)
-                self.scaler.scale(loss / parts).backward()
-            loss, logits = loss.detach(), logits.detach()
-            self.sums[0] += loss.double() / parts
-            self.sums[1] += (logits.argmax(1) == label).double().mean() / parts
-            self.bad = torch.where(loss.isfinite(), self.bad, self.bad.clamp(max=self.step))
+                    loss, figures = self.forward(pixels, wanted, label)
+                self.scaler.scale(loss / parts if parts > 1 else loss).backward()
+            self.figures.append(figures)
         if self.recipe.clip:
             clip_gradients(self.optimizer, self.scaler, self.recipe.clip)
         self.scaler.step(self.optimizer)
@@ -259,14 +258,20 @@ class _Run:
         return torch.autocast(torch.device(self.world.device).type, PRECISIONS[self.precision])
 
     def _progress(self, epoch: int, steps_per_second: float) -> Progress:
-        totals, first_bad = self.sums / self.world.size, self.bad.clone()
+        parts, count = self.options.accumulate, len(self.figures)
+        figures = torch.stack(self.figures).double()
+        self.figures.clear()
+        self.sums += figures.sum(0) / parts
+        steps = self.step - (count - 1 - torch.arange(count, device=figures.device)) // parts
+        finite = figures[:, 0].isfinite()
+        totals, first_bad = self.sums / self.world.size, steps.where(~finite, self.steps + 1).min()
         if self.world.size > 1:
             dist.all_reduce(totals)
             dist.all_reduce(first_bad, dist.ReduceOp.MIN)
         if (bad := int(first_bad)) <= self.steps:
             advice = "" if self.precision == "fp32" else ", or train with --precision fp32"
             raise Diverged(
-                f"the loss is not finite at step {bad + 1} of {self.steps}; "
+                f"the loss is not finite at step {bad} of {self.steps}; "
                 f"lower the learning rate{advice}"
             )
         loss, right = (totals / (self.step - epoch * self.per_epoch)).tolist()
@@ -312,6 +317,16 @@ class _Run:
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             assert self.checkpoint
             raise CannotResume(f"{self.checkpoint.path} does not fit ({error})") from None
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """The one that dropout draws from; `torch.manual_seed` seeds those of all kinds of devices,
+    which takes a hundred times as long."""
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
 
 
 def precision(options: Options, device: str) -> str:
