@@ -324,7 +324,6 @@ def _default_generator(device: torch.device) -> torch.Generator:
     which takes a hundred times as long."""
     if device.type != "cuda":
         return torch.default_generator
-    torch.cuda.init()
     index = torch.cuda.current_device() if device.index is None else device.index
     return torch.cuda.default_generators[index]
 
