@@ -127,7 +127,7 @@ def train_each(rank: int, size: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_optimise_and_keep_as_one_does(tmp_path: Path) -> None:
     train_each(0, 1, tmp_path)
-    torch.multiprocessing.spawn(train_each, (2, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(train_each, (2, tmp_path), nprocs=2)  # type: ignore[attr-defined]
     torch.manual_seed(0)
     untrained = ResNet(tiny.architecture(num_classes=3)).state_dict()
     found = (torch.load(tmp_path / f"{size}.pt") for size in (1, 2))
