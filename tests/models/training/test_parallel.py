@@ -76,7 +76,7 @@ def test_two_processes_write_the_bundle_of_one(tmp_path: Path) -> None:
 RECIPE = replace(
     RECIPES["quick"].lasting("epochs", 2),
     batch_size=8,
-    learning_rate=0.01,
+    learning_rate=0.05,
     crop_padding=1,
 )
 CHANGES: list[dict[str, Any]] = [
@@ -101,7 +101,7 @@ def train_each(rank: int, size: int, folder: Path) -> None:
     for change in CHANGES:
         torch.manual_seed(0)
         network = ResNet(tiny.architecture(num_classes=3))
-        images = coloured(24, side=16)
+        images = coloured(24, side=8)
         # Twice as many of one class.
         targets = np.where(images.targets == 2, 1, images.targets)
         source = Resident(replace(images, targets=targets), "cpu", Augmentation(crop_padding=1))
@@ -112,7 +112,7 @@ def train_each(rank: int, size: int, folder: Path) -> None:
         outcome = train(
             network,
             source,
-            replace(tiny.INPUT, size=16, resize=16),
+            tiny.INPUT,
             replace(RECIPE, **change),
             seed=0,
             world=World(rank, size, "cpu"),
@@ -127,7 +127,7 @@ def train_each(rank: int, size: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_optimise_and_keep_as_one_does(tmp_path: Path) -> None:
     train_each(0, 1, tmp_path)
-    torch.multiprocessing.spawn(train_each, (2, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    torch.multiprocessing.spawn(train_each, (2, tmp_path), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     torch.manual_seed(0)
     untrained = ResNet(tiny.architecture(num_classes=3)).state_dict()
     found = (torch.load(tmp_path / f"{size}.pt") for size in (1, 2))
@@ -136,9 +136,10 @@ def test_two_processes_optimise_and_keep_as_one_does(tmp_path: Path) -> None:
         # Six steps there and back, one after another.
         allowed = rounding.of_sums(rounding.sums(one) * 2 * 6)
         for name, tensor in one.items():
-            moved = (tensor - untrained[name]).abs().max().item()
+            # A step also rounds the weight that it moves.
+            scale = max(tensor.abs().max().item(), (tensor - untrained[name]).abs().max().item())
             torch.testing.assert_close(
-                two[name], tensor, rtol=0, atol=allowed * moved, msg=f"{change} {name}"
+                two[name], tensor, rtol=0, atol=allowed * scale, msg=f"{change} {name}"
             )
 
 
