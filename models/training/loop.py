@@ -170,13 +170,15 @@ class _Run:
         self.optimizer = make_optimizer(network, recipe)
         self.precision = precision(options, world.device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.generator = _default_generator(device)
         self.step, self.rate = 0, recipe.learning_rate
         pays = self.steps >= COMPILE_FROM
         compiled = options.compiled and pays and can_compile(world.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
-        # The epoch's sums of loss and accuracy, and the first step with a loss that is not finite.
+        # The epoch's sums of loss and accuracy, and those of each part of the steps since the last
+        # report: adding them up at each step would take longer than the optimizer.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.bad = torch.full((), self.steps + 1, device=device)
+        self.figures: list[Tensor] = []
 
     def go(
         self,
@@ -225,7 +227,7 @@ class _Run:
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
         # Seeded at each step, so that a step depends on earlier ones through the weights alone.
-        torch.manual_seed(mix("step", self.seed, self.step, self.world.rank))
+        self.generator.manual_seed(mix("step", self.seed, self.step, self.world.rank))
         labels = targets
         size = self._size(self.step % self.per_epoch)
         whole = size == self.recipe.batch_size
@@ -244,18 +246,13 @@ class _Run:
             together = self.world.size == 1 or number == parts
             with nullcontext() if together else self.objective.no_sync():  # type: ignore[operator]
                 with self._autocast():
-                    loss, logits = forward(pixels, wanted)
-                if not len(pixels):  # Of a batch smaller than the number of processes.
-                    self.scaler.scale(logits.sum()).backward()
-                    continue
-                # How many such parts are a batch of all processes, as their gradients are averaged.
-                shares = size / (len(pixels) * self.world.size)
-                self.scaler.scale(loss / shares).backward()
-            loss, logits = loss.detach(), logits.detach()
-            counts = size / self.recipe.batch_size
-            self.sums[0] += loss.double() / shares * counts
-            self.sums[1] += (logits.argmax(1) == label).double().mean() / shares * counts
-            self.bad = torch.where(loss.isfinite(), self.bad, self.bad.clamp(max=self.step))
+                    loss, figures = forward(pixels, wanted, label)
+                # Of the batch's images, over all processes, whose gradients are averaged. A batch
+                # may have fewer images than there are processes: the loss of none is not a number.
+                share = len(pixels) * self.world.size / size
+                self.scaler.scale(loss if share == 1 else loss * share).backward()
+            weight = share * size / self.recipe.batch_size
+            self.figures.append(figures * weight if len(pixels) else torch.zeros_like(figures))
         if self.recipe.clip:
             clip_gradients(self.optimizer, self.scaler, self.recipe.clip)
         self.scaler.step(self.optimizer)
@@ -289,14 +286,20 @@ class _Run:
         return torch.autocast(torch.device(self.world.device).type, PRECISIONS[self.precision])
 
     def _progress(self, epoch: int, steps_per_second: float) -> Progress:
-        totals, first_bad = self.sums / self.world.size, self.bad.clone()
+        parts, count = self.options.accumulate, len(self.figures)
+        figures = torch.stack(self.figures).double()
+        self.figures.clear()
+        self.sums += figures.sum(0)
+        steps = self.step - (count - 1 - torch.arange(count, device=figures.device)) // parts
+        finite = figures[:, 0].isfinite()
+        totals, first_bad = self.sums / self.world.size, steps.where(~finite, self.steps + 1).min()
         if self.world.size > 1:
             dist.all_reduce(totals)
             dist.all_reduce(first_bad, dist.ReduceOp.MIN)
         if (bad := int(first_bad)) <= self.steps:
             advice = "" if self.precision == "fp32" else ", or train with --precision fp32"
             raise Diverged(
-                f"the loss is not finite at step {bad + 1} of {self.steps}; "
+                f"the loss is not finite at step {bad} of {self.steps}; "
                 f"lower the learning rate{advice}"
             )
         batches = self.step - epoch * self.per_epoch
@@ -344,6 +347,15 @@ class _Run:
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             assert self.checkpoint
             raise CannotResume(f"{self.checkpoint.path} does not fit ({error})") from None
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """The one that dropout draws from; `torch.manual_seed` seeds those of all kinds of devices,
+    which takes a hundred times as long."""
+    if device.type != "cuda":
+        return torch.default_generator
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
 
 
 def precision(options: Options, device: str) -> str:

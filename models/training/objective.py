@@ -13,7 +13,8 @@ from models.training.balance import weighted_targets
 
 
 class Objective(nn.Module):
-    """The loss and the float32 logits [N, K] for pixels [N, H, W, C] and targets.
+    """The loss for pixels [N, H, W, C] and their targets; and float32 [2], the loss again and the
+    share of answers that are the `labels`, int64 [N].
 
     Targets are int64 [N], or probabilities float32 [N, K]. `smoothing`: label smoothing
     (arXiv:1512.00567, section 7). `weights`: float32 [K], those of the classes, if any; the loss
@@ -33,11 +34,14 @@ class Objective(nn.Module):
         self.smoothing = smoothing
         self.weights = nn.Buffer(weights, persistent=False) if weights is not None else None
 
-    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, targets: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         features = self.network.features(self.normalise(images))
         with torch.autocast(images.device.type, enabled=False):
             logits = self.network.head(features.float())
-            return self._loss(logits, targets), logits
+            loss = self._loss(logits, targets)
+            # Counted here, where it is compiled with the rest.
+            right = (logits.detach().argmax(1) == labels).float().mean()
+            return loss, torch.stack([loss.detach(), right])
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.weights is None:

@@ -31,7 +31,7 @@ def test_slow_weights_and_statistics_move_and_replace_the_fast() -> None:
     look.update(fast, 3)
     assert tiny.same_bits(look.network.state_dict(), before), "not yet"
     assert tiny.same_bits(fast.state_dict(), wanted)
-    fast.stages[0][0].bn1.num_batches_tracked += 7  # type: ignore[index,union-attr,operator]
+    fast.stages[0][0].bn1.num_batches_tracked += 7  # type: ignore[index]
     look.update(fast, 4)
     keep = look.kept(4)
     slow = look.network.state_dict()

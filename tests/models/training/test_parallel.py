@@ -5,16 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from models import bundle
-from models.resnet import NormReLU
+from models.data.augment import Augmentation
+from models.data.source import Resident
+from models.resnet import NormReLU, ResNet
+from models.training.keeping import Validation
+from models.training.loop import Options, Progress, train
 from models.training.parallel import GlobalNorm, World, global_norms, join
-from tests.support import made, rounding
+from models.training.recipes import RECIPES
+from tests.support import made, rounding, tiny
+from tests.support.made import coloured
 
 TRAIN = (
     *("train", "--recipe", "quick", "--epochs", "2", "--batch-size", "8", "--device", "cpu"),
@@ -100,6 +109,76 @@ def test_a_last_batch_is_divided_among_processes(tmp_path: Path) -> None:
     expected, found = torch.load(one), torch.load(five)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+RECIPE = replace(
+    RECIPES["quick"].lasting("epochs", 2),
+    batch_size=8,
+    learning_rate=0.05,
+    crop_padding=1,
+)
+CHANGES: list[dict[str, Any]] = [
+    {"clip": 0.1},
+    {"lookahead": 2, "bias_rate": 8.0, "decays": "all"},
+    {"freeze": "stage1", "body_rate": 0.5},
+    {"norm": "frozen"},
+    {"balance": "loss", "label_smoothing": 0.1},
+    {"keep": "best", "ema": 0.9},
+    {"patience": 1},
+]
+
+
+def train_each(rank: int, size: int, folder: Path) -> None:
+    """Trains by each of CHANGES as process `rank` of `size`; the first one saves the weights and
+    what training returned."""
+    if size > 1:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size
+        )
+    made = []
+    for change in CHANGES:
+        torch.manual_seed(0)
+        network = ResNet(tiny.architecture(num_classes=3))
+        images = coloured(24, side=8)
+        # Twice as many of one class.
+        targets = np.where(images.targets == 2, 1, images.targets)
+        source = Resident(replace(images, targets=targets), "cpu", Augmentation(crop_padding=1))
+
+        def measure(progress: Progress, result: ResNet) -> Validation | None:
+            return None if rank else Validation(1 - progress.epoch / 2, 1)
+
+        outcome = train(
+            network,
+            source,
+            tiny.INPUT,
+            replace(RECIPE, **change),
+            seed=0,
+            world=World(rank, size, "cpu"),
+            options=Options(precision="fp32"),
+            after_epoch=measure,
+        )
+        made.append((asdict(outcome), network.state_dict()))
+    if rank == 0:
+        torch.save(made, folder / f"{size}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_optimise_and_keep_as_one_does(tmp_path: Path) -> None:
+    train_each(0, 1, tmp_path)
+    torch.multiprocessing.spawn(train_each, (2, tmp_path), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    torch.manual_seed(0)
+    untrained = ResNet(tiny.architecture(num_classes=3)).state_dict()
+    found = (torch.load(tmp_path / f"{size}.pt") for size in (1, 2))
+    for change, (first, one), (second, two) in zip(CHANGES, *found, strict=True):
+        assert second == first, change
+        # Six steps there and back, one after another.
+        allowed = rounding.of_sums(rounding.sums(one) * 2 * 6)
+        for name, tensor in one.items():
+            # A step also rounds the weight that it moves.
+            scale = max(tensor.abs().max().item(), (tensor - untrained[name]).abs().max().item())
+            torch.testing.assert_close(
+                two[name], tensor, rtol=0, atol=allowed * scale, msg=f"{change} {name}"
+            )
 
 
 @pytest.fixture
