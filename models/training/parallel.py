@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from models.resnet import NormReLU
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,46 +93,36 @@ class GlobalNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         x = input.float()
         mean = _Mean.apply(x.mean((0, 2, 3)))  # type: ignore[no-untyped-call]
         centred = x - mean[:, None, None]
         variance = _Mean.apply(centred.square().mean((0, 2, 3)))  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            count = x.numel() // x.shape[1] * dist.get_world_size()
-            share = self.momentum if self.momentum is not None else 0.1
-            self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(variance * (count / (count - 1)), share)
-            self.num_batches_tracked += 1
+        if self.track_running_stats:
+            self._track(mean.detach(), variance.detach(), x.numel() // x.shape[1])
         scale = self.weight * (variance + self.eps).rsqrt()
         normal: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return normal.to(input.dtype)
 
-
-class GlobalNormReLU(GlobalNorm):
-    """`GlobalNorm`, then ReLU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.relu(super().forward(input))
-
-
-_GLOBAL: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm2d: GlobalNorm,
-    NormReLU: GlobalNormReLU,
-}
+    def _track(self, mean: Tensor, variance: Tensor, values: int) -> None:
+        """Updates the running statistics; `values` are those of a channel in this process."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        count = values * dist.get_world_size()
+        share = self.momentum if self.momentum is not None else 0.1
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * (count / (count - 1)), share)
+        self.num_batches_tracked += 1
 
 
 @contextmanager
 def global_norms(network: nn.Module, world: World) -> Iterator[None]:
     """Makes `network` normalise by the batches of all processes within the context."""
-    norms = [m for m in network.modules() if type(m) in _GLOBAL] if world.size > 1 else []
-    kinds = [type(norm) for norm in norms]
+    norms = [m for m in network.modules() if type(m) is nn.BatchNorm2d] if world.size > 1 else []
     for norm in norms:
-        norm.__class__ = _GLOBAL[type(norm)]
+        norm.__class__ = GlobalNorm
     try:
         yield
     finally:
-        for norm, kind in zip(norms, kinds, strict=True):
-            norm.__class__ = kind
+        for norm in norms:
+            norm.__class__ = nn.BatchNorm2d
