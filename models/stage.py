@@ -25,8 +25,9 @@ class Stage(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         y = input
         for block in self:
-            # TorchScript does not compile what follows `is_scripting`.
-            if not is_scripting() and self.checkpoints and _keeps_gradients(y):
+            if is_scripting():  # TorchScript compiles nothing of the other branches.
+                y = block(y)
+            elif self.checkpoints and _keeps_gradients(y):
                 y = _checkpointed(block, y)
             else:
                 y = block(y)
@@ -49,21 +50,21 @@ def _contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What surrounds the first computation of a block, and the second."""
-    return nullcontext(), _statistics_kept(block)
+    return nullcontext(), _buffers_kept(block)
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Normalises by the batch without a second update of the running statistics."""
-    norms: list[Any] = [
-        module
+def _buffers_kept(block: nn.Module) -> Iterator[None]:
+    """Lets copies take the updates, so that running statistics are updated once."""
+    kept = [
+        (module, name, buffer)
         for module in block.modules()
-        if module.training and getattr(module, "track_running_stats", False)
+        for name, buffer in module.named_buffers(recurse=False)
     ]
-    for norm in norms:
-        norm.track_running_stats = False
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)

@@ -61,6 +61,7 @@ class Options:
     `global_norm`: several processes normalise by the statistics of all their batches together,
         for the result of a single process.
     `save_every`: seconds between saves of the state within an epoch.
+    `checkpoint_blocks`: see `ResNet.checkpoint_blocks`.
     """
 
     precision: str = "auto"
@@ -68,6 +69,7 @@ class Options:
     accumulate: int = 1
     global_norm: bool = True
     save_every: float = 600.0
+    checkpoint_blocks: bool = False
 
 
 DEFAULT = Options()
@@ -122,6 +124,8 @@ def train(
         )
     if recipe.batch_size % parts:
         raise ValueError(f"batches of {recipe.batch_size} cannot be divided into {parts} parts")
+    if options.checkpoint_blocks:
+        network.checkpoint_blocks()
     shared = world if options.global_norm else ALONE
     with global_norms(network, shared), _repeatable():
         _Run(network, source, spec, recipe, seed, world, options, checkpoint).go(

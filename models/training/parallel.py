@@ -93,26 +93,22 @@ class GlobalNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         x = input.float()
         mean = _Mean.apply(x.mean((0, 2, 3)))  # type: ignore[no-untyped-call]
         centred = x - mean[:, None, None]
         variance = _Mean.apply(centred.square().mean((0, 2, 3)))  # type: ignore[no-untyped-call]
-        if self.track_running_stats:
-            self._track(mean.detach(), variance.detach(), x.numel() // x.shape[1])
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            share = self.momentum if self.momentum is not None else 0.1
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * (count / (count - 1)), share)
+            self.num_batches_tracked += 1
         scale = self.weight * (variance + self.eps).rsqrt()
         normal: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return normal.to(input.dtype)
-
-    def _track(self, mean: Tensor, variance: Tensor, values: int) -> None:
-        """Updates the running statistics; `values` are those of a channel in this process."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        count = values * dist.get_world_size()
-        share = self.momentum if self.momentum is not None else 0.1
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance * (count / (count - 1)), share)
-        self.num_batches_tracked += 1
 
 
 @contextmanager
