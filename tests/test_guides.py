@@ -37,6 +37,7 @@ GUIDES = [
     "dashboard",
     "gpu-host",
     "kubernetes",
+    "library",
     "offline",
     "own-architecture",
     "own-weights",
