@@ -67,7 +67,7 @@ def test_fx_traces_to_equal_outputs_in_evaluation_and_training(kind: str) -> Non
 def test_torchscript_compiles_to_equal_outputs_and_a_file(kind: str) -> None:
     ours = network(kind)
     file = io.BytesIO()
-    torch.jit.save(torch.jit.script(ours), file)  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.script(ours), file)
     file.seek(0)
     loaded = torch.jit.load(file)  # type: ignore[no-untyped-call]
     assert torch.equal(loaded(OTHER), ours(OTHER))
@@ -155,7 +155,7 @@ def test_weight_norm_keeps_the_outputs_and_trains() -> None:
 def test_norms_fuse_into_their_convolutions(kind: str) -> None:
     ours = network(kind)
     expected = ours(X).detach()
-    pairs = [(ours.stem, "conv", "norm")]
+    pairs: list[tuple[nn.Module, str, str]] = [(ours.stem, "conv", "norm")]
     for stage in ours.stages:
         for block in stage.children():
             numbers = range(1, 4 if KINDS[kind].get("block") else 3)
