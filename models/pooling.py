@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from typing import cast
+import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.architecture import Antialias, Architecture, PoolPadding
+from models.architecture import Antialias, Architecture
 
 
-def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+def pad_same(x: Tensor, extent: int, stride: int, value: float = 0.0) -> Tensor:
     """Images [N, C, H, W] padded for a window like TensorFlow's SAME: more at the end.
 
-    The result has ceil(H / stride) windows down and ceil(W / stride) across.
+    `extent`: the side of the window, at least `stride`. The result has ceil(H / stride) windows
+    down and ceil(W / stride) across. There is no condition on the sizes, so that `torch.fx` and
+    others can trace it.
     """
-    height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+    height = extent - 1 - (x.shape[2] - 1) % stride
+    width = extent - 1 - (x.shape[3] - 1) % stride
     pads = (width // 2, width - width // 2, height // 2, height - height // 2)
-    return F.pad(x, pads, value=value) if any(pads) else x
+    return F.pad(x, pads, value=value)
 
 
-class StemPool(nn.MaxPool2d):
-    """The 3x3 max-pool of stride 2; see `Architecture.pool_padding`."""
+class SamePad(nn.Module):
+    """`pad_same` with minus infinity, for a maximum."""
 
-    def __init__(self, padding: PoolPadding) -> None:
-        super().__init__(3, 2, padding=int(padding == "symmetric"), ceil_mode=padding == "ceil")
-        self.pads = padding
+    def __init__(self, extent: int, stride: int) -> None:
+        super().__init__()
+        self.extent, self.stride = extent, stride
 
-    def forward(self, input: Tensor) -> Tensor:
-        padded = input
-        if self.pads == "same":
-            padded = pad_same(input, 3, 2, value=float("-inf"))
-        elif self.pads == "zero":
-            padded = F.pad(input, (1, 1, 1, 1))
-        return cast("Tensor", super().forward(padded))
+    def forward(self, x: Tensor) -> Tensor:
+        return pad_same(x, self.extent, self.stride, -math.inf)
 
 
 class Blur(nn.Module):
@@ -53,11 +51,16 @@ def antialiased(kind: Antialias) -> nn.Module:
 
 
 def stem_pool(architecture: Architecture) -> nn.Module:
-    """The stem's pooling."""
+    """The stem's pooling: a 3x3 maximum of stride 2, unless the architecture says otherwise."""
     if not architecture.has_pool:
         return nn.Identity()
     if architecture.antialias == "average":
         return antialiased("average")
     if architecture.antialias == "blur":
         return nn.Sequential(nn.MaxPool2d(3, 1, 1), antialiased("blur"))
-    return StemPool(architecture.pool_padding)
+    if architecture.pool_padding == "same":
+        return nn.Sequential(SamePad(3, 2), nn.MaxPool2d(3, 2))
+    if architecture.pool_padding == "zero":
+        return nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, 2))
+    ceil = architecture.pool_padding == "ceil"
+    return nn.MaxPool2d(3, 2, padding=0 if ceil else 1, ceil_mode=ceil)

@@ -5,342 +5,21 @@ The papers are cited as in `models.architecture`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import pairwise
-from typing import Any, Protocol, cast
+from itertools import accumulate, pairwise
+from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import variants
-from models.architecture import (
-    EXPANSION,
-    Architecture,
-    Block,
-    Padding,
-    ShortcutPadding,
-)
-from models.pooling import antialiased, pad_same, stem_pool
-
-
-class SameConv2d(nn.Conv2d):
-    """A strided convolution with padding that depends on the input's size."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(pad_same(input, self.kernel_size[0], self.stride[0]))
-
-
-def conv(
-    in_channels: int,
-    out_channels: int,
-    kernel: int,
-    stride: int = 1,
-    *,
-    bias: bool = False,
-    padding: Padding = "symmetric",
-    dilation: int = 1,
-) -> nn.Conv2d:
-    """A convolution with padding that keeps the resolution at stride 1."""
-    if padding == "same" and stride > 1 and kernel > 1:
-        return SameConv2d(in_channels, out_channels, kernel, stride, bias=bias)
-    pad = dilation * (kernel // 2)
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, pad, dilation, bias=bias)
-
-
-class NormReLU(nn.BatchNorm2d):
-    """Batch normalisation, then ReLU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.relu(super().forward(input))
-
-
-class PaddedShortcut(nn.Module):
-    """Option A (He 2015, section 3.3): subsample, and pad new channels with zeros."""
-
-    def __init__(self, new_channels: int, stride: int, padding: ShortcutPadding) -> None:
-        super().__init__()
-        if new_channels < 0:
-            raise ValueError(f"shortcut A can add channels, not drop {-new_channels}")
-        before = new_channels // 2 if padding == "both" else 0
-        self.padding = (0, 0, 0, 0, before, new_channels - before)
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
-
-
-class ConvShortcut(nn.Module):
-    """Options B, C and "conv": a strided convolution; post-activation blocks usually normalise
-    it."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        architecture: Architecture,
-    ) -> None:
-        super().__init__()
-        self.conv = conv(
-            in_channels,
-            out_channels,
-            kernel,
-            stride,
-            bias="shortcut" in architecture.biases,
-            padding=architecture.padding,
-        )
-        norm = architecture.shortcut_norm and not architecture.preact
-        self.bn = nn.BatchNorm2d(out_channels, architecture.eps) if norm else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.bn(self.conv(x)))
-
-
-def make_shortcut(
-    in_channels: int, out_channels: int, stride: int, architecture: Architecture
-) -> nn.Module:
-    """The shortcut of one block, by `architecture.shortcut`."""
-    same_shape = in_channels == out_channels and stride == 1
-    option = architecture.shortcut
-    if same_shape and option != "C":
-        return nn.Identity()
-    # A stage that strides at its end has already widened: there is nothing to project.
-    ends = architecture.stride_block == "last" and in_channels == out_channels
-    if option == "A" or (ends and option != "C"):
-        padding = architecture.shortcut_padding
-        return PaddedShortcut(out_channels - in_channels, stride, padding)
-    kernel = 3 if option == "conv" else 1
-    return ConvShortcut(in_channels, out_channels, kernel, stride, architecture)
-
-
-Dilations = tuple[int, int]
-
-
-def _convolutions(
-    architecture: Architecture, kernels: tuple[int, ...], dilations: Dilations
-) -> list[Callable[..., nn.Conv2d]]:
-    """Constructors for a block's convolutions; `dilations` are those of its 3x3 kernels."""
-    wide = iter(dilations)
-    return [
-        partial(
-            conv,
-            kernel=kernel,
-            bias=f"conv{number}" in architecture.biases,
-            padding=architecture.padding,
-            dilation=next(wide) if kernel == 3 else 1,
-        )
-        for number, kernel in enumerate(kernels, 1)
-    ]
-
-
-def _split_stride(stride: int, architecture: Architecture) -> tuple[int, nn.Module]:
-    """The stride of a block's 3x3 convolution, and what subsamples behind its ReLU."""
-    if architecture.antialias == "none" or stride == 1:
-        return stride, nn.Identity()
-    return 1, antialiased(architecture.antialias)
-
-
-class ResidualBlock(Protocol):
-    """What `ResNet` needs from a block, built-in or custom: a module with `out_channels`.
-
-    `residual_end` is the last module with a weight on the residual branch: zeroing that weight
-    makes the block an identity. Only `zero_init_residual` reads it.
-    """
-
-    out_channels: int
-
-    @property
-    def residual_end(self) -> nn.Module: ...
-
-    def __call__(self, x: Tensor, /) -> Tensor: ...
-
-
-BlockFactory = Callable[..., ResidualBlock]
-"""From `(in_channels, planes, stride, architecture)` to a block, which is an `nn.Module`. Where
-stages dilate, there is a fifth argument: the dilations of a block's two 3x3 convolutions."""
-
-
-class BasicBlock(nn.Module):
-    """He 2015, figure 5 left: two 3x3 convolutions and a shortcut."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        stride: int,
-        architecture: Architecture,
-        dilations: Dilations = (1, 1),
-    ) -> None:
-        super().__init__()
-        self.out_channels = width = round(planes * architecture.width)
-        first, second = _convolutions(architecture, (3, 3), dilations)
-        strided, self.antialias = _split_stride(stride, architecture)
-        self.conv1 = first(in_channels, width, stride=strided)
-        self.bn1 = nn.BatchNorm2d(width, architecture.eps)
-        self.dropout = nn.Dropout(architecture.dropout)
-        self.conv2 = second(width, width)
-        self.bn2 = nn.BatchNorm2d(width, architecture.eps)
-        self.shortcut = make_shortcut(in_channels, width, stride, architecture)
-
-    @property
-    def residual_end(self) -> nn.Module:
-        return self.bn2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(self.antialias(self.dropout(y))))
-        return F.relu(y + cast("Tensor", self.shortcut(x)))
-
-
-class Bottleneck(nn.Module):
-    """He 2015, figure 5 right: 1x1, 3x3 and 1x1 convolutions and a shortcut."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        stride: int,
-        architecture: Architecture,
-        dilations: Dilations = (1, 1),
-    ) -> None:
-        super().__init__()
-        width = round(planes * architecture.width)
-        self.out_channels = planes * EXPANSION["bottleneck"]
-        strided, self.antialias = _split_stride(stride, architecture)
-        strides = (strided, 1) if architecture.stride_at == "1x1" else (1, strided)
-        first, second, third = _convolutions(architecture, (1, 3, 1), dilations)
-        self.conv1 = first(in_channels, width, stride=strides[0])
-        self.bn1 = nn.BatchNorm2d(width, architecture.eps)
-        self.conv2 = second(width, width, stride=strides[1])
-        self.bn2 = nn.BatchNorm2d(width, architecture.eps)
-        self.conv3 = third(width, self.out_channels)
-        self.bn3 = nn.BatchNorm2d(self.out_channels, architecture.eps)
-        self.shortcut = make_shortcut(in_channels, self.out_channels, stride, architecture)
-
-    @property
-    def residual_end(self) -> nn.Module:
-        return self.bn3
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(self.antialias(y)))
-        return F.relu(y + cast("Tensor", self.shortcut(x)))
-
-
-class PreActBasicBlock(nn.Module):
-    """He 2016, figure 1b: the block first normalises and activates its input.
-
-    `sees_activated` decides whether the shortcut sees the raw or the activated input.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        stride: int,
-        architecture: Architecture,
-        dilations: Dilations = (1, 1),
-    ) -> None:
-        super().__init__()
-        self.out_channels = width = round(planes * architecture.width)
-        first, second = _convolutions(architecture, (3, 3), dilations)
-        self.bn1: nn.Module = nn.BatchNorm2d(in_channels, architecture.eps)
-        self.conv1 = first(in_channels, width, stride=stride)
-        self.bn2 = nn.BatchNorm2d(width, architecture.eps)
-        self.dropout = nn.Dropout(architecture.dropout)
-        self.conv2 = second(width, width)
-        self.shortcut = make_shortcut(in_channels, width, stride, architecture)
-        self.shortcut_activated = sees_activated(self.shortcut, architecture)
-
-    @property
-    def residual_end(self) -> nn.Module:
-        return self.conv2
-
-    def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.bn1(x))
-        y = F.relu(self.bn2(self.conv1(activated)))
-        y = self.conv2(self.dropout(y))
-        return cast("Tensor", y + self.shortcut(activated if self.shortcut_activated else x))
-
-
-class PreActBottleneck(nn.Module):
-    """The bottleneck of He 2016, section 4, with the shortcut of `PreActBasicBlock`."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        stride: int,
-        architecture: Architecture,
-        dilations: Dilations = (1, 1),
-    ) -> None:
-        super().__init__()
-        width = round(planes * architecture.width)
-        self.out_channels = planes * EXPANSION["bottleneck"]
-        strides = (stride, 1) if architecture.stride_at == "1x1" else (1, stride)
-        first, second, third = _convolutions(architecture, (1, 3, 1), dilations)
-        self.bn1: nn.Module = nn.BatchNorm2d(in_channels, architecture.eps)
-        self.conv1 = first(in_channels, width, stride=strides[0])
-        self.bn2 = nn.BatchNorm2d(width, architecture.eps)
-        self.conv2 = second(width, width, stride=strides[1])
-        self.bn3 = nn.BatchNorm2d(width, architecture.eps)
-        self.conv3 = third(width, self.out_channels)
-        self.shortcut = make_shortcut(in_channels, self.out_channels, stride, architecture)
-        self.shortcut_activated = sees_activated(self.shortcut, architecture)
-
-    @property
-    def residual_end(self) -> nn.Module:
-        return self.conv3
-
-    def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.bn1(x))
-        y = F.relu(self.bn2(self.conv1(activated)))
-        y = self.conv3(F.relu(self.bn3(self.conv2(y))))
-        return cast("Tensor", y + self.shortcut(activated if self.shortcut_activated else x))
-
-
-def sees_activated(shortcut: nn.Module, architecture: Architecture) -> bool:
-    """Whether a pre-activation shortcut sees the activated input. The default follows the
-    authors' code for 164 and 1001 layers."""
-    rule = architecture.preact_shortcut
-    if rule in ("projected", "entry"):
-        return isinstance(shortcut, ConvShortcut)
-    return rule == "activated"
-
-
-BLOCKS: dict[tuple[Block, bool], BlockFactory] = {
-    ("basic", False): BasicBlock,
-    ("bottleneck", False): Bottleneck,
-    ("basic", True): PreActBasicBlock,
-    ("bottleneck", True): PreActBottleneck,
-}
-
-
-class ImageStem(nn.Module):
-    """The first layers; most pre-activation networks do not normalise here."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        channels, small = architecture.stem_width, architecture.stem == "small"
-        self.conv = conv(
-            architecture.in_channels,
-            channels,
-            3 if small else 7,
-            architecture.stride_of_stem,
-            bias="stem" in architecture.biases,
-            padding=architecture.stem_padding,
-        )
-        bare = architecture.preact and architecture.preact_stem == "bare"
-        self.norm = nn.Identity() if bare else NormReLU(channels, architecture.eps)
-        self.pool = stem_pool(architecture)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.pool(self.norm(self.conv(x))))
+from models.architecture import Architecture
+from models.blocks import BLOCKS, BlockFactory
+from models.stage import Stage
+from models.stem import ImageStem
 
 
 class ResNet(nn.Module):
@@ -348,6 +27,10 @@ class ResNet(nn.Module):
 
     `block` replaces the built-in blocks; such a network trains and runs, but a bundle cannot
     describe it. `zero_init_residual` starts every residual branch at zero.
+
+    `stage_channels`, `stage_strides`: what `features` gives for each stage, the stem first: the
+        channels of its map, and how many pixels of the image lie between two of the map's.
+        Stages that dilate do not stride.
     """
 
     def __init__(
@@ -369,11 +52,12 @@ class ResNet(nn.Module):
         )
         self.stem = ImageStem(architecture)
         self.stages = nn.ModuleList()
+        widths, factors = [channels], [architecture.stride_of_stem]
         dilated = 1
         for stage, (count, planes) in enumerate(
             zip(architecture.blocks, architecture.planes, strict=True)
         ):
-            stack = nn.Sequential()
+            stack = Stage()
             strided, dilation = _strided_block(architecture, stage, count), dilated
             if stage in architecture.dilation:
                 strided, dilated = None, 2 * dilated
@@ -389,11 +73,16 @@ class ResNet(nn.Module):
                 channels = made.out_channels
                 stack.append(cast("nn.Module", made))
             self.stages.append(stack)
+            pools = stage == 0 and architecture.has_pool
+            widths.append(channels)
+            factors.append((1 if strided is None else 2) * (2 if pools else 1))
+        self.stage_channels = tuple(widths)
+        self.stage_strides = tuple(accumulate(factors, operator.mul))
         if architecture.preact and architecture.preact_stem == "activated_once" and not self.custom:
             # The input is already activated; activating it again changes nothing.
             cast("Any", self.stages[0])[0].bn1 = nn.Identity()
-        ends = architecture.preact and architecture.final_norm
-        self.norm = NormReLU(channels, architecture.eps) if ends else nn.Identity()
+        self.activates = architecture.preact and architecture.final_norm
+        self.norm = nn.BatchNorm2d(channels, architecture.eps) if self.activates else nn.Identity()
         self.out_channels = channels
         self.head = make_head(channels, architecture)
         initialise(self, zero_init_residual=zero_init_residual)
@@ -403,14 +92,56 @@ class ResNet(nn.Module):
         x = self.stem(self.input_norm(x))
         for stage in self.stages:
             x = stage(x)
-        return cast("Tensor", self.norm(x))
+        x = self.norm(x)
+        return F.relu(x) if self.activates else x
 
-    def features(self, x: Tensor) -> Tensor:
-        """Float [N, `out_channels`] before the head, from float images [N, C, H, W]."""
-        return self.maps(x).mean((2, 3))
+    @overload
+    def features(self, images: Tensor) -> Tensor: ...
+
+    @overload
+    def features(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]: ...
+
+    def features(
+        self, images: Tensor, stages: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        """The features of float images [N, C, H, W].
+
+        Without `stages`: float [N, `out_channels`], what the head takes. With them: the maps
+        float [N, C, H, W] after each stage named, in that order. Stages count from 1; 0 is the
+        stem before its pooling. No stage behind the last one named is computed.
+
+        A pre-activation network's maps are the sums that its next block would normalise and
+        activate, also the last one, as in timm; `maps` gives that one normalised and activated.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        if stages is None:
+            return self.maps(images).mean((2, 3))
+        for number in stages:
+            if number not in range(len(self.stages) + 1):
+                raise ValueError(
+                    f"stages must be from 0 (the stem) to {len(self.stages)}, not {number!r}"
+                )
+        x = self.stem.before_pool(self.input_norm(images))
+        found = [x]
+        for number in range(1, max(stages, default=0) + 1):
+            x = self.stages[number - 1](self.stem.pool(x) if number == 1 else x)
+            found.append(x)
+        return [found[number] for number in stages]
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.head(self.features(x)))
+        logits: Tensor = self.head(self.maps(x).mean((2, 3)))
+        return logits
+
+    def checkpoint_blocks(self, enabled: bool = True) -> None:
+        """Whether training keeps only the blocks' inputs, and computes the rest again for the
+        gradients: less memory for about a third more time (Chen 2016, arXiv:1604.06174).
+
+        Gradients and running statistics stay the same.
+        """
+        for stage in self.stages:
+            cast("Stage", stage).checkpoints = enabled
 
     def set_head(self, head: nn.Module) -> None:
         """Replaces the head by one that takes features [N, `out_channels`]; not initialised."""

@@ -38,6 +38,7 @@ GUIDES = [
     "dashboard",
     "gpu-host",
     "kubernetes",
+    "library",
     "offline",
     "own-architecture",
     "own-images",

@@ -64,6 +64,7 @@ class Options:
     `global_norm`: several processes normalise by the statistics of all their batches together,
         for the result of a single process.
     `save_every`: seconds between saves of the state within an epoch.
+    `checkpoint_blocks`: see `ResNet.checkpoint_blocks`.
     """
 
     precision: str = "auto"
@@ -71,6 +72,7 @@ class Options:
     accumulate: int = 1
     global_norm: bool = True
     save_every: float = 600.0
+    checkpoint_blocks: bool = False
 
 
 DEFAULT = Options()
@@ -120,6 +122,8 @@ def train(
             f"the last batch's {last} images are too few for {parts} parts; choose another batch "
             'size, or last_batch "drop"'
         )
+    if options.checkpoint_blocks:
+        network.checkpoint_blocks()
     shared = world if options.global_norm else ALONE
     with global_norms(network, shared), freezing(network, recipe) as still, _repeatable():
         run = _Run(network, source, spec, recipe, seed, world, options, checkpoint)

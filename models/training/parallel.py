@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from models.resnet import NormReLU
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,31 +123,17 @@ class GlobalNorm(nn.BatchNorm2d):
         return x.sum((0, 2, 3)) * (dist.get_world_size() / pixels)
 
 
-class GlobalNormReLU(GlobalNorm):
-    """`GlobalNorm`, then ReLU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.relu(super().forward(input))
-
-
-_GLOBAL: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm2d: GlobalNorm,
-    NormReLU: GlobalNormReLU,
-}
-
-
 @contextmanager
 def global_norms(network: nn.Module, world: World) -> Iterator[None]:
     """Makes `network` normalise by the batches of all processes within the context."""
-    norms = [m for m in network.modules() if type(m) in _GLOBAL] if world.size > 1 else []
-    kinds = [type(norm) for norm in norms]
+    norms = [m for m in network.modules() if type(m) is nn.BatchNorm2d] if world.size > 1 else []
     for norm in norms:
-        norm.__class__ = _GLOBAL[type(norm)]
+        norm.__class__ = GlobalNorm
     try:
         yield
     finally:
-        for norm, kind in zip(norms, kinds, strict=True):
-            norm.__class__ = kind
+        for norm in norms:
+            norm.__class__ = nn.BatchNorm2d
 
 
 def set_batch(network: nn.Module, batch: int | None) -> None:

@@ -193,6 +193,12 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
     help="Compute each batch in this many parts, to save memory.",
 )
 @click.option(
+    "--checkpoint-blocks",
+    is_flag=True,
+    help="Keep only the inputs of the blocks for the gradients, and compute the rest again: less "
+    "memory, a third more time.",
+)
+@click.option(
     "--local-norm",
     is_flag=True,
     help="Each process normalises by the statistics of its own images.",
@@ -232,6 +238,7 @@ def train(
     device: str,
     precision: str,
     accumulate: int,
+    checkpoint_blocks: bool,
     local_norm: bool,
     eager: bool,
     **options: Any,
@@ -269,7 +276,11 @@ def train(
     if data.hold_out:
         temperature.check_count(data.hold_out, ", or leave out --hold-out")
     computing = Options(
-        precision=precision, compiled=not eager, accumulate=accumulate, global_norm=not local_norm
+        precision=precision,
+        compiled=not eager,
+        accumulate=accumulate,
+        global_norm=not local_norm,
+        checkpoint_blocks=checkpoint_blocks,
     )
     card = output.card.read_text("utf-8") if output.card else ""
     with parallel.join(device, cpus()) as world:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import models
 from models import builtin, bundle, labels, variants
+from models.blocks import BasicBlock
 from models.bundle import Bundle, BundleError, WeightsMismatch, check_name, name_from
-from models.resnet import BasicBlock, ResNet, build
+from models.resnet import ResNet, build
 from models.summary import count_parameters
 from tests.support import rounding, tiny
 

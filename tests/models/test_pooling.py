@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architecture import Architecture
+from models.blocks import Bottleneck
 from models.operations import record
 from models.pooling import Blur
-from models.resnet import Bottleneck, ResNet
+from models.resnet import ResNet
 from tests.support import tiny
 
 
@@ -66,7 +67,7 @@ def test_antialiasing_subsamples_behind_the_strided_convolutions_relu(
     subsample = blurred if kind == "blur" else (lambda x: F.avg_pool2d(x, 2))
     x = torch.randn(2, 3, 48, 32, dtype=torch.float64)
     stem: Any = made.stem
-    y = stem.norm(stem.conv(x))
+    y = F.relu(stem.norm(stem.conv(x)))
     y = subsample(F.max_pool2d(y, 3, 1, 1)) if kind == "blur" else subsample(y)
     for stage, strided in zip(made.stages, (False, True), strict=True):
         each: Any = stage[0]  # type: ignore[index]

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from models import variants
 from models.architecture import Architecture
-from models.resnet import BLOCKS, PaddedShortcut, ResNet, build, make_shortcut, on_meta
+from models.blocks import BLOCKS
+from models.layers import PaddedShortcut, make_shortcut
+from models.resnet import ResNet, build, on_meta
 from tests.support import rounding, tiny
 
 Weights = Mapping[str, Tensor]
@@ -284,6 +286,73 @@ def test_no_classes_build_a_backbone_that_gives_features() -> None:
     assert backbone(x).shape == (2, backbone.out_channels) == (2, 128)
     rounding.assert_near(backbone(x), backbone.features(x), backbone)
     assert not any(name.startswith("head") for name in backbone.state_dict())
+
+
+@pytest.mark.parametrize(("block", "preact"), FAMILIES)
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+def test_the_maps_of_stages_are_what_each_stage_gives(block: Any, preact: bool, stem: Any) -> None:
+    network = tiny.network(
+        block=block, preact=preact, stem=stem, blocks=(1, 2, 1), planes=(4, 8, 16)
+    )
+    given: dict[int, Tensor] = {}
+    for number, stage in enumerate(network.stages, 1):
+        stage.register_forward_hook(lambda _, __, y, number=number: given.update({number: y}))
+    x = torch.randn(2, 3, 32, 48)
+    maps = network.features(x, stages=(3, 0, 1, 2, 2))
+    expected = [given[3], network.stem.before_pool(x), given[1], given[2], given[2]]
+    assert all(map(torch.equal, maps, expected))
+    for number, found in enumerate(network.features(x, (0, 1, 2, 3))):
+        stride = network.stage_strides[number]
+        assert found.shape == (2, network.stage_channels[number], 32 // stride, 48 // stride)
+    last = F.relu(norm(maps[0], part(network.state_dict(), "norm"))) if preact else maps[0]
+    torch.testing.assert_close(network.maps(x), last)
+
+
+def test_no_stage_behind_the_last_one_named_is_computed() -> None:
+    network = tiny.network(blocks=(1, 1, 1), planes=(4, 8, 16))
+    seen: list[int] = []
+    for number, stage in enumerate(network.stages, 1):
+        stage.register_forward_hook(lambda *_, number=number: seen.append(number))
+    assert len(network.features(torch.randn(1, 3, 8, 8), (2, 0))) == 2
+    assert seen == [1, 2]
+    assert len(network.features(torch.randn(1, 3, 8, 8), (0,))) == 1
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("stage", [-1, 3, "1"])
+def test_a_stage_that_is_not_there_is_named_with_those_that_are(stage: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"stages must be from 0 \(the stem\) to 2, not {stage!r}"
+    ):
+        tiny.network().features(torch.randn(1, 3, 8, 8), (1, stage))
+
+
+@pytest.mark.parametrize(
+    ("changes", "strides"),
+    [
+        ({}, (1, 1, 2, 4, 8)),
+        ({"stem": "imagenet"}, (2, 4, 8, 16, 32)),
+        ({"stem": "imagenet", "pool": "none"}, (2, 2, 4, 8, 16)),
+        ({"stem": "imagenet", "antialias": "blur"}, (2, 4, 8, 16, 32)),
+        ({"stem": "imagenet", "dilation": (3,)}, (2, 4, 8, 16, 16)),
+        ({"stem": "imagenet", "dilation": (2, 3)}, (2, 4, 8, 8, 8)),
+        ({"stem": "imagenet", "dilation": (1, 3), "padding": "same"}, (2, 4, 4, 8, 8)),
+        ({"stride_block": "last"}, (1, 2, 4, 8, 8)),
+        ({"stride_stages": "all"}, (1, 2, 4, 8, 16)),
+    ],
+    ids=str,
+)
+def test_strides_follow_the_stem_its_pool_and_dilation(
+    changes: dict[str, Any], strides: tuple[int, ...]
+) -> None:
+    network = tiny.network(block="bottleneck", blocks=(1, 2, 1, 1), planes=(4, 4, 8, 8), **changes)
+    assert network.stage_strides == strides
+    assert network.stage_channels == (4, 16, 16, 32, 32)
+    maps = network.features(torch.randn(1, 3, 64, 96), range(5))
+    assert [tuple(found.shape[1:]) for found in maps] == [
+        (channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(network.stage_channels, strides, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 33])

@@ -16,7 +16,8 @@ from models.architecture import Architecture, PreactShortcut
 from models.bundle import BundleError
 from models.interchange.architecture import places, stem_fields
 from models.interchange.keras.graph import KerasGraph, KerasLayer
-from models.resnet import ConvShortcut, PaddedShortcut, on_meta
+from models.layers import ConvShortcut, PaddedShortcut
+from models.resnet import on_meta
 
 KERNELS = {2: (3, 3), 3: (1, 3, 1)}
 

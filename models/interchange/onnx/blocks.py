@@ -23,8 +23,9 @@ from models.interchange.onnx.graph import Graph, Step, misfit
 from models.interchange.onnx.heads import Ending, read_head
 from models.interchange.onnx.layers import Layers, Unit
 from models.interchange.onnx.stems import Front, Stem, interpretations, parted, read_front
+from models.layers import ConvShortcut, PaddedShortcut
 from models.pooling import Blur
-from models.resnet import ConvShortcut, PaddedShortcut, on_meta
+from models.resnet import on_meta
 
 ANTIALIAS: dict[str, Antialias] = {"average": "average", "blur": "blur"}
 KINDS: dict[type, str] = {nn.AvgPool2d: "average", Blur: "blur"}

@@ -430,6 +430,15 @@ def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
         )
 
 
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.precision)])
+def test_checkpointing_blocks_changes_no_bit(precision: str) -> None:
+    plain, checkpointed = (
+        weights(dropout=0.2, options=Options(precision=precision, checkpoint_blocks=on))
+        for on in (False, True)
+    )
+    assert tiny.same_bits(checkpointed, plain)
+
+
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
     with pytest.raises(ValueError, match="batches of 8 cannot be divided into 3 parts"):
         trained(fresh(), options=replace(FP32, accumulate=3))

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from models import stage
 from models.bundle import Bundle
 from models.training.recipes import Recipe, completed
 from service.cli.recipe_flags import FIELDS
@@ -177,6 +178,25 @@ def test_flips_of_a_recipe_alternate_for_images_of_any_size(
         phase["factor"] for phase in cycle
     ]
     assert not tiny.same_bits(alternating.tensors, other.tensors)
+
+
+def test_checkpointing_blocks_checkpoints_them_and_changes_no_bit(
+    data: Path,
+    tmp_path: Path,
+    plain: dict[tuple[str, ...], Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks = []
+
+    def watched(block: Any, x: Any) -> Any:
+        blocks.append(block)
+        return checkpointed(block, x)
+
+    checkpointed = stage._checkpointed
+    monkeypatch.setattr(stage, "_checkpointed", watched)
+    made = trained(data, tmp_path / "x.safetensors", *SMALL, "--checkpoint-blocks")
+    assert len(set(blocks)) == 2
+    assert tiny.same_bits(made.tensors, plain[SMALL].tensors)
 
 
 def test_how_batches_were_computed_is_recorded(

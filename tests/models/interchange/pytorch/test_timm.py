@@ -19,7 +19,7 @@ from models.bundle import BundleError
 from models.interchange import convert
 from models.interchange.pytorch import timm
 from models.preprocess import IMAGENET, InputSpec, resize_and_crop
-from tests.support import libraries, tiny
+from tests.support import libraries, rounding, tiny
 from tests.support.said import said
 
 RESNET, RESNETV2, _ = timm.LAYOUTS
@@ -78,6 +78,26 @@ def test_every_plain_network_gives_equal_logits(name: str) -> None:
     converted = libraries.ours(layout, theirs)
     assert converted.architecture.preact == ("v2" in name)
     assert libraries.difference(converted, theirs, 64) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "dilation"), [("resnet18", ()), ("resnet50", (2, 3)), ("resnetv2_18", ())]
+)
+def test_stages_give_timms_features(name: str, dilation: tuple[int, ...]) -> None:
+    theirs: Any = network(name, output_stride=32 // 2 ** len(dilation))
+    layout = RESNETV2 if "v2" in name else RESNET
+    made = libraries.ours(layout, theirs, dilation=dilation)
+    rows = (
+        theirs.feature_info if isinstance(theirs.feature_info, list) else theirs.feature_info.info
+    )
+    assert list(made.stage_channels) == [row["num_chs"] for row in rows]
+    assert list(made.stage_strides) == [row["reduction"] for row in rows]
+    images = libraries.images(64)
+    with torch.inference_mode():
+        expected = theirs.forward_intermediates(images, intermediates_only=True)
+        found = made.features(images, range(5))
+    for ours, other in zip(found, expected, strict=True):
+        rounding.assert_near(ours, other, made)
 
 
 def test_names_are_those_of_torchvisions_networks() -> None:
