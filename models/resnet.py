@@ -163,6 +163,10 @@ BlockFactory = Callable[..., ResidualBlock]
 """From `(in_channels, planes, stride, architecture)` to a block, which is an `nn.Module`. Where
 stages dilate, there is a fifth argument: the dilations of a block's two 3x3 convolutions."""
 
+HeadFactory = Callable[[int, int], nn.Module]
+"""From `(channels, num_classes)` to a module that takes features [N, channels] to logits
+[N, num_classes]."""
+
 
 class BasicBlock(nn.Module):
     """He 2015, figure 5 left: two 3x3 convolutions and a shortcut."""
@@ -346,8 +350,9 @@ class ImageStem(nn.Module):
 class ResNet(nn.Module):
     """The network of an `Architecture`, freshly initialised (He initialisation, fan-out).
 
-    `block` replaces the built-in blocks; such a network trains and runs, but a bundle cannot
-    describe it. `zero_init_residual` starts every residual branch at zero.
+    `block` and `head` replace the built-in ones; a bundle can hold such a network if Python can
+    import them by name, see `models.own_code`. `zero_init_residual` starts every residual branch
+    at zero.
     """
 
     def __init__(
@@ -355,11 +360,12 @@ class ResNet(nn.Module):
         architecture: Architecture,
         *,
         block: BlockFactory | None = None,
+        head: HeadFactory | None = None,
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.custom = block is not None
+        self.block = block
         make_block = block or BLOCKS[architecture.block, architecture.preact]
         channels = architecture.stem_width
         self.input_norm = (
@@ -389,13 +395,15 @@ class ResNet(nn.Module):
                 channels = made.out_channels
                 stack.append(cast("nn.Module", made))
             self.stages.append(stack)
-        if architecture.preact and architecture.preact_stem == "activated_once" and not self.custom:
+        if architecture.preact and architecture.preact_stem == "activated_once" and not block:
             # The input is already activated; activating it again changes nothing.
             cast("Any", self.stages[0])[0].bn1 = nn.Identity()
         ends = architecture.preact and architecture.final_norm
         self.norm = NormReLU(channels, architecture.eps) if ends else nn.Identity()
         self.out_channels = channels
-        self.head = make_head(channels, architecture)
+        self.head = (
+            head(channels, architecture.num_classes) if head else make_head(channels, architecture)
+        )
         initialise(self, zero_init_residual=zero_init_residual)
 
     def maps(self, x: Tensor) -> Tensor:
@@ -465,7 +473,12 @@ def build(
     return ResNet(architecture, block=block, zero_init_residual=zero_init_residual)
 
 
-def on_meta(architecture: Architecture) -> ResNet:
+def on_meta(
+    architecture: Architecture,
+    *,
+    block: BlockFactory | None = None,
+    head: HeadFactory | None = None,
+) -> ResNet:
     """The network on the meta device: names and shapes without storage."""
     with torch.device("meta"):
-        return ResNet(architecture)
+        return ResNet(architecture, block=block, head=head)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import bundle, hardware, variants
+from models import bundle, hardware, own_code, variants
 from models.architecture import Architecture
 from models.bundle import Bundle
 from models.classifier import Classifier
@@ -23,8 +23,9 @@ from models.data.seeds import mix
 from models.data.source import Source, check_trainable
 from models.evaluation import temperature
 from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
+from models.own_code import OwnCode
 from models.preprocess import InputSpec
-from models.resnet import ResNet
+from models.resnet import BlockFactory, ResNet
 from models.training import recipes
 from models.training.checkpoint import Checkpoint
 from models.training.history import Epoch, History
@@ -40,6 +41,7 @@ class Plan:
     """Everything that determines the weights.
 
     `variant`, `overrides`: the network, and the fields of `Architecture` that differ from it.
+    `block`: replaces the blocks of the variant; see `models.own_code`.
     `start`: initial weights, whose network and input replace those of the variant. If the data
         has other classes, the head starts at random.
     `recipe_name`: the name of the recipe that `recipe` is based on.
@@ -49,6 +51,7 @@ class Plan:
 
     variant: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
+    block: BlockFactory | None = None
     start: Bundle | None = None
     source: Source
     recipe: Recipe
@@ -122,7 +125,8 @@ class Plan:
             ValueError: see `architecture`; or the initial weights do not fit the `overrides`.
         """
         torch.manual_seed(mix("initialise", self.seed))
-        network = ResNet(self.architecture())
+        code = self.start.code if self.start else OwnCode(block=self.block)
+        network = ResNet(self.architecture(), block=code.block, head=code.head)
         if self.start is not None:
             tensors = dict(self.start.tensors)
             if self.start.labels != self.source.classes:
@@ -139,6 +143,7 @@ class Plan:
             "data": f"{self.source.source}: {len(self.source)} images",
             "recipe": asdict(self.recipe),
             "seed": self.seed,
+            **({"block": own_code.path_of(self.block, "block")} if self.block else {}),
             **({"start": self.start.fingerprint()} if self.start else {}),
         }
 

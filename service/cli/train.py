@@ -20,6 +20,7 @@ from service.cli.options import (
     PATH,
     Field,
     Seeds,
+    code_flag,
     fail_in_one_line,
     part_of,
     read_dataset,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from models.data.datasets import Corrupt, Dataset
     from models.data.source import Source
     from models.preprocess import InputSpec
+    from models.resnet import BlockFactory
     from models.training.history import Epoch
     from models.training.loop import Options, Progress
     from models.training.parallel import World
@@ -61,6 +63,8 @@ class Network:
 
     variant: str | None
     weights: str | None
+    block: str | None
+    allow_code: list[str] | None
     overrides: tuple[tuple[str, Any], ...]
     shortcut: str | None
 
@@ -89,10 +93,26 @@ class Network:
 
         if self.weights and self.variant:
             raise ValueError("--weights or --variant, not both: weights have their own network")
-        start = catalog.load(self.weights).bundle if self.weights else None
+        if self.weights and self.block:
+            raise ValueError("--weights or --block, not both: weights have their own blocks")
+        start = catalog.load(self.weights, allow=self.allow_code).bundle if self.weights else None
         network = start or variants.variant(self.variant or DEFAULT_VARIANT)
         variants.override(network.architecture, **self.changes)
         return start, network.input
+
+    def own_block(self) -> BlockFactory | None:
+        """The block that the user names instead of the variant's, if any.
+
+        Raises:
+            ValueError: it is no import path, or cannot be imported.
+        """
+        from models import own_code
+
+        if not self.block:
+            return None
+        own_code.check_path(self.block, "--block")
+        found: BlockFactory = own_code.imported(self.block, "block", [self.block])
+        return found
 
 
 @dataclass(frozen=True)
@@ -217,6 +237,12 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Start from a model's weights and train its network, instead of --variant.",
 )
 @click.option(
+    "--block",
+    metavar="MODULE:CLASS",
+    help="Build the network of a block of your own, imported from MODULE, instead of --variant's.",
+)
+@code_flag
+@click.option(
     "--set",
     "overrides",
     type=Field(),
@@ -340,6 +366,7 @@ def train(
     )
     output.check()
     start, spec = network.load()
+    block = network.own_block()
     recipe = _recipe(by_name(recipe_name), **options)
     effects.check_given(options, recipe, network.changes)
     if data.hold_out:
@@ -354,6 +381,7 @@ def train(
         plan = Plan(
             variant=network.variant or DEFAULT_VARIANT,
             overrides=network.changes,
+            block=block,
             start=start,
             source=source,
             recipe=recipe,
@@ -457,7 +485,7 @@ def _conclude(outs: list[Path], out: Path) -> None:
 
     if len(outs) < 2:
         return
-    metrics = [bundle.read(path).metrics for path in outs]
+    metrics = [bundle.read(path, allow=None).metrics for path in outs]
     for source in metrics[0]:
         top1 = [figures[source]["top1"] for figures in metrics]
         click.echo(

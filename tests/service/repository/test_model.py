@@ -9,6 +9,7 @@ import pytest
 
 from models import bundle, labels
 from models.classifier import Outputs
+from models.interchange.opening import Loaded
 from models.preprocess import InputSpec
 from models.summary import count_macs
 from service.config.settings import ModelSettings, Settings
@@ -19,7 +20,6 @@ from service.engines.parity import Parity
 from service.inference.decoding import Decoder
 from service.metrics import GpuUse, Metrics
 from service.repository import model
-from service.repository.catalog import Loaded
 from service.repository.model import LocalModel, Shared, facts_of
 from service.repository.model_info import ModelInfo
 from tests.support import tiny
