@@ -194,15 +194,19 @@ class Bundle:
         """
         if not self.own_code:
             return self
-        made = {
-            what: own_code.imported(path, what, allow)
-            for what in ("block", "head")
-            if (path := getattr(self, what))
-        }
-        ready = replace(self, code=OwnCode(**made))
+        ready = replace(self, code=self._imported(allow))
         ready._fingerprint = self._fingerprint
         check_fit(ready.skeleton(), ready.tensors, " and ".join(self.own_code))
         return ready
+
+    def _imported(self, allow: Collection[str]) -> OwnCode:
+        parts = {what: path for what in ("block", "head") if (path := getattr(self, what))}
+        try:
+            return OwnCode(
+                **{what: own_code.imported(path, what, allow) for what, path in parts.items()}
+            )
+        except ValueError as error:
+            raise BundleError(str(error)) from None
 
     def skeleton(self) -> ResNet:
         """The network on the meta device: names and shapes without storage.
@@ -215,9 +219,8 @@ class Bundle:
     def _made(self, make: Callable[..., ResNet]) -> ResNet:
         if not self.own_code:
             return make(self.architecture)
-        for what in ("block", "head"):
-            if getattr(self, what) and getattr(self.code, what) is None:
-                own_code.imported(getattr(self, what), what, ())
+        if self.code == BUILT_IN:
+            self._imported(())
         try:
             return make(self.architecture, block=self.code.block, head=self.code.head)
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises
