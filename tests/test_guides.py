@@ -25,6 +25,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 SLOW = {
     "docs/guides/cpu-host.md",
     "docs/guides/own-architecture.md",
+    "docs/guides/own-block.md",
     "docs/guides/own-weights.md",
     "docs/guides/tuning.md",
     "docs/training.md",
@@ -39,6 +40,7 @@ GUIDES = [
     "kubernetes",
     "offline",
     "own-architecture",
+    "own-block",
     "own-weights",
     "platforms",
     "ray",
