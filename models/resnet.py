@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -416,6 +416,10 @@ class ResNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Float [N, `out_channels`] before the head, from float images [N, C, H, W]."""
         return self.maps(x).mean((2, 3))
+
+    if TYPE_CHECKING:  # To torch's Module, the result of a call is anything.
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.head(self.features(x)))
