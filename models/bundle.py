@@ -12,7 +12,7 @@ import json
 import os
 import struct
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack, cast, get_args
@@ -209,20 +209,19 @@ class Bundle:
             raise BundleError(str(error)) from None
 
     def skeleton(self) -> ResNet:
-        """The network on the meta device: names and shapes without storage.
+        """The network without these weights: names and shapes on the meta device; with its own
+        code on the CPU, as its modules may make tensors that no state dict has.
 
         Raises:
             BundleError: its own code was not allowed, or does not make a network.
         """
-        return self._made(on_meta)
-
-    def _made(self, make: Callable[..., ResNet]) -> ResNet:
         if not self.own_code:
-            return make(self.architecture)
+            return on_meta(self.architecture)
         if self.code == BUILT_IN:
             self._imported(())
         try:
-            return make(self.architecture, block=self.code.block, head=self.code.head)
+            with torch.random.fork_rng(devices=()):
+                return ResNet(self.architecture, block=self.code.block, head=self.code.head)
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises
             reason = f"{type(error).__name__}: {error}"
             raise BundleError(f"{' and '.join(self.own_code)} makes no network: {reason}") from None
@@ -245,12 +244,7 @@ class Bundle:
             WeightsMismatch: a tensor is missing, unexpected, or has another shape.
             BundleError: its own code was not allowed, see `allowing`.
         """
-        if self.own_code:
-            # Its modules may make tensors that no state dict has, which need storage.
-            with torch.random.fork_rng(devices=()):
-                network = self._made(ResNet)
-        else:
-            network = on_meta(self.architecture)
+        network = self.skeleton()
         check_fit(network, self.tensors, self.variant or "its architecture")
         network.load_state_dict(self.tensors, assign=True)
         return network.eval()

@@ -477,12 +477,7 @@ def build(
     return ResNet(architecture, block=block, zero_init_residual=zero_init_residual)
 
 
-def on_meta(
-    architecture: Architecture,
-    *,
-    block: BlockFactory | None = None,
-    head: HeadFactory | None = None,
-) -> ResNet:
+def on_meta(architecture: Architecture) -> ResNet:
     """The network on the meta device: names and shapes without storage."""
     with torch.device("meta"):
-        return ResNet(architecture, block=block, head=head)
+        return ResNet(architecture)

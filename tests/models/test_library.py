@@ -53,7 +53,7 @@ def test_freeze_the_body_and_train_the_head_by_hand() -> None:
     network = tiny.network().train().requires_grad_(False)
     network.set_head(nn.Linear(network.out_channels, 3))
     before = {name: value.clone() for name, value in network.named_parameters()}
-    network(torch.rand(4, 3, 8, 8)).square().sum().backward()
+    network(torch.rand(4, 3, 8, 8)).square().sum().backward()  # type: ignore[no-untyped-call]
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.1)
     optimizer.step()
     changed = {n for n, value in network.named_parameters() if not value.equal(before[n])}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_code_that_does_not_fit_is_refused_in_one_line(path: str, words: str) ->
 
 
 @pytest.mark.parametrize("path", ["block", "a:b:c", "a/b:C", "a:1", 3, "a:" + "b" * 200])
-def test_a_path_that_is_none_is_refused(path: object) -> None:
+def test_a_path_that_is_none_is_refused(path: Any) -> None:
     with pytest.raises(BundleError, match="block must be an import path such as"):
         replace(tiny.made_bundle(), block=path, variant=None)
 

@@ -48,14 +48,14 @@ class Squeezed(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         gate = torch.sigmoid(self.gate(y.mean((2, 3))))[:, :, None, None]
-        return cast("Tensor", y * gate + cast("Tensor", self.shift))
+        return y * gate + cast("Tensor", self.shift)
 
 
 class InPlace(BasicBlock):
     """Changes what it has returned before: an engine that overlooks that computes another sum."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x) - 0 if self.training else super().forward(x)
+        y = super().forward(x)
         z = self.conv2(y)
         kept = z
         torch.nn.functional.relu(z, inplace=True)
