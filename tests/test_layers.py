@@ -47,7 +47,7 @@ ROOMS = {
 EXCEPTIONS = {("service.http.app", "repository")}
 # The same for `models`, whose files at the root are below all of them.
 MODEL_ROOMS = {
-    "interchange": {"labels"},
+    "interchange": {"labels", "builtin"},
     "training": {"data", "evaluation"},
     "data": {"labels"},
     "evaluation": {"data"},
