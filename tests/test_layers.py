@@ -210,6 +210,7 @@ def test_only_the_ground_is_outside_the_rooms() -> None:
 # Tests that are apart from those of their module, and what of it they test.
 APART = {
     "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
+    "tests/models/test_library.py": "the tasks of a researcher, with all of the package",
     "tests/service/engines/test_fake_cuda.py": "the devices that play CUDA for the others",
     "tests/service/http/test_upgrade.py": "connection: requests that ask for another protocol",
     "tests/service/inference/test_decoding_fuzz.py": "decoding: thousands of mutated files",
