@@ -1,7 +1,8 @@
 """The bundle: weights and everything needed to serve them, in one `.safetensors` file.
 
 The header has one metadata entry, `resnet-serve`: a JSON object with the fields of `Bundle` and a
-SHA-256 of them and the tensors. Reading a bundle never executes code.
+SHA-256 of them and the tensors. Reading a bundle executes no code, unless its network has a block
+or a head of one's own and the reader allows that code by name: see `models.own_code`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import json
 import os
 import struct
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Required, TypedDict, Unpack, cast, get_args
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import files, labels, variants
+from models import files, heads, labels, own_code, variants
 from models.architecture import Architecture
+from models.blocks import BLOCKS
 from models.classifier import Classifier, Outputs
 from models.draws import DrawsFrom
+from models.modes import evaluating
+from models.own_code import BUILT_IN, OwnCode
 from models.preprocess import InputSpec, for_channels
 from models.resnet import ResNet, on_meta
 from models.storage import Storage, loaded, rounded, stored
@@ -48,6 +52,8 @@ OMITTED = {
     "outputs": "exclusive",
     "views": "plain",
     "storage": "fp32",
+    "block": "",
+    "head": "",
 }
 OMITTED_OF_ARCHITECTURE = {
     "head": (),
@@ -117,6 +123,9 @@ class Bundle:
         which takes twice as long; see `models.views`. Digits and text must not be mirrored.
     `storage`: "fp16" writes the weights of convolutions and linear layers in 16 bits, and rounds
         `tensors` accordingly; see `models.storage`.
+    `block`, `head`: the import path of code of one's own, such as `package.module:Class`, that
+        replaces the blocks or the head of `architecture`; "" for the built-in ones.
+    `code`: that code, imported because someone allowed it; see `allowing`.
     """
 
     name: str
@@ -133,6 +142,9 @@ class Bundle:
     outputs: Outputs = "exclusive"
     views: Views = "plain"
     storage: Storage = "fp32"
+    block: str = ""
+    head: str = ""
+    code: OwnCode = field(default=BUILT_IN, repr=False, compare=False)
     _fingerprint: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -167,12 +179,71 @@ class Bundle:
                 f"in_channels must be {channels} for {self.input.channels} images, not "
                 f"{self.architecture.in_channels}"
             )
-        if self.architecture.antialias != "none":
+        self._check_code()
+        if self.architecture.antialias != "none" and not self.own_code:
             self._check_sides()
         self.temperature = _checked_temperature(self.temperature)
         _check_card(self.card)
         if self.storage != "fp32":
             self.tensors = rounded(self.tensors, self.storage)
+
+    def _check_code(self) -> None:
+        for what in ("block", "head"):
+            try:
+                own_code.check_path(getattr(self, what), what)
+            except ValueError as error:
+                raise BundleError(str(error)) from None
+        if self.block and self.variant:
+            raise BundleError(f"a network with blocks of its own is no {self.variant}")
+        if self.head and not self.architecture.num_classes:
+            raise BundleError("a network without classes has no head of its own")
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """The import paths of the network's own block and head."""
+        return tuple(path for path in (self.block, self.head) if path)
+
+    def allowing(self, allow: Collection[str]) -> Bundle:
+        """This bundle, with the code that it names imported.
+
+        `allow`: import paths of classes, or of modules for all of theirs.
+
+        Raises:
+            BundleError: code is not allowed, or cannot be imported, or the weights do not fit it.
+        """
+        if not self.own_code:
+            return self
+        ready = replace(self, code=self._imported(allow))
+        ready._fingerprint = self._fingerprint
+        check_fit(ready.skeleton(), ready.tensors, " and ".join(self.own_code))
+        return ready
+
+    def _imported(self, allow: Collection[str]) -> OwnCode:
+        parts = {what: path for what in ("block", "head") if (path := getattr(self, what))}
+        try:
+            return OwnCode(
+                **{what: own_code.imported(path, what, allow) for what, path in parts.items()}
+            )
+        except ValueError as error:
+            raise BundleError(str(error)) from None
+
+    def skeleton(self) -> ResNet:
+        """The network without these weights: names and shapes on the meta device; with its own
+        code on the CPU, as its modules may make tensors that no state dict has.
+
+        Raises:
+            BundleError: its own code was not allowed, or does not make a network.
+        """
+        if not self.own_code:
+            return on_meta(self.architecture)
+        if self.code == BUILT_IN:
+            self._imported(())
+        try:
+            with torch.random.fork_rng(devices=()):
+                return ResNet(self.architecture, block=self.code.block, head=self.code.head)
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            reason = f"{type(error).__name__}: {error}"
+            raise BundleError(f"{' and '.join(self.own_code)} makes no network: {reason}") from None
 
     def _check_sides(self) -> None:
         """Averages drop the last of an odd number of pixels, and shortcuts do not."""
@@ -190,8 +261,9 @@ class Bundle:
 
         Raises:
             WeightsMismatch: a tensor is missing, unexpected, or has another shape.
+            BundleError: its own code was not allowed, see `allowing`.
         """
-        network = on_meta(self.architecture)
+        network = self.skeleton()
         check_fit(network, self.tensors, self.variant or "its architecture")
         network.load_state_dict(self.tensors, assign=True)
         return network.eval()
@@ -214,7 +286,7 @@ class Bundle:
     def description(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON values."""
         described = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        del described["tensors"]
+        del described["tensors"], described["code"]
         described["architecture"] = _without(OMITTED_OF_ARCHITECTURE, asdict(self.architecture))
         described["input"] = _without(OMITTED_OF_INPUT, asdict(self.input))
         return _without(OMITTED, described)
@@ -245,29 +317,86 @@ def _check_card(card: object) -> None:
         raise BundleError(f"card must be Markdown text, without the control character {control!r}")
 
 
-def from_network(network: ResNet, **described: Any) -> Bundle:
+class Described(TypedDict, total=False):
+    """What `from_network` takes beside the network: the other fields of `Bundle`."""
+
+    name: Required[str]
+    input: Required[InputSpec]
+    labels: Required[Sequence[str]]
+    provenance: dict[str, Any]
+    metrics: dict[str, Any]
+    calibration: dict[str, Any]
+    temperature: float
+    card: str
+    outputs: Outputs
+    views: Views
+    storage: Storage
+
+
+def from_network(network: ResNet, **described: Unpack[Described]) -> Bundle:
     """A bundle of a network's current weights; `described` are the other fields of `Bundle`.
 
+    Its head decides the number of classes. A head that was set (`ResNet.set_head`) may be a Linear,
+    or a Sequential of Linear with a ReLU between any two, Dropout, Flatten and Identity: dropout is
+    not kept, which does nothing in evaluation mode, and a layer without a bias gets one of zeros.
+    Any other head, and a block of one's own, must be a class at the top level of a module, which
+    the bundle then names; the head's is called with features and classes, as `Head(512, 10)`.
+
     Raises:
-        BundleError: the network has custom blocks or a custom head, which data cannot describe.
+        BundleError: there is no such class, or a network made by it computes something else.
     """
-    architecture = network.architecture
-    if network.custom:
-        raise BundleError("a bundle cannot describe a network with custom blocks")
-    tensors = {
-        name: value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in network.state_dict().items()
-    }
-    check_fit(on_meta(architecture), tensors, "its architecture")
-    if type(network.head) is not type(on_meta(architecture).head):
-        raise BundleError("a bundle cannot describe a network with a custom head")
-    variant = variants.find(architecture)
-    return Bundle(
-        architecture=architecture,
-        tensors=tensors,
-        variant=variant.name if variant else None,
-        **described,
-    )
+    architecture, tensors = network.architecture, network.state_dict()
+    usual = BLOCKS[architecture.block, architecture.preact]
+    code = OwnCode(block=None if network.block is usual else network.block)
+    layers = heads.as_layers(network.head, network.out_channels)
+    try:
+        if layers is not None:
+            shape: dict[str, Any] = {"num_classes": layers.num_classes, "head": layers.head}
+            tensors = {n: value for n, value in tensors.items() if not n.startswith("head.")}
+            tensors |= layers.tensors
+        else:
+            code = replace(code, head=heads.factory(network.head))
+            count = heads.classes(network.head, network.out_channels)
+            shape = {"num_classes": count, "head": ()}
+        architecture = replace(architecture, **shape)
+        variant = None if code.block else variants.find(architecture)
+        made = Bundle(
+            architecture=architecture,
+            tensors={
+                name: value.detach().clone(memory_format=torch.contiguous_format)
+                for name, value in tensors.items()
+            },
+            variant=variant.name if variant else None,
+            block=own_code.path_of(code.block, "block"),
+            head=own_code.path_of(code.head, "head"),
+            code=code,
+            **cast("Any", described),
+        )
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+    check_fit(made.skeleton(), made.tensors, "its architecture")
+    if code != BUILT_IN:
+        _check_remade(made, network)
+    return made
+
+
+def _check_remade(made: Bundle, network: ResNet) -> None:
+    """Whoever reads a bundle makes its own blocks and head as they are made by default.
+
+    Raises:
+        BundleError: that computes something else, as arguments or later changes would do.
+    """
+    height, width, channels = made.input.shape
+    images = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+    images = images.to(next(network.parameters()))
+    with torch.no_grad(), evaluating(network):
+        ours, remade = network(images), made.network().to(images.device)(images)
+    if not torch.allclose(ours, remade, rtol=1e-3, atol=1e-3 * float(ours.abs().max())):
+        raise BundleError(
+            f"{' and '.join(made.own_code)} makes a network that computes something else than this "
+            "one: a block is made of (in_channels, planes, stride, architecture), a head of "
+            "(channels, num_classes) alone; give other arguments as defaults"
+        )
 
 
 def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
@@ -287,15 +416,6 @@ def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
     # The description determines the weights; hashing them would take longer than making them.
     made._fingerprint = _checksum(made.description(), {})
     return made
-
-
-def load(path: str | os.PathLike[str]) -> ResNet:
-    """The network of a bundle file, in evaluation mode.
-
-    Raises:
-        BundleError: see `read`.
-    """
-    return read(path).network()
 
 
 def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -324,7 +444,7 @@ def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     """Writes a bundle to a file, atomically."""
     # Fields may have changed since the check: what could not be read back must not be written.
     bundle = replace(bundle)
-    check_fit(on_meta(bundle.architecture), bundle.tensors, "its architecture")
+    check_fit(bundle.skeleton(), bundle.tensors, "its architecture")
     # As JSON returns it: keys become strings.
     description = json.loads(json.dumps({"format": FORMAT, **bundle.description()}))
     tensors = {
@@ -340,15 +460,18 @@ def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         raise OSError(f"{path}: {error}") from None
 
 
-def read(path: str | os.PathLike[str]) -> Bundle:
+def read(path: str | os.PathLike[str], *, allow: Collection[str] | None = ()) -> Bundle:
     """The bundle in a file, after checking its checksum and that its weights fit.
+
+    `allow`: see `Bundle.allowing`. None: the file is read, and `Bundle.allowing` may follow.
 
     Raises:
         BundleError: the message names the file and the problem in one line.
     """
     path = Path(path)
     try:
-        return _read(path)
+        found = _read(path)
+        return found if allow is None else found.allowing(allow)
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{path}: {error}", error.difference) from None
     except OSError as error:
@@ -388,8 +511,8 @@ def _read(path: Path) -> Bundle:
         bundle = Bundle(tensors=in_memory, **description)
     except (TypeError, KeyError) as error:
         raise BundleError(f"its resnet-serve metadata is incomplete ({error})") from None
-    network = on_meta(bundle.architecture)
-    check_fit(network, bundle.tensors, bundle.variant or "its architecture")
+    if not bundle.own_code:
+        check_fit(bundle.skeleton(), bundle.tensors, bundle.variant or "its architecture")
     bundle._fingerprint = checksum
     return bundle
 

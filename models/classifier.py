@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
@@ -61,6 +61,10 @@ class Classifier(nn.Module):
         self.temperature = temperature
         self.outputs = outputs
         self.views = views
+
+    if TYPE_CHECKING:  # To torch's Module, the result of a call is anything.
+
+        def __call__(self, images: Tensor) -> Tensor: ...
 
     def forward(self, images: Tensor) -> Tensor:
         return self.with_maps(images)[0]

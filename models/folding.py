@@ -56,8 +56,14 @@ def fold(operations: Sequence[Operation]) -> list[Step]:
     """The steps from the images to the maps that a network's head averages; the last gives them.
 
     `operations`: from `models.operations.record`. The steps compute the same, up to rounding.
+
+    Raises:
+        NotImplementedError: blocks average too.
     """
-    end = next(index for index, operation in enumerate(operations) if operation.kind == "mean")
+    means = [index for index, operation in enumerate(operations) if operation.kind == "mean"]
+    if len(means) != 1:
+        raise NotImplementedError("only the last maps of a network may be averaged")
+    (end,) = means
     folding = _Folding(operations[:end], operations[end].inputs[0])
     with torch.no_grad():
         for index, operation in enumerate(operations[:end]):

@@ -103,7 +103,19 @@ class _Recorded:
         return len(self.shape)
 
     def __add__(self, other: _Recorded) -> _Recorded:
+        if not isinstance(other, _Recorded) or other.shape != self.shape:
+            raise NotImplementedError("only maps of equal shapes can be added")
         return self.then("add", self.shape, other)
+
+    def __iadd__(self, other: _Recorded) -> _Recorded:
+        return self.becomes(self + other)
+
+    def becomes(self, result: _Recorded) -> _Recorded:
+        """Changes in place: whoever has this tensor sees the result from now on."""
+        if self.operations[self.place].kind == "slice":
+            raise NotImplementedError("a part of a tensor cannot be changed in place")
+        self.place = result.place
+        return self
 
     def __getitem__(self, index: tuple[slice, ...]) -> _Recorded:
         """Strided slices of whole axes, as in the shortcut of option A."""
@@ -139,7 +151,14 @@ def _convolution(
     return x.then("convolution", shape, tensors=(weight, bias), **window)
 
 
+def _relu(x: _Recorded, inplace: bool = False) -> _Recorded:
+    activated = x.then("relu", x.shape)
+    return x.becomes(activated) if inplace else activated
+
+
 def _linear(x: _Recorded, weight: Tensor, bias: Tensor | None = None) -> _Recorded:
+    if x.dim() != 2:
+        raise NotImplementedError("only linear layers on features are supported")
     return x.then("linear", (-1, weight.shape[0]), tensors=(weight, bias))
 
 
@@ -201,7 +220,7 @@ def _pad(
     if mode not in ("constant", "reflect"):
         raise NotImplementedError("only padding with constants and reflections is supported")
     if not any(padding):
-        return x
+        return _Recorded(x.operations, x.place)
     leading = (0,) * (4 - len(padding) // 2)
     before, after = (*leading, *padding[-2::-2]), (*leading, *padding[::-2])
     sides = zip(x.shape, before, after, strict=True)
@@ -248,7 +267,7 @@ FUNCTIONS: dict[Any, Callable[..., _Recorded]] = {
     torch.conv2d: _convolution,
     F.linear: _linear,
     F.batch_norm: _batch_norm,
-    F.relu: lambda x, inplace=False: x.then("relu", x.shape),
+    F.relu: _relu,
     F.max_pool2d: _max_pool,
     torch.max_pool2d: _max_pool,
     F.avg_pool2d: _average_pool,

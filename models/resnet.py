@@ -6,10 +6,10 @@ The papers are cited as in `models.architecture`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,17 @@ from models.blocks import BLOCKS, BlockFactory
 from models.stage import Stage
 from models.stem import ImageStem
 
+HeadFactory = Callable[[int, int], nn.Module]
+"""From `(channels, num_classes)` to a module that takes features [N, channels] to logits
+[N, num_classes]."""
+
 
 class ResNet(nn.Module):
     """The network of an `Architecture`, freshly initialised (He initialisation, fan-out).
 
-    `block` replaces the built-in blocks; such a network trains and runs, but a bundle cannot
-    describe it. `zero_init_residual` starts every residual branch at zero.
+    `block` and `head` replace the built-in ones; a bundle can hold such a network if Python can
+    import them by name, see `models.own_code`. `zero_init_residual` starts every residual branch
+    at zero.
 
     `stage_channels`, `stage_strides`: what `features` gives for each stage, the stem first: the
         channels of its map, and how many pixels of the image lie between two of the map's.
@@ -38,11 +43,12 @@ class ResNet(nn.Module):
         architecture: Architecture,
         *,
         block: BlockFactory | None = None,
+        head: HeadFactory | None = None,
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.custom = block is not None
+        self.block = block
         make_block = block or BLOCKS[architecture.block, architecture.preact]
         channels = architecture.stem_width
         self.input_norm = (
@@ -78,13 +84,15 @@ class ResNet(nn.Module):
             factors.append((1 if strided is None else 2) * (2 if pools else 1))
         self.stage_channels = tuple(widths)
         self.stage_strides = tuple(accumulate(factors, operator.mul))
-        if architecture.preact and architecture.preact_stem == "activated_once" and not self.custom:
+        if architecture.preact and architecture.preact_stem == "activated_once" and not block:
             # The input is already activated; activating it again changes nothing.
             cast("Any", self.stages[0])[0].bn1 = nn.Identity()
         self.activates = architecture.preact and architecture.final_norm
         self.norm = nn.BatchNorm2d(channels, architecture.eps) if self.activates else nn.Identity()
         self.out_channels = channels
-        self.head = make_head(channels, architecture)
+        self.head = (
+            head(channels, architecture.num_classes) if head else make_head(channels, architecture)
+        )
         initialise(self, zero_init_residual=zero_init_residual)
 
     def maps(self, x: Tensor) -> Tensor:
@@ -129,6 +137,10 @@ class ResNet(nn.Module):
             x = self.stages[number - 1](self.stem.pool(x) if number == 1 else x)
             found.append(x)
         return [found[number] for number in stages]
+
+    if TYPE_CHECKING:  # To torch's Module, the result of a call is anything.
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.maps(x).mean((2, 3)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.architecture import Architecture
+from models.modes import evaluating
 from models.preprocess import Sides
 from models.resnet import ResNet, on_meta
 
@@ -94,16 +95,18 @@ def count_macs(network: nn.Module, size: Sides, channels: int = 3) -> int:
     """
     zero = torch.zeros(())
     state = {name: zero.expand(value.shape) for name, value in network.state_dict().items()}
-    training = {module: module.training for module in network.modules()}
-    network.eval()
     counter = _MacCounter()
-    try:
-        with torch.no_grad(), counter:
-            torch.func.functional_call(network, state, (torch.empty(0, channels, *_pair(size)),))
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
+    with torch.no_grad(), evaluating(network), counter:
+        try:
+            _run(network, state, torch.empty(0, channels, *_pair(size)))
+        except RuntimeError:  # A block of one's own may not compute on nothing.
+            counter.macs = 0
+            _run(network, state, torch.zeros(1, channels, *_pair(size)))
     return counter.macs
+
+
+def _run(network: nn.Module, state: dict[str, Tensor], images: Tensor) -> None:
+    torch.func.functional_call(network, state, (images,))
 
 
 def map_sides(network: ResNet, size: Sides) -> tuple[int, int]:
@@ -117,12 +120,11 @@ def map_sides(network: ResNet, size: Sides) -> tuple[int, int]:
         count_macs(network, size, network.architecture.in_channels)
     finally:
         watch.remove()
-    (found,) = sides
-    return found
+    return sides[-1]
 
 
 class _MacCounter(TorchFunctionMode):
-    """Counts convolutions and linear layers, and returns empty batches of their output shapes."""
+    """Counts convolutions and linear layers, and returns uncomputed outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +161,7 @@ class _MacCounter(TorchFunctionMode):
                 input.shape[2:], weight.shape[2:], steps, pads, dilations, strict=True
             )
         ]
-        return self._counted(input.new_empty(0, weight.shape[0], *sizes), weight)
+        return self._counted(input.new_empty(len(input), weight.shape[0], *sizes), weight)
 
     def _projected(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return self._counted(input.new_empty(*input.shape[:-1], weight.shape[0]), weight)

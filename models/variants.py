@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -39,6 +40,9 @@ WIDE_IMAGENET = ((18, 2), (34, 2), (50, 2), (101, 2))
 OF_ANY_WIDTH = (18, 34)
 WIDE_LISTED = {16: (1, 2, 4, 8, 10), 22: (2, 8, 10), 28: (1, 2, 4, 8, 10, 12), 40: (1, 2, 4, 8, 10)}
 
+# Words for groups of networks.
+FAMILIES = ("imagenet", "cifar", "small", "wide", "preact")
+
 NAME = re.compile(
     r"(?P<preact>preact_)?(?P<wide>wide_)?resnet(?P<depth>[1-9][0-9]{0,6})"
     r"(?:_(?P<width>[1-9][0-9]{0,6}(?:\.[0-9]{0,6}[1-9])?))?(?P<end>_small|_cifar)?"
@@ -52,15 +56,42 @@ ELSEWHERE = re.compile(
 )
 
 
-def names() -> Iterator[str]:
-    """The named variants in the papers' order, with the usual widths of wide networks."""
-    for family in ("", "preact_"):
-        yield from (f"{family}resnet{depth}" for depth in IMAGENET_STAGES)
-        yield from (f"{family}wide_resnet{depth}_{width}" for depth, width in WIDE_IMAGENET)
-        yield from (f"{family}resnet{depth}_small" for depth in IMAGENET_STAGES)
-        yield from (f"{family}resnet{depth}" for depth in CIFAR_STAGES)
+def names(pattern: str = "*", *, family: str | None = None) -> list[str]:
+    """The named variants in the papers' order, with the usual widths of wide networks.
+
+    `pattern`: as of files, `names("wide_resnet28_*")`. `family`: one of FAMILIES.
+
+    Raises:
+        ValueError: there is no such family.
+    """
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"no family is called {family!r}; {hint(family, FAMILIES)}")
+    return [
+        name
+        for name in fnmatch.filter(_listed(), pattern)
+        if family is None or family in families(name)
+    ]
+
+
+def families(name: str) -> list[str]:
+    """The FAMILIES of a variant; the first one says what images it is for."""
+    row = variant(name)
+    small = "small" if name.endswith("_small") else "cifar"
+    return [
+        "imagenet" if row.architecture.stem == "imagenet" else small,
+        *["wide"] * ("wide" in row.name),
+        *["preact"] * row.architecture.preact,
+    ]
+
+
+def _listed() -> Iterator[str]:
+    for prefix in ("", "preact_"):
+        yield from (f"{prefix}resnet{depth}" for depth in IMAGENET_STAGES)
+        yield from (f"{prefix}wide_resnet{depth}_{width}" for depth, width in WIDE_IMAGENET)
+        yield from (f"{prefix}resnet{depth}_small" for depth in IMAGENET_STAGES)
+        yield from (f"{prefix}resnet{depth}" for depth in CIFAR_STAGES)
         for depth, widths in WIDE_LISTED.items():
-            yield from (f"{family}wide_resnet{depth}_{width}" for width in widths)
+            yield from (f"{prefix}wide_resnet{depth}_{width}" for width in widths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +123,7 @@ def variant(name: str) -> Variant:
         advice = f"; for CIFAR: {name}_cifar" if _exists(f"{name}_cifar") else ""
         raise ValueError(f"{name}: {error}{advice}") from None
     if row is None:
-        near = _meant(name) or nearest(_spelled(name), list(names()), 3)
+        near = meant(name) or nearest(_spelled(name), names(), 3)
         advice = f"nearest: {', '.join(near)}" if near else "`resnet-serve models` lists all"
         raise ValueError(f"no variant is called {name!r}; {advice}")
     return row
@@ -114,9 +145,11 @@ def _spelled(name: str) -> str:
     return f"preact_wide_resnet{paper['depth']}_{paper['width']}{end}"
 
 
-def _meant(name: str) -> list[str]:
-    """The names of what another library or paper calls so: `ResNet50`, `resnetv2_50`,
-    `WRN-28-10`, `resnet50.a1_in1k`."""
+def meant(name: str) -> list[str]:
+    """`name`, if there is such a network; else the names of what another library or paper calls so:
+    `ResNet50`, `resnetv2_50`, `WRN-28-10`, `resnet50.a1_in1k`."""
+    if _exists(name):
+        return [name]
     text = re.sub(r"\.[a-z].*", "", name.rpartition("/")[2].lower())
     match = ELSEWHERE.fullmatch(re.sub(r"[\s_-]+", "_", text))
     if match is None:

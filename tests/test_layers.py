@@ -47,7 +47,7 @@ ROOMS = {
 EXCEPTIONS = {("service.http.app", "repository")}
 # The same for `models`, whose files at the root are below all of them.
 MODEL_ROOMS = {
-    "interchange": {"labels"},
+    "interchange": {"labels", "builtin"},
     "training": {"data", "evaluation"},
     "data": {"labels"},
     "evaluation": {"data"},
@@ -211,6 +211,7 @@ def test_only_the_ground_is_outside_the_rooms() -> None:
 APART = {
     "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
     "tests/models/test_tracing.py": "models.resnet: what other tools make of its networks",
+    "tests/models/test_library.py": "the tasks of a researcher, with all of the package",
     "tests/service/engines/test_fake_cuda.py": "the devices that play CUDA for the others",
     "tests/service/http/test_upgrade.py": "connection: requests that ask for another protocol",
     "tests/service/inference/test_decoding_fuzz.py": "decoding: thousands of mutated files",

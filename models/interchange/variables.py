@@ -66,6 +66,15 @@ def library_cache() -> Path:
     return _home() / "hub"
 
 
+def cache_dir() -> Path:
+    """Where this project keeps its downloads.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+
+
 def _home() -> Path:
     if found := os.environ.get("HF_HOME"):
         return Path(found).expanduser()

@@ -131,7 +131,12 @@ def _files(path: Path) -> list[Path]:
 
 def _runs(path: Path) -> Iterator[Run]:
     """A run for each test set that the bundle was evaluated on."""
-    read = bundle.read(path)
+    read = bundle.read(path, allow=None)
+    if read.own_code:
+        raise BundleError(
+            f"{path}: a network of your own code, {' and '.join(read.own_code)}, has no published "
+            "figures to stand beside"
+        )
     provenance = read.provenance
     recipe, seed = provenance.get("recipe"), provenance.get("seed")
     if not (isinstance(recipe, dict) and isinstance(seed, int)):

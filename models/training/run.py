@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import bundle, hardware, variants
+from models import bundle, hardware, own_code, variants
 from models.architecture import Architecture
+from models.blocks import BlockFactory
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.data.augment import Augmentation, grey
@@ -24,6 +25,7 @@ from models.data.source import Source
 from models.evaluation import temperature
 from models.evaluation.confusion import summary
 from models.evaluation.evaluate import Evaluation, batches, evaluate, inference
+from models.own_code import OwnCode
 from models.preprocess import InputSpec
 from models.resnet import ResNet
 from models.storage import Storage, rounded
@@ -46,6 +48,7 @@ class Plan:
     """Everything that determines the weights.
 
     `variant`, `overrides`: the network, and the fields of `Architecture` that differ from it.
+    `block`: replaces the blocks of the variant; see `models.own_code`.
     `start`: initial weights, whose network and input replace those of the variant. If the data
         has other classes, the head starts at random.
     `recipe_name`: the name of the recipe that `recipe` is based on.
@@ -64,6 +67,7 @@ class Plan:
 
     variant: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
+    block: BlockFactory | None = None
     start: Bundle | None = None
     source: Source
     recipe: Recipe
@@ -171,7 +175,13 @@ class Plan:
         """
         torch.manual_seed(mix("initialise", self.seed))
         recipe = self.recipe
-        network = ResNet(self.architecture(), zero_init_residual=recipe.zero_init_residual)
+        code = self.start.code if self.start else OwnCode(block=self.block)
+        network = ResNet(
+            self.architecture(),
+            block=code.block,
+            head=code.head,
+            zero_init_residual=recipe.zero_init_residual,
+        )
         if self.start is None and recipe.stem_init == "whitened":
             whiten_stem(network, self.source, self.input, seed=self.seed)
         if self.start is not None:
@@ -189,6 +199,7 @@ class Plan:
             "data": f"{self.source.source}: {len(self.source)} images",
             "recipe": asdict(self.recipe),
             "seed": self.seed,
+            **({"block": own_code.path_of(self.block, "block")} if self.block else {}),
             **({"start": self.start.fingerprint()} if self.start else {}),
             **({"input": asdict(self.prepared)} if self.prepared else {}),
             **({"validation": _named(self.validation)} if self.validation else {}),

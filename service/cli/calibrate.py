@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import PATH, fail_in_one_line, read_dataset
+from service.cli.options import PATH, code_flag, fail_in_one_line, read_dataset
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -35,10 +35,11 @@ KEPT = {"exclusive": "their class", "independent": "all their labels"}
 @click.option(
     "--images", type=click.IntRange(1), default=512, help="Number of images that set the ranges."
 )
+@code_flag
 @click.argument("data", type=PATH)
 @click.argument("out", type=PATH)
 @fail_in_one_line
-def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
+def calibrate(spec: str, images: int, allow_code: list[str] | None, data: Path, out: Path) -> None:
     """Writes a bundle that can be served with `--precision int8`.
 
     DATA is a folder or archive of CLASS/FILE images like those to be served. An evenly spaced
@@ -49,7 +50,7 @@ def calibrate(spec: str, images: int, data: Path, out: Path) -> None:
     from service.engines.quantisation import ranges
     from service.repository import catalog
 
-    bundle = catalog.load(spec).bundle
+    bundle = catalog.load(spec, allow=allow_code).bundle
     if not bundle.labels:
         raise ValueError(
             f"{bundle.name} has no head: its answers in 8 bits cannot be compared with those in "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from service.cli import completers
-from service.cli.options import PATH, fail_in_one_line
+from service.cli.options import PATH, code_flag, fail_in_one_line
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,11 +25,18 @@ DIFFERS = 1  # exit status
     type=click.FloatRange(0, min_open=True),
     help="Largest difference, relative to the largest reference value.  [default: 0.0001]",
 )
+@code_flag
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("model", metavar="MODEL", shell_complete=completers.spec)
 @click.argument("pairs", metavar="[PAIR]...", type=PATH, nargs=-1)
 @fail_in_one_line
-def check(model: str, pairs: tuple[Path, ...], tolerance: float | None, as_json: bool) -> None:
+def check(
+    model: str,
+    pairs: tuple[Path, ...],
+    tolerance: float | None,
+    allow_code: list[str] | None,
+    as_json: bool,
+) -> None:
     """Compares MODEL with what its network computed elsewhere.
 
     MODEL is a SPEC, as for `serve --model`. A PAIR is a file with an input and its output (.npz,
@@ -48,7 +55,7 @@ def check(model: str, pairs: tuple[Path, ...], tolerance: float | None, as_json:
 
     read = reference.read(pairs)
     try:
-        bundle = _loaded(model)
+        bundle = _loaded(model, allow_code)
     except Differs as error:  # from the test data beside it
         click.echo(str(error))
         raise click.exceptions.Exit(DIFFERS) from None
@@ -97,12 +104,12 @@ def _is_archive(model: str) -> bool:
     return unpacking.is_archive(path) or (path.is_dir() and any(path.rglob("*.onnx")))
 
 
-def _loaded(model: str) -> Bundle:
+def _loaded(model: str, allow: list[str] | None) -> Bundle:
     from models.interchange import assumptions, convert
     from service.repository import catalog
 
     if not _is_archive(model):
-        return catalog.load(model).bundle
+        return catalog.load(model, allow=allow).bundle
     try:
         return convert.convert("onnx", Path(model))
     except assumptions.InputUnknown as error:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers
-from service.cli.options import PATH, engine_flags, exact_flag, fail_in_one_line, take
+from service.cli.options import PATH, code_flag, engine_flags, exact_flag, fail_in_one_line, take
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class BulkJob:
     "--top-k", type=click.IntRange(1), help=f"Number of predictions per image.  [default: {TOP_K}]"
 )
 @engine_flags
+@code_flag
 @exact_flag
 @click.option(
     "--url",
@@ -203,7 +204,7 @@ def _check(remote: Remote, output: Destination, flags: dict[str, str | None]) ->
     useless: dict[str, Any]
     useless = {"--key-file": remote.key_file, "--concurrency": remote.concurrency}
     if remote.url:
-        useless = {f"--{name}": value or None for name, value in flags.items()}
+        useless = {f"--{name.replace('_', '-')}": value or None for name, value in flags.items()}
     for flag, value in useless.items():
         if value is not None:
             raise ConfigError(f"{flag}: only {'without' if remote.url else 'with'} --url")
@@ -223,7 +224,7 @@ def _engine(spec: str, top_k: int | None, flags: dict[str, Any]) -> Backend:
     from service.repository import catalog, offline
     from service.runtime import cpus
 
-    loaded = catalog.load(spec)
+    loaded = catalog.load(spec, allow=flags["allow_code"])
     classes = len(loaded.bundle.labels)
     if not classes:
         raise ConfigError(
@@ -234,13 +235,14 @@ def _engine(spec: str, top_k: int | None, flags: dict[str, Any]) -> Backend:
         raise ConfigError(f"--top-k must be from 1 to {classes}, not {top_k}")
     k = top_k or min(TOP_K, classes)
     exact = {"exact": flags.pop("exact")}
+    named = {name: value for name, value in flags.items() if name != "allow_code"}
 
     def rows(entries: Iterator[Entry]) -> Batches:
         warm = offline.warm(loaded.bundle, **flags)
         yield from stream.classify(entries, loaded.bundle, warm, k, cpus(), **exact)
 
     return Backend(
-        {"model": loaded.sha256 or spec, "top-k": k, **flags, **exact},
+        {"model": loaded.sha256 or spec, "top-k": k, **named, **exact},
         rows,
         lambda: loaded.bundle.outputs == "independent",
         partial(ray_data.classify, spec=spec, k=k, flags=flags, **exact),

@@ -29,7 +29,7 @@ def spec(
 ) -> list[CompletionItem[str]]:
     """Completes SPECs part by part, and files."""
     kind, colon, _ = incomplete.partition(":")
-    specs: Iterable[str] = choices.SPEC_KINDS
+    specs: Iterable[str] = formats.SPEC_KINDS
     if kind in AFTER and colon:
         specs = (f"{kind}:{name}" for name in AFTER[kind]())
     return matching(specs, incomplete) or [CompletionItem(incomplete, type="file")]

@@ -110,7 +110,7 @@ def _with_origin(reading: Reading, place: Place, value: Any) -> dict[str, Any]:
 
 def _problems(reading: Reading) -> Iterator[str]:
     """What is wrong with settings that are valid individually."""
-    from service.config import specs
+    from models.interchange import specs
     from service.config.addresses import resolve, unix_path
     from service.http import tls
     from service.http.listener import check_address
@@ -134,7 +134,7 @@ def _problems(reading: Reading) -> Iterator[str]:
     for at, model in enumerate(settings.models):
         try:
             specs.check(model.spec)
-        except ConfigError as error:
+        except ValueError as error:
             yield named(("models", at, "spec"), f"models[{at}].spec: {error}")
     if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
         yield named(("cache_dir",), f"cache_dir: {Path(settings.cache_dir)} is not a folder")

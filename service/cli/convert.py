@@ -13,7 +13,7 @@ from models.interchange import formats
 from models.suggestions import hint
 from service.cli import completers
 from service.cli.check import DIFFERS, judge
-from service.cli.options import FILE, Field, fail_in_one_line
+from service.cli.options import FILE, Field, code_flag, fail_in_one_line
 from service.cli.preparation import INPUT, preparation
 from service.config import choices
 from service.errors import ConfigError
@@ -98,6 +98,7 @@ KEYED = ("flax", "onnx", *PREFIXED)
     is_flag=True,
     help="With --to onnx: DST takes uint8 pixels and returns probabilities.",
 )
+@code_flag
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("src", shell_complete=completers.spec)
 @click.argument("dst", type=FILE)
@@ -106,6 +107,7 @@ def convert(
     format: str | None,
     to: str | None,
     with_preprocessing: bool,
+    allow_code: list[str] | None,
     src: str,
     dst: Path,
     **options: Any,
@@ -132,7 +134,10 @@ def convert(
     pairs = [reference.two(*files)] if files else []
     # On a terminal, for files that take seconds.
     with tqdm(total=2, desc=f"reading {src}", disable=None, leave=False) as steps:
-        converted = _foreign(format, Path(src), **options) if format else _own(src, **options)
+        if format:
+            converted = _foreign(format, Path(src), **options)
+        else:
+            converted = _own(src, allow_code, **options)
         steps.update()
         steps.set_description(f"writing {dst}")
         if pairs:
@@ -206,14 +211,14 @@ def _foreign(
         raise
 
 
-def _own(src: str, *, strict: bool, **options: Any) -> Bundle:
+def _own(src: str, allow: list[str] | None, *, strict: bool, **options: Any) -> Bundle:
     from models.interchange import assumptions
     from service.repository import catalog
 
     if used := [name for name, value in options.items() if value]:
         flag = {"numerics": "set"}.get(used[0], used[0])
         raise ConfigError(f"--{flag}: only with --from, for the file that {src} was made of")
-    loaded = catalog.load(src).bundle
+    loaded = catalog.load(src, allow=allow).bundle
     if strict and (assumed := loaded.provenance.get("assumed")):
         raise ConfigError(
             f"{src}: was made with assumptions, which --strict refuses: "

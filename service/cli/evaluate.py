@@ -13,7 +13,15 @@ from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers, figures
-from service.cli.options import FILE, PATH, engine_flags, exact_flag, fail_in_one_line, part_of
+from service.cli.options import (
+    FILE,
+    PATH,
+    code_flag,
+    engine_flags,
+    exact_flag,
+    fail_in_one_line,
+    part_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +53,7 @@ LISTS = "docs/training.md"
     help="Model to evaluate.",
 )
 @engine_flags
+@code_flag
 @exact_flag
 @click.option(
     "--crops",
@@ -100,7 +109,7 @@ def evaluate(
         raise ValueError("--fit-temperature: only with --crops center, as in serving")
     if out and not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}")
-    bundle = catalog.load(spec).bundle
+    bundle = catalog.load(spec, allow=flags["allow_code"]).bundle
     exact = flags.pop("exact")
     is_independent = bundle.outputs == "independent"
     _check(bundle, spec, confusion)

@@ -59,8 +59,7 @@ def fetch(
 
 def _fetched(spec: str, cache_dir: Path, *, as_json: bool) -> dict[str, Any]:
     """Fetches a SPEC and prints what became of it; its row of the JSON."""
-    from models.interchange import fetching
-    from service.config import specs
+    from models.interchange import fetching, specs
 
     files: list[Fetched] = []
     error = ""

@@ -29,8 +29,6 @@ PATTERN = frozenset("*?[")
 SOME = 3  # labels shown of a model
 # Why the model zoo's files of a kind are not served by name.
 WHY = {"quantised": "int8: not read", "caffe2": "preprocessing not published"}
-# Words that select the networks they describe.
-FAMILIES = ("imagenet", "cifar", "small", "wide", "preact")
 
 
 @click.command()
@@ -53,7 +51,12 @@ def models(name: str | None, zoo: bool, as_json: bool) -> None:
         _show(name, as_json=as_json)
         return
     chosen = _chosen(name)
-    one = name is not None and len(chosen) == 1 and name not in FAMILIES and not PATTERN & {*name}
+    one = (
+        name is not None
+        and len(chosen) == 1
+        and name not in variants.FAMILIES
+        and not PATTERN & {*name}
+    )
     quiet = len(chosen) < 2 or not sys.stderr.isatty()
     rows = [_row(network) for network in tqdm(chosen, unit=" networks", leave=False, disable=quiet)]
     if as_json:
@@ -74,37 +77,25 @@ def _chosen(name: str | None) -> list[str]:
         ValueError: there are none; the message suggests the nearest name.
     """
     if name is None:
-        return list(variants.names())
-    if name in FAMILIES:
-        return [network for network in variants.names() if name in _families(network)]
+        return variants.names()
+    if name in variants.FAMILIES:
+        return variants.names(family=name)
     if PATTERN & {*name}:
-        matches = fnmatch.filter(variants.names(), name)
+        matches = variants.names(name)
         if not matches:
             raise ValueError(f"no network matches {name!r}; `resnet-serve models` lists all")
         return matches
     try:
         return [variants.variant(name).name]
     except ValueError:
-        if near := nearest(name, FAMILIES):
+        if near := nearest(name, variants.FAMILIES):
             hint = f"did you mean {near[0]}?"
             raise ValueError(f"no network or family is called {name!r}; {hint}") from None
         raise
 
 
-def _families(name: str) -> list[str]:
-    row = variants.variant(name)
-    words = [
-        "imagenet"
-        if row.architecture.stem == "imagenet"
-        else "small"
-        if name.endswith("_small")
-        else "cifar"
-    ]
-    return words + ["wide"] * ("wide" in name) + ["preact"] * row.architecture.preact
-
-
 def _heading(name: str) -> str:
-    data, *kinds = _families(name)
+    data, *kinds = variants.families(name)
     kind = " ".join(["pre-activation"] * ("preact" in kinds) + ["wide"] * ("wide" in kinds))
     seen = {
         "imagenet": "ImageNet",
@@ -222,12 +213,13 @@ def _show(spec: str, *, as_json: bool) -> None:
     from models.interchange import assumptions
     from service.repository import catalog
 
-    loaded = catalog.load(spec)
+    loaded = catalog.find(spec)  # Whoever looks need not run its code.
     bundle = loaded.bundle
     facts = {
         "name": bundle.name,
         "architecture": bundle.variant or "custom",
         "classes": len(bundle.labels),
+        **{part: path for part in ("block", "head") if (path := getattr(bundle, part))},
         "outputs": bundle.outputs,
         "input": bundle.input.size,
         "channels": bundle.input.channels,

@@ -58,6 +58,18 @@ def engine_flags(
     return command
 
 
+def code_flag(command: F) -> F:
+    """Adds --allow-code: a list, or None if it is not given."""
+    return click.option(
+        "--allow-code",
+        metavar="MODULE:CLASS",
+        multiple=True,
+        callback=lambda context, parameter, given: list(given) or None,
+        help="Code of your own that a bundle may name as its block or head: it is imported and "
+        "run. Repeat for several; MODULE alone allows all its classes.",
+    )(command)
+
+
 def exact_flag(command: F) -> F:
     """Adds --exact."""
     return click.option(
@@ -70,7 +82,7 @@ def exact_flag(command: F) -> F:
 def settings_flags(command: F) -> F:
     """Adds the flags of `serve`, all of which are settings."""
     command = engine_flags(
-        command,
+        code_flag(command),
         "auto, cpu, cuda:N, cuda:all, or several separated by commas.",
         completers.served_device,
     )

@@ -11,7 +11,7 @@ import click
 from models.training.recipes import CHOICES, Recipe, by_name
 from service.cli import completers, effects, preparation
 from service.cli.headed import Headed
-from service.cli.options import FILE, PATH, Field, Seeds, fail_in_one_line, take
+from service.cli.options import FILE, PATH, Field, Seeds, code_flag, fail_in_one_line, take
 from service.cli.recipe_flags import AUGMENTATION, OPTIMISATION, STRUCTURE, recipe_options
 from service.cli.training_data import TrainingData, ValidationParameter
 from service.cli.training_output import (
@@ -25,6 +25,7 @@ from service.cli.training_output import (
 from service.config import choices
 
 if TYPE_CHECKING:
+    from models.blocks import BlockFactory
     from models.bundle import Bundle
     from models.preprocess import InputSpec
     from models.training.run import Plan
@@ -50,6 +51,8 @@ class Network:
 
     variant: str | None
     weights: str | None
+    block: str | None
+    allow_code: list[str] | None
     overrides: tuple[tuple[str, Any], ...]
     shortcut: str | None
 
@@ -78,12 +81,28 @@ class Network:
 
         if self.weights and self.variant:
             raise ValueError("--weights or --variant, not both: weights have their own network")
-        start = catalog.load(self.weights).bundle if self.weights else None
+        if self.weights and self.block:
+            raise ValueError("--weights or --block, not both: weights have their own blocks")
+        start = catalog.load(self.weights, allow=self.allow_code).bundle if self.weights else None
         network = start or variants.variant(self.variant or DEFAULT_VARIANT)
         variants.override(network.architecture, **self.changes)
         return start, network.input
 
-    def block(self, start: Bundle | None) -> str:
+    def own_block(self) -> BlockFactory | None:
+        """The block that the user names instead of the variant's, if any.
+
+        Raises:
+            ValueError: it is no import path, or cannot be imported.
+        """
+        from models import own_code
+
+        if not self.block:
+            return None
+        own_code.check_path(self.block, "--block")
+        found: BlockFactory = own_code.imported(self.block, "block", [self.block])
+        return found
+
+    def kind_of_block(self, start: Bundle | None) -> str:
         """The kind of the network's blocks."""
         from models import variants
 
@@ -112,6 +131,12 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
     shell_complete=completers.spec,
     help="Start from a model's weights and train its network, instead of --variant.",
 )
+@click.option(
+    "--block",
+    metavar="MODULE:CLASS",
+    help="Build the network of a block of your own, imported from MODULE, instead of --variant's.",
+)
+@code_flag
 @click.option(
     "--set",
     "overrides",
@@ -269,8 +294,9 @@ def train(
     recipe_name = recipe_name or (FINE_TUNING if network.weights else DEFAULT_RECIPE)
     recipe = effects.replaced(by_name(recipe_name), **options)
     start, usual = network.load()
+    block = network.own_block()
     effects.check_given(
-        options, recipe, network.changes, network.block(start), starts=start is not None
+        options, recipe, network.changes, network.kind_of_block(start), starts=start is not None
     )
     spec = preparation.changed(_normalised(usual, recipe, start), prepared)
     if data.hold_out:
@@ -296,6 +322,7 @@ def train(
         plan = Plan(
             variant=network.variant or DEFAULT_VARIANT,
             overrides=network.changes,
+            block=block,
             start=start,
             source=source,
             recipe=replace(recipe, mean=spec.mean, std=spec.std) if recipe.mean else recipe,

@@ -100,18 +100,18 @@ class TrainingData:
             ValueError: see `models.data.collection.find`; there are too few images; or a set has
                 classes that the training images do not have.
         """
+        from models.data import splitting
         from models.data.collection import find, has_split
-        from models.data.splitting import split
 
         training, held_out, validation = find(self.data, "train"), None, None
         if self.hold_out:
-            training, held_out = split(training, self.hold_out)
+            training, held_out = splitting.split(training, self.hold_out)
         wanted = self.validation or (self._usual(len(training), teller) if validates else NOTHING)
         if wanted.path:
-            split: Split = "validation" if has_split(wanted.path, "validation") else "test"
-            validation = find(wanted.path, split if has_split(wanted.path, split) else None)
+            part_name: Split = "validation" if has_split(wanted.path, "validation") else "test"
+            validation = find(wanted.path, part_name if has_split(wanted.path, part_name) else None)
         elif part := wanted.count or wanted.share:
-            training, validation = split(training, part)
+            training, validation = splitting.split(training, part)
         own = part_of(self.data, "test")
         if own and not has_split(self.data, "test"):  # Its own validation images would be the test.
             own = None if wanted.path == self.data else own
@@ -161,8 +161,11 @@ class TrainingData:
         from models.data.statistics import statistics
 
         mean, std = statistics(training, spec, corrupt=self.corrupt, workers=self.processes)
-        found = {"mean": mean, "std": std}
-        return replace(spec, **{name: found[name] for name in wanted})
+        return replace(
+            spec,
+            mean=mean if "mean" in wanted else spec.mean,
+            std=std if "std" in wanted else spec.std,
+        )
 
     def read(self, collection: Collection | None, spec: InputSpec, name: str = "{1}") -> Any:
         """The images of a collection, in memory, as a set of this name; None for none."""

@@ -156,7 +156,7 @@ def measured(settings: Settings) -> Plan:
     # First, since wrong settings make these fail.
     devices = [devices_of(model) for model in settings.models]
     bundles = [
-        catalog.load(model.spec, model.architecture, settings.cache_dir).bundle
+        catalog.load(model.spec, model.architecture, settings.cache_dir, settings.allow_code).bundle
         for model in settings.models
     ]
     request = request_seconds()

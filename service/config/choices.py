@@ -13,7 +13,6 @@ Platform = Literal["kserve_v1", "torchserve", "sagemaker", "vertex"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 ENGINES: tuple[str, ...] = get_args(Engine)
 PLATFORMS: tuple[Platform, ...] = get_args(Platform)
-SPEC_KINDS = ("builtin:", "random:", "torchvision:", "onnx-zoo:", "hf:")
 # Of `convert`, as the modules of `models` define them.
 CROPS = ("center", "center_floor", "center_truncate", "before_resize", "squash", "letterbox")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from models import files, processor
+from models.interchange import specs
 from service import runtime
-from service.config import capacity, specs
+from service.config import capacity
 from service.config.capacity import Costs
 from service.config.settings import ModelSettings, Settings
 from service.config.sources import SECRETS
 from service.config.variables import environment
-from service.errors import ConfigError
 
 log = logging.getLogger(__name__)
 VERSIONED = ("resnet-serve", "torch", "openvino", "fastapi", "uvicorn")
@@ -71,7 +71,7 @@ def plan(settings: Settings) -> Plan:
     try:
         for row in settings.models:
             specs.check(row.spec)
-    except ConfigError:  # The start reports the problem.
+    except ValueError:  # The start reports the problem.
         return UNMEASURED
     path = settings.cache_dir / f"{capacity.PLAN}-{_digest(settings)}.json"
     plan = _cached(path)

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from models.builtin import DEFAULT_SPEC
+from models.own_code import ALLOWED
 from service.config import keys
 from service.config.addresses import path_problem, unix_path
 from service.config.capacity import MOST_FRONT_ENDS
@@ -213,6 +214,12 @@ class Settings(Strict):
         description="who may use priority 1 of /v2, the one above the default; for others it is "
         "the default; key: whoever sends an API or admin key",
     )
+    allow_code: list[str] = Field(
+        default_factory=list,
+        description="code of your own that may be imported and run as the block or the head of a "
+        "bundle that names it: package.module:Class, or package.module for all classes of a "
+        "module; in the environment, separated by commas; empty: none",
+    )
     model_folder: Path | None = Field(
         None,
         description="folder whose files an admin key may serve (PUT, /v2's load), beside those "
@@ -387,6 +394,16 @@ class Settings(Strict):
                     "origin", "must be origins such as https://example.org, without a path, or *"
                 )
         return origins
+
+    @field_validator("allow_code")
+    @classmethod
+    def _check_code(cls, allowed: list[str]) -> list[str]:
+        for path in allowed:
+            if not ALLOWED.fullmatch(path):
+                raise PydanticCustomError(
+                    "code", "must be import paths such as package.module:Class or package.module"
+                )
+        return allowed
 
     @field_validator("grpc_port")
     @classmethod

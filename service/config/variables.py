@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from models.interchange import variables
+
 PREFIX = "RESNET_SERVE_"
 # The same prefix, but not settings: the file's path, a client's key, the tests' data, and the
 # processor's flags.
@@ -66,4 +68,4 @@ def quieten_grpc() -> None:
 def default_cache_dir() -> Path:
     """In the user's cache. A missing home is logged like any folder that cannot be created."""
     settle_home()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-serve"
+    return variables.cache_dir()

@@ -43,8 +43,8 @@ class Blueprint:
     progress: Callable[[str], object] = lambda _: None
 
     def head(self) -> Head:
-        """The network's head."""
-        names = self.bundle.architecture.head_names
+        """The network's head; one of its own has no layers that are known here."""
+        names = () if self.bundle.head else self.bundle.architecture.head_names
         return Head(
             tuple(Linear(*map(self._copy, (f"{name}.weight", f"{name}.bias"))) for name in names)
         )
@@ -59,12 +59,12 @@ class Blueprint:
         return comparison_of(self.bundle.architecture.num_classes)
 
     def cached(self, kind: str, suffix: str, *details: object) -> Path | None:
-        """The path of a cached file, in a folder that exists.
+        """The path of a cached file, in a folder that exists; None: nothing is kept.
 
         Its name depends on all that the file does: weights, precision, hardware, versions and
-        `details`.
+        `details`. Code of one's own may change without them, so nothing made of it is kept.
         """
-        if self.cache is None:
+        if self.cache is None or self.bundle.own_code:
             return None
         facts = (
             self.bundle.fingerprint(),

@@ -84,12 +84,13 @@ def _compile_in_process(blueprint: Blueprint, threads: int, package: Path) -> No
     bundles.write(blueprint.bundle, weights)
     log.info("compiling %s for the CPU", blueprint.bundle.name)
     module = [sys.executable, "-m", "service.engines.compiler"]
+    own_code = blueprint.bundle.own_code
     numbers = [str(number) for number in (blueprint.max_batch, threads)]
     # The compiler ends, with compilers of its own, when this pipe closes: as this process ends.
     reading, writing = os.pipe()
     try:
         process = subprocess.Popen(  # noqa: S603
-            [*module, str(weights), blueprint.precision, *numbers, str(package)],
+            [*module, str(weights), blueprint.precision, *numbers, str(package), *own_code],
             stdin=reading,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -75,13 +75,13 @@ def end_with_stdin() -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def main(weights: str, precision: str, max_batch: str, threads: str, to: str) -> None:
+def main(weights: str, precision: str, max_batch: str, threads: str, to: str, *allow: str) -> None:
     end_with_stdin()
     try:
         cpp_builder.get_cpp_compiler()
     except RuntimeError:
         sys.exit("there is no C++ compiler; install g++, or set engine to eager or openvino")
-    bundle = bundles.read(weights)
+    bundle = bundles.read(weights, allow=allow)
     blueprint = Blueprint(bundle, "cpu", precision, int(max_batch), int(threads), 0.0, None)
     compile_to(blueprint, Path(to))
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.classifier import Normalise, as_probabilities
-from models.resnet import on_meta
 from models.summary import map_sides
 from models.views import averaged
 from service.engines.blueprint import Blueprint
@@ -72,11 +71,14 @@ class CudaEngine:
             )
             head = blueprint.head()
             self._explains = head.explains
+            # A head of the network's own, float32 [N, C] to [N, K]; else its layers are known.
+            own = bundle.network().head if bundle.head else None
+            self._own_head = None if own is None else own.to(device)
             self._layers = [
                 tuple(torch.from_numpy(part).to(device) for part in layer) for layer in head.layers
             ]
             self._temperature, self._outputs = bundle.temperature, bundle.outputs
-            sides = map_sides(on_meta(bundle.architecture), bundle.input.size)
+            sides = map_sides(bundle.skeleton(), bundle.input.size)
             shape = (bundle.architecture.out_channels, *sides)
             self._lanes = [CudaLane(blueprint, dtype, shape) for _ in range(self.in_flight)]
             self._fractional = FractionalPixels(blueprint)
@@ -184,12 +186,15 @@ class CudaEngine:
         # From here on in float32: 16 bits would tie classes in close decisions.
         features = maps.mean((2, 3), dtype=torch.float32)
         lane.features[:size].copy_(features)
-        if not self._layers:
+        if self._own_head is not None:
+            logits = self._own_head(features)
+        elif self._layers:
+            (weight, bias), *others = self._layers
+            logits = F.linear(features, weight, bias)
+            for weight, bias in others:
+                logits = F.linear(logits.relu_(), weight, bias)
+        else:
             return
-        (weight, bias), *others = self._layers
-        logits = F.linear(features, weight, bias)
-        for weight, bias in others:
-            logits = F.linear(logits.relu_(), weight, bias)
         if self._temperature != 1.0:
             logits /= self._temperature
         probabilities = as_probabilities(logits, self._outputs)

@@ -39,6 +39,8 @@ def fused(blueprint: Blueprint) -> CudaEngine:
         RuntimeError: the device cannot hold it.
     """
     bundle = blueprint.bundle
+    if bundle.head:
+        raise NotImplementedError(f"the head {bundle.head} cannot be captured in a CUDA graph")
     height, width, channels = bundle.input.shape
     steps = fold(record(bundle.network(), (channels, height, width)))
     dtype = DTYPES[blueprint.precision]

@@ -21,7 +21,7 @@ class Linear(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Head:
     """The linear layers between features and logits, with a ReLU between any two of them; a
-    network without classes has none."""
+    network without classes, or with a head of its own, has none."""
 
     layers: tuple[Linear, ...]
 

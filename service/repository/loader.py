@@ -93,7 +93,10 @@ class Loader:
     def _open(self, settings: ModelSettings) -> LocalModel:
         if self._device:
             settings = settings.model_copy(update={"device": self._device})
-        loaded = catalog.load(settings.spec, settings.architecture, self._shared.settings.cache_dir)
+        service = self._shared.settings
+        loaded = catalog.load(
+            settings.spec, settings.architecture, service.cache_dir, service.allow_code
+        )
         return LocalModel(settings, loaded, self._shared)
 
     def start(self, model: LocalModel) -> None:

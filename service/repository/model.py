@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from models.bundle import Bundle
+from models.interchange.opening import Loaded
 from models.preprocess import InputSpec
-from models.resnet import on_meta
 from models.summary import count_layers, count_macs, count_parameters, map_sides
 from models.variants import variant
 from service.config.choices import Decode
@@ -62,7 +62,7 @@ class LocalModel:
         ConfigError: its device or precision cannot be served.
     """
 
-    def __init__(self, settings: ModelSettings, loaded: catalog.Loaded, shared: Shared) -> None:
+    def __init__(self, settings: ModelSettings, loaded: Loaded, shared: Shared) -> None:
         bundle, service, metrics = loaded.bundle, shared.settings, shared.metrics
         self.name = settings.name or bundle.name
         self.settings = settings
@@ -113,10 +113,12 @@ class LocalModel:
             )
 
         self.workers = [worker(device) for device in devices]
-        network, size = on_meta(bundle.architecture), bundle.input.size
+        network, size = bundle.skeleton(), bundle.input.size
         self.channels = network.out_channels
         self.map_sides = map_sides(network, size)
-        one_layer = bundle.architecture.num_classes > 0 and not bundle.architecture.head
+        one_layer = bundle.architecture.num_classes > 0 and not (
+            bundle.architecture.head or bundle.head
+        )
         self.explains = one_layer and math.prod(self.map_sides) > 1
         # The entry in /v1/models, in its order, but for the engine's part, known once it runs.
         self._facts = {
@@ -232,7 +234,9 @@ def _read_again(settings: ModelSettings, service: Settings, sha256: str | None) 
     Raises:
         RuntimeError: the file has changed since `sha256`.
     """
-    loaded = catalog.load(settings.spec, settings.architecture, service.cache_dir)
+    loaded = catalog.load(
+        settings.spec, settings.architecture, service.cache_dir, service.allow_code
+    )
     if loaded.sha256 != sha256:
         raise RuntimeError(f"{settings.spec} has changed on disk; restart the service to serve it")
     return loaded.bundle

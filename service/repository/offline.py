@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from models.bundle import Bundle
 from service.config import loading
 from service.engines.devices import devices_of, engines_for
@@ -10,17 +12,17 @@ from service.engines.start import blueprint_of, start_first
 from service.repository import catalog
 
 
-def open_model(spec: str, **flags: str | None) -> tuple[Bundle, Warm]:
+def open_model(spec: str, **flags: Any) -> tuple[Bundle, Warm]:
     """The bundle that `spec` names and a warm engine for it; `flags` as those of `serve`.
 
     Raises:
         ConfigError: see `service.config.loading.load` and `service.repository.catalog.load`.
     """
-    bundle = catalog.load(spec).bundle
+    bundle = catalog.load(spec, allow=flags.get("allow_code")).bundle
     return bundle, warm(bundle, **flags)
 
 
-def warm(bundle: Bundle, **flags: str | None) -> Warm:
+def warm(bundle: Bundle, **flags: Any) -> Warm:
     """A warm engine for `bundle`, with the flags and the environment of `serve`."""
     settings = loading.load({"models": [bundle.name], **flags})
     model = settings.models[0]

@@ -34,6 +34,8 @@ def test_it_contains_labels_page_and_the_embedded_bundle(wheel: Path) -> None:
         "models/labels/cifar10.txt",
         "models/labels/cifar100.txt",
         "models/labels/imagenet1k.txt",
+        "models/py.typed",
+        "service/py.typed",
         *(f"service/http/web/{file}" for file in WEB),
     ):
         assert wanted in names

@@ -26,7 +26,7 @@ SHORTER = {
 ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8000")
 GRPC_ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8001")
 GRPC_STARTED = re.compile(r"serving gRPC on ([^\s,]+)")
-FIRST_LINE = re.compile(r"# (\S+\.ya?ml)\n")
+FIRST_LINE = re.compile(r"# (\S+\.(?:ya?ml|py))\n")
 
 
 class Shared(contextlib.ExitStack):
@@ -65,6 +65,9 @@ class Session(contextlib.ExitStack):
                 self.said = self._run(command)
                 if command.shown:
                     self._compare(command.shown, self.said)
+        elif block.language == "python" and (named := FIRST_LINE.match(block.text)):
+            (self.folder / named[1]).write_text(block.text)
+            self.callback(sys.modules.pop, named[1].removesuffix(".py"), None)
         elif block.language == "python":
             code = compile(self._addressed(block.text), f"line {block.line}", "exec")
             exec(code, self.scope)
@@ -86,6 +89,8 @@ class Session(contextlib.ExitStack):
         if words[0] == "export":
             values = (word.replace("$PWD", str(self.folder)) for word in words[1:])
             self.exported |= dict(value.partition("=")[::2] for value in values)
+            if words[1].startswith("PYTHONPATH="):
+                self._find_modules()
             return ""
         line = self._addressed(command.line)
         if words[0] == "resnet-serve" and not command.assignments:
@@ -106,6 +111,13 @@ class Session(contextlib.ExitStack):
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def _find_modules(self) -> None:
+        """Lets this process import what PYTHONPATH names, and others what this one imports too."""
+        sys.path.insert(0, str(self.folder))
+        self.callback(sys.path.remove, str(self.folder))
+        inherited = os.environ.get("PYTHONPATH", "")
+        self.exported["PYTHONPATH"] += f"{os.pathsep}{inherited}" if inherited else ""
 
     def _invoke(self, arguments: list[str]) -> str:
         """In this process, which has torch already."""

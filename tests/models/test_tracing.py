@@ -146,7 +146,7 @@ def test_weight_norm_keeps_the_outputs_and_trains() -> None:
     for module in convolutions:
         parametrizations.weight_norm(module)
     rounding.assert_near(ours(X).detach(), before, ours)
-    ours(X).sum().backward()
+    ours(X).sum().backward()  # type: ignore[no-untyped-call]
     scales = [module.parametrizations.weight.original0 for module in convolutions]  # type: ignore[union-attr]
     assert all(isinstance(scale, Tensor) and scale.grad is not None for scale in scales)
 

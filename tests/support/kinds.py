@@ -13,6 +13,7 @@ from PIL import Image
 
 from models import bundle
 from models.bundle import Bundle
+from models.classifier import Outputs
 from models.preprocess import InputSpec, resize_and_crop, upright
 from tests.support import tiny
 
@@ -27,7 +28,7 @@ RGBA = InputSpec(
     size=24, resize=24, channels="rgba", mean=(0.4, 0.5, 0.6, 0.7), std=(0.3, 0.2, 0.25, 0.4)
 )
 # By the name of the model: its input, the fields of its architecture, and its outputs.
-KINDS: dict[str, tuple[InputSpec, dict[str, Any], str]] = {
+KINDS: dict[str, tuple[InputSpec, dict[str, Any], Outputs]] = {
     "independent": (SQUARE, {"num_classes": 7}, "independent"),
     "headless": (SQUARE, {"num_classes": 0}, "exclusive"),
     "grey": (GREY, {"in_channels": 1}, "exclusive"),

@@ -35,12 +35,15 @@ def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
     give equal files.
 
     Raises:
-        BundleError: the package onnx is not installed.
+        BundleError: the package onnx is not installed, or a block or a head of one's own does more
+            than `models.operations` knows.
     """
     try:
         content = _serialised(bundle, with_preprocessing=bool(options.get("with_preprocessing")))
     except ImportError:
         raise BundleError(f"{path}: {MISSING}") from None
+    except NotImplementedError as error:  # of a block or a head of one's own
+        raise BundleError(f"{bundle.name} cannot be written as ONNX: {error}") from None
     with files.atomic(path) as file:
         file.write_bytes(content)
 

@@ -45,7 +45,7 @@ def to_torchvision(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> No
     _refuse_options("torchvision", options)
     if bundle.architecture.preact:
         raise BundleError("torchvision has no pre-activation networks; timm has")
-    _check_plain(bundle.architecture, "torchvision")
+    _check_plain(bundle, "torchvision")
     _write({rename(name, TO_TORCHVISION): value for name, value in bundle.tensors.items()}, path)
 
 
@@ -56,7 +56,7 @@ def to_timm(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
         BundleError: timm has no such network.
     """
     _refuse_options("timm", options)
-    _check_plain(bundle.architecture, "timm")
+    _check_plain(bundle, "timm")
     if not bundle.architecture.preact:
         _write(
             {rename(name, TO_TORCHVISION): value for name, value in bundle.tensors.items()}, path
@@ -70,7 +70,10 @@ def to_timm(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
     _write(renamed, path)
 
 
-def _check_plain(architecture: Architecture, library: str) -> None:
+def _check_plain(bundle: Bundle, library: str) -> None:
+    architecture = bundle.architecture
+    if bundle.own_code:
+        raise BundleError(f"{library} has no {' and no '.join(bundle.own_code)}")
     if architecture.planes != PLANES:
         raise BundleError(f"{library}'s stages have {PLANES} planes, not {architecture.planes}")
     if architecture.width != 1 and architecture.block == "basic":

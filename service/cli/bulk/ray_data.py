@@ -182,7 +182,7 @@ class Classifier:
     ) -> None:
         from service.repository import catalog, offline
 
-        self._bundle = catalog.load(spec).bundle
+        self._bundle = catalog.load(spec, allow=flags.get("allow_code")).bundle
         self._engine = offline.warm(self._bundle, **flags)
         self._k, self._exact = k, exact
 

@@ -82,7 +82,7 @@ def test_operations_by_hand() -> None:
     nearest = MOVING["nearest"]
 
     def after(name: str, strength: float) -> list[list[int]]:
-        return np.asarray(apply(image, name, strength, nearest)).tolist()
+        return [list(map(int, row)) for row in np.asarray(apply(image, name, strength, nearest))]
 
     assert after("translate_x", 1.9) == [[0, 10, 100], [0, 30, 60]]
     assert after("translate_y", -1) == [[30, 60, 255], [0, 0, 0]]

@@ -57,7 +57,7 @@ def test_a_strength_above_one_never_inverts() -> None:
     image = Image.fromarray(noise(3))
 
     class Lowest(np.random.Generator):
-        def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:  # type: ignore[override]
+        def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
             assert (low, high) == (0.0, 3.0)
             return low
 

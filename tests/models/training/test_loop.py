@@ -138,7 +138,7 @@ def test_parts_of_a_last_batch_add_up_to_it() -> None:
         for norm in network.modules():
             if isinstance(norm, torch.nn.BatchNorm2d):
                 norm.track_running_stats = False
-                norm.forward = lambda x: x  # type: ignore[method-assign]
+                norm.forward = lambda x: x  # type: ignore[method-assign, assignment]
         options = replace(FP32, accumulate=parts)
         train(
             network,

@@ -78,7 +78,7 @@ def test_the_gradient_of_all_weights_together_is_clipped(scale: float) -> None:
 
     def gradient(norm: float) -> torch.Tensor:
         optimizer.zero_grad()
-        scaler.scale(network(x).square().sum()).backward()
+        scaler.scale(network(x).square().sum()).backward()  # type: ignore[no-untyped-call]
         if norm:
             clip_gradients(optimizer, scaler, norm)
         else:

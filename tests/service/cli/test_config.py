@@ -161,7 +161,7 @@ models:
             "not a complete safetensors file",
             "but not a bundle",
             "a folder must contain exactly one",
-            "did you mean builtin:?",
+            "did you mean builtin:x?",
             "did you mean resnet20-cifar10?",
             "nearest: resnet20",
             "did you mean resnet50?",

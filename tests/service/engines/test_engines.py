@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models import bundle, labels
 from models.bundle import Bundle
+from models.classifier import Outputs
 from models.draws import DrawsFrom
 from models.preprocess import CHANNELS, InputSpec
 from models.resnet import ResNet
@@ -49,7 +50,7 @@ class Kind:
 
     changes: dict[str, Any] = field(default_factory=dict)
     channels: str = "rgb"
-    outputs: str = "exclusive"
+    outputs: Outputs = "exclusive"
     size: tuple[int, int] = SIDES
     views: Views = "plain"
 

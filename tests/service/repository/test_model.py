@@ -11,6 +11,7 @@ import pytest
 from models import bundle, labels
 from models.classifier import Outputs
 from models.evaluation.confusion import MOST_CLASSES, summary
+from models.interchange.opening import Loaded
 from models.preprocess import InputSpec
 from models.summary import count_macs
 from service.config.settings import ModelSettings, Settings
@@ -22,7 +23,6 @@ from service.http.schemas import ModelCard
 from service.inference.decoding import Decoder
 from service.metrics import GpuUse, Metrics
 from service.repository import model
-from service.repository.catalog import Loaded
 from service.repository.model import LocalModel, Shared, facts_of
 from service.repository.model_info import ModelInfo
 from tests.support import tiny

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -127,7 +127,7 @@ class Prepared(nn.Module):
             x = x[:, :, 2:-2, 2:-2]
         else:
             x = self.reversed(x)
-        return cast("Tensor", self.net(x))
+        return self.net(x)
 
 
 @EXPORTERS
