@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.blocks import BlockFactory
-from models.resnet import HeadFactory
+    from models.resnet import HeadFactory
 
 DOTTED = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
 PATH = re.compile(f"{DOTTED}:{DOTTED}")
