@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from models.reports.overview import schedule
-from models.training.recipes import DEFAULTS, RECIPES, has_effect, json_values
+from models.training.recipe import DEFAULTS, has_effect, json_values
+from models.training.recipes import RECIPES
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text("utf-8")
 # Recipes of our own have no source.

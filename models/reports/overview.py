@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from models import variants
 from models.reports.published import PUBLISHED, Published
 from models.summary import cost
-from models.training.recipes import RECIPES, Recipe
+from models.training.recipe import Recipe
+from models.training.recipes import RECIPES
 
 CLASSES = {"CIFAR-10": 10, "CIFAR-100": 100, "ImageNet": 1000}
 

@@ -17,7 +17,7 @@ from models.reports import published
 from models.reports.published import DataSet, Precision, Published
 from models.training import history
 from models.training.history import Epoch
-from models.training.recipes import completed
+from models.training.recipe import completed
 
 SUFFIX, RUN_FOLDER = ".safetensors", ".run"
 # Fields of a recipe that change nothing of the training.
@@ -33,7 +33,7 @@ DATA_SETS: dict[str, DataSet] = {
 class Run:
     """One bundle, evaluated on one test set; `top1` and `top5` are fractions of `images`.
 
-    `recipe` is as the bundle records it; `models.training.recipes.completed` adds what it lacks.
+    `recipe` is as the bundle records it; `models.training.recipe.completed` adds what it lacks.
     `precision` is "" if the bundle does not say.
     `rows` is the log of its run folder, empty if there is none.
     """

@@ -13,7 +13,8 @@ from models.reports.overview import schedule
 from models.reports.published import Published
 from models.reports.results import WORDS, Result, Spread
 from models.resnet import on_meta
-from models.training.recipes import RECIPES, Recipe, completed, has_effect, json_values
+from models.training.recipe import Recipe, completed, has_effect, json_values
+from models.training.recipes import RECIPES
 
 COLUMNS = (
     "model",

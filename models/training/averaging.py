@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.resnet import ResNet
-from models.training.recipes import Recipe
+from models.training.recipe import Recipe
 
 
 class Average(Protocol):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from models.resnet import ResNet
-from models.training.recipes import Freeze, Recipe
+from models.training.recipe import Freeze, Recipe
 
 Still = list[nn.Module]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.resnet import ResNet
 from models.training.parallel import World
-from models.training.recipes import Recipe
+from models.training.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from models.training.keeping import Keeper, Outcome, Validation
 from models.training.objective import Objective
 from models.training.optimizer import clip_gradients, make_optimizer, set_rate
 from models.training.parallel import ALONE, World, global_norms, set_batch
-from models.training.recipes import Recipe
+from models.training.recipe import Recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_FROM = 200  # steps; compiling takes as long as tens of them

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.resnet import ResNet
-from models.training.recipes import Recipe
+from models.training.recipe import Recipe
 
 NORMS = (nn.BatchNorm2d,)
 

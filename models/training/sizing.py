@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from models.training.recipes import Recipe
+from models.training.recipe import Recipe
 
 # Steps of an epoch. With fewer, an epoch is too coarse a unit to warm up in or to choose from.
 LEAST_STEPS = 8

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from models.training.recipes import Recipe
+from models.training.recipe import Recipe
 from service.cli.recipe_flags import FIELDS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-from models.training.recipes import CHOICES, LIMITS, Recipe
+from models.training.recipe import CHOICES, LIMITS, Recipe
 
 # By their headings in the help: the fields of `Recipe` that are options, with their texts.
 OPTIMISATION = {

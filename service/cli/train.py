@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from models.training.recipes import CHOICES, Recipe, by_name
+from models.training.recipe import CHOICES, Recipe
+from models.training.recipes import by_name
 from service.cli import completers, effects, preparation
 from service.cli.headed import Headed
 from service.cli.options import FILE, PATH, Field, Seeds, code_flag, fail_in_one_line, take
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from models.blocks import BlockFactory
     from models.bundle import Bundle
     from models.preprocess import InputSpec
-    from models.training.run import Plan
+    from models.training.plan import Plan
 
 DEFAULT_VARIANT = "resnet20"
 DEFAULT_RECIPE, FINE_TUNING = "quick", "finetune"
@@ -281,7 +282,7 @@ def train(
     from models.evaluation import temperature
     from models.training import parallel
     from models.training.loop import Options
-    from models.training.run import Plan
+    from models.training.plan import Plan
     from service.runtime import cpus
 
     network, data, output = (

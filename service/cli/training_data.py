@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from models.training.recipes import Recipe
+from models.training.recipe import Recipe
 from service.cli import preparation
 from service.cli.options import bar, part_of
 from service.cli.training_output import Teller
@@ -189,7 +189,7 @@ class TrainingData:
         """
         from models.data.loading import Loading
         from models.data.source import source_of
-        from models.training.run import augmentation
+        from models.training.plan import augmentation
 
         hidden = self.quiet or not world.leads
         with bar(hidden=hidden, desc=self.data.name, unit=" images") as shown:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from models.training.history import Epoch
     from models.training.loop import Options, Progress
     from models.training.parallel import World
-    from models.training.run import Plan
+    from models.training.plan import Plan
     from models.views import Views
 
 # Rows of the table of classes; with this many or fewer, five guesses are always right.

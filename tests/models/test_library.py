@@ -16,7 +16,8 @@ from models.data.source import open_source
 from models.interchange import torchvision_weights
 from models.preprocess import InputSpec
 from models.training import recipes
-from models.training.run import Plan, augmentation, train_bundle
+from models.training.plan import Plan, augmentation
+from models.training.run import train_bundle
 from tests.support import made, tiny
 
 

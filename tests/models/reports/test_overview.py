@@ -16,7 +16,8 @@ from models.reports.overview import (
     parameters,
     schedule,
 )
-from models.training.recipes import RECIPES, Crops, Phase, Recipe
+from models.training.recipe import Crops, Phase, Recipe
+from models.training.recipes import RECIPES
 
 
 def test_every_recipe_is_told_with_its_paper() -> None:

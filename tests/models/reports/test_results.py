@@ -19,7 +19,8 @@ from models.reports import table as results_table
 from models.reports.results import RUN_FOLDER, aggregate, collect
 from models.resnet import build
 from models.training.history import LOG, Epoch, History
-from models.training.recipes import RECIPES, Phase, Recipe
+from models.training.recipe import Phase, Recipe
+from models.training.recipes import RECIPES
 from tests.support import tiny
 
 RECIPE = {**asdict(RECIPES["quick"]), "name": "quick"}

@@ -14,7 +14,8 @@ from models.data.source import Resident
 from models.resnet import ResNet
 from models.training.freezing import freezing, train_mode
 from models.training.loop import Options, train
-from models.training.recipes import RECIPES, Phase
+from models.training.recipe import Phase
+from models.training.recipes import RECIPES
 from tests.models.training.test_loop import separable
 from tests.support import tiny
 

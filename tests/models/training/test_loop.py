@@ -20,7 +20,8 @@ from models.training.checkpoint import CannotResume, Checkpoint
 from models.training.keeping import Outcome, Validation
 from models.training.loop import Diverged, Options, Progress, train
 from models.training.parallel import World
-from models.training.recipes import RECIPES, Phase, Recipe
+from models.training.recipe import Phase, Recipe
+from models.training.recipes import RECIPES
 from tests.support import rounding, tiny
 
 RECIPE = replace(

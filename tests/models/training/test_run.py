@@ -21,8 +21,9 @@ from models.hardware import native_precision
 from models.training.checkpoint import CannotResume
 from models.training.history import Epoch, read
 from models.training.loop import Options, Progress
+from models.training.plan import Plan, augmentation
 from models.training.recipes import RECIPES
-from models.training.run import STATE, Plan, augmentation, train_bundle
+from models.training.run import STATE, train_bundle
 from tests.support import tiny
 from tests.support.made import coloured
 

@@ -10,7 +10,7 @@ import pytest
 
 from models import stage
 from models.bundle import Bundle
-from models.training.recipes import Recipe, completed
+from models.training.recipe import Recipe, completed
 from service.cli.recipe_flags import FIELDS
 from service.repository import catalog
 from tests.support import made, tiny

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from models.training.checkpoint import Checkpoint
-from models.training.recipes import by_name, completed
+from models.training.recipe import completed
+from models.training.recipes import by_name
 from service.cli.train import HEADINGS, train
 from service.repository import catalog
 from tests.support import made, tiny
