@@ -65,7 +65,7 @@ class Lookahead:
 
     The idea is of Zhang et al. (arXiv:1907.08610); the share that the slow weights keep of
     themselves rises as in Jordan (arXiv:2404.00498, section 3.4). The statistics of normalisation
-    are averaged like weights. Steps after the last full interval do not count.
+    are averaged like weights. The last steps count too, if they are fewer than `every`.
     """
 
     def __init__(self, network: ResNet, every: int, steps: int) -> None:
@@ -79,7 +79,7 @@ class Lookahead:
     @torch.no_grad()
     def update(self, network: ResNet, step: int) -> None:
         """See `Average`; changes `network` too."""
-        if step % self.every:
+        if step % self.every and step != self.steps:
             return
         slow, fast = self.network.state_dict(), network.state_dict()
         averaged = [name for name in slow if slow[name].is_floating_point()]

@@ -21,7 +21,7 @@ from models.own_code import OwnCode
 from models.preprocess import InputSpec
 from models.resnet import ResNet
 from models.storage import Storage
-from models.training.recipes import Recipe
+from models.training.recipe import Recipe
 from models.training.start import load_start
 from models.training.stem import whiten_stem
 from models.views import Views
@@ -35,7 +35,8 @@ class Plan:
     `block`: replaces the blocks of the variant; see `models.own_code`.
     `start`: initial weights, whose network and input replace those of the variant. If the data
         has other classes, the head starts at random.
-    `recipe_name`: the name of the recipe that `recipe` is based on.
+    `recipe_name`: the name of the recipe that `recipe` is based on; `recipe` gets the mean and
+        standard deviation of the start or of `prepared`, if it has its own.
     `prepared`: how images are prepared, if not as for the variant or the start. Other channels than
         the start's change its stem, see `models.training.start`.
     `tests`: the test sets of the result; the first also measures each epoch.
@@ -72,6 +73,9 @@ class Plan:
         object.__setattr__(self, "tests", tuple(map(aligned, self.tests)))
         if self.validation:
             object.__setattr__(self, "validation", aligned(self.validation))
+        if self.start or self.prepared:  # Then these say how images are normalised.
+            own = {n: getattr(self.input, n) for n in ("mean", "std") if getattr(self.recipe, n)}
+            object.__setattr__(self, "recipe", replace(self.recipe, **own))
 
     def architecture(self) -> Architecture:
         """The network's architecture; `overrides` take precedence over the recipe.

@@ -326,7 +326,7 @@ def train(
             block=block,
             start=start,
             source=source,
-            recipe=replace(recipe, mean=spec.mean, std=spec.std) if recipe.mean else recipe,
+            recipe=recipe,
             recipe_name=recipe_name,
             seed=output.seed or 0,
             prepared=spec if spec != usual else None,

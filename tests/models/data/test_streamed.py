@@ -53,8 +53,8 @@ def archive(path: Path, mode: str) -> Path:
 RESIZED = Augmentation(crops="resized")
 
 
-def streamed(path: Path, **options: Any) -> Streamed:
-    return Streamed(find(path), SPEC, RESIZED, Loading(**options))
+def streamed(path: Path, augmentation: Augmentation = RESIZED, **options: Any) -> Streamed:
+    return Streamed(find(path), SPEC, augmentation, Loading(**options))
 
 
 def global_batches(
@@ -235,8 +235,8 @@ def test_worker_processes_change_nothing_and_live_on(tmp_path: Path) -> None:
     path = folder(tmp_path)
     (path / "cat" / "00.png").write_bytes(b"")
     lines: list[str] = []
-    source = streamed(path, workers=2, corrupt="skip", report=lines.append)
-    alone = streamed(path, corrupt="skip")
+    source = streamed(path, EVERYTHING, workers=2, corrupt="skip", report=lines.append)
+    alone = streamed(path, EVERYTHING, corrupt="skip")
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first = source.batches(seed=1, epoch=0, start=0, batch_size=4, rank=0, world=1, device="cpu")

@@ -42,6 +42,18 @@ def test_slow_weights_and_statistics_move_and_replace_the_fast() -> None:
     assert tiny.same_bits(fast.state_dict(), slow)
 
 
+def test_a_run_shorter_than_an_interval_is_not_without_effect() -> None:
+    fast = network(1)
+    look = Lookahead(network(0), 5, 3)
+    for step in (1, 2):
+        look.update(fast, step)
+    assert tiny.same_bits(look.network.state_dict(), network(0).state_dict())
+    look.update(fast, 3)
+    before, keep = network(0).head.weight, look.kept(3)
+    expected = keep * before + (1 - keep) * network(1).head.weight
+    torch.testing.assert_close(look.network.head.weight.data, expected.data)
+
+
 def test_a_recipe_has_one_average_or_none() -> None:
     quick = RECIPES["quick"]
     assert make_average(network(0), quick, 9) is None

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from functools import partial
+from pathlib import Path
 
+import pytest
+import torch
+
+from models import bundle, variants
+from models.data.source import open_source
+from models.training.loop import Options
+from models.training.plan import Plan, augmentation
 from models.training.recipes import RECIPES, by_name
+from models.training.run import train_bundle
+from models.training.sizing import with_batch
+from tests.support import made, tiny
+from tests.support.made import coloured
 
 PER_EPOCH = 390  # 50,000 images in batches of 128
 
@@ -104,3 +116,33 @@ def test_every_row_says_where_it_comes_from() -> None:
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(ValueError, match="no recipe is called 'he2017'; did you mean he2016"):
         by_name("he2017")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_as_it_says(name: str, tmp_path: Path) -> None:
+    """On few images, but of the size that the recipe is for."""
+    photographs = by_name(name).crops != "padded"
+    recipe = with_batch(by_name(name), 4).lasting("iterations", 2)
+    plan = partial(Plan, recipe=recipe, recipe_name=name, seed=0)
+    if name == "finetune":
+        start = bundle.from_network(tiny.network(), **tiny.described(input=tiny.INPUT))
+        plan, spec = partial(plan, start=start, validation=coloured(6, "val", side=8)), start.input
+    else:
+        variant = "resnet50" if photographs else "resnet20"
+        small = {"blocks": (1, 1, 1), "planes": (4, 8, 16), "shortcut": "B"}
+        plan, spec = (
+            partial(plan, variant=variant, overrides=small),
+            variants.variant(variant).input,
+        )
+    path = made.folder(tmp_path / "images", count=8)
+    source = open_source(path, spec, "cpu", augmentation=augmentation(recipe, spec))
+    made_plan = plan(source=source)
+    before = {each: value.clone() for each, value in made_plan.network().state_dict().items()}
+    trained = train_bundle(made_plan, name="x", options=Options(precision="fp32"))
+    assert all(tensor.isfinite().all() for tensor in trained.tensors.values())
+    if trained.provenance.get("kept", {"epoch": 1})["epoch"]:
+        assert not torch.equal(trained.tensors["head.weight"], before["head.weight"])
+    assert trained.provenance["changed"].keys() - {"unit"} == {
+        *("phases", "batch_size", "learning_rate")
+    }
+    assert trained.input.mean == (recipe.mean or spec.mean)

@@ -169,6 +169,21 @@ def test_the_record_has_the_networks_dropout_and_shortcut() -> None:
     assert not silent.keys() & {"dropout", "shortcut"}
 
 
+def test_the_record_has_the_mean_and_deviation_that_images_are_normalised_by() -> None:
+    recipe = replace(RECIPE, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
+    data, spec = coloured(24, "train"), tiny.INPUT
+    start = bundle.from_network(tiny.network(), **tiny.described(input=spec))
+    own = planned(data, recipe=recipe)
+    assert (own.input.mean, own.record()["mean"]) == (recipe.mean, list(recipe.mean))
+    for changes in ({"start": start}, {"prepared": spec}):
+        plan = planned(data, recipe=recipe, **changes)
+        assert plan.input == spec
+        found = plan.record()
+        assert (found["mean"], found["std"]) == (list(spec.mean), list(spec.std))
+        assert RECIPE.differences(plan.recipe).keys() == {"mean", "std"}
+        assert not planned(data, **changes).record().keys() & {"mean", "std"}
+
+
 def test_a_recipe_decides_where_bottlenecks_stride_and_says_nothing_of_basic_blocks() -> None:
     recipe = replace(RECIPE, stride_at="1x1")
 
