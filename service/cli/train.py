@@ -33,13 +33,18 @@ if TYPE_CHECKING:
 DEFAULT_VARIANT = "resnet20"
 DEFAULT_RECIPE, FINE_TUNING = "quick", "finetune"
 HEADINGS = {
-    "Network": ("variant", "weights", "overrides", "shortcut", *STRUCTURE),
+    "Network": (
+        *("variant", "weights", "block", "allow_code", "overrides", "shortcut"),
+        *STRUCTURE,
+    ),
     "Data": ("data", "validation", "test_data", "hold_out", "corrupt", "workers"),
     "Images": preparation.INPUT,
     "Schedule": ("recipe_name", "epochs", "iterations"),
     "Optimisation": tuple(OPTIMISATION),
     "Augmentation": tuple(AUGMENTATION),
-    "Computing": ("device", "precision", "accumulate", "local_norm", "eager"),
+    "Computing": (
+        *("device", "precision", "accumulate", "checkpoint_blocks", "local_norm", "eager"),
+    ),
     "Model": ("name", "card", "views", "storage"),
     "Run": ("seed", "seeds", "resume", "restart", "quiet", "list_recipes"),
 }
