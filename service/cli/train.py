@@ -275,7 +275,7 @@ def train(
 ) -> None:
     """Trains a network and writes it to the bundle OUT, with a log in a folder beside it.
 
-    With --weights a model is fitted to the images of --data, whatever their classes.
+    With --weights, it fine-tunes a model on the images of --data, whatever their classes.
 
     --resume continues an interrupted run. Under torchrun, several processes train together:
     `torchrun --nproc-per-node 2 -m service.cli train ...`.
