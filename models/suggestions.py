@@ -1,12 +1,19 @@
-"""Suggestions for mistyped names."""
+"""Names in messages: suggestions for mistyped ones, and long lists."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 # A longer list does not help in a one-line message.
 LISTED = 12
+SHOWN = 5
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The names separated by commas; of many, the first `SHOWN` and how many more there are."""
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
 
 
 def nearest(name: str, known: Collection[str], count: int = 1) -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from models.data.collection import Collection
 from models.preprocess import InputSpec
+from models.suggestions import first_few
 
 FEW = 20  # Images in all.
 UNEVEN = 10  # The largest class, in smallest ones.
@@ -20,7 +21,6 @@ THUMBNAIL = 32  # Their side in pixels, for comparing them.
 HUGE, TINY = 4.0, 0.75  # The images' shorter side, in the network's.
 MOSTLY = 0.9
 GREY_DIFFERENCE = 6  # Between channels, of 255: JPEGs of grey images are not quite grey.
-SHOWN = 5
 
 
 class _Look(NamedTuple):
@@ -102,8 +102,7 @@ def _of_classes(collection: Collection) -> Iterator[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(repr, names[:SHOWN])) + rest
+    return first_few([*map(repr, names)])
 
 
 def _looks(collection: Collection) -> Iterator[_Look]:

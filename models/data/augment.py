@@ -161,6 +161,12 @@ def crop_and_flip(
     return unpack(crop(pack(images), crops, padding, mode), images.shape[-1])
 
 
+def check_reflection(height: int, width: int, padding: int, mode: PaddingMode) -> None:
+    """Raises ValueError if such images cannot be padded by their own reflection."""
+    if mode == "reflect" and padding >= min(height, width):
+        raise ValueError(f"crop_padding must be less than the images' {min(height, width)} pixels")
+
+
 def crop(packed: Tensor, crops: Crops, padding: int, mode: PaddingMode) -> Tensor:
     """The crops of padded images: [N, H, W], see `pack`.
 
@@ -177,8 +183,7 @@ def crop(packed: Tensor, crops: Crops, padding: int, mode: PaddingMode) -> Tenso
     columns = torch.arange(width, device=device)
     columns = torch.where(mirrored, columns.flip(0), columns) + left
     if mode == "reflect":
-        if padding >= min(height, width):
-            raise ValueError(f"{padding} pixels of {height} x {width} images cannot be reflected")
+        check_reflection(height, width, padding, mode)
         rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
     elif padding:
         packed = F.pad(packed, (padding,) * 4)

@@ -14,12 +14,12 @@ from PIL import Image, UnidentifiedImageError
 
 from models import image_files
 from models.data import cifar, label_list
-from models.data.label_list import Targets, normal
+from models.data.label_list import Targets, moved, normal
 from models.data.listing import Split, listing, splits
 from models.labels import synsets
 from models.preprocess import InputSpec, decode_at_scale, resize_and_crop, upright
+from models.suggestions import first_few
 
-SHOWN = 5
 Transform = Callable[[Image.Image, int], NDArray[np.uint8]]
 
 
@@ -115,19 +115,9 @@ def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDA
     if len(unknown) == 1:
         raise ValueError(f"{source}: class {unknown[0]!r} is not one of the model's labels")
     if unknown:
-        listed = ", ".join(map(repr, unknown[:SHOWN]))
-        rest = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-        raise ValueError(f"{source}: classes {listed}{rest} are not among the model's labels")
+        listed = first_few([*map(repr, unknown)])
+        raise ValueError(f"{source}: classes {listed} are not among the model's labels")
     return np.array([index[normal(label)] for label in classes], dtype=np.int64)
-
-
-def moved(targets: Targets, places: NDArray[np.int64], count: int) -> Targets:
-    """Targets among `count` classes, for targets among classes that are at `places` of them."""
-    if targets.ndim == 1:
-        return places[targets.astype(np.int64)]
-    spread = np.zeros((len(targets), count), dtype=np.bool_)
-    spread[:, places] = targets
-    return spread
 
 
 def find(path: Path, split: Split | None = None) -> Collection:

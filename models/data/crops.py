@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.augment import Augmentation, PaddingMode
+from models.data.augment import Augmentation, PaddingMode, check_reflection
 from models.data.collection import Centre
 from models.preprocess import (
     CHANNELS,
@@ -152,12 +152,6 @@ class ShiftedCrop:
         padded = np.pad(pixels, border, "reflect" if self.mode == "reflect" else "constant")
         cut = padded[top : top + self.spec.height, left : left + self.spec.width]
         return np.ascontiguousarray(cut[:, ::-1] if mirrored else cut)
-
-
-def check_reflection(height: int, width: int, padding: int, mode: PaddingMode) -> None:
-    """Raises ValueError if such images cannot be padded by their own reflection."""
-    if mode == "reflect" and padding >= min(height, width):
-        raise ValueError(f"crop_padding must be less than the images' {min(height, width)} pixels")
 
 
 def crop_for(augmentation: Augmentation, spec: InputSpec) -> RandomCrop | ShiftedCrop:

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.collection import Centre, Collection, decoded, find, moved, positions
-from models.data.label_list import Targets
+from models.data.collection import Centre, Collection, decoded, find, positions
+from models.data.label_list import Targets, moved
 from models.data.listing import Split
 from models.preprocess import InputSpec
 

@@ -153,6 +153,15 @@ def targets(labels: Sequence[tuple[str, ...]]) -> tuple[Targets, tuple[str, ...]
     return spread, classes
 
 
+def moved(targets: Targets, places: NDArray[np.int64], count: int) -> Targets:
+    """Targets among `count` classes, for targets among classes that are at `places` of them."""
+    if targets.ndim == 1:
+        return places[targets.astype(np.int64)]
+    spread = np.zeros((len(targets), count), dtype=np.bool_)
+    spread[:, places] = targets
+    return spread
+
+
 class Beside:
     """Finds the files that a list names: relative to its folder, or in one folder within it, with
     or without the suffix."""

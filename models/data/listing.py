@@ -272,7 +272,8 @@ def _embedded(path: Path, shards: Sequence[embedded.Shard], split: Split | None)
     orders = {each.classes for each in unpacked}
     if len(orders) == 1 and (order := orders.pop()):
         places = {name: position for position, name in enumerate(order)}
-        targets, classes = _ordered(targets, [places[name] for name in classes], len(order)), order
+        order_of = np.array([places[name] for name in classes], dtype=np.int64)
+        targets, classes = label_list.moved(targets, order_of, len(order)), order
     names = [
         f"{shard.name} row {row}"
         for shard, each in zip(wanted, unpacked, strict=True)
@@ -284,14 +285,6 @@ def _embedded(path: Path, shards: Sequence[embedded.Shard], split: Split | None)
     store = stores.Slices(tuple(each.file for each in unpacked), at)
     encoded = np.array([os.fsencode(name) for name in names])
     return Listing(path, encoded, targets, classes, store, notes.of_classes(classes))
-
-
-def _ordered(targets: Targets, places: Sequence[int], count: int) -> Targets:
-    if targets.ndim == 1:
-        return np.array(places, dtype=np.int64)[targets.astype(np.int64)]
-    spread = np.zeros((len(targets), count), dtype=np.bool_)
-    spread[:, places] = targets
-    return spread
 
 
 def splits(path: Path) -> frozenset[Split]:

@@ -6,8 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from models.data.label_list import normal
-
-SHOWN = 5
+from models.suggestions import first_few
 
 
 def of_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -49,7 +48,5 @@ def of_folders(
     beside = {folder.rpartition("/")[0] for folder in folders}
     lacking = [name for name in empty if name.rpartition("/")[0] in beside and name not in folders]
     if lacking:
-        rest = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-        listed = ", ".join(lacking[:SHOWN]) + rest
-        notes.append(f"folders without images are no classes: {listed}")
+        notes.append(f"folders without images are no classes: {first_few(lacking)}")
     return (*dict.fromkeys(notes), *of_classes(tuple(above)))

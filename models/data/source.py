@@ -20,6 +20,7 @@ from models.data.augment import (
     Augmentation,
     Crops,
     alternating_flips,
+    check_reflection,
     crop,
     draw_crops,
     pack,
@@ -116,9 +117,7 @@ class Resident:
                 f"{data.source}: its images have {height} x {width} pixels, which is not the "
                 f"train_size {augmentation.train_size}"
             )
-        padding, mode = augmentation.crop_padding, augmentation.padding_mode
-        if mode == "reflect" and padding >= min(height, width):
-            raise ValueError(f"{data.source}: its images are smaller than crop_padding")
+        check_reflection(height, width, augmentation.crop_padding, augmentation.padding_mode)
         self.classes, self.source = data.classes, data.source
         self._depth, self._sides = depth, (height, width)
         self._packed = pack(torch.from_numpy(data.images).to(device))

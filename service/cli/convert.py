@@ -118,9 +118,9 @@ def convert(
     bundle, an ONNX file, torchvision:VARIANT, onnx-zoo:NAME or hf:OWNER/NAME. With --to, DST is a
     file for another library.
 
-    What neither SRC nor an option says is asked for, or assumed and listed as the options that
-    would say it. If the network differs from what --check says, nothing is written, the exit status
-    is 1, and the options that would fit are named.
+    What neither SRC nor an option says is asked for, or assumed and printed as options. If the
+    network does not compute what --check says, nothing is written, the exit status is 1, and the
+    options that would fit are printed.
     """
     from tqdm import tqdm
 

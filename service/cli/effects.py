@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from models.preprocess import InputSpec
     from service.cli.training_output import Teller
 
-# Options that say how images are cropped, and the crops that they are of.
-# Larger images are photographs.
+# Pixels a side; larger images are photographs, for which a shift by a few pixels is nothing.
 LARGEST_SHIFTED = 64
+# Options that say how images are cropped, and the crops that they are of.
 CROPS = {"crop_padding": "padded", "scale": "resized", "shorter_side": "scaled"}
 
 

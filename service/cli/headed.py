@@ -7,23 +7,22 @@ from typing import Any
 
 import click
 
-REST = "Other"
-
 
 class Headed(click.Command):
-    """`headings`: the names of the parameters under each heading, in order. Others are at the
-    end."""
+    """`headings`: the names of the options under each heading, in order; `--help` is in the last
+    one."""
 
     def __init__(self, *args: Any, headings: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.headings = headings
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        parameters = {str(each.name): each for each in self.get_params(ctx)}
-        listed = {name for names in self.headings.values() for name in names}
-        rest = [name for name in parameters if name not in listed]
-        for heading, names in (*self.headings.items(), (REST, rest)):
-            records = [parameters[name].get_help_record(ctx) for name in names]
-            if rows := [record for record in records if record]:
-                with formatter.section(heading):
-                    formatter.write_dl(rows)
+        parameters = {str(each.name): each for each in self.params}
+        *_, last = self.headings
+        for heading, names in self.headings.items():
+            shown = [parameters[name] for name in names]
+            if heading == last and (of_help := self.get_help_option(ctx)):
+                shown.append(of_help)
+            records = [parameter.get_help_record(ctx) for parameter in shown]
+            with formatter.section(heading):
+                formatter.write_dl([record for record in records if record])

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from service.cli import completers
 
 if TYPE_CHECKING:
+    from models.data.collection import Collection
     from models.data.datasets import Corrupt, Dataset
     from models.data.listing import Split
     from models.preprocess import InputSpec
@@ -238,21 +239,24 @@ def part_of(path: Path, split: Split) -> Split | None:
     return split if has_test_set(path) else None
 
 
-def read_dataset(
-    path: Path, spec: InputSpec, corrupt: Corrupt = "fail", *, quiet: bool = False
+def decode(
+    collection: Collection, spec: InputSpec, corrupt: Corrupt = "fail", *, quiet: bool = False
 ) -> Dataset:
-    """The test images under `path`, or all images if it has no test part, with a progress bar;
-    images that are left out are named on stderr."""
+    """The images of a collection in memory, with a progress bar; images that are left out are named
+    on stderr."""
     from models.data import datasets
 
-    with bar(hidden=quiet, desc=path.name, unit=" images") as shown:
-        data = datasets.read(
-            path,
-            spec,
-            lambda count: shown.update(count - shown.n),
-            corrupt=corrupt,
-            split=part_of(path, "test"),
+    with bar(hidden=quiet, desc=collection.path.name, unit=" images") as shown:
+        data = datasets.decode(
+            collection, spec, lambda count: shown.update(count - shown.n), corrupt=corrupt
         )
     for name in data.skipped:
-        click.echo(f"{path}: {name} is unreadable and left out", err=True)
+        click.echo(f"{collection.path}: {name} is unreadable and left out", err=True)
     return data
+
+
+def read_dataset(path: Path, spec: InputSpec) -> Dataset:
+    """The test images under `path`, or all images if it has no test part; see `decode`."""
+    from models.data.collection import find
+
+    return decode(find(path, part_of(path, "test")), spec)

@@ -17,27 +17,29 @@ OPTIMISATION = {
     "batch_size": "Images per step, over all processes.  [default: the recipe's, or fewer where "
     "there are few images]",
     "learning_rate": "Peak learning rate.",
-    "body_rate": "Factor of the learning rate below the head, with --weights.",
+    "body_rate": "With --weights: factor of the learning rate below the head.",
     "bias_rate": "Factor of the learning rate of normalisation's biases.",
     "momentum": "Momentum of SGD, or AdamW's first beta.",
     "nesterov": "Use Nesterov momentum.",
     "weight_decay": "Weight decay.",
     "decays": "Decay only the weights of convolutions and linear layers, or all parameters.",
-    "clip": "Greatest norm of the gradient; 0: any.",
+    "clip": "Clip the gradient to this norm; 0: do not.",
     "label_smoothing": "Probability that label smoothing spreads over all classes.",
     "balance": "Make up for rare classes by weights in the loss, or by sampling them more often.",
     "ema": "Decay of the exponential moving average of the weights; 0: none.",
     "lookahead": "Steps between the averages of Lookahead; 0: none.",
     "keep": "Keep the last epoch's network, or the best on the validation images.",
-    "patience": "End after so many epochs without a better one on the validation images; 0: never.",
+    "patience": "Stop after this many epochs without a better one on the validation images; 0: "
+    "never.",
     "last_batch": "Drop an epoch's incomplete last batch, or train on it.",
 }
 AUGMENTATION = {
     "flip": "Mirror images half the time; not for text and digits.",
-    "crop_padding": "Padding before a random crop, for images of up to 64 pixels.",
+    "crop_padding": "Padding before a random crop. Images above 64 pixels get random resized crops "
+    "without this option.",
     "scale": "Crop random parts of the image: least and greatest fraction of its area.",
     "shorter_side": "Crop from images resized to a random shorter side: least and greatest.",
-    "train_size": "Side of training images; 0: the network's.",
+    "train_size": "Shorter side of training images; 0: that of the network's input.",
     "jitter": "Strength of random changes of brightness, contrast and saturation; 0: none.",
     "lighting": "Standard deviation of AlexNet's colour noise; 0: none.",
     "auto_augment": "RandAugment or TrivialAugment.",
@@ -47,9 +49,10 @@ AUGMENTATION = {
     "cutmix": "Alpha of CutMix's beta distribution; 0: none.",
 }
 STRUCTURE = {
-    "freeze": "Leave the network as it is up to this part, with --weights; backbone: all but the "
+    "freeze": "With --weights: keep the network up to this part as it is; backbone: all but the "
     "head.",
-    "norm": "Normalise by each batch's statistics, or by those of --weights.",
+    "norm": "Normalise by each batch's statistics, or by those of --weights, which then stay "
+    "fixed.",
     "dropout": "Dropout between the convolutions of a basic block.",
     "stride_at": "Convolution of a bottleneck block that strides.",
     "stem_init": "Start the stem with random filters, or with ones that whiten patches.",

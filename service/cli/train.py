@@ -34,13 +34,18 @@ if TYPE_CHECKING:
 DEFAULT_VARIANT = "resnet20"
 DEFAULT_RECIPE, FINE_TUNING = "quick", "finetune"
 HEADINGS = {
-    "Network": ("variant", "weights", "overrides", "shortcut", *STRUCTURE),
+    "Network": (
+        *("variant", "weights", "block", "allow_code", "overrides", "shortcut"),
+        *STRUCTURE,
+    ),
     "Data": ("data", "validation", "test_data", "hold_out", "corrupt", "workers"),
     "Images": preparation.INPUT,
     "Schedule": ("recipe_name", "epochs", "iterations"),
     "Optimisation": tuple(OPTIMISATION),
     "Augmentation": tuple(AUGMENTATION),
-    "Computing": ("device", "precision", "accumulate", "local_norm", "eager"),
+    "Computing": (
+        *("device", "precision", "accumulate", "checkpoint_blocks", "local_norm", "eager"),
+    ),
     "Model": ("name", "card", "views", "storage"),
     "Run": ("seed", "seeds", "resume", "restart", "quiet", "list_recipes"),
 }
@@ -271,7 +276,7 @@ def train(
 ) -> None:
     """Trains a network and writes it to the bundle OUT, with a log in a folder beside it.
 
-    With --weights a model is fitted to the images of --data, whatever their classes.
+    With --weights, it fine-tunes a model on the images of --data, whatever their classes.
 
     --resume continues an interrupted run. Under torchrun, several processes train together:
     `torchrun --nproc-per-node 2 -m service.cli train ...`.

@@ -10,7 +10,7 @@ import click
 
 from models.training.recipe import Recipe
 from service.cli import preparation
-from service.cli.options import bar, part_of
+from service.cli.options import bar, decode, part_of
 from service.cli.training_output import Teller
 
 if TYPE_CHECKING:
@@ -169,16 +169,9 @@ class TrainingData:
 
     def read(self, collection: Collection | None, spec: InputSpec, name: str = "{1}") -> Any:
         """The images of a collection, in memory, as a set of this name; None for none."""
-        from models.data import datasets
-
         if collection is None:
             return None
-        with bar(hidden=self.quiet, desc=collection.path.name, unit=" images") as shown:
-            data = datasets.decode(
-                collection, spec, lambda count: shown.update(count - shown.n), corrupt=self.corrupt
-            )
-        for skipped in data.skipped:
-            click.echo(f"{collection.path}: {skipped} is unreadable and left out", err=True)
+        data = decode(collection, spec, self.corrupt, quiet=self.quiet)
         return replace(data, source=name.format(len(data.images), collection.path.name))
 
     def open(self, training: Collection, spec: InputSpec, recipe: Recipe, world: World) -> Source:

@@ -113,7 +113,7 @@ def test_crops_are_those_of_a_loop_over_padded_images(
 
 
 def test_an_image_is_not_reflected_beyond_itself() -> None:
-    with pytest.raises(ValueError, match="4 pixels of 4 x 9 images cannot be reflected"):
+    with pytest.raises(ValueError, match="crop_padding must be less than the images' 4 pixels"):
         crop_and_flip(noise(1, 4, 9), 4, seeded(0), "reflect")
 
 

@@ -187,7 +187,10 @@ def test_without_alternation_flips_are_drawn_anew() -> None:
         ({"crop_padding": -1}, "at least 0"),
         ({"cutout": -1}, "at least 0"),
         ({"padding_mode": "edge"}, "padding_mode must be zeros or reflect, not 'edge'"),
-        ({"padding_mode": "reflect", "crop_padding": 8}, "made: its images are smaller than"),
+        (
+            {"padding_mode": "reflect", "crop_padding": 8},
+            "crop_padding must be less than the images' 8 pixels",
+        ),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -335,7 +335,10 @@ def test_every_option_is_under_a_heading_of_the_help() -> None:
     named = [name for names in HEADINGS.values() for name in names]
     options = {str(each.name) for each in train.params if isinstance(each, click.Option)}
     assert sorted(named) == sorted(options)
-    assert "\nAugmentation:\n" in run("train", "--help").stdout
+    page = run("train", "--help").stdout
+    assert "\nAugmentation:\n" in page
+    *_, last = page.splitlines()
+    assert last.split() == ["-h,", "--help", "Show", "this", "message", "and", "exit."]
 
 
 def test_the_recipes_are_listed() -> None:
