@@ -4,7 +4,7 @@ A bundle is data. One whose network has a block or a head that this package does
 `package.module:Class`, and reading it imports that only if the reader allows that class, or all of
 its module, by name: importing a module runs it.
 
-A block is what `models.resnet.BlockFactory` describes, a head `models.resnet.HeadFactory`.
+A block is what `models.blocks.BlockFactory` describes, a head `models.resnet.HeadFactory`.
 """
 
 from __future__ import annotations
