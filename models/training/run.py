@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import bundle, hardware, own_code, variants
+from models import bundling, hardware, own_code, variants
 from models.architecture import Architecture
 from models.blocks import BlockFactory
 from models.bundle import Bundle
@@ -276,7 +276,7 @@ def train_bundle(
             measured.confusion, plan.source.classes
         )
         found["kept"] = _kept(outcome)
-    return bundle.from_network(
+    return bundling.from_network(
         network.cpu(),
         name=name,
         input=spec,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import bundle
+from models import bundle, bundling
 from models.data.augment import Augmentation
 from models.data.source import Resident
 from models.resnet import ResNet
@@ -62,7 +62,7 @@ def test_two_processes_write_the_bundle_of_one(tmp_path: Path) -> None:
     run(*together, "-m", "service.cli", *TRAIN, *TINY, "--data", images, paths["two"])
     one, two = (bundle.read(path) for path in paths.values())
     assert two.provenance["processes"] == 2
-    untrained = bundle.untrained(one.architecture, "x", one.input).tensors
+    untrained = bundling.untrained(one.architecture, "x", one.input).tensors
     # Six steps there and back, one after another.
     allowed = rounding.of_sums(rounding.sums(one.tensors) * 2 * 6)
     for name, tensor in one.tensors.items():
