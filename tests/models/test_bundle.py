@@ -160,7 +160,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_no_other(
     made = tiny.made_bundle(name="new")
     spoil(made)
     for target in (bundle_file, bundle_file.with_name("other.safetensors")):
-        with pytest.raises((WeightsMismatch, TypeError)):
+        with pytest.raises(BundleError):
             bundle.write(made, target)
     assert bundle_file.read_bytes() == before
     assert list(bundle_file.parent.iterdir()) == [bundle_file]
