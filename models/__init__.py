@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from models.architecture import Architecture
-    from models.bundle import Bundle, BundleError, WeightsMismatch, from_network, write
+    from models.bundle import Bundle, BundleError, WeightsMismatch, write
+    from models.bundling import from_network
     from models.classifier import Classifier
     from models.interchange.opening import load, read
     from models.preprocess import InputSpec, resize_and_crop
@@ -41,7 +42,7 @@ _HOMES = {
     "count_layers": "summary",
     "count_macs": "summary",
     "count_parameters": "summary",
-    "from_network": "bundle",
+    "from_network": "bundling",
     "load": "interchange.opening",
     "names": "variants",
     "read": "interchange.opening",

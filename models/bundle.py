@@ -7,40 +7,34 @@ or a head of one's own and the reader allows that code by name: see `models.own_
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Required, TypedDict, Unpack, cast, get_args
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import files, heads, labels, own_code, variants
+from models import files, own_code, variants
 from models.architecture import Architecture
-from models.blocks import BLOCKS
 from models.classifier import Classifier, Outputs
-from models.draws import DrawsFrom
-from models.modes import evaluating
+from models.naming import check_name
 from models.own_code import BUILT_IN, OwnCode
-from models.preprocess import InputSpec, for_channels
+from models.preprocess import InputSpec
 from models.resnet import ResNet, on_meta
-from models.storage import Storage, loaded, rounded, stored
+from models.storage import Storage, checksum, loaded, rounded, stored
 from models.summary import map_sides
 from models.views import Views
 
 FORMAT = 1
 CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 METADATA_KEY = "resnet-serve"
-# Names end the path of `GET /v1/models/NAME`, where these characters mean something else.
-LONGEST_NAME = 100
-RESERVED = frozenset("/\\?#% ")
 # Dividing logits by temperatures outside these limits could overflow float32.
 TEMPERATURES = (1e-6, 1e6)
 CARD_BYTES = 20_000
@@ -66,33 +60,6 @@ OMITTED_OF_ARCHITECTURE = {
 OMITTED_OF_INPUT = {"channels": "rgb", "fill": ()}
 
 
-def check_name(name: str) -> str:
-    """`name`, if it is valid.
-
-    Raises:
-        ValueError: it is not 1 to 100 printable characters, or contains a space or a character
-            with a meaning in URLs.
-    """
-    if not 1 <= len(name) <= LONGEST_NAME:
-        raise ValueError(f"name must have 1 to {LONGEST_NAME} characters, not {len(name)}")
-    if name in (".", "..") or not all(map(_stands_for_itself, name)):
-        raise ValueError(
-            f"name must be printable characters other than spaces and / \\ ? # %, not {name!r}"
-        )
-    return name
-
-
-def name_from(text: str) -> str:
-    """The valid name closest to `text`, for instance to a file's name."""
-    kept = "".join(character if _stands_for_itself(character) else " " for character in text)
-    name = "-".join(kept.split())[:LONGEST_NAME]
-    return "model" if name in ("", ".", "..") else name
-
-
-def _stands_for_itself(character: str) -> bool:
-    return character.isprintable() and character not in RESERVED
-
-
 class BundleError(ValueError):
     """A file is not a bundle, or is damaged; the message gives the reason in one line."""
 
@@ -109,7 +76,7 @@ class WeightsMismatch(BundleError):
 class Bundle:
     """Weights and everything needed to serve them.
 
-    `name`: the model's name in a service; see `check_name`.
+    `name`: the model's name in a service; see `models.naming.check_name`.
     `variant`: the named network that `architecture` is based on, or None.
     `labels`: the class names, one for each class; none for a network without a head.
     `outputs`: whether the classes are "exclusive" (softmax) or "independent" (sigmoid).
@@ -152,6 +119,8 @@ class Bundle:
             raise BundleError(f"name must be text, not {self.name!r}")
         try:
             check_name(self.name)
+            own_code.check_path(self.block, "block")
+            own_code.check_path(self.head, "head")
         except ValueError as error:
             raise BundleError(str(error)) from None
         if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
@@ -188,11 +157,6 @@ class Bundle:
             self.tensors = rounded(self.tensors, self.storage)
 
     def _check_code(self) -> None:
-        for what in ("block", "head"):
-            try:
-                own_code.check_path(getattr(self, what), what)
-            except ValueError as error:
-                raise BundleError(str(error)) from None
         if self.block and self.variant:
             raise BundleError(f"a network with blocks of its own is no {self.variant}")
         if self.head and not self.architecture.num_classes:
@@ -280,7 +244,7 @@ class Bundle:
     def fingerprint(self) -> str:
         """A digest that only equal bundles share; that of the file, if it was read from one."""
         if not self._fingerprint:
-            self._fingerprint = _checksum(self.description(), stored(self.tensors, self.storage))
+            self._fingerprint = checksum(self.description(), stored(self.tensors, self.storage))
         return self._fingerprint
 
     def description(self) -> dict[str, Any]:
@@ -317,107 +281,6 @@ def _check_card(card: object) -> None:
         raise BundleError(f"card must be Markdown text, without the control character {control!r}")
 
 
-class Described(TypedDict, total=False):
-    """What `from_network` takes beside the network: the other fields of `Bundle`."""
-
-    name: Required[str]
-    input: Required[InputSpec]
-    labels: Required[Sequence[str]]
-    provenance: dict[str, Any]
-    metrics: dict[str, Any]
-    calibration: dict[str, Any]
-    temperature: float
-    card: str
-    outputs: Outputs
-    views: Views
-    storage: Storage
-
-
-def from_network(network: ResNet, **described: Unpack[Described]) -> Bundle:
-    """A bundle of a network's current weights; `described` are the other fields of `Bundle`.
-
-    Its head decides the number of classes. A head that was set (`ResNet.set_head`) may be a Linear,
-    or a Sequential of Linear with a ReLU between any two, Dropout, Flatten and Identity: dropout is
-    not kept, which does nothing in evaluation mode, and a layer without a bias gets one of zeros.
-    Any other head, and a block of one's own, must be a class at the top level of a module, which
-    the bundle then names; the head's is called with features and classes, as `Head(512, 10)`.
-
-    Raises:
-        BundleError: there is no such class, or a network made by it computes something else.
-    """
-    architecture, tensors = network.architecture, network.state_dict()
-    usual = BLOCKS[architecture.block, architecture.preact]
-    code = OwnCode(block=None if network.block is usual else network.block)
-    layers = heads.as_layers(network.head, network.out_channels)
-    try:
-        if layers is not None:
-            shape: dict[str, Any] = {"num_classes": layers.num_classes, "head": layers.head}
-            tensors = {n: value for n, value in tensors.items() if not n.startswith("head.")}
-            tensors |= layers.tensors
-        else:
-            code = replace(code, head=heads.factory(network.head))
-            count = heads.classes(network.head, network.out_channels)
-            shape = {"num_classes": count, "head": ()}
-        architecture = replace(architecture, **shape)
-        variant = None if code.block else variants.find(architecture)
-        made = Bundle(
-            architecture=architecture,
-            tensors={
-                name: value.detach().clone(memory_format=torch.contiguous_format)
-                for name, value in tensors.items()
-            },
-            variant=variant.name if variant else None,
-            block=own_code.path_of(code.block, "block"),
-            head=own_code.path_of(code.head, "head"),
-            code=code,
-            **cast("Any", described),
-        )
-    except ValueError as error:
-        raise BundleError(str(error)) from None
-    check_fit(made.skeleton(), made.tensors, "its architecture")
-    if code != BUILT_IN:
-        _check_remade(made, network)
-    return made
-
-
-def _check_remade(made: Bundle, network: ResNet) -> None:
-    """Whoever reads a bundle makes its own blocks and head as they are made by default.
-
-    Raises:
-        BundleError: that computes something else, as arguments or later changes would do.
-    """
-    height, width, channels = made.input.shape
-    images = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-    images = images.to(next(network.parameters()))
-    with torch.no_grad(), evaluating(network):
-        ours, remade = network(images), made.network().to(images.device)(images)
-    if not torch.allclose(ours, remade, rtol=1e-3, atol=1e-3 * float(ours.abs().max())):
-        raise BundleError(
-            f"{' and '.join(made.own_code)} makes a network that computes something else than this "
-            "one: a block is made of (in_channels, planes, stride, architecture), a head of "
-            "(channels, num_classes) alone; give other arguments as defaults"
-        )
-
-
-def untrained(architecture: Architecture, name: str, spec: InputSpec) -> Bundle:
-    """A bundle of random weights, equal on every machine, for benchmarks and smoke tests.
-
-    `spec` is for RGB images; networks of other channels see those.
-    """
-    with DrawsFrom(torch.Generator().manual_seed(0)):
-        network = ResNet(architecture)
-    made = from_network(
-        network,
-        name=name,
-        input=for_channels(spec, architecture.in_channels),
-        labels=labels.default(architecture.num_classes),
-        provenance={"source": "random initialisation, untrained", "torch": torch.__version__},
-    )
-    # The description determines the weights; hashing them would take longer than making them.
-    made._fingerprint = _checksum(made.description(), {})
-    return made
-
-
 def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Raises `WeightsMismatch` unless names and shapes match the network's."""
     state = network.state_dict()
@@ -441,17 +304,26 @@ def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str
 
 
 def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
-    """Writes a bundle to a file, atomically."""
+    """Writes a bundle to a file, atomically.
+
+    Raises:
+        BundleError: it could not be read back.
+        OSError: the file cannot be written.
+    """
     # Fields may have changed since the check: what could not be read back must not be written.
     bundle = replace(bundle)
     check_fit(bundle.skeleton(), bundle.tensors, "its architecture")
-    # As JSON returns it: keys become strings.
-    description = json.loads(json.dumps({"format": FORMAT, **bundle.description()}))
+    try:  # As JSON returns it: keys become strings.
+        description = json.loads(json.dumps({"format": FORMAT, **bundle.description()}))
+    except (TypeError, ValueError) as error:
+        raise BundleError(
+            f"provenance, metrics and calibration must be JSON values ({error})"
+        ) from None
     tensors = {
         name: value.cpu().contiguous()
         for name, value in stored(bundle.tensors, bundle.storage).items()
     }
-    description["checksum"] = _checksum(description, tensors)
+    description["checksum"] = checksum(description, tensors)
     metadata = {METADATA_KEY: json.dumps(description, ensure_ascii=False)}
     try:
         with files.atomic(Path(path)) as file:
@@ -495,13 +367,13 @@ def _read(path: Path) -> Bundle:
         )
     try:
         description = json.loads(metadata[METADATA_KEY])
-        checksum = description.pop("checksum")
+        sealed = description.pop("checksum")
         version = description["format"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BundleError("its resnet-serve metadata is damaged") from None
     if version != FORMAT:
         raise BundleError(f"bundle format {version}; this version reads format {FORMAT}")
-    if checksum != _checksum(description, tensors):
+    if sealed != checksum(description, tensors):
         raise BundleError("its checksum does not match: the file was changed or damaged")
     del description["format"]
     try:
@@ -513,7 +385,7 @@ def _read(path: Path) -> Bundle:
         raise BundleError(f"its resnet-serve metadata is incomplete ({error})") from None
     if not bundle.own_code:
         check_fit(bundle.skeleton(), bundle.tensors, bundle.variant or "its architecture")
-    bundle._fingerprint = checksum
+    bundle._fingerprint = sealed
     return bundle
 
 
@@ -531,13 +403,3 @@ def _refuse_other_formats(path: Path) -> None:
     (header,) = struct.unpack("<Q", start[:8])
     if 8 + header > path.stat().st_size:
         raise BundleError("truncated: the file ends inside its header")
-
-
-def _checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the description and of every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

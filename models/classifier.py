@@ -78,7 +78,7 @@ class Classifier(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """Float32 [N, K] from float32 features."""
-        if not self.network.architecture.num_classes:
+        if isinstance(self.network.head, nn.Identity):
             return features[:, :0]
         return cast("Tensor", self.network.head(features))
 

@@ -63,10 +63,11 @@ def factory(module: nn.Module) -> HeadFactory:
     """
     kind = type(module)
     if kind.__module__.startswith("torch."):
+        parts = ", ".join(type(part).__name__ for part in _parts(module))
         raise ValueError(
-            f"a bundle cannot describe this head, a {kind.__name__}: it may be linear layers with "
-            "a ReLU between any two; make any other a class of your own, called with (channels, "
-            "num_classes)"
+            f"a bundle cannot describe this head ({parts}): it may be linear layers with a ReLU "
+            "between any two, which give logits; make any other a class of your own, called with "
+            "(channels, num_classes)"
         )
     return cast("HeadFactory", kind)
 

@@ -45,8 +45,8 @@ def path_of(made: object, what: str) -> str:
     """
     if made is None:
         return ""
-    module = getattr(made, "__module__", None)
-    path = f"{module}:{getattr(made, '__qualname__', None)}"
+    module, name = (getattr(made, part, "") for part in ("__module__", "__qualname__"))
+    path = f"{module}:{name or type(made).__name__ + '()'}"
     if module == "__main__" or not PATH.fullmatch(path):
         raise ValueError(
             f"a bundle names a {what} of your own by where Python imports it, and {path} cannot be "
@@ -72,7 +72,9 @@ def imported(path: str, what: str, allow: Collection[str]) -> Any:
     Raises:
         ValueError: it is not allowed, or cannot be imported; the message says what to do.
     """
-    if path not in allow and path.partition(":")[0] not in allow:
+    # Of a text, any part would be in it.
+    allowed = (allow,) if isinstance(allow, str) else allow
+    if path not in allowed and path.partition(":")[0] not in allowed:
         raise ValueError(
             f"its {what} is code, {path}, which is only imported if you allow it: by "
             f"--allow-code {path}, the setting allow_code, or in Python allow=[{path!r}]"
@@ -88,10 +90,9 @@ def _imported(path: str, what: str) -> Any:
             found = getattr(found, part)
     except Exception as error:  # noqa: BLE001 - whatever a module of the user's raises
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"its {what} {path} cannot be imported ({reason}); PYTHONPATH must name the folder "
-            "that has it"
-        ) from None
+        missing = isinstance(error, ModuleNotFoundError)
+        remedy = "; PYTHONPATH must name the folder that has it" if missing else ""
+        raise ValueError(f"its {what} {path} cannot be imported ({reason}){remedy}") from None
     if getattr(found, "__module__", None) != module:  # such as what the module itself imports
         raise ValueError(f"its {what} {path} is not defined in {module}; name the module that does")
     return found

@@ -1,9 +1,11 @@
-"""Weights that a bundle's file holds in 16 bits; in memory they are float32."""
+"""Weights as a bundle's file holds them, also in 16 bits; in memory they are float32."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +54,16 @@ def kept(tensors: Mapping[str, Tensor]) -> list[str]:
         for name, value in tensors.items()
         if value.ndim > 1 and _halved(value).dtype == torch.float32
     ]
+
+
+def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the description and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _halved(value: Tensor) -> Tensor:

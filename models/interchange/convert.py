@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models import files, variants
 from models import labels as label_files
-from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit, name_from
+from models.bundle import Bundle, BundleError, WeightsMismatch, check_fit
 from models.interchange import alternatives, assumptions, comparison, unpacking
 from models.interchange.assumptions import InputUnknown
 from models.interchange.flax import importer as flax
@@ -23,6 +23,7 @@ from models.interchange.onnx import export as onnx_export
 from models.interchange.onnx import importer as onnx
 from models.interchange.pytorch import cifar, export, huggingface, timm, torch_resnet, torchvision
 from models.interchange.reference import Pair
+from models.naming import name_from
 from models.resnet import on_meta
 from models.suggestions import hint
 

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from models import bundle, files, variants
+from models import bundle, bundling, files, variants
 from models.architecture import Architecture
 from models.bundle import Bundle, BundleError
 from models.interchange import convert, hub, specs, variables
@@ -122,7 +122,7 @@ def _from_file(path: Path, source: str) -> Loaded:
 def _untrained(variant: str, architecture: dict[str, Any]) -> Bundle:
     if variant:
         known = variants.variant(variant)
-        return bundle.untrained(
+        return bundling.untrained(
             variants.override(known.architecture, **architecture), variant, known.input
         )
     names = [field.name for field in fields(Architecture)]
@@ -133,4 +133,4 @@ def _untrained(variant: str, architecture: dict[str, Any]) -> Bundle:
     if missing := [name for name in required if name not in architecture]:
         raise ValueError(f"architecture: it lacks {', '.join(missing)}")
     custom = Architecture(**architecture)
-    return bundle.untrained(custom, "custom", IMAGENET if custom.stem == "imagenet" else CIFAR)
+    return bundling.untrained(custom, "custom", IMAGENET if custom.stem == "imagenet" else CIFAR)

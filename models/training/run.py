@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import bundle, hardware
+from models import bundling, hardware
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.data.datasets import Dataset
@@ -97,7 +97,7 @@ def train_bundle(
             measured.confusion, plan.source.classes
         )
         found["kept"] = _kept(outcome)
-    return bundle.from_network(
+    return bundling.from_network(
         network.cpu(),
         name=name,
         input=spec,

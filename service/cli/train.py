@@ -363,7 +363,7 @@ def _normalised(spec: InputSpec, recipe: Recipe, start: Bundle | None) -> InputS
 
 
 def _name(plan: Plan) -> str:
-    from models import bundle
+    from models import naming
 
     network = (plan.start.variant or plan.start.name) if plan.start else plan.variant
-    return bundle.name_from(f"{network}-{plan.source.source.split('.')[0]}")
+    return naming.name_from(f"{network}-{plan.source.source.split('.')[0]}")

@@ -24,7 +24,7 @@ from benchmarks.gpu_check.runner import findings
 from benchmarks.gpu_check.stage import Options
 from benchmarks.gpu_check.stages import STAGES, Stage
 from benchmarks.gpu_check.supervise import Findings, Supervisor
-from models import bundle
+from models import bundle, bundling
 from models.preprocess import CIFAR
 from tests.support.cuda.failures import ILLEGAL_ACCESS
 from tests.support.cuda.runtime import FakeCuda
@@ -39,7 +39,7 @@ Records = list[dict[str, Any]]
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A network that takes no time; it stands in for those that stages choose, too."""
     path = str(tmp_path / "tiny.safetensors")
-    bundle.write(bundle.untrained(TINY, "tiny", CIFAR), path)
+    bundle.write(bundling.untrained(TINY, "tiny", CIFAR), path)
     monkeypatch.setattr(trained, "MODEL", path)
     monkeypatch.setattr(sanitizer, "MODEL", path)
     monkeypatch.setattr(neighbours, "OTHER", path)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import bundle
+from models import bundle, bundling
 from tests.conftest import Service, client, started
 from tests.e2e.test_workers import all_ready
 from tests.service.inference.test_pipeline import DAMAGED, NEAR, OTHERS, SPEC, jpeg, picture
@@ -38,7 +38,7 @@ def service(
     """One network twice: "host" and "device" decode there."""
     folder = tmp_path_factory.mktemp("service")
     path = folder / "tiny.safetensors"
-    bundle.write(bundle.from_network(tiny.network(), **tiny.described(input=SPEC)), path)
+    bundle.write(bundling.from_network(tiny.network(), **tiny.described(input=SPEC)), path)
     common = {"spec": str(path), "device": "cpu", "engine": "eager", "precision": "fp32"}
     models = [{**common, "name": name, "decode": name} for name in ("host", "device")]
     settings = folder / "settings.yaml"

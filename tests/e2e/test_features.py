@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models import bundle, preprocess
+from models import bundle, bundling, preprocess
 from models.architecture import Architecture
 from models.preprocess import CIFAR, InputSpec
 from service.inference.decoding import decode_image
@@ -42,7 +42,7 @@ def serving(
     halving = Architecture(
         block="basic", blocks=(1, 1, 1, 1), planes=(8, 8, 8, 8), stem="imagenet", num_classes=5
     )
-    bundle.write(bundle.untrained(halving, "coarse", spec), file)
+    bundle.write(bundling.untrained(halving, "coarse", spec), file)
     models = ("--model", MODEL, "--model", str(file))
     settings = {"RESNET_SERVE_WORKERS": workers, "RESNET_SERVE_PRECISION": precision}
     with started(*models, **settings) as running:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models import bundle
+from models import bundle, bundling
 from models.architecture import Architecture
 from models.preprocess import CIFAR
 from tests.conftest import Service, client, encoded, started
@@ -37,7 +37,7 @@ HUGE = {"block": "basic", "blocks": [1], "planes": [4], "stem": "small", "num_cl
 
 def write(path: Path, letter: str, classes: int, size: int = 32) -> str:
     """A bundle whose labels tell whose they are: a0, a1, a2 ..."""
-    made = bundle.untrained(
+    made = bundling.untrained(
         replace(TINY, num_classes=classes), path.stem, replace(CIFAR, size=size, resize=size)
     )
     labels = tuple(f"{letter}{index}" for index in range(classes))

@@ -15,8 +15,9 @@ import safetensors.torch
 import torch
 
 import models
-from models import builtin, bundle, labels, variants
-from models.bundle import Bundle, BundleError, WeightsMismatch, check_name, name_from
+from models import builtin, bundle, bundling, labels, variants
+from models.bundle import Bundle, BundleError, WeightsMismatch
+from models.naming import check_name, name_from
 from models.resnet import ResNet, build
 from models.summary import count_parameters
 from tests.support import rounding, tiny
@@ -36,7 +37,7 @@ def test_every_field_and_bit_comes_back(
 ) -> None:
     network = tiny.randomised(build(name, **overrides)).eval()
     classes = network.architecture.num_classes
-    written = bundle.from_network(network, **tiny.described(labels=labels.default(classes)))
+    written = bundling.from_network(network, **tiny.described(labels=labels.default(classes)))
     bundle.write(written, tmp_path / "x.safetensors")
     read = bundle.read(tmp_path / "x.safetensors")
     assert tiny.same_bits(read.tensors, network.state_dict())
@@ -159,7 +160,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_no_other(
     made = tiny.made_bundle(name="new")
     spoil(made)
     for target in (bundle_file, bundle_file.with_name("other.safetensors")):
-        with pytest.raises((WeightsMismatch, TypeError)):
+        with pytest.raises(BundleError):
             bundle.write(made, target)
     assert bundle_file.read_bytes() == before
     assert list(bundle_file.parent.iterdir()) == [bundle_file]
@@ -188,7 +189,7 @@ def test_a_path_that_cannot_be_replaced_leaves_no_part_behind(tmp_path: Path) ->
 
 def test_a_bundle_knows_the_name_of_its_network() -> None:
     def named(network: ResNet) -> str | None:
-        return bundle.from_network(network, **tiny.described()).variant
+        return bundling.from_network(network, **tiny.described()).variant
 
     assert named(build("resnet20", shortcut="A")) == "resnet20"
     assert named(build("wrn_16_3")) == "preact_wide_resnet16_3"
@@ -204,7 +205,7 @@ def test_labels_are_as_many_as_classes(count: int) -> None:
 def test_images_of_other_channels_than_the_input_says_are_refused() -> None:
     network = tiny.network(in_channels=1)
     with pytest.raises(BundleError, match=r"in_channels must be 3 for rgb images, not 1"):
-        bundle.from_network(network, **tiny.described())
+        bundling.from_network(network, **tiny.described())
 
 
 def test_tensors_that_do_not_fit_make_no_network() -> None:
@@ -218,9 +219,9 @@ def test_tensors_that_do_not_fit_make_no_network() -> None:
 
 def test_an_untrained_bundle_is_always_the_same_and_says_what_it_is() -> None:
     torch.manual_seed(1)
-    first = bundle.untrained(tiny.ARCHITECTURE, "tiny", tiny.INPUT)
+    first = bundling.untrained(tiny.ARCHITECTURE, "tiny", tiny.INPUT)
     state = torch.get_rng_state()
-    second = bundle.untrained(tiny.ARCHITECTURE, "tiny", tiny.INPUT)
+    second = bundling.untrained(tiny.ARCHITECTURE, "tiny", tiny.INPUT)
     assert tiny.same_bits(first.tensors, second.tensors)
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers go on"
     assert "untrained" in first.provenance["source"]
@@ -230,14 +231,14 @@ def test_an_untrained_bundle_is_always_the_same_and_says_what_it_is() -> None:
 def test_a_bundle_of_channels_last_weights_is_the_same(tmp_path: Path) -> None:
     network = tiny.network()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    bundle.write(bundle.from_network(network, **tiny.described()), tmp_path / "x.safetensors")
+    bundle.write(bundling.from_network(network, **tiny.described()), tmp_path / "x.safetensors")
     read = bundle.read(tmp_path / "x.safetensors")
     assert tiny.same_bits(read.tensors, tiny.made_bundle().tensors)
 
 
 def test_a_bundle_holds_the_weights_of_its_moment() -> None:
     network = tiny.network()
-    made = bundle.from_network(network, **tiny.described())
+    made = bundling.from_network(network, **tiny.described())
     tiny.randomised(network, seed=1)
     assert tiny.same_bits(made.tensors, tiny.network().state_dict())
 
@@ -323,13 +324,13 @@ def test_a_fingerprint_is_that_of_everything() -> None:
     others = [
         tiny.made_bundle(name="other"),
         tiny.made_bundle(provenance={"source": "another"}),
-        bundle.from_network(tiny.network(seed=1), **tiny.described()),
+        bundling.from_network(tiny.network(seed=1), **tiny.described()),
     ]
     assert len({each.fingerprint() for each in [made, *others]}) == 4
 
 
 def test_untrained_weights_are_those_of_seed_0_and_have_a_fingerprint_at_once() -> None:
-    made = bundle.untrained(tiny.ARCHITECTURE, "tiny", tiny.INPUT)
+    made = bundling.untrained(tiny.ARCHITECTURE, "tiny", tiny.INPUT)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ResNet(tiny.ARCHITECTURE)
@@ -341,9 +342,9 @@ def test_untrained_weights_are_those_of_seed_0_and_have_a_fingerprint_at_once() 
     }
     # Of what the weights depend on, and not of the weights.
     made.tensors = {}
-    again = bundle.untrained(tiny.ARCHITECTURE, "tiny", tiny.INPUT)
+    again = bundling.untrained(tiny.ARCHITECTURE, "tiny", tiny.INPUT)
     assert made.fingerprint() == again.fingerprint() != again_with_weights(again)
-    other = bundle.untrained(tiny.ARCHITECTURE, "other", tiny.INPUT)
+    other = bundling.untrained(tiny.ARCHITECTURE, "other", tiny.INPUT)
     assert other.fingerprint() != again.fingerprint()
 
 
@@ -370,7 +371,7 @@ def test_a_card_has_at_most_20_000_bytes_of_text() -> None:
 def test_a_network_may_be_called_by_any_of_its_names() -> None:
     network = build("preact_wide_resnet16_3")
     described = tiny.described(labels=labels.default(network.architecture.num_classes))
-    made = bundle.from_network(network, **described)
+    made = bundling.from_network(network, **described)
     assert replace(made, variant="wrn_16_3").variant == "wrn_16_3"
     with pytest.raises(BundleError, match=r"^the architecture is not resnet20's$"):
         replace(made, variant="resnet20")
@@ -423,10 +424,10 @@ def test_words_are_kept() -> None:
 
 @pytest.mark.parametrize(("count", "channels"), [(1, "grey"), (3, "rgb"), (4, "rgba")])
 def test_untrained_networks_see_images_of_their_channels(count: int, channels: str) -> None:
-    made = bundle.untrained(tiny.architecture(in_channels=count), "tiny", tiny.INPUT)
+    made = bundling.untrained(tiny.architecture(in_channels=count), "tiny", tiny.INPUT)
     assert (made.input.channels, made.input.shape) == (channels, (8, 8, count))
     with pytest.raises(ValueError, match="images have 1, 3 or 4 channels, not 2"):
-        bundle.untrained(tiny.architecture(in_channels=2), "tiny", tiny.INPUT)
+        bundling.untrained(tiny.architecture(in_channels=2), "tiny", tiny.INPUT)
 
 
 @pytest.mark.parametrize(
@@ -440,9 +441,9 @@ def test_images_must_fit_where_an_antialiased_network_halves_them(
     described = tiny.described(input=replace(tiny.INPUT, size=side, resize=side))
     if fits:
         network(torch.randn(1, 3, side, side))
-        bundle.from_network(network, **described)
+        bundling.from_network(network, **described)
     else:
         with pytest.raises(RuntimeError):
             network(torch.randn(1, 3, side, side))
         with pytest.raises(BundleError, match=f"images of {side}x{side} pixels do not fit a netw"):
-            bundle.from_network(network, **described)
+            bundling.from_network(network, **described)

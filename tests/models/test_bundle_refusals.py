@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, labels
+from models import bundle, bundling, labels
 from models.bundle import BundleError, WeightsMismatch
 from models.preprocess import IMAGENET
 from models.resnet import build
@@ -390,7 +390,9 @@ def test_a_header_beyond_the_file_is_refused(tmp_path: Path, length: int) -> Non
 
 
 def test_weights_of_a_named_network_are_refused_by_its_name(tmp_path: Path) -> None:
-    made = bundle.from_network(build("resnet20", shortcut="A", num_classes=10), **tiny.described())
+    made = bundling.from_network(
+        build("resnet20", shortcut="A", num_classes=10), **tiny.described()
+    )
     assert made.variant == "resnet20"
     path = tmp_path / "x.safetensors"
     bundle.write(made, path)

@@ -53,10 +53,15 @@ def test_a_head_of_linear_layers_is_written_as_data(
         nn.Sequential(L(8, 3), R()),
         nn.Sequential(L(8, 3), nn.Sigmoid()),
         nn.Sequential(L(8, 4), nn.BatchNorm1d(4), R(), L(4, 3)),
-        nn.Sequential(nn.Flatten(0), L(8, 3)),
         nn.LogSoftmax(1),
     ],
 )
 def test_a_head_of_other_layers_of_torch_is_refused(head: nn.Module) -> None:
     with pytest.raises(BundleError, match=r"\Aa bundle cannot describe this head[^\n]*\Z"):
+        models.from_network(headed(head), name="x", input=tiny.INPUT, labels=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("head", [L(6, 3), nn.Sequential(nn.Flatten(0), L(8, 3))])
+def test_a_head_that_does_not_take_the_features_is_refused_for_that(head: nn.Module) -> None:
+    with pytest.raises(BundleError, match=r"\Aa head must take features \[N, 8\] to logits"):
         models.from_network(headed(head), name="x", input=tiny.INPUT, labels=["a", "b", "c"])

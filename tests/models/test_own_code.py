@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_what_is_not_allowed_is_not_imported(tmp_path: Path) -> None:
     trapped = replace(made, block="trap:Block")
     sys.path.insert(0, str(tmp_path))
     try:
-        for allow in ([], [MODULE], ["trap.sub"], ["tra"], ["trap:Other"]):
+        for allow in ([], [MODULE], ["trap.sub"], ["tra"], ["trap:Other"], "xtrap:Blocks"):
             with pytest.raises(BundleError, match="only imported if you allow it: by --allow-code"):
                 trapped.allowing(allow)
         assert "trap" not in sys.modules
@@ -151,3 +152,9 @@ def test_a_network_of_own_code_is_counted() -> None:
     assert models.count_macs(network, (8, 16)) == 2 * models.count_macs(network, 8) - 10 * 8 - (
         4 * 4 + 8 * 8
     )
+
+
+def test_a_block_without_a_name_is_refused_for_that() -> None:
+    network = ResNet(tiny.ARCHITECTURE, block=functools.partial(Squeezed))
+    with pytest.raises(BundleError, match=r"functools:partial\(\) cannot be imported: define"):
+        models.from_network(network, name="x", input=tiny.INPUT, labels=["x"] * 10)

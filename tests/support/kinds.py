@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models import bundle
+from models import bundle, bundling
 from models.bundle import Bundle
 from models.classifier import Outputs
 from models.preprocess import InputSpec, resize_and_crop, upright
@@ -45,7 +45,7 @@ def made(name: str) -> Bundle:
     spec, changes, outputs = KINDS[name]
     network = tiny.network(**changes)
     labels = tuple(f"label {index}" for index in range(network.architecture.num_classes))
-    return bundle.from_network(
+    return bundling.from_network(
         network,
         name=name,
         input=spec,

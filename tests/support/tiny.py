@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models import bundle, labels
+from models import bundling, labels
 from models.architecture import Architecture
 from models.bundle import Bundle
 from models.preprocess import CIFAR, IMAGENET
@@ -58,7 +58,7 @@ def described(**changes: Any) -> dict[str, Any]:
 
 def made_bundle(**changes: Any) -> Bundle:
     """A bundle of `network()`; `changes` are fields of `described`."""
-    return bundle.from_network(network(), **described(**changes))
+    return bundling.from_network(network(), **described(**changes))
 
 
 def same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:

@@ -13,11 +13,12 @@ import numpy as np
 
 from models import labels as label_files
 from models.architecture import Architecture
-from models.bundle import BundleError, name_from
+from models.bundle import BundleError
 from models.classifier import Outputs
 from models.interchange.extras import INSTALL
 from models.interchange.imported import INPUT, NORMALISATION, NOTHING, STRUCTURE, Imported, Said
 from models.interchange.onnx import blocks, reader
+from models.naming import name_from
 from models.preprocess import BY_COUNT, CIFAR, IMAGENET, InputSpec, PerChannel
 
 MISSING = f"the package onnx is not installed: {INSTALL}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models import bundle
+from models import bundling
 from models.architecture import Architecture
 from models.bundle import Bundle
 from models.interchange import alternatives, comparison
@@ -29,7 +29,7 @@ def made(architecture: Architecture, spec: InputSpec = SPEC, **described: Any) -
     network = tiny.randomised(ResNet(architecture))
     labels = [f"class {n}" for n in range(architecture.num_classes)]
     fields = {"name": "n", "input": spec, "labels": labels, "provenance": {"source": "a test"}}
-    return bundle.from_network(network, **{**fields, **described})
+    return bundling.from_network(network, **{**fields, **described})
 
 
 def pair_of(of: Bundle, images: Any = None, count: int = 3) -> Pair:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models import bundle
+from models import bundling
 from models.bundle import Bundle
 from models.interchange import comparison
 from models.interchange.comparison import compare
@@ -27,7 +27,7 @@ def made(*, temperature: float = 1.0, outputs: Any = "exclusive", **changes: Any
     spec = {1: grey(), 3: tiny.INPUT}[network.architecture.in_channels]
     described = tiny.described(input=spec, temperature=temperature, outputs=outputs)
     described["labels"] = [f"class {n}" for n in range(network.architecture.num_classes)]
-    return bundle.from_network(network, **described)
+    return bundling.from_network(network, **described)
 
 
 def grey() -> InputSpec:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from onnx import numpy_helper
 
-from models import bundle
+from models import bundling
 from models.interchange import convert, hub, onnx_zoo, torchvision_weights
 from models.interchange.comparison import compare
 from models.interchange.connection import DownloadError
@@ -98,7 +98,7 @@ def server() -> Iterator[Hub]:
 def resnet18_pth(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("published") / "r.pth"
     network = build("resnet18")
-    made = bundle.from_network(
+    made = bundling.from_network(
         network,
         name="r",
         input=IMAGENET,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import bundle, labels, variants
+from models import bundle, bundling, labels, variants
 from models.interchange import torchvision_weights
 from models.reports import published
 from models.reports import table as results_table
@@ -46,7 +46,7 @@ def written(
     **provenance: Any,
 ) -> Path:
     """A bundle as training writes it; with `best`, also a log whose first epoch was better."""
-    made = bundle.from_network(
+    made = bundling.from_network(
         build(variant, num_classes=len(classes), **(overrides or {})),
         name=path.stem,
         input=variants.variant(variant).input,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import bundle
+from models import bundle, bundling
 from models.data.augment import Augmentation
 from models.data.source import Resident
 from models.resnet import ResNet
@@ -74,7 +74,7 @@ def test_two_processes_write_the_bundle_of_one(tmp_path: Path) -> None:
     run(*together, "-m", "service.cli", *TRAIN, *TINY, "--data", images, paths["two"])
     one, two = (bundle.read(path) for path in paths.values())
     assert two.provenance["processes"] == 2
-    untrained = bundle.untrained(one.architecture, "x", one.input).tensors
+    untrained = bundling.untrained(one.architecture, "x", one.input).tensors
     assert not any(torch.equal(tensor, untrained[name]) for name, tensor in one.tensors.items())
     assert_trained_alike(two.tensors, one.tensors, untrained, steps=6)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import bundle
+from models import bundle, bundling
 from models.classifier import Classifier
 from models.data.augment import Augmentation
 from models.data.datasets import Dataset
@@ -196,7 +196,7 @@ def test_a_recipe_decides_where_bottlenecks_stride_and_says_nothing_of_basic_blo
     assert bottleneck.architecture().stride_at == bottleneck.record()["stride_at"] == "1x1"
     told = planned_with(block="bottleneck", stride_at="3x3")
     assert told.architecture().stride_at == told.record()["stride_at"] == "3x3"
-    start = bundle.from_network(tiny.network(block="bottleneck"), **tiny.described())
+    start = bundling.from_network(tiny.network(block="bottleneck"), **tiny.described())
     further = planned(coloured(24, "train"), recipe=recipe, start=start)
     assert further.architecture().stride_at == further.record()["stride_at"] == "3x3"
 

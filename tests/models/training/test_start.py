@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import bundle
+from models import bundling
 from models.preprocess import CHANNELS, Channels
 from models.resnet import ResNet
 from models.training.start import for_channels, load_start
@@ -53,7 +53,7 @@ def test_other_classes_leave_the_head_as_it_is() -> None:
 
 def test_a_network_that_normalises_its_own_channels_keeps_them() -> None:
     network = tiny.network(input_norm=True)
-    start = bundle.from_network(network, **tiny.described())
+    start = bundling.from_network(network, **tiny.described())
     other = ResNet(replace(start.architecture, in_channels=1))
     with pytest.raises(ValueError, match="leave out --channels"):
         load_start(other, start, start.labels, "grey")

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from models import bundle
+from models import bundle, bundling
 from models.bundle import Bundle
 from models.interchange import alternatives
 from tests.support import tiny
@@ -22,7 +22,7 @@ from tests.support.commands import run
 
 def made(**changes: Any) -> Bundle:
     described = tiny.described(input=replace(tiny.INPUT, size=32, resize=32))
-    return bundle.from_network(tiny.network(**changes), **described)
+    return bundling.from_network(tiny.network(**changes), **described)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from models import bundle, labels
+from models import bundle, bundling, labels
 from models.evaluation.independent import average_precision
 from models.preprocess import InputSpec
 from models.views import seen_as
@@ -244,7 +244,7 @@ LABELS = ("cat", "dog", "frog", "owl")
 @pytest.fixture(scope="module")
 def independent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network with independent labels."""
-    made = bundle.from_network(
+    made = bundling.from_network(
         tiny.network(num_classes=4),
         **tiny.described(input=SPEC, labels=LABELS, outputs="independent"),
     )
@@ -366,7 +366,7 @@ def test_what_has_no_classes_or_other_ones_is_refused(
 ) -> None:
     line = refusal("--model", model, listed)
     assert "some of its images have several labels or none, but tiny-cifar10 gives each" in line
-    headless = bundle.from_network(
+    headless = bundling.from_network(
         tiny.network(num_classes=0), **tiny.described(input=SPEC, labels=())
     )
     bundle.write(headless, tmp_path / "x.safetensors")
@@ -410,7 +410,9 @@ def test_inputs_of_every_kind_are_measured_as_they_are_served(
 ) -> None:
     spec = replace(SPEC, **changes)
     network = tiny.network(in_channels=spec.shape[2])
-    made = bundle.from_network(network, **tiny.described(input=spec, labels=labels.read("cifar10")))
+    made = bundling.from_network(
+        network, **tiny.described(input=spec, labels=labels.read("cifar10"))
+    )
     bundle.write(made, tmp_path / "x.safetensors")
     found = figures("--model", tmp_path / "x.safetensors", photos)
     rows = list(by_hand(tmp_path / "x.safetensors", photos))
@@ -424,7 +426,7 @@ def test_inputs_of_every_kind_are_measured_as_they_are_served(
 def test_folders_called_by_wordnets_ids_are_imagenets_classes(tmp_path: Path) -> None:
     network = tiny.network(num_classes=1000)
     names = labels.read("imagenet1k")
-    made = bundle.from_network(network, **tiny.described(input=SPEC, labels=names))
+    made = bundling.from_network(network, **tiny.described(input=SPEC, labels=names))
     bundle.write(made, tmp_path / "x.safetensors")
     for wnid, index in (("n01440764", 0), ("n02123045", 281), ("n15075141", 999)):
         (tmp_path / "val" / wnid).mkdir(parents=True)

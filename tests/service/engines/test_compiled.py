@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from benchmarks.common.process import processes
-from models import bundle
+from models import bundling
 from models.architecture import Architecture
 from models.preprocess import CIFAR
 from service.engines import cache, compiled
@@ -33,7 +33,7 @@ from service.engines.compiled import compiled
 
 stages = {"blocks": (9, 9, 9), "planes": (16, 32, 64)}
 deep = Architecture(block="basic", **stages, stem="small", num_classes=3)
-compiled(Blueprint(bundle.untrained(deep, "deep", CIFAR), "cpu", "fp32", 2, 1, 0.0, None))
+compiled(Blueprint(bundling.untrained(deep, "deep", CIFAR), "cpu", "fp32", 2, 1, 0.0, None))
 """
 
 
@@ -90,7 +90,7 @@ def noexec(tmp_path: Path) -> Iterator[Path]:
 def planned(cache_dir: Path | None = None) -> Blueprint:
     stages: dict[str, Any] = {"blocks": (1,), "planes": (8,)}
     tiny = Architecture(block="basic", **stages, stem="small", num_classes=3)
-    untrained = bundle.untrained(tiny, "tiny", CIFAR)
+    untrained = bundling.untrained(tiny, "tiny", CIFAR)
     return Blueprint(untrained, "cpu", "fp32", 2, 1, 0.0, cache_dir)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import bundle
+from models import bundling
 from models.bundle import Bundle
 from models.preprocess import CIFAR
 from service.engines import faults
@@ -72,7 +72,7 @@ def fake() -> Iterator[FakeCuda]:
 
 @pytest.fixture(scope="module")
 def made() -> Bundle:
-    return bundle.untrained(TINY, "tiny", CIFAR)
+    return bundling.untrained(TINY, "tiny", CIFAR)
 
 
 def started(made: Bundle, kind: str = "fused", precision: str = "bf16", **changes: Any) -> Warm:
@@ -109,7 +109,7 @@ def test_every_kind_of_network_is_folded(
     fake: FakeCuda, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     architecture = tiny.architecture(**{"planes": (8, 16), **changes})
-    made = replace(bundle.untrained(architecture, "any", CIFAR), name="any")
+    made = replace(bundling.untrained(architecture, "any", CIFAR), name="any")
     network = tiny.randomised(made.network())
     made = replace(made, tensors=dict(network.state_dict()))
     found = started(made, "fused", "fp16", max_batch=2).infer(images(2))
@@ -120,7 +120,7 @@ def test_every_kind_of_network_is_folded(
 def test_cudnn_ends_the_convolutions_of_blocks_and_not_those_of_three_channels(
     fake: FakeCuda,
 ) -> None:
-    made = bundle.untrained(replace(TINY, shortcut="B"), "tiny", CIFAR)
+    made = bundling.untrained(replace(TINY, shortcut="B"), "tiny", CIFAR)
     warm = started(made)
     fake.kernels.clear()
     warm.infer(images(8))
@@ -327,7 +327,7 @@ def test_what_cudnn_does_not_fuse_takes_more_kernels_and_is_said_once(
 def test_cudnn_is_not_asked_to_fuse_convolutions_of_odd_channels(
     fake: FakeCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = bundle.untrained(replace(TINY, planes=(8, 17)), "tiny", CIFAR)
+    made = bundling.untrained(replace(TINY, planes=(8, 17)), "tiny", CIFAR)
     warm = started(made)
     fake.kernels.clear()
     found = warm.infer(images(8))

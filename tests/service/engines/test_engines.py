@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import bundle, labels
+from models import bundling, labels
 from models.bundle import Bundle
 from models.classifier import Outputs
 from models.draws import DrawsFrom
@@ -118,7 +118,7 @@ def made(name: str) -> Bundle:
     architecture = tiny.architecture(**{**SMALL, **kind.changes, "in_channels": count})
     with DrawsFrom(torch.Generator().manual_seed(0)):
         network = with_norms(ResNet(architecture).eval())
-    uncalibrated = bundle.from_network(
+    uncalibrated = bundling.from_network(
         network,
         name="tiny",
         input=spec,

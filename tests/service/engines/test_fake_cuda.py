@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import bundle
+from models import bundling
 from models.preprocess import CIFAR
 from service.engines import cuda_graph, faults
 from service.engines.start import start_engine
@@ -781,7 +781,7 @@ def test_a_capture_beside_a_thread_that_serves(fake: FakeCuda) -> None:
 @pytest.mark.parametrize("judge", [True, False])
 @pytest.mark.parametrize("kind", ["eager", "fused"])
 def test_engines_start_and_agree_with_the_cpu_in_each_lane(kind: str, judge: bool) -> None:
-    made = bundle.untrained(TINY, "tiny", CIFAR)
+    made = bundling.untrained(TINY, "tiny", CIFAR)
     with fake_cuda(judge=judge) as fake:
         warm = start_engine(kind, planned(made, device=DEVICE), None)
         # A machine that is busy measures large batches to be too slow.

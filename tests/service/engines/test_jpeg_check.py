@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import bundle
+from models import bundling
 from models.architecture import Architecture
 from models.bundle import Bundle
 from models.preprocess import CIFAR, IMAGENET, InputSpec
@@ -36,7 +36,7 @@ POISON = "CUDA error: an illegal memory access was encountered"
 
 @pytest.fixture(scope="module")
 def tiny() -> Bundle:
-    return bundle.untrained(ARCHITECTURE, "tiny", CIFAR)
+    return bundling.untrained(ARCHITECTURE, "tiny", CIFAR)
 
 
 def planned(made: Bundle, decode: str = "device") -> Blueprint:
@@ -237,7 +237,7 @@ def test_what_a_device_cannot_do_is_a_reason(
     monkeypatch.setattr(jpeg_check, "of_torchvision", lambda device: decode_files)
     spec = replace(CIFAR, **changes)
     architecture = replace(ARCHITECTURE, in_channels=spec.shape[2])
-    made = bundle.untrained(architecture, "tiny", spec)
+    made = bundling.untrained(architecture, "tiny", spec)
     assert not decoder_for(planned(made), warm, None).on_device
     assert reason in caplog.text
 

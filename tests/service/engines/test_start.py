@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import bundle
+from models import bundling
 from models.bundle import Bundle
 from models.classifier import Classifier
 from models.preprocess import CIFAR, IMAGENET
@@ -43,7 +43,7 @@ from tests.support.fake_cuda import fake_cuda
 
 @pytest.fixture(scope="module")
 def tiny() -> Bundle:
-    return bundle.untrained(TINY, "tiny", CIFAR)
+    return bundling.untrained(TINY, "tiny", CIFAR)
 
 
 def test_a_ranking_is_stable_and_reversible() -> None:
@@ -99,7 +99,7 @@ def test_openvino_computes_what_torch_computes(name: str) -> None:
 
     architecture = OPENVINO_NETWORKS[name]
     spec = replace(IMAGENET, size=64, resize=64) if architecture.stem == "imagenet" else CIFAR
-    made = bundle.untrained(architecture, "any", spec)
+    made = bundling.untrained(architecture, "any", spec)
     # Norms as a training leaves them, so that a lost one would show.
     torch.manual_seed(0)
     for key, tensor in made.tensors.items():

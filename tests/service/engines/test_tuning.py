@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.bundle import Bundle, untrained
+from models.bundle import Bundle
+from models.bundling import untrained
 from models.variants import variant
 from service import runtime
 from service.config.capacity import Costs

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import bundle
+from models import bundle, bundling
 from models.preprocess import IMAGENET, InputSpec
 from service.config.settings import Settings
 from service.engines import devices, jpeg_check
@@ -86,7 +86,7 @@ class Models(dict[str, LocalModel]):
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     """One network twice: "host" and "device" decode there."""
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    bundle.write(bundle.from_network(tiny.network(), **tiny.described(input=SPEC)), path)
+    bundle.write(bundling.from_network(tiny.network(), **tiny.described(input=SPEC)), path)
     common = {"spec": str(path), "device": "cpu", "engine": "eager", "precision": "fp32"}
     settings = Settings.model_validate(
         {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import bundle, labels
+from models import bundling, labels
 from models.classifier import Outputs
 from models.evaluation.confusion import MOST_CLASSES, summary
 from models.interchange.opening import Loaded
@@ -82,7 +82,7 @@ def local(shared: Shared, outputs: Outputs = "exclusive", **changes: Any) -> Loc
     """A model of 24x40 grey pixels, not started."""
     spec = InputSpec(size=(24, 40), resize=(30, 50), mean=(0.5,), std=(0.2,), channels="grey")
     network = tiny.network(in_channels=1, **changes)
-    made = bundle.from_network(
+    made = bundling.from_network(
         network,
         name="grey",
         input=spec,

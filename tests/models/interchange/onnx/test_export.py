@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from models import bundle
+from models import bundling
 from models.bundle import Bundle, BundleError
 from models.classifier import Classifier
 from models.interchange import convert
@@ -33,7 +33,7 @@ def same_every_time() -> None:
 
 def described(network: ResNet, size: int, **changes: Any) -> Bundle:
     spec = replace(IMAGENET, size=size, resize=size + 8, interpolation="bicubic")
-    return bundle.from_network(network, **tiny.described(input=spec, **changes))
+    return bundling.from_network(network, **tiny.described(input=spec, **changes))
 
 
 def export(made: Bundle, path: Path, **options: Any) -> Path:
@@ -168,7 +168,7 @@ def bundle_of(name: str) -> Bundle:
                 value.mul_(0.3)
     prepared = {"size": 16, "resize": 24, **described.get("input", {})}
     spec = replace(IMAGENET, **prepared)
-    return bundle.from_network(ours, **tiny.described(**{**described, "input": spec}))
+    return bundling.from_network(ours, **tiny.described(**{**described, "input": spec}))
 
 
 @pytest.mark.parametrize("optimised", [False, True], ids=["as it is", "optimised"])

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from models import bundle, labels, variants
+from models import bundling, labels, variants
 from models.bundle import Bundle, BundleError
 from models.interchange import convert
 from models.preprocess import IMAGENET
@@ -22,7 +22,7 @@ from tests.support import libraries, tiny
 def made_bundle(variant: str, **changes: Any) -> Bundle:
     """The same one to whoever asks next: nobody changes it."""
     network = build(variant, **changes)
-    return bundle.from_network(
+    return bundling.from_network(
         libraries.randomised(network, 64),
         name="r",
         input=IMAGENET,
@@ -87,7 +87,7 @@ def test_a_network_without_classes_or_with_grey_images_is_what_another_library_c
     spec = (
         replace(IMAGENET, channels="grey", mean=(0.5,), std=(0.2,)) if channels == 1 else IMAGENET
     )
-    written = bundle.from_network(network, name="r", input=spec, labels=labels.default(classes))
+    written = bundling.from_network(network, name="r", input=spec, labels=labels.default(classes))
     convert.export_to(library, written, tmp_path / "r.pth")
     if library == "timm":
         theirs = libraries.import_timm().create_model(name, num_classes=classes, in_chans=channels)
@@ -130,7 +130,7 @@ def test_what_another_library_lacks_is_refused(
 ) -> None:
     network = ResNet(variants.override(variants.variant(variant).architecture, **changes))
     classes = network.architecture.num_classes
-    other = bundle.from_network(network, name="r", input=IMAGENET, labels=labels.default(classes))
+    other = bundling.from_network(network, name="r", input=IMAGENET, labels=labels.default(classes))
     with pytest.raises(BundleError, match=r"\A[^\n]+\Z") as caught:
         convert.export_to(library, other, tmp_path / "r.pth")
     assert words in str(caught.value)
