@@ -19,6 +19,7 @@ UNEVEN = 10  # The largest class, in smallest ones.
 SAMPLED = 32  # Images that are opened.
 THUMBNAIL = 32  # Their side in pixels, for comparing them.
 HUGE, TINY = 4.0, 0.75  # The images' shorter side, in the network's.
+LEAST = 16  # Pixels of an input that is worth training.
 MOSTLY = 0.9
 GREY_DIFFERENCE = 6  # Between channels, of 255: JPEGs of grey images are not quite grey.
 
@@ -139,8 +140,12 @@ def _of_sizes(looks: Sequence[_Look], spec: InputSpec) -> Iterator[str]:
     shown = f"the images are {width} x {height} pixels (median)"
     if shorter < TINY * wanted:
         yield (
-            f"{shown} and are enlarged to {spec.width} x {spec.height}; --size {shorter} trains "
-            "faster"
+            f"{shown} and are enlarged to {spec.width} x {spec.height}; "
+            + (
+                f"--size {shorter} trains faster"
+                if shorter >= LEAST
+                else "look for larger originals"
+            )
         )
     elif shorter > HUGE * min(spec.box):
         yield (

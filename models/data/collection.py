@@ -91,20 +91,26 @@ class Collection:
         """The images at `rows` int64 [n], in ascending order."""
         return replace(self, images=self.images.part(rows), targets=self.targets[rows])
 
-    def relabelled(self, labels: Sequence[str]) -> Collection:
-        """The same images with targets as indices into `labels`.
+    def relabelled(
+        self, labels: Sequence[str], whose: str = "the model's", use: str = ""
+    ) -> Collection:
+        """The same images with targets as indices into `labels`; an error says `whose` these are,
+        and the `use` of the images.
 
         Raises:
             ValueError: a class is not in `labels`.
         """
-        places = positions(self.classes, labels, self.path.name)
+        source = f"{self.path.name}, its {use} images" if use else self.path.name
+        places = positions(self.classes, labels, source, whose)
         targets = moved(self.targets, places, len(labels))
         return replace(self, targets=targets, classes=tuple(labels))
 
 
-def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDArray[np.int64]:
+def positions(
+    classes: Sequence[str], labels: Sequence[str], source: str, whose: str = "the model's"
+) -> NDArray[np.int64]:
     """The index of each class in `labels`: int64 [K]. Classes may be named by their synsets, and
-    `labels` may have classes that are not in `classes`.
+    `labels` may have classes that are not in `classes`. An error says `whose` the labels are.
 
     Raises:
         ValueError: classes of `source` are not in `labels`; the message names them.
@@ -113,10 +119,10 @@ def positions(classes: Sequence[str], labels: Sequence[str], source: str) -> NDA
     index |= {synset: position for position, synset in enumerate(synsets(labels))}
     unknown = [label for label in classes if normal(label) not in index]
     if len(unknown) == 1:
-        raise ValueError(f"{source}: class {unknown[0]!r} is not one of the model's labels")
+        raise ValueError(f"{source}: class {unknown[0]!r} is not one of {whose} labels")
     if unknown:
         listed = first_few([*map(repr, unknown)])
-        raise ValueError(f"{source}: classes {listed} are not among the model's labels")
+        raise ValueError(f"{source}: classes {listed} are not among {whose} labels")
     return np.array([index[normal(label)] for label in classes], dtype=np.int64)
 
 

@@ -194,6 +194,12 @@ def _by_folder(
     chosen = _chosen(path, parts, split)
     images = [image for image in images if chosen is None or image.part == chosen]
     names = tuple(sorted({image.label for image in images}))
+    if parts == {""} and names and all(name.lower() in PARTS for name in names):
+        # Parts of a set that has its classes elsewhere.
+        raise ValueError(
+            f"{path}: images in {' and '.join(names)} are not in folders named after classes; or "
+            f"give a list of images, {given or 'a .csv file'}"
+        )
     if flat and set(names) <= set(imagenet.synsets()):
         names = imagenet.synsets()
     index = {name: position for position, name in enumerate(names)}

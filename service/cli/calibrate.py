@@ -59,7 +59,7 @@ def calibrate(spec: str, images: int, allow_code: list[str] | None, data: Path, 
     dataset = read_dataset(data, bundle.input)
     step = max(1, len(dataset.images) // images)
     chosen = list(dataset.images[::step][:images])
-    with tqdm(total=len(chosen), desc="calibrating", unit=" images") as bar:
+    with tqdm(total=len(chosen), desc="calibrating", unit=" images", disable=None) as bar:
         activations = ranges(bundle, chosen, bar.update)
     calibration = {"ranges": activations, "images": len(chosen), "source": data.name}
     calibrated = replace(bundle, calibration=calibration)
@@ -83,7 +83,7 @@ def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     both = []
     for precision in ("fp32", "int8"):
         warm = offline.warm(bundle, engine="openvino", precision=precision)
-        with tqdm(total=len(dataset.images), desc=precision, unit=" images") as bar:
+        with tqdm(total=len(dataset.images), desc=precision, unit=" images", disable=None) as bar:
             parts = []
             for start in range(0, len(dataset.images), 256):
                 part = dataset.images[start : start + 256]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers, figures
 from service.cli.options import (
     FILE,
     PATH,
+    bar,
     code_flag,
     engine_flags,
     exact_flag,
@@ -126,11 +126,11 @@ def evaluate(
         temperature.check_count(len(images))
     answers: Answers = []
     measured: Evaluation | Labelling
-    with tqdm(total=len(images), desc=bundle.name, unit=" images") as bar:
+    with bar(total=len(images), desc=bundle.name, unit=" images") as shown:
         measured = (independent.evaluate if is_independent else evaluation.evaluate)(
             infer,
             images,
-            progress=bar.update,
+            progress=shown.update,
             observe=lambda *batch: answers.append(batch) if out else None,
         )
     if images.skipped:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # The most labels that the text names.
 ROWS = 20
+# Of so few classes, five guesses are always right.
+FEW = 5
 
 
 def described(measured: Evaluation | Labelling, labels: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def as_text(
     lines = [
         heading,
         f"  top-1  {measured.top1:8.2%}",
-        f"  top-5  {measured.top5:8.2%}",
+        *([f"  top-5  {measured.top5:8.2%}"] if len(labels) > FEW else []),
         f"  ECE    {measured.ece:8.2%}   {len(measured.reliability.counts)} bins",
         f"  NLL    {measured.nll:8.4f}",
     ]

@@ -18,7 +18,9 @@ from tqdm import tqdm
 from models import builtin, variants
 from models.suggestions import hint, nearest
 from service.cli import completers
+from service.cli.figures import FEW
 from service.cli.options import fail_in_one_line
+from service.cli.training_output import classes
 from service.config.variables import environment
 
 COLUMNS = ("name", "parameters", "layers", "depth", "macs", "input", "classes")
@@ -26,6 +28,9 @@ COLUMNS = ("name", "parameters", "layers", "depth", "macs", "input", "classes")
 SHOWN = ("name", "parameters", "layers", "depth", "MACs", "input", "classes", "weights")
 LESS = ("weights", "layers", "classes", "input", "depth")
 PATTERN = frozenset("*?[")
+# Figures of a data set, and those that are fractions.
+FIGURES = {"top1": "top-1", "top5": "top-5", "nll": "NLL", "ece": "ECE"}
+PERCENT = frozenset({"top1", "top5", "ece"})
 SOME = 3  # labels shown of a model
 # Why the model zoo's files of a kind are not served by name.
 WHY = {"quantised": "int8: not read", "caffe2": "preprocessing not published"}
@@ -168,11 +173,26 @@ def _first(labels: Sequence[str]) -> str:
     return ", ".join(labels[:SOME]) + more or "none: the network has no head"
 
 
-def _brief(figures: Any) -> Any:
-    """Without lists and tables, such as the accuracy for each class and the confusions."""
+def _measured(source: str, figures: Any, labels: tuple[str, ...]) -> Iterator[str]:
+    """The figures of a data set, and its worst classes; whatever a file calls figures."""
     if not isinstance(figures, dict):
-        return figures
-    return {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
+        yield f"{'measured':<12}  {source}: {json.dumps(figures)}"
+        return
+    short = {"top5"} if len(labels) <= FEW else set()
+    named = [
+        f"{FIGURES.get(name, name)} {value:.2%}"
+        if name in PERCENT and isinstance(value, int | float)
+        else f"{FIGURES.get(name, name)} {value:.4g}"
+        if isinstance(value, float)
+        else f"{name} {value}"
+        for name, value in figures.items()
+        if name not in short and not isinstance(value, dict | list)
+    ]
+    yield f"{'measured':<12}  {source}: {', '.join(named)}"
+    try:
+        yield from list(classes(figures, labels)) if "per_class" in figures else ()
+    except (KeyError, TypeError, ValueError, IndexError):
+        return  # Another program's figures.
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:
@@ -243,9 +263,12 @@ def _show(spec: str, *, as_json: bool) -> None:
         facts["assumed"] = assumptions.as_options(assumed)
     if bundle.storage == "fp16" and (names := storage.kept(bundle.tensors)):
         facts["storage"] = f"fp16, but fp32 for {_first(names)}"
-    facts["metrics"] = {name: _brief(value) for name, value in bundle.metrics.items()}
+    del facts["metrics"]
     for key, value in facts.items():
         click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict | tuple) else value}")
+    for source, figures in bundle.metrics.items():
+        for line in _measured(source, figures, bundle.labels):
+            click.echo(line)
     for note in bundle.provenance.get("notes", []):
         click.echo(f"{'note':<12}  {note}")
     if bundle.card:

@@ -243,14 +243,14 @@ def decode(
     collection: Collection, spec: InputSpec, corrupt: Corrupt = "fail", *, quiet: bool = False
 ) -> Dataset:
     """The images of a collection in memory, with a progress bar; images that are left out are named
-    on stderr."""
+    on stderr, unless `quiet`."""
     from models.data import datasets
 
     with bar(hidden=quiet, desc=collection.path.name, unit=" images") as shown:
         data = datasets.decode(
             collection, spec, lambda count: shown.update(count - shown.n), corrupt=corrupt
         )
-    for name in data.skipped:
+    for name in () if quiet else data.skipped:
         click.echo(f"{collection.path}: {name} is unreadable and left out", err=True)
     return data
 

@@ -101,9 +101,11 @@ class TrainingData:
                 classes that the training images do not have.
         """
         from models.data import splitting
+        from models.data.advice import check
         from models.data.collection import find, has_split
 
         training, held_out, validation = find(self.data, "train"), None, None
+        check(training)
         if self.hold_out:
             training, held_out = splitting.split(training, self.hold_out)
         wanted = self.validation or (self._usual(len(training), teller) if validates else NOTHING)
@@ -115,14 +117,25 @@ class TrainingData:
         own = part_of(self.data, "test")
         if own and not has_split(self.data, "test"):  # Its own validation images would be the test.
             own = None if wanted.path == self.data else own
-        paths = self.test_data or ([self.data] if own else [])
-        tests = [find(path, part_of(path, "test")) for path in paths]
+        tests = [find(path, part_of(path, "test")) for path in self.test_data]
+        if own and not tests:
+            tests = self._own_tests(own, teller)
         return Sets(
             training,
-            validation.relabelled(training.classes) if validation else None,
+            _aligned(validation, training, "validation") if validation else None,
             held_out,
-            tuple(test.relabelled(training.classes) for test in tests),
+            tuple(_aligned(test, training, "test") for test in tests),
         )
+
+    def _own_tests(self, own: Split, teller: Teller) -> list[Collection]:
+        """The set's own test images, if they have classes: those of a competition have none."""
+        from models.data.collection import find
+
+        try:
+            return [find(self.data, own)]
+        except ValueError as error:
+            teller.warn(f"its own test images are not measured: {error}")
+            return []
 
     def _usual(self, images: int, teller: Teller) -> Validation:
         """What validates if nobody said: the set's own part, or a share of so many images."""
@@ -189,7 +202,16 @@ class TrainingData:
             loading = Loading(
                 corrupt=self.corrupt,
                 workers=self.processes,
-                report=shown.write,
+                report=Teller(hidden=hidden).warn,
                 progress=lambda count: shown.update(count - shown.n),
             )
             return source_of(training, spec, world.device, augmentation(recipe, spec), loading)
+
+
+def _aligned(other: Collection, training: Collection, use: str) -> Collection:
+    """Another set with the classes of the training images.
+
+    Raises:
+        ValueError: it has others.
+    """
+    return other.relabelled(training.classes, "the training images'", use)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from service.cli.figures import FEW
 from service.cli.options import bar
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from models.training.plan import Plan
     from models.views import Views
 
-# Rows of the table of classes; with this many or fewer, five guesses are always right.
-WORST, FEW = 10, 5
+WORST = 10  # Rows of the table of classes.
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,21 @@ def train_one(
 
     folder = folder_of(out)
     folder.mkdir(exist_ok=True)
-    with teller.following(out.stem) as (report, after_epoch):
-        trained = train_bundle(
-            plan,
-            **described,
-            folder=folder,
-            world=world,
-            options=options,
-            report=report,
-            after_epoch=after_epoch,
-        )
+    try:
+        with teller.following(out.stem) as (report, after_epoch):
+            trained = train_bundle(
+                plan,
+                **described,
+                folder=folder,
+                world=world,
+                options=options,
+                report=report,
+                after_epoch=after_epoch,
+            )
+    except KeyboardInterrupt:
+        if state_of(out).exists():
+            teller.warn("interrupted; the same command with --resume goes on from the last epoch")
+        raise
     if not world.leads:
         return
     bundle.write(trained, out)
@@ -163,7 +168,7 @@ def _results(trained: Bundle, plan: Plan) -> Iterator[str]:
         fifth = "" if few else f", top-5 {figures['top5']:.2%}"
         yield f"{source}: top-1 {figures['top1']:.2%}{fifth}"
         if "per_class" in figures:
-            yield from _classes(figures, trained.labels)
+            yield from classes(figures, trained.labels)
 
 
 def _kept(kept: dict[str, Any], keep: str) -> str:
@@ -179,7 +184,7 @@ def _kept(kept: dict[str, Any], keep: str) -> str:
     return f"kept epoch {kept['epoch']} of {kept['epochs']}: {accuracy}{early}"
 
 
-def _classes(figures: dict[str, Any], labels: tuple[str, ...]) -> Iterator[str]:
+def classes(figures: dict[str, Any], labels: tuple[str, ...]) -> Iterator[str]:
     """The classes with the lowest accuracy, and what they are most often taken for."""
     known = [each for each in figures["per_class"] if each["images"]]
     shown = sorted(known, key=lambda each: each["accuracy"])[:WORST]

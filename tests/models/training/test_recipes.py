@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import bundle, variants
+from models import bundling, variants
 from models.data.source import open_source
 from models.training.loop import Options
 from models.training.plan import Plan, augmentation
@@ -125,7 +125,7 @@ def test_every_recipe_trains_as_it_says(name: str, tmp_path: Path) -> None:
     recipe = with_batch(by_name(name), 4).lasting("iterations", 2)
     plan = partial(Plan, recipe=recipe, recipe_name=name, seed=0)
     if name == "finetune":
-        start = bundle.from_network(tiny.network(), **tiny.described(input=tiny.INPUT))
+        start = bundling.from_network(tiny.network(), **tiny.described(input=tiny.INPUT))
         plan, spec = partial(plan, start=start, validation=coloured(6, "val", side=8)), start.input
     else:
         variant = "resnet50" if photographs else "resnet20"

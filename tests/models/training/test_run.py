@@ -172,7 +172,7 @@ def test_the_record_has_the_networks_dropout_and_shortcut() -> None:
 def test_the_record_has_the_mean_and_deviation_that_images_are_normalised_by() -> None:
     recipe = replace(RECIPE, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
     data, spec = coloured(24, "train"), tiny.INPUT
-    start = bundle.from_network(tiny.network(), **tiny.described(input=spec))
+    start = bundling.from_network(tiny.network(), **tiny.described(input=spec))
     own = planned(data, recipe=recipe)
     assert (own.input.mean, own.record()["mean"]) == (recipe.mean, list(recipe.mean))
     for changes in ({"start": start}, {"prepared": spec}):

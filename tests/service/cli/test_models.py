@@ -97,14 +97,14 @@ def test_an_unknown_network_is_one_line_with_the_nearest() -> None:
 
 def test_a_bundle_is_shown_with_its_views_its_storage_and_brief_metrics(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
-    measured = {"top1": 0.5, "per_class": [{"label": "a"}], "confusion": [[1, 2], [3, 4]]}
+    measured = {"top1": 0.5, "nll": 0.25, "per_class": [{"label": "a"}]}
     made = tiny.made_bundle(metrics={"test": measured}, views="mirrored")
     made.tensors["stem.conv.weight"][0] *= 1e-6
     bundle.write(replace(made, storage="fp16"), file)
     lines = dict(line.split(maxsplit=1) for line in run("models", file).stdout.splitlines())
     assert lines["views"] == "mirrored"
     assert lines["storage"] == "fp16, but fp32 for stem.conv.weight"
-    assert lines["metrics"] == '{"test": {"top1": 0.5}}'
+    assert lines["measured"] == "test: top-1 50.00%, NLL 0.25"
     facts = json.loads(run("models", file, "--json").stdout)
     assert (facts["views"], facts["storage"]) == ("mirrored", "fp16")
     assert facts["metrics"] == {"test": measured}
@@ -168,3 +168,17 @@ def test_the_onnx_model_zoo_as_a_table_and_as_json() -> None:
     assert [row["name"] for row in json.loads(run("models", "--zoo", "*-v2-*", "--json").stdout)]
     line = run("models", "--zoo", "resnet50", status=2).stderr
     assert "did you mean resnet50-v" in line
+
+
+def test_the_classes_of_a_bundle_are_shown_with_what_they_are_taken_for(tmp_path: Path) -> None:
+    file, labels = tmp_path / "x.safetensors", tiny.made_bundle().labels
+    per_class = [{"label": label, "accuracy": 0.5, "images": 4} for label in labels]
+    confusion = [
+        [2 * (row == column) + 2 * (row + 1 == column) for column in range(len(labels))]
+        for row in range(len(labels))
+    ]
+    figures = {"top1": 0.5, "top5": 1.0, "per_class": per_class, "confusion": confusion}
+    bundle.write(tiny.made_bundle(metrics={"test": figures}), file)
+    text = run("models", file).stdout
+    assert f"50.00% of 4, 2 taken for {labels[1]}" in text
+    assert ("top-5" in text) == (len(labels) > 5)

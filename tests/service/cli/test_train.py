@@ -345,3 +345,53 @@ def test_the_recipes_are_listed() -> None:
     said = run("train", "--list-recipes").stdout
     assert "he2015: He 2015, section 4.2" in said
     assert "resnet20                              0.27M     8.75 %" in said
+
+
+TINY = (*("--set", "blocks=[1]"), *("--set", "planes=[4]"), *("--iterations", "2"), "--eager")
+
+
+def _coloured(root: Path, *classes: str, count: int = 4) -> None:
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (8, 8), (90 * number, 20 * index, 7)).save(
+                root / name / f"{index}.png"
+            )
+
+
+def test_test_images_without_classes_are_not_measured_and_that_is_said(tmp_path: Path) -> None:
+    _coloured(tmp_path / "set" / "train", "a", "b")
+    _coloured(tmp_path / "set", "test")
+    done = run("train", "--data", tmp_path / "set", *TINY, tmp_path / "x.safetensors")
+    assert "its own test images are not measured: " in done.stderr
+
+
+def test_parts_without_classes_are_refused_and_the_list_beside_them_is_named(
+    tmp_path: Path,
+) -> None:
+    _coloured(tmp_path / "set", "train", "test")
+    (tmp_path / "set" / "labels.csv").write_text("id,breed\n0,a\n")
+    done = run("train", "--data", tmp_path / "set", tmp_path / "x.safetensors", status=2)
+    assert "not in folders named after classes; or give a list of images, labels.csv" in done.stderr
+
+
+def test_validation_with_a_class_that_training_lacks_names_both(tmp_path: Path) -> None:
+    _coloured(tmp_path / "set" / "train", "a", "b")
+    _coloured(tmp_path / "set" / "val", "a", "c")
+    done = run(
+        "train", "--data", tmp_path / "set", "--validation", tmp_path / "set",
+        tmp_path / "x.safetensors", status=2,
+    )  # fmt: skip
+    assert "its validation images: class 'c' is not one of the training images' labels" in (
+        done.stderr
+    )
+
+
+def test_quiet_says_nothing_of_an_image_left_out(tmp_path: Path) -> None:
+    _coloured(tmp_path / "set", "a", "b")
+    (tmp_path / "set" / "a" / "9.png").write_bytes(b"no image")
+    done = run(
+        "train", "--data", tmp_path / "set", "--corrupt", "skip", "--quiet", *TINY,
+        tmp_path / "x.safetensors",
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")
