@@ -66,17 +66,22 @@ def check_path(path: object, what: str) -> None:
     raise ValueError(f"{what} must be an import path such as package.module:Class, not {path!r}")
 
 
+def check_allowed(path: str, what: str, allow: Collection[str]) -> None:
+    """Raises ValueError unless `allow` has `path` or its module; the message says what to do."""
+    if path not in allow and path.partition(":")[0] not in allow:
+        raise ValueError(
+            f"its {what} is code, {path}, which is only imported if you allow it: by "
+            f"--allow-code {path}, the setting allow_code, or in Python allow=[{path!r}]"
+        )
+
+
 def imported(path: str, what: str, allow: Collection[str]) -> Any:
     """What `path` names, if `allow` has it or its module.
 
     Raises:
         ValueError: it is not allowed, or cannot be imported; the message says what to do.
     """
-    if path not in allow and path.partition(":")[0] not in allow:
-        raise ValueError(
-            f"its {what} is code, {path}, which is only imported if you allow it: by "
-            f"--allow-code {path}, the setting allow_code, or in Python allow=[{path!r}]"
-        )
+    check_allowed(path, what, allow)
     return _imported(path, what)
 
 

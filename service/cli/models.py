@@ -168,13 +168,6 @@ def _first(labels: Sequence[str]) -> str:
     return ", ".join(labels[:SOME]) + more or "none: the network has no head"
 
 
-def _brief(figures: Any) -> Any:
-    """Without lists and tables, such as the accuracy for each class and the confusions."""
-    if not isinstance(figures, dict):
-        return figures
-    return {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
-
-
 def _origin(provenance: Mapping[str, Any]) -> str:
     """As in `resnet50-v1-7.onnx (onnx, ONNX model zoo)`."""
     kind = ", ".join(str(provenance[key]) for key in ("format", "layout") if key in provenance)
@@ -210,6 +203,7 @@ def _show_zoo(name: str | None, *, as_json: bool) -> None:
 
 def _show(spec: str, *, as_json: bool) -> None:
     from models import storage
+    from models.evaluation.confusion import without_tables
     from models.interchange import assumptions
     from service.repository import catalog
 
@@ -243,7 +237,7 @@ def _show(spec: str, *, as_json: bool) -> None:
         facts["assumed"] = assumptions.as_options(assumed)
     if bundle.storage == "fp16" and (names := storage.kept(bundle.tensors)):
         facts["storage"] = f"fp16, but fp32 for {_first(names)}"
-    facts["metrics"] = {name: _brief(value) for name, value in bundle.metrics.items()}
+    facts["metrics"] = {name: without_tables(value) for name, value in bundle.metrics.items()}
     for key, value in facts.items():
         click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict | tuple) else value}")
     for note in bundle.provenance.get("notes", []):
