@@ -173,7 +173,7 @@ def test_a_model_becomes_mirrored_while_it_serves(served: Service, folder: Path)
         bundle.write(each, file)
         assert put(served, "views", str(file), precision="fp32").status_code in (200, 201)
         seen = kinds.probabilities(each, kinds.pixels(image, each.input))
-        query = {"model": "views", "top_k": 7}
+        query: dict[str, Any] = {"model": "views", "top_k": 7}
         answer = client.post(f"{served.url}/v1/classify", params=query, content=image).json()
         for row in answer["predictions"]:
             assert row["probability"] == pytest.approx(seen[row["class_id"]], abs=1e-5)
