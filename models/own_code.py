@@ -66,12 +66,8 @@ def check_path(path: object, what: str) -> None:
     raise ValueError(f"{what} must be an import path such as package.module:Class, not {path!r}")
 
 
-def imported(path: str, what: str, allow: Collection[str]) -> Any:
-    """What `path` names, if `allow` has it or its module.
-
-    Raises:
-        ValueError: it is not allowed, or cannot be imported; the message says what to do.
-    """
+def check_allowed(path: str, what: str, allow: Collection[str]) -> None:
+    """Raises ValueError unless `allow` has `path` or its module; the message says what to do."""
     # Of a text, any part would be in it.
     allowed = (allow,) if isinstance(allow, str) else allow
     if path not in allowed and path.partition(":")[0] not in allowed:
@@ -79,6 +75,15 @@ def imported(path: str, what: str, allow: Collection[str]) -> Any:
             f"its {what} is code, {path}, which is only imported if you allow it: by "
             f"--allow-code {path}, the setting allow_code, or in Python allow=[{path!r}]"
         )
+
+
+def imported(path: str, what: str, allow: Collection[str]) -> Any:
+    """What `path` names, if `allow` has it or its module.
+
+    Raises:
+        ValueError: it is not allowed, or cannot be imported; the message says what to do.
+    """
+    check_allowed(path, what, allow)
     return _imported(path, what)
 
 

@@ -48,6 +48,14 @@ def commonest(confusion: NDArray[np.int64], count: int = 3) -> list[Mistake]:
     return [mistake for mistake in ranked if mistake.images]
 
 
+def without_tables(figures: Any) -> Any:
+    """What was measured on a data set, in a bundle's metrics, without its lists and tables, such as
+    those of `summary`."""
+    if not isinstance(figures, dict):
+        return figures
+    return {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
+
+
 def summary(confusion: NDArray[np.int64], labels: Sequence[str]) -> dict[str, Any]:
     """A confusion matrix int64 [K, K] as JSON values, for a bundle's metrics.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
-from models import builtin, variants
+from models import builtin, own_code, variants
 from models.interchange import onnx_zoo, torchvision_weights
 from models.interchange.formats import REPOSITORY, SPEC_KINDS
 from models.suggestions import hint, nearest
@@ -19,9 +20,11 @@ NO_FILE = (
 MOST_HEADER = 100_000_000
 
 
-def check(spec: str) -> None:
+def check(spec: str, allow: Collection[str] | None = None) -> None:
     """Refuses a SPEC that names nothing, or a file that cannot be read, as far as can be
     determined without reading weights or using the network.
+
+    `allow`: a bundle may name no other code, see `models.own_code`; None: it may name any.
 
     Raises:
         ValueError: one line with the spec and the problem.
@@ -41,7 +44,7 @@ def check(spec: str) -> None:
         elif kind == "hf" and colon:
             _check_repository(rest)
         else:
-            _check_file(Path(spec))
+            _check_file(Path(spec), allow)
     except ValueError as error:
         raise ValueError(in_one_line(spec, error)) from None
 
@@ -101,7 +104,7 @@ def only_one(folder: Path) -> Path:
     return files[0]
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, allow: Collection[str] | None) -> None:
     if path.is_dir():
         path = only_one(path)
     if not path.is_file():
@@ -126,3 +129,16 @@ def _check_file(path: Path) -> None:
         raise ValueError("not a complete safetensors file")
     if "resnet-serve" not in metadata:
         raise ValueError("safetensors, but not a bundle; `resnet-serve convert` makes one")
+    if allow is not None:
+        _check_code(metadata["resnet-serve"], allow)
+
+
+def _check_code(description: str, allow: Collection[str]) -> None:
+    try:
+        described = json.loads(description)
+        named = [(what, described[what]) for what in ("block", "head") if what in described]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError("its resnet-serve metadata is damaged") from None
+    for what, path in named:
+        own_code.check_path(path, what)
+        own_code.check_allowed(path, what, allow)

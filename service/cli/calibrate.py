@@ -83,6 +83,11 @@ def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     both = []
     for precision in ("fp32", "int8"):
         warm = offline.warm(bundle, engine="openvino", precision=precision)
+        if warm.engine.precision != precision:
+            raise ValueError(
+                f"{bundle.name} cannot be computed in {precision}, see the warning above; serve it "
+                "with another precision"
+            )
         with tqdm(total=len(dataset.images), desc=precision, unit=" images", disable=None) as bar:
             parts = []
             for start in range(0, len(dataset.images), 256):

@@ -133,7 +133,7 @@ def _problems(reading: Reading) -> Iterator[str]:
             yield named(("host",), error)
     for at, model in enumerate(settings.models):
         try:
-            specs.check(model.spec)
+            specs.check(model.spec, settings.allow_code)
         except ValueError as error:
             yield named(("models", at, "spec"), f"models[{at}].spec: {error}")
     if settings.cache_dir.exists() and not settings.cache_dir.is_dir():

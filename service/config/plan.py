@@ -70,7 +70,7 @@ def plan(settings: Settings) -> Plan:
         return UNMEASURED
     try:
         for row in settings.models:
-            specs.check(row.spec)
+            specs.check(row.spec, settings.allow_code)
     except ValueError:  # The start reports the problem.
         return UNMEASURED
     path = settings.cache_dir / f"{capacity.PLAN}-{_digest(settings)}.json"

@@ -56,6 +56,10 @@ class Reload:
                 signalled.clear()
                 try:
                     latest = self._read()
+                    wanted = _changed(settings, latest)
+                    late = [key for key in Settings.model_fields if _differ(key, wanted, latest)]
+                    if late:  # First: models that need them are refused.
+                        log.warning("changes to %s take effect at the next start", ", ".join(late))
                     changes = await change(latest.models)
                 except (ConfigError, ServiceError) as error:
                     log.error("SIGHUP changed nothing: %s", error)  # noqa: TRY400
@@ -63,11 +67,8 @@ class Reload:
                 except Exception:
                     log.exception("SIGHUP changed nothing")
                     continue
-                settings = _changed(settings, latest)
+                settings = wanted
                 log.info("reloaded the configuration: %s", changes)
-                late = [key for key in Settings.model_fields if _differ(key, settings, latest)]
-                if late:
-                    log.warning("changes to %s take effect at the next start", ", ".join(late))
                 try:
                     apply(settings)  # Last, since a higher log level would hide the lines above.
                 except Exception:  # The next signal must find a reload that still works.

@@ -162,6 +162,17 @@ class ModelCard(BaseModel):
         "independent: any number of labels is, and each has a probability of its own"
     )
     configuration: dict[str, Any] = Field(description="every field of the architecture")
+    block: str = Field(
+        "",
+        description="import path of a block of the network's own, instead of the configuration's; "
+        "omitted if it has none",
+        exclude_if=lambda path: not path,
+    )
+    head: str = Field(
+        "",
+        description="import path of a head of the network's own; omitted if it has none",
+        exclude_if=lambda path: not path,
+    )
     views: Views = Field(
         "plain",
         description="mirrored: predictions, embeddings and maps are the mean over the image and "
@@ -195,7 +206,10 @@ class ModelCard(BaseModel):
     state: str = Field(description="loading, ready, failed, or lost (only a restart can help)")
     reason: str = Field(description="why it is not ready")
     weights: Weights
-    metrics: dict[str, Any] = Field(description="measured accuracy per data set")
+    metrics: dict[str, Any] = Field(
+        description="measured accuracy per data set; lists and tables, such as the accuracy of "
+        "each class, only in GET /v1/models/{name}, and with the labels"
+    )
     temperature: float = Field(description="divisor of the logits; 1 if none was fitted")
 
 

@@ -130,6 +130,8 @@ class LocalModel:
             "num_classes": bundle.architecture.num_classes,
             "outputs": self.outputs,
             "configuration": asdict(bundle.architecture),
+            "block": bundle.block,
+            "head": bundle.head,
             "views": bundle.views,
             "input": _input_card(bundle.input),
             "embedding": self.channels,

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from service.errors import RETRY_SECONDS, EngineFailed, QueueFull, refusal_of
 from service.inference.jobs import Job, Priority
@@ -133,7 +134,7 @@ class EngineServer:
     def __init__(self) -> None:
         self._models: dict[int, LocalModel] = {}
         self._connections: dict[int, set[FrontEndConnection]] = {}
-        self._states: dict[int, bytes] = {}
+        self._states: dict[int, dict[str, Any]] = {}
         self._retired: set[int] = set()
         self._accepting: set[asyncio.Task[None]] = set()
         self._log_limit = LogLimit(LOG_SECONDS)
@@ -146,7 +147,7 @@ class EngineServer:
     def add(self, number: int, model: LocalModel) -> None:
         self._models[number] = model
         self._connections[number] = set()
-        self._states[number] = wire.message(Kind.STATE, state_of(model))
+        self._states[number] = state_of(model)
 
     def retire(self, number: int) -> None:
         """Ends a model once the last front end has disconnected from it."""
@@ -224,7 +225,7 @@ class EngineServer:
         if number not in self.models:
             connection.close()  # The model has just been retired.
             return
-        connection.send(self._states[number])
+        connection.send(wire.message(Kind.STATE, self._states[number]))
         self._connections[number].add(connection)
 
     def _remove(self, number: int, connection: FrontEndConnection) -> None:
@@ -236,9 +237,11 @@ class EngineServer:
         """Polls for changes of the models' states, which engine threads make, and sends them."""
         while True:
             for number, model in self._models.items():
-                state = wire.message(Kind.STATE, state_of(model))
+                # Compared before it is encoded: a card may hold the metrics of a thousand classes.
+                state = state_of(model)
                 if state != self._states[number]:
                     self._states[number] = state
+                    message = wire.message(Kind.STATE, state)
                     for connection in self._connections[number]:
-                        connection.send(state)
+                        connection.send(message)
             await asyncio.sleep(WATCH_SECONDS)

@@ -117,6 +117,15 @@ def test_the_models_say_what_they_take_and_give(
     assert (told.input.resize, told.input.fill) == (made.input.resize, made.input.fill)
 
 
+def test_a_list_of_models_has_no_tables_and_one_model_has_them(serving: Service) -> None:
+    listed = client.get(f"{serving.url}/v1/models").json()["models"]
+    assert {str(each["metrics"]) for each in listed} == {"{'a set': {'top1': 0.5}}", "{}"}
+    url = f"{serving.url}/v1/models/grey"
+    told = client.get(url).json()["metrics"]["a set"]
+    assert told == {"top1": 0.5, "per_class": [{"label": "label 0"}]}
+    assert client.get(url, params={"labels": "false"}).json()["metrics"] == {"a set": {"top1": 0.5}}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_embeds_what_its_network_computes(
     serving: Service, bundles: dict[str, Bundle], name: str
@@ -148,7 +157,7 @@ def test_a_model_without_classes_says_what_to_ask_instead(
     ("name", "says"),
     [
         ("headless", "headless cannot explain: it has no classes; use POST /v1/embed"),
-        ("layers", "layers cannot explain: its head has several layers, and a class activation"),
+        ("layers", "layers cannot explain: its head is not a single linear layer"),
     ],
 )
 def test_only_a_head_of_one_layer_explains(serving: Service, name: str, says: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.conftest import client, encoded, started
 from tests.support import made, tiny
 from tests.support.commands import run
 from tests.support.own_blocks import Cosine, Squeezed
+from tests.support.waiting import until
 
 MODULE = "tests.support.own_blocks"
 ROOT = Path(__file__).parents[2]
@@ -67,12 +69,16 @@ def test_it_is_served_as_its_own_network_computes(file: Path, workers: str) -> N
             assert found[f"class {index}"] == pytest.approx(value, abs=1e-4)
 
 
-def test_what_is_not_allowed_is_not_served_and_may_not_be_asked_for(file: Path) -> None:
+def test_what_is_not_allowed_is_not_served_and_may_not_be_asked_for(
+    file: Path, tmp_path: Path
+) -> None:
     line = run("serve", "--model", file, "--allow-code", "a b", status=2).stderr
     assert "must be import paths such as package.module:Class" in line
+    config = tmp_path / "serve.yaml"
+    config.write_text("models: [{spec: 'random:resnet20', engine: eager, max_batch: 1}]")
     with started(
-        "--model",
-        "random:resnet20",
+        "--config",
+        str(config),
         PYTHONPATH=str(ROOT),
         RESNET_SERVE_ADMIN_KEYS=KEY,
         RESNET_SERVE_MODEL_FOLDER=str(file.parent),
@@ -81,6 +87,10 @@ def test_what_is_not_allowed_is_not_served_and_may_not_be_asked_for(file: Path) 
         for body in ({"spec": str(file)}, {"spec": str(file), "allow_code": [MODULE]}):
             refused = client.put(f"{service.url}/v1/models/own", json=body, headers=headers)
             assert refused.status_code == 422
+        config.write_text(f"models: [{{spec: {file}}}]\nallow_code: ['{MODULE}:Squeezed']")
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: any("SIGHUP changed nothing: " in line for line in service.log))
+        assert any("changes to allow_code take effect at the next" in x for x in service.log)
         assert [
             row["name"]
             for row in client.get(f"{service.url}/v1/models", headers=headers).json()["models"]
@@ -154,3 +164,10 @@ def test_a_block_of_ones_own_is_trained_from_the_command_line(tmp_path: Path) ->
     assert models.read(out, allow=[f"{MODULE}:Plain"]).block == f"{MODULE}:Plain"
     line = run("train", "--block", "nowhere:Block", *short, tmp_path / "y.safetensors", status=2)
     assert "its block nowhere:Block cannot be imported (ModuleNotFoundError" in line.stderr
+
+
+def test_what_no_engine_computes_in_8_bits_is_not_calibrated(file: Path, tmp_path: Path) -> None:
+    data, out = made.folder(tmp_path / "data", 12), tmp_path / "out.safetensors"
+    done = run("calibrate", "--model", file, "--allow-code", MODULE, data, out, status=2)
+    assert "own cannot be computed in int8" in done.stderr.splitlines()[-1]
+    assert not out.exists()

@@ -10,22 +10,30 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from models import bundle
 from tests.conftest import Service, client, encoded, started, visiting
 from tests.e2e.test_page import SHIP, choose, shown
-from tests.support import kinds
+from tests.support import kinds, tiny
+from tests.support.own_blocks import Cosine
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-NAMES = ("grey", "independent", "headless", "letterboxed", "layers")
+ROOT = Path(__file__).parents[2]
+NAMES = ("grey", "independent", "headless", "letterboxed", "layers", "mirrored")
 
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("kinds")
     kinds.write(folder, *NAMES)
-    kind = ("--engine", "eager", "--precision", "fp32")
-    with started(*kinds.options(folder, *NAMES), *kind) as running:
+    network = tiny.network()
+    network.set_head(Cosine(network.out_channels, 10))
+    described = tiny.described(name="own-head", input=kinds.SQUARE)
+    bundle.write(bundle.from_network(network, **described), folder / "own-head.safetensors")
+    kind = ("--engine", "eager", "--precision", "fp32", "--allow-code", Cosine.__module__)
+    chosen = kinds.options(folder, *NAMES, "own-head")
+    with started(*chosen, *kind, PYTHONPATH=str(ROOT)) as running:
         yield running
 
 
@@ -113,8 +121,17 @@ def test_a_letterboxed_map_goes_beyond_the_image(page: Page, tmp_path: Path) -> 
     assert (canvas["x"], canvas["width"]) == pytest.approx((image["x"], image["width"]), abs=1)
 
 
-def test_a_head_of_several_layers_has_no_map_and_the_page_says_why(page: Page) -> None:
-    page.get_by_label("Model").select_option("layers")
+@pytest.mark.parametrize("name", ["layers", "own-head"])
+def test_a_head_of_several_layers_or_of_its_own_has_no_map_and_the_page_says_why(
+    page: Page, name: str
+) -> None:
+    page.get_by_label("Model").select_option(name)
     choose(page, SHIP)
-    shown(page, "layers has no activation map: its head has several layers.", "#stage")
+    shown(page, f"{name} has no activation map: its head is not a single linear layer.", "#stage")
     assert page.locator("#predictions button").count() == 0
+
+
+def test_a_model_that_averages_mirror_images_says_so(page: Page) -> None:
+    assert "mirror" not in page.locator("#about").inner_text()
+    page.get_by_label("Model").select_option("mirrored")
+    assert "pixels, averaged with their mirror images; " in page.locator("#about").inner_text()

@@ -22,6 +22,7 @@ from models.preprocess import CIFAR
 from tests.conftest import Service, client, encoded, started
 from tests.e2e.test_endpoints import samples
 from tests.e2e.test_workers import children
+from tests.support import kinds
 from tests.support.waiting import until
 
 TINY = Architecture(block="basic", blocks=(1, 1), planes=(4, 8), stem="small", num_classes=3)
@@ -163,6 +164,20 @@ def test_a_replacement_under_load_fails_no_request_and_mixes_no_answer(
     card = client.get(f"{served.url}/v1/models/main").json()
     assert (card["num_classes"], card["input"]["size"]) == (4, 24)
     assert put(served, "main", spec(folder, "a")).status_code == 200
+
+
+def test_a_model_becomes_mirrored_while_it_serves(served: Service, folder: Path) -> None:
+    plain, file = kinds.made("independent"), folder / "views.safetensors"
+    image = encoded(size=(40, 32))
+    for each in (plain, replace(plain, views="mirrored", storage="fp16")):
+        bundle.write(each, file)
+        assert put(served, "views", str(file), precision="fp32").status_code in (200, 201)
+        seen = kinds.probabilities(each, kinds.pixels(image, each.input))
+        query: dict[str, Any] = {"model": "views", "top_k": 7}
+        answer = client.post(f"{served.url}/v1/classify", params=query, content=image).json()
+        for row in answer["predictions"]:
+            assert row["probability"] == pytest.approx(seen[row["class_id"]], abs=1e-5)
+    assert delete(served, "views").status_code == 204
 
 
 def test_a_model_is_added_last_and_deleted_again(served: Service, folder: Path) -> None:

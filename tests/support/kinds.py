@@ -52,6 +52,8 @@ def made(name: str) -> Bundle:
         labels=labels,
         outputs=outputs,
         views="mirrored" if name == "mirrored" else "plain",
+        storage="fp16" if name == "mirrored" else "fp32",
+        metrics={"a set": {"top1": 0.5, "per_class": [{"label": labels[0]}]}} if labels else {},
         provenance={"source": "a test"},
     )
 

@@ -84,8 +84,8 @@ def _check(model: Model, class_id: int | None) -> None:
         )
     if not model.explains:
         raise BadParameter(
-            f"{model.name} cannot explain: its head has several layers, and a class activation "
-            "map needs a single linear one"
+            f"{model.name} cannot explain: its head is not a single linear layer, which a class "
+            "activation map needs"
         )
     if class_id is not None and class_id >= len(model.labels):
         raise BadParameter(f"class_id must be from 0 to {len(model.labels) - 1}, not {class_id}")

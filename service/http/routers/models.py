@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic_core import from_json, to_json
 
+from models.evaluation.confusion import without_tables
 from service.config import specs
 from service.config.loading import validated
 from service.config.settings import ModelSettings
@@ -34,7 +35,10 @@ DENIED: dict[int | str, dict[str, Any]] = {
 }
 Labels = Annotated[
     bool | None,
-    Query(description=f"whether to list the labels; default: if there are at most {MOST_SHOWN:,}"),
+    Query(
+        description="whether to list the labels, and the metrics of each; default: if there are at "
+        f"most {MOST_SHOWN:,}"
+    ),
 ]
 
 
@@ -56,7 +60,8 @@ router = APIRouter(route_class=QueryRoute)
 )
 async def list_models(request: Request) -> schemas.Models:
     """The models served, the default model first."""
-    cards = [model.describe() for model in services_of(request.scope).pipeline.models.values()]
+    served = services_of(request.scope).pipeline.models.values()
+    cards = [_without_tables(model.describe()) for model in served]
     return schemas.Models.model_validate({"models": cards})
 
 
@@ -78,8 +83,10 @@ async def details_response(
 ) -> Response:
     """The `schemas.ModelDetails` of a model, with its labels as far as they are `shown_labels`."""
     fields = model.describe() | status_of(services_of(request.scope).pipeline, model)
-    card = schemas.ModelDetails.model_validate(fields).model_dump(mode="json")
     shown = shown_labels(model.labels, labels)
+    if shown is None:
+        fields = _without_tables(fields)
+    card = schemas.ModelDetails.model_validate(fields).model_dump(mode="json")
     if shown is None:
         return Response(to_json(card), status, media_type="application/json")
     content = await services_of(request.scope).format(
@@ -148,6 +155,12 @@ async def delete_model(request: Request, name: str) -> Response:
     """Stops serving a model; requests already admitted still complete."""
     await active_pipeline(services_of(request.scope)).repository.delete(name)
     return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def _without_tables(card: dict[str, Any]) -> dict[str, Any]:
+    """With as much as fits into a list of models, or into what was not asked to be long."""
+    metrics = {name: without_tables(figures) for name, figures in card["metrics"].items()}
+    return card | {"metrics": metrics}
 
 
 def status_of(pipeline: Pipeline, model: Model) -> dict[str, Any]:

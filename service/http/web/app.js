@@ -199,7 +199,7 @@ function showMapState() {
     [$("lowest").textContent, $("highest").textContent] = map.limits(explanation);
   } else if (answer && !mapped()) {
     note = `${answer.model} has no activation map: ${models.serving()?.configuration.head.length
-      ? "its head has several layers."
+      || models.serving()?.head ? "its head is not a single linear layer."
       : "its last feature map has a single position."}`;
   } else if (on && mapError) {
     note = mapError;

@@ -51,6 +51,8 @@ function classesOf({ num_classes: count, embedding }) {
   return `${count} ${independent() ? "independent labels" : "classes"}`;
 }
 
+const viewsOf = ({ views }) => (views === "mirrored" ? ", averaged with their mirror images" : "");
+
 /** Shows the chosen model's description and its choices of top k. */
 export function show() {
   const model = serving();
@@ -65,7 +67,7 @@ export function show() {
   }));
   $("about").textContent = model.state === "ready" || !model.reason
     ? `${model.architecture}, ${(model.parameters / 1e6).toFixed(2)} million parameters, `
-      + `${classesOf(model)}, ${inputOf(model.input)}; `
+      + `${classesOf(model)}, ${inputOf(model.input)}${viewsOf(model)}; `
       + `${model.engine ?? "loading"}, ${model.precision}, on ${model.device}`
     : `${model.name} is ${model.state}: ${model.reason}`;
 }

@@ -14,10 +14,13 @@ import pytest
 import yaml
 
 from models import bundle
+from models.resnet import ResNet
 from service.config.loading import read
 from service.repository import catalog
 from tests.conftest import clean_environment
+from tests.support import tiny
 from tests.support.commands import run
+from tests.support.own_blocks import Plain
 
 CONTRACT = """
 host: 127.0.0.1
@@ -170,6 +173,18 @@ models:
         strict=True,
     ):
         assert words in line
+
+
+def test_code_that_is_not_allowed_is_a_problem_and_is_not_imported(tmp_path: Path) -> None:
+    module = Plain.__module__
+    made = bundle.from_network(ResNet(tiny.ARCHITECTURE, block=Plain), **tiny.described())
+    bundle.write(made, tmp_path / "own.safetensors")
+    text = f"models: [{{spec: {tmp_path / 'own.safetensors'}}}]\n"
+    (line,) = checked(tmp_path, text)
+    assert line.startswith("1: models[0].spec: ")
+    assert f"its block is code, {module}:Plain, which is only imported if you allow it" in line
+    path = write(tmp_path, f"{text}allow_code: ['{module}:Plain']\n")
+    assert ": ok; serves " in run("config", "check", "--config", path).stdout
 
 
 def test_what_is_right_is_one_line_and_needs_no_torch(tmp_path: Path) -> None:

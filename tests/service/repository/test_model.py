@@ -13,6 +13,7 @@ from models.classifier import Outputs
 from models.evaluation.confusion import MOST_CLASSES, summary
 from models.interchange.opening import Loaded
 from models.preprocess import InputSpec
+from models.resnet import ResNet
 from models.summary import count_macs
 from service.config.settings import ModelSettings, Settings
 from service.engines.buckets import Buckets
@@ -26,6 +27,7 @@ from service.repository import model
 from service.repository.model import LocalModel, Shared, facts_of
 from service.repository.model_info import ModelInfo
 from tests.support import tiny
+from tests.support.own_blocks import Cosine, Plain
 
 
 @dataclass
@@ -123,6 +125,22 @@ def test_a_model_tells_its_views_and_storage_where_they_are_not_the_usual(shared
 
     assert told() == (None, None)
     assert told(views="mirrored", storage="fp16") == ("mirrored", "fp16")
+
+
+def test_a_model_tells_the_code_of_its_own_and_has_no_map_of_a_head_of_its_own(
+    shared: Shared,
+) -> None:
+    network = ResNet(tiny.ARCHITECTURE, block=Plain)
+    network.set_head(Cosine(network.out_channels, 10))
+    made = bundle.from_network(network, **tiny.described())
+    settings = ModelSettings(spec="x", device="cpu")
+    card = LocalModel(settings, Loaded(made, "x", None), shared).describe()
+    shown = ModelCard.model_validate(card).model_dump(mode="json")
+    module = Plain.__module__
+    assert (shown["block"], shown["head"]) == (f"{module}:Plain", f"{module}:Cosine")
+    assert not shown["explain"]
+    usual = ModelCard.model_validate(local(shared).describe()).model_dump(mode="json")
+    assert not {"block", "head"} & usual.keys()
 
 
 def test_metrics_of_tables_and_lists_are_told_whole(shared: Shared) -> None:
