@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from models import bundle
+from models import bundle, bundling
 from tests.conftest import Service, client, encoded, started, visiting
 from tests.e2e.test_page import SHIP, choose, shown
 from tests.support import kinds, tiny
@@ -30,7 +30,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     network = tiny.network()
     network.set_head(Cosine(network.out_channels, 10))
     described = tiny.described(name="own-head", input=kinds.SQUARE)
-    bundle.write(bundle.from_network(network, **described), folder / "own-head.safetensors")
+    bundle.write(bundling.from_network(network, **described), folder / "own-head.safetensors")
     kind = ("--engine", "eager", "--precision", "fp32", "--allow-code", Cosine.__module__)
     chosen = kinds.options(folder, *NAMES, "own-head")
     with started(*chosen, *kind, PYTHONPATH=str(ROOT)) as running:

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from models import bundle
+from models import bundle, bundling
 from models.resnet import ResNet
 from service.config.loading import read
 from service.repository import catalog
@@ -177,7 +177,7 @@ models:
 
 def test_code_that_is_not_allowed_is_a_problem_and_is_not_imported(tmp_path: Path) -> None:
     module = Plain.__module__
-    made = bundle.from_network(ResNet(tiny.ARCHITECTURE, block=Plain), **tiny.described())
+    made = bundling.from_network(ResNet(tiny.ARCHITECTURE, block=Plain), **tiny.described())
     bundle.write(made, tmp_path / "own.safetensors")
     text = f"models: [{{spec: {tmp_path / 'own.safetensors'}}}]\n"
     (line,) = checked(tmp_path, text)

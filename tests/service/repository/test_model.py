@@ -132,7 +132,7 @@ def test_a_model_tells_the_code_of_its_own_and_has_no_map_of_a_head_of_its_own(
 ) -> None:
     network = ResNet(tiny.ARCHITECTURE, block=Plain)
     network.set_head(Cosine(network.out_channels, 10))
-    made = bundle.from_network(network, **tiny.described())
+    made = bundling.from_network(network, **tiny.described())
     settings = ModelSettings(spec="x", device="cpu")
     card = LocalModel(settings, Loaded(made, "x", None), shared).describe()
     shown = ModelCard.model_validate(card).model_dump(mode="json")
