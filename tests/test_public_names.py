@@ -20,10 +20,13 @@ PUBLIC = {
     "count_layers",
     "count_macs",
     "count_parameters",
+    "from_network",
     "load",
     "names",
+    "read",
     "resize_and_crop",
     "variant",
+    "write",
 }
 
 

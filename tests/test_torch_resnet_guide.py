@@ -15,6 +15,7 @@ import models.training.recipes
 from models import Architecture, bundle
 from models.architecture import Stem
 from models.resnet import on_meta
+from service.cli.train import DEFAULT_RECIPE
 from tests.guides.checks import check_flags
 from tests.support.commands import run
 from tests.support.tiny import randomised
@@ -272,7 +273,7 @@ def test_a_flag_of_the_example_has_its_value_here(
         (tmp_path / name).touch()
     words = ["resnet-serve", "train", "--data", "cifar-10-python.tar.gz", *ours.split(), "x"]
     params = check_flags(words)
-    recipe = models.training.recipes.by_name(params["recipe_name"])
+    recipe = models.training.recipes.by_name(params["recipe_name"] or DEFAULT_RECIPE)
     if theirs.startswith("--model"):
         _, _, spec = theirs.partition(" ")
         name, *numbers = spec.split("-")

@@ -377,7 +377,7 @@ def test_sighup_makes_the_models_those_of_the_configuration(served: Service, fol
     with load(served, callers=2) as answers:
         until(partial(more, answers, 5))
         hang_up("max_pixels take effect at the next start")
-        assert labels(served) == B
+        until(lambda: labels(served) == B)
     assert {status for status, _ in answers} == {200}
     assert everywhere(served, ["main"])
     # Nothing below an error is logged any more, by any process.

@@ -271,7 +271,9 @@ def _are_last(nodes: Sequence[Any], images: str) -> bool:
 
 
 # Operations that exporters leave among weights and shapes.
-ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Sqrt", "Reciprocal", "Neg", "Pow", "Where", "Equal")
+ELEMENTWISE = (
+    *("Add", "Sub", "Mul", "Div", "Mod", "Sqrt", "Reciprocal", "Neg", "Pow", "Where", "Equal"),
+)
 COMPUTABLE = (
     *ELEMENTWISE,
     *("Constant", "ConstantOfShape", "Identity", "Cast", "CastLike", "Concat", "Reshape", "Slice"),

@@ -320,8 +320,8 @@ def test_convert_says_what_is_wrong_in_one_line(
     [
         (["--mean", "0.5"], "--mean has 1 value; the images have 3 channels (rgb)"),
         (["--channels", "grey"], "takes images of 3 channels, and grey has 1; give --channels rgb"),
-        (["--size", "0"], "'0' is neither a side in pixels nor height,width"),
-        (["--size", "a,b"], "'a,b' is neither a side in pixels nor height,width"),
+        (["--size", "0"], "'0' is neither a side in pixels nor HEIGHTxWIDTH"),
+        (["--size", "a,b"], "'a,b' is neither a side in pixels nor HEIGHTxWIDTH"),
         (["--fill", "red"], "'red' is not whole numbers separated by commas"),
         (["--fill", "1,2,3"], "fill is only for the crop letterbox"),
         (["--mean", "a"], "'a' is not numbers separated by commas"),

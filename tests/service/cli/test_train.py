@@ -275,7 +275,7 @@ def test_a_class_may_be_missing_from_validation_and_another_may_not(tmp_path: Pa
     assert "some has no images of 'b'; accuracy is that of the other classes" in done.stderr
     assert "without images: b" in done.stdout
     done = run(*command, "--validation", other, tmp_path / "y.safetensors", status=2)
-    assert "other: class 'd' is not one of" in done.stderr
+    assert "validation images: class 'd' is not one of" in done.stderr
 
 
 def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
