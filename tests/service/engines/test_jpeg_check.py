@@ -162,7 +162,9 @@ def test_a_cuda_engine_computes_what_its_device_decoded(
         for number in range(12):
             # The last input, and only it, is of fractions.
             most = len(inputs) - number % 2
-            batch = [inputs[at] for at in chance.integers(0, most, 1 + number % 4)]
+            # On a busy machine, one image at a time may have been the fastest.
+            count = 1 + number % engine.buckets.largest
+            batch = [inputs[at] for at in chance.integers(0, most, count)]
             images = [each for each in engine.decode(batch) if not isinstance(each, RequestError)]
             flying.append((batch, engine.launch(images)))
             if len(flying) == engine.engine.in_flight:
