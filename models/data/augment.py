@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.data.choices import AutoAugment, Balance, CropKind, LastBatch, PaddingMode
 from models.data.seeds import mix
 from models.preprocess import InputSpec
 
-PaddingMode = Literal["zeros", "reflect"]
-CropKind = Literal["padded", "resized", "scaled"]
-AutoAugment = Literal["none", "rand", "trivial"]
-LastBatch = Literal["drop", "keep"]
-Balance = Literal["none", "loss", "sampling"]
 # Each kind of crop has fields of its own.
 CROP_FIELDS = {
     "padded": ("crop_padding", "padding_mode"),

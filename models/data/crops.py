@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.augment import Augmentation, PaddingMode, check_reflection
+from models.data.augment import Augmentation, check_reflection
+from models.data.choices import PaddingMode
 from models.data.collection import Centre
 from models.preprocess import (
     CHANNELS,

@@ -8,18 +8,15 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from models.data.choices import AutoAugment, Balance, CropKind, LastBatch, PaddingMode
+
 Shape = Literal["constant", "linear", "cosine"]
 Unit = Literal["iterations", "epochs"]
 Decays = Literal["weights", "all"]
-Crops = Literal["padded", "resized", "scaled"]
-PaddingMode = Literal["zeros", "reflect"]
-LastBatch = Literal["drop", "keep"]
-AutoAugment = Literal["none", "rand", "trivial"]
 Optimizer = Literal["sgd", "adamw"]
 StemInit = Literal["he", "whitened"]
 Freeze = Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "backbone"]
 Norm = Literal["batch", "frozen"]
-Balance = Literal["none", "loss", "sampling"]
 Keep = Literal["last", "best"]
 
 
@@ -107,7 +104,7 @@ class Recipe:
     weight_decay: float
     decays: Decays = "weights"
     label_smoothing: float = 0.0
-    crops: Crops = "padded"
+    crops: CropKind = "padded"
     crop_padding: int = 4
     padding_mode: PaddingMode = "zeros"
     alternate_flip: bool = False
@@ -238,7 +235,7 @@ ALWAYS |= {"crop_padding", "padding_mode", "scale", "shorter_side"}
 CHOICES = {
     "unit": get_args(Unit),
     "decays": get_args(Decays),
-    "crops": get_args(Crops),
+    "crops": get_args(CropKind),
     "padding_mode": get_args(PaddingMode),
     "shortcut": (None, "A", "B", "C", "conv"),
     "stride_at": (None, "3x3", "1x1"),

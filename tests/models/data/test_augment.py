@@ -13,8 +13,6 @@ from torch import Tensor
 
 from models.data.augment import (
     Augmentation,
-    CropKind,
-    PaddingMode,
     crop,
     crop_and_flip,
     draw_crops,
@@ -22,6 +20,7 @@ from models.data.augment import (
     pack,
     unpack,
 )
+from models.data.choices import CropKind, PaddingMode
 from models.preprocess import CIFAR, for_channels
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from models.data.augment import Augmentation, PaddingMode
+from models.data.augment import Augmentation
+from models.data.choices import PaddingMode
 from models.data.collection import Centre
 from models.data.crops import RandomCrop, ShiftedCrop, crop_for, trained_at
 from models.preprocess import CHANNELS, IMAGENET, Channels, InputSpec

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.data import datasets
-from models.data.augment import Augmentation, CropKind, crop_and_flip, draw_crops
+from models.data.augment import Augmentation, crop_and_flip, draw_crops
+from models.data.choices import CropKind
 from models.data.datasets import Dataset
 from models.data.hiding import cutout
 from models.data.loading import Loading

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from models.data import datasets
-from models.data.augment import Augmentation, CropKind
+from models.data.augment import Augmentation
 from models.data.changes import changes_for
+from models.data.choices import CropKind
 from models.data.collection import Collection, InMemory, find
 from models.data.crops import RandomCrop, ShiftedCrop
 from models.data.hiding import cutout

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from models.data.choices import CropKind
 from models.reports.overview import (
     augmentation,
     besides,
@@ -16,7 +17,7 @@ from models.reports.overview import (
     parameters,
     schedule,
 )
-from models.training.recipe import Crops, Phase, Recipe
+from models.training.recipe import Phase, Recipe
 from models.training.recipes import RECIPES
 
 
@@ -99,7 +100,7 @@ OTHER_VALUES: dict[str, Any] = {
     "name", [field.name for field in fields(Recipe) if field.name not in ("paper", "published")]
 )
 def test_every_field_is_told_in_words(name: str) -> None:
-    crops: dict[str, Crops] = {"scale": "resized", "shorter_side": "scaled"}
+    crops: dict[str, CropKind] = {"scale": "resized", "shorter_side": "scaled"}
     recipe = replace(RECIPES["quick"], crops=crops.get(name, "padded"))
 
     def told(recipe: Recipe) -> str:
