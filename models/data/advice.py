@@ -1,4 +1,4 @@
-"""Whether a set is fit for training a network, in plain words."""
+"""Checks a data set before training, and says in plain words what does not suit it."""
 
 from __future__ import annotations
 
