@@ -377,6 +377,9 @@ def _read(path: Path) -> Bundle:
         raise BundleError("its checksum does not match: the file was changed or damaged")
     del description["format"]
     try:
+        _refuse_newer(description, Bundle)
+        _refuse_newer(description["architecture"], Architecture)
+        _refuse_newer(description["input"], InputSpec)
         description["architecture"] = Architecture(**description["architecture"])
         description["input"] = InputSpec(**description["input"])
         in_memory = loaded(tensors, description.get("storage", "fp32"))
@@ -387,6 +390,13 @@ def _read(path: Path) -> Bundle:
         check_fit(bundle.skeleton(), bundle.tensors, bundle.variant or "its architecture")
     bundle._fingerprint = sealed
     return bundle
+
+
+def _refuse_newer(described: Collection[str], known: type[Any]) -> None:
+    if unknown := set(described) - {field.name for field in fields(known)}:
+        raise BundleError(
+            f"made by a newer resnet-serve, whose {min(unknown)!r} this one does not know; upgrade it"
+        )
 
 
 def _refuse_other_formats(path: Path) -> None:

@@ -58,7 +58,8 @@ class Options:
     """How to run a recipe; unlike the recipe, these options should not change the result.
 
     `precision`: "auto" is the hardware's fastest; master weights and the head stay float32.
-    `compiled`: use `torch.compile`, unless no compiler works or the run is too short to benefit.
+    `compiled`: use `torch.compile`, unless no compiler works, not for this network, or the run is
+        too short to benefit.
     `accumulate`: number of parts that each batch is computed in, to save memory; each part is
         normalised by its own statistics.
     `global_norm`: several processes normalise by the statistics of all their batches together,
@@ -179,6 +180,7 @@ class _Run:
         pays = self.steps >= COMPILE_FROM
         compiled = options.compiled and pays and can_compile(world.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
+        self.compiles = False
         # The epoch's sums of loss and accuracy, and those of each part of the steps since the last
         # report: adding them up at each step would take longer than the optimizer.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -201,7 +203,7 @@ class _Run:
             epoch, done = divmod(self.step, self.per_epoch)
             last = min((epoch + 1) * self.per_epoch, self.steps)
             for images, targets in self._batches(epoch, done):
-                self._step(images, targets)
+                self._try(images, targets)
                 if self.step % REPORT_EVERY == 0 or self.step == last:
                     now = time.perf_counter()
                     progress = self._progress(epoch, (self.step - first) / (now - began))
@@ -228,6 +230,21 @@ class _Run:
             world=self.world.size,
             device=self.world.device,
         )
+
+    def _try(self, images: Tensor, targets: Tensor) -> None:
+        """A step, which is repeated in eager mode if the network cannot be compiled: that shows
+        in its first forward or backward pass only."""
+        if self.compiles or self.forward is self.objective:
+            return self._step(images, targets)
+        before = {name: value.clone() for name, value in self.network.state_dict().items()}
+        try:
+            self.compiles = self._size(self.step % self.per_epoch) == self.recipe.batch_size
+            self._step(images, targets)
+        except Exception:  # noqa: BLE001  (whatever it was, eager mode goes on or fails by itself)
+            self.network.load_state_dict(before)
+            self.figures.clear()
+            self.forward = self.objective
+            self._step(images, targets)
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
         # Seeded at each step, so that a step depends on earlier ones through the weights alone.
