@@ -395,7 +395,7 @@ def _read(path: Path) -> Bundle:
 def _refuse_newer(described: Collection[str], known: type[Any]) -> None:
     if unknown := set(described) - {field.name for field in fields(known)}:
         raise BundleError(
-            f"made by a newer resnet-serve, whose {min(unknown)!r} this one does not know; upgrade it"
+            f"made by a newer resnet-serve, whose {min(unknown)!r} this one does not know; upgrade"
         )
 
 

@@ -192,12 +192,23 @@ RECIPES = {
         patience=8,
     ),
     # The same, longer, for the network that ships with the service.
-    "embedded": replace(
-        _QUICK,
-        paper="Smith and Topin 2017, one cycle; flips of Jordan 2024, section 3.6",
-        phases=_one_cycle(28, warm_up=0.2),
-        label_smoothing=0.1,
+    "embedded": Recipe(
+        paper="Jordan 2024, arXiv:2404.00498: its optimisation and augmentation, for a ResNet",
+        unit="epochs",
+        phases=(Phase(8, 1.0, "linear"), Phase(40, 0.0, "linear")),
+        batch_size=512,
+        learning_rate=0.6,
+        momentum=0.85,
+        nesterov=True,
+        weight_decay=1e-3,
+        label_smoothing=0.2,
+        crop_padding=2,
+        padding_mode="reflect",
         alternate_flip=True,
+        cutout=8,
+        bias_rate=64.0,
+        lookahead=5,
+        stem_init="whitened",
     ),
 }
 

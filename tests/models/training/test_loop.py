@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from models.data.augment import Augmentation
 from models.data.datasets import Dataset
@@ -482,3 +483,26 @@ def test_a_gpu_learns_in_every_precision_and_resumes_exactly(
     with pytest.raises(Killed):
         go(checkpoint=checkpoint, report=kill)
     assert tiny.same_bits(go(checkpoint=checkpoint).state_dict(), whole.state_dict())
+
+
+@torch.library.custom_op("tests::uncompilable", mutates_args=())
+def uncompilable(x: Tensor) -> Tensor:
+    """A copy of `x`, which compilers cannot describe."""
+    return x.clone()
+
+
+@uncompilable.register_fake
+def _(x: Tensor) -> Tensor:
+    raise NotImplementedError("not while compiling")
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_in_eager_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "COMPILE_FROM", 1)
+    expected, network = fresh(), fresh()
+    for each in (expected, network):
+        each.stem.register_forward_pre_hook(lambda _, images: (uncompilable(images[0]),))
+    trained(expected, options=replace(FP32, compiled=False))
+    assert len(trained(network, options=replace(FP32, compiled=True))) > 0
+    assert tiny.same_bits(network.state_dict(), expected.state_dict())
