@@ -84,8 +84,8 @@ def train_bundle(
     )
     world.wait()  # For the first process, which still evaluates its last epoch.
     network.load_state_dict(rounded(network.state_dict(), plan.storage))
-    # The start, where it is kept, keeps its temperature.
-    own = plan.start.temperature if plan.start and plan.continues and not outcome.epoch else 1.0
+    # Where nothing better can be fitted, that of the start, if the head is the start's.
+    own = plan.start.temperature if plan.start and plan.continues else 1.0
     classifier = plan.classifier(network, own).to(world.device)
     found = _calibrate(classifier, plan)
     metrics = {}

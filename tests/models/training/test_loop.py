@@ -493,9 +493,11 @@ def uncompilable(x: Tensor) -> Tensor:
 
 @uncompilable.register_fake
 def _(x: Tensor) -> Tensor:
-    raise NotImplementedError("not while compiling")
+    raise RuntimeError("no shape is known before it runs")
 
 
+# What warns here is inside the compiler, for which `can_compile` would do without it.
+@pytest.mark.filterwarnings("ignore")
 def test_a_network_that_cannot_be_compiled_is_trained_in_eager_mode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -503,6 +505,8 @@ def test_a_network_that_cannot_be_compiled_is_trained_in_eager_mode(
     expected, network = fresh(), fresh()
     for each in (expected, network):
         each.stem.register_forward_pre_hook(lambda _, images: (uncompilable(images[0]),))
+    if not loop.can_compile("cpu"):
+        pytest.skip("needs a C++ compiler")
     trained(expected, options=replace(FP32, compiled=False))
     assert len(trained(network, options=replace(FP32, compiled=True))) > 0
     assert tiny.same_bits(network.state_dict(), expected.state_dict())

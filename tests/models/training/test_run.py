@@ -300,6 +300,17 @@ def test_training_goes_on_from_a_bundles_weights() -> None:
     assert plan.identity()["start"] == first.fingerprint()
 
 
+@pytest.mark.parametrize("continues", [True, False])
+def test_a_temperature_remains_where_the_head_does(continues: bool) -> None:
+    data = coloured(24, "train")
+    first = replace(train(planned(data), name="first"), temperature=0.5)
+    data = data if continues else replace(data, classes=("one", "two", "three"))
+    source = Resident(data, "cpu", Augmentation(crop_padding=1))
+    recipe = RECIPE.lasting("epochs", 1)
+    plan = Plan(start=first, source=source, recipe=recipe, recipe_name="quick", seed=5)
+    assert train(plan, name="second").temperature == (0.5 if continues else 1)
+
+
 def test_weights_of_other_classes_get_a_new_head() -> None:
     first = train(planned(coloured(24, "train")), name="first")
     data = replace(coloured(24, "train"), classes=("a", "b", "c", "d"))
