@@ -56,6 +56,17 @@ def test_the_readme_leads_to_the_index() -> None:
     assert "docs/README.md" in links((ROOT / "README.md").read_text("utf-8"))
 
 
+@pytest.mark.parametrize("name", ["cpu-host", "dashboard", "gpu-host", "kubernetes", "ray"])
+def test_pages_on_what_was_not_run_say_so_and_lead_to_the_table(name: str) -> None:
+    text = (ROOT / f"docs/guides/{name}.md").read_text("utf-8")
+    assert "../README.md#what-has-been-run-and-where" in links(text)
+
+
+def test_the_table_of_what_was_run_comes_first() -> None:
+    first = re.search(r"^## (.+)$", INDEX.read_text("utf-8"), re.MULTILINE)
+    assert first and first[1] == "What has been run, and where"
+
+
 def test_headings_have_the_anchors_that_github_gives_them() -> None:
     text = "# A `b`, c?\n```sh\n# no heading\n```\n## `X-Y` & z\n## [link](page.md)\n## Link\n"
     assert anchors(text) == {"a-b-c", "x-y--z", "link", "link-1"}
