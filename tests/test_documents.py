@@ -67,6 +67,12 @@ def test_the_table_of_what_was_run_comes_first() -> None:
     assert headings[0] == "What has been run, and where"
 
 
+def test_the_table_of_what_was_run_has_the_pinned_pytorch() -> None:
+    pinned = re.search(r"^torch==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    assert f"\n| PyTorch | {pinned[1]}:" in INDEX.read_text("utf-8")
+
+
 def test_headings_have_the_anchors_that_github_gives_them() -> None:
     text = "# A `b`, c?\n```sh\n# no heading\n```\n## `X-Y` & z\n## [link](page.md)\n## Link\n"
     assert anchors(text) == {"a-b-c", "x-y--z", "link", "link-1"}
