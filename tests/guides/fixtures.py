@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tarfile
 import zipfile
@@ -17,7 +16,7 @@ from PIL import Image
 
 import models
 from models import bundle, labels
-from models.interchange.onnx import export
+from models.interchange.convert import export_to
 from models.preprocess import CIFAR
 from service.repository import catalog
 from tests.models.data.test_cifar import packed, python
@@ -101,23 +100,30 @@ def _cifar(path: Path) -> None:
     packed(path.parent, path.name.removesuffix(".tar.gz"), python(10))
 
 
+def _pets(variant: str) -> bundle.Bundle:
+    network = randomised(models.build(variant, num_classes=2))
+    return models.from_network(network, name="pets", input=CIFAR, labels=("a", "b"))
+
+
+def _state_dict(path: Path) -> None:
+    """With torchvision's names."""
+    export_to("torchvision", _pets("resnet18"), path)
+
+
 def _archived(path: Path) -> None:
     """As torch-model-archiver packs a state dict for TorchServe's image_classifier."""
-    torchvision = pytest.importorskip("torchvision")
-    weights = io.BytesIO()
-    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), weights)
+    weights = path.with_name(".weights.pth")
+    _state_dict(weights)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("MAR-INF/MANIFEST.json", "{}")
         archive.writestr("index_to_name.json", '{"0": ["n02123045", "cat"], "1": "dog"}')
-        archive.writestr("pets.pth", weights.getvalue())
+        archive.write(weights, "pets.pth")
 
 
 def _graph(path: Path) -> None:
     """A graph without anything of ours."""
     onnx = pytest.importorskip("onnx")
-    network = models.build("resnet20", num_classes=2)
-    made = models.from_network(randomised(network), name="pets", input=CIFAR, labels=("a", "b"))
-    export.write(made, path, {})
+    export_to("onnx", _pets("resnet20"), path)
     graph = onnx.load(path)
     del graph.metadata_props[:]
     onnx.save(graph, path)
@@ -143,6 +149,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "ship.png": _ship,
     "photos": _images,
     "pets.mar": _archived,
+    "litserve/pets.pth": _state_dict,
     "model_repository/pets/1/model.onnx": _graph,
     "model_repository/pets/labels.txt": _label_file,
     "cifar10-test": _labelled,
