@@ -1,4 +1,5 @@
-"""The README is true of what it can be checked against."""
+"""The README, and the tables of settings, statuses and commands, are true of what they can be
+checked against."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from service.http.problems import STATUSES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+SETTINGS, API, COMMANDS = (
+    (ROOT / "docs" / name).read_text() for name in ("settings.md", "api.md", "commands.md")
+)
 
 
 def setting_rows() -> dict[str, str]:
@@ -32,13 +35,16 @@ def test_every_setting_is_documented_in_its_own_words() -> None:
 
 
 def test_every_status_of_a_refusal_is_documented() -> None:
-    documented = {int(status) for status in re.findall(r"^\| (\d{3}) \|", README, re.MULTILINE)}
+    documented = {int(status) for status in re.findall(r"^\| (\d{3}) \|", API, re.MULTILINE)}
     assert documented == {int(status) for status in STATUSES.values()} - {499}
 
 
-def test_every_command_is_shown() -> None:
-    shown = set(re.findall(r"^resnet-serve ([a-z]+)", README, re.MULTILINE))
-    assert shown | {"bench"} == set(main.commands)
+def test_every_command_is_shown_and_has_its_page() -> None:
+    shown = set(re.findall(r"^resnet-serve ([a-z]+)", COMMANDS, re.MULTILINE))
+    assert shown == set(main.commands)
+    rows = re.findall(r"^\| (`[a-z`, ]+`) \|", COMMANDS, re.MULTILINE)
+    paged = {name for row in rows for name in re.findall(r"`([a-z]+)`", row)}
+    assert paged | {"completion"} == set(main.commands)
 
 
 @pytest.mark.parametrize("name", ["resnet200_small", "preact_wide_resnet22_7", "wrn_28_10"])
@@ -47,4 +53,11 @@ def test_the_families_exist(name: str) -> None:
 
 
 def test_it_stays_short() -> None:
-    assert len(README.splitlines()) < 200
+    assert len(README.splitlines()) < 150
+    assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 1
+
+
+def test_it_says_at_the_top_what_it_takes_and_what_was_not_run() -> None:
+    start = README.partition("\n## Documents")[0]
+    for said in ("1.4 GB", "5.5 GB", "make serve", "No GPU has run", "what-has-been-run"):
+        assert said in start

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from service.config.settings import Settings
 from tests.conftest import (
@@ -27,6 +28,9 @@ from tests.conftest import (
     encoded,
     started,
 )
+from tests.deploy.chart import render
+from tests.deploy.test_schemas import check_manifest
+from tests.guides.blocks import blocks
 from tests.support.ports import free_port
 from tests.support.waiting import until
 
@@ -216,3 +220,17 @@ def test_systemds_own_tool_hands_its_socket_over() -> None:
         _, log = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, log
     assert f"serving resnet20 on http://127.0.0.1:{port} (" in log
+
+
+def test_the_ingress_of_the_guide_is_what_the_chart_makes() -> None:
+    guide = (ROOT / "docs/guides/behind-a-proxy.md").read_text("utf-8")
+    (text,) = (block.text for block in blocks(guide) if "\ningress:\n" in block.text)
+    values = yaml.safe_load(text)
+    (made,) = render(values)
+    ingress = made.one("Ingress")
+    check_manifest(ingress)
+    assert ingress["metadata"]["annotations"] == values["ingress"]["annotations"]
+    assert [rule["host"] for rule in ingress["spec"]["rules"]] == values["ingress"]["hosts"]
+    # Room for a batch, and time for the deadline that a client asks for, as in nginx's site.
+    limit = values["ingress"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
+    assert f"client_max_body_size {limit};" in SITE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+import models
 from models import bundle, labels
+from models.interchange.convert import export_to
+from models.preprocess import CIFAR
 from service.repository import catalog
 from tests.models.data.test_cifar import packed, python
 from tests.support import made, reference
@@ -96,6 +100,39 @@ def _cifar(path: Path) -> None:
     packed(path.parent, path.name.removesuffix(".tar.gz"), python(10))
 
 
+def _pets(variant: str) -> bundle.Bundle:
+    network = randomised(models.build(variant, num_classes=2))
+    return models.from_network(network, name="pets", input=CIFAR, labels=("a", "b"))
+
+
+def _state_dict(path: Path) -> None:
+    """With torchvision's names."""
+    export_to("torchvision", _pets("resnet18"), path)
+
+
+def _archived(path: Path) -> None:
+    """As torch-model-archiver packs a state dict for TorchServe's image_classifier."""
+    weights = path.with_name(".weights.pth")
+    _state_dict(weights)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", "{}")
+        archive.writestr("index_to_name.json", '{"0": ["n02123045", "cat"], "1": "dog"}')
+        archive.write(weights, "pets.pth")
+
+
+def _graph(path: Path) -> None:
+    """A graph without anything of ours."""
+    onnx = pytest.importorskip("onnx")
+    export_to("onnx", _pets("resnet20"), path)
+    graph = onnx.load(path)
+    del graph.metadata_props[:]
+    onnx.save(graph, path)
+
+
+def _label_file(path: Path) -> None:
+    path.write_text("cat\ndog\n", "utf-8")
+
+
 def _of_example(path: Path) -> None:
     """As deep_trainer 0.2.0 saves it for torch-resnet's example."""
     torch_resnet = pytest.importorskip("torch_resnet")
@@ -111,6 +148,10 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "docs/ship.png": _ship,
     "ship.png": _ship,
     "photos": _images,
+    "pets.mar": _archived,
+    "litserve/pets.pth": _state_dict,
+    "model_repository/pets/1/model.onnx": _graph,
+    "model_repository/pets/labels.txt": _label_file,
     "cifar10-test": _labelled,
     "held-out": _held_out,
     "flowers": _coloured,

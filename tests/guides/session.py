@@ -26,7 +26,7 @@ SHORTER = {
 ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8000")
 GRPC_ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8001")
 GRPC_STARTED = re.compile(r"serving gRPC on ([^\s,]+)")
-FIRST_LINE = re.compile(r"# (\S+\.(?:ya?ml|py))\n")
+FIRST_LINE = re.compile(r"(?:# |// |<!-- )(\S+\.(?:ya?ml|py|mjs|html))(?: -->)?\n")
 
 
 class Shared(contextlib.ExitStack):
@@ -71,6 +71,8 @@ class Session(contextlib.ExitStack):
         elif block.language == "python":
             code = compile(self._addressed(block.text), f"line {block.line}", "exec")
             exec(code, self.scope)
+        elif block.language in ("js", "html") and (named := FIRST_LINE.match(block.text)):
+            (self.folder / named[1]).write_text(self._addressed(block.text))
         elif block.language == "json":
             # However it is laid out.
             self._compare("".join(block.text.split()), "".join(self.said.split()))
