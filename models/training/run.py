@@ -89,13 +89,12 @@ def train_bundle(
     classifier = plan.classifier(network, own).to(world.device)
     found = _calibrate(classifier, plan)
     metrics = {}
-    for test in plan.tests:
-        metrics[test.source] = _figures(_measure(classifier, test))
+    for data in (*plan.tests, plan.validation):
+        if data:
+            measured = _measure(classifier, data)
+            by_class = summary(measured.confusion, plan.source.classes)
+            metrics[data.source] = _figures(measured) | by_class
     if plan.validation:
-        measured = _measure(classifier, plan.validation)
-        metrics[plan.validation.source] = _figures(measured) | summary(
-            measured.confusion, plan.source.classes
-        )
         found["kept"] = _kept(outcome)
     return bundling.from_network(
         network.cpu(),
