@@ -35,6 +35,7 @@ GUIDES = [
     "behind-a-proxy",
     "bulk",
     "clients",
+    "compose",
     "cpu-host",
     "dashboard",
     "gpu-host",

@@ -79,8 +79,8 @@ def check_flags(words: list[str]) -> dict[str, Any]:
 
 def _docker(command: Command) -> None:
     words = command.words
-    if words[0] == "sudo":
-        assert words[1] in ("chown", "chgrp"), command.line
+    if words[0] in ("sudo", "git"):
+        assert words[1] in ("chown", "pull"), command.line
         return
     assert words[0] == "docker", command.line
     {"build": _build, "run": _run, "compose": _compose}[words[1]](words)
