@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from deploy.compose import variables
-from service.config import loading
+from service.config import keys, loading
 from service.config.loading import MODEL_WIDE
 from service.config.settings import Settings
 from service.config.variables import PREFIX
+from service.errors import ConfigError
 from tests.deploy import compose
 from tests.deploy.test_image import one, stages
 
@@ -213,7 +214,11 @@ def test_a_service_is_open_to_all_only_where_nobody_else_reaches_it(
 def test_keys_may_be_files_and_need_not(plain: dict[str, Any], name: str) -> None:
     secrets = plain["secrets"]
     assert plain["services"][name]["secrets"] == list(secrets)
-    assert {each["file"] for each in secrets.values()} == {"/dev/null"}  # Which always is there.
+    for each in secrets.values():
+        with pytest.raises(ConfigError):  # It has none, should a setting name it nevertheless.
+            keys.read(ROOT / each["file"])
+        assert (ROOT / each["file"]).is_file()  # Compose starts nothing where it is missing.
+    assert f"{PREFIX}API_KEYS_FILE" not in compose.environment(plain["services"][name])
     assert "RESNET_SERVE_API_KEYS_FILE=/run/secrets/api-keys" in example_lines()
     given = {"API_KEYS_SECRET": "/etc/keys"}
     named = compose.filled_in(compose.content(), given)["secrets"]
