@@ -244,7 +244,7 @@ def test_resources_are_by_device_unless_they_are_given(
         "requests": {"cpu": "2", "memory": "2Gi"},
         "limits": {"cpu": "2", "memory": "4Gi"},
     }
-    for_gpu = {
+    for_gpu: dict[str, dict[str, Any]] = {
         "requests": {"cpu": "16", "memory": "16Gi"},
         "limits": {"cpu": "16", "memory": "32Gi", "nvidia.com/gpu": 1},
     }

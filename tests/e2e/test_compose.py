@@ -7,6 +7,7 @@ import shutil
 import signal
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from service.config.variables import PREFIX
 from tests.conftest import CACHE, client, started
@@ -36,7 +37,7 @@ def test_a_service_with_the_guides_files_serves_them_and_takes_new_keys(tmp_path
     keys.chmod(0o600)
     own = re.findall(r"^echo (\S+=\S+) >>? config/service\.env$", GUIDE, re.MULTILINE)
     told = compose.environment(compose.content()["services"]["service-cpu"], "\n".join(own))
-    variables = {name: here(value) for name, value in told.items()}
+    variables: dict[str, Any] = {name: here(value) for name, value in told.items()}
     # The image's, and what makes a start quick.
     variables |= {
         f"{PREFIX}HOST": "0.0.0.0",
