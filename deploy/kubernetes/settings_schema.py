@@ -1,4 +1,5 @@
-"""Writes the schema of a settings file into the Helm chart's schema of values.
+"""Writes the schema of a settings file into the Helm chart's schema of values, and beside it the
+variables that Compose hands to the service.
 
 python -m deploy.kubernetes.settings_schema
 """
@@ -9,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deploy.compose import variables
 from service.config.settings import Settings
 
 CHART = Path(__file__).parent / "chart"
@@ -61,3 +63,4 @@ def write() -> None:
 
 if __name__ == "__main__":
     write()
+    variables.write()

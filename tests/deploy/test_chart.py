@@ -31,6 +31,8 @@ OTHERS: dict[str, Values] = {
     "another family": {"config": {"host": "::"}, "service": {"ipFamilies": ["IPv6"]}},
     "two gpus": {"gpu": {"count": 2}},
     "policy for nobody": {"networkPolicy": {"enabled": True, "sameNamespace": False}},
+    "more memory": {"resources": {"limits": {"memory": "8Gi"}}, "gpu": {"count": 1}},
+    "no limit of CPUs": {"resources": {"limits": {"cpu": None}}},
     "claim": {"config": OF_A_BUNDLE, "bundles": {"existingClaim": "b"}},
     "image": {"config": OF_A_BUNDLE, "bundles": {"image": "x/b:1"}},
     "fetch": {"config": OF_A_BUNDLE, "bundles": {"fetch": {"image": "f", "command": ["f"]}}},
@@ -209,7 +211,7 @@ def test_gpus_are_asked_for(charts: dict[str, Rendered], others: dict[str, Rende
         pod = charts[name].one("Deployment")["spec"]["template"]["spec"]
         resources = pod["containers"][0]["resources"]
         assert resources["limits"][resource] == count
-        assert {"cpu", "memory"} < set(resources["limits"])
+        assert "memory" in resources["limits"]
         assert pod["runtimeClassName"] == "nvidia"
         assert pod["tolerations"]
         assert pod["nodeSelector"]
@@ -228,6 +230,29 @@ def test_gpus_are_asked_for(charts: dict[str, Rendered], others: dict[str, Rende
         for name in SETS
     }
     assert (images["default"], images["gpu"]) == ("resnet-serve:cpu", "resnet-serve:cuda")
+
+
+def test_resources_are_by_device_unless_they_are_given(
+    charts: dict[str, Rendered], others: dict[str, Rendered]
+) -> None:
+    def resources(rendered: Rendered) -> Any:
+        deployment = rendered.one("Deployment")
+        check(deployment)
+        return deployment["spec"]["template"]["spec"]["containers"][0]["resources"]
+
+    assert resources(charts["default"]) == {
+        "requests": {"cpu": "2", "memory": "2Gi"},
+        "limits": {"cpu": "2", "memory": "4Gi"},
+    }
+    for_gpu: dict[str, dict[str, Any]] = {
+        "requests": {"cpu": "3", "memory": "8Gi"},
+        "limits": {"memory": "32Gi", "nvidia.com/gpu": 1},
+    }
+    assert resources(charts["gpu"]) == for_gpu
+    # What is given replaces its own default only.
+    for_gpu["limits"]["memory"] = "8Gi"
+    assert resources(others["more memory"]) == for_gpu
+    assert resources(others["no limit of CPUs"])["limits"] == {"memory": "4Gi"}
 
 
 @pytest.mark.parametrize(

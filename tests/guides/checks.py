@@ -12,14 +12,47 @@ from typing import Any
 import click
 import yaml
 
+from deploy.compose import variables
 from service.cli.main import main
 from service.config import loading
+from tests.deploy import compose
 from tests.deploy.chart import CHART
 from tests.deploy.test_schemas import MANIFESTS, check_compose, check_manifest, documents
 from tests.guides.blocks import Command
 
 ROOT = Path(__file__).parents[2]
-COMPOSE_COMMANDS = {"up", "down", "build", "logs", "ps", "exec", "pull", "restart"}
+COMPOSE_COMMANDS = {
+    *(
+        "up",
+        "down",
+        "build",
+        "logs",
+        "ps",
+        "exec",
+        "run",
+        "pull",
+        "restart",
+        "stop",
+        "start",
+        "kill",
+    ),
+    *("config",),
+}
+# With a value in the next word.
+COMPOSE_FLAGS = {"--signal", "--tail", "--since"}
+RUN_FLAGS = {
+    "publish",
+    "env",
+    "volume",
+    "tmpfs",
+    "gpus",
+    "cap-drop",
+    "security-opt",
+    "name",
+    "memory",
+}
+COMPOSE_VARIABLES = ("COMPOSE_PROFILES", "COMPOSE_ENV_FILES")
+ALL_SETTINGS = variables.written().split()
 ADDRESS = re.compile(r"https?://[\w.-]+(:\d+)?(/\S*)?")
 # A SPEC that is downloaded, as in service.repository.catalog.
 DOWNLOADED = re.compile(r"hf:[\w.-]+/[\w.-]+|torchvision:\w+(:\w+)?|onnx-zoo:[\w-]+")
@@ -46,36 +79,68 @@ def check_flags(words: list[str]) -> dict[str, Any]:
 
 def _docker(command: Command) -> None:
     words = command.words
-    compose: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
-    check_compose(compose)
-    if words[:2] == ["docker", "build"]:
-        arguments = re.findall(
-            r"^ARG (\w+)", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE
-        )
-        given = [
-            each.partition("=")[0]
-            for at, each in enumerate(words)
-            if words[at - 1] == "--build-arg"
-        ]
-        assert set(given) <= set(arguments)
-        assert words[-1] == "."
+    if words[0] in ("sudo", "git"):
+        assert words[1] in ("chown", "pull"), command.line
         return
-    assert words[:2] == ["docker", "compose"], command.line
+    assert words[0] == "docker", command.line
+    {"build": _build, "run": _run, "compose": _compose}[words[1]](words)
+    reached = {*compose.documented(), *COMPOSE_VARIABLES}
+    reached |= set(compose.read(variables.written(), dict.fromkeys(ALL_SETTINGS, "x")))
+    assert command.environment.keys() <= reached, f"{command.line}: reaches no container"
+
+
+def _build(words: list[str]) -> None:
+    arguments = re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    given = [
+        each.partition("=")[0] for at, each in enumerate(words) if words[at - 1] == "--build-arg"
+    ]
+    assert set(given) <= set(arguments)
+    assert words[-1] == "."
+
+
+def _run(words: list[str]) -> None:
+    """An image of ours, with settings that it takes, or an image of Docker's own library."""
+    at, flags = 2, list[tuple[str, str]]()
+    while words[at].startswith("--"):
+        name = words[at].removeprefix("--")
+        has_value = name not in ("rm", "init", "read-only", "detach")
+        assert not has_value or name in RUN_FLAGS, f"--{name}"
+        flags.append((name, words[at + 1] if has_value else ""))
+        at += 1 + has_value
+    ours = {str(each.get("image")) for each in compose.content()["services"].values()}
+    if words[at] not in ours:
+        assert re.fullmatch(r"[a-z]+(:[\w.]+)?", words[at]), words[at]
+        return
+    given = dict(value.partition("=")[::2] for name, value in flags if name == "env")
+    told = {"RESNET_SERVE_HOST": "0.0.0.0"} | given
+    assert loading.read(environ=told).problems == []
+    # Else it would refuse to start, as it listens beyond loopback.
+    assert {"RESNET_SERVE_ALLOW_ANONYMOUS", "RESNET_SERVE_API_KEYS_FILE"} & set(given)
+    assert "cuda" not in words[at] or ("gpus", "all") in flags
+    mounted = [value.split(":")[1] for name, value in flags if name == "volume"]
+    assert given.get("RESNET_SERVE_CACHE_DIR") in (None, *mounted)
+    assert not words[at + 1 :] or check_flags(words[at + 1 :])
+
+
+def _compose(words: list[str]) -> None:
+    content = compose.content()
+    check_compose(content)
     rest = words[2:]
     while rest[0] == "--profile":
         profiles = {
-            name for each in compose["services"].values() for name in each.get("profiles", [])
+            name for each in content["services"].values() for name in each.get("profiles", [])
         }
         assert rest[1] in profiles
         rest = rest[2:]
     assert rest[0] in COMPOSE_COMMANDS
-    named = [word for word in rest[1:] if not word.startswith("-")]
-    assert set(named[:1]) <= set(compose["services"])
-    if rest[0] == "exec" and named[1:2] == ["resnet-serve"]:
+    named = [
+        word
+        for at, word in enumerate(rest)
+        if at and not word.startswith("-") and rest[at - 1] not in COMPOSE_FLAGS
+    ]
+    assert set(named[:1]) <= set(content["services"])
+    if rest[0] in ("exec", "run") and named[1:2] == ["resnet-serve"]:
         check_flags(named[1:])
-    text = (ROOT / "docker-compose.yml").read_text("utf-8") + (ROOT / ".env").read_text("utf-8")
-    for variable in command.environment:
-        assert variable in text, f"{variable} reaches no container"
 
 
 def _cluster(command: Command) -> None:

@@ -164,6 +164,25 @@ def test_it_asks_by_tls_where_the_settings_have_a_certificate(
     assert plain.startswith(f"127.0.0.1:{encrypted.port} does not respond to http: ")
 
 
+def test_the_file_that_the_environment_names_says_all_that_a_container_is_asked_by(
+    encrypted: Responding,
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "serve.yaml"
+    monkeypatch.setenv("RESNET_SERVE_CONFIG", str(path))
+    # As the image has it.
+    monkeypatch.setenv("RESNET_SERVE_HOST", "0.0.0.0")
+    certificate, key = pair
+    text = f"tls_certificate: {certificate}\ntls_key: {key}\n"
+    path.write_text(f"port: {encrypted.port}\n{text}")
+    assert run("health").stdout == "ready\n"
+    monkeypatch.delenv("RESNET_SERVE_HOST")
+    path.write_text(f"host: unix:{tmp_path}/a.sock\n{text}")
+    assert why() == f"nothing listens on unix:{tmp_path}/a.sock"
+
+
 def test_a_plain_service_does_not_pass_for_an_encrypted_one(
     server: Responding, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
