@@ -344,7 +344,16 @@ async function answered(health) {
   if (back) live.restart();
   if (stale || back || (before !== null && before !== now)) listModels();
   before = now;
-  if (back) send(pictures.filter(({ error }) => error?.reason === "unreachable"));
+  const cut = pictures.filter(({ error }) => error?.reason === "unreachable");
+  if (back) {
+    send(cut);
+  } else {
+    // The service was there all the time: it was the request that failed.
+    for (const picture of cut) {
+      picture.error = new Refused("broken_off", picture.error.detail);
+      showOutcome(picture);
+    }
+  }
   showHint();
   await live.sample(listModels);
 }

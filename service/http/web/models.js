@@ -19,7 +19,7 @@ export async function list() {
     option.selected = name === selected;
     return option;
   }));
-  $("choices").hidden = $("code").hidden = false;
+  for (const name of ["choices", "code", "described"]) $(name).hidden = false;
   tell({ models });
   show();
   return first;

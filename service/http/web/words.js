@@ -28,6 +28,7 @@ export const WORDS = {
   request_too_slow: ["The upload was too slow.", "Try again with a better connection or a smaller image.", true],
   internal_error: ["Something went wrong in the service.", "Try again. The technical details help whoever runs it.", true],
   // Of the way there.
+  broken_off: ["The connection broke off.", "Try again. If it fails once more, the image may be too large.", true],
   unreachable: ["The service is not responding.", "Your image is sent again as soon as the service is back.", true],
   gateway: ["The service cannot be reached.", "A proxy in front of it answers instead. Try again in a moment.", true],
 };
