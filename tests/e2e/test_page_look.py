@@ -19,13 +19,13 @@ PHONE = {"width": 390, "height": 844}
 SCREENS = ({"width": 1280, "height": 800}, {"width": 2560, "height": 1440})
 # The space below what a card holds, in pixels.
 BLANK = """
-() => [...document.querySelectorAll(".card")].filter((card) => card.checkVisibility()).map((card) => {
-  const range = document.createRange();
-  range.selectNodeContents(card);
-  const held = [...card.children].filter((each) => each.checkVisibility());
-  const lowest = Math.max(...held.map((each) => each.getBoundingClientRect().bottom));
-  return [card.id, card.getBoundingClientRect().bottom - lowest];
-})
+() => {
+  const visible = (each) => each.checkVisibility();
+  return [...document.querySelectorAll(".card")].filter(visible).map((card) => {
+    const bottoms = [...card.children].filter(visible).map((each) => each.getBoundingClientRect().bottom);
+    return [card.id, card.getBoundingClientRect().bottom - Math.max(...bottoms)];
+  });
+}
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from tests.e2e.test_page import CONTRASTS, SHIP, choose, shown
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
-READY = {"status": "ready", "reasons": {}}
+NOON = datetime(2030, 1, 1, 12)
 # Reasons that no request of the page is refused for.
 OF_OTHERS = {
     "invalid_input",
@@ -72,39 +73,41 @@ def test_the_state_is_red_while_the_service_is_gone_and_green_when_it_is_back(
     browser: Browser,
 ) -> None:
     model = ("--model", "builtin:resnet20-cifar10", "--engine", "eager")
-    with started(*model) as first:
-        with visiting(browser, first.url, color_scheme="light") as page:
+    with started(*model) as first, visiting(browser, first.url, color_scheme="light") as page:
+        assert state_of(page, "Ready on cpu") == "good"
+        assert first.end() == 0
+        page.get_by_role("alert").filter(has_text="The service is not responding.").wait_for()
+        assert state_of(page, "Not responding") == "bad"
+        shown(page, "Next attempt in", "#outage")
+        shown(page, "No figures: the service is not responding.", "#live")
+        choose(page, SHIP)
+        shown(page, "Your image is sent again as soon as the service is back.", "#notice")
+        assert page.get_by_role("button", name="Try again").is_visible()
+        with started(*model, "--port", str(first.port)):
+            # By itself: the photo too.
+            shown(page, "ship")
             assert state_of(page, "Ready on cpu") == "good"
-            assert first.end() == 0
-            page.get_by_role("alert").filter(has_text="The service is not responding.").wait_for()
-            assert state_of(page, "Not responding") == "bad"
-            shown(page, "Next attempt in", "#outage")
-            shown(page, "No figures: the service is not responding.", "#live")
-            choose(page, SHIP)
-            shown(page, "Your image is sent again as soon as the service is back.", "#notice")
-            assert page.get_by_role("button", name="Try again").is_visible()
-            with started(*model, "--port", str(first.port)):
-                # By itself: the photo too.
-                shown(page, "ship")
-                assert state_of(page, "Ready on cpu") == "good"
-                assert not page.locator("#outage").is_visible()
-                assert not page.locator("#notice").is_visible()
-                shown(page, "latencies over the last 10 s", "#live")
+            assert not page.locator("#outage").is_visible()
+            assert not page.locator("#notice").is_visible()
+            shown(page, "latencies over the last 10 s", "#live")
 
 
-def test_it_asks_less_and_less_often_and_at_once_if_told_to(page: Page, service: Service) -> None:
-    page.clock.install()
-    page.goto(service.url)
-    state_of(page, "Ready on cpu")
-    page.route("**/health/ready", lambda route: route.abort())
-    page.clock.run_for(2000)
-    for seconds in (2, 4, 8, 16, 16):
-        shown(page, f"Next attempt in {seconds} s.", "#outage")
-        page.clock.run_for(1000 * seconds)
-    page.unroute_all()
-    page.get_by_role("button", name="Try now").click()
-    page.locator("#outage").wait_for(state="hidden")
-    assert state_of(page, "Ready on cpu") == "good"
+def test_it_asks_less_and_less_often_and_at_once_if_told_to(
+    browser: Browser, service: Service
+) -> None:
+    with visiting(browser, service.url, color_scheme="light") as page:
+        page.clock.install(time=NOON)
+        page.reload()
+        state_of(page, "Ready on cpu")
+        page.route("**/health/ready", lambda route: route.abort())
+        page.clock.pause_at(NOON + timedelta(hours=1))
+        for seconds in (2, 4, 8, 16, 16):
+            shown(page, f"Next attempt in {seconds} s.", "#outage")
+            page.clock.run_for(1000 * seconds)
+        page.unroute_all()
+        page.get_by_role("button", name="Try now").click()
+        page.locator("#outage").wait_for(state="hidden")
+        assert state_of(page, "Ready on cpu") == "good"
 
 
 def test_a_photo_whose_connection_broke_off_can_be_sent_again(page: Page) -> None:
@@ -216,7 +219,7 @@ def test_the_cut_off_edges_are_shown_and_explained(
 
 
 def refused(page: Page) -> None:
-    choose(page, SHIP.with_suffix(".py").with_name("screenshots.py"))
+    choose(page, Path(__file__))
     page.locator("#notice").wait_for()
 
 
