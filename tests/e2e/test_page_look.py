@@ -22,7 +22,8 @@ BLANK = """
 () => {
   const visible = (each) => each.checkVisibility();
   return [...document.querySelectorAll(".card")].filter(visible).map((card) => {
-    const bottoms = [...card.children].filter(visible).map((each) => each.getBoundingClientRect().bottom);
+    const held = [...card.children].filter(visible);
+    const bottoms = held.map((each) => each.getBoundingClientRect().bottom);
     return [card.id, card.getBoundingClientRect().bottom - Math.max(...bottoms)];
   });
 }
