@@ -138,7 +138,7 @@ def test_a_model_without_maps_says_why_and_top_k_is_kept(page: Page) -> None:
     page.get_by_label("Model").select_option("narrow")
     # No name of the service's own, such as "custom".
     assert page.locator("#about").inner_text().startswith("ResNet-14, ")
-    shown(page, "narrow has no activation map", "#stage")
+    shown(page, "narrow has no activation map", "#results")
     assert page.locator("#predictions li").count() == 3
     assert page.locator("#predictions button").count() == 0
     assert not page.locator("#mapping").is_visible()
@@ -410,9 +410,9 @@ def test_the_page_asks_for_a_key_until_it_fits(browser: Browser, keyed: Service)
     with visiting(browser, keyed.url) as page:
         field = page.get_by_label("API key")
         page.get_by_role("heading", name="This service needs an API key").wait_for()
-        assert page.get_by_role("status").first.inner_text() == "API key needed"
+        shown(page, "API key needed", "#state")
         # Nothing to choose from is no choice, and there is no request to show.
-        assert page.get_by_role("combobox").all_inner_texts() == ["Auto\nLight\nDark"]
+        assert [each.get_attribute("id") for each in page.get_by_role("combobox").all()] == ["theme"]
         assert not page.locator("#code").is_visible()
         assert page.evaluate(FOCUSED)[0] == "key"
         page.get_by_role("button", name="Try an example").click()

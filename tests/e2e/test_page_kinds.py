@@ -129,7 +129,7 @@ def test_a_head_of_several_layers_or_of_its_own_has_no_map_and_the_page_says_why
 ) -> None:
     page.get_by_label("Model").select_option(name)
     choose(page, SHIP)
-    shown(page, f"{name} has no activation map: its head is not a single linear layer.", "#stage")
+    shown(page, f"{name} has no activation map: its head is not a single linear layer.", "#results")
     assert page.locator("#predictions button").count() == 0
 
 

@@ -12,7 +12,7 @@ import * as pulse from "./pulse.js";
 import { post, typeOf } from "./sending.js";
 import * as snippets from "./snippets.js";
 import * as state from "./state.js";
-import { wordsFor } from "./words.js";
+import { isBusy, wordsFor } from "./words.js";
 
 const AT_ONCE = 4; // requests
 const MOST = 200; // images
@@ -165,7 +165,7 @@ function showWaiting(picture) {
   const [words, outcome] = outcomeOf(picture);
   picture.outcome.textContent = words;
   picture.card.dataset.state = outcome;
-  state.tell({ busy: pictures.some(({ wait }) => wait && wait.refusal.reason !== "not_ready") });
+  state.tell({ busy: pictures.some(({ wait }) => wait && isBusy(wait.refusal.reason)) });
   $("retry-all").hidden = failed().length === 0;
   if (picture === chosen) showHint();
 }
@@ -342,7 +342,8 @@ async function answered(health) {
   $("outage").hidden = true;
   const now = JSON.stringify(health);
   if (back) live.restart();
-  if (stale || back || (before !== null && before !== now)) listModels();
+  const changed = before !== null && before !== now;
+  if (stale || back || changed || models.outdated(health.reasons)) listModels();
   before = now;
   const cut = pictures.filter(({ error }) => error?.reason === "unreachable");
   if (back) {

@@ -25,6 +25,9 @@ export async function list() {
   return first;
 }
 
+/** Whether a model has loaded since they were listed; `reasons`: of those that are not ready. */
+export const outdated = (reasons) => models.some(({ name, state }) => state === "loading" && !(name in reasons));
+
 /** Whether the chosen model's labels are independent: their probabilities do not share 100 %. */
 export const independent = () => serving()?.outputs === "independent";
 

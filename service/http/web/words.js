@@ -34,6 +34,9 @@ export const WORDS = {
 };
 const FALLBACK = ["The service refused this request.", "The technical details say why."];
 
+/** Whether the service had more to do than it can. */
+export const isBusy = (reason) => WORDS[reason]?.[0] === BUSY;
+
 /** What happened, what to do, and whether the same may work later. */
 export function wordsFor(reason) {
   const [title, remedy, again = false] = WORDS[reason] ?? FALLBACK;
