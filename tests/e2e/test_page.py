@@ -412,7 +412,7 @@ def test_the_page_asks_for_a_key_until_it_fits(browser: Browser, keyed: Service)
         page.get_by_role("heading", name="This service needs an API key").wait_for()
         shown(page, "API key needed", "#state")
         # Nothing to choose from is no choice, and there is no request to show.
-        assert [each.get_attribute("id") for each in page.get_by_role("combobox").all()] == ["theme"]
+        assert page.get_by_role("combobox").count() == 1  # the theme
         assert not page.locator("#code").is_visible()
         assert page.evaluate(FOCUSED)[0] == "key"
         page.get_by_role("button", name="Try an example").click()
