@@ -118,7 +118,7 @@ def overloaded(page: Page) -> None:
     busy = problem(429, "queue_full", "the queue is full (512 images waiting)")
     told(page, "v1/classify*", 429, busy, **{"Retry-After": "8"})
     choose(page, file("ship.png", ship()))
-    page.get_by_text("Next attempt in").first.wait_for()
+    page.get_by_text("Your image is sent again in").first.wait_for()
 
 
 def unready(page: Page, reason: str) -> None:

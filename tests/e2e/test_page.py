@@ -458,14 +458,14 @@ def test_the_page_comes_again_when_it_was_told_to(page: Page, keyed: Service) ->
 
     page.route("**/v1/classify*", answer)
     choose(page, SHIP)
-    page.get_by_text("Next attempt in 1 s.").wait_for()
+    page.get_by_text("Your image is sent again in 1 s.").wait_for()
     assert page.get_by_role("status").first.inner_text() == "Busy"
     assert "The service is busy." in page.locator("#error").inner_text()
     assert "the queue is full" in (page.locator("#detail").text_content() or "")
     page.get_by_role("button", name="Stop").click()
-    page.get_by_text("Next attempt in").wait_for(state="hidden")
+    page.get_by_text("Your image is sent again in").wait_for(state="hidden")
     page.get_by_role("button", name="Try again").click()
-    page.get_by_text("Next attempt in 1 s.").wait_for()
+    page.get_by_text("Your image is sent again in 1 s.").wait_for()
     shown(page, "ship")
     assert page.locator("#error").text_content() == ""
     assert page.get_by_role("status").first.inner_text() == "Ready on cpu"

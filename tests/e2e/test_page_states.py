@@ -243,7 +243,7 @@ def busy(page: Page) -> None:
         "**/v1/classify*", lambda route: route.fulfill(status=429, headers=headers, body=body)
     )
     choose(page, SHIP)
-    page.get_by_text("Next attempt in 60 s.").wait_for()
+    page.get_by_text("Your image is sent again in 60 s.").wait_for()
 
 
 @pytest.mark.parametrize("enter", [refused, gone, locked, busy])

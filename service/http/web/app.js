@@ -335,6 +335,8 @@ async function listModels() {
   }
 }
 
+const failedFor = (reason) => pictures.filter(({ error }) => error?.reason === reason);
+
 /** Follows what the service says of itself, and catches up after it was gone. */
 async function answered(health) {
   const back = state.silent();
@@ -345,15 +347,12 @@ async function answered(health) {
   const changed = before !== null && before !== now;
   if (stale || back || changed || models.outdated(health.reasons)) listModels();
   before = now;
-  const cut = pictures.filter(({ error }) => error?.reason === "unreachable");
-  if (back) {
-    send(cut);
-  } else {
-    // The service was there all the time: it was the request that failed.
-    for (const picture of cut) {
-      picture.error = new Refused("broken_off", picture.error.detail);
-      showOutcome(picture);
-    }
+  if (changed && health.status === "ready") send(failedFor("not_ready"));
+  if (back) send(failedFor("unreachable"));
+  // Else the service was there all the time: it was the request that failed.
+  for (const picture of failedFor("unreachable")) {
+    picture.error = new Refused("broken_off", picture.error.detail);
+    showOutcome(picture);
   }
   showHint();
   await live.sample(listModels);

@@ -20,6 +20,6 @@ export function showNotice({ error, wait }) {
     $("detail").replaceChildren(...prose(refusal?.detail ?? ""));
   }
   $("wait").hidden = !wait;
-  $("again").textContent = wait ? `Next attempt in ${wait.seconds} s.` : "";
+  $("again").textContent = wait ? `Your image is sent again in ${wait.seconds} s.` : "";
   $("retry").hidden = !error || !wordsFor(error.reason).again;
 }

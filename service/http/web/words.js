@@ -2,7 +2,7 @@
 
 const OTHER = "Try another image, for example a JPEG or PNG.";
 const BUSY = "The service is busy.";
-const WAITING = "More images arrived than it can compute. Nothing is lost: your image is sent again.";
+const MANY = "More images arrived than it can compute at once.";
 
 /** By the reason in a problem's type: what happened, what to do, and whether the same may work later. */
 export const WORDS = {
@@ -17,11 +17,11 @@ export const WORDS = {
   no_classes: ["This model has no classes.", "It turns images into embeddings; “API request” shows how to get them."],
   bad_parameter: ["The model cannot do this.", "Choose another model or another number of classes."],
   // Of the moment.
-  queue_full: [BUSY, WAITING, true],
-  deadline_too_short: [BUSY, WAITING, true],
-  uploads_full: [BUSY, WAITING, true],
-  too_many_connections: [BUSY, WAITING, true],
-  not_ready: ["The service is not ready.", "It is loading the model, or about to stop. Your image is sent again.", true],
+  queue_full: [BUSY, MANY, true],
+  deadline_too_short: [BUSY, MANY, true],
+  uploads_full: [BUSY, MANY, true],
+  too_many_connections: [BUSY, MANY, true],
+  not_ready: ["The service is not ready.", "It is loading the model, or about to stop.", true],
   engine_failed: ["The model failed.", "The service starts it again. If this image fails once more, try another one.", true],
   deadline_exceeded: ["This took too long.", "The service is busy. Try again in a moment.", true],
   client_deadline: ["This took too long.", "Try again; on a slow connection, send a smaller image.", true],

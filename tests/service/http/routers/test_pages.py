@@ -16,7 +16,7 @@ def test_a_page_has_the_version_of_the_service() -> None:
     request: Any = SimpleNamespace(app=SimpleNamespace(version="1.2<3"))
     for name in ("index.html", "docs.html"):
         response = web_page(name, request)
-        text = cast(bytes, response.body).decode()
+        text = cast("bytes", response.body).decode()
         assert "1.2&lt;3" in text
         assert "{version}" not in text
         assert (
