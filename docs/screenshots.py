@@ -133,12 +133,12 @@ def unready(page: Page, reason: str) -> None:
 
 def loading(page: Page) -> None:
     unready(page, "loading")
-    page.get_by_text("Loading ").first.wait_for()
+    page.locator("#state").get_by_text("Loading ").wait_for()
 
 
 def draining(page: Page) -> None:
     unready(page, "the service is shutting down")
-    page.get_by_text("Shutting down").wait_for()
+    page.locator("#state").get_by_text("Shutting down").wait_for()
 
 
 def docs(page: Page) -> None:

@@ -187,7 +187,7 @@ def test_several_images_are_a_grid_and_a_bad_one_fails_alone(page: Page, tmp_pat
         "ship.png",
         "other.webp",
     ]
-    refusal = page.get_by_role("alert").filter(has_text="This image cannot be read.")
+    refusal = page.get_by_role("alert").filter(has_text="This file cannot be read as an image.")
     assert refusal.is_visible()
     cards.nth(1).click()
     shown(page, "ship")

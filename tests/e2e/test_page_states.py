@@ -162,20 +162,14 @@ def test_every_refusal_has_words_for_people(page: Page) -> None:
         assert "`" not in title + remedy
 
 
-@pytest.mark.parametrize(
-    ("content", "title", "remedy"),
-    [
-        (b"no image", "This file is not an image.", "Try another image"),
-        (SHIP.read_bytes()[:2000], "This image cannot be read.", "damaged or incomplete"),
-    ],
-)
+@pytest.mark.parametrize("content", [b"no image", SHIP.read_bytes()[:2000]])
 def test_a_refused_image_is_explained_in_words_with_a_sign(
-    page: Page, tmp_path: Path, content: bytes, title: str, remedy: str
+    page: Page, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "notes.png").write_bytes(content)
     choose(page, tmp_path / "notes.png")
-    page.get_by_role("alert").filter(has_text=title).wait_for()
-    assert remedy in page.locator("#error").inner_text()
+    page.get_by_role("alert").filter(has_text="cannot be read as an image.").wait_for()
+    assert "Try another image" in page.locator("#error").inner_text()
     assert page.locator("#notice .sign").is_visible()
     # The same bytes fail again.
     assert not page.get_by_role("button", name="Try again").is_visible()

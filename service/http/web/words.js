@@ -7,7 +7,7 @@ const MANY = "More images arrived than it can compute at once.";
 /** By the reason in a problem's type: what happened, what to do, and whether the same may work later. */
 export const WORDS = {
   // Of the image.
-  undecodable_image: ["This image cannot be read.", `The file is damaged or incomplete. ${OTHER}`],
+  undecodable_image: ["This file cannot be read as an image.", `It is damaged, incomplete, or no image at all. ${OTHER}`],
   unsupported_media_type: ["This file is not an image.", OTHER],
   unsupported_encoding: ["This file is not an image.", OTHER],
   too_large: ["This image is too large.", "Make it smaller, or choose another one."],
