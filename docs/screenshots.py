@@ -133,7 +133,7 @@ def unready(page: Page, reason: str) -> None:
 
 def loading(page: Page) -> None:
     unready(page, "loading")
-    page.locator("#state").get_by_text("Loading ").wait_for()
+    page.locator("#state").get_by_text("Loading\u2026").wait_for()
 
 
 def draining(page: Page) -> None:

@@ -81,7 +81,7 @@ def test_the_state_is_red_while_the_service_is_gone_and_green_when_it_is_back(
         shown(page, "Next attempt in", "#outage")
         shown(page, "No figures: the service is not responding.", "#live")
         choose(page, SHIP)
-        shown(page, "Your image is sent again as soon as the service is back.", "#notice")
+        shown(page, "It is sent as soon as the service responds again.", "#notice")
         assert page.get_by_role("button", name="Try again").is_visible()
         with started(*model, "--port", str(first.port)):
             # By itself: the photo too.
@@ -99,11 +99,13 @@ def test_it_asks_less_and_less_often_and_at_once_if_told_to(
         page.clock.install(time=NOON)
         page.reload()
         state_of(page, "Ready on cpu")
+        shown(page, "latencies over the last 10 s", "#live")
         page.route("**/health/ready", lambda route: route.abort())
         page.clock.pause_at(NOON + timedelta(hours=1))
-        for seconds in (2, 4, 8, 16, 16):
+        for seconds in (2, 4, 8, 16):
             shown(page, f"Next attempt in {seconds} s.", "#outage")
             page.clock.run_for(1000 * seconds)
+        shown(page, "Next attempt in 16 s.", "#outage")
         page.unroute_all()
         page.get_by_role("button", name="Try now").click()
         page.locator("#outage").wait_for(state="hidden")
@@ -175,7 +177,7 @@ def test_a_refused_image_is_explained_in_words_with_a_sign(
     assert not page.get_by_role("button", name="Try again").is_visible()
     # What the service itself says is for whoever wants it.
     assert not page.locator("#detail").is_visible()
-    page.get_by_text("Technical details").click()
+    page.get_by_text("Technical details", exact=True).click()
     detail = page.locator("#detail").inner_text()
     assert detail.startswith("4")
     assert "request ID" in detail
@@ -185,7 +187,7 @@ def test_what_the_service_says_is_shown_without_marks(page: Page) -> None:
     answer(page, "v1/classify*", 418, problem(418, "of_another_version"))
     choose(page, SHIP)
     page.get_by_role("alert").filter(has_text="The service refused this request.").wait_for()
-    page.get_by_text("Technical details").click()
+    page.get_by_text("Technical details", exact=True).click()
     assert page.locator("#detail code").inner_text() == "API"
     assert "`" not in page.locator("body").inner_text()
 

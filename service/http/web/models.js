@@ -66,5 +66,5 @@ export function show() {
     ? `${kindOf(model)}, ${(model.parameters / 1e6).toFixed(2)} million parameters, `
       + `${classesOf(model)}, ${inputOf(model.input)}${viewsOf(model)}; `
       + `${model.engine ?? "loading"} engine, ${model.precision}, on ${model.device}`
-    : `${model.name} is ${model.state}: ${model.reason}`));
+    : `${model.name} is ${model.state}${model.reason === model.state ? "" : `: ${model.reason}`}.`));
 }

@@ -20,6 +20,6 @@ export function showNotice({ error, wait }) {
     $("detail").replaceChildren(...prose(refusal?.detail ?? ""));
   }
   $("wait").hidden = !wait;
-  $("again").textContent = wait ? `Your image is sent again in ${wait.seconds} s.` : "";
+  $("again").textContent = wait ? `Your image is sent again in ${wait.seconds}\u00a0s.` : "";
   $("retry").hidden = !error || !wordsFor(error.reason).again;
 }

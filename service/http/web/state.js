@@ -20,7 +20,10 @@ function told() {
   const bad = models.filter(({ state }) => ["failed", "lost"].includes(state));
   if (bad.length) return ["failed", `Failed: ${named(bad.map(({ name }) => name))}`];
   const unready = Object.keys(reasons);
-  if (unready.length) return ["loading", `Loading ${named(unready)}…`];
+  if (unready.length) {
+    const some = unready.length < models.length;
+    return ["loading", some ? `Loading ${named(unready)}…` : "Loading…"];
+  }
   if (busy) return ["busy", "Busy"];
   const devices = [...new Set(models.map(({ device }) => device))].join(", ");
   return ["ready", devices ? `Ready on ${devices}` : "Ready"];

@@ -29,7 +29,7 @@ export const WORDS = {
   internal_error: ["Something went wrong in the service.", "Try again. The technical details help whoever runs it.", true],
   // Of the way there.
   broken_off: ["The connection broke off.", "Try again. If it fails once more, the image may be too large.", true],
-  unreachable: ["The service is not responding.", "Your image is sent again as soon as the service is back.", true],
+  unreachable: ["Your image was not sent.", "It is sent as soon as the service responds again.", true],
   gateway: ["The service cannot be reached.", "A proxy in front of it answers instead. Try again in a moment.", true],
 };
 const FALLBACK = ["The service refused this request.", "The technical details say why."];
