@@ -4,7 +4,7 @@
     python -m docs.screenshots FOLDER     every state of the page, at three widths, by day and night
     python -m docs.screenshots FOLDER answer several       these states only
 
-It starts a service with the built-in model, on a free port, and stops it.
+It starts a service with the built-in model, on port 8000 or another one, and stops it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, started
 DOCS = Path(__file__).parent
 Scheme = Literal["light", "dark"]
 SHOTS: tuple[tuple[str, int, int, Scheme], ...] = (
-    ("page", 1280, 1290, "light"),
-    ("page-phone-dark", 390, 1690, "dark"),
+    ("page", 1280, 1250, "light"),
+    ("page-phone-dark", 390, 1475, "dark"),
 )
 # Images sent every two seconds, so that the live figures have something to show.
 LOAD = (4, 9, 15, 12, 18, 24, 20, 26, 17, 22, 28, 25)
@@ -201,7 +201,9 @@ def of_the_documents(browser: Browser, url: str) -> None:
 
 
 def main(folder: str = "", *only: str) -> None:
-    with started() as service, sync_playwright() as playwright:
+    # As in the guides: a port of its own would be in the picture.
+    port = () if folder else ("--port", "8000")
+    with started(*port) as service, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         if folder:
             all_states(browser, service.url, Path(folder), list(only))

@@ -249,6 +249,6 @@ def test_each_state_can_be_read_and_fits_its_window(page: Page, enter: Any) -> N
         page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") == width
     for scheme in ("dark", "light"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         contrasts = page.evaluate(CONTRASTS)
         assert contrasts[0][0] >= 4.5, contrasts[0]
