@@ -50,6 +50,8 @@ CHROMIUM_FLAGS = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
+# What the pages ask for that may be refused; the browser complains about it.
+REFUSING = ("/v1/", "/health/", "/metrics")
 # What a test sees must not depend on how many CPUs there are, and a start need not measure them.
 CHOSEN = {"RESNET_SERVE_WORKERS": "1", "RESNET_SERVE_ENGINE_THREADS": "1"}
 # As the command does, for the libraries that tests import.
@@ -237,8 +239,9 @@ def visiting(
             page.add_init_script(f"sessionStorage.setItem({name!r}, {value!r})")
 
         def complained(message: Any) -> None:
-            # Refusals are what the tests ask for.
-            if message.type in {"error", "warning"} and "/v1/" not in message.location["url"]:
+            # Refusals, and a service that is gone, are what the tests ask for.
+            asked_for = any(path in message.location["url"] for path in REFUSING)
+            if message.type in {"error", "warning"} and not asked_for:
                 faults.append(message.text)
 
         def asked(request: Any) -> None:

@@ -93,7 +93,7 @@ def test_a_model_without_classes_says_so_and_shows_what_to_send(page: Page, tmp_
     choose(page, SHIP)
     alert = page.get_by_role("alert").filter(has_text="no classes")
     alert.wait_for()
-    assert alert.inner_text() == "The model headless has no classes; use POST /v1/embed."
+    assert "It turns images into embeddings" in alert.inner_text()
     assert not any("/v1/classify" in url for url in asked)
     assert page.locator("#predictions li").count() == 0
     (tmp_path / "ship.png").write_bytes(SHIP.read_bytes())
@@ -104,7 +104,7 @@ def test_a_model_without_classes_says_so_and_shows_what_to_send(page: Page, tmp_
     assert "client.embed(" in page.locator("#snippet").inner_text()
     page.get_by_label("Model").select_option("grey")
     shown(page, "label")
-    assert page.locator("#error").inner_text() == ""
+    assert page.locator("#error").text_content() == ""
 
 
 def test_a_letterboxed_map_goes_beyond_the_image(page: Page, tmp_path: Path) -> None:
@@ -119,6 +119,8 @@ def test_a_letterboxed_map_goes_beyond_the_image(page: Page, tmp_path: Path) -> 
     assert canvas["y"] < image["y"] - 10
     assert canvas["y"] + canvas["height"] > image["y"] + image["height"] + 10
     assert (canvas["x"], canvas["width"]) == pytest.approx((image["x"], image["width"]), abs=1)
+    shown(page, "The network sees the whole image, with a border added.", "#stage")
+    assert not page.locator("#crop").is_visible()
 
 
 @pytest.mark.parametrize("name", ["layers", "own-head"])
@@ -127,7 +129,7 @@ def test_a_head_of_several_layers_or_of_its_own_has_no_map_and_the_page_says_why
 ) -> None:
     page.get_by_label("Model").select_option(name)
     choose(page, SHIP)
-    shown(page, f"{name} has no activation map: its head is not a single linear layer.", "#stage")
+    shown(page, f"{name} has no activation map: its head is not a single linear layer.", "#results")
     assert page.locator("#predictions button").count() == 0
 
 

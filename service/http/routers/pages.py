@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Callable
 from functools import partial
 from importlib import resources
 
@@ -20,7 +22,7 @@ WEB = {
     "icon.svg": "image/svg+xml",
     "ship.png": "image/png",
 }
-# The JavaScript modules of the pages.
+# The JavaScript of the pages.
 WEB |= {
     f"{name}.js": "text/javascript"
     for name in (
@@ -33,12 +35,18 @@ WEB |= {
         "live",
         "map",
         "models",
+        "notice",
         "operation",
         "predictions",
+        "preview",
+        "pulse",
         "schema",
         "sending",
         "snippets",
+        "state",
+        "theme",
         "trying",
+        "words",
     )
 }
 # The pages load nothing from other origins; injected content must not either.
@@ -55,8 +63,8 @@ router = APIRouter()
 
 
 @router.get("/", include_in_schema=False)
-async def page() -> Response:
-    return web_file("index.html")
+async def page(request: Request) -> Response:
+    return web_page("index.html", request)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -64,7 +72,7 @@ async def docs(request: Request) -> Response:
     if request.scope.get("raw_path", b"").endswith(b"/"):
         # The page's links are relative, so that a prefix may stand before it. So is this one.
         return Response(status_code=308, headers={"Location": "../docs"})
-    return web_file("docs.html")
+    return web_page("docs.html", request)
 
 
 @router.get("/openapi.json", include_in_schema=False)
@@ -86,6 +94,12 @@ async def page_file(file: str) -> Response:
     return web_file(file)
 
 
-def web_file(name: str) -> Response:
+def web_page(name: str, request: Request) -> Response:
+    """A page, with the version of the service in it."""
+    version = html.escape(request.app.version).encode()
+    return web_file(name, lambda content: content.replace(b"{version}", version))
+
+
+def web_file(name: str, change: Callable[[bytes], bytes] = bytes) -> Response:
     content = resources.files("service.http.web").joinpath(name).read_bytes()
-    return Response(content, media_type=WEB[name], headers=PAGE_HEADERS)
+    return Response(change(content), media_type=WEB[name], headers=PAGE_HEADERS)

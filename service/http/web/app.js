@@ -1,25 +1,27 @@
-import { UNREACHABLE } from "./api.js";
+import { Refused } from "./api.js";
 import * as camera from "./camera.js";
 import { $, made } from "./elements.js";
 import * as key from "./key.js";
 import * as live from "./live.js";
 import * as map from "./map.js";
 import * as models from "./models.js";
+import { showNotice } from "./notice.js";
 import { figureOf, markChosen, showPredictions, showTiming } from "./predictions.js";
+import { fit, isTiny, showRegion } from "./preview.js";
+import * as pulse from "./pulse.js";
 import { post, typeOf } from "./sending.js";
 import * as snippets from "./snippets.js";
+import * as state from "./state.js";
+import { isBusy, wordsFor } from "./words.js";
 
 const AT_ONCE = 4; // requests
 const MOST = 200; // images
-const ENLARGED = 384; // pixels that smaller images are enlarged to
-const TINY = 128; // pixels below which each of them is worth seeing
 
 let pictures = []; // one per file, with its outcome
 let chosen = null; // the one shown
 let running = new AbortController(); // aborts all requests for the pictures
 let mapping = new AbortController(); // aborts the request for a map
 
-const isTiny = (image) => Math.max(image.naturalWidth, image.naturalHeight) < TINY;
 const classless = () => models.serving()?.num_classes === 0;
 const mapped = () => models.serving()?.explain === true;
 
@@ -46,7 +48,13 @@ function take(files) {
     ? `The first ${MOST} of ${files.length} images`
     : `${files.length} images`;
   choose(pictures[0]);
+  toStage();
   classifyAll();
+}
+
+/** Scrolls up to the picture, which the results follow, if it is above what is seen. */
+function toStage() {
+  if ($("stage").getBoundingClientRect().top < 0) $("stage").scrollIntoView();
 }
 
 function addCard(picture) {
@@ -61,7 +69,7 @@ function addCard(picture) {
   );
   picture.card.addEventListener("click", () => {
     choose(picture);
-    if ($("stage").getBoundingClientRect().top < 0) $("stage").scrollIntoView();
+    toStage();
   });
 }
 
@@ -72,19 +80,10 @@ function choose(picture) {
   $("empty").hidden = true;
   $("unshown").hidden = true;
   $("picture").hidden = false;
-  $("preview").removeAttribute("width");
   $("preview").alt = picture.file.name;
   $("preview").src = picture.url;
   showOutcome(picture);
   showMap(picture);
-}
-
-function showSize() {
-  const { naturalWidth: width, naturalHeight: height } = $("preview");
-  const [longest, tiny] = [Math.max(width, height), isTiny($("preview"))];
-  const times = tiny ? Math.floor(ENLARGED / longest) : ENLARGED / longest;
-  $("preview").classList.toggle("tiny", tiny);
-  if (times > 1) $("preview").setAttribute("width", Math.round(times * width));
 }
 
 function showUnseen() {
@@ -96,47 +95,51 @@ function showUnseen() {
 
 // Responses.
 
-/** Sends all pictures to the chosen model, a few at a time; not before the models are listed. */
-async function classifyAll() {
+/** Sends all pictures to the chosen model; not before the models are listed. */
+function classifyAll() {
   if (!models.serving()) return;
   running.abort();
   mapping.abort();
   running = new AbortController();
+  send(pictures);
+}
+
+const failed = () => pictures.filter(({ error }) => error && wordsFor(error.reason).again);
+
+/** Sends pictures, a few at a time. */
+async function send(list) {
   const { signal } = running;
-  for (const picture of pictures) {
+  for (const picture of list) {
     Object.assign(picture, { answer: null, error: null, wait: null, maps: new Map() });
     showOutcome(picture);
   }
-  const left = [...pictures];
+  const left = [...list];
   const line = async () => {
     while (left.length && !signal.aborted) await classify(left.shift(), signal);
   };
   await Promise.all(Array.from({ length: AT_ONCE }, line));
-  if (pictures.length && !signal.aborted) announce();
+  if (list.length && !signal.aborted) announce();
 }
 
 async function classify(picture, signal) {
-  if (classless()) {
-    picture.error = `The model ${models.serving().name} has no classes; use POST /v1/embed.`;
-    showOutcome(picture);
-    return;
-  }
   const started = performance.now();
   try {
+    if (classless()) throw new Refused("no_classes");
     const answer = await post(picture, requestFor(picture.file).path, signal, showWaiting);
     const seen = performance.now() - started;
     Object.assign(picture, { answer, seen, classId: answer.predictions[0].class_id });
   } catch (error) {
     if (signal.aborted) return;
-    picture.error = error.message;
+    picture.error = error;
+    if (error.reason === "unreachable") pulse.now();
   }
   showOutcome(picture);
   if (picture === chosen) showMap(picture);
 }
 
 function outcomeOf({ answer, error, wait }) {
-  if (error) return ["failed", "refused"];
-  if (!answer) return [wait ? "waiting" : "…", "waiting"];
+  if (error) return ["Failed", "refused"];
+  if (!answer) return [wait ? "Waiting" : "…", "waiting"];
   const [{ label, probability }] = answer.predictions;
   return [`${label} ${figureOf(probability, models.independent())}`, "done"];
 }
@@ -159,25 +162,35 @@ function showOutcome(picture) {
 
 /** Shows a picture's wait, or its error. */
 function showWaiting(picture) {
-  const [words, state] = outcomeOf(picture);
+  const [words, outcome] = outcomeOf(picture);
   picture.outcome.textContent = words;
-  picture.card.dataset.state = state;
-  if (picture !== chosen) return;
-  const { answer, error, wait } = picture;
+  picture.card.dataset.state = outcome;
+  state.tell({ busy: pictures.some(({ wait }) => wait && isBusy(wait.refusal.reason)) });
+  $("retry-all").hidden = failed().length === 0;
+  if (picture === chosen) showHint();
+}
+
+function hint() {
+  if (!chosen) return "The most likely classes of your image appear here.";
+  if (models.serving()) return "Classifying…";
+  if (state.locked()) return "Enter the API key above; your image is then classified.";
+  return "Your image is classified as soon as the service answers.";
+}
+
+/** Shows why the chosen picture has no answer, or what comes next. */
+function showHint() {
+  const { answer, error, wait } = chosen ?? {};
   $("hint").hidden = Boolean(answer || error || wait);
-  $("hint").textContent = "Classifying…";
-  // The alert is read out whenever it is set; the seconds beside it are not.
-  const why = error ?? wait?.why ?? "";
-  if ($("error").textContent !== why) $("error").textContent = why;
-  $("wait").hidden = !wait;
-  $("again").textContent = wait ? `Retrying in ${wait.seconds} s.` : "";
+  $("skeleton").hidden = Boolean(answer || error);
+  $("hint").textContent = hint();
+  showNotice({ error, wait });
 }
 
 /** Announces the outcome of the pictures to screen readers, in one sentence. */
 function announce() {
-  const failed = pictures.filter((picture) => picture.error).length;
+  const bad = pictures.filter((picture) => picture.error).length;
   const [first] = pictures;
-  if (pictures.length > 1) $("said").textContent = `${pictures.length} images processed, ${failed} failed.`;
+  if (pictures.length > 1) $("said").textContent = `${pictures.length} images processed, ${bad} failed.`;
   else $("said").textContent = first.error ? "" : `${first.file.name}: ${outcomeOf(first)[0]}.`;
 }
 
@@ -191,6 +204,7 @@ function showMapState() {
   $("mapping").hidden = !(answer && mapped());
   $("opacity-label").hidden = !on;
   $("map").hidden = $("scale").hidden = !explanation;
+  showRegion(explanation?.region ?? null);
   let note = "";
   if (explanation) {
     note = map.describe(explanation);
@@ -221,7 +235,7 @@ async function showMap(picture, classId = picture.classId) {
       picture.maps.set(classId, await post(picture, path, signal, showWaiting));
     } catch (error) {
       if (signal.aborted) return;
-      picture.mapError = error.message;
+      picture.mapError = `There is no activation map. ${error.message}`;
     }
     if (signal.aborted || picture !== chosen) return;
   }
@@ -264,10 +278,10 @@ $("example").addEventListener("click", async () => {
     const blob = await (await fetch("web/ship.png")).blob();
     take([new File([blob], "ship.png", { type: "image/png" })]);
   } catch {
-    $("error").textContent = UNREACHABLE;
+    pulse.now(); // It says that the service does not answer.
   }
 });
-$("preview").addEventListener("load", showSize);
+$("preview").addEventListener("load", fit);
 $("preview").addEventListener("error", showUnseen);
 $("model").addEventListener("change", () => {
   models.show();
@@ -280,6 +294,12 @@ $("top-k").addEventListener("change", () => {
 });
 $("now").addEventListener("click", () => chosen.wait?.now());
 $("stop").addEventListener("click", () => chosen.wait?.stop());
+function resend(list) {
+  send(list);
+  $("results-name").focus({ preventScroll: true }); // The button is no longer there.
+}
+$("retry").addEventListener("click", () => resend([chosen]));
+$("retry-all").addEventListener("click", () => resend(failed()));
 $("map-on").addEventListener("change", () => showMap(chosen));
 const showOpacity = () => { $("map").style.opacity = $("opacity").value / 100; };
 $("opacity").addEventListener("input", showOpacity);
@@ -297,10 +317,59 @@ const ramp = made("canvas");
 map.drawRamp(ramp);
 $("ramp").append(ramp);
 showOpacity();
-const listModels = () => models.list((first) => {
-  showMapState();
-  showSnippet();
-  if (first) classifyAll();
-});
+
+// The service.
+
+let stale = false; // whether the models must be listed again
+let before = null; // what /health/ready said
+
+async function listModels() {
+  stale = false;
+  try {
+    const first = await models.list();
+    showMapState();
+    showSnippet();
+    if (first) classifyAll();
+  } catch {
+    stale = true;
+  }
+}
+
+const failedFor = (reason) => pictures.filter(({ error }) => error?.reason === reason);
+
+/** Follows what the service says of itself, and catches up after it was gone. */
+async function answered(health) {
+  const back = state.silent();
+  state.tell({ contact: "answered", reasons: health.reasons });
+  $("outage").hidden = true;
+  const now = JSON.stringify(health);
+  if (back) live.restart();
+  const changed = before !== null && before !== now;
+  if (stale || back || changed || models.outdated(health.reasons)) listModels();
+  before = now;
+  if (changed && health.status === "ready") send(failedFor("not_ready"));
+  if (back) send(failedFor("unreachable"));
+  // Else the service was there all the time: it was the request that failed.
+  for (const picture of failedFor("unreachable")) {
+    picture.error = new Refused("broken_off", picture.error.detail);
+    showOutcome(picture);
+  }
+  showHint();
+  await live.sample(listModels);
+}
+
+function silent(seconds) {
+  if (!state.silent()) {
+    $("outage-why").textContent = "The service is not responding.";
+    live.clear();
+  }
+  state.tell({ contact: "lost" });
+  $("outage").hidden = false;
+  $("outage-next").textContent = `It may be restarting. Next attempt in ${seconds} s.`;
+  showHint();
+}
+
+$("outage-now").addEventListener("click", pulse.now);
+document.addEventListener("visibilitychange", live.restart);
 listModels();
-live.watch(listModels);
+pulse.watch({ answered, silent });

@@ -1,7 +1,6 @@
-import { $, made } from "./elements.js";
+import { $, made, prose } from "./elements.js";
 import * as key from "./key.js";
 import { heading, operationOf, refusalsOf } from "./operation.js";
-import { prose } from "./schema.js";
 import { keyed, origin } from "./trying.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
@@ -56,7 +55,6 @@ function show(api, model) {
 
 async function start() {
   const api = await (await fetch("openapi.json")).json();
-  $("title").textContent = `${api.info.title} ${api.info.version}`;
   $("summary").textContent = api.info.summary ?? "";
   const paragraphs = (api.info.description ?? "").trim().split("\n\n");
   $("about").replaceChildren(...paragraphs.map((text) => made("p", {}, ...prose(text))));

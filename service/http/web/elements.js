@@ -12,6 +12,11 @@ export function made(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A text's parts in backticks as code. */
+export function prose(text) {
+  return text.split("`").map((part, at) => (at % 2 ? made("code", {}, part) : part));
+}
+
 /** A share from 0 to 1 as a percentage, without line breaks. */
 export function percent(share) {
   return share < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;

@@ -2,7 +2,7 @@
 
 import { $, made, milliseconds } from "./elements.js";
 
-const EVERY = 2000; // milliseconds
+const PATIENCE = 10_000; // milliseconds for an answer
 const KEPT = 31; // samples: one minute
 const WINDOW = 5; // samples per latency, as a single one holds few requests
 const LINE = /^resnet_serve_(images_total|phase_seconds_bucket|queue_depth|queue_limit|model_ready){(.*)} (\S+)$/;
@@ -91,39 +91,39 @@ function show(points) {
   }
 }
 
-/** Polls while the page is visible; calls `changed` when models or their states change. */
-export function watch(changed) {
-  let [samples, points, ready, timer] = [[], [], null, 0];
+$("figures").replaceChildren(...shown.map(({ tile }) => tile));
+let [samples, points, models] = [[], [], null];
 
-  async function poll() {
-    try {
-      const response = await fetch("metrics");
-      if (!response.ok) throw new Error(response.statusText);
-      const sample = read(await response.text());
-      // After a restart, counters begin at 0.
-      if (samples.length && sample.images < samples.at(-1).images) samples = [];
-      samples = [...samples, sample].slice(-KEPT);
-      if (samples.length > 1) points = [...points, pointOf(samples)].slice(1 - KEPT);
-      const states = sample.ready.sort().join();
-      if (ready !== null && ready !== states) changed();
-      ready = states;
-      $("live-note").textContent = "All models, updated every 2 s; latencies over the last 10 s.";
-      show(points);
-    } catch {
-      [samples, points, ready] = [[], [], ""];
-      show(points);
-      $("live-note").textContent = "No figures: /metrics is not responding.";
-    }
-    if (!document.hidden) timer = setTimeout(poll, EVERY);
+/** Shows that there are no figures, as the service does not answer. */
+export function clear() {
+  [samples, points] = [[], []];
+  show(points);
+  $("live-note").textContent = "No figures: the service is not responding.";
+}
+
+/** Begins anew, as after a time without samples. */
+export function restart() {
+  [samples, points] = [[], []];
+}
+
+/** Takes a sample and shows the figures; calls `changed` if models came, went or changed their states. */
+export async function sample(changed) {
+  let taken;
+  try {
+    const response = await fetch("metrics", { signal: AbortSignal.timeout(PATIENCE) });
+    if (!response.ok) throw new Error(response.statusText);
+    taken = read(await response.text());
+  } catch {
+    clear();
+    return;
   }
-
-  document.addEventListener("visibilitychange", () => {
-    clearTimeout(timer);
-    if (!document.hidden) {
-      [samples, points] = [[], []];
-      poll();
-    }
-  });
-  $("figures").replaceChildren(...shown.map(({ tile }) => tile));
-  poll();
+  // After a restart, counters begin at 0.
+  if (samples.length && taken.images < samples.at(-1).images) samples = [];
+  samples = [...samples, taken].slice(-KEPT);
+  if (samples.length > 1) points = [...points, pointOf(samples)].slice(1 - KEPT);
+  const states = taken.ready.sort().join();
+  if (models !== null && models !== states) changed();
+  models = states;
+  $("live-note").textContent = "All models, updated every 2 s; latencies over the last 10 s.";
+  show(points);
 }

@@ -1,42 +1,32 @@
 import { ask } from "./api.js";
-import { $, made } from "./elements.js";
+import { $, made, prose } from "./elements.js";
+import { tell } from "./state.js";
 
 const TOP_K = [1, 3, 5, 10, 20, 50];
-const AGAIN = 1000; // milliseconds, while a model loads
-
 let models = [];
-let timer = 0;
 
 /** The chosen model, as in GET /v1/models. */
 export const serving = () => models.find((model) => model.name === $("model").value);
 
-/** Lists the models, repeatedly until all have loaded; calls `listed(first)` each time. */
-export async function list(listed) {
-  clearTimeout(timer);
+/** Lists the models; returns whether it is the first time. Throws `Refused`. */
+export async function list() {
+  const listed = (await ask("v1/models")).models;
   const first = !models.length;
-  try {
-    models = (await ask("v1/models")).models;
-  } catch (error) {
-    $("state").textContent = error.message;
-    $("state").dataset.state = "failed";
-    return;
-  }
+  models = listed;
   const selected = $("model").value;
   $("model").replaceChildren(...models.map(({ name, state }) => {
     const option = made("option", { value: name }, state === "ready" ? name : `${name} (${state})`);
     option.selected = name === selected;
     return option;
   }));
-  const waiting = models.filter((model) => model.state !== "ready");
-  const devices = [...new Set(models.map((model) => model.device))].join(", ");
-  $("state").textContent = waiting.length
-    ? waiting.map((model) => `${model.name}: ${model.state}`).join(", ")
-    : `ready on ${devices}`;
-  $("state").dataset.state = waiting.length ? waiting[0].state : "ready";
+  for (const name of ["choices", "code", "described"]) $(name).hidden = false;
+  tell({ models });
   show();
-  listed(first);
-  if (waiting.some((model) => model.state === "loading")) timer = setTimeout(list, AGAIN, listed);
+  return first;
 }
+
+/** Whether a model has loaded since they were listed; `reasons`: of those that are not ready. */
+export const outdated = (reasons) => models.some(({ name, state }) => state === "loading" && !(name in reasons));
 
 /** Whether the chosen model's labels are independent: their probabilities do not share 100 %. */
 export const independent = () => serving()?.outputs === "independent";
@@ -53,6 +43,13 @@ function classesOf({ num_classes: count, embedding }) {
 
 const viewsOf = ({ views }) => (views === "mirrored" ? ", averaged with their mirror images" : "");
 
+/** What people call the architecture: a name of the service's own is no name to them. */
+function kindOf({ architecture, depth, block }) {
+  if (block) return `Own network of depth ${depth}`;
+  if (architecture === "custom") return `ResNet-${depth}`;
+  return architecture.replace(/^resnet(\d+)$/, "ResNet-$1");
+}
+
 /** Shows the chosen model's description and its choices of top k. */
 export function show() {
   const model = serving();
@@ -65,9 +62,9 @@ export function show() {
     option.selected = size <= count;
     return option;
   }));
-  $("about").textContent = model.state === "ready" || !model.reason
-    ? `${model.architecture}, ${(model.parameters / 1e6).toFixed(2)} million parameters, `
+  $("about").replaceChildren(...prose(model.state === "ready" || !model.reason
+    ? `${kindOf(model)}, ${(model.parameters / 1e6).toFixed(2)} million parameters, `
       + `${classesOf(model)}, ${inputOf(model.input)}${viewsOf(model)}; `
-      + `${model.engine ?? "loading"}, ${model.precision}, on ${model.device}`
-    : `${model.name} is ${model.state}: ${model.reason}`;
+      + `${model.engine ?? "loading"} engine, ${model.precision}, on ${model.device}`
+    : `${model.name} is ${model.state}${model.reason === model.state ? "" : `: ${model.reason}`}.`));
 }

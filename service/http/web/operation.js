@@ -1,7 +1,7 @@
 // The parts of the reference: operations, and what they have in common.
 
-import { made } from "./elements.js";
-import { fields, folded, kind, pretty, prose, resolved } from "./schema.js";
+import { made, prose } from "./elements.js";
+import { fields, folded, kind, pretty, resolved } from "./schema.js";
 import { curl, harmless, keyed, pathFor, run, runs } from "./trying.js";
 
 const SHORT = 60; // lines of an example

@@ -1,6 +1,6 @@
 // JSON schemas of the API's description, in words.
 
-import { made } from "./elements.js";
+import { made, prose } from "./elements.js";
 
 const DEEPEST = 5; // nested objects, as schemas may refer to themselves
 
@@ -8,11 +8,6 @@ const DEEPEST = 5; // nested objects, as schemas may refer to themselves
 export function resolved(api, node) {
   const steps = node?.$ref?.split("/").slice(1);
   return steps ? resolved(api, steps.reduce((at, step) => at[step], api)) : node ?? {};
-}
-
-/** A text's parts in backticks as code. */
-export function prose(text) {
-  return text.split("`").map((part, at) => (at % 2 ? made("code", {}, part) : part));
 }
 
 /** A value's type in a few words, with its limits. */

@@ -1,28 +1,28 @@
-import { ask } from "./api.js";
+import { ask, Refused } from "./api.js";
 
 export const typeOf = (file) => (file.type.startsWith("image/") ? file.type : "application/octet-stream");
 
 /**
  * Posts a picture's file to a path and returns the response.
  *
- * While waiting to retry, `picture.wait` has the reason, the seconds left, and functions to end the
- * wait; `changed(picture)` is called at each change.
+ * While waiting to retry, `picture.wait` has the refusal, the seconds left, and functions to end the
+ * wait; `changed(picture)` is called at each change. Throws `Refused`, or the signal's reason.
  */
 export async function post(picture, path, signal, changed) {
   const { file } = picture;
-  await file.slice(0, 1).arrayBuffer().catch(() => {
-    throw new Error(`Cannot read ${file.name}; is it a folder?`);
+  await file.slice(0, 1).arrayBuffer().catch((error) => {
+    throw new Refused("unreadable_file", `${file.name}: ${error.message}`);
   });
   return ask(path, {
     method: "POST",
     headers: { "Content-Type": typeOf(file) },
     body: file,
     signal,
-    wait: (why, seconds) => waited(picture, why, seconds, signal, changed),
+    wait: (refusal, seconds) => waited(picture, refusal, seconds, signal, changed),
   });
 }
 
-function waited(picture, why, seconds, signal, changed) {
+function waited(picture, refusal, seconds, signal, changed) {
   return new Promise((resolve, reject) => {
     const until = performance.now() + 1000 * seconds;
     const end = (finish, reason) => {
@@ -43,7 +43,7 @@ function waited(picture, why, seconds, signal, changed) {
       }
     }, 100);
     signal.addEventListener("abort", abort);
-    picture.wait = { why, seconds, now: () => end(resolve), stop: () => end(reject, new Error(why)) };
+    picture.wait = { refusal, seconds, now: () => end(resolve), stop: () => end(reject, refusal) };
     changed(picture);
   });
 }
