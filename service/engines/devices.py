@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
+from models.extras import install
 from models.hardware import native_precision
 from service.config.settings import ModelSettings
 from service.engines import cards
@@ -54,21 +55,21 @@ def _check(settings: ModelSettings, device: str) -> None:
             f"engine: compile runs on the CPU, not on {device}; use auto, fused or eager"
         )
     if settings.engine == "openvino" and not has_openvino():
-        raise ConfigError("engine: openvino is not installed; pip install 'resnet-serve[cpu]'")
+        raise ConfigError(f"engine: openvino is not installed; {install('cpu')}")
     if settings.decode == "device":
         _check_decoder(device)
     if settings.precision == "int8":
         if not on_cpu or settings.engine not in ("auto", "openvino"):
             raise ConfigError("precision: int8 needs device cpu and engine openvino")
         if not has_openvino():
-            raise ConfigError("precision: int8 needs openvino; pip install 'resnet-serve[cpu]'")
+            raise ConfigError(f"precision: int8 needs openvino; {install('cpu')}")
 
 
 def _check_decoder(device: str) -> None:
     if device == "cpu":
         raise ConfigError("decode: device needs a CUDA device; use host")
     if find_spec("torchvision") is None:
-        raise ConfigError("decode: device needs torchvision; pip install 'resnet-serve[gpu]'")
+        raise ConfigError(f"decode: device needs torchvision; {install('gpu')}")
 
 
 def engines_for(settings: ModelSettings, device: str) -> list[str]:
