@@ -173,7 +173,7 @@ def test_words_know_variables_and_comments() -> None:
         ("cluster", "helm delete resnet-serve"),
         ("gpu", "resnet-serve serve --gpu 1"),
         ("gpu", "resnet-serve serve --device tpu"),
-        ("gpu", "pip install 'resnet-serve[tpu]'"),
+        ("gpu", "pip install '.[tpu]'"),
         ("gpu", "export CUDA_DEVICE_ORDER=FASTEST_FIRST"),
         ("internet", "resnet-serve serve --model builtin:resnet10-cifar10"),
         ("internet", "resnet-serve fetch builtin:resnet10-cifar10"),

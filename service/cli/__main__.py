@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 CLIENT = "the Python client, service.client, works without"
-# Modules of the standard library that Windows lacks.
-UNIX = ("fcntl", "resource")
 
 
 def main() -> None:
@@ -20,19 +18,16 @@ def main() -> None:
             "resnet-serve, not python -m service.cli, without that folder in PYTHONPATH; to train "
             "in several processes, torchrun --no-python resnet-serve"
         )
+    if sys.platform == "win32":
+        sys.exit(f"resnet-serve: runs in WSL 2 or in a container, not on Windows; {CLIENT}")
     if sys.platform == "darwin" and "serve" in sys.argv[1:2]:
-        sys.exit("resnet-serve: serve runs on Linux only; here, run it in a container")
+        sys.exit(f"resnet-serve: serve needs Linux, in a container for example; {CLIENT}")
     try:
         from service.cli.main import main as command
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "service", "models"):
             raise
-        if missing in UNIX:
-            sys.exit(
-                "resnet-serve: the command does not run on Windows; run it in a container or in "
-                f"WSL 2; {CLIENT}"
-            )
         sys.exit(
             f"resnet-serve: needs {missing}, which is not installed; install resnet-serve again, "
             f"without --no-deps; {CLIENT}"

@@ -410,9 +410,7 @@ class Settings(Strict):
     @classmethod
     def _check_grpc(cls, port: int | None) -> int | None:
         if port is not None and not all(find_spec(package) for package in GRPC_PACKAGES):
-            raise PydanticCustomError(
-                "extra", f"must be unset without gRPC; {install('grpc')}"
-            )
+            raise PydanticCustomError("extra", f"must be unset without gRPC; {install('grpc')}")
         return port
 
     @field_validator("vertex_health_route", "vertex_predict_route")

@@ -77,7 +77,9 @@ def test_ci_runs_what_the_readme_tells_a_person_to_run() -> None:
 def test_both_images_are_built_and_the_small_one_for_arm_too(image: dict[str, Any]) -> None:
     built = {row["device"]: row["platforms"] for row in image["strategy"]["matrix"]["include"]}
     assert built == {"cpu": "linux/amd64,linux/arm64", "cuda": "linux/amd64"}
-    arguments = re.findall(r"^(\w+)=", step(image, "docker/build-push-action")["build-args"], re.MULTILINE)
+    arguments = re.findall(
+        r"^(\w+)=", step(image, "docker/build-push-action")["build-args"], re.MULTILINE
+    )
     known = {
         rest.partition("=")[0] for keyword, rest in instructions(dockerfile()) if keyword == "ARG"
     }

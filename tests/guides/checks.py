@@ -129,7 +129,7 @@ def _helm(words: list[str]) -> None:
 def _check_extras(words: list[str]) -> None:
     """That `pip install` asks for extras that there are."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    (extras,) = re.findall(r"^resnet-serve\[([\w,]+)\]$", words[2])
+    (extras,) = re.findall(r"^\.\[([\w,]+)\]$", words[-1])
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
