@@ -20,7 +20,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: serve test test-all test-other-cpu test-random lint clusters bench soak mutants clean
 
 # Torch is hundreds of megabytes at least: whoever waits for it sees how far it is.
-serve: SILENT :=
+serve bench: SILENT :=
 serve: .venv/serve.stamp
 	$(BIN)/resnet-serve serve --host $(HOST) --port $(PORT)
 
@@ -78,7 +78,7 @@ clean:
 .venv/serve.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(if $(SILENT),,@echo "$$ABOUT")
 	$(PIP) $(if $(SILENT),--quiet) torch
-	$(PIP) --quiet -e '.[cpu,interchange]'
+	$(PIP) --quiet -e '.[client,cpu,interchange]'
 	touch $@
 
 .venv/test.stamp: .venv/serve.stamp

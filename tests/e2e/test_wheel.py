@@ -113,7 +113,7 @@ def test_a_module_of_ones_own_that_hides_ours_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"resnet-serve: {tmp_path / 'models.py'} hides")
     assert done.stderr.count("\n") == 1
-    installed = [Path(sys.executable).parent / "resnet-serve", "--version"]
+    installed = [str(Path(sys.executable).parent / "resnet-serve"), "--version"]
     subprocess.run(installed, check=True, capture_output=True, cwd=tmp_path)
 
 
