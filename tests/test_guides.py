@@ -189,7 +189,7 @@ def test_words_know_variables_and_comments() -> None:
         ("install", "make server"),
         ("install", "make serve TORCH_INDEX=x"),
         ("install", "pip install '.[tpu]'"),
-        ("install", "pip install resnet-serve"),
+        ("install", "pip install numpy"),
         ("install", "torchrun --no-python resnet-serve training"),
         ("internet", "resnet-serve serve --model builtin:resnet10-cifar10"),
         ("internet", "resnet-serve fetch builtin:resnet10-cifar10"),

@@ -124,7 +124,7 @@ def test_a_command_that_needs_an_index_is_recognised(text: str, wrong: bool) -> 
 def from_an_index(text: str) -> list[str]:
     """What `text` tells to install by the package's name alone."""
     command = re.compile(
-        r"\b(?:pip3?|pipx|uv)\s(?:[\w-]+\s+)*?(?:install|add)\s(?:[^`\n#]*[\s'\"])?['\"]?"
+        r"\b(?:pip3?|pipx|uv)\s(?:[\w-]+\s+)*?(?:install|add)\s(?:[^`\n#]*[ '\"])?['\"]?"
         r"resnet[-_]serve(?![\w/.-])(?!(?:\[[\w,]+\])?\s*@)"
     )
     return command.findall(text)
