@@ -91,8 +91,8 @@ def engines_for(settings: ModelSettings, device: str) -> list[str]:
 def advise_openvino() -> None:
     """Says, once in a process, what a CPU without OpenVINO costs and what to do about it."""
     log.warning(
-        "OpenVINO is not installed, so PyTorch computes on the CPU, at XX of the speed "
-        "(measured with ResNet-50 on two cores); %s",
+        "OpenVINO is not installed, so PyTorch computes on the CPU, at about half the speed "
+        "(measured with ResNet-50 on two cores, bf16); %s",
         install("cpu"),
     )
 
