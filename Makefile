@@ -4,7 +4,13 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 DURATION ?= 600
 WORKERS ?= 1
+# An index of PyTorch's, beside the one that pip uses: with https://download.pytorch.org/whl/cpu, torch
+# comes without CUDA's libraries.
+TORCH_INDEX_URL ?=
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+SILENT := yes
 ALONE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
@@ -13,6 +19,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: serve test test-all test-other-cpu test-random lint clusters bench soak mutants clean
 
+# Torch is hundreds of megabytes at least: whoever waits for it sees how far it is.
+serve bench: SILENT :=
 serve: .venv/serve.stamp
 	$(BIN)/resnet-serve serve --host $(HOST) --port $(PORT)
 
@@ -68,13 +76,22 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/serve.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,interchange]'
+	$(if $(SILENT),,@echo "$$ABOUT")
+	$(PIP) $(if $(SILENT),--quiet) torch
+	$(PIP) --quiet -e '.[client,cpu,interchange]'
 	touch $@
 
 .venv/test.stamp: .venv/serve.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(PIP) --quiet -e '.[test]'
 	touch $@
 
 .venv/mutants.stamp: .venv/test.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	$(PIP) --quiet -e '.[mutants]'
 	touch $@
+
+define ABOUT
+Installing into .venv, once: 1.4 GB with PyTorch for CPUs, 5.5 GB with PyTorch for CUDA, which is
+what PyPI has for Linux on x86-64. It takes half a minute to some minutes. For CPUs alone:
+  make serve TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+endef
+export ABOUT

@@ -9,6 +9,7 @@ import io
 from PIL import AvifImagePlugin, Image
 
 from models import boxes
+from models.extras import install
 
 # Pillow's names of formats, and ours. The suffixes are of files in folders and archives: those of
 # formats that this process lacks are among them, so that such files are reported.
@@ -60,7 +61,7 @@ def listed() -> str:
 def why_unknown(name: str) -> str:
     """Why Pillow does not identify the file of this name, for people who have it."""
     if name.lower().endswith(HEIC_SUFFIXES) and "HEIF" not in formats():
-        return "HEIC needs: pip install 'resnet-serve[images]'"
+        return f"HEIC needs: {install('images')}"
     return "unknown format or a rare kind of one"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def test_every_panel_that_is_explained_exists() -> None:
     assert {name for row in named for name in row.split(", ")} <= titles
 
 
+def test_every_extra_and_no_other_is_explained() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    text = (ROOT / "docs/guides/install.md").read_text("utf-8")
+    table = text.partition("| extra |")[2].partition("\n\n")[0]
+    first = re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+    named = [name for row in first for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(project["optional-dependencies"])
+
+
 def test_blocks_are_found_with_their_marks() -> None:
     text = "a\n```sh\nx \\\n  y  # z\n```\n<!-- needs: gpu -->\n```console\n$ a\nb\nc\n$ d\n```\n"
     first, second = blocks(text)
@@ -139,8 +149,13 @@ def test_words_know_variables_and_comments() -> None:
         ("cluster", "helm delete resnet-serve"),
         ("gpu", "resnet-serve serve --gpu 1"),
         ("gpu", "resnet-serve serve --device tpu"),
-        ("gpu", "pip install 'resnet-serve[tpu]'"),
+        ("gpu", "pip install '.[tpu]'"),
         ("gpu", "export CUDA_DEVICE_ORDER=FASTEST_FIRST"),
+        ("install", "make server"),
+        ("install", "make serve TORCH_INDEX=x"),
+        ("install", "pip install '.[tpu]'"),
+        ("install", "pip install numpy"),
+        ("install", "torchrun --no-python resnet-serve training"),
         ("internet", "resnet-serve serve --model builtin:resnet10-cifar10"),
         ("internet", "resnet-serve fetch builtin:resnet10-cifar10"),
     ],

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.extras import install
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 PARQUET = ".parquet"
 
@@ -29,7 +31,7 @@ def pyarrow(path: Path) -> Any:
         import pyarrow as arrow
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"{path}: needs pip install 'resnet-serve[parquet]'") from None
+        raise ValueError(f"{path}: needs {install('parquet')}") from None
     return arrow
 
 

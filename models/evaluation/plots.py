@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluation.confidence import Reliability
+from models.extras import install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +139,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError:
-        raise ValueError("a picture needs matplotlib: pip install 'resnet-serve[train]'") from None
+        raise ValueError(f"a picture needs matplotlib: {install('train')}") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

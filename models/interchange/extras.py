@@ -6,8 +6,7 @@ import importlib
 from typing import Any
 
 from models.bundle import BundleError
-
-INSTALL = "pip install 'resnet-serve[interchange]'"
+from models.extras import install
 
 
 def load(library: str) -> Any:
@@ -19,4 +18,4 @@ def load(library: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError:
-        raise BundleError(f"reading it needs {library}: {INSTALL}") from None
+        raise BundleError(f"reading it needs {library}: {install('interchange')}") from None

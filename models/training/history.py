@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import files
+from models.extras import install
 from models.plotting import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LOG, TABLE = "log.jsonl", "log.csv"
-INSTALL = "pip install 'resnet-serve[train]'"
 WHOLE = ("epoch", "step")
 LATER = ("validation_loss", "validation_top1")  # Logs of earlier versions lack them.
 OPTIONAL = ("test_loss", "test_top1", "test_top5", *LATER)
@@ -149,7 +149,7 @@ class History:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self._say(f"no TensorBoard files are written: {INSTALL}")
+            self._say(f"no TensorBoard files are written: {install('train')}")
             # Say it once, however often the log is opened.
             self._say = lambda line: None
             return
@@ -234,7 +234,7 @@ def curves(runs: Path | Sequence[Path | Sequence[Epoch]], path: Path, title: str
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError(f"{path}: curves need matplotlib: {INSTALL}") from None
+        raise ValueError(f"{path}: curves need matplotlib: {install('train')}") from None
     logs: list[Sequence[Epoch]] = []
     for run in [runs] if isinstance(runs, Path) else runs:
         rows = read(run) if isinstance(run, Path) else run

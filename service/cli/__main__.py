@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+CLIENT = "the Python client, service.client, works without"
 
 
 def main() -> None:
-    """Runs the command, or says in one line what it lacks where only the client is installed."""
+    """Runs the command, or says in one line why it cannot run here."""
+    hidden = _hidden()
+    if hidden is not None:
+        sys.exit(
+            f"resnet-serve: {hidden} hides a package of resnet-serve; call the command "
+            "resnet-serve, not python -m service.cli, without that folder in PYTHONPATH; to train "
+            "in several processes, torchrun --no-python resnet-serve"
+        )
+    if sys.platform == "win32":
+        sys.exit(f"resnet-serve: runs in WSL 2 or in a container, not on Windows; {CLIENT}")
+    if sys.platform == "darwin" and "serve" in sys.argv[1:2]:
+        sys.exit(f"resnet-serve: serve needs Linux, in a container for example; {CLIENT}")
     try:
         from service.cli.main import main as command
     except ModuleNotFoundError as error:
@@ -14,10 +29,18 @@ def main() -> None:
         if missing in ("", "service", "models"):
             raise
         sys.exit(
-            f"resnet-serve: needs {missing}, which is not installed: pip install resnet-serve; "
-            "the Python client, service.client, works without"
+            f"resnet-serve: needs {missing}, which is not installed; install resnet-serve again, "
+            f"without --no-deps; {CLIENT}"
         )
     command()
+
+
+def _hidden() -> str | None:
+    """The file that Python takes for our package `models`, if it is not ours."""
+    found = find_spec("models")
+    origin = None if found is None else found.origin
+    ours = Path(__file__).parents[2] / "models" / "__init__.py"
+    return None if origin is None or Path(origin).resolve() == ours.resolve() else origin
 
 
 if __name__ == "__main__":

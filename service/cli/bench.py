@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from models.extras import install
 from service.cli.options import PATH, fail_in_one_line
 from service.errors import ConfigError
 
@@ -204,7 +205,7 @@ def _drawing(path: Path | None) -> Callable[[Sequence[Report], Path, str], None]
     try:
         from service.cli.load.plot import draw
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--plot needs {error.name}: pip install 'resnet-serve[bench]'") from None
+        raise ConfigError(f"--plot needs {error.name}: {install('bench')}") from None
     return draw
 
 

@@ -19,6 +19,7 @@ import click
 from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
+from models.extras import install
 from service.cli import completers
 from service.cli.options import PATH, code_flag, engine_flags, exact_flag, fail_in_one_line, take
 from service.errors import ConfigError
@@ -257,7 +258,7 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
         from service.client import Client, ClientError, KeyRefused, RequestRefused
         from service.client.address import address_of
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--url needs {error.name}: pip install 'resnet-serve[client]'") from None
+        raise ConfigError(f"--url needs {error.name}: {install('client')}") from None
     address = address_of(url)
     key = loading.client_key(remote.key_file)
     concurrency = remote.concurrency or CONCURRENCY

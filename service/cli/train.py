@@ -279,7 +279,7 @@ def train(
     With --weights, it fine-tunes a model on the images of --data, whatever their classes.
 
     --resume continues an interrupted run. Under torchrun, several processes train together:
-    `torchrun --nproc-per-node 2 -m service.cli train ...`.
+    `torchrun --nproc-per-node 2 --no-python resnet-serve train ...`.
     """
     from models.training import memory
 

@@ -1,12 +1,12 @@
-"""A Python client for the service: `pip install 'resnet-serve[client]'`.
+"""A Python client for the service.
 
 >>> with Client("http://127.0.0.1:8000") as client:
 ...     print(client.classify("cat.jpg").best.label)
 ...     for item in client.classify_folder("photos"):
 ...         print(item.source, item.error or item.classification.best.label)
 
-`AsyncClient` is its counterpart for asyncio. Both need only httpx: `pip install httpx` and
-`pip install --no-deps resnet-serve` are enough.
+`AsyncClient` is its counterpart for asyncio. Both need httpx, and nothing
+else of what the service needs: docs/guides/clients.md shows how to install them alone.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from models.builtin import DEFAULT_SPEC
+from models.extras import install
 from models.own_code import ALLOWED
 from service.config import keys
 from service.config.addresses import path_problem, unix_path
@@ -409,9 +410,7 @@ class Settings(Strict):
     @classmethod
     def _check_grpc(cls, port: int | None) -> int | None:
         if port is not None and not all(find_spec(package) for package in GRPC_PACKAGES):
-            raise PydanticCustomError(
-                "extra", "must be unset without gRPC; pip install 'resnet-serve[grpc]'"
-            )
+            raise PydanticCustomError("extra", f"must be unset without gRPC; {install('grpc')}")
         return port
 
     @field_validator("vertex_health_route", "vertex_predict_route")
@@ -429,7 +428,7 @@ class Settings(Strict):
             raise PydanticCustomError("collector", "must be a URL such as http://localhost:4318")
         if value and not all(find_spec(package) for package in TRACING_PACKAGES):
             raise PydanticCustomError(
-                "extra", "must be unset without OpenTelemetry; pip install 'resnet-serve[otel]'"
+                "extra", f"must be unset without OpenTelemetry; {install('otel')}"
             )
         return value
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from models.bundle import Bundle
 from service.config.settings import ModelSettings, Settings
-from service.engines.devices import engines_for
+from service.engines.devices import advise_openvino, engines_for
 from service.engines.engine import Warm
 from service.engines.start import blueprint_of, start_engine, start_first
 
@@ -35,6 +35,8 @@ class EngineBuilder:
         turn: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self._kind, *self.better_kinds = engines_for(settings, device)
+        if device == "cpu" and settings.engine == "auto" and self._kind != "openvino":
+            advise_openvino()
         self._tolerance = settings.parity_tolerance
         self._read = read
         self._blueprint_of = partial(

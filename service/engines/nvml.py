@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from models.extras import install
 from service.metrics import GpuUse
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def meter_of(device: str) -> GpuMeter:
         import pynvml  # noqa: PLC0415 - an extra
     except ImportError:
         pynvml = None
-        log.info("%s: for GPU metrics, pip install 'resnet-serve[gpu]'", device)
+        log.info("%s: for GPU metrics, %s", device, install("gpu"))
     meter = GpuMeter(device, pynvml)
     threading.Thread(target=meter.keep_looking, name=f"{device}/nvml", daemon=True).start()
     return meter

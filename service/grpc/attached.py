@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from models.extras import install
 from service.config.variables import quieten_grpc
 from service.errors import ConfigError
 
@@ -25,6 +26,6 @@ def grpc_server(services: Services, addresses: Sequence[str]) -> AttachedServer 
     try:
         from service.grpc.endpoint import GrpcServer  # noqa: PLC0415
     except ImportError as error:
-        why = f"grpc_port: gRPC cannot be imported ({error}); pip install 'resnet-serve[grpc]'"
+        why = f"grpc_port: gRPC cannot be imported ({error}); {install('grpc')}"
         raise ConfigError(why) from None
     return GrpcServer(services, addresses)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -52,6 +53,10 @@ def one(stage: list[tuple[str, str]], keyword: str) -> str:
     return found
 
 
+def labels(stage: list[tuple[str, str]]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in shlex.split(one(stage, "LABEL")))
+
+
 def test_instructions_are_read_as_docker_reads_them() -> None:
     text = "# why\nFROM a AS b\n\nRUN one \\\n  # inside\n && two\ncopy x y\n"
     assert instructions(text) == [("FROM", "a AS b"), ("RUN", "one && two"), ("COPY", "x y")]
@@ -72,6 +77,34 @@ def test_python_is_one_that_the_package_allows(dockerfile: str) -> None:
     assert image is not None
     assert required is not None
     assert int(image[1]) >= int(required[1])
+
+
+def test_the_base_is_one_image_of_its_name(dockerfile: str) -> None:
+    outside = [
+        rest
+        for keyword, rest in instructions(dockerfile)
+        if keyword == "FROM" and rest.split()[0] != "base"
+    ]
+    assert len(outside) == 1
+    assert re.fullmatch(r"python:[\w.-]+@sha256:[0-9a-f]{64} AS base", outside[0])
+
+
+def test_labels_say_what_the_project_says(dockerfile: str, final: list[tuple[str, str]]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    base = re.search(r"^FROM (python:[\w.-]+)@", dockerfile, re.MULTILINE)
+    assert base is not None
+    said = {
+        name.removeprefix("org.opencontainers.image."): text
+        for name, text in labels(final).items()
+        if name.startswith("org.opencontainers.image.")
+    }
+    assert said == {
+        "title": project["name"],
+        "description": project["description"],
+        "version": project["version"],
+        "licenses": project["license"],
+        "base.name": f"docker.io/library/{base[1]}",
+    }
 
 
 def test_it_runs_as_a_numbered_user_who_is_not_root(final: list[tuple[str, str]]) -> None:
@@ -107,8 +140,7 @@ def test_sagemakers_only_argument_is_a_command_of_the_image(
         )
         # The same process, so that signals reach it.
         assert started.communicate()[0] == f"{started.pid} {port} serve --log-level info\n"
-    label = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true"
-    assert one(final, "LABEL") == label
+    assert labels(final)["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
 
 
 def test_each_image_has_what_its_device_needs(dockerfile: str) -> None:

@@ -27,6 +27,7 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from models.extras import install
 from service.grpc.receiving import QUICK_SECONDS
 from tests.conftest import (
     CHOSEN,
@@ -375,9 +376,9 @@ def test_an_address_that_a_front_end_cannot_serve_is_one_line(tmp_path: Path, wo
 @pytest.mark.parametrize(
     ("missing", "says"),
     [
-        ("grpc", "grpc_port: must be unset without gRPC; pip install 'resnet-serve[grpc]'"),
+        ("grpc", f"grpc_port: must be unset without gRPC; {install('grpc')}"),
         ("grpc_reflection", "grpc_port: must be unset without gRPC"),
-        ("google.protobuf", "No module named 'google.protobuf'); pip install 'resnet-serve[grpc]'"),
+        ("google.protobuf", f"No module named 'google.protobuf'); {install('grpc')}"),
     ],
 )
 def test_without_the_extra_a_port_for_grpc_is_one_line(

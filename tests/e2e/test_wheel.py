@@ -6,13 +6,12 @@ import re
 import subprocess
 import sys
 import venv
-import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from service.http.routers.pages import WEB
+from service.cli.__main__ import main
 from tests.conftest import Service, client, encoded, started
 
 ROOT = Path(__file__).parents[2]
@@ -25,23 +24,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", folder, ROOT], check=True)
     (made,) = folder.glob("*.whl")
     return made
-
-
-def test_it_contains_labels_page_and_the_embedded_bundle(wheel: Path) -> None:
-    archive = zipfile.ZipFile(wheel)
-    names = archive.namelist()
-    for wanted in (
-        "models/labels/cifar10.txt",
-        "models/labels/cifar100.txt",
-        "models/labels/imagenet1k.txt",
-        "models/py.typed",
-        "service/py.typed",
-        *(f"service/http/web/{file}" for file in WEB),
-    ):
-        assert wanted in names
-    assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
-    for name, most in (("resnet10-cifar10", 4_000_000), ("resnet20-cifar10", 1_200_000)):
-        assert archive.getinfo(f"models/builtin/{name}.safetensors").file_size <= most
 
 
 @pytest.mark.slow
@@ -122,3 +104,47 @@ def test_the_command_says_what_it_lacks(bare: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("resnet-serve: needs click, which is not installed")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_module_of_ones_own_that_hides_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models.py").touch()
+    command = [sys.executable, "-m", "service.cli", "--version"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"resnet-serve: {tmp_path / 'models.py'} hides")
+    assert done.stderr.count("\n") == 1
+    installed = [str(Path(sys.executable).parent / "resnet-serve"), "--version"]
+    subprocess.run(installed, check=True, capture_output=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("platform", "command"), [("win32", "models"), ("win32", "serve"), ("darwin", "serve")]
+)
+def test_another_system_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, platform: str, command: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(sys, "argv", ["resnet-serve", command])
+    with pytest.raises(SystemExit, match=r"^resnet-serve: .* container.* service\.client, works"):
+        main()
+
+
+# What other systems lack of what the service uses.
+OF_LINUX = """
+import os, sys
+for name in ("fcntl", "resource", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("sched_getaffinity", "memfd_create"):
+    delattr(os, name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("the client", "from service.client import Client, AsyncClient"),
+        ("a network", "sys.modules.pop('fcntl'); import models; models.build('resnet20')"),
+    ],
+)
+def test_what_needs_no_linux_is_imported_without(name: str, code: str) -> None:
+    subprocess.run([sys.executable, "-c", OF_LINUX + code], check=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,38 @@ def _helm(words: list[str]) -> None:
 def _check_extras(words: list[str]) -> None:
     """That `pip install` asks for extras that there are."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    (extras,) = re.findall(r"^resnet-serve\[([\w,]+)\]$", words[2])
+    (extras,) = re.findall(r"^\.\[([\w,]+)\]$", words[-1])
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def _install(command: Command) -> None:
+    """That what is installed, made and called exists. Building is tests/test_packages.py's."""
+    for line in command.line.split(" && "):
+        each = Command(line)
+        words = each.words
+        if words[:2] == ["pip", "install"]:
+            (extras,) = re.findall(r"(?:\.|\.whl\))\[([\w,]+)\]$", words[-1])
+            _check_extras(["pip", "install", f".[{extras}]"])
+        elif words[0] == "make":
+            text = (ROOT / "Makefile").read_text("utf-8")
+            for word in words[1:]:
+                name, is_variable, _ = word.partition("=")
+                assert f"\n{name} ?=" in text if is_variable else f"\n{name}:" in text, word
+        elif words[0] == "resnet-serve":
+            check_flags(words)
+        elif words[0] == "torchrun":
+            check_flags(words[words.index("--no-python") + 1 :])
+        else:
+            known = (
+                "git clone",
+                "cd resnet-serve",
+                "python3 -m",
+                ". .venv/bin/activate",
+                "pip wheel",
+            )
+            assert line.startswith(known), line
+        for flag, value in pairwise(words):
+            assert flag != "-c" or (ROOT / value).is_file(), value
 
 
 def _gpu(command: Command) -> None:
@@ -254,5 +285,6 @@ CHECKS: dict[str, Callable[[Command], None]] = {
     "cluster": _cluster,
     "ray": _ray,
     "gpu": _gpu,
+    "install": _install,
     "internet": _internet,
 }

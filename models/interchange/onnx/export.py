@@ -15,7 +15,7 @@ from torch import Tensor
 from models import files
 from models.bundle import Bundle, BundleError
 from models.classifier import Normalise
-from models.interchange.onnx.importer import MISSING
+from models.extras import install
 from models.operations import Operation, record
 from models.resnet import ResNet
 
@@ -41,7 +41,8 @@ def write(bundle: Bundle, path: Path, options: Mapping[str, Any]) -> None:
     try:
         content = _serialised(bundle, with_preprocessing=bool(options.get("with_preprocessing")))
     except ImportError:
-        raise BundleError(f"{path}: {MISSING}") from None
+        why = f"the package onnx is not installed: {install('interchange')}"
+        raise BundleError(f"{path}: {why}") from None
     except NotImplementedError as error:  # of a block or a head of one's own
         raise BundleError(f"{bundle.name} cannot be written as ONNX: {error}") from None
     with files.atomic(path) as file:

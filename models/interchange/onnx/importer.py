@@ -15,13 +15,12 @@ from models import labels as label_files
 from models.architecture import Architecture
 from models.bundle import BundleError
 from models.classifier import Outputs
-from models.interchange.extras import INSTALL
+from models.extras import install
 from models.interchange.imported import INPUT, NORMALISATION, NOTHING, STRUCTURE, Imported, Said
 from models.interchange.onnx import blocks, reader
 from models.naming import name_from
 from models.preprocess import BY_COUNT, CIFAR, IMAGENET, InputSpec, PerChannel
 
-MISSING = f"the package onnx is not installed: {INSTALL}"
 # Protobuf's tags of the fields of a `ModelProto` after the first.
 KEYS = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
 # The names of MXNet's Gluon, from which the model zoo's ResNets were exported.
@@ -46,7 +45,8 @@ def read(path: Path, said: Said = NOTHING) -> Imported:
         found = blocks.find(reader.read(model, said.key))
         own = _described(described, found.architecture)
     except ImportError:
-        raise BundleError(f"{path}: {MISSING}") from None
+        why = f"the package onnx is not installed: {install('interchange')}"
+        raise BundleError(f"{path}: {why}") from None
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     except BundleError as error:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import files
+from models.extras import install
 from service.cli.bulk import inputs, rows, stream
 from service.cli.bulk.inputs import Encoded, Shard
 from service.cli.bulk.journal import Layout
@@ -109,7 +110,7 @@ def _ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise ConfigError(f"--on ray needs {error.name}: pip install 'resnet-serve[ray]'") from None
+        raise ConfigError(f"--on ray needs {error.name}: {install('ray')}") from None
     return ray
 
 

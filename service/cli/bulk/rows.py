@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from models.extras import install
 from service.errors import ConfigError
 
 # `file`, and `predictions` or `error`.
@@ -95,7 +96,7 @@ def pyarrow(purpose: str) -> Any:
         import pyarrow as arrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError(f"{purpose} needs pyarrow: pip install 'resnet-serve[parquet]'") from None
+        raise ConfigError(f"{purpose} needs pyarrow: {install('parquet')}") from None
     return arrow
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.extras import install
 from models.training import history
 from models.training.history import Epoch, History
 
@@ -161,7 +162,7 @@ def test_without_tensorboard_the_run_goes_on_and_is_told_once(
     log.append(row(2))
     log.truncate(10)
     log.append(row(2))
-    assert told == ["no TensorBoard files are written: pip install 'resnet-serve[train]'"]
+    assert told == [f"no TensorBoard files are written: {install('train')}"]
     assert len(history.read(tmp_path)) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "log.jsonl"]
 
@@ -211,5 +212,5 @@ def test_curves_say_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="no run to draw"):
         history.curves([], tmp_path / "c.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"need matplotlib: pip install 'resnet-serve\[train\]'"):
+    with pytest.raises(ValueError, match="need matplotlib: pip install 'matplotlib>="):
         history.curves([[row(1)]], tmp_path / "c.png")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from models.extras import install
 from service.cli.main import main
 from tests.conftest import Service, encoded
 from tests.support.scripted import Scripted, answer, scripted
@@ -191,5 +192,5 @@ def test_a_picture_without_matplotlib_is_refused_before_the_load(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     before = len(server.bodies)
     line = bench("--url", server.url, "--plot", "x.png", photos, status=2).stderr
-    assert "pip install 'resnet-serve[bench]'" in line
+    assert install("bench") in line
     assert len(server.bodies) == before

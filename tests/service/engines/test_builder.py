@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from models.extras import install
 from service.config.settings import ModelSettings, Settings
 from service.engines import builder, devices
 from service.engines.builder import EngineBuilder
@@ -60,6 +61,17 @@ def test_weights_are_held_until_better_engines_are_built(kinds: list[str]) -> No
     del build
     assert weights() is None
     assert kinds == ["eager", "compile"]
+
+
+def test_a_cpu_without_openvino_is_told_once_what_to_install(
+    kinds: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    devices.advise_openvino.cache_clear()
+    for device, engine in (("cuda:0", "auto"), ("cpu", "eager"), ("cpu", "auto"), ("cpu", "auto")):
+        made(device, engine=engine)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().endswith(install("cpu"))
 
 
 def test_another_engine_is_of_the_kind_that_failed_and_its_weights_are_read(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.extras import install
 from service.engines.nvml import LOOK_SECONDS, STALE_SECONDS, GpuMeter, meter_of
 from service.metrics import GpuUse, Metrics
 
@@ -210,7 +211,7 @@ def test_without_the_extra_a_line_says_what_to_install(
     with caplog.at_level(logging.INFO):
         assert meter_of("cuda:0").read().memory_reserved == 2 * GIB
     (record,) = caplog.records
-    assert record.message == "cuda:0: for GPU metrics, pip install 'resnet-serve[gpu]'"
+    assert record.message == f"cuda:0: for GPU metrics, {install('gpu')}"
 
 
 def test_it_looks_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:

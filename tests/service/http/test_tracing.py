@@ -201,7 +201,7 @@ def test_a_setting_that_cannot_be_is_one_line(name: str, value: str, said: str) 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"^--tracing: .* pip install 'resnet-serve\[otel\]'"):
+    with pytest.raises(ConfigError, match=r"^--tracing: .* pip install 'opentelemetry-api>="):
         loading.load({"tracing": True}, environ={})
 
 

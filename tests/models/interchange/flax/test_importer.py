@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models import labels
 from models.bundle import Bundle, BundleError
+from models.extras import install
 from models.interchange import convert, extras
 from models.interchange.flax import pytree
 from models.preprocess import IMAGENET
@@ -385,7 +386,7 @@ def test_a_damaged_orbax_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_library_is_named_with_what_installs_it() -> None:
     assert refusal(lambda: extras.load("no_such_library")) == (
-        "reading it needs no_such_library: pip install 'resnet-serve[interchange]'"
+        f"reading it needs no_such_library: {install('interchange')}"
     )
 
 

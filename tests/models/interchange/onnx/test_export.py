@@ -265,7 +265,7 @@ def test_without_the_package_the_extra_is_named(
     made = described(network("option B"), 16)
     for name in [each for each in sys.modules if each.partition(".")[0] == "onnx"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BundleError, match=r"pip install 'resnet-serve\[interchange\]'"):
+    with pytest.raises(BundleError, match="pip install 'h5py>="):
         convert.EXPORTERS["onnx"](made, tmp_path / "x.onnx", {})
 
 

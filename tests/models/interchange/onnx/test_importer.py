@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models import labels, variants
 from models.bundle import BundleError
+from models.extras import install
 from models.interchange.onnx.importer import ZOO
 from models.preprocess import IMAGENET
 from models.resnet import ResNet
@@ -770,7 +771,7 @@ def test_without_the_package_the_extra_is_named(
     path = small_file(tmp_path)
     for name in [each for each in sys.modules if each.partition(".")[0] == "onnx"]:
         monkeypatch.setitem(sys.modules, name, None)
-    assert "pip install 'resnet-serve[interchange]'" in refusal(lambda: converted(path))
+    assert install("interchange") in refusal(lambda: converted(path))
 
 
 def test_networks_are_named_whatever_their_tensors_are_called(tmp_path: Path) -> None:
