@@ -39,6 +39,7 @@ GUIDES = [
     "dashboard",
     "gpu-host",
     "kubernetes",
+    "keys-and-certificates",
     "library",
     "offline",
     "own-architecture",
@@ -47,6 +48,7 @@ GUIDES = [
     "own-weights",
     "platforms",
     "ray",
+    "systemd",
     "torch-resnet-example",
     "tuning",
 ]
@@ -71,10 +73,10 @@ def test_a_document_does_as_it_says(
 ) -> None:
     text = (ROOT / name).read_text("utf-8")
     found = list(blocks(text))
-    if any("curl " in block.text for block in found if not block.needs) and not shutil.which(
-        "curl"
-    ):
-        pytest.skip("needs curl")
+    typed = "".join(block.text for block in found if not block.needs)
+    for program in ("curl", "openssl", "systemd-analyze"):
+        if f"{program} " in typed and not shutil.which(program):
+            pytest.skip(f"needs {program}")
     lay_out(tmp_path, "".join(block.text for block in found))
     monkeypatch.chdir(tmp_path)
     with Session(tmp_path, shared) as session:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import click
-from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from service.cli import completers, progress
@@ -103,7 +102,7 @@ class BulkJob:
                     if total := inputs.count(self.images):
                         bar.total = len(range(self.shard.index, total, self.shard.count))
 
-            if isinstance(bar, tqdm):
+            if not isinstance(bar, progress.ProgressLines):
                 # Classification starts in the meantime. Lines are not worth a second reading.
                 Thread(target=count, daemon=True).start()
             for batch in batches:
@@ -335,4 +334,4 @@ def _print(job: BulkJob, backend: Backend) -> None:
     with closing(job.batches(backend)) as batches:
         for row in chain.from_iterable(batches):
             best = ", ".join(f"{p['label']} {p['probability']:{form}}" for p in row["predictions"])
-            tqdm.write(f"{row['file']}: {row['error'] or best}")
+            progress.write(f"{row['file']}: {row['error'] or best}")

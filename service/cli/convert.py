@@ -133,7 +133,7 @@ def convert(
     files, as_json = options.pop("pair"), options.pop("as_json")
     views, storage = options.pop("views"), options.pop("storage")
     pairs = [reference.two(*files)] if files else []
-    with bar(total=2, desc=f"reading {src}", leave=False) as steps:
+    with bar(total=2, desc=f"reading {src}", unit=" steps", leave=False) as steps:
         if format:
             converted = _foreign(format, Path(src), **options)
         else:

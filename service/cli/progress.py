@@ -67,6 +67,11 @@ class ProgressLines:
         )
 
 
+def write(line: str) -> None:
+    """Prints a line to stdout, above a bar if there is one."""
+    tqdm.write(line)
+
+
 def on_terminal() -> bool:
     """Whether a person looks at stderr."""
     return sys.stderr.isatty()

@@ -173,6 +173,8 @@ class Journal:
             return
         if self._layout.rows_per_file is None:
             outputs.check(self._layout.output, overwrite=self._replaces)
+        if self._layout.parts() and not self._replaces:
+            raise self._refusal("contains parts of another run")
         if state.is_dir() and any(not path.name.endswith(".part") for path in state.iterdir()):
             raise ConfigError(f"{state} has files that are no run's; move them away")
 
@@ -190,8 +192,6 @@ class Journal:
         try:
             started = json.loads((self._layout.state / ARGUMENTS).read_bytes())
         except FileNotFoundError:
-            if self._layout.parts():
-                raise self._refusal("contains parts of another run") from None
             self._write_arguments({"overwrite": True} if self._replaces else {})
             return None
         except ValueError:
