@@ -158,6 +158,8 @@ class Journal:
         """Ends this run, which may be continued later."""
         with suppress(OSError):  # `write` has already reported a full disk.
             self._file.close()
+        if self.complete and self._layout.rows_per_file is None:
+            shutil.rmtree(self._layout.state)
         os.close(self._lock)
 
     def _take(self) -> None:
@@ -205,11 +207,11 @@ class Journal:
                     f"not {_shown(self._arguments.get(name))}"
                 )
         if self._layout.rows_per_file is None and total is not None:
-            # It was killed while it finished: with the journal, it goes on.
-            self._replaces, total = self._path(0).exists(), None
-            if not self._replaces and self._layout.output.exists():
-                shutil.rmtree(self._layout.state)
-                outputs.check(self._layout.output, overwrite=False)
+            # It was killed while it finished: before or after the journal became the output.
+            unsealed = self._path(0).exists()
+            if not unsealed and self._layout.output.exists():
+                return total
+            self._replaces, total = unsealed, None
         self._check_free()
         return total
 

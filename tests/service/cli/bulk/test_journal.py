@@ -156,8 +156,9 @@ def test_a_run_that_was_killed_at_its_very_end_finds_its_own_file(
         with pytest.raises(KeyboardInterrupt):
             finished(place, {})
     whole = place.output.read_bytes()
-    with pytest.raises(ConfigError, match="exists; add --overwrite"):
-        Journal(place, {}, overwrite=False)
+    again = Journal(place, {}, overwrite=False)
+    assert (again.complete, again.done) == (True, 10)
+    again.close()
     assert (place.output.read_bytes(), list(tmp_path.iterdir())) == (whole, [place.output])
 
 
