@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet
@@ -87,10 +88,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def finished(place: Layout, arguments: dict[str, object], *, overwrite: bool = False) -> None:
-    journal = Journal(place, arguments, overwrite=overwrite)
-    journal.write(rows(NAMES))
-    journal.finish()
-    journal.close()
+    with closing(Journal(place, arguments, overwrite=overwrite)) as journal:
+        journal.write(rows(NAMES))
+        journal.finish()
 
 
 def written(place: Layout) -> int:
@@ -167,9 +167,12 @@ def test_a_table_that_was_made_but_not_yet_its_journal_removed_is_made_again(
 ) -> None:
     place = layout(tmp_path / "out.csv", None, Shard(0, 1))
 
-    def killed(path: Path) -> None:
-        raise KeyboardInterrupt
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".jsonl":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
 
+    unlink = Path.unlink
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
