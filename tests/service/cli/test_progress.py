@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_a_line_waits_after_another(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_only_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = {"total": 3, "unit": " images", "leave": False}
+    shown: dict[str, Any] = {"total": 3, "unit": " images", "leave": False}
     assert isinstance(progress.bar(**shown), ProgressLines)
     monkeypatch.setattr("sys.stderr", Terminal())
     assert isinstance(progress.bar(hidden=True, **shown), ProgressLines)
