@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import files
 from models.evaluation.confidence import Reliability
 from models.extras import install
 
@@ -74,7 +75,7 @@ def draw_confusion(
     squares = f"; the largest of {block} x {block} classes" if block > 1 else ""
     bar.set_label(f"share of the class's images{squares}")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    _save(figure, path)
 
 
 def draw_reliability(
@@ -117,7 +118,12 @@ def draw_reliability(
         axes.spines[["top", "right"]].set_visible(False)
     heading = f"ECE {bins.ece:.2%}, {count} bins, {bins.counts.sum():,} {words[2]}"
     figure.suptitle("\n".join(filter(None, (title, heading))), x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with files.atomic(path) as file:
+        figure.savefig(file, dpi=DPI, format=path.suffix[1:].lower())
 
 
 def _largest(shares: NDArray[np.float64], block: int) -> NDArray[np.float64]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from models.extras import install
-from service.cli.options import PATH, fail_in_one_line
+from service.cli import outputs
+from service.cli.options import FILE, PATH, fail_in_one_line
+from service.cli.progress import bar
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ OK = 200
     type=PATH,
     help="File whose first line is the API key.  [default: RESNET_SERVE_KEY, if set]",
 )
-@click.option("--output", type=PATH, help="Write results to a JSON file.")
-@click.option("--plot", type=PATH, help="Draw results to a .png or .svg.")
+@click.option("--output", type=FILE, help="Write results to a JSON file.")
+@click.option("--plot", type=FILE, help="Draw results to a .png or .svg.")
+@outputs.overwrite_flag
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @fail_in_one_line
@@ -132,18 +133,17 @@ def bench(
     from service.cli.load.document import as_text, document
     from service.cli.load.report import Run
     from service.cli.load.runs import run_load
-    from service.cli.load.target import Target
+    from service.cli.load.target import Target, check_route
 
     if rates and len(connections) > 1:
         raise ConfigError("--connections: takes one number with --rate, the most to open")
-    for path in (output, plot):
-        if path and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path}: there is no folder {path.parent}")
+    outputs.check(output, plot, overwrite=options.pop("overwrite"))
     draw = _drawing(plot)
     bodies = [path.read_bytes() for path in files(images)]
     request = {name: options.pop(name) for name in ("form", "content_type")}
     url, is_ours = classifier_url(url)
     target = Target.of(url, bodies, headers=[*headers, *_key(key_file, is_ours)], **request)
+    check_route(target, options["timeout"])
     most = connections[0] if connections else MOST_CONNECTIONS
     loads: list[tuple[int, float | None]] = [(most, rate) for rate in rates]
     loads = loads or [(count, None) for count in connections or CONNECTIONS]
@@ -157,7 +157,7 @@ def bench(
             _show(reports[-1], first=len(reports) == 1)
     text = as_text(document(target, reports))
     if output:
-        output.write_text(text, "utf-8")
+        outputs.write_text(output, text)
     if draw and plot:
         draw(reports, plot, target.url)
     if as_json:
@@ -210,19 +210,11 @@ def _drawing(path: Path | None) -> Callable[[Sequence[Report], Path, str], None]
 
 
 @contextmanager
-def _progress(load: str, seconds: float) -> Iterator[Callable[[float], None] | None]:
-    """A function for the elapsed seconds of a run; None if stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed} of {postfix}"
-    with tqdm(total=seconds, desc=load, bar_format=shape, leave=False) as bar:
-        bar.set_postfix_str(f"{seconds:g} s")
-        yield lambda elapsed: _advance(bar, min(elapsed, seconds))
-
-
-def _advance(bar: tqdm[Any], elapsed: float) -> None:
-    bar.update(elapsed - bar.n)
+def _progress(load: str, seconds: float) -> Iterator[Callable[[float], object]]:
+    """A function for the elapsed seconds of a run."""
+    shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed} of {total:g} s"
+    with bar(total=seconds, desc=load, unit=" s", bar_format=shape, leave=False) as shown:
+        yield lambda elapsed: shown.update(min(elapsed, seconds) - shown.n)
 
 
 def _show(report: Report, *, first: bool) -> None:

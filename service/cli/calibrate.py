@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
-from service.cli import completers
-from service.cli.options import PATH, code_flag, fail_in_one_line, read_dataset
+from service.cli import completers, outputs
+from service.cli.options import FILE, PATH, code_flag, fail_in_one_line, read_dataset
+from service.cli.progress import bar
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -36,10 +36,18 @@ KEPT = {"exclusive": "their class", "independent": "all their labels"}
     "--images", type=click.IntRange(1), default=512, help="Number of images that set the ranges."
 )
 @code_flag
+@outputs.overwrite_flag
 @click.argument("data", type=PATH)
-@click.argument("out", type=PATH)
+@click.argument("out", type=FILE)
 @fail_in_one_line
-def calibrate(spec: str, images: int, allow_code: list[str] | None, data: Path, out: Path) -> None:
+def calibrate(
+    spec: str,
+    images: int,
+    allow_code: list[str] | None,
+    overwrite: bool,
+    data: Path,
+    out: Path,
+) -> None:
     """Writes a bundle that can be served with `--precision int8`.
 
     DATA is a folder or archive of CLASS/FILE images like those to be served. An evenly spaced
@@ -50,6 +58,7 @@ def calibrate(spec: str, images: int, allow_code: list[str] | None, data: Path, 
     from service.engines.quantisation import ranges
     from service.repository import catalog
 
+    outputs.check(out, overwrite=overwrite)
     bundle = catalog.load(spec, allow=allow_code).bundle
     if not bundle.labels:
         raise ValueError(
@@ -59,8 +68,8 @@ def calibrate(spec: str, images: int, allow_code: list[str] | None, data: Path, 
     dataset = read_dataset(data, bundle.input)
     step = max(1, len(dataset.images) // images)
     chosen = list(dataset.images[::step][:images])
-    with tqdm(total=len(chosen), desc="calibrating", unit=" images", disable=None) as bar:
-        activations = ranges(bundle, chosen, bar.update)
+    with bar(total=len(chosen), desc="calibrating", unit=" images") as shown:
+        activations = ranges(bundle, chosen, shown.update)
     calibration = {"ranges": activations, "images": len(chosen), "source": data.name}
     calibrated = replace(bundle, calibration=calibration)
     compared = _compare(calibrated, dataset)
@@ -88,12 +97,12 @@ def _compare(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
                 f"{bundle.name} cannot be computed in {precision}, see the warning above; serve it "
                 "with another precision"
             )
-        with tqdm(total=len(dataset.images), desc=precision, unit=" images", disable=None) as bar:
+        with bar(total=len(dataset.images), desc=precision, unit=" images") as shown:
             parts = []
             for start in range(0, len(dataset.images), 256):
                 part = dataset.images[start : start + 256]
                 parts.append(warm.infer(list(part)))
-                bar.update(len(part))
+                shown.update(len(part))
         both.append(np.concatenate(parts))
     exact, quantised = both
     comparison: dict[str, Any] = {

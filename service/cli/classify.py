@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import click
-from tqdm import tqdm
 
 from models.builtin import DEFAULT_SPEC
 from models.extras import install
-from service.cli import completers
+from service.cli import completers, progress
 from service.cli.options import PATH, code_flag, engine_flags, exact_flag, fail_in_one_line, take
+from service.cli.outputs import overwrite_flag
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,14 +89,13 @@ class BulkJob:
     quiet: bool
 
     def batches(self, backend: Backend, done: int = 0, last: str | None = None) -> Batches:
-        """The rows of each batch after the first `done` images, with a progress bar."""
+        """The rows of each batch after the first `done` images, with their progress."""
         from service.cli.bulk import inputs
 
-        quiet = self.quiet or not sys.stderr.isatty()
         entries = inputs.remaining(self.images, self.shard, done, last)
         with (
             closing(backend.rows(entries)) as batches,
-            tqdm(unit=" images", initial=done, delay=1, disable=quiet) as bar,
+            progress.bar(hidden=self.quiet, unit=" images", initial=done, delay=1) as bar,
         ):
 
             def count() -> None:
@@ -105,8 +103,8 @@ class BulkJob:
                     if total := inputs.count(self.images):
                         bar.total = len(range(self.shard.index, total, self.shard.count))
 
-            if not quiet:
-                # Classification starts in the meantime.
+            if not isinstance(bar, progress.ProgressLines):
+                # Classification starts in the meantime. Lines are not worth a second reading.
                 Thread(target=count, daemon=True).start()
             for batch in batches:
                 yield batch
@@ -157,9 +155,9 @@ class BulkJob:
     type=ShardOf(),
     help="Process only every N-th image, starting at the I-th, to split work over N machines.",
 )
-@click.option("--overwrite", is_flag=True, help="Discard another run's results in --output.")
+@overwrite_flag
 @click.option("--on", type=click.Choice(["ray"]), help="Use all nodes of a Ray cluster.")
-@click.option("--quiet", is_flag=True, help="Do not show a progress bar.")
+@click.option("--quiet", is_flag=True, help="Do not show progress.")
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @fail_in_one_line
 def classify(
@@ -191,7 +189,8 @@ def classify(
         else:
             _print(job, backend)
     except KeyboardInterrupt:
-        advice = "; run the same command to continue" if place else ""
+        without = " without --overwrite" if output.overwrite else ""
+        advice = f"; run the same command{without} to continue" if place else ""
         click.echo(f"resnet-serve: interrupted{advice}", err=True)
         raise SystemExit(INTERRUPTED) from None
 
@@ -336,4 +335,4 @@ def _print(job: BulkJob, backend: Backend) -> None:
     with closing(job.batches(backend)) as batches:
         for row in chain.from_iterable(batches):
             best = ", ".join(f"{p['label']} {p['probability']:{form}}" for p in row["predictions"])
-            tqdm.write(f"{row['file']}: {row['error'] or best}")
+            progress.write(f"{row['file']}: {row['error'] or best}")

@@ -11,10 +11,11 @@ import click
 
 from models.interchange import formats
 from models.suggestions import hint
-from service.cli import completers
+from service.cli import completers, outputs
 from service.cli.check import DIFFERS, judge
 from service.cli.options import FILE, Field, code_flag, fail_in_one_line
 from service.cli.preparation import INPUT, preparation
+from service.cli.progress import bar
 from service.config import choices
 from service.errors import ConfigError
 
@@ -99,6 +100,7 @@ KEYED = ("flax", "onnx", *PREFIXED)
     help="With --to onnx: DST takes uint8 pixels and returns probabilities.",
 )
 @code_flag
+@outputs.overwrite_flag
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("src", shell_complete=completers.spec)
 @click.argument("dst", type=FILE)
@@ -122,18 +124,16 @@ def convert(
     network does not compute what --check says, nothing is written, the exit status is 1, and the
     options that would fit are printed.
     """
-    from tqdm import tqdm
-
     from models import bundle
     from models.interchange import comparison, reference
     from models.interchange import convert as interchange
 
     _check_words(format, to, options, with_preprocessing=with_preprocessing)
+    outputs.check(dst, overwrite=options.pop("overwrite"))
     files, as_json = options.pop("pair"), options.pop("as_json")
     views, storage = options.pop("views"), options.pop("storage")
     pairs = [reference.two(*files)] if files else []
-    # On a terminal, for files that take seconds.
-    with tqdm(total=2, desc=f"reading {src}", disable=None, leave=False) as steps:
+    with bar(total=2, desc=f"reading {src}", unit=" steps", leave=False) as steps:
         if format:
             converted = _foreign(format, Path(src), **options)
         else:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models.builtin import DEFAULT_SPEC
-from service.cli import completers, figures
+from service.cli import completers, figures, outputs
 from service.cli.options import (
     FILE,
     PATH,
-    bar,
     code_flag,
     engine_flags,
     exact_flag,
     fail_in_one_line,
     part_of,
 )
+from service.cli.progress import bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +78,7 @@ LISTS = "docs/training.md"
     metavar="OUT.safetensors",
     help="Write the bundle with a temperature fitted on DATA.",
 )
+@outputs.overwrite_flag
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("data", type=PATH)
 @fail_in_one_line
@@ -107,8 +108,7 @@ def evaluate(
         plots.check(picture)
     if out and crops == "ten":
         raise ValueError("--fit-temperature: only with --crops center, as in serving")
-    if out and not out.absolute().parent.is_dir():
-        raise ValueError(f"{out}: there is no folder {out.parent}")
+    outputs.check(confusion, reliability, out, overwrite=flags.pop("overwrite"))
     bundle = catalog.load(spec, allow=flags["allow_code"]).bundle
     exact = flags.pop("exact")
     is_independent = bundle.outputs == "independent"

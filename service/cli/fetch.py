@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli import completers
+from service.cli import completers, progress
 from service.cli.options import PATH, fail_in_one_line
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def _fetched(spec: str, cache_dir: Path, *, as_json: bool) -> dict[str, Any]:
 @contextmanager
 def _lines_of_progress() -> Iterator[None]:
     """A line on stderr for each download, unless it is a terminal, which has a progress bar."""
-    if sys.stderr.isatty():
+    if progress.on_terminal():
         yield
         return
     logger, handler = logging.getLogger("models.interchange"), logging.StreamHandler()

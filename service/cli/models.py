@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from models import builtin, variants
 from models.suggestions import hint, nearest
 from service.cli import completers
 from service.cli.figures import FEW
 from service.cli.options import fail_in_one_line
+from service.cli.progress import bar
 from service.cli.training_output import classes
 from service.config.variables import environment
 
@@ -62,8 +62,11 @@ def models(name: str | None, zoo: bool, as_json: bool) -> None:
         and name not in variants.FAMILIES
         and not PATTERN & {*name}
     )
-    quiet = len(chosen) < 2 or not sys.stderr.isatty()
-    rows = [_row(network) for network in tqdm(chosen, unit=" networks", leave=False, disable=quiet)]
+    rows = []
+    with bar(hidden=len(chosen) < 2, total=len(chosen), unit=" networks", leave=False) as shown:
+        for network in chosen:
+            rows.append(_row(network))
+            shown.update()
     if as_json:
         click.echo(json.dumps(rows[0] if one else rows, indent=2))
         return

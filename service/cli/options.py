@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import click
-from tqdm import tqdm
 
 from service.cli import completers
+from service.cli.progress import bar
 
 if TYPE_CHECKING:
     from models.data.collection import Collection
@@ -227,11 +227,6 @@ class Seeds(click.ParamType[tuple[int, ...]]):
         return seeds
 
 
-def bar(*, hidden: bool = False, **shown: Any) -> tqdm[Any]:
-    """A progress bar on stderr, if that is a terminal."""
-    return tqdm(disable=hidden or None, **shown)
-
-
 def part_of(path: Path, split: Split) -> Split | None:
     """`split` if the data set at `path` has such parts."""
     from models.data.collection import has_test_set
@@ -242,7 +237,7 @@ def part_of(path: Path, split: Split) -> Split | None:
 def decode(
     collection: Collection, spec: InputSpec, corrupt: Corrupt = "fail", *, quiet: bool = False
 ) -> Dataset:
-    """The images of a collection in memory, with a progress bar; images that are left out are named
+    """The images of a collection in memory, with its progress; images that are left out are named
     on stderr, unless `quiet`."""
     from models.data import datasets
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from service.cli import outputs
 from service.cli.options import FILE, PATH, fail_in_one_line
 
 
@@ -19,9 +20,10 @@ from service.cli.options import FILE, PATH, fail_in_one_line
     type=FILE,
     help="Draw one configuration's curves to this .png, .svg or .pdf, with all seeds overlaid.",
 )
+@outputs.overwrite_flag
 @click.argument("runs", nargs=-1, required=True, type=PATH)
 @fail_in_one_line
-def results(as_json: bool, picture: Path | None, runs: tuple[Path, ...]) -> None:
+def results(as_json: bool, picture: Path | None, overwrite: bool, runs: tuple[Path, ...]) -> None:
     """Prints accuracy over seeds beside the published figures, as a Markdown table.
 
     RUNS are bundles that `train` wrote, their run folders, or folders of bundles.
@@ -30,6 +32,7 @@ def results(as_json: bool, picture: Path | None, runs: tuple[Path, ...]) -> None
     from models.reports.results import RUN_FOLDER, aggregate, collect
     from models.training import history
 
+    outputs.check(picture, overwrite=overwrite)
     results = aggregate(collect(runs, partial(click.echo, err=True)))
     if picture:
         if len(results) > 1:

@@ -13,6 +13,7 @@ from models.training.recipes import by_name
 from service.cli import completers, effects, preparation
 from service.cli.headed import Headed
 from service.cli.options import FILE, PATH, Field, Seeds, code_flag, fail_in_one_line, take
+from service.cli.outputs import overwrite_flag
 from service.cli.recipe_flags import AUGMENTATION, OPTIMISATION, STRUCTURE, recipe_options
 from service.cli.training_data import TrainingData, ValidationParameter
 from service.cli.training_output import (
@@ -20,7 +21,6 @@ from service.cli.training_output import (
     TrainingOutput,
     conclude,
     folder_of,
-    state_of,
     train_one,
 )
 from service.config import choices
@@ -47,7 +47,7 @@ HEADINGS = {
         *("device", "precision", "accumulate", "checkpoint_blocks", "local_norm", "eager"),
     ),
     "Model": ("name", "card", "views", "storage"),
-    "Run": ("seed", "seeds", "resume", "restart", "quiet", "list_recipes"),
+    "Run": ("seed", "seeds", "resume", "restart", "overwrite", "quiet", "list_recipes"),
 }
 
 
@@ -253,6 +253,7 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run.")
+@overwrite_flag
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option(
     "--list-recipes",
@@ -344,7 +345,7 @@ def train(
         plan.architecture()
         described = {"name": output.name or _name(plan), "card": card}
         for seed, path in output.by_seed.items():
-            if output.resume and path.exists() and not state_of(path).exists():
+            if output.is_complete(path):
                 teller.say(f"{path} is complete")
                 continue
             if world.leads and not output.resume:
@@ -352,7 +353,7 @@ def train(
             world.wait()
             train_one(replace(plan, seed=seed), path, described, world, computing, teller)
         if world.leads:
-            conclude(list(output.by_seed.values()), output.out, teller)
+            conclude(output, teller)
 
 
 def _normalised(spec: InputSpec, recipe: Recipe, start: Bundle | None) -> InputSpec:

@@ -10,7 +10,8 @@ import click
 
 from models.training.recipe import Recipe
 from service.cli import preparation
-from service.cli.options import bar, decode, part_of
+from service.cli.options import decode, part_of
+from service.cli.progress import bar
 from service.cli.training_output import Teller
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from service.cli import outputs
 from service.cli.figures import FEW
-from service.cli.options import bar
+from service.cli.progress import ProgressLines, bar
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from models.views import Views
 
 WORST = 10  # Rows of the table of classes.
+STEPS_SECONDS = 300.0  # Between lines within an epoch, where there is no bar.
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class TrainingOutput:
     card: Path | None
     resume: bool
     restart: bool
+    overwrite: bool
     views: Views | None
     storage: Storage
 
@@ -52,19 +55,41 @@ class TrainingOutput:
             raise ValueError("--resume or --restart, not both")
         if self.seed is not None and self.seeds:
             raise ValueError("--seed or --seeds, not both")
-        for path in self.by_seed.values():
-            if not path.parent.is_dir():
-                raise ValueError(f"{path}: there is no folder {path.parent}")
-            if state_of(path).exists() and not self.resume and not self.restart:
+        unfinished = [path for path in self.by_seed.values() if not self.is_complete(path)]
+        for path in unfinished:
+            interrupted = state_of(path).exists()
+            if interrupted and not self.resume and not self.restart:
                 raise ValueError(
                     f"{folder_of(path)} holds an interrupted run; use --resume to continue it or "
                     "--restart to discard it"
                 )
+            outputs.check(path, overwrite=self.overwrite)
+            discards = self.overwrite or (interrupted and (self.resume or self.restart))
+            if not discards and _has_files(folder_of(path)):
+                raise ValueError(
+                    f"{folder_of(path)} has files, perhaps of another run; add --overwrite to "
+                    "discard them, or choose another OUT"
+                )
+        if self.seeds and unfinished:
+            outputs.check(self.curves, overwrite=self.overwrite)
+
+    def is_complete(self, path: Path) -> bool:
+        """Whether there is nothing left to resume of the run that writes `path`."""
+        return self.resume and path.exists() and not state_of(path).exists()
+
+    @property
+    def curves(self) -> Path:
+        """The picture of all seeds."""
+        return self.out.with_name(f"{self.out.stem}-curves.png")
 
 
 def folder_of(out: Path) -> Path:
     """The folder of a run that writes this bundle."""
     return out.with_suffix(".run")
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def state_of(out: Path) -> Path:
@@ -92,19 +117,22 @@ class Teller:
         self, name: str
     ) -> Iterator[tuple[Callable[[Progress], None], Callable[[Epoch], None]]]:
         """What to call with each progress and each epoch."""
-        with bar(hidden=self.hidden, total=1, unit=" steps", desc=name) as shown:
+        with bar(
+            hidden=self.hidden, every=STEPS_SECONDS, total=1, unit=" steps", desc=name
+        ) as shown:
             yield partial(_show, shown), partial(self._tell, shown)
 
     def _tell(self, shown: Any, row: Epoch) -> None:
-        if shown.disable:
+        if isinstance(shown, ProgressLines):
             self.say(_line(row))
+            shown.told()
         elif row.test_top1 is not None or row.validation_top1 is not None:
             shown.write(_line(row))
 
 
 def _show(shown: Any, progress: Progress) -> None:
     shown.total = progress.steps
-    if not shown.disable and not shown.initial:
+    if not shown.initial:
         shown.initial = progress.step
     shown.set_postfix_str(
         f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}, "
@@ -207,10 +235,11 @@ def _taken(label: str, figures: dict[str, Any], labels: tuple[str, ...]) -> str:
     return f", {row[other]} taken for {other}" if other != label and row[other] else ""
 
 
-def conclude(outs: list[Path], out: Path, teller: Teller) -> None:
+def conclude(output: TrainingOutput, teller: Teller) -> None:
     """Says the mean and standard deviation over the seeds, and draws their curves."""
     from models import bundle
 
+    outs = list(output.by_seed.values())
     if len(outs) < 2:
         return
     metrics = [bundle.read(path, allow=None).metrics for path in outs]
@@ -220,7 +249,7 @@ def conclude(outs: list[Path], out: Path, teller: Teller) -> None:
             f"{source}, {len(top1)} seeds: top-1 {statistics.fmean(top1):.2%} "
             f"+- {statistics.pstdev(top1):.2%}"
         )
-    _draw([folder_of(path) for path in outs], out.with_name(f"{out.stem}-curves.png"), teller)
+    _draw([folder_of(path) for path in outs], output.curves, teller)
 
 
 def _draw(runs: list[Path], picture: Path, teller: Teller) -> bool:

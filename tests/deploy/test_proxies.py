@@ -175,14 +175,20 @@ def test_the_units_wait_for_the_drain_and_allow_the_connections() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
-    for name in ("resnet-serve.service", "resnet-serve.socket"):
+def test_systemd_finds_no_fault_in_the_units_and_the_guides_drop_in(tmp_path: Path) -> None:
+    guide = (ROOT / "docs/guides/systemd.md").read_text("utf-8")
+    drop_in = re.search(r"```text\n# /etc/systemd/system/(\S+)\n(.*?)```", guide, re.DOTALL)
+    assert drop_in is not None
+    (tmp_path / drop_in[1]).parent.mkdir()
+    (tmp_path / drop_in[1]).write_text(drop_in[2])
+    names = ("resnet-serve.service", "resnet-serve.socket")
+    for name in names:
         text = (UNITS / name).read_text("utf-8")
         # Where it is installed here.
         (tmp_path / name).write_text(text.replace("/opt/resnet-serve/bin/resnet-serve", COMMAND))
     verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
     done = subprocess.run(
-        [*verify, *map(str, sorted(tmp_path.iterdir()))],
+        [*verify, *(str(tmp_path / name) for name in names)],
         capture_output=True,
         text=True,
         check=False,

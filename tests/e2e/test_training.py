@@ -16,7 +16,7 @@ from tests.support import made, tiny
 
 RUN = (
     *("--variant", "resnet20", "--set", "blocks=[1,1,1]", "--set", "planes=[4,8,8]"),
-    *("--batch-size", "8", "--learning-rate", "0.05", "--hold-out", "6", "--device", "cpu"),
+    *("--batch-size", "8", "--learning-rate", "0.05", "--device", "cpu"),
     *("--precision", "fp32"),
 )
 

@@ -280,6 +280,34 @@ def _check_import_path(path: str) -> None:
     assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), path
 
 
+def _systemd(command: Command) -> None:
+    """That units, options and files exist, and a client finds the socket where systemd listens."""
+    program, *words = command.words
+    units = {path.name for path in (ROOT / "deploy/systemd").iterdir()}
+    if program == "systemctl":
+        named = [word for word in words[1:] if not word.startswith("-")]
+        assert words[0] in ("daemon-reload", "enable", "start", "stop", "restart", "reload")
+        assert set(named) <= units
+    elif program == "install":
+        *sources, _ = words[words.index("-m") + 2 :]
+        for source in sources:
+            assert (ROOT / source).is_file() or not source.startswith("deploy/"), source
+    elif program == "journalctl":
+        assert f"{words[words.index('-u') + 1]}.service" in units
+    elif program == "curl":
+        listening = (ROOT / "deploy/systemd/resnet-serve.socket").read_text("utf-8")
+        assert f"ListenStream={words[words.index('--unix-socket') + 1]}\n" in listening
+    elif program == "python3":
+        service = (ROOT / "deploy/systemd/resnet-serve.service").read_text("utf-8")
+        assert f"ExecStart={words[-1]}/bin/resnet-serve " in service
+    else:
+        assert program == "/opt/resnet-serve/bin/pip", command.line
+        extras = re.fullmatch(r"\.\[([\w,]+)\]", words[-1])
+        assert extras is not None
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+        assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+
+
 CHECKS: dict[str, Callable[[Command], None]] = {
     "docker": _docker,
     "cluster": _cluster,
@@ -287,4 +315,5 @@ CHECKS: dict[str, Callable[[Command], None]] = {
     "gpu": _gpu,
     "install": _install,
     "internet": _internet,
+    "systemd": _systemd,
 }

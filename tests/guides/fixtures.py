@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 import zipfile
@@ -143,6 +144,10 @@ def _of_example(path: Path) -> None:
     torch.save({**state, "val": 0.5, "scaler": torch.amp.GradScaler("cpu").state_dict()}, path)
 
 
+def _unit(path: Path) -> None:
+    shutil.copy(ROOT / "deploy/systemd" / path.name, path)
+
+
 # By the name that a document calls it.
 FIXTURES: dict[str, Callable[[Path], None]] = {
     "docs/ship.png": _ship,
@@ -163,15 +168,22 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "resnet20-12fca82f.th": _akamaster,
     "experiments/CIFAR10/ResNet20-ProjectionShortcut/111/checkpoints/best.ckpt": _of_example,
     "reference.npz": _pair,
+    "deploy/systemd/resnet-serve.service": _unit,
     "resnet20.safetensors": _trained,
     "resnet18.safetensors": _untrained,
 }
 
 
+def _made(name: str, text: str) -> bool:
+    """Whether a command of `text` writes it, which would not replace what is there."""
+    line = rf"^resnet-serve (convert|train)\b(?:[^\n\\]|\\\n)* {re.escape(name)}$"
+    return bool(re.search(line, text, re.MULTILINE))
+
+
 def lay_out(folder: Path, text: str) -> None:
-    """Makes in `folder` those of FIXTURES that `text` names."""
+    """Makes in `folder` those of FIXTURES that `text` names and does not make itself."""
     for name, make in FIXTURES.items():
-        if name in text:
+        if name in text and not _made(name, text):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             make(path)

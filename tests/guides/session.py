@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from service.config import loading
 from tests.conftest import CACHE, Service, started
 from tests.guides.blocks import Block, Command, commands, pattern
 from tests.guides.checks import CHECKS
+from tests.support.waiting import until
 
 # Added to commands that would take long; the later of two equal flags counts.
 SHORTER = {
@@ -88,6 +90,9 @@ class Session(contextlib.ExitStack):
         if words[:2] in (["make", "serve"], ["resnet-serve", "serve"]):
             self._serve(command)
             return ""
+        if words[:2] == ["kill", "-HUP"]:
+            self._reload()
+            return ""
         if words[0] == "export":
             values = (word.replace("$PWD", str(self.folder)) for word in words[1:])
             self.exported |= dict(value.partition("=")[::2] for value in values)
@@ -139,6 +144,14 @@ class Session(contextlib.ExitStack):
             return
         variables: dict[str, Any] = self.exported | command.environment
         self.service = self.enter_context(started(*arguments, cwd=self.folder, **variables))
+
+    def _reload(self) -> None:
+        """The service is the shell's first job."""
+        service = self.service
+        assert service is not None
+        seen = len(service.log)
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: any("reloaded the configuration" in line for line in service.log[seen:]))
 
     def _addressed(self, text: str) -> str:
         if GRPC_ADDRESS.search(text):

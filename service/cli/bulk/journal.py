@@ -3,7 +3,7 @@
 Rows are appended to a journal, one line of JSON each, in the order of the images. Each finished
 file is made from a journal under a temporary name and renamed, so that a file that exists is
 complete. The finished files and the journal's complete lines tell where to continue. The only other
-state is the arguments, which must stay the same.
+state is the arguments, which must stay the same, and whether the run may replace its output.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from models import files
+from service.cli import outputs
 from service.cli.bulk import rows
 from service.cli.bulk.inputs import WHOLE, Shard
 from service.cli.bulk.rows import Row
@@ -72,6 +73,10 @@ def layout(output: Path, rows_per_file: int | None, shard: Shard) -> Layout:
     Raises:
         ConfigError: it cannot be written to.
     """
+    if not output.suffix and output.is_file():
+        raise ConfigError(
+            f"--output {output}: is a file; choose a folder, or end in .jsonl or .csv"
+        )
     if output.is_dir() or not output.suffix:
         rows.pyarrow("--output FOLDER")
         made = Layout(output, ".parquet", rows_per_file or ROWS_PER_FILE, shard)
@@ -93,6 +98,8 @@ class Journal:
         self._layout = layout
         self._arguments = arguments
         self.last: str | None = None
+        self._replaces = overwrite
+        self._check_unbegun()
         with self._reporting():
             layout.state.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(layout.state, os.O_RDONLY)
@@ -137,6 +144,9 @@ class Journal:
         """
         with self._reporting():
             if self._layout.rows_per_file is None:
+                self._check_free()
+                # Whatever is there after a kill from here on is this run's own.
+                self._write_arguments({"rows": self.done})
                 self._seal()
                 shutil.rmtree(self._layout.state)
                 return
@@ -148,6 +158,8 @@ class Journal:
         """Ends this run, which may be continued later."""
         with suppress(OSError):  # `write` has already reported a full disk.
             self._file.close()
+        if self.complete and self._layout.rows_per_file is None:
+            shutil.rmtree(self._layout.state)
         os.close(self._lock)
 
     def _take(self) -> None:
@@ -156,24 +168,51 @@ class Journal:
         except BlockingIOError:
             raise ConfigError(f"{self._layout.output}: another run is writing to it") from None
 
+    def _check_unbegun(self) -> None:
+        """Refuses to begin where there is a file, or files in place of the state."""
+        state = self._layout.state
+        if (state / ARGUMENTS).exists():
+            return
+        if self._layout.rows_per_file is None:
+            outputs.check(self._layout.output, overwrite=self._replaces)
+        if self._layout.parts() and not self._replaces:
+            raise self._refusal("contains parts of another run")
+        if state.is_dir() and any(not path.name.endswith(".part") for path in state.iterdir()):
+            raise ConfigError(f"{state} has files that are no run's; move them away")
+
+    def _check_free(self) -> None:
+        """Refuses to replace what another program wrote in the meantime."""
+        output = self._layout.output
+        if self._layout.rows_per_file is None and output.exists() and not self._replaces:
+            raise ConfigError(
+                f"{output} was written by something else during this run; move it away to "
+                "continue, or add --overwrite to start again"
+            )
+
     def _begin(self) -> int | None:
         """The number of rows, if the run is complete. Refuses a run with other arguments."""
         try:
             started = json.loads((self._layout.state / ARGUMENTS).read_bytes())
         except FileNotFoundError:
-            if self._layout.parts():
-                raise self._refusal("contains parts of another run") from None
-            self._write_arguments({})
+            self._write_arguments({"overwrite": True} if self._replaces else {})
             return None
         except ValueError:
             raise self._refusal("has a damaged state") from None
         total: int | None = started.pop("rows", None)
+        self._replaces = started.pop("overwrite", False)
         for name in {**started, **self._arguments}:
             if started.get(name) != self._arguments.get(name):
                 raise self._refusal(
                     f"was started with {name} {_shown(started.get(name))}, "
                     f"not {_shown(self._arguments.get(name))}"
                 )
+        if self._layout.rows_per_file is None and total is not None:
+            # It was killed while it finished: before or after the journal became the output.
+            unsealed = self._path(0).exists()
+            if not unsealed and self._layout.output.exists():
+                return total
+            self._replaces, total = unsealed, None
+        self._check_free()
         return total
 
     def _refusal(self, why: str) -> ConfigError:

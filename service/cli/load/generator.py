@@ -110,7 +110,7 @@ class Generator:
         clients: Clients,
         *,
         again_until: float = 0.0,
-        on_tick: Callable[[], None] | None = None,
+        on_tick: Callable[[], object] | None = None,
     ) -> None:
         self._target = target
         self._requests = cycle(target.requests)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from models import files
 from models.plotting import STYLE
 from service.cli.load.report import Report
 
@@ -34,7 +35,8 @@ def draw(reports: Sequence[Report], path: Path, title: str = "") -> None:
         _by_quantile(left, reports)
         if right:
             _by_throughput(right[0], reports)
-        figure.savefig(path, dpi=150)
+        with files.atomic(path) as file:
+            figure.savefig(file, dpi=150, format=path.suffix[1:].lower())
 
 
 def _by_quantile(axes: Axes, reports: Sequence[Report]) -> None:

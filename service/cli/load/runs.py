@@ -22,7 +22,7 @@ OTHER_FILES = 64  # that a process has open besides its connections
 
 
 def run_load(
-    target: Target, run: Run, on_progress: Callable[[float], None] | None = None
+    target: Target, run: Run, on_progress: Callable[[float], object] | None = None
 ) -> Report:
     """Sends the load that `run` describes; `on_progress` receives the seconds since the start.
 

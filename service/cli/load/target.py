@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -16,6 +19,10 @@ OCTETS = "application/octet-stream"
 BOUNDARY = "resnet-serve-bench-7d1f0c9b4e2a"
 CONNECT_SECONDS = 5.0
 CLOSE = b"\r\nConnection: close\r\n"
+# How a server answers where it takes no images.
+NO_ROUTE = {404, 405}
+RECEIVE = 4_096
+STATUS = re.compile(rb"(?:^|\r\n\r\n)HTTP/1\.[01] ([2-5]\d\d) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,27 @@ class Target:
         requests = tuple(_request(lines, image, form, content_type) for image in images)
         shown = f"unix:{address.socket}{path}" if address.socket else f"http://{netloc}{path}"
         return cls(shown, family, peer, requests)
+
+
+def check_route(target: Target, seconds: float) -> None:
+    """Sends one image, so that a wrong URL is noticed before the load.
+
+    Raises:
+        ConfigError: the answer within `seconds` says that nothing takes images there. Whatever else
+            is wrong, the load reports.
+    """
+    status, received, end = 0, b"", time.monotonic() + seconds
+    with suppress(OSError), connect(target.family, target.address, seconds) as stream:
+        stream.sendall(target.last_requests[0])
+        while not status and time.monotonic() < end and (data := stream.recv(RECEIVE)):
+            received += data
+            line = STATUS.search(received)
+            status = int(line[1]) if line else 0
+    if status in NO_ROUTE:
+        raise ConfigError(
+            f"{target.url} answers {status}: nothing takes images there; give the URL that images "
+            "are posted to, or the base URL of the service"
+        )
 
 
 def _parts(url: str) -> tuple[Address, str]:

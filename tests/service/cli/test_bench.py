@@ -91,11 +91,23 @@ def test_a_base_url_loads_the_classifier(service: Service, photos: Path) -> None
 
 
 def test_an_error_to_every_request_is_no_success(server: Scripted, photos: Path) -> None:
-    with scripted(lambda number, body: [answer(405)]) as refusing:
+    with scripted(lambda number, body: [answer(403)]) as refusing:
         url = f"http://127.0.0.1:{refusing.port}/elsewhere"
         printed = bench(*SHORT, "--url", url, "--connections", "1", photos, status=1).stdout
-    assert "x 405" in printed
+    assert "x 403" in printed
     assert "no request succeeded" in printed
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_url_where_nothing_takes_images_is_refused_before_the_load(
+    photos: Path, status: int
+) -> None:
+    with scripted(lambda number, body: [answer(status)]) as elsewhere:
+        url = f"http://127.0.0.1:{elsewhere.port}/of/another"
+        line = bench(*SHORT, "--url", url, photos, status=2).stderr
+        assert len(list(filter(None, elsewhere.bodies))) == 1
+    assert line.startswith(f"resnet-serve: {url} answers {status}: nothing takes images there")
+    assert line.count("\n") == 1
 
 
 def test_the_key_is_that_of_classify(

@@ -80,7 +80,7 @@ def test_convert_makes_an_onnx_graph_and_reads_it_back(tmp_path: Path) -> None:
 
 def test_convert_writes_for_another_library_and_reads_it_back(tmp_path: Path) -> None:
     for library, variant in (("torchvision", "resnet18"), ("timm", "preact_resnet18")):
-        theirs, ours = tmp_path / "w.pth", tmp_path / "w.safetensors"
+        theirs, ours = tmp_path / f"{library}.pth", tmp_path / f"{library}.safetensors"
         said = run("convert", "--to", library, f"random:{variant}", theirs).stdout
         assert f"layout {library}" in said
         run("convert", "--from", library, theirs, ours)
@@ -139,9 +139,9 @@ def test_what_is_assumed_is_listed_and_kept(checkpoint: Path, tmp_path: Path) ->
     )  # No stride_at, which basic blocks do not have.
     # The options that it names say the same.
     options = shlex.split(assumed.removeprefix("assumed: "))
-    given = run("convert", "--from", "torchvision", "--strict", *options, checkpoint, out).stdout
-    assert "assumed:" not in given
-    found = json.loads(run("convert", "--from", "torchvision", "--json", checkpoint, out).stdout)
+    again = ("convert", "--from", "torchvision", "--overwrite", checkpoint, out)
+    assert "assumed:" not in run(*again, "--strict", *options).stdout
+    found = json.loads(run(*again, "--json").stdout)
     assert found["assumed"] == bundle.read(out).provenance["assumed"]
     assert found["input"]["size"] == 224
     # A SPEC says what its file left open when it was converted.
@@ -245,7 +245,7 @@ def test_a_bundle_gets_other_views_and_its_metrics_are_not_claimed_for_them(
     assert (found.views, found.metrics, found.temperature) == ("mirrored", {}, 2.0)
     run("convert", mirrored, back)
     assert bundle.read(back).views == "mirrored", "unless told otherwise, they stay"
-    run("convert", "--views", "plain", mirrored, back)
+    run("convert", "--views", "plain", "--overwrite", mirrored, back)
     assert back.read_bytes() == measured.read_bytes()
 
 
@@ -263,7 +263,7 @@ def test_a_bundle_is_stored_in_16_bits_and_what_is_not_is_named(
     found = json.loads(run("convert", half, copy, "--json").stdout)
     assert (found["storage"], found["views"]) == ("fp16", "plain")
     assert copy.read_bytes() == half.read_bytes()
-    run("convert", "--storage", "fp32", half, copy)
+    run("convert", "--storage", "fp32", "--overwrite", half, copy)
     assert bundle.read(copy).storage == "fp32"
 
 

@@ -43,7 +43,7 @@ def test_curves_of_one_configuration(tmp_path: Path) -> None:
     with Image.open(picture) as image:
         assert image.width > image.height > 300
     written(tmp_path / "other.safetensors", overrides={"shortcut": "A"})
-    line = run("results", tmp_path, "--curves", picture, status=2).stderr
+    line = run("results", tmp_path, "--curves", tmp_path / "both.png", status=2).stderr
     assert "these runs belong to 2 configurations" in line
 
 

@@ -83,6 +83,22 @@ def test_a_run_that_was_stopped_is_not_begun_anew_unasked(photos: Path, tmp_path
     )
 
 
+def test_a_finished_run_is_replaced_only_when_told_to(photos: Path, tmp_path: Path) -> None:
+    output, folder = tmp_path / "x.safetensors", tmp_path / "x.run"
+    command = ("train", "--data", photos, *NETWORK, "--epochs", "1", output)
+    run(*command)
+    before = output.read_bytes(), (folder / "log.jsonl").read_bytes()
+    for more in ((), ("--restart",)):
+        assert "x.safetensors exists; add --overwrite" in run(*command, *more, status=2).stderr
+    assert "is complete" in run(*command, "--resume").stdout
+    assert before == (output.read_bytes(), (folder / "log.jsonl").read_bytes())
+    run(*command, "--seed", "7", "--overwrite")
+    assert catalog.load(str(output)).bundle.provenance["seed"] == 7
+    output.unlink()  # Its log is not lost either.
+    assert "x.run has files" in run(*command, status=2).stderr
+    assert (folder / "log.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -235,7 +251,11 @@ def test_a_run_that_is_resumed_chooses_as_one_that_was_not(start: Path, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", stop)
         run(*command, tmp_path / "x.safetensors", status=2)
-    run(*command, "--resume", tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_text("precious")
+    refused = run(*command, "--resume", tmp_path / "x.safetensors", status=2).stderr
+    assert "x.safetensors exists; add --overwrite" in refused
+    assert (tmp_path / "x.safetensors").read_text() == "precious"
+    run(*command, "--resume", "--overwrite", tmp_path / "x.safetensors")
     resumed = catalog.load(str(tmp_path / "x.safetensors")).bundle
     assert tiny.same_bits(resumed.tensors, whole.tensors)
     assert resumed.provenance["kept"] == whole.provenance["kept"]

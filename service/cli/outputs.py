@@ -1,0 +1,53 @@
+"""The rule of all commands that write: nothing that exists is replaced unasked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from models import files
+from service.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def overwrite_flag(command: F) -> F:
+    """Adds --overwrite."""
+    return click.option(
+        "--overwrite", is_flag=True, help="Replace what exists; otherwise it is refused."
+    )(command)
+
+
+def check(*paths: Path | None, overwrite: bool) -> None:
+    """Checks before the work that its result can be written to `paths`, without loss.
+
+    Raises:
+        ConfigError: there is a file and no `overwrite`, something that is no file, or no folder to
+            write to; or two paths are the same.
+    """
+    given: set[Path] = set()
+    for path in filter(None, paths):
+        place = path.absolute()
+        if not place.parent.is_dir():
+            raise ConfigError(f"{path}: there is no folder {path.parent}")
+        if place in given:
+            raise ConfigError(f"{path} is given twice; give each output a path of its own")
+        given.add(place)
+        if not os.path.lexists(place):
+            continue
+        if not place.is_file():  # A device or a pipe would be replaced by a file.
+            raise ConfigError(f"{path} is not a regular file; choose another path")
+        if not overwrite:
+            raise ConfigError(
+                f"{path} exists; add --overwrite to replace it, or choose another path"
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8, completely or not at all."""
+    with files.atomic(path) as file:
+        file.write_text(text, "utf-8")
