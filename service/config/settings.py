@@ -343,6 +343,13 @@ class Settings(Strict):
         description="folder that keeps compiled engines and downloads between starts; default: "
         "$XDG_CACHE_HOME/resnet-serve, or ~/.cache/resnet-serve",
     )
+    metrics_classes: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="how many classes of each model the metrics count one by one, the first by "
+        "number; the others count together; 0: neither classes nor confidences are counted",
+    )
     tracing: bool = Field(
         False,
         description="send OpenTelemetry traces, configured by the standard OTEL_* variables; "

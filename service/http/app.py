@@ -135,7 +135,7 @@ def create_app(
         from service.repository import local  # noqa: PLC0415
 
         repository = local.LocalRepository(settings, metrics)
-    pipeline = Pipeline(metrics, repository)
+    pipeline = Pipeline(metrics, repository, settings.metrics_classes)
     tracing = None
     if settings.traced:
         # An optional dependency.

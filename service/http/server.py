@@ -18,7 +18,7 @@ import uvicorn
 from service import runtime
 from service.config.settings import Settings
 from service.errors import ConfigError
-from service.http import tcp, tls
+from service.http import certificate, tcp, tls
 from service.http.acceptor import Acceptor
 from service.http.connection import ServerConnection
 from service.http.gate import Gate
@@ -97,6 +97,7 @@ class Server(uvicorn.Server):
         self._keys = self._services.keys
         self._limits = ConnectionLimits(settings, self._services.metrics)
         self._tls = tls.create_context(settings)
+        self._show_expiry(settings)
         # asyncio accepts the others only with the first.
         self._encryption: dict[str, Any] = (
             {
@@ -203,10 +204,21 @@ class Server(uvicorn.Server):
         if self._tls is not None:
             try:
                 tls.reload(self._tls, settings)
+                self._show_expiry(settings)
                 if self._grpc_server is not None:
                     self._grpc_server.apply(settings)
             except ConfigError as error:
                 log.error("the certificate stays as it was: %s", error)  # noqa: TRY400
+
+    def _show_expiry(self, settings: Settings) -> None:
+        if settings.tls_certificate is None:
+            return
+        try:
+            expiry = certificate.expiry(settings.tls_certificate)
+        except (OSError, ValueError) as error:  # OpenSSL reads more forms.
+            log.warning("the metrics do not show when the certificate expires: %s", error)
+            expiry = 0.0
+        self._services.metrics.certificate_expiry.set(expiry)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._listeners.remove_files()

@@ -45,7 +45,7 @@ class Replica:
         metrics = RayMetrics(REPLICA)
         repository = await asyncio.to_thread(LocalRepository, settings, metrics)
         self._repository = repository
-        self._pipeline = Pipeline(metrics, repository)
+        self._pipeline = Pipeline(metrics, repository, settings.metrics_classes)
         self._model: LocalModel = next(iter(repository.models.values()))
         repository.start()
         while self._model.state == "loading":  # noqa: ASYNC110 - engines are threads
