@@ -49,6 +49,7 @@ PRINTED_LEVELS = {
     "C": logging.CRITICAL,
 }
 LONGEST_PRINTED = 2**16  # characters of a line
+COMMAND = "resnet-serve: "  # Before the reason why it does not start.
 
 
 def log_to_stderr(level: str, format: Format = "text") -> None:
@@ -189,16 +190,16 @@ class PrintedLines(io.TextIOBase):
         here["logs"] = True
         try:
             for line in filter(str.strip, lines):
-                self._log_line(
-                    line.rstrip("\r").rpartition("\r")[2]
-                )  # A progress bar's last state.
+                # Of a progress bar, the last state.
+                self._log_line(line.rstrip("\r").rpartition("\r")[2])
         finally:
             here["logs"] = False
         return len(text)
 
     def _log_line(self, line: str) -> None:
-        prefix = PRINTED.match(line)
-        level = PRINTED_LEVELS[prefix[1]] if prefix else logging.WARNING
+        level = logging.ERROR if line.startswith(COMMAND) else logging.WARNING
+        if (prefix := PRINTED.match(line)) is not None:
+            level = PRINTED_LEVELS[prefix[1]]
         self._log.handle(self._log.makeRecord(self._log.name, level, "", 0, line, (), None))
 
     def flush(self) -> None:
