@@ -59,20 +59,38 @@ class GpuUse:
     power: float = math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What the service is to achieve; exposed, so that alerts and panels follow the settings.
+
+    `latency_ratio` is the share of images to be served within `latency_seconds`, and
+    `availability_ratio` that of images not to be refused for reasons on the service's side.
+    `bounds`, of the histogram of phases, rise; all processes of a service have the same.
+    """
+
+    latency_seconds: float = 0.25
+    latency_ratio: float = 0.99
+    availability_ratio: float = 0.999
+    bounds: tuple[float, ...] = SECONDS
+
+
+USUAL = Objectives()
+
+
 class Metrics:
     """One attribute per metric; its labels are positional.
 
     `multiprocess_mode` matters with several processes; see `service.workers.shared_metrics`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, objectives: Objectives = USUAL) -> None:
         # They double the number of series, and the process's start time says as much.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = CollectorRegistry()
         # Cached: looking a child up by its labels costs more than counting.
         self._responses: dict[tuple[str, int], Counter] = {}
         self._refused: dict[tuple[str, str], Counter] = {}
-        self._classified: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
+        self._classified: dict[str, tuple[Counter, Counter, dict[str, Histogram]]] = {}
         self._predicted: dict[tuple[str, int | None], tuple[Counter, Histogram]] = {}
         self._served: set[str] = set()
         self._gone: dict[str, float] = {}  # and when their series end
@@ -108,7 +126,7 @@ class Metrics:
             "resnet_serve_phase_seconds",
             "Time of a classified image by phase: accept, decode, queue, inference, total",
             ("model", "phase"),
-            buckets=SECONDS,
+            buckets=objectives.bounds,
             registry=registry,
         )
         self.batch_size = Histogram(
@@ -163,6 +181,30 @@ class Metrics:
             "Probability of an image's most probable class, 0 to 1",
             ("model",),
             buckets=CONFIDENCES,
+            registry=registry,
+        )
+        self.slow_images = Counter(
+            "resnet_serve_slow_images",
+            "Images classified in more than the latency goal",
+            ("model",),
+            registry=registry,
+        )
+        self.slo_latency = Gauge(
+            "resnet_serve_slo_latency_seconds",
+            "Latency goal, the setting slo_latency_ms",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_latency_ratio = Gauge(
+            "resnet_serve_slo_latency_ratio",
+            "Share of classified images that are to meet the latency goal",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_availability_ratio = Gauge(
+            "resnet_serve_slo_availability_ratio",
+            "Share of images that are not to be refused for reasons on the service's side",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.engine_errors = Counter(
@@ -305,6 +347,7 @@ class Metrics:
             self.refusals, self.images, self.engine_errors, self.out_of_memory, self.queue_depth,
             self.queue_limit, self.model_ready, self.model_info, self.device_images,
             self.gpu_graphs, self.predictions, self.confidence, self.load_seconds,
+            self.slow_images,
         )  # fmt: skip
         self._by_gpu = {
             "memory_used": self.gpu_memory_used,
@@ -314,9 +357,13 @@ class Metrics:
             "temperature": self.gpu_temperature,
             "power": self.gpu_power,
         }
-        self._describe_process()
+        self._latency_goal = objectives.latency_seconds
+        self._set_constants(objectives)
 
-    def _describe_process(self) -> None:
+    def _set_constants(self, objectives: Objectives) -> None:
+        self.slo_latency.set(objectives.latency_seconds)
+        self.slo_latency_ratio.set(objectives.latency_ratio)
+        self.slo_availability_ratio.set(objectives.availability_ratio)
         self.build_info.labels(version("resnet-serve"), python_version(), version("torch")).set(1)
         self.memory_limit.set(runtime.memory_limit())
         self.watch(self.open_files, runtime.open_files_share)
@@ -370,12 +417,13 @@ class Metrics:
         if due:  # Perhaps nobody scrapes.
             self._remove_gone()
 
-    def _series_of(self, model: str) -> tuple[Counter, dict[str, Histogram]]:
+    def _series_of(self, model: str) -> tuple[Counter, Counter, dict[str, Histogram]]:
         """The series that each classified image changes."""
         series = self._classified.get(model)
         if series is None:
             phases = {phase: self.phase.labels(model, phase) for phase in PHASES}
-            series = self._classified[model] = (self.images.labels(model), phases)
+            counters = self.images.labels(model), self.slow_images.labels(model)
+            series = self._classified[model] = (*counters, phases)
         return series
 
     def ended(self, names: set[str]) -> set[str]:
@@ -431,8 +479,10 @@ class Metrics:
 
         `exemplar`: labels that identify its trace.
         """
-        images, phases = self._series_of(model)
+        images, slow, phases = self._series_of(model)
         images.inc()
+        if seconds["total"] > self._latency_goal:
+            slow.inc()
         for phase, histogram in phases.items():
             histogram.observe(seconds[phase], exemplar)
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def main() -> None:
-    """Runs the command, or says in one line what it lacks where only the client is installed."""
+    """Runs the command, or says in one line what it lacks where only the client is installed.
+
+    Ctrl-C during the imports ends it as a signal does, without a traceback.
+    """
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.default_int_handler:  # Else whoever started it has it ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from service.cli.main import main as command
     except ModuleNotFoundError as error:
@@ -17,6 +24,7 @@ def main() -> None:
             f"resnet-serve: needs {missing}, which is not installed: pip install resnet-serve; "
             "the Python client, service.client, works without"
         )
+    signal.signal(signal.SIGINT, interrupt)
     command()
 
 

@@ -28,6 +28,8 @@ from service.http.listener import (
     NEW_CONNECTION_SECONDS,
     Listeners,
     announce,
+    announce_end,
+    announce_stop,
 )
 from service.logs import set_log_level
 
@@ -108,7 +110,7 @@ class Server(uvicorn.Server):
             if self._tls
             else {}
         )
-        self._grace = settings.shutdown_grace_s
+        self._settings = settings
         self._exit_at: float | None = None
         self._refusing_since = 0.0
         self._listeners = listeners
@@ -116,6 +118,7 @@ class Server(uvicorn.Server):
         self._reloading = reloading
         self._grpc_server = grpc_server
         self._reload_task: asyncio.Task[None] | None = None
+        self.stopping_since = 0.0  # by `time.monotonic`
         self.cut_off = 0  # requests, by a second signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -127,7 +130,13 @@ class Server(uvicorn.Server):
             return
         self._listeners.tell("STOPPING=1")
         self._pipeline.draining = True
-        self._exit_at = time.monotonic() + (self._grace if sig == signal.SIGTERM else 0.0)
+        self.stopping_since = time.monotonic()
+        grace = self._settings.shutdown_grace_s if sig == signal.SIGTERM else 0.0
+        self._exit_at = self.stopping_since + grace
+        self.announce_stop(signal.Signals(sig).name)
+
+    def announce_stop(self, name: str) -> None:
+        announce_stop(name, self._settings)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         runtime.tune_interpreter()
@@ -259,8 +268,7 @@ def serve(
     """Serves until a signal stops it."""
     server = Server(app, settings, listeners, reloading, grpc_server)
     server.run(sockets=[])
-    if not server.cut_off:
-        log.info("stopped; every accepted request got a response")
+    announce_end(time.monotonic() - server.stopping_since, complete=not server.cut_off)
     status = 1 if server.cut_off else 0
     if not app.state.services.ended:
         # An engine is still in native code; finalizing the interpreter under it would abort.

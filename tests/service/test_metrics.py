@@ -7,7 +7,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import GONE_SECONDS, PHASES, REASONS, SECONDS, Metrics
+from service.metrics import GONE_SECONDS, PHASES, REASONS, SECONDS, Metrics, Objectives
 
 
 def test_two_services_in_one_process_do_not_share_metrics() -> None:
@@ -35,6 +35,21 @@ def test_a_model_has_its_series_before_its_first_request() -> None:
 def test_the_buckets_rise_from_a_quarter_millisecond_to_ten_seconds() -> None:
     assert (SECONDS[0], SECONDS[-1]) == (0.00025, 10.0)
     assert list(SECONDS) == sorted(SECONDS)
+
+
+def test_the_objectives_are_exposed_and_images_slower_than_the_goal_are_counted() -> None:
+    metrics = Metrics(Objectives(0.1, 0.9, 0.95, (0.05, 0.1, 7.0)))
+    for seconds in (0.1, 0.1001, 5):
+        metrics.classified("a", dict.fromkeys(PHASES, 0.0) | {"total": seconds})
+    text = metrics.render().decode()
+    assert 'resnet_serve_slow_images_total{model="a"} 2.0' in text
+    assert "resnet_serve_slo_latency_seconds 0.1\n" in text
+    assert "resnet_serve_slo_latency_ratio 0.9\n" in text
+    assert "resnet_serve_slo_availability_ratio 0.95\n" in text
+    total = 'resnet_serve_phase_seconds_bucket{le="%s",model="a",phase="total"} %s'
+    for bound, count in (("0.05", "0.0"), ("0.1", "1.0"), ("7.0", "3.0"), ("+Inf", "3.0")):
+        assert total % (bound, count) in text
+    assert text.count('phase="total"} ') == 6, "four buckets, sum and count"
 
 
 def test_batches_are_counted_by_their_size_and_time() -> None:
