@@ -97,31 +97,6 @@ class Metrics:
         self._lifetimes = threading.RLock()  # of models' series; scrapes come from a thread
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.build_info = Gauge(
-            "resnet_serve_build_info",
-            "Always 1; its labels are the versions of the service, of Python and of torch",
-            ("version", "python", "torch"),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.open_files = Gauge(
-            "resnet_serve_open_files_ratio",
-            "Open files and sockets over their limit, in the process that is nearest to it",
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.memory_limit = Gauge(
-            "resnet_serve_memory_limit_bytes",
-            "Memory that the service may use: the limit of its control group, or all of the host",
-            multiprocess_mode="livemin",
-            registry=registry,
-        )
-        self.certificate_expiry = Gauge(
-            "resnet_serve_certificate_expiry_timestamp_seconds",
-            "Unix time at which the certificate in use expires, in seconds; 0: no TLS",
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
         self.phase = Histogram(
             "resnet_serve_phase_seconds",
             "Time of a classified image by phase: accept, decode, queue, inference, total",
@@ -187,24 +162,6 @@ class Metrics:
             "resnet_serve_slow_images",
             "Images classified in more than the latency goal",
             ("model",),
-            registry=registry,
-        )
-        self.slo_latency = Gauge(
-            "resnet_serve_slo_latency_seconds",
-            "Latency goal, the setting slo_latency_ms",
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.slo_latency_ratio = Gauge(
-            "resnet_serve_slo_latency_ratio",
-            "Share of classified images that are to meet the latency goal",
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.slo_availability_ratio = Gauge(
-            "resnet_serve_slo_availability_ratio",
-            "Share of images that are not to be refused for reasons on the service's side",
-            multiprocess_mode="livemax",
             registry=registry,
         )
         self.engine_errors = Counter(
@@ -358,9 +315,54 @@ class Metrics:
             "power": self.gpu_power,
         }
         self._latency_goal = objectives.latency_seconds
-        self._set_constants(objectives)
+        self._describe_service(objectives)
 
-    def _set_constants(self, objectives: Objectives) -> None:
+    def _describe_service(self, objectives: Objectives) -> None:
+        """Shows what is known from the start, and how near the process is to its limits."""
+        registry = self._registry
+        self.build_info = Gauge(
+            "resnet_serve_build_info",
+            "Always 1; its labels are the versions of the service, of Python and of torch",
+            ("version", "python", "torch"),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.open_files = Gauge(
+            "resnet_serve_open_files_ratio",
+            "Open files and sockets over their limit, in the process that is nearest to it",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.memory_limit = Gauge(
+            "resnet_serve_memory_limit_bytes",
+            "Memory that the service may use: the limit of its control group, or all of the host",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self.certificate_expiry = Gauge(
+            "resnet_serve_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate in use expires, in seconds; 0: no TLS",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_latency = Gauge(
+            "resnet_serve_slo_latency_seconds",
+            "Latency goal, the setting slo_latency_ms",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_latency_ratio = Gauge(
+            "resnet_serve_slo_latency_ratio",
+            "Share of classified images that are to meet the latency goal",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_availability_ratio = Gauge(
+            "resnet_serve_slo_availability_ratio",
+            "Share of images that are not to be refused for reasons on the service's side",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.slo_latency.set(objectives.latency_seconds)
         self.slo_latency_ratio.set(objectives.latency_ratio)
         self.slo_availability_ratio.set(objectives.availability_ratio)
