@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
 
 from tests.guides.blocks import Block, Command, blocks, commands, pattern
 from tests.guides.checks import CHECKS, check_flags
@@ -107,15 +106,6 @@ def test_links_lead_somewhere(name: str) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text("utf-8")):
         if "://" not in link:
             assert (path.parent / link).exists(), link
-
-
-def test_every_alert_and_no_other_is_explained() -> None:
-    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8"))
-    alerts = [
-        rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule
-    ]
-    text = (ROOT / "docs/guides/dashboard.md").read_text("utf-8")
-    assert re.findall(r"^\| `(ResnetServe\w+)` \|", text, re.MULTILINE) == alerts
 
 
 def test_every_panel_that_is_explained_exists() -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.conftest import PATIENCE, Service, client, encoded
-from tests.deploy.test_monitoring import filled_in
+from tests.deploy.test_monitoring import filled_in, rules
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(
@@ -117,16 +117,26 @@ def test_every_panel_of_the_dashboard_shows_something_after_load(
     def empty() -> list[str]:
         client.post(f"{service.url}/v1/classify", content=encoded())
         client.post(f"{service.url}/v1/classify", content=b"no image")
-        found = {title: query(prometheus, expression) for title, expression in panels()}
+        found = [(title, query(prometheus, expression)) for title, expression in panels()]
         return [
             title
-            for title, series in found.items()
+            for title, series in found
             if not any(each["value"][1] != "NaN" for each in series)
         ]
 
-    # Nothing is wrong with this service, and it may have no GPU.
+    # Nothing is wrong with this service, it has no certificate, and it may have no GPU.
     gpu = {title for title, expression in panels() if "resnet_serve_gpu_" in expression}
-    until(lambda: set(empty()) <= {"Alerts", *gpu}, PATIENCE)
+    until(lambda: set(empty()) <= {"Alerts", "Certificate expires in", *gpu}, PATIENCE)
+
+
+def test_every_recording_rule_has_a_value_after_load(service: Service, prometheus: str) -> None:
+    names = {rule["record"] for rule in rules() if "record" in rule}
+
+    def missing() -> set[str]:
+        client.post(f"{service.url}/v1/classify", content=encoded())
+        return {name for name in names if not query(prometheus, f"{name} >= 0")}
+
+    until(lambda: missing() <= {name for name in names if "refused:r" in name}, PATIENCE)
 
 
 OPENMETRICS = "application/openmetrics-text"
