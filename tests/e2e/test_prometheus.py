@@ -16,6 +16,7 @@ import httpx
 import pytest
 import yaml
 
+from service.metrics import PHASES
 from tests.conftest import PATIENCE, Service, client, encoded
 from tests.deploy.test_monitoring import filled_in, rules
 from tests.support.waiting import until
@@ -97,7 +98,7 @@ def test_prometheus_reads_every_series_and_computes_quantiles(
         found = query(prometheus, quantile)
         return {r["metric"]["phase"] for r in found if r["value"][1] != "NaN"}
 
-    until(lambda: len(phases()) == 4, PATIENCE)
+    until(lambda: phases() == {*PHASES}, PATIENCE)
     assert query(prometheus, "up")[0]["value"][1] == "1"
     assert query(prometheus, "resnet_serve_model_ready == 1")
     assert query(prometheus, "resnet_serve_model_info")[0]["metric"]["precision"]
