@@ -53,7 +53,7 @@ def test_each_alert_fires_when_it_happens(tmp_path: Path) -> None:
         collecting() as collector,
         commanded(
             tmp_path,
-            RESNET_SERVE_MAX_QUEUE="8",
+            RESNET_SERVE_MAX_QUEUE="16",
             RESNET_SERVE_ENGINE_TIMEOUT_S="60",
             RESNET_SERVE_OTLP_ENDPOINT=collector.url,
             OTEL_BSP_SCHEDULE_DELAY="50",
@@ -71,7 +71,7 @@ def test_each_alert_fires_when_it_happens(tmp_path: Path) -> None:
         until(lambda: query(base, "resnet_serve_images_total >= 20"), PATIENCE)
         assert alarmed(base) <= {"ResnetServeDown"}  # A scrape that is late on a busy machine.
 
-        # More comes than an engine takes: eight wait, the others are refused.
+        # More comes than an engine takes: sixteen wait, the others are refused.
         faulty.command("hang")
         target = Target.of(f"{service.url}/v1/classify", [encoded()])
         run = Run(256, seconds=4, rate=50, warm_up=0, timeout=PATIENCE)
