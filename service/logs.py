@@ -66,7 +66,7 @@ def log_to_stderr(level: str, format: Format = "text") -> None:
     warnings.formatwarning = _one_line
     logging.captureWarnings(True)
     if format == "json" and alone:
-        sys.stderr = PrintedLines(stderr)  # type: ignore[assignment]
+        sys.stderr = PrintedLines(stderr)
         sys.excepthook = _log_uncaught
         threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value)
         for name in [*logging.root.manager.loggerDict]:

@@ -51,9 +51,10 @@ def test_all_processes_count_in_the_bounds_that_were_chosen(pair: Service) -> No
 
 
 def test_every_line_is_json_and_every_request_has_one(pair: Service) -> None:
-    url = f"{pair.url}/v1/classify?model=resnet20&token=hidden"
+    url = f"{pair.url}/v1/classify?model=resnet20"
     sent = {"x-request-id": "mine", "x-api-key": KEY}
     assert client.post(url, content=encoded(), headers=sent).status_code == 200
+    client.get(f"{pair.url}/health/live?token=hidden")
     assert pair.end(signal.SIGTERM) == 0
     lines = [json.loads(line) for line in pair.log]
     (mine,) = [line for line in lines if line.get("request_id") == "mine"]

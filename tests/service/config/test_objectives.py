@@ -49,6 +49,6 @@ def test_bounds_in_the_environment_are_a_list(monkeypatch: pytest.MonkeyPatch) -
 def test_bounds_that_do_not_rise_are_refused_in_one_line(tmp_path: Path, wrong: str) -> None:
     (tmp_path / "serve.yaml").write_text(f"latency_buckets_ms: {wrong}\n")
     with pytest.raises(ConfigError) as caught:
-        load(config=tmp_path / "serve.yaml")
+        load(config=str(tmp_path / "serve.yaml"))
     assert "latency_buckets_ms" in str(caught.value)
     assert "\n" not in str(caught.value)
