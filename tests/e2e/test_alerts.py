@@ -25,8 +25,7 @@ pytestmark = [
 ]
 READY = 'resnet_serve_model_ready{model="resnet20"}'
 # A process that starts again is another process, and the target stays configured; the rules' own
-# tests have these, and those that take hours, a limit, a
-# certificate or a loop that is late.
+# tests have these, and those that take hours, a limit, a certificate or a loop that is late.
 NOT_HERE = {
     "ResnetServeRestarting",
     "ResnetServeGone",

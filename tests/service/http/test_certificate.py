@@ -14,7 +14,7 @@ from tests.service.http.test_tls import self_signed
 
 
 def said_by_openssl(path: Path) -> float:
-    command = ["openssl", "x509", "-noout", "-enddate", "-in", path]
+    command: list[str | Path] = ["openssl", "x509", "-noout", "-enddate", "-in", path]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return ssl.cert_time_to_seconds(done.stdout.strip().removeprefix("notAfter="))
 
