@@ -278,7 +278,7 @@ def test_the_first_classes_are_counted_one_by_one(counted: int, series: dict[str
         model = Answering(best)
         models = SimpleNamespace(models={model.name: model})
         deadline = asyncio.get_running_loop().time() + PATIENCE
-        await pipeline.Pipeline(metrics, models, counted).compute(model, b"", deadline)  # type: ignore[arg-type]
+        await pipeline.Pipeline(metrics, models, counted).compute(model, b"", deadline)
 
     metrics = Metrics()
     for best in (0, 2, 3, 9):
@@ -296,7 +296,7 @@ def test_images_of_a_network_without_classes_have_no_prediction() -> None:
         model.labels = ()
         models = SimpleNamespace(models={model.name: model})
         deadline = asyncio.get_running_loop().time() + PATIENCE
-        await pipeline.Pipeline(metrics, models, 100).compute(model, b"", deadline)  # type: ignore[arg-type]
+        await pipeline.Pipeline(metrics, models, 100).compute(model, b"", deadline)
 
     metrics = Metrics()
     asyncio.run(embed())
