@@ -1,19 +1,27 @@
 """Logging to stderr, as text or as JSON.
 
 Each record is one line, whatever a client sent. Only tracebacks span more lines, and these are
-indented, so that a client cannot forge a record.
+indented, so that a client cannot forge a record. In JSON they are part of their record, and
+what other libraries print to stderr becomes records; what native code writes by itself stays as it
+is, since its last words in a crash must not be lost on the way.
 """
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import logging
+import os
+import re
+import sys
+import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 Format = Literal["text", "json"]
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -26,22 +34,74 @@ LEVELS = {
     # It logs a traceback for each call that fails in transit; our own calls log theirs.
     "grpc": logging.CRITICAL,
 }
+# Whose debug lines are logged; those of libraries tell nobody anything of this service.
+OURS = ("service", "models")
+# What prints to stderr as Google's loggers do, torch among them: a letter for the level, the month
+# and day, the time.
+PRINTED = re.compile(r"([DVIWEFC])\d{4} \d\d:\d\d:\d\d\.\d+ ")
+PRINTED_LEVELS = {
+    "D": logging.DEBUG,
+    "V": logging.DEBUG,
+    "I": logging.INFO,
+    "W": logging.WARNING,
+    "E": logging.ERROR,
+    "F": logging.CRITICAL,
+    "C": logging.CRITICAL,
+}
+LONGEST_PRINTED = 2**16  # characters of a line
+COMMAND = "resnet-serve: "  # Before the reason why it does not start.
 
 
 def log_to_stderr(level: str, format: Format = "text") -> None:
     """Configures logging; each process of the service calls it first."""
-    handler = logging.StreamHandler()
+    stderr = sys.stderr
+    handler = logging.StreamHandler(stderr)
     handler.setFormatter(Json() if format == "json" else Text(TEXT))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.basicConfig(handlers=[handler])
+    alone = logging.root.handlers == [handler]  # Else somebody, such as Ray, logs in his own way.
+    if alone:
+        set_log_level(level)
     for name, minimum in LEVELS.items():
         logging.getLogger(name).setLevel(minimum)
     warnings.formatwarning = _one_line
     logging.captureWarnings(True)
+    if format == "json" and alone:
+        sys.stderr = PrintedLines(stderr)
+        sys.excepthook = _log_uncaught
+        threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value)
+        for name in [*logging.root.manager.loggerDict]:
+            for other in logging.getLogger(name).handlers:
+                if isinstance(other, logging.StreamHandler) and other.stream is stderr:
+                    other.setStream(sys.stderr)
 
 
 def set_log_level(level: str) -> None:
     """Sets the minimum level from now on."""
-    logging.getLogger().setLevel(level.upper())
+    wanted = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(max(wanted, logging.INFO))
+    for name in OURS:
+        logging.getLogger(name).setLevel(wanted if wanted < logging.INFO else logging.NOTSET)
+
+
+def configured() -> tuple[str, Format]:
+    """The level and the format of this process's log, for a process that it starts."""
+    debug = logging.getLogger(OURS[0]).isEnabledFor(logging.DEBUG)
+    level = "debug" if debug else logging.getLevelName(logging.root.level).lower()
+    as_json = any(isinstance(handler.formatter, Json) for handler in logging.root.handlers)
+    return level, "json" if as_json else "text"
+
+
+def log_in_signal_handler(name: str, message: str) -> None:
+    """Logs at the level INFO by writing to the handlers' files: the signal may have interrupted
+    whoever writes to their streams, which then take nothing from others."""
+    log = logging.getLogger(name)
+    if not log.isEnabledFor(logging.INFO):
+        return
+    record = log.makeRecord(name, logging.INFO, "", 0, message, (), None)
+    for handler in logging.root.handlers:
+        ours = isinstance(handler.formatter, (Json, Text))
+        if ours and isinstance(handler, logging.StreamHandler):
+            os.write(handler.stream.fileno(), handler.format(record).encode() + b"\n")
 
 
 def fields(message: str, **values: Any) -> dict[str, Any]:
@@ -109,6 +169,55 @@ class Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class PrintedLines(io.TextIOBase):
+    """In the place of `sys.stderr`: makes a record of each line that is printed to it, whatever the
+    log's level. What is printed while one is logged, such as a failure to do so, goes to `stream`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._of_thread = threading.local()
+        self._log = logging.getLogger("stderr")
+
+    def write(self, text: str) -> int:
+        here = self._of_thread.__dict__
+        if here.get("logs"):
+            return self._stream.write(text)
+        *lines, rest = (here.get("rest", "") + text).split("\n")
+        if len(rest) > LONGEST_PRINTED:
+            lines, rest = [*lines, rest], ""
+        here["rest"] = rest
+        here["logs"] = True
+        try:
+            for line in filter(str.strip, lines):
+                # Of a progress bar, the last state.
+                self._log_line(line.rstrip("\r").rpartition("\r")[2])
+        finally:
+            here["logs"] = False
+        return len(text)
+
+    def _log_line(self, line: str) -> None:
+        level = logging.ERROR if line.startswith(COMMAND) else logging.WARNING
+        if (prefix := PRINTED.match(line)) is not None:
+            level = PRINTED_LEVELS[prefix[1]]
+        self._log.handle(self._log.makeRecord(self._log.name, level, "", 0, line, (), None))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, *_: object) -> None:
+    """Logs what would be printed of an exception."""
+    if not issubclass(kind, (KeyboardInterrupt, SystemExit)):
+        logging.getLogger("stderr").critical("nobody handled an exception", exc_info=error)
+
+
 def _one_line(
     message: Warning | str,
     category: type[Warning],
@@ -124,3 +233,26 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def launch(level: str, format: Format, module: str, *arguments: str) -> None:
+    """Configures logging, and then imports `module` and calls its `main`."""
+    log_to_stderr(level, format)
+    importlib.import_module(module).main(*arguments)
+
+
+def launching(module: str, *arguments: str) -> Sequence[str]:
+    """The arguments of Python for another process, which runs the `main` of `module` and logs like
+    this one from its first import on."""
+    # Files in the working directory must not shadow modules.
+    return ("-P", "-c", LAUNCH, *configured(), module, *arguments)
+
+
+# Not `-m service.logs`: other modules would import a second one. Ctrl-C reaches the processes of a
+# terminal all at once: this one then ends without a traceback, until it has a handler.
+LAUNCH = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+from service.logs import launch
+launch(*sys.argv[1:])
+"""

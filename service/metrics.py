@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
+from platform import python_version
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,7 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.openmetrics import exposition as openmetrics_format
 
-from service import errors
+from service import errors, runtime
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text"
@@ -30,6 +32,10 @@ OPENMETRICS_TYPE = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
 SECONDS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+# Of probabilities; a sound model gives most images the highest.
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+# What the classes without series of their own count as.
+OTHER = "other"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REASONS = (errors.ServiceError.reason, *(error.reason for error in errors.REFUSALS))
 PHASES = ("accept", "decode", "queue", "inference", "total")
@@ -53,20 +59,39 @@ class GpuUse:
     power: float = math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What the service is to achieve; exposed, so that alerts and panels follow the settings.
+
+    `latency_ratio` is the share of images to be served within `latency_seconds`, and
+    `availability_ratio` that of images not to be refused for reasons on the service's side.
+    `bounds`, of the histogram of phases, rise; all processes of a service have the same.
+    """
+
+    latency_seconds: float = 0.25
+    latency_ratio: float = 0.99
+    availability_ratio: float = 0.999
+    bounds: tuple[float, ...] = SECONDS
+
+
+USUAL = Objectives()
+
+
 class Metrics:
     """One attribute per metric; its labels are positional.
 
     `multiprocess_mode` matters with several processes; see `service.workers.shared_metrics`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, objectives: Objectives = USUAL) -> None:
         # They double the number of series, and the process's start time says as much.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = CollectorRegistry()
         # Cached: looking a child up by its labels costs more than counting.
         self._responses: dict[tuple[str, int], Counter] = {}
         self._refused: dict[tuple[str, str], Counter] = {}
-        self._classified: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
+        self._classified: dict[str, tuple[Counter, Counter, dict[str, Histogram]]] = {}
+        self._predicted: dict[tuple[str, int | None], tuple[Counter, Histogram]] = {}
         self._served: set[str] = set()
         self._gone: dict[str, float] = {}  # and when their series end
         self._lifetimes = threading.RLock()  # of models' series; scrapes come from a thread
@@ -76,7 +101,7 @@ class Metrics:
             "resnet_serve_phase_seconds",
             "Time of a classified image by phase: accept, decode, queue, inference, total",
             ("model", "phase"),
-            buckets=SECONDS,
+            buckets=objectives.bounds,
             registry=registry,
         )
         self.batch_size = Histogram(
@@ -119,6 +144,25 @@ class Metrics:
         )
         self.images = Counter(
             "resnet_serve_images", "Images classified", ("model",), registry=registry
+        )
+        self.predictions = Counter(
+            "resnet_serve_predictions",
+            "Images by their most probable class; classes without a series of their own: other",
+            ("model", "class_id", "class"),
+            registry=registry,
+        )
+        self.confidence = Histogram(
+            "resnet_serve_confidence_ratio",
+            "Probability of an image's most probable class, 0 to 1",
+            ("model",),
+            buckets=CONFIDENCES,
+            registry=registry,
+        )
+        self.slow_images = Counter(
+            "resnet_serve_slow_images",
+            "Images classified in more than the latency goal",
+            ("model",),
+            registry=registry,
         )
         self.engine_errors = Counter(
             "resnet_serve_engine_errors",
@@ -241,6 +285,13 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self.load_seconds = Gauge(
+            "resnet_serve_model_load_seconds",
+            "Time from opening the model until its engine on the device first served",
+            ("model", "device"),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.model_info = Gauge(
             "resnet_serve_model_info",
             "Always 1; its labels describe the model",
@@ -252,7 +303,8 @@ class Metrics:
             self.phase, self.batch_size, self.batches, self.batch_seconds, self.last_batch,
             self.refusals, self.images, self.engine_errors, self.out_of_memory, self.queue_depth,
             self.queue_limit, self.model_ready, self.model_info, self.device_images,
-            self.gpu_graphs,
+            self.gpu_graphs, self.predictions, self.confidence, self.load_seconds,
+            self.slow_images,
         )  # fmt: skip
         self._by_gpu = {
             "memory_used": self.gpu_memory_used,
@@ -262,6 +314,61 @@ class Metrics:
             "temperature": self.gpu_temperature,
             "power": self.gpu_power,
         }
+        self._latency_goal = objectives.latency_seconds
+        self._describe_service(objectives)
+
+    def _describe_service(self, objectives: Objectives) -> None:
+        """Shows what is known from the start, and how near the process is to its limits."""
+        registry = self._registry
+        self.build_info = Gauge(
+            "resnet_serve_build_info",
+            "Always 1; its labels are the versions of the service, of Python and of torch",
+            ("version", "python", "torch"),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.open_files = Gauge(
+            "resnet_serve_open_files_ratio",
+            "Open files and sockets over their limit, in the process that is nearest to it",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.memory_limit = Gauge(
+            "resnet_serve_memory_limit_bytes",
+            "Memory that the service may use: the limit of its control group, or all of the host",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self.certificate_expiry = Gauge(
+            "resnet_serve_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate in use expires, in seconds; 0: no TLS",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_latency = Gauge(
+            "resnet_serve_slo_latency_seconds",
+            "Latency goal, the setting slo_latency_ms",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_latency_ratio = Gauge(
+            "resnet_serve_slo_latency_ratio",
+            "Share of classified images that are to meet the latency goal",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_availability_ratio = Gauge(
+            "resnet_serve_slo_availability_ratio",
+            "Share of images that are not to be refused for reasons on the service's side",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.slo_latency.set(objectives.latency_seconds)
+        self.slo_latency_ratio.set(objectives.latency_ratio)
+        self.slo_availability_ratio.set(objectives.availability_ratio)
+        self.build_info.labels(version("resnet-serve"), python_version(), version("torch")).set(1)
+        self.memory_limit.set(runtime.memory_limit())
+        self.watch(self.open_files, runtime.open_files_share)
 
     def watch_model(
         self,
@@ -312,12 +419,13 @@ class Metrics:
         if due:  # Perhaps nobody scrapes.
             self._remove_gone()
 
-    def _series_of(self, model: str) -> tuple[Counter, dict[str, Histogram]]:
+    def _series_of(self, model: str) -> tuple[Counter, Counter, dict[str, Histogram]]:
         """The series that each classified image changes."""
         series = self._classified.get(model)
         if series is None:
             phases = {phase: self.phase.labels(model, phase) for phase in PHASES}
-            series = self._classified[model] = (self.images.labels(model), phases)
+            counters = self.images.labels(model), self.slow_images.labels(model)
+            series = self._classified[model] = (*counters, phases)
         return series
 
     def ended(self, names: set[str]) -> set[str]:
@@ -349,6 +457,8 @@ class Metrics:
             self._classified.pop(name, None)
         for key in [key for key in [*self._refused] if key[0] in models]:
             self._refused.pop(key, None)
+        for known in [known for known in [*self._predicted] if known[0] in models]:
+            self._predicted.pop(known, None)
 
     def responded(self, route: str, status: int) -> None:
         """Counts an HTTP response."""
@@ -371,10 +481,28 @@ class Metrics:
 
         `exemplar`: labels that identify its trace.
         """
-        images, phases = self._series_of(model)
+        images, slow, phases = self._series_of(model)
         images.inc()
+        if seconds["total"] > self._latency_goal:
+            slow.inc()
         for phase, histogram in phases.items():
             histogram.observe(seconds[phase], exemplar)
+
+    def predicted(self, model: str, class_id: int | None, label: str, confidence: float) -> None:
+        """Counts an image's most probable class and its probability, 0 to 1.
+
+        `class_id` None: the class has no series of its own, and counts as `OTHER`.
+        """
+        series = self._predicted.get((model, class_id))
+        if series is None:
+            names = (OTHER, OTHER) if class_id is None else (str(class_id), label)
+            series = self._predicted[model, class_id] = (
+                self.predictions.labels(model, *names),
+                self.confidence.labels(model),
+            )
+        counter, histogram = series
+        counter.inc()
+        histogram.observe(confidence)
 
     def computed(self, model: str, device: str, size: int, seconds: float) -> None:
         """Counts a batch of `size` images; called from engine threads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import gc
 import logging
 import math
@@ -29,6 +30,8 @@ QUOTA_FILES = {
     "cgroup2": ("cpu.max",),
     "cgroup": ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
 }
+# And the file with its limit on memory.
+MEMORY_FILES = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}
 
 
 class _Mount(NamedTuple):
@@ -68,8 +71,32 @@ def spinning_threads() -> int:
     return max(1, cpus() - 1)
 
 
-def _mounts(proc: Path) -> Iterator[_Mount]:
-    """The hierarchies that may limit CPU time.
+def memory_limit(proc: Path = Path("/proc/self")) -> float:
+    """Bytes of memory that this process's control group may use, or all of the host, if fewer."""
+    limits = (
+        limit
+        for mount in _mounts(proc, "memory")
+        for folder in _groups(proc, mount, "memory")
+        for line in _lines(folder / MEMORY_FILES[mount.version])
+        if (limit := line.strip()).isdigit()  # not "max"
+    )
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return float(min([host, *map(int, limits)]))
+
+
+def open_files_share() -> float:
+    """Open files and sockets of this process over its limit on them, 0 to 1; NaN: not known."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with os.scandir("/dev/fd") as files:
+            count = sum(1 for _ in files) - 1  # without the one that lists them
+    except OSError as error:
+        return 1.0 if error.errno in (errno.EMFILE, errno.ENFILE) else math.nan
+    return 0.0 if soft == resource.RLIM_INFINITY else count / soft
+
+
+def _mounts(proc: Path, controller: str = "cpu") -> Iterator[_Mount]:
+    """The hierarchies that may limit CPU time, or what another controller limits.
 
     The format is proc_pid_mountinfo(5): a hyphen ends the optional fields.
     """
@@ -80,16 +107,17 @@ def _mounts(proc: Path) -> Iterator[_Mount]:
             version, *_, options = file_system.split()
         except ValueError:
             continue
-        if version == "cgroup2" or (version == "cgroup" and "cpu" in options.split(",")):
+        if version == "cgroup2" or (version == "cgroup" and controller in options.split(",")):
             yield _Mount(version, Path(point), PurePosixPath(root))
 
 
-def _groups(proc: Path, mount: _Mount) -> Iterator[Path]:
+def _groups(proc: Path, mount: _Mount, controller: str = "cpu") -> Iterator[Path]:
     """Folders of the process's group and of the groups above, as far as they are visible here."""
     for line in _lines(proc / "cgroup"):
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        ours = hierarchy == "0" if mount.version == "cgroup2" else "cpu" in controllers.split(",")
+        version_2 = mount.version == "cgroup2"
+        ours = hierarchy == "0" if version_2 else controller in controllers.split(",")
         if not ours:
             continue
         group = PurePosixPath(path)

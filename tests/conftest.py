@@ -131,8 +131,8 @@ class Service:
             env=clean | dict(chosen) | environment,
             pass_fds=pass_fds,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
         try:
             self.url = self._wait_for(re.compile(r"on (https?://\S+:\d+|unix:)"))
         except AssertionError:
@@ -173,7 +173,7 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(sig)
         status = self.process.wait(PATIENCE)
-        self._reader.join(5)
+        self.reader.join(5)
         assert self.process.stderr is not None
         self.process.stderr.close()
         return status

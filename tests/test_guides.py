@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
 
 from tests.guides.blocks import Block, Command, blocks, commands, pattern
 from tests.guides.checks import CHECKS, check_flags
@@ -74,15 +73,6 @@ def test_what_is_marked_is_marked_with_a_reason_that_is_known(name: str) -> None
     assert set(marked) <= set(CHECKS)
     # A mark that is not directly before its block would mark nothing.
     assert len(marked) == len(re.findall(r"<!-- needs", text))
-
-
-def test_every_alert_and_no_other_is_explained() -> None:
-    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8"))
-    alerts = [
-        rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule
-    ]
-    text = (ROOT / "docs/guides/dashboard.md").read_text("utf-8")
-    assert re.findall(r"^\| `(ResnetServe\w+)` \|", text, re.MULTILINE) == alerts
 
 
 def test_every_panel_that_is_explained_exists() -> None:

@@ -245,6 +245,7 @@ def of_metrics() -> dict[str, float]:
     return {
         "request": microseconds(request),
         "request_with_exemplars": microseconds(lambda: request(exemplar)),
+        "prediction": microseconds(lambda: metrics.predicted("m0", 3, "cat", 0.93)),
         "refusal": microseconds(lambda: metrics.refused("m0", "queue_full")),
         "scrape_as_text": microseconds(metrics.render, 20),
         "scrape_as_openmetrics": microseconds(lambda: metrics.render(openmetrics=True), 20),

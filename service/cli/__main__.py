@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,10 @@ CLIENT = "the Python client, service.client, works without"
 
 
 def main() -> None:
-    """Runs the command, or says in one line why it cannot run here."""
+    """Runs the command, or says in one line why it cannot run here.
+
+    Ctrl-C during the imports ends it as a signal does, without a traceback.
+    """
     hidden = _hidden()
     if hidden is not None:
         sys.exit(
@@ -22,6 +26,9 @@ def main() -> None:
         sys.exit(f"resnet-serve: runs in WSL 2 or in a container, not on Windows; {CLIENT}")
     if sys.platform == "darwin" and "serve" in sys.argv[1:2]:
         sys.exit(f"resnet-serve: serve needs Linux, in a container for example; {CLIENT}")
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.default_int_handler:  # Else whoever started it has it ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from service.cli.main import main as command
     except ModuleNotFoundError as error:
@@ -32,6 +39,7 @@ def main() -> None:
             f"resnet-serve: needs {missing}, which is not installed; install resnet-serve again, "
             f"without --no-deps; {CLIENT}"
         )
+    signal.signal(signal.SIGINT, interrupt)
     command()
 
 

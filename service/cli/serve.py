@@ -29,10 +29,14 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """
     listeners = None
 
-    def exit_at_once(*_: object) -> None:
+    def exit_at_once(number: int, _: object) -> None:
         # An exception would have to pass through whatever is being imported or loaded.
         if listeners is not None:
+            from service.logs import log_in_signal_handler
+
             listeners.remove_files()
+            said = f"stopped by {signal.Signals(number).name} before it served"
+            log_in_signal_handler(__name__, said)
         os._exit(0)
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Nothing has been read that it could change.
@@ -86,13 +90,14 @@ def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
 
         sys.exit(supervise(settings, listeners, reload, planned.request, grpc_addresses))
     # Imported late, so that earlier errors need not wait for torch.
+    from service.config.objectives import objectives_of
     from service.grpc.attached import grpc_server
     from service.http.app import create_app
     from service.http.server import serve as run
     from service.metrics import Metrics
     from service.repository.local import LocalRepository
 
-    metrics = Metrics()
+    metrics = Metrics(objectives_of(settings))
     repository = LocalRepository(settings, metrics, planned.request)
     change = partial(reload.attend, settings, repository.reload)
     app = create_app(settings, metrics, repository)

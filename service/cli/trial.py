@@ -1,7 +1,7 @@
 """Measures the cost of requests before the service starts.
 
-`service.config.plan` runs `python -m service.cli.trial` with settings as JSON on stdin and reads
-the plan as JSON from stdout. The engines that it starts leave their compiled code and measurements
+`service.config.plan` launches `main` with settings as JSON on stdin and reads the plan as JSON from
+stdout. The engines that it starts leave their compiled code and measurements
 in the cache.
 """
 
@@ -43,7 +43,6 @@ from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
 from service.inference.refcount import RefCount
 from service.inference.tasks import ImageInput, Pixels
-from service.logs import log_to_stderr
 from service.metrics import Metrics
 from service.repository import catalog
 
@@ -177,7 +176,6 @@ def main() -> None:
     with contextlib.suppress(AttributeError, OSError):  # Where it is not Linux.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     settings = Settings.model_validate_json(sys.stdin.read())
-    log_to_stderr(settings.log_level, settings.log_format)
     if settings.log_level != "debug":
         logging.disable(logging.CRITICAL)  # The start logs the same about its engines.
     status = 0
@@ -189,7 +187,3 @@ def main() -> None:
         status = 1
     logging.shutdown()
     os._exit(status)  # Its threads are idle and need no orderly end.
-
-
-if __name__ == "__main__":
-    main()

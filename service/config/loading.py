@@ -30,7 +30,9 @@ S = TypeVar("S", bound=Strict)
 MODEL_WIDE = tuple(
     name for name in ModelSettings.model_fields if name not in ("spec", "name", "architecture")
 )
-LISTS = ("models", "device", "cors_origins", "platforms", "allow_code", *SECRETS)
+LISTS = (
+    "models", "device", "cors_origins", "platforms", "allow_code", "latency_buckets_ms", *SECRETS
+)  # fmt: skip
 LITERALS = re.compile(r"'([^']*)'")
 # pydantic appends the type that it tried to the place of an error.
 DEVICE_TYPES = ("str", "list[str]")

@@ -22,7 +22,7 @@ from typing import Any
 
 from models import files, processor
 from models.interchange import specs
-from service import runtime
+from service import logs, runtime
 from service.config import capacity
 from service.config.capacity import Costs
 from service.config.settings import ModelSettings, Settings
@@ -114,7 +114,7 @@ def _version(package: str) -> str:
 
 def _measured(settings: Settings) -> Plan | None:
     """The measurements of `service.cli.trial`; None if it fails, as the start then reports."""
-    command = [sys.executable, "-P", "-m", "service.cli.trial"]
+    command = [sys.executable, *logs.launching("service.cli.trial")]
     done = subprocess.run(  # noqa: S603
         command,
         input=settings.model_dump_json(exclude=set(SECRETS)),

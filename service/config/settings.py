@@ -43,6 +43,7 @@ ROUTE = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]{0,500}")
 TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 GRPC_PACKAGES = ("grpc", "grpc_reflection")
 MOST_MODELS = 256
+MOST_BUCKETS = 100
 
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 
@@ -344,6 +345,13 @@ class Settings(Strict):
         description="folder that keeps compiled engines and downloads between starts; default: "
         "$XDG_CACHE_HOME/resnet-serve, or ~/.cache/resnet-serve",
     )
+    metrics_classes: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="how many classes of each model the metrics count one by one, the first by "
+        "number; the others count together; 0: neither classes nor confidences are counted",
+    )
     tracing: bool = Field(
         False,
         description="send OpenTelemetry traces, configured by the standard OTEL_* variables; "
@@ -367,6 +375,33 @@ class Settings(Strict):
     log_format: Literal["text", "json"] = Field(
         "text", description="format of the log on stderr; json: one object per line"
     )
+    access_log: bool = Field(
+        False,
+        description="log every request at the level info, with the address of its client; of "
+        "refused ones at most ten a second for each reason",
+    )
+    latency_buckets_ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        [],
+        max_length=MOST_BUCKETS,
+        description="bounds of the metrics' latency histogram, rising; slo_latency_ms and "
+        "request_timeout_ms are added; in the environment, separated by commas; empty: 15 from "
+        "0.25 to 10,000",
+    )
+    slo_latency_ms: float = Field(
+        250,
+        gt=0,
+        allow_inf_nan=False,
+        description="latency goal of an image, for alerts and dashboards",
+    )
+    slo_latency_ratio: float = Field(
+        0.99, gt=0, lt=1, description="share of classified images that are to meet slo_latency_ms"
+    )
+    slo_availability_ratio: float = Field(
+        0.999,
+        gt=0,
+        lt=1,
+        description="share of images that are not to be refused for reasons on the service's side",
+    )
 
     @field_validator("host")
     @classmethod
@@ -385,6 +420,13 @@ class Settings(Strict):
         if not isinstance(mode, str) or not SOCKET_MODE.fullmatch(mode):
             raise PydanticCustomError("mode", 'must be octal digits in quotes, such as "660"')
         return mode
+
+    @field_validator("latency_buckets_ms")
+    @classmethod
+    def _check_buckets(cls, bounds: list[float]) -> list[float]:
+        if bounds != sorted(set(bounds)):
+            raise PydanticCustomError("bounds", "must rise from each bound to the next")
+        return bounds
 
     @field_validator("cors_origins")
     @classmethod

@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 class EngineThread(threading.Thread):
     """Starts an engine, then computes batches until the batcher is closed.
 
-    `builder` makes the first engine, and better ones, which replace it between two batches as soon
-    as they are warm. `device` is shared with other models, `tenant` is what it knows of this one;
-    `timeout`, in seconds, is when a call is taken to hang; `serves` says whether any engine of the
-    queue is ready. `events` come from this thread, or from its watchdog's.
+    `builder` makes the first engine, and better ones, which replace it as soon as they are warm,
+    between two batches or while it idles. `device` is shared with other models, `tenant` is what it
+    knows of this one; `timeout`, in seconds, is when a call is taken to hang; `serves` says whether
+    any engine of the queue is ready. `events` come from this thread, or from its watchdog's.
 
     Jobs of a batch that failed are computed once more. After a failure the engine is ready again
     only when a real forward has succeeded.
@@ -62,7 +62,7 @@ class EngineThread(threading.Thread):
         self._serves = serves
         self._watchdog = Watchdog(name, timeout, self._give_up)
         self._stopping = threading.Event()
-        self._better: Warm | None = None
+        self._better: tuple[Warm, float] | None = None  # and the seconds that it took
         self._turn: Turn | None = None
 
     @property
@@ -102,11 +102,18 @@ class EngineThread(threading.Thread):
         if serves and self._builder.better_kinds and not self._stopping.is_set():
             name = f"{self.name}/improve"
             threading.Thread(target=self._find_better, name=name, daemon=True).start()
-        while serves and self.running and self._batcher.wait(self.running.buckets.largest):
-            if self._better is not None:
-                self._serve_with(self._better, 0.0)
-                self._better = None
+        while (
+            serves
+            and self.running
+            and self._batcher.wait(self.running.buckets.largest, self._has_better)
+        ):
+            better, self._better = self._better, None
+            if better is not None:
+                self._serve_with(*better)
             serves = self._take_turn(self.running) or self._recover()
+
+    def _has_better(self) -> bool:
+        return self._better is not None
 
     def stop(self) -> None:
         """Ends a recovery; the batcher's closing ends the rest."""
@@ -127,14 +134,15 @@ class EngineThread(threading.Thread):
         return True
 
     def _serve_with(self, warm: Warm, seconds: float) -> None:
-        self.running = warm
+        before, self.running = self.running, warm
         self._batcher.pace.measured(warm.buckets.seconds)
         runtime.settle_memory()
         engine, parity = warm.engine, warm.parity
         log.info(
-            "%s: ready with %s in %s on %s after %.1f s; batch sizes %s; "
+            "%s: %s %s in %s on %s after %.1f s; batch sizes %s; "
             "%.0f %% of %d images have the same maximum as in fp32, differences are within %.2g",
             self.name,
+            f"replaces {before.engine.name} by" if before else "ready with",
             engine.name,
             engine.precision,
             engine.device,
@@ -157,8 +165,10 @@ class EngineThread(threading.Thread):
         for build in self._builder.better():
             if self._stopping.is_set():
                 return
+            started = time.perf_counter()
             try:
-                self._better = build()
+                self._better = build(), time.perf_counter() - started
+                self._batcher.wake()
             # What serves goes on serving.
             except Exception as error:  # noqa: BLE001
                 why = faults.in_one_line(error)
@@ -181,7 +191,7 @@ class EngineThread(threading.Thread):
             self._events,
         )
         try:
-            turn.compute(lambda: self._better is not None)
+            turn.compute(self._has_better)
             if turn.warm is not warm:  # Its batches are smaller now.
                 self.running = turn.warm
                 self._batcher.pace.measured(turn.warm.buckets.seconds)

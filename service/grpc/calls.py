@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from grpc import StatusCode
 
@@ -65,7 +66,7 @@ class Calls:
         self.stopping = False
         self._most = most
         self.open = 0
-        self._request_log = RequestLog(services.metrics)
+        self._request_log = RequestLog(services.metrics, access=services.settings.access_log)
 
     def begin(self, context: Any, method: str) -> Call:
         headers = [
@@ -79,7 +80,7 @@ class Calls:
         return self._call(stream.context, "ModelInfer", stream.headers)
 
     def _call(self, context: Any, method: str, headers: list[tuple[bytes, bytes]]) -> Call:
-        record = RequestRecord(time.perf_counter())
+        record = RequestRecord(time.perf_counter(), client=client_of(context))
         name = self._request_log.id_of(headers)
         return Call(context, self.services, self.receiving, method, headers, name, record)
 
@@ -142,3 +143,12 @@ class Calls:
         if self.stopping:
             return errors.NotReady("the service shut down before the response", 1.0)
         return errors.ClientLeft(LEFT)
+
+
+def client_of(context: Any) -> str:
+    """The address of a call's client, ADDRESS:PORT; "" if it has none, as over a unix socket.
+
+    gRPC has it as ipv4:ADDRESS:PORT or ipv6:[ADDRESS]:PORT, escaped like a URL.
+    """
+    family, _, address = context.peer().partition(":")
+    return unquote(address) if family in ("ipv4", "ipv6") else ""

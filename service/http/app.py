@@ -15,6 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp
 
+from service.config.objectives import objectives_of
 from service.config.settings import Settings
 from service.http import openapi, problems
 from service.http.access import ApiKeyMiddleware, Keys
@@ -129,13 +130,13 @@ def create_app(
     Raises:
         ConfigError: a model cannot be served.
     """
-    metrics = metrics or Metrics()
+    metrics = metrics or Metrics(objectives_of(settings))
     if repository is None:
         # A front end, whose engines run elsewhere, must not import torch.
         from service.repository import local  # noqa: PLC0415
 
         repository = local.LocalRepository(settings, metrics)
-    pipeline = Pipeline(metrics, repository)
+    pipeline = Pipeline(metrics, repository, settings.metrics_classes)
     tracing = None
     if settings.traced:
         # An optional dependency.
@@ -204,6 +205,7 @@ def create_app(
             pipeline=pipeline,
             headers=headers,
             private=(*API, *(route.path for route in of_vertex)),
+            access_log=settings.access_log,
         )
     )
     if tracing is not None:

@@ -16,7 +16,7 @@ from service.http import problems
 from service.http.idle import IdleConnection, Room
 from service.http.platforms import health_paths
 from service.http.turns import LoopTurns
-from service.logs import LogLimit, with_suppressed
+from service.logs import LogLimit, fields, with_suppressed
 from service.metrics import REASONS, Metrics
 
 if TYPE_CHECKING:
@@ -61,7 +61,15 @@ class ConnectionLimits:
             return
         status = problems.STATUSES[type(error)]
         log.info(
-            "%s %d %s: %s%s", request_id, status, error.reason, error, with_suppressed(suppressed)
+            "%s %d %s: %s%s",
+            *(request_id, status, error.reason, error, with_suppressed(suppressed)),
+            extra=fields(
+                str(error),
+                request_id=request_id.strip("-"),
+                status=status,
+                reason=error.reason,
+                unlogged=suppressed or None,
+            ),
         )
 
     def refused(
@@ -78,15 +86,20 @@ class ConnectionLimits:
         self._metrics.responded(route, status)
         suppressed = self._log_limit.suppressed(error.reason)
         if suppressed is not None:
+            name, verb = request_id.decode("ascii"), method.decode("ascii")
             log.info(
                 "%s %s %s %d %s: %s%s",
-                request_id.decode("ascii"),
-                method.decode("ascii"),
-                route,
-                status,
-                error.reason,
-                error,
-                with_suppressed(suppressed),
+                *(name, verb, route, status, error.reason, error, with_suppressed(suppressed)),
+                extra=fields(
+                    str(error),
+                    request_id=name,
+                    method=verb,
+                    path=route,
+                    status=status,
+                    reason=error.reason,
+                    model=model,
+                    unlogged=suppressed or None,
+                ),
             )
 
     def refuse(self, error: ServiceError, path: str) -> bytes:

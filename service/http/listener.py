@@ -19,6 +19,7 @@ from service.config.settings import Settings
 from service.errors import ConfigError
 from service.http import unix_socket
 from service.http.unix_socket import SocketFile
+from service.logs import log_in_signal_handler
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
@@ -236,6 +237,24 @@ def announce(names: Iterable[str], listeners: Listeners, *, encrypted: bool) -> 
 def announce_grpc(addresses: Iterable[str]) -> None:
     """Logs that the service accepts calls."""
     log.info("serving gRPC on %s", ", ".join(addresses))
+
+
+def announce_stop(name: str, settings: Settings) -> None:
+    """Logs that a shutdown begins, on the signal called `name`, perhaps within its handler."""
+    grace = f"serves for {settings.shutdown_grace_s:g} s, then " if name == "SIGTERM" else ""
+    log_in_signal_handler(
+        __name__,
+        f"stopping on {name}: no longer ready; {grace}completes accepted requests within "
+        f"{settings.shutdown_timeout_s:g} s; a second signal ends it at once",
+    )
+
+
+def announce_end(seconds: float, *, complete: bool) -> None:
+    """Logs that the service has ended, so many seconds after it began to."""
+    if complete:
+        log.info("stopped after %.1f s; every accepted request got a response", seconds)
+    else:
+        log.warning("stopped after %.1f s by a second signal; requests were cut off", seconds)
 
 
 def ignore_new_connections(listener: socket.socket) -> None:

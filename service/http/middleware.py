@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
+from service.config.addresses import with_port
 from service.errors import RETRY_SECONDS
 from service.http.problems import problem, refuse
 from service.http.record import record_of
@@ -24,7 +25,8 @@ class ObservabilityMiddleware:
 
     It keeps the client's `X-Request-ID` if that is one printable word, else it generates one. It
     logs an unexpected exception with the ID and responds with a plain 500. Every response gets
-    `headers`; those on paths that begin as one of `private` must not be stored.
+    `headers`; those on paths that begin as one of `private` must not be stored. `access_log`: see
+    `service.http.request_log.RequestLog`.
     """
 
     def __init__(
@@ -34,12 +36,15 @@ class ObservabilityMiddleware:
         pipeline: Pipeline,
         headers: Sequence[tuple[bytes, bytes]] = (),
         private: tuple[str, ...] = API,
+        *,
+        access_log: bool = False,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._pipeline = pipeline
         self._headers = headers
-        self._request_log = RequestLog(metrics)
+        self._access_log = access_log
+        self._request_log = RequestLog(metrics, access=access_log)
         self._private = private
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +52,8 @@ class ObservabilityMiddleware:
             await self._app(scope, receive, send)
             return
         record = record_of(scope)
+        if self._access_log and (client := scope.get("client")) is not None:
+            record.client = with_port(*client)
         request_id = self._request_log.id_of(scope["headers"])
         status = 0
         private = scope["path"].startswith(self._private)

@@ -22,7 +22,8 @@ class RequestRecord:
     connection is `watched`; `entry`: of a request that was let in at the connection; `model`: the
     serving model's name; `short_deadline`: the client set a shorter one than the service's;
     `reason` and `detail`: why it was refused; `failure`: an unexpected exception; `trace`: the
-    trace and span IDs for its log line."""
+    trace and span IDs for its log line; `client`: the address that sent it, ADDRESS:PORT, if known.
+    """
 
     started: float
     received: float = 0.0
@@ -36,6 +37,7 @@ class RequestRecord:
     detail: str = ""
     failure: Exception | None = None
     trace: dict[str, str] = field(default_factory=dict)
+    client: str = ""
 
 
 def record_of(scope: Scope) -> RequestRecord:

@@ -22,10 +22,14 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class RequestLog:
-    """Counts requests, and logs at most one line for each."""
+    """Counts requests, and logs at most one line for each.
 
-    def __init__(self, metrics: Metrics) -> None:
+    `access`: also of those that are served, and with the address of the client.
+    """
+
+    def __init__(self, metrics: Metrics, *, access: bool = False) -> None:
         self._metrics = metrics
+        self._access = access
         self._log_limit = LogLimit(1.0, LINES_PER_SECOND)
         # A random prefix per process, then a counter: reading the kernel's randomness would release
         # the GIL in every request.
@@ -56,23 +60,27 @@ class RequestLog:
         if reason:
             self._metrics.refused(record.model, reason)
             suppressed = self._log_limit.suppressed(place_of(failure) if failure else reason)
-        level = logging.ERROR if failure else logging.INFO if reason else logging.DEBUG
+        shown = reason or self._access
+        level = logging.ERROR if failure else logging.INFO if shown else logging.DEBUG
         if suppressed is None or not log.isEnabledFor(level):
             return
         name = request_id.decode("ascii")
-        shown = quote(path)[:MAX_CHARACTERS]  # The query may contain secrets.
+        place = quote(path)[:MAX_CHARACTERS]  # The query may contain secrets.
+        client = record.client if self._access else ""
         outcome = f"{reason} in" if reason else "in"
         colon = f": {detail[:MAX_CHARACTERS]}" if reason else ""
         log.log(
             level,
-            "%s %s %s %d %s %.1f ms%s%s",
+            "%s %s %s %d %s %.1f ms%s%s%s%s",
             *(
                 name,
                 method,
-                shown,
+                place,
                 status,
                 outcome,
                 seconds * 1000,
+                f" by {record.model}" if self._access and record.model else "",
+                f" for {client}" if client else "",
                 colon,
                 with_suppressed(suppressed),
             ),
@@ -81,11 +89,12 @@ class RequestLog:
                 detail[:MAX_CHARACTERS] or "completed",
                 request_id=name,
                 method=method,
-                path=shown,
+                path=place,
                 status=status,
                 reason=reason,
                 duration_ms=round(seconds * 1000, 3),
                 model=record.model,
+                client=client,
                 unlogged=suppressed or None,
                 **record.trace,
             ),

@@ -18,7 +18,7 @@ import uvicorn
 from service import runtime
 from service.config.settings import Settings
 from service.errors import ConfigError
-from service.http import tcp, tls
+from service.http import certificate, tcp, tls
 from service.http.acceptor import Acceptor
 from service.http.connection import ServerConnection
 from service.http.gate import Gate
@@ -28,6 +28,8 @@ from service.http.listener import (
     NEW_CONNECTION_SECONDS,
     Listeners,
     announce,
+    announce_end,
+    announce_stop,
 )
 from service.logs import set_log_level
 
@@ -97,6 +99,7 @@ class Server(uvicorn.Server):
         self._keys = self._services.keys
         self._limits = ConnectionLimits(settings, self._services.metrics)
         self._tls = tls.create_context(settings)
+        self._show_expiry(settings)
         # asyncio accepts the others only with the first.
         self._encryption: dict[str, Any] = (
             {
@@ -107,7 +110,7 @@ class Server(uvicorn.Server):
             if self._tls
             else {}
         )
-        self._grace = settings.shutdown_grace_s
+        self._settings = settings
         self._exit_at: float | None = None
         self._refusing_since = 0.0
         self._listeners = listeners
@@ -115,6 +118,7 @@ class Server(uvicorn.Server):
         self._reloading = reloading
         self._grpc_server = grpc_server
         self._reload_task: asyncio.Task[None] | None = None
+        self.stopping_since = 0.0  # by `time.monotonic`
         self.cut_off = 0  # requests, by a second signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -126,7 +130,13 @@ class Server(uvicorn.Server):
             return
         self._listeners.tell("STOPPING=1")
         self._pipeline.draining = True
-        self._exit_at = time.monotonic() + (self._grace if sig == signal.SIGTERM else 0.0)
+        self.stopping_since = time.monotonic()
+        grace = self._settings.shutdown_grace_s if sig == signal.SIGTERM else 0.0
+        self._exit_at = self.stopping_since + grace
+        self.announce_stop(signal.Signals(sig).name)
+
+    def announce_stop(self, name: str) -> None:
+        announce_stop(name, self._settings)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         runtime.tune_interpreter()
@@ -203,10 +213,21 @@ class Server(uvicorn.Server):
         if self._tls is not None:
             try:
                 tls.reload(self._tls, settings)
+                self._show_expiry(settings)
                 if self._grpc_server is not None:
                     self._grpc_server.apply(settings)
             except ConfigError as error:
                 log.error("the certificate stays as it was: %s", error)  # noqa: TRY400
+
+    def _show_expiry(self, settings: Settings) -> None:
+        if settings.tls_certificate is None:
+            return
+        try:
+            expiry = certificate.expiry(settings.tls_certificate)
+        except (OSError, ValueError) as error:  # OpenSSL reads more forms.
+            log.warning("the metrics do not show when the certificate expires: %s", error)
+            expiry = 0.0
+        self._services.metrics.certificate_expiry.set(expiry)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._listeners.remove_files()
@@ -247,8 +268,7 @@ def serve(
     """Serves until a signal stops it."""
     server = Server(app, settings, listeners, reloading, grpc_server)
     server.run(sockets=[])
-    if not server.cut_off:
-        log.info("stopped; every accepted request got a response")
+    announce_end(time.monotonic() - server.stopping_since, complete=not server.cut_off)
     status = 1 if server.cut_off else 0
     if not app.state.services.ended:
         # An engine is still in native code; finalizing the interpreter under it would abort.

@@ -100,22 +100,30 @@ class Batcher(Generic[Payload, Result]):
             self._waiting.discard(job)
             self._bytes -= job.cost
 
-    def wait(self, full: int) -> bool:
-        """Waits until a batch is due: any job, or with a delay, `full` jobs or the oldest's delay.
+    def wait(self, full: int, interrupted: Callable[[], bool] = lambda: False) -> bool:
+        """Waits until a batch is due: any job, or with a delay, `full` jobs or the oldest's delay;
+        or until it is `interrupted`, which whoever causes it tells by `wake`.
 
         False once closed and drained. Called from engine threads.
         """
         with self._changed:
             while True:
+                if not self._waiting and self._closed:
+                    return False
+                if interrupted():
+                    return True
                 if not self._waiting:
-                    if self._closed:
-                        return False
                     self._changed.wait()
                     continue
                 remaining = self._delay_left(full)
                 if remaining <= 0:
                     return True
                 self._changed.wait(remaining)
+
+    def wake(self) -> None:
+        """Makes the threads in `wait` look whether they are interrupted."""
+        with self._changed:
+            self._changed.notify_all()
 
     def due(self, full: int) -> bool:
         """Whether `wait` would return at once because a batch is due."""

@@ -55,11 +55,13 @@ class Pipeline:
 
     `draining`: a shutdown has begun and the service is not ready, but requests are still served.
     `refusing`: the grace period is over, and only accepted requests are still served.
-    `follow`: see `service.http.tracing`; None: tracing is off.
+    `follow`: see `service.http.tracing`; None: tracing is off. `counted_classes`: of each model,
+    how many classes the metrics count one by one; 0: predictions are not counted.
     """
 
-    def __init__(self, metrics: Metrics, repository: Repository) -> None:
+    def __init__(self, metrics: Metrics, repository: Repository, counted_classes: int = 0) -> None:
         self.metrics = metrics
+        self._counted_classes = counted_classes
         self.repository = repository
         self.draining = self.refusing = False
         self.follow: Follow | None = None
@@ -143,7 +145,16 @@ class Pipeline:
             if self.follow is not None and job.admitted:
                 exemplar = self.follow(model, job, sys.exception())
         self.metrics.classified(model.name, computed.phases, exemplar)
+        if self._counted_classes and computed.model.labels:
+            self._count_prediction(model.name, computed)
         return computed
+
+    def _count_prediction(self, name: str, computed: Computed) -> None:
+        # The first by number: every process and every replica gives the same classes a series.
+        row, labels = computed.row, computed.model.labels
+        best = int(row.classes[0])
+        counted = best if best < self._counted_classes else None
+        self.metrics.predicted(name, counted, labels[best], float(row.probabilities[0]))
 
 
 async def decode_and_queue(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.serve.handle import DeploymentHandle
 
 from service.config.loading import validated
+from service.config.objectives import objectives_of
 from service.config.settings import Settings
 from service.http.app import create_app
 from service.logs import log_to_stderr
@@ -27,7 +28,7 @@ class Ingress:
         # Limits for all front ends together apply to each ingress.
         self._settings = validated(Settings, **fields | {"workers": 1})
         log_to_stderr(self._settings.log_level, self._settings.log_format)
-        self._metrics = RayMetrics(INGRESS)
+        self._metrics = RayMetrics(INGRESS, objectives_of(self._settings))
         self._repository = RayRepository(self._settings, list(handles), self._metrics)
         await self._repository.wait_until_ready()
         self._pushing = asyncio.create_task(self._metrics.keep_pushing())

@@ -13,30 +13,35 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 from ray.serve import metrics as ray_metrics
 
-from service.metrics import SECONDS, SIZES, Metrics
+from service.metrics import CONFIDENCES, SIZES, Metrics, Objectives
 
 PUSH_SECONDS = 2.0
 # The metrics of each: the ingress does not count images that a replica counts.
-INGRESS = ("requests", "refusals", "in_flight")
+INGRESS = ("build_info", "requests", "refusals", "in_flight")
 REPLICA = (
     "phase", "batch_size", "images", "engine_errors", "out_of_memory", "queue_depth", "queue_limit",
     "model_ready", "model_info", "batches", "batch_seconds", "last_batch", "device_images",
     "gpu_graphs", "gpu_memory_used", "gpu_memory_total", "gpu_memory_reserved", "gpu_utilisation",
-    "gpu_temperature", "gpu_power",
+    "gpu_temperature", "gpu_power", "slow_images", "slo_latency", "slo_latency_ratio",
+    "slo_availability_ratio", "build_info", "load_seconds", "predictions", "confidence",
 )  # fmt: skip
-BOUNDARIES: dict[str, Sequence[float]] = {"phase": SECONDS, "batch_size": SIZES}
 
 
 class RayMetrics(Metrics):
     """`Metrics` that mirrors its attributes `names` to Ray."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(self, names: Sequence[str], objectives: Objectives) -> None:
+        super().__init__(objectives)
+        boundaries = {
+            "phase": objectives.bounds,
+            "batch_size": SIZES,
+            "confidence": CONFIDENCES,
+        }
         self._mirrors = []
         for name in names:
             metric = getattr(self, name)
-            if name in BOUNDARIES:
-                setattr(self, name, MirroredHistogram(metric, BOUNDARIES[name]))
+            if name in boundaries:
+                setattr(self, name, MirroredHistogram(metric, boundaries[name]))
             else:
                 self._mirrors.append(MirroredMetric(metric))
 

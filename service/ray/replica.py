@@ -10,6 +10,7 @@ from ray import serve
 
 from service import runtime
 from service.config.loading import validated
+from service.config.objectives import objectives_of
 from service.config.settings import Settings
 from service.errors import BadParameter, ServiceError, refusal_of
 from service.inference.jobs import Priority
@@ -42,10 +43,10 @@ class Replica:
         cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         settings = validated(Settings, **{"decode_threads": cpus, "engine_threads": cpus, **fields})
         log_to_stderr(settings.log_level, settings.log_format)
-        metrics = RayMetrics(REPLICA)
+        metrics = RayMetrics(REPLICA, objectives_of(settings))
         repository = await asyncio.to_thread(LocalRepository, settings, metrics)
         self._repository = repository
-        self._pipeline = Pipeline(metrics, repository)
+        self._pipeline = Pipeline(metrics, repository, settings.metrics_classes)
         self._model: LocalModel = next(iter(repository.models.values()))
         repository.start()
         while self._model.state == "loading":  # noqa: ASYNC110 - engines are threads

@@ -93,11 +93,11 @@ class Loader:
     def _open(self, settings: ModelSettings) -> LocalModel:
         if self._device:
             settings = settings.model_copy(update={"device": self._device})
-        service = self._shared.settings
+        service, began = self._shared.settings, time.perf_counter()
         loaded = catalog.load(
             settings.spec, settings.architecture, service.cache_dir, service.allow_code
         )
-        return LocalModel(settings, loaded, self._shared)
+        return LocalModel(settings, loaded, self._shared, began)
 
     def start(self, model: LocalModel) -> None:
         """Starts the engines; they load and warm up in their own threads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -56,13 +57,16 @@ class Shared:
 class LocalModel:
     """A served model: its queue, its engines, and the facts of its network.
 
-    See `service.inference.interfaces.Model`.
+    See `service.inference.interfaces.Model`. `began`: when it began to be opened, by
+    `time.perf_counter`; None: now.
 
     Raises:
         ConfigError: its device or precision cannot be served.
     """
 
-    def __init__(self, settings: ModelSettings, loaded: Loaded, shared: Shared) -> None:
+    def __init__(
+        self, settings: ModelSettings, loaded: Loaded, shared: Shared, began: float | None = None
+    ) -> None:
         bundle, service, metrics = loaded.bundle, shared.settings, shared.metrics
         self.name = settings.name or bundle.name
         self.settings = settings
@@ -81,7 +85,8 @@ class LocalModel:
         )
         self._decoder = shared.decoder
         architecture = bundle.variant or "custom"
-        self._info = ModelInfo(metrics, self.name, architecture, loaded.sha256 or "")
+        began = time.perf_counter() if began is None else began
+        self._info = ModelInfo(metrics, self.name, architecture, loaded.sha256 or "", began)
 
         read = partial(_read_again, settings, service, loaded.sha256)
 

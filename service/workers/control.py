@@ -29,9 +29,10 @@
                                                       why it cannot in "refusal"
                             {"request", "put"}        settings of a model, or a name to "delete"
     supervisor → both       {"apply": {...}}          settings that can change at runtime
+                            {"end": true}             exit at once
 
-A closed channel means that the supervisor died, or wants the process gone: the process exits at
-once and leaves nothing behind.
+A closed channel without an "end" means that the supervisor died: the process says so, exits at once
+and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -68,17 +69,23 @@ class ControlChannel:
         self._file = self._socket.makefile("rb")
 
     def receive(self) -> Message:
-        """The next message; exits the process if the channel is closed."""
+        """The next message; exits the process if the channel is closed, or if told to."""
         text = b""
         with contextlib.suppress(ConnectionError):
             text = self._file.readline()
         if not text.endswith(b"\n"):
+            log.warning("the supervisor has ended without a word; exiting")
             self._exit()
         message: Message = json.loads(text)
+        if "end" in message:
+            self._exit()
         return message
 
     def send(self, **message: Any) -> None:
-        """Sends a message; exits the process if the channel is closed."""
+        """Sends a message; exits the process if the channel is closed.
+
+        Whoever receives knows whether that was meant, and says so if not.
+        """
         try:
             self._socket.sendall(encode(message))
         except ConnectionError:

@@ -1,8 +1,7 @@
 """The process that owns a device and its models, and computes what the front ends submit.
 
-`python -m service.workers.engine_process CHANNEL LISTENER FOLDER`, started by the supervisor:
-numbers of inherited file descriptors, and the folder that all processes share. The first one is
-asked which devices the models need before it gets one of them.
+The supervisor launches `main` with numbers of inherited file descriptors, and with the folder that
+all processes share. The first one is asked which devices the models need before it gets one.
 """
 
 from __future__ import annotations
@@ -10,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import uvloop
 
 from service import runtime
+from service.config.objectives import objectives_of
 from service.config.settings import MOST_MODELS, ModelSettings, Settings
 from service.errors import ServiceError, refusal_of
-from service.logs import log_to_stderr, set_log_level
+from service.logs import set_log_level
 from service.repository.loader import FORESEEN, Loader, lost, resolved
 from service.repository.model import LocalModel, facts_of
 from service.workers.control import ControlChannel, Message
@@ -142,18 +141,19 @@ async def serve(
     )
 
 
-def main(channel_fd: int, listener_fd: int, folder: str) -> None:
-    channel = ControlChannel(channel_fd, folder)
+def main(channel_fd: str, listener_fd: str, folder: str) -> None:
+    channel = ControlChannel(int(channel_fd), folder)
     start = channel.receive()
     settings = Settings.model_validate(start["settings"])
-    log_to_stderr(settings.log_level, settings.log_format)
     index = start["index"]
     try:
         if "device" not in start:
             channel.send(devices=resolved(settings.models))
             start = channel.receive()
             settings = Settings.model_validate(start["settings"])
-        metrics = SharedMetrics(folder, engine_role(index), with_parent=index == 0)
+        metrics = SharedMetrics(
+            folder, engine_role(index), objectives_of(settings), with_parent=index == 0
+        )
         loader = Loader(settings, metrics, start["request_seconds"], start["device"])
         models = loader.open_all()
     except FORESEEN as error:  # `serve` reports it in one line.
@@ -164,10 +164,6 @@ def main(channel_fd: int, listener_fd: int, folder: str) -> None:
     numbered = dict(zip(channel.receive()["numbers"], models, strict=True))
     runtime.allow_files(MOST_MODELS * settings.workers + FILES_BESIDE_CONNECTIONS)
     heartbeats = Heartbeats(start["heartbeats"], settings.workers)
-    listener = socket.socket(fileno=listener_fd)
+    listener = socket.socket(fileno=int(listener_fd))
     beating = heartbeats.beat(ENGINES + index)
     uvloop.run(serve(loader, numbered, channel, listener, metrics, beating))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

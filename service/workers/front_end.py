@@ -1,16 +1,17 @@
 """A process that accepts connections, decodes images and submits them to engine processes.
 
-`python -m service.workers.front_end CHANNEL LISTENERS FOLDER`, started by the supervisor: numbers
-of inherited file descriptors, and the folder that all processes share. It never imports torch.
+The supervisor launches `main` with numbers of inherited file descriptors, and with the folder that
+all processes share. It never imports torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 
 from service import runtime
+from service.config.objectives import objectives_of
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.grpc.attached import grpc_server
@@ -18,7 +19,6 @@ from service.http.app import create_app
 from service.http.listener import Listeners
 from service.http.server import Server
 from service.inference.decoding import Decoder
-from service.logs import log_to_stderr
 from service.workers.control import ControlChannel, Message
 from service.workers.heartbeat import FRONT_ENDS, Heartbeats, patience
 from service.workers.occupancy import Occupancy
@@ -76,6 +76,9 @@ class FrontEnd(Server):
         self._channel.send(up=True)
         self._channel.follow(handle)
 
+    def announce_stop(self, name: str) -> None:
+        """Nothing: the supervisor has said so."""
+
     def lead(self, pending: int) -> int:
         connections = len(self.server_state.connections) + pending
         return self._occupancy.lead(self._index, connections, self._limits.max_connections)
@@ -89,13 +92,12 @@ class FrontEnd(Server):
         return ended
 
 
-def main(channel_fd: int, listener_fds: Iterable[int], folder: str) -> None:
-    channel = ControlChannel(channel_fd, folder)
+def main(channel_fd: str, listener_fds: str, folder: str) -> None:
+    channel = ControlChannel(int(channel_fd), folder)
     start = channel.receive()
     settings = Settings.model_validate(start["settings"])
-    log_to_stderr(settings.log_level, settings.log_format)
     index = start["index"]
-    metrics = SharedMetrics(folder, front_end_role(index))
+    metrics = SharedMetrics(folder, front_end_role(index), objectives_of(settings))
     resources = FrontEndResources(
         index,
         folder,
@@ -106,7 +108,7 @@ def main(channel_fd: int, listener_fds: Iterable[int], folder: str) -> None:
     )
     repository = RemoteRepository(start["models"], resources, metrics, channel.send)
     repository.on_message({"broken": start["broken"]})
-    listeners = Listeners.inherited(listener_fds, start["listeners"])
+    listeners = Listeners.inherited(map(int, listener_fds.split(",")), start["listeners"])
     try:
         server = FrontEnd(
             settings, repository, metrics, channel, listeners, resources, start["grpc"]
@@ -116,7 +118,3 @@ def main(channel_fd: int, listener_fds: Iterable[int], folder: str) -> None:
         channel.send(error=str(error))
         sys.exit(1)
     sys.exit(1 if server.cut_off else 0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), map(int, sys.argv[2].split(",")), sys.argv[3])

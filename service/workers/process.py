@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service import logs
 from service.config.variables import environment
 from service.workers.control import Message, encode
 
@@ -70,12 +71,12 @@ class ChildProcess:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
-                    "-P",  # Files in the working directory must not shadow modules.
-                    "-m",
-                    f"service.workers.{role.module}",
-                    str(channel),
-                    ",".join(map(str, listeners)),
-                    folder,
+                    *logs.launching(
+                        f"service.workers.{role.module}",
+                        str(channel),
+                        ",".join(map(str, listeners)),
+                        folder,
+                    ),
                     pass_fds=(channel, *listeners, *inherited),
                     env=environment(
                         PYTHONPATH=os.pathsep.join(sys.path), PROMETHEUS_MULTIPROC_DIR=folder
@@ -101,7 +102,8 @@ class ChildProcess:
         return None
 
     def disconnect(self) -> None:
-        """Closes the channel, on which the child exits at once."""
+        """Closes the channel, on which the child exits at once; it is told that this is meant."""
+        self.send(end=True)
         self._writer.close()
 
     async def end(self) -> None:

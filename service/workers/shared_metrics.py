@@ -31,7 +31,7 @@ from prometheus_client.mmap_dict import MmapedDict
 
 from models import files
 from service.errors import ConfigError
-from service.metrics import Metrics
+from service.metrics import USUAL, Metrics, Objectives
 
 log = logging.getLogger(__name__)
 REFRESH_SECONDS = 0.25
@@ -90,14 +90,21 @@ class SharedMetrics(Metrics):
     resources of its parent, which has no metrics.
     """
 
-    def __init__(self, folder: str, role: str, *, with_parent: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str,
+        role: str,
+        objectives: Objectives = USUAL,
+        *,
+        with_parent: bool = False,
+    ) -> None:
         for kind in KINDS:
             _prepare(Path(folder) / f"{kind}_{role}.db")
         # By default, it would name files by process number.
         values.ValueClass = values.MultiProcessValue(lambda: role)  # type: ignore[no-untyped-call]
         self._watched: dict[Gauge, Callable[[], float]] = {}
         self._refreshing = threading.Lock()  # A scrape refreshes in a thread.
-        super().__init__()
+        super().__init__(objectives)
         self._folder = folder
         self._processes = [ProcessCollector(registry=None)]
         self._cpu_seconds = [0.0]

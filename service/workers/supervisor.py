@@ -15,6 +15,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -29,7 +30,9 @@ from service.http.listener import (
     NEW_CONNECTION_SECONDS,
     Listeners,
     announce,
+    announce_end,
     announce_grpc,
+    announce_stop,
 )
 from service.logs import set_log_level
 from service.workers import shared_metrics
@@ -88,6 +91,8 @@ class Supervisor:
         self._heartbeats_fd = Heartbeats.allocate(settings.workers)
         self._heartbeats = Heartbeats(self._heartbeats_fd, settings.workers)
         self._stopping = asyncio.Event()
+        self._stopping_since = 0.0  # by `time.monotonic`
+        self._hurried = False  # by a second signal
         self._up: set[int] = set()
         self._keeper: Keeper
         self._engine_tasks: set[asyncio.Task[int]] = set()
@@ -138,14 +143,20 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._keeper.end()
-        if any(statuses):
+        if any(statuses) and not self._hurried:
             log.error("stopped, but some front ends failed; their exit statuses: %s", statuses)
-            return 1
-        log.info("stopped; every accepted request got a response")
-        return 0
+        else:
+            seconds = time.monotonic() - self._stopping_since
+            announce_end(seconds, complete=not any(statuses))
+        return 1 if any(statuses) else 0
 
     def _stop(self, number: int) -> None:
         """Forwards a signal to the front ends, which know what a second one means."""
+        if self._stopping.is_set():
+            self._hurried = True
+        else:
+            self._stopping_since = time.monotonic()
+            announce_stop(signal.Signals(number).name, self._settings)
         self._stopping.set()
         self._listeners.tell("STOPPING=1")
         self._listeners.hand_over()

@@ -8,18 +8,32 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.chart import CHART, ROOT, SETS, Rendered
+from tests.deploy.chart import CHART, ROOT, SETS, Rendered, render
 from tests.deploy.test_monitoring import promtool
 from tests.deploy.test_schemas import ADAPTER
 
+RUNBOOKS = "https://runbooks.example/resnet-serve"
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
 
 
 def test_the_alerts_are_those_of_prometheus(charts: dict[str, Rendered]) -> None:
     rules = charts["everything"].one("PrometheusRule")["spec"]
-    assert rules == yaml.safe_load(ALERTS.read_text("utf-8"))
+    text = ALERTS.read_text("utf-8")
+    published = text.replace(RUNBOOKS, "https://wiki.example.org/resnet-serve")
+    assert rules == yaml.safe_load(published)
+    assert published != text
     # One file, which Helm packs.
     assert (CHART / "alerts.yml").resolve() == ALERTS
+
+
+def test_without_an_address_of_the_runbook_alerts_have_no_link() -> None:
+    (rendered,) = render({"prometheusRule": {"enabled": True}})
+    rules = rendered.one("PrometheusRule")["spec"]
+    expected = yaml.safe_load(ALERTS.read_text("utf-8"))
+    for group in expected["groups"]:
+        for rule in group["rules"]:
+            rule.get("annotations", {}).pop("runbook_url", None)
+    assert rules == expected
 
 
 def test_prometheus_finds_pods_under_the_name_that_alerts_ask_for(

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from service.errors import REFUSALS, RequestError
-from service.metrics import REASONS, SECONDS, Metrics
+from service.metrics import REASONS, Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+RUNBOOK = DEPLOY.parent / "docs/runbook.md"
 COMPOSE = DEPLOY.parent / "docker-compose.yml"
 # Prometheus adds these: for each target, and for each alert that is pending or firing.
 BY_PROMETHEUS = {"up", "ALERTS"}
@@ -143,15 +144,65 @@ def test_alerts_ask_for_metrics_that_exist(names: set[str]) -> None:
 
 def test_whoever_is_woken_is_told_what_to_look_at() -> None:
     for rule in alerts():
-        assert rule["labels"]["severity"] in {"critical", "warning"}
-        assert rule["annotations"].keys() == {"summary", "runbook"}
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert rule["annotations"].keys() == {"summary", "runbook", "runbook_url"}
 
 
-def test_a_goal_for_a_time_is_a_bound_of_the_histogram() -> None:
-    text = (DEPLOY / "prometheus/alerts.yml").read_text("utf-8")
-    bounds = re.findall(r'le="([\d.]+)"', text)
-    assert bounds
-    assert {float(bound) for bound in bounds} <= set(SECONDS)
+def anchors(markdown: str) -> list[str]:
+    """The fragments by which forges link to a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_each_alert_leads_to_its_entry_in_the_runbook() -> None:
+    text = RUNBOOK.read_text("utf-8")
+    found = anchors(text)
+    for rule in alerts():
+        place, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert place == f"https://runbooks.example/resnet-serve/{RUNBOOK.name}"
+        assert anchor == rule["alert"].lower()
+        assert found.count(anchor) == 1
+    for link in re.findall(r"\]\(#([^)]+)\)", text):
+        assert link in found
+
+
+def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
+    entries = re.split(r"^### (ResnetServe\w+)$", RUNBOOK.read_text("utf-8"), flags=re.MULTILINE)
+    names, texts = entries[1::2], entries[2::2]
+    assert sorted(names) == sorted(rule["alert"] for rule in alerts())
+    for name, entry in zip(names, texts, strict=True):
+        asked = re.findall(r"^- \*\*(.+?)\*\*: \S", entry, re.MULTILINE)
+        assert asked == ["Means", "Look at", "Do"], name
+
+
+def test_the_runbook_names_panels_that_exist(dashboard: dict[str, Any]) -> None:
+    titles = {panel["title"] for panel in dashboard["panels"]}
+    rows = re.findall(r"Dashboard, ([A-Z][^:;.`]*)", " ".join(RUNBOOK.read_text("utf-8").split()))
+    assert len(rows) > 10
+    for row in rows:
+        first = row.split(", over")[0]
+        for name in re.split(r", (?=[A-Z])| and (?=[A-Z])", first):
+            assert name.strip(" ,") in titles, row
+
+
+def test_the_objectives_of_alerts_and_panels_are_the_services_settings(
+    dashboard: dict[str, Any],
+) -> None:
+    recorded = {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
+    assert "resnet_serve_slo_availability_ratio" in recorded["resnet_serve:refused:budget"]
+    assert "resnet_serve_slo_latency_ratio" in recorded["resnet_serve:slow:budget"]
+    for rule in alerts():
+        if "Budget" in rule["alert"]:
+            compared = rule["expr"].count("ratio_rate")
+            assert rule["expr"].count("* resnet_serve:refused:budget") == compared
+    goals = {
+        target["expr"]
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+        if target["legendFormat"] == "goal"
+    }
+    assert len(goals) == 3
+    assert all("resnet_serve_slo_" in goal for goal in goals)
 
 
 def test_own_reasons_for_refusals_exist() -> None:
@@ -226,6 +277,30 @@ def test_the_dashboard_needs_no_plugin(dashboard: dict[str, Any]) -> None:
                 assert user["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
+def test_every_panel_follows_the_chosen_instance(dashboard: dict[str, Any]) -> None:
+    for expression in expressions(dashboard):
+        selectors = re.findall(r"\b[a-zA-Z_:]+\{[^}]*\}", expression)
+        assert selectors, expression
+        for selector in selectors:
+            assert 'instance=~"$instance' in selector, expression
+
+
+def test_requests_leave_out_who_only_looks_after_the_service(dashboard: dict[str, Any]) -> None:
+    (panel,) = [panel for panel in dashboard["panels"] if panel["title"] == "Requests"]
+    (pattern,) = re.findall(r'route!~"([^"]*)"', panel["targets"][0]["expr"])
+    left_out = ["/metrics", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"]
+    left_out += ["/ping", "/v2/models/{name}/ready", "grpc Check", "grpc ServerReady"]
+    assert all(re.fullmatch(pattern, route) for route in left_out)
+    for route in (
+        "/v1/classify",
+        "/v2/models/{name}/infer",
+        "/v1/models",
+        "other",
+        "grpc ModelInfer",
+    ):
+        assert not re.fullmatch(pattern, route)
+
+
 def test_models_can_be_chosen(dashboard: dict[str, Any]) -> None:
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
     assert variables.keys() == {"datasource", "model", "instance"}
@@ -293,6 +368,8 @@ def test_what_a_client_chooses_burns_no_budget(dashboard: dict[str, Any]) -> Non
 
 def test_a_few_refusals_in_little_traffic_fire_no_alert() -> None:
     """Each window of a ratio that an alert compares with a budget has a minimum of refusals."""
+    slow = next(rule for rule in alerts() if rule["alert"] == "ResnetServeSlow")
+    assert "resnet_serve:slow:rate5m * 300 >= 10" in slow["expr"]
     seconds = {"5m": 300, "1h": 3600, "6h": 21600, "1d": 86400}
     compared = set()
     for rule in alerts():

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.http import certificate
 from tests.conftest import COMMAND, PATIENCE, Service, client, encoded, started
 from tests.e2e.test_classify import is_problem
 from tests.e2e.test_endpoints import samples
@@ -322,6 +323,10 @@ def test_https(pair: tuple[Path, Path], tmp_path: Path, workers: str) -> None:
                     if response.status_code != 503:
                         break
                 assert response.status_code == status
+            name = "resnet_serve_certificate_expiry_timestamp_seconds"
+            metrics = verifying.get(f"{service.url}/metrics").text
+            (expiry,) = re.findall(rf"^{name} (\S+)$", metrics, re.MULTILINE)
+            assert float(expiry) == certificate.expiry(pair[0])
         with connect(service, b"GET / HTTP/1.1\r\n\r\n") as plain:
             assert not plain.recv(1000).startswith(b"HTTP")
         with connect(service) as silent:

@@ -16,8 +16,9 @@ import httpx
 import pytest
 import yaml
 
+from service.metrics import PHASES
 from tests.conftest import PATIENCE, Service, client, encoded
-from tests.deploy.test_monitoring import filled_in
+from tests.deploy.test_monitoring import filled_in, rules
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(
@@ -97,7 +98,7 @@ def test_prometheus_reads_every_series_and_computes_quantiles(
         found = query(prometheus, quantile)
         return {r["metric"]["phase"] for r in found if r["value"][1] != "NaN"}
 
-    until(lambda: len(phases()) == 4, PATIENCE)
+    until(lambda: phases() == {*PHASES}, PATIENCE)
     assert query(prometheus, "up")[0]["value"][1] == "1"
     assert query(prometheus, "resnet_serve_model_ready == 1")
     assert query(prometheus, "resnet_serve_model_info")[0]["metric"]["precision"]
@@ -111,22 +112,37 @@ def panels() -> Iterator[tuple[str, str]]:
             yield panel["title"], filled_in(target["expr"])
 
 
+def of_gpus_and_tls() -> set[str]:
+    """The panels that a service without a GPU or without a certificate leaves empty."""
+    absent = ("resnet_serve_gpu_", "resnet_serve_certificate_")
+    return {title for title, expression in panels() if any(name in expression for name in absent)}
+
+
 def test_every_panel_of_the_dashboard_shows_something_after_load(
     service: Service, prometheus: str
 ) -> None:
     def empty() -> list[str]:
         client.post(f"{service.url}/v1/classify", content=encoded())
         client.post(f"{service.url}/v1/classify", content=b"no image")
-        found = {title: query(prometheus, expression) for title, expression in panels()}
+        found = [(title, query(prometheus, expression)) for title, expression in panels()]
         return [
             title
-            for title, series in found.items()
+            for title, series in found
             if not any(each["value"][1] != "NaN" for each in series)
         ]
 
-    # Nothing is wrong with this service, and it may have no GPU.
-    gpu = {title for title, expression in panels() if "resnet_serve_gpu_" in expression}
-    until(lambda: set(empty()) <= {"Alerts", *gpu}, PATIENCE)
+    # Nothing is wrong with this service.
+    until(lambda: set(empty()) <= {"Alerts", *of_gpus_and_tls()}, PATIENCE)
+
+
+def test_every_recording_rule_has_a_value_after_load(service: Service, prometheus: str) -> None:
+    names = {rule["record"] for rule in rules() if "record" in rule}
+
+    def missing() -> set[str]:
+        client.post(f"{service.url}/v1/classify", content=encoded())
+        return {name for name in names if not query(prometheus, f"{name} >= 0")}
+
+    until(lambda: missing() <= {name for name in names if "refused:r" in name}, PATIENCE)
 
 
 OPENMETRICS = "application/openmetrics-text"

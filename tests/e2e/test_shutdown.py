@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.conftest import Service, client, encoded, started
+from tests.support.waiting import until
 
 
 async def load_until_gone(service: Service) -> tuple[list[int], list[str]]:
@@ -78,6 +79,31 @@ def test_a_signal_while_loading_ends_it() -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_shutdown_has_a_line_at_its_begin_and_one_at_its_end(
+    workers: str, number: signal.Signals
+) -> None:
+    arguments = ("--model", "random:resnet20", "--workers", workers)
+    with started(*arguments, RESNET_SERVE_SHUTDOWN_GRACE_S="0.1") as service:
+        assert service.end(number) == 0
+    begin, end = [line for line in service.log if "stopp" in line]
+    assert f"stopping on {number.name}: no longer ready; " in begin
+    assert ("serves for 0.1 s" in begin) == (number == signal.SIGTERM)
+    assert "stopped after " in end
+    assert "every accepted request got a response" in end
+
+
+def test_who_loses_the_supervisor_says_so() -> None:
+    with started("--model", "random:resnet20", "--workers", "2") as service:
+        until(lambda: all(client.get(f"{service.url}/health/ready").is_success for _ in range(12)))
+        service.process.kill()
+        service.process.wait(30)
+        service.reader.join(30)
+    said = [line for line in service.log if "the supervisor has ended without a word" in line]
+    assert len(said) == 3
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_second_signal_cuts_requests_off_and_says_so(workers: str) -> None:
     with (
         started("--model", "random:resnet20", "--workers", workers) as service,
@@ -92,3 +118,4 @@ def test_a_second_signal_cuts_requests_off_and_says_so(workers: str) -> None:
     assert "Traceback" not in log
     assert "every accepted request got a response" not in log
     assert "requests cut off: 1" in log
+    assert "by a second signal; requests were cut off" in service.log[-1]

@@ -143,6 +143,19 @@ def test_a_sighup_in_the_first_moments_does_not_end_it() -> None:
     assert process.returncode == 0, log
 
 
+def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [COMMAND, "serve"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=clean_environment() | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 @pytest.mark.parametrize(
     ("workers", "seconds", "number"),
     [(1, 0.0, signal.SIGTERM), (1, 0.7, signal.SIGINT), (2, 0.7, signal.SIGTERM)],

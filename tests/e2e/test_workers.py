@@ -34,6 +34,7 @@ from tests.support import rounding
 from tests.support.waiting import until
 
 BUILTIN = 'model="resnet20-cifar10"'
+PREDICTED = "resnet_serve_predictions_total"
 
 
 def children(service: Service, module: str = "") -> list[int]:
@@ -138,6 +139,11 @@ def test_any_front_end_answers_with_the_sums_of_all(trio: Service) -> None:
         assert rise(f"resnet_serve_images_total{{{BUILTIN}}}") == 30
         assert rise(f"resnet_serve_batch_size_sum{{{BUILTIN}}}") == 30
         assert rise(f'resnet_serve_phase_seconds_count{{{BUILTIN},phase="queue"}}') == 30
+        assert rise(f"resnet_serve_confidence_ratio_count{{{BUILTIN}}}") == 30
+        assert sum(rise(name) for name in after if name.startswith(PREDICTED)) == 30
+        assert 0 < after["resnet_serve_open_files_ratio"] < 0.5
+        assert after[f'resnet_serve_model_load_seconds{{device="cpu",{BUILTIN}}}'] > 0
+        assert [n for name, n in after.items() if "_build_info" in name] == [1]
         assert rise('resnet_serve_requests_total{route="/v1/classify",status="400"}') == 1
         assert after[f"resnet_serve_model_ready{{{BUILTIN}}}"] == 1
         assert after[f"resnet_serve_queue_depth{{{BUILTIN}}}"] == 0

@@ -163,6 +163,52 @@ def test_a_real_group_limits_the_processes_below_it(
     assert [float(said[0]), int(said[1])] == [expected, math.ceil(expected)]
 
 
+def test_memory_is_limited_by_the_least_of_all_groups(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, V2, "/system.slice/resnet-serve.service")
+    host = runtime.memory_limit(machine.proc)
+    assert host == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine.limit("/system.slice", memory__max=str(2**26))
+    machine.limit("/system.slice/resnet-serve.service", memory__max="max")
+    assert runtime.memory_limit(machine.proc) == 2**26
+    machine.limit("/system.slice/resnet-serve.service", memory__max=str(2**25))
+    assert runtime.memory_limit(machine.proc) == 2**25
+
+
+def test_version_1_has_a_hierarchy_of_its_own_for_memory(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, V1, "/job")
+    machine.limit("/job", memory__limit_in_bytes="1")  # This is the hierarchy of the CPUs.
+    machine.limit("../memory/elsewhere", memory__limit_in_bytes=str(2**26))
+    assert runtime.memory_limit(machine.proc) == 2**26
+
+
+def test_the_share_of_open_files_is_that_of_the_limit_in_force() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OPENING], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    before, after, starved = map(float, done.stdout.split())
+    assert 0 < before < 0.2
+    assert after - before == pytest.approx(0.5)
+    assert starved == 1
+
+
+OPENING = """
+import resource
+from service.runtime import open_files_share
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+before = open_files_share()
+files = [open("/dev/null") for _ in range(64)]
+after = open_files_share()
+try:
+    while True:
+        files.append(open("/dev/null"))
+except OSError:
+    print(before, after, open_files_share())
+"""
+
+
 def test_a_pause_of_whoever_watches_hardly_counts() -> None:
     clock = runtime.AwakeClock(0.05)
     clock.look()

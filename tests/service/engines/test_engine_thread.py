@@ -27,6 +27,7 @@ from service.inference.batcher import Batcher
 from service.inference.jobs import Job
 from service.inference.ranking import Ranking, Row, rank
 from service.inference.tasks import CLASSIFY, ImageInput, Task
+from tests.support.waiting import until
 
 POISON = "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"
 
@@ -676,6 +677,26 @@ def test_a_better_engine_takes_over_and_no_request_is_lost() -> None:
     assert asyncio.run(ask_on()) > 50
     assert bench.errors == 0
     assert better.forwards > 0
+    bench.close()
+
+
+def test_a_better_engine_takes_over_while_nobody_asks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    better = Faulty()
+    better.name = "better"
+    may_come = threading.Event()
+
+    def improve() -> Warm:
+        assert may_come.wait(20)
+        return better.warm()
+
+    bench = Bench(Faulty(), improve=[improve])
+    until(lambda: bench.ready == ["faulty"])
+    may_come.set()
+    until(lambda: bench.ready == ["faulty", "better"])
+    assert bench.thread.running is not None
+    assert bench.thread.running.engine.name == "better"
+    assert "test: replaces faulty by better in" in caplog.text
     bench.close()
 
 

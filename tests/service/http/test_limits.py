@@ -67,3 +67,27 @@ def test_every_reason_begins_at_zero() -> None:
     text = shared._metrics.render().decode()
     for reason in REASONS:
         assert f'resnet_serve_refusals_total{{model="",reason="{reason}"}} 0.0' in text
+
+
+def test_a_refusal_at_the_connection_has_its_facts_as_fields(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    shared = limits()
+    shared.refused(QueueFull.of(7, 1.0), "resnet20", b"POST", "/v1/classify", 429, b"r-1")
+    shared.count(MalformedRequest("nonsense"))
+    by_gate, of_connection = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    assert by_gate == {
+        "message": str(QueueFull.of(7, 1.0)),
+        "request_id": "r-1",
+        "method": "POST",
+        "path": "/v1/classify",
+        "status": 429,
+        "reason": "queue_full",
+        "model": "resnet20",
+    }
+    assert of_connection == {
+        "message": "nonsense",
+        "status": 400,
+        "reason": MalformedRequest.reason,
+    }

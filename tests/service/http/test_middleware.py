@@ -8,11 +8,16 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from service import errors
+from service.cli.trial import InstantModels
+from service.config.settings import Settings
 from service.http import request_log
+from service.http.app import create_app
 from service.http.middleware import ObservabilityMiddleware
 from service.http.problems import STATUSES, refuse
 from service.http.record import record_of
@@ -24,6 +29,7 @@ SCOPE: dict[str, Any] = {
     "path": "/v1/a\nforged",
     "query_string": b"key=hidden",
     "headers": [(b"x-request-id", b"r-1"), (b"authorization", b"hidden")],
+    "client": ("::1", 50_000),
 }
 
 
@@ -42,9 +48,16 @@ async def waits(scope: Scope, receive: Receive, send: Send) -> None:
     await asyncio.Event().wait()
 
 
-def observed(app: Any, metrics: Metrics | None = None) -> ObservabilityMiddleware:
+async def serves(scope: Scope, receive: Receive, send: Send) -> None:
+    record_of(scope).model = "resnet20"
+    await PlainTextResponse("done")(scope, receive, send)
+
+
+def observed(
+    app: Any, metrics: Metrics | None = None, *, access_log: bool = False
+) -> ObservabilityMiddleware:
     pipeline: Any = SimpleNamespace(draining=False)
-    return ObservabilityMiddleware(app, metrics or Metrics(), pipeline)
+    return ObservabilityMiddleware(app, metrics or Metrics(), pipeline, access_log=access_log)
 
 
 async def answer(observe: ObservabilityMiddleware, *, cancel: bool = False) -> list[Message]:
@@ -169,3 +182,77 @@ def test_the_end_of_patience_is_an_answer(caplog: pytest.LogCaptureFixture) -> N
     (record,) = caplog.records
     assert not record.exc_info
     assert fields(record)["reason"] == "not_ready"
+
+
+def test_the_access_log_has_a_line_for_each_request_and_nothing_secret(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    asyncio.run(answer(observed(serves)))
+    assert not caplog.records, "without the setting, only at the level debug"
+    asyncio.run(answer(observed(serves, access_log=True)))
+    (record,) = caplog.records
+    found = fields(record)
+    assert found.pop("duration_ms") >= 0
+    assert found == {
+        "message": "completed",
+        "request_id": "r-1",
+        "method": "POST",
+        "path": "/v1/a%0Aforged",
+        "status": 200,
+        "model": "resnet20",
+        "client": "[::1]:50000",
+    }
+    line = record.getMessage()
+    assert line.startswith("r-1 POST /v1/a%0Aforged 200 in ")
+    assert line.endswith(" ms by resnet20 for [::1]:50000")
+    assert "hidden" not in f"{line}{found}"
+
+
+def test_only_the_access_log_has_the_addresses_of_clients(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    asyncio.run(answer(observed(serves)))
+    (record,) = [record for record in caplog.records if record.name == request_log.__name__]
+    assert "client" not in fields(record)
+    assert "50000" not in record.getMessage()
+
+
+KEY = "k" * 32
+FLOODS = {
+    "not_found": ("POST", "/nowhere"),
+    "method_not_allowed": ("POST", "/"),
+    "unauthorized": ("POST", "/v1/classify?key=wrong"),
+    "unsupported_encoding": ("POST", "/v1/classify"),
+}
+
+
+@pytest.mark.parametrize("access_log", [False, True])
+@pytest.mark.parametrize("reason", FLOODS)
+def test_a_flood_of_wrong_requests_does_not_fill_the_disk(
+    reason: str,
+    access_log: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO")
+    now = time.monotonic()
+    monkeypatch.setattr("service.logs.time.monotonic", lambda: now)
+    settings = Settings.model_validate({"api_keys": [KEY], "access_log": access_log})
+    app = create_app(settings, Metrics(), InstantModels())
+    method, path = FLOODS[reason]
+    headers = {"content-encoding": "compress"}
+    if reason != "unauthorized":
+        headers["x-api-key"] = KEY
+
+    async def many() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+            for _ in range(30):
+                assert (await client.request(method, path, headers=headers)).status_code >= 400
+
+    asyncio.run(many())
+    lines = [record for record in caplog.records if record.name == request_log.__name__]
+    assert len(lines) == request_log.LINES_PER_SECOND
+    assert {fields(line)["reason"] for line in lines} == {reason}

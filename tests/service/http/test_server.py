@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,11 +32,11 @@ FLEET: Any = SimpleNamespace(models={}, start=lambda: None, close=lambda timeout
 def test_a_certificate_that_cannot_be_used_keeps_no_key_that_was_revoked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def settings(name: str, key: str) -> Settings:
+    def settings(name: str, key: str, days: str) -> Settings:
         folder = tmp_path / name
         if not folder.exists():
             folder.mkdir()
-            self_signed(folder)
+            self_signed(folder, "-nodes", "-days", days)
         return Settings.model_validate(
             {
                 "tls_certificate": folder / "certificate.pem",
@@ -44,8 +45,14 @@ def test_a_certificate_that_cannot_be_used_keeps_no_key_that_was_revoked(
             }
         )
 
-    before, after = settings("before", API), settings("after", OTHER)
-    app = create_app(before, Metrics(), FLEET)
+    def expiry() -> float:
+        (family,) = metrics.certificate_expiry.collect()
+        return family.samples[0].value
+
+    before, after = settings("before", API, "5"), settings("after", OTHER, "95")
+    metrics = Metrics()
+    app = create_app(before, metrics, FLEET)
+    assert expiry() == 0
     with socket.socket() as listener:
         server = Server(app, before, Listeners((listener,)))
     assert server._tls is not None
@@ -56,7 +63,9 @@ def test_a_certificate_that_cannot_be_used_keeps_no_key_that_was_revoked(
     with pytest.raises(Unauthorized):
         app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=API))
     assert presented(server._tls) == der(tmp_path / "before/certificate.pem")
+    assert 4 < (expiry() - time.time()) / 86400 < 6
     server.apply(after)
+    assert 94 < (expiry() - time.time()) / 86400 < 96
     app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=OTHER))
     with pytest.raises(Unauthorized):
         app.state.services.keys.check(scope("GET", "/v1/models", x_api_key=API))

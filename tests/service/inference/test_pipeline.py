@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from PIL import Image
 
 from models import bundle, bundling
 from models.preprocess import IMAGENET, InputSpec
+from service.cli.trial import Instant
 from service.config.settings import Settings
 from service.engines import devices, jpeg_check
 from service.errors import ServiceError
 from service.inference import pipeline
+from service.inference.decoding import DecodedImage
 from service.inference.interfaces import Computed
 from service.inference.jobs import Job
 from service.inference.ranking import Row
@@ -243,3 +246,58 @@ def test_features_are_those_of_the_host_and_explanations_have_their_pixels(
     assert isinstance(explained, Computed)
     assert explained.decoded.pixels.shape == (64, 64, 3)
     assert files == [1]
+
+
+DECODED = DecodedImage(np.zeros((32, 32, 3), np.uint8), 0.0, 0.0, (32, 32))
+
+
+class Answering(Instant):
+    """Every image is of class `best`."""
+
+    def __init__(self, best: int) -> None:
+        super().__init__()
+        self.best = best
+
+    async def compute(
+        self, image: bytes | Pixels, job: Job[ImageInput, Row], deadline: float
+    ) -> Computed:
+        row = Row(np.array([self.best, 0], np.int32), np.array([0.75, 0.25], np.float32))
+        return Computed(self, row, DECODED, 0.0, 0.0, 0.0, 0.0, 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("counted", "series"),
+    [
+        (0, {}),
+        (3, {"0/0": 1, "2/2": 1, "other/other": 2}),
+        (10, {f"{n}/{n}": 1 for n in (0, 2, 3, 9)}),
+    ],
+)
+def test_the_first_classes_are_counted_one_by_one(counted: int, series: dict[str, float]) -> None:
+    async def predict(best: int) -> None:
+        model = Answering(best)
+        models = SimpleNamespace(models={model.name: model})
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        await pipeline.Pipeline(metrics, models, counted).compute(model, b"", deadline)
+
+    metrics = Metrics()
+    for best in (0, 2, 3, 9):
+        asyncio.run(predict(best))
+    found = metrics.counted()["trial"]
+    start = "resnet_serve_predictions_total/"
+    assert {n.removeprefix(start): v for n, v in found.items() if n.startswith(start)} == series
+    confident = found.get("resnet_serve_confidence_ratio_count", 0)
+    assert confident == (4 if counted else 0)
+
+
+def test_images_of_a_network_without_classes_have_no_prediction() -> None:
+    async def embed() -> None:
+        model = Answering(0)
+        model.labels = ()
+        models = SimpleNamespace(models={model.name: model})
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        await pipeline.Pipeline(metrics, models, 100).compute(model, b"", deadline)
+
+    metrics = Metrics()
+    asyncio.run(embed())
+    assert not [name for name in metrics.counted()["trial"] if "predictions" in name]

@@ -59,7 +59,7 @@ def test_an_engine_that_becomes_ready_on_a_gpu_shows_the_device(
 ) -> None:
     monkeypatch.setattr(model, "meter_of", Meter)
     metrics = Metrics()
-    info = ModelInfo(metrics, "a", "resnet50", "")
+    info = ModelInfo(metrics, "a", "resnet50", "", began=0.0)
     info.show()
     for device in ("cpu", "cuda:1"):
         warm = Warm(Engine(device), Buckets({1: 0.1}), Parity(0, 1.0, 0.0), probe=lambda: None)

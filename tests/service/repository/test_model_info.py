@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 from service.metrics import Metrics
 from service.repository.model_info import ModelInfo
 
@@ -14,9 +16,28 @@ def engines(metrics: Metrics) -> set[tuple[str, str]]:
     return {(sample.labels["device"], sample.labels["engine"]) for sample in family.samples}
 
 
+def loaded(metrics: Metrics) -> dict[str, float]:
+    (family,) = metrics.load_seconds.collect()
+    return {sample.labels["device"]: sample.value for sample in family.samples}
+
+
+def test_the_time_to_load_ends_with_the_first_engine_of_a_device() -> None:
+    metrics = Metrics()
+    info = ModelInfo(metrics, "a", "resnet50", "", began=time.perf_counter() - 40)
+    info.announce("cpu", "fp32", "eager", 0)
+    assert loaded(metrics) == {}
+    info.show()
+    assert 40 <= loaded(metrics)["cpu"] < 80
+    first = loaded(metrics)
+    info.announce("cpu", "fp32", "openvino", 0)  # Found to be better while the first one serves.
+    assert loaded(metrics) == first
+    info.hide()
+    assert loaded(metrics) == {}
+
+
 def test_a_model_shows_what_serves_on_each_device_and_its_graphs() -> None:
     metrics = Metrics()
-    info = ModelInfo(metrics, "a", "resnet50", "0" * 64)
+    info = ModelInfo(metrics, "a", "resnet50", "0" * 64, began=0.0)
     info.announce("cuda:0", "bf16", "fused", 18)
     assert graphs(metrics) == {}
     assert engines(metrics) == set()
