@@ -347,7 +347,7 @@ def ask(*arguments: str, **environ: str) -> str:
         (["--profile", "cpu"], {"service-cpu", *MONITORING}),
         (["--profile", "cpu", "--profile", "alerts"], {*ALL} - {"service-gpu"}),
     ],
-    ids=str,
+    ids=["gpu", "cpu", "cpu and alerts"],
 )
 def test_compose_itself_starts_that_variant(flags: list[str], expected: set[str]) -> None:
     assert set(ask(*flags, "config", "--services").split()) == expected
