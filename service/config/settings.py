@@ -134,6 +134,15 @@ class ModelSettings(Strict):
         description="maximum total size of bodies and pixels in the queue",
     )
 
+    @field_validator("spec")
+    @classmethod
+    def _check_spec(cls, spec: str) -> str:
+        if not spec.strip():
+            raise PydanticCustomError(
+                "spec", "names no model; write a SPEC such as {spec}", {"spec": DEFAULT_SPEC}
+            )
+        return spec
+
     @field_validator("device")
     @classmethod
     def _check_devices(cls, device: str | list[str]) -> str | list[str]:
@@ -409,9 +418,7 @@ class Settings(Strict):
     @classmethod
     def _check_grpc(cls, port: int | None) -> int | None:
         if port is not None and not all(find_spec(package) for package in GRPC_PACKAGES):
-            raise PydanticCustomError(
-                "extra", "must be unset without gRPC; pip install 'resnet-serve[grpc]'"
-            )
+            raise PydanticCustomError("extra", "needs gRPC; pip install 'resnet-serve[grpc]'")
         return port
 
     @field_validator("vertex_health_route", "vertex_predict_route")
@@ -429,7 +436,7 @@ class Settings(Strict):
             raise PydanticCustomError("collector", "must be a URL such as http://localhost:4318")
         if value and not all(find_spec(package) for package in TRACING_PACKAGES):
             raise PydanticCustomError(
-                "extra", "must be unset without OpenTelemetry; pip install 'resnet-serve[otel]'"
+                "extra", "needs OpenTelemetry; pip install 'resnet-serve[otel]'"
             )
         return value
 

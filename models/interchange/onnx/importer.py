@@ -22,8 +22,6 @@ from models.naming import name_from
 from models.preprocess import BY_COUNT, CIFAR, IMAGENET, InputSpec, PerChannel
 
 MISSING = f"the package onnx is not installed: {INSTALL}"
-# Protobuf's tags of the fields of a `ModelProto` after the first.
-KEYS = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
 # The names of MXNet's Gluon, from which the model zoo's ResNets were exported.
 GLUON = re.compile(r"resnetv\d+_dense\d+_fwd")
 ZOO = replace(IMAGENET, crop="center_floor")
@@ -117,13 +115,6 @@ def _refuse_views(described: Mapping[str, str]) -> None:
             "its graph averages mirror images; export the bundle with --views plain, convert that "
             "file, and give --views mirrored again"
         )
-
-
-def begins(start: bytes) -> bool:
-    """Whether a file may be ONNX: it begins with its IR version, followed by another field."""
-    return (
-        start[:1] == b"\x08" and start[1:2] < b"\x20" and start[2:3] in KEYS and start[8:9] != b"{"
-    )
 
 
 def _model(path: Path) -> Any:
