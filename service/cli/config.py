@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from service.cli.examples import Commands
 from service.cli.options import fail_in_one_line, settings_flags
 from service.errors import ConfigError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-@click.group()
+@click.group(cls=Commands)
 def config() -> None:
     """Checks, shows and describes the service's settings."""
 

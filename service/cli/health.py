@@ -141,7 +141,7 @@ def _connected(places: Sequence[TcpAddress | str]) -> tuple[socket.socket, TcpAd
 
 
 def _silent(shown: str, to: str, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = getattr(error, "strerror", None) or str(error) or "it closed the connection"
     return f"{shown} does not respond to {to}: {reason}"
 
 

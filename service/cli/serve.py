@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP.
 
-    Flags override RESNET_SERVE_* variables, which override the settings file.
+    Flags override RESNET_SERVE_* variables, which override the settings file. What has no flag is
+    listed below.
     """
     listeners = None
 

@@ -117,13 +117,9 @@ def _time(text: str) -> datetime:
 
 def _why(error: ssl.SSLError, certificate: Path, key: Path) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
-        return (
-            f"tls_key: {key} is not the key of {certificate}; give the pair that belongs together"
-        )
+        return f"tls_key: {key} is not the key of {certificate}; give a pair"
     if "-----BEGIN CERTIFICATE-----" not in certificate.read_text("latin-1"):
-        return (
-            f"tls_certificate: {certificate} contains no PEM certificate; give one, with its chain"
-        )
+        return f"tls_certificate: {certificate} contains no PEM certificate; give one and its chain"
     if "PRIVATE KEY-----" not in key.read_text("latin-1"):
         return f"tls_key: {key} contains no PEM private key; give one without a password"
     return f"tls_key: {certificate} and {key} cannot be used; one of them is damaged"

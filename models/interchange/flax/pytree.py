@@ -62,10 +62,8 @@ def read_tree(path: Path) -> Tree:
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     # Damage may raise any error.
-    except Exception as error:  # noqa: BLE001
-        raise BundleError(
-            f"{path}: not a Flax checkpoint ({type(error).__name__}); {SAVE}"
-        ) from None
+    except Exception:  # noqa: BLE001
+        raise BundleError(f"{path}: not a Flax checkpoint, or damaged; {SAVE}") from None
     if not isinstance(tree, dict):
         raise BundleError(f"{path}: not a Flax checkpoint: it holds no tree of arrays")
     return tree
