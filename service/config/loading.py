@@ -37,7 +37,7 @@ DEVICE_TYPES = ("str", "list[str]")
 # What JSON calls an object.
 MAPPINGS = {"dict_type": "must be a mapping", "model_type": "must be a mapping of settings"}
 # Errors that no value would explain.
-ITSELF = ("missing", "twice", "extra", "invalid_key", "recursion_loop")
+ITSELF = ("missing", "twice", "extra", "spec", "invalid_key", "recursion_loop")
 
 
 @dataclass(frozen=True)

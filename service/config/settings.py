@@ -139,7 +139,9 @@ class ModelSettings(Strict):
     def _check_spec(cls, spec: str) -> str:
         if not spec.strip():
             raise PydanticCustomError(
-                "spec", "names no model; write a SPEC such as {spec}", {"spec": DEFAULT_SPEC}
+                "spec",
+                "is empty; write a SPEC such as {spec}, also behind NAME=",
+                {"spec": DEFAULT_SPEC},
             )
         return spec
 

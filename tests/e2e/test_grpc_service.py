@@ -375,8 +375,8 @@ def test_an_address_that_a_front_end_cannot_serve_is_one_line(tmp_path: Path, wo
 @pytest.mark.parametrize(
     ("missing", "says"),
     [
-        ("grpc", "grpc_port: must be unset without gRPC; pip install 'resnet-serve[grpc]'"),
-        ("grpc_reflection", "grpc_port: must be unset without gRPC"),
+        ("grpc", "grpc_port: needs gRPC; pip install 'resnet-serve[grpc]'"),
+        ("grpc_reflection", "grpc_port: needs gRPC"),
         ("google.protobuf", "No module named 'google.protobuf'); pip install 'resnet-serve[grpc]'"),
     ],
 )
