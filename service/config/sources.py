@@ -163,7 +163,8 @@ def of_environment(
         if key == "ARCHITECTURE":
             source.problems.append(f"{variable}: only a file can describe an architecture")
         elif key.lower() not in known:
-            near = nearest(key, known)
+            # What a model is named by, the variable with the list of models holds.
+            near = ["models"] if key in ("SPEC", "NAME", "MODEL") else nearest(key, known)
             hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
             source.problems.append(f"environment variable {variable} is not a setting{hint}")
         else:

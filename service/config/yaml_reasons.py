@@ -8,12 +8,12 @@ import yaml
 
 # What PyYAML says, and what is usually wrong; the first that fits.
 REASONS = (
-    (r"mapping values are not allowed", "a colon that does not fit; check the indentation, and "
-     "quote a value that has a colon and a space"),
+    (r"mapping values are not allowed", "a colon where none fits; check the indentation and "
+     "the line before, and quote values that have a colon"),
     (r"could not find expected ':'", "a key without its colon"),
     (r"found character '\\t'", "a tab; indent with spaces"),
     (r"cannot start any token", "a value that begins with a special character; quote it"),
-    (r"but found ('<stream end>'|'<document (start|end)>')", "a bracket or brace is not closed"),
+    (r"but (found|got) '<(stream end|document)", "a bracket or brace is not closed"),
     (r"expected ',' or", "a comma, or a closing bracket or brace, is missing"),
     (r"expected <block end>", "the indentation does not fit the lines above"),
     (r"while scanning a quoted|unexpected end of stream", "a quote is not closed"),

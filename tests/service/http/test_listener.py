@@ -65,8 +65,6 @@ def test_a_port_in_use_at_one_address_is_named_and_nothing_stays_bound() -> None
             listen("localhost", port)
         line = f"port: cannot listen on [::1]:{port}, an address of localhost: Address already "
         assert str(caught.value).startswith(f"{line}in use; stop the process")
-        )
-        assert str(caught.value).startswith(f"{line}; stop the process")
         with socket.socket() as other:  # Without SO_REUSEADDR.
             other.bind(("127.0.0.1", port))
 
