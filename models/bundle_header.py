@@ -16,6 +16,7 @@ OTHER = (
     "not a safetensors file, as bundles are; "
     "`resnet-serve convert --from FORMAT SRC DST` makes one of other weights"
 )
+TRUNCATED = "truncated: the file ends inside its header; copy or download it again"
 
 
 def refuse_other(start: bytes, size: int) -> None:
@@ -30,4 +31,4 @@ def refuse_other(start: bytes, size: int) -> None:
     if start[8:9] != b"{":
         raise ValueError(OTHER)
     if 8 + int.from_bytes(start[:8], "little") > size:
-        raise ValueError("truncated: the file ends inside its header; copy or download it again")
+        raise ValueError(TRUNCATED)

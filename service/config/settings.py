@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -44,6 +45,15 @@ GRPC_PACKAGES = ("grpc", "grpc_reflection")
 MOST_MODELS = 256
 
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
+
+
+def _check_path(path: Path) -> Path:
+    if not str(path).isprintable():
+        raise PydanticCustomError("path", "must be a path without control characters")
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(_check_path)]
 
 
 class Strict(BaseModel):
@@ -211,7 +221,7 @@ class Settings(Strict):
         description="one of them is required for /v1; in the environment, separated by commas; "
         "empty: no key required",
     )
-    api_keys_file: Path | None = Field(
+    api_keys_file: FilePath | None = Field(
         None,
         description="more API keys, one per line, # starts a comment; must be readable only by its "
         "owner and group",
@@ -219,7 +229,9 @@ class Settings(Strict):
     admin_keys: list[keys.Key] = Field(
         [], description="keys, one of which is required to change models; each is an API key too"
     )
-    admin_keys_file: Path | None = Field(None, description="more admin keys, like api_keys_file")
+    admin_keys_file: FilePath | None = Field(
+        None, description="more admin keys, like api_keys_file"
+    )
     raise_priority: Literal["key", "admin_key", "anyone"] = Field(
         "key",
         description="who may use priority 1 of /v2, the one above the default; for others it is "
@@ -231,15 +243,15 @@ class Settings(Strict):
         "bundle that names it: package.module:Class, or package.module for all classes of a "
         "module; in the environment, separated by commas; empty: none",
     )
-    model_folder: Path | None = Field(
+    model_folder: FilePath | None = Field(
         None,
         description="folder whose files an admin key may serve (PUT, /v2's load), beside those "
         "that the configuration names; unset: none",
     )
-    tls_certificate: Path | None = Field(
+    tls_certificate: FilePath | None = Field(
         None, description="PEM file with the certificate and its chain; enables HTTPS"
     )
-    tls_key: Path | None = Field(None, description="PEM file with the private key, no password")
+    tls_key: FilePath | None = Field(None, description="PEM file with the private key, no password")
     cors_origins: list[str] = Field(
         [],
         description="origins, such as https://example.org, whose pages may use the API, or *; "
@@ -349,7 +361,7 @@ class Settings(Strict):
     load_timeout_s: float = Field(
         600, gt=0, description="time limit for loading a model while serving (PUT, SIGHUP)"
     )
-    cache_dir: Path = Field(
+    cache_dir: FilePath = Field(
         default_factory=default_cache_dir,
         description="folder that keeps compiled engines and downloads between starts; default: "
         "$XDG_CACHE_HOME/resnet-serve, or ~/.cache/resnet-serve",
@@ -381,7 +393,7 @@ class Settings(Strict):
     @field_validator("host")
     @classmethod
     def _check_host(cls, host: str) -> str:
-        if not host.strip("[] "):
+        if not host.strip("[] ") or not host.isprintable():
             raise PydanticCustomError("host", "must be an address, a name or unix:PATH")
         path = unix_path(host)
         if path is not None and (problem := path_problem(path)):

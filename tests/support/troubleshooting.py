@@ -56,7 +56,7 @@ NOT_READY = (
         "ones read `cache_dir`; keep that folder",
     ),
     (
-        "draining: the service is shutting down",
+        "the service is shutting down",
         "send requests to another instance; it has got a signal to stop",
     ),
     (

@@ -146,7 +146,7 @@ models:
     for line, words in zip(
         lines,
         [
-            "3: tls_certificate: is missing; tls_key needs it",
+            "tls_certificate: is missing; tls_key needs it",
             "3: tls_key: /nowhere.pem: No such file or directory",
             "1: host: on 0.0.0.0 other hosts",
             "6: models[1].spec: {}: not a complete safetensors file",
