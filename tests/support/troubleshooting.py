@@ -62,7 +62,7 @@ NOT_READY = (
     (
         "the engine hangs: ",
         "the process must be replaced; run it under a supervisor, such as "
-        "[systemd or Kubernetes](guides/behind-a-proxy.md#systemd), and `/health/live` as its check",
+        "[systemd or Kubernetes](guides/behind-a-proxy.md#systemd); `/health/live` is its check",
     ),
     (
         "a bug ended the engine's thread: ",
