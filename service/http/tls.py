@@ -28,6 +28,7 @@ def create_context(settings: Settings) -> ssl.SSLContext | None:
     if problems := unreadable(settings):
         raise ConfigError(problems[0])
     assert certificate is not None
+    assert key is not None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

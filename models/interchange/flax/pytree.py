@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import METADATA_KEY, BundleError
+from models.bundle import BundleError
+from models.bundle_header import METADATA_KEY
 from models.interchange import extras
 from models.interchange.flax.foreign import SAVE, refuse_foreign
 from models.interchange.imported import natural

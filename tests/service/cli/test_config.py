@@ -157,6 +157,7 @@ models:
             "11: models[6].spec: random:resnt20: ",
             "12: models[7].spec: torchvision:resnt50: ",
             "13: models[8].spec: hf:nobody: name a repository as OWNER/NAME",
+            "15: models[10].spec: random: architecture: it lacks block, planes, stem",
         ],
         strict=True,
     ):
