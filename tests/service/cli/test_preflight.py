@@ -7,10 +7,9 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -215,15 +214,40 @@ def test_files_of_tls_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert both(path).startswith(f"6: tls_key: {key} contains no PEM private key")
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_an_expired_certificate_is_named_by_check(tmp_path: Path) -> None:
-    certificate, key = self_signed(tmp_path)
-    old = tmp_path / "old.pem"
-    command = f"openssl x509 -in {certificate} -signkey {key} -days -3 -out {old}"
-    made = subprocess.run(command.split(), capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip("this openssl makes no expired certificates")
-    path = write(tmp_path, tls_certificate=str(old), tls_key=str(key))
+    certificate, key = expired(tmp_path)
+    path = write(tmp_path, tls_certificate=str(certificate), tls_key=str(key))
     (line,) = run("config", "check", "--config", path, status=2).stderr.splitlines()
-    assert line.startswith(f"{path}:6: tls_certificate: {old} expired on ")
-    assert f"{datetime.now(UTC):%Y}" in line or f"{datetime.now(UTC).year - 1}" in line
+    assert line.startswith(f"{path}:5: tls_certificate: {certificate} expired on ")
+    assert line.endswith(" UTC, and clients refuse it; renew it")
+
+
+def expired(folder: Path) -> tuple[Path, Path]:
+    """A certificate of yesterday and its key, which openssl's commands do not make."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=9))
+        .not_valid_after(now - timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "old.pem", folder / "old-key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
