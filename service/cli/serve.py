@@ -85,8 +85,8 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 def _refuse(problems: list[str]) -> None:
     """Raises ConfigError: the first of the problems, if there are any."""
     if problems:
-        more = f"; `resnet-serve config check` lists {len(problems) - 1} more"
-        raise ConfigError(problems[0] + more * (len(problems) > 1))
+        more = "; `resnet-serve config check` lists all problems" if problems[1:] else ""
+        raise ConfigError(problems[0] + more)
 
 
 def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:
