@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from models import files, own_code, variants
 from models.architecture import Architecture
+from models.bundle_header import METADATA_KEY, NOT_A_BUNDLE, refuse_other
 from models.classifier import Classifier, Outputs
 from models.naming import check_name
 from models.own_code import BUILT_IN, OwnCode
@@ -33,8 +33,6 @@ from models.summary import map_sides
 from models.views import Views
 
 FORMAT = 1
-CHECKPOINTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-METADATA_KEY = "resnet-serve"
 # Dividing logits by temperatures outside these limits could overflow float32.
 TEMPERATURES = (1e-6, 1e6)
 CARD_BYTES = 20_000
@@ -353,7 +351,8 @@ def read(path: str | os.PathLike[str], *, allow: Collection[str] | None = ()) ->
 
 
 def _read(path: Path) -> Bundle:
-    _refuse_other_formats(path)
+    with path.open("rb") as beginning:
+        refuse_other(beginning.read(9), path.stat().st_size)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -361,10 +360,7 @@ def _read(path: Path) -> Bundle:
     except safetensors.SafetensorError as error:
         raise BundleError(f"not a whole safetensors file ({error})") from None
     if METADATA_KEY not in metadata:
-        raise BundleError(
-            "safetensors, but not a resnet-serve bundle; "
-            "`resnet-serve convert --from FORMAT SRC DST` makes one"
-        )
+        raise BundleError(NOT_A_BUNDLE)
     try:
         description = json.loads(metadata[METADATA_KEY])
         sealed = description.pop("checksum")
@@ -397,19 +393,3 @@ def _refuse_newer(described: Collection[str], known: type[Any]) -> None:
         raise BundleError(
             f"made by a newer resnet-serve, whose {min(unknown)!r} this one does not know; upgrade"
         )
-
-
-def _refuse_other_formats(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(9)
-    # The header begins with a brace, after its length, which may look like any magic number.
-    if start[8:] != b"{" and start.startswith(CHECKPOINTS):
-        raise BundleError(
-            "a PyTorch checkpoint (pickle), not a bundle; "
-            "`resnet-serve convert --from FORMAT SRC DST` makes one from it"
-        )
-    if len(start) < 9 or start[8:] != b"{":
-        raise BundleError("not a safetensors file")
-    (header,) = struct.unpack("<Q", start[:8])
-    if 8 + header > path.stat().st_size:
-        raise BundleError("truncated: the file ends inside its header")

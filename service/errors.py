@@ -29,7 +29,8 @@
 
     ConfigError                   invalid configuration: one line, before startup
 
-`service.http.problems` maps them to HTTP statuses. `reason` is their label in the metrics.
+`service.http.problems` maps them to HTTP statuses. `reason` is their label in the metrics, and
+`remedy` what docs/troubleshooting.md says about it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ QUOTED = 200  # characters of the client's input that a refusal quotes
 
 class ServiceError(Exception):
     reason = "internal_error"
+    remedy = "a bug; the log has the details under the request's ID: please report them"
 
 
 class RequestError(ServiceError):
@@ -53,10 +55,15 @@ class RequestError(ServiceError):
 
 class UndecodableImage(RequestError):
     reason = "undecodable_image"
+    remedy = (
+        "send the whole image in one of the formats that the text names; compare its "
+        "size with the file's"
+    )
 
 
 class UnknownModel(RequestError):
     reason = "unknown_model"
+    remedy = "use a name that `GET /v1/models` lists"
 
     @classmethod
     def called(cls, name: str, known: Collection[str]) -> UnknownModel:
@@ -71,50 +78,68 @@ class UnknownModel(RequestError):
 
 class TooLarge(RequestError):
     reason = "too_large"
+    remedy = (
+        "scale or recompress the image, or raise `max_body_bytes`, "
+        "`max_batch_body_bytes` or `max_pixels`"
+    )
 
 
 class UnsupportedMediaType(RequestError):
     reason = "unsupported_media_type"
+    remedy = "send the header `Content-Type: image/jpeg`, or the type that the text names"
 
 
 class UnsupportedEncoding(UnsupportedMediaType):
     reason = "unsupported_encoding"
+    remedy = "send the body without Content-Encoding, or with gzip or deflate"
 
 
 class BadParameter(RequestError):
     reason = "bad_parameter"
+    remedy = "correct the parameter that the text names; parameters are listed on `/docs`"
 
 
 class InvalidInput(RequestError):
     reason = "invalid_input"
+    remedy = "send tensors as the model's metadata describes them: `GET /v2/models/NAME`"
 
 
 class MalformedRequest(RequestError):
     reason = "malformed_request"
+    remedy = "use an HTTP client's own encoding; a request that a proxy rewrote may be cut"
 
 
 class HeadersTooLarge(RequestError):
     reason = "headers_too_large"
+    remedy = "send fewer or shorter headers and cookies, or raise `max_header_bytes`"
 
 
 class RequestTooSlow(RequestError):
     reason = "request_too_slow"
+    remedy = (
+        "send the body faster, or raise `upload_timeout_s`, `header_timeout_s` or lower "
+        "`min_upload_bytes_per_s`"
+    )
 
 
 class Unauthorized(RequestError):
     reason = "unauthorized"
+    remedy = "send `Authorization: Bearer KEY` with one of `api_keys`"
 
 
 class Forbidden(RequestError):
     reason = "forbidden"
+    remedy = "send one of `admin_keys`; without any, changes over HTTP are disabled"
 
 
 class LoadFailed(RequestError):
     reason = "load_failed"
+    remedy = "correct the SPEC or its settings as the text says; nothing has changed"
 
 
 class Conflict(RequestError):
     reason = "conflict"
+    remedy = "wait until the other change ends, or restart with the model in the configuration"
 
 
 # Before a retry, if the required time is unknown.
@@ -142,6 +167,10 @@ class QueueFull(Busy):
     """`late`: a slot is free, but too late for the request's deadline."""
 
     reason = "queue_full"
+    remedy = (
+        "wait for `Retry-After`, as the client does by itself; if it is usual, add "
+        "capacity: [scale](scale.md)"
+    )
     late = False
 
     @classmethod
@@ -173,26 +202,32 @@ class QueueFull(Busy):
 
 class DeadlineTooShort(QueueFull):
     reason = "deadline_too_short"
+    remedy = "allow more time with `X-Request-Timeout-Ms`, or wait for `Retry-After`"
 
 
 class UploadsFull(Busy):
     reason = "uploads_full"
+    remedy = "wait for `Retry-After`, or raise `max_upload_bytes`, as far as memory allows"
 
 
 class TooManyConnections(Busy):
     reason = "too_many_connections"
+    remedy = "share connections among requests, or raise `max_connections`"
 
 
 class NotReady(Busy):
     reason = "not_ready"
+    remedy = "wait for `Retry-After`; `GET /health/ready` says what it waits for"
 
 
 class EngineFailed(Busy):
     reason = "engine_failed"
+    remedy = "send it again; if it happens again, the log of the service has the reason"
 
 
 class DeadlineExceeded(ServiceError):
     reason = "deadline_exceeded"
+    remedy = "raise `X-Request-Timeout-Ms` or `request_timeout_ms`, or reduce the load"
 
     @classmethod
     def passed(cls) -> DeadlineExceeded:
@@ -204,10 +239,12 @@ class DeadlineExceeded(ServiceError):
 
 class ClientDeadline(DeadlineExceeded):
     reason = "client_deadline"
+    remedy = "allow more time with `X-Request-Timeout-Ms`, and send the body without pauses"
 
 
 class ClientLeft(ServiceError):
     reason = "caller_left"
+    remedy = "nobody sees it; in metrics, many mean that clients give up before their answer"
 
 
 REFUSALS: tuple[type[ServiceError], ...] = (

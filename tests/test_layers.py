@@ -209,6 +209,7 @@ def test_only_the_ground_is_outside_the_rooms() -> None:
 
 # Tests that are apart from those of their module, and what of it they test.
 APART = {
+    "tests/service/config/test_bad_values.py": "service.config.settings: every one, in our words",
     "tests/models/test_bundle_refusals.py": "models.bundle: what it refuses, to the word",
     "tests/models/test_tracing.py": "models.resnet: what other tools make of its networks",
     "tests/models/test_library.py": "the tasks of a researcher, with all of the package",
@@ -247,7 +248,10 @@ def test_only_one_module_reads_the_environment(path: Path) -> None:
 # Those that are set while the service runs, and may jump; logging has its own.
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today"}
 # A span begins at a time of day; it ends by the clock that does not jump.
-STAMPS = {(ROOT / "service/http/tracing.py", "time.time_ns")}
+STAMPS = {
+    (ROOT / "service/http/tracing.py", "time.time_ns"),
+    (ROOT / "service/http/tls.py", "datetime.now"),  # of certificates
+}
 
 
 @pytest.mark.parametrize("path", SERVICE, ids=name)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from importlib import resources
+from importlib.resources.abc import Traversable
 
 DEFAULT_SPEC = "builtin:resnet10-cifar10"
+
+
+def file(name: str) -> Traversable:
+    """The bundle of that name."""
+    return resources.files(__name__).joinpath(f"{name}.safetensors")
 
 
 def names() -> list[str]:

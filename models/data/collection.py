@@ -185,5 +185,5 @@ def decoded(
         reason = image_files.why_unknown(name)
         raise ValueError(f"{name} is not a readable image ({reason})") from None
     except Exception as error:  # noqa: BLE001  (damaged data raises any error)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or "cut off"
         raise ValueError(f"{name} is not a readable image ({reason})") from None

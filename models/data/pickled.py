@@ -42,7 +42,7 @@ def plain(data: bytes) -> Any:
     except _Forbidden as error:
         raise ValueError(str(error)) from None
     except BROKEN as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0] or "cut off"
         raise ValueError(f"not a whole pickle ({reason})") from None
 
 

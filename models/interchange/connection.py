@@ -140,7 +140,7 @@ def _sent(
     try:
         response: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_S)
     except (*BROKEN, ValueError) as error:
-        why = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
+        why = " ".join(str(getattr(error, "reason", None) or error or "no response").split())
         if token:
             why = why.replace(token, "***")
         raise Unreachable(url, f"{through}{why}") from None

@@ -20,9 +20,9 @@ from models.interchange.imported import Imported, Said
 from models.interchange.keras import importer as keras
 from models.interchange.onnx import archive
 from models.interchange.onnx import export as onnx_export
-from models.interchange.onnx import importer as onnx
 from models.interchange.pytorch import cifar, export, huggingface, timm, torch_resnet, torchvision
 from models.interchange.reference import Pair
+from models.interchange.signatures import begins_as_onnx
 from models.naming import name_from
 from models.resnet import on_meta
 from models.suggestions import hint
@@ -45,7 +45,7 @@ EXPORTERS: dict[str, Callable[[Bundle, Path, Mapping[str, Any]], None]] = {
 }
 # Formats that are recognised by their files' content.
 RECOGNISED: dict[str, Callable[[bytes], bool]] = {
-    "onnx": onnx.begins,
+    "onnx": begins_as_onnx,
 }
 
 

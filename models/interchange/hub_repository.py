@@ -281,7 +281,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, DownloadError):
             raise
-        raise DownloadError(f"{path.name}: not JSON ({type(error).__name__})") from None
+        raise DownloadError(f"{path.name}: not JSON, or damaged") from None
     if not isinstance(content, dict):
         raise DownloadError(f"{path.name}: not a JSON object")
     return content

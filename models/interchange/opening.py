@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from models import bundle, bundling, files, variants
-from models.architecture import Architecture
+from models import builtin, bundle, bundling, files, variants
 from models.bundle import Bundle, BundleError
 from models.interchange import convert, hub, specs, variables
 from models.interchange.assumptions import InputUnknown
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import ResNet
-from models.suggestions import hint
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,10 @@ def _find(spec: str, architecture: dict[str, Any], cache_dir: Path | None) -> Lo
     if kind == "random" and colon:
         return Loaded(_untrained(rest, architecture), spec, None)
     if architecture:
-        raise ValueError("architecture: only random networks take one; bundles have their own")
+        raise ValueError(specs.ONLY_RANDOM)
     if kind == "builtin" and colon:
         specs.check_builtin(rest)
-        with resources.as_file(
-            resources.files("models.builtin").joinpath(f"{rest}.safetensors")
-        ) as path:
+        with resources.as_file(builtin.file(rest)) as path:
             return _from_file(path, spec)
     if kind in DOWNLOADS and colon:
         folder = (cache_dir or variables.cache_dir()) / kind
@@ -120,17 +116,8 @@ def _from_file(path: Path, source: str) -> Loaded:
 
 
 def _untrained(variant: str, architecture: dict[str, Any]) -> Bundle:
+    network = specs.architecture_of(variant, architecture)
     if variant:
-        known = variants.variant(variant)
-        return bundling.untrained(
-            variants.override(known.architecture, **architecture), variant, known.input
-        )
-    names = [field.name for field in fields(Architecture)]
-    for name in architecture:
-        if name not in names:
-            raise ValueError(f"architecture: it has no field {name!r}; {hint(name, names)}")
-    required = [field.name for field in fields(Architecture) if field.default is MISSING]
-    if missing := [name for name in required if name not in architecture]:
-        raise ValueError(f"architecture: it lacks {', '.join(missing)}")
-    custom = Architecture(**architecture)
-    return bundling.untrained(custom, "custom", IMAGENET if custom.stem == "imagenet" else CIFAR)
+        return bundling.untrained(network, variant, variants.variant(variant).input)
+    spec = IMAGENET if network.stem == "imagenet" else CIFAR
+    return bundling.untrained(network, specs.UNNAMED, spec)

@@ -233,9 +233,9 @@ def _content(path: Path) -> Image.Image | dict[str, Array]:
         prefix = "" if str(error).startswith(str(path)) else f"{path}: "
         raise PairError(f"{prefix}{error}") from None
     # Damaged files raise any error.
-    except Exception as error:  # noqa: BLE001
+    except Exception:  # noqa: BLE001
         kind = path.suffix.lower().removeprefix(".")
-        raise PairError(f"{path}: not a whole {kind} file ({type(error).__name__})") from None
+        raise PairError(f"{path}: not a whole {kind} file; save it again") from None
     if isinstance(content, dict) and not content:
         raise PairError(f"{path}: holds no arrays")
     return content
@@ -257,10 +257,9 @@ def _torch(path: Path) -> dict[str, Array]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # Its messages advise to load without `weights_only`.
-    except Exception as error:  # noqa: BLE001
-        kind = type(error).__name__
+    except Exception:  # noqa: BLE001
         raise PairError(
-            f"{path}: holds more than tensors ({kind}); save them with "
+            f"{path}: holds more than tensors; save them with "
             "`torch.save({'input': x, 'output': y}, FILE)`"
         ) from None
     if isinstance(content, Tensor):
@@ -313,11 +312,9 @@ def _image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise
     # Pillow's decoders raise any error on damaged files.
-    except Exception as error:  # noqa: BLE001
+    except Exception:  # noqa: BLE001
         known = ", ".join(READERS)
-        raise PairError(
-            f"{path}: neither an image nor one of {known} ({type(error).__name__})"
-        ) from None
+        raise PairError(f"{path}: neither an image nor one of {known}") from None
     return image
 
 

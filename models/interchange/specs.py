@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, fields
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from models import builtin, own_code, variants
+from models.architecture import Architecture
+from models.bundle_header import METADATA_KEY, NOT_A_BUNDLE, refuse_other
 from models.interchange import onnx_zoo, torchvision_weights
 from models.interchange.formats import REPOSITORY, SPEC_KINDS
+from models.interchange.signatures import ARCHIVES, GZIP, begins_as_onnx
+from models.naming import name_from
 from models.suggestions import hint, nearest
 
 SUFFIXES = (".safetensors", ".onnx")
@@ -18,35 +25,77 @@ NO_FILE = (
 )
 # safetensors refuses longer headers.
 MOST_HEADER = 100_000_000
+UNNAMED = "custom"  # the name of a random network without a variant
+ONLY_RANDOM = "architecture: only random networks take one; bundles have their own"
 
 
-def check(spec: str, allow: Collection[str] | None = None) -> None:
+@dataclass(frozen=True)
+class Named:
+    """What is known of a SPEC's bundle without its weights: its `name`, if it is known before a
+    download, and whether it was `calibrated` for 8 bits."""
+
+    name: str | None = None
+    calibrated: bool = False
+
+
+def check(
+    spec: str,
+    allow: Collection[str] | None = None,
+    architecture: Mapping[str, Any] | None = None,
+) -> Named:
     """Refuses a SPEC that names nothing, or a file that cannot be read, as far as can be
     determined without reading weights or using the network.
 
     `allow`: a bundle may name no other code, see `models.own_code`; None: it may name any.
+    `architecture`: see `architecture_of`.
 
     Raises:
         ValueError: one line with the spec and the problem.
     """
-    kind, colon, rest = spec.partition(":")
     try:
-        if kind == "builtin" and colon:
-            check_builtin(rest)
-        elif kind == "random" and colon:
-            if rest:  # Otherwise the setting `architecture` has all fields.
-                variants.variant(rest)
-        elif kind == "torchvision" and colon:
-            variant, _, weights = rest.partition(":")
-            torchvision_weights.find(variant, weights)
-        elif kind == "onnx-zoo" and colon:
-            onnx_zoo.find(rest)
-        elif kind == "hf" and colon:
-            _check_repository(rest)
-        else:
-            _check_file(Path(spec), allow)
-    except ValueError as error:
+        return _check(spec, allow, architecture or {})
+    except (ValueError, TypeError) as error:
         raise ValueError(in_one_line(spec, error)) from None
+
+
+def _check(spec: str, allow: Collection[str] | None, architecture: Mapping[str, Any]) -> Named:
+    kind, colon, rest = spec.partition(":")
+    if kind == "random" and colon:
+        architecture_of(rest, architecture)
+        return Named(rest or UNNAMED)
+    if architecture:
+        raise ValueError(ONLY_RANDOM)
+    if kind == "builtin" and colon:
+        check_builtin(rest)
+        with resources.as_file(builtin.file(rest)) as path:
+            return _check_file(path, allow)
+    if kind == "torchvision" and colon:
+        variant, _, weights = rest.partition(":")
+        return Named(torchvision_weights.find(variant, weights).variant)
+    if kind == "onnx-zoo" and colon:
+        return Named(onnx_zoo.find(rest).name)
+    if kind == "hf" and colon:
+        _check_repository(rest)
+        return Named()
+    return _check_file(Path(spec), allow)
+
+
+def architecture_of(variant: str, changes: Mapping[str, Any]) -> Architecture:
+    """The architecture of `random:VARIANT`, with `changes`, or of `random:`, which has them all.
+
+    Raises:
+        ValueError, TypeError: there is no such variant or field, or a value is invalid.
+    """
+    if variant:
+        return variants.override(variants.variant(variant).architecture, **changes)
+    names = [field.name for field in fields(Architecture)]
+    for name in changes:
+        if name not in names:
+            raise ValueError(f"architecture: it has no field {name!r}; {hint(name, names)}")
+    required = [field.name for field in fields(Architecture) if field.default is MISSING]
+    if missing := [name for name in required if name not in changes]:
+        raise ValueError(f"architecture: it lacks {', '.join(missing)}")
+    return Architecture(**changes)
 
 
 def _check_repository(name: str) -> None:
@@ -69,22 +118,44 @@ def in_one_line(spec: str, error: Exception) -> str:
 def no_file(spec: str) -> str:
     """The message for a SPEC that is neither a file nor anything else."""
     meant = " or ".join(_meant(spec))
-    return f"{NO_FILE}{f'; did you mean {meant}?' if meant else ''}"
+    return f"no such file; did you mean {meant}?" if meant else NO_FILE
 
 
 def _meant(spec: str) -> list[str]:
-    """SPECs whose kind was mistyped or left out."""
+    """SPECs whose kind was mistyped or left out, or files with a similar name."""
     kind, colon, rest = spec.partition(":")
     if colon:
         near = nearest(kind, [each.rstrip(":") for each in SPEC_KINDS])
         return [f"{name}:{rest}" for name in near]
+    if "/" not in spec and (found := _named(spec)):
+        return found
+    path = Path(spec)
+    try:
+        beside = [each.name for each in path.parent.iterdir() if _may_be(each)]
+    except OSError:
+        beside = []
+    if near := [name for name in beside if name.partition(".")[0] == path.name.partition(".")[0]]:
+        near = nearest(path.name, near) or near[:1]
+    if near := near or nearest(path.name, beside):
+        return [str(path.parent / near[0])]
+    if spec.count("/") == 1 and REPOSITORY.fullmatch(spec) and not path.suffix[1:].isalpha():
+        return [f"hf:{spec}"]
+    return []
+
+
+def _may_be(path: Path) -> bool:
+    return path.suffix in SUFFIXES
+
+
+def _named(spec: str) -> list[str]:
+    """SPECs of a network or an embedded bundle that is named without its kind."""
     found: list[str] = []
     for name in variants.meant(spec):
         found += [f"builtin:{own}" for own in builtin.names() if own.partition("-")[0] == name]
         if any(row.variant == name for row in torchvision_weights.WEIGHTS):
             found.append(f"torchvision:{name}")
         found.append(f"random:{name}")
-    if found or "/" in spec or "." in spec:
+    if found or "." in spec:
         return found
     return [f"builtin:{name}" for name in nearest(spec, builtin.names())]
 
@@ -104,18 +175,20 @@ def only_one(folder: Path) -> Path:
     return files[0]
 
 
-def _check_file(path: Path, allow: Collection[str] | None) -> None:
+def _check_file(path: Path, allow: Collection[str] | None) -> Named:
     if path.is_dir():
         path = only_one(path)
     if not path.is_file():
         raise ValueError(no_file(str(path)))
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if path.suffix != ".safetensors":
-                return
+            start = file.read(16)
+            if _is_onnx(path, start):
+                return Named(name_from(path.name.partition(".")[0]))
+            refuse_other(start, size := path.stat().st_size)
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
             header = file.read(length) if length <= MOST_HEADER else b""
-        size = path.stat().st_size
     except OSError as error:
         raise ValueError(str(error.strerror)) from None
     try:
@@ -126,19 +199,22 @@ def _check_file(path: Path, allow: Collection[str] | None) -> None:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         complete = False
     if not complete:
-        raise ValueError("not a complete safetensors file")
-    if "resnet-serve" not in metadata:
-        raise ValueError("safetensors, but not a bundle; `resnet-serve convert` makes one")
-    if allow is not None:
-        _check_code(metadata["resnet-serve"], allow)
-
-
-def _check_code(description: str, allow: Collection[str]) -> None:
+        raise ValueError("not a complete safetensors file; copy or download it again")
+    if METADATA_KEY not in metadata:
+        raise ValueError(NOT_A_BUNDLE)
     try:
-        described = json.loads(description)
-        named = [(what, described[what]) for what in ("block", "head") if what in described]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        bundle = json.loads(metadata[METADATA_KEY])
+        code = [(what, bundle[what]) for what in ("block", "head") if what in bundle]
+        named = Named(bundle.get("name"), bool(bundle.get("calibration")))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("its resnet-serve metadata is damaged") from None
-    for what, path in named:
-        own_code.check_path(path, what)
-        own_code.check_allowed(path, what, allow)
+    for what, name in code if allow is not None else ():
+        own_code.check_path(name, what)
+        own_code.check_allowed(name, what, allow or ())
+    return named
+
+
+def _is_onnx(path: Path, start: bytes) -> bool:
+    """Whether a file is read as ONNX: by its name, as an archive of the zoo's, or by content."""
+    name = path.name.lower()
+    return name.endswith((".onnx", *ARCHIVES)) or start.startswith(GZIP) or begins_as_onnx(start)

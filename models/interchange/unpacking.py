@@ -11,9 +11,8 @@ from pathlib import Path
 
 from models import files
 from models.bundle import BundleError
-from models.interchange.signatures import GZIP
+from models.interchange.signatures import ARCHIVES, GZIP
 
-SUFFIXES = (".tar.gz", ".tgz", ".tar")
 # The largest of the ONNX model zoo's archives has 250 MB; networks here have up to 2 GB.
 MOST_BYTES = 4 << 30
 MOST_FILES = 1_000
@@ -28,7 +27,7 @@ def is_packed(path: Path) -> bool:
 def is_archive(path: Path) -> bool:
     if not path.is_file():
         return False
-    if path.name.lower().endswith(SUFFIXES):
+    if path.name.lower().endswith(ARCHIVES):
         return True
     try:
         with path.open("rb") as file:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from service.cli.examples import Commands
 from service.cli.options import fail_in_one_line, settings_flags
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
     from service.config.loading import Reading
-    from service.config.settings import Settings
     from service.config.sources import Place
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-@click.group()
+@click.group(cls=Commands)
 def config() -> None:
     """Checks, shows and describes the service's settings."""
 
@@ -30,12 +27,17 @@ def config() -> None:
 @settings_flags
 @fail_in_one_line
 def check(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
-    """Lists all problems that would prevent `serve` from starting; exits with status 2 if any.
+    """Lists all problems that would prevent `serve` from starting on this host; exits with status
+    2 if any.
 
-    Does not load weights or download anything.
+    It looks at settings, keys, certificates, ports, devices and the files of models, but does not
+    load weights or download anything. An expired certificate is listed too. A port on which this
+    service already answers is not.
     """
+    from service.cli import preflight
+
     reading = _read(config, models, flags)
-    problems = reading.problems or list(_problems(reading))
+    problems = preflight.on_this_host(reading)
     for problem in problems:
         click.echo(problem, err=True)
     if reading.settings is None or problems:
@@ -106,35 +108,3 @@ def _origin(reading: Reading, place: Place) -> tuple[str, str]:
 def _with_origin(reading: Reading, place: Place, value: Any) -> dict[str, Any]:
     source, where = _origin(reading, place)
     return {"value": value, "source": source, "place": None if source == where else where}
-
-
-def _problems(reading: Reading) -> Iterator[str]:
-    """What is wrong with settings that are valid individually."""
-    from models.interchange import specs
-    from service.config.addresses import resolve, unix_path
-    from service.http import tls
-    from service.http.listener import check_address
-
-    settings: Settings | None = reading.settings
-    assert settings is not None
-
-    named = reading.merged.located
-    try:
-        tls.create_context(settings)
-    except ConfigError as error:
-        yield named((str(error).partition(":")[0],), error)
-    # On another machine the name may resolve differently, or not at all.
-    with suppress(OSError):
-        found = [] if unix_path(settings.host) else resolve(settings.host, settings.port)
-        try:
-            for address in found:
-                check_address(settings, address.ip)
-        except ConfigError as error:
-            yield named(("host",), error)
-    for at, model in enumerate(settings.models):
-        try:
-            specs.check(model.spec, settings.allow_code)
-        except ValueError as error:
-            yield named(("models", at, "spec"), f"models[{at}].spec: {error}")
-    if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
-        yield named(("cache_dir",), f"cache_dir: {Path(settings.cache_dir)} is not a folder")

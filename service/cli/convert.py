@@ -170,6 +170,8 @@ def _check_words(
     format: str | None, to: str | None, options: dict[str, Any], *, with_preprocessing: bool
 ) -> None:
     """Refuses words that name nothing, with the nearest that does."""
+    if moved := [name for name, _ in options["numerics"] if name in INPUT]:
+        raise ConfigError(f"--set {moved[0]}: it is not a field of the network; use --{moved[0]}")
     if with_preprocessing and to != "onnx":
         raise ConfigError("--with-preprocessing: only with --to onnx")
     for flag, value, known in (

@@ -81,6 +81,16 @@ def _places(host: str, port: int) -> list[TcpAddress | str]:
         raise ConfigError(f"host: {host}: {error.strerror}") from None
 
 
+def is_served(host: str, port: int, *, encrypted: bool) -> bool:
+    """Whether such a service answers there."""
+    try:
+        _, _, text = _get(_places(host, port), "/health/live", encrypted=encrypted)
+        told = json.loads(text)
+        return bool(_summary(told["status"], told["reasons"]))
+    except (click.ClickException, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
 def _get(
     places: Sequence[TcpAddress | str], path: str, *, encrypted: bool
 ) -> tuple[str, int, bytes]:
@@ -131,7 +141,7 @@ def _connected(places: Sequence[TcpAddress | str]) -> tuple[socket.socket, TcpAd
 
 
 def _silent(shown: str, to: str, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = getattr(error, "strerror", None) or str(error) or "it closed the connection"
     return f"{shown} does not respond to {to}: {reason}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from service.cli import examples
 from service.cli.bench import bench
 from service.cli.calibrate import calibrate
 from service.cli.check import check
@@ -12,6 +13,7 @@ from service.cli.completion import completion
 from service.cli.config import config
 from service.cli.convert import convert
 from service.cli.evaluate import evaluate
+from service.cli.examples import Commands
 from service.cli.fetch import fetch
 from service.cli.health import health
 from service.cli.models import models
@@ -21,7 +23,9 @@ from service.cli.train import train
 from service.config.variables import settle_home
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(package_name="resnet-serve")
 def main() -> None:
     """Serves ResNets over HTTP, and creates the bundles to serve."""
@@ -45,6 +49,7 @@ for command in (
     completion,
 ):
     main.add_command(command)
+examples.add(main)
 
 if __name__ == "__main__":
     main()

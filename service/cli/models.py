@@ -52,7 +52,7 @@ def models(name: str | None, zoo: bool, as_json: bool) -> None:
     if zoo:
         _show_zoo(name, as_json=as_json)
         return
-    if name is not None and (":" in name or Path(name).is_file()):
+    if name is not None and _is_spec(name):
         _show(name, as_json=as_json)
         return
     chosen = _chosen(name)
@@ -76,6 +76,12 @@ def models(name: str | None, zoo: bool, as_json: bool) -> None:
     if name is None:
         shipped = ", ".join(f"builtin:{name}" for name in builtin.names())
         click.echo(f"\nShipped with weights: {shipped}")
+
+
+def _is_spec(name: str) -> bool:
+    """Whether it names weights, found or not: a widened network's name may have a dot too."""
+    path = Path(name)
+    return ":" in name or "/" in name or path.suffix[1:].isalpha() or path.is_file()
 
 
 def _chosen(name: str | None) -> list[str]:

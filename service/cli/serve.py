@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from service.cli.options import fail_in_one_line, settings_flags
+from service.errors import ConfigError
 
 if TYPE_CHECKING:
     from service.config.reload import Reload
     from service.config.settings import Settings
     from service.http.listener import Listeners
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -25,7 +29,8 @@ if TYPE_CHECKING:
 def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     """Serves models over HTTP.
 
-    Flags override RESNET_SERVE_* variables, which override the settings file.
+    Flags override RESNET_SERVE_* variables, which override the settings file. What has no flag is
+    listed below.
     """
     listeners = None
 
@@ -43,6 +48,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     # Until the server handles them: no request has been accepted yet, so none is lost.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, exit_at_once)
+    from service.cli import preflight
     from service.config import loading
     from service.config.reload import Reload
     from service.http import service_manager, tls
@@ -54,22 +60,37 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
 
     def read() -> Settings:
         settings = loading.load(flags, config=config)
-        tls.create_context(settings)  # Fails before any process starts or changes.
+        tls.create_context(settings)  # Fails before any process changes.
         if listeners is not None:
             check_exposure(settings, listeners)
         return settings
 
     reload = Reload(read)
-    settings = read()
+    reading = loading.read(flags, config=config)
+    _refuse(preflight.before_start(reading))
+    settings = reading.settings
+    assert settings is not None
     log_to_stderr(settings.log_level, settings.log_format)
-    if manager.sockets:
-        listeners = Listeners(manager.sockets, kept=True)
-    else:
-        listeners = listen(settings.host, settings.port, settings.socket_mode)
-    listeners = replace(listeners, tell=manager.tell)
-    with listeners:
-        check_exposure(settings, listeners)
-        _serve(settings, listeners, reload)
+    if warning := tls.outdated(settings):
+        log.warning(reading.merged.explained(warning))
+    try:
+        if manager.sockets:
+            listeners = Listeners(manager.sockets, kept=True)
+        else:
+            listeners = listen(settings.host, settings.port, settings.socket_mode)
+        listeners = replace(listeners, tell=manager.tell)
+        with listeners:
+            check_exposure(settings, listeners)
+            _serve(settings, listeners, reload)
+    except ConfigError as error:
+        raise ConfigError(reading.merged.explained(error)) from None
+
+
+def _refuse(problems: list[str]) -> None:
+    """Raises ConfigError: the first of the problems, if there are any."""
+    if problems:
+        more = "; `resnet-serve config check` lists all problems" if problems[1:] else ""
+        raise ConfigError(problems[0] + more)
 
 
 def _serve(settings: Settings, listeners: Listeners, reload: Reload) -> None:

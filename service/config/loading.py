@@ -22,7 +22,7 @@ from service.config.addresses import unix_path
 from service.config.settings import DEVICE_RULE, ModelSettings, Settings, Strict
 from service.config.sources import NAME_RULE, SECRETS, Merged, Place, Source, shown
 from service.config.variables import PREFIX, environment
-from service.config.wording import in_words
+from service.config.wording import but_is, in_words
 from service.errors import ConfigError
 
 S = TypeVar("S", bound=Strict)
@@ -38,17 +38,22 @@ LITERALS = re.compile(r"'([^']*)'")
 DEVICE_TYPES = ("str", "list[str]")
 # What JSON calls an object.
 MAPPINGS = {"dict_type": "must be a mapping", "model_type": "must be a mapping of settings"}
+# Errors that no value would explain.
+ITSELF = ("missing", "twice", "extra", "spec", "invalid_key", "recursion_loop")
 
 
 @dataclass(frozen=True)
 class Reading:
     """The `settings`, or None and the `problems`, one line each; `merged`: the values before
-    validation, with their origins; `path`: the file's."""
+    validation, with their origins; `path`: the file's. `sound`: the settings that are right, with
+    defaults for the `wrong` ones; None: the file cannot be read."""
 
     settings: Settings | None
     problems: list[str]
     merged: Merged
     path: str | None
+    sound: Settings | None
+    wrong: frozenset[Place]
 
 
 def read(
@@ -72,17 +77,21 @@ def read(
     layers = (sources.of_environment(environ, known, LISTS), sources.of_flags(flags or {}, LISTS))
     merged = sources.merge(sources.of_platforms(environ), file, layers, MODEL_WIDE, DEFAULT_SPEC)
     problems = [problem for source in (file, *layers) for problem in source.problems]
-    settings = None
-    try:
-        settings = Settings.model_validate(merged.values)
-    except ValidationError as error:
-        problems += _problems(error, merged)
-    else:
-        settings = _with_key_files(settings, merged, problems)
-        port = merged.origin(("port",))
-        if unix_path(settings.host) is not None and port is not None and port.source == "flag":
-            problems.append(f"{port.where}: {settings.host} has no port")
-    return Reading(None if problems else settings, problems, merged, path)
+    unread = bool(file.problems) and not file.values
+    wrong: set[Place] = set()
+    settings = _sound(merged, problems, wrong)
+    settings = _with_key_files(settings, merged, problems, wrong)
+    port = merged.origin(("port",))
+    if unix_path(settings.host) is not None and port is not None and port.source == "flag":
+        problems.append(f"{port.where}: {settings.host} has no port")
+    return Reading(
+        None if problems else settings,
+        problems,
+        merged,
+        path,
+        None if unread else settings,
+        frozenset(wrong),
+    )
 
 
 def load(
@@ -125,8 +134,43 @@ def validated(kind: type[S], /, **values: Any) -> S:
         raise ConfigError(_described(error.errors()[0], kind)) from None
 
 
-def _with_key_files(settings: Settings, merged: Merged, problems: list[str]) -> Settings:
-    """The settings with the keys of the files that they name; adds to `problems`."""
+def _sound(merged: Merged, problems: list[str], wrong: set[Place]) -> Settings:
+    """The settings, with defaults for what is wrong, which is added to `problems` and `wrong`."""
+    values = dict(merged.values)
+    if isinstance(values.get("models"), list):
+        rows = values["models"]
+        values["models"] = [dict(row) if isinstance(row, dict) else row for row in rows]
+    while True:
+        try:
+            return Settings.model_validate(values)
+        except ValidationError as errors:
+            problems += [each for each in _problems(errors, merged) if each not in problems]
+            for error in errors.errors():
+                wrong.add(_place(error)[:3])
+                _leave_out(_place(error), values)
+
+
+def _leave_out(place: Place, values: dict[str, Any]) -> None:
+    """Removes a wrong value, or gives a model another, so that each keeps its number."""
+    rows = values.get("models")
+    if not place:
+        values.clear()
+    elif place[0] != "models" or not isinstance(rows, list):
+        values.pop(str(place[0]), None)
+    elif len(place) < 2 and any(isinstance(row, dict) and row.pop("name", "") for row in rows):
+        pass  # Two had the same.
+    elif len(place) < 2 or not isinstance(place[1], int) or place[1] >= len(rows):
+        del values["models"]
+    elif len(place) > 2 and place[2] != "spec" and str(place[2]) in rows[place[1]]:
+        del rows[place[1]][str(place[2])]
+    else:
+        rows[place[1]] = {"spec": DEFAULT_SPEC}
+
+
+def _with_key_files(
+    settings: Settings, merged: Merged, problems: list[str], wrong: set[Place]
+) -> Settings:
+    """The settings with the keys of the files that they name; adds to `problems` and `wrong`."""
     secrets = {}
     for name in SECRETS:
         path: Path | None = getattr(settings, f"{name}_file")
@@ -136,6 +180,7 @@ def _with_key_files(settings: Settings, merged: Merged, problems: list[str]) -> 
             except ConfigError as error:
                 setting = f"{name}_file"
                 problems.append(merged.located((setting,), f"{setting}: {error}"))
+                wrong.add((setting,))
     return settings.model_copy(update=secrets)
 
 
@@ -170,11 +215,13 @@ def _described(error: ErrorDetails, kind: type[Strict]) -> str:
         message = DEVICE_RULE
     if error["type"] == "string_pattern_mismatch":  # Only a model's name has a pattern.
         message = NAME_RULE
+    if error["type"] == "invalid_key":  # The key itself is the last of the place.
+        place, message = place[:-1], f"names of settings must be text, not {place[-1]}"
     problem = f"{shown(place)}: {message}"
-    # A secret is never shown; a missing or a repeated value has nothing to show.
-    if (place[:1] and place[0] in SECRETS) or error["type"] in ("missing", "twice"):
+    # A secret is never shown; of others, the value is not what is wrong.
+    if (place[:1] and place[0] in SECRETS) or error["type"] in ITSELF:
         return problem
-    problem = f"{problem}, not {value!r}"
+    problem = f"{problem}{but_is(value)}"
     literals = LITERALS.findall(message) if error["type"] == "literal_error" else []
     near = nearest(str(value), literals)
     return f"{problem}; did you mean {near[0]}?" if near else problem
@@ -189,3 +236,11 @@ def _unknown_key(place: Place, kind: type[Strict]) -> str:
     near = [f"{wide.get(name, '')}{name}" for name in nearest(key, [*fields, *wide])]
     hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
     return f"{shown(place)}: unknown setting; {hint}"
+
+
+def of_model(index: int, error: object) -> str:
+    """A model's problem that begins with its setting: as models[0].device, or else its spec."""
+    text = str(error)
+    name = text.partition(": ")[0]
+    setting = "" if name in ModelSettings.model_fields else "spec: "
+    return f"models[{index}].{setting}{text}"

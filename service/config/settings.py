@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -46,6 +47,15 @@ MOST_MODELS = 256
 MOST_BUCKETS = 100
 
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
+
+
+def _check_path(path: Path) -> Path:
+    if not str(path).isprintable():
+        raise PydanticCustomError("path", "must be a path without control characters")
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(_check_path)]
 
 
 class Strict(BaseModel):
@@ -136,6 +146,17 @@ class ModelSettings(Strict):
         description="maximum total size of bodies and pixels in the queue",
     )
 
+    @field_validator("spec")
+    @classmethod
+    def _check_spec(cls, spec: str) -> str:
+        if not spec.strip():
+            raise PydanticCustomError(
+                "spec",
+                "is empty; write a SPEC such as {spec}, also behind NAME=",
+                {"spec": DEFAULT_SPEC},
+            )
+        return spec
+
     @field_validator("device")
     @classmethod
     def _check_devices(cls, device: str | list[str]) -> str | list[str]:
@@ -202,7 +223,7 @@ class Settings(Strict):
         description="one of them is required for /v1; in the environment, separated by commas; "
         "empty: no key required",
     )
-    api_keys_file: Path | None = Field(
+    api_keys_file: FilePath | None = Field(
         None,
         description="more API keys, one per line, # starts a comment; must be readable only by its "
         "owner and group",
@@ -210,7 +231,9 @@ class Settings(Strict):
     admin_keys: list[keys.Key] = Field(
         [], description="keys, one of which is required to change models; each is an API key too"
     )
-    admin_keys_file: Path | None = Field(None, description="more admin keys, like api_keys_file")
+    admin_keys_file: FilePath | None = Field(
+        None, description="more admin keys, like api_keys_file"
+    )
     raise_priority: Literal["key", "admin_key", "anyone"] = Field(
         "key",
         description="who may use priority 1 of /v2, the one above the default; for others it is "
@@ -222,15 +245,15 @@ class Settings(Strict):
         "bundle that names it: package.module:Class, or package.module for all classes of a "
         "module; in the environment, separated by commas; empty: none",
     )
-    model_folder: Path | None = Field(
+    model_folder: FilePath | None = Field(
         None,
         description="folder whose files an admin key may serve (PUT, /v2's load), beside those "
         "that the configuration names; unset: none",
     )
-    tls_certificate: Path | None = Field(
+    tls_certificate: FilePath | None = Field(
         None, description="PEM file with the certificate and its chain; enables HTTPS"
     )
-    tls_key: Path | None = Field(None, description="PEM file with the private key, no password")
+    tls_key: FilePath | None = Field(None, description="PEM file with the private key, no password")
     cors_origins: list[str] = Field(
         [],
         description="origins, such as https://example.org, whose pages may use the API, or *; "
@@ -340,7 +363,7 @@ class Settings(Strict):
     load_timeout_s: float = Field(
         600, gt=0, description="time limit for loading a model while serving (PUT, SIGHUP)"
     )
-    cache_dir: Path = Field(
+    cache_dir: FilePath = Field(
         default_factory=default_cache_dir,
         description="folder that keeps compiled engines and downloads between starts; default: "
         "$XDG_CACHE_HOME/resnet-serve, or ~/.cache/resnet-serve",
@@ -406,7 +429,7 @@ class Settings(Strict):
     @field_validator("host")
     @classmethod
     def _check_host(cls, host: str) -> str:
-        if not host.strip("[] "):
+        if not host.strip("[] ") or not host.isprintable():
             raise PydanticCustomError("host", "must be an address, a name or unix:PATH")
         path = unix_path(host)
         if path is not None and (problem := path_problem(path)):
@@ -452,7 +475,7 @@ class Settings(Strict):
     @classmethod
     def _check_grpc(cls, port: int | None) -> int | None:
         if port is not None and not all(find_spec(package) for package in GRPC_PACKAGES):
-            raise PydanticCustomError("extra", f"must be unset without gRPC; {install('grpc')}")
+            raise PydanticCustomError("extra", f"needs gRPC; {install('grpc')}")
         return port
 
     @field_validator("vertex_health_route", "vertex_predict_route")
@@ -469,9 +492,7 @@ class Settings(Strict):
         if isinstance(value, str) and not COLLECTOR.fullmatch(value):
             raise PydanticCustomError("collector", "must be a URL such as http://localhost:4318")
         if value and not all(find_spec(package) for package in TRACING_PACKAGES):
-            raise PydanticCustomError(
-                "extra", f"must be unset without OpenTelemetry; {install('otel')}"
-            )
+            raise PydanticCustomError("extra", f"needs OpenTelemetry; {install('otel')}")
         return value
 
     @property

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from models.suggestions import nearest
+from service.config import yaml_reasons
 from service.config.variables import NOT_SETTINGS, OF_PLATFORMS, PREFIX
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model
 NAME_RULE = "must start with a letter or digit, and continue with these, '.', '_' or '-'"
+NAMED = re.compile(r"([a-z_]+)(?:\[(\d+)\]\.([a-z_]+))?: ")  # as `shown` has it
 # Settings whose values must not appear in a log or a message.
 SECRETS = ("api_keys", "admin_keys")
 # Flags that are not named after their setting.
@@ -62,6 +64,11 @@ class Merged:
         origin = self.origin(place)
         return f"{origin.where}: {problem}" if origin else str(problem)
 
+    def explained(self, problem: object) -> str:
+        """A problem that begins with its setting, such as models[0].spec, preceded by where the
+        value comes from."""
+        return self.located(place_of(str(problem)), problem)
+
 
 class YamlKey(NamedTuple):
     """A key or list entry; `first` is the line that already has the same key, or 0."""
@@ -75,11 +82,13 @@ def of_file(path: Path) -> Source:
     """The settings of a YAML file; if it cannot be read, one of the `problems` says why."""
     try:
         content, keys = _parsed(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        return Source("file", problems=[f"{path}: {_reason(error)}"])
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        line = yaml_reasons.line_of(error)
+        where = f"{path}:{line}" if line else path
+        return Source("file", problems=[f"{where}: {yaml_reasons.reason_of(error)}"])
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        return Source("file", problems=[f"{path}: must be a mapping of settings, not a {kind}"])
+        what = "a list" if isinstance(content, list) else "a single value"
+        return Source("file", problems=[f"{path}: must be a mapping of settings, not {what}"])
     values = {str(key): value for key, value in content.items()}
     origins: dict[Place, str] = {}
     problems = []
@@ -105,18 +114,6 @@ def _parsed(text: str) -> tuple[Any, list[YamlKey]]:
         return ({} if content is None else content), keys
     finally:
         loader.dispose()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return str(error.strerror)
-    if isinstance(error, UnicodeDecodeError):
-        return "not YAML: not UTF-8"
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    # The error's own text quotes the file, which may hold keys.
-    mark = getattr(error, "problem_mark", None)
-    return f"not YAML near line {mark.line + 1}, column {mark.column + 1}" if mark else "not YAML"
 
 
 def _places(values: dict[str, Any]) -> Iterator[Place]:
@@ -166,7 +163,8 @@ def of_environment(
         if key == "ARCHITECTURE":
             source.problems.append(f"{variable}: only a file can describe an architecture")
         elif key.lower() not in known:
-            near = nearest(key, known)
+            # What a model is named by, the variable with the list of models holds.
+            near = ["models"] if key in ("SPEC", "NAME", "MODEL") else nearest(key, known)
             hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
             source.problems.append(f"environment variable {variable} is not a setting{hint}")
         else:
@@ -250,3 +248,12 @@ def shown(place: Place) -> str:
     for part in place:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
+
+
+def place_of(problem: str) -> Place:
+    """The setting that a problem begins with; () if it begins with none."""
+    match = NAMED.match(problem)
+    if match is None:
+        return ()
+    first, index, last = match.groups()
+    return (first, int(index), last) if index else (first,)

@@ -1,4 +1,4 @@
-"""Which SPECs may be named over HTTP."""
+"""What settings demand of SPECs."""
 
 from __future__ import annotations
 
@@ -25,4 +25,13 @@ def check_folder(spec: str, folder: Path | None) -> None:
         raise ConfigError(
             f"{spec}: not among the files that may be served over HTTP: those in model_folder"
             f"{'' if folder else ', which is not set,'} and those of the configuration"
+        )
+
+
+def check_calibration(precision: str, *, calibrated: bool) -> None:
+    """Raises ConfigError: the precision needs a calibrated bundle, and this is none."""
+    if precision == "int8" and not calibrated:
+        raise ConfigError(
+            "precision: int8 needs a calibrated bundle; "
+            "`resnet-serve calibrate --model SPEC IMAGES OUT.safetensors` makes one"
         )

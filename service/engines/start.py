@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from service.config.settings import ModelSettings, Settings
+from service.config.specs import check_calibration
 from service.engines import cache, faults
 from service.engines.blueprint import Blueprint
 from service.engines.buckets import Buckets, Run, confirmed, measure
@@ -28,7 +29,6 @@ from service.engines.jpeg import Image
 from service.engines.jpeg_check import decoder_for
 from service.engines.parity import Parity, check
 from service.engines.tuning import machine
-from service.errors import ConfigError
 from service.inference.tasks import Embed, Explain, Task
 
 log = logging.getLogger(__name__)
@@ -67,11 +67,7 @@ def blueprint_of(
     Raises:
         ConfigError: the precision is int8, and the bundle was not calibrated.
     """
-    if model.precision == "int8" and not bundle.calibration:
-        raise ConfigError(
-            "precision: int8 needs a calibrated bundle; "
-            "`resnet-serve calibrate --model SPEC IMAGES OUT.safetensors` makes one"
-        )
+    check_calibration(model.precision, calibrated=bool(bundle.calibration))
     return Blueprint(
         bundle=bundle,
         device=device,

@@ -26,6 +26,13 @@ BACKLOG = 2048
 # At shutdown, clients that have just connected may still send requests for this long.
 NEW_CONNECTION_SECONDS = 1.0
 SO_ATTACH_FILTER, BPF_RETURN = 26, 0x06  # linux/socket.h, linux/bpf_common.h
+REMEDIES = {
+    errno.EADDRINUSE: "stop the process that listens there, or choose another port",
+    errno.EACCES: "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE; choose one "
+    "above, such as 8000",
+    errno.EADDRNOTAVAIL: "give an address or a name of this host",
+    errno.EAFNOSUPPORT: "this host has no such addresses; use 127.0.0.1 or 0.0.0.0",
+}
 # A free port of one family may be in use in the other.
 PORT_TRIES = 20
 
@@ -120,30 +127,41 @@ def listen(host: str, port: int, socket_mode: str = "660") -> Listeners:
     try:
         found = resolve(host, port)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        why = f"host: cannot listen on {host} port {port}: {error.strerror}"
+        raise ConfigError(f"{why}; {REMEDIES[errno.EADDRNOTAVAIL]}") from None
     return Listeners(tuple(bind_all(host, found, _bind)), host)
 
 
 def bind_all(
-    host: str, found: Sequence[TcpAddress], bind: Callable[[TcpAddress], socket.socket]
+    host: str,
+    found: Sequence[TcpAddress],
+    bind: Callable[[TcpAddress], socket.socket],
+    setting: str = "port",
 ) -> list[socket.socket]:
-    """A socket, made by `bind`, for each address of `host` that this host has, all with one port.
+    """A socket, made by `bind`, for each address of `host` that this host has, all with one port,
+    which `setting` chooses.
 
     Raises:
         ConfigError: an address is unavailable; nothing stays bound.
     """
     for _ in range(PORT_TRIES):
-        if (bound := _bind_once(host, found, bind)) is not None:
+        if (bound := _bind_once(host, found, bind, setting)) is not None:
             return bound
-    raise ConfigError(f"cannot listen on {host}: found no port that is free at all its addresses")
+    raise ConfigError(
+        f"{setting}: cannot listen on {host}: found no port that is free at all its addresses; "
+        "choose one"
+    )
 
 
 def _bind_once(
-    host: str, found: Sequence[TcpAddress], bind: Callable[[TcpAddress], socket.socket]
+    host: str,
+    found: Sequence[TcpAddress],
+    bind: Callable[[TcpAddress], socket.socket],
+    setting: str,
 ) -> list[socket.socket] | None:
     """None: a port that was chosen for the first address is not free at another."""
     bound: list[socket.socket] = []
-    missing = ""
+    missing, cause = "", OSError()
     with contextlib.ExitStack() as opened:
         for each in found:
             chosen = bool(bound) and not each.port
@@ -156,14 +174,21 @@ def _bind_once(
                 of = "" if host.strip("[]") == each.ip else f", an address of {host}"
                 why = f"cannot listen on {address}{of}: {error.strerror}"
                 if not _is_no_family(error, each):
-                    raise ConfigError(why) from None
-                missing = missing or why
+                    raise ConfigError(_with_remedy(why, error, setting)) from None
+                missing, cause = missing or why, error
         if not bound:
-            raise ConfigError(missing)
+            raise ConfigError(_with_remedy(missing, cause, setting))
         opened.pop_all()
     if missing:
         log.info("%s; it listens on the others", missing)
     return bound
+
+
+def _with_remedy(why: str, error: OSError, setting: str) -> str:
+    """`why`, with the setting to blame, and what to do."""
+    remedy = REMEDIES.get(error.errno or 0)
+    of_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+    return f"{setting if of_port else 'host'}: {why}{f'; {remedy}' if remedy else ''}"
 
 
 def _bind(address: TcpAddress) -> socket.socket:

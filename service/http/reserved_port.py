@@ -34,17 +34,13 @@ def reserve(settings: Settings, host: str, port: int) -> ReservedPort:
     try:
         found = resolve(host, port)
     except OSError as error:
-        why = f"grpc_port: cannot listen on {host} port {port}: {error.strerror}"
-        raise ConfigError(why) from None
+        raise ConfigError(f"host: cannot listen on {host} port {port}: {error.strerror}") from None
     if any(each.ip == "::" for each in found):  # Of both families, where both are.
         other = "0.0.0.0" if socket.has_dualstack_ipv6() else "::"  # noqa: S104
         found = [each for each in found if each.ip != other]
     for each in found:
         check_address(settings, each.ip)
-    try:
-        sockets = bind_all(host, found, _bound)
-    except ConfigError as error:
-        raise ConfigError(f"grpc_port: {error}") from None
+    sockets = bind_all(host, found, _bound, "grpc_port")
     return ReservedPort([with_port(*each.getsockname()[:2]) for each in sockets], sockets)
 
 

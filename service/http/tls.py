@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 from service.config.settings import Settings
 from service.errors import ConfigError
+
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# RFC 5280, section 4.1: a sequence of two times, in the only form that it allows.
+_TIME = rb"(\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)"
+VALIDITY = re.compile(rb"\x30." + _TIME + _TIME, re.DOTALL)
 
 
 def create_context(settings: Settings) -> ssl.SSLContext | None:
@@ -18,16 +25,13 @@ def create_context(settings: Settings) -> ssl.SSLContext | None:
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None and key is None:
         return None
-    if certificate is None or key is None:
-        missing, present = "tls_certificate", "tls_key"
-        if key is None:
-            missing, present = present, missing
-        raise ConfigError(f"{missing}: is missing; {present} needs it")
+    if problems := unreadable(settings):
+        raise ConfigError(problems[0])
+    assert certificate is not None
+    assert key is not None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    _readable("tls_certificate", certificate)
-    _readable("tls_key", key)
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
@@ -53,18 +57,70 @@ def _no_password() -> str:
     raise ValueError  # Without this function OpenSSL would prompt on the terminal.
 
 
-def _readable(setting: str, path: Path) -> None:
-    try:
-        path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{setting}: {path}: {error.strerror}") from None
+def unreadable(settings: Settings) -> list[str]:
+    """What is wrong with the files of TLS before their content matters, one line each."""
+    files = {"tls_certificate": settings.tls_certificate, "tls_key": settings.tls_key}
+    given = {setting: path for setting, path in files.items() if path is not None}
+    problems = []
+    for setting in files:
+        if setting not in given:
+            problems += [f"{setting}: is missing; {other} needs it" for other in given]
+            continue
+        try:
+            given[setting].read_bytes()
+        except OSError as error:
+            why = f"{setting}: {given[setting]}: {error.strerror}"
+            problems.append(f"{why}; give a PEM file that the service may read")
+    return problems
+
+
+def outdated(settings: Settings, now: datetime | None = None) -> str | None:
+    """Why clients refuse the certificate at this time, if they do. It is served all the same: some
+    clients do not look.
+
+    `now`: with a timezone; by default the clock's.
+    """
+    if settings.tls_certificate is None:
+        return None
+    now = now or datetime.now(UTC)
+    path = settings.tls_certificate
+    begin, end = validity(path)
+    if now < begin:
+        return f"tls_certificate: {path} is valid from {begin:%Y-%m-%d %H:%M} UTC; check the clock"
+    if now > end:
+        return (
+            f"tls_certificate: {path} expired on {end:%Y-%m-%d %H:%M} UTC, and clients refuse it; "
+            "renew it"
+        )
+    return None
+
+
+def validity(certificate: Path) -> tuple[datetime, datetime]:
+    """From when to when the first certificate of a PEM file is valid.
+
+    Raises:
+        ValueError: it holds no certificate.
+    """
+    pem = CERTIFICATE.search(certificate.read_text("latin-1"))
+    found = VALIDITY.search(ssl.PEM_cert_to_DER_cert(pem[0])) if pem else None
+    if found is None:
+        raise ValueError(f"{certificate} holds no certificate")
+    begin, end = (each.decode()[2:] for each in found.groups())
+    return _time(begin), _time(end)
+
+
+def _time(text: str) -> datetime:
+    """Of UTCTime, whose years have two digits, or GeneralizedTime."""
+    if len(text) == len("YYMMDDHHMMSSZ"):
+        text = ("19" if text >= "5" else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
 def _why(error: ssl.SSLError, certificate: Path, key: Path) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
-        return f"tls_key: {key} is not the key of {certificate}"
+        return f"tls_key: {key} is not the key of {certificate}; give a pair"
     if "-----BEGIN CERTIFICATE-----" not in certificate.read_text("latin-1"):
-        return f"tls_certificate: {certificate} contains no PEM certificate"
+        return f"tls_certificate: {certificate} contains no PEM certificate; give one and its chain"
     if "PRIVATE KEY-----" not in key.read_text("latin-1"):
-        return f"tls_key: {key} contains no PEM private key"
-    return f"tls_key: {certificate} and {key} cannot be used: {error.reason or 'unreadable'}"
+        return f"tls_key: {key} contains no PEM private key; give one without a password"
+    return f"tls_key: {certificate} and {key} cannot be used; one of them is damaged"

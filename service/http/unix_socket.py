@@ -85,7 +85,7 @@ def _remove_stale(path: str) -> None:
     if code == errno.ECONNREFUSED:
         Path(path).unlink()
     elif code in (0, errno.EAGAIN, errno.EINPROGRESS):  # Not 0: its backlog is full.
-        raise _refusal(path, "another process listens there")
+        raise _refusal(path, "another process listens there; stop it, or choose another path")
     else:
         raise OSError(code, os.strerror(code))
 
@@ -115,4 +115,4 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _refusal(path: str, why: str) -> ConfigError:
-    return ConfigError(f"cannot listen on {UNIX}{path}: {why}")
+    return ConfigError(f"host: cannot listen on {UNIX}{path}: {why}")

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterable, Sequence
 
+from service.config.loading import of_model
 from service.config.settings import ModelSettings, Settings
 from service.engines.device_share import DeviceShares
 from service.engines.devices import devices_of, set_cpu_threads
@@ -38,7 +39,7 @@ def resolved(models: Sequence[ModelSettings]) -> list[list[str]]:
         try:
             devices.append(devices_of(settings))
         except ConfigError as error:
-            raise ConfigError(f"models[{index}]: {error}") from None
+            raise ConfigError(of_model(index, error)) from None
     return devices
 
 
@@ -82,7 +83,7 @@ class Loader:
             try:
                 model = self._open(settings)
             except ConfigError as error:
-                raise ConfigError(f"models[{index}]: {error}") from None
+                raise ConfigError(of_model(index, error)) from None
             if model.name in [other.name for other in opened]:
                 raise ConfigError(
                     f"models[{index}].name: {model.name!r} is already in use; choose another"
@@ -131,9 +132,10 @@ class Loader:
         except FORESEEN as error:
             raise LoadFailed(" ".join(str(error).split())) from None
         # On a damaged file, a library may raise an exception of its own.
-        except Exception as error:  # noqa: BLE001
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise LoadFailed(f"{settings.spec}: {reason}") from None
+        except Exception as error:
+            log.debug("%s cannot be read", settings.spec, exc_info=True)
+            reason = " ".join(str(error).split())
+            raise LoadFailed(f"{settings.spec}: its file is damaged: {reason}") from None
         try:
             self.start(model)
             reasons = await _failures(model)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from service.config.loading import of_model
 from service.config.settings import MOST_MODELS, ModelSettings
 from service.errors import Conflict, LoadFailed, UnknownModel
 
@@ -177,7 +178,7 @@ class Registry(Generic[M]):
         try:
             return await self._load(settings)
         except LoadFailed as error:
-            raise LoadFailed(f"models[{index}]: {error}") from None
+            raise LoadFailed(of_model(index, error)) from None
 
     async def _load(self, settings: ModelSettings) -> M:
         try:

@@ -83,7 +83,7 @@ class RemoteEngine:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     def _cannot_connect(self, error: Exception) -> None:
-        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        why = getattr(error, "strerror", None) or str(error) or "it closed the connection"
         reason = f"cannot connect to {self.state.process}: {why}"
         if reason != self._reason:  # Else it has been logged.
             self._reason = reason

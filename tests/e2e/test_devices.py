@@ -177,7 +177,7 @@ def test_a_gpu_that_stays_lost_is_no_cpu_and_live_says_so_until_it_is_back(gpus:
     assert card(service)["device"] == "cuda:0, cuda:1"
     reason = (
         "the engine process of cuda:1 was restarted 5 times and did not serve: "
-        "models[0]: device: cuda:1 is not available, torch sees 1 CUDA devices; use auto or cpu"
+        "models[0].device: cuda:1 is not available, torch sees 1 CUDA devices; use auto or cpu"
     )
     assert live(service) == (503, reason)
     # What needs it is told at once.
@@ -213,7 +213,7 @@ def test_what_auto_was_at_the_start_it_stays_when_the_gpu_is_lost(tmp_path: Path
 
 def test_a_device_that_is_not_there_ends_the_start_with_one_line(tmp_path: Path) -> None:
     line = fail(*MODEL, "--device", "cuda:all,cpu")
-    assert "models[0]: device: cuda:all is not available" in line
+    assert "models[0].device: cuda:all is not available" in line
 
 
 def test_a_device_that_only_a_new_model_found_lost_serves_it_later(tmp_path: Path) -> None:

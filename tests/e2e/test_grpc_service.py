@@ -376,8 +376,8 @@ def test_an_address_that_a_front_end_cannot_serve_is_one_line(tmp_path: Path, wo
 @pytest.mark.parametrize(
     ("missing", "says"),
     [
-        ("grpc", f"grpc_port: must be unset without gRPC; {install('grpc')}"),
-        ("grpc_reflection", "grpc_port: must be unset without gRPC"),
+        ("grpc", f"grpc_port: needs gRPC; {install('grpc')}"),
+        ("grpc_reflection", "grpc_port: needs gRPC"),
         ("google.protobuf", f"No module named 'google.protobuf'); {install('grpc')}"),
     ],
 )

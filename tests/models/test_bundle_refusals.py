@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import bundle, bundling, labels
+from models import bundle, bundle_header, bundling, labels
 from models.bundle import BundleError, WeightsMismatch
 from models.preprocess import IMAGENET
 from models.resnet import build
@@ -94,8 +94,8 @@ def test_a_file_cut_anywhere_is_refused(bundle_file: Path) -> None:
         bundle_file.write_bytes(whole[:cut])
         messages.add(refusal(bundle_file).partition(" (")[0])
     assert messages == {
-        "not a safetensors file",
-        "truncated: the file ends inside its header",
+        bundle_header.OTHER,
+        bundle_header.TRUNCATED,
         "not a whole safetensors file",
     }
     bundle_file.write_bytes(whole + b"\0")
@@ -249,7 +249,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     assert "Is a directory" in refusal_of_directory(tmp_path)
     for content in (b"", b"{", b"hello world, this is text", b"\x89PNG\r\n\x1a\n" + b"0" * 100):
         path.write_bytes(content)
-        assert refusal(path) == "not a safetensors file"
+        assert refusal(path) == bundle_header.OTHER
     safetensors.torch.save_file({"weight": torch.ones(2)}, path)
     assert refusal(path).startswith(
         "safetensors, but not a resnet-serve bundle; `resnet-serve conv"
@@ -383,14 +383,14 @@ def test_checkpoints_are_known_by_how_they_begin(tmp_path: Path, start: bytes, l
     path.write_bytes(start.ljust(length, b"x"))
     assert refusal(path) == f"a PyTorch checkpoint (pickle), not a bundle; {CONVERT} from it"
     path.write_bytes(b"x" + start.ljust(length, b"x"))
-    assert refusal(path) == "not a safetensors file"
+    assert refusal(path) == bundle_header.OTHER
 
 
 @pytest.mark.parametrize("length", [1, 2**31, 2**63, 2**64 - 1])
 def test_a_header_beyond_the_file_is_refused(tmp_path: Path, length: int) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", length) + b"{")
-    cut = "truncated: the file ends inside its header"
+    cut = bundle_header.TRUNCATED
     assert refusal(path).partition(" (")[0] == (
         "not a whole safetensors file" if length == 1 else cut
     )

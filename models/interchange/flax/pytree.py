@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import METADATA_KEY, BundleError
+from models.bundle import BundleError
+from models.bundle_header import METADATA_KEY
 from models.interchange import extras
 from models.interchange.flax.foreign import SAVE, refuse_foreign
 from models.interchange.imported import natural
@@ -62,10 +63,8 @@ def read_tree(path: Path) -> Tree:
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}") from None
     # Damage may raise any error.
-    except Exception as error:  # noqa: BLE001
-        raise BundleError(
-            f"{path}: not a Flax checkpoint ({type(error).__name__}); {SAVE}"
-        ) from None
+    except Exception:  # noqa: BLE001
+        raise BundleError(f"{path}: not a Flax checkpoint, or damaged; {SAVE}") from None
     if not isinstance(tree, dict):
         raise BundleError(f"{path}: not a Flax checkpoint: it holds no tree of arrays")
     return tree

@@ -66,8 +66,8 @@ def read_keras(path: Path) -> KerasFile:
         reason = error.strerror or "not an HDF5 file, or a damaged one"
         raise BundleError(f"{path}: {reason}") from None
     # Damage may raise any error.
-    except Exception as error:  # noqa: BLE001
-        raise BundleError(f"{path}: not a Keras file ({type(error).__name__})") from None
+    except Exception:  # noqa: BLE001
+        raise BundleError(f"{path}: not a Keras file, or damaged; save the model again") from None
 
 
 def _read(file: Any, config: Any) -> KerasFile:

@@ -124,8 +124,8 @@ class _Reader(Values):
             except BundleError:
                 raise
             # A damaged node may fail in any way.
-            except Exception as error:  # noqa: BLE001
-                raise misfit(label, f"cannot be read ({type(error).__name__})") from None
+            except Exception:  # noqa: BLE001
+                raise misfit(label, "damaged: it cannot be read") from None
             self._keep(proto, node, made)
 
     def _keep(self, proto: Any, node: Node, made: Step | str | list[Step | str]) -> None:
@@ -186,8 +186,8 @@ class _Reader(Values):
         try:
             (value,) = ReferenceEvaluator(model).run(None, feeds)
         # A damaged node may fail in any way.
-        except Exception as error:  # noqa: BLE001
-            raise misfit(label, f"cannot be computed ({type(error).__name__})") from None
+        except Exception:  # noqa: BLE001
+            raise misfit(label, "damaged: it cannot be computed") from None
         return np.asarray(value)
 
 

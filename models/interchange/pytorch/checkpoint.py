@@ -60,10 +60,9 @@ def read_checkpoint(path: Path, said: Said = NOTHING) -> Checkpoint:
     except Refused as error:
         raise BundleError(f"{path}: {error}") from None
     # Damage raises any error, and torch's messages give unsafe advice.
-    except Exception as error:  # noqa: BLE001
-        reason = type(error).__name__
+    except Exception:  # noqa: BLE001
         raise BundleError(
-            f"{path}: not a PyTorch checkpoint of plain tensors ({reason}); save the weights "
+            f"{path}: not a PyTorch checkpoint of plain tensors, or damaged; save the weights "
             f"again: {pickles.SAVE}"
         ) from None
     return Checkpoint(tensors=tensors, notes=notes)
@@ -79,8 +78,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not JSON ({type(error).__name__})") from None
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise BundleError(f"{path}: not JSON, or damaged") from None
     if not isinstance(content, dict):
         raise BundleError(f"{path}: not a JSON object")
     return content

@@ -234,5 +234,5 @@ def _undamaged(path: Path) -> Iterator[None]:
     except (*BROKEN_ARCHIVE, zlib.error, ValueError, StopIteration) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or "cut off"
         raise ConfigError(f"{path}: damaged or truncated ({reason})") from None

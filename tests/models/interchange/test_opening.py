@@ -72,6 +72,7 @@ def test_a_random_network_can_be_changed_or_described() -> None:
         ("resnet20", None, ["did you mean builtin:resnet20-cifar10 or random:resnet20?"]),
         ("resnet10-cifar", None, ["did you mean builtin:resnet10-cifar10?"]),
         ("nowhere", None, ["nowhere", "no such file", "random:VARIANT"]),
+        ("microsoft/resnet-50", None, ["did you mean hf:microsoft/resnet-50?"]),
         ("hub:x", None, ["hub:x", "no such file"]),
         ("builtin:resnet20-cifar10", {"block": "basic"}, ["only random networks"]),
     ],
@@ -84,6 +85,16 @@ def test_what_is_wrong_with_a_spec_is_one_line(
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mine.onnx", "min.safetensors", "mine.safetensor", "mine"])
+def test_a_file_with_a_similar_name_is_meant(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.safetensors").write_bytes(b"")
+    (tmp_path / "mine.txt").write_bytes(b"")
+    with pytest.raises(BundleError) as caught:
+        opening.find(str(tmp_path / name))
+    meant = tmp_path / "mine.safetensors"
+    assert str(caught.value).endswith(f"no such file; did you mean {meant}?")
 
 
 def test_an_onnx_graph_is_converted(tmp_path: Path) -> None:

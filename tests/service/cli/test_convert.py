@@ -335,3 +335,11 @@ def test_what_does_not_fit_the_file_is_said(
     done = run("convert", "--from", "torchvision", *arguments, checkpoint, out, status=2)
     assert words in done.stderr
     assert not out.exists()
+
+
+def test_what_is_said_of_images_is_an_option_and_no_field(tmp_path: Path) -> None:
+    said = run(
+        "convert", "--from", "torchvision", "--set", "size=64", "a", tmp_path / "b", status=2
+    )
+    line = "--set size: it is not a field of the network; use --size"
+    assert said.stderr == f"resnet-serve: {line}\n"

@@ -182,3 +182,8 @@ def test_the_classes_of_a_bundle_are_shown_with_what_they_are_taken_for(tmp_path
     text = run("models", file).stdout
     assert f"50.00% of 4, 2 taken for {labels[1]}" in text
     assert ("top-5" in text) == (len(labels) > 5)
+
+
+def test_a_file_that_is_not_there_is_no_network() -> None:
+    said = run("models", "mine.safetensors", status=2).stderr
+    assert said.startswith("resnet-serve: mine.safetensors: no such file; ")

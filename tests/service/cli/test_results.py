@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from models import bundle
+from models.bundle_header import OTHER
 from models.reports.results import RUN_FOLDER
 from tests.models.reports.test_results import columns, written
 from tests.support.commands import run
@@ -22,7 +23,7 @@ def test_a_table_of_seeds_for_people_and_for_programs(tmp_path: Path) -> None:
     (row,) = columns(said.stdout)
     assert row["top-1 error, %"] == "8.50 ± 0.50"
     assert "[1] He 2015" in said.stdout
-    assert said.stderr == f"{tmp_path / 'notes.safetensors'}: not a safetensors file\n"
+    assert said.stderr == f"{tmp_path / 'notes.safetensors'}: {OTHER}\n"
 
     (result,) = json.loads(run("results", "--json", tmp_path).stdout)
     assert result["model"] == "resnet20"

@@ -139,6 +139,7 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
         ("port: 70000", ["port", "at most 65535", "70000"]),
         ("models: []", ["models", "at least 1"]),
         ("models: [{name: a}]", ["models[0].spec", "missing"]),
+        ("models: [{spec: ''}]", ["models[0].spec", "write a SPEC such as builtin:resnet10"]),
         ("models: [{spec: a, engine: triton}]", ["models[0].engine", "'auto'", "'triton'"]),
         ("models: [{spec: a, max_bach: 2}]", ["models[0].max_bach", "did you mean max_batch?"]),
         (
@@ -148,7 +149,7 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
         ("models: [{spec: a, device: 3}]", ["models[0].device: ", "3"]),
         ("models: [{spec: a, name: x y}]", ["models[0].name", "'x y'"]),
         ("models: [{spec: a, name: x/y}]", ["models[0].name", "'x/y'"]),
-        ("models: [{spec: a, name: ''}]", ["models[0].name", "''"]),
+        ("models: [{spec: a, name: ''}]", ["models[0].name", "it is empty"]),
         (f"models: [{{spec: a, name: {'x' * 101}}}]", ["models[0].name", "at most 100"]),
         ("models: [{spec: a, name: n}, {spec: b, name: n}]", ["models", "'n'", "twice"]),
         ("device: cpu", ["device", "is a setting of a model", "models[0].device"]),

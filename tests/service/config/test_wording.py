@@ -21,9 +21,11 @@ from service.config.wording import in_words
         (Annotated[int, Field(le=9)], 10, "must be at most 9"),
         (Annotated[float, Field(lt=1)], 1, "must be below 1"),
         (Annotated[str, Field(max_length=2)], "abc", "must have at most 2 characters"),
-        (Annotated[list[int], Field(max_length=1)], [1, 2], "must have at most 1 items"),
+        (Annotated[list[int], Field(max_length=1)], [1, 2], "must have at most 1 item"),
         (Literal["npy", "f32"], "csv", "must be 'npy' or 'f32'"),
-        (set[int], 3, "must be a valid set"),
+        (Annotated[list[int], Field(min_length=1)], [], "must have at least 1 item"),
+        (set[int], 3, "must be a list"),
+        (bytes, 3, "has a value that cannot be used"),
     ],
 )
 def test_a_wrong_value_is_told_what_it_must_be(kind: Any, value: Any, words: str) -> None:

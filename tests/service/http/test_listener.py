@@ -63,8 +63,8 @@ def test_a_port_in_use_at_one_address_is_named_and_nothing_stays_bound() -> None
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError) as caught:
             listen("localhost", port)
-        line = f"cannot listen on [::1]:{port}, an address of localhost: Address already in use"
-        assert str(caught.value) == line
+        line = f"port: cannot listen on [::1]:{port}, an address of localhost: Address already "
+        assert str(caught.value).startswith(f"{line}in use; stop the process")
         with socket.socket() as other:  # Without SO_REUSEADDR.
             other.bind(("127.0.0.1", port))
 
@@ -94,8 +94,8 @@ def test_a_free_port_that_is_taken_in_the_other_family_is_chosen_anew(
 def test_an_address_of_another_host_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         listen("203.0.113.1", 8000)
-    line = "cannot listen on 203.0.113.1:8000: Cannot assign requested address"
-    assert str(caught.value) == line
+    line = "host: cannot listen on 203.0.113.1:8000: Cannot assign requested address; give an "
+    assert str(caught.value).startswith(line)
 
 
 def test_a_name_of_several_addresses_listens_on_all_or_on_none(
@@ -140,7 +140,7 @@ def test_without_one_family_the_other_serves(caplog: pytest.LogCaptureFixture) -
             assert addresses(listeners) == [left]
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
     assert "Address family not supported" in caplog.text
-    with pytest.raises(ConfigError, match=r"^cannot listen on \[::1\]:0: Address family not"):
+    with pytest.raises(ConfigError, match=r"^host: cannot listen on \[::1\]:0: Address family not"):
         listen("::1", 0)
 
 

@@ -76,5 +76,5 @@ def test_a_unix_socket_has_no_port() -> None:
 
 
 def test_an_unknown_host_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="grpc_port: cannot listen on no"):
+    with pytest.raises(ConfigError, match="host: cannot listen on no"):
         reserve(Settings(), "no.such.invalid", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,26 @@ def test_a_new_certificate_is_shown_to_who_connects_next(
         assert presented(live) == der(pair[0])
     tls.reload(live, settings(*other))
     assert presented(live) == der(other[0])
+
+
+def test_the_time_in_which_clients_accept_it_is_told(pair: tuple[Path, Path]) -> None:
+    begin, end = tls.validity(pair[0])
+    assert (end - begin).days == 2
+    given = settings(*pair)
+    assert tls.outdated(given, begin + timedelta(days=1)) is None
+    late = tls.outdated(given, end + timedelta(seconds=1))
+    assert late == (
+        f"tls_certificate: {pair[0]} expired on {end:%Y-%m-%d %H:%M} UTC, and clients "
+        "refuse it; renew it"
+    )
+    early = tls.outdated(given, begin - timedelta(seconds=1))
+    assert early is not None
+    assert "is valid from" in early
+    assert tls.outdated(Settings()) is None
+
+
+def test_years_of_two_and_of_four_digits_are_read(tmp_path: Path) -> None:
+    certificate, _ = self_signed(tmp_path, "-nodes", "-days", "20000")
+    begin, end = tls.validity(certificate)
+    assert (end - begin).days == 20000
+    assert end.year > 2050

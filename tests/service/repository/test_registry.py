@@ -201,8 +201,8 @@ def test_a_configuration_replaces_what_differs_and_keeps_what_does_not() -> None
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([row("c"), row("d"), row("a", "broken")], r"^models\[2\]: broken$"),
-        ([row("c"), row("d"), row("a", "60")], r"^models\[2\]: 60: not ready"),
+        ([row("c"), row("d"), row("a", "broken")], r"^models\[2\]\.spec: broken$"),
+        ([row("c"), row("d"), row("a", "60")], r"^models\[2\]\.spec: 60: not ready"),
         ([row("c"), row("own"), row(max_batch=1)], r"models\[2\]\.name: 'own' is already in use"),
     ],
 )

@@ -142,7 +142,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     path.rmdir()
     for content in (b"\0" * 64, b"\xff\xd8\xff", b"hello world\n"):
         path.write_bytes(content)
-        assert refusal(path).startswith("not a PyTorch checkpoint of plain tensors (")
+        assert refusal(path).startswith("not a PyTorch checkpoint of plain tensors, or damaged; ")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
