@@ -152,6 +152,8 @@ def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback(tmp_path: Path
         timeout=60,
         check=False,
         env=clean_environment() | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        # A shell has its background jobs ignore the signal, tests among them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 

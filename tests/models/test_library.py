@@ -35,7 +35,6 @@ def test_build_a_network_by_the_name_that_a_library_or_a_paper_gives_it() -> Non
         ("wrn_28x10", "wrn_28_10"),
         ("resnetv2_50", "preact_resnet50"),
         ("resnet50.a1_in1k", "resnet50"),
-        ("timm/resnet50.a1_in1k", "resnet50"),
         ("ResNet50", "resnet50"),
         ("wide-resnet-28-10", "wide_resnet28_10"),
         ("WideResNet28-10", "wide_resnet28_10"),
@@ -48,6 +47,11 @@ def test_other_names_are_told_ours_first(name: str, meant: str) -> None:
         models.build(name)
     with pytest.raises(models.BundleError, match=rf"did you mean [^\n]*\brandom:{meant}\b"):
         models.load(name)
+
+
+def test_a_name_of_the_hub_is_told_its_prefix() -> None:
+    with pytest.raises(models.BundleError, match=r"did you mean hf:timm/resnet50\.a1_in1k\?"):
+        models.load("timm/resnet50.a1_in1k")
 
 
 def test_freeze_the_body_and_train_the_head_by_hand() -> None:
