@@ -34,9 +34,10 @@ def test_every_setting_is_documented_in_its_own_words() -> None:
     assert set(documented) == set(Settings.model_fields) | set(ModelSettings.model_fields)
 
 
-def test_every_status_of_a_refusal_is_documented() -> None:
+def test_every_status_is_documented() -> None:
     documented = {int(status) for status in re.findall(r"^\| (\d{3}) \|", API, re.MULTILINE)}
-    assert documented == {int(status) for status in STATUSES.values()} - {499}
+    others = {405, 500}  # The router's, and a bug's.
+    assert documented == {int(status) for status in STATUSES.values()} - {499} | others
 
 
 def test_every_command_is_shown_and_has_its_page() -> None:
