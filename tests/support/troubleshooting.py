@@ -101,7 +101,7 @@ SLOW = (
     (
         "*every answer takes long*",
         "read the header `Server-Timing`: `decode` is the image, `queue` "
-        "the load, `compute` the network; [tuning](guides/tuning.md)",
+        "the load, `inference` the network; [tuning](guides/tuning.md)",
     ),
     (
         "*slow on a CPU*",
@@ -247,7 +247,9 @@ def _template(node: ast.expr, constants: Mapping[str, object]) -> str:
     if isinstance(node, ast.FormattedValue):
         call = node.value
         if isinstance(call, ast.Call) and _name(call.func) == "install":
-            return f"[install the extra](guides/install.md#extras) {ast.unparse(call.args[0])[1:-1]}"
+            return (
+                f"[install the extra](guides/install.md#extras) {ast.unparse(call.args[0])[1:-1]}"
+            )
         name = _name(node.value)
         return str(constants.get(name) or NAMES.get(name, name.upper()))
     return ""
