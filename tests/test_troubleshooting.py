@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from models.builtin import DEFAULT_SPEC
 from service.errors import REFUSALS, ServiceError
 from service.metrics import PHASES
 from tests.support import troubleshooting
@@ -56,3 +57,7 @@ def test_the_phases_of_a_request_have_their_names() -> None:
     (row,) = [line for line in troubleshooting.page().splitlines() if "Server-Timing" in line]
     assert set(re.findall(r"`(\w+)` (?:is )?the ", row)) < set(PHASES)
     assert "`inference` the network" in row
+
+
+def test_an_example_in_a_text_is_shown_as_it_is() -> None:
+    assert f"write a SPEC such as {DEFAULT_SPEC}, " in troubleshooting.page()
