@@ -73,7 +73,8 @@ clean:
 	rm -rf .venv mutants
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c "$$OLD"
+	$(PYTHON) -m venv .venv || { rm -rf .venv; false; }
 
 .venv/serve.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(if $(SILENT),,@echo "$$ABOUT")
@@ -88,6 +89,15 @@ clean:
 .venv/mutants.stamp: .venv/test.stamp
 	$(PIP) --quiet -e '.[mutants]'
 	touch $@
+
+# Before anything is fetched. What is left of a .venv without pip, as where Debian's python3-venv is
+# missing, would be taken for a whole one by the next make.
+define OLD
+import sys
+if sys.version_info < (3, 11):
+    sys.exit('$(PYTHON) is Python %d.%d; 3.11 or later is needed; add PYTHON=python3.12, or another that you have' % sys.version_info[:2])
+endef
+export OLD
 
 define ABOUT
 Installing into .venv, once: 1.4 GB with PyTorch for CPUs, 5.5 GB with PyTorch for CUDA, which is

@@ -1,11 +1,15 @@
-"""The index of the documents has every page, and every link leads to a page and a heading."""
+"""The index has every page, links lead somewhere, and what pages say in passing can be done."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.guides import checks
+from tests.guides.blocks import Command
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs/README.md"
@@ -76,3 +80,21 @@ def test_the_table_of_what_was_run_has_the_pinned_pytorch() -> None:
 def test_headings_have_the_anchors_that_github_gives_them() -> None:
     text = "# A `b`, c?\n```sh\n# no heading\n```\n## `X-Y` & z\n## [link](page.md)\n## Link\n"
     assert anchors(text) == {"a-b-c", "x-y--z", "link", "link-1"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_compose_inside_a_sentence_are_right_too(page: Path) -> None:
+    text = FENCED.sub("", page.read_text("utf-8"))
+    for line in re.findall(r"`((?:[A-Z_]+=\S* )*docker compose [^`]+)`", text):
+        checks.CHECKS["docker"](Command(line))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_file_of_keys_ends_with_a_line_so_that_another_key_can_follow(
+    page: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config").mkdir()
+    for line in re.findall(r"^.*> (?:config/)?api-keys$", page.read_text("utf-8"), re.MULTILINE):
+        subprocess.run(["bash", "-ec", line], cwd=tmp_path, check=True)
+    for file in tmp_path.rglob("api-keys"):
+        assert file.read_text("utf-8").endswith("\n"), page

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,36 @@ def test_what_the_readme_runs_after_serve_is_installed_by_it(fresh: Path) -> Non
     assert extras is not None
     # `classify --url`, the fast engine, and ONNX files as SPECs.
     assert set(extras[1].split(",")) == {"client", "cpu", "interchange"}
+
+
+def failed(folder: Path, python: str) -> str:
+    """What a `make serve` that fails says, where `python` is a script that stands for Python."""
+    script = folder / "python"
+    script.write_text(f"#!/bin/sh\n{python}\n")
+    script.chmod(0o755)
+    done = subprocess.run(
+        ["make", "serve", f"PYTHON={script}"],
+        cwd=folder,
+        env=CLEAN,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    return done.stdout + done.stderr
+
+
+def test_an_old_python_is_refused_before_anything_is_fetched(fresh: Path) -> None:
+    setup = "import sys; sys.version_info = (3, 10, 13); exec(sys.argv[1])"
+    said = failed(fresh, f'[ "$1" = -c ] && exec {sys.executable} -c "{setup}" "$2"')
+    assert "is Python 3.10; 3.11 or later is needed; add PYTHON=python3.12" in said
+    assert "Traceback" not in said
+    assert not installs(said)
+
+
+def test_a_python_without_venv_leaves_nothing_that_looks_like_one(fresh: Path) -> None:
+    # What Debian's does without the package python3-venv.
+    half = "mkdir -p .venv/bin; touch .venv/bin/python; echo no ensurepip; exit 1"
+    said = failed(fresh, f'[ "$1" = -c ] || {{ {half}; }}')
+    assert "no ensurepip" in said
+    assert not (fresh / ".venv").exists()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from models.builtin import DEFAULT_SPEC
 from service.errors import REFUSALS, ServiceError
+from service.metrics import PHASES
 from tests.support import troubleshooting
 from tests.support.rooms import ROOT
 
@@ -47,3 +51,13 @@ def test_every_cause_that_stops_a_start_is_among_the_texts() -> None:
 
 def test_it_is_short() -> None:
     assert len(troubleshooting.page().splitlines()) < 140
+
+
+def test_the_phases_of_a_request_have_their_names() -> None:
+    (row,) = [line for line in troubleshooting.page().splitlines() if "Server-Timing" in line]
+    assert set(re.findall(r"`(\w+)` (?:is )?the ", row)) < set(PHASES)
+    assert "`inference` the network" in row
+
+
+def test_an_example_in_a_text_is_shown_as_it_is() -> None:
+    assert f"write a SPEC such as {DEFAULT_SPEC}, " in troubleshooting.page()

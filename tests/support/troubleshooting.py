@@ -16,6 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 from textwrap import fill
 
+from models.builtin import DEFAULT_SPEC
 from service.errors import REFUSALS, ServiceError
 from service.http.listener import REMEDIES
 from service.http.problems import CLIENT_CLOSED_REQUEST, STATUSES
@@ -47,6 +48,8 @@ RETURNED = ("tls.py", "cards.py", "bundle_header.py", "specs.py", "preflight.py"
 # What follows a semicolon and is nothing to do, or is known only when the error occurs.
 NO_REMEDY = ("it has", "NAME", "did you mean")
 NAMES = {"cuda": "VERSION"}
+# What pydantic fills into a text, where it is no value of the user's.
+FILLED_IN = {"spec": DEFAULT_SPEC}
 Row = tuple[str, str]
 # By heading: a text that the code has, or in italics what people see, and what to do.
 NOT_READY = (
@@ -101,7 +104,7 @@ SLOW = (
     (
         "*every answer takes long*",
         "read the header `Server-Timing`: `decode` is the image, `queue` "
-        "the load, `compute` the network; [tuning](guides/tuning.md)",
+        "the load, `inference` the network; [tuning](guides/tuning.md)",
     ),
     (
         "*slow on a CPU*",
@@ -145,7 +148,8 @@ def page() -> str:
             *_text(
                 "What you see, and what to do, in the order of a first day. Words in capitals "
                 "stand for your values. `resnet-serve config check` finds all that stops a start "
-                "at once, and needs no restart. Texts that are not here say themselves what to do."
+                "at once, and needs no restart. A text that is not in this list says itself what "
+                "to do."
             ),
             *_section("It does not start", "the service says", _start()),
             *_section("It is not ready", "`GET /health/ready` or the log says", NOT_READY),
@@ -225,7 +229,7 @@ def texts(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         for each in _errors(node, path.name):
             if text := " ".join(_template(each, constants).split()):
-                yield re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), text)
+                yield re.sub(r"\{(\w+)\}", _filled_in, text)
 
 
 def _errors(node: ast.AST, module: str) -> list[ast.expr]:
@@ -253,6 +257,10 @@ def _template(node: ast.expr, constants: Mapping[str, object]) -> str:
         name = _name(node.value)
         return str(constants.get(name) or NAMES.get(name, name.upper()))
     return ""
+
+
+def _filled_in(match: re.Match[str]) -> str:
+    return FILLED_IN.get(match[1], match[1].upper())
 
 
 def _name(node: ast.expr) -> str:
