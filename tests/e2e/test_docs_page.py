@@ -142,7 +142,9 @@ def test_commands_run_in_a_shell(page: Page, document: Any, keyed: Service, tmp_
 def test_a_key_is_entered_and_kept_as_on_the_main_page(browser: Browser, keyed: Service) -> None:
     with visiting(browser, keyed.url) as page:
         open_reference(page, keyed.url)
-        assert run(page, "classify").startswith("401")
+        told = run(page, "classify")
+        assert told.startswith("401")
+        assert "Enter a key at the top of this page." in told
         page.get_by_label("API key").fill("two words")
         page.get_by_role("button", name="Use").click()
         page.get_by_text("without spaces").wait_for()

@@ -137,7 +137,7 @@ def test_a_model_without_maps_says_why_and_top_k_is_kept(page: Page) -> None:
     assert page.locator("#predictions li").count() == 3
     page.get_by_label("Model").select_option("narrow")
     # No name of the service's own, such as "custom".
-    assert page.locator("#about").inner_text().startswith("ResNet-14, ")
+    assert page.locator("#about").inner_text().startswith("ResNet with 6 residual blocks, ")
     shown(page, "narrow has no activation map", "#results")
     assert page.locator("#predictions li").count() == 3
     assert page.locator("#predictions button").count() == 0

@@ -52,7 +52,7 @@ def page(tab: Page, serving: Service) -> Page:
 
 
 def test_a_grey_model_is_described_and_classifies(page: Page) -> None:
-    assert "10 classes, 28 \u00d7 28 grey pixels" in page.locator("#about").inner_text()
+    assert "10 classes, 28\u00a0\u00d7\u00a028 grey pixels" in page.locator("#about").inner_text()
     choose(page, SHIP)
     shown(page, "label")
     assert page.locator("#predictions li").first.inner_text().endswith("%")
@@ -90,6 +90,10 @@ def test_a_model_without_classes_says_so_and_shows_what_to_send(page: Page, tmp_
     page.get_by_label("Model").select_option("headless")
     assert "no classes, embeddings of 8 numbers" in page.locator("#about").inner_text()
     assert page.get_by_label("Classes shown").is_disabled()
+    shown(page, "This model has no classes. It turns images into embeddings", "#hint")
+    assert "1,364 parameters" in page.locator("#about").inner_text()
+    choose(page, SHIP, SHIP)
+    shown(page, "No classes", "#gallery")
     choose(page, SHIP)
     alert = page.get_by_role("alert").filter(has_text="no classes")
     alert.wait_for()

@@ -13,7 +13,7 @@ from tests.conftest import Service, encoded, visiting
 from tests.e2e.test_page import SHIP, choose, shown
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, FilePayload, Page
 
 PHONE = {"width": 390, "height": 844}
 SCREENS = ({"width": 1280, "height": 800}, {"width": 2560, "height": 1440})
@@ -28,6 +28,22 @@ BLANK = """
   });
 }
 """
+
+
+# The buttons whose words take several lines.
+WRAPPED = """
+() => [...document.querySelectorAll("#stage button, #languages span, #copy")].filter((each) => {
+  const range = document.createRange();
+  range.selectNodeContents(each);
+  const lines = new Set([...range.getClientRects()].map(({ y }) => Math.round(y)));
+  return each.checkVisibility() && lines.size > 1;
+}).map((each) => each.textContent)
+"""
+
+
+def file(name: str, content: bytes | None = None) -> FilePayload:
+    content = SHIP.read_bytes() if content is None else content
+    return {"name": name, "mimeType": "image/png", "buffer": content}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +82,30 @@ def test_on_a_phone_the_prediction_is_seen_at_once_after_a_photo(
     assert last["y"] + last["height"] <= tools["y"]
     image = box(page, "#preview")
     assert image["width"] / image["height"] == pytest.approx(size[0] / size[1], rel=0.03)
+
+
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_on_a_phone_no_words_of_a_button_wrap(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    choose(page, SHIP)
+    shown(page, "ship")
+    assert page.evaluate(WRAPPED) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    # The theme is chosen beside the name, and all cards have the same edge.
+    assert box(page, "#theme")["y"] < box(page, "h1")["y"] + box(page, "h1")["height"]
+    names = ("#results-name", "#code-name", "#live-name")
+    assert len({round(box(page, name)["x"]) for name in names}) == 1
+    if width == PHONE["width"]:
+        for row in ("#stage .buttons button", "#languages label", "#mapping label"):
+            assert len({round(each.bounding_box()["y"]) for each in page.locator(row).all()}) == 1  # type: ignore[index]
+
+
+def test_the_images_follow_the_results_of_a_refused_one_too(page: Page) -> None:
+    page.set_viewport_size(SCREENS[0])  # type: ignore[arg-type]
+    page.locator("#file").set_input_files([file("notes.txt", b"no image"), file("ship.png")])
+    page.locator("#notice").wait_for()
+    assert box(page, "#several")["y"] < box(page, "#code")["y"]
+    assert box(page, "#several")["width"] > box(page, "#code")["width"] * 1.5
 
 
 @pytest.mark.parametrize("screen", SCREENS, ids=["1280", "2560"])
@@ -134,4 +174,6 @@ def test_the_theme_is_chosen_and_remembered(page: Page, service: Service) -> Non
 
 def test_the_model_is_described_by_the_name_people_use(page: Page) -> None:
     about = page.locator("#about").inner_text()
-    assert about.startswith("ResNet-20, 0.27 million parameters, 10 classes, 32 \u00d7 32 pixels; ")
+    assert about.startswith(
+        "ResNet-20, 0.27 million parameters, 10 classes, 32\u00a0\u00d7\u00a032 "
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from service.errors import REFUSALS
 from tests.conftest import Service, encoded, started, visiting
 from tests.e2e.test_page import CONTRASTS, SHIP, choose, shown
+from tests.e2e.test_page_look import file
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -110,6 +113,50 @@ def test_it_asks_less_and_less_often_and_at_once_if_told_to(
         page.get_by_role("button", name="Try now").click()
         page.locator("#outage").wait_for(state="hidden")
         assert state_of(page, "Ready on cpu") == "good"
+
+
+def test_a_key_that_is_taken_back_is_asked_for_and_the_photo_waits(page: Page) -> None:
+    answer(page, "v1/classify*", 401, problem(401, "unauthorized"), times=1)
+    choose(page, SHIP)
+    shown(page, "Enter the API key above; your image is then classified.", "#hint")
+    page.get_by_label("API key").fill("a-new-key")
+    page.keyboard.press("Enter")
+    shown(page, "ship")
+    assert page.evaluate("document.activeElement.id") == "choose"
+    page.evaluate("sessionStorage.clear()")
+
+
+def test_a_model_that_is_gone_gives_way_to_another_one_and_the_page_says_so(
+    page: Page, service: Service
+) -> None:
+    page.get_by_label("Model").select_option("resnet20")
+    choose(page, SHIP)
+    shown(page, "resnet20", "#snippet")
+    page.locator("#predictions li").first.wait_for()
+    models = page.request.get(f"{service.url}/v1/models").json()["models"]
+    left = [each for each in models if each["name"] != "resnet20"]
+    answer(page, "v1/models", 200, {"models": left})
+    # The page lists the models again when the service says something new of itself.
+    answer(page, "health/ready", 200, {"status": "ready", "reasons": {}, "new": True})
+    shown(page, "resnet20 is no longer served; resnet20-cifar10 is chosen.", "#choices")
+    shown(page, "ship")
+    assert "model=resnet20-cifar10" in page.locator("#snippet").inner_text()
+
+
+def test_long_names_are_cut_and_turned_ones_turn_nothing_else(page: Page, tmp_path: Path) -> None:
+    page.locator("#file").set_input_files([file(f"{'n' * 300}.txt", b"no image")])
+    shown(page, f"This browser cannot display {'n' * 40}\u2026{'n' * 11}.txt.", "#unshown")
+    turned = "a\u202egnp.\u2066'\\x.png"
+    page.locator("#file").set_input_files([file(turned)])
+    shown(page, "ship")
+    (tmp_path / turned).write_bytes(SHIP.read_bytes())
+    for language, command in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.get_by_role("radio", name=language, exact=True).check()
+        code = page.locator("#snippet").inner_text()
+        assert "\u202e" not in code
+        done = subprocess.run([*command, code], cwd=tmp_path, capture_output=True, check=True)
+        assert b"ship" in done.stdout
+    page.get_by_role("radio", name="curl").check()
 
 
 def test_a_photo_whose_connection_broke_off_can_be_sent_again(page: Page) -> None:

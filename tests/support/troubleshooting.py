@@ -251,9 +251,8 @@ def _template(node: ast.expr, constants: Mapping[str, object]) -> str:
     if isinstance(node, ast.FormattedValue):
         call = node.value
         if isinstance(call, ast.Call) and _name(call.func) == "install":
-            return (
-                f"[install the extra](guides/install.md#extras) {ast.unparse(call.args[0])[1:-1]}"
-            )
+            extra = ast.unparse(call.args[0])[1:-1]
+            return f"[install the extra](guides/install.md#extras) {extra}"
         name = _name(node.value)
         return str(constants.get(name) or NAMES.get(name, name.upper()))
     return ""

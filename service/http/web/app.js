@@ -1,6 +1,6 @@
 import { Refused } from "./api.js";
 import * as camera from "./camera.js";
-import { $, made } from "./elements.js";
+import { $, made, shortened } from "./elements.js";
 import * as key from "./key.js";
 import * as live from "./live.js";
 import * as map from "./map.js";
@@ -80,7 +80,7 @@ function choose(picture) {
   $("empty").hidden = true;
   $("unshown").hidden = true;
   $("picture").hidden = false;
-  $("preview").alt = picture.file.name;
+  $("preview").alt = shortened(picture.file.name);
   $("preview").src = picture.url;
   showOutcome(picture);
   showMap(picture);
@@ -90,7 +90,8 @@ function showUnseen() {
   if (!chosen) return;
   $("picture").hidden = true;
   $("unshown").hidden = false;
-  $("unshown").textContent = `This browser cannot display ${chosen.file.name}.`;
+  const name = made("bdi", {}, shortened(chosen.file.name));
+  $("unshown").replaceChildren("This browser cannot display ", name, ".");
 }
 
 // Responses.
@@ -109,6 +110,7 @@ const failed = () => pictures.filter(({ error }) => error && wordsFor(error.reas
 /** Sends pictures, a few at a time. */
 async function send(list) {
   const { signal } = running;
+  if (list.length) $("said").textContent = ""; // of other images
   for (const picture of list) {
     Object.assign(picture, { answer: null, error: null, wait: null, maps: new Map() });
     showOutcome(picture);
@@ -138,7 +140,8 @@ async function classify(picture, signal) {
 }
 
 function outcomeOf({ answer, error, wait }) {
-  if (error) return ["Failed", "refused"];
+  if (error?.reason === "no_classes") return ["No classes", "waiting"];
+  if (error) return [error.reason === "unreachable" ? "Not sent" : "Failed", "refused"];
   if (!answer) return [wait ? "Waiting" : "…", "waiting"];
   const [{ label, probability }] = answer.predictions;
   return [`${label} ${figureOf(probability, models.independent())}`, "done"];
@@ -171,8 +174,9 @@ function showWaiting(picture) {
 }
 
 function hint() {
+  if (!chosen && classless()) return Object.values(wordsFor("no_classes")).slice(0, 2).join(" ");
   if (!chosen) return "The most likely classes of your image appear here.";
-  if (models.serving()) return "Classifying…";
+  if (models.serving() && !state.locked()) return "Classifying…";
   if (state.locked()) return "Enter the API key above; your image is then classified.";
   return "Your image is classified as soon as the service answers.";
 }
@@ -181,17 +185,18 @@ function hint() {
 function showHint() {
   const { answer, error, wait } = chosen ?? {};
   $("hint").hidden = Boolean(answer || error || wait);
-  $("skeleton").hidden = Boolean(answer || error);
+  $("skeleton").hidden = Boolean(answer || error || classless());
   $("hint").textContent = hint();
   showNotice({ error, wait });
 }
 
 /** Announces the outcome of the pictures to screen readers, in one sentence. */
 function announce() {
+  if (classless()) return; // An alert says so.
   const bad = pictures.filter((picture) => picture.error).length;
   const [first] = pictures;
   if (pictures.length > 1) $("said").textContent = `${pictures.length} images processed, ${bad} failed.`;
-  else $("said").textContent = first.error ? "" : `${first.file.name}: ${outcomeOf(first)[0]}.`;
+  else $("said").textContent = first.error ? "" : `${shortened(first.file.name)}: ${outcomeOf(first)[0]}.`;
 }
 
 // Activation maps.
@@ -284,7 +289,9 @@ $("example").addEventListener("click", async () => {
 $("preview").addEventListener("load", fit);
 $("preview").addEventListener("error", showUnseen);
 $("model").addEventListener("change", () => {
+  $("switched").textContent = "";
   models.show();
+  showHint();
   showSnippet();
   classifyAll();
 });
@@ -326,10 +333,11 @@ let before = null; // what /health/ready said
 async function listModels() {
   stale = false;
   try {
-    const first = await models.list();
+    const another = await models.list();
     showMapState();
+    showHint();
     showSnippet();
-    if (first) classifyAll();
+    if (another) classifyAll();
   } catch {
     stale = true;
   }

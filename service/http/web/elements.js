@@ -17,6 +17,12 @@ export function prose(text) {
   return text.split("`").map((part, at) => (at % 2 ? made("code", {}, part) : part));
 }
 
+/** A file's name, without the middle of a long one. */
+export function shortened(name) {
+  const letters = [...name];
+  return letters.length > 60 ? `${letters.slice(0, 40).join("")}…${letters.slice(-15).join("")}` : name;
+}
+
 /** A share from 0 to 1 as a percentage, without line breaks. */
 export function percent(share) {
   return share < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;

@@ -38,6 +38,7 @@ export function entered(refused) {
       $("key").value = "";
       entering = null;
       tell({ locked: false });
+      $("choose").focus({ preventScroll: true }); // The form is no longer there.
       resolve();
     };
   });

@@ -8,10 +8,9 @@ let models = [];
 /** The chosen model, as in GET /v1/models. */
 export const serving = () => models.find((model) => model.name === $("model").value);
 
-/** Lists the models; returns whether it is the first time. Throws `Refused`. */
+/** Lists the models; returns whether another one is now chosen. Throws `Refused`. */
 export async function list() {
   const listed = (await ask("v1/models")).models;
-  const first = !models.length;
   models = listed;
   const selected = $("model").value;
   $("model").replaceChildren(...models.map(({ name, state }) => {
@@ -22,7 +21,9 @@ export async function list() {
   for (const name of ["choices", "code", "described"]) $(name).hidden = false;
   tell({ models });
   show();
-  return first;
+  const now = $("model").value;
+  if (selected && now !== selected) $("switched").textContent = `${selected} is no longer served; ${now} is chosen.`;
+  return now !== selected;
 }
 
 /** Whether a model has loaded since they were listed; `reasons`: of those that are not ready. */
@@ -33,7 +34,7 @@ export const independent = () => serving()?.outputs === "independent";
 
 function inputOf({ size, channels }) {
   const [height, width] = Array.isArray(size) ? size : [size, size];
-  return `${width} × ${height} ${{ grey: "grey ", rgba: "RGBA " }[channels] ?? ""}pixels`;
+  return `${width}\u00a0×\u00a0${height} ${{ grey: "grey ", rgba: "RGBA " }[channels] ?? ""}pixels`;
 }
 
 function classesOf({ num_classes: count, embedding }) {
@@ -44,10 +45,16 @@ function classesOf({ num_classes: count, embedding }) {
 const viewsOf = ({ views }) => (views === "mirrored" ? ", averaged with their mirror images" : "");
 
 /** What people call the architecture: a name of the service's own is no name to them. */
-function kindOf({ architecture, depth, block }) {
+function kindOf({ architecture, configuration, depth, block }) {
   if (block) return `Own network of depth ${depth}`;
-  if (architecture === "custom") return `ResNet-${depth}`;
+  // Not its depth: whether that counts shortcuts differs from name to name.
+  const blocks = configuration.blocks.reduce((sum, each) => sum + each, 0);
+  if (architecture === "custom") return `ResNet with ${blocks} residual block${blocks === 1 ? "" : "s"}`;
   return architecture.replace(/^resnet(\d+)$/, "ResNet-$1");
+}
+
+function sizeOf({ parameters }) {
+  return parameters < 1e5 ? parameters.toLocaleString("en") : `${(parameters / 1e6).toFixed(2)} million`;
 }
 
 /** Shows the chosen model's description and its choices of top k. */
@@ -63,7 +70,7 @@ export function show() {
     return option;
   }));
   $("about").replaceChildren(...prose(model.state === "ready" || !model.reason
-    ? `${kindOf(model)}, ${(model.parameters / 1e6).toFixed(2)} million parameters, `
+    ? `${kindOf(model)}, ${sizeOf(model)} parameters, `
       + `${classesOf(model)}, ${inputOf(model.input)}${viewsOf(model)}; `
       + `${model.engine ?? "loading"} engine, ${model.precision}, on ${model.device}`
     : `${model.name} is ${model.state}${model.reason === model.state ? "" : `: ${model.reason}`}.`));

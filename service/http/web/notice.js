@@ -10,6 +10,7 @@ export function showNotice({ error, wait }) {
   const refusal = error ?? wait?.refusal ?? null;
   $("notice").hidden = !refusal;
   $("notice").classList.toggle("waiting", Boolean(wait));
+  $("notice").classList.toggle("telling", refusal?.reason === "no_classes");
   // The alert is read out whenever it is set; the seconds beside it are not.
   if (refusal !== shown) {
     shown = refusal;

@@ -4,8 +4,20 @@ import { $ } from "./elements.js";
 
 const SHOWN = 2000; // milliseconds
 
+// What a reader does not see, or what changes the order of what he sees.
+const UNSEEN = /[\p{Cc}\p{Cf}\u2028\u2029]/gu;
+
+/** Shows unseen characters as escapes that both shells and Python know. */
+function escaped(text) {
+  return text.replace(UNSEEN, (letter) => {
+    const code = letter.codePointAt(0).toString(16);
+    return code.length > 4 ? `\\U${code.padStart(8, "0")}` : `\\u${code.padStart(4, "0")}`;
+  });
+}
+
 /** Quotes text for a shell if necessary. */
 export function quoted(text) {
+  if (text.search(UNSEEN) >= 0) return `$'${escaped(text.replace(/['\\]/g, "\\$&"))}'`;
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
@@ -19,7 +31,7 @@ function curl({ url, name, type, keyed }) {
 }
 
 // JSON strings are valid Python literals.
-const text = JSON.stringify;
+const text = (value) => escaped(JSON.stringify(value));
 
 function python({ place, name, type, model, topK, keyed, endpoint }) {
   const count = endpoint === "embed" ? "" : `, "top_k": ${topK}`;

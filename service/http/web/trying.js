@@ -87,6 +87,7 @@ export async function run(method, path, operation, place) {
     const headers = [...response.headers].map(([name, value]) => `${name}: ${value}`).join("\n");
     place.replaceChildren(
       made("p", {}, made("strong", { class: response.ok ? "good" : "bad" }, status), ` in ${time} ms`),
+      ...(response.status === 401 ? [made("p", {}, "Enter a key at ", made("a", { href: "#start" }, "the top of this page"), ".")] : []),
       made("details", {}, made("summary", {}, "Headers"), made("pre", {}, headers)),
       body,
     );
