@@ -176,11 +176,11 @@ def only_one(folder: Path) -> Path:
 
 
 def _check_file(path: Path, allow: Collection[str] | None) -> Named:
-    if path.is_dir():
-        path = only_one(path)
-    if not path.is_file():
-        raise ValueError(no_file(str(path)))
     try:
+        if path.is_dir():
+            path = only_one(path)
+        if not path.is_file():
+            raise ValueError(no_file(str(path)))
         with path.open("rb") as file:
             start = file.read(16)
             if _is_onnx(path, start):
