@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from models.preprocess import InputSpec
 
 
-class FilePath(click.Path):
+class GivenPath(click.Path):
     """A path; not the empty one, which a forgotten variable leaves, and Python takes for `.`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -30,8 +30,10 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
-PATH = FilePath(path_type=Path)
-FILE = FilePath(path_type=Path, dir_okay=False)
+# The status that a shell reports for a program ended by Ctrl-C.
+INTERRUPTED = 130
+PATH = GivenPath(path_type=Path)
+FILE = GivenPath(path_type=Path, dir_okay=False)
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 D = TypeVar("D")
@@ -135,6 +137,9 @@ def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
             raise  # The reader of a pipe has seen enough; click exits quietly.
         except (ValueError, OSError, ArithmeticError) as error:
             raise OneLine(" ".join(in_words(error).split())) from None
+        except KeyboardInterrupt:
+            click.echo("resnet-serve: interrupted", err=True)
+            raise SystemExit(INTERRUPTED) from None
 
     return guarded
 

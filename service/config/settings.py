@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FieldSerializationInfo,
@@ -67,7 +68,14 @@ def _check_path(path: Path) -> Path:
     return path
 
 
-FilePath = Annotated[Path, AfterValidator(_check_path)]
+def _check_given(path: object) -> object:
+    # Python takes it for the current folder.
+    if path == "":
+        raise PydanticCustomError("path", "must be a path")
+    return path
+
+
+FilePath = Annotated[Path, BeforeValidator(_check_given), AfterValidator(_check_path)]
 
 
 class Strict(BaseModel):

@@ -71,6 +71,12 @@ def text(folder: Path) -> dict[str, Any]:
     return {"models": [{"spec": str(folder / "notes.txt")}]}
 
 
+def cut_onnx(folder: Path) -> dict[str, Any]:
+    # An IR version, and a graph of 100 bytes that are not there.
+    (folder / "cut.onnx").write_bytes(b"\x08\x08\x3a\x64abc")
+    return model(spec=str(folder / "cut.onnx"))
+
+
 def model(**settings: Any) -> dict[str, Any]:
     return {"models": [MODEL | settings]}
 
@@ -88,6 +94,13 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "bytes": ({"max_body_bytes": 10**40}, "max_body_bytes: must be at most 1099511627776, not 1"),
     "only a SPEC": ({"models": ["a"]}, "models[0]: must be a mapping of settings, such as `spec: "),
     "long": ({"cache_dir": "/" + "a" * 300}, "a: File name too long; name another folder"),
+    "cut short": (cut_onnx, "cut.onnx: not an ONNX file, or a damaged one\n"),
+    "no cache": ({"cache_dir": ""}, "5: cache_dir: must be a path; it is empty\n"),
+    "no folder": ({"model_folder": ""}, "5: model_folder: must be a path; it is empty\n"),
+    "no PEM": (
+        {"tls_key": __file__, "tls_certificate": ""},
+        "6: tls_certificate: must be a path; it is empty\n",
+    ),
     "long SPEC": (model(spec="/" + "a" * 300), "a: File name too long\n"),
     "two decoders": (
         model(decode="device", exact_decode=True),
