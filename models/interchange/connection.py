@@ -140,7 +140,8 @@ def _sent(
     try:
         response: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_S)
     except (*BROKEN, ValueError) as error:
-        why = " ".join(str(getattr(error, "reason", None) or error or "no response").split())
+        reason = getattr(error, "reason", None) or error
+        why = " ".join((getattr(reason, "strerror", None) or str(reason) or "no response").split())
         if token:
             why = why.replace(token, "***")
         raise Unreachable(url, f"{through}{why}") from None

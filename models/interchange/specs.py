@@ -14,7 +14,7 @@ from models.architecture import Architecture
 from models.bundle_header import METADATA_KEY, NOT_A_BUNDLE, refuse_other
 from models.interchange import onnx_zoo, torchvision_weights
 from models.interchange.formats import REPOSITORY, SPEC_KINDS
-from models.interchange.signatures import ARCHIVES, GZIP, begins_as_onnx
+from models.interchange.signatures import ARCHIVES, GZIP, NO_ONNX, begins_as_onnx, is_whole_protobuf
 from models.naming import name_from
 from models.suggestions import hint, nearest
 
@@ -176,14 +176,16 @@ def only_one(folder: Path) -> Path:
 
 
 def _check_file(path: Path, allow: Collection[str] | None) -> Named:
-    if path.is_dir():
-        path = only_one(path)
-    if not path.is_file():
-        raise ValueError(no_file(str(path)))
     try:
+        if path.is_dir():
+            path = only_one(path)
+        if not path.is_file():
+            raise ValueError(no_file(str(path)))
         with path.open("rb") as file:
             start = file.read(16)
             if _is_onnx(path, start):
+                if path.suffix.lower() == ".onnx" and not is_whole_protobuf(file):
+                    raise ValueError(NO_ONNX)
                 return Named(name_from(path.name.partition(".")[0]))
             refuse_other(start, size := path.stat().st_size)
             length = int.from_bytes(start[:8], "little")

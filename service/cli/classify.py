@@ -19,7 +19,15 @@ import click
 from models.builtin import DEFAULT_SPEC
 from models.extras import install
 from service.cli import completers, progress
-from service.cli.options import PATH, code_flag, engine_flags, exact_flag, fail_in_one_line, take
+from service.cli.options import (
+    INTERRUPTED,
+    PATH,
+    code_flag,
+    engine_flags,
+    exact_flag,
+    fail_in_one_line,
+    take,
+)
 from service.cli.outputs import overwrite_flag
 from service.errors import ConfigError
 
@@ -34,8 +42,6 @@ TOP_K = 5
 CONCURRENCY = 8
 # For a request, including its retries: the service may be starting, or its queue full.
 REQUEST_SECONDS, RETRIES = 60.0, 30
-# The status that a shell reports for a program ended by Ctrl-C.
-INTERRUPTED = 130
 MOST_SHARDS = 100_000
 INDEPENDENT = "independent labels: each has a probability of its own, and they need not add up to 1"
 

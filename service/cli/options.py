@@ -20,8 +20,20 @@ if TYPE_CHECKING:
     from models.data.listing import Split
     from models.preprocess import InputSpec
 
-PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
+
+class GivenPath(click.Path):
+    """A path; not the empty one, which a forgotten variable leaves, and Python takes for `.`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+# The status that a shell reports for a program ended by Ctrl-C.
+INTERRUPTED = 130
+PATH = GivenPath(path_type=Path)
+FILE = GivenPath(path_type=Path, dir_okay=False)
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 D = TypeVar("D")
@@ -124,9 +136,20 @@ def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             raise  # The reader of a pipe has seen enough; click exits quietly.
         except (ValueError, OSError, ArithmeticError) as error:
-            raise OneLine(" ".join(str(error).split())) from None
+            raise OneLine(" ".join(in_words(error).split())) from None
+        except KeyboardInterrupt:
+            click.echo("resnet-serve: interrupted", err=True)
+            raise SystemExit(INTERRUPTED) from None
 
     return guarded
+
+
+def in_words(error: Exception) -> str:
+    """The error without the number of the system's."""
+    if isinstance(error, OSError) and error.strerror:
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([" to ".join(named), error.strerror] if named else [error.strerror])
+    return str(error)
 
 
 class OneLine(click.ClickException):

@@ -39,12 +39,21 @@ def check(*paths: Path | None, overwrite: bool) -> None:
         given.add(place)
         if not os.path.lexists(place):
             continue
-        if not place.is_file():  # A device or a pipe would be replaced by a file.
-            raise ConfigError(f"{path} is not a regular file; choose another path")
+        check_regular(path)
         if not overwrite:
             raise ConfigError(
                 f"{path} exists; add --overwrite to replace it, or choose another path"
             )
+
+
+def check_regular(path: Path) -> None:
+    """Refuses what exists and is no file: a device or a pipe would be replaced by one.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} is not a regular file; choose another path")
 
 
 def write_text(path: Path, text: str) -> None:

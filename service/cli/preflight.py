@@ -113,8 +113,14 @@ def _models(settings: Settings) -> Iterator[object]:
 
 
 def _cache(settings: Settings) -> Iterator[object]:
-    if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
-        yield f"cache_dir: {settings.cache_dir} is not a folder; name another, or remove the file"
+    folder = settings.cache_dir
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except OSError as error:  # Such as a name that is too long.
+        yield f"cache_dir: {folder}: {error.strerror}; name another folder"
+        return
+    if is_file:
+        yield f"cache_dir: {folder} is not a folder; name another, or remove the file"
 
 
 def _address(settings: Settings) -> Iterator[object]:

@@ -22,7 +22,7 @@ from service.config.addresses import unix_path
 from service.config.settings import DEVICE_RULE, ModelSettings, Settings, Strict
 from service.config.sources import NAME_RULE, SECRETS, Merged, Place, Source, shown
 from service.config.variables import PREFIX, environment
-from service.config.wording import but_is, in_words
+from service.config.wording import but_is, in_words, is_ours
 from service.errors import ConfigError
 
 S = TypeVar("S", bound=Strict)
@@ -37,7 +37,10 @@ LITERALS = re.compile(r"'([^']*)'")
 # pydantic appends the type that it tried to the place of an error.
 DEVICE_TYPES = ("str", "list[str]")
 # What JSON calls an object.
-MAPPINGS = {"dict_type": "must be a mapping", "model_type": "must be a mapping of settings"}
+MAPPINGS = {
+    "dict_type": "must be a mapping",
+    "model_type": f"must be a mapping of settings, such as `spec: {DEFAULT_SPEC}`",
+}
 # Errors that no value would explain.
 ITSELF = ("missing", "twice", "extra", "spec", "invalid_key", "recursion_loop")
 
@@ -218,8 +221,9 @@ def _described(error: ErrorDetails, kind: type[Strict]) -> str:
     if error["type"] == "invalid_key":  # The key itself is the last of the place.
         place, message = place[:-1], f"names of settings must be text, not {place[-1]}"
     problem = f"{shown(place)}: {message}"
-    # A secret is never shown; of others, the value is not what is wrong.
-    if (place[:1] and place[0] in SECRETS) or error["type"] in ITSELF:
+    # A secret is never shown; of others, the value is not what is wrong, or what it has is.
+    ours = isinstance(value, list | dict) and is_ours(error)
+    if (place[:1] and place[0] in SECRETS) or error["type"] in ITSELF or ours:
         return problem
     problem = f"{problem}{but_is(value)}"
     literals = LITERALS.findall(message) if error["type"] == "literal_error" else []

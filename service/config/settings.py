@@ -11,16 +11,18 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FieldSerializationInfo,
     SecretStr,
     StringConstraints,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from models.builtin import DEFAULT_SPEC
 from models.extras import install
@@ -45,6 +47,17 @@ TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporte
 GRPC_PACKAGES = ("grpc", "grpc_reflection")
 MOST_MODELS = 256
 MOST_BUCKETS = 100
+MOST_THREADS = 1024
+# A month, and a tebibyte: beyond them timers and the integers of C overflow.
+LONGEST_S = 30 * 86_400
+MOST_BYTES = 2**40
+MOST_AT_ONCE = 1_000_000
+NUMBERS: dict[object, Literal["int_parsing", "float_parsing"]] = {
+    int: "int_parsing",
+    int | None: "int_parsing",
+    float: "float_parsing",
+    float | None: "float_parsing",
+}
 
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 
@@ -55,11 +68,27 @@ def _check_path(path: Path) -> Path:
     return path
 
 
-FilePath = Annotated[Path, AfterValidator(_check_path)]
+def _check_given(path: object) -> object:
+    # Python takes it for the current folder.
+    if path == "":
+        raise PydanticCustomError("path", "must be a path")
+    return path
+
+
+FilePath = Annotated[Path, BeforeValidator(_check_given), AfterValidator(_check_path)]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML's `yes` is no number, though Python takes it for 1."""
+        kind = NUMBERS.get(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and kind:
+            raise PydanticKnownError(kind)
+        return value
 
 
 class Limits(NamedTuple):
@@ -142,7 +171,7 @@ class ModelSettings(Strict):
     max_queue_bytes: int = Field(
         256 * 2**20,
         ge=1,
-        le=2**40,
+        le=MOST_BYTES,
         description="maximum total size of bodies and pixels in the queue",
     )
 
@@ -206,6 +235,7 @@ class Settings(Strict):
     grpc_max_streams: int = Field(
         64,
         ge=1,
+        le=MOST_AT_ONCE,
         description="streams of ModelStreamInfer that are open at once, in each front end; each "
         "may take max_batch_body_bytes of memory",
     )
@@ -278,18 +308,25 @@ class Settings(Strict):
     max_connections: int = Field(
         4096,
         ge=1,
+        le=MOST_AT_ONCE,
         description="limit for all front ends together; beyond it, those that idle longest (5 s or "
         "more) give way, else more are refused",
     )
     keep_alive_s: float = Field(
         3660,
         gt=0,
+        le=LONGEST_S,
         description="time after which an idle connection is closed; set it longer than the idle "
         "timeout of the load balancer, which must be the one to close",
     )
-    max_header_bytes: int = Field(65_536, ge=1024, description="limit for request line and headers")
+    max_header_bytes: int = Field(
+        65_536, ge=1024, le=MOST_BYTES, description="limit for request line and headers"
+    )
     header_timeout_s: float = Field(
-        10, gt=0, description="time limit for receiving headers, and for a TLS handshake"
+        10,
+        gt=0,
+        le=LONGEST_S,
+        description="time limit for receiving headers, and for a TLS handshake",
     )
     workers: int = Field(
         # Until the cost of a request has been measured; see `service.cli.trial`.
@@ -309,39 +346,51 @@ class Settings(Strict):
     request_timeout_ms: float = Field(
         10_000, gt=0, description="a request's deadline, unless X-Request-Timeout-Ms sets another"
     )
-    max_body_bytes: int = Field(20 * 2**20, ge=1, description="limit for one image's request body")
+    max_body_bytes: int = Field(
+        20 * 2**20, ge=1, le=MOST_BYTES, description="limit for one image's request body"
+    )
     max_batch_body_bytes: int = Field(
-        100 * 2**20, ge=1, description="limit for a batch request's body"
+        100 * 2**20, ge=1, le=MOST_BYTES, description="limit for a batch request's body"
     )
     max_upload_bytes: int = Field(
         512 * 2**20,
         ge=1,
+        le=MOST_BYTES,
         description="maximum total size of the bodies being received, over all front ends; the "
         "largest of each front end does not count",
     )
     upload_timeout_s: float = Field(
-        60, gt=0, description="time limit for receiving a body, unless the deadline is earlier"
+        60,
+        gt=0,
+        le=LONGEST_S,
+        description="time limit for receiving a body, unless the deadline is earlier",
     )
     min_upload_bytes_per_s: int = Field(
         10_000,
         ge=0,
+        le=MOST_BYTES,
         description="refuse a body that arrives more slowly for five seconds or longer; 0: none",
     )
-    max_batch_images: int = Field(64, ge=1, description="limit of images in a batch request")
+    max_batch_images: int = Field(
+        64, ge=1, le=MOST_AT_ONCE, description="limit of images in a batch request"
+    )
     max_pixels: int = Field(
         50_000_000,
         ge=1,
+        le=MOST_BYTES,
         description="maximum number of pixels in an image; half as many for WebP, AVIF and HEIC",
     )
     decode_threads: int = Field(
         default_factory=lambda values: max(1, min(4, cpus() // values.get("workers", 1))),
         ge=1,
+        le=MOST_THREADS,
         description="threads per front end that decode images; "
         "default: chosen by measuring the cost of a request",
     )
     engine_threads: int | None = Field(
         None,
         ge=1,
+        le=MOST_THREADS,
         description="threads per engine on the CPU; unset: chosen for each model by measuring the "
         "cost of a request, which leaves decoding and HTTP the CPUs that they need",
     )
@@ -355,13 +404,22 @@ class Settings(Strict):
         "10 s, is replaced as well",
     )
     shutdown_grace_s: float = Field(
-        1.0, ge=0, description="after SIGTERM, keep serving this long with /health/ready at 503"
+        1.0,
+        ge=0,
+        le=LONGEST_S,
+        description="after SIGTERM, keep serving this long with /health/ready at 503",
     )
     shutdown_timeout_s: float = Field(
-        30, gt=0, description="after the grace period, wait this long for accepted requests"
+        30,
+        gt=0,
+        le=LONGEST_S,
+        description="after the grace period, wait this long for accepted requests",
     )
     load_timeout_s: float = Field(
-        600, gt=0, description="time limit for loading a model while serving (PUT, SIGHUP)"
+        600,
+        gt=0,
+        le=LONGEST_S,
+        description="time limit for loading a model while serving (PUT, SIGHUP)",
     )
     cache_dir: FilePath = Field(
         default_factory=default_cache_dir,

@@ -52,6 +52,11 @@ UNKNOWN = "has a value that cannot be used"
 QUOTED = 100  # characters of a value that a message quotes
 
 
+def is_ours(error: ErrorDetails) -> bool:
+    """Whether its words are our own."""
+    return error["type"] not in _LIBRARY
+
+
 def in_words(error: ErrorDetails) -> str:
     """What the value must be, to follow its name."""
     context: Mapping[str, Any] = error.get("ctx", {})

@@ -73,12 +73,15 @@ class GrpcServer:
             handlers=self._handlers(),
             options=[
                 ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", settings.max_batch_body_bytes + BESIDE_BYTES),
+                (
+                    "grpc.max_receive_message_length",
+                    _c_int(settings.max_batch_body_bytes + BESIDE_BYTES),
+                ),
                 ("grpc.max_send_message_length", -1),
                 # It has no limit; see `service.grpc.receiving.compression_of`.
                 ("grpc.per_message_decompression", 0),
-                ("grpc.max_metadata_size", settings.max_header_bytes),
-                ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+                ("grpc.max_metadata_size", _c_int(settings.max_header_bytes)),
+                ("grpc.absolute_max_metadata_size", _c_int(settings.max_header_bytes)),
                 # What a connection may send that no call has asked for yet.
                 ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
                 ("grpc.http2.bdp_probe", 0),
@@ -169,6 +172,11 @@ def messages(answer: Callable[[Any], Awaitable[None]]) -> Any:
         await answer(context)
 
     return grpc.stream_stream_rpc_method_handler(handle)
+
+
+def _c_int(limit: int) -> int:
+    """gRPC's options hold no more."""
+    return min(limit, 2**31 - 1)
 
 
 def certificate(settings: Settings) -> Any:

@@ -18,6 +18,7 @@ from models.classifier import Outputs
 from models.extras import install
 from models.interchange.imported import INPUT, NORMALISATION, NOTHING, STRUCTURE, Imported, Said
 from models.interchange.onnx import blocks, reader
+from models.interchange.signatures import NO_ONNX
 from models.naming import name_from
 from models.preprocess import BY_COUNT, CIFAR, IMAGENET, InputSpec, PerChannel
 
@@ -127,7 +128,7 @@ def _model(path: Path) -> Any:
         model = onnx.load_model_from_string(content)
     # Damage may raise any error.
     except Exception:  # noqa: BLE001
-        raise BundleError("not an ONNX file, or a damaged one") from None
+        raise BundleError(NO_ONNX) from None
     if not model.graph.node:
         raise BundleError("not an ONNX file: it holds no graph")
     _external(model, path.parent)

@@ -81,7 +81,8 @@ workers: 1.5
         "9: models[1].spec: is missing",
         "9: models[1].device: must be auto, cpu, cuda, cuda:all, cuda:N, or a list of these, not 3",
         "9: models[1].max_bach: unknown setting; did you mean max_batch?",
-        "10: models[2]: must be a mapping of settings, not 4",
+        "10: models[2]: must be a mapping of settings, such as "
+        "`spec: builtin:resnet10-cifar10`, not 4",
         "11: workers: must be a whole number, not 1.5",
     ]
 

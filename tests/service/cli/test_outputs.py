@@ -165,3 +165,20 @@ def test_what_cannot_be_written_whole_leaves_the_file_before_it(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert file.read_text() == PRECIOUS
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["/dev/full", "loop.csv", "nowhere.csv", "pipe"])
+def test_classify_refuses_what_is_neither_file_nor_folder(
+    photos: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    (tmp_path / "nowhere.csv").symlink_to("not/there")
+    os.mkfifo(tmp_path / "pipe")
+    said = run("classify", photos, "--output", tmp_path / name, status=2).stderr
+    assert said == f"resnet-serve: {tmp_path / name} is not a regular file; choose another path\n"
+
+
+@pytest.mark.parametrize("line", ["classify PHOTOS --output", "bench PHOTOS --output", "convert a"])
+def test_an_empty_path_is_not_the_current_folder(photos: Path, line: str) -> None:
+    words = [str(photos) if word == "PHOTOS" else word for word in line.split()]
+    assert "is empty" in run(*words, "", status=2).stderr

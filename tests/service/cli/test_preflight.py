@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -70,6 +71,12 @@ def text(folder: Path) -> dict[str, Any]:
     return {"models": [{"spec": str(folder / "notes.txt")}]}
 
 
+def cut_onnx(folder: Path) -> dict[str, Any]:
+    # An IR version, and a graph of 100 bytes that are not there.
+    (folder / "cut.onnx").write_bytes(b"\x08\x08\x3a\x64abc")
+    return model(spec=str(folder / "cut.onnx"))
+
+
 def model(**settings: Any) -> dict[str, Any]:
     return {"models": [MODEL | settings]}
 
@@ -79,6 +86,28 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "typo": ({"prot": 1}, "5: prot: unknown setting; did you mean port?"),
     "no model": ({"models": []}, "3: models: must have at least 1 item, not an empty list"),
     "empty": (model(spec=""), "4: models[0].spec: is empty; write a SPEC such as builtin:"),
+    "truth": ({"port": True}, "1: port: must be a whole number, not true"),
+    "true time": ({"keep_alive_s": True}, "keep_alive_s: must be a number, not true"),
+    "forever": ({"shutdown_timeout_s": 1e300}, "shutdown_timeout_s: must be at most 2592000, not"),
+    "infinite": ({"header_timeout_s": math.inf}, "header_timeout_s: must be at most 2592000, not"),
+    "threads": ({"engine_threads": 100_000}, "engine_threads: must be at most 1024, not 100000"),
+    "bytes": ({"max_body_bytes": 10**40}, "max_body_bytes: must be at most 1099511627776, not 1"),
+    "only a SPEC": ({"models": ["a"]}, "models[0]: must be a mapping of settings, such as `spec: "),
+    "long": ({"cache_dir": "/" + "a" * 300}, "a: File name too long; name another folder"),
+    "cut short": (cut_onnx, "cut.onnx: not an ONNX file, or a damaged one\n"),
+    "no cache": ({"cache_dir": ""}, "5: cache_dir: must be a path; it is empty\n"),
+    "no folder": ({"model_folder": ""}, "5: model_folder: must be a path; it is empty\n"),
+    "no PEM": (
+        {"tls_key": __file__, "tls_certificate": ""},
+        "6: tls_certificate: must be a path; it is empty\n",
+    ),
+    "long SPEC": (model(spec="/" + "a" * 300), "a: File name too long\n"),
+    "two decoders": (
+        model(decode="device", exact_decode=True),
+        "use decode: host\n",
+    ),
+    "origins": ({"cors_origins": ["a b"]}, "such as https://example.org, without a path, or *\n"),
+    "falling": ({"latency_buckets_ms": [2, 1]}, "must rise from each bound to the next\n"),
     "keys": (keys_open_to_all, "5: api_keys_file: {} must be readable only by its owner"),
     "no keys": ({"admin_keys_file": "/nowhere"}, "admin_keys_file: /nowhere: No such file"),
     "exposed": ({"host": "0.0.0.0"}, "host: on 0.0.0.0 other hosts could use the service"),
@@ -114,7 +143,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 def test_check_names_what_stops_serve_with_its_place(fault: str, tmp_path: Path) -> None:
     settings, words = FAULTS[fault]
     path = write(tmp_path, **(settings(tmp_path) if callable(settings) else settings))
-    line = both(path)
+    line = f"{both(path)}\n"
     begin, _, end = words.partition("{}")
     assert begin in line
     assert end in line

@@ -357,9 +357,8 @@ def test_every_option_is_under_a_heading_of_the_help() -> None:
     assert sorted(named) == sorted(options)
     page = run("train", "--help").stdout
     assert "\nAugmentation:\n" in page
-    *_, last = page.partition("Examples:")[0].rstrip().splitlines()
     # Whether `-h` is among its names depends on who asked first in this process.
-    assert last.split()[-6:] == ["--help", "Show", "this", "message", "and", "exit."]
+    assert "--help Show this message and exit." in " ".join(page.split())
 
 
 def test_the_recipes_are_listed() -> None:
