@@ -322,7 +322,7 @@ def test_repositories_become_bundles_and_are_kept(server: Hub, tmp_path: Path) -
     for kept in (again, offline):
         assert [made.provenance for made in kept[:2]] == [made.provenance for made in answers[:2]]
     assert offline[2] == (
-        f"is not in the cache {tmp_path}/hf, and 127.0.0.1 cannot be reached ([Errno 111] "
-        "Connection refused); on a host with network, run `resnet-serve fetch hf:other/one`, and "
+        f"is not in the cache {tmp_path}/hf, and 127.0.0.1 cannot be reached "
+        "(Connection refused); on a host with network, run `resnet-serve fetch hf:other/one`, and "
         "copy that folder here"
     )
