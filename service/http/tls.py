@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
 from service.config.settings import Settings
 from service.errors import ConfigError
-
-CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-# RFC 5280, section 4.1: a sequence of two times, in the only form that it allows.
-_TIME = rb"(\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)"
-VALIDITY = re.compile(rb"\x30." + _TIME + _TIME, re.DOTALL)
+from service.http.certificate import validity
 
 
 def create_context(settings: Settings) -> ssl.SSLContext | None:
@@ -93,27 +88,6 @@ def outdated(settings: Settings, now: datetime | None = None) -> str | None:
             "renew it"
         )
     return None
-
-
-def validity(certificate: Path) -> tuple[datetime, datetime]:
-    """From when to when the first certificate of a PEM file is valid.
-
-    Raises:
-        ValueError: it holds no certificate.
-    """
-    pem = CERTIFICATE.search(certificate.read_text("latin-1"))
-    found = VALIDITY.search(ssl.PEM_cert_to_DER_cert(pem[0])) if pem else None
-    if found is None:
-        raise ValueError(f"{certificate} holds no certificate")
-    begin, end = (each.decode()[2:] for each in found.groups())
-    return _time(begin), _time(end)
-
-
-def _time(text: str) -> datetime:
-    """Of UTCTime, whose years have two digits, or GeneralizedTime."""
-    if len(text) == len("YYMMDDHHMMSSZ"):
-        text = ("19" if text >= "5" else "20") + text
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
 def _why(error: ssl.SSLError, certificate: Path, key: Path) -> str:

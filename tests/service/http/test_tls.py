@@ -13,6 +13,7 @@ import pytest
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.http import tls
+from service.http.certificate import validity
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 
@@ -121,7 +122,7 @@ def test_a_new_certificate_is_shown_to_who_connects_next(
 
 
 def test_the_time_in_which_clients_accept_it_is_told(pair: tuple[Path, Path]) -> None:
-    begin, end = tls.validity(pair[0])
+    begin, end = validity(pair[0])
     assert (end - begin).days == 2
     given = settings(*pair)
     assert tls.outdated(given, begin + timedelta(days=1)) is None
@@ -138,6 +139,6 @@ def test_the_time_in_which_clients_accept_it_is_told(pair: tuple[Path, Path]) ->
 
 def test_years_of_two_and_of_four_digits_are_read(tmp_path: Path) -> None:
     certificate, _ = self_signed(tmp_path, "-nodes", "-days", "20000")
-    begin, end = tls.validity(certificate)
+    begin, end = validity(certificate)
     assert (end - begin).days == 20000
     assert end.year > 2050
