@@ -319,49 +319,37 @@ class Metrics:
 
     def _describe_service(self, objectives: Objectives) -> None:
         """Shows what is known from the start, and how near the process is to its limits."""
-        registry = self._registry
-        self.build_info = Gauge(
+        gauge = partial(Gauge, multiprocess_mode="livemax", registry=self._registry)
+        self.build_info = gauge(
             "resnet_serve_build_info",
             "Always 1; its labels are the versions of the service, of Python and of torch",
             ("version", "python", "torch"),
-            multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.open_files = Gauge(
+        self.open_files = gauge(
             "resnet_serve_open_files_ratio",
             "Open files and sockets over their limit, in the process that is nearest to it",
-            multiprocess_mode="livemax",
-            registry=registry,
         )
         self.memory_limit = Gauge(
             "resnet_serve_memory_limit_bytes",
             "Memory that the service may use: the limit of its control group, or all of the host",
             multiprocess_mode="livemin",
-            registry=registry,
+            registry=self._registry,
         )
-        self.certificate_expiry = Gauge(
+        self.certificate_expiry = gauge(
             "resnet_serve_certificate_expiry_timestamp_seconds",
             "Unix time at which the certificate in use expires, in seconds; 0: no TLS",
-            multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.slo_latency = Gauge(
+        self.slo_latency = gauge(
             "resnet_serve_slo_latency_seconds",
             "Latency goal, the setting slo_latency_ms",
-            multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.slo_latency_ratio = Gauge(
+        self.slo_latency_ratio = gauge(
             "resnet_serve_slo_latency_ratio",
             "Share of classified images that are to meet the latency goal",
-            multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.slo_availability_ratio = Gauge(
+        self.slo_availability_ratio = gauge(
             "resnet_serve_slo_availability_ratio",
             "Share of images that are not to be refused for reasons on the service's side",
-            multiprocess_mode="livemax",
-            registry=registry,
         )
         self.slo_latency.set(objectives.latency_seconds)
         self.slo_latency_ratio.set(objectives.latency_ratio)
