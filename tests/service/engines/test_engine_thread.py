@@ -653,7 +653,8 @@ def test_while_a_probe_hangs_in_a_turn_another_has_the_device() -> None:
     other.close()
 
 
-def test_a_better_engine_takes_over_and_no_request_is_lost() -> None:
+def improving() -> tuple[Faulty, threading.Event, Bench]:
+    """A better engine, what lets it take over, and the bench where another one serves first."""
     better = Faulty()
     better.name = "better"
     may_come = threading.Event()
@@ -662,7 +663,11 @@ def test_a_better_engine_takes_over_and_no_request_is_lost() -> None:
         assert may_come.wait(20)
         return better.warm()
 
-    bench = Bench(Faulty(), improve=[improve])
+    return better, may_come, Bench(Faulty(), improve=[improve])
+
+
+def test_a_better_engine_takes_over_and_no_request_is_lost() -> None:
+    better, may_come, bench = improving()
 
     async def ask_on() -> int:
         asked = 0
@@ -682,15 +687,7 @@ def test_a_better_engine_takes_over_and_no_request_is_lost() -> None:
 
 def test_a_better_engine_takes_over_while_nobody_asks(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    better = Faulty()
-    better.name = "better"
-    may_come = threading.Event()
-
-    def improve() -> Warm:
-        assert may_come.wait(20)
-        return better.warm()
-
-    bench = Bench(Faulty(), improve=[improve])
+    _, may_come, bench = improving()
     until(lambda: bench.ready == ["faulty"])
     may_come.set()
     until(lambda: bench.ready == ["faulty", "better"])
