@@ -77,9 +77,8 @@ def _tls(settings: Settings) -> Iterator[object]:
 
 
 def _certificate(settings: Settings) -> Iterator[object]:
-    with suppress(ValueError, OSError):  # `_tls` says why.
-        if problem := tls.outdated(settings):
-            yield problem
+    if problem := tls.outdated(settings):
+        yield problem
 
 
 def _exposure(settings: Settings) -> Iterator[object]:

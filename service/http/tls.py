@@ -79,7 +79,10 @@ def outdated(settings: Settings, now: datetime | None = None) -> str | None:
         return None
     now = now or datetime.now(UTC)
     path = settings.tls_certificate
-    begin, end = validity(path)
+    try:
+        begin, end = validity(path)
+    except (OSError, ValueError):  # OpenSSL reads more forms, and says what it cannot read.
+        return None
     if now < begin:
         return f"tls_certificate: {path} is valid from {begin:%Y-%m-%d %H:%M} UTC; check the clock"
     if now > end:

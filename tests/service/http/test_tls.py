@@ -137,6 +137,14 @@ def test_the_time_in_which_clients_accept_it_is_told(pair: tuple[Path, Path]) ->
     assert tls.outdated(Settings()) is None
 
 
+def test_a_form_of_certificate_that_only_openssl_reads_is_served(pair: tuple[Path, Path]) -> None:
+    for name in ("TRUSTED CERTIFICATE", "X509 CERTIFICATE"):
+        other = pair[0].with_name("other.pem")
+        other.write_text(pair[0].read_text().replace("CERTIFICATE", name))
+        assert tls.create_context(settings(other, pair[1])) is not None
+        assert tls.outdated(settings(other, pair[1])) is None
+
+
 def test_years_of_two_and_of_four_digits_are_read(tmp_path: Path) -> None:
     certificate, _ = self_signed(tmp_path, "-nodes", "-days", "20000")
     begin, end = validity(certificate)
