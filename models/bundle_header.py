@@ -1,4 +1,4 @@
-"""How a bundle's file begins, and what files begin with that are taken for one; without torch."""
+"""Tells a bundle from other files by its first bytes; without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRUNCATED = "truncated: the file ends inside its header; copy or download it aga
 
 
 def refuse_other(start: bytes, size: int) -> None:
-    """Refuses a file that is no bundle by its first bytes and its size.
+    """Refuses a file that is not a bundle, judged by its first bytes and its size.
 
     Raises:
         ValueError: the message says what to do.

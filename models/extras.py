@@ -1,4 +1,4 @@
-"""What to install for an optional part, wherever this package itself came from."""
+"""The command that installs an optional part, wherever this package itself came from."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def begins_as_onnx(start: bytes) -> bool:
 
 
 def is_whole_protobuf(file: BinaryIO) -> bool:
-    """Whether the file's fields are as long as they say, as those of a complete ONNX file are; does
-    not read what is in them."""
+    """Whether every field is as long as it says, so that nothing is cut off, as in a whole ONNX
+    file. The fields' contents are not read."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     while file.tell() < size:

@@ -31,8 +31,8 @@ ONLY_RANDOM = "architecture: only random networks take one; bundles have their o
 
 @dataclass(frozen=True)
 class Named:
-    """What is known of a SPEC's bundle without its weights: its `name`, if it is known before a
-    download, and whether it was `calibrated` for 8 bits."""
+    """What a SPEC tells before any weights are read: the bundle's `name`, unless only a download
+    would tell it, and whether it was `calibrated` for 8 bits."""
 
     name: str | None = None
     calibrated: bool = False

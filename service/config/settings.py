@@ -84,7 +84,7 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_number(cls, value: object, info: ValidationInfo) -> object:
-        """YAML's `yes` is no number, though Python takes it for 1."""
+        """YAML's `yes` is not a number, though Python takes it for 1."""
         kind = NUMBERS.get(cls.model_fields[str(info.field_name)].annotation)
         if isinstance(value, bool) and kind:
             raise PydanticKnownError(kind)
