@@ -191,7 +191,7 @@ RECIPES = {
         keep="best",
         patience=8,
     ),
-    # The same, longer, for the network that ships with the service.
+    # For the network that ships with the service.
     "embedded": Recipe(
         paper="Jordan 2024, arXiv:2404.00498: its optimisation and augmentation, for a ResNet",
         unit="epochs",
@@ -201,11 +201,11 @@ RECIPES = {
         momentum=0.85,
         nesterov=True,
         weight_decay=1e-3,
-        label_smoothing=0.2,
+        label_smoothing=0.1,
         crop_padding=2,
         padding_mode="reflect",
         alternate_flip=True,
-        cutout=8,
+        cutout=12,
         bias_rate=64.0,
         lookahead=5,
         stem_init="whitened",
