@@ -7,7 +7,8 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import GONE_SECONDS, PHASES, REASONS, SECONDS, Metrics, Objectives
+from service.metric_families import SECONDS
+from service.metrics import GONE_SECONDS, PHASES, REASONS, Metrics, Objectives
 
 
 def test_two_services_in_one_process_do_not_share_metrics() -> None:
