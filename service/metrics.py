@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of their own."""
+"""Counting what happens, and the series of each model, in a registry of its own."""
 
 from __future__ import annotations
 
@@ -6,37 +6,22 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from platform import python_version
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_format
 
 from service import errors, runtime
+from service.metric_families import SECONDS, Families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text"
 OPENMETRICS_TYPE = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
-# Fixed, so that the histograms of many processes add up.
-SECONDS = (
-    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-)  # fmt: skip
-# Of probabilities; a sound model gives most images the highest.
-CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 # What the classes without series of their own count as.
 OTHER = "other"
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REASONS = (errors.ServiceError.reason, *(error.reason for error in errors.REFUSALS))
 PHASES = ("accept", "decode", "queue", "inference", "total")
 # After a model has gone, for Prometheus to scrape its last values.
@@ -45,7 +30,7 @@ GONE_SECONDS = 300.0
 
 @dataclass(slots=True)
 class GpuUse:
-    """What a GPU has in use; NaN: not known.
+    """What a GPU has in use, each field for the gauge gpu_FIELD; NaN: not known.
 
     Memory in bytes, of which this process's allocator has `memory_reserved`; `utilisation`: share
     of the time in which it computed, 0 to 1; `temperature` in degrees Celsius; `power` in watts.
@@ -77,16 +62,11 @@ class Objectives:
 USUAL = Objectives()
 
 
-class Metrics:
-    """One attribute per metric; its labels are positional.
-
-    `multiprocess_mode` matters with several processes; see `service.workers.shared_metrics`.
-    """
+class Metrics(Families):
+    """The metrics of one process, with methods for what happens in it."""
 
     def __init__(self, objectives: Objectives = USUAL) -> None:
-        # They double the number of series, and the process's start time says as much.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        registry = self._registry = CollectorRegistry()
+        super().__init__(objectives.bounds)
         # Cached: looking a child up by its labels costs more than counting.
         self._responses: dict[tuple[str, int], Counter] = {}
         self._refused: dict[tuple[str, str], Counter] = {}
@@ -95,262 +75,13 @@ class Metrics:
         self._served: set[str] = set()
         self._gone: dict[str, float] = {}  # and when their series end
         self._lifetimes = threading.RLock()  # of models' series; scrapes come from a thread
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        self.phase = Histogram(
-            "resnet_serve_phase_seconds",
-            "Time of a classified image by phase: accept, decode, queue, inference, total",
-            ("model", "phase"),
-            buckets=objectives.bounds,
-            registry=registry,
-        )
-        self.batch_size = Histogram(
-            "resnet_serve_batch_size",
-            "Images in a computed batch",
-            ("model",),
-            buckets=SIZES,
-            registry=registry,
-        )
-        self.batches = Counter(
-            "resnet_serve_batches",
-            "Computed batches by size, rounded up to a power of two",
-            ("model", "size"),
-            registry=registry,
-        )
-        self.batch_seconds = Counter(
-            "resnet_serve_batch_seconds",
-            "Time from forming a batch to its results, by batch size rounded up to a power of two",
-            ("model", "size"),
-            registry=registry,
-        )
-        self.last_batch = Gauge(
-            "resnet_serve_last_batch_timestamp_seconds",
-            "Unix time of the latest batch, in seconds; 0: none yet",
-            ("model",),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.requests = Counter(
-            "resnet_serve_requests",
-            "Responses; of gRPC, with the HTTP status of the same outcome",
-            ("route", "status"),
-            registry=registry,
-        )
-        self.refusals = Counter(
-            "resnet_serve_refusals",
-            "Images not classified, by reason",
-            ("model", "reason"),
-            registry=registry,
-        )
-        self.images = Counter(
-            "resnet_serve_images", "Images classified", ("model",), registry=registry
-        )
-        self.predictions = Counter(
-            "resnet_serve_predictions",
-            "Images by their most probable class; classes without a series of their own: other",
-            ("model", "class_id", "class"),
-            registry=registry,
-        )
-        self.confidence = Histogram(
-            "resnet_serve_confidence_ratio",
-            "Probability of an image's most probable class, 0 to 1",
-            ("model",),
-            buckets=CONFIDENCES,
-            registry=registry,
-        )
-        self.slow_images = Counter(
-            "resnet_serve_slow_images",
-            "Images classified in more than the latency goal",
-            ("model",),
-            registry=registry,
-        )
-        self.engine_errors = Counter(
-            "resnet_serve_engine_errors",
-            "Engine failures",
-            ("model", "device"),
-            registry=registry,
-        )
-        self.out_of_memory = Counter(
-            "resnet_serve_engine_out_of_memory",
-            "Batches that did not fit into memory and were computed in halves",
-            ("model", "device"),
-            registry=registry,
-        )
-        self.device_images = Counter(
-            "resnet_serve_device_images",
-            "Images computed, by device",
-            ("model", "device"),
-            registry=registry,
-        )
-        self.gpu_graphs = Gauge(
-            "resnet_serve_gpu_graphs",
-            "CUDA graphs that a model's engine captured; 0: it launches each kernel by itself",
-            ("model", "device"),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.gpu_memory_used = Gauge(
-            "resnet_serve_gpu_memory_used_bytes",
-            "Memory of the GPU in use, by all processes",
-            ("device",),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.gpu_memory_total = Gauge(
-            "resnet_serve_gpu_memory_total_bytes",
-            "Memory of the GPU",
-            ("device",),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.gpu_memory_reserved = Gauge(
-            "resnet_serve_gpu_memory_reserved_bytes",
-            "Memory of the GPU that PyTorch has reserved for the service",
-            ("device",),
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.gpu_utilisation = Gauge(
-            "resnet_serve_gpu_utilisation_ratio",
-            "Share of the time in which the GPU computed, 0 to 1",
-            ("device",),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.gpu_temperature = Gauge(
-            "resnet_serve_gpu_temperature_celsius",
-            "Temperature of the GPU",
-            ("device",),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.gpu_power = Gauge(
-            "resnet_serve_gpu_power_watts",
-            "Power that the GPU draws",
-            ("device",),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.backlog = Histogram(
-            "resnet_serve_backlog_seconds",
-            "Time that connections, or the data on them, waited to be accepted",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.loop_delay = Histogram(
-            "resnet_serve_loop_delay_seconds",
-            "How late the event loop was, sampled 50 times a second",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.loop_longest_turn = Gauge(
-            "resnet_serve_loop_longest_turn_seconds",
-            "The latest that the event loop was in the last minute",
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.loop_turns = Counter(
-            "resnet_serve_loop_turns", "Turns of the event loop in which it read", registry=registry
-        )
-        self.loop_reads = Counter(
-            "resnet_serve_loop_reads", "Reads from connections", registry=registry
-        )
-        self.loop_accepts = Counter(
-            "resnet_serve_loop_accepts", "Connections accepted", registry=registry
-        )
-        self.in_flight = Gauge(
-            "resnet_serve_requests_in_flight",
-            "Requests in progress",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.queue_depth = Gauge(
-            "resnet_serve_queue_depth",
-            "Images accepted and not yet being computed",
-            ("model",),
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.queue_limit = Gauge(
-            "resnet_serve_queue_limit",
-            "Limit on images accepted and not yet being computed",
-            ("model",),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.model_ready = Gauge(
-            "resnet_serve_model_ready",
-            "1 if the model serves, else 0",
-            ("model",),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.load_seconds = Gauge(
-            "resnet_serve_model_load_seconds",
-            "Time from opening the model until its engine on the device first served",
-            ("model", "device"),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.model_info = Gauge(
-            "resnet_serve_model_info",
-            "Always 1; its labels describe the model",
-            ("model", "architecture", "device", "precision", "engine", "sha256"),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self._by_model = (
-            self.phase, self.batch_size, self.batches, self.batch_seconds, self.last_batch,
-            self.refusals, self.images, self.engine_errors, self.out_of_memory, self.queue_depth,
-            self.queue_limit, self.model_ready, self.model_info, self.device_images,
-            self.gpu_graphs, self.predictions, self.confidence, self.load_seconds,
-            self.slow_images,
-        )  # fmt: skip
-        self._by_gpu = {
-            "memory_used": self.gpu_memory_used,
-            "memory_total": self.gpu_memory_total,
-            "memory_reserved": self.gpu_memory_reserved,
-            "utilisation": self.gpu_utilisation,
-            "temperature": self.gpu_temperature,
-            "power": self.gpu_power,
-        }
+        self._by_model = [
+            family
+            for family in vars(self).values()
+            if isinstance(family, Counter | Gauge | Histogram)
+            and family._labelnames[:1] == ("model",)
+        ]
         self._latency_goal = objectives.latency_seconds
-        self._describe_service(objectives)
-
-    def _describe_service(self, objectives: Objectives) -> None:
-        """Shows what is known from the start, and how near the process is to its limits."""
-        gauge = partial(Gauge, multiprocess_mode="livemax", registry=self._registry)
-        self.build_info = gauge(
-            "resnet_serve_build_info",
-            "Always 1; its labels are the versions of the service, of Python and of torch",
-            ("version", "python", "torch"),
-        )
-        self.open_files = gauge(
-            "resnet_serve_open_files_ratio",
-            "Open files and sockets over their limit, in the process that is nearest to it",
-        )
-        self.memory_limit = Gauge(
-            "resnet_serve_memory_limit_bytes",
-            "Memory that the service may use: the limit of its control group, or all of the host",
-            multiprocess_mode="livemin",
-            registry=self._registry,
-        )
-        self.certificate_expiry = gauge(
-            "resnet_serve_certificate_expiry_timestamp_seconds",
-            "Unix time at which the certificate in use expires, in seconds; 0: no TLS",
-        )
-        self.slo_latency = gauge(
-            "resnet_serve_slo_latency_seconds",
-            "Latency goal, the setting slo_latency_ms",
-        )
-        self.slo_latency_ratio = gauge(
-            "resnet_serve_slo_latency_ratio",
-            "Share of classified images that are to meet the latency goal",
-        )
-        self.slo_availability_ratio = gauge(
-            "resnet_serve_slo_availability_ratio",
-            "Share of images that are not to be refused for reasons on the service's side",
-        )
         self.slo_latency.set(objectives.latency_seconds)
         self.slo_latency_ratio.set(objectives.latency_ratio)
         self.slo_availability_ratio.set(objectives.availability_ratio)
@@ -390,10 +121,10 @@ class Metrics:
 
     def watch_gpu(self, device: str, read: Callable[[], GpuUse]) -> None:
         """Reads a GPU's gauges at each scrape, but for those that are not known now."""
-        use = read()
-        for field, gauge in self._by_gpu.items():
-            if not math.isnan(getattr(use, field)):
-                self.watch(gauge.labels(device), partial(_part, read, field))
+        for name, value in asdict(read()).items():
+            if not math.isnan(value):
+                gauge: Gauge = getattr(self, f"gpu_{name}")
+                self.watch(gauge.labels(device), partial(_part, read, name))
 
     def unwatch_model(self, name: str) -> None:
         """Removes a model's gauges, and after `GONE_SECONDS` its other series."""
@@ -431,7 +162,6 @@ class Metrics:
     def _remove_gone(self) -> None:
         """Removes the series of models that have been gone for `GONE_SECONDS`."""
         with self._lifetimes:
-            # The model is the first label of each.
             series = [(each, labels) for each in self._by_model for labels in [*each._metrics]]
             ended = self.ended({labels[0] for _, labels in series})
             self._forget(ended)

@@ -66,7 +66,7 @@ LIBRARIES = {
     "uvicorn": {"http"},
     "opentelemetry": {"http"},
     "PIL": {"inference", "http", "client", "engines"},  # engines are timed with real files
-    "prometheus_client": {"metrics", "workers", "ray"},
+    "prometheus_client": {"metrics", "metric_families", "workers", "ray"},
     "ray": {"ray", "cli"},
     "grpc": {"grpc"},
     "grpc_reflection": {"grpc"},

@@ -41,7 +41,7 @@ class Augmentation:
     `train_size`: the shorter side of training images in pixels; 0: that of the network's input.
     `jitter`, `lighting`, `auto_augment`: see `models.data.changes.Changes`.
     `cutout`: side of a square filled with `fill`; 0 for none. See
-        `models.data.hiding.cutout`.
+        `models.data.hiding.draw_centres`.
     `erasing`: probability of a rectangle filled with `fill`. See
         `models.data.hiding.draw_erased`.
     `fill`: the colour of both, from 0 to 255 for each channel of the images; () is 0.
@@ -135,26 +135,13 @@ class Crops:
 
 
 def draw_crops(count: int, padding: int, generator: torch.Generator) -> Crops:
-    """Random crops for a batch; all offsets and both flips are equally likely."""
+    """Random crops for a batch; all offsets and both flips are equally likely (He 2015, section
+    4.2, where `padding` is 4 pixels of zeros)."""
 
     def draw(limit: int) -> Tensor:
         return torch.randint(limit, (count,), generator=generator, device=generator.device)
 
     return Crops(draw(2 * padding + 1), draw(2 * padding + 1), draw(2) == 1)
-
-
-def crop_and_flip(
-    images: Tensor, padding: int, generator: torch.Generator, mode: PaddingMode = "zeros"
-) -> Tensor:
-    """Pads each image, crops it at random to its size, and mirrors it half the time.
-
-    Takes and returns uint8 [N, H, W, C] (He 2015, section 4.2: `padding` is 4 pixels of zeros).
-
-    Raises:
-        ValueError: see `crop`.
-    """
-    crops = draw_crops(len(images), padding, generator)
-    return unpack(crop(pack(images), crops, padding, mode), images.shape[-1])
 
 
 def check_reflection(height: int, width: int, padding: int, mode: PaddingMode) -> None:

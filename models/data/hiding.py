@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,22 +12,12 @@ from models.data.augment import Augmentation
 ERASED_AREA, ERASED_RATIO, ERASING_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
 
 
-def cutout(
-    images: Tensor, side: int, generator: torch.Generator, fill: Sequence[int] = (0,)
-) -> Tensor:
-    """Fills a square of `side` pixels in each image with the colour `fill`: uint8 [N, H, W, C].
-
-    The centre is anywhere in the image, so part of the square may lie outside (DeVries and Taylor,
-    arXiv:1708.04552, section 3.2). They fill with zero after normalisation: the colour `grey`.
-    """
-    count, height, width, _ = images.shape
-    centres = draw_centres(count, height, width, generator)
-    inside = squares(centres.to(images.device), side, height, width)
-    return torch.where(inside[..., None], images.new_tensor(fill), images)
-
-
 def draw_centres(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Rows and columns of the centres of cutout's squares: int64 [N, 2]."""
+    """Rows and columns of the centres of cutout's squares: int64 [N, 2].
+
+    They are anywhere in the image, so part of a square may lie outside (DeVries and Taylor,
+    arXiv:1708.04552, section 3.2).
+    """
     sides = ((height,), (width,))
     drawn = [
         torch.randint(*side, (count,), generator=generator, device=generator.device)

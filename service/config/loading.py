@@ -19,7 +19,8 @@ from models.builtin import DEFAULT_SPEC
 from models.suggestions import nearest
 from service.config import keys, sources
 from service.config.addresses import unix_path
-from service.config.settings import DEVICE_RULE, ModelSettings, Settings, Strict
+from service.config.setting_types import DEVICE_RULE, Strict
+from service.config.settings import ModelSettings, Settings
 from service.config.sources import NAME_RULE, SECRETS, Merged, Place, Source, shown
 from service.config.variables import PREFIX, environment
 from service.config.wording import but_is, in_words, is_ours

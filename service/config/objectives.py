@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from service.config.settings import Settings
-from service.metrics import SECONDS, Objectives
+from service.metric_families import SECONDS
+from service.metrics import Objectives
 
 # Beyond the usual bounds, up to the longest deadline.
 LONG_SECONDS = (25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0)

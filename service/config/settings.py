@@ -1,94 +1,55 @@
-"""All settings, as fields with their defaults, limits and descriptions."""
+"""All settings, as fields with their defaults, limits and descriptions.
+
+`setting_types` holds their types and what those refuse.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     FieldSerializationInfo,
     SecretStr,
-    StringConstraints,
-    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import PydanticCustomError
 
 from models.builtin import DEFAULT_SPEC
-from models.extras import install
-from models.own_code import ALLOWED
 from service.config import keys
-from service.config.addresses import path_problem, unix_path
 from service.config.capacity import MOST_FRONT_ENDS
 from service.config.choices import PLATFORMS, Decode, Engine, Platform, Precision
-from service.config.sources import NAME_PATTERN, SECRETS
+from service.config.setting_types import (
+    LONGEST_S,
+    MOST_BYTES,
+    Bounds,
+    Code,
+    Collector,
+    Count,
+    Devices,
+    FilePath,
+    GrpcPort,
+    Host,
+    ModelName,
+    Origins,
+    Route,
+    Seconds,
+    Share,
+    Size,
+    SocketMode,
+    Spec,
+    Strict,
+    Tracing,
+)
+from service.config.sources import SECRETS
 from service.config.variables import default_cache_dir
 from service.runtime import cpus
 
-DEVICE = r"auto|cpu|cuda(:(\d+|all))?"
-DEVICE_RULE = "must be auto, cpu, cuda, cuda:all, cuda:N, or a list of these"
-ORIGIN = re.compile(r"\*|https?://[^\s/*,]+")
-SOCKET_MODE = re.compile("0?[0-7]{3}")
-COLLECTOR = re.compile(r"https?://[^\s/,]+(/\S*)?")
-# The characters of a path (RFC 3986, section 3.3), without escapes.
-ROUTE = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]{0,500}")
-# Checked one by one, as looking inside a missing package raises.
-TRACING_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
-GRPC_PACKAGES = ("grpc", "grpc_reflection")
 MOST_MODELS = 256
-MOST_BUCKETS = 100
 MOST_THREADS = 1024
-# A month, and a tebibyte: beyond them timers and the integers of C overflow.
-LONGEST_S = 30 * 86_400
-MOST_BYTES = 2**40
-MOST_AT_ONCE = 1_000_000
-NUMBERS: dict[object, Literal["int_parsing", "float_parsing"]] = {
-    int: "int_parsing",
-    int | None: "int_parsing",
-    float: "float_parsing",
-    float | None: "float_parsing",
-}
-
-ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
-
-
-def _check_path(path: Path) -> Path:
-    if not str(path).isprintable():
-        raise PydanticCustomError("path", "must be a path without control characters")
-    return path
-
-
-def _check_given(path: object) -> object:
-    # Python takes it for the current folder.
-    if path == "":
-        raise PydanticCustomError("path", "must be a path")
-    return path
-
-
-FilePath = Annotated[Path, BeforeValidator(_check_given), AfterValidator(_check_path)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_number(cls, value: object, info: ValidationInfo) -> object:
-        """YAML's `yes` is not a number, though Python takes it for 1."""
-        kind = NUMBERS.get(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and kind:
-            raise PydanticKnownError(kind)
-        return value
 
 
 class Limits(NamedTuple):
@@ -106,7 +67,7 @@ ON_CPU, ON_GPU = Limits(32, 256), Limits(256, 1024)
 class ModelSettings(Strict):
     """One served model."""
 
-    spec: str = Field(
+    spec: Spec = Field(
         description="builtin:NAME, random:VARIANT, torchvision:VARIANT[:WEIGHTS], onnx-zoo:NAME, "
         "hf:OWNER/NAME, or the path of a bundle, an ONNX file, or a folder that contains one"
     )
@@ -114,11 +75,10 @@ class ModelSettings(Strict):
     architecture: dict[str, Any] | None = Field(
         None, description="fields of an architecture: overrides for random:VARIANT, all for random:"
     )
-    device: str | list[str] = Field(
+    device: Devices = Field(
         "auto",
         description="auto: the first GPU, or cpu without one; cuda: the first GPU; cuda:N; "
         "cuda:all; or a list: one engine on each. A named GPU that is missing is an error",
-        json_schema_extra={"pattern": f"^({DEVICE})$", "items": {"pattern": f"^({DEVICE})$"}},
     )
     precision: Precision = Field(
         "auto",
@@ -168,31 +128,9 @@ class ModelSettings(Strict):
         description="maximum number of images in the queue; unset: 1024 on CUDA, 256 on CPU, and "
         "at least 4 * max_batch",
     )
-    max_queue_bytes: int = Field(
-        256 * 2**20,
-        ge=1,
-        le=MOST_BYTES,
-        description="maximum total size of bodies and pixels in the queue",
+    max_queue_bytes: Size = Field(
+        256 * 2**20, description="maximum total size of bodies and pixels in the queue"
     )
-
-    @field_validator("spec")
-    @classmethod
-    def _check_spec(cls, spec: str) -> str:
-        if not spec.strip():
-            raise PydanticCustomError(
-                "spec",
-                "is empty; write a SPEC such as {spec}, also behind NAME=",
-                {"spec": DEFAULT_SPEC},
-            )
-        return spec
-
-    @field_validator("device")
-    @classmethod
-    def _check_devices(cls, device: str | list[str]) -> str | list[str]:
-        wanted = device if isinstance(device, list) else [device]
-        if not wanted or not all(re.fullmatch(DEVICE, name) for name in wanted):
-            raise PydanticCustomError("device", DEVICE_RULE)
-        return device
 
     @model_validator(mode="after")
     def _check_exact(self) -> Self:
@@ -212,7 +150,7 @@ class ModelSettings(Strict):
 class Settings(Strict):
     """The service. The first of `models` is the default model."""
 
-    host: str = Field(
+    host: Host = Field(
         "127.0.0.1",
         description="address or name to listen on, with all its addresses; localhost: loopback of "
         'both families; 0.0.0.0: every IPv4 address; "::": every address; unix:/PATH: a unix '
@@ -225,25 +163,20 @@ class Settings(Strict):
         description="port to listen on; 0: any free port; a unix socket has none; default: "
         "AIP_HTTP_PORT or SAGEMAKER_BIND_TO_PORT, which Vertex AI and SageMaker set, else 8000",
     )
-    grpc_port: int | None = Field(
+    grpc_port: GrpcPort = Field(
         None,
-        ge=0,
-        le=65535,
         description="port for gRPC on the same host; 0: any free port; unset: no gRPC; requires "
         "the extra grpc",
     )
-    grpc_max_streams: int = Field(
+    grpc_max_streams: Count = Field(
         64,
-        ge=1,
-        le=MOST_AT_ONCE,
         description="streams of ModelStreamInfer that are open at once, in each front end; each "
         "may take max_batch_body_bytes of memory",
     )
-    socket_mode: str = Field(
+    socket_mode: SocketMode = Field(
         "660",
         description="permissions of a unix socket's file, in octal and in quotes; who may write to "
         "it may use the service",
-        json_schema_extra={"pattern": f"^{SOCKET_MODE.pattern}$"},
     )
     allow_anonymous: bool = Field(
         False, description="accept other hosts without api_keys; otherwise the start fails"
@@ -269,7 +202,7 @@ class Settings(Strict):
         description="who may use priority 1 of /v2, the one above the default; for others it is "
         "the default; key: whoever sends an API or admin key",
     )
-    allow_code: list[str] = Field(
+    allow_code: Code = Field(
         default_factory=list,
         description="code of your own that may be imported and run as the block or the head of a "
         "bundle that names it: package.module:Class, or package.module for all classes of a "
@@ -284,49 +217,37 @@ class Settings(Strict):
         None, description="PEM file with the certificate and its chain; enables HTTPS"
     )
     tls_key: FilePath | None = Field(None, description="PEM file with the private key, no password")
-    cors_origins: list[str] = Field(
+    cors_origins: Origins = Field(
         [],
         description="origins, such as https://example.org, whose pages may use the API, or *; "
         "empty: only the service's own",
-        json_schema_extra={"items": {"type": "string", "pattern": f"^({ORIGIN.pattern})$"}},
     )
     platforms: list[Platform] = Field(
         list(PLATFORMS),
         description="platforms whose routes are served: kserve_v1 (and TensorFlow Serving), "
         "torchserve, sagemaker, vertex; in the environment, separated by commas; empty: none",
     )
-    vertex_health_route: str | None = Field(
-        None,
-        description="path of Vertex AI's health checks; default: AIP_HEALTH_ROUTE",
-        json_schema_extra={"pattern": f"^{ROUTE.pattern}$"},
+    vertex_health_route: Route = Field(
+        None, description="path of Vertex AI's health checks; default: AIP_HEALTH_ROUTE"
     )
-    vertex_predict_route: str | None = Field(
-        None,
-        description="path of Vertex AI's predictions; default: AIP_PREDICT_ROUTE",
-        json_schema_extra={"pattern": f"^{ROUTE.pattern}$"},
+    vertex_predict_route: Route = Field(
+        None, description="path of Vertex AI's predictions; default: AIP_PREDICT_ROUTE"
     )
-    max_connections: int = Field(
+    max_connections: Count = Field(
         4096,
-        ge=1,
-        le=MOST_AT_ONCE,
         description="limit for all front ends together; beyond it, those that idle longest (5 s or "
         "more) give way, else more are refused",
     )
-    keep_alive_s: float = Field(
+    keep_alive_s: Seconds = Field(
         3660,
-        gt=0,
-        le=LONGEST_S,
         description="time after which an idle connection is closed; set it longer than the idle "
         "timeout of the load balancer, which must be the one to close",
     )
     max_header_bytes: int = Field(
         65_536, ge=1024, le=MOST_BYTES, description="limit for request line and headers"
     )
-    header_timeout_s: float = Field(
-        10,
-        gt=0,
-        le=LONGEST_S,
-        description="time limit for receiving headers, and for a TLS handshake",
+    header_timeout_s: Seconds = Field(
+        10, description="time limit for receiving headers, and for a TLS handshake"
     )
     workers: int = Field(
         # Until the cost of a request has been measured; see `service.cli.trial`.
@@ -346,24 +267,15 @@ class Settings(Strict):
     request_timeout_ms: float = Field(
         10_000, gt=0, description="a request's deadline, unless X-Request-Timeout-Ms sets another"
     )
-    max_body_bytes: int = Field(
-        20 * 2**20, ge=1, le=MOST_BYTES, description="limit for one image's request body"
-    )
-    max_batch_body_bytes: int = Field(
-        100 * 2**20, ge=1, le=MOST_BYTES, description="limit for a batch request's body"
-    )
-    max_upload_bytes: int = Field(
+    max_body_bytes: Size = Field(20 * 2**20, description="limit for one image's request body")
+    max_batch_body_bytes: Size = Field(100 * 2**20, description="limit for a batch request's body")
+    max_upload_bytes: Size = Field(
         512 * 2**20,
-        ge=1,
-        le=MOST_BYTES,
         description="maximum total size of the bodies being received, over all front ends; the "
         "largest of each front end does not count",
     )
-    upload_timeout_s: float = Field(
-        60,
-        gt=0,
-        le=LONGEST_S,
-        description="time limit for receiving a body, unless the deadline is earlier",
+    upload_timeout_s: Seconds = Field(
+        60, description="time limit for receiving a body, unless the deadline is earlier"
     )
     min_upload_bytes_per_s: int = Field(
         10_000,
@@ -371,13 +283,9 @@ class Settings(Strict):
         le=MOST_BYTES,
         description="refuse a body that arrives more slowly for five seconds or longer; 0: none",
     )
-    max_batch_images: int = Field(
-        64, ge=1, le=MOST_AT_ONCE, description="limit of images in a batch request"
-    )
-    max_pixels: int = Field(
+    max_batch_images: Count = Field(64, description="limit of images in a batch request")
+    max_pixels: Size = Field(
         50_000_000,
-        ge=1,
-        le=MOST_BYTES,
         description="maximum number of pixels in an image; half as many for WebP, AVIF and HEIC",
     )
     decode_threads: int = Field(
@@ -409,17 +317,11 @@ class Settings(Strict):
         le=LONGEST_S,
         description="after SIGTERM, keep serving this long with /health/ready at 503",
     )
-    shutdown_timeout_s: float = Field(
-        30,
-        gt=0,
-        le=LONGEST_S,
-        description="after the grace period, wait this long for accepted requests",
+    shutdown_timeout_s: Seconds = Field(
+        30, description="after the grace period, wait this long for accepted requests"
     )
-    load_timeout_s: float = Field(
-        600,
-        gt=0,
-        le=LONGEST_S,
-        description="time limit for loading a model while serving (PUT, SIGHUP)",
+    load_timeout_s: Seconds = Field(
+        600, description="time limit for loading a model while serving (PUT, SIGHUP)"
     )
     cache_dir: FilePath = Field(
         default_factory=default_cache_dir,
@@ -433,12 +335,12 @@ class Settings(Strict):
         description="how many classes of each model the metrics count one by one, the first by "
         "number; the others count together; 0: neither classes nor confidences are counted",
     )
-    tracing: bool = Field(
+    tracing: Tracing = Field(
         False,
         description="send OpenTelemetry traces, configured by the standard OTEL_* variables; "
         "requires the extra otel",
     )
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: Collector = Field(
         None,
         description="send traces to this collector, such as http://localhost:4318, by OTLP over "
         "HTTP; equivalent to tracing with OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -461,9 +363,8 @@ class Settings(Strict):
         description="log every request at the level info, with the address of its client; of "
         "refused ones at most ten a second for each reason",
     )
-    latency_buckets_ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    latency_buckets_ms: Bounds = Field(
         [],
-        max_length=MOST_BUCKETS,
         description="bounds of the metrics' latency histogram, rising; slo_latency_ms and "
         "request_timeout_ms are added; in the environment, separated by commas; empty: 15 from "
         "0.25 to 10,000",
@@ -474,84 +375,13 @@ class Settings(Strict):
         allow_inf_nan=False,
         description="latency goal of an image, for alerts and dashboards",
     )
-    slo_latency_ratio: float = Field(
-        0.99, gt=0, lt=1, description="share of classified images that are to meet slo_latency_ms"
+    slo_latency_ratio: Share = Field(
+        0.99, description="share of classified images that are to meet slo_latency_ms"
     )
-    slo_availability_ratio: float = Field(
+    slo_availability_ratio: Share = Field(
         0.999,
-        gt=0,
-        lt=1,
         description="share of images that are not to be refused for reasons on the service's side",
     )
-
-    @field_validator("host")
-    @classmethod
-    def _check_host(cls, host: str) -> str:
-        if not host.strip("[] ") or not host.isprintable():
-            raise PydanticCustomError("host", "must be an address, a name or unix:PATH")
-        path = unix_path(host)
-        if path is not None and (problem := path_problem(path)):
-            raise PydanticCustomError("path", problem)
-        return host
-
-    @field_validator("socket_mode", mode="before")
-    @classmethod
-    def _check_mode(cls, mode: object) -> object:
-        # YAML takes 0660 for the number 432, and nobody could tell.
-        if not isinstance(mode, str) or not SOCKET_MODE.fullmatch(mode):
-            raise PydanticCustomError("mode", 'must be octal digits in quotes, such as "660"')
-        return mode
-
-    @field_validator("latency_buckets_ms")
-    @classmethod
-    def _check_buckets(cls, bounds: list[float]) -> list[float]:
-        if bounds != sorted(set(bounds)):
-            raise PydanticCustomError("bounds", "must rise from each bound to the next")
-        return bounds
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _check_origins(cls, origins: list[str]) -> list[str]:
-        for origin in origins:
-            if not ORIGIN.fullmatch(origin):
-                raise PydanticCustomError(
-                    "origin", "must be origins such as https://example.org, without a path, or *"
-                )
-        return origins
-
-    @field_validator("allow_code")
-    @classmethod
-    def _check_code(cls, allowed: list[str]) -> list[str]:
-        for path in allowed:
-            if not ALLOWED.fullmatch(path):
-                raise PydanticCustomError(
-                    "code", "must be import paths such as package.module:Class or package.module"
-                )
-        return allowed
-
-    @field_validator("grpc_port")
-    @classmethod
-    def _check_grpc(cls, port: int | None) -> int | None:
-        if port is not None and not all(find_spec(package) for package in GRPC_PACKAGES):
-            raise PydanticCustomError("extra", f"needs gRPC; {install('grpc')}")
-        return port
-
-    @field_validator("vertex_health_route", "vertex_predict_route")
-    @classmethod
-    def _check_route(cls, route: str | None) -> str | None:
-        if route is not None and not ROUTE.fullmatch(route):
-            raise PydanticCustomError("route", "must be a path such as /predict")
-        # A slash at the end of a request's path changes nothing.
-        return route if route is None else route.rstrip("/") or "/"
-
-    @field_validator("tracing", "otlp_endpoint")
-    @classmethod
-    def _check_tracing(cls, value: bool | str | None) -> bool | str | None:
-        if isinstance(value, str) and not COLLECTOR.fullmatch(value):
-            raise PydanticCustomError("collector", "must be a URL such as http://localhost:4318")
-        if value and not all(find_spec(package) for package in TRACING_PACKAGES):
-            raise PydanticCustomError("extra", f"needs OpenTelemetry; {install('otel')}")
-        return value
 
     @property
     def traced(self) -> bool:

@@ -44,6 +44,7 @@ from service.inference.lane import Lane
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 
+Layer = Callable[[ASGIApp], ASGIApp]
 log = logging.getLogger(__name__)
 # What a page of another origin may send, and may read from a response.
 CORS = partial(
@@ -108,7 +109,7 @@ class Application(FastAPI):
     """FastAPI inside of `layers`, the innermost first, so that plain routes do without its own."""
 
     def __init__(self, **options: Any) -> None:
-        self.layers: list[Callable[[ASGIApp], ASGIApp]] = []
+        self.layers: list[Layer] = []
         super().__init__(**options)
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -187,27 +188,32 @@ def create_app(
     openapi.describe(app, DESCRIBED)
     for endpoints in ENDPOINTS:
         app.include_router(endpoints.router)
-    of_vertex = vertex.routes(settings)
-    own = plain_routes(settings)
-    own += unclaimed(of_vertex, [*own, *app.routes])
-    app.layers.append(partial(PlainRoutesMiddleware, routes=own, first=of_vertex))
-    app.layers.append(partial(ApiKeyMiddleware, keys=services.keys))
-    app.layers.append(RoutingMiddleware)
-    if settings.cors_origins:
-        app.layers.append(partial(CORS, allow_origins=settings.cors_origins))
-    # Lets a page of another origin read the timings that browsers keep of its requests.
-    origins = ", ".join(settings.cors_origins).encode()
-    headers = [(b"timing-allow-origin", origins)] if origins else []
-    app.layers.append(
-        partial(
-            ObservabilityMiddleware,
-            metrics=metrics,
-            pipeline=pipeline,
-            headers=headers,
-            private=(*API, *(route.path for route in of_vertex)),
-            access_log=settings.access_log,
-        )
-    )
+    app.layers = _layers(app, services)
     if tracing is not None:
         app.layers.append(partial(TracingMiddleware, tracing=tracing))
     return app
+
+
+def _layers(app: FastAPI, services: Services) -> list[Layer]:
+    """What each request passes through before `app`, the innermost first."""
+    settings = services.settings
+    of_vertex = vertex.routes(settings)
+    own = plain_routes(settings)
+    own += unclaimed(of_vertex, [*own, *app.routes])
+    # Lets a page of another origin read the timings that browsers keep of its requests.
+    origins = ", ".join(settings.cors_origins).encode()
+    observed = partial(
+        ObservabilityMiddleware,
+        metrics=services.metrics,
+        pipeline=services.pipeline,
+        headers=[(b"timing-allow-origin", origins)] if origins else [],
+        private=(*API, *(route.path for route in of_vertex)),
+        access_log=settings.access_log,
+    )
+    return [
+        partial(PlainRoutesMiddleware, routes=own, first=of_vertex),
+        partial(ApiKeyMiddleware, keys=services.keys),
+        RoutingMiddleware,
+        *([partial(CORS, allow_origins=settings.cors_origins)] if origins else []),
+        observed,
+    ]

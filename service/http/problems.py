@@ -180,9 +180,9 @@ def handle_unrouted(request: Request, error: Exception) -> Response:
     return _recorded(response, request.scope, reason, detail)
 
 
-def plain_refusal(scope: Scope, status: int, detail: str) -> Response:
-    """The response to a request whose path has no route that could answer it."""
-    return _recorded(problem(scope["path"], status, detail, NOT_FOUND), scope, NOT_FOUND, detail)
+def plain_refusal(scope: Scope, detail: str) -> Response:
+    """The response, with status 404, to a request whose path has no route to answer it."""
+    return _recorded(problem(scope["path"], 404, detail, NOT_FOUND), scope, NOT_FOUND, detail)
 
 
 def methods_of(request: Request) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 from ray.serve import metrics as ray_metrics
 
-from service.metrics import CONFIDENCES, SIZES, Metrics, Objectives
+from service.metric_families import CONFIDENCES, SIZES
+from service.metrics import Metrics, Objectives
 
 PUSH_SECONDS = 2.0
 # The metrics of each: the ingress does not count images that a replica counts.

@@ -16,15 +16,14 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from models.preprocess import InputSpec
-from service.config.settings import Limits, ModelSettings, Settings
+from service.config.settings import ModelSettings, Settings
 from service.errors import RETRY_SECONDS, Conflict, DeadlineExceeded, NotReady, QueueFull, error_of
 from service.inference.decoding import DecodedImage
-from service.inference.interfaces import Computed, Model, batch_share
+from service.inference.described_model import DescribedModel
+from service.inference.interfaces import Computed, Model
 from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.ranking import Row
-from service.inference.refcount import RefCount
 from service.inference.tasks import ImageInput, Pixels
 from service.metrics import Metrics
 from service.ray.cooldown import start_cooldown
@@ -135,25 +134,13 @@ class ModelDeployment:
         return max(RETRY_SECONDS, math.ceil(self.jobs * self.pace))
 
 
-class RayModel:
+class RayModel(DescribedModel):
     """One version of a model; see `service.inference.interfaces.Model`."""
 
     def __init__(self, deployment: ModelDeployment, facts: dict[str, Any], version: str) -> None:
+        super().__init__(deployment.name, deployment.settings, facts)
         self.deployment = deployment
         self.version = version
-        self.name = deployment.name
-        self.settings = deployment.settings
-        self.input = InputSpec(**facts["input"])
-        self.labels: list[str] = facts["labels"]
-        self.outputs: str = facts["outputs"]
-        self.channels: int = facts["channels"]
-        height, width = facts["map_sides"]
-        self.map_sides: tuple[int, int] = height, width
-        self.explains: bool = facts["explains"]
-        self.limits = Limits(*facts["limits"])
-        self.batch_share = batch_share(self.limits)
-        self.users = RefCount()
-        self.entering = 0
 
     @property
     def ready(self) -> bool:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from models.bundle import Bundle
 from models.interchange.opening import Loaded
 from models.preprocess import InputSpec
+from models.resnet import ResNet
 from models.summary import count_layers, count_macs, count_parameters, map_sides
 from models.variants import variant
 from service.config.choices import Decode
@@ -84,61 +85,21 @@ class LocalModel:
             max_delay=settings.max_delay_ms / 1000,
         )
         self._decoder = shared.decoder
-        architecture = bundle.variant or "custom"
         began = time.perf_counter() if began is None else began
-        self._info = ModelInfo(metrics, self.name, architecture, loaded.sha256 or "", began)
-
+        self._info = ModelInfo(
+            metrics, self.name, bundle.variant or "custom", loaded.sha256 or "", began
+        )
         read = partial(_read_again, settings, service, loaded.sha256)
-
-        def worker(device: str) -> EngineThread:
-            share, tenant = shared.devices[device], Tenant(settings.share)
-            builder = EngineBuilder(
-                bundle,
-                read,
-                settings,
-                service,
-                device,
-                shared.request_seconds,
-                turn=partial(share.alone, tenant),
-            )
-            return EngineThread(
-                f"{self.name}/{device}",
-                self.batcher,
-                builder,
-                EngineEvents(
-                    ready=partial(_announce, self._info, metrics),
-                    batch=partial(metrics.computed, self.name, device),
-                    error=partial(metrics.engine_failed, self.name, device),
-                    out_of_memory=partial(metrics.lacked_memory, self.name, device),
-                ),
-                device=share,
-                tenant=tenant,
-                timeout=service.engine_timeout_s,
-                serves=partial(_is_ready, weakref.ref(self)),
-            )
-
-        self.workers = [worker(device) for device in devices]
-        network, size = bundle.skeleton(), bundle.input.size
+        self.workers = [self._worker(device, bundle, read, shared) for device in devices]
+        network = bundle.skeleton()
         self.channels = network.out_channels
-        self.map_sides = map_sides(network, size)
+        self.map_sides = map_sides(network, bundle.input.size)
         one_layer = bundle.architecture.num_classes > 0 and not (
             bundle.architecture.head or bundle.head
         )
         self.explains = one_layer and math.prod(self.map_sides) > 1
         # The entry in /v1/models, in its order, but for the engine's part, known once it runs.
-        self._facts = {
-            "architecture": architecture,
-            "depth": variant(bundle.variant).depth if bundle.variant else bundle.architecture.depth,
-            "parameters": count_parameters(network),
-            "layers": count_layers(network),
-            "macs": count_macs(network, size, bundle.architecture.in_channels),
-            "num_classes": bundle.architecture.num_classes,
-            "outputs": self.outputs,
-            "configuration": asdict(bundle.architecture),
-            "block": bundle.block,
-            "head": bundle.head,
-            "views": bundle.views,
-            "input": _input_card(bundle.input),
+        self._facts = _network_card(bundle, network) | {
             "embedding": self.channels,
             "explain": self.explains,
             "exact_decode": settings.exact_decode,
@@ -159,6 +120,38 @@ class LocalModel:
         }
         self._metrics = metrics
         self._devices = devices
+
+    def _worker(
+        self, device: str, bundle: Bundle, read: Callable[[], Bundle], shared: Shared
+    ) -> EngineThread:
+        """The thread of a device's engine. It must not hold this model: a cycle would never be
+        collected, because objects that exist while serving are exempt from garbage collection."""
+        settings, service, metrics = self.settings, shared.settings, shared.metrics
+        share, tenant = shared.devices[device], Tenant(settings.share)
+        builder = EngineBuilder(
+            bundle,
+            read,
+            settings,
+            service,
+            device,
+            shared.request_seconds,
+            turn=partial(share.alone, tenant),
+        )
+        return EngineThread(
+            f"{self.name}/{device}",
+            self.batcher,
+            builder,
+            EngineEvents(
+                ready=partial(_announce, self._info, metrics),
+                batch=partial(metrics.computed, self.name, device),
+                error=partial(metrics.engine_failed, self.name, device),
+                out_of_memory=partial(metrics.lacked_memory, self.name, device),
+            ),
+            device=share,
+            tenant=tenant,
+            timeout=service.engine_timeout_s,
+            serves=partial(_is_ready, weakref.ref(self)),
+        )
 
     def show(self) -> None:
         """Shows this model in the metrics."""
@@ -249,8 +242,25 @@ def _read_again(settings: ModelSettings, service: Settings, sha256: str | None) 
     return loaded.bundle
 
 
-# An engine thread must not hold its model: a cycle would never be collected, because objects that
-# exist while serving are exempt from garbage collection.
+def _network_card(bundle: Bundle, network: ResNet) -> dict[str, Any]:
+    """What `GET /v1/models` says of a network, wherever it runs."""
+    architecture, size = bundle.architecture, bundle.input.size
+    return {
+        "architecture": bundle.variant or "custom",
+        "depth": variant(bundle.variant).depth if bundle.variant else architecture.depth,
+        "parameters": count_parameters(network),
+        "layers": count_layers(network),
+        "macs": count_macs(network, size, architecture.in_channels),
+        "num_classes": architecture.num_classes,
+        "outputs": bundle.outputs,
+        "configuration": asdict(architecture),
+        "block": bundle.block,
+        "head": bundle.head,
+        "views": bundle.views,
+        "input": _input_card(bundle.input),
+    }
+
+
 def _announce(info: ModelInfo, metrics: Metrics, warm: Warm) -> None:
     engine = warm.engine
     info.announce(engine.device, engine.precision, engine.name, engine.graphs)

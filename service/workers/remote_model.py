@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from models.preprocess import InputSpec
 from service.config.choices import Decode
-from service.config.settings import MOST_MODELS, Limits, ModelSettings
+from service.config.settings import MOST_MODELS, ModelSettings
 from service.inference.decoding import Decoder
-from service.inference.interfaces import Computed, batch_share
+from service.inference.described_model import DescribedModel
+from service.inference.interfaces import Computed
 from service.inference.jobs import Job
 from service.inference.pace import Load
 from service.inference.pipeline import decode_and_queue
 from service.inference.ranking import Row
-from service.inference.refcount import RefCount
 from service.inference.tasks import ImageInput, Pixels
 from service.workers.control import process_name
 from service.workers.engine_client import EngineState, SlotQueue
@@ -44,7 +43,7 @@ class FrontEndResources:
     decoder: Decoder
 
 
-class RemoteModel:
+class RemoteModel(DescribedModel):
     """A model whose engines run in engine processes; see `service.inference.interfaces.Model`.
 
     `facts` come from the supervisor. The model is ready while one of its devices is.
@@ -52,18 +51,8 @@ class RemoteModel:
 
     def __init__(self, facts: dict[str, Any], resources: FrontEndResources) -> None:
         settings = ModelSettings.model_validate(facts["settings"])
-        self.settings = settings
-        self.limits = Limits(*facts["limits"])
+        super().__init__(facts["name"], settings, facts)
         self.number: int = facts["number"]
-        self.name: str = facts["name"]
-        self.input = InputSpec(**facts["input"])
-        self.labels: Sequence[str] = facts["labels"]
-        self.outputs: str = facts["outputs"]
-        self.channels: int = facts["channels"]
-        height, width = facts["map_sides"]
-        self.map_sides: tuple[int, int] = height, width
-        self.explains: bool = facts["explains"]
-        self.batch_share = batch_share(self.limits)
         self.engines: list[RemoteEngine] = []
         for row in facts["engines"]:
             device = row["device"]
@@ -82,8 +71,6 @@ class RemoteModel:
             ModelOccupancy(resources.occupancy, resources.index, index),
             [engine.state for engine in self.engines],
         )
-        self.users = RefCount()
-        self.entering = 0
 
     def start(self) -> None:
         shape = MemoryShape(

@@ -5,9 +5,13 @@ from importlib.metadata import version
 
 import pytest
 import torch
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import GONE_SECONDS, PHASES, REASONS, SECONDS, Metrics, Objectives
+from service.metric_families import SECONDS
+from service.metrics import GONE_SECONDS, PHASES, REASONS, Metrics, Objectives
+
+FAMILIES = Counter | Gauge | Histogram
 
 
 def test_two_services_in_one_process_do_not_share_metrics() -> None:
@@ -147,6 +151,12 @@ def test_the_series_of_models_that_are_gone_end(monkeypatch: pytest.MonkeyPatch)
     assert named(metrics) == {"", "stays"}
     metrics.render()
     assert not metrics._gone
+
+
+def test_the_model_is_the_first_label_of_each_metric_that_has_it() -> None:
+    families = [each for each in vars(Metrics()).values() if isinstance(each, FAMILIES)]
+    labels = [family._labelnames for family in families]
+    assert {names.index("model") for names in labels if "model" in names} == {0}
 
 
 def test_without_a_scrape_they_end_when_others_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("service", "models", "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in ROOT.glob(f"{package}/**/*.py"))
-GROUND = ("errors", "json_pieces", "logs", "metrics", "runtime")
+GROUND = ("errors", "json_pieces", "logs", "metric_families", "metrics", "runtime")
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PICTURE = re.compile(r"(?<=```mermaid\n).*?(?=```\n)", re.DOTALL)
 

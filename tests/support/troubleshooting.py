@@ -26,6 +26,7 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 # What raises the errors of a start, in its order.
 START = (
     "service/config/sources.py",
+    "service/config/setting_types.py",
     "service/config/settings.py",
     "service/config/keys.py",
     "service/http/tls.py",

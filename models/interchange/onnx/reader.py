@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle import BundleError
-from models.interchange.onnx import channel_nodes, head_nodes, image_nodes
+from models.interchange.onnx import channel_nodes, head_nodes, image_nodes, shape_nodes
 from models.interchange.onnx.foreign import RESHAPES, refuse_foreign
 from models.interchange.onnx.graph import (
     CHANNELS_FIRST,
@@ -33,7 +33,12 @@ from models.interchange.onnx.graph import (
     shown,
 )
 
-OPERATIONS = image_nodes.OPERATIONS | channel_nodes.OPERATIONS | head_nodes.OPERATIONS
+OPERATIONS = (
+    image_nodes.OPERATIONS
+    | shape_nodes.OPERATIONS
+    | channel_nodes.OPERATIONS
+    | head_nodes.OPERATIONS
+)
 LARGEST = 2**28  # Elements; constants that a file computes must not fill the memory.
 MOST = 50_000  # Nodes; ResNet-1202 has 6000.
 

@@ -138,12 +138,12 @@ def pairs(computed: Computed, k: int) -> bytes:
 
 async def unknown_verb(request: Request) -> Response:
     verb = request.path_params["verb"][:QUOTED]
-    return plain_refusal(request.scope, 404, f"there is no verb {verb!r}; {VERBS}")
+    return plain_refusal(request.scope, f"there is no verb {verb!r}; {VERBS}")
 
 
 async def switched_off(request: Request) -> Response:
     return plain_refusal(
-        request.scope, 404, "kserve_v1 is not among the service's platforms; use POST /v1/classify"
+        request.scope, "kserve_v1 is not among the service's platforms; use POST /v1/classify"
     )
 
 

@@ -111,7 +111,6 @@ async def ping(request: Request) -> Response:
 async def management(request: Request) -> Response:
     return plain_refusal(
         request.scope,
-        404,
         "TorchServe's management API is not served; GET /v1/models lists the models, and "
         "PUT and DELETE /v1/models/NAME change them",
     )

@@ -14,7 +14,6 @@ from torch import Tensor
 from models.data.augment import (
     Augmentation,
     crop,
-    crop_and_flip,
     draw_crops,
     grey,
     pack,
@@ -22,6 +21,7 @@ from models.data.augment import (
 )
 from models.data.choices import CropKind, PaddingMode
 from models.preprocess import CIFAR, for_channels
+from tests.support.augmented import crop_and_flip
 
 
 def noise(count: int, height: int, width: int, channels: int = 3) -> Tensor:

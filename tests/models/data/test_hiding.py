@@ -11,7 +11,6 @@ from torch import Tensor
 from models.classifier import Normalise
 from models.data.augment import Augmentation, grey
 from models.data.hiding import (
-    cutout,
     draw_centres,
     draw_erased,
     draw_hidden,
@@ -19,6 +18,7 @@ from models.data.hiding import (
     squares,
 )
 from models.preprocess import CIFAR
+from tests.support.augmented import cutout
 
 
 def noise(count: int, height: int, width: int, channels: int = 3) -> Tensor:

@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from models.data import datasets
-from models.data.augment import Augmentation, crop_and_flip, draw_crops
+from models.data.augment import Augmentation, draw_crops
 from models.data.choices import CropKind
 from models.data.datasets import Dataset
-from models.data.hiding import cutout
 from models.data.loading import Loading
 from models.data.order import batches_of, shuffled
 from models.data.seeds import mix
 from models.data.source import Resident, Source, held_out, open_source
 from models.data.streamed import Streamed
 from models.preprocess import CHANNELS, CIFAR, IMAGENET, Channels
+from tests.support.augmented import crop_and_flip, cutout
 
 
 def dataset(count: int = 23, size: int = 8) -> Dataset:

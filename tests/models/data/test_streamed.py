@@ -21,12 +21,12 @@ from models.data.changes import changes_for
 from models.data.choices import CropKind
 from models.data.collection import Collection, InMemory, find
 from models.data.crops import RandomCrop, ShiftedCrop
-from models.data.hiding import cutout
 from models.data.loading import Loading
 from models.data.order import batches_of, shuffled
 from models.data.seeds import mix
 from models.data.streamed import Stream, Streamed, stream
 from models.preprocess import CHANNELS, CIFAR, Channels, InputSpec
+from tests.support.augmented import cutout
 
 SPEC = InputSpec(size=8, resize=10, mean=CIFAR.mean, std=CIFAR.std)
 COUNT = 14

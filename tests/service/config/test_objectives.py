@@ -11,7 +11,8 @@ from service.config.loading import load
 from service.config.objectives import objectives_of
 from service.config.settings import Settings
 from service.errors import ConfigError
-from service.metrics import SECONDS, Objectives
+from service.metric_families import SECONDS
+from service.metrics import Objectives
 
 
 def bounds(**settings: Any) -> tuple[float, ...]:

@@ -197,6 +197,6 @@ def test_a_wrong_environment_is_said_in_one_line(environ: dict[str, str], words:
 
 
 def test_without_the_extra_grpc_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.config.settings.find_spec", lambda _: None)
+    monkeypatch.setattr("service.config.setting_types.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"^--grpc-port: .* pip install 'grpcio"):
         load({"grpc_port": 0}, environ={})

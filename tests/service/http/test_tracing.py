@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.config import loading, settings
+from service.config import loading, setting_types
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.http.record import KEY, RequestRecord, record_of
@@ -200,7 +200,7 @@ def test_a_setting_that_cannot_be_is_one_line(name: str, value: str, said: str) 
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "find_spec", lambda _: None)
+    monkeypatch.setattr(setting_types, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"^--tracing: .* pip install 'opentelemetry-api>="):
         loading.load({"tracing": True}, environ={})
 
