@@ -163,7 +163,7 @@ class Service:
         while time.monotonic() < until:
             if self.client.get(f"{self.url}/health/ready").status_code == 200:
                 return
-            time.sleep(0.02)
+            time.sleep(0.05)
         raise AssertionError("never ready")
 
     def end(self, sig: signal.Signals = signal.SIGTERM) -> int:
