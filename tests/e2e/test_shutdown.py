@@ -89,7 +89,7 @@ def test_a_signal_while_loading_ends_it() -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_on_ctrl_c_a_shutdown_without_a_grace_period_is_told_too(workers: str) -> None:
     arguments = ("--model", "random:resnet20", "--workers", workers)
-    with started(*arguments, RESNET_SERVE_SHUTDOWN_GRACE_S="60") as service:
+    with started(*arguments, RESNET_SERVE_SHUTDOWN_GRACE_S="0.1") as service:
         assert service.end(signal.SIGINT) == 0
     assert_begin_and_end_are_told(service, "SIGINT")
 
