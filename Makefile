@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 SILENT := yes
 ALONE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # So that the tests' many processes compile what they import once, whatever the shell prefers.
 export PYTHONDONTWRITEBYTECODE :=
@@ -27,11 +27,11 @@ serve: .venv/serve.stamp
 # Files side by side. One thread for each of torch's operations: it has threads spin while they
 # wait, and processes that each have as many as there are CPUs keep each other from computing.
 # Clusters first, with nothing beside them but `lint`: among many others their nodes are late
-# enough to be taken for dead.
+# enough to be taken for dead. Nor do the others collect them: each process would import Ray.
 test: FAST := and not slow
 test test-all: .venv/test.stamp
 	$(MAKE) --jobs 2 lint clusters FAST='$(FAST)'
-	$(PYTEST) -m 'not cluster $(FAST)'
+	$(PYTEST) --ignore tests/cluster -m 'not cluster $(FAST)'
 	$(MAKE) test-other-cpu
 
 # What depends on the precision that the CPU computes in, once more: without bf16 where it has it,
@@ -45,7 +45,7 @@ test-other-cpu: .venv/test.stamp
 # No test needs another one before it: in an order of chance, which a failure can repeat by SEED=.
 test-random: SEED := $(or $(SEED),$(shell date +%s))
 test-random: .venv/test.stamp
-	RANDOM_ORDER=$(SEED) $(PYTEST) -m 'not cluster and not slow'
+	RANDOM_ORDER=$(SEED) $(PYTEST) --ignore tests/cluster -m 'not cluster and not slow'
 
 clusters: .venv/test.stamp
 	$(ALONE) -m 'cluster $(FAST)' tests/cluster tests/test_guides.py

@@ -16,7 +16,6 @@ from service.errors import ConfigError
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [
-    pytest.mark.cluster,
     # Those of Ray, when it is imported.
     pytest.mark.filterwarnings("ignore"),
 ]

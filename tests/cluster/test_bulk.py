@@ -16,7 +16,7 @@ from tests.e2e.test_bulk import archive
 from tests.support.commands import run
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 IMAGES = 300
 # A cluster of its own, whichever others run here.

@@ -20,7 +20,7 @@ from tests.conftest import client, encoded
 from tests.support.ports import free_port, free_ports
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def command(name: str, *arguments: object) -> list[str]:

@@ -21,7 +21,6 @@ from tests.conftest import Service, client, encoded, started
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [
-    pytest.mark.cluster,
     pytest.mark.timeout(2 * PATIENCE_SECONDS),
     # Those of Ray: on import, and of files and sockets that it leaves open.
     pytest.mark.filterwarnings("ignore"),

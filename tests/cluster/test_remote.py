@@ -19,7 +19,6 @@ from service.metrics import Metrics
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [
-    pytest.mark.cluster,
     # Those of Ray, when it is imported.
     pytest.mark.filterwarnings("ignore"),
 ]

@@ -213,12 +213,26 @@ def test_a_second_signal_cuts_calls_off_and_says_so() -> None:
     assert [line for line in running.log if "requests cut off: 1" in line]
 
 
-def test_keys_are_those_of_http() -> None:
-    key = "a-key-that-nobody-guesses"
-    with (
-        simple(RESNET_SERVE_API_KEYS=key) as running,
-        triton.InferenceServerClient(address_of(running)) as asking,
-    ):
+KEY = "a-key-that-nobody-guesses"
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with KEY and another one."""
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.touch(0o600)
+    file.write_text(f"{KEY}\nthe-first-of-two-keys\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def locked(keys: Path) -> Iterator[Service]:
+    with simple(RESNET_SERVE_API_KEYS_FILE=str(keys)) as running:
+        yield running
+
+
+def test_keys_are_those_of_http(locked: Service) -> None:
+    with triton.InferenceServerClient(address_of(locked)) as asking:
         assert asking.is_server_ready()
         given = [images(FILES[0])]
         for headers in (None, {"x-api-key": "not-the-right-key"}):
@@ -227,26 +241,23 @@ def test_keys_are_those_of_http() -> None:
             assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
             with pytest.raises(InferenceServerException, match="key"):
                 asking.get_model_metadata(NAME, headers=headers)
-        for headers in ({"x-api-key": key}, {"authorization": f"Bearer {key}"}):
+        for headers in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
             assert asking.infer(NAME, given, headers=headers).as_numpy("probabilities").size
         with pytest.raises(InferenceServerException, match="no admin key") as caught:
-            asking.unload_model(NAME, headers={"x-api-key": key})
+            asking.unload_model(NAME, headers={"x-api-key": KEY})
         assert caught.value.status() == "StatusCode.PERMISSION_DENIED"
-        with channel(running) as opened:
+        with channel(locked) as opened:
             status = health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest())
             assert status.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_stream_ends_with_the_key_that_it_was_opened_with(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.touch(0o600)
-    keys.write_text("the-first-of-two-keys\n")
-    with simple(RESNET_SERVE_API_KEYS_FILE=str(keys)) as running, channel(running) as opened:
+def test_a_stream_ends_with_the_key_that_it_was_opened_with(locked: Service, keys: Path) -> None:
+    with channel(locked) as opened:
         metadata = [("x-api-key", "the-first-of-two-keys")]
         stream = Stream(opened, metadata)
         assert stream.ask().size
-        keys.write_text("the-second-of-two-keys\n")
-        running.process.send_signal(signal.SIGHUP)
+        keys.write_text(f"{KEY}\nthe-second-of-two-keys\n")
+        locked.process.send_signal(signal.SIGHUP)
         until(lambda: revoked(opened, metadata))
         stream.requests.put(GOOD)
         message = service_pb2.ModelStreamInferResponse.FromString(next(stream.responses))

@@ -124,7 +124,6 @@ def test_a_unix_socket_is_served_from_a_stale_file_to_its_end(
         assert any(f"serving resnet20 on {host} {hint}" in line for line in service.log)
         statuses, unanswered = asyncio.run(load_until_gone(service))
         assert service.process.wait(30) == 0
-    assert len(statuses) > 16
     assert set(statuses) <= {200, 503}
     assert unanswered == []
     assert not path.exists()

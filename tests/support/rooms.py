@@ -46,20 +46,24 @@ def room_of(module: str) -> str:
     return module.partition(".")[2].partition(".")[0]
 
 
-def runtime_imports(path: Path, *, at_start: bool = False) -> Iterator[str]:
+@cache
+def runtime_imports(path: Path, *, at_start: bool = False) -> tuple[str, ...]:
     """The modules that a file imports, except for type checkers only.
 
     `at_start`: only those that it imports while it is itself imported, not inside functions.
     """
-    skipped = (ast.FunctionDef, ast.AsyncFunctionDef) if at_start else ()
+    found: list[str] = []
     nodes: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from _imported(node)
+            found += _imported(node)
         typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        if not typing and not isinstance(node, skipped):
-            nodes += ast.iter_child_nodes(node)
+        skipped = at_start and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if not typing and not skipped:
+            # An expression imports nothing.
+            nodes += (e for e in ast.iter_child_nodes(node) if not isinstance(e, ast.expr))
+    return tuple(found)
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:

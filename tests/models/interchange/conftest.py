@@ -35,6 +35,6 @@ SLOW = re.compile(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if SLOW.search(item.nodeid):
+    for item in items:  # Those of all folders.
+        if "/interchange/" in item.nodeid and SLOW.search(item.nodeid):
             item.add_marker(pytest.mark.slow)

@@ -196,23 +196,13 @@ class Killed(Exception):
         {"keep": "best", "patience": 1, "lookahead": 2},
     ],
 )
-@pytest.mark.parametrize("at", [3, 10, 14])
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.precision)])
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(
-    tmp_path: Path,
-    change: dict[str, Any],
-    at: int,
-    precision: str,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, change: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At any step: the state is an epoch old at most, or as old as `save_every` says."""
     monkeypatch.setattr(loop, "REPORT_EVERY", 2)
     recipe = replace(RECIPE, **change)
-    checkpoint = Checkpoint(tmp_path / "state.pt", {"seed": 1})
-
-    def kill(progress: Progress) -> None:
-        if progress.step >= at:
-            raise Killed
 
     def go(**more: Any) -> dict[str, Any]:
         network = fresh(dropout=0.3)
@@ -229,13 +219,21 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
         return network.state_dict()
 
     often = Options(save_every=0, precision=precision)
-    with pytest.raises(Killed):
-        go(checkpoint=checkpoint, report=kill, options=often)
-    seen: list[Progress] = []
-    resumed = go(checkpoint=checkpoint, report=seen.append, options=often)
-    if seen:  # Else it was over when it was killed.
-        assert at - 2 <= seen[0].step <= at + 2, "it did not begin anew"
-    assert tiny.same_bits(resumed, go(options=often))
+    whole = go(options=often)
+    for at in (3, 10, 14):
+
+        def kill(progress: Progress, at: int = at) -> None:
+            if progress.step >= at:
+                raise Killed
+
+        checkpoint = Checkpoint(tmp_path / f"{at}.pt", {"seed": 1})
+        with pytest.raises(Killed):
+            go(checkpoint=checkpoint, report=kill, options=often)
+        seen: list[Progress] = []
+        resumed = go(checkpoint=checkpoint, report=seen.append, options=often)
+        if seen:  # Else it was over when it was killed.
+            assert at - 2 <= seen[0].step <= at + 2, "it did not begin anew"
+        assert tiny.same_bits(resumed, whole), f"killed at step {at}"
 
 
 def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:

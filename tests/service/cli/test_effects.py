@@ -165,7 +165,7 @@ def test_the_record_of_crops_is_what_was_done(
 
 @pytest.mark.parametrize("network", [SMALL, LARGE], ids=["small", "photographs"])
 def test_flips_of_a_recipe_alternate_for_images_of_any_size(
-    data: Path, tmp_path: Path, network: tuple[str, ...]
+    data: Path, tmp_path: Path, plain: Callable[..., Bundle], network: tuple[str, ...]
 ) -> None:
     recipe = ("--recipe", "embedded", "--label-smoothing", "0")
     output = tmp_path / "x.safetensors"
@@ -173,7 +173,7 @@ def test_flips_of_a_recipe_alternate_for_images_of_any_size(
     assert alternating.provenance["recipe"]["alternate_flip"] is True
     # Otherwise, as short a schedule of this recipe is that of `quick`.
     cycle = alternating.provenance["recipe"]["phases"]
-    other = trained(data, tmp_path / "y.safetensors", *network)
+    other = plain(*network)
     assert [phase["factor"] for phase in other.provenance["recipe"]["phases"]] == [
         phase["factor"] for phase in cycle
     ]
