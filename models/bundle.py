@@ -147,7 +147,7 @@ class Bundle:
         if self.storage != "fp32":
             self.tensors = rounded(self.tensors, self.storage)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         """Whether all fields are equal, and all tensors."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def test_a_head_of_other_layers_of_torch_is_refused(head: nn.Module) -> None:
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_a_quantised_layer_is_not_taken_for_the_usual_one_of_its_name() -> None:
     network = tiny.network()
-    network.set_head(quantized.dynamic.Linear(8, 3))
+    layer: Any = quantized.dynamic.Linear
+    network.set_head(layer(8, 3))
     with pytest.raises(BundleError, match=r"this head \(torch\.ao\.nn\.[a-z.]*\.Linear\)"):
         models.from_network(network, name="x", input=tiny.INPUT, labels=["a", "b", "c"])
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_build_a_network_by_the_name_that_a_library_or_a_paper_gives_it() -> Non
 )
 def test_an_argument_of_another_library_is_told_what_it_is_here(field: str, advice: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"no field {field!r}; {advice}")):
-        models.build("resnet50", **{field: 1})
+        models.build("resnet50", **cast("dict[str, Any]", {field: 1}))
 
 
 def test_the_kind_of_block_is_a_field_too() -> None:
@@ -52,13 +52,13 @@ def test_the_kind_of_block_is_a_field_too() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: models.build(3), "a variant's name is text, not 3"),
-        (lambda: models.ResNet("resnet20"), "takes an Architecture, not a str; build takes a name"),
+        (lambda: models.build(cast("Any", 3)), "a variant's name is text, not 3"),
+        (lambda: models.ResNet(cast("Any", "resnet20")), "takes an Architecture, not a str; build"),
         (
-            lambda: tiny.network().set_head(10),
+            lambda: tiny.network().set_head(cast("Any", 10)),
             r"a head is a torch.nn.Module, such as Linear\(8, 10",
         ),
-        (lambda: tiny.network().set_head(None), "not None"),
+        (lambda: tiny.network().set_head(cast("Any", None)), "not None"),
     ],
 )
 def test_arguments_of_another_type_are_refused_by_name(wrong: Any, message: str) -> None:
