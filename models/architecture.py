@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
+
+from models.plain_numbers import integer, number
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["imagenet", "small"]
@@ -138,16 +140,23 @@ class Architecture:
                 f"{len(self.planes)}"
             )
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(map(str, choices))
-                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
-        for name, least in (("num_classes", 0), ("in_channels", 1), ("stem_channels", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+            if value not in choices:
+                allowed = ", ".join(map(str, choices))
+                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+            # 1 equals True, and so does NumPy's True, which is no JSON value.
+            object.__setattr__(self, name, choices[choices.index(value)])
+        for name, least in (("num_classes", 0), ("in_channels", 1), ("stem_channels", 0)):
+            count = integer(getattr(self, name))
+            if count is None or count < least:
+                raise ValueError(
+                    f"{name} must be an integer of at least {least}, not {getattr(self, name)!r}"
+                )
+            object.__setattr__(self, name, count)
         for name in ("width", "dropout", "eps"):
-            if type(getattr(self, name)) not in (int, float):
+            if (plain := number(getattr(self, name))) is None:
                 raise ValueError(f"{name} must be a number, not {getattr(self, name)!r}")
+            object.__setattr__(self, name, plain)
         self._check_size()
         object.__setattr__(self, "dilation", self._dilated())
         self._check_combinations()
@@ -169,16 +178,14 @@ class Architecture:
                     raise ValueError(f"{name} must be {usual!r} where antialias is not none")
 
     def _dilated(self) -> tuple[int, ...]:
-        value = self.dilation
-        stages = range(1, len(self.blocks))
-        if not isinstance(value, list | tuple) or not all(
-            type(stage) is int and stage in stages for stage in value
-        ):
+        value, known = self.dilation, range(1, len(self.blocks))
+        stages = set(map(integer, value)) if isinstance(value, list | tuple) else {None}
+        if not stages.issubset(known):
             raise ValueError(
                 f"dilation must be stages that stride, from 1 to {len(self.blocks) - 1}, "
                 f"not {value!r}"
             )
-        return tuple(sorted(set(value)))
+        return tuple(stage for stage in known if stage in stages)
 
     def _check_size(self) -> None:
         for name, size, most in (
@@ -258,10 +265,10 @@ def head_names(layers: int) -> tuple[str, ...]:
 
 
 def _sizes(name: str, value: object) -> tuple[int, ...]:
-    sizes = tuple(value) if isinstance(value, list | tuple) else ()
-    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+    sizes = tuple(map(integer, value)) if isinstance(value, list | tuple) else ()
+    if not sizes or not all(size is not None and size > 0 for size in sizes):
         raise ValueError(f"{name} must be a list of positive integers, not {value!r}")
-    return sizes
+    return cast("tuple[int, ...]", sizes)
 
 
 def _biased(value: object) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import files, own_code, variants
+from models import bundle_fields, files, own_code, variants
 from models.architecture import Architecture
 from models.bundle_header import METADATA_KEY, NOT_A_BUNDLE, refuse_other
 from models.classifier import Classifier, Outputs
@@ -33,9 +32,6 @@ from models.summary import map_sides
 from models.views import Views
 
 FORMAT = 1
-# Dividing logits by temperatures outside these limits could overflow float32.
-TEMPERATURES = (1e-6, 1e6)
-CARD_BYTES = 20_000
 # Omitted from the description at these values: the checksums of bundles written before these
 # fields existed stay valid.
 OMITTED = {
@@ -70,7 +66,7 @@ class WeightsMismatch(BundleError):
         self.difference = difference
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Bundle:
     """Weights and everything needed to serve them.
 
@@ -97,7 +93,7 @@ class Bundle:
     architecture: Architecture
     input: InputSpec
     labels: tuple[str, ...]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(repr=False)
     variant: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -113,17 +109,16 @@ class Bundle:
     _fingerprint: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise BundleError(f"name must be text, not {self.name!r}")
         try:
+            bundle_fields.check_types(self)
             check_name(self.name)
             own_code.check_path(self.block, "block")
             own_code.check_path(self.head, "head")
+            bundle_fields.check_card(self.card)
+            self.labels = bundle_fields.checked_labels(self.labels)
+            self.temperature = bundle_fields.checked_temperature(self.temperature)
         except ValueError as error:
             raise BundleError(str(error)) from None
-        if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
-            raise BundleError("labels must be a list of texts")
-        self.labels = tuple(self.labels)
         if self.variant is not None:
             row, match = variants.variant(self.variant), variants.find(self.architecture)
             if match is None or match.architecture != row.architecture:
@@ -149,10 +144,19 @@ class Bundle:
         self._check_code()
         if self.architecture.antialias != "none" and not self.own_code:
             self._check_sides()
-        self.temperature = _checked_temperature(self.temperature)
-        _check_card(self.card)
         if self.storage != "fp32":
             self.tensors = rounded(self.tensors, self.storage)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields are equal, and all tensors."""
+        if not isinstance(other, Bundle):
+            return NotImplemented
+        mine, theirs = self.tensors, other.tensors
+        return (self.description(), mine.keys()) == (other.description(), theirs.keys()) and all(
+            torch.equal(value, theirs[name]) for name, value in mine.items()
+        )
 
     def _check_code(self) -> None:
         if self.block and self.variant:
@@ -258,27 +262,6 @@ def _without(omitted: Mapping[str, Any], described: Mapping[str, Any]) -> dict[s
     return {k: v for k, v in described.items() if k not in omitted or v != omitted[k]}
 
 
-def _checked_temperature(value: object) -> float:
-    least, most = TEMPERATURES
-    if not isinstance(value, bool) and isinstance(value, int | float) and least <= value <= most:
-        return float(value)
-    raise BundleError(f"temperature must be a number from {least:g} to {most:g}, not {value!r}")
-
-
-def _check_card(card: object) -> None:
-    if not isinstance(card, str):
-        raise BundleError(f"card must be text, not {card!r}")
-    try:
-        size = len(card.encode())
-    except UnicodeEncodeError:
-        raise BundleError("card must be whole Unicode text: it holds half a character") from None
-    if size > CARD_BYTES:
-        raise BundleError(f"card must have at most {CARD_BYTES} bytes, not {size}")
-    control = next((c for c in card if unicodedata.category(c) == "Cc" and c not in "\t\n\r"), "")
-    if control:
-        raise BundleError(f"card must be Markdown text, without the control character {control!r}")
-
-
 def check_fit(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Raises `WeightsMismatch` unless names and shapes match the network's."""
     state = network.state_dict()
@@ -308,11 +291,16 @@ def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
         BundleError: it could not be read back.
         OSError: the file cannot be written.
     """
+    if not isinstance(bundle, Bundle):
+        kind = type(bundle).__name__
+        raise BundleError(f"write takes a Bundle, not a {kind}; see from_network")
     # Fields may have changed since the check: what could not be read back must not be written.
     bundle = replace(bundle)
     check_fit(bundle.skeleton(), bundle.tensors, "its architecture")
     try:  # As JSON returns it: keys become strings.
-        description = json.loads(json.dumps({"format": FORMAT, **bundle.description()}))
+        description = json.loads(
+            json.dumps({"format": FORMAT, **bundle.description()}, allow_nan=False)
+        )
     except (TypeError, ValueError) as error:
         raise BundleError(
             f"provenance, metrics and calibration must be JSON values ({error})"

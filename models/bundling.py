@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,6 +26,13 @@ from models.storage import Storage, checksum
 from models.views import Views
 
 COMPILER = "torch._dynamo"
+# The names of tensors that torch makes weights of: parametrisations, pruning, and norms of weights.
+COMPUTED = re.compile(r"\bparametrizations\b|\b(weight|bias)_(orig|mask|g|v)$")
+PLAIN = (
+    "it has weights that are computed from others; make them plain first, by "
+    "remove_parametrizations, prune.remove, remove_weight_norm or remove_spectral_norm of "
+    "torch.nn.utils"
+)
 
 
 class Described(TypedDict, total=False):
@@ -59,8 +67,15 @@ def from_network(network: ResNet, **described: Unpack[Described]) -> Bundle:
             something else than this one.
     """
     network = _unwrapped(network)
-    made = _made(network, {**described, "storage": "fp32"})
-    _check_remade(made, network)
+    if (dtype := next(network.parameters()).dtype) != torch.float32:
+        raise BundleError(f"weights must be torch.float32, not {dtype}; call network.float() first")
+    try:
+        made = _made(network, {**described, "storage": "fp32"})
+        _check_remade(made, network)
+    except BundleError as error:
+        if not any(map(COMPUTED.search, network.state_dict())):
+            raise
+        raise BundleError(f"{error}; {PLAIN}") from None
     return replace(made, storage=described.get("storage", "fp32"))
 
 

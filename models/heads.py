@@ -63,7 +63,7 @@ def factory(module: nn.Module) -> HeadFactory:
     """
     kind = type(module)
     if kind.__module__.startswith("torch."):
-        parts = ", ".join(type(part).__name__ for part in _parts(module))
+        parts = ", ".join(_called(type(part)) for part in _parts(module))
         raise ValueError(
             f"a bundle cannot describe this head ({parts}): it may be linear layers with a ReLU "
             "between any two, which give logits; make any other a class of your own, called with "
@@ -96,6 +96,12 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
             yield from _parts(part)
     else:
         yield module
+
+
+def _called(kind: type[nn.Module]) -> str:
+    """Its name; with the module, unless that is torch.nn: quantised layers have the same names."""
+    usual = kind.__module__.startswith("torch.nn.modules.")
+    return kind.__name__ if usual else f"{kind.__module__}.{kind.__name__}"
 
 
 def _flattens(module: nn.Flatten) -> bool:

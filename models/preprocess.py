@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.jpeg_end import load_without_end
+from models.plain_numbers import integer, number
 from models.sample_values import FileSamples, in_8_bits, read_native_floats
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -21,6 +22,8 @@ Channels = Literal["rgb", "bgr", "grey", "rgba"]
 PerChannel = tuple[float, ...]
 # A length in pixels of both sides, or height and width.
 Sides = int | tuple[int, int]
+# Values that were scaled to [0, 1] have no mean or deviation beyond this.
+MOST_OF_SCALED = 2.0
 # Of a side; a description may come from a file or a repository that nobody has checked.
 MOST_PIXELS = 4096
 
@@ -77,12 +80,17 @@ class InputSpec:
                 allowed = ", ".join(choices)
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
         for name in ("size", "resize"):
-            object.__setattr__(self, name, _sides(name, getattr(self, name)))
+            object.__setattr__(self, name, checked_sides(name, getattr(self, name)))
         self._check_sides()
         for name in ("mean", "std"):
             object.__setattr__(self, name, self._numbers(name))
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, not {self.std}")
+        if max(self.mean) > MOST_OF_SCALED:
+            raise ValueError(
+                f"mean must be of values scaled to [0, 1], not {self.mean}: divide it and std by "
+                "255 if they are of values to 255"
+            )
         self._check_fill()
 
     def _check_sides(self) -> None:
@@ -97,13 +105,14 @@ class InputSpec:
 
     def _numbers(self, name: str) -> PerChannel:
         values, count = getattr(self, name), CHANNELS[self.channels]
-        numbers = tuple(values) if isinstance(values, list | tuple) else ()
-        if len(numbers) != count or not all(type(v) in (int, float) for v in numbers):
+        numbers = tuple(map(number, values)) if isinstance(values, list | tuple) else ()
+        plain = tuple(float(value) for value in numbers if value is not None)
+        if not len(numbers) == len(plain) == count:
             wanted = EXPECTED[self.channels]
             raise ValueError(f"{name} must be {wanted}, not {values!r}")
-        if not all(map(math.isfinite, numbers)):
+        if not all(map(math.isfinite, plain)):
             raise ValueError(f"{name} must be finite, not {values!r}")
-        return tuple(map(float, numbers))
+        return plain
 
     def _check_fill(self) -> None:
         fill = tuple(self.fill) if isinstance(self.fill, list | tuple) else None
@@ -151,12 +160,17 @@ EXPECTED = {
 }
 
 
-def _sides(name: str, value: object) -> Sides:
-    """One number for a square, however it is written."""
-    sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+def checked_sides(name: str, value: object) -> Sides:
+    """One number for a square, however it is written.
+
+    Raises:
+        ValueError: `value` is no positive integer, or two; the message calls it `name`.
+    """
+    written = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    sides = [side for side in map(integer, written) if side is not None and side > 0]
+    if not len(sides) == len(written) == 2:
         raise ValueError(f"{name} must be a positive integer, or height and width, not {value!r}")
-    return sides[0] if sides[0] == sides[1] else sides
+    return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
 
 IMAGENET = InputSpec(size=224, resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

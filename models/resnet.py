@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import variants
-from models.architecture import Architecture
+from models.architecture import Architecture, Block
 from models.blocks import BLOCKS, BlockFactory
 from models.stage import Stage
 from models.stem import ImageStem
@@ -47,6 +47,9 @@ class ResNet(nn.Module):
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(architecture, Architecture):
+            kind = type(architecture).__name__
+            raise TypeError(f"a ResNet takes an Architecture, not a {kind}; build takes a name")
         self.architecture = architecture
         self.block = block
         make_block = block or BLOCKS[architecture.block, architecture.preact]
@@ -90,7 +93,7 @@ class ResNet(nn.Module):
         self.activates = architecture.preact and architecture.final_norm
         self.norm = nn.BatchNorm2d(channels, architecture.eps) if self.activates else nn.Identity()
         self.out_channels = channels
-        self.head = (
+        self.set_head(
             head(channels, architecture.num_classes) if head else make_head(channels, architecture)
         )
         initialise(self, zero_init_residual=zero_init_residual)
@@ -156,7 +159,16 @@ class ResNet(nn.Module):
             cast("Stage", stage).checkpoints = enabled
 
     def set_head(self, head: nn.Module) -> None:
-        """Replaces the head by one that takes features [N, `out_channels`]; not initialised."""
+        """Replaces the head by one that takes features [N, `out_channels`]; not initialised.
+
+        Raises:
+            TypeError: `head` is no module.
+        """
+        if not isinstance(head, nn.Module):
+            raise TypeError(
+                f"a head is a torch.nn.Module, such as Linear({self.out_channels}, 10), "
+                f"not {head!r}"
+            )
         self.head = head
 
 
@@ -193,17 +205,22 @@ def initialise(network: ResNet, *, zero_init_residual: bool = False) -> None:
 def build(
     name: str,
     *,
-    block: BlockFactory | None = None,
+    block: BlockFactory | Block | None = None,
     zero_init_residual: bool = False,
     **overrides: Any,
 ) -> ResNet:
     """A freshly initialised network: `build("resnet20", num_classes=100, shortcut="A")`.
 
-    `overrides` are fields of `Architecture`; for `block` and `zero_init_residual` see `ResNet`.
+    `overrides` are fields of `Architecture`; for `zero_init_residual` see `ResNet`. `block` is the
+    field if it is text, else as for `ResNet`.
 
     Raises:
         ValueError: the name or an override is unknown, or its value is invalid.
     """
+    if isinstance(name, str) and (":" in name or name.endswith(".safetensors")):
+        raise ValueError(f"{name!r} names weights, and build makes new ones; models.load reads it")
+    if isinstance(block, str):
+        overrides, block = {**overrides, "block": block}, None
     architecture = variants.override(variants.variant(name).architecture, **overrides)
     return ResNet(architecture, block=block, zero_init_residual=zero_init_residual)
 

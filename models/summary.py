@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.architecture import Architecture
 from models.modes import evaluating
-from models.preprocess import Sides
+from models.preprocess import Sides, checked_sides
 from models.resnet import ResNet, on_meta
 
 UNLIKE = 3  # The first block of a stage, one between, and the last.
@@ -92,16 +92,20 @@ def count_macs(network: nn.Module, size: Sides, channels: int = 3) -> int:
     `size` is the image's side in pixels, or its height and width. Nothing is computed or
     allocated: an empty batch runs through weights that are an expanded zero. The network may be
     on any device, including meta, and does not change.
+
+    Raises:
+        ValueError: `size` is something else.
     """
+    sides = _pair(checked_sides("size", size))
     zero = torch.zeros(())
     state = {name: zero.expand(value.shape) for name, value in network.state_dict().items()}
     counter = _MacCounter()
     with torch.no_grad(), evaluating(network), counter:
         try:
-            _run(network, state, torch.empty(0, channels, *_pair(size)))
+            _run(network, state, torch.empty(0, channels, *sides))
         except RuntimeError:  # A block of one's own may not compute on nothing.
             counter.macs = 0
-            _run(network, state, torch.zeros(1, channels, *_pair(size)))
+            _run(network, state, torch.zeros(1, channels, *sides))
     return counter.macs
 
 

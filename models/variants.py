@@ -55,11 +55,20 @@ ELSEWHERE = re.compile(
     r"(?:_?v(?P<version>1(?:\.5)?|2)(?:_[0-9]+)?)?(?P<end>_small)?"
 )
 
+# What other libraries call a field, or make an argument of.
+OTHER_WORDS = {
+    "pretrained": "a SPEC such as torchvision:resnet50 names trained weights",
+    "weights": "a SPEC such as torchvision:resnet50 names trained weights",
+    "device": "network.to(device) moves a network",
+    "output_stride": "did you mean dilation?",
+    "replace_stride_with_dilation": "did you mean dilation?",
+}
+
 
 def names(pattern: str = "*", *, family: str | None = None) -> list[str]:
     """The named variants in the papers' order, with the usual widths of wide networks.
 
-    `pattern`: as of files, `names("wide_resnet28_*")`. `family`: one of FAMILIES.
+    `pattern`: as of files, in any case: `names("wide_resnet28_*")`. `family`: one of FAMILIES.
 
     Raises:
         ValueError: there is no such family.
@@ -68,7 +77,7 @@ def names(pattern: str = "*", *, family: str | None = None) -> list[str]:
         raise ValueError(f"no family is called {family!r}; {hint(family, FAMILIES)}")
     return [
         name
-        for name in fnmatch.filter(_listed(), pattern)
+        for name in fnmatch.filter(_listed(), pattern.lower())
         if family is None or family in families(name)
     ]
 
@@ -117,6 +126,8 @@ def variant(name: str) -> Variant:
     Raises:
         ValueError: there is no such network; the message suggests the nearest names.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a variant's name is text, not {name!r}")
     try:
         row = _parse(_spelled(name))
     except ValueError as error:
@@ -255,5 +266,6 @@ def override(architecture: Architecture, **changes: Any) -> Architecture:
     known = [field.name for field in fields(Architecture)]
     for key in changes:
         if key not in known:
-            raise ValueError(f"an architecture has no field {key!r}; {hint(key, known)}")
+            advice = OTHER_WORDS.get(key) or hint(key, known)
+            raise ValueError(f"an architecture has no field {key!r}; {advice}")
     return replace(architecture, **changes)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.preprocess import CIFAR, IMAGENET, PerChannel
+from models.preprocess import CIFAR, IMAGENET, MOST_OF_SCALED, PerChannel
 
 Normalisation = tuple[PerChannel, PerChannel]
 """Mean and standard deviation of each channel, for values from 0 to 1."""
 
-# Values that were scaled to [0, 1] have no mean or deviation beyond this.
-MOST_OF_SCALED = 2.0
 BLACK: PerChannel = (0.0, 0.0, 0.0)
 SCALE: PerChannel = (1 / 255, 1 / 255, 1 / 255)
 

@@ -89,7 +89,7 @@ def _find(spec: str, architecture: dict[str, Any], cache_dir: Path | None) -> Lo
         folder = (cache_dir or variables.cache_dir()) / kind
         made = DOWNLOADS[kind](rest, folder)
         return Loaded(made, spec, made.provenance["sha256"])
-    path = Path(spec)
+    path = specs.path_of(spec)
     if path.is_dir():
         path = specs.only_one(path)
     # Clients of a service must not learn its folders.

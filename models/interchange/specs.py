@@ -77,7 +77,7 @@ def _check(spec: str, allow: Collection[str] | None, architecture: Mapping[str, 
     if kind == "hf" and colon:
         _check_repository(rest)
         return Named()
-    return _check_file(Path(spec), allow)
+    return _check_file(path_of(spec), allow)
 
 
 def architecture_of(variant: str, changes: Mapping[str, Any]) -> Architecture:
@@ -158,6 +158,13 @@ def _named(spec: str) -> list[str]:
     if found or "." in spec:
         return found
     return [f"builtin:{name}" for name in nearest(spec, builtin.names())]
+
+
+def path_of(spec: str) -> Path:
+    """The path that a SPEC is. The empty one would be this folder."""
+    if not spec:
+        raise ValueError(NO_FILE)
+    return Path(spec)
 
 
 def only_one(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import json
 from dataclasses import FrozenInstanceError, asdict
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models.architecture import Architecture
@@ -74,6 +75,23 @@ def test_an_impossible_value_is_named_with_what_is_allowed(
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as caught:
         tiny.architecture(**changes)
     assert str(caught.value) == message
+
+
+def test_numbers_and_truth_values_of_numpy_become_pythons_which_json_can_write() -> None:
+    given = tiny.architecture(
+        blocks=[*np.array([1, 1])],
+        num_classes=np.int64(10),
+        width=np.float32(1.5),
+        dropout=np.float64(0.25),
+        preact=np.bool_(True),
+        input_norm=1,
+        stem_stride=True,
+        dilation=[np.int32(1)],
+    )
+    plain = tiny.architecture(
+        width=1.5, dropout=0.25, preact=True, input_norm=True, stem_stride=1, dilation=(1,)
+    )
+    assert json.dumps(asdict(given)) == json.dumps(asdict(plain))
 
 
 def test_it_is_a_frozen_hashable_value_and_lists_become_tuples() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import resource
 from collections.abc import Callable
@@ -49,6 +51,27 @@ def test_every_field_and_bit_comes_back(
     assert count_parameters(again) == count_parameters(network)
     image = torch.randn(1, 3, 32, 32)
     rounding.assert_near(again(image), network(image), network)
+
+
+def test_bundles_are_equal_if_all_fields_and_tensors_are() -> None:
+    one = tiny.made_bundle()
+    assert one == copy.deepcopy(one) == pickle.loads(pickle.dumps(one))
+    assert one != replace(one, name="other")
+    assert one != replace(one, tensors={**one.tensors, "head.bias": one.tensors["head.bias"] + 1})
+    assert one != "one"
+
+
+def test_what_a_bundle_shows_of_itself_has_no_weights() -> None:
+    shown = repr(tiny.made_bundle())
+    assert "name='tiny-cifar10'" in shown
+    assert "tensor" not in shown
+
+
+def test_what_is_no_bundle_is_not_written(tmp_path: Path) -> None:
+    network: Any = tiny.network()
+    with pytest.raises(BundleError, match=r"\Awrite takes a Bundle, not a ResNet; see"):
+        bundle.write(network, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_temperature_and_a_card_come_back_and_are_part_of_what_a_bundle_is(

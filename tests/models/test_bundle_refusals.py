@@ -318,9 +318,12 @@ CONVERT = "`resnet-serve convert --from FORMAT SRC DST` makes one"
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"name": 7}, "name must be text, not 7"),
     ({"name": "two words"}, "name must be printable characters other than spaces and"),
-    ({"labels": "ten chars!"}, "labels must be a list of texts"),
-    ({"labels": list(range(10))}, "labels must be a list of texts"),
-    ({"labels": ["one"] * 9 + [None]}, "labels must be a list of texts"),
+    ({"labels": "ten chars!"}, "labels must be a list of texts, in the order of the classes"),
+    ({"labels": list(range(10))}, "labels must be a list of texts, in the order of the classes"),
+    (
+        {"labels": ["one"] * 9 + [None]},
+        "labels must be a list of texts, in the order of the classes",
+    ),
     ({"variant": "resnet20"}, "the architecture is not resnet20's"),
     (
         {"card": "x" * 20_001},

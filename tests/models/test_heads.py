@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.ao.nn import quantized
 
 import models
 from models.bundle import BundleError
@@ -59,6 +61,15 @@ def test_a_head_of_linear_layers_is_written_as_data(
 def test_a_head_of_other_layers_of_torch_is_refused(head: nn.Module) -> None:
     with pytest.raises(BundleError, match=r"\Aa bundle cannot describe this head[^\n]*\Z"):
         models.from_network(headed(head), name="x", input=tiny.INPUT, labels=["a", "b", "c"])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantised_layer_is_not_taken_for_the_usual_one_of_its_name() -> None:
+    network = tiny.network()
+    layer: Any = quantized.dynamic.Linear
+    network.set_head(layer(8, 3))
+    with pytest.raises(BundleError, match=r"this head \(torch\.ao\.nn\.[a-z.]*\.Linear\)"):
+        models.from_network(network, name="x", input=tiny.INPUT, labels=["a", "b", "c"])
 
 
 @pytest.mark.parametrize("head", [L(6, 3), nn.Sequential(nn.Flatten(0), L(8, 3))])

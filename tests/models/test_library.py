@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,6 +28,58 @@ def test_build_a_network_by_the_name_that_a_library_or_a_paper_gives_it() -> Non
     assert models.build("preact_resnet50", num_classes=10).out_channels == 2048
     with pytest.raises(ValueError, match="did you mean num_classes"):
         models.build("resnet20", num_clases=10)
+
+
+@pytest.mark.parametrize(
+    ("field", "advice"),
+    [
+        ("pretrained", "a SPEC such as torchvision:resnet50 names trained weights"),
+        ("output_stride", "did you mean dilation?"),
+        ("in_chans", "did you mean in_channels?"),
+        ("drop_rate", "did you mean dropout?"),
+        ("device", "network.to(device) moves a network"),
+    ],
+)
+def test_an_argument_of_another_library_is_told_what_it_is_here(field: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"no field {field!r}; {advice}")):
+        models.build("resnet50", **cast("dict[str, Any]", {field: 1}))
+
+
+def test_the_kind_of_block_is_a_field_too() -> None:
+    network = models.build("resnet20", block="bottleneck")
+    assert (network.architecture.block, network.out_channels) == ("bottleneck", 256)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: models.build(cast("Any", 3)), "a variant's name is text, not 3"),
+        (lambda: models.ResNet(cast("Any", "resnet20")), "takes an Architecture, not a str; build"),
+        (
+            lambda: tiny.network().set_head(cast("Any", 10)),
+            r"a head is a torch.nn.Module, such as Linear\(8, 10",
+        ),
+        (lambda: tiny.network().set_head(cast("Any", None)), "not None"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(wrong: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        wrong()
+
+
+@pytest.mark.parametrize("spec", ["builtin:resnet20-cifar10", "mine.safetensors"])
+def test_build_sends_who_names_weights_to_load(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"names weights, [^\n]*; models.load reads it\Z"):
+        models.build(spec)
+
+
+def test_an_empty_spec_is_not_this_folder() -> None:
+    with pytest.raises(models.BundleError, match=r"\Ano such file; a SPEC is builtin:NAME"):
+        models.load("")
+
+
+def test_shells_and_notebooks_complete_the_public_names() -> None:
+    assert dir(models) == sorted(models.__all__)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +185,7 @@ def test_list_networks_by_pattern_and_family() -> None:
         "preact_wide_resnet50_2",
         "preact_resnet50_small",
     ]
+    assert models.names("ResNet5*") == models.names("resnet5*") != []
     assert models.names("vgg*") == []
     families = [set(models.names(family=name)) for name in ("imagenet", "cifar", "small")]
     assert set.union(*families) == set(everything)

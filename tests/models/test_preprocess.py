@@ -153,6 +153,11 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "interpolation must be one of nearest, bilinear, bicubic, lanczos, not 'cubic'",
     ),
     ({"mean": (0.5, 0.5)}, "mean must be three numbers (red, green, blue), not (0.5, 0.5)"),
+    (
+        {"mean": (123.7, 116.8, 103.9)},
+        "mean must be of values scaled to [0, 1], not (123.7, 116.8, 103.9): divide it and std by "
+        "255 if they are of values to 255",
+    ),
     ({"mean": 0.5}, "mean must be three numbers (red, green, blue), not 0.5"),
     ({"std": ("1", 1, 1)}, "std must be three numbers (red, green, blue), not ('1', 1, 1)"),
     ({"std": (1, 0, 1)}, "std must be above 0, not (1.0, 0.0, 1.0)"),

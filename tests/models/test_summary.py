@@ -180,8 +180,9 @@ def test_the_side_of_the_last_maps_is_that_of_a_real_forward(
     assert not network.norm._forward_hooks
 
 
-def test_an_image_that_vanishes_leaves_the_network_as_it_was() -> None:
+@pytest.mark.parametrize("size", [0, -3, 32.0, "32", (3, 32, 32), (1, 3, 32, 32), True])
+def test_an_impossible_size_is_refused_and_leaves_the_network_as_it_was(size: Any) -> None:
     network = tiny.network()
-    with pytest.raises(RuntimeError):
-        map_sides(network, -3)
+    with pytest.raises(ValueError, match=r"\Asize must be a positive integer, or height and width"):
+        map_sides(network, size)
     assert not network.norm._forward_hooks

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from models.architecture import Architecture
 from models.blocks import BasicBlock
@@ -49,6 +50,16 @@ class Squeezed(BasicBlock):
         y = super().forward(x)
         gate = torch.sigmoid(self.gate(y.mean((2, 3))))[:, :, None, None]
         return y * gate + cast("Tensor", self.shift)
+
+
+class WeightNormed(BasicBlock):
+    """Its first convolution's weight is computed from others."""
+
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, architecture: Architecture
+    ) -> None:
+        super().__init__(in_channels, planes, stride, architecture)
+        parametrizations.weight_norm(self.conv1)
 
 
 class InPlace(BasicBlock):
