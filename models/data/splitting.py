@@ -32,7 +32,8 @@ def split(collection: Collection, part: float, seed: int = 0) -> tuple[Collectio
 
     Raises:
         ValueError: the share is not above 0 and below 1, or the number is less than 1 or leaves a
-            class without images for training; the message says how many there may be.
+            class without images for training; the message says how many there may be. Or there are
+            only copies.
     """
     validation, training = rows(collection, part, seed)
     return collection.part(training), collection.part(validation)
@@ -54,6 +55,11 @@ def rows(collection: Collection, part: float, seed: int = 0) -> tuple[Rows, Rows
     priority = torch.randperm(len(counts), generator=generator).numpy()
     wanted = _quotas(collection, counts, part, priority)
     taken = _taken(classes, _copies(collection.images), order, wanted)
+    if not taken.any():
+        raise ValueError(
+            f"{collection.path}: no image can be held out: copies of an image stay together, and "
+            "these are almost all copies; remove them"
+        )
     return np.flatnonzero(taken), np.flatnonzero(~taken)
 
 
