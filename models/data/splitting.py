@@ -36,6 +36,11 @@ def split(collection: Collection, part: float, seed: int = 0) -> tuple[Collectio
             only copies.
     """
     validation, training = rows(collection, part, seed)
+    if not len(validation):
+        raise ValueError(
+            f"{collection.path}: no image can be held out: copies of an image stay together, and "
+            "these are almost all copies; remove them"
+        )
     return collection.part(training), collection.part(validation)
 
 
@@ -55,11 +60,6 @@ def rows(collection: Collection, part: float, seed: int = 0) -> tuple[Rows, Rows
     priority = torch.randperm(len(counts), generator=generator).numpy()
     wanted = _quotas(collection, counts, part, priority)
     taken = _taken(classes, _copies(collection.images), order, wanted)
-    if not taken.any():
-        raise ValueError(
-            f"{collection.path}: no image can be held out: copies of an image stay together, and "
-            "these are almost all copies; remove them"
-        )
     return np.flatnonzero(taken), np.flatnonzero(~taken)
 
 

@@ -39,9 +39,10 @@ class Checkpoint:
             with files.atomic(self.path) as file:
                 torch.save(whole, file)
         except RuntimeError as error:  # So torch reports a full disk, in many lines of C++.
+            after = "--resume continues" if self.path.exists() else "--overwrite starts over"
             raise OSError(
-                f"{self.path} cannot be written, perhaps because the disk is full; make room and "
-                "continue with --resume"
+                f"{self.path} cannot be written, perhaps because the disk is full; make room, then "
+                f"{after}"
             ) from error
 
     def load(self, device: str) -> dict[str, Any] | None:
