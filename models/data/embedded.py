@@ -169,14 +169,14 @@ def _unpack(file: Path, changed: int, size: int) -> Unpacked:
 def _copy(images: Iterator[list[Any]], target: Path) -> None:
     """Writes images one after another, and where each is."""
     lengths: list[int] = []
-    part = target.with_suffix(f".{os.getpid()}")
-    with part.open("wb") as out:
-        for value in chain.from_iterable(images):
-            content = value.get("bytes") if isinstance(value, dict) else value
-            lengths.append(out.write(content or b""))
-    ends = np.cumsum(lengths, dtype=np.int64)
-    np.save(_places(target), np.stack([ends - lengths, np.array(lengths, np.int64)], axis=1))
-    part.replace(target)
+    with files.atomic(target) as part:
+        with part.open("wb") as out:
+            for value in chain.from_iterable(images):
+                content = value.get("bytes") if isinstance(value, dict) else value
+                lengths.append(out.write(content or b""))
+        ends = np.cumsum(lengths, dtype=np.int64)
+        places = np.stack([ends - lengths, np.array(lengths, np.int64)], axis=1)
+        np.save(_places(target), places)
 
 
 def _places(target: Path) -> Path:
