@@ -33,7 +33,8 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`; it replaces `path` when the context ends without an error.
+    """A temporary file beside `path`; it replaces `path` when the context ends without an error. If
+    `path` is a link to a file, the link stays and that file is replaced.
 
     Readers see either the old file or the new one, also after a power failure. The umask
     determines the permissions, whatever the writing library does.
@@ -41,6 +42,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written; the temporary file is removed.
     """
+    path = target_of(path)
     # Unique among threads and hosts, and stable, so that a thread overwrites what it left behind.
     writer = f"{os.uname().nodename}-{threading.get_native_id()}"
     temporary = path.with_name(f"{path.name}.{writer}.part")
@@ -54,6 +56,11 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def target_of(path: Path) -> Path:
+    """Where a link leads; any other path as it is."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def move(source: Path, target: Path) -> None:
@@ -95,6 +102,58 @@ def scratch(kind: str, parent: Path | None = None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def shared(kind: str, parent: Path | None = None) -> Iterator[Path]:
+    """A temporary folder that the processes of a user share; see `scratch`. The last one removes
+    it.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    prefix = f"resnet-serve-{kind}-"
+    _remove_abandoned(parent, prefix)
+    folder = parent / f"{prefix}of-{os.geteuid()}"
+    lock = _joined(folder)
+    if lock is None:
+        with scratch(kind, parent) as own:
+            yield own
+        return
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # Others still use it.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Waits until no other process is in such a context with this file, which is created."""
+    with lock.open("wb") as file:
+        with suppress(OSError):  # Some network file systems have no locks.
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _joined(folder: Path) -> int | None:
+    """A lock that keeps a shared folder from being removed; None if it is not this user's."""
+    while True:
+        folder.mkdir(0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            status = os.fstat(lock)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                os.close(lock)
+                return None
+            with suppress(OSError):  # Some network file systems have no locks.
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            if folder.exists() and os.path.samestat(status, folder.stat()):
+                return lock
+            os.close(lock)  # The last of its users has removed it.
 
 
 def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:

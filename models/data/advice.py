@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.data.collection import Collection
-from models.preprocess import InputSpec
+from models.preprocess import InputSpec, upright_rgb
 from models.suggestions import first_few
 
 FEW = 20  # Images in all.
@@ -126,7 +126,7 @@ def _looks(collection: Collection) -> Iterator[_Look]:
 def _look(image: Image.Image) -> _Look:
     width, height = image.size
     image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-    small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    small = upright_rgb(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     pixels = np.asarray(small).astype(np.int16)
     grey = bool(np.ptp(pixels, axis=2).max() <= GREY_DIFFERENCE)
     return _Look(width, height, grey, small.tobytes())

@@ -7,11 +7,14 @@ The format is that of the library `datasets`: a column of structs with the encod
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +23,13 @@ from numpy.typing import NDArray
 
 from models import files
 from models.data import label_list, tables
-from models.data.label_list import FILES, LABELS, PARTS, normal
+from models.data.label_list import FILES, LABELS, PARTS, normal, text
 
 ROWS = 64  # In memory at a time.
 METADATA = b"huggingface"
 STATE = "state.json"
-# Unpacked images, which this process and its workers read at random; removed when it ends.
+# Unpacked images, which the processes of a training and their workers read at random; removed when
+# the last of them ends.
 _unpacked_files = ExitStack()
 atexit.register(_unpacked_files.close)
 
@@ -120,8 +124,8 @@ def _saved(folder: Path) -> list[str]:
 
 
 def unpacked(file: Path) -> Unpacked:
-    """The images and labels of a shard. Once in a process, the images are copied to a temporary
-    file, which is as large as they are together.
+    """The images and labels of a shard. The images are copied to a temporary file, which is as
+    large as they are together. Processes that read the same shard at the same time share it.
 
     Raises:
         ValueError: the shard is damaged, or has no images or no labels; the message names it.
@@ -135,43 +139,58 @@ def unpacked(file: Path) -> Unpacked:
 
 @cache
 def _folder() -> Path:
-    return _unpacked_files.enter_context(files.scratch("images"))
+    return _unpacked_files.enter_context(files.shared("images"))
 
 
 @cache
 def _unpack(file: Path, changed: int, size: int) -> Unpacked:
     arrow = tables.pyarrow(file)
-    target = _folder() / f"{len(list(_folder().iterdir()))}"
-    lengths: list[int] = []
+    key = f"{os.fsencode(file.resolve())!r} {changed} {size}".encode()
+    target = _folder() / hashlib.sha256(key).hexdigest()
     labels: list[tuple[str, ...]] = []
     try:
-        schema, batches = _batches(file, arrow)
+        schema, _ = _column(file, arrow, "")
         image, label = _columns(file, schema)
+        with files.alone(target.with_suffix(".lock")):
+            if not target.exists():
+                _copy(_column(file, arrow, image)[1], target)
         names = _names(_features(schema).get(label))
-        with target.open("wb") as out:
-            for batch in batches:
-                for value in batch.column(image).to_pylist():
-                    content = value.get("bytes") if isinstance(value, dict) else value
-                    lengths.append(out.write(content or b""))
-                labels += _labelled(batch.column(label).to_pylist(), names, file, len(labels))
+        for values in _column(file, arrow, label)[1]:
+            labels += _labelled(values, names, file, len(labels))
     except (arrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{file}: not a whole data file ({reason})") from None
-    ends = np.cumsum(lengths, dtype=np.int64)
-    places = np.stack([ends - lengths, np.array(lengths, np.int64)], axis=1)
     if not names and all(_is_number(each) for row in labels for each in row):
         numbers = {int(each) for row in labels for each in row}
         names = tuple(map(str, sorted(numbers)))
-    return Unpacked(target, places, labels, names)
+    return Unpacked(target, np.load(_places(target)), labels, names)
 
 
-def _batches(file: Path, arrow: Any) -> tuple[Any, Iterator[Any]]:
-    """The schema of a file and its record batches."""
+def _copy(images: Iterator[list[Any]], target: Path) -> None:
+    """Writes images one after another, and where each is."""
+    lengths: list[int] = []
+    with files.atomic(target) as part:
+        with part.open("wb") as out:
+            for value in chain.from_iterable(images):
+                content = value.get("bytes") if isinstance(value, dict) else value
+                lengths.append(out.write(content or b""))
+        ends = np.cumsum(lengths, dtype=np.int64)
+        places = np.stack([ends - lengths, np.array(lengths, np.int64)], axis=1)
+        np.save(_places(target), places)
+
+
+def _places(target: Path) -> Path:
+    return target.with_suffix(".npy")
+
+
+def _column(file: Path, arrow: Any, name: str) -> tuple[Any, Iterator[list[Any]]]:
+    """The schema of a file, and the values of a column of each of its record batches."""
     if file.suffix.lower() == tables.PARQUET:
         opened = arrow.parquet.ParquetFile(file)
-        return opened.schema_arrow, opened.iter_batches(batch_size=ROWS)
+        batches = opened.iter_batches(batch_size=ROWS, columns=[name])
+        return opened.schema_arrow, (batch.column(name).to_pylist() for batch in batches)
     reader = arrow.ipc.open_stream(arrow.memory_map(str(file)))
-    return reader.schema, iter(reader)
+    return reader.schema, (batch.column(name).to_pylist() for batch in reader)
 
 
 def _image_columns(schema: Any) -> list[str]:
@@ -237,16 +256,17 @@ def _labelled(
     values: Sequence[Any], names: tuple[str, ...], file: Path, before: int
 ) -> Iterator[tuple[str, ...]]:
     """The labels of rows, by the names of the classes if there are any."""
+    by_number = {str(number): name for number, name in enumerate(names)}
+    by_name = {name: name for name in names}
     for row, value in enumerate(values, before + 1):
-        each = value if isinstance(value, list) else [value]
-        if not isinstance(value, list) and (value is None or value in ("", -1)):
+        given = [one for one in (value if isinstance(value, list) else [value]) if text(one)]
+        if not isinstance(value, list) and (not given or value == -1):
             raise ValueError(f"{file}: row {row} has no label; test sets may lack them")
-        if names and all(type(one) is int for one in each):
-            if not all(0 <= one < len(names) for one in each):
-                raise ValueError(f"{file}: row {row} has the label {value}, of {len(names)}")
-            yield tuple(dict.fromkeys(names[one] for one in each))
-        else:
-            yield tuple(dict.fromkeys(normal(str(one)) for one in each))
+        each = [normal(text(one)) for one in given]
+        known = by_name if any(isinstance(one, str) for one in given) else by_number
+        if names and not all(one in known for one in each):
+            raise ValueError(f"{file}: row {row} has the label {value}, of {len(names)}")
+        yield tuple(dict.fromkeys(known.get(one, one) for one in each))
 
 
 def _is_number(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import unicodedata
@@ -27,9 +28,9 @@ LABELS = (
 SPLITS = ("split", "subset", "partition", "dataset", "set")
 # What folders and files that are parts of a set are called, and the part.
 PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("train", "training", "train_set", "training_set"), "train"),
+    **dict.fromkeys(("test", "testing", "test_set"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "validation_set"), "val"),
 }
 # In a column, no class can be meant.
 PARTS_IN_COLUMNS = PARTS | {"dev": "val", "eval": "test"}
@@ -96,7 +97,7 @@ def _described(
     split, several = column(columns, SPLITS), column([label], (SEVERAL,)) is not None
     found: dict[str, Listed] = {}
     for line, values in rows:
-        name = _text(values.get(file))
+        name = text(values.get(file))
         if not name:
             raise ValueError(f"{path}: line {line} names no file in the column {file}")
         if name in found:
@@ -104,29 +105,31 @@ def _described(
         labels = _labels(values.get(label), several=several)
         if not labels and not several:
             raise ValueError(f"{path}: line {line} has nothing in the column {label}")
-        part = PARTS_IN_COLUMNS.get(_text(values.get(split)).lower(), "") if split else ""
+        part = PARTS_IN_COLUMNS.get(text(values.get(split)).lower(), "") if split else ""
         if split and not part:
             raise ValueError(
-                f"{path}: line {line} has {_text(values.get(split))!r} in the column {split}, "
+                f"{path}: line {line} has {text(values.get(split))!r} in the column {split}, "
                 "which should be train, val or test; rename the column if it is no split"
             )
         found[name] = Listed(name, labels, part, line)
     return list(found.values())
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():  # Whole numbers beside gaps, by pandas.
-        value = int(value)
+def text(value: Any) -> str:
+    """A value of a table as text; "" if there is none. Where a column has gaps, pandas makes whole
+    numbers floats and the gaps NaN."""
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
     return "" if value is None else str(value).strip()
 
 
 def _labels(value: Any, *, several: bool) -> tuple[str, ...]:
     if isinstance(value, list):
-        texts = [_text(each) for each in value]
+        texts = [text(each) for each in value]
     else:
-        texts = _text(value).split(";") if several else [_text(value)]
+        texts = text(value).split(";") if several else [text(value)]
     # A label that is repeated counts once.
-    return tuple(dict.fromkeys(normal(text.strip()) for text in texts if text.strip()))
+    return tuple(dict.fromkeys(normal(each.strip()) for each in texts if each.strip()))
 
 
 def normal(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -22,6 +23,7 @@ Split = Literal["train", "validation", "test"]
 WANTED = {"train": ("train",), "validation": ("val",), "test": ("test", "val")}
 # Pillow's own limit can be disabled for the process.
 MAX_PIXELS = 100_000_000
+NOTHING_ELSE = members.Found([], [], [], Counter())
 LEVELS_ABOVE = 4  # From ILSVRC/Data/CLS-LOC/val to beside ILSVRC.
 DEEPEST_PART = 3  # Folders of parts are looked for in so many levels, not image by image.
 
@@ -147,28 +149,29 @@ def listing(path: Path, split: Split | None = None) -> Listing:
         return _listed(path, label_list.read(path), split)
     if not path.is_dir():
         found = ((member.name, member.place) for member in members.in_archive(path))
-        return _by_folder(path, found, (), split)
+        return _by_folder(path, found, split)
     inside = members.in_folder(path)
     lists = [name for name in inside.tables if imagefolder.is_metadata(name)]
     if inside.images and (rows := imagefolder.read(path, lists)):
         left = len(inside.images) - len(rows)
-        said = (f"{left} images are not in {lists[0]} and are left out",) if left > 0 else ()
+        table = PurePosixPath(lists[0]).name
+        said = (f"{left} images are not in {table} and are left out",) if left > 0 else ()
         return _rows(path, path, rows, split, said)
     if not inside.images and (shards := embedded.shards(path, inside.tables)):
         return _embedded(path, shards, split)
-    given = next((name for name in inside.tables if label_list.is_list(Path(name))), "")
-    return _by_folder(path, ((name, ()) for name in inside.images), inside.empty, split, given)
+    return _by_folder(path, ((name, ()) for name in inside.images), split, inside)
 
 
 def _by_folder(
     path: Path,
     found: Iterator[tuple[str, tuple[int, ...]]],
-    empty: Sequence[str],
     split: Split | None,
-    given: str = "",
+    inside: members.Found = NOTHING_ELSE,
 ) -> Listing:
-    """The images of a folder or archive: their names and places. `empty`: folders without images.
-    `given`: a list in the folder that the user may mean."""
+    """The images of a folder or archive: their names and places. `inside`: what else is in the
+    folder, such as a list that the user may mean."""
+    given = next((name for name in inside.tables if label_list.is_list(Path(name))), "")
+    unread = notes.of_unread(inside.unread)
     ground_truth = cache(imagenet.ground_truth)  # A folder's file is read once.
     images: list[_Labelled] = []
     parts: set[str] = set()
@@ -189,17 +192,19 @@ def _by_folder(
             )
         images.append(_Labelled(name, at, label, place.part))
     if not parts:
-        hint = f"; or give its list {given}" if given else ""
-        raise ValueError(f"{path}: no images in folders named after classes{hint}")
+        hint = f"or give its list {given}" if given else f"{image_files.listed()} are read"
+        raise ValueError(
+            f"{path}: no images in folders named after classes; {'; '.join((*unread, hint))}"
+        )
+    outside = [image for image in images if not image.part]
+    if unlabelled := _unlabelled(parts, {image.label for image in outside}, split):
+        raise ValueError(
+            f"{path}: images in {' and '.join(unlabelled)} are not in folders named after classes; "
+            f"or give a list of images, {given or 'a .csv file'}"
+        )
     chosen = _chosen(path, parts, split)
     images = [image for image in images if chosen is None or image.part == chosen]
     names = tuple(sorted({image.label for image in images}))
-    if parts == {""} and names and all(name.lower() in PARTS for name in names):
-        # Parts of a set that has its classes elsewhere.
-        raise ValueError(
-            f"{path}: images in {' and '.join(names)} are not in folders named after classes; or "
-            f"give a list of images, {given or 'a .csv file'}"
-        )
     if flat and set(names) <= set(imagenet.synsets()):
         names = imagenet.synsets()
     index = {name: position for position, name in enumerate(names)}
@@ -211,8 +216,23 @@ def _by_folder(
         np.array([index[image.label] for image in images], dtype=np.int64),
         labels.read("imagenet1k") if names == imagenet.synsets() else names,
         _store(path, encoded, places),
-        notes.of_folders([image.name for image in images], empty, PARTS),
+        (
+            *unread,
+            *notes.of_folders([image.name for image in images], inside.empty, PARTS),
+            *(notes.of_outside([each.name for each in outside], PARTS) if chosen else ()),
+        ),
     )
+
+
+def _unlabelled(parts: set[str], labels: set[str], split: Split | None) -> list[str]:
+    """Which of the folders with these `labels` outside any part are themselves parts, without
+    classes, and wanted."""
+    bare = {PARTS[label.lower()]: label for label in labels if label.lower() in PARTS}
+    if parts == {""}:
+        return sorted(labels) if all(label.lower() in PARTS for label in labels) else []
+    wanted = WANTED[split] if split else ()
+    first = next((part for part in wanted if part in parts or part in bare), "")
+    return [bare[first]] if first and first not in parts else []
 
 
 def _store(path: Path, names: NDArray[np.bytes_], places: NDArray[np.int64]) -> stores.Store | None:
@@ -257,6 +277,9 @@ def _rows(
         targets, classes = label_list.targets([row.labels for row in rows])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    counts = Counter(os.path.normpath(row.name) for row in rows)
+    if twice := next((row for row in rows if counts[os.path.normpath(row.name)] > 1), None):
+        raise ValueError(f"{path}: line {twice.line}: another line names {twice.name} too")
     names = np.array([os.fsencode(row.name) for row in rows])
     lines = np.array([row.line for row in rows], dtype=np.int64)
     store = stores.Files(folder, names, lines, path.name)

@@ -11,7 +11,9 @@ import os
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -24,7 +26,13 @@ HIDDEN = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Vo
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 # Suffixes of tables that a folder of images may have, or its images may be in.
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow")
-ENCRYPTED = 1
+# Suffixes of images in formats that are not read.
+UNREAD = (
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jxl", ".tga", ".ico", ".svg", ".psd"),
+    *(".dng", ".cr2", ".nef", ".arw", ".dcm", ".npy"),
+)
+# Bits of a zip member's flags.
+ENCRYPTED, UTF_8 = 0x1, 0x800
 
 
 class Member(NamedTuple):
@@ -38,11 +46,12 @@ class Member(NamedTuple):
 
 class Found(NamedTuple):
     """What is below a folder: names of images and tables, each sorted, and of folders without
-    either."""
+    either. `unread`: how many files have each suffix of `UNREAD`."""
 
     images: list[str]
     tables: list[str]
     empty: list[str]
+    unread: Counter[str]
 
 
 def is_hidden(name: str) -> bool:
@@ -81,6 +90,7 @@ def in_folder(path: Path) -> Found:
     """What is below a folder; follows links to folders, but not in circles."""
     images: list[str] = []
     tables: list[str] = []
+    unread: Counter[str] = Counter()
     leaves: set[str] = set()
     seen: set[tuple[int, int]] = set()
     for folder, inner, files in os.walk(path, followlinks=True):
@@ -99,10 +109,15 @@ def in_folder(path: Path) -> Found:
             for file in files
             if file.lower().endswith(TABLES) and not file.startswith(".")
         ]
+        unread.update(
+            PurePosixPath(file).suffix.lower()
+            for file in files
+            if file.lower().endswith(UNREAD) and not file.startswith(".")
+        )
         if prefix and not inner and len(images) + len(tables) == before:
             leaves.add(below)
     ordered = [sorted(names, key=lambda name: name.split("/")) for names in (images, tables)]
-    return Found(ordered[0], ordered[1], sorted(leaves))
+    return Found(ordered[0], ordered[1], sorted(leaves), unread)
 
 
 def in_archive(path: Path) -> Iterator[Member]:
@@ -124,7 +139,7 @@ def _in_zip(path: Path) -> Iterator[Member]:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a whole zip archive ({reason})") from None
     for entry in entries:
-        name = entry.filename.replace("\\", "/")  # As some programs of Windows write it.
+        name = _zipped_name(entry)
         if not is_image(name) or is_hidden(name) or entry.is_dir():
             continue
         if entry.flag_bits & ENCRYPTED:
@@ -141,6 +156,15 @@ def _in_zip(path: Path) -> Iterator[Member]:
         yield Member(name, partial(stores.unzipped, path, place), place)
 
 
+def _zipped_name(entry: zipfile.ZipInfo) -> str:
+    name = entry.filename
+    if not entry.flag_bits & UTF_8:
+        # macOS writes UTF-8 without saying so, which zipfile takes for the code page of DOS.
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")  # As some programs of Windows write it.
+
+
 def _in_tar(path: Path) -> Iterator[Member]:
     try:
         with tarfile.open(path) as archive:
@@ -151,7 +175,9 @@ def _in_tar(path: Path) -> Iterator[Member]:
                     above = f"{PurePosixPath(member.name).stem}/"
                     with tarfile.open(fileobj=file) as images:
                         yield from _images(images, images, above, member.offset_data)
-    except (*BROKEN_ARCHIVE, LookupError, RecursionError) as error:  # Links may be broken.
+    except LookupError as error:  # A link leads nowhere.
+        raise ValueError(f"{path}: {error.args[0]}") from None
+    except BROKEN_ARCHIVE as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"{path}: neither a folder nor a whole tar or zip archive ({reason})"
@@ -182,5 +208,11 @@ def _target(archive: tarfile.TarFile, link: tarfile.TarInfo) -> tarfile.TarInfo:
     name = link.linkname
     if link.issym():
         name = os.path.normpath(PurePosixPath(link.name).parent / link.linkname)
-    target = archive.getmember(name)
-    return target if target.isreg() else _target(archive, target)
+    try:
+        target = archive.getmember(name)
+        return target if target.isreg() else _target(archive, target)
+    except (LookupError, RecursionError):
+        raise LookupError(
+            f"{link.name} is a link to {link.linkname}, which is no file in the archive; pack the "
+            "files themselves, as tar --dereference does"
+        ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from models.data.label_list import normal
 from models.suggestions import first_few
@@ -20,6 +20,21 @@ def of_classes(classes: Sequence[str]) -> tuple[str, ...]:
         for names in alike.values()
         if len(names) > 1
     )
+
+
+def of_unread(suffixes: Mapping[str, int]) -> tuple[str, ...]:
+    """How many files of each suffix are images of formats that are not read."""
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+    return (f"files that are not read: {listed}; convert them to PNG",) if listed else ()
+
+
+def of_outside(names: Sequence[str], parts: Collection[str]) -> tuple[str, ...]:
+    """Images that are in none of a set's parts; those in a folder called like one are without
+    class."""
+    left = [name for name in names if f"/{name}".split("/")[-2].lower() not in parts]
+    if not left:
+        return ()
+    return (f"{len(left)} images are in no part of the set and are left out, such as {left[0]}",)
 
 
 def of_folders(

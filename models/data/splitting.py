@@ -32,9 +32,15 @@ def split(collection: Collection, part: float, seed: int = 0) -> tuple[Collectio
 
     Raises:
         ValueError: the share is not above 0 and below 1, or the number is less than 1 or leaves a
-            class without images for training; the message says how many there may be.
+            class without images for training; the message says how many there may be. Or there are
+            only copies.
     """
     validation, training = rows(collection, part, seed)
+    if not len(validation):
+        raise ValueError(
+            f"{collection.path}: no image can be held out: copies of an image stay together, and "
+            "these are almost all copies; remove them"
+        )
     return collection.part(training), collection.part(validation)
 
 

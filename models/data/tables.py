@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,10 +65,10 @@ def _named(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
 
 def _csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
+        header = re.sub('"[^"]*"', "", file.readline())
         file.seek(0)
         separators = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
-        delimiter = next((each for each in separators if each in header), separators[0])
+        delimiter = max(separators, key=header.count)
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         columns = [name.strip() for name in next(reader, [])]
         yield Row(1, dict.fromkeys(columns))

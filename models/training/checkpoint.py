@@ -29,9 +29,21 @@ class Checkpoint:
     run: dict[str, Any]
 
     def save(self, state: dict[str, Any]) -> None:
-        """Writes the state atomically."""
-        with files.atomic(self.path) as file:
-            torch.save({"format": FORMAT, "run": self.run, **state}, file)
+        """Writes the state atomically.
+
+        Raises:
+            OSError: it cannot be written; the state before it remains.
+        """
+        whole = {"format": FORMAT, "run": self.run, **state}
+        try:
+            with files.atomic(self.path) as file:
+                torch.save(whole, file)
+        except RuntimeError as error:  # So torch reports a full disk, in many lines of C++.
+            after = "--resume continues" if self.path.exists() else "--overwrite starts over"
+            raise OSError(
+                f"{self.path} cannot be written, perhaps because the disk is full; make room, then "
+                f"{after}"
+            ) from error
 
     def load(self, device: str) -> dict[str, Any] | None:
         """The last saved state, with tensors on `device`; None if there is none.

@@ -185,6 +185,7 @@ class Plan:
         return {
             "network": asdict(self.architecture()),
             "data": f"{self.source.source}: {len(self.source)} images",
+            "images of": dict(zip(self.source.classes, self.source.counts.tolist(), strict=True)),
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             **({"block": own_code.path_of(self.block, "block")} if self.block else {}),

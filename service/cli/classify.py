@@ -43,6 +43,7 @@ CONCURRENCY = 8
 # For a request, including its retries: the service may be starting, or its queue full.
 REQUEST_SECONDS, RETRIES = 60.0, 30
 MOST_SHARDS = 100_000
+FAILED = 1  # exit status
 INDEPENDENT = "independent labels: each has a probability of its own, and they need not add up to 1"
 
 
@@ -79,13 +80,13 @@ class Destination:
 @dataclass(frozen=True)
 class Backend:
     """What classifies: `identity` is what the predictions depend on, `rows` gives the rows of
-    each batch of entries; `on_cluster` writes the files itself and returns the number of rows;
-    `independent` says whether each label has a probability of its own."""
+    each batch of entries; `on_cluster` writes the files itself and returns the number of rows, and
+    of those with errors; `independent` says whether each label has a probability of its own."""
 
     identity: dict[str, Any]
     rows: Callable[[Iterator[Entry]], Batches]
     independent: Callable[[], bool]
-    on_cluster: Callable[[tuple[Path, ...], Shard, Layout], int] | None = None
+    on_cluster: Callable[[tuple[Path, ...], Shard, Layout], tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def classify(
     """Classifies images, locally or with the service at --url.
 
     IMAGES are images, folders, tar archives, parquet files with a column `image`, and .txt files
-    with one path per line.
+    with one path per line. The exit status is 1 if an image could not be classified; the others
+    are nevertheless.
     """
     from service.cli.bulk import inputs
     from service.cli.bulk.journal import layout
@@ -190,15 +192,17 @@ def classify(
             backend = _service(remote.url, remote, model, top_k)
         else:
             backend = _engine(model or DEFAULT_SPEC, top_k, flags)
-        if place:
-            _write(job, backend, place, output)
-        else:
-            _print(job, backend)
+        failed = _write(job, backend, place, output) if place else _print(job, backend)
     except KeyboardInterrupt:
         without = " without --overwrite" if output.overwrite else ""
         advice = f"; run the same command{without} to continue" if place else ""
         click.echo(f"resnet-serve: interrupted{advice}", err=True)
         raise SystemExit(INTERRUPTED) from None
+    if failed:
+        where = f"; {place.output} has the reasons" if place else ""
+        what = "1 image" if failed == 1 else f"{failed} images"
+        click.echo(f"resnet-serve: {what} could not be classified{where}", err=True)
+        raise click.exceptions.Exit(FAILED)
 
 
 def _check(remote: Remote, output: Destination, flags: dict[str, str | None]) -> None:
@@ -308,8 +312,8 @@ def _service(url: str, remote: Remote, model: str | None, top_k: int | None) -> 
     return Backend({**named, "model": model, "top-k": top_k}, rows, independent)
 
 
-def _write(job: BulkJob, backend: Backend, place: Layout, output: Destination) -> None:
-    """Writes the rows that are not yet in the output."""
+def _write(job: BulkJob, backend: Backend, place: Layout, output: Destination) -> int:
+    """Writes the rows that are not yet in the output; returns how many of these have errors."""
     from service.cli.bulk.inputs import printable
     from service.cli.bulk.journal import Journal
 
@@ -322,23 +326,30 @@ def _write(job: BulkJob, backend: Backend, place: Layout, output: Destination) -
     with closing(Journal(place, identity, output.overwrite)) as journal:
         if journal.complete:
             click.echo(f"{place.output}: already has all {journal.done} rows", err=True)
-            return
+            return 0
+        failed = 0
         if output.on and backend.on_cluster:
-            journal.done = backend.on_cluster(job.images, job.shard, place)
+            journal.done, failed = backend.on_cluster(job.images, job.shard, place)
         else:
             with closing(job.batches(backend, journal.done, journal.last)) as batches:
                 for batch in batches:
                     journal.write(batch)
+                    failed += sum(bool(row["error"]) for row in batch)
         journal.finish()
+    return failed
 
 
-def _print(job: BulkJob, backend: Backend) -> None:
-    """Prints a line for each image; probabilities that do not share 100 % are no percentages."""
+def _print(job: BulkJob, backend: Backend) -> int:
+    """Prints a line for each image; probabilities that do not share 100 % are no percentages.
+    Returns the number of errors."""
     form = ".1%"
     if backend.independent():
         form = ".3f"
         click.echo(INDEPENDENT, err=True)
+    failed = 0
     with closing(job.batches(backend)) as batches:
         for row in chain.from_iterable(batches):
+            failed += bool(row["error"])
             best = ", ".join(f"{p['label']} {p['probability']:{form}}" for p in row["predictions"])
             progress.write(f"{row['file']}: {row['error'] or best}")
+    return failed

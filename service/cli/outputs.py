@@ -29,15 +29,15 @@ def check(*paths: Path | None, overwrite: bool) -> None:
         ConfigError: there is a file and no `overwrite`, something that is no file, or no folder to
             write to; or two paths are the same.
     """
-    given: set[Path] = set()
+    given: set[str] = set()
     for path in filter(None, paths):
-        place = path.absolute()
-        if not place.parent.is_dir():
+        if not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}")
+        place = os.path.realpath(path)
         if place in given:
             raise ConfigError(f"{path} is given twice; give each output a path of its own")
         given.add(place)
-        if not os.path.lexists(place):
+        if not os.path.lexists(path):
             continue
         check_regular(path)
         if not overwrite:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from service.cli.training_output import (
     Teller,
     TrainingOutput,
     conclude,
-    folder_of,
     train_one,
 )
 from service.config import choices
@@ -348,10 +347,9 @@ def train(
             if output.is_complete(path):
                 teller.say(f"{path} is complete")
                 continue
-            if world.leads and not output.resume:
-                shutil.rmtree(folder_of(path), ignore_errors=True)
-            world.wait()
-            train_one(replace(plan, seed=seed), path, described, world, computing, teller)
+            with output.claimed(path) if world.leads else nullcontext():
+                world.wait()
+                train_one(replace(plan, seed=seed), path, described, world, computing, teller)
         if world.leads:
             conclude(output, teller)
 

@@ -10,7 +10,7 @@ import click
 
 from models.training.recipe import Recipe
 from service.cli import preparation
-from service.cli.options import decode, part_of
+from service.cli.options import PATH, decode, part_of
 from service.cli.progress import bar
 from service.cli.training_output import Teller
 
@@ -56,7 +56,10 @@ class ValidationParameter(click.ParamType[Validation]):
         if text.isdecimal():
             return Validation(count=int(text))
         if not text.endswith("%"):
-            return Validation(path=Path(text))
+            path = PATH.convert(value, param, ctx)
+            if _is_number(text) and not path.exists():
+                self.fail(f"{value!r} is no number of images; a share is written 20%", param, ctx)
+            return Validation(path=path)
         try:
             share = float(text[:-1]) / 100
         except ValueError:
@@ -111,14 +114,23 @@ class TrainingData:
             training, held_out = splitting.split(training, self.hold_out)
         wanted = self.validation or (self._usual(len(training), teller) if validates else NOTHING)
         if wanted.path:
-            part_name: Split = "validation" if has_split(wanted.path, "validation") else "test"
-            validation = find(wanted.path, part_name if has_split(wanted.path, part_name) else None)
+            names: tuple[Split, ...] = ("validation", "test")
+            named = next((name for name in names if has_split(wanted.path, name)), None)
+            if self._trains_on(wanted.path, named):
+                raise ValueError(
+                    f"--validation {wanted.path}: these images are trained on; --validation 20% "
+                    "sets some of them aside"
+                )
+            validation = find(wanted.path, named)
         elif part := wanted.count or wanted.share:
             training, validation = splitting.split(training, part)
         own = part_of(self.data, "test")
         if own and not has_split(self.data, "test"):  # Its own validation images would be the test.
             own = None if wanted.path == self.data else own
-        tests = [find(path, part_of(path, "test")) for path in self.test_data]
+        parts = [(path, part_of(path, "test")) for path in self.test_data]
+        for path in (path for path, named in parts if self._trains_on(path, named)):
+            teller.warn(f"{path} is trained on: accuracy on it is not that on other images")
+        tests = [find(path, named) for path, named in parts]
         if own and not tests:
             tests = self._own_tests(own, teller)
         return Sets(
@@ -127,6 +139,9 @@ class TrainingData:
             held_out,
             tuple(_aligned(test, training, "test") for test in tests),
         )
+
+    def _trains_on(self, path: Path, part: Split | None) -> bool:
+        return part is None and path.resolve() == self.data.resolve()
 
     def _own_tests(self, own: Split, teller: Teller) -> list[Collection]:
         """The set's own test images, if they have classes: those of a competition have none."""
@@ -207,6 +222,14 @@ class TrainingData:
                 progress=lambda count: shown.update(count - shown.n),
             )
             return source_of(training, spec, world.device, augmentation(recipe, spec), loading)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _aligned(other: Collection, training: Collection, use: str) -> Collection:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,21 +60,56 @@ class TrainingOutput:
             raise ValueError("--seed or --seeds, not both")
         unfinished = [path for path in self.by_seed.values() if not self.is_complete(path)]
         for path in unfinished:
-            interrupted = state_of(path).exists()
-            if interrupted and not self.resume and not self.restart:
-                raise ValueError(
-                    f"{folder_of(path)} holds an interrupted run; use --resume to continue it or "
-                    "--restart to discard it"
-                )
-            outputs.check(path, overwrite=self.overwrite)
-            discards = self.overwrite or (interrupted and (self.resume or self.restart))
-            if not discards and _has_files(folder_of(path)):
-                raise ValueError(
-                    f"{folder_of(path)} has files, perhaps of another run; add --overwrite to "
-                    "discard them, or choose another OUT"
-                )
+            self._check(path)
         if self.seeds and unfinished:
             outputs.check(self.curves, overwrite=self.overwrite)
+
+    def _check(self, path: Path) -> None:
+        """Fails if a run that writes `path` would replace what the user did not give up."""
+        folder, interrupted = folder_of(path), state_of(path).exists()
+        if interrupted and not self.resume and not self.restart:
+            raise ValueError(
+                f"{folder} holds an interrupted run; use --resume to continue it or --restart to "
+                "discard it"
+            )
+        outputs.check(path, overwrite=self.overwrite)
+        discards = self.overwrite or (interrupted and (self.resume or self.restart))
+        if not discards and _has_files(folder):
+            raise ValueError(
+                f"{folder} has files, perhaps of another run; add --overwrite to discard them, or "
+                "choose another OUT"
+            )
+
+    @contextmanager
+    def claimed(self, path: Path) -> Iterator[None]:
+        """Keeps other processes from training for the same bundle, and discards what is left of
+        an earlier run, unless it is resumed.
+
+        Raises:
+            ValueError: another process does, or has written it since `check`.
+        """
+        folder = folder_of(path)
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{folder}: another training writes there; wait for its end, or choose "
+                    "another OUT"
+                ) from None
+            except OSError:  # Some network file systems have no locks.
+                pass
+            self._check(path)
+            for left in [] if self.resume else [*folder.iterdir()]:
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            yield
+        finally:
+            os.close(lock)
 
     def is_complete(self, path: Path) -> bool:
         """Whether there is nothing left to resume of the run that writes `path`."""
@@ -170,14 +208,15 @@ def train_one(
                 report=report,
                 after_epoch=after_epoch,
             )
+        if world.leads:
+            bundle.write(trained, out)
+            state_of(out).unlink()
     except KeyboardInterrupt:
         if state_of(out).exists():
             teller.warn("interrupted; the same command with --resume goes on from the last epoch")
         raise
     if not world.leads:
         return
-    bundle.write(trained, out)
-    state_of(out).unlink()
     drawn = _draw([folder], folder / "curves.png", teller)
     for line in _results(trained, plan):
         teller.say(line)

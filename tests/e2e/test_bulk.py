@@ -101,7 +101,7 @@ def test_a_run_goes_on_after_a_signal(tmp_path: Path, sig: signal.Signals, statu
         assert said == "resnet-serve: interrupted; run the same command to continue\n"
     assert rows_in(output / "_resume") > 0
     assert not (output / "part-00009.parquet").exists()
-    assert run("classify", *arguments).stderr == ""
+    assert "images could not be classified; " in run("classify", *arguments, status=1).stderr
     check(output, images)
 
 
@@ -120,7 +120,7 @@ def test_no_row_is_lost_or_twice_however_often_it_is_killed(tmp_path: Path, outp
         if kills < 8:
             stopped(process, state, 1.5 * draw.random(), signal.SIGKILL)
         process.communicate(timeout=2 * PATIENCE)
-        if process.returncode == 0:
+        if process.returncode == 1:  # The archive has some that are no images.
             break
         assert process.returncode == -9
     assert kills >= 3

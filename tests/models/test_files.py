@@ -42,6 +42,19 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_and_the_file_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "elsewhere" / "file"
+    target.parent.mkdir()
+    target.write_text("old")
+    link.symlink_to("elsewhere/file")
+    with files.atomic(link) as temporary:
+        assert temporary.parent == target.parent, "on its file system"
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_the_umask_decides_permissions_whatever_a_library_does(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
@@ -153,6 +166,23 @@ def test_a_temporary_folder_of_another_user_stays(tmp_path: Path) -> None:
     with files.scratch("work", tmp_path):
         assert theirs.exists()
     assert theirs.exists()
+
+
+def test_the_last_to_leave_a_shared_folder_removes_it(tmp_path: Path) -> None:
+    with files.shared("test", tmp_path) as first:
+        with files.shared("test", tmp_path) as second, files.scratch("test", tmp_path):
+            (second / "file").touch()
+        assert (first / "file").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shared_folder_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+    with files.shared("test", tmp_path) as shared:
+        (shared / "file").touch()
+        shared.chmod(0o777)
+        with files.shared("test", tmp_path) as own:
+            assert own != shared
+        assert (shared / "file").exists()
 
 
 def test_many_that_begin_at_once_take_no_folder_from_each_other(tmp_path: Path) -> None:

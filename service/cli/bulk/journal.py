@@ -75,6 +75,7 @@ def layout(output: Path, rows_per_file: int | None, shard: Shard) -> Layout:
     """
     if os.path.lexists(output) and not output.is_dir():
         outputs.check_regular(output)
+        output = files.target_of(output)
     if not output.suffix and output.is_file():
         raise ConfigError(
             f"--output {output}: is a file; choose a folder, or end in .jsonl or .csv"

@@ -41,8 +41,9 @@ def classify(
     k: int,
     flags: dict[str, str | None],
     exact: bool = False,
-) -> int:
-    """Writes the missing parts and returns the total number of rows. `place` is a folder.
+) -> tuple[int, int]:
+    """Writes the missing parts; returns the total number of rows, and how many of the new ones have
+    errors. `place` is a folder.
 
     Like Ray itself, it joins the cluster that `RAY_ADDRESS` names, else a cluster on this machine,
     else it starts one.
@@ -60,7 +61,7 @@ def classify(
     # A GPU for each engine, if there are any.
     gpus = int(resources.get("GPU", 0)) if flags["device"] != "cpu" else 0
     engines = {"num_gpus": 1} if gpus else {"num_cpus": ENGINE_CPU}
-    done = _done(place)
+    done, failed = _done(place), 0
     while True:
         written = (
             ray.data.from_items([{"reader": index} for index in range(readers)])
@@ -95,6 +96,7 @@ def classify(
         try:
             for part in written.iter_rows():
                 fresh += int(part["rows"])
+                failed += int(part["failed"])
         except ray.exceptions.RayTaskError as error:
             # An error in a user's file, without Ray's stack trace.
             if isinstance(error.cause, ConfigError | OSError):
@@ -102,7 +104,7 @@ def classify(
             raise
         before, done = len(done), _done(place)
         if len(done) == before + fresh:
-            return before + fresh
+            return before + fresh, failed
 
 
 def _ray() -> Any:
@@ -192,8 +194,12 @@ class Classifier:
         entries = [partial(Encoded, str(name), data, str(error)) for name, data, error in columns]
         # One thread, since other actors use the other CPUs.
         batches = stream.classify(entries, self._bundle, self._engine, self._k, 1, self._exact)
-        lines = [rows.line(row) for row in chain.from_iterable(batches)]
-        return {"position": batch["position"], "row": lines}
+        found = list(chain.from_iterable(batches))
+        return {
+            "position": batch["position"],
+            "row": [rows.line(row) for row in found],
+            "failed": [bool(row["error"]) for row in found],
+        }
 
 
 def write(batch: dict[str, Any], output: Path, state: Path) -> dict[str, list[int]]:
@@ -209,4 +215,4 @@ def write(batch: dict[str, Any], output: Path, state: Path) -> dict[str, list[in
         np.save(file, positions[order])
     rows.write(fresh, ".parquet", (json.loads(batch["row"][index]) for index in order))
     files.move(fresh, part)
-    return {"rows": [len(order)]}
+    return {"rows": [len(order)], "failed": [int(np.sum(batch["failed"]))]}

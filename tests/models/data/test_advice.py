@@ -109,6 +109,19 @@ def test_grey_and_equal_images_are_said(tmp_path: Path) -> None:
     assert said == "all of the 32 images looked at are the same picture"
 
 
+def test_images_in_16_bits_are_not_taken_for_one_picture(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        folder = tmp_path / "ab"[index % 2]
+        folder.mkdir(exist_ok=True)
+        pixels = generator.integers(1000, 2**16, (32, 32), dtype=np.uint16)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    assert advice(find(tmp_path), GREY) == []
+    assert advice(find(tmp_path), CIFAR) == [
+        "the images are grey, and the network sees rgb; --channels grey needs less"
+    ]
+
+
 def test_unreadable_images_and_compressed_archives_are_looked_at_too(tmp_path: Path) -> None:
     made(tmp_path / "set", FIT)
     (tmp_path / "set" / "cat" / "0.png").write_bytes(b"")

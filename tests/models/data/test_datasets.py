@@ -156,11 +156,9 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, kind: str, conten
 
 
 def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
-    assert (
-        refusal(folder(tmp_path, {"cat/x.txt": b""})) == "no images in folders named after classes"
-    )
-    empty = archive(tmp_path, "empty.tar", {})
-    assert refusal(empty) == "no images in folders named after classes"
+    none = "no images in folders named after classes; JPEG, PNG, "
+    assert refusal(folder(tmp_path, {"cat/x.txt": b""})).startswith(none)
+    assert refusal(archive(tmp_path, "empty.tar", {})).startswith(none)
     assert refusal(tmp_path / "missing") == "no such file or folder"
 
 

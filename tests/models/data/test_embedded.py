@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,18 @@ def test_labels_without_names_are_numbers_in_order_or_text(tmp_path: Path) -> No
     assert find(path).classes == ("ant", "cat")
 
 
+def test_whole_numbers_beside_gaps_are_numbers_of_classes_and_names_may_be_digits(
+    tmp_path: Path,
+) -> None:
+    path = parquet(tmp_path / "x.parquet", table([1, 2], [0.0, 1.0]))
+    assert shades(path) == [("zebra", 1), ("ape", 2)]
+    path = parquet(tmp_path / "y.parquet", table([1, 2], ["ape", "zebra"]))
+    assert shades(path) == [("ape", 1), ("zebra", 2)]
+    digits = {"names": ["7", "1", "0"], "_type": "ClassLabel"}
+    path = parquet(tmp_path / "z.parquet", table([1, 2], [0, 1], digits))
+    assert shades(path) == [("7", 1), ("1", 2)]
+
+
 def test_lists_of_labels_are_several(tmp_path: Path) -> None:
     feature = {"feature": LABEL, "_type": "List"}
     made = table([1, 2], [[0, 1], []], feature, ("image", "tags"))
@@ -140,6 +154,8 @@ def test_an_image_without_bytes_is_named(tmp_path: Path) -> None:
         (table([1], [2]), "row 1 has the label 2, of 2"),
         (table([1, 1], [0, -1]), "row 2 has no label"),
         (table([1], [None], None), "row 1 has no label"),
+        (table([1, 2], [1.0, float("nan")], None), "row 2 has no label"),
+        (table([1], ["cow"]), "row 1 has the label cow, of 2"),
         (table([1], [0], None, ("image", "caption")), "no column is the label; its columns: image"),
         (table([1], [0]).append_column("b", [[b""]]).rename_columns(["a", "label", "b"]), "encod"),
     ],
@@ -171,3 +187,17 @@ def test_images_are_unpacked_once(tmp_path: Path) -> None:
     assert embedded.unpacked(path) is first
     parquet(path, table([1, 2], [0, 1]))
     assert len(embedded.unpacked(path).labels) == 2, "but again if the file changes"
+
+
+def test_processes_share_what_one_has_unpacked(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "x.parquet", table([1, 2], [0, 1]))
+    own = embedded.unpacked(path)
+    before = own.file.stat()
+    code = "import sys, pathlib; from models.data import embedded as e; "
+    code += "print(e.unpacked(pathlib.Path(sys.argv[1])).file)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(own.file)
+    after = own.file.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

@@ -57,6 +57,15 @@ def test_images_that_are_not_in_the_table_are_left_out_and_counted(tmp_path: Pat
     assert find(tmp_path).notes == ("1 images are not in metadata.csv and are left out",)
 
 
+def test_the_table_that_lacks_an_image_is_not_said_to_be_that_of_another_part(
+    tmp_path: Path,
+) -> None:
+    metadata(tmp_path / "train", "csv")
+    metadata(tmp_path / "test", "csv")
+    image(tmp_path / "train" / "in" / "2.png")
+    assert find(tmp_path).notes == ("1 images are not in metadata.csv and are left out",)
+
+
 def test_a_table_without_labels_leaves_the_classes_to_folders(tmp_path: Path) -> None:
     image(tmp_path / "cat" / "0.png")
     image(tmp_path / "dog" / "0.png")

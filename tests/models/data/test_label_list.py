@@ -139,6 +139,11 @@ def test_whole_numbers_and_arrays_are_labels(tmp_path: Path) -> None:
     assert find(path).targets.tolist() == [[True, True], [False, False]]
 
 
+def test_no_number_is_no_label(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"file": "a.png", "label": NaN}', "list.jsonl")
+    assert "line 1 has nothing in the column label" in refusal(path)
+
+
 def test_a_column_says_the_split(tmp_path: Path) -> None:
     text = 'file,label,split\na.png,x,train\nin/b.png,y,TRAIN\n"c, d.png",y,valid\n'
     path = written(tmp_path, text)
@@ -197,6 +202,8 @@ def test_a_file_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> None
         ("file,labels\na.png,\n", "no image has a label"),
         ("file,label\na.png,\n", "line 2 has nothing in the column label"),
         ("file,labels\na.png,x\na.png,y\n", "line 3 names a.png again"),
+        ("file,labels\na.png,x\n./a.png,y\n", "line 2: another line names a.png too"),
+        ("file,labels\na.png,x\na,y\n", "line 2: another line names a.png too"),
         ("file,labels\na.png\n", "line 2 has 1 fields, not 2"),
         ("file,labels\na.png,b,c\n", "line 2 has 3 fields, not 2"),
         ("file,labels\n,cat\n", "line 2 names no file in the column file"),

@@ -135,6 +135,18 @@ def test_what_lies_beside_the_split_folders_is_in_neither(tmp_path: Path) -> Non
     path = folder(tmp_path, {**BOTH, "docs/figure.png": encoded(1)})
     assert shades(path, "train") == TRAIN
     assert shades(path, "test") == VAL
+    assert listing(path, "train").notes == (
+        "1 images are in no part of the set and are left out, such as docs/figure.png",
+    )
+
+
+def test_test_images_without_classes_are_not_those_for_validation(tmp_path: Path) -> None:
+    path = folder(tmp_path, {**BOTH, "test/0.png": encoded(60)})
+    said = "images in test are not in folders named after classes; or give a list"
+    assert said in refusal(path, "test")
+    assert shades(path, "train") == TRAIN
+    assert shades(path, "validation") == VAL
+    assert listing(path, "train").notes == ()
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -168,7 +180,7 @@ def test_a_link_in_an_archive_that_leads_nowhere_is_refused(tmp_path: Path) -> N
     link.type, link.linkname = tarfile.SYMTYPE, "1.png"
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.addfile(link)
-    assert "neither a folder nor a whole tar or zip archive (" in refusal(tmp_path / "x.tar")
+    assert "cat/0.png is a link to 1.png, which is no file in the" in refusal(tmp_path / "x.tar")
 
 
 @pytest.mark.parametrize("kind", ["folder", "w", "w:gz"])

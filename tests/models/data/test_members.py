@@ -95,6 +95,34 @@ def test_names_with_backslashes_are_folders(tmp_path: Path) -> None:
     assert find(path).classes == ("cat", "dog")
 
 
+def test_names_that_macos_wrote_in_utf_8_without_saying_so_are_read_as_that(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "x.zip", {"caf\u00e9/0.png": png(1), "th\u00e9/0.png": png(2)})
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for part in range(2):
+            at = [i for i in range(len(content)) if content.startswith(signature, i)][part]
+            content[at + flags + 1] &= ~0x08
+    path.write_bytes(content)
+    assert find(path).classes == ("caf\u00e9", "th\u00e9")
+    data = datasets.read(path, CIFAR)
+    assert data.images[:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_names_in_the_code_page_of_dos_are_read_as_that(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "x.zip", {"caf?/0.png": png(1), "tea/0.png": png(2)})
+    path.write_bytes(path.read_bytes().replace(b"caf?", "caf\u00e9".encode("cp437")))
+    assert find(path).classes == ("caf\u00e9", "tea")
+
+
+def test_images_of_formats_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    files = {"cat/0.png": png(1), "dog/0.PPM": b"P6", "dog/1.ppm": b"P6", "dog/._1.ppm": b""}
+    said = "files that are not read: 2 .ppm; convert them to PNG"
+    path = made("folder", tmp_path, files)
+    assert said in find(path).notes
+    (path / "cat" / "0.png").unlink()
+    assert said in refusal(path)
+
+
 def test_what_is_no_whole_zip_archive_is_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path / "x.zip", BOTH)
     path.write_bytes(path.read_bytes()[:-30])

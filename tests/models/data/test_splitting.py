@@ -96,6 +96,12 @@ def test_copies_are_on_one_side(tmp_path: Path, kind: str) -> None:
         assert (held[::2] + 1 == held[1::2]).all()
 
 
+def test_a_set_of_copies_alone_has_no_images_to_hold_out(tmp_path: Path) -> None:
+    files = {f"{name}/{index}.png": name.encode() for name in "ab" for index in range(9)}
+    with pytest.raises(ValueError, match="no image can be held out: copies of an image stay"):
+        split(find(folder(tmp_path, files)), 0.2)
+
+
 def test_a_copy_in_another_class_stays_in_training(tmp_path: Path) -> None:
     names = {f"{c}/{i}.png": f"{c}{i}".encode() for c in "ab" for i in range(3)}
     collection = find(folder(tmp_path, names | {"a/0.png": b"same", "b/0.png": b"same"}))

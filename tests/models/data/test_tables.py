@@ -16,6 +16,12 @@ def test_rows_have_the_lines_of_the_file(tmp_path: Path) -> None:
     assert list(rows) == [(3, {"a": "1", "b": "x\ny"}), (5, {"a": "2", "b": "z"})]
 
 
+@pytest.mark.parametrize("header", ['a;b;"c, d"', "a;b;c, d", "a\tb\tc;d"])
+def test_a_separator_within_a_column_does_not_separate(tmp_path: Path, header: str) -> None:
+    (tmp_path / "x.csv").write_text(f"{header}\n")
+    assert [*tables.read(tmp_path / "x.csv")[0]][:2] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

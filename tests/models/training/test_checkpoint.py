@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,26 @@ def test_a_save_that_was_cut_off_leaves_the_one_before(tmp_path: Path) -> None:
     state = checkpoint.load("cpu")
     assert state is not None
     assert state["step"] == 3
+
+
+def test_a_full_disk_is_said_and_leaves_the_state_before(tmp_path: Path) -> None:
+    checkpoint, first = (Checkpoint(tmp_path / name, RUN) for name in ("state.pt", "first.pt"))
+    checkpoint.save({"step": 3})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        for saving, after in (
+            (checkpoint, "--resume continues"),
+            (first, "--overwrite starts over"),
+        ):
+            with pytest.raises(OSError, match=rf"\A[^\n]+\.pt cannot be written[^\n]+{after}\Z"):
+                saving.save({"step": 4, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    state = checkpoint.load("cpu")
+    assert state is not None
+    assert state["step"] == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
 
 
 @pytest.mark.parametrize(

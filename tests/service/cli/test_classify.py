@@ -20,12 +20,24 @@ def test_classify_prints_a_line_for_each_image(photos: Path) -> None:
     assert all("%" in line for line in lines)
 
 
+def test_the_status_says_that_an_image_could_not_be_classified(
+    photos: Path, tmp_path: Path
+) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    done = run("classify", tmp_path, photos / "cat", "--model", "random:resnet20", status=1)
+    assert len(done.stdout.splitlines()) == 2 + 3
+    assert done.stderr == "resnet-serve: 2 images could not be classified\n"
+
+
 def test_classify_writes_every_format_alike(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     outputs = [tmp_path / f"out.{suffix}" for suffix in ("jsonl", "csv", "parquet")]
     for output in outputs:
         inputs = (photos / "cat", tmp_path / "broken.png")
-        run("classify", *inputs, "--model", "random:resnet20", "--top-k", "2", "--output", output)
+        flags = ("--model", "random:resnet20", "--top-k", "2", "--output", output)
+        said = run("classify", *inputs, *flags, status=1).stderr
+        assert said.endswith(f": 1 image could not be classified; {output} has the reasons\n")
     lines = [json.loads(line) for line in outputs[0].read_text().splitlines()]
     assert [len(line["predictions"]) for line in lines] == [2, 2, 2, 0]
     assert "send a whole" in lines[3]["error"]

@@ -121,6 +121,28 @@ def test_what_is_asked_to_be_replaced_is(
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("x.jsonl", "classify --model random:resnet20 --engine eager PHOTOS --output OUT"),
+        ("x.csv", "classify --model random:resnet20 --engine eager PHOTOS --output OUT"),
+        ("x.safetensors", "convert random:resnet20 OUT"),
+    ],
+)
+def test_where_a_link_is_in_the_way_the_file_it_leads_to_is_replaced(
+    photos: Path, tmp_path: Path, name: str, line: str
+) -> None:
+    link, file = tmp_path / name, tmp_path / "elsewhere" / name
+    file.parent.mkdir()
+    file.write_text(PRECIOUS)
+    link.symlink_to(file)
+    places = {"OUT": str(link), "PHOTOS": str(photos)}
+    run(*(places.get(word, word) for word in line.split()), "--overwrite")
+    assert link.is_symlink()
+    assert PRECIOUS.encode() not in file.read_bytes()
+    assert sorted(tmp_path.rglob("*")) == sorted([file.parent, file, link])
+
+
 def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
     pipe, folder, link = tmp_path / "pipe", tmp_path / "folder", tmp_path / "link"
     os.mkfifo(pipe)
@@ -135,6 +157,11 @@ def test_two_outputs_are_two_files_in_folders_that_exist(tmp_path: Path) -> None
     one = tmp_path / "x.png"
     with pytest.raises(ConfigError, match="is given twice"):
         outputs.check(one, None, one, overwrite=True)
+    one.touch()
+    (tmp_path / "link.png").symlink_to(one)
+    with pytest.raises(ConfigError, match="is given twice"):
+        outputs.check(one, tmp_path / "link.png", overwrite=True)
+    one.unlink()
     with pytest.raises(ConfigError, match="there is no folder"):
         outputs.check(tmp_path / "nowhere" / "x.png", overwrite=True)
     outputs.check(None, one, tmp_path / "y.png", overwrite=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -327,6 +329,36 @@ def test_too_few_images_to_validate_are_all_trained_on(start: Path, tmp_path: Pa
 def test_a_share_for_validation_is_a_percentage(photos: Path, tmp_path: Path) -> None:
     command = ("train", "--data", photos, "--validation", "100%", tmp_path / "x.safetensors")
     assert "'100%' is not a percentage above 0% and below" in run(*command, status=2).stderr
+
+
+def test_images_that_are_trained_on_do_not_validate_and_tell_little_as_a_test(
+    photos: Path, tmp_path: Path
+) -> None:
+    command = ("train", "--data", photos, *NETWORK, "--epochs", "1", tmp_path / "x.safetensors")
+    said = run(*command, "--validation", photos / "cat" / "..", status=2).stderr
+    assert "these images are trained on; --validation 20% sets some" in said
+    said = run(*command, "--test-data", photos).stderr
+    assert f"{photos} is trained on: accuracy on it is not that on other images" in said
+
+
+@pytest.mark.parametrize("value", ["0.5", "-3", "1e-1"])
+def test_a_number_is_no_path_to_validation_images(photos: Path, tmp_path: Path, value: str) -> None:
+    command = ("train", "--data", photos, f"--validation={value}", tmp_path / "x.safetensors")
+    said = run(*command, status=2).stderr
+    assert f"{value!r} is no number of images; a share is written 20%" in said
+    assert "the path is empty" in run(*command[:3], "--validation=", command[-1], status=2).stderr
+
+
+def test_two_trainings_do_not_write_the_same_bundle(photos: Path, tmp_path: Path) -> None:
+    output, folder = tmp_path / "x.safetensors", tmp_path / "x.run"
+    folder.mkdir()
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    command = ("train", "--data", photos, *NETWORK, "--epochs", "1", output)
+    for more in ((), ("--overwrite",), ("--resume",)):
+        assert "x.run: another training writes there; " in run(*command, *more, status=2).stderr
+    os.close(other)
+    run(*command)
 
 
 def test_a_log_file_gets_lines_and_quiet_says_nothing(photos: Path, tmp_path: Path) -> None:
