@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from models import files
 from models.data import label_list, tables
 from models.data.label_list import FILES, LABELS, PARTS, normal
+from models.data.members import damage
 
 ROWS = 64  # In memory at a time.
 METADATA = b"huggingface"
@@ -59,8 +60,7 @@ def has_images(path: Path) -> bool:
     try:
         return bool(_image_columns(arrow.parquet.read_schema(path)))
     except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a whole parquet file ({reason})") from None
+        raise ValueError(f"{path}: not a whole parquet file ({damage(error)})") from None
 
 
 def shards(path: Path, names: Sequence[str]) -> list[Shard]:
@@ -155,8 +155,7 @@ def _unpack(file: Path, changed: int, size: int) -> Unpacked:
                     lengths.append(out.write(content or b""))
                 labels += _labelled(batch.column(label).to_pylist(), names, file, len(labels))
     except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file}: not a whole data file ({reason})") from None
+        raise ValueError(f"{file}: not a whole data file ({damage(error)})") from None
     ends = np.cumsum(lengths, dtype=np.int64)
     places = np.stack([ends - lengths, np.array(lengths, np.int64)], axis=1)
     if not names and all(_is_number(each) for row in labels for each in row):

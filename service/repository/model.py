@@ -15,7 +15,6 @@ from models.bundle import Bundle
 from models.interchange.opening import Loaded
 from models.preprocess import InputSpec
 from models.summary import count_layers, count_macs, count_parameters, map_sides
-from models.variants import variant
 from service.config.choices import Decode
 from service.config.settings import ModelSettings, Settings
 from service.engines.builder import EngineBuilder
@@ -128,7 +127,7 @@ class LocalModel:
         # The entry in /v1/models, in its order, but for the engine's part, known once it runs.
         self._facts = {
             "architecture": architecture,
-            "depth": variant(bundle.variant).depth if bundle.variant else bundle.architecture.depth,
+            "depth": bundle.depth,
             "parameters": count_parameters(network),
             "layers": count_layers(network),
             "macs": count_macs(network, size, bundle.architecture.in_channels),
