@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from models import files
+from service.config import choices
 from service.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -20,6 +21,32 @@ def overwrite_flag(command: F) -> F:
     return click.option(
         "--overwrite", is_flag=True, help="Replace what exists; otherwise it is refused."
     )(command)
+
+
+def form_flags(views: str, storage: str | None) -> Callable[[F], F]:
+    """Adds --views and --storage, of a bundle that is written; `views` says what the default is,
+    `storage` is the default, or None: that of SRC."""
+
+    def add(command: F) -> F:
+        source = "" if storage else "  [default: that of SRC]"
+        for option in (
+            click.option(
+                "--storage",
+                type=click.Choice(choices.STORAGES),
+                default=storage,
+                help=f"fp16: half the size; weights are rounded to 16 bits.{source}",
+            ),
+            click.option(
+                "--views",
+                type=click.Choice(choices.VIEWS),
+                help="mirrored: the model averages each image and its mirror image, in twice the "
+                f"time; not for digits or text.  [default: {views}]",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
 
 
 def check(*paths: Path | None, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ import click
 
 from models.training.recipe import Recipe
 from service.cli import preparation
-from service.cli.options import decode, part_of
+from service.cli.options import PATH, decode, part_of
 from service.cli.progress import bar
 from service.cli.training_output import Teller
 
@@ -56,7 +56,7 @@ class ValidationParameter(click.ParamType[Validation]):
         if text.isdecimal():
             return Validation(count=int(text))
         if not text.endswith("%"):
-            return Validation(path=Path(text))
+            return Validation(path=PATH.convert(text, param, ctx))
         try:
             share = float(text[:-1]) / 100
         except ValueError:

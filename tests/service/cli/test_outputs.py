@@ -179,6 +179,7 @@ def test_classify_refuses_what_is_neither_file_nor_folder(
 
 
 @pytest.mark.parametrize("line", ["classify PHOTOS --output", "bench PHOTOS --output", "convert a"])
-def test_an_empty_path_is_not_the_current_folder(photos: Path, line: str) -> None:
+def test_neither_an_empty_path_nor_a_dash_is_a_file(photos: Path, line: str) -> None:
     words = [str(photos) if word == "PHOTOS" else word for word in line.split()]
     assert "is empty" in run(*words, "", status=2).stderr
+    assert "- is no file; name one" in run(*words, "-", status=2).stderr
