@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from models import files
+from models.naming import in_utf8
 from service.config import choices
 from service.errors import ConfigError
 
@@ -54,11 +55,13 @@ def check(*paths: Path | None, overwrite: bool) -> None:
 
     Raises:
         ConfigError: there is a file and no `overwrite`, something that is no file, or no folder to
-            write to; or two paths are the same.
+            write to; or two paths are the same, or one is not UTF-8.
     """
     given: set[Path] = set()
     for path in filter(None, paths):
         place = path.absolute()
+        if (shown := in_utf8(str(path))) != str(path):  # Not every writer can name it.
+            raise ConfigError(f"{shown}: a name that is not UTF-8; choose another")
         if not place.parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}")
         if place in given:

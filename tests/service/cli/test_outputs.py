@@ -137,6 +137,8 @@ def test_two_outputs_are_two_files_in_folders_that_exist(tmp_path: Path) -> None
         outputs.check(one, None, one, overwrite=True)
     with pytest.raises(ConfigError, match="there is no folder"):
         outputs.check(tmp_path / "nowhere" / "x.png", overwrite=True)
+    with pytest.raises(ConfigError, match="a name that is not UTF-8; choose another"):
+        outputs.check(tmp_path / os.fsdecode(b"\xe9.png"), overwrite=True)
     outputs.check(None, one, tmp_path / "y.png", overwrite=False)
 
 
