@@ -23,7 +23,7 @@ from models import bundle_fields, files, own_code, variants
 from models.architecture import Architecture
 from models.bundle_header import METADATA_KEY, NOT_A_BUNDLE, refuse_other
 from models.classifier import Classifier, Outputs
-from models.naming import check_name
+from models.naming import check_name, in_utf8
 from models.own_code import BUILT_IN, OwnCode
 from models.preprocess import InputSpec
 from models.resnet import ResNet, on_meta
@@ -165,6 +165,11 @@ class Bundle:
             raise BundleError("a network without classes has no head of its own")
 
     @property
+    def depth(self) -> int:
+        """The number in the variant's name; of others, layers as He 2015 counts them."""
+        return (variants.variant(self.variant) if self.variant else self.architecture).depth
+
+    @property
     def own_code(self) -> tuple[str, ...]:
         """The import paths of the network's own block and head."""
         return tuple(path for path in (self.block, self.head) if path)
@@ -298,9 +303,10 @@ def write(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     bundle = replace(bundle)
     check_fit(bundle.skeleton(), bundle.tensors, "its architecture")
     try:  # As JSON returns it: keys become strings.
-        description = json.loads(
-            json.dumps({"format": FORMAT, **bundle.description()}, allow_nan=False)
+        text = json.dumps(
+            {"format": FORMAT, **bundle.description()}, ensure_ascii=False, allow_nan=False
         )
+        description = json.loads(in_utf8(text))
     except (TypeError, ValueError) as error:
         raise BundleError(
             f"provenance, metrics and calibration must be JSON values ({error})"
@@ -339,6 +345,7 @@ def read(path: str | os.PathLike[str], *, allow: Collection[str] | None = ()) ->
 
 
 def _read(path: Path) -> Bundle:
+    files.check_regular(path)
     with path.open("rb") as beginning:
         refuse_other(beginning.read(9), path.stat().st_size)
     try:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,36 @@ def sha256(path: Path) -> str:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: Path) -> bytes:
+    """The content of a file, or of a pipe that something writes to, such as a shell's `<(...)`.
+
+    Raises:
+        OSError: it cannot be read, is a pipe that nothing writes to, or a device without an end.
+    """
+    # Else opening a pipe without a writer would wait for one forever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        device = stat.S_ISCHR(mode) and not file.isatty()
+        content = file.read(1 if device else -1)
+    if content and device:  # /dev/null has an end.
+        raise OSError(errno.EINVAL, "a device without an end; name a file", str(path))
+    if not content and stat.S_ISFIFO(mode):
+        raise OSError(errno.EPIPE, "a pipe to which nothing writes; name a file", str(path))
+    return content
+
+
+def check_regular(path: Path) -> None:
+    """Refuses what exists but can be read only once, or only when another process writes.
+
+    Raises:
+        OSError: it is a pipe, a device or a socket.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file; copy it to one", str(path))
 
 
 @contextmanager

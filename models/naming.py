@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 # Names end the path of `GET /v1/models/NAME`, where these characters mean something else.
 LONGEST_NAME = 100
 RESERVED = frozenset("/\\?#% ")
+# Lone surrogates: Python's stand-ins for such bytes.
+NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
+
+
+def in_utf8(text: str) -> str:
+    """The text, with bytes of a file's name that are not UTF-8 replaced."""
+    return NOT_UTF8.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def check_name(name: str) -> str:

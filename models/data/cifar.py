@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.listing import Split
-from models.data.members import BROKEN_ARCHIVE
+from models.data.members import BROKEN_ARCHIVE, damage
 from models.data.pickled import plain
 from models.image_files import SUFFIXES
 
@@ -134,8 +134,7 @@ class Archive:
                     if len(contents) == len(wanted):
                         break
         except BROKEN_ARCHIVE as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{self.path}: not a whole tar archive ({reason})") from None
+            raise ValueError(f"{self.path}: not a whole tar archive ({damage(error)})") from None
         return contents
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from models import image_files
-from models.data import cifar, label_list
+from models import files, image_files
+from models.data import cifar, label_list, members
 from models.data.label_list import Targets, moved, normal
 from models.data.listing import Split, listing, splits
 from models.labels import synsets
@@ -132,17 +132,19 @@ def find(path: Path, split: Split | None = None) -> Collection:
     Raises:
         ValueError: see `cifar.Archive.read` and `listing.listing`.
     """
+    files.check_regular(path)
     archive = None if label_list.is_list(path) else cifar.find(path)
     if archive is not None:
         pixels, targets, classes = archive.read(split)
         return Collection(InMemory(pixels), targets, classes, path)
-    files = listing(path, split)
-    return Collection(files, files.targets, files.classes, path, files.notes)
+    found = listing(path, split)
+    return Collection(found, found.targets, found.classes, path, found.notes)
 
 
 def has_split(path: Path, split: Split) -> bool:
     """Whether the set at `path` says which of its images are a split: by folders, by the names of
     its files, or in a list; does not search a folder image by image."""
+    files.check_regular(path)
     if not label_list.is_list(path) and cifar.find(path) is not None:
         return split in ("train", "test")
     try:
@@ -185,5 +187,4 @@ def decoded(
         reason = image_files.why_unknown(name)
         raise ValueError(f"{name} is not a readable image ({reason})") from None
     except Exception as error:  # noqa: BLE001  (damaged data raises any error)
-        reason = " ".join(str(error).split()) or "cut off"
-        raise ValueError(f"{name} is not a readable image ({reason})") from None
+        raise ValueError(f"{name} is not a readable image ({members.damage(error)})") from None

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from models import files
 from models.data import label_list, tables
 from models.data.label_list import FILES, LABELS, PARTS, normal, text
+from models.data.members import damage
 
 ROWS = 64  # In memory at a time.
 METADATA = b"huggingface"
@@ -63,8 +64,7 @@ def has_images(path: Path) -> bool:
     try:
         return bool(_image_columns(arrow.parquet.read_schema(path)))
     except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a whole parquet file ({reason})") from None
+        raise ValueError(f"{path}: not a whole parquet file ({damage(error)})") from None
 
 
 def shards(path: Path, names: Sequence[str]) -> list[Shard]:
@@ -158,8 +158,7 @@ def _unpack(file: Path, changed: int, size: int) -> Unpacked:
         for values in _column(file, arrow, label)[1]:
             labels += _labelled(values, names, file, len(labels))
     except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file}: not a whole data file ({reason})") from None
+        raise ValueError(f"{file}: not a whole data file ({damage(error)})") from None
     if not names and all(_is_number(each) for row in labels for each in row):
         numbers = {int(each) for row in labels for each in row}
         names = tuple(map(str, sorted(numbers)))

@@ -54,6 +54,11 @@ class Found(NamedTuple):
     unread: Counter[str]
 
 
+def damage(error: Exception) -> str:
+    """What is wrong with a damaged file, in one line: readers that meet its end say nothing."""
+    return str(error).strip().partition("\n")[0].rstrip(" :") or "cut off"
+
+
 def is_hidden(name: str) -> bool:
     """Whether a path in a set has a part that people do not see."""
     parts = name.split("/")
@@ -136,8 +141,7 @@ def _in_zip(path: Path) -> Iterator[Member]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (*BROKEN_ARCHIVE, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a whole zip archive ({reason})") from None
+        raise ValueError(f"{path}: not a whole zip archive ({damage(error)})") from None
     for entry in entries:
         name = _zipped_name(entry)
         if not is_image(name) or is_hidden(name) or entry.is_dir():
@@ -178,9 +182,8 @@ def _in_tar(path: Path) -> Iterator[Member]:
     except LookupError as error:  # A link leads nowhere.
         raise ValueError(f"{path}: {error.args[0]}") from None
     except BROKEN_ARCHIVE as error:
-        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path}: neither a folder nor a whole tar or zip archive ({reason})"
+            f"{path}: neither a folder nor a whole tar or zip archive ({damage(error)})"
         ) from None
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from models.data.members import damage
+
 # NumPy's constructor of empty arrays before and since its version 2.
 RECONSTRUCT = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -42,8 +44,7 @@ def plain(data: bytes) -> Any:
     except _Forbidden as error:
         raise ValueError(str(error)) from None
     except BROKEN as error:
-        reason = str(error).partition("\n")[0] or "cut off"
-        raise ValueError(f"not a whole pickle ({reason})") from None
+        raise ValueError(f"not a whole pickle ({damage(error)})") from None
 
 
 class _Forbidden(Exception):

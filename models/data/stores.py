@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models import files
+
 # A zip archive of a few kilobytes may hold gigabytes of zeros.
 LARGEST = 2**29
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -43,7 +45,7 @@ class Files:
 
     def read(self, index: int) -> bytes:
         try:
-            return self._path(index).read_bytes()
+            return files.read(self._path(index))
         except FileNotFoundError:
             if not len(self.lines):
                 raise

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.data.members import damage
 from models.extras import install
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -115,5 +116,4 @@ def _parquet(path: Path) -> Iterator[Row]:
                     line += 1
                     yield Row(line, values)
     except arrow.ArrowException as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a whole parquet file ({reason})") from None
+        raise ValueError(f"{path}: not a whole parquet file ({damage(error)})") from None

@@ -23,7 +23,7 @@ from models.interchange.onnx import export as onnx_export
 from models.interchange.pytorch import cifar, export, huggingface, timm, torch_resnet, torchvision
 from models.interchange.reference import Pair
 from models.interchange.signatures import begins_as_onnx
-from models.naming import name_from
+from models.naming import in_utf8, name_from
 from models.resnet import on_meta
 from models.suggestions import hint
 
@@ -77,6 +77,7 @@ def convert(format: str, path: Path, said: Said | None = None) -> Bundle:
     """
     if format not in FORMATS:
         raise BundleError(f"no format is called {format!r}; {hint(format, FORMATS)}")
+    files.check_regular(path)
     said = said or Said()
     source = FORMATS[format](path, said)
     if said.numerics:
@@ -177,7 +178,7 @@ def _described(
         )
     provenance = {
         **source.provenance,
-        "source": path.name,
+        "source": in_utf8(path.name),
         "sha256": files.sha256(source.file or path),
         "format": format,
         "layout": source.layout,

@@ -13,6 +13,7 @@ from models import builtin, bundle, bundling, files, variants
 from models.bundle import Bundle, BundleError
 from models.interchange import convert, hub, specs, variables
 from models.interchange.assumptions import InputUnknown
+from models.naming import in_utf8
 from models.preprocess import CIFAR, IMAGENET
 from models.resnet import ResNet
 
@@ -93,7 +94,7 @@ def _find(spec: str, architecture: dict[str, Any], cache_dir: Path | None) -> Lo
     if path.is_dir():
         path = specs.only_one(path)
     # Clients of a service must not learn its folders.
-    return _from_file(path, path.name)
+    return _from_file(path, in_utf8(path.name))
 
 
 DOWNLOADS = {

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.bundle import BundleError
+from models.files import check_regular
 from models.interchange import unpacking
 from models.interchange.extras import load
 from models.interchange.imported import natural
@@ -226,6 +227,7 @@ def _content(path: Path) -> Image.Image | dict[str, Array]:
     if path.is_file() and path.stat().st_size > MOST_BYTES:
         raise PairError(f"{path}: larger than {MOST_BYTES >> 30} GiB")
     try:
+        check_regular(path)
         content = reader(path)
     except OSError as error:
         raise PairError(f"{path}: {error.strerror or error}") from None

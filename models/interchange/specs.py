@@ -117,6 +117,8 @@ def in_one_line(spec: str, error: Exception) -> str:
 
 def no_file(spec: str) -> str:
     """The message for a SPEC that is neither a file nor anything else."""
+    if Path(spec).exists():
+        return "not a regular file; copy it to one"
     meant = " or ".join(_meant(spec))
     return f"no such file; did you mean {meant}?" if meant else NO_FILE
 

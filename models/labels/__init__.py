@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from models import files
+
 NAMES = ("cifar10", "cifar100", "imagenet1k")
 
 
@@ -19,7 +21,7 @@ def read(source: str) -> tuple[str, ...]:
         text = resources.files(__name__).joinpath(f"{source}.txt").read_text("utf-8")
     else:
         try:
-            text = Path(source).read_text("utf-8")
+            text = files.read(Path(source)).decode("utf-8")
         except UnicodeDecodeError:
             raise ValueError(f"labels {source!r}: the file is not text in UTF-8") from None
         except OSError as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,7 +43,34 @@ def main() -> None:
             f"without --no-deps; {CLIENT}"
         )
     signal.signal(signal.SIGINT, interrupt)
-    command()
+    _settle_streams()
+    _run(command)
+
+
+def _settle_streams() -> None:
+    """Opens the null device where a stream is closed, as by `>&-`: else the next file would get
+    its number. Names of files that are no text are escaped rather than end a command."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _run(command: Callable[[], object]) -> None:
+    """Runs the command; where stdout cannot be written, as on a full disk, a line says so."""
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        # Python would try again at the exit.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        ended = error.__context__
+        if isinstance(ended, SystemExit) and ended.code:
+            raise ended from None  # It has been said.
+        sys.exit(f"resnet-serve: stdout: {error.strerror or error}")
 
 
 def _hidden() -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models.extras import install
+from models.files import read
 from service.cli import outputs
 from service.cli.options import FILE, PATH, fail_in_one_line
 from service.cli.progress import bar
@@ -139,7 +140,7 @@ def bench(
         raise ConfigError("--connections: takes one number with --rate, the most to open")
     outputs.check(output, plot, overwrite=options.pop("overwrite"))
     draw = _drawing(plot)
-    bodies = [path.read_bytes() for path in files(images)]
+    bodies = [read(path) for path in files(images)]
     request = {name: options.pop(name) for name in ("form", "content_type")}
     url, is_ours = classifier_url(url)
     target = Target.of(url, bodies, headers=[*headers, *_key(key_file, is_ours)], **request)

@@ -77,17 +77,7 @@ KEYED = ("flax", "onnx", *PREFIXED)
     "it computes the same. See `resnet-serve check`.",
 )
 @click.option("--name", help="Name of the model.  [default: the name in SRC, or its file name]")
-@click.option(
-    "--views",
-    type=click.Choice(choices.VIEWS),
-    help="mirrored: average each image and its mirror image, in twice the time; not for digits or "
-    "text.  [default: those of SRC]",
-)
-@click.option(
-    "--storage",
-    type=click.Choice(choices.STORAGES),
-    help="fp16: half the size; weights are rounded to 16 bits.  [default: that of SRC]",
-)
+@outputs.form_flags("those of SRC", None)
 @click.option(
     "--to",
     metavar="FORMAT",

@@ -32,7 +32,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "models": ("resnet-serve models 'wide*'", "resnet-serve models builtin:resnet10-cifar10"),
     "convert": (
-        "resnet-serve convert --from torchvision --labels labels.txt weights.pth mine.safetensors",
+        "resnet-serve convert --from timm --labels names.txt model.pth my.safetensors",
         "resnet-serve convert torchvision:resnet50 resnet50.safetensors",
     ),
     "check": (
@@ -41,7 +41,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "train": (
         "resnet-serve train --variant resnet20 --data cifar10/ resnet20.safetensors",
-        "resnet-serve train --weights torchvision:resnet18 --data photos/ mine.safetensors",
+        "resnet-serve train --weights torchvision:resnet18 --data pets my.safetensors",
     ),
     "evaluate": (
         "resnet-serve evaluate --model mine.safetensors photos/",
@@ -53,7 +53,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "calibrate": (
         "resnet-serve calibrate --model torchvision:resnet50 photos/ int8.safetensors",
-        "resnet-serve calibrate --model mine.safetensors --images 256 photos.zip int8.safetensors",
+        "resnet-serve calibrate --images 256 photos.zip int8.safetensors",
     ),
     "bench": (
         "resnet-serve bench --connections 8 photo.jpg",
@@ -76,10 +76,10 @@ SERVE = "\n\n".join(
     (
         "\b\nSettings without a flag, such as:\n"
         + "\n".join(f"  {what + ':':<16}{names}" for what, names in WITHOUT_FLAGS.items()),
-        "\b\nEach setting is a line of the file, or a variable RESNET_SERVE_ and its name in\n"
-        "capitals, such as RESNET_SERVE_API_KEYS_FILE; RESNET_SERVE_CONFIG names the file.\n"
-        "docs/settings.md and `resnet-serve config schema` describe all of them,\n"
-        "`resnet-serve config show` prints those in force.",
+        "Each setting is a line of the file, or a variable RESNET_SERVE_ and its name in capitals, "
+        "such as RESNET_SERVE_API_KEYS_FILE; RESNET_SERVE_CONFIG names the file. docs/settings.md "
+        "and `resnet-serve config schema` describe all of them, `resnet-serve config show` prints "
+        "those in force.",
     )
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from service.cli.options import fail_in_one_line
 from service.cli.progress import bar
 from service.cli.training_output import classes
 from service.config.variables import environment
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
 
 COLUMNS = ("name", "parameters", "layers", "depth", "macs", "input", "classes")
 # The columns of the table, and those that a narrow terminal omits, in order.
@@ -252,6 +255,7 @@ def _show(spec: str, *, as_json: bool) -> None:
         "outputs": bundle.outputs,
         "input": bundle.input.size,
         "channels": bundle.input.channels,
+        **_cost(bundle),
         "views": bundle.views,
         "storage": bundle.storage,
         "sha256": loaded.sha256,
@@ -263,6 +267,8 @@ def _show(spec: str, *, as_json: bool) -> None:
         more = {"provenance": bundle.provenance, "card": bundle.card, "preprocessing": prepared}
         click.echo(json.dumps({**facts, **more, "labels": list(bundle.labels)}, indent=2))
         return
+    if "macs" in facts:
+        facts |= {"parameters": f"{facts['parameters']:,}", "macs": _scaled(facts["macs"])}
     facts |= {
         "labels": _first(bundle.labels),
         "preprocessed": assumptions.in_words(prepared),
@@ -274,7 +280,8 @@ def _show(spec: str, *, as_json: bool) -> None:
         facts["storage"] = f"fp16, but fp32 for {_first(names)}"
     del facts["metrics"]
     for key, value in facts.items():
-        click.echo(f"{key:<12}  {json.dumps(value) if isinstance(value, dict | tuple) else value}")
+        written = json.dumps(value) if isinstance(value, dict | tuple) else value
+        click.echo(f"{'MACs' if key == 'macs' else key:<12}  {written}")
     for source, figures in bundle.metrics.items():
         for line in _measured(source, figures, bundle.labels):
             click.echo(line)
@@ -282,6 +289,21 @@ def _show(spec: str, *, as_json: bool) -> None:
         click.echo(f"{'note':<12}  {note}")
     if bundle.card:
         click.echo(f"\n{bundle.card.rstrip()}")
+
+
+def _cost(bundle: Bundle) -> dict[str, int]:
+    """As GET /v1/models has it; nothing for a network of the user's own code, which is not run."""
+    from models import summary
+
+    if bundle.own_code:
+        return {}
+    cost = summary.cost(bundle.architecture, bundle.input.size)
+    return {
+        "parameters": cost.parameters,
+        "layers": cost.layers,
+        "depth": bundle.depth,
+        "macs": cost.macs,
+    }
 
 
 def _row(name: str) -> dict[str, Any]:

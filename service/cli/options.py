@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 
 class GivenPath(click.Path):
-    """A path; not the empty one, which a forgotten variable leaves, and Python takes for `.`."""
+    """A path; not the empty one, which a forgotten variable leaves, and Python takes for `.`; nor
+    `-`, which would be a file of that name where other programs have a standard stream."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("the path is empty", param, ctx)
+        if value == "-":
+            self.fail("- is no file; name one, or /dev/stdin where one is read", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -34,6 +37,8 @@ class GivenPath(click.Path):
 INTERRUPTED = 130
 PATH = GivenPath(path_type=Path)
 FILE = GivenPath(path_type=Path, dir_okay=False)
+# Of tensors' names, the prefix may be none.
+MAY_BE_EMPTY = ("prefix",)
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 D = TypeVar("D")
@@ -132,6 +137,7 @@ def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            _refuse_empty(click.get_current_context())
             command(*args, **kwargs)
         except BrokenPipeError:
             raise  # The reader of a pipe has seen enough; click exits quietly.
@@ -142,6 +148,17 @@ def fail_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
             raise SystemExit(INTERRUPTED) from None
 
     return guarded
+
+
+def _refuse_empty(context: click.Context) -> None:
+    """Refuses an empty value, which a forgotten variable leaves: it must not count as not given."""
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        empty = value == "" or (isinstance(value, list | tuple) and "" in value)
+        if empty and parameter.name not in MAY_BE_EMPTY:
+            is_option = isinstance(parameter, click.Option)
+            name = parameter.opts[0] if is_option else str(parameter.name).upper()
+            raise ValueError(f"{name}: is empty; give a value{', or leave it out' * is_option}")
 
 
 def in_words(error: Exception) -> str:

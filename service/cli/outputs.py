@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from models import files
+from models.naming import in_utf8
+from service.config import choices
 from service.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,15 +24,43 @@ def overwrite_flag(command: F) -> F:
     )(command)
 
 
+def form_flags(views: str, storage: str | None) -> Callable[[F], F]:
+    """Adds --views and --storage, of a bundle that is written; `views` says what the default is,
+    `storage` is the default, or None: that of SRC."""
+
+    def add(command: F) -> F:
+        source = "" if storage else "  [default: that of SRC]"
+        for option in (
+            click.option(
+                "--storage",
+                type=click.Choice(choices.STORAGES),
+                default=storage,
+                help=f"fp16: half the size; weights are rounded to 16 bits.{source}",
+            ),
+            click.option(
+                "--views",
+                type=click.Choice(choices.VIEWS),
+                help="mirrored: the model averages each image and its mirror image, in twice the "
+                f"time; not for digits or text.  [default: {views}]",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
 def check(*paths: Path | None, overwrite: bool) -> None:
     """Checks before the work that its result can be written to `paths`, without loss.
 
     Raises:
         ConfigError: there is a file and no `overwrite`, something that is no file, or no folder to
-            write to; or two paths are the same.
+            write to; or two paths are the same, or one is not UTF-8.
     """
     given: set[str] = set()
     for path in filter(None, paths):
+        if (shown := in_utf8(str(path))) != str(path):  # Not every writer can name it.
+            raise ConfigError(f"{shown}: a name that is not UTF-8; choose another")
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}")
         place = os.path.realpath(path)

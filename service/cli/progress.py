@@ -12,6 +12,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from service.config.variables import environment
+
 LINE_SECONDS = 30.0
 
 
@@ -73,8 +75,8 @@ def write(line: str) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether a person looks at stderr."""
-    return sys.stderr.isatty()
+    """Whether a person looks at stderr, on a terminal that can redraw a line."""
+    return sys.stderr.isatty() and environment().get("TERM") != "dumb"
 
 
 def bar(

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from service.cli.options import fail_in_one_line, settings_flags
 from service.errors import ConfigError
 
 if TYPE_CHECKING:
+    from service.config.loading import Reading
     from service.config.reload import Reload
     from service.config.settings import Settings
     from service.http.listener import Listeners
@@ -58,12 +61,15 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     flags["models"] = list(models) or None
     manager = service_manager.taken_over()
 
-    def read() -> Settings:
-        settings = loading.load(flags, config=config)
-        tls.create_context(settings)  # Fails before any process changes.
-        if listeners is not None:
-            check_exposure(settings, listeners)
-        return settings
+    def read() -> Reading:
+        latest = loading.read(flags, config=config)
+        _refuse(latest.problems)
+        assert latest.settings is not None
+        with _explained(latest):
+            tls.create_context(latest.settings)  # Fails before any process changes.
+            if listeners is not None:
+                check_exposure(latest.settings, listeners)
+        return latest
 
     reload = Reload(read)
     reading = loading.read(flags, config=config)
@@ -73,7 +79,7 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
     log_to_stderr(settings.log_level, settings.log_format)
     if warning := tls.outdated(settings):
         log.warning(reading.merged.explained(warning))
-    try:
+    with _explained(reading):
         if manager.sockets:
             listeners = Listeners(manager.sockets, kept=True)
         else:
@@ -82,6 +88,13 @@ def serve(config: str | None, models: tuple[str, ...], **flags: Any) -> None:
         with listeners:
             check_exposure(settings, listeners)
             _serve(settings, listeners, reload)
+
+
+@contextmanager
+def _explained(reading: Reading) -> Iterator[None]:
+    """Begins the problem of a setting with where its value comes from."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError(reading.merged.explained(error)) from None
 

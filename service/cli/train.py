@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from models import files
 from models.training.recipe import CHOICES, Recipe
 from models.training.recipes import by_name
 from service.cli import completers, effects, preparation
 from service.cli.headed import Headed
 from service.cli.options import FILE, PATH, Field, Seeds, code_flag, fail_in_one_line, take
-from service.cli.outputs import overwrite_flag
+from service.cli.outputs import form_flags, overwrite_flag
 from service.cli.recipe_flags import AUGMENTATION, OPTIMISATION, STRUCTURE, recipe_options
 from service.cli.training_data import TrainingData, ValidationParameter
 from service.cli.training_output import (
@@ -22,7 +23,6 @@ from service.cli.training_output import (
     conclude,
     train_one,
 )
-from service.config import choices
 
 if TYPE_CHECKING:
     from models.blocks import BlockFactory
@@ -238,18 +238,7 @@ def show_recipes(context: click.Context, parameter: click.Parameter, wanted: boo
 @click.option(
     "--card", type=FILE, help="Markdown file that describes the model and its intended use."
 )
-@click.option(
-    "--views",
-    type=click.Choice(choices.VIEWS),
-    help="mirrored: the model averages each image and its mirror image, in twice the time; not for "
-    "digits or text.  [default: plain, or those of --weights]",
-)
-@click.option(
-    "--storage",
-    type=click.Choice(choices.STORAGES),
-    default="fp32",
-    help="fp16: half the size; weights are rounded to 16 bits.",
-)
+@form_flags("plain, or those of --weights", "fp32")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run.")
 @overwrite_flag
@@ -314,7 +303,7 @@ def train(
         global_norm=not local_norm,
         checkpoint_blocks=checkpoint_blocks,
     )
-    card = output.card.read_text("utf-8") if output.card else ""
+    card = files.read(output.card).decode("utf-8") if output.card else ""
     with parallel.join(device, cpus()) as world:
         teller = Teller(hidden=data.quiet or not world.leads)
         sets = data.sets(validates=effects.validates(recipe), teller=teller)

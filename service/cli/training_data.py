@@ -56,7 +56,7 @@ class ValidationParameter(click.ParamType[Validation]):
         if text.isdecimal():
             return Validation(count=int(text))
         if not text.endswith("%"):
-            path = PATH.convert(value, param, ctx)
+            path = PATH.convert(text, param, ctx)
             if _is_number(text) and not path.exists():
                 self.fail(f"{value!r} is no number of images; a share is written 20%", param, ctx)
             return Validation(path=path)

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, SecretStr
 from pydantic_core import PydanticCustomError
 
+from models import files
 from service.errors import ConfigError
 
 # Characters that need no encoding in a header, nor quoting in a list with commas.
@@ -37,7 +38,7 @@ def read(path: Path) -> list[SecretStr]:
     """
     try:
         mode = path.stat().st_mode
-        lines = path.read_text("utf-8").splitlines()
+        lines = files.read(path).decode("utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:

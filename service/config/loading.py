@@ -75,8 +75,13 @@ def read(
     if isinstance(config, Mapping):
         path, file = None, Source("file", dict(config))
     else:
-        path = config or environ.get(f"{PREFIX}CONFIG")
-        file = sources.of_file(Path(path)) if path else Source("file")
+        path = environ.get(f"{PREFIX}CONFIG") if config is None else config
+        file = Source("file")
+        if path == "":  # Python takes it for the current folder.
+            where = f"{PREFIX}CONFIG" if config is None else "--config"
+            file = Source("file", problems=[f"{where}: the path is empty; name a file, or none"])
+        elif path is not None:
+            file = sources.of_file(Path(path))
     known = [*Settings.model_fields, *MODEL_WIDE]
     layers = (sources.of_environment(environ, known, LISTS), sources.of_flags(flags or {}, LISTS))
     merged = sources.merge(sources.of_platforms(environ), file, layers, MODEL_WIDE, DEFAULT_SPEC)

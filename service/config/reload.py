@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
+from service.config.loading import Reading
 from service.config.settings import ModelSettings, Settings
 from service.errors import ConfigError, ServiceError
 
@@ -24,9 +25,11 @@ class Reload:
 
     Created at the start, before there is anything to change: a signal that arrives while models
     load is remembered. Only the main thread may create one.
+
+    `read`: returns settings without problems, or raises `ConfigError`.
     """
 
-    def __init__(self, read: Callable[[], Settings]) -> None:
+    def __init__(self, read: Callable[[], Reading]) -> None:
         self._read = read
         self._wanted = False
         self._notice: Callable[[], object] | None = None
@@ -54,15 +57,18 @@ class Reload:
             while True:
                 await signalled.wait()
                 signalled.clear()
+                explained: Callable[[object], str] = str
                 try:
-                    latest = self._read()
+                    reading = self._read()
+                    explained, latest = reading.merged.explained, reading.settings
+                    assert latest is not None
                     wanted = _changed(settings, latest)
                     late = [key for key in Settings.model_fields if _differ(key, wanted, latest)]
                     if late:  # First: models that need them are refused.
                         log.warning("changes to %s take effect at the next start", ", ".join(late))
                     changes = await change(latest.models)
                 except (ConfigError, ServiceError) as error:
-                    log.error("SIGHUP changed nothing: %s", error)  # noqa: TRY400
+                    log.error("SIGHUP changed nothing: %s", explained(error))  # noqa: TRY400
                     continue
                 except Exception:
                     log.exception("SIGHUP changed nothing")

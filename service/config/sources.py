@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from models import files
 from models.suggestions import nearest
 from service.config import yaml_reasons
 from service.config.variables import NOT_SETTINGS, OF_PLATFORMS, PREFIX
@@ -60,9 +61,16 @@ class Merged:
         return None
 
     def located(self, place: Place, problem: object) -> str:
-        """A problem, preceded by where its value comes from."""
-        origin = self.origin(place)
-        return f"{origin.where}: {problem}" if origin else str(problem)
+        """A problem, preceded by where its value comes from.
+
+        A flag or a variable stands for the setting that it is named after, or for a model's.
+        """
+        origin, text = self.origin(place), str(problem)
+        if origin is None:
+            return text
+        if origin.source != "file" and not isinstance(place[-1], int):
+            text = text.removeprefix(f"{shown(place)}: ")
+        return f"{origin.where}: {text}"
 
     def explained(self, problem: object) -> str:
         """A problem that begins with its setting, such as models[0].spec, preceded by where the
@@ -81,7 +89,7 @@ class YamlKey(NamedTuple):
 def of_file(path: Path) -> Source:
     """The settings of a YAML file; if it cannot be read, one of the `problems` says why."""
     try:
-        content, keys = _parsed(path.read_text("utf-8"))
+        content, keys = _parsed(files.read(path).decode("utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         line = yaml_reasons.line_of(error)
         where = f"{path}:{line}" if line else path

@@ -6,6 +6,7 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
+from models import files
 from service.config.settings import Settings
 from service.errors import ConfigError
 from service.http.certificate import validity
@@ -54,14 +55,15 @@ def _no_password() -> str:
 
 def unreadable(settings: Settings) -> list[str]:
     """What is wrong with the files of TLS before their content matters, one line each."""
-    files = {"tls_certificate": settings.tls_certificate, "tls_key": settings.tls_key}
-    given = {setting: path for setting, path in files.items() if path is not None}
+    named = {"tls_certificate": settings.tls_certificate, "tls_key": settings.tls_key}
+    given = {setting: path for setting, path in named.items() if path is not None}
     problems = []
-    for setting in files:
+    for setting in named:
         if setting not in given:
             problems += [f"{setting}: is missing; {other} needs it" for other in given]
             continue
         try:
+            files.check_regular(given[setting])  # It is read again, by OpenSSL and at a reload.
             given[setting].read_bytes()
         except OSError as error:
             why = f"{setting}: {given[setting]}: {error.strerror}"

@@ -16,7 +16,6 @@ from models.interchange.opening import Loaded
 from models.preprocess import InputSpec
 from models.resnet import ResNet
 from models.summary import count_layers, count_macs, count_parameters, map_sides
-from models.variants import variant
 from service.config.choices import Decode
 from service.config.settings import ModelSettings, Settings
 from service.engines.builder import EngineBuilder
@@ -247,7 +246,7 @@ def _network_card(bundle: Bundle, network: ResNet) -> dict[str, Any]:
     architecture, size = bundle.architecture, bundle.input.size
     return {
         "architecture": bundle.variant or "custom",
-        "depth": variant(bundle.variant).depth if bundle.variant else architecture.depth,
+        "depth": bundle.depth,
         "parameters": count_parameters(network),
         "layers": count_layers(network),
         "macs": count_macs(network, size, architecture.in_channels),

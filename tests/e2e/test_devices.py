@@ -213,7 +213,7 @@ def test_what_auto_was_at_the_start_it_stays_when_the_gpu_is_lost(tmp_path: Path
 
 def test_a_device_that_is_not_there_ends_the_start_with_one_line(tmp_path: Path) -> None:
     line = fail(*MODEL, "--device", "cuda:all,cpu")
-    assert "models[0].device: cuda:all is not available" in line
+    assert "--device: cuda:all is not available" in line
 
 
 def test_a_device_that_only_a_new_model_found_lost_serves_it_later(tmp_path: Path) -> None:

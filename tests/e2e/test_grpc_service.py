@@ -358,7 +358,7 @@ def test_a_port_in_use_is_one_line() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         line = failed_start("--grpc-port", str(port))
-    assert f"grpc_port: cannot listen on 127.0.0.1:{port}: Address already in use" in line
+    assert f"--grpc-port: cannot listen on 127.0.0.1:{port}: Address already in use" in line
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -387,8 +387,8 @@ def test_an_address_that_a_front_end_cannot_serve_is_one_line(tmp_path: Path, wo
 @pytest.mark.parametrize(
     ("missing", "says"),
     [
-        ("grpc", f"grpc_port: needs gRPC; {install('grpc')}"),
-        ("grpc_reflection", "grpc_port: needs gRPC"),
+        ("grpc", f"--grpc-port: needs gRPC; {install('grpc')}"),
+        ("grpc_reflection", "--grpc-port: needs gRPC"),
         ("google.protobuf", f"No module named 'google.protobuf'); {install('grpc')}"),
     ],
 )

@@ -179,7 +179,7 @@ def test_a_socket_in_use_stays_its_owners_and_a_start_that_fails_leaves_none(
 ) -> None:
     path = tmp_path / "s"
     with started("--host", f"unix:{path}", *MODEL) as service:
-        line = f"--host: host: cannot listen on unix:{path}: another process listens there; "
+        line = f"--host: cannot listen on unix:{path}: another process listens there; "
         assert refused(f"unix:{path}").startswith(line)
         assert service.client.get(f"{service.url}/health/live").status_code == 200
         path.unlink()

@@ -430,12 +430,12 @@ def test_the_page_asks_for_a_key_until_it_fits(browser: Browser, keyed: Service)
             assert page.evaluate(FOCUSED)[0] == "key"
         field.fill(f" {KEY} ")
         page.get_by_role("button", name="Use key").click()
-        page.get_by_role("status").filter(has_text="ready on cpu").wait_for()
+        page.get_by_role("status").filter(has_text="ready on CPU").wait_for()
         shown(page, "ship")
         assert not field.is_visible()
         assert KEY not in page.content()
         page.reload()  # It stays for as long as the tab.
-        page.get_by_role("status").filter(has_text="ready on cpu").wait_for()
+        page.get_by_role("status").filter(has_text="ready on CPU").wait_for()
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
 
 
@@ -468,7 +468,7 @@ def test_the_page_comes_again_when_it_was_told_to(page: Page, keyed: Service) ->
     page.get_by_text("Your image is sent again in 1 s.").wait_for()
     shown(page, "ship")
     assert page.locator("#error").text_content() == ""
-    assert page.get_by_role("status").first.inner_text() == "Ready on cpu"
+    assert page.get_by_role("status").first.inner_text() == "Ready on CPU"
     page.unroute("**/v1/classify*")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -177,3 +178,4 @@ def test_the_model_is_described_by_the_name_people_use(page: Page) -> None:
     assert about.startswith(
         "ResNet-20, 0.27 million parameters, 10 classes, 32\u00a0\u00d7\u00a032 "
     )
+    assert re.search(r"; (eager|OpenVINO|compiled) engine, (FP32|BF16|INT8), on CPU", about)

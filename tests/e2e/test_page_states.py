@@ -77,7 +77,7 @@ def test_the_state_is_red_while_the_service_is_gone_and_green_when_it_is_back(
 ) -> None:
     model = ("--model", "builtin:resnet20-cifar10", "--engine", "eager")
     with started(*model) as first, visiting(browser, first.url, color_scheme="light") as page:
-        assert state_of(page, "Ready on cpu") == "good"
+        assert state_of(page, "Ready on CPU") == "good"
         assert first.end() == 0
         page.get_by_role("alert").filter(has_text="The service is not responding.").wait_for()
         assert state_of(page, "Not responding") == "bad"
@@ -89,7 +89,7 @@ def test_the_state_is_red_while_the_service_is_gone_and_green_when_it_is_back(
         with started(*model, "--port", str(first.port)):
             # By itself: the photo too.
             shown(page, "ship")
-            assert state_of(page, "Ready on cpu") == "good"
+            assert state_of(page, "Ready on CPU") == "good"
             assert not page.locator("#outage").is_visible()
             assert not page.locator("#notice").is_visible()
             shown(page, "latencies over the last 10 s", "#live")
@@ -101,7 +101,7 @@ def test_it_asks_less_and_less_often_and_at_once_if_told_to(
     with visiting(browser, service.url, color_scheme="light") as page:
         page.clock.install(time=NOON)
         page.reload()
-        state_of(page, "Ready on cpu")
+        state_of(page, "Ready on CPU")
         shown(page, "latencies over the last 10 s", "#live")
         page.route("**/health/ready", lambda route: route.abort())
         page.clock.pause_at(NOON + timedelta(hours=1))
@@ -112,7 +112,7 @@ def test_it_asks_less_and_less_often_and_at_once_if_told_to(
         page.unroute_all()
         page.get_by_role("button", name="Try now").click()
         page.locator("#outage").wait_for(state="hidden")
-        assert state_of(page, "Ready on cpu") == "good"
+        assert state_of(page, "Ready on CPU") == "good"
 
 
 def test_a_key_that_is_taken_back_is_asked_for_and_the_photo_waits(page: Page) -> None:
@@ -163,7 +163,7 @@ def test_a_photo_whose_connection_broke_off_can_be_sent_again(page: Page) -> Non
     page.route("**/v1/classify*", lambda route: route.abort(), times=1)
     choose(page, SHIP)
     page.get_by_role("alert").filter(has_text="The connection broke off.").wait_for()
-    assert state_of(page, "Ready on cpu") == "good"
+    assert state_of(page, "Ready on CPU") == "good"
     page.get_by_role("button", name="Try again").click()
     shown(page, "ship")
     assert page.evaluate("document.activeElement.id") == "results-name"
@@ -194,7 +194,7 @@ def test_a_service_that_cannot_serve_yet_or_any_more_says_so(
     answer(page, "health/ready", 503, {"status": "not ready", "reasons": reasons})
     assert state_of(page, words) == colour
     page.unroute_all()
-    assert state_of(page, "Ready on cpu") == "good"
+    assert state_of(page, "Ready on CPU") == "good"
 
 
 def test_a_proxy_that_answers_is_no_service(page: Page) -> None:

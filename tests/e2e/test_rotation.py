@@ -77,7 +77,7 @@ def test_keys_and_certificates_rotate_without_a_lost_request(tmp_path: Path, wor
             # A pair that does not fit changes nothing, not even the keys.
             key.write_bytes(pair(tmp_path / "other")[1].read_bytes())
             key_file(keys, OLD)
-            hang_up("SIGHUP changed nothing: tls_key: ")
+            hang_up(f"SIGHUP changed nothing: {config}:3: tls_key: ")
             assert (ask(NEW), ask(OLD), presented()) == (200, 401, after)
             until(lambda: len(statuses) > answered)
         finally:

@@ -363,7 +363,7 @@ def test_sighup_makes_the_models_those_of_the_configuration(served: Service, fol
         ("prot: 1", "did you mean port?"),
         (
             f"models: [{{spec: {a}, name: x, engine: eager}}, {{spec: /nowhere}}]",
-            "models[1].spec: /nowhere",
+            f"{config}:1: models[1].spec: /nowhere",
         ),
         (f"models: [{{spec: {a}, name: x}}, {{spec: {b}, name: x}}]", "twice"),
     ):

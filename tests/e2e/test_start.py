@@ -40,8 +40,8 @@ def fail(*arguments: str, **environment: str) -> str:
     ("arguments", "words"),
     [
         (["--config", "/nowhere.yaml"], ["/nowhere.yaml", "No such file"]),
-        (["--engine", "triton"], ["models[0].engine", "'compile' or 'openvino'", "'triton'"]),
-        (["--model", "random:resnet51"], ["models[0]", "resnet51", "nearest", "resnet50"]),
+        (["--engine", "triton"], ["--engine: must be ", "'compile' or 'openvino'", "'triton'"]),
+        (["--model", "random:resnet51"], ["--model: random:resnet51: ", "nearest", "resnet50"]),
         (["--host", "999.1.1.1"], ["cannot listen on 999.1.1.1"]),
         (["--workers", "0"], ["workers", "at least 1"]),
     ],

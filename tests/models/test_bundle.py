@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import re
 import resource
@@ -470,3 +471,10 @@ def test_images_must_fit_where_an_antialiased_network_halves_them(
             network(torch.randn(1, 3, side, side))
         with pytest.raises(BundleError, match=f"images of {side}x{side} pixels do not fit a netw"):
             bundling.from_network(network, **described)
+
+
+def test_names_of_files_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    source = os.fsdecode(b"caf\xe9.onnx")
+    bundle.write(tiny.made_bundle(provenance={"source": source}), path)
+    assert bundle.read(path).provenance == {"source": "caf\N{REPLACEMENT CHARACTER}.onnx"}

@@ -238,3 +238,45 @@ def test_overlapping_writes_of_threads_and_processes_never_mix(tmp_path: Path) -
     assert [writer.returncode for writer in writers] == [0, 0]
     assert len(seen) > 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_is_read_to_its_end_while_something_writes_to_it() -> None:
+    # As a shell's <(...) hands it over.
+    reading, writing = os.pipe()
+    writer = threading.Thread(target=_write, args=(writing, b"a key"))
+    writer.start()
+    try:
+        assert files.read(Path(f"/dev/fd/{reading}")) == b"a key"
+    finally:
+        writer.join()
+        os.close(reading)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    with os.fdopen(descriptor, "wb", buffering=0) as pipe:
+        for byte in content:
+            pipe.write(bytes([byte]))
+
+
+def test_a_pipe_to_which_nothing_writes_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="a pipe to which nothing writes; name a file") as caught:
+        files.read(pipe)
+    assert caught.value.filename == str(pipe)
+
+
+def test_a_device_is_not_read_without_end() -> None:
+    with pytest.raises(OSError, match="a device without an end; name a file"):
+        files.read(Path("/dev/zero"))
+    assert files.read(Path("/dev/null")) == b""
+
+
+def test_what_is_read_more_than_once_must_be_a_regular_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            files.check_regular(path)
+    for path in (tmp_path, tmp_path / "nowhere", Path(__file__)):  # Others say what is wrong.
+        files.check_regular(path)

@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.data.members import BROKEN_ARCHIVE, is_hidden, is_image
+from models import files
+from models.data.members import BROKEN_ARCHIVE, damage, is_hidden, is_image
 from service.cli.bulk.rows import pyarrow
 from service.errors import ConfigError
 
@@ -119,7 +120,10 @@ def _source(path: Path) -> Source:
         raise FileNotFoundError(f"{path}: no such file or folder")
     kinds: dict[tuple[str, ...], Source] = {TARS: _tar, LISTS: _list, (".parquet",): _parquet}
     name = path.name.lower()
-    return next((kinds[suffixes] for suffixes in kinds if name.endswith(suffixes)), _file)
+    source = next((kinds[suffixes] for suffixes in kinds if name.endswith(suffixes)), _file)
+    if source is not _file:
+        files.check_regular(path)
+    return source
 
 
 def printable(name: str | Path) -> str:
@@ -234,5 +238,4 @@ def _undamaged(path: Path) -> Iterator[None]:
     except (*BROKEN_ARCHIVE, zlib.error, ValueError, StopIteration) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        reason = " ".join(str(error).split()) or "cut off"
-        raise ConfigError(f"{path}: damaged or truncated ({reason})") from None
+        raise ConfigError(f"{path}: damaged or truncated ({damage(error)})") from None

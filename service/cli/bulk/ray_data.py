@@ -163,7 +163,7 @@ def _read(image: Encoded) -> Encoded:
     if isinstance(image.data, bytes):
         return image
     try:
-        return image._replace(data=image.data.read_bytes())
+        return image._replace(data=files.read(image.data))
     except OSError as error:
         return Encoded(image.name, b"", error.strerror or str(error))
 

@@ -12,6 +12,7 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import NamedTuple, TypeVar
 
+from models import files
 from models.bundle import Bundle
 from models.preprocess import InputSpec
 from service.cli.bulk.inputs import Encoded, Entry
@@ -124,7 +125,7 @@ def decode(image: Encoded, spec: InputSpec, exact: bool = False) -> DecodedFile:
     if image.error:
         return DecodedFile(image.name, None, image.error)
     try:
-        data = image.data if isinstance(image.data, bytes) else image.data.read_bytes()
+        data = image.data if isinstance(image.data, bytes) else files.read(image.data)
         decoded = decoding.decode_image(data, spec, MAX_PIXELS, exact=exact)
         return DecodedFile(image.name, decoded.pixels, "")
     except OSError as error:

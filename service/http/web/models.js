@@ -1,6 +1,7 @@
 import { ask } from "./api.js";
 import { $, made, prose } from "./elements.js";
 import { tell } from "./state.js";
+import { written } from "./words.js";
 
 const TOP_K = [1, 3, 5, 10, 20, 50];
 let models = [];
@@ -50,7 +51,10 @@ function kindOf({ architecture, configuration, depth, block }) {
   // Not its depth: whether that counts shortcuts differs from name to name.
   const blocks = configuration.blocks.reduce((sum, each) => sum + each, 0);
   if (architecture === "custom") return `ResNet with ${blocks} residual block${blocks === 1 ? "" : "s"}`;
-  return architecture.replace(/^resnet(\d+)$/, "ResNet-$1");
+  return architecture
+    .replace(/resnet(\d+)(?:_([\d.]+))?/, (_, deep, wide) => `ResNet-${deep}${wide ? `-${wide}` : ""}`)
+    .replace("preact_", "Pre-activation ").replace("wide_", "Wide ")
+    .replace("_small", " for small images").replace("_cifar", " for CIFAR");
 }
 
 function sizeOf({ parameters }) {
@@ -72,6 +76,6 @@ export function show() {
   $("about").replaceChildren(...prose(model.state === "ready" || !model.reason
     ? `${kindOf(model)}, ${sizeOf(model)} parameters, `
       + `${classesOf(model)}, ${inputOf(model.input)}${viewsOf(model)}; `
-      + `${model.engine ?? "loading"} engine, ${model.precision}, on ${model.device}`
+      + written(`${model.engine ?? "loading"} engine, ${model.precision}, on ${model.device}`)
     : `${model.name} is ${model.state}${model.reason === model.state ? "" : `: ${model.reason}`}.`));
 }

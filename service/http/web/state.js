@@ -1,6 +1,7 @@
 // The line in the header: whether the service can be used, and if not, why.
 
 import { $ } from "./elements.js";
+import { written } from "./words.js";
 
 const DRAINING = "the service is shutting down"; // as /health/ready says it
 const facts = { contact: "none yet", reasons: {}, models: [], locked: false, busy: false };
@@ -26,7 +27,7 @@ function told() {
   }
   if (busy) return ["busy", "Busy"];
   const devices = [...new Set(models.map(({ device }) => device))].join(", ");
-  return ["ready", devices ? `Ready on ${devices}` : "Ready"];
+  return ["ready", devices ? `Ready on ${written(devices)}` : "Ready"];
 }
 
 /** Takes over facts that have changed. */

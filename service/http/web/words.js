@@ -1,4 +1,5 @@
-// What went wrong, in words for people. The service's own text is for those who write clients.
+// In words for people: what went wrong, and what the service calls by short names.
+// The service's own text is for those who write clients.
 
 const OTHER = "Try another image, for example a JPEG or PNG.";
 const BUSY = "The service is busy.";
@@ -33,6 +34,14 @@ export const WORDS = {
   gateway: ["The service cannot be reached.", "A proxy in front of it answers instead. Try again in a moment.", true],
 };
 const FALLBACK = ["The service refused this request.", "The technical details say why."];
+
+const NAMES = { openvino: "OpenVINO", compile: "compiled", cuda: "GPU" };
+
+/** Engines, precisions and devices as people write them: "CPU" for "cpu", "GPU 0" for "cuda:0". */
+export const written = (text) => text
+  .replace(/\bcuda:(\d+)/g, "GPU $1")
+  .replace(/\b(openvino|compile|cuda)\b/g, (word) => NAMES[word])
+  .replace(/\b(cpu|fp32|fp16|bf16|int8)\b/g, (word) => word.toUpperCase());
 
 /** Whether the service had more to do than it can. */
 export const isBusy = (reason) => WORDS[reason]?.[0] === BUSY;

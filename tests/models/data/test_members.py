@@ -13,6 +13,7 @@ from PIL import Image
 
 from models.data import datasets, members
 from models.data.collection import find, has_split
+from models.data.members import damage
 from models.preprocess import CIFAR
 
 HIDDEN = (
@@ -150,3 +151,8 @@ def test_images_are_known_by_suffix() -> None:
     assert members.is_image("a/b.JPeG")
     assert not members.is_image("a/.b.jpg")
     assert not members.is_image("a.jpg/b")
+
+
+def test_the_damage_of_a_file_is_one_line_and_never_none() -> None:
+    assert damage(EOFError()) == "cut off"
+    assert damage(tarfile.ReadError("not opened:\n- method gz: ...")) == "not opened"

@@ -115,8 +115,8 @@ def test_what_is_wrong_elsewhere_is_told_where_a_person_finds_it(
     said = run("config", "check", "--config", path, "--workers", "70", status=2).stderr
     assert said.splitlines() == [
         "environment variable RESNET_SERVE_PORTT is not a setting; did you mean RESNET_SERVE_PORT?",
-        "--workers: workers: must be at most 64, not 70",
-        "RESNET_SERVE_MAX_QUEUE: models[0].max_queue: must be a whole number, not 'many'",
+        "--workers: must be at most 64, not 70",
+        "RESNET_SERVE_MAX_QUEUE: must be a whole number, not 'many'",
     ]
 
 

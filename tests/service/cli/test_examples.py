@@ -60,6 +60,13 @@ def test_an_example_works(example: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert run(*arguments_of(example)).stdout
 
 
+@pytest.mark.parametrize("path", ["", "config", *COMMANDS])
+def test_help_fits_a_terminal_of_80_columns(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    wide = [line for line in run(*path.split(), "--help").stdout.splitlines() if len(line) > 80]
+    assert not wide
+
+
 @pytest.mark.parametrize("group", [[], ["config"]])
 def test_the_list_of_commands_is_not_cut(group: list[str]) -> None:
     said = run(*group, "--help").stdout
@@ -82,4 +89,4 @@ def test_help_of_serve_says_where_keys_tls_and_all_settings_are() -> None:
     named = {name for names in WITHOUT_FLAGS.values() for name in names.split(", ")}
     assert named <= known
     assert "RESNET_SERVE_CONFIG" in said
-    assert "resnet-serve config schema" in said
+    assert "resnet-serve config schema" in " ".join(said.split())

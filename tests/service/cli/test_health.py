@@ -207,9 +207,10 @@ def test_a_service_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
     ("arguments", "words"),
     [
         (["--port", "0"], "port: 0 means any free port; give --port"),
-        (["--port", "70000"], "--port: port: must be at most 65535, not 70000"),
+        (["--port", "70000"], "--port: must be at most 65535, not 70000"),
         (["--host", "nowhere.invalid"], "host: nowhere.invalid: "),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml: No such file"),
+        (["--config", ""], "--config: the path is empty; name a file, or none"),
     ],
 )
 def test_settings_that_do_not_say_where_are_one_line(arguments: list[str], words: str) -> None:

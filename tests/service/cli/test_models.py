@@ -10,6 +10,7 @@ import pytest
 
 from models import bundle, variants
 from models.interchange import onnx_zoo
+from models.summary import count_parameters
 from service.cli.models import table as table_of
 from tests.support import kinds, tiny
 from tests.support.commands import run
@@ -187,3 +188,20 @@ def test_the_classes_of_a_bundle_are_shown_with_what_they_are_taken_for(tmp_path
 def test_a_file_that_is_not_there_is_no_network() -> None:
     said = run("models", "mine.safetensors", status=2).stderr
     assert said.startswith("resnet-serve: mine.safetensors: no such file; ")
+
+
+def test_a_file_shows_what_its_network_costs(tmp_path: Path) -> None:
+    row = json.loads(run("models", "resnet20", "--json").stdout)
+    facts = json.loads(run("models", "random:resnet20", "--json").stdout)
+    for name in ("parameters", "layers", "depth", "macs"):
+        assert facts[name] == row[name]
+    lines = dict(
+        line.split(maxsplit=1) for line in run("models", "random:resnet20").stdout.splitlines()
+    )
+    assert (lines["parameters"], lines["layers"]) == ("272,474", "22")
+    assert (lines["depth"], lines["MACs"]) == ("20", "40.8 M")
+    # One without a name has the depth that its blocks make.
+    bundle.write(made := tiny.made_bundle(), tmp_path / "x.safetensors")
+    facts = json.loads(run("models", "--json", tmp_path / "x.safetensors").stdout)
+    assert facts["depth"] == made.architecture.depth
+    assert facts["parameters"] == count_parameters(made.skeleton())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from service.cli.options import Field, fail_in_one_line
+from service.cli.main import main
+from service.cli.options import MAY_BE_EMPTY, Field, fail_in_one_line
+from tests.support.commands import run
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,45 @@ def test_what_ends_a_command_is_one_line(error: BaseException, status: int, said
 
     result = CliRunner().invoke(failing)
     assert (result.exit_code, result.stderr) == (status, f"resnet-serve: {said}\n")
+
+
+# What a command needs beside the option; nothing of it is read.
+NEEDED = {"train": ["--data", "x"]}
+
+
+def leaves(group: click.Group = main) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from leaves(command)
+        else:
+            yield command
+
+
+@pytest.mark.parametrize("command", list(leaves()), ids=lambda command: command.name)
+def test_an_empty_value_does_not_count_as_none(command: click.Command) -> None:
+    needed = [
+        word
+        for each in command.params
+        if isinstance(each, click.Argument) and (each.required or each.nargs < 0)
+        for word in (["bash"] if isinstance(each.type, click.Choice) else ["x"])
+    ]
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.is_flag or option.nargs != 1:
+            continue
+        if option.name in MAY_BE_EMPTY:
+            continue
+        more = [] if option.name == "data" else NEEDED.get(str(command.name), [])
+        said = CliRunner().invoke(command, [*more, *needed, option.opts[0], ""])
+        assert said.exit_code in (1, 2), (option.name, said.output)
+        assert "Traceback" not in said.output
+        assert option.opts[0] in said.stderr, said.stderr
+        assert re.search("is empty|Invalid value", said.stderr), said.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "name"), [("models", "NAME"), ("fetch", "SPECS"), ("convert", "SRC")]
+)
+def test_an_empty_word_is_named(line: str, name: str) -> None:
+    words = ["", "out.safetensors"] if line == "convert" else [""]
+    said = run(line, *words, status=2).stderr
+    assert said == f"resnet-serve: {name}: is empty; give a value\n"

@@ -164,6 +164,8 @@ def test_two_outputs_are_two_files_in_folders_that_exist(tmp_path: Path) -> None
     one.unlink()
     with pytest.raises(ConfigError, match="there is no folder"):
         outputs.check(tmp_path / "nowhere" / "x.png", overwrite=True)
+    with pytest.raises(ConfigError, match="a name that is not UTF-8; choose another"):
+        outputs.check(tmp_path / os.fsdecode(b"\xe9.png"), overwrite=True)
     outputs.check(None, one, tmp_path / "y.png", overwrite=False)
 
 
@@ -206,6 +208,7 @@ def test_classify_refuses_what_is_neither_file_nor_folder(
 
 
 @pytest.mark.parametrize("line", ["classify PHOTOS --output", "bench PHOTOS --output", "convert a"])
-def test_an_empty_path_is_not_the_current_folder(photos: Path, line: str) -> None:
+def test_neither_an_empty_path_nor_a_dash_is_a_file(photos: Path, line: str) -> None:
     words = [str(photos) if word == "PHOTOS" else word for word in line.split()]
     assert "is empty" in run(*words, "", status=2).stderr
+    assert "- is no file; name one" in run(*words, "-", status=2).stderr

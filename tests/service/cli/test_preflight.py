@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -77,6 +77,17 @@ def cut_onnx(folder: Path) -> dict[str, Any]:
     return model(spec=str(folder / "cut.onnx"))
 
 
+def pipe(name: str) -> Callable[[Path], dict[str, Any]]:
+    """A pipe without a writer as the file of a setting; opening it to read would wait forever."""
+
+    def made(folder: Path) -> dict[str, Any]:
+        path = folder / "pipe"
+        os.mkfifo(path, 0o600)
+        return model(spec=str(path)) if name == "spec" else {name: str(path)}
+
+    return made
+
+
 def model(**settings: Any) -> dict[str, Any]:
     return {"models": [MODEL | settings]}
 
@@ -110,6 +121,15 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "falling": ({"latency_buckets_ms": [2, 1]}, "must rise from each bound to the next\n"),
     "keys": (keys_open_to_all, "5: api_keys_file: {} must be readable only by its owner"),
     "no keys": ({"admin_keys_file": "/nowhere"}, "admin_keys_file: /nowhere: No such file"),
+    "pipe of keys": (
+        pipe("api_keys_file"),
+        "api_keys_file: {}/pipe: a pipe to which nothing writes; name a file",
+    ),
+    "pipe of PEM": (
+        lambda folder: pipe("tls_key")(folder) | {"tls_certificate": __file__},
+        "tls_key: {}/pipe: not a regular file; copy it to one",
+    ),
+    "pipe of weights": (pipe("spec"), "models[0].spec: {}/pipe: not a regular file; copy it to"),
     "exposed": ({"host": "0.0.0.0"}, "host: on 0.0.0.0 other hosts could use the service"),
     "no host": ({"host": "no.such.invalid"}, "host: cannot listen on no.such.invalid port 0: "),
     "other's": ({"host": "203.0.113.1", "allow_anonymous": True}, "give an address or a name of"),
@@ -280,3 +300,19 @@ def expired(folder: Path) -> tuple[Path, Path]:
         )
     )
     return paths
+
+
+def test_a_pipe_of_settings_is_read_once_and_without_a_writer_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"models: [{spec: 'random:resnet20'}]\nport: 0\n")
+    os.close(writing)
+    try:
+        said = run("config", "check", "--config", f"/dev/fd/{reading}").stdout
+        assert said == f"/dev/fd/{reading}: ok; serves {NAME}\n"
+        # What was read is gone, and must not become the defaults.
+        said = run("config", "check", "--config", f"/dev/fd/{reading}", status=2).stderr
+        assert said == f"/dev/fd/{reading}: a pipe to which nothing writes; name a file\n"
+    finally:
+        os.close(reading)

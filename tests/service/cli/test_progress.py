@@ -69,6 +69,9 @@ def test_only_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, Any] = {"total": 3, "unit": " images", "leave": False}
     assert isinstance(progress.bar(**shown), ProgressLines)
     monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("TERM", "dumb")  # It cannot go back to the start of a line.
+    assert isinstance(progress.bar(**shown), ProgressLines)
+    monkeypatch.setenv("TERM", "xterm")
     assert isinstance(progress.bar(hidden=True, **shown), ProgressLines)
     with progress.bar(**shown) as bar:
         assert not isinstance(bar, ProgressLines)

@@ -70,7 +70,7 @@ def test_all_addresses_are_reached_by_loopback() -> None:
     ],
 )
 def test_what_is_no_path_of_a_socket_is_refused(path: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=f"^--host: host: must .*{words}"):
+    with pytest.raises(ConfigError, match=f"^--host: must .*{words}"):
         load({"host": f"unix:{path}"}, environ={})
 
 

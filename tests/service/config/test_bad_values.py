@@ -12,7 +12,7 @@ import pytest
 
 from service.config.loading import Reading, read
 from service.config.settings import ModelSettings, Settings
-from service.config.sources import SECRETS
+from service.config.sources import FLAGS, SECRETS
 from service.config.variables import PREFIX
 
 # Words of pydantic, PyYAML, regular expressions and Python that no reader of a message should need.
@@ -59,8 +59,11 @@ def assert_in_our_words(reading: Reading, name: str, value: Any) -> None:
         if not name.endswith("_file"):  # It names the file.
             assert len(problem) < LONGEST
         assert "\n" not in problem
-        # Its place and its name come first.
-        assert re.match(rf"(environment variable |\S+: )?\S*({name}|{name.upper()})\b", problem)
+        # Its place and its name come first; a flag's or a variable's is both.
+        flag = FLAGS.get(name, f"--{name}".replace("_", "-"))
+        names = rf"({name}|{name.upper()}|{flag})"
+        assert re.match(rf"(environment variable |\S+: )?\S*{names}(?!\w)", problem)
+        assert not re.match(rf"\S*({name.upper()}|{flag}): (models\[0\]\.)?{name}: ", problem)
         if name in SECRETS:
             assert "nonsense" not in problem
 

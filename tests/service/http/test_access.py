@@ -353,7 +353,7 @@ def test_a_file_of_keys_that_cannot_be_used_is_one_line(
     with pytest.raises(ConfigError) as caught:
         load(environ={f"{PREFIX}ADMIN_KEYS_FILE": str(path)})
     message = str(caught.value)
-    assert message.startswith("RESNET_SERVE_ADMIN_KEYS_FILE: admin_keys_file: ")
+    assert message.startswith("RESNET_SERVE_ADMIN_KEYS_FILE: ")
     assert "\n" not in message
     for word in [str(path), *words]:
         assert word in message
@@ -420,5 +420,5 @@ def test_this_host_needs_no_keys(host: str) -> None:
 
 @pytest.mark.parametrize("origin", ["example.org", "https://a/path", "https://", "ftp://a", "null"])
 def test_an_origin_is_a_scheme_and_a_host(origin: str) -> None:
-    with pytest.raises(ConfigError, match="cors_origins: must be origins"):
+    with pytest.raises(ConfigError, match="CORS_ORIGINS: must be origins"):
         load(environ={f"{PREFIX}CORS_ORIGINS": f"https://example.org, {origin}"})
