@@ -78,7 +78,7 @@ def test_the_figures_of_the_embedded_model_are_those_of_its_bundle() -> None:
         f"{lossless['top1']:.1%} on {lossless['images']} lossless ones"
     ).replace("%", " %") in README
     parameters = summary.cost(bundle.architecture, bundle.input.size).parameters
-    blocks = {3: "three"}[sum(bundle.architecture.blocks)]
+    blocks = {3: "three", 4: "four"}[sum(bundle.architecture.blocks)]
     assert (
         f"{parameters / 1e6:.2f} million parameters in {blocks} blocks: "
         f"a depth of {bundle.architecture.depth}"
