@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,19 @@ from models.training.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """A network's top-1 `accuracy`, 0 to 1, and mean `loss` on the validation images."""
+    """A network's top-1 `accuracy`, 0 to 1, and mean `loss` on the validation images.
+
+    `images`: how many; 0 if unknown, which takes the accuracy for exact.
+    """
 
     accuracy: float
     loss: float
+    images: int = 0
+
+    @property
+    def error(self) -> float:
+        """The standard error of `accuracy`."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.images) if self.images else 0.0
 
     def beats(self, other: Validation) -> bool:
         """Whether this is better: more accurate, or as accurate with a lower loss."""
@@ -74,8 +84,10 @@ class Keeper:
     def _improves(self, latest: Validation) -> bool:
         if self.best is None:
             return True
-        if self.best_epoch == 0:  # A lower loss alone, on few images, is no reason to change it.
-            return latest.accuracy > self.best.accuracy
+        if self.best_epoch == 0:
+            # The start is known to work, and the best of many epochs is partly luck. So it is
+            # replaced for more than one standard error, as Breiman et al. 1984 choose trees.
+            return latest.accuracy > self.best.accuracy + self.best.error
         return latest.beats(self.best)
 
     @property
@@ -111,8 +123,8 @@ class Keeper:
         if self.world.size == 1:
             return measured
         absent = float("-inf")
-        figures = [measured.accuracy, measured.loss] if measured else [absent, absent]
+        figures = list(astuple(measured)) if measured else [absent] * 3
         told = torch.tensor(figures, dtype=torch.float64, device=self.world.device)
         dist.broadcast(told, 0)
-        accuracy, loss = told.tolist()
-        return None if accuracy == absent else Validation(accuracy, loss)
+        accuracy, loss, images = told.tolist()
+        return None if accuracy == absent else Validation(accuracy, loss, int(images))

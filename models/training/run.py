@@ -207,7 +207,7 @@ class _Log:
         if not self.plan.validation or not self.world.leads:
             return None
         measured = self._measured(network, self.plan.validation)
-        return Validation(measured.top1, measured.nll)
+        return Validation(measured.top1, measured.nll, measured.images)
 
     def _measured(self, network: ResNet, data: Dataset) -> Evaluation:
         return _measure(self.plan.classifier(network.eval()).to(self.world.device), data)

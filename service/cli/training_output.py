@@ -246,7 +246,7 @@ def _kept(kept: dict[str, Any], keep: str) -> str:
     if not kept["epoch"]:
         return (
             f"kept the weights as they were, {accuracy}: none of {kept['epochs']} epochs is "
-            f"better{early}"
+            f"better by more than chance{early}"
         )
     return f"kept epoch {kept['epoch']} of {kept['epochs']}: {accuracy}{early}"
 

@@ -41,6 +41,24 @@ def test_accuracy_decides_and_then_the_loss(scores: list[tuple[float, float]], b
 
 
 @pytest.mark.parametrize(
+    ("images", "accuracy", "best"),
+    [
+        (0, 0.91, 1),  # Unknown.
+        (100, 0.9299, 0),  # The start's standard error is 3 %.
+        (100, 0.9301, 1),
+        (10_000, 0.91, 1),
+    ],
+)
+def test_a_start_gives_way_for_more_than_its_standard_error(
+    images: int, accuracy: float, best: int
+) -> None:
+    kept = keeper([])
+    kept.offer(0, Validation(0.9, 0.5, images), NETWORK)
+    kept.offer(1, Validation(accuracy, 0.1, images), NETWORK)
+    assert kept.outcome(stopped_early=False).epoch == best
+
+
+@pytest.mark.parametrize(
     ("patience", "scores", "exhausted"),
     [
         (0, [(0.5, 1)] * 9, False),
