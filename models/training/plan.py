@@ -186,7 +186,7 @@ class Plan:
             "network": asdict(self.architecture()),
             "data": f"{self.source.source}: {len(self.source)} images",
             "images of": dict(zip(self.source.classes, self.source.counts.tolist(), strict=True)),
-            "classes": list(self.source.classes),  # In their order, which equal dicts need not share.
+            "classes": list(self.source.classes),  # Equal dicts may differ in order.
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             **({"block": own_code.path_of(self.block, "block")} if self.block else {}),

@@ -265,7 +265,7 @@ def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotResume, match=r"another recipe learning_rate: 0\.02 then, 0\.3 now"):
         train(planned(data, recipe=other), name="x", folder=tmp_path)
     moved = replace(data, targets=data.targets.clip(max=1))
-    with pytest.raises(CannotResume, match="another images of .*: 8 then, (16|0) now"):
+    with pytest.raises(CannotResume, match=r"another images of .*: 8 then, (16|0) now"):
         train(planned(moved), name="x", folder=tmp_path)
     named = replace(data, classes=data.classes[::-1])
     with pytest.raises(CannotResume, match="another classes"):
