@@ -62,6 +62,7 @@ class LoopTurns:
         self._metrics = metrics
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: deque[Held] = deque()
+        self._newest = False  # whether the last released was the newest
         self._reading_since = 0.0  # 0.0: nothing has been read in this turn
         self._scheduled = False
         self._starting: deque[Callable[[], None]] = deque()
@@ -176,10 +177,11 @@ class LoopTurns:
         self._started, self._started_at = started if self._starting else 0, now
 
     def _release(self, began: float) -> None:
-        held, now, newest = self._held, began, False
+        held, now = self._held, began
         rest = len(held) - len(held) // DRAIN_TURNS
         while held and (now - began < REFUSE_SECONDS or len(held) > rest):
-            newest = self.refusing > 0 and len(held) > IN_ORDER and not newest
-            connection = held.pop() if newest else held.popleft()
+            # Alternating across turns too: the oldest's share does not depend on a turn's length.
+            self._newest = self.refusing > 0 and len(held) > IN_ORDER and not self._newest
+            connection = held.pop() if self._newest else held.popleft()
             connection.release()
             now = time.perf_counter()

@@ -33,8 +33,10 @@ def test_the_rows_are_those_of_the_local_way(
     local, served = tmp_path / "local.jsonl", tmp_path / "served.jsonl"
     flags = ("--top-k", "10", "--model")
     model = "builtin:resnet20-cifar10"
-    run("classify", photos, "--precision", "fp32", *flags, model, "--output", local)
-    run("classify", photos, *flags, "resnet20-cifar10", "--url", service.url, "--output", served)
+    here = ("--precision", "fp32", *flags, model, "--output", local)
+    there = (*flags, "resnet20-cifar10", "--url", service.url, "--output", served)
+    lines = [run("classify", photos, *where, status=1).stderr for where in (here, there)]
+    assert all("1 image could not be classified" in line for line in lines)
     ours, theirs = (
         [json.loads(line) for line in path.read_text().splitlines()] for path in (local, served)
     )
@@ -43,25 +45,27 @@ def test_the_rows_are_those_of_the_local_way(
     assert [len(row["predictions"]) for row in theirs] == [10, 10, 10, 0]
     network = catalog.load(model).bundle.tensors
     for mine, other in zip(ours[:3], theirs[:3], strict=True):
-        here, there = (
+        mine_by_label, theirs_by_label = (
             {p["label"]: p["probability"] for p in row["predictions"]} for row in (mine, other)
         )
-        assert there.keys() == here.keys()
+        assert theirs_by_label.keys() == mine_by_label.keys()
         rounding.assert_probabilities_near(
-            [there[label] for label in here], list(here.values()), network
+            [theirs_by_label[label] for label in mine_by_label],
+            list(mine_by_label.values()),
+            network,
         )
 
 
 def test_tables_and_lines_are_written_too(service: Service, photos: Path, tmp_path: Path) -> None:
     table, columns = tmp_path / "out.csv", tmp_path / "out.parquet"
     for output in (table, columns):
-        run("classify", photos, "--url", service.url, "--top-k", "1", "--output", output)
+        run("classify", photos, "--url", service.url, "--top-k", "1", "--output", output, status=1)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == ["1", "1", "1", ""]
     labels = [row["label"] or "" for row in pyarrow.parquet.read_table(columns).to_pylist()]
     assert labels == [row["label"] for row in rows]
-    lines = run("classify", photos, "--url", service.url).stdout.splitlines()
+    lines = run("classify", photos, "--url", service.url, status=1).stdout.splitlines()
     assert len(lines) == 4
     assert lines[0].count("%") == 5
     assert "the image has only" in lines[3]
@@ -78,7 +82,7 @@ def test_an_archive_is_sent_as_it_is_read_and_gone_on_with(
     archive.write_bytes(whole[: whole.index(b"broken.png") + 600])
     run(*asked, status=2)
     archive.write_bytes(whole)
-    run(*asked)
+    run(*asked, status=1)
     found = [json.loads(line) for line in output.read_text().splitlines()]
     with tarfile.open(archive) as tar:
         names = [member.name for member in tar if member.isfile()]

@@ -191,7 +191,7 @@ def test_a_slow_collector_keeps_nobody_waiting(
     ("name", "value", "said"),
     [
         ("otlp_endpoint", "localhost:4318", "must be a URL such as http://localhost:4318"),
-        ("trace_ratio", "1.5", "trace_ratio: must be at most 1"),
+        ("trace_ratio", "1.5", "--trace-ratio: must be at most 1"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(name: str, value: str, said: str) -> None:

@@ -134,6 +134,15 @@ def test_the_newest_goes_first_only_while_requests_are_refused() -> None:
         # In turn with the oldest, so that nobody waits for ever.
         assert order[:4] == [many - 1, 0, many - 2, 1]
         assert sorted(order) == list(range(many))
+        turns.refused()
+        slow: list[int] = []  # One in a turn.
+        for number in range(many):
+            turns.hold(Holding(number, slow, 2 * REFUSE_SECONDS))
+        while len(slow) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert slow[:4] == [many - 1, 0, many - 2, 1]
+        while len(slow) < many:  # noqa: ASYNC110
+            await asyncio.sleep(0)
         for _sample in range(REFUSING_SAMPLES):
             turns._sample(time.perf_counter())
         assert await released(turns, many) == list(range(many))

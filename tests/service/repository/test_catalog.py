@@ -15,6 +15,6 @@ def test_only_downloads_and_own_code_need_the_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RESNET_SERVE_PORT", "x")
-    with pytest.raises(ConfigError, match="port"):
+    with pytest.raises(ConfigError, match="RESNET_SERVE_PORT"):
         catalog.load("hf:nobody/nothing")
     assert catalog.load("random:resnet20").bundle.name == "resnet20"
