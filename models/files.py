@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -50,6 +51,16 @@ def read(path: Path) -> bytes:
     if not content and stat.S_ISFIFO(mode):
         raise OSError(errno.EPIPE, "a pipe to which nothing writes; name a file", str(path))
     return content
+
+
+def read_text(path: Path) -> str:
+    """The same as text in UTF-8, with line ends of any system as newlines.
+
+    Raises:
+        OSError: see `read`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return io.TextIOWrapper(io.BytesIO(read(path)), "utf-8").read()
 
 
 def check_regular(path: Path) -> None:

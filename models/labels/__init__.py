@@ -21,7 +21,7 @@ def read(source: str) -> tuple[str, ...]:
         text = resources.files(__name__).joinpath(f"{source}.txt").read_text("utf-8")
     else:
         try:
-            text = files.read(Path(source)).decode("utf-8")
+            text = files.read_text(Path(source))
         except UnicodeDecodeError:
             raise ValueError(f"labels {source!r}: the file is not text in UTF-8") from None
         except OSError as error:

@@ -303,7 +303,7 @@ def train(
         global_norm=not local_norm,
         checkpoint_blocks=checkpoint_blocks,
     )
-    card = files.read(output.card).decode("utf-8") if output.card else ""
+    card = files.read_text(output.card) if output.card else ""
     with parallel.join(device, cpus()) as world:
         teller = Teller(hidden=data.quiet or not world.leads)
         sets = data.sets(validates=effects.validates(recipe), teller=teller)

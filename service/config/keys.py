@@ -38,7 +38,7 @@ def read(path: Path) -> list[SecretStr]:
     """
     try:
         mode = path.stat().st_mode
-        lines = files.read(path).decode("utf-8").splitlines()
+        lines = files.read_text(path).splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -89,7 +89,7 @@ class YamlKey(NamedTuple):
 def of_file(path: Path) -> Source:
     """The settings of a YAML file; if it cannot be read, one of the `problems` says why."""
     try:
-        content, keys = _parsed(files.read(path).decode("utf-8"))
+        content, keys = _parsed(files.read_text(path))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         line = yaml_reasons.line_of(error)
         where = f"{path}:{line}" if line else path

@@ -280,3 +280,8 @@ def test_what_is_read_more_than_once_must_be_a_regular_file(tmp_path: Path) -> N
             files.check_regular(path)
     for path in (tmp_path, tmp_path / "nowhere", Path(__file__)):  # Others say what is wrong.
         files.check_regular(path)
+
+
+def test_text_has_the_line_ends_of_this_system(tmp_path: Path) -> None:
+    (path := tmp_path / "card.md").write_bytes("ä\r\nb\rc\n".encode())
+    assert files.read_text(path) == path.read_text("utf-8") == "ä\nb\nc\n"
