@@ -149,13 +149,13 @@ def _unpack(file: Path, changed: int, size: int) -> Unpacked:
     target = _folder() / hashlib.sha256(key).hexdigest()
     labels: list[tuple[str, ...]] = []
     try:
-        schema, _ = _column(file, arrow, "")
+        schema = _schema(file, arrow)
         image, label = _columns(file, schema)
         with files.alone(target.with_suffix(".lock")):
             if not target.exists():
-                _copy(_column(file, arrow, image)[1], target)
+                _copy(_column(file, arrow, image), target)
         names = _names(_features(schema).get(label))
-        for values in _column(file, arrow, label)[1]:
+        for values in _column(file, arrow, label):
             labels += _labelled(values, names, file, len(labels))
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: not a whole data file ({damage(error)})") from None
@@ -182,14 +182,23 @@ def _places(target: Path) -> Path:
     return target.with_suffix(".npy")
 
 
-def _column(file: Path, arrow: Any, name: str) -> tuple[Any, Iterator[list[Any]]]:
-    """The schema of a file, and the values of a column of each of its record batches."""
+def _schema(file: Path, arrow: Any) -> Any:
     if file.suffix.lower() == tables.PARQUET:
-        opened = arrow.parquet.ParquetFile(file)
-        batches = opened.iter_batches(batch_size=ROWS, columns=[name])
-        return opened.schema_arrow, (batch.column(name).to_pylist() for batch in batches)
-    reader = arrow.ipc.open_stream(arrow.memory_map(str(file)))
-    return reader.schema, (batch.column(name).to_pylist() for batch in reader)
+        return arrow.parquet.read_schema(file)
+    return _stream(file, arrow).schema
+
+
+def _column(file: Path, arrow: Any, name: str) -> Iterator[list[Any]]:
+    """The values of a column, of one record batch after another."""
+    if file.suffix.lower() == tables.PARQUET:
+        batches = arrow.parquet.ParquetFile(file).iter_batches(batch_size=ROWS, columns=[name])
+    else:
+        batches = _stream(file, arrow)
+    return (batch.column(name).to_pylist() for batch in batches)
+
+
+def _stream(file: Path, arrow: Any) -> Any:
+    return arrow.ipc.open_stream(arrow.memory_map(str(file)))
 
 
 def _image_columns(schema: Any) -> list[str]:
