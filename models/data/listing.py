@@ -269,6 +269,10 @@ def _rows(
     said: tuple[str, ...],
 ) -> Listing:
     """The images that lists describe, with files relative to `folder`."""
+    # In all parts together: an image of the test must not be trained on under another spelling.
+    counts = Counter(os.path.normpath(row.name) for row in rows)
+    if twice := next((row for row in rows if counts[os.path.normpath(row.name)] > 1), None):
+        raise ValueError(f"{path}: line {twice.line}: another line names {twice.name} too")
     parts = {row.part for row in rows}
     # A list without parts is whatever it is given for.
     chosen = None if parts == {""} else _chosen(path, parts, split, "it has no rows of {}")
@@ -277,9 +281,6 @@ def _rows(
         targets, classes = label_list.targets([row.labels for row in rows])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    counts = Counter(os.path.normpath(row.name) for row in rows)
-    if twice := next((row for row in rows if counts[os.path.normpath(row.name)] > 1), None):
-        raise ValueError(f"{path}: line {twice.line}: another line names {twice.name} too")
     names = np.array([os.fsencode(row.name) for row in rows])
     lines = np.array([row.line for row in rows], dtype=np.int64)
     store = stores.Files(folder, names, lines, path.name)

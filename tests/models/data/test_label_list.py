@@ -204,6 +204,7 @@ def test_a_file_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> None
         ("file,labels\na.png,x\na.png,y\n", "line 3 names a.png again"),
         ("file,labels\na.png,x\n./a.png,y\n", "line 2: another line names a.png too"),
         ("file,labels\na.png,x\na,y\n", "line 2: another line names a.png too"),
+        ("file,labels,split\na.png,x,train\n./a.png,x,test\n", "line 2: another line names a.png"),
         ("file,labels\na.png\n", "line 2 has 1 fields, not 2"),
         ("file,labels\na.png,b,c\n", "line 2 has 3 fields, not 2"),
         ("file,labels\n,cat\n", "line 2 names no file in the column file"),
