@@ -150,7 +150,7 @@ class Bundle:
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
-        """Whether all fields are equal, and all tensors."""
+        """Whether all fields and all tensors are equal."""
         if not isinstance(other, Bundle):
             return NotImplemented
         mine, theirs = self.tensors, other.tensors

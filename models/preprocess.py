@@ -164,7 +164,8 @@ def checked_sides(name: str, value: object) -> Sides:
     """One number for a square, however it is written.
 
     Raises:
-        ValueError: `value` is no positive integer, or two; the message calls it `name`.
+        ValueError: `value` is neither a positive integer nor a pair of them; the message begins
+            with `name`.
     """
     written = tuple(value) if isinstance(value, list | tuple) else (value, value)
     sides = [side for side in map(integer, written) if side is not None and side > 0]

@@ -162,7 +162,7 @@ class ResNet(nn.Module):
         """Replaces the head by one that takes features [N, `out_channels`]; not initialised.
 
         Raises:
-            TypeError: `head` is no module.
+            TypeError: `head` is not a module.
         """
         if not isinstance(head, nn.Module):
             raise TypeError(

@@ -55,7 +55,7 @@ ELSEWHERE = re.compile(
     r"(?:_?v(?P<version>1(?:\.5)?|2)(?:_[0-9]+)?)?(?P<end>_small)?"
 )
 
-# What other libraries call a field, or make an argument of.
+# Arguments that other libraries take, and what to use here instead.
 OTHER_WORDS = {
     "pretrained": "a SPEC such as torchvision:resnet50 names trained weights",
     "weights": "a SPEC such as torchvision:resnet50 names trained weights",

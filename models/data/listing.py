@@ -225,8 +225,10 @@ def _by_folder(
 
 
 def _unlabelled(parts: set[str], labels: set[str], split: Split | None) -> list[str]:
-    """Which of the folders with these `labels` outside any part are themselves parts, without
-    classes, and wanted."""
+    """The folders that a split would be read from, had they class folders inside.
+
+    `parts`: the parts with class folders. `labels`: the names of all other folders with images.
+    """
     bare = {PARTS[label.lower()]: label for label in labels if label.lower() in PARTS}
     if parts == {""}:
         return sorted(labels) if all(label.lower() in PARTS for label in labels) else []

@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
 
 def damage(error: Exception) -> str:
-    """What is wrong with a damaged file, in one line: readers that meet its end say nothing."""
+    """Why a damaged file cannot be read, in one line; at its end, some readers say nothing."""
     return str(error).strip().partition("\n")[0].rstrip(" :") or "cut off"
 
 

@@ -23,7 +23,7 @@ def of_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def of_unread(suffixes: Mapping[str, int]) -> tuple[str, ...]:
-    """How many files of each suffix are images of formats that are not read."""
+    """A note that counts the images in formats that are not read, by suffix."""
     listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
     return (f"files that are not read: {listed}; convert them to PNG",) if listed else ()
 

@@ -35,8 +35,8 @@ def begins_as_onnx(start: bytes) -> bool:
 
 
 def is_whole_protobuf(file: BinaryIO) -> bool:
-    """Whether every field is as long as it says, so that nothing is cut off, as in a whole ONNX
-    file. The fields' contents are not read."""
+    """Whether the fields' lengths add up to the size of the file: else it was cut off, or is not
+    ONNX. The contents of the fields are not read."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     while file.tell() < size:

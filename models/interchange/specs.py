@@ -31,8 +31,11 @@ ONLY_RANDOM = "architecture: only random networks take one; bundles have their o
 
 @dataclass(frozen=True)
 class Named:
-    """What a SPEC tells before any weights are read: the bundle's `name`, unless only a download
-    would tell it, and whether it was `calibrated` for 8 bits."""
+    """What is known of a SPEC's model before its weights are read.
+
+    `name`: the name in its bundle; None if it must be downloaded first. `calibrated`: whether it
+    was calibrated for 8 bits.
+    """
 
     name: str | None = None
     calibrated: bool = False

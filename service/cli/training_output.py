@@ -102,11 +102,8 @@ class TrainingOutput:
             except OSError:  # Some network file systems have no locks.
                 pass
             self._check(path)
-            for left in [] if self.resume else [*folder.iterdir()]:
-                if left.is_dir():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
+            if not self.resume:
+                _empty(folder)
             yield
         finally:
             os.close(lock)
@@ -124,6 +121,14 @@ class TrainingOutput:
 def folder_of(out: Path) -> Path:
     """The folder of a run that writes this bundle."""
     return out.with_suffix(".run")
+
+
+def _empty(folder: Path) -> None:
+    for left in list(folder.iterdir()):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def _has_files(folder: Path) -> bool:

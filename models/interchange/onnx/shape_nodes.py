@@ -50,7 +50,7 @@ def _pad(values: Values, node: Node) -> Step | str:
 
 
 def _pads(values: Values, node: Node) -> tuple[list[int], list[int]]:
-    """What a Pad adds before and after, for N, C, H and W."""
+    """How much a Pad adds before and after N, C, H and W."""
     given = values.optional(node, 1, "pads")
     if given is None:
         given = node.attributes.get("paddings", ())
